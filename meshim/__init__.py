@@ -1,0 +1,1 @@
+"""meshim: a self-hosted instant-messaging server."""
