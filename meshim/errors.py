@@ -1,0 +1,101 @@
+"""Every error meshim raises or sends, as one tree.
+
+::
+
+    MeshimError                 code, sentence, fatal
+    ├── UsageError              the person at the keyboard can mend it (exit code 2)
+    │   └── TopologyError       a topology file is wrong; `path` says where
+    ├── BackendUnavailable      Redis, NATS or the database does not answer; try again later
+    ├── StoreConflict           the row is not as the caller believed (name taken, no such user, fenced off)
+    │   └── Fenced              somebody with a higher fencing number took over
+    ├── PeerError               the other end broke the protocol; carries the code that is sent to it
+    └── Refused                 the other end refused us; carries the code it sent
+
+Codes are the wire's: `docs/protocol.md` lists them with their numbers.  A bug of
+ours is none of these: it is an AssertionError and ends the process.
+"""
+
+import enum
+
+
+class Code(enum.IntEnum):
+    """Why something was refused.  The numbers are part of the protocol and never change."""
+
+    MALFORMED = 1
+    """The frame or envelope does not decode, or a field is out of range."""
+    VERSION = 2
+    """The version is not spoken here."""
+    NOT_GREETED = 3
+    """Data before a greeting, or a greeting that came twice."""
+    BAD_TOKEN = 4
+    """The token is unknown, expired or revoked: log in again."""
+    IMPERSONATION = 5
+    """The envelope names another user, device or epoch than the session's."""
+    NOT_FRIENDS = 6
+    """Sender and recipient are not friends."""
+    NO_SUCH_RECIPIENT = 7
+    """There is no such user, device or destination type."""
+    TOO_LARGE = 8
+    """The body or frame is over the limit."""
+    WINDOW_EXCEEDED = 9
+    """More frames unacknowledged than credit was given for."""
+    BUSY = 10
+    """The mesh cannot take it now; nothing is wrong with it: send it again later."""
+    REPLACED = 11
+    """Another connection of the same device took over."""
+    LOGGED_OUT = 12
+    """The token of this session was revoked."""
+    UNRESPONSIVE = 13
+    """The device did not acknowledge in time, or was silent for too long."""
+    SHUTTING_DOWN = 14
+    """This process is leaving: connect to another connector."""
+    UNKNOWN_EPOCH = 15
+    """The link epoch is not known here: greet again."""
+
+
+class MeshimError(Exception):
+    """The root: everything meshim raises on purpose."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence)
+        self.sentence = sentence
+
+
+class UsageError(MeshimError):
+    """Something the person who typed the command can mend; the sentence says how."""
+
+
+class TopologyError(UsageError):
+    """A topology is wrong.  The sentence carries the path of the field, as `$.timers.sweep_s`."""
+
+
+class BackendUnavailable(MeshimError):
+    """Redis, NATS or the database did not answer in time or refused the connection."""
+
+
+class StoreConflict(MeshimError):
+    """The store is not in the state the caller asked for; nothing was changed."""
+
+
+class Fenced(StoreConflict):
+    """A higher fencing number exists: the caller no longer owns what it tried to change."""
+
+
+class PeerError(MeshimError):
+    """The other end broke the protocol.
+
+    `code` and the sentence are sent to it; `fatal` says whether the link is closed after that.
+    """
+
+    def __init__(self, code: Code, sentence: str, *, fatal: bool = True) -> None:
+        super().__init__(sentence)
+        self.code = code
+        self.fatal = fatal
+
+
+class Refused(MeshimError):
+    """The other end refused what we asked, with this code."""
+
+    def __init__(self, code: Code, sentence: str) -> None:
+        super().__init__(sentence)
+        self.code = code

@@ -1,0 +1,358 @@
+"""The ports: what meshim asks of outside state.  Adapters for Redis, JetStream and SQL, and one in memory, meet them.
+
+Every method is a coroutine, raises `BackendUnavailable` when the backend does not answer,
+and takes and returns whole batches where it is on the way of a message.  Acknowledged
+means kept; a call that raised may or may not have happened, so every write can be repeated.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from meshim.wire.log import Entry
+from meshim.wire.notice import Notice
+
+# ---------------------------------------------------------------- leases (Redis)
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """What a living process says of itself: under (role, name), for as long as it renews.
+
+    `incarnation` is 63 random bits made at start; `endpoint` is what to connect to, empty for writers;
+    `key` is the CURVE public key of the endpoint in Z85, empty without CURVE.
+    """
+
+    role: str
+    name: str
+    incarnation: int
+    endpoint: str = ""
+    key: str = ""
+
+
+class Leases(Protocol):
+    async def acquire(self, lease: Lease, ttl_s: float) -> bool:
+        """Take (role, name); False while another incarnation holds it."""
+
+    async def extend(self, lease: Lease, ttl_s: float) -> bool:
+        """Renew by compare-and-extend; False when it has ended or another incarnation holds it."""
+
+    async def release(self, lease: Lease) -> None:
+        """Give it back if it is still this incarnation's."""
+
+    async def living(self, role: str) -> list[Lease]:
+        """Every lease of the role that has not ended, by name."""
+
+    async def run_id(self) -> str:
+        """Names this run of the backend: another value means that what it held may be gone or old."""
+
+
+# ---------------------------------------------------------------- presence (Redis)
+
+
+class Seat(NamedTuple):
+    """A connected device: on which connector incarnation, under which session number."""
+
+    user: int
+    device: int
+    incarnation: int
+    session: int
+
+
+class UserPresence(msgspec.Struct, frozen=True, gc=False):
+    """All devices of a user, and the seats of those that are connected."""
+
+    devices: tuple[int, ...]
+    seats: tuple[Seat, ...]
+
+
+class Presence(Protocol):
+    async def session_numbers(self, count: int) -> list[int]:
+        """That many ascending numbers from the clock of the backend (microseconds since 1970); one is never given twice."""
+
+    async def online(self, seats: Sequence[tuple[Seat, tuple[int, ...]]]) -> list[Seat | None | bool]:
+        """Write seats, each with all device ids of its user.
+
+        For each: False when a seat with a higher session number holds the place (nothing is
+        written), the Seat that was replaced (another incarnation's or session's), or None when there was none.
+        The same seat again is accepted and gives None.
+        """
+
+    async def offline(self, seats: Sequence[Seat]) -> None:
+        """Erase each seat that is still exactly this one."""
+
+    async def lookup(self, users: Sequence[int]) -> dict[int, UserPresence]:
+        """Those of the users for whom there is an entry.  An entry without seats is left out."""
+
+    async def set_devices(self, user: int, devices: Sequence[int]) -> None:
+        """Change the device list of a user who has an entry; nothing otherwise."""
+
+    def changes(self) -> AsyncIterator[tuple[int, ...] | None]:
+        """Users whose entries changed, as it happens; None whenever changes may have been missed (also at first)."""
+
+
+# ---------------------------------------------------------------- session cache (Redis)
+
+
+class Login(msgspec.Struct, frozen=True):
+    """What a token stands for.  `expires_at` is in seconds since 1970."""
+
+    user: int
+    device: int
+    epoch: int
+    expires_at: float
+
+
+class Account(msgspec.Struct, frozen=True):
+    """What a connector must know of a user: devices, friends; `as_of` in seconds since 1970."""
+
+    user: int
+    devices: tuple[int, ...]
+    friends: tuple[int, ...]
+    as_of: float
+
+
+class SessionCache(Protocol):
+    """Lets greetings succeed while the database is away.  Keys of tokens are SHA-256 of the token."""
+
+    async def put_login(self, token_hash: bytes, login: Login) -> None: ...
+
+    async def drop_logins(self, token_hashes: Sequence[bytes]) -> None: ...
+
+    async def logins(self, token_hashes: Sequence[bytes]) -> list[Login | None]: ...
+
+    async def put_account(self, account: Account) -> None: ...
+
+    async def accounts(self, users: Sequence[int]) -> list[Account | None]: ...
+
+
+# ---------------------------------------------------------------- notices (NATS core)
+
+
+class Notices(Protocol):
+    async def tell(self, incarnation: int, notice: Notice) -> None:
+        """To one connector; lost if nobody listens."""
+
+    async def tell_all(self, notice: Notice) -> None:
+        """To every connector."""
+
+    async def listen(self, incarnation: int) -> AsyncIterator[Notice]:
+        """What is told to this incarnation and to all.  Undecodable notices are counted and skipped."""
+
+
+# ---------------------------------------------------------------- log (NATS JetStream)
+
+
+class LogMessage(NamedTuple):
+    """One message of a partition: its position and its bytes (a `wire.log.Record`)."""
+
+    position: int
+    data: bytes
+
+
+class Log(Protocol):
+    """One JetStream stream per partition: work queue, discard new, file storage."""
+
+    async def ensure(self, partition: int, first: int) -> None:
+        """Create the partition's stream if it is missing; its first message will then have position `first`."""
+
+    async def publish(self, partition: int, data: bytes) -> int:
+        """Append; returns the position once it is fsynced.  Raises `BackendUnavailable` (also when full)."""
+
+    async def fetch(self, partition: int, most: int, wait_s: float) -> list[LogMessage]:
+        """The next messages that are not acknowledged, in order; empty after `wait_s` without any.
+
+        A message is given again when it was not acknowledged for a while.
+        """
+
+    async def extend(self, partition: int, positions: Sequence[int]) -> None:
+        """Say that these are still being worked on."""
+
+    async def acknowledge(self, partition: int, positions: Sequence[int]) -> None:
+        """Delete these from the log: they are in the database."""
+
+    async def read(self, partition: int, position: int) -> bytes | None:
+        """One message by its position; None when there is none any more."""
+
+    async def bury(self, partition: int, position: int, reason: str, data: bytes) -> None:
+        """Keep what can never be written in the dead-letter stream; returns once it is fsynced."""
+
+
+# ---------------------------------------------------------------- archive (SQL)
+
+
+class User(msgspec.Struct, frozen=True):
+    user_id: int
+    name: str
+
+
+class Device(msgspec.Struct, frozen=True):
+    """`epoch` is that of the last login; `last_seen` in seconds since 1970."""
+
+    device_id: int
+    name: str
+    epoch: int
+    last_seen: float
+
+
+class RelationKey(NamedTuple):
+    """A version of the content key of a pair, still wrapped by the master key."""
+
+    version: int
+    wrapped: bytes
+
+
+class Relation(msgspec.Struct, frozen=True):
+    """How `user` and `peer` stand.  `state` is `requested` (by us), `asked` (by the peer), `friends` or `removed`.
+
+    `keys` are all versions, oldest first; the last is in use.
+    """
+
+    peer: User
+    state: str
+    keys: tuple[RelationKey, ...]
+
+
+class Accounts(Protocol):
+    """Users, devices, tokens, relations."""
+
+    async def register(self, name: str, password_hash: str) -> User:
+        """Raises StoreConflict when the name is taken.  `name` is already folded and valid."""
+
+    async def register_many(self, users: Sequence[tuple[str, str]]) -> list[User | None]:
+        """Register (name, password hash) pairs in one transaction; None for each name that is taken."""
+
+    async def user(self, name: str) -> tuple[User, str] | None:
+        """The user and her password hash."""
+
+    async def users(self, user_ids: Sequence[int]) -> list[User]: ...
+
+    async def log_in(
+        self, user_id: int, device: str, epoch: int, token_hash: bytes, expires_at: float, now: float, most_devices: int
+    ) -> tuple[Device, tuple[bytes, ...]]:
+        """Register the device, or take it over with a new epoch, and add the token.
+
+        Returns the device and the hashes of the tokens that were revoked by it: all earlier ones of the
+        device.  Raises StoreConflict when the user has `most_devices` others.
+        """
+
+    async def log_out(self, token_hash: bytes) -> Login | None:
+        """Revoke the token; what it stood for, or None if it was not there."""
+
+    async def login(self, token_hash: bytes, now: float) -> Login | None:
+        """What the token stands for, unless it has expired."""
+
+    async def devices(self, user_id: int) -> list[Device]: ...
+
+    async def seen(self, device_ids: Sequence[int], now: float) -> None:
+        """Note when these devices were last connected."""
+
+    async def drop_idle_devices(self, before: float, most: int) -> int:
+        """Delete devices not seen since, with their tokens and queues; returns how many."""
+
+    async def account(self, user_id: int, now: float) -> Account | None:
+        """What a connector must know; None if there is no such user."""
+
+    async def relation(self, user_id: int, peer_id: int) -> Relation | None: ...
+
+    async def relations(self, user_id: int) -> list[Relation]:
+        """All of them, `removed` ones too (their keys open old messages), by peer name."""
+
+    async def request(self, user_id: int, peer_id: int, now: float, most_relations: int) -> str:
+        """Ask for friendship, or accept if the peer has asked; the state after it.
+
+        Raises StoreConflict when either has `most_relations`.
+        """
+
+    async def accept(self, user_id: int, peer_id: int, wrapped_key: bytes, now: float) -> Relation:
+        """Become friends with a peer who has asked; adds a key version.  Raises StoreConflict if the peer has not."""
+
+    async def remove(self, user_id: int, peer_id: int, now: float) -> bool:
+        """End friendship, withdraw or refuse a request; False when there was nothing."""
+
+    async def ping(self) -> None: ...
+
+
+class Row(msgspec.Struct, frozen=True, gc=False):
+    """A stored message, in the order (position, index)."""
+
+    row_id: int
+    position: int
+    index: int
+    envelope: bytes
+
+
+class Page(NamedTuple):
+    """`through` is the position of the partition when the page was read; every row up to it is visible.
+
+    `more` says that the page was cut by its bounds.
+    """
+
+    rows: tuple[Row, ...]
+    through: int
+    more: bool
+
+
+class Queues(Protocol):
+    """What is stored for a device, and the lease that lets one connector drain it."""
+
+    async def peek(self, devices: Sequence[tuple[int, int]]) -> tuple[dict[int, int], set[int]]:
+        """For (user, device) pairs, in one snapshot: the position of each partition, and which devices have unread rows."""
+
+    async def claim(self, device: int, owner: str, session: int, lease_s: float) -> int | None:
+        """Lease the queue; returns a new fencing number, higher than all before.
+
+        It is given when nobody holds the lease, it has ended (clock of the database), the holder
+        is `owner`, or the holder's session number is not above `session`.  None otherwise.
+        """
+
+    async def page(
+        self, user: int, device: int, fence: int, after: tuple[int, int], rows: int, size: int, lease_s: float
+    ) -> Page:
+        """Unread rows beyond (position, index) `after`, at most `rows` of them and about `size` bytes; renews the lease.
+
+        Raises Fenced when `fence` is not the latest.
+        """
+
+    async def mark_read(self, device: int, fence: int, row_ids: Sequence[int]) -> None:
+        """Mark rows the device has acknowledged.  Raises Fenced when `fence` is not the latest."""
+
+    async def release(self, device: int, fence: int) -> None:
+        """End the lease if it is still this one."""
+
+
+class Written(NamedTuple):
+    """Devices, as (user, device), that have rows now (new ones or from before), and entries that could not be written."""
+
+    devices: tuple[tuple[int, int], ...]
+    refused: tuple[tuple[int, Entry, str], ...]
+
+
+class Partitions(Protocol):
+    """The writer's side of the queues."""
+
+    async def claim(self, partition: int, owner: str, lease_s: float) -> tuple[int, int] | None:
+        """Lease the partition: (fencing number, position), or None while another owner's lease lasts.
+
+        Claiming again as the same owner renews the lease and keeps the fencing number.
+        """
+
+    async def release(self, partition: int, fence: int) -> None:
+        """End the lease if it is still this one."""
+
+    async def positions(self) -> dict[int, int]:
+        """The position of every partition that ever had a writer."""
+
+    async def write(
+        self, partition: int, fence: int, through: int, records: Sequence[tuple[int, Sequence[Entry]]], now: float
+    ) -> Written:
+        """In one transaction: rows for the devices of every (position, entries), and `through` as the partition's position.
+
+        A row that is there already (same stream, seq and device) stays as it is.  Entries without devices
+        get a row for each device of the user; those for unknown users or devices are left out.
+        An entry that violates a limit of the table is not written but returned as refused, (position, entry, reason).
+        Raises Fenced when `fence` is not the latest.
+        """
+
+    async def purge(self, read_before: float, most: int) -> int:
+        """Delete at most that many rows that were read before that time; returns how many."""

@@ -1,0 +1,146 @@
+"""The envelope: what the sending device made, moved byte for byte to every receiving one.
+
+A stream is everything one sending device (user, device, epoch) addresses to one
+destination; `seq` counts it from 1 without gaps.  `(stream, seq)` names a message
+for ever and is what everybody deduplicates by.
+
+Destinations are typed, and kinds are open: a hop forwards kinds it has never heard of.
+Kinds from 128 are ephemeral: delivered to who is connected, never stored, resent or
+acknowledged.
+"""
+
+import enum
+
+import msgspec
+
+WIRE_VERSION = 1
+"""Of envelopes, greetings, hellos, log records and rows."""
+
+
+class Kind(enum.IntEnum):
+    """What a body is.  Unknown kinds are forwarded, and unknown bodies skipped by clients."""
+
+    TEXT = 1
+    FILE = 2
+    RECEIPT = 3
+    BASE = 4
+    """No body: tells the recipients that everything below `base` is settled."""
+    TYPING = 128
+
+
+EPHEMERAL_FROM = 128
+
+
+class To(enum.IntEnum):
+    """The type of a destination."""
+
+    USER = 1
+    DEVICE = 2
+    GROUP = 3
+
+
+class Destination(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Where a stream leads.
+
+    `id` is a user id for USER and DEVICE, a group id for GROUP; `device` is 0 except for DEVICE.
+    """
+
+    type: int
+    id: int
+    device: int = 0
+
+
+class Stream(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """The messages of one sending device to one destination."""
+
+    user: int
+    device: int
+    epoch: int
+    to: Destination
+
+
+class Envelope(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One message.  `sent_at` is the sender's clock, milliseconds since 1970 UTC.
+
+    `base` is the lowest `seq` of the stream that was not settled when this envelope was first
+    sent; it is the only field that is not associated data of the sealed body.
+    `key` is the version of the content key; 0 says that the body is not sealed.
+    """
+
+    version: int
+    id: bytes
+    user: int
+    device: int
+    epoch: int
+    to: Destination
+    seq: int
+    base: int
+    kind: int
+    key: int
+    sent_at: int
+    body: bytes
+
+    @property
+    def stream(self) -> Stream:
+        return Stream(self.user, self.device, self.epoch, self.to)
+
+
+class Text(msgspec.Struct, array_like=True, frozen=True):
+    """The content of a TEXT body, once opened."""
+
+    text: str
+
+
+class ReceiptKind(enum.IntEnum):
+    """What a RECEIPT body says of the messages it names."""
+
+    DELIVERED = 1
+    READ = 2
+
+
+class Receipt(msgspec.Struct, array_like=True, frozen=True):
+    """The content of a RECEIPT body: these messages of your stream reached, or were read at, my device.
+
+    `epoch` and `to` complete the stream (its user and device are the destination of the receipt);
+    `ranges` are inclusive pairs of `seq`.
+    """
+
+    kind: int
+    epoch: int
+    to: Destination
+    ranges: tuple[tuple[int, int], ...]
+
+
+_encoder = msgspec.msgpack.Encoder()
+_envelope = msgspec.msgpack.Decoder(Envelope)
+_text = msgspec.msgpack.Decoder(Text)
+_receipt = msgspec.msgpack.Decoder(Receipt)
+
+
+def encode_envelope(envelope: Envelope) -> bytes:
+    return _encoder.encode(envelope)
+
+
+def decode_envelope(data: bytes) -> Envelope:
+    """Raises `msgspec.DecodeError` (also for wrong types)."""
+    return _envelope.decode(data)
+
+
+def encode_content(content: Text | Receipt) -> bytes:
+    return _encoder.encode(content)
+
+
+def decode_text(data: bytes) -> Text:
+    """Raises `msgspec.DecodeError`."""
+    return _text.decode(data)
+
+
+def decode_receipt(data: bytes) -> Receipt:
+    """Raises `msgspec.DecodeError`."""
+    return _receipt.decode(data)
+
+
+def associated_data(envelope: Envelope) -> bytes:
+    """What AES-GCM authenticates beside the body: every field but `base` and `body`, as one msgpack array."""
+    e = envelope
+    return _encoder.encode((e.version, e.id, e.user, e.device, e.epoch, e.to, e.seq, e.kind, e.key, e.sent_at))
