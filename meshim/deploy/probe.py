@@ -1,9 +1,11 @@
 """Ask a backend whether it answers: a real round trip with the credentials of its URL."""
 
 import asyncio
+import errno
+import os
 from urllib.parse import urlsplit
 
-import nats
+import nats.aio.client
 import nats.errors
 import redis.asyncio
 import redis.exceptions
@@ -37,15 +39,16 @@ async def _redis(url: str, timeout_s: float) -> None:
         await client.ping()
 
 
-async def _nats(url: str, timeout_s: float) -> None:
+async def _nats(url: str, _timeout_s: float) -> None:
     async def quiet(error: Exception) -> None:
         """The failure comes out of `connect` too; by default it would also be logged with a traceback."""
 
-    client = await nats.connect(url, connect_timeout=timeout_s, allow_reconnect=False, error_cb=quiet)
+    client = nats.aio.client.Client()
     try:
+        await client.connect(url, allow_reconnect=False, reconnect_time_wait=0, error_cb=quiet)
         await client.flush()
     finally:
-        await client.close()
+        await client.close()  # also after a refusal, which leaves its socket open
 
 
 async def _sql(url: str, timeout_s: float) -> None:
@@ -61,5 +64,9 @@ async def _sql(url: str, timeout_s: float) -> None:
 
 def _reason(error: Exception) -> str:
     """The innermost reason, on one line."""
-    cause = error.orig if isinstance(error, sqlalchemy.exc.DBAPIError) and error.orig else error
-    return " ".join(str(cause).split()).rstrip(".") or type(error).__name__
+    cause: BaseException = error
+    while inner := cause.__cause__ or cause.__context__:
+        cause = inner
+    if isinstance(cause, OSError) and cause.errno is not None and cause.errno in errno.errorcode:
+        return os.strerror(cause.errno).lower()
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

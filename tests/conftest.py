@@ -1,0 +1,68 @@
+"""Real backends for the tests: started when first asked for, in folders and on ports of their own, ended by pid.
+
+`valkey_url` and `nats_url` name one server each for the whole run: a test keeps apart from the
+others by `namespace`.  `mariadb_url` and `sqlite_url` are a fresh database each time;
+`new_mariadb` makes one for fixtures with a longer life.
+"""
+
+import itertools
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from meshim.deploy.embedded import Nats, Valkey
+from tests.servers import MariaDB, running
+
+_count = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def servers_folder() -> Iterator[Path]:
+    # Not tmp_path: the path of a Unix socket has at most 107 bytes.
+    folder = Path(tempfile.mkdtemp(prefix="meshim-"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def valkey_url(servers_folder: Path) -> Iterator[str]:
+    with running(Valkey(servers_folder / "valkey")) as server:
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def nats_url(servers_folder: Path) -> Iterator[str]:
+    with running(Nats(servers_folder / "nats")) as server:
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def mariadb(servers_folder: Path) -> Iterator[MariaDB]:
+    database = MariaDB(servers_folder / "mariadb")
+    with running(database):
+        yield database
+
+
+@pytest.fixture(scope="session")
+def new_mariadb(mariadb: MariaDB) -> Callable[[], str]:
+    """Make an empty database and return its URL."""
+    return lambda: mariadb.create(f"test_{next(_count)}")
+
+
+@pytest.fixture
+def mariadb_url(new_mariadb: Callable[[], str]) -> str:
+    return new_mariadb()
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'meshim.db'}"
+
+
+@pytest.fixture
+def namespace() -> str:
+    """A first part of keys, subjects and streams that no other test uses."""
+    return f"test{next(_count)}"

@@ -1,0 +1,157 @@
+"""Run a backend for the tests: start it, wait until it answers, end it by its pid."""
+
+import asyncio
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import pymysql
+
+from meshim.deploy.child import die_with_parent
+from meshim.deploy.embedded import Embedded, free_port
+from meshim.deploy.probe import probe
+from meshim.errors import BackendUnavailable
+
+_START_S = 60.0
+_END_S = 20.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running backend.  `pid` is for tests that stop or kill it."""
+
+    url: str
+    pid: int
+
+
+@contextmanager
+def running(backend: Embedded) -> Iterator[Server]:
+    """Run a backend until the end of the block; raise AssertionError with its output when it does not start."""
+    deadline = time.monotonic() + _START_S
+    while True:
+        with tempfile.TemporaryFile() as output:
+            process = _spawn(backend.command(), output)
+            try:
+                url = _wait_until_it_answers(backend, process, deadline)
+                if url is not None:
+                    backend.settle()
+                    yield Server(url, process.pid)
+                    return
+            finally:
+                _end(process)
+            output.seek(0)
+            said = output.read().decode(errors="replace")
+        # A port can be taken between our choice and its bind: then choose another.
+        assert "in use" in said, f"{backend.name} did not start:\n{said[-4000:]}"
+
+
+def _spawn(command: list[str], output: IO[bytes]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, preexec_fn=die_with_parent()
+    )
+
+
+def _wait_until_it_answers(backend: Embedded, process: subprocess.Popen[bytes], deadline: float) -> str | None:
+    """Return the URL once it answers, or None when the process ended or the time is over."""
+    while process.poll() is None and time.monotonic() < deadline:
+        url = backend.url(process.pid)
+        if url is not None and _answers(url):
+            return url
+        time.sleep(0.02)
+    return None
+
+
+def _answers(url: str) -> bool:
+    with ThreadPoolExecutor(1) as thread:  # this one may have a running loop already
+        try:
+            thread.submit(asyncio.run, probe(url)).result()
+        except BackendUnavailable:
+            return False
+    return True
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_END_S)
+    except subprocess.TimeoutExpired:  # stopped by a test, or stuck
+        process.kill()
+        process.wait()
+
+
+class MariaDB:
+    """mariadbd as installed on this machine, with a data folder, socket and port of its own."""
+
+    name = "mariadb"
+
+    def __init__(self, folder: Path) -> None:
+        self._data = folder / "data"
+        self._socket = folder / "socket"
+        self._port = 0
+        self._user = ["--user=root"] if os.geteuid() == 0 else []  # it refuses to run as root unless told to
+
+    def command(self) -> list[str]:
+        server = shutil.which("mariadbd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
+        assert server is not None, "mariadbd is missing: apt install mariadb-server"
+        if not self._data.exists():
+            self._install()
+        self._port = free_port()
+        return [
+            server,
+            "--no-defaults",
+            *self._user,
+            f"--datadir={self._data}",
+            f"--socket={self._socket}",
+            f"--port={self._port}",
+            "--bind-address=127.0.0.1",
+            "--skip-name-resolve",
+            "--innodb-flush-log-at-trx-commit=1",
+            "--innodb-buffer-pool-size=64M",
+            "--character-set-server=utf8mb4",
+        ]
+
+    def url(self, pid: int) -> str | None:
+        with socket.socket(socket.AF_UNIX) as listening:  # PyMySQL leaks its socket when nobody listens
+            if listening.connect_ex(str(self._socket)) != 0:
+                return None
+        with self._administrator() as connection, connection.cursor() as cursor:
+            cursor.execute("CREATE USER IF NOT EXISTS meshim@'127.0.0.1' IDENTIFIED BY 'test'")
+            cursor.execute("GRANT ALL ON *.* TO meshim@'127.0.0.1'")
+        return f"mysql+pymysql://meshim:test@127.0.0.1:{self._port}"
+
+    def settle(self) -> None:
+        """Its port is not taken anew."""
+
+    def create(self, database: str) -> str:
+        """Make an empty database; return its URL."""
+        with self._administrator() as connection, connection.cursor() as cursor:
+            cursor.execute(f"CREATE DATABASE `{database}` CHARACTER SET utf8mb4")
+        return f"mysql+pymysql://meshim:test@127.0.0.1:{self._port}/{database}"
+
+    def _administrator(self) -> "pymysql.Connection[pymysql.cursors.Cursor]":
+        return pymysql.connect(unix_socket=str(self._socket), user="root", autocommit=True)
+
+    def _install(self) -> None:
+        self._data.mkdir(parents=True)
+        subprocess.run(
+            [
+                "mariadb-install-db",
+                "--no-defaults",
+                *self._user,
+                f"--datadir={self._data}",
+                "--auth-root-authentication-method=normal",
+                "--skip-test-db",
+            ],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
