@@ -8,8 +8,10 @@
     ├── BackendUnavailable      Redis, NATS or the database does not answer; try again later
     ├── StoreConflict           the row is not as the caller believed (name taken, no such user, fenced off)
     │   └── Fenced              somebody with a higher fencing number took over
+    ├── SealBroken              sealed bytes were altered, or sealed with another key or for another purpose
     ├── PeerError               the other end broke the protocol; carries the code that is sent to it
-    └── Refused                 the other end refused us; carries the code it sent
+    ├── Refused                 the other end refused us; carries the code it sent
+    └── ApiError                the REST service refused us; carries its status and code
 
 Codes are the wire's: `docs/protocol.md` lists them with their numbers.  A bug of
 ours is none of these: it is an AssertionError and ends the process.
@@ -81,6 +83,10 @@ class Fenced(StoreConflict):
     """A higher fencing number exists: the caller no longer owns what it tried to change."""
 
 
+class SealBroken(MeshimError):
+    """What was sealed does not open: altered on the way, another key, or other associated data."""
+
+
 class PeerError(MeshimError):
     """The other end broke the protocol.
 
@@ -99,3 +105,17 @@ class Refused(MeshimError):
     def __init__(self, code: Code, sentence: str) -> None:
         super().__init__(sentence)
         self.code = code
+
+
+class ApiError(MeshimError):
+    """The REST service refused a request.
+
+    `status` is that of HTTP, `code` the word of the problem (`meshim.wire.rest.Problem`), and
+    `retry_after_s` how long the service asks to wait, where it said.
+    """
+
+    def __init__(self, status: int, code: str, sentence: str, retry_after_s: float | None = None) -> None:
+        super().__init__(sentence)
+        self.status = status
+        self.code = code
+        self.retry_after_s = retry_after_s

@@ -95,7 +95,10 @@ class Presence(Protocol):
 
 
 class Login(msgspec.Struct, frozen=True):
-    """What a token stands for.  `expires_at` is in seconds since 1970."""
+    """What a token stands for.  `expires_at` is in seconds since 1970.
+
+    `device` and `epoch` are 0 for a token that is for REST alone: a greeting with it is refused.
+    """
 
     user: int
     device: int
@@ -228,12 +231,22 @@ class Accounts(Protocol):
     async def users(self, user_ids: Sequence[int]) -> list[User]: ...
 
     async def log_in(
-        self, user_id: int, device: str, epoch: int, token_hash: bytes, expires_at: float, now: float, most_devices: int
+        self,
+        user_id: int,
+        device: str | None,
+        epoch: int,
+        token_hash: bytes,
+        expires_at: float,
+        now: float,
+        most_devices: int,
     ) -> tuple[Device, tuple[bytes, ...]]:
         """Register the device, or take it over with a new epoch, and add the token.
 
         Returns the device and the hashes of the tokens that were revoked by it: all earlier ones of the
         device.  Raises StoreConflict when the user has `most_devices` others.
+
+        Without a device (None) the token is for REST alone: no device is touched, the one returned
+        has id 0, no name and epoch 0, and the user keeps the `most_devices` newest such tokens.
         """
 
     async def log_out(self, token_hash: bytes) -> Login | None:
@@ -259,13 +272,18 @@ class Accounts(Protocol):
         """All of them, `removed` ones too (their keys open old messages), by peer name."""
 
     async def request(self, user_id: int, peer_id: int, now: float, most_relations: int) -> str:
-        """Ask for friendship, or accept if the peer has asked; the state after it.
+        """Ask for friendship; the state after it.
 
+        That is `requested`, or `asked` or `friends` where they stood so before, and then nothing was changed.
         Raises StoreConflict when either has `most_relations`.
         """
 
-    async def accept(self, user_id: int, peer_id: int, wrapped_key: bytes, now: float) -> Relation:
-        """Become friends with a peer who has asked; adds a key version.  Raises StoreConflict if the peer has not."""
+    async def accept(self, user_id: int, peer_id: int, key: RelationKey, now: float) -> Relation:
+        """Become friends with a peer who has asked, from now on with this key.
+
+        Raises StoreConflict if the peer has not asked, or if the version of the key is not one above
+        the last (1 for the first): it is part of what the key was wrapped with.
+        """
 
     async def remove(self, user_id: int, peer_id: int, now: float) -> bool:
         """End friendship, withdraw or refuse a request; False when there was nothing."""
