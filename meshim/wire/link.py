@@ -59,5 +59,3 @@ class Reset(Frame, array_like=True, frozen=True, gc=False, tag=8):
     """This link epoch is not known here: greet again."""
 
     link: int
-
-
