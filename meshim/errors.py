@@ -119,3 +119,8 @@ class ApiError(MeshimError):
         self.status = status
         self.code = code
         self.retry_after_s = retry_after_s
+
+    @property
+    def temporary(self) -> bool:
+        """Whether the same request may succeed later."""
+        return self.status == 429 or self.status >= 500

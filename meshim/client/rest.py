@@ -1,0 +1,207 @@
+"""The REST service as Python calls: for the client library and for the command line.
+
+Every method raises `ApiError` when the service refuses (`temporary` tells what is worth another
+try), and `BackendUnavailable` when it is not there, or something else is.
+"""
+
+import ipaddress
+import ssl
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self, TypeVar
+from urllib.parse import quote, urlsplit
+
+import httpx
+import msgspec
+
+from meshim.errors import ApiError, BackendUnavailable, UsageError
+from meshim.wire import rest
+from meshim.wire.rest import PREFIX, PROBLEM_JSON
+
+DEFAULT_URL = "http://127.0.0.1:8100"
+
+_T = TypeVar("_T")
+
+
+class Api:
+    """One REST service.  Keeps connections open: close it, or use it in `async with`.
+
+    `token` is the one of the last login; set it to go on with one from before.
+    """
+
+    def __init__(
+        self, base_url: str = DEFAULT_URL, *, token: str | None = None, insecure: bool = False, timeout_s: float = 10.0
+    ) -> None:
+        """Raises `UsageError` for what is no http(s) URL, and for plain HTTP to another machine.
+
+        Answers carry tokens and content keys, so that needs `insecure=True`.
+        """
+        local = _check_url(base_url, insecure)
+        self.base_url = base_url.rstrip("/")
+        self.token = token
+        self._http = httpx.AsyncClient(
+            timeout=timeout_s,
+            verify=_certificates(base_url),
+            trust_env=not local,  # no proxy has any business between us and this very machine
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    # ------------------------------------------------------------ accounts and sessions
+
+    async def register(self, name: str, password: str) -> rest.User:
+        return await self._call("POST", "/users", rest.User, rest.Credentials(name, password))
+
+    async def import_users(self, users: Sequence[tuple[str, str]]) -> tuple[rest.Imported, ...]:
+        """Register (name, password) pairs; what became of each, in the same order."""
+        body = rest.Import(tuple(rest.Credentials(name, password) for name, password in users))
+        answer = await self._call("POST", "/users/import", rest.ImportAnswer, body, timeout_s=120.0)
+        return answer.users
+
+    async def login(self, name: str, password: str, device: str | None = None, epoch: int = 0) -> rest.LoginAnswer:
+        """Log in and use the token from now on.
+
+        With a device it is registered, or taken over with this epoch.  Without one nothing is touched,
+        and the token is for REST alone.
+        """
+        body = rest.LoginRequest(name, password, device, rest.format_epoch(epoch))
+        answer = await self._call("POST", "/login", rest.LoginAnswer, body)
+        self.token = answer.token
+        return answer
+
+    async def logout(self) -> None:
+        """Revoke the token; a session under it is closed."""
+        await self._send("POST", "/logout")
+        self.token = None
+
+    async def connectors(self) -> tuple[rest.Connector, ...]:
+        """The living ones."""
+        return (await self._call("GET", "/connectors", rest.Connectors)).connectors
+
+    async def user(self, name: str) -> rest.User:
+        return await self._call("GET", f"/users/{_segment(name)}", rest.User)
+
+    # ------------------------------------------------------------ friends
+
+    async def relations(self) -> tuple[rest.Relation, ...]:
+        return (await self._call("GET", "/relations", rest.Relations)).relations
+
+    async def relation(self, name: str) -> rest.Relation:
+        return await self._call("GET", f"/relations/{_segment(name)}", rest.Relation)
+
+    async def request(self, name: str) -> rest.Relation:
+        """Ask for friendship, or accept it from someone who has asked; how the two stand after it."""
+        return await self._call("POST", f"/relations/{_segment(name)}", rest.Relation)
+
+    async def accept(self, name: str) -> rest.Relation:
+        return await self._call("POST", f"/relations/{_segment(name)}/accept", rest.Relation)
+
+    async def refuse(self, name: str) -> None:
+        await self._send("POST", f"/relations/{_segment(name)}/refuse")
+
+    async def remove(self, name: str) -> None:
+        """End a friendship, or withdraw a request."""
+        await self._send("DELETE", f"/relations/{_segment(name)}")
+
+    async def presence(self) -> tuple[rest.PeerPresence, ...]:
+        return (await self._call("GET", "/presence", rest.PresenceAnswer)).friends
+
+    # ------------------------------------------------------------ one request
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        answer: type[_T],
+        body: msgspec.Struct | None = None,
+        timeout_s: float | None = None,
+    ) -> _T:
+        response = await self._send(method, path, body, timeout_s)
+        try:
+            return msgspec.json.decode(response.content, type=answer)
+        except msgspec.DecodeError as error:
+            raise BackendUnavailable(
+                f"{self.base_url} answered something that is not meshim: is the URL right? ({error})"
+            ) from None
+
+    async def _send(
+        self, method: str, path: str, body: msgspec.Struct | None = None, timeout_s: float | None = None
+    ) -> httpx.Response:
+        headers = {"authorization": f"Bearer {self.token}"} if self.token else {}
+        if body is not None:
+            headers["content-type"] = "application/json"
+        try:
+            response = await self._http.request(
+                method,
+                self.base_url + PREFIX + path,
+                content=None if body is None else msgspec.json.encode(body),
+                headers=headers,
+                timeout=httpx.USE_CLIENT_DEFAULT if timeout_s is None else timeout_s,
+            )
+        except httpx.TimeoutException:
+            raise BackendUnavailable(f"{self.base_url} did not answer in time: try again later.") from None
+        except httpx.TransportError as error:
+            reason = str(error).rstrip(".") or type(error).__name__
+            raise BackendUnavailable(
+                f"Cannot reach meshim at {self.base_url} ({reason}): is it running, and is the URL right?"
+            ) from error
+        if not response.is_success:
+            raise self._refusal(response)
+        return response
+
+    def _refusal(self, response: httpx.Response) -> ApiError | BackendUnavailable:
+        if not response.headers.get("content-type", "").startswith(PROBLEM_JSON):
+            return BackendUnavailable(
+                f"{self.base_url} answered {response.status_code} without saying why: is this the URL of meshim?"
+            )
+        try:
+            problem = msgspec.json.decode(response.content, type=rest.Problem)
+        except msgspec.DecodeError:
+            return BackendUnavailable(f"{self.base_url} answered {response.status_code} with a reason that is cut off.")
+        wait = response.headers.get("retry-after", "")
+        return ApiError(response.status_code, problem.code, problem.detail, float(wait) if wait.isdigit() else None)
+
+
+def _check_url(url: str, insecure: bool) -> bool:
+    """Whether the URL leads to this machine; raises UsageError for one that must not be used."""
+    try:
+        parts = urlsplit(url)
+        host, scheme, _ = parts.hostname or "", parts.scheme, parts.port
+    except ValueError:
+        host, scheme = "", ""
+    if scheme not in ("http", "https") or not host:
+        raise UsageError(f"{url!r} is not the URL of a REST service: write it like {DEFAULT_URL}.")
+    local = _is_loopback(host)
+    if scheme == "http" and not local and not insecure:
+        raise UsageError(
+            f"{url} would carry passwords and keys in the clear to another machine: use https, or say that you mean it."
+        )
+    return local
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return False
+
+
+def _certificates(url: str) -> ssl.SSLContext:
+    """What to trust.  Loading all roots takes longer than a login, so plain HTTP does without any."""
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if url.startswith("http:") else ssl.create_default_context()
+
+
+def _segment(name: str) -> str:
+    """A name as one segment of a path."""
+    return quote(name, safe="")
