@@ -1,0 +1,197 @@
+"""Secrets: passwords, tokens, content keys, and the master key that wraps them at rest.
+
+Everything sealed is `nonce || ciphertext || tag` of AES-256-GCM with a random 96-bit nonce.
+Random nonces are safe for 2**32 messages under one key (NIST SP 800-38D, 8.3): far more than
+one pair of people ever sends.  Passwords are hashed with Argon2id at the second choice of the
+OWASP password storage cheat sheet (19 MiB, two passes, one lane) and kept as PHC strings, which
+carry their parameters: they can be raised later without touching what is stored.
+"""
+
+import base64
+import binascii
+import hashlib
+import os
+import secrets
+import stat
+import unicodedata
+from pathlib import Path
+
+from cryptography.exceptions import InvalidKey, InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
+
+from meshim.errors import Code, PeerError, SealBroken, UsageError
+
+KEY_BYTES = 32
+NONCE_BYTES = 12
+TOKEN_BYTES = 32
+
+_ARGON2_MEMORY_KIB = 19 * 1024
+_ARGON2_PASSES = 2
+_ARGON2_LANES = 1
+_SALT_BYTES = 16
+_HASH_BYTES = 32
+
+
+# ---------------------------------------------------------------- content
+
+
+def new_content_key() -> bytes:
+    """A key for `seal`: 32 random bytes."""
+    return secrets.token_bytes(KEY_BYTES)
+
+
+def seal(key: bytes, plaintext: bytes, associated_data: bytes) -> bytes:
+    """Encrypt, and bind to `associated_data`; 28 bytes longer than `plaintext`."""
+    nonce = secrets.token_bytes(NONCE_BYTES)
+    return nonce + AESGCM(key).encrypt(nonce, plaintext, associated_data)
+
+
+def open_sealed(key: bytes, sealed: bytes, associated_data: bytes) -> bytes:
+    """Return the plaintext; raise `SealBroken` unless exactly this was sealed with this key and data."""
+    try:
+        return AESGCM(key).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], associated_data)
+    except (InvalidTag, ValueError):  # ValueError: too short to hold a nonce
+        raise SealBroken("The message does not open: it was altered, or sealed with another key.") from None
+
+
+# ---------------------------------------------------------------- tokens
+
+
+def new_token() -> bytes:
+    """What a login hands out: raw in the greeting, `format_token` in REST, `hash_token` at rest."""
+    return secrets.token_bytes(TOKEN_BYTES)
+
+
+def format_token(token: bytes) -> str:
+    """base64url without padding (RFC 4648, 5)."""
+    return base64.urlsafe_b64encode(token).rstrip(b"=").decode()
+
+
+def parse_token(text: str) -> bytes:
+    """The other way; raises `PeerError` (BAD_TOKEN) for what cannot be a token."""
+    try:
+        token = base64.b64decode(text + "=", altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):  # ValueError: not ASCII
+        token = b""
+    if len(token) != TOKEN_BYTES or format_token(token) != text:  # Python also takes other alphabets and stray bits
+        raise PeerError(Code.BAD_TOKEN, "This is not a token: log in again.")
+    return token
+
+
+def hash_token(token: bytes) -> bytes:
+    """What stores keep of a token: SHA-256.  A token is random, so it needs neither salt nor stretching."""
+    return hashlib.sha256(token).digest()
+
+
+# ---------------------------------------------------------------- passwords
+
+
+def hash_password(password: str) -> str:
+    """Return a PHC string.  Takes about 27 ms and 19 MiB, and lets other threads run meanwhile."""
+    argon2 = Argon2id(
+        salt=secrets.token_bytes(_SALT_BYTES),
+        length=_HASH_BYTES,
+        iterations=_ARGON2_PASSES,
+        lanes=_ARGON2_LANES,
+        memory_cost=_ARGON2_MEMORY_KIB,
+    )
+    return argon2.derive_phc_encoded(_password_bytes(password))
+
+
+def verify_password(password: str, password_hash: str | None) -> bool:
+    """Whether the password is right.  Takes as long for None (no such user), and then is False."""
+    try:
+        Argon2id.verify_phc_encoded(_password_bytes(password), password_hash or _nobody())
+    except InvalidKey:
+        return False
+    return password_hash is not None
+
+
+def _password_bytes(password: str) -> bytes:
+    # The same password typed on another keyboard may be other code points (RFC 8265, 4.2: NFC).
+    return unicodedata.normalize("NFC", password).encode()
+
+
+def _nobody() -> str:
+    """The hash of no password: it costs as much to check as a real one, so that time tells nothing about names."""
+    salt, digest = (
+        base64.b64encode(secrets.token_bytes(size)).rstrip(b"=").decode() for size in (_SALT_BYTES, _HASH_BYTES)
+    )
+    return f"$argon2id$v=19$m={_ARGON2_MEMORY_KIB},t={_ARGON2_PASSES},p={_ARGON2_LANES}${salt}${digest}"
+
+
+# ---------------------------------------------------------------- the master key
+
+
+def relation_context(user: int, peer: int, version: int) -> bytes:
+    """What a content key is bound to when it is wrapped: the pair, in either order, and its version."""
+    low, high = sorted((user, peer))
+    return f"relation {low} {high} {version}".encode()
+
+
+class MasterKey:
+    """Wraps content keys at rest.  Whoever has it and the database can read what is stored."""
+
+    def __init__(self, key: bytes) -> None:
+        assert len(key) == KEY_BYTES
+        self._key = key
+
+    def wrap(self, key: bytes, context: bytes) -> bytes:
+        """Seal a key so that it only opens in the same context."""
+        return seal(self._key, key, context)
+
+    def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
+        """Return the key; raise `SealBroken` when it was wrapped by another master key or in another context."""
+        try:
+            return open_sealed(self._key, wrapped, context)
+        except SealBroken:
+            raise SealBroken("A content key does not open: this is not the master key it was wrapped with.") from None
+
+    @classmethod
+    def load(cls, path: Path) -> "MasterKey":
+        """Read the key from a file of mode 0600, or make one at the first start.
+
+        Raises `UsageError` when others may read the file, or it is not 32 bytes long.
+        """
+        if not path.exists():
+            _create_key_file(path)
+        try:
+            with path.open("rb") as file:
+                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+                key = file.read(KEY_BYTES + 1)
+        except OSError as error:
+            raise UsageError(f"The master key {path} cannot be read: {error.strerror}.") from error
+        if mode & 0o077:
+            raise UsageError(f"Others may read the master key {path} (mode {mode:04o}): run chmod 600 on it.")
+        if len(key) != KEY_BYTES:
+            raise UsageError(f"The master key {path} must be {KEY_BYTES} bytes long: restore it from your backup.")
+        return cls(key)
+
+
+def _create_key_file(path: Path) -> None:
+    """Make the key appear under its name whole and on disk, or not at all; somebody else's stays."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(secrets.token_bytes(KEY_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(draft, path)  # unlike a rename it does not replace the one that another process just made
+        except FileExistsError:
+            return
+        finally:
+            draft.unlink()
+        _fsync_folder(path.parent)
+    except OSError as error:
+        raise UsageError(f"The master key {path} cannot be made: {error.strerror}.") from error
+
+
+def _fsync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
