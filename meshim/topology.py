@@ -2,9 +2,26 @@
 
 One file describes the whole mesh; every process reads the same one and finds its own
 part by name.  Units stand in the names: `_s` seconds, `_bytes` bytes, the rest are counts.
+
+`load` reads and checks a file, `dump` writes one that `load` reads back.  Whatever is wrong
+is one sentence, a `TopologyError`, with the path of the field as in `$.timers.sweep_s`.
 """
 
+from collections.abc import Hashable, Iterator
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
 import msgspec
+import yaml
+
+from meshim.errors import TopologyError
+
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=10 * 366 * 86400)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}\Z")]
+"""Part of file names, Redis keys and NATS subjects."""
 
 
 class Frozen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -31,7 +48,7 @@ class Security(Frozen, frozen=True, forbid_unknown_fields=True):
 class Listener(Frozen, frozen=True, forbid_unknown_fields=True):
     """A process that others connect to."""
 
-    name: str
+    name: Name
     bind: str = "tcp://127.0.0.1:0"
     """Port 0 takes a free one; the lease in Redis tells the others which."""
     advertise: str | None = None
@@ -41,13 +58,13 @@ class Listener(Frozen, frozen=True, forbid_unknown_fields=True):
 class Worker(Frozen, frozen=True, forbid_unknown_fields=True):
     """A process that nobody connects to."""
 
-    name: str
+    name: Name
 
 
 class RestListener(Frozen, frozen=True, forbid_unknown_fields=True):
     """The REST service."""
 
-    name: str
+    name: Name
     bind: str = "http://127.0.0.1:8100"
 
 
@@ -55,68 +72,68 @@ class Timers(Frozen, frozen=True, forbid_unknown_fields=True):
     """Every timer of the mesh, in seconds.  `load` checks their relations."""
 
     # leases: how soon the dead are noticed
-    lease_renew_s: float = 1.0
-    lease_ttl_s: float = 3.0
-    partition_lease_s: float = 6.0
-    queue_lease_s: float = 10.0
+    lease_renew_s: Seconds = 1.0
+    lease_ttl_s: Seconds = 3.0
+    partition_lease_s: Seconds = 6.0
+    queue_lease_s: Seconds = 10.0
     # links between processes of the mesh
-    mesh_heartbeat_s: float = 0.5
-    mesh_silence_s: float = 1.5
-    mesh_resend_s: float = 0.5
+    mesh_heartbeat_s: Seconds = 0.5
+    mesh_silence_s: Seconds = 1.5
+    mesh_resend_s: Seconds = 0.5
     # links between clients and connectors
-    greet_timeout_s: float = 5.0
-    client_heartbeat_s: float = 10.0
-    client_silence_s: float = 25.0
-    link_resend_s: float = 1.0
-    delivery_timeout_s: float = 2.5
-    publish_timeout_s: float = 2.0
-    client_resend_s: float = 4.0
-    gap_release_s: float = 30.0
+    greet_timeout_s: Seconds = 5.0
+    client_heartbeat_s: Seconds = 10.0
+    client_silence_s: Seconds = 25.0
+    link_resend_s: Seconds = 1.0
+    delivery_timeout_s: Seconds = 2.5
+    publish_timeout_s: Seconds = 2.0
+    client_resend_s: Seconds = 4.0
+    gap_release_s: Seconds = 30.0
     # caches and sweeps
-    presence_cache_ttl_s: float = 5.0
-    relation_ttl_s: float = 60.0
-    sweep_s: float = 30.0
+    presence_cache_ttl_s: Seconds = 5.0
+    relation_ttl_s: Seconds = 60.0
+    sweep_s: Seconds = 30.0
     # life of things in the store
-    token_ttl_s: float = 30 * 86400.0
-    device_idle_s: float = 90 * 86400.0
-    read_retention_s: float = 7 * 86400.0
+    token_ttl_s: Seconds = 30 * 86400.0
+    device_idle_s: Seconds = 90 * 86400.0
+    read_retention_s: Seconds = 7 * 86400.0
     # process
-    shutdown_s: float = 5.0
+    shutdown_s: Seconds = 5.0
 
 
 class Limits(Frozen, frozen=True, forbid_unknown_fields=True):
     """Every bound of the mesh."""
 
-    body_bytes: int = 65_536
+    body_bytes: Count = 65_536
     """Of one envelope's body, as it travels (encrypted)."""
-    frame_bytes: int = 262_144
+    frame_bytes: Count = 262_144
     """Of one frame between client and connector."""
-    bundle_bytes: int = 524_288
+    bundle_bytes: Count = 524_288
     """Of one bundle between processes, and of one record of the log."""
-    bundle_items: int = 512
-    client_window: int = 32
+    bundle_items: Count = 512
+    client_window: Count = 32
     """Unacknowledged frames on a client link, each way."""
-    mesh_window: int = 64
+    mesh_window: Count = 64
     """Unacknowledged bundles on a mesh link, each way."""
-    link_queue: int = 65_536
+    link_queue: Count = 65_536
     """Envelopes that may wait for room in the window of a mesh link."""
-    session_queue: int = 1_024
+    session_queue: Count = 1_024
     """Envelopes that may wait for one device in its connector."""
-    sessions: int = 9_000
+    sessions: Count = 9_000
     """Connected devices of one connector (a connection needs two file descriptors at times)."""
-    devices_per_user: int = 10
-    relations_per_user: int = 5_000
-    drain_page_rows: int = 256
-    drain_page_bytes: int = 1_048_576
-    presence_cache: int = 200_000
-    partitions: int = 4
+    devices_per_user: Count = 10
+    relations_per_user: Count = 5_000
+    drain_page_rows: Count = 256
+    drain_page_bytes: Count = 1_048_576
+    presence_cache: Count = 200_000
+    partitions: Count = 4
     """Fixed share of recipients in the log.  Never change it on a mesh with data."""
-    log_bytes: int = 4_294_967_296
+    log_bytes: Count = 4_294_967_296
     """Of one partition; when it is full senders are told to wait."""
-    writer_records: int = 256
+    writer_records: Count = 256
     """Log records in one transaction."""
-    db_threads: int = 4
-    publishes: int = 64
+    db_threads: Count = 4
+    publishes: Count = 64
     """Publishes to the log under way in one transfer."""
 
 
@@ -127,9 +144,216 @@ class Topology(Frozen, frozen=True, forbid_unknown_fields=True):
     transfers: tuple[Listener, ...]
     writers: tuple[Worker, ...]
     rest: tuple[RestListener, ...]
-    namespace: str = "meshim"
+    namespace: Name = "meshim"
     """First part of every Redis key, NATS subject and stream name."""
     backends: Backends = Backends()
     security: Security = Security()
     timers: Timers = Timers()
     limits: Limits = Limits()
+
+
+def default() -> Topology:
+    """The mesh of the repository's `topology.yaml`: one host, embedded backends."""
+    return Topology(
+        connectors=(Listener("c1"), Listener("c2")),
+        transfers=(Listener("t1"), Listener("t2")),
+        writers=(Worker("w1"),),
+        rest=(RestListener("r1"),),
+    )
+
+
+def load(path: Path) -> Topology:
+    """Return the checked topology of a file; raise `TopologyError` when it is missing, or wrong anywhere."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            topology = msgspec.convert(yaml.load(file, _Loader), Topology)  # noqa: S506  (a safe loader)
+        check(topology)
+    except FileNotFoundError:
+        raise TopologyError(f"{path} does not exist: name a topology file with -t.") from None
+    except OSError as error:
+        raise TopologyError(f"{path} cannot be read: {error.strerror}.") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise TopologyError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+    except msgspec.ValidationError as error:
+        where = "" if "`$" in str(error) else " - at `$`"  # msgspec leaves out the path of the root
+        raise TopologyError(f"{path}: {error}{where}.") from error
+    except TopologyError as error:
+        raise TopologyError(f"{path}: {error}") from error
+    return topology
+
+
+def dump(topology: Topology) -> str:
+    """The topology as YAML, every default written out."""
+    return msgspec.yaml.encode(topology).decode()
+
+
+def check(topology: Topology) -> None:
+    """Raise `TopologyError` where values do not fit together.  `load` does this; so does who makes one by hand."""
+    for sentence in (*_processes(topology), *_backends(topology.backends), *_relations(topology)):
+        raise TopologyError(sentence)
+
+
+# What a topology has to satisfy beyond its types: each function yields one sentence for each thing that is wrong.
+
+_ENVELOPE_OVERHEAD_BYTES = 4_096
+"""More than stamp, envelope fields and framing ever add to a body."""
+_BUNDLE_MAX_BYTES = 900 * 1024
+"""NATS takes 1 MiB at most, and a log record has its own header."""
+_DETECTION_MAX_S = 5.0
+"""Within it a dead process must be noticed: lease and silence together."""
+
+
+def _processes(topology: Topology) -> Iterator[str]:
+    names: dict[str, str] = {}
+    binds: dict[tuple[str, int], str] = {}
+    for group, members in _groups(topology).items():
+        if not members:
+            yield f"A mesh needs at least one process here - at `$.{group}`."
+        for index, member in enumerate(members):
+            path = f"$.{group}[{index}]"
+            if member.name in names:
+                yield f"The name {member.name!r} is taken by `{names[member.name]}` - at `{path}.name`."
+            names[member.name] = path
+            if isinstance(member, Worker):
+                continue
+            try:
+                address = _address(member.bind, "http" if isinstance(member, RestListener) else "tcp")
+            except ValueError as reason:
+                yield f"{member.bind!r} is not an address to bind: {reason} - at `{path}.bind`."
+                continue
+            if address in binds:
+                yield f"The address {member.bind!r} is taken by `{binds[address]}` - at `{path}.bind`."
+            if address[1] != 0:
+                binds[address] = path
+            if isinstance(member, Listener):
+                yield from _advertise(member, address, path)
+
+
+def _groups(topology: Topology) -> dict[str, tuple[Listener | Worker | RestListener, ...]]:
+    return {
+        "connectors": topology.connectors,
+        "transfers": topology.transfers,
+        "writers": topology.writers,
+        "rest": topology.rest,
+    }
+
+
+def _advertise(listener: Listener, bound: tuple[str, int], path: str) -> Iterator[str]:
+    if listener.advertise is None:
+        if _is_wildcard(bound[0]):
+            yield f"Nobody can connect to {listener.bind!r}: say in `advertise` what others connect to - at `{path}`."
+        return
+    try:
+        host, port = _address(listener.advertise, "tcp")
+        if port == 0:
+            raise ValueError("its port is 0")
+        if _is_wildcard(host):
+            raise ValueError("it is no address of one host")
+    except ValueError as reason:
+        yield f"Nobody can connect to {listener.advertise!r}: {reason} - at `{path}.advertise`."
+
+
+def _address(url: str, scheme: str) -> tuple[str, int]:
+    """Host and port of SCHEME://HOST:PORT; raise ValueError with the reason when it is anything else."""
+    parts = urlsplit(url)
+    if not url.startswith(f"{scheme}://"):
+        raise ValueError(f"it does not begin with {scheme}://")
+    if any(character.isspace() for character in url):  # `urlsplit` would drop some of them
+        raise ValueError("there is a space in it")
+    if not parts.hostname:
+        raise ValueError("it has no host")
+    if parts.path or parts.query or parts.fragment or "@" in parts.netloc:
+        raise ValueError("there is more than host and port")
+    if parts.port is None:
+        raise ValueError("it has no port (0 takes a free one)")
+    return parts.hostname, parts.port
+
+
+def _is_wildcard(host: str) -> bool:
+    if host == "*":
+        return True
+    try:
+        return ip_address(host).is_unspecified
+    except ValueError:  # a name
+        return False
+
+
+def _backends(backends: Backends) -> Iterator[str]:
+    forms = {
+        "redis": (backends.redis, ("redis", "rediss"), "redis://HOST:PORT/0"),
+        "nats": (backends.nats, ("nats", "tls"), "nats://HOST:PORT"),
+        "sql": (
+            backends.sql,
+            ("mysql+pymysql", "sqlite"),
+            "mysql+pymysql://USER:PASSWORD@HOST:PORT/DATABASE or sqlite:///FILE",
+        ),
+    }
+    for name, (url, schemes, form) in forms.items():
+        if url != "embedded" and not _is_backend(url, schemes):  # it may hold a password, so it is not repeated
+            yield f"This is neither `embedded` nor a URL like {form} - at `$.backends.{name}`."
+
+
+def _is_backend(url: str, schemes: tuple[str, ...]) -> bool:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return False
+    if parts.scheme not in schemes:
+        return False
+    if parts.scheme == "sqlite":  # SQLite in memory would be another database in each process
+        return not parts.netloc and len(parts.path) > 1 and parts.path != "/:memory:"
+    if parts.scheme == "mysql+pymysql" and len(parts.path) < 2:
+        return False
+    return bool(parts.hostname) and port != 0
+
+
+def _relations(topology: Topology) -> Iterator[str]:
+    timers, limits = topology.timers, topology.limits
+    below = (  # factor times the first is less than the second, or else
+        (2, "lease_renew_s", "lease_ttl_s", "one lost renewal ends a lease"),
+        (1, "lease_ttl_s", "partition_lease_s", "a partition changes hands before its writer counts as dead"),
+        (2, "mesh_heartbeat_s", "mesh_silence_s", "one lost heartbeat cuts a link"),
+        (1, "mesh_resend_s", "delivery_timeout_s", "a bundle is given up before it was sent again"),
+        (1, "link_resend_s", "delivery_timeout_s", "a frame is given up before it was sent again"),
+        (1, "delivery_timeout_s", "client_resend_s", "clients resend what the mesh is still delivering"),
+        (1, "publish_timeout_s", "client_resend_s", "clients resend what the mesh is still storing"),
+        (2, "client_heartbeat_s", "client_silence_s", "one lost heartbeat cuts a client"),
+        (1, "client_resend_s", "gap_release_s", "a gap is given up before it could be closed"),
+    )
+    for factor, low, high, otherwise in below:
+        low_s, high_s = getattr(timers, low), getattr(timers, high)
+        if factor * low_s >= high_s:
+            times = "Twice" if factor == 2 else "Its value of"
+            yield f"{times} {low_s:g} s must be less than {high} ({high_s:g} s), or {otherwise} - at `$.timers.{low}`."
+    detection_s = timers.lease_ttl_s + timers.mesh_silence_s
+    if detection_s >= _DETECTION_MAX_S:
+        yield (
+            f"Together with mesh_silence_s it is {detection_s:g} s and must be less than {_DETECTION_MAX_S:g} s, "
+            "or a dead process is noticed too late - at `$.timers.lease_ttl_s`."
+        )
+    at_most = (  # the first, and what travels with it, fits into the second
+        ("body_bytes", _ENVELOPE_OVERHEAD_BYTES, "frame_bytes", limits.frame_bytes),
+        ("frame_bytes", 0, "bundle_bytes", limits.bundle_bytes),
+        ("bundle_bytes", 0, "what NATS takes", _BUNDLE_MAX_BYTES),
+        ("bundle_bytes", 0, "log_bytes", limits.log_bytes),
+        ("body_bytes", _ENVELOPE_OVERHEAD_BYTES, "drain_page_bytes", limits.drain_page_bytes),
+        ("bundle_items", 0, "link_queue", limits.link_queue),
+        ("client_window", 0, "session_queue", limits.session_queue),
+    )
+    for low, extra, high, most in at_most:
+        if getattr(limits, low) + extra > most:
+            plus = f" + {extra}" if extra else ""
+            yield f"{getattr(limits, low)}{plus} must be at most {high} ({most}) - at `$.limits.{low}`."
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no annotations
+    """YAML without tags, which refuses a key that is given twice instead of forgetting the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key.value for key, _ in node.value]
+        for index, key in enumerate(keys):
+            if key in keys[:index]:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", node.start_mark)
+        mapping: dict[Hashable, Any] = super().construct_mapping(node, deep)
+        return mapping

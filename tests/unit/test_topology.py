@@ -1,0 +1,212 @@
+"""A topology is read as written, or refused in one sentence that says where and why."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meshim import topology
+from meshim.errors import TopologyError
+from meshim.topology import Backends, Limits, Listener, RestListener, Timers, Topology, Worker
+
+ROOT = Path(__file__).parents[2]
+
+names = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,10}", fullmatch=True)
+
+
+@st.composite
+def topologies(draw: st.DrawFn) -> Topology:
+    unique = draw(st.lists(names, min_size=4, max_size=12, unique=True))
+    connector, transfer, writer, rest, *others = unique
+    ports = iter(range(1_024, 2_048))
+
+    def bind(scheme: str) -> str:
+        host = draw(
+            st.sampled_from(["127.0.0.1", "[::1]", "chat.example.org", "*"] if scheme == "tcp" else ["127.0.0.1"])
+        )
+        return f"{scheme}://{host}:{draw(st.sampled_from([0, next(ports)]))}"
+
+    def listener(name: str) -> Listener:
+        address = bind("tcp")
+        needed = "*" in address
+        return Listener(name, address, "tcp://198.51.100.7:7100" if needed or draw(st.booleans()) else None)
+
+    return Topology(
+        connectors=(listener(connector), *map(listener, others)),
+        transfers=(listener(transfer),),
+        writers=(Worker(writer),),
+        rest=(RestListener(rest, bind("http")),),
+        namespace=draw(names),
+        backends=Backends(sql=draw(st.sampled_from(["embedded", "sqlite:///a.db", "mysql+pymysql://u:p@h/meshim"]))),
+        timers=Timers(gap_release_s=draw(st.floats(5, 1_000)), sweep_s=draw(st.floats(0.001, 1e6))),
+        limits=Limits(partitions=draw(st.integers(1, 64)), sessions=draw(st.integers(1, 100_000))),
+    )
+
+
+@given(topologies())
+def test_what_is_dumped_is_read_back(tmp_path_factory: pytest.TempPathFactory, written: Topology) -> None:
+    file = tmp_path_factory.getbasetemp() / "topology.yaml"
+    file.write_text(topology.dump(written), encoding="utf-8")
+    assert topology.load(file) == written
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_topology_or_one_sentence(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    file = tmp_path_factory.getbasetemp() / "any.yaml"
+    file.write_bytes(content)
+    assert_one_sentence(file)
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12)
+
+
+@given(st.sampled_from(["timers", "limits", "backends", "security"]), st.data())
+def test_any_value_in_a_known_field_is_taken_or_one_sentence(
+    tmp_path_factory: pytest.TempPathFactory, part: str, data: st.DataObject
+) -> None:
+    written: dict[str, Any] = msgspec.to_builtins(topology.default())
+    field = data.draw(st.sampled_from(sorted(written[part])))
+    written[part][field] = data.draw(scalars)
+    file = tmp_path_factory.getbasetemp() / "value.yaml"
+    file.write_bytes(msgspec.yaml.encode(written))
+    assert_one_sentence(file)
+
+
+def assert_one_sentence(file: Path) -> None:
+    refused = None
+    try:
+        topology.load(file)
+    except TopologyError as error:
+        refused = error.sentence
+    if refused is not None:
+        assert refused.startswith(str(file))
+        assert refused.endswith(".")
+        assert "\n" not in refused
+
+
+def test_the_default_is_the_file_of_the_repository() -> None:
+    assert topology.load(ROOT / "topology.yaml") == topology.default()
+
+
+def test_the_mysql_topology_is_the_same_mesh_on_other_backends() -> None:
+    external = topology.load(ROOT / "topology.mysql.yaml")
+    assert external.connectors == topology.default().connectors
+    assert "embedded" not in msgspec.structs.astuple(external.backends)
+
+
+def refusal(tmp_path: Path, old: str, new: str) -> str:
+    """The sentence for the default topology after one change to its text."""
+    text = topology.dump(topology.default())
+    assert old in text
+    file = tmp_path / "topology.yaml"
+    file.write_text(text.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(TopologyError) as refused:
+        topology.load(file)
+    return refused.value.sentence.removeprefix(f"{file}: ")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "where", "why"),
+    [
+        # unknown, missing and mistyped fields
+        ("bind: tcp://127.0.0.1:0", "bnid: x", "`$.connectors[0]`", "unknown field `bnid`"),
+        ("namespace:", "namespaze:", "`$`", "unknown field `namespaze`"),
+        ("writers:\n- name: w1\n", "", "`$`", "missing required field `writers`"),
+        ("sweep_s: 30.0", "sweep_s: soon", "`$.timers.sweep_s`", "Expected `float`, got `str`"),
+        ("sweep_s: 30.0", "sweep_s: 0", "`$.timers.sweep_s`", "> 0"),
+        ("sweep_s: 30.0", "sweep_s: .nan", "`$.timers.sweep_s`", "> 0"),
+        ("sweep_s: 30.0", "sweep_s: .inf", "`$.timers.sweep_s`", "<="),
+        ("partitions: 4", "partitions: 0", "`$.limits.partitions`", ">= 1"),
+        ("partitions: 4", "partitions: 4.5", "`$.limits.partitions`", "Expected `int`"),
+        # names
+        ("name: c2", "name: c1", "`$.connectors[1].name`", "'c1' is taken by `$.connectors[0]`"),
+        ("name: w1", "name: c1", "`$.writers[0].name`", "'c1' is taken by `$.connectors[0]`"),
+        ("name: c1", "name: ../c1", "`$.connectors[0].name`", "regex"),
+        ("name: c1", 'name: "c1\\n"', "`$.connectors[0].name`", "regex"),
+        ("namespace: meshim", "namespace: a.b", "`$.namespace`", "regex"),
+        ("writers:\n- name: w1", "writers: []", "`$.writers`", "at least one"),
+        # addresses
+        ("tcp://127.0.0.1:0", "udp://127.0.0.1:0", "`$.connectors[0].bind`", "does not begin with tcp://"),
+        ("tcp://127.0.0.1:0", "tcp://127.0.0.1", "`$.connectors[0].bind`", "no port"),
+        ("tcp://127.0.0.1:0", "tcp://127.0.0.1:65536", "`$.connectors[0].bind`", "0-65535"),
+        ("tcp://127.0.0.1:0", "tcp://:7100", "`$.connectors[0].bind`", "no host"),
+        ("tcp://127.0.0.1:0", "tcp://[::1:0", "`$.connectors[0].bind`", "Invalid IPv6"),
+        ("tcp://127.0.0.1:0", "'tcp://127.0.0.1:\\t0'", "`$.connectors[0].bind`", "is not an address"),
+        ("tcp://127.0.0.1:0", '"tcp://127.0.0.1:0\\n"', "`$.connectors[0].bind`", "a space"),
+        ("tcp://127.0.0.1:0", "tcp://127.0.0.1:1/x", "`$.connectors[0].bind`", "more than host and port"),
+        ("tcp://127.0.0.1:0", "tcp://0.0.0.0:7100", "`$.connectors[0]`", "`advertise`"),
+        ("tcp://127.0.0.1:0", "tcp://*:7100", "`$.connectors[0]`", "`advertise`"),
+        ("advertise: null", "advertise: tcp://[::]:7100", "`$.connectors[0].advertise`", "no address of one host"),
+        ("advertise: null", "advertise: tcp://h:0", "`$.connectors[0].advertise`", "port is 0"),
+        ("advertise: null", "advertise: h:7100", "`$.connectors[0].advertise`", "does not begin with tcp://"),
+        ("http://127.0.0.1:8100", "tcp://127.0.0.1:8100", "`$.rest[0].bind`", "does not begin with http://"),
+        # backends
+        ("redis: embedded", "redis: http://h", "`$.backends.redis`", "redis://HOST:PORT/0"),
+        ("nats: embedded", "nats: nats://", "`$.backends.nats`", "nats://HOST:PORT"),
+        ("nats: embedded", "nats: nats://h:x", "`$.backends.nats`", "nats://HOST:PORT"),
+        ("sql: embedded", "sql: mysql://h/db", "`$.backends.sql`", "mysql+pymysql://"),
+        ("sql: embedded", "sql: mysql+pymysql://u:p@h", "`$.backends.sql`", "mysql+pymysql://"),
+        ("sql: embedded", "sql: 'sqlite://'", "`$.backends.sql`", "sqlite:///FILE"),
+        ("sql: embedded", "sql: 'sqlite:///:memory:'", "`$.backends.sql`", "sqlite:///FILE"),
+        # relations
+        (
+            "lease_renew_s: 1.0",
+            "lease_renew_s: 1.5",
+            "`$.timers.lease_renew_s`",
+            "Twice 1.5 s must be less than lease_ttl_s",
+        ),
+        ("lease_ttl_s: 3.0", "lease_ttl_s: 3.5", "`$.timers.lease_ttl_s`", "5 s and must be less than 5 s"),
+        ("mesh_heartbeat_s: 0.5", "mesh_heartbeat_s: 0.75", "`$.timers.mesh_heartbeat_s`", "cuts a link"),
+        ("mesh_resend_s: 0.5", "mesh_resend_s: 2.5", "`$.timers.mesh_resend_s`", "delivery_timeout_s"),
+        ("link_resend_s: 1.0", "link_resend_s: 2.5", "`$.timers.link_resend_s`", "delivery_timeout_s"),
+        ("delivery_timeout_s: 2.5", "delivery_timeout_s: 4", "`$.timers.delivery_timeout_s`", "client_resend_s"),
+        ("publish_timeout_s: 2.0", "publish_timeout_s: 4", "`$.timers.publish_timeout_s`", "client_resend_s"),
+        ("client_heartbeat_s: 10.0", "client_heartbeat_s: 13", "`$.timers.client_heartbeat_s`", "cuts a client"),
+        ("gap_release_s: 30.0", "gap_release_s: 4", "`$.timers.client_resend_s`", "gap_release_s"),
+        ("partition_lease_s: 6.0", "partition_lease_s: 3", "`$.timers.lease_ttl_s`", "partition_lease_s"),
+        (
+            "body_bytes: 65536",
+            "body_bytes: 262144",
+            "`$.limits.body_bytes`",
+            "262144 + 4096 must be at most frame_bytes",
+        ),
+        ("frame_bytes: 262144", "frame_bytes: 600000", "`$.limits.frame_bytes`", "at most bundle_bytes"),
+        ("bundle_bytes: 524288", "bundle_bytes: 921601", "`$.limits.bundle_bytes`", "what NATS takes (921600)"),
+        ("log_bytes: 4294967296", "log_bytes: 1000", "`$.limits.bundle_bytes`", "log_bytes"),
+        ("drain_page_bytes: 1048576", "drain_page_bytes: 65536", "`$.limits.body_bytes`", "drain_page_bytes"),
+        ("client_window: 32", "client_window: 2000", "`$.limits.client_window`", "session_queue"),
+        ("link_queue: 65536", "link_queue: 500", "`$.limits.bundle_items`", "link_queue"),
+    ],
+)
+def test_what_is_wrong_is_refused_with_path_and_reason(
+    tmp_path: Path, old: str, new: str, where: str, why: str
+) -> None:
+    sentence = refusal(tmp_path, old, new)
+    assert where in sentence
+    assert why in sentence
+
+
+def test_one_address_belongs_to_one_process(tmp_path: Path) -> None:
+    file = tmp_path / "topology.yaml"
+    text = topology.dump(topology.default()).replace("tcp://127.0.0.1:0", "tcp://127.0.0.1:7100")
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(TopologyError, match=r"taken by `\$\.connectors\[0\]` - at `\$\.connectors\[1\]\.bind`"):
+        topology.load(file)
+
+
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    assert "'sweep_s' is given twice" in refusal(tmp_path, "sweep_s: 30.0", "sweep_s: 30.0\n  sweep_s: 31.0")
+
+
+def test_a_password_is_never_repeated(tmp_path: Path) -> None:
+    assert "hunter2" not in refusal(tmp_path, "sql: embedded", "sql: mysql+pymysql://u:hunter2@h")
+
+
+def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(TopologyError, match=r"none\.yaml does not exist: name a topology file with -t"):
+        topology.load(tmp_path / "none.yaml")
+    with pytest.raises(TopologyError, match="cannot be read: Is a directory"):
+        topology.load(tmp_path)
