@@ -16,9 +16,9 @@ from typing import IO
 
 import pymysql
 
-from meshim.deploy.child import die_with_parent
 from meshim.deploy.embedded import Embedded, free_port
 from meshim.deploy.probe import probe
+from meshim.deploy.tether import tethered
 from meshim.errors import BackendUnavailable
 
 _START_S = 60.0
@@ -55,9 +55,7 @@ def running(backend: Embedded) -> Iterator[Server]:
 
 
 def _spawn(command: list[str], output: IO[bytes]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, preexec_fn=die_with_parent()
-    )
+    return subprocess.Popen(tethered(command), stdin=subprocess.DEVNULL, stdout=output, stderr=output)
 
 
 def _wait_until_it_answers(backend: Embedded, process: subprocess.Popen[bytes], deadline: float) -> str | None:

@@ -1,0 +1,217 @@
+"""A whole mesh as one process tree: `meshim up`.
+
+Up: backends, side by side; then the database's tables; then the roles, side by side.  Down: the
+roles first, each of which hands on what it holds, then the backends they need for that.
+"""
+
+import asyncio
+import contextlib
+import errno
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from typing import Any, TypeAlias
+from urllib.parse import urlsplit
+
+import msgspec
+
+from meshim.deploy import state
+from meshim.deploy.child import BackendChild, RoleChild
+from meshim.deploy.embedded import Nats, Valkey
+from meshim.deploy.probe import probe, public
+from meshim.deploy.state import BackendState, DataFolder, MeshState, Phase, RoleState
+from meshim.errors import UsageError
+from meshim.topology import Listener, RestListener, Topology, Worker, dump
+
+RoleCommand: TypeAlias = Callable[[str, str, DataFolder], list[str]]
+"""Role, name and data folder to the command line that runs it."""
+
+_BACKEND_GRACE_S = 5.0
+_EXTRA_GRACE_S = 2.0
+"""A role drains for `shutdown_s`; after so much more it is killed."""
+
+
+def role_command(role: str, name: str, data: DataFolder) -> list[str]:
+    """The command line that runs one role of the mesh on a data folder."""
+    return [sys.executable, "-m", "meshim", role, name, "-t", str(data.topology), "--data", str(data.root)]
+
+
+def upgrade_database(url: str) -> None:
+    """Bring the database's tables to this version."""
+    from meshim.stores import schema  # here: SQLAlchemy and Alembic are slow to import
+
+    schema.upgrade(url)
+
+
+async def run(
+    topology: Topology,
+    data: DataFolder,
+    announce: Callable[[str], None],
+    *,
+    command: RoleCommand = role_command,
+    upgrade: Callable[[str], None] = upgrade_database,
+) -> None:
+    """Run the mesh until SIGTERM, SIGINT or SIGHUP; call `announce` with the API's URL once it is ready.
+
+    Raises `MeshimError` when it cannot start; whatever was started is ended again.
+    """
+    data.create()
+    with state.locked(data) as lock:
+        loop = asyncio.get_running_loop()
+        asked_to_stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(number, asked_to_stop.set)
+        mesh = _Mesh(topology, data, lock, command, upgrade)
+        try:
+            await _until(asked_to_stop, mesh.start())
+            if not asked_to_stop.is_set():
+                announce(mesh.api)
+                await _until(asked_to_stop, mesh.keep())
+        finally:
+            await mesh.stop()
+
+
+class _Mesh:
+    """The children, and the state file that tells about them."""
+
+    def __init__(
+        self, topology: Topology, data: DataFolder, lock: int, command: RoleCommand, upgrade: Callable[[str], None]
+    ) -> None:
+        self.api = ""
+        self._topology = topology
+        self._data = data
+        self._lock = lock
+        self._command = command
+        self._upgrade = upgrade
+        self._phase = Phase.STARTING
+        self._urls = msgspec.structs.asdict(topology.backends)
+        self._backends: dict[str, BackendChild] = {}
+        self._roles: list[RoleChild] = []
+        self._write_state()
+
+    async def start(self) -> None:
+        _check_addresses(self._topology)
+        await self._start_backends()
+        await asyncio.to_thread(self._upgrade, self._urls["sql"])
+        self._write_topology()
+        self._roles = [self._role(role, member.name) for role, member in _members(self._topology)]
+        await _all(role.start() for role in self._roles)
+        self.api = next(role.endpoint for role in self._roles if role.kind == "rest" and role.endpoint)
+        self._phase = Phase.RUNNING
+        self._write_state()
+
+    async def keep(self) -> None:
+        """Start again what ends; returns only by cancellation."""
+        await _all(child.keep() for child in (*self._backends.values(), *self._roles))
+
+    async def stop(self) -> None:
+        self._phase = Phase.STOPPING
+        self._write_state()
+        grace_s = self._topology.timers.shutdown_s + _EXTRA_GRACE_S
+        await _all(role.stop(grace_s) for role in self._roles)
+        await _all(backend.stop(_BACKEND_GRACE_S) for backend in self._backends.values())
+        self._phase = Phase.STOPPED
+        self._write_state()
+
+    async def _start_backends(self) -> None:
+        wanted = self._topology.backends
+        limits = self._topology.limits
+        if wanted.redis == "embedded":
+            self._backends["redis"] = self._backend(Valkey(self._data.root / "valkey"))
+        if wanted.nats == "embedded":
+            # The log's partitions, and as much as two more for what meshim keeps beside them.
+            store_bytes = (limits.partitions + 2) * limits.log_bytes
+            self._backends["nats"] = self._backend(Nats(self._data.root / "nats", store_bytes=store_bytes))
+        if wanted.sql == "embedded":
+            self._urls["sql"] = self._data.sqlite_url
+        external = [url for name, url in self._urls.items() if name not in self._backends]
+        await _all([*(child.start() for child in self._backends.values()), *(probe(url) for url in external)])
+        for name, child in self._backends.items():
+            self._urls[name] = child.endpoint
+
+    def _backend(self, recipe: Valkey | Nats) -> BackendChild:
+        log = self._data.logs / f"{recipe.name}.log"
+        return BackendChild(recipe, log, self._lock, self._write_state)
+
+    def _role(self, role: str, name: str) -> RoleChild:
+        log = self._data.logs / f"{role}-{name}.log"
+        return RoleChild(role, name, self._command(role, name, self._data), log, self._lock, self._write_state)
+
+    def _write_topology(self) -> None:
+        """For the roles: where the backends really are.  It holds their passwords."""
+        resolved = msgspec.structs.replace(
+            self._topology, backends=msgspec.convert(self._urls, type(self._topology.backends))
+        )
+        self._data.topology.unlink(missing_ok=True)
+        with open(self._data.topology, "x", encoding="utf-8", opener=_private) as file:
+            file.write(dump(resolved))
+
+    def _write_state(self) -> None:
+        backends = []
+        for name, url in self._urls.items():
+            child = self._backends.get(name)
+            shown = "embedded" if url == "embedded" else public(url)
+            if child is None:
+                backends.append(BackendState(name, shown, None, Phase.EXTERNAL, 0))
+            else:
+                backends.append(BackendState(name, shown, child.pid, child.state, child.restarts))
+        roles = [RoleState(r.name, r.kind, r.pid, r.state, r.endpoint, r.restarts) for r in self._roles]
+        state.write(self._data, MeshState(os.getpid(), self._phase, self.api or None, roles, backends))
+
+
+def _members(topology: Topology) -> Iterator[tuple[str, Listener | Worker | RestListener]]:
+    """Every process of a mesh with its role."""
+    yield from (("transfer", member) for member in topology.transfers)
+    yield from (("writer", member) for member in topology.writers)
+    yield from (("connector", member) for member in topology.connectors)
+    yield from (("rest", member) for member in topology.rest)
+
+
+def _check_addresses(topology: Topology) -> None:
+    """Raise `UsageError` for an address that cannot be bound: better now than by a role that dies of it."""
+    for _, member in _members(topology):
+        if isinstance(member, Worker):
+            continue
+        address = urlsplit(member.bind)
+        if not address.port:
+            continue
+        host = "0.0.0.0" if address.hostname == "*" else address.hostname  # noqa: S104  (as the topology says)
+        try:
+            family, kind, protocol, _, place = socket.getaddrinfo(host, address.port, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family, kind, protocol) as probed:
+                probed.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probed.bind(place)
+        except OSError as error:
+            what = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be bound ({error.strerror})"
+            raise UsageError(
+                f"The address {member.bind} of {member.name} {what}: end what listens there, or choose another one."
+            ) from error
+
+
+async def _all(work: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run side by side to the end; the first error cancels the others and is raised as it is."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for each in work:
+                group.create_task(each)
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+
+
+async def _until(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Work until it is done, or cancel it when the event comes first; raises what it raised."""
+    task = asyncio.create_task(work)
+    waiter = asyncio.create_task(event.wait())
+    try:
+        await asyncio.wait({task, waiter}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiter.cancel()
+        task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
