@@ -1,0 +1,158 @@
+"""SQL engines: what SQLite and MySQL/MariaDB must be told so that both keep the same promises.
+
+Two kinds of transaction are begun, and no other:
+
+========  ==========================================  ==========================================
+          SQLite                                      MySQL, MariaDB
+========  ==========================================  ==========================================
+write     BEGIN IMMEDIATE: the lock is taken first,   READ COMMITTED: each statement sees what is
+          so that nothing fails half-way for want     committed, and no gap is locked that two
+          of it                                       partitions might want; what must not change
+                                                      is read FOR UPDATE
+snapshot  BEGIN: all reads see one state (WAL)        REPEATABLE READ: all reads see one state
+========  ==========================================  ==========================================
+
+The sqlite3 module begins transactions by itself, and only before a write: that is switched
+off (`isolation_level = None`), and the `begin` event says what SQLAlchemy means.
+"""
+
+import sqlite3
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import event
+from sqlalchemy.engine import URL, Connection, Engine, make_url
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, InternalError, OperationalError, SQLAlchemyError
+
+from meshim.errors import UsageError
+
+SNAPSHOT = "meshim_snapshot"
+"""Execution option of an engine whose transactions only read, and see one state."""
+
+_CONNECT_TIMEOUT_S = 3
+_ANSWER_TIMEOUT_S = 10  # also bounds how long a stopped server holds a thread
+_LOCK_TIMEOUT_S = 2
+_SQLITE_BUSY_TIMEOUT_MS = 5_000
+
+_SQLITE_PRAGMAS = (
+    f"busy_timeout = {_SQLITE_BUSY_TIMEOUT_MS}",  # first: the others may have to wait
+    "journal_mode = WAL",
+    "synchronous = FULL",  # a commit is on the disk when it returns
+    "foreign_keys = ON",
+)
+
+# Strict whatever the server's default is: a value that does not fit is an error, never cut.
+_MYSQL_SESSION = f"SET SESSION sql_mode = 'TRADITIONAL', innodb_lock_wait_timeout = {_LOCK_TIMEOUT_S}"
+
+# Primary result codes that say something of the file, the disk or other processes, not of our statement.
+_SQLITE_UNAVAILABLE = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_READONLY,
+    }
+)
+# PyMySQL calls every server error it does not know operational; these say that a statement is wrong.
+_MYSQL_OUR_FAULT = frozenset({1054, 1364, 3819, 4025})
+# Lock wait timeout, deadlock, "record has changed since last read" (MariaDB, snapshot isolation).
+_MYSQL_CONTENTION = frozenset({1020, 1205, 1213})
+_MYSQL_DUPLICATE_KEY = 1062
+
+
+def create(url: str, connections: int, answer_timeout_s: int = _ANSWER_TIMEOUT_S) -> Engine:
+    """Return an engine with at most that many connections; nothing is opened yet.
+
+    Raises `UsageError` for a URL of another kind of database.
+    """
+    parsed = _parse(url)
+    if parsed.get_backend_name() == "sqlite":
+        engine = sqlalchemy.create_engine(parsed, pool_size=connections, max_overflow=0)
+        event.listen(engine, "connect", _configure_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    engine = sqlalchemy.create_engine(
+        parsed,
+        pool_size=connections,
+        max_overflow=0,
+        pool_pre_ping=True,  # the server closes connections that were idle for long
+        isolation_level="READ COMMITTED",
+        connect_args={
+            "charset": "utf8mb4",
+            "init_command": _MYSQL_SESSION,
+            "connect_timeout": _CONNECT_TIMEOUT_S,
+            "read_timeout": answer_timeout_s,
+            "write_timeout": answer_timeout_s,
+        },
+    )
+    event.listen(engine, "begin", _begin_mysql)
+    return engine
+
+
+def is_contention(error: DBAPIError) -> bool:
+    """Whether the same transaction, begun again, may well succeed.
+
+    A duplicate key is among the reasons: our transactions look before they insert, so it
+    means that somebody inserted in between, and that a second look will find it.
+    """
+    number = _mysql_number(error)
+    return number in _MYSQL_CONTENTION or (isinstance(error, IntegrityError) and number == _MYSQL_DUPLICATE_KEY)
+
+
+def is_unavailable(error: SQLAlchemyError) -> bool:
+    """Whether the database is away, full, locked or broken; otherwise the error is ours."""
+    if not isinstance(error, DBAPIError):
+        return isinstance(error, sqlalchemy.exc.TimeoutError)  # no connection was free
+    if isinstance(error.orig, sqlite3.Error):
+        code: int = getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_ERROR)  # the module's own errors have none
+        return (code & 0xFF) in _SQLITE_UNAVAILABLE
+    if not isinstance(error, OperationalError | InterfaceError | InternalError):
+        return error.connection_invalidated
+    return _mysql_number(error) not in _MYSQL_OUR_FAULT
+
+
+def reason(error: SQLAlchemyError) -> str:
+    """What the driver said, on one line, without the statement and its values."""
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    words = cause.args[-1] if cause.args else type(cause).__name__
+    return " ".join(str(words).split()).rstrip(".")
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except sqlalchemy.exc.ArgumentError:
+        parsed = None
+    if parsed is None or parsed.drivername not in {"sqlite", "mysql+pymysql", "mariadb+pymysql"}:
+        raise UsageError("The URL of the database must begin with mysql+pymysql:// or sqlite:///.")
+    if parsed.drivername == "sqlite" and parsed.database in {None, "", ":memory:"}:
+        raise UsageError("The URL of a SQLite database must name a file: sqlite:///path/to/file.")
+    return parsed
+
+
+def _configure_sqlite(connection: Any, record: object) -> None:
+    connection.isolation_level = None
+    for pragma in _SQLITE_PRAGMAS:
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get(SNAPSHOT) else "BEGIN IMMEDIATE")
+
+
+def _begin_mysql(connection: Connection) -> None:
+    if connection.get_execution_options().get(SNAPSHOT):
+        # Of the next transaction alone, which begins with our first statement.
+        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+
+
+def _mysql_number(error: DBAPIError) -> int | None:
+    number = error.orig.args[0] if error.orig is not None and error.orig.args else None
+    return number if isinstance(number, int) else None

@@ -1,0 +1,321 @@
+"""The tables, and how a database gets and keeps them.
+
+Conventions, the same on SQLite and MySQL/MariaDB:
+
+- Ids ascend and are never given twice (AUTOINCREMENT; InnoDB keeps its counter on disk since
+  MySQL 8.0 and MariaDB 10.2.4).
+- Times are milliseconds since 1970 UTC, as integers: no time zone of a server or session can shift them.
+- Text is compared byte by byte (utf8mb4_bin, BINARY).
+- An epoch is 64 unsigned bits and SQLite's integers are signed, so everywhere it is kept as
+  the signed number with the same bits (`to_signed`).
+
+`migrations/` holds the same tables as steps from one version to the next; a test compares the two.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import alembic.command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    TypeDecorator,
+    UniqueConstraint,
+    func,
+    select,
+    text,
+)
+from sqlalchemy.dialects import mysql
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+
+from meshim.errors import BackendUnavailable, UsageError
+from meshim.stores.engine import SNAPSHOT, create, is_unavailable, reason
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+_UPGRADE_LOCK_S = 60
+_UPGRADE_ANSWER_S = 3600  # a step may rewrite a large table
+
+
+def to_signed(number: int) -> int:
+    """The signed 64-bit number with the same bits as this unsigned one."""
+    return number - (1 << 64) if number >= 1 << 63 else number
+
+
+def to_unsigned(number: int) -> int:
+    """The other way."""
+    return number & (1 << 64) - 1
+
+
+class Epoch(TypeDecorator[int]):
+    """64 unsigned bits, as a signed BIGINT."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: int | None, dialect: Dialect) -> int | None:
+        return None if value is None else to_signed(value)
+
+    def process_result_value(self, value: int | None, dialect: Dialect) -> int | None:
+        return None if value is None else to_unsigned(value)
+
+
+class now_ms(FunctionElement[int]):  # noqa: N801  (an SQL function, named like one)
+    """The clock of the database, in milliseconds since 1970 UTC."""
+
+    type = BigInteger()
+    inherit_cache = True
+
+
+@compiles(now_ms, "sqlite")
+def _sqlite_now_ms(element: Any, compiler: Any, **options: Any) -> str:
+    return "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)"
+
+
+@compiles(now_ms, "mysql")
+@compiles(now_ms, "mariadb")
+def _mysql_now_ms(element: Any, compiler: Any, **options: Any) -> str:
+    return "(TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(3)) DIV 1000)"
+
+
+metadata = MetaData()
+
+_MYSQL = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
+_TABLE: dict[str, Any] = _MYSQL | {option.replace("mysql", "mariadb"): value for option, value in _MYSQL.items()}
+_COUNTED: dict[str, Any] = _TABLE | {"sqlite_autoincrement": True}
+
+_Id = BigInteger().with_variant(Integer(), "sqlite")  # SQLite counts ids only for INTEGER PRIMARY KEY
+_Hash = LargeBinary(32).with_variant(mysql.BINARY(32), "mysql", "mariadb")
+_MessageId = LargeBinary(16).with_variant(mysql.BINARY(16), "mysql", "mariadb")
+_Wrapped = LargeBinary(255).with_variant(mysql.VARBINARY(255), "mysql", "mariadb")
+_Content = LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb")
+_Owner = String(64)
+
+
+def _number(name: str, default: int | None = None) -> Column[int]:
+    return Column(name, BigInteger, nullable=False, server_default=None if default is None else text(str(default)))
+
+
+im_user = Table(
+    "im_user",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("name", String(64), nullable=False),
+    Column("password_hash", String(255), nullable=False),
+    _number("gmt_create"),
+    UniqueConstraint("name", name="uq_user_name"),
+    **_COUNTED,
+)
+
+im_device = Table(
+    "im_device",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("user_id", BigInteger, ForeignKey("im_user.id", name="fk_device_user"), nullable=False),
+    Column("name", String(64), nullable=False),
+    Column("epoch", Epoch, nullable=False),
+    _number("last_seen"),
+    _number("gmt_create"),
+    # The lease of the queue.  No owner: free.  The fencing number only rises.
+    Column("queue_owner", _Owner, nullable=False, server_default=text("''")),
+    _number("queue_session", 0),
+    _number("queue_fence", 0),
+    _number("queue_until", 0),
+    UniqueConstraint("user_id", "name", name="uq_device_name"),
+    Index("ix_device_last_seen", "last_seen"),
+    **_COUNTED,
+)
+
+im_token = Table(
+    "im_token",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("token_hash", _Hash, nullable=False),
+    Column("user_id", BigInteger, ForeignKey("im_user.id", name="fk_token_user"), nullable=False),
+    # NULL: for REST alone.
+    Column("device_id", BigInteger, ForeignKey("im_device.id", name="fk_token_device", ondelete="CASCADE")),
+    Column("epoch", Epoch, nullable=False),
+    _number("expires_at"),
+    _number("gmt_create"),
+    UniqueConstraint("token_hash", name="uq_token_hash"),
+    Index("ix_token_user", "user_id"),
+    Index("ix_token_device", "device_id"),
+    **_COUNTED,
+)
+
+im_relation = Table(
+    "im_relation",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("user_id1", BigInteger, ForeignKey("im_user.id", name="fk_relation_user1"), nullable=False),
+    Column("user_id2", BigInteger, ForeignKey("im_user.id", name="fk_relation_user2"), nullable=False),
+    Column("state", String(16), nullable=False),  # requested, friends, removed
+    _number("requested_by"),
+    _number("gmt_create"),
+    _number("gmt_modified"),
+    CheckConstraint("user_id1 < user_id2", name="ck_relation_order"),
+    UniqueConstraint("user_id1", "user_id2", name="uq_relation_pair"),
+    Index("ix_relation_user2", "user_id2"),
+    **_COUNTED,
+)
+
+im_relation_key = Table(
+    "im_relation_key",
+    metadata,
+    Column(
+        "relation_id",
+        BigInteger,
+        ForeignKey("im_relation.id", name="fk_key_relation", ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+    ),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("wrapped", _Wrapped, nullable=False),
+    _number("gmt_create"),
+    **_TABLE,
+)
+
+im_offline = Table(
+    "im_offline",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("msg_id", _MessageId, nullable=False),
+    Column("msg_type", SmallInteger, nullable=False),  # the kind of the envelope
+    Column("content", _Content, nullable=False),  # the envelope, byte for byte; other columns are read from it
+    _number("to_user_id"),
+    # No foreign key: InnoDB would lock the device with every row, against greetings and drains.
+    # Whoever deletes a device locks the positions first, and so every writer out.
+    _number("to_device"),
+    Column("has_read", SmallInteger, nullable=False, server_default=text("0")),
+    _number("gmt_create"),
+    Column("gmt_read", BigInteger),
+    _number("from_user_id"),
+    _number("from_device"),
+    Column("epoch", Epoch, nullable=False),
+    Column("destination_type", SmallInteger, nullable=False),
+    _number("destination_id"),
+    _number("destination_device"),
+    _number("seq"),
+    _number("position"),
+    Column("index", Integer, nullable=False),
+    Column("format", SmallInteger, nullable=False),
+    UniqueConstraint(
+        "to_device",
+        "from_user_id",
+        "from_device",
+        "epoch",
+        "destination_type",
+        "destination_id",
+        "destination_device",
+        "seq",
+        name="uq_offline_message",
+    ),
+    Index("ix_offline_drain", "to_device", "has_read", "position", "index"),
+    Index("ix_offline_purge", "gmt_read"),
+    **_COUNTED,
+)
+
+im_position = Table(
+    "im_position",
+    metadata,
+    Column("partition", Integer, primary_key=True, autoincrement=False),
+    _number("position"),
+    _number("fence"),
+    Column("owner", _Owner, nullable=False),  # empty: free
+    _number("lease_until"),
+    **_TABLE,
+)
+
+
+def upgrade(url: str) -> None:
+    """Bring the database to the newest version; nothing happens when it has it.
+
+    One of several processes that do so at once works, the others wait for it.  Raises
+    `BackendUnavailable`, and `UsageError` when the database has a version that this program does not know.
+    """
+    engine = create(url, 1, _UPGRADE_ANSWER_S)
+    try:
+        with engine.begin() as connection:  # SQLite: one transaction, and its lock is ours from here
+            _lock(connection)
+            _known(_version(connection))
+            alembic.command.upgrade(_configuration(connection), "head")
+    except SQLAlchemyError as error:
+        if not is_unavailable(error):
+            raise
+        raise BackendUnavailable(f"The database is not available: {reason(error)}.") from error
+    finally:
+        engine.dispose()  # ends the lock too
+
+
+def check(url: str) -> None:
+    """Raise `UsageError` unless the database has the newest version, `BackendUnavailable` when it does not answer.
+
+    Warns when MySQL or MariaDB is set to acknowledge commits that are not on the disk.
+    """
+    engine = create(url, 1)
+    try:
+        with engine.execution_options(**{SNAPSHOT: True}).connect() as connection:
+            version = _version(connection)
+            durability = "1" if connection.dialect.name == "sqlite" else _flush_at_commit(connection)
+    except SQLAlchemyError as error:
+        if not is_unavailable(error):
+            raise
+        raise BackendUnavailable(f"The database is not available: {reason(error)}.") from error
+    finally:
+        engine.dispose()
+    if version != _known(version):
+        raise UsageError("The database has no tables, or old ones: run `meshim db upgrade`.")
+    if durability != "1":
+        logging.getLogger(__name__).warning(
+            "innodb_flush_log_at_trx_commit is %s: a power loss can take messages that were acknowledged; set it to 1.",
+            durability,
+        )
+
+
+def _known(version: str | None) -> str | None:
+    """Return the newest version; raise `UsageError` if the database is beyond it."""
+    script = ScriptDirectory(str(_MIGRATIONS))
+    if version is not None and version not in {step.revision for step in script.walk_revisions()}:
+        raise UsageError(f"The database has version {version}, made by a newer meshim: install that one.")
+    return script.get_current_head()
+
+
+def _version(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def _flush_at_commit(connection: Connection) -> str:
+    return str(connection.scalar(text("SELECT @@innodb_flush_log_at_trx_commit")))
+
+
+def _configuration(connection: Connection) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    return config
+
+
+def _lock(connection: Connection) -> None:
+    """MySQL commits with every change of a table, so a transaction keeps nobody out there."""
+    if connection.dialect.name == "sqlite":
+        return
+    name = func.concat("meshim upgrade ", func.sha1(func.database()))
+    if connection.scalar(select(func.get_lock(func.left(name, 64), _UPGRADE_LOCK_S))) != 1:
+        raise BackendUnavailable("Another process is upgrading the database; try again when it is done.")
