@@ -1,7 +1,11 @@
 """The link between a client (DEALER) and a connector (ROUTER)."""
 
+from collections.abc import Callable
+
 import msgspec
 
+from meshim.wire import codec
+from meshim.wire.bounds import U31, U63, U64, Id, Milliseconds, Name, Positions, Token, WindowSize
 from meshim.wire.link import Ack, Close, Data, Frame, Ping, Pong, Reset
 from meshim.wire.outcome import Outcome
 
@@ -16,33 +20,33 @@ class Greet(Frame, array_like=True, frozen=True, gc=False, tag=1):
     `window` is how many unacknowledged data frames it will take.
     """
 
-    version: int
-    token: bytes
-    epoch: int
-    link: int
-    window: int
-    software: str = ""
+    version: U31
+    token: Token
+    epoch: U64
+    link: U64
+    window: WindowSize
+    software: Name = ""
 
 
 class Welcome(Frame, array_like=True, frozen=True, gc=False, tag=2):
     """The greeting is accepted.  `now` is the server's clock, milliseconds since 1970 UTC."""
 
-    version: int
-    link: int
-    session: int
-    user: int
-    device: int
-    window: int
-    body_bytes: int
-    frame_bytes: int
-    heartbeat_ms: int
-    now: int
+    version: U31
+    link: U64
+    session: U63
+    user: Id
+    device: Id
+    window: WindowSize
+    body_bytes: U31
+    frame_bytes: U31
+    heartbeat_ms: U31
+    now: Milliseconds
 
 
 class Stored(Frame, array_like=True, frozen=True, gc=False, tag=10):
     """How the device's stored messages stand: all pushed, or delayed because the database is away."""
 
-    link: int
+    link: U64
     delayed: bool
 
 
@@ -54,7 +58,7 @@ class Submit(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=1):
     """
 
     envelope: bytes
-    after: tuple[Position, ...] = ()
+    after: Positions = ()
 
 
 class Delivery(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=2):
@@ -70,20 +74,7 @@ ConnectorItem = Delivery | Outcome
 ClientFrame = Greet | Data[ClientItem] | Ack | Ping | Pong | Close | Reset
 ConnectorFrame = Welcome | Stored | Data[ConnectorItem] | Ack | Ping | Pong | Close | Reset
 
-_encoder = msgspec.msgpack.Encoder()
-_from_client = msgspec.msgpack.Decoder(ClientFrame)
-_from_connector = msgspec.msgpack.Decoder(ConnectorFrame)
-
-
-def encode(frame: Frame) -> bytes:
-    return _encoder.encode(frame)
-
-
-def decode_from_client(data: bytes) -> ClientFrame:
-    """Raises `msgspec.DecodeError` (also for wrong types)."""
-    return _from_client.decode(data)  # type: ignore[no-any-return]  # a union is not a type to mypy
-
-
-def decode_from_connector(data: bytes) -> ConnectorFrame:
-    """Raises `msgspec.DecodeError` (also for wrong types)."""
-    return _from_connector.decode(data)  # type: ignore[no-any-return]  # a union is not a type to mypy
+encode: Callable[[Frame], bytes] = codec.encode
+decode_from_client: Callable[[bytes], ClientFrame] = codec.decoder(ClientFrame)
+"""Raises `msgspec.DecodeError` (also for wrong types and numbers out of bounds), as the other does."""
+decode_from_connector: Callable[[bytes], ConnectorFrame] = codec.decoder(ConnectorFrame)

@@ -10,8 +10,13 @@ acknowledged.
 """
 
 import enum
+from collections.abc import Callable
+from typing import Annotated
 
 import msgspec
+
+from meshim.wire.bounds import LIST_MAX, U8, U31, U64, AnyId, Id, MessageId, Milliseconds, Seq
+from meshim.wire.codec import decoder, encode
 
 WIRE_VERSION = 1
 """Of envelopes, greetings, hellos, log records and rows."""
@@ -45,17 +50,17 @@ class Destination(msgspec.Struct, array_like=True, frozen=True, gc=False):
     `id` is a user id for USER and DEVICE, a group id for GROUP; `device` is 0 except for DEVICE.
     """
 
-    type: int
-    id: int
-    device: int = 0
+    type: U8
+    id: Id
+    device: AnyId = 0
 
 
 class Stream(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The messages of one sending device to one destination."""
 
-    user: int
-    device: int
-    epoch: int
+    user: Id
+    device: Id
+    epoch: U64
     to: Destination
 
 
@@ -67,17 +72,17 @@ class Envelope(msgspec.Struct, array_like=True, frozen=True, gc=False):
     `key` is the version of the content key; 0 says that the body is not sealed.
     """
 
-    version: int
-    id: bytes
-    user: int
-    device: int
-    epoch: int
+    version: U31
+    id: MessageId
+    user: Id
+    device: Id
+    epoch: U64
     to: Destination
-    seq: int
-    base: int
-    kind: int
-    key: int
-    sent_at: int
+    seq: Seq
+    base: Seq
+    kind: U8
+    key: U31
+    sent_at: Milliseconds
     body: bytes
 
     @property
@@ -105,42 +110,27 @@ class Receipt(msgspec.Struct, array_like=True, frozen=True):
     `ranges` are inclusive pairs of `seq`.
     """
 
-    kind: int
-    epoch: int
+    kind: U8
+    epoch: U64
     to: Destination
-    ranges: tuple[tuple[int, int], ...]
-
-
-_encoder = msgspec.msgpack.Encoder()
-_envelope = msgspec.msgpack.Decoder(Envelope)
-_text = msgspec.msgpack.Decoder(Text)
-_receipt = msgspec.msgpack.Decoder(Receipt)
+    ranges: Annotated[tuple[tuple[Seq, Seq], ...], msgspec.Meta(max_length=LIST_MAX)]
 
 
 def encode_envelope(envelope: Envelope) -> bytes:
-    return _encoder.encode(envelope)
-
-
-def decode_envelope(data: bytes) -> Envelope:
-    """Raises `msgspec.DecodeError` (also for wrong types)."""
-    return _envelope.decode(data)
+    return encode(envelope)
 
 
 def encode_content(content: Text | Receipt) -> bytes:
-    return _encoder.encode(content)
+    return encode(content)
 
 
-def decode_text(data: bytes) -> Text:
-    """Raises `msgspec.DecodeError`."""
-    return _text.decode(data)
-
-
-def decode_receipt(data: bytes) -> Receipt:
-    """Raises `msgspec.DecodeError`."""
-    return _receipt.decode(data)
+decode_envelope: Callable[[bytes], Envelope] = decoder(Envelope)
+"""Raises `msgspec.DecodeError` (also for wrong types and numbers out of bounds), as the other two do."""
+decode_text: Callable[[bytes], Text] = decoder(Text)
+decode_receipt: Callable[[bytes], Receipt] = decoder(Receipt)
 
 
 def associated_data(envelope: Envelope) -> bytes:
     """What AES-GCM authenticates beside the body: every field but `base` and `body`, as one msgpack array."""
     e = envelope
-    return _encoder.encode((e.version, e.id, e.user, e.device, e.epoch, e.to, e.seq, e.kind, e.key, e.sent_at))
+    return encode((e.version, e.id, e.user, e.device, e.epoch, e.to, e.seq, e.kind, e.key, e.sent_at))

@@ -1,33 +1,33 @@
 """What transfers publish to the log and writers read from it."""
 
+from collections.abc import Callable
+from typing import Annotated
+
 import msgspec
 
+from meshim.wire.bounds import ITEMS_MAX, LIST_MAX, U31, Id
+from meshim.wire.codec import decoder, encode
 from meshim.wire.envelope import WIRE_VERSION
 
 
 class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """An envelope to keep for devices of `user`; no devices means all that the registry knows."""
 
-    user: int
-    devices: tuple[int, ...]
+    user: Id
+    devices: Annotated[tuple[Id, ...], msgspec.Meta(max_length=LIST_MAX)]
     envelope: bytes
 
 
 class Record(msgspec.Struct, array_like=True, frozen=True):
     """One message of the log: a bundle of entries for one partition."""
 
-    version: int
-    entries: tuple[Entry, ...]
-
-
-_encoder = msgspec.msgpack.Encoder()
-_record = msgspec.msgpack.Decoder(Record)
+    version: U31
+    entries: Annotated[tuple[Entry, ...], msgspec.Meta(max_length=ITEMS_MAX)]
 
 
 def encode_record(entries: tuple[Entry, ...]) -> bytes:
-    return _encoder.encode(Record(WIRE_VERSION, entries))
+    return encode(Record(WIRE_VERSION, entries))
 
 
-def decode_record(data: bytes) -> Record:
-    """Raises `msgspec.DecodeError`."""
-    return _record.decode(data)
+decode_record: Callable[[bytes], Record] = decoder(Record)
+"""Raises `msgspec.DecodeError` (also for wrong types and numbers out of bounds)."""

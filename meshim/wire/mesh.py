@@ -4,29 +4,33 @@ Bundles are `Data` frames with many items.  The stamp is what the mesh knows of 
 envelope; hops read and write stamps and move envelopes as bytes.
 """
 
+from collections.abc import Callable
+from typing import Annotated
+
 import msgspec
 
-from meshim.wire.client import Position
+from meshim.wire import codec
+from meshim.wire.bounds import LIST_MAX, U8, U31, U63, U64, Copies, Id, Name, Positions, Seq, WindowSize
 from meshim.wire.envelope import Destination
 from meshim.wire.link import Ack, Close, Data, Frame, Ping, Pong, Reset
-from meshim.wire.outcome import Copy, Outcome
+from meshim.wire.outcome import Outcome
 
 
 class Hello(Frame, array_like=True, frozen=True, gc=False, tag=1):
     """First frame of a connector: which incarnation it is, and the epoch of this link."""
 
-    version: int
-    link: int
-    incarnation: int
-    name: str
-    window: int
+    version: U31
+    link: U64
+    incarnation: U63
+    name: Name
+    window: WindowSize
 
 
 class HelloOk(Frame, array_like=True, frozen=True, gc=False, tag=2):
-    version: int
-    link: int
-    incarnation: int
-    window: int
+    version: U31
+    link: U64
+    incarnation: U63
+    window: WindowSize
 
 
 class Stamp(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -36,16 +40,16 @@ class Stamp(msgspec.Struct, array_like=True, frozen=True, gc=False):
     looked up the devices.  `trace` is 0, or a number that hops write to their logs.
     """
 
-    origin: int
-    user: int
-    device: int
-    epoch: int
+    origin: U63
+    user: Id
+    device: Id
+    epoch: U64
     to: Destination
-    seq: int
-    kind: int
-    after: tuple[Position, ...] = ()
-    copies: tuple[Copy, ...] = ()
-    trace: int = 0
+    seq: Seq
+    kind: U8
+    after: Positions = ()
+    copies: Copies = ()
+    trace: U63 = 0
 
 
 class Route(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=1):
@@ -58,8 +62,8 @@ class Route(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=1):
 class Place(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=2):
     """Transfer to connector: deliver to these devices of `user`, each as (device, session)."""
 
-    user: int
-    seats: tuple[tuple[int, int], ...]
+    user: Id
+    seats: Annotated[tuple[tuple[Id, U63], ...], msgspec.Meta(max_length=LIST_MAX)]
     stamp: Stamp
     envelope: bytes
 
@@ -70,8 +74,8 @@ class Return(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=4):
     `absent` says that they are not connected here, which corrects the transfer's cache.
     """
 
-    user: int
-    devices: tuple[int, ...]
+    user: Id
+    devices: Annotated[tuple[Id, ...], msgspec.Meta(max_length=LIST_MAX)]
     absent: bool
     stamp: Stamp
     envelope: bytes
@@ -83,20 +87,7 @@ FromTransfer = Place | Outcome
 ConnectorToTransfer = Hello | Data[FromConnector] | Ack | Ping | Pong | Close | Reset
 TransferToConnector = HelloOk | Data[FromTransfer] | Ack | Ping | Pong | Close | Reset
 
-_encoder = msgspec.msgpack.Encoder()
-_from_connector = msgspec.msgpack.Decoder(ConnectorToTransfer)
-_from_transfer = msgspec.msgpack.Decoder(TransferToConnector)
-
-
-def encode(frame: Frame) -> bytes:
-    return _encoder.encode(frame)
-
-
-def decode_from_connector(data: bytes) -> ConnectorToTransfer:
-    """Raises `msgspec.DecodeError` (also for wrong types)."""
-    return _from_connector.decode(data)  # type: ignore[no-any-return]  # a union is not a type to mypy
-
-
-def decode_from_transfer(data: bytes) -> TransferToConnector:
-    """Raises `msgspec.DecodeError` (also for wrong types)."""
-    return _from_transfer.decode(data)  # type: ignore[no-any-return]  # a union is not a type to mypy
+encode: Callable[[Frame], bytes] = codec.encode
+decode_from_connector: Callable[[bytes], ConnectorToTransfer] = codec.decoder(ConnectorToTransfer)
+"""Raises `msgspec.DecodeError` (also for wrong types and numbers out of bounds), as the other does."""
+decode_from_transfer: Callable[[bytes], TransferToConnector] = codec.decoder(TransferToConnector)

@@ -4,41 +4,43 @@ Each only makes something happen sooner that a sweep or a time limit makes happe
 Poke and Kick go to the subject of one connector incarnation, the others to all connectors.
 """
 
+from collections.abc import Callable
+from typing import Annotated
+
 import msgspec
+
+from meshim.wire.bounds import ITEMS_MAX, U31, U63, Id, Sentence
+from meshim.wire.codec import decoder, encode
 
 
 class Poke(msgspec.Struct, array_like=True, frozen=True, tag=1):
     """Something was stored for these devices, each (user, device): look at their queues."""
 
-    devices: tuple[tuple[int, int], ...]
+    devices: Annotated[tuple[tuple[Id, Id], ...], msgspec.Meta(max_length=ITEMS_MAX)]
 
 
 class Kick(msgspec.Struct, array_like=True, frozen=True, tag=2):
     """Close the session of this device if its number is not above `session`."""
 
-    user: int
-    device: int
-    session: int
-    code: int
-    sentence: str
+    user: Id
+    device: Id
+    session: U63
+    code: U31
+    sentence: Sentence
 
 
 class AccountChanged(msgspec.Struct, array_like=True, frozen=True, tag=3):
     """Relations or devices of these users changed: read them again."""
 
-    users: tuple[int, ...]
+    users: Annotated[tuple[Id, ...], msgspec.Meta(max_length=ITEMS_MAX)]
 
 
 Notice = Poke | Kick | AccountChanged
 
-_encoder = msgspec.msgpack.Encoder()
-_notice = msgspec.msgpack.Decoder(Notice)
-
 
 def encode_notice(notice: Notice) -> bytes:
-    return _encoder.encode(notice)
+    return encode(notice)
 
 
-def decode_notice(data: bytes) -> Notice:
-    """Raises `msgspec.DecodeError`."""
-    return _notice.decode(data)  # type: ignore[no-any-return]  # a union is not a type to mypy
+decode_notice: Callable[[bytes], Notice] = decoder(Notice)
+"""Raises `msgspec.DecodeError` (also for wrong types and numbers out of bounds)."""

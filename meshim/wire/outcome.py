@@ -9,6 +9,7 @@ import enum
 
 import msgspec
 
+from meshim.wire.bounds import U8, U31, U63, U64, Copies, Id, Sentence, Seq
 from meshim.wire.envelope import Destination
 
 Copy = tuple[int, int]
@@ -33,16 +34,16 @@ class Outcome(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=3):
     the sending device: the way back.  `position` is 0 except for STORED.
     """
 
-    origin: int
-    user: int
-    device: int
-    epoch: int
+    origin: U63
+    user: Id
+    device: Id
+    epoch: U64
     to: Destination
-    first: int
-    last: int
-    how: int
-    done: tuple[Copy, ...] = ()
-    copies: tuple[Copy, ...] = ()
-    position: int = 0
-    code: int = 0
-    sentence: str = ""
+    first: Seq
+    last: Seq
+    how: U8
+    done: Copies = ()
+    copies: Copies = ()
+    position: U63 = 0
+    code: U31 = 0
+    sentence: Sentence = ""
