@@ -1,0 +1,110 @@
+"""Reading ZeroMQ sockets on an event loop without missing an edge."""
+
+import asyncio
+import itertools
+import struct
+from collections.abc import Callable
+
+import zmq
+
+Socket = zmq.Socket[bytes]
+
+TURN_MESSAGES = 1_000
+"""Read in one go before other work of the loop gets its turn."""
+TURN_BYTES = 8 << 20
+"""The same in bytes, as the high-water marks of many peers together are no limit."""
+
+NOBLOCK = int(zmq.NOBLOCK)  # as a plain number: arithmetic with enums costs as much as a send
+
+_EVENTS = int(zmq.EVENTS)
+_POLLIN = int(zmq.POLLIN)
+
+_MONITOR_EVENTS = 100_000
+"""An I/O thread *waits* when nobody reads its events: more room than a storm of connections takes."""
+_EVENT = struct.Struct("=Hi")
+
+
+class Pump:
+    """Calls `take` whenever there may be something to read, until there is not.
+
+    libzmq's descriptor is edge-triggered: it tells of news once, and any call on the socket may take
+    the news in, sends too.  So after each turn, and after each send elsewhere, EVENTS is asked again.
+    `take` returns True when it stopped because it had enough; the rest of the loop then goes first.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, socket: Socket, take: Callable[[], bool]) -> None:
+        self._loop = loop
+        self._socket = socket
+        self._take = take
+        self._due = False
+        self._stopped = False
+        loop.add_reader(socket.FD, self._turn)
+        self.nudge()  # for what arrived before
+
+    def nudge(self) -> None:
+        """The socket was used: look again before the loop sleeps."""
+        if not self._due:
+            self._due = True
+            self._loop.call_soon(self._turn)
+
+    def stop(self) -> None:
+        """Call before the socket is closed."""
+        self._stopped = True
+        self._loop.remove_reader(self._socket.FD)
+
+    def _turn(self) -> None:
+        if self._stopped:
+            return
+        self._due = True  # what `take` sends needs no turn of its own
+        more = self._take() or self._readable()
+        if more:
+            self._loop.call_soon(self._turn)
+        else:
+            self._due = False
+
+    def _readable(self) -> bool:
+        if self._stopped:  # by `take`
+            return False
+        events = self._socket.get(_EVENTS)
+        assert isinstance(events, int)
+        return bool(events & _POLLIN)
+
+
+class Monitor:
+    """What happens to the connections of a socket, as numbers of events.
+
+    Make it before the socket binds or connects.
+    """
+
+    _names = itertools.count(1)
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, watched: Socket, events: int, on_event: Callable[[int], None]
+    ) -> None:
+        endpoint = f"inproc://monitor-{next(self._names)}"
+        self._watched = watched
+        self._on_event = on_event
+        watched.monitor(endpoint, events)
+        self._socket = watched.context.socket(zmq.PAIR)
+        self._socket.set(zmq.LINGER, 0)
+        self._socket.set(zmq.RCVHWM, _MONITOR_EVENTS)
+        self._socket.connect(endpoint)
+        self._pump = Pump(loop, self._socket, self._take)
+
+    def close(self) -> None:
+        """Call before the watched socket is closed."""
+        self._pump.stop()
+        self._watched.monitor(None, 0)
+        self._socket.close()
+
+    def _take(self) -> bool:
+        try:
+            for _ in range(TURN_MESSAGES):
+                event, _value = _EVENT.unpack(self._socket.recv(NOBLOCK))
+                self._socket.recv(NOBLOCK)  # the address
+                self._on_event(event)
+                if self._socket.closed:
+                    return False
+        except zmq.Again:
+            return False
+        return True

@@ -1,0 +1,422 @@
+"""ZeroMQ sockets on the event loop: everything that is ready is read at once and handed over as one batch.
+
+With `pump.py` and `zap.py` the only import of zmq.  Not zmq.asyncio, which costs three times as much per message
+(a future for each): the loop watches the socket's descriptor and `Pump` drains it.
+
+A message has one part (a ROUTER adds the routing id of the peer in front).  What a peer
+sends otherwise, in several parts or none, is dropped and counted.
+
+Two things libzmq lets a hostile client do, and what is made of them:
+
+* It may choose its routing id.  `ROUTER_HANDOVER` is off, so it cannot take the id of a peer that is
+  connected; and nothing is read from ids that ROUTER did not assign itself (those start with a zero
+  byte and are not given twice), so no session is ever bound to an id that somebody else can choose later.
+* A frame larger than `MAXMSGSIZE` cuts its connection, before it is in memory.
+"""
+
+import asyncio
+import enum
+import errno
+from collections.abc import Callable
+from typing import NamedTuple
+
+import zmq
+
+from meshim.errors import UsageError
+from meshim.runtime.pump import NOBLOCK, TURN_BYTES, TURN_MESSAGES, Monitor, Pump, Socket
+from meshim.runtime.zap import Admit, Doorkeeper
+
+_HANDSHAKE_S = 10.0
+"""For TCP connections that do not speak.  A storm of 10,000 honest clients needs 4 s of CPU for its handshakes."""
+_BACKLOG = 4_096
+_CURVE_OVERHEAD_BYTES = 33
+"""Added to a frame by CURVE: "\\7MESSAGE", counter, flags and authenticator (RFC 26)."""
+
+_SEND_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
+
+_HANDSHAKE_FAILED = frozenset(
+    map(
+        int,
+        (
+            zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL,
+            zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL,
+            zmq.EVENT_HANDSHAKE_FAILED_AUTH,
+        ),
+    )
+)
+_ENDED = _HANDSHAKE_FAILED | {int(zmq.EVENT_DISCONNECTED), int(zmq.EVENT_CLOSED)}  # closed: it never came about
+_ROUTER_EVENTS = sum(_HANDSHAKE_FAILED) + zmq.EVENT_ACCEPTED + zmq.EVENT_DISCONNECTED
+_DEALER_EVENTS = sum(_ENDED) + zmq.EVENT_HANDSHAKE_SUCCEEDED
+
+
+class KeyPair(NamedTuple):
+    """A CURVE key pair in Z85, 40 characters each."""
+
+    public: bytes
+    secret: bytes
+
+    @classmethod
+    def new(cls) -> "KeyPair":
+        return cls(*zmq.curve_keypair())
+
+
+class Sent(enum.Enum):
+    """What became of a frame handed to a Router."""
+
+    OK = enum.auto()
+    FULL = enum.auto()
+    """The peer reads too slowly; try later, or give up on it."""
+    GONE = enum.auto()
+    """No such peer is connected (any more)."""
+
+
+class RouterStatistics(NamedTuple):
+    """Counted since the start.
+
+    `lost` are connections that ended, whatever the reason: also those cut because of a frame that was too
+    large, which libzmq does not tell apart.  `failed_handshakes` are among them: strangers, unknown keys,
+    and peers that were silent.  `malformed` are messages that had several parts or none, `foreign` messages
+    of peers with a routing id of their own choice; both were dropped.
+    """
+
+    accepted: int
+    lost: int
+    failed_handshakes: int
+    malformed: int
+    foreign: int
+    full: int
+    gone: int
+
+
+class Context:
+    """Sockets of one event loop.  Make it in the loop it is for; `close` it there."""
+
+    def __init__(self, *, io_threads: int = 1, max_sockets: int = 65_535) -> None:
+        """`max_sockets` counts sockets, not connections; a Dealer takes three."""
+        self._loop = asyncio.get_running_loop()
+        self._zmq = zmq.Context(io_threads)
+        self._zmq.set(zmq.MAX_SOCKETS, max_sockets)
+        self._doorkeeper: Doorkeeper | None = None
+        self._open: set[Router | Dealer] = set()
+
+    def router(
+        self,
+        bind: str,
+        *,
+        keys: KeyPair | None,
+        domain: str,
+        admit: Admit | None,
+        frame_bytes: int,
+        on_batch: Callable[[list[tuple[bytes, bytes]]], None],
+        hwm: int = 1_000,
+        heartbeat_s: float = 2.0,
+    ) -> "Router":
+        """Bind a ROUTER; `on_batch` gets (peer, frame) pairs in the order they came.
+
+        With `keys` only peers that know the public one can connect, and `admit` (None: everybody) decides
+        by their own key; `domain` must be the socket's alone.  Without, the link is plain and `admit` is not asked.
+        At most `hwm` frames wait for a peer, and as many from it.
+
+        Raises UsageError when the address is wrong, in use or not this machine's.
+        """
+        socket = self._socket(zmq.ROUTER, bind, frame_bytes, keys, hwm, heartbeat_s)
+        # Without it ROUTER drops silently what it cannot deliver; with it, and NOBLOCK, it says so.
+        socket.set(zmq.ROUTER_MANDATORY, 1)
+        # A second peer that claims a routing id in use is not listened to.
+        socket.set(zmq.ROUTER_HANDOVER, 0)
+        # After a crash everybody connects at once, and the default is 100.
+        socket.set(zmq.BACKLOG, _BACKLOG)
+        if keys is not None:
+            if self._doorkeeper is None:
+                self._doorkeeper = Doorkeeper(self._loop, self._zmq)
+            self._doorkeeper.guard(domain, admit)
+            socket.set(zmq.CURVE_SERVER, 1)
+            socket.set(zmq.CURVE_SECRETKEY, keys.secret)
+            # Both, and a handler that runs: with one of them missing libzmq admits every key.
+            socket.set(zmq.ZAP_DOMAIN, domain.encode())
+            socket.set(zmq.ZAP_ENFORCE_DOMAIN, 1)
+        try:
+            router = Router(self._loop, socket, bind, on_batch, self._open.discard)
+        except zmq.ZMQError as error:
+            socket.close(0)
+            raise UsageError(_cannot_bind(bind, error)) from error
+        self._open.add(router)
+        return router
+
+    def dealer(
+        self,
+        endpoint: str,
+        *,
+        server_key: bytes | None,
+        keys: KeyPair | None,
+        frame_bytes: int,
+        on_batch: Callable[[list[bytes]], None],
+        on_lost: Callable[[], None] | None,
+        on_connected: Callable[[], None] | None = None,
+        hwm: int = 1_000,
+        heartbeat_s: float = 2.0,
+    ) -> "Dealer":
+        """Start to connect a DEALER to one endpoint, once: after `on_lost` close it and make another.
+
+        With `server_key` the other end must own that key; ours are `keys`, or new ones.  `on_connected` is called
+        when both ends have proved their keys, `on_lost` once, when the connection failed or ended, after the
+        last batch.  Neither is called after `close`.  An unreachable peer is lost after the time that TCP or
+        the handshake takes, at most 10 s each.
+
+        Raises UsageError when the endpoint is malformed.
+        """
+        socket = self._socket(zmq.DEALER, endpoint, frame_bytes, server_key, hwm, heartbeat_s)
+        # Queue to completed connections only: a frame for a peer that is not there is the caller's to keep.
+        socket.set(zmq.IMMEDIATE, 1)
+        # No reconnecting: whoever owns this socket decides where to go next, and when.
+        socket.set(zmq.RECONNECT_IVL, -1)
+        socket.set(zmq.CONNECT_TIMEOUT, _ms(_HANDSHAKE_S))
+        # The other end drops us when we are silent for so long, also if it sends no heartbeats itself.
+        socket.set(zmq.HEARTBEAT_TTL, _ms(2 * heartbeat_s))
+        if server_key is not None:
+            ours = keys or KeyPair.new()
+            socket.set(zmq.CURVE_SERVERKEY, server_key)
+            socket.set(zmq.CURVE_PUBLICKEY, ours.public)
+            socket.set(zmq.CURVE_SECRETKEY, ours.secret)
+        try:
+            dealer = Dealer(self._loop, socket, endpoint, on_batch, on_connected, on_lost, self._open.discard)
+        except zmq.ZMQError as error:
+            socket.close(0)
+            raise UsageError(f"cannot connect to {endpoint}: write it as tcp://HOST:PORT ({error})") from error
+        self._open.add(dealer)
+        return dealer
+
+    def close(self) -> None:
+        """Close every socket; waits for what lingers (see `Dealer.close` and `Router.close`)."""
+        for each in list(self._open):
+            each.close()
+        if self._doorkeeper is not None:
+            self._doorkeeper.close()
+        self._zmq.term()
+
+    def _socket(
+        self, kind: int, endpoint: str, frame_bytes: int, secure: object, hwm: int, heartbeat_s: float
+    ) -> Socket:
+        """A socket with what both kinds need; every default of libzmq that matters is overruled here."""
+        assert frame_bytes >= 1_024, "handshakes count as frames"
+        socket = self._zmq.socket(kind)
+        # Closing forgets what was not sent, unless `close` says otherwise: the windows above keep it.
+        socket.set(zmq.LINGER, 0)
+        # In messages and for each peer; the windows above allow far fewer, so that this is a last line.
+        socket.set(zmq.SNDHWM, hwm)
+        socket.set(zmq.RCVHWM, hwm)
+        # Unlimited by default.  The sizes on the wire count, with the overhead of CURVE.
+        socket.set(zmq.MAXMSGSIZE, frame_bytes + (_CURVE_OVERHEAD_BYTES if secure is not None else 0))
+        # 30 s by default, in which a connection that says nothing holds a descriptor.
+        socket.set(zmq.HANDSHAKE_IVL, _ms(_HANDSHAKE_S))
+        # Sent by the I/O thread, so that they tell of the host and the network, and a stopped process.
+        socket.set(zmq.HEARTBEAT_IVL, _ms(heartbeat_s))
+        socket.set(zmq.HEARTBEAT_TIMEOUT, _ms(2 * heartbeat_s))
+        # For peers of other versions that do not answer heartbeats; the kernel's defaults are two hours.
+        socket.set(zmq.TCP_KEEPALIVE, 1)
+        socket.set(zmq.TCP_KEEPALIVE_IDLE, 30)
+        socket.set(zmq.TCP_KEEPALIVE_INTVL, 10)
+        socket.set(zmq.TCP_KEEPALIVE_CNT, 3)
+        # Only where it is asked for: with it, `localhost` may become ::1, where nobody listens.
+        socket.set(zmq.IPV6, int("[" in endpoint))
+        return socket
+
+
+class Router:
+    """A bound ROUTER.  `endpoint` is what it is bound to, with the port that was taken for 0."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        socket: Socket,
+        bind: str,
+        on_batch: Callable[[list[tuple[bytes, bytes]]], None],
+        on_closed: Callable[["Router"], None],
+    ) -> None:
+        self._socket = socket
+        self._on_batch = on_batch
+        self._on_closed = on_closed
+        self._malformed = self._foreign = self._full = self._gone = 0
+        self._accepted = self._lost = self._failed = 0
+        # The send of libzmq; the one of zmq.Socket only adds options of drafts, and doubles the cost.
+        self._send = super(zmq.Socket, socket).send
+        self._monitor = Monitor(loop, socket, _ROUTER_EVENTS, self._note)
+        try:
+            socket.bind(bind)
+        except zmq.ZMQError:
+            self._monitor.close()
+            raise
+        self.endpoint = socket.get_string(zmq.LAST_ENDPOINT)
+        self._pump = Pump(loop, socket, self._take)
+
+    def send(self, peer: bytes, frame: bytes) -> Sent:
+        """Queue one frame for a peer; never waits."""
+        try:
+            self._send(peer, _SEND_MORE)
+            self._send(frame, NOBLOCK)  # goes where the line above went, or nowhere: it cannot fail by itself
+        except zmq.Again:
+            self._full += 1
+            return Sent.FULL
+        except zmq.ZMQError as error:
+            if error.errno != errno.EHOSTUNREACH:
+                raise
+            self._gone += 1
+            return Sent.GONE
+        finally:
+            self._pump.nudge()
+        return Sent.OK
+
+    def statistics(self) -> RouterStatistics:
+        return RouterStatistics(
+            accepted=self._accepted,
+            lost=self._lost,
+            failed_handshakes=self._failed,
+            malformed=self._malformed,
+            foreign=self._foreign,
+            full=self._full,
+            gone=self._gone,
+        )
+
+    def close(self, linger_ms: int = 0) -> None:
+        """Unbind and cut every connection, after at most that many milliseconds for what is queued."""
+        if not self._socket.closed:
+            self._pump.stop()
+            self._monitor.close()
+            self._socket.close(linger_ms)
+            self._on_closed(self)
+
+    def _take(self) -> bool:
+        recv = self._socket.recv
+        batch: list[tuple[bytes, bytes]] = []
+        size = 0
+        full = True
+        try:
+            for _ in range(TURN_MESSAGES):
+                peer = recv(NOBLOCK)
+                part = recv(NOBLOCK, False)  # as a Frame: it knows `more`, at half the price of asking the socket
+                if part.more or not (frame := part.bytes):
+                    _skip(self._socket, part)
+                    self._malformed += 1
+                elif peer[0]:
+                    self._foreign += 1
+                else:
+                    batch.append((peer, frame))
+                    size += len(frame)
+                    if size > TURN_BYTES:
+                        break
+        except zmq.Again:
+            full = False
+        if batch:
+            self._on_batch(batch)
+        return full
+
+    def _note(self, event: int) -> None:
+        if event == zmq.EVENT_ACCEPTED:
+            self._accepted += 1
+        elif event == zmq.EVENT_DISCONNECTED:
+            self._lost += 1
+        elif event in _HANDSHAKE_FAILED:
+            self._failed += 1
+
+
+class Dealer:
+    """A DEALER to one peer, for one connection."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        socket: Socket,
+        endpoint: str,
+        on_batch: Callable[[list[bytes]], None],
+        on_connected: Callable[[], None] | None,
+        on_lost: Callable[[], None] | None,
+        on_closed: Callable[["Dealer"], None],
+    ) -> None:
+        self.endpoint = endpoint
+        self.malformed = 0
+        """Messages in several parts or none, dropped."""
+        self._socket = socket
+        self._on_batch = on_batch
+        self._on_connected = on_connected
+        self._on_lost = on_lost
+        self._on_closed = on_closed
+        self._send = super(zmq.Socket, socket).send
+        self._monitor = Monitor(loop, socket, _DEALER_EVENTS, self._note)
+        try:
+            socket.connect(endpoint)
+        except zmq.ZMQError:
+            self._monitor.close()
+            raise
+        self._pump = Pump(loop, socket, self._take)
+
+    def send(self, frame: bytes) -> bool:
+        """Queue one frame; False when there is no connection or no room.  Never waits."""
+        try:
+            self._send(frame, NOBLOCK)
+        except zmq.Again:
+            return False
+        finally:
+            self._pump.nudge()
+        return True
+
+    def close(self, linger_ms: int = 0) -> None:
+        """End the connection, after at most that many milliseconds for what is queued."""
+        if not self._socket.closed:
+            self._on_connected = self._on_lost = None
+            self._pump.stop()
+            self._monitor.close()
+            self._socket.close(linger_ms)
+            self._on_closed(self)
+
+    def _take(self) -> bool:
+        recv = self._socket.recv
+        batch: list[bytes] = []
+        size = 0
+        full = True
+        try:
+            for _ in range(TURN_MESSAGES):
+                part = recv(NOBLOCK, False)
+                if part.more or not (frame := part.bytes):
+                    _skip(self._socket, part)
+                    self.malformed += 1
+                else:
+                    batch.append(frame)
+                    size += len(frame)
+                    if size > TURN_BYTES:
+                        break
+        except zmq.Again:
+            full = False
+        if batch:
+            self._on_batch(batch)
+        return full
+
+    def _note(self, event: int) -> None:
+        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            if self._on_connected is not None:
+                self._on_connected()
+        elif event in _ENDED and self._on_lost is not None:
+            on_lost, self._on_lost = self._on_lost, None
+            while not self._socket.closed and self._take():  # the last words come before the end
+                pass
+            if not self._socket.closed:
+                on_lost()
+
+
+def _skip(socket: Socket, part: zmq.Frame) -> None:
+    """Read the rest of a message in several parts; libzmq hands over whole messages, so that it is there."""
+    while part.more:
+        part = socket.recv(NOBLOCK, False)
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1_000)
+
+
+def _cannot_bind(bind: str, error: zmq.ZMQError) -> str:
+    if error.errno == zmq.EADDRINUSE:
+        return f"{bind} is in use: stop what listens there, or choose another port (0 takes a free one)"
+    if error.errno in (zmq.EADDRNOTAVAIL, errno.ENODEV):
+        return f"{bind} is not an address of this machine: bind to one of its own, or to 0.0.0.0"
+    if error.errno == errno.EACCES:
+        return f"{bind} is not allowed to this user: choose a port from 1024 on"
+    return f"cannot listen on {bind}: write it as tcp://ADDRESS:PORT ({error})"
