@@ -1,0 +1,81 @@
+"""The `meshim` command: where its parts are, and how errors are shown.
+
+What a person can mend is one sentence on stderr and an exit code: 2 for wrong usage, 1 for
+anything else that meshim raises on purpose, 130 after Ctrl-C.  A traceback is a bug of ours.
+"""
+
+import importlib
+import sys
+from typing import NoReturn
+
+import rich_click as click
+
+from meshim.errors import MeshimError, UsageError
+
+_INTERRUPTED = 130
+
+
+_HOME = {
+    **dict.fromkeys(("up", "down", "status", "topology", "db"), "meshim.cli.mesh"),
+    **dict.fromkeys(("connector", "transfer", "writer", "rest"), "meshim.cli.roles"),
+}
+"""Command to its module; all others live in `_PEOPLE`."""
+_PEOPLE = "meshim.cli.people"
+
+
+class _Commands(click.RichGroup):
+    """A command's module is imported when the command is wanted: the parts of meshim need very different libraries."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        for module in {*_HOME.values(), _PEOPLE}:
+            self._add(module)
+        return super().list_commands(ctx)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.commands:
+            self._add(_HOME.get(cmd_name, _PEOPLE))
+        return super().get_command(ctx, cmd_name)
+
+    def _add(self, module: str) -> None:
+        for command in importlib.import_module(module).commands:
+            self.add_command(command)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="meshim")
+def cli() -> None:
+    """A self-hosted instant-messaging server.
+
+    `meshim up` starts a whole mesh, `meshim user register NAME` makes an account on it,
+    `meshim chat ME --to PEER` talks.
+    """
+
+
+def main() -> NoReturn:
+    """Run the command line of this process and exit."""
+    try:
+        code = cli.main(prog_name="meshim", standalone_mode=False)
+    except click.UsageError as error:
+        help_hint = f" Try `{error.ctx.command_path} --help`." if error.ctx else ""
+        _fail(f"{error.format_message()}{help_hint}", error.exit_code)
+    except click.ClickException as error:
+        _fail(error.format_message(), error.exit_code)
+    except UsageError as error:
+        _fail(error.sentence, 2)
+    except MeshimError as error:
+        _fail(error.sentence, 1)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(_INTERRUPTED)
+    except BrokenPipeError:  # whoever read our output had enough of it
+        sys.stderr.close()
+        sys.exit(1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}.", 1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(sentence: str, code: int) -> NoReturn:
+    print(f"meshim: {sentence}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,206 @@
+"""Commands for whoever runs the mesh: up, down, status, topology check, db upgrade."""
+
+import asyncio
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import rich_click as click
+
+from meshim import topology as topologies
+from meshim.cli.options import data_option, load, topology_option
+from meshim.deploy import state, supervisor
+from meshim.deploy.probe import probe
+from meshim.deploy.state import DataFolder, MeshState, Phase, RoleState
+from meshim.errors import BackendUnavailable, MeshimError, UsageError
+
+_HINT = "Make an account with `meshim user register NAME`; end the mesh with `meshim down`{}."
+_DOWN_S = 60.0
+"""Far more than the supervisor gives its children."""
+
+
+@click.command()
+@topology_option
+@data_option
+@click.option("--detach", is_flag=True, help="Return when the mesh is ready, and leave it running.")
+def up(file: Path | None, data: DataFolder, detach: bool) -> None:
+    """Run a whole mesh: embedded backends, the database's tables, every role."""
+    topology = load(file)
+    if detach:
+        print(_ready(_up_detached(file, data)), flush=True)
+        print(_HINT.format(""))
+        return
+
+    def announce(api: str) -> None:
+        print(_ready(api))
+        print(_HINT.format(" or Ctrl-C"), flush=True)
+
+    asyncio.run(supervisor.run(topology, data, announce))
+
+
+def _ready(api: str) -> str:
+    return f"meshim is ready: {api}"
+
+
+def _up_detached(file: Path | None, data: DataFolder) -> str:
+    """Start `meshim up` in the background; return where its API is, or raise with what it said."""
+    data.create()
+    log = data.logs / "mesh.log"
+    command = [sys.executable, "-m", "meshim", "up", "--data", str(data.root), *(["-t", str(file)] if file else [])]
+    with log.open("wb") as output:
+        process = subprocess.Popen(  # noqa: S603  (ourselves)
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        while process.poll() is None:
+            mesh = state.read(data)
+            if mesh is not None and mesh.pid == process.pid and mesh.state is Phase.RUNNING and mesh.api is not None:
+                return mesh.api
+            time.sleep(0.02)
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait()
+        raise
+    said = log.read_text(errors="replace").strip().splitlines() or [f"It ended with code {process.returncode}."]
+    sentence = said[-1].removeprefix("meshim: ")
+    raise UsageError(sentence) if process.returncode == 2 else MeshimError(sentence)
+
+
+@click.command()
+@data_option
+def down(data: DataFolder) -> None:
+    """End the mesh that runs on a data folder, and wait until it is gone."""
+    pid = state.supervisor(data)
+    process = os.pidfd_open(pid)  # no other process can take its place from here on
+    try:
+        if state.supervisor(data) == pid:
+            signal.pidfd_send_signal(process, signal.SIGTERM)
+        gone, _, _ = select.select([process], [], [], _DOWN_S)  # readable when it has ended
+    finally:
+        os.close(process)
+    if not gone:
+        raise MeshimError(f"The mesh did not end within {_DOWN_S:g} s: see {data.logs}, or kill process {pid}.")
+    print("The mesh has ended.")
+
+
+class BackendStatus(msgspec.Struct, frozen=True):
+    """A backend as `meshim status` shows it."""
+
+    name: str
+    url: str
+    state: Phase
+    pid: int | None
+    restarts: int
+    reachable: bool
+    reason: str | None
+    """Why it is not reachable."""
+
+
+class Status(msgspec.Struct, frozen=True):
+    """What `meshim status --json` prints."""
+
+    state: Phase
+    pid: int
+    api: str | None
+    data: str
+    roles: list[RoleState]
+    backends: list[BackendStatus]
+
+
+@click.command()
+@data_option
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def status(data: DataFolder, as_json: bool) -> None:
+    """Show the roles and backends of the mesh that runs on a data folder."""
+    pid = state.supervisor(data)
+    mesh = state.read(data)
+    if mesh is None or mesh.pid != pid:
+        raise MeshimError(f"The mesh on {data.root} has only just been started: ask again.")
+    backends = asyncio.run(_probe_backends(mesh, data))
+    shown = Status(mesh.state, pid, mesh.api, str(data.root), mesh.roles, backends)
+    if as_json:
+        print(msgspec.json.format(msgspec.json.encode(shown)).decode())
+    else:
+        print(_table(shown))
+
+
+async def _probe_backends(mesh: MeshState, data: DataFolder) -> list[BackendStatus]:
+    """Ask each backend now, with the credentials that the roles were given."""
+    urls = msgspec.structs.asdict(topologies.load(data.topology).backends) if mesh.state is Phase.RUNNING else {}
+
+    async def reason(name: str) -> str | None:
+        if name not in urls:
+            return f"The mesh is {mesh.state}."
+        try:
+            await probe(urls[name])
+        except BackendUnavailable as error:
+            return error.sentence
+        return None
+
+    reasons = await asyncio.gather(*(reason(backend.name) for backend in mesh.backends))
+    return [
+        BackendStatus(each.name, each.url, each.state, each.pid, each.restarts, why is None, why)
+        for each, why in zip(mesh.backends, reasons, strict=True)
+    ]
+
+
+def _table(shown: Status) -> str:
+    rows = [("NAME", "ROLE", "STATE", "PID", "RESTARTS", "ENDPOINT")]
+    rows.extend(
+        (role.name, role.role, role.state, _or_dash(role.pid), str(role.restarts), role.endpoint or "-")
+        for role in shown.roles
+    )
+    for backend in shown.backends:
+        where = backend.url if backend.reachable else f"not reachable: {backend.reason}"
+        rows.append((backend.name, "backend", backend.state, _or_dash(backend.pid), str(backend.restarts), where))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([f"The mesh is {shown.state}: {shown.api or 'no address yet'}", "", *lines])
+
+
+def _or_dash(pid: int | None) -> str:
+    return "-" if pid is None else str(pid)
+
+
+@click.group()
+def topology() -> None:
+    """Work with topology files."""
+
+
+@topology.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def check(file: Path) -> None:
+    """Say whether FILE is a topology, and otherwise what is wrong with it and where."""
+    mesh = topologies.load(file)
+    counts = (
+        f"{len(mesh.connectors)} connectors, {len(mesh.transfers)} transfers, "
+        f"{len(mesh.writers)} writers, {len(mesh.rest)} rest"
+    )
+    print(f"{file} is a topology: {counts}.")
+
+
+@click.group()
+def db() -> None:
+    """Work with the database."""
+
+
+@db.command()
+@topology_option
+@data_option
+def upgrade(file: Path | None, data: DataFolder) -> None:
+    """Bring the database's tables to this version; `meshim up` does it too."""
+    url = load(file).backends.sql
+    if url == "embedded":
+        data.create()
+        url = data.sqlite_url
+    asyncio.run(probe(url))
+    supervisor.upgrade_database(url)
+    print("The database is up to date.")
+
+
+commands: list[click.Command] = [up, down, status, topology, db]

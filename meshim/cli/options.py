@@ -1,0 +1,47 @@
+"""Options that several commands share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import rich_click as click
+
+from meshim import topology
+from meshim.deploy.state import DataFolder
+from meshim.topology import Topology
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+DEFAULT_FILE = Path("topology.yaml")
+
+
+class _DataType(click.ParamType[DataFolder, Path]):
+    name = "directory"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> DataFolder:
+        return value if isinstance(value, DataFolder) else DataFolder(Path(value))
+
+
+def data_option(command: _Command) -> _Command:
+    """`--data DIR`, as a `DataFolder`."""
+    return click.option(
+        "--data", type=_DataType(), default="data", show_default="./data", help="Folder with the mesh's files."
+    )(command)
+
+
+def topology_option(command: _Command) -> _Command:
+    """`-t FILE`, as a path or None; see `load`."""
+    return click.option(
+        "-t",
+        "--topology",
+        "file",
+        type=click.Path(path_type=Path),
+        help="Topology file; ./topology.yaml where there is one, otherwise a mesh on this host with embedded backends.",
+    )(command)
+
+
+def load(file: Path | None) -> Topology:
+    """Return the topology of `-t`, of the current folder, or the default one; raises `TopologyError`."""
+    if file is None and not DEFAULT_FILE.exists():
+        return topology.default()
+    return topology.load(file or DEFAULT_FILE)

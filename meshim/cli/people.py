@@ -1,0 +1,5 @@
+"""Commands for people: accounts, friends, messages."""
+
+import rich_click as click
+
+commands: list[click.Command] = []
