@@ -1,0 +1,202 @@
+"""Every endpoint: method, path, bodies, status, what OpenAPI shows.  Deciding and storing is done elsewhere."""
+
+import ipaddress
+from typing import Annotated, Any
+
+from litestar import Request, Response, Router, delete, get, post
+from litestar.datastructures import State
+from litestar.handlers import HTTPRouteHandler
+from litestar.openapi import ResponseSpec
+from litestar.params import Dependency
+
+from meshim.errors import BackendUnavailable
+from meshim.rest.backends import Backends
+from meshim.rest.core import Wish, refusal
+from meshim.rest.friends import Friends
+from meshim.rest.sessions import Sessions, bearer_hash
+from meshim.stores.ports import Login
+from meshim.wire import rest
+
+BODY_BYTES_MAX = 16 * 1024
+IMPORT_BYTES_MAX = 1024 * 1024
+"""500 users with the longest names and passwords, escapes included."""
+
+Incoming = Request[Any, Any, State]
+TheSessions = Annotated[Sessions, Dependency(skip_validation=True)]
+TheFriends = Annotated[Friends, Dependency(skip_validation=True)]
+TheBackends = Annotated[Backends, Dependency(skip_validation=True)]
+Me = Annotated[Login, Dependency(skip_validation=True)]
+
+_TOKEN: list[dict[str, list[str]]] = [{"token": []}]
+_REFUSED = ResponseSpec(rest.Problem, generate_examples=False, media_type=rest.PROBLEM_JSON, description="Refused")
+
+
+def _refusals(*statuses: int) -> dict[int, ResponseSpec]:
+    """What OpenAPI says of the refusals of an endpoint; 503 is everywhere."""
+    return dict.fromkeys((*statuses, 503), _REFUSED)
+
+
+# ---------------------------------------------------------------- accounts
+
+
+@post("/users", responses=_refusals(400, 409), summary="Register a user")
+async def register(data: rest.Credentials, sessions: TheSessions) -> rest.User:
+    return await sessions.register(data)
+
+
+@post(
+    "/users/import",
+    status_code=200,
+    request_max_body_size=IMPORT_BYTES_MAX,
+    responses=_refusals(400, 403, 413),
+    summary="Register many users at once; from the same machine only",
+)
+async def import_users(data: rest.Import, request: Incoming, sessions: TheSessions) -> rest.ImportAnswer:
+    _require_this_machine(request)
+    return await sessions.import_users(data)
+
+
+@get("/users/{name:str}", security=_TOKEN, responses=_refusals(400, 401, 404), summary="Look up a user")
+async def user(name: str, friends: TheFriends, me: Me) -> rest.User:
+    found = await friends.user(name)
+    return rest.User(found.user_id, found.name)
+
+
+# ---------------------------------------------------------------- sessions
+
+
+@post("/login", status_code=200, responses=_refusals(400, 401, 409, 429), summary="Log a device in")
+async def login(data: rest.LoginRequest, request: Incoming, sessions: TheSessions) -> rest.LoginAnswer:
+    return await sessions.login(data, _address(request))
+
+
+@post(
+    "/logout",
+    status_code=204,
+    security=_TOKEN,
+    responses=_refusals(401),
+    summary="Revoke the token and close its session",
+)
+async def logout(request: Incoming, sessions: TheSessions) -> None:
+    await sessions.logout(bearer_hash(request.headers.get("authorization")))
+
+
+@get("/connectors", security=_TOKEN, responses=_refusals(401), summary="Where to connect")
+async def connectors(sessions: TheSessions, me: Me) -> rest.Connectors:
+    return rest.Connectors(await sessions.connectors())
+
+
+# ---------------------------------------------------------------- friends
+
+
+@get("/relations", security=_TOKEN, responses=_refusals(401), summary="How I stand with everybody I know")
+async def relations(friends: TheFriends, me: Me) -> rest.Relations:
+    return rest.Relations(await friends.relations(me.user))
+
+
+@get("/relations/{name:str}", security=_TOKEN, responses=_refusals(400, 401, 404), summary="How I stand with one")
+async def relation(name: str, friends: TheFriends, me: Me) -> rest.Relation:
+    return await friends.relation(me.user, name)
+
+
+@post(
+    "/relations/{name:str}",
+    status_code=200,
+    security=_TOKEN,
+    responses=_refusals(400, 401, 404, 409),
+    summary="Ask for friendship, or accept it from someone who has asked",
+)
+async def request_friendship(name: str, friends: TheFriends, me: Me) -> rest.Relation:
+    return await friends.fulfil(me.user, name, Wish.REQUEST)
+
+
+@post(
+    "/relations/{name:str}/accept",
+    status_code=200,
+    security=_TOKEN,
+    responses=_refusals(400, 401, 404, 409),
+    summary="Accept a request",
+)
+async def accept(name: str, friends: TheFriends, me: Me) -> rest.Relation:
+    return await friends.fulfil(me.user, name, Wish.ACCEPT)
+
+
+@post(
+    "/relations/{name:str}/refuse",
+    status_code=204,
+    security=_TOKEN,
+    responses=_refusals(400, 401, 404, 409),
+    summary="Refuse a request",
+)
+async def refuse(name: str, friends: TheFriends, me: Me) -> None:
+    await friends.fulfil(me.user, name, Wish.REFUSE)
+
+
+@delete(
+    "/relations/{name:str}",
+    security=_TOKEN,
+    responses=_refusals(400, 401, 404, 409),
+    summary="End a friendship, or withdraw a request",
+)
+async def remove(name: str, friends: TheFriends, me: Me) -> None:
+    await friends.fulfil(me.user, name, Wish.REMOVE)
+
+
+@get("/presence", security=_TOKEN, responses=_refusals(401), summary="Which of my friends are connected")
+async def presence(friends: TheFriends, me: Me) -> rest.PresenceAnswer:
+    return rest.PresenceAnswer(await friends.presence(me.user))
+
+
+# ---------------------------------------------------------------- probes
+
+
+@get("/healthz", summary="Whether this process runs")
+async def healthz() -> rest.Probe:
+    return rest.Probe(ok=True)
+
+
+@get("/readyz", responses={503: ResponseSpec(rest.Readiness)}, summary="Whether every backend answers")
+async def readyz(backends: TheBackends) -> Response[rest.Readiness]:
+    found: dict[str, rest.Probe] = {}
+    for name, ask in backends.probes.items():
+        try:
+            await ask()
+        except BackendUnavailable as error:
+            found[name] = rest.Probe(ok=False, reason=error.sentence)
+        else:
+            found[name] = rest.Probe(ok=True)
+    ready = all(probe.ok for probe in found.values())
+    return Response(rest.Readiness(ready, found), status_code=200 if ready else 503)
+
+
+ACCOUNTS: list[HTTPRouteHandler] = [register, import_users, user]
+SESSIONS: list[HTTPRouteHandler] = [login, logout, connectors]
+FRIENDS: list[HTTPRouteHandler] = [relations, relation, request_friendship, accept, refuse, remove, presence]
+
+
+def routers() -> list[Router | HTTPRouteHandler]:
+    return [
+        Router(rest.PREFIX, route_handlers=ACCOUNTS, tags=["Accounts"]),
+        Router(rest.PREFIX, route_handlers=SESSIONS, tags=["Sessions"]),
+        Router(rest.PREFIX, route_handlers=FRIENDS, tags=["Friends"]),
+        healthz,
+        readyz,
+    ]
+
+
+def _address(request: Incoming) -> str:
+    return request.client.host if request.client else ""
+
+
+def _require_this_machine(request: Incoming) -> None:
+    """An import gives nobody a right that registering does not, but one request of it costs seconds of all cores.
+
+    Requests that a proxy on this machine passes on come from this machine too; proxies say so.
+    """
+    forwarded = any(header in request.headers for header in ("forwarded", "x-forwarded-for", "x-real-ip"))
+    try:
+        local = ipaddress.ip_address(_address(request)).is_loopback
+    except ValueError:
+        local = False
+    if forwarded or not local:
+        raise refusal("forbidden", "Imports are taken from the machine that the service runs on: call it there.")

@@ -1,0 +1,161 @@
+"""Accounts and logins: who exists, who is logged in on which device, and where the connectors are."""
+
+import math
+
+import msgspec
+
+from meshim.errors import BackendUnavailable, Code, PeerError, StoreConflict
+from meshim.rest.backends import Backends, Clock, Spread
+from meshim.rest.core import (
+    FailureLimit,
+    ImportPlan,
+    check_device,
+    check_password,
+    checked_name,
+    name_taken,
+    refusal,
+)
+from meshim.rest.friends import Friends
+from meshim.rest.passwords import Passwords
+from meshim.runtime import crypto
+from meshim.runtime.log import Log
+from meshim.stores.ports import Login, User
+from meshim.topology import Topology
+from meshim.wire import rest
+
+
+class Sessions:
+    """Registers users, logs devices in and out, and knows whose token is whose."""
+
+    def __init__(
+        self, backends: Backends, spread: Spread, friends: Friends, topology: Topology, clock: Clock, log: Log
+    ) -> None:
+        self._accounts = backends.accounts
+        self._cache = backends.cache
+        self._leases = backends.leases
+        self._spread = spread
+        self._friends = friends
+        self._token_ttl_s = topology.timers.token_ttl_s
+        self._most_devices = topology.limits.devices_per_user
+        self._clock = clock
+        self._log = log
+        self._failures = FailureLimit()
+        self._known_connectors: tuple[rest.Connector, ...] = ()
+        self.passwords = Passwords()
+
+    async def register(self, request: rest.Credentials) -> rest.User:
+        name = checked_name(request.name)
+        check_password(request.password)
+        password_hash = await self.passwords.hash(request.password)
+        try:
+            return _shown(await self._accounts.register(name, password_hash))
+        except StoreConflict:
+            raise name_taken(name) from None
+
+    async def import_users(self, request: rest.Import) -> rest.ImportAnswer:
+        plan = ImportPlan(request.users)
+        hashes = await self.passwords.hash_all([user.password for user in plan.accepted])
+        pairs = [(user.name, password_hash) for user, password_hash in zip(plan.accepted, hashes, strict=True)]
+        registered = await self._accounts.register_many(pairs) if pairs else []
+        return plan.answer(_shown(user) if user else None for user in registered)
+
+    async def login(self, request: rest.LoginRequest, address: str) -> rest.LoginAnswer:
+        """Raises ApiError; `address` is where the request comes from, and failures are counted by name and address."""
+        name = checked_name(request.name)
+        if request.device is not None:
+            check_device(request.device)
+        user = await self._authenticated(name, request.password, address)
+        token = crypto.new_token()
+        token_hash = crypto.hash_token(token)
+        now = self._clock()
+        expires_at = now + self._token_ttl_s
+        epoch = rest.parse_epoch(request.epoch) if request.device is not None else 0
+        try:
+            device, revoked = await self._accounts.log_in(
+                user.user_id, request.device, epoch, token_hash, expires_at, now, self._most_devices
+            )
+        except StoreConflict:
+            raise refusal(
+                "too_many_devices", f"{name} has {self._most_devices} devices already: use one of them."
+            ) from None
+        answer = rest.LoginAnswer(
+            token=crypto.format_token(token),
+            expires_at=expires_at,
+            user_id=user.user_id,
+            name=user.name,
+            device_id=device.device_id,
+            epoch=rest.format_epoch(epoch),
+        )
+        if request.device is None:
+            return answer  # no connector will ever ask for this token, so no cache has to know it
+        await self._spread.logged_in(token_hash, Login(user.user_id, device.device_id, epoch, expires_at), revoked)
+        connectors, relations = await self.connectors(), await self._friends.relations(user.user_id)
+        return msgspec.structs.replace(answer, connectors=connectors, relations=relations)
+
+    async def _authenticated(self, name: str, password: str, address: str) -> User:
+        key = (name, address)
+        wait_s = self._failures.wait_s(key, self._clock())
+        if wait_s > 0:
+            seconds = math.ceil(wait_s)
+            raise refusal("slow_down", f"Too many failed logins as {name}: try again in {seconds} s.", seconds)
+        found = await self._accounts.user(name)
+        user, password_hash = found or (None, None)
+        if not await self.passwords.verify(password, password_hash) or user is None:
+            self._failures.failed(key, self._clock())
+            raise refusal("bad_credentials", "The name or the password is wrong.")
+        self._failures.succeeded(key)
+        return user
+
+    async def logout(self, token_hash: bytes) -> None:
+        """Revoke a token and close the session under it.  Of one that is not there nothing is said (RFC 7009, 2.2).
+
+        Raises BackendUnavailable when the token may still be accepted somewhere: do it again then.
+        """
+        (cached,) = await self._cache.logins([token_hash])
+        login = await self._accounts.log_out(token_hash) or cached
+        await self._cache.drop_logins([token_hash])
+        # After the cache, or the device would be back before it is forgotten.
+        if login is not None and login.device:
+            await self._spread.kick(login, Code.LOGGED_OUT, "This device was logged out.")
+
+    async def authenticate(self, authorization: str | None) -> Login:
+        """Whose `Authorization` header this is; raises ApiError when it is nobody's."""
+        token_hash = bearer_hash(authorization)
+        now = self._clock()
+        login = await self._cached_login(token_hash) or await self._accounts.login(token_hash, now)
+        if login is None or login.expires_at <= now:
+            raise refusal("bad_token", "The token is unknown or has ended: log in again.")
+        return login
+
+    async def _cached_login(self, token_hash: bytes) -> Login | None:
+        try:
+            (login,) = await self._cache.logins([token_hash])
+        except BackendUnavailable as error:
+            self._log.warning("token cache away", reason=error)
+            return None
+        return login
+
+    async def connectors(self) -> tuple[rest.Connector, ...]:
+        """The living ones; while Redis is away those that lived last, as a client tries one after the other anyway."""
+        try:
+            living = await self._leases.living("connector")
+        except BackendUnavailable as error:
+            self._log.warning("leases away", reason=error)
+        else:
+            self._known_connectors = tuple(rest.Connector(lease.name, lease.endpoint, lease.key) for lease in living)
+        return self._known_connectors
+
+
+def bearer_hash(authorization: str | None) -> bytes:
+    """The hash of the token in an `Authorization` header; raises ApiError when there is none."""
+    scheme, _, token = (authorization or "").partition(" ")
+    if scheme.lower() != "bearer":
+        raise refusal("bad_token", "Log in first: this needs the header `Authorization: Bearer TOKEN`.")
+    try:
+        return crypto.hash_token(crypto.parse_token(token.strip()))
+    except PeerError as error:
+        raise refusal("bad_token", error.sentence) from None
+
+
+def _shown(user: User) -> rest.User:
+    return rest.User(user.user_id, user.name)

@@ -1,0 +1,212 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meshim.errors import ApiError
+from meshim.protocol.names import fold_name, is_device_name
+from meshim.rest import core
+from meshim.rest.core import FailureLimit, ImportPlan, Step, Wish
+from meshim.wire import rest
+from meshim.wire.rest import Credentials
+
+# ---------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+    ("typed", "folded"),
+    [("alice", "alice"), ("Alice", "alice"), ("a.b_c-9", "a.b_c-9"), ("_", "_"), ("X" * 64, "x" * 64)],
+)
+def test_names_are_folded(typed: str, folded: str) -> None:
+    assert fold_name(typed) == folded
+    assert core.checked_name(typed) == folded
+
+
+@pytest.mark.parametrize("typed", ["", "x" * 65, ".", "..", "a b", "a/b", "ümlaut", "\u212aelvin", "a\n", "a%2f", "İ"])
+def test_what_is_no_name_is_refused(typed: str) -> None:
+    assert fold_name(typed) is None
+    with pytest.raises(ApiError) as refused:
+        core.checked_name(typed)
+    assert (refused.value.status, refused.value.code) == (400, "bad_name")
+
+
+@given(st.text(max_size=70))
+def test_folding_twice_is_folding_once(typed: str) -> None:
+    folded = fold_name(typed)
+    assert folded is None or fold_name(folded) == folded
+
+
+@pytest.mark.parametrize(
+    ("device", "fine"),
+    [("phone", True), ("Ann's phone", True), ("Ännchen", True), ("x" * 64, True)]
+    + [(name, False) for name in ("", "x" * 65, " phone", "phone ", "a\tb", "a\0b", "a\u202eb")],
+)
+def test_device_names(device: str, fine: bool) -> None:
+    assert is_device_name(device) is fine
+    if not fine:
+        with pytest.raises(ApiError, match="device name"):
+            core.check_device(device)
+
+
+@pytest.mark.parametrize("password", ["", "x" * 257])
+def test_what_is_no_password_is_refused(password: str) -> None:
+    with pytest.raises(ApiError, match="256 characters"):
+        core.check_password(password)
+
+
+# ---------------------------------------------------------------- imports
+
+
+def test_an_import_answers_every_name_in_its_order() -> None:
+    plan = ImportPlan(
+        [
+            Credentials("Alice", "1"),
+            Credentials("bad name", "2"),
+            Credentials("bob", ""),
+            Credentials("alice", "3"),
+            Credentials("carol", "4"),
+        ]
+    )
+    assert plan.accepted == [Credentials("alice", "1"), Credentials("carol", "4")]
+    answer = plan.answer([None, rest.User(7, "carol")])
+    assert [(each.name, each.user, each.code) for each in answer.users] == [
+        ("Alice", None, "name_taken"),
+        ("bad name", None, "bad_name"),
+        ("bob", None, "bad_password"),
+        ("alice", None, "name_taken"),
+        ("carol", rest.User(7, "carol"), ""),
+    ]
+    assert all(each.detail.endswith(".") for each in answer.users if each.user is None)
+
+
+def test_an_import_is_bounded() -> None:
+    with pytest.raises(ApiError, match="at most 500"):
+        ImportPlan([Credentials(f"u{n}", "x") for n in range(501)])
+
+
+# ---------------------------------------------------------------- friendship
+
+
+class Pair:
+    """What a store does with steps: both ends of one relation."""
+
+    def __init__(self) -> None:
+        self.states: dict[str, str | None] = {"alice": None, "bob": None}
+        self.keys = 0
+
+    def wish(self, me: str, wish: Wish) -> None:
+        peer = "bob" if me == "alice" else "alice"
+        match core.next_step(self.states[me], wish, peer):
+            case Step.ASK:
+                self.states = {me: "requested", peer: "asked"}
+            case Step.ACCEPT:
+                self.states = {me: "friends", peer: "friends"}
+                self.keys += 1
+            case Step.END:
+                self.states = {me: "removed", peer: "removed"}
+            case Step.STAY:
+                pass
+
+
+@given(st.lists(st.tuples(st.sampled_from(["alice", "bob"]), st.sampled_from(Wish))))
+def test_friendship_needs_both_and_ends_for_both(wishes: list[tuple[str, Wish]]) -> None:
+    pair = Pair()
+    for me, wish in wishes:
+        before = dict(pair.states)
+        try:
+            pair.wish(me, wish)
+        except ApiError:
+            assert pair.states == before
+            continue
+        after = pair.states
+        assert sorted(map(str, after.values())) in (
+            ["asked", "requested"],
+            ["friends", "friends"],
+            ["removed", "removed"],
+            ["None", "None"],
+        )
+        if after[me] == "friends" != before[me]:
+            assert before[me] == "asked", "nobody makes a friend who did not want it"
+        if wish in (Wish.REMOVE, Wish.REFUSE):
+            assert after[me] == "removed"
+
+
+def test_asking_who_has_asked_is_accepting() -> None:
+    pair = Pair()
+    pair.wish("alice", Wish.REQUEST)
+    pair.wish("bob", Wish.REQUEST)
+    assert pair.states == {"alice": "friends", "bob": "friends"}
+    pair.wish("alice", Wish.REQUEST)
+    pair.wish("bob", Wish.ACCEPT)
+    assert pair.keys == 1, "saying it again makes no new key"
+
+
+@pytest.mark.parametrize(
+    ("state", "wish", "code"),
+    [
+        (None, Wish.ACCEPT, "not_asked"),
+        ("requested", Wish.ACCEPT, "not_asked"),
+        ("requested", Wish.REFUSE, "not_asked"),
+        ("friends", Wish.REFUSE, "not_asked"),
+        (None, Wish.REMOVE, "no_such_relation"),
+        ("removed", Wish.REMOVE, "no_such_relation"),
+    ],
+)
+def test_a_missing_cell_is_a_refusal(state: str | None, wish: Wish, code: str) -> None:
+    with pytest.raises(ApiError) as refused:
+        core.next_step(state, wish, "bob")
+    assert refused.value.code == code
+    assert "bob" in refused.value.sentence
+
+
+def test_friends_are_online_on_living_connectors_only() -> None:
+    ann, ben, cid = rest.User(1, "ann"), rest.User(2, "ben"), rest.User(3, "cid")
+    found = core.online_friends([(ann, [7, 9]), (ben, [8]), (cid, [])], living={9})
+    assert [(each.peer.name, each.online) for each in found] == [("ann", True), ("ben", False), ("cid", False)]
+
+
+# ---------------------------------------------------------------- problems
+
+
+def test_every_problem_is_as_rfc_9457_wants_it() -> None:
+    for code, (status, title) in core.PROBLEMS.items():
+        body = core.problem(core.refusal(code, "A sentence."))
+        assert body == rest.Problem(f"urn:meshim:problem:{code}", title, status, "A sentence.", code)
+
+
+# ---------------------------------------------------------------- guessing
+
+ALICE = ("alice", "127.0.0.1")
+
+
+def test_who_fails_too_often_has_to_wait() -> None:
+    limit = FailureLimit(most=3, window_s=60.0)
+    for now in (0.0, 10.0):
+        limit.failed(ALICE, now)
+    assert limit.wait_s(ALICE, 20.0) == 0.0
+    limit.failed(ALICE, 20.0)
+    assert limit.wait_s(ALICE, 20.0) == 40.0
+    assert limit.wait_s(("bob", "127.0.0.1"), 20.0) == 0.0
+    assert limit.wait_s(("alice", "10.0.0.1"), 20.0) == 0.0, "nobody locks others out of their account"
+    assert limit.wait_s(ALICE, 60.0) == 0.0
+    limit.failed(ALICE, 61.0)
+    assert limit.wait_s(ALICE, 61.0) == 0.0, "a new window"
+
+
+def test_the_right_password_clears_the_failures() -> None:
+    limit = FailureLimit(most=2)
+    limit.failed(ALICE, 0.0)
+    limit.succeeded(ALICE)
+    limit.failed(ALICE, 1.0)
+    assert limit.wait_s(ALICE, 1.0) == 0.0
+
+
+def test_the_memory_of_failures_is_bounded() -> None:
+    limit = FailureLimit(most=1, keys=3)
+    for number in range(4):
+        limit.failed((f"user{number}", ""), 0.0)
+    assert [limit.wait_s((f"user{number}", ""), 0.0) > 0 for number in range(4)] == [False, True, True, True]
+
+
+def test_epochs_are_16_hexadecimal_digits() -> None:
+    assert rest.format_epoch(255) == "00000000000000ff"
+    assert rest.parse_epoch(rest.format_epoch((1 << 64) - 1)) == (1 << 64) - 1
