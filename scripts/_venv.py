@@ -1,0 +1,21 @@
+"""Import this before anything that is not in the standard library: the script then runs with the project's own Python.
+
+Where that is missing, `scripts/setup` makes it first.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+_ROOT = Path(__file__).resolve().parent.parent
+_VENV = _ROOT / ".venv"
+_PYTHON = str(_VENV / "bin" / "python")
+
+if Path(sys.prefix) != _VENV:
+    if not Path(_PYTHON).exists():
+        subprocess.run([_ROOT / "scripts" / "setup"], check=True, stdout=sys.stderr)
+    os.execv(_PYTHON, [_PYTHON, *sys.argv])  # noqa: S606  (that is the point)
+
+# Not installed, or as it was when `scripts/setup` ran: these scripts are for the code beside them.
+sys.path.insert(1, str(_ROOT))
