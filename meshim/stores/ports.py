@@ -5,7 +5,7 @@ and takes and returns whole batches where it is on the way of a message.  Acknow
 means kept; a call that raised may or may not have happened, so every write can be repeated.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -87,7 +87,7 @@ class Presence(Protocol):
     async def set_devices(self, user: int, devices: Sequence[int]) -> None:
         """Change the device list of a user who has an entry; nothing otherwise."""
 
-    def changes(self) -> AsyncIterator[tuple[int, ...] | None]:
+    def changes(self) -> AsyncGenerator[tuple[int, ...] | None]:
         """Users whose entries changed, as it happens; None whenever changes may have been missed (also at first)."""
 
 
@@ -139,7 +139,7 @@ class Notices(Protocol):
     async def tell_all(self, notice: Notice) -> None:
         """To every connector."""
 
-    async def listen(self, incarnation: int) -> AsyncIterator[Notice]:
+    async def listen(self, incarnation: int) -> AsyncGenerator[Notice]:
         """What is told to this incarnation and to all.  Undecodable notices are counted and skipped."""
 
 

@@ -1,0 +1,118 @@
+"""The two servers that the ports of Redis are tested on: a real one, and one in memory.
+
+A side makes as many clients as a test wants, each with connections of its own, as several
+processes have, and lets time pass: on the clock of the memory server by setting it.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+from meshim.runtime.log import Log
+from meshim.stores.leases import RedisLeases
+from meshim.stores.memory_redis import MemoryLeases, MemoryPresence, MemoryRedis, MemorySessionCache
+from meshim.stores.ports import Leases, Presence, SessionCache
+from meshim.stores.presence import RedisPresence
+from meshim.stores.redis_client import RedisClient
+from meshim.stores.session_cache import RedisSessionCache
+
+LOG = Log("test", "contract")
+
+
+class Side(Protocol):
+    def leases(self) -> Leases: ...
+
+    def presence(self) -> Presence: ...
+
+    def session_cache(self, account_ttl_s: float = 60.0) -> SessionCache: ...
+
+    def now(self) -> float: ...
+
+    async def lose_subscriptions(self) -> None: ...
+
+    async def until(self, condition: Callable[[], Awaitable[bool]]) -> None:
+        """Let time pass until the condition holds, at most some seconds."""
+
+
+class MemorySide:
+    def __init__(self, namespace: str) -> None:
+        self._namespace = namespace
+        self._now = 1_700_000_000.0
+        self.redis = MemoryRedis(lambda: self._now)
+
+    def leases(self) -> Leases:
+        return MemoryLeases(self.redis, self._namespace)
+
+    def presence(self) -> Presence:
+        return MemoryPresence(self.redis, self._namespace)
+
+    def session_cache(self, account_ttl_s: float = 60.0) -> SessionCache:
+        return MemorySessionCache(self.redis, self._namespace, account_ttl_s=account_ttl_s)
+
+    def now(self) -> float:
+        return self._now
+
+    def set_clock(self, now: float) -> None:
+        self._now = now
+
+    async def lose_subscriptions(self) -> None:
+        self.redis.stop()
+        self.redis.start()
+
+    async def until(self, condition: Callable[[], Awaitable[bool]]) -> None:
+        end = self._now + 10.0
+        while not await condition():
+            self._now += 0.01
+            assert self._now < end, "it did not come true"
+
+
+class RedisSide:
+    def __init__(self, url: str, namespace: str) -> None:
+        self._url = url
+        self._namespace = namespace
+        self._clients: list[RedisClient] = []
+
+    def client(self) -> RedisClient:
+        client = RedisClient(self._url, LOG)
+        self._clients.append(client)
+        return client
+
+    def leases(self) -> Leases:
+        return RedisLeases(self.client(), self._namespace, LOG)
+
+    def presence(self) -> Presence:
+        return RedisPresence(self.client(), self._namespace)
+
+    def session_cache(self, account_ttl_s: float = 60.0) -> SessionCache:
+        return RedisSessionCache(self.client(), self._namespace, account_ttl_s=account_ttl_s)
+
+    def now(self) -> float:
+        return time.time()
+
+    async def lose_subscriptions(self) -> None:
+        await self.client().execute("CLIENT", "KILL", "TYPE", "pubsub")
+
+    async def until(self, condition: Callable[[], Awaitable[bool]]) -> None:
+        end = time.monotonic() + 10.0
+        while not await condition():
+            assert time.monotonic() < end, "it did not come true"
+            await asyncio.sleep(0.01)
+
+    async def close(self) -> None:
+        for client in self._clients:
+            await client.close()
+
+
+@asynccontextmanager
+async def side_of(kind: str, url: Callable[[], str], namespace: str) -> AsyncIterator[Side]:
+    """The side of that kind; `url` is only asked for (and its server started) when it is a real one."""
+    if kind == "memory":
+        yield MemorySide(namespace)
+        return
+    side = RedisSide(url(), namespace)
+    try:
+        yield side
+    finally:
+        await side.close()

@@ -1,0 +1,94 @@
+"""`SessionCache`: people get in while the database is away, and what was revoked stays revoked."""
+
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from meshim.stores.ports import Account, Login
+from meshim.stores.redis_client import RedisClient
+from meshim.stores.session_cache import RedisSessionCache
+from tests.contract.redis_sides import LOG, Side, side_of
+
+ONE, OTHER = b"\x00" * 32, b"\xff" * 32
+
+
+@pytest.fixture(params=["memory", "redis"])
+async def side(request: pytest.FixtureRequest, namespace: str) -> AsyncIterator[Side]:
+    async with side_of(request.param, lambda: str(request.getfixturevalue("valkey_url")), namespace) as side:
+        yield side
+
+
+async def test_a_login_is_kept_until_it_is_dropped(side: Side) -> None:
+    cache, elsewhere = side.session_cache(), side.session_cache()
+    login = Login(user=1, device=2, epoch=2**64 - 1, expires_at=side.now() + 60.0)
+    assert await elsewhere.logins([]) == []
+    assert await elsewhere.logins([ONE]) == [None]
+    await cache.put_login(ONE, login)
+    await cache.put_login(ONE, login)
+    assert await elsewhere.logins([OTHER, ONE, OTHER]) == [None, login, None]
+    await cache.drop_logins([])
+    await cache.drop_logins([ONE, OTHER])
+    assert await elsewhere.logins([ONE, OTHER]) == [None, None]
+
+
+async def test_a_put_that_comes_late_does_not_bring_back_what_was_revoked(side: Side) -> None:
+    """Read from the database before the logout, written to the cache after it."""
+    cache, elsewhere = side.session_cache(), side.session_cache()
+    await elsewhere.drop_logins([ONE])
+    await cache.put_login(ONE, Login(1, 2, 3, side.now() + 60.0))
+    assert await elsewhere.logins([ONE]) == [None]
+
+
+async def test_a_login_ends_when_its_token_does(side: Side) -> None:
+    cache = side.session_cache()
+    await cache.put_login(ONE, Login(1, 2, 3, side.now() + 0.2))
+    await cache.put_login(OTHER, Login(1, 2, 3, side.now() - 60.0))
+    assert (await cache.logins([OTHER])) == [None]
+
+    async def ended() -> bool:
+        return await cache.logins([ONE]) == [None]
+
+    await side.until(ended)
+
+
+async def test_an_account_is_replaced_by_what_was_read_later(side: Side) -> None:
+    cache, elsewhere = side.session_cache(), side.session_cache()
+    old = Account(user=1, devices=(1,), friends=(2, 2**62), as_of=1000.25)
+    new = Account(user=1, devices=(1, 5), friends=(), as_of=1000.5)
+    assert await elsewhere.accounts([]) == []
+    await cache.put_account(old)
+    assert await elsewhere.accounts([1, 2]) == [old, None]
+    await elsewhere.put_account(new)
+    await cache.put_account(old)
+    assert await cache.accounts([2, 1]) == [None, new]
+
+
+async def test_an_account_ends(side: Side) -> None:
+    cache = side.session_cache(account_ttl_s=1.0)
+    await cache.put_account(Account(1, (1,), (2,), 1000.0))
+
+    async def ended() -> bool:
+        return await cache.accounts([1]) == [None]
+
+    await side.until(ended)
+
+
+async def test_a_large_account_is_kept_whole(side: Side) -> None:
+    cache = side.session_cache()
+    account = Account(1, tuple(range(10)), tuple(range(2**62, 2**62 + 5000)), 1000.0)
+    await cache.put_account(account)
+    assert await cache.accounts([1]) == [account]
+
+
+async def test_values_of_an_unknown_version_are_missing(valkey_url: str, namespace: str) -> None:
+    client = RedisClient(valkey_url, LOG)
+    cache = RedisSessionCache(client, namespace)
+    await client.execute("SET", f"{namespace}:login:{ONE.hex()}", b"\x93from the future")
+    await client.execute("SET", f"{namespace}:account:1", b"\x00" * 8 + b"\x93from the future")
+    assert await cache.logins([ONE]) == [None]
+    assert await cache.accounts([1]) == [None]
+    account = Account(1, (1,), (), time.time())
+    await cache.put_account(account)
+    assert await cache.accounts([1]) == [account]
+    await client.close()
