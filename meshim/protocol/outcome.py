@@ -12,9 +12,45 @@ A later attempt may find other devices than an earlier one; the latest counts, a
 what was accounted for stays so.
 """
 
+from collections.abc import Sequence
+
 import msgspec
 
+from meshim.wire.mesh import Stamp
 from meshim.wire.outcome import Copy, How, Outcome
+
+
+def outcomes_of(
+    copies: Sequence[tuple[Stamp, tuple[Copy, ...]]], how: How, position: int = 0, code: int = 0, sentence: str = ""
+) -> list[Outcome]:
+    """What is told of messages with one fate, each (stamp, copies done); neighbours of a stream share an outcome."""
+    outcomes: list[Outcome] = []
+    at, count = 0, len(copies)
+    while at < count:
+        stamp, done = copies[at]
+        last = stamp.seq
+        at += 1
+        while at < count:
+            following, also_done = copies[at]
+            if (
+                following.seq != last + 1
+                or following.device != stamp.device
+                or following.epoch != stamp.epoch
+                or following.to != stamp.to
+                or following.origin != stamp.origin
+                or following.copies != stamp.copies
+                or also_done != done
+            ):
+                break
+            last += 1
+            at += 1
+        outcomes.append(
+            Outcome(
+                stamp.origin, stamp.user, stamp.device, stamp.epoch, stamp.to, stamp.seq, last,
+                how, done, stamp.copies, position, code, sentence,
+            )
+        )  # fmt: skip
+    return outcomes
 
 
 class Tally:
@@ -47,7 +83,7 @@ class Tally:
             self.accounted.update(outcome.done)
             if outcome.how == How.DELIVERED and any(user != sender for user, _ in outcome.done):
                 self.delivered = True
-            if not self.settled and all(self._accounted(copy) for copy in self.copies):
+            if not self.settled and self.copies and all(self._accounted(copy) for copy in self.copies):
                 self.state = Tally.SENT
         return before != (self.state, self.delivered)
 
@@ -56,7 +92,7 @@ class Tally:
 
 
 class OutStreamOptions(msgspec.Struct, frozen=True):
-    """`in_flight` bounds the unsettled messages of a stream, and so what a recipient holds back."""
+    """`in_flight` bounds the messages from the lowest unsettled one on, and so what a recipient holds back."""
 
     in_flight: int = 256
 
@@ -64,11 +100,14 @@ class OutStreamOptions(msgspec.Struct, frozen=True):
 class OutStream:
     """The sending end of one stream: which `seq` is next, what is unsettled, what is owed.
 
-    A base update is owed when recipients may wait for a message that will not come to all of them:
-    one was rejected, or neighbours that overlapped in flight went to different sets of copies.
+    A run is the messages from one that was assigned while none was unsettled to the last before the
+    next such one: only within a run does a message make recipients wait for others.  When they did not
+    all go to the same copies, or only some were rejected, recipients may wait for one that will
+    not come to all of them: a base update is owed as soon as the run is settled.  It is a message
+    with no body, and belongs into the outbox in the transaction that settles the last of the run.
     """
 
-    __slots__ = ("_last_copies", "_options", "after", "next_seq", "owes_base", "unsettled")
+    __slots__ = ("_fate", "_options", "after", "next_seq", "owes_base", "unsettled")
 
     def __init__(self, options: OutStreamOptions, next_seq: int = 1, after: dict[int, int] | None = None) -> None:
         self._options = options
@@ -77,7 +116,8 @@ class OutStream:
         self.unsettled: dict[int, int] = {}
         """seq -> base it was first sent with, in order."""
         self.owes_base = False
-        self._last_copies: tuple[Copy, ...] | None = None
+        self._fate: tuple[str, tuple[Copy, ...]] | None = None
+        """What became of the message of this run that was settled last."""
 
     @property
     def base(self) -> int:
@@ -86,24 +126,25 @@ class OutStream:
 
     @property
     def full(self) -> bool:
-        return len(self.unsettled) >= self._options.in_flight
+        return self.next_seq - self.base >= self._options.in_flight
 
     def assign(self) -> tuple[int, int]:
         """(seq, base) of a new message."""
-        seq = self.next_seq
         if not self.unsettled:
             # Whoever waits is released by the base of this very message.
             self.owes_base = False
-            self._last_copies = None
+            self._fate = None
+        seq, base = self.next_seq, self.base
         self.next_seq = seq + 1
-        self.unsettled[seq] = 0
-        base = self.base
         self.unsettled[seq] = base
         return seq, base
 
     def restore(self, seq: int, base: int) -> None:
         """An unsettled message of an earlier life of this process, in order of seq."""
         self.unsettled[seq] = base
+        # What became of the settled ones of its run was forgotten.
+        first = next(iter(self.unsettled.values()))
+        self.owes_base = self.next_seq - first > len(self.unsettled)
 
     def stored(self, user: int, position: int) -> None:
         """A copy for this user was stored there: later live copies must not overtake it."""
@@ -112,14 +153,11 @@ class OutStream:
 
     def settle(self, seq: int, tally: Tally) -> bool:
         """Mark it settled; True when a base update is owed now and nothing else is under way to carry it."""
-        base = self.unsettled.pop(seq, None)
-        if base is None:
+        assert tally.settled
+        if self.unsettled.pop(seq, None) is None:
             return False
-        overlapped = base < seq or bool(self.unsettled)
-        copies = tuple(sorted(tally.copies))
-        if overlapped and (
-            tally.state == Tally.REJECTED or (self._last_copies is not None and copies != self._last_copies)
-        ):
+        fate = (tally.state, () if tally.state == Tally.REJECTED else tuple(sorted(tally.copies)))
+        if self._fate is not None and fate != self._fate:
             self.owes_base = True
-        self._last_copies = copies
+        self._fate = fate
         return self.owes_base and not self.unsettled

@@ -1,0 +1,332 @@
+"""What a connector decides.
+
+A connector sits between clients and transfers.  From a client it takes envelopes, checks that the
+session may send them (submit.py), stamps them and routes them to the transfer of the conversation (mesh.py);
+towards a client it drains what is stored (drain.py), then pushes what is live (session.py), and says
+what became of each copy:
+
+    the device acknowledged it              Outcome DELIVERED, to the sender's connector
+    not connected, draining, full, gone     Return, to a transfer, which stores it
+    refused (not friends, too large, …)     Outcome REJECTED, to the client that submitted it
+
+It promises nothing itself: whoever submits keeps the message until its copies are accounted for.
+
+The queue of a device is looked at after every presence write, after a poke, and in a jittered sweep, so that
+no single lost signal leaves anybody waiting.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from meshim.connector import events as e
+from meshim.connector.door import LEAVING, Door
+from meshim.connector.mesh import Mesh, conversation_of_item
+from meshim.connector.options import ConnectorOptions
+from meshim.connector.queues import Queues
+from meshim.connector.session import Placed, Session, State
+from meshim.connector.sessions import Sessions
+from meshim.connector.statistics import Statistics
+from meshim.connector.submit import Refusal, busy, judge, rejected
+from meshim.errors import Code, PeerError
+from meshim.protocol.outcome import outcomes_of
+from meshim.wire import client as wire
+from meshim.wire.client import Greet, Submit
+from meshim.wire.envelope import EPHEMERAL_FROM
+from meshim.wire.link import Close, Reset
+from meshim.wire.mesh import Place, Route
+from meshim.wire.notice import AccountChanged, Kick, Poke
+from meshim.wire.outcome import How, Outcome
+
+TICK_S = 0.1
+"""How finely time is looked at while anybody is connected."""
+SEATS_AT_ONCE = 256
+"""How many seats one action writes again after a disturbance."""
+
+
+class ConnectorCore:
+    """Sessions, the links to transfers, and what passes between them."""
+
+    def __init__(
+        self, incarnation: int, name: str, partitions: int, options: ConnectorOptions, wall_ms: Callable[[], int]
+    ) -> None:
+        """`wall_ms` only fills the clock in the welcome; nothing is decided by it."""
+        self.statistics = Statistics()
+        self._incarnation = incarnation
+        self._options = options
+        self._actions: list[e.Action] = []
+        self._ticked = 0.0
+        self._mesh = Mesh(
+            incarnation, name, options.transfers, options.reconnect_s, self.statistics, self._actions.append
+        )  # fmt: skip
+        self._sessions = Sessions(options, self.statistics, self._mesh, self._actions)
+        self._door = Door(incarnation, options, self.statistics, self._sessions, self._actions, wall_ms)
+        self._queues = Queues(partitions, self.statistics, self._sessions, self._actions)
+        self._handlers: dict[type[Any], Callable[[Any, float], None]] = {
+            e.ClientsSent: self._clients_sent,
+            e.ClientGone: self._client_gone,
+            e.TransferSent: self._transfer_sent,
+            e.TransfersLiving: lambda event, now: self._mesh.living(event.transfers),
+            e.TransferConnected: lambda event, now: self._mesh.connected(event.transfer, now),
+            e.TransferLost: lambda event, now: self._mesh.lost(event.transfer, now),
+            e.GreetAccepted: self._door.accepted,
+            e.GreetRefused: lambda event, now: self._door.refused(event),
+            e.SeatsWritten: lambda event, now: self._door.seats_written(event),
+            e.SeatsUnwritten: lambda event, now: self._door.seats_unwritten(event),
+            e.QueuesPeeked: self._queues.peeked,
+            e.QueueClaimed: self._queues.claimed,
+            e.PageRead: self._queues.page_read,
+            e.RowsMarked: self._queues.marked,
+            e.QueueFenced: self._queues.fenced,
+            e.QueuesUnreachable: self._queues.unreachable,
+            e.Noticed: self._noticed,
+            e.AccountsRead: self._accounts_read,
+            e.AccountsUnreadable: self._accounts_unreadable,
+            e.PresenceDisturbed: self._presence_disturbed,
+            e.StopRequested: self._stop_requested,
+        }
+
+    # ---------------------------------------------------------------- the crank
+
+    def receive(self, event: e.Event, now: float) -> Sequence[e.Action]:
+        self._handlers[type(event)](event, now)
+        return self._flush(now)
+
+    def tick(self, now: float) -> Sequence[e.Action]:
+        self._ticked = now
+        self._mesh.tick(now)
+        for session in self._sessions.all():
+            self._tick_session(session, now)
+        return self._flush(now)
+
+    def next_deadline(self) -> float | None:
+        mesh = self._mesh.next_deadline()
+        if not len(self._sessions):
+            return mesh
+        return self._ticked + TICK_S if mesh is None else min(mesh, self._ticked + TICK_S)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a transfer is at hand."""
+        return self._mesh.open > 0
+
+    @property
+    def idle(self) -> bool:
+        """Nothing that was taken from a client or is owed to a transfer is still here."""
+        return not len(self._sessions) and self._mesh.idle
+
+    def farewell(self, now: float) -> Sequence[e.Action]:
+        """The last frames, once nothing is under way any more or time is up."""
+        self._mesh.close()
+        return self._flush(now)
+
+    def _flush(self, now: float) -> Sequence[e.Action]:
+        self._sessions.flush(now)
+        self._mesh.flush(now)
+        actions = self._actions.copy()
+        self._actions.clear()
+        return actions
+
+    def _tick_session(self, session: Session, now: float) -> None:
+        link, drain = session.link, session.drain
+        if link.failed(now):
+            self._sessions.cut(session, Code.UNRESPONSIVE, "nothing was heard or acknowledged for too long")
+            return
+        if link.window.unacknowledged:
+            resent = link.window.resent
+            for frame in link.tick(now):
+                self._sessions.say(session.peer, frame)
+            self.statistics.resent += link.window.resent - resent
+        if session.held:
+            self._sessions.give_back_all(session, session.expire_held(now), absent=False)
+        if drain.look_at is not None and now >= drain.look_at:
+            self._sessions.look(session)
+            if now - session.account_at >= self._options.relation_ttl_s:
+                session.account_at = now
+                self._actions.append(e.ReadAccounts((session.login.user,)))
+
+    # ---------------------------------------------------------------- from clients
+
+    def _clients_sent(self, event: e.ClientsSent, now: float) -> None:
+        for peer, data in event.batch:
+            session = self._sessions.of_peer(peer)
+            try:
+                frame = wire.decode_from_client(data)
+                if isinstance(frame, Greet):
+                    self._door.greet(peer, frame)
+                elif session is not None and frame.link == session.link.epoch and session.state is not State.SEATING:
+                    self._frame(session, frame, now)
+                elif not isinstance(frame, Close | Reset) and not self._door.waiting(peer):
+                    # R13: queued for an earlier incarnation of this connector, or ahead of the greeting.
+                    self._sessions.say(peer, Reset(frame.link))
+            except msgspec.DecodeError as error:
+                self._misbehaved(peer, session, PeerError(Code.MALFORMED, f"the frame does not decode: {error}"))
+            except PeerError as error:
+                self._misbehaved(peer, session, error)
+
+    def _misbehaved(self, peer: bytes, session: Session | None, error: PeerError) -> None:
+        self.statistics.malformed += 1
+        self._door.forget(peer)
+        if session is not None:
+            self._sessions.cut(session, error.code, error.sentence)
+        else:
+            self._sessions.say(peer, Close(0, error.code, error.sentence))
+
+    def _frame(self, session: Session, frame: wire.ClientFrame, now: float) -> None:
+        items, taken = session.link.receive(frame, now)
+        self._sessions.touch(session)
+        if taken:
+            self._taken(session, taken)
+        for submit in items:
+            self._submit(session, submit)
+        if session.link.over is not None:
+            self._sessions.close(session)
+
+    def _client_gone(self, event: e.ClientGone, now: float) -> None:
+        self._door.forget(event.peer)
+        if (session := self._sessions.of_peer(event.peer)) is not None:
+            self._sessions.close(session)
+
+    def _submit(self, session: Session, submit: Submit) -> None:
+        self.statistics.submitted += 1
+        verdict = judge(session, submit, self._incarnation, self._options.body_bytes)
+        if isinstance(verdict, Refusal):
+            if verdict.code is Code.NOT_FRIENDS:
+                self._unsure(session, submit, verdict)
+            else:
+                self._refuse(session, verdict)
+            return
+        route = Route(verdict, submit.envelope)
+        if not self._mesh.send(route, conversation_of_item(route)):
+            self.statistics.busy += 1
+            self._sessions.tell(session, busy(verdict))
+
+    def _unsure(self, session: Session, submit: Submit, refusal: Refusal) -> None:
+        """They may be friends since we last looked, and a rejection is final: look again first."""
+        if len(session.unsure) >= self._options.unsure:
+            self._refuse(session, refusal._replace(code=Code.BUSY, sentence="relations are being read: send it again"))
+            return
+        session.unsure.append(submit)
+        if len(session.unsure) == 1:
+            self._actions.append(e.ReadAccounts((session.login.user,)))
+
+    def _refuse(self, session: Session, refusal: Refusal) -> None:
+        if refusal.code is Code.BUSY:
+            self.statistics.busy += 1
+        else:
+            self.statistics.rejected += 1
+        self._sessions.tell(session, rejected(refusal))
+
+    def _taken(self, session: Session, items: list[wire.ConnectorItem]) -> None:
+        """The device acknowledged these: the sender is told, or the rows are marked."""
+        places, rows = session.taken(items)
+        if places:
+            self.statistics.delivered += len(places)
+            done = ((session.login.user, session.login.device),)
+            durable = [(place.stamp, done) for place in places if place.stamp.kind < EPHEMERAL_FROM]
+            for outcome in outcomes_of(durable, How.DELIVERED):
+                self._route_outcome(outcome)
+        if rows:
+            self.statistics.drained += len(rows)
+            self._actions.extend(session.drain.acknowledged(rows))
+        if not session.custody:
+            self._actions.extend(session.drain.room())
+            if session.overflowed:
+                session.overflowed = False
+                session.state = State.DRAINING
+                self._sessions.look(session)
+
+    def _route_outcome(self, outcome: Outcome) -> None:
+        if outcome.origin == self._incarnation:
+            self._outcome(outcome)
+        elif not self._mesh.send(outcome, conversation_of_item(outcome)):
+            self.statistics.outcomes_lost += 1
+
+    # ---------------------------------------------------------------- from transfers
+
+    def _transfer_sent(self, event: e.TransferSent, now: float) -> None:
+        until = now + self._options.hold_s
+        for item in self._mesh.receive(event.transfer, event.batch, now):
+            if isinstance(item, Outcome):
+                self._outcome(item)
+            else:
+                self._place(item, until)
+
+    def _outcome(self, outcome: Outcome) -> None:
+        session = self._sessions.of_device(outcome.device)
+        if session is None or session.login.epoch != outcome.epoch or session.state is State.SEATING:
+            self.statistics.outcomes_lost += 1
+        else:
+            self._sessions.tell(session, outcome)
+
+    def _place(self, place: Place, until: float) -> None:
+        for device, _ in place.seats:
+            session = self._sessions.of_device(device)
+            if session is None:
+                self._sessions.give_back(place, (device,), absent=True)
+                continue
+            placed = session.place(place, until, self._options.session_queue)
+            if placed is Placed.PUSHED:
+                self._sessions.touch(session)
+            elif placed is Placed.HELD:
+                self.statistics.held += 1
+                self._sessions.look(session)
+            else:
+                self._sessions.give_back(place, (device,), absent=False)
+
+    # ---------------------------------------------------------------- from the stores
+
+    def _noticed(self, event: e.Noticed, now: float) -> None:
+        notice = event.notice
+        if isinstance(notice, Poke):
+            for _, device in notice.devices:
+                if (session := self._sessions.of_device(device)) is not None:
+                    self.statistics.poked += 1
+                    self._sessions.look(session)
+        elif isinstance(notice, Kick):
+            session = self._sessions.of_device(notice.device)
+            if session is not None and session.seat.session <= notice.session:
+                self._sessions.cut(session, Code(notice.code), notice.sentence)
+        elif isinstance(notice, AccountChanged):
+            concerned = set(notice.users)
+            users = tuple({s.login.user for s in self._sessions.all() if s.login.user in concerned})
+            if users:
+                self._actions.append(e.ReadAccounts(users))
+
+    def _accounts_read(self, event: e.AccountsRead, now: float) -> None:
+        accounts = {account.user: account for account in event.accounts}
+        for session in self._sessions.all():
+            account = accounts.get(session.login.user)
+            if account is None:
+                continue
+            session.refresh(account, now)
+            waiting, session.unsure = session.unsure, []
+            for submit in waiting:
+                verdict = judge(session, submit, self._incarnation, self._options.body_bytes)
+                if isinstance(verdict, Refusal):
+                    self._refuse(session, verdict)
+                else:
+                    self._submit(session, submit)
+
+    def _accounts_unreadable(self, event: e.AccountsUnreadable, now: float) -> None:
+        users = set(event.users)
+        for session in self._sessions.all():
+            if session.login.user in users:
+                waiting, session.unsure = session.unsure, []
+                for submit in waiting:
+                    verdict = judge(session, submit, self._incarnation, self._options.body_bytes)
+                    if isinstance(verdict, Refusal):
+                        sentence = "relations cannot be read now: send it again"
+                        self._refuse(session, verdict._replace(code=Code.BUSY, sentence=sentence))
+
+    def _presence_disturbed(self, event: e.PresenceDisturbed, now: float) -> None:
+        """Register everybody again; each answer looks at a queue."""
+        seats = [(s.seat, s.devices) for s in self._sessions.all() if s.state is not State.SEATING]
+        for at in range(0, len(seats), SEATS_AT_ONCE):
+            self._actions.append(e.WriteSeats(tuple(seats[at : at + SEATS_AT_ONCE])))
+
+    def _stop_requested(self, event: e.StopRequested, now: float) -> None:
+        self._door.closed = True
+        for session in self._sessions.all():
+            self._sessions.cut(session, Code.SHUTTING_DOWN, LEAVING)

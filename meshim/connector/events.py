@@ -1,0 +1,284 @@
+"""What happens to a connector, and what its core asks to be done.
+
+Events are in the past tense and carry whole batches; actions are imperatives.  The shell
+turns one into the other's answer and decides nothing.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from meshim.errors import Code
+from meshim.stores.ports import Account, Login, Page, Seat
+from meshim.wire.notice import Kick, Notice
+
+# ---------------------------------------------------------------- events
+
+
+class ClientsSent(NamedTuple):
+    """Frames from clients, each (peer, frame), in the order they came."""
+
+    batch: Sequence[tuple[bytes, bytes]]
+
+
+class ClientGone(NamedTuple):
+    """The socket has no connection to this peer any more."""
+
+    peer: bytes
+
+
+class TransferSent(NamedTuple):
+    transfer: int
+    batch: Sequence[bytes]
+
+
+class TransfersLiving(NamedTuple):
+    """The incarnations whose leases last."""
+
+    transfers: Sequence[int]
+
+
+class TransferConnected(NamedTuple):
+    transfer: int
+
+
+class TransferLost(NamedTuple):
+    """The connection broke or could not be made."""
+
+    transfer: int
+
+
+class GreetAccepted(NamedTuple):
+    """The token is good.  `session` is the number of the session to be."""
+
+    peer: bytes
+    link: int
+    login: Login
+    account: Account
+    session: int
+
+
+class GreetRefused(NamedTuple):
+    peer: bytes
+    link: int
+    code: Code
+    sentence: str
+
+
+class SeatsWritten(NamedTuple):
+    """For each seat: False if a higher session number holds it, the Seat it replaced, or None."""
+
+    results: Sequence[tuple[Seat, Seat | bool | None]]
+
+
+class SeatsUnwritten(NamedTuple):
+    """Presence did not answer."""
+
+    seats: Sequence[Seat]
+
+
+class QueuesPeeked(NamedTuple):
+    """`devices` were asked for, as (user, device); `through` by user's partition; `waiting` have unread rows."""
+
+    devices: Sequence[tuple[int, int]]
+    through: dict[int, int]
+    waiting: set[int]
+
+
+class QueueClaimed(NamedTuple):
+    """`fence` is None while another connector drains."""
+
+    device: int
+    session: int
+    fence: int | None
+
+
+class PageRead(NamedTuple):
+    device: int
+    session: int
+    page: Page
+
+
+class RowsMarked(NamedTuple):
+    device: int
+    session: int
+    row_ids: Sequence[int]
+
+
+class QueueFenced(NamedTuple):
+    """Another connector claimed the queue after us."""
+
+    device: int
+    session: int
+
+
+class QueuesUnreachable(NamedTuple):
+    """The database did not answer what was asked for these devices."""
+
+    devices: Sequence[int]
+
+
+class Noticed(NamedTuple):
+    notice: Notice
+
+
+class AccountsRead(NamedTuple):
+    accounts: Sequence[Account]
+
+
+class AccountsUnreadable(NamedTuple):
+    users: Sequence[int]
+
+
+class PresenceDisturbed(NamedTuple):
+    """Our lease or the presence backend was away: what it says of us may be wrong or gone."""
+
+
+class StopRequested(NamedTuple):
+    pass
+
+
+Event = (
+    ClientsSent
+    | ClientGone
+    | TransferSent
+    | TransfersLiving
+    | TransferConnected
+    | TransferLost
+    | GreetAccepted
+    | GreetRefused
+    | SeatsWritten
+    | SeatsUnwritten
+    | QueuesPeeked
+    | QueueClaimed
+    | PageRead
+    | RowsMarked
+    | QueueFenced
+    | QueuesUnreachable
+    | Noticed
+    | AccountsRead
+    | AccountsUnreadable
+    | PresenceDisturbed
+    | StopRequested
+)
+
+# ---------------------------------------------------------------- actions
+
+
+class SendClient(NamedTuple):
+    peer: bytes
+    frame: bytes
+
+
+class SendTransfer(NamedTuple):
+    transfer: int
+    frame: bytes
+
+
+class ConnectTransfer(NamedTuple):
+    """Answered by TransferConnected or TransferLost."""
+
+    transfer: int
+
+
+class DisconnectTransfer(NamedTuple):
+    """Close the socket at once; what is queued in it is forgotten (LINGER 0)."""
+
+    transfer: int
+
+
+class CheckGreet(NamedTuple):
+    """Answered by GreetAccepted or GreetRefused."""
+
+    peer: bytes
+    link: int
+    token: bytes
+    epoch: int
+
+
+class WriteSeats(NamedTuple):
+    """Each seat with all devices of its user.  Answered by SeatsWritten or SeatsUnwritten."""
+
+    seats: Sequence[tuple[Seat, tuple[int, ...]]]
+
+
+class EraseSeats(NamedTuple):
+    """Not answered: a seat that stays is corrected by whoever is sent there."""
+
+    seats: Sequence[Seat]
+
+
+class PeekQueues(NamedTuple):
+    """Answered by QueuesPeeked or QueuesUnreachable."""
+
+    devices: Sequence[tuple[int, int]]
+
+
+class ClaimQueue(NamedTuple):
+    """Answered by QueueClaimed or QueuesUnreachable."""
+
+    device: int
+    session: int
+
+
+class ReadPage(NamedTuple):
+    """Answered by PageRead, QueueFenced or QueuesUnreachable."""
+
+    user: int
+    device: int
+    session: int
+    fence: int
+    after: tuple[int, int]
+
+
+class MarkRead(NamedTuple):
+    """Answered by RowsMarked, QueueFenced or QueuesUnreachable."""
+
+    device: int
+    session: int
+    fence: int
+    row_ids: Sequence[int]
+
+
+class ReleaseQueue(NamedTuple):
+    """Not answered: a lease that stays ends by itself."""
+
+    device: int
+    fence: int
+
+
+class ReadAccounts(NamedTuple):
+    """Answered by AccountsRead or AccountsUnreadable, never from a cache."""
+
+    users: Sequence[int]
+
+
+class TellKick(NamedTuple):
+    """Tell another connector incarnation that its session was replaced."""
+
+    incarnation: int
+    kick: Kick
+
+
+class NoteSeen(NamedTuple):
+    """These devices are connected now."""
+
+    devices: Sequence[int]
+
+
+Action = (
+    SendClient
+    | SendTransfer
+    | ConnectTransfer
+    | DisconnectTransfer
+    | CheckGreet
+    | WriteSeats
+    | EraseSeats
+    | PeekQueues
+    | ClaimQueue
+    | ReadPage
+    | MarkRead
+    | ReleaseQueue
+    | ReadAccounts
+    | TellKick
+    | NoteSeen
+)

@@ -1,0 +1,23 @@
+"""What a connector is configured with, derived from the topology by its service."""
+
+import msgspec
+
+from meshim.connector.drain import DrainOptions
+from meshim.protocol.link import LinkOptions
+
+
+class ConnectorOptions(msgspec.Struct, frozen=True):
+    """Times are seconds; `session_queue` and `unsure` are counts per session."""
+
+    clients: LinkOptions
+    transfers: LinkOptions
+    drain: DrainOptions
+    body_bytes: int
+    frame_bytes: int
+    sessions: int
+    session_queue: int
+    heartbeat_s: float
+    hold_s: float
+    relation_ttl_s: float
+    reconnect_s: float = 0.5
+    unsure: int = 64

@@ -1,0 +1,82 @@
+"""What the database answers about queues, carried to the drains of the sessions concerned."""
+
+from meshim.connector import events as e
+from meshim.connector.session import Session, State
+from meshim.connector.sessions import Sessions
+from meshim.connector.statistics import Statistics
+from meshim.protocol.routing import partition_of
+from meshim.wire.client import Stored
+
+
+class Queues:
+    """Drives the drain of every session."""
+
+    def __init__(self, partitions: int, statistics: Statistics, sessions: Sessions, actions: list[e.Action]) -> None:
+        self._partitions = partitions
+        self._statistics = statistics
+        self._sessions = sessions
+        self._actions = actions
+
+    def peeked(self, event: e.QueuesPeeked, now: float) -> None:
+        for user, device in event.devices:
+            session = self._sessions.of_device(device)
+            if session is not None:
+                through = event.through.get(partition_of(user, self._partitions), 0)
+                self._actions.extend(session.drain.peeked(through, device in event.waiting, now))
+                self._went_on(session)
+
+    def claimed(self, event: e.QueueClaimed, now: float) -> None:
+        session = self._sessions.of_device(event.device, event.session)
+        if session is not None:
+            self._actions.extend(session.drain.claimed(event.fence, now))
+        elif event.fence is not None:
+            self._actions.append(e.ReleaseQueue(event.device, event.fence))
+
+    def page_read(self, event: e.PageRead, now: float) -> None:
+        session = self._sessions.of_device(event.device, event.session)
+        if session is not None:
+            rows, actions = session.drain.page(event.page, now)
+            self._actions.extend(actions)
+            session.push_rows(rows)
+            self._sessions.touch(session)
+            if not session.custody:
+                self._actions.extend(session.drain.room())
+            self._went_on(session)
+
+    def marked(self, event: e.RowsMarked, now: float) -> None:
+        session = self._sessions.of_device(event.device, event.session)
+        if session is not None:
+            self._actions.extend(session.drain.marked(event.row_ids))
+
+    def fenced(self, event: e.QueueFenced, now: float) -> None:
+        self._statistics.fenced += 1
+        session = self._sessions.of_device(event.device, event.session)
+        if session is not None:
+            self._actions.extend(session.drain.fenced(now))
+
+    def unreachable(self, event: e.QueuesUnreachable, now: float) -> None:
+        """R8: who is here goes on talking; what is stored comes when the database is back."""
+        for device in event.devices:
+            session = self._sessions.of_device(device)
+            if session is not None:
+                self._actions.extend(session.drain.unreachable(now))
+                self._tell_delayed(session, delayed=True)
+                if session.state is State.DRAINING:
+                    # `after` keeps every stream in order: what must wait for the queue is held or returned.
+                    session.state = State.LIVE
+
+    def _went_on(self, session: Session) -> None:
+        """After a step of the drain: live messages come behind the last page."""
+        if not session.drain.caught_up:
+            return
+        if session.state is State.DRAINING:
+            session.state = State.LIVE
+        self._tell_delayed(session, delayed=False)
+        if session.held:
+            self._sessions.give_back_all(session, session.release_held(), absent=False)
+            self._sessions.touch(session)
+
+    def _tell_delayed(self, session: Session, *, delayed: bool) -> None:
+        if session.told_delayed != delayed:
+            session.told_delayed = delayed
+            self._sessions.say(session.peer, Stored(session.link.epoch, delayed))

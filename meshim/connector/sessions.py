@@ -1,0 +1,122 @@
+"""The sessions of a connector: who is here, what is said to them, and how they leave.
+
+However a session ends, its live copies in custody go back to a transfer to be stored, its stored
+rows stay unread, its seat is erased if it is still this one (R5), and the lease of its queue is given up.
+"""
+
+from collections.abc import Iterable
+
+from meshim.connector.events import Action, EraseSeats, PeekQueues, SendClient
+from meshim.connector.mesh import Mesh, conversation_of_item
+from meshim.connector.options import ConnectorOptions
+from meshim.connector.session import Session, State
+from meshim.connector.statistics import Statistics
+from meshim.errors import Code
+from meshim.wire import client as wire
+from meshim.wire.envelope import EPHEMERAL_FROM
+from meshim.wire.link import Close, Frame
+from meshim.wire.mesh import Place, Return
+from meshim.wire.outcome import Outcome
+
+
+class Sessions:
+    """All sessions of one connector, found by peer, by seat and by device."""
+
+    def __init__(self, options: ConnectorOptions, statistics: Statistics, mesh: Mesh, actions: list[Action]) -> None:
+        self._options = options
+        self._statistics = statistics
+        self._mesh = mesh
+        self._actions = actions
+        self._by_peer: dict[bytes, Session] = {}
+        self._by_device: dict[int, Session] = {}
+        self._dirty: dict[Session, None] = {}
+        self._peeks: list[tuple[int, int]] = []
+
+    def __len__(self) -> int:
+        return len(self._by_peer)
+
+    def all(self) -> list[Session]:
+        return list(self._by_peer.values())
+
+    def of_peer(self, peer: bytes) -> Session | None:
+        return self._by_peer.get(peer)
+
+    def of_device(self, device: int, session: int | None = None) -> Session | None:
+        """The session of a device; with `session`, only if it is still the one of that number."""
+        found = self._by_device.get(device)
+        return found if found is not None and session in (None, found.seat.session) else None
+
+    def add(self, session: Session) -> None:
+        assert session.login.device not in self._by_device
+        self._by_peer[session.peer] = session
+        self._by_device[session.login.device] = session
+        self._statistics.sessions = len(self._by_peer)
+
+    # ---- saying something
+
+    def say(self, peer: bytes, frame: Frame) -> None:
+        self._actions.append(SendClient(peer, wire.encode(frame)))
+
+    def touch(self, session: Session) -> None:
+        """Its link has something to say at the end of this turn."""
+        self._dirty[session] = None
+
+    def tell(self, session: Session, outcome: Outcome | None) -> None:
+        """Queue an outcome for the device; one that finds no room is lost, and healed by the resend."""
+        if outcome is None:
+            return
+        window = session.link.window
+        if window.queued >= 2 * self._options.session_queue or not window.push(outcome):
+            self._statistics.outcomes_lost += 1
+        else:
+            self._dirty[session] = None
+
+    def look(self, session: Session) -> None:
+        """Have its queue looked at."""
+        if session.state is not State.SEATING and session.drain.look():
+            self._peeks.append((session.login.user, session.login.device))
+
+    def flush(self, now: float) -> None:
+        """Turn what this turn left to say into actions."""
+        if self._peeks:
+            self._actions.append(PeekQueues(tuple(self._peeks)))
+            self._peeks.clear()
+        for session in self._dirty:
+            for frame in session.link.flush(now):
+                self.say(session.peer, frame)
+        self._dirty.clear()
+
+    # ---- giving back
+
+    def give_back(self, place: Place, devices: Iterable[int], *, absent: bool) -> None:
+        """Return a live copy to be stored for these devices."""
+        if place.stamp.kind >= EPHEMERAL_FROM:
+            self._statistics.ephemeral_dropped += 1
+            return
+        item = Return(place.user, tuple(devices), absent, place.stamp, place.envelope)
+        if self._mesh.send(item, conversation_of_item(item)):
+            self._statistics.returned += 1
+        else:
+            self._statistics.unreturned += 1
+
+    def give_back_all(self, session: Session, places: Iterable[Place], *, absent: bool) -> None:
+        for place in places:
+            self.give_back(place, (session.login.device,), absent=absent)
+
+    # ---- leaving
+
+    def cut(self, session: Session, code: Code, sentence: str) -> None:
+        """End a session for a reason that the client is told."""
+        self._statistics.cut += 1
+        self.say(session.peer, Close(session.link.epoch, code, sentence))
+        self.close(session)
+
+    def close(self, session: Session) -> None:
+        """End a session."""
+        del self._by_peer[session.peer]
+        del self._by_device[session.login.device]
+        self._dirty.pop(session, None)
+        self._statistics.sessions = len(self._by_peer)
+        self._actions.extend(session.drain.close())
+        self._actions.append(EraseSeats((session.seat,)))
+        self.give_back_all(session, session.abandon(), absent=True)

@@ -1,0 +1,88 @@
+"""The rules for what a client submits.
+
+    does not decode, another version            MALFORMED, VERSION        the session is cut
+    not the session's user, device, epoch       IMPERSONATION             the session is cut
+    body over the limit                         TOO_LARGE                 rejected
+    no such type of destination, or oneself     NO_SUCH_RECIPIENT         rejected
+    a receipt: to one device                    passes, friends or not    (it answers what was allowed)
+    anything else: to a friend                  passes
+    anything else                               NOT_FRIENDS               after relations were read again
+
+Ephemeral kinds that do not pass are dropped: nothing is ever said of them.
+"""
+
+from typing import NamedTuple
+
+import msgspec
+
+from meshim.connector.session import Session
+from meshim.errors import Code, PeerError
+from meshim.wire.client import Submit
+from meshim.wire.envelope import EPHEMERAL_FROM, WIRE_VERSION, Envelope, Kind, To, decode_envelope
+from meshim.wire.mesh import Stamp
+from meshim.wire.outcome import How, Outcome
+
+RECEIPT_BYTES = 4096
+"""A receipt needs no friendship, so that its body is kept small."""
+
+
+class Refusal(NamedTuple):
+    """The envelope may not pass, for this reason."""
+
+    envelope: Envelope
+    code: Code
+    sentence: str
+
+
+def judge(session: Session, submit: Submit, origin: int, body_bytes: int) -> Stamp | Refusal:
+    """The stamp of an envelope that may pass, or why it may not.
+
+    Raises PeerError when the session has to be cut.
+    """
+    login = session.login
+    try:
+        envelope = decode_envelope(submit.envelope)
+    except msgspec.DecodeError as error:
+        raise PeerError(Code.MALFORMED, f"the envelope does not decode: {error}") from None
+    if envelope.version != WIRE_VERSION:
+        raise PeerError(Code.VERSION, f"envelope version {envelope.version} is not spoken here, {WIRE_VERSION} is")
+    if envelope.user != login.user or envelope.device != login.device or envelope.epoch != login.epoch:
+        raise PeerError(Code.IMPERSONATION, "the envelope names another user, device or epoch than the session's")
+    if envelope.seq < 1 or envelope.base < 1 or envelope.base > envelope.seq or len(envelope.id) != 16:
+        raise PeerError(Code.MALFORMED, "seq, base or id of the envelope is out of range")
+    receipt = envelope.kind == Kind.RECEIPT
+    limit = RECEIPT_BYTES if receipt else body_bytes
+    if len(envelope.body) > limit:
+        return Refusal(envelope, Code.TOO_LARGE, f"the body has {len(envelope.body)} bytes, {limit} are allowed")
+    to = envelope.to
+    if to.type not in (To.USER, To.DEVICE) or to.id == login.user or (to.type == To.DEVICE) != (to.device > 0):
+        return Refusal(envelope, Code.NO_SUCH_RECIPIENT, "there is no such destination")
+    if not (receipt and to.type == To.DEVICE) and to.id not in session.friends:
+        return Refusal(envelope, Code.NOT_FRIENDS, "sender and recipient are not friends")
+    # The sender's other devices get a copy too, of everything but receipts.
+    others = () if receipt else tuple((login.user, device) for device in session.devices if device != login.device)
+    return Stamp(
+        origin, login.user, login.device, login.epoch, to, envelope.seq, envelope.kind, submit.after, others
+    )  # fmt: skip
+
+
+def rejected(refusal: Refusal) -> Outcome | None:
+    """What the sender is told; None for ephemeral kinds."""
+    envelope = refusal.envelope
+    if envelope.kind >= EPHEMERAL_FROM:
+        return None
+    how = How.BUSY if refusal.code == Code.BUSY else How.REJECTED
+    return Outcome(
+        0, envelope.user, envelope.device, envelope.epoch, envelope.to, envelope.seq, envelope.seq, how,
+        code=refusal.code, sentence=refusal.sentence,
+    )  # fmt: skip
+
+
+def busy(stamp: Stamp) -> Outcome | None:
+    """The mesh cannot take it now."""
+    if stamp.kind >= EPHEMERAL_FROM:
+        return None
+    return Outcome(
+        0, stamp.user, stamp.device, stamp.epoch, stamp.to, stamp.seq, stamp.seq, How.BUSY,
+        code=Code.BUSY, sentence="no transfer can take it now",
+    )  # fmt: skip

@@ -1,0 +1,110 @@
+"""A link: a window, its epoch, and the heartbeat that tells a quiet peer from a dead one.
+
+Frame in                        What it does
+Data                            acknowledges ours, and gives items to process
+Ack                             acknowledges ours
+Ping                            a Pong is owed
+Pong                            proves life, as every frame does
+Close, Reset                    the link is over; `abandon` what it held and greet again
+
+An end pings when it has neither heard nor said anything for `heartbeat_s`, so that both ends
+hear of each other at least that often; after `silence_s` without a frame the peer counts as dead.
+"""
+
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import msgspec
+
+from meshim.protocol.window import Window, WindowOptions
+from meshim.wire.link import Ack, Close, Data, Frame, Ping, Pong, Reset
+
+Out = TypeVar("Out")
+In = TypeVar("In")
+
+
+class LinkOptions(msgspec.Struct, frozen=True):
+    """Times are seconds; `pings` is false for an end that only listens for the other's."""
+
+    window: WindowOptions
+    heartbeat_s: float
+    silence_s: float
+    pings: bool = True
+
+
+class Link(Generic[Out, In]):
+    """One end of a greeted link."""
+
+    __slots__ = ("_options", "_pong_due", "epoch", "heard_at", "over", "said_at", "window")
+
+    def __init__(
+        self, epoch: int, options: LinkOptions, size_of: Callable[[Out], int], now: float, *, deferred: bool = False
+    ) -> None:
+        self.epoch = epoch
+        self.window: Window[Out, In] = Window(epoch, options.window, size_of, deferred=deferred)
+        self.heard_at = now
+        self.said_at = now
+        self.over: Close | Reset | None = None
+        """The frame with which the peer ended the link."""
+        self._options = options
+        self._pong_due = False
+
+    def receive(self, frame: Frame, now: float) -> tuple[list[In], list[Out]]:
+        """Take in a frame of this epoch: (items to process in order, our items that are acknowledged).
+
+        Raises PeerError when the peer broke the rules of the window.
+        """
+        self.heard_at = now
+        if isinstance(frame, Data):
+            done = self.window.acknowledged(frame.ack, frame.stash, now)
+            return self.window.receive(frame.number, frame.items), done
+        if isinstance(frame, Ack):
+            return [], self.window.acknowledged(frame.ack, frame.stash, now)
+        if isinstance(frame, Ping):
+            self._pong_due = True
+        elif isinstance(frame, Close | Reset):
+            self.over = frame
+        return [], []
+
+    def flush(self, now: float) -> list[Frame]:
+        """What should be said now: new data, and whatever is owed."""
+        frames: list[Frame] = list(self.window.take(now))
+        if (ack := self.window.pending_ack()) is not None:
+            frames.append(ack)
+        if self._pong_due:
+            self._pong_due = False
+            frames.append(Pong(self.epoch))
+        if frames:
+            self.said_at = now
+        return frames
+
+    def tick(self, now: float) -> list[Frame]:
+        """What time demands: frames that are due again, a ping."""
+        frames: list[Frame] = list(self.window.resend(now))
+        heartbeat = self._options.heartbeat_s
+        if (
+            not frames
+            and self._options.pings
+            and now - self.said_at >= heartbeat / 4
+            and now - min(self.said_at, self.heard_at) >= heartbeat
+        ):
+            frames.append(Ping(self.epoch))
+        if frames:
+            self.said_at = now
+        return frames
+
+    def failed(self, now: float) -> bool:
+        """Whether the peer is silent, or takes nothing, for too long."""
+        return now - self.heard_at >= self._options.silence_s or self.window.failed(now)
+
+    def next_deadline(self) -> float:
+        """When `tick` or `failed` should be asked again."""
+        options = self._options
+        deadline = self.heard_at + options.silence_s
+        if options.pings:
+            deadline = min(
+                deadline,
+                max(min(self.said_at, self.heard_at) + options.heartbeat_s, self.said_at + options.heartbeat_s / 4),
+            )
+        window = self.window.next_deadline()
+        return deadline if window is None else min(deadline, window)

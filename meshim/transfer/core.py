@@ -1,0 +1,365 @@
+"""What a transfer decides.
+
+A transfer takes envelopes from connectors and finds out, for each copy, where it goes:
+
+    a device that presence seats on a linked connector      Place, to that connector
+    a device that is not seated, or seated elsewhere        an entry for the log
+    a recipient of whom presence knows nothing              one entry for all devices
+    what a connector gives back, or was lost with           an entry for the log
+    ephemeral and not seated                                dropped
+
+An entry that the log acknowledged is an Outcome STORED, one that it did not take an Outcome BUSY; outcomes travel
+to the connector that the message came from.  A transfer remembers nothing that a sender relies on:
+what dies with it is sent again by its sender.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from meshim.errors import Code, PeerError
+from meshim.protocol.link import Link, LinkOptions
+from meshim.protocol.outcome import outcomes_of
+from meshim.stores.ports import UserPresence
+from meshim.transfer import events as e
+from meshim.transfer.directory import Directory
+from meshim.transfer.statistics import Statistics
+from meshim.transfer.store import Kept, Store
+from meshim.wire import mesh as wire
+from meshim.wire.envelope import EPHEMERAL_FROM, WIRE_VERSION, To
+from meshim.wire.link import Close, Reset
+from meshim.wire.log import Entry
+from meshim.wire.mesh import FromConnector, FromTransfer, Hello, HelloOk, Place, Return, Route, Stamp
+from meshim.wire.outcome import Copy, How, Outcome
+
+
+class TransferOptions(msgspec.Struct, frozen=True):
+    """Counts, bytes and seconds, from the topology."""
+
+    links: LinkOptions
+    partitions: int
+    publishes: int
+    waiting: int
+    """Messages that may wait for a look-up, and entries that may wait for the log."""
+    record_bytes: int
+    record_items: int
+    presence_cache: int
+    presence_cache_ttl_s: float
+
+
+def item_size(item: FromTransfer) -> int:
+    """Bytes on the wire, rounded up."""
+    if isinstance(item, Outcome):
+        return 96 + 24 * len(item.copies)
+    return len(item.envelope) + 128 + 24 * (len(item.stamp.copies) + len(item.stamp.after))
+
+
+class _Connector:
+    __slots__ = ("incarnation", "link", "peer")
+
+    def __init__(self, peer: bytes, incarnation: int, link: Link[FromTransfer, FromConnector]) -> None:
+        self.peer = peer
+        self.incarnation = incarnation
+        self.link = link
+
+
+class _Pending:
+    """A message that waits for presence."""
+
+    __slots__ = ("missing", "presence", "route")
+
+    def __init__(self, route: Route) -> None:
+        self.route = route
+        self.presence: dict[int, UserPresence | None] = {}
+        self.missing = 0
+
+
+class TransferCore:
+    """The links to connectors, and the way of every copy."""
+
+    def __init__(self, incarnation: int, options: TransferOptions) -> None:
+        self.statistics = Statistics()
+        self._incarnation = incarnation
+        self._options = options
+        self._actions: list[e.Action] = []
+        self._peers: dict[bytes, _Connector] = {}
+        self._connectors: dict[int, _Connector] = {}
+        self._directory = Directory(options.presence_cache, options.presence_cache_ttl_s)
+        self._waiting: dict[int, list[_Pending]] = {}
+        self._waiting_count = 0
+        self._asking: list[int] = []
+        self._stopping = False
+        self._store = Store(
+            options.partitions, options.publishes, options.waiting, options.record_bytes, options.record_items
+        )  # fmt: skip
+        self._handlers: dict[type[Any], Callable[[Any, float], None]] = {
+            e.ConnectorsSent: self._connectors_sent,
+            e.ConnectorGone: self._connector_gone,
+            e.PresenceRead: self._presence_read,
+            e.PresenceUnreadable: self._presence_unreadable,
+            e.PresenceChanged: self._presence_changed,
+            e.Published: self._published,
+            e.Unpublished: self._unpublished,
+        }
+
+    # ---------------------------------------------------------------- the crank
+
+    def receive(self, event: e.Event, now: float) -> Sequence[e.Action]:
+        self._handlers[type(event)](event, now)
+        return self._flush(now)
+
+    def tick(self, now: float) -> Sequence[e.Action]:
+        for connector in list(self._peers.values()):
+            link = connector.link
+            if link.failed(now):
+                self._lost(connector)
+                continue
+            resent = link.window.resent
+            for frame in link.tick(now):
+                self._actions.append(e.SendConnector(connector.peer, wire.encode(frame)))
+            self.statistics.resent += link.window.resent - resent
+        return self._flush(now)
+
+    def next_deadline(self) -> float | None:
+        return min((connector.link.next_deadline() for connector in self._peers.values()), default=None)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing that was taken from a connector is still here."""
+        return (
+            self._store.idle
+            and not self._waiting_count
+            and all(connector.link.window.idle for connector in self._peers.values())
+        )
+
+    def stop(self, now: float) -> Sequence[e.Action]:
+        """Say farewell: connectors take what they have under way elsewhere."""
+        self._stopping = True
+        actions = list(self._flush(now))
+        for peer, connector in self._peers.items():
+            close = Close(connector.link.epoch, Code.SHUTTING_DOWN, "this transfer is leaving")
+            actions.append(e.SendConnector(peer, wire.encode(close)))
+        return actions
+
+    def _flush(self, now: float) -> Sequence[e.Action]:
+        if self._asking:
+            self._actions.append(e.ReadPresence(tuple(self._asking)))
+            self._asking.clear()
+        self._actions.extend(self._store.flush())
+        for connector in self._peers.values():
+            for frame in connector.link.flush(now):
+                self._actions.append(e.SendConnector(connector.peer, wire.encode(frame)))
+        actions = self._actions.copy()
+        self._actions.clear()
+        return actions
+
+    # ---------------------------------------------------------------- links
+
+    def _connectors_sent(self, event: e.ConnectorsSent, now: float) -> None:
+        for peer, data in event.batch:
+            connector = self._peers.get(peer)
+            try:
+                frame = wire.decode_from_connector(data)
+                if isinstance(frame, Hello):
+                    self._greeted(peer, frame, now)
+                elif connector is not None and frame.link == connector.link.epoch:
+                    self._frame(connector, frame, now)
+                elif not isinstance(frame, Close | Reset):
+                    # R13: queued for an earlier incarnation of this transfer.
+                    self._actions.append(e.SendConnector(peer, wire.encode(Reset(frame.link))))
+            except (msgspec.DecodeError, PeerError) as error:
+                self.statistics.malformed += 1
+                code = error.code if isinstance(error, PeerError) else Code.MALFORMED
+                self._actions.append(e.SendConnector(peer, wire.encode(Close(0, code, str(error)))))
+                if connector is not None:
+                    self._lost(connector)
+
+    def _greeted(self, peer: bytes, hello: Hello, now: float) -> None:
+        if hello.version != WIRE_VERSION:
+            sentence = f"version {hello.version} is not spoken here, {WIRE_VERSION} is"
+            self._actions.append(e.SendConnector(peer, wire.encode(Close(hello.link, Code.VERSION, sentence))))
+            return
+        if self._stopping:
+            close = Close(hello.link, Code.SHUTTING_DOWN, "this transfer is leaving")
+            self._actions.append(e.SendConnector(peer, wire.encode(close)))
+            return
+        for known in (self._peers.get(peer), self._connectors.get(hello.incarnation)):
+            if known is not None and known.peer in self._peers:
+                self._lost(known)
+        options = self._options.links
+        link: Link[FromTransfer, FromConnector] = Link(hello.link, options, item_size, now)
+        link.window.credit = max(1, min(hello.window, options.window.credit))
+        connector = _Connector(peer, hello.incarnation, link)
+        self._peers[peer] = connector
+        self._connectors[hello.incarnation] = connector
+        self.statistics.connectors = len(self._peers)
+        answer = HelloOk(WIRE_VERSION, hello.link, self._incarnation, options.window.credit)
+        self._actions.append(e.SendConnector(peer, wire.encode(answer)))
+
+    def _frame(self, connector: _Connector, frame: wire.ConnectorToTransfer, now: float) -> None:
+        for item in connector.link.receive(frame, now)[0]:
+            if isinstance(item, Route):
+                self.statistics.routed += 1
+                if self._waiting_count < self._options.waiting:
+                    self._route(item, now)
+                else:
+                    self._busy([item.stamp])
+            elif isinstance(item, Outcome):
+                self._tell(item)
+            else:
+                self._returned(item)
+        if connector.link.over is not None:
+            self._lost(connector)
+
+    def _connector_gone(self, event: e.ConnectorGone, now: float) -> None:
+        connector = self._peers.get(event.peer)
+        if connector is not None:
+            self._lost(connector)
+
+    def _lost(self, connector: _Connector) -> None:
+        """R4: what was under way to it is stored; its devices are found elsewhere or drain later."""
+        del self._peers[connector.peer]
+        if self._connectors.get(connector.incarnation) is connector:
+            del self._connectors[connector.incarnation]
+        self.statistics.connectors = len(self._peers)
+        for item in connector.link.window.abandon():
+            if isinstance(item, Outcome):
+                self.statistics.outcomes_lost += 1
+            elif item.stamp.kind < EPHEMERAL_FROM:
+                self.statistics.rescued += len(item.seats)
+                self._keep(item.user, tuple(device for device, _ in item.seats), item.stamp, item.envelope)
+
+    # ---------------------------------------------------------------- the way of a message
+
+    def _route(self, route: Route, now: float) -> None:
+        """Place or store all copies, once presence of everybody concerned is known."""
+        pending = _Pending(route)
+        for user in _users_of(route.stamp):
+            known, entry = self._directory.get(user, now)
+            if known and user not in self._waiting:
+                pending.presence[user] = entry
+                continue
+            pending.missing += 1
+            self._waiting.setdefault(user, []).append(pending)
+            if self._directory.ask(user):
+                self._asking.append(user)
+        if not pending.missing:
+            self._copy(route, pending.presence)
+        else:
+            self._waiting_count += 1
+
+    def _copy(self, route: Route, presence: dict[int, UserPresence | None]) -> None:
+        stamp = route.stamp
+        to = stamp.to
+        there = presence[to.id]
+        own = stamp.copies
+        if to.type == To.DEVICE:
+            copies: tuple[Copy, ...] = ((to.id, to.device),)
+        elif there is not None:
+            copies = tuple((to.id, device) for device in there.devices)
+        else:
+            copies = ((to.id, 0),)
+        stamp = msgspec.structs.replace(stamp, copies=copies + own)
+        self._copies_of(to.id, [device for _, device in copies], there, stamp, route.envelope)
+        if own:
+            self._copies_of(stamp.user, [device for _, device in own], presence[stamp.user], stamp, route.envelope)
+
+    def _copies_of(
+        self, user: int, devices: Sequence[int], presence: UserPresence | None, stamp: Stamp, envelope: bytes
+    ) -> None:
+        """Place the copies of one user that can be, and store the others."""
+        seats: dict[int, list[tuple[int, int]]] = {}
+        seated = {seat.device: seat for seat in presence.seats} if presence is not None else {}
+        absent: list[int] = []
+        for device in devices:
+            seat = seated.get(device)
+            if seat is not None and seat.incarnation in self._connectors:
+                seats.setdefault(seat.incarnation, []).append((device, seat.session))
+            else:
+                absent.append(device)
+        for incarnation, places in seats.items():
+            if self._connectors[incarnation].link.window.push(Place(user, tuple(places), stamp, envelope)):
+                self.statistics.placed += len(places)
+            else:
+                absent.extend(device for device, _ in places)
+        if absent:
+            self._keep(user, tuple(absent), stamp, envelope)
+
+    def _returned(self, item: Return) -> None:
+        self.statistics.returned += len(item.devices)
+        if item.absent:
+            self._directory.forget(item.user)
+        self._keep(item.user, item.devices, item.stamp, item.envelope)
+
+    def _keep(self, user: int, devices: tuple[int, ...], stamp: Stamp, envelope: bytes) -> None:
+        """Store a message for devices of a user; (0,) are all of them."""
+        if stamp.kind >= EPHEMERAL_FROM:
+            self.statistics.ephemeral_dropped += 1
+            return
+        entry = Entry(user, () if devices == (0,) else devices, envelope)
+        if not self._store.add(Kept(entry, stamp, tuple((user, device) for device in devices))):
+            self._busy([stamp])
+
+    # ---------------------------------------------------------------- outcomes
+
+    def _busy(self, stamps: Iterable[Stamp]) -> None:
+        durable = [(stamp, ()) for stamp in stamps if stamp.kind < EPHEMERAL_FROM]
+        self.statistics.busy += len(durable)
+        for outcome in outcomes_of(durable, How.BUSY, code=Code.BUSY, sentence="the log cannot take it now"):
+            self._tell(outcome)
+
+    def _tell(self, outcome: Outcome) -> None:
+        connector = self._connectors.get(outcome.origin)
+        if connector is None or not connector.link.window.push(outcome):
+            self.statistics.outcomes_lost += 1
+        else:
+            self.statistics.outcomes += 1
+
+    # ---------------------------------------------------------------- from presence and the log
+
+    def _presence_read(self, event: e.PresenceRead, now: float) -> None:
+        self.statistics.looked_up += len(event.users)
+        for user in event.users:
+            self._directory.answer(user, event.found.get(user), now)
+        self._resume(event.users, event.found)
+
+    def _presence_unreadable(self, event: e.PresenceUnreadable, now: float) -> None:
+        """R9: unknown is never guessed, it is stored."""
+        self.statistics.unreadable += len(event.users)
+        for user in event.users:
+            self._directory.unanswered(user)
+        self._resume(event.users, {})
+
+    def _resume(self, users: Sequence[int], found: Mapping[int, UserPresence]) -> None:
+        """Take up what waited for these users, in order, with this answer even where it may not be kept."""
+        for user in users:
+            for pending in self._waiting.pop(user, []):
+                pending.presence[user] = found.get(user)
+                pending.missing -= 1
+                if not pending.missing:
+                    self._waiting_count -= 1
+                    self._copy(pending.route, pending.presence)
+
+    def _presence_changed(self, event: e.PresenceChanged, now: float) -> None:
+        if event.users is None:
+            self._directory.forget_all()
+        else:
+            for user in event.users:
+                self._directory.forget(user)
+
+    def _published(self, event: e.Published, now: float) -> None:
+        batch = self._store.ended(event.record)
+        self.statistics.stored += len(batch)
+        done = [(kept.stamp, kept.done) for kept in batch]
+        for outcome in outcomes_of(done, How.STORED, event.position):
+            self._tell(outcome)
+
+    def _unpublished(self, event: e.Unpublished, now: float) -> None:
+        """R7: no `sent` without an acknowledgement of every copy."""
+        self._busy(kept.stamp for kept in self._store.ended(event.record))
+
+
+def _users_of(stamp: Stamp) -> tuple[int, ...]:
+    """Whose presence the way of a message depends on."""
+    return (stamp.to.id, stamp.user) if stamp.copies else (stamp.to.id,)
