@@ -1,0 +1,235 @@
+"""A mesh is one process tree: it comes up whole or says why not, mends itself, and leaves nothing behind."""
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from meshim import topology
+from meshim.deploy import child, state
+from meshim.deploy.probe import probe
+from meshim.deploy.state import BackendState, DataFolder, MeshState, Phase, RoleState
+from meshim.errors import BackendUnavailable, MeshimError, UsageError
+from meshim.topology import Backends, Listener, RestListener, Timers, Topology, Worker
+from tests.mesh import fake_mesh
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 20.0
+
+
+def a_mesh(connector: str = "c1", rest: str = "http://127.0.0.1:0", backends: Backends | None = None) -> Topology:
+    return Topology(
+        connectors=(Listener(connector),),
+        transfers=(Listener("t1"),),
+        writers=(Worker("w1"),),
+        rest=(RestListener("r1", rest),),
+        backends=backends or Backends(),
+        timers=Timers(shutdown_s=0.2),
+    )
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DataFolder:
+    return DataFolder(tmp_path / "data")
+
+
+@contextmanager
+def spawned(mesh: Topology, data: DataFolder) -> Iterator[subprocess.Popen[str]]:
+    """The supervisor as a process."""
+    file = data.root.with_name("written.yaml")
+    file.write_text(topology.dump(mesh), encoding="utf-8")
+    command = [sys.executable, "-m", "tests.mesh.fake_mesh", str(file), str(data.root)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@contextmanager
+def running(mesh: Topology, data: DataFolder) -> Iterator[subprocess.Popen[str]]:
+    """The supervisor as a process that said that its mesh is ready."""
+    with spawned(mesh, data) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready fake://r1\n", process.stderr and process.stderr.read()
+        yield process
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {PATIENCE_S:g} s: {what}"
+        time.sleep(0.01)
+
+
+def shown(data: DataFolder) -> MeshState:
+    mesh = state.read(data)
+    assert mesh is not None
+    return mesh
+
+
+def processes(data: DataFolder) -> dict[str, RoleState | BackendState]:
+    mesh = shown(data)
+    return {role.name: role for role in mesh.roles} | {backend.name: backend for backend in mesh.backends}
+
+
+def children(data: DataFolder) -> dict[str, int]:
+    """Name to pid of everything that runs."""
+    return {name: each.pid for name, each in processes(data).items() if each.pid is not None}
+
+
+def crash(data: DataFolder, name: str) -> None:
+    """Kill a child, and wait until it runs again."""
+    restarts = processes(data)[name].restarts
+    os.kill(children(data)[name], signal.SIGKILL)
+    until(lambda: processes(data)[name].restarts == restarts + 1, f"the end of {name} is counted")
+    until(lambda: processes(data)[name].state is Phase.RUNNING, f"{name} runs again")
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        # A zombie has ended; it may be left to an init that is slow, or to none.
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+async def test_a_mesh_comes_up_whole_and_leaves_nothing_behind(data: DataFolder) -> None:
+    with running(a_mesh(), data) as process:
+        mesh = shown(data)
+        assert (mesh.pid, mesh.state, mesh.api) == (process.pid, Phase.RUNNING, "fake://r1")
+        assert {(role.role, role.name, role.state, role.endpoint) for role in mesh.roles} == {
+            ("connector", "c1", Phase.RUNNING, "fake://c1"),
+            ("transfer", "t1", Phase.RUNNING, "fake://t1"),
+            ("writer", "w1", Phase.RUNNING, "fake://w1"),
+            ("rest", "r1", Phase.RUNNING, "fake://r1"),
+        }
+        assert set(children(data)) == {"c1", "t1", "w1", "r1", "redis", "nats"}
+        assert state.supervisor(data) == process.pid
+        resolved = topology.load(data.topology)
+        for url in (resolved.backends.redis, resolved.backends.nats, resolved.backends.sql):
+            await probe(url)
+        pids = children(data).values()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 0
+        assert all(is_gone(pid) for pid in pids)
+    assert shown(data).state is Phase.STOPPED
+    assert children(data) == {}
+    for name in ("c1", "t1", "w1", "r1"):
+        assert data.run.joinpath(f"{name}.ended").read_text() == "True", f"{name} ended after the backends"
+    with pytest.raises(UsageError, match="No mesh runs on"):
+        state.supervisor(data)
+
+
+def test_passwords_are_private_and_not_shown(data: DataFolder) -> None:
+    with running(a_mesh(), data):
+        assert stat.S_IMODE(data.topology.stat().st_mode) == 0o600
+        assert stat.S_IMODE(data.root.stat().st_mode) == 0o700
+        resolved = topology.load(data.topology).backends
+        password = resolved.redis.split(":")[2].partition("@")[0]
+        assert password
+        assert password not in data.state.read_text()
+        arguments = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children(data).values()]
+        assert not any(password.encode() in each for each in arguments)
+
+
+def test_ctrl_c_ends_it_too(data: DataFolder) -> None:
+    with running(a_mesh(), data) as process:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_S) == 0
+
+
+def test_a_role_that_does_not_end_is_killed(data: DataFolder) -> None:
+    with running(a_mesh(connector="stubborn"), data) as process:
+        pid = children(data)["stubborn"]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 0
+        assert is_gone(pid)
+
+
+def test_what_crashes_is_started_again_and_counted(data: DataFolder) -> None:
+    with running(a_mesh(), data):
+        before = children(data)
+        crash(data, "c1")
+        crash(data, "c1")
+        after = children(data)
+        assert after.pop("c1") != before.pop("c1")
+        assert after == before
+
+
+async def test_a_backend_that_crashes_comes_back_under_its_url(data: DataFolder) -> None:
+    with running(a_mesh(), data):
+        urls = topology.load(data.topology).backends
+        for name, url in (("redis", urls.redis), ("nats", urls.nats)):
+            crash(data, name)
+            await probe(url)
+
+
+def test_a_killed_supervisor_takes_everything_with_it(data: DataFolder) -> None:
+    with running(a_mesh(connector="stubborn"), data) as process:
+        pids = children(data).values()
+        process.kill()
+        until(lambda: all(is_gone(pid) for pid in pids), "all children are gone")
+    with running(a_mesh(), data):  # and the folder can be used at once
+        pass
+
+
+def test_a_second_mesh_on_the_same_folder_is_refused(data: DataFolder) -> None:
+    with running(a_mesh(), data) as first:
+        with spawned(a_mesh(), data) as second:
+            _, said = second.communicate(timeout=PATIENCE_S)
+        assert second.returncode == 1
+        assert said == (f"A mesh runs on {data.root} already: end it with `meshim down`, or choose other --data.\n")
+        assert state.supervisor(data) == first.pid
+        assert shown(data).state is Phase.RUNNING
+
+
+async def refusal(mesh: Topology, data: DataFolder) -> MeshimError:
+    with pytest.raises(MeshimError) as refused:
+        await fake_mesh.run(mesh, data)
+    assert shown(data).state is Phase.STOPPED
+    assert children(data) == {}
+    return refused.value
+
+
+async def test_a_role_that_cannot_start_says_why(data: DataFolder) -> None:
+    error = await refusal(a_mesh(connector="broken"), data)
+    log = data.logs / "connector-broken.log"
+    assert error.sentence == f"connector broken did not start: The answer is not 42 (log: {log})."
+
+
+async def test_a_role_that_never_gets_ready_is_given_up(data: DataFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "_READY_S", 3.0)
+    error = await refusal(a_mesh(connector="mute"), data)
+    assert error.sentence.startswith("connector mute did not start: it was not ready within 3 s")
+
+
+async def test_a_port_in_use_is_one_sentence(data: DataFolder) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        error = await refusal(a_mesh(rest=f"http://127.0.0.1:{port}"), data)
+    assert isinstance(error, UsageError)
+    assert error.sentence == (
+        f"The address http://127.0.0.1:{port} of r1 is in use: end what listens there, or choose another one."
+    )
+
+
+async def test_an_unreachable_backend_is_one_sentence(data: DataFolder) -> None:
+    error = await refusal(a_mesh(backends=Backends(redis="redis://:secret@127.0.0.1:1/0")), data)
+    assert isinstance(error, BackendUnavailable)
+    assert error.sentence == "redis://127.0.0.1:1/0 is not reachable: connection refused."
+
+
+async def test_external_backends_are_used_as_they_are(data: DataFolder, valkey_url: str) -> None:
+    with running(a_mesh(backends=Backends(redis=valkey_url)), data):
+        assert topology.load(data.topology).backends.redis == valkey_url
+        assert "redis" not in children(data)
+        assert processes(data)["redis"].state is Phase.EXTERNAL
