@@ -228,7 +228,8 @@ class Accounts(Protocol):
     async def user(self, name: str) -> tuple[User, str] | None:
         """The user and her password hash."""
 
-    async def users(self, user_ids: Sequence[int]) -> list[User]: ...
+    async def users(self, user_ids: Sequence[int]) -> list[User]:
+        """Those that there are."""
 
     async def log_in(
         self,
@@ -261,7 +262,7 @@ class Accounts(Protocol):
         """Note when these devices were last connected."""
 
     async def drop_idle_devices(self, before: float, most: int) -> int:
-        """Delete devices not seen since, with their tokens and queues; returns how many."""
+        """Delete at most that many devices not seen since, with their tokens and queues; returns how many."""
 
     async def account(self, user_id: int, now: float) -> Account | None:
         """What a connector must know; None if there is no such user."""
@@ -275,18 +276,23 @@ class Accounts(Protocol):
         """Ask for friendship; the state after it.
 
         That is `requested`, or `asked` or `friends` where they stood so before, and then nothing was changed.
-        Raises StoreConflict when either has `most_relations`.
+        Raises StoreConflict when either has `most_relations` (removed ones count, they are kept for their
+        keys), when there is no such user, and for oneself.
         """
 
     async def accept(self, user_id: int, peer_id: int, key: RelationKey, now: float) -> Relation:
         """Become friends with a peer who has asked, from now on with this key.
 
         Raises StoreConflict if the peer has not asked, or if the version of the key is not one above
-        the last (1 for the first): it is part of what the key was wrapped with.
+        the last (1 for the first): it is part of what the key was wrapped with.  Friends already, and
+        with this very key: the relation as it is.
         """
 
     async def remove(self, user_id: int, peer_id: int, now: float) -> bool:
-        """End friendship, withdraw or refuse a request; False when there was nothing."""
+        """End friendship, withdraw or refuse a request; False when there was nothing.
+
+        What they were friends for is kept as `removed`, with its keys; otherwise nothing is left.
+        """
 
     async def ping(self) -> None: ...
 
@@ -315,21 +321,26 @@ class Queues(Protocol):
     """What is stored for a device, and the lease that lets one connector drain it."""
 
     async def peek(self, devices: Sequence[tuple[int, int]]) -> tuple[dict[int, int], set[int]]:
-        """For (user, device) pairs, in one snapshot: the position of each partition, and which devices have unread rows."""
+        """For (user, device) pairs, in one snapshot: positions by partition, and which devices have unread rows.
+
+        Every partition of these users is there; its position is 0 while it never had a writer.
+        """
 
     async def claim(self, device: int, owner: str, session: int, lease_s: float) -> int | None:
         """Lease the queue; returns a new fencing number, higher than all before.
 
         It is given when nobody holds the lease, it has ended (clock of the database), the holder
-        is `owner`, or the holder's session number is not above `session`.  None otherwise.
+        is `owner`, or the holder's session number is not above `session`.  None otherwise, also
+        when there is no such device.
         """
 
     async def page(
         self, user: int, device: int, fence: int, after: tuple[int, int], rows: int, size: int, lease_s: float
     ) -> Page:
-        """Unread rows beyond (position, index) `after`, at most `rows` of them and about `size` bytes; renews the lease.
+        """Unread rows beyond (position, index) `after`, at most `rows` of them.
 
-        Raises Fenced when `fence` is not the latest.
+        Their envelopes have at most `size` bytes together, unless the first alone has more.  Renews the
+        lease once half of it has gone.  Raises Fenced when `fence` is not the latest.
         """
 
     async def mark_read(self, device: int, fence: int, row_ids: Sequence[int]) -> None:
@@ -340,10 +351,17 @@ class Queues(Protocol):
 
 
 class Written(NamedTuple):
-    """Devices, as (user, device), that have rows now (new ones or from before), and entries that could not be written."""
+    """What became of entries.
+
+    `devices`, as (user, device), are all that have a row of theirs, new or from before.  One whose rows
+    were read already may be among them: finding that out costs more than a look at an empty queue.
+    `refused` could not be written, and never can, as (position, entry, reason).  `left_out` counts
+    copies for users and devices that there are not (any more).
+    """
 
     devices: tuple[tuple[int, int], ...]
     refused: tuple[tuple[int, Entry, str], ...]
+    left_out: int = 0
 
 
 class Partitions(Protocol):
@@ -364,10 +382,11 @@ class Partitions(Protocol):
     async def write(
         self, partition: int, fence: int, through: int, records: Sequence[tuple[int, Sequence[Entry]]], now: float
     ) -> Written:
-        """In one transaction: rows for the devices of every (position, entries), and `through` as the partition's position.
+        """In one transaction: rows for the devices of every (position, entries), and the partition's position.
 
-        A row that is there already (same stream, seq and device) stays as it is.  Entries without devices
-        get a row for each device of the user; those for unknown users or devices are left out.
+        The position becomes `through`, unless it is beyond that already.  A row that is there already (same
+        stream, seq and device) stays as it is.  Entries without devices get a row for each device of the
+        user; those for unknown users or devices are left out and counted.
         An entry that violates a limit of the table is not written but returned as refused, (position, entry, reason).
         Raises Fenced when `fence` is not the latest.
         """

@@ -63,6 +63,16 @@ def to_unsigned(number: int) -> int:
     return number & (1 << 64) - 1
 
 
+def to_ms(seconds: float) -> int:
+    """Seconds since 1970, as the ports have them, to milliseconds, as the tables have them."""
+    return round(seconds * 1000)
+
+
+def to_s(milliseconds: int) -> float:
+    """The other way."""
+    return milliseconds / 1000
+
+
 class Epoch(TypeDecorator[int]):
     """64 unsigned bits, as a signed BIGINT."""
 
@@ -191,6 +201,18 @@ im_relation_key = Table(
     **_TABLE,
 )
 
+OFFLINE_KEY = (
+    "to_device",
+    "from_user_id",
+    "from_device",
+    "epoch",
+    "destination_type",
+    "destination_id",
+    "destination_device",
+    "seq",
+)
+"""A message for one device: what makes it the same, however often and wherever it is stored."""
+
 im_offline = Table(
     "im_offline",
     metadata,
@@ -215,17 +237,7 @@ im_offline = Table(
     _number("position"),
     Column("index", Integer, nullable=False),
     Column("format", SmallInteger, nullable=False),
-    UniqueConstraint(
-        "to_device",
-        "from_user_id",
-        "from_device",
-        "epoch",
-        "destination_type",
-        "destination_id",
-        "destination_device",
-        "seq",
-        name="uq_offline_message",
-    ),
+    UniqueConstraint(*OFFLINE_KEY, name="uq_offline_message"),
     Index("ix_offline_drain", "to_device", "has_read", "position", "index"),
     Index("ix_offline_purge", "gmt_read"),
     **_COUNTED,
