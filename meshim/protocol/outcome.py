@@ -141,6 +141,7 @@ class OutStream:
 
     def restore(self, seq: int, base: int) -> None:
         """An unsettled message of an earlier life of this process, in order of seq."""
+        assert base <= seq < self.next_seq
         self.unsettled[seq] = base
         # What became of the settled ones of its run was forgotten.
         first = next(iter(self.unsettled.values()))

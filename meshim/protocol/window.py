@@ -11,9 +11,9 @@ receiving   number = next       take it, then what is stashed behind it
             number > next+2*credit   the peer broke its credit: WINDOW_EXCEEDED
 
 An acknowledgement names the last number that was processed, and the stashed numbers: those
-are not sent again but stay the sender's until the cumulative acknowledgement passes them.
-A frame is sent again after `resend_s`, doubling; when one is unacknowledged for `give_up_s`
-the link has failed and `abandon` hands back everything that was not acknowledged.
+stay the sender's until the cumulative acknowledgement passes them, but are sent again four times
+later than others.  A frame is sent again after `resend_s`, doubling; when one is unacknowledged for
+`give_up_s` the link has failed and `abandon` hands back everything that was not acknowledged.
 
 With `deferred=True` what was received counts as processed only when `processed` says so:
 a client acknowledges what is in its state file, not what is in its memory.
@@ -26,6 +26,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from meshim.errors import Code, PeerError
+from meshim.wire.bounds import LIST_MAX
 from meshim.wire.link import Ack, Data
 
 Out = TypeVar("Out")
@@ -67,6 +68,7 @@ class Window(Generic[Out, In]):
     def __init__(
         self, link: int, options: WindowOptions, size_of: Callable[[Out], int], *, deferred: bool = False
     ) -> None:
+        assert 0 < options.credit <= LIST_MAX, "what is stashed has to fit into an acknowledgement"
         self.link = link
         self.credit = options.credit
         self.processed_number = 0
@@ -148,8 +150,12 @@ class Window(Generic[Out, In]):
                 break
             done.extend(flights.pop(number).items)
         for number in stash:
-            if number in flights:
-                flights[number].held = True
+            flight = flights.get(number)
+            if flight is not None and not flight.held:
+                # It is the frame before it that is missing.
+                flight.held = True
+                flight.wait_s *= 4
+                flight.resend_at = now + flight.wait_s
         return done
 
     def resend(self, now: float) -> list[Data[Out]]:
@@ -157,8 +163,7 @@ class Window(Generic[Out, In]):
         frames = []
         for number, flight in self._flights.items():
             if flight.resend_at <= now:
-                # What the peer only stashed it may have lost again: a held frame is repeated too, but seldom.
-                flight.wait_s *= 4 if flight.held else 2
+                flight.wait_s *= 2
                 flight.resend_at = now + flight.wait_s
                 self.resent += 1
                 frames.append(self._frame(number, flight.items))

@@ -1,0 +1,421 @@
+"""Windows: against each rule of the file, and two of them over a link that does everything a link may do."""
+
+import copy
+import random
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from meshim.errors import Code, PeerError
+from meshim.protocol.window import Window, WindowOptions
+from meshim.wire.bounds import LIST_MAX
+from meshim.wire.link import Ack, Data
+
+LINK = 7
+OPTIONS = WindowOptions(credit=4, queue=8, frame_items=3, frame_bytes=10, resend_s=1.0, give_up_s=10.0)
+
+Frame = Data[int] | Ack
+Numbers = Window[int, int]
+
+
+def window(*, deferred: bool = False, options: WindowOptions = OPTIONS) -> Numbers:
+    return Window(LINK, options, size_of, deferred=deferred)
+
+
+def size_of(item: int) -> int:
+    """The last two digits, so that packing can be foretold and items can be told apart."""
+    return item % 100
+
+
+def push(end: Numbers, *items: int) -> None:
+    for item in items:
+        assert end.push(item)
+
+
+# ---------------------------------------------------------------- sending
+
+
+def test_frames_are_numbered_from_one_and_carry_link_and_acknowledgement() -> None:
+    end = window()
+    end.receive(1, (5,))
+    push(end, 1, 2)
+    assert end.take(0.0) == [Data(LINK, 1, 1, (), (1, 2))]
+    push(end, 3)
+    assert end.take(0.0) == [Data(LINK, 2, 1, (), (3,))]
+
+
+def test_items_are_packed_up_to_both_limits() -> None:
+    end = window()
+    push(end, 1, 1, 1, 1, 5, 6, 4, 5)
+    assert [frame.items for frame in end.take(0.0)] == [(1, 1, 1), (1, 5), (6, 4), (5,)]
+
+
+def test_an_item_beyond_the_limit_of_a_frame_travels_alone() -> None:
+    end = window()
+    push(end, 1, 99, 1)
+    assert [frame.items for frame in end.take(0.0)] == [(1,), (99,), (1,)]
+
+
+def test_no_more_than_credit_is_under_way_and_the_queue_is_bounded() -> None:
+    end = window()
+    push(end, *[9] * 8)
+    assert not end.push(9)
+    assert len(end.take(0.0)) == 4
+    assert (end.unacknowledged, end.queued) == (4, 4)
+    assert end.take(0.0) == []
+    assert end.acknowledged(1, (), 0.0) == [9]
+    assert [frame.number for frame in end.take(0.0)] == [5]
+
+
+def test_credit_may_be_lowered_to_what_the_peer_takes() -> None:
+    end = window()
+    end.credit = 1
+    push(end, 9, 9)
+    assert len(end.take(0.0)) == 1
+
+
+def test_an_acknowledgement_is_cumulative_and_hands_items_over_once() -> None:
+    end = window()
+    push(end, 9, 8, 7)
+    end.take(0.0)
+    assert end.acknowledged(2, (), 0.0) == [9, 8]
+    assert end.acknowledged(2, (), 0.0) == []
+    assert end.acknowledged(1, (), 0.0) == []
+    assert end.acknowledged(3, (), 0.0) == [7]
+    assert end.idle
+
+
+def test_stashed_frames_stay_the_senders() -> None:
+    end = window()
+    push(end, 9, 8)
+    end.take(0.0)
+    assert end.acknowledged(0, (2,), 0.0) == []
+    assert end.abandon() == [9, 8]
+
+
+def test_a_frame_that_was_never_sent_cannot_be_acknowledged() -> None:
+    end = window()
+    push(end, 9)
+    end.take(0.0)
+    with pytest.raises(PeerError) as caught:
+        end.acknowledged(2, (), 0.0)
+    assert caught.value.code == Code.MALFORMED
+    assert end.unacknowledged == 1
+
+
+@pytest.mark.parametrize("ack", [0, -1, -(2**63)])
+def test_numbers_below_all_that_was_sent_acknowledge_nothing(ack: int) -> None:
+    end = window()
+    push(end, 9)
+    end.take(0.0)
+    assert end.acknowledged(ack, (-1, 0, 2, 2**63), 0.0) == []
+    assert end.unacknowledged == 1
+
+
+def test_resending_backs_off_by_doubling() -> None:
+    end = window()
+    push(end, 9)
+    (frame,) = end.take(0.0)
+    due = []
+    for tenth in range(1, 100):
+        due += [tenth / 10 for again in end.resend(tenth / 10) if again == frame]
+    assert due == [1.0, 3.0, 7.0]
+    assert end.resent == 3
+
+
+def test_what_the_peer_stashed_is_sent_again_later_and_a_repeated_acknowledgement_does_not_put_it_off() -> None:
+    end = window()
+    push(end, 9, 8)
+    end.take(0.0)
+    end.acknowledged(0, (2,), 0.5)
+    assert [frame.number for frame in end.resend(1.0)] == [1]
+    end.acknowledged(0, (2,), 4.0)
+    assert end.next_deadline() == 3.0
+    assert [frame.number for frame in end.resend(4.5)] == [1, 2]
+
+
+def test_a_link_has_failed_when_its_oldest_frame_waited_too_long() -> None:
+    end = window()
+    assert not end.failed(1e9)
+    push(end, 9)
+    end.take(0.0)
+    push(end, 8)
+    end.take(5.0)
+    assert not end.failed(9.9)
+    assert end.failed(10.0)
+    end.acknowledged(1, (), 10.0)
+    assert not end.failed(10.0)
+    assert end.failed(15.0)
+
+
+def test_the_next_deadline_is_that_of_resending_or_of_giving_up() -> None:
+    end = window()
+    assert end.next_deadline() is None
+    push(end, 9)
+    end.take(0.0)
+    assert end.next_deadline() == 1.0
+    for now in (1.0, 3.0, 7.0):
+        assert end.resend(now)
+    assert end.next_deadline() == 10.0
+
+
+def test_abandon_returns_what_was_not_acknowledged_in_order_and_empties_the_window() -> None:
+    end = window()
+    push(end, 9, 8, 7, 6, 5)
+    end.take(0.0)
+    push(end, 4)
+    end.acknowledged(1, (3,), 0.0)
+    assert end.abandon() == [8, 7, 6, 5, 4]
+    assert (end.queued, end.unacknowledged, end.next_deadline()) == (0, 0, None)
+    assert end.abandon() == []
+
+
+def test_credit_beyond_what_an_acknowledgement_can_list_is_our_mistake() -> None:
+    with pytest.raises(AssertionError):
+        window(options=WindowOptions(LIST_MAX + 1, 8, 3, 10, 1.0, 10.0))
+
+
+# ---------------------------------------------------------------- receiving
+
+
+def test_what_comes_early_is_stashed_and_given_out_behind_what_was_missing() -> None:
+    end = window()
+    assert end.receive(3, (30,)) == []
+    assert end.receive(2, (20, 21)) == []
+    assert end.pending_ack() == Ack(LINK, 0, (3, 2))
+    assert end.receive(1, (10,)) == [10, 20, 21, 30]
+    assert end.pending_ack() == Ack(LINK, 3, ())
+    assert end.pending_ack() is None
+
+
+def test_a_duplicate_is_acknowledged_again_and_not_given_out() -> None:
+    end = window()
+    assert end.receive(1, (10,)) == [10]
+    assert end.pending_ack() == Ack(LINK, 1, ())
+    assert end.receive(1, (10,)) == []
+    assert end.pending_ack() == Ack(LINK, 1, ())
+
+
+def test_the_first_of_two_early_frames_with_one_number_counts() -> None:
+    end = window()
+    end.receive(2, (20,))
+    end.receive(2, (99,))
+    assert end.receive(1, ()) == [20]
+
+
+def test_beyond_credit_is_forgotten_and_far_beyond_is_an_error() -> None:
+    end = window()
+    assert end.receive(4, (40,)) == []
+    assert end.receive(5, (50,)) == []
+    assert end.receive(9, (90,)) == []
+    assert end.pending_ack() == Ack(LINK, 0, (4,))
+    for number in (10, 2**63 - 1):
+        with pytest.raises(PeerError) as caught:
+            end.receive(number, ())
+        assert caught.value.code == Code.WINDOW_EXCEEDED
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_frames_are_numbered_from_one(number: int) -> None:
+    with pytest.raises(PeerError) as caught:
+        window().receive(number, ())
+    assert caught.value.code == Code.MALFORMED
+
+
+def test_data_carries_the_acknowledgement_that_is_owed() -> None:
+    end = window()
+    end.receive(1, (10,))
+    assert not end.idle
+    push(end, 9)
+    assert end.take(0.0)[0].ack == 1
+    assert end.pending_ack() is None
+
+
+def test_deferred_acknowledges_what_was_processed_and_nothing_else() -> None:
+    end = window(deferred=True)
+    assert end.receive(1, (10,)) == [10]
+    assert end.receive(2, (20,)) == [20]
+    assert end.received_number == 2
+    assert end.pending_ack() == Ack(LINK, 0, ())
+    end.processed(1)
+    assert end.pending_ack() == Ack(LINK, 1, ())
+    push(end, 9)
+    assert end.take(0.0)[0].ack == 1
+    with pytest.raises(AssertionError):
+        end.processed(3)
+
+
+# ---------------------------------------------------------------- two ends
+
+
+@dataclass
+class End:
+    """One of two ends, and what an observer knows of it."""
+
+    window: Numbers
+    way_out: list[Frame] = field(default_factory=list)
+    """Frames on their way to the other end."""
+    pushed: list[int] = field(default_factory=list)
+    given: list[int] = field(default_factory=list)
+    """What the other end was given."""
+    acknowledged: list[int] = field(default_factory=list)
+    frames_given: list[tuple[int, int]] = field(default_factory=list)
+    """(received_number, items given until then) at the other end."""
+
+    def flush(self, now: float) -> None:
+        self.way_out += self.window.take(now)
+        if (ack := self.window.pending_ack()) is not None:
+            self.way_out.append(ack)
+
+
+def receive(frame: Frame, sender: End, receiver: End, now: float) -> None:
+    receiver.acknowledged += receiver.window.acknowledged(frame.ack, frame.stash, now)
+    if isinstance(frame, Data):
+        sender.given += receiver.window.receive(frame.number, frame.items)
+        sender.frames_given.append((receiver.window.received_number, len(sender.given)))
+
+
+class TwoWindows(RuleBasedStateMachine):
+    """One end acknowledges what it received, the other what it processed; the link does what it likes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.ends = (End(window()), End(window(deferred=True)))
+
+    @initialize(credit=st.integers(1, 4))
+    def greet(self, credit: int) -> None:
+        self.ends[0].window.credit = credit
+
+    @rule(at=st.integers(0, 1), sizes=st.lists(st.integers(0, 12), max_size=6))
+    def push(self, at: int, sizes: list[int]) -> None:
+        end = self.ends[at]
+        for size in sizes:
+            full = end.window.queued == OPTIONS.queue
+            item = 100 * len(end.pushed) + size
+            assert end.window.push(item) is not full
+            end.pushed += [] if full else [item]
+
+    @rule(at=st.integers(0, 1))
+    def flush(self, at: int) -> None:
+        self.ends[at].flush(self.now)
+
+    @rule(at=st.integers(0, 1), which=st.integers(0, 100), again=st.booleans())
+    def deliver(self, at: int, which: int, again: bool) -> None:
+        """Any frame under way, not the first; some stay to be delivered once more."""
+        sender, receiver = self.ends[at], self.ends[1 - at]
+        if sender.way_out:
+            which %= len(sender.way_out)
+            receive(sender.way_out[which], sender, receiver, self.now)
+            if not again:
+                del sender.way_out[which]
+
+    @rule(at=st.integers(0, 1), which=st.integers(0, 100))
+    def lose(self, at: int, which: int) -> None:
+        way_out = self.ends[at].way_out
+        if way_out:
+            del way_out[which % len(way_out)]
+
+    @rule(at=st.integers(0, 1), seconds=st.floats(0.0, 3.0))
+    def resend(self, at: int, seconds: float) -> None:
+        self.now += seconds
+        end = self.ends[at]
+        deadline = end.window.next_deadline()
+        frames = end.window.resend(self.now)
+        assert not frames or (deadline is not None and deadline <= self.now)
+        end.way_out += frames
+
+    @precondition(lambda self: self.ends[1].window.processed_number < self.ends[1].window.received_number)
+    @rule(share=st.floats(0.0, 1.0))
+    def process(self, share: float) -> None:
+        deferred = self.ends[1].window
+        waiting = deferred.received_number - deferred.processed_number
+        deferred.processed(deferred.processed_number + round(waiting * share))
+
+    @invariant()
+    def once_and_in_order(self) -> None:
+        for end in self.ends:
+            assert end.given == end.pushed[: len(end.given)]
+
+    @invariant()
+    def acknowledged_is_what_was_processed(self) -> None:
+        for end, other in (self.ends, self.ends[::-1]):
+            processed = other.window.processed_number
+            safe = max((items for number, items in end.frames_given if number <= processed), default=0)
+            assert end.acknowledged == end.pushed[: len(end.acknowledged)]
+            assert len(end.acknowledged) <= safe
+
+    @invariant()
+    def bounds(self) -> None:
+        for end, other in (self.ends, self.ends[::-1]):
+            assert end.window.unacknowledged <= end.window.credit
+            assert end.window.queued <= OPTIONS.queue
+            for frame in end.way_out:
+                assert len(frame.stash) < OPTIONS.credit
+                assert frame.ack <= end.window.processed_number
+                if isinstance(frame, Data):
+                    assert 0 < len(frame.items) <= OPTIONS.frame_items
+                    assert sum(map(size_of, frame.items)) <= OPTIONS.frame_bytes or len(frame.items) == 1
+                    assert frame.number <= other.window.received_number + OPTIONS.credit
+
+    @invariant()
+    def abandon_returns_what_was_not_acknowledged(self) -> None:
+        for end in self.ends:
+            assert copy.deepcopy(end.window).abandon() == end.pushed[len(end.acknowledged) :]
+
+    def teardown(self) -> None:
+        """Once the link behaves, everything arrives and is acknowledged."""
+        for _ in range(100):
+            if all(end.window.idle and not end.way_out for end in self.ends):
+                break
+            self.now += 100.0
+            for at, end in enumerate(self.ends):
+                end.way_out += end.window.resend(self.now)
+                end.flush(self.now)
+                while end.way_out:
+                    receive(end.way_out.pop(0), end, self.ends[1 - at], self.now)
+            deferred = self.ends[1].window
+            if deferred.processed_number < deferred.received_number:
+                deferred.processed(deferred.received_number)
+        for end in self.ends:
+            assert end.given == end.acknowledged == end.pushed
+
+
+TestTwoWindows = TwoWindows.TestCase
+TestTwoWindows.settings = settings(
+    max_examples=80, stateful_step_count=60, derandomize=True, deadline=None, database=None
+)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("deferred", [False, True])
+def test_a_long_conversation_over_a_bad_link(seed: int, deferred: bool) -> None:
+    chance = random.Random(seed)
+    ends = (End(window()), End(window(deferred=deferred)))
+    most, now, tick_s = 2_000, 0.0, 0.05
+    arrivals: list[tuple[float, int, Frame]] = []
+    while any(len(end.acknowledged) < most for end in ends):
+        now += tick_s
+        assert now < 10_000
+        for at, end in enumerate(ends):
+            while len(end.pushed) < most and end.window.push(item := 100 * len(end.pushed) + len(end.pushed) % 7):
+                end.pushed.append(item)
+            end.flush(now)
+            end.way_out += end.window.resend(now)
+            for frame in end.way_out:
+                copies = chance.choices((0, 1, 2), (15, 75, 10))[0]
+                arrivals += [(now + chance.expovariate(10.0), at, frame) for _ in range(copies)]
+            end.way_out.clear()
+        due = sorted((arrival for arrival in arrivals if arrival[0] <= now), key=lambda arrival: arrival[0])
+        arrivals = [arrival for arrival in arrivals if arrival[0] > now]
+        for _, at, frame in due:
+            receive(frame, ends[at], ends[1 - at], now)
+        last = ends[1].window
+        if deferred and chance.random() < 0.3:
+            last.processed(last.received_number)
+    for end in ends:
+        assert end.given == end.acknowledged == end.pushed
+        assert end.window.resent > 0
