@@ -8,7 +8,7 @@ State of a stream:
 
 Rules:
 
-    seq < watermark, in holes       show it, late; it leaves the holes
+    seq < watermark, in holes       show it, as late if a later one was shown; it leaves the holes
     seq < watermark, not in holes   duplicate
     seq in early                    duplicate
     otherwise                       hold it; then release what is contiguous
@@ -74,9 +74,11 @@ class StreamOrder(Generic[T]):
     def receive(self, seq: int, base: int, item: T, now: float) -> list[Released[T]] | None:
         """Take in a message; what may be shown now, in order, or None for a duplicate."""
         if seq < self.watermark:
+            # Above a hole that reaches up to the watermark nothing was shown.
+            late = not self.holes or seq < self.holes[-1][0] or self.holes[-1][1] < self.watermark - 1
             if not self._fill(seq):
                 return None
-            return [Released(seq, item, Flag.LATE), *self.settle_below(base)]
+            return [Released(seq, item, Flag.LATE if late else Flag.IN_ORDER), *self.settle_below(base)]
         if seq in self.early:
             return None
         self.early[seq] = item
