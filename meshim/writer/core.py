@@ -117,8 +117,8 @@ class WriterCore:
         self._writers: tuple[str, ...] | None = None
         self._settled_at: float | None = None
         self._even_at = float("inf")
-        self._looking: list[Partition] = []
-        """Partitions still to be claimed in this look, last first."""
+        self._looking: list[Partition] | None = None
+        """What is still to be claimed in this look, last first; None between two looks."""
         self._look = Lane(self._jitter)
         self._looked = False
         self._stopping = False
@@ -209,7 +209,7 @@ class WriterCore:
                     self._share_out(now)
             case StopRequested():
                 self._stopping = True
-                self._looking.clear()
+                self._looking = None
                 for partition in self._partitions:
                     self._drain(partition)
             case Purged() | IdleDevicesDropped() | Failed():
@@ -252,7 +252,7 @@ class WriterCore:
         self._count.retried += 1
         if partition.state is Has.CLAIMING:
             self._look.failed(now)
-            self._looking.clear()
+            self._looking = None
             partition.state = Has.FREE
         else:
             partition.renew.failed(now)  # it stays ours until the database says otherwise
@@ -326,18 +326,18 @@ class WriterCore:
         if now < self._look_from or not self._look.start(now):
             return
         settled = now >= self._settled_at
-        if not self._looking:
+        if self._looking is None:
             self._looking = self._by_preference(Has.FREE)[::-1]
         wanted = self._options.partitions if settled else self._share()[0]
         have = sum(p.state is Has.OWNED for p in self._partitions)
         while self._looking and have < wanted:
             partition = self._looking.pop()
-            if partition.state is Has.FREE:
+            if partition.state is Has.FREE:  # still
                 partition.state = Has.CLAIMING
                 partition.pending += 1
                 yield Claim(partition.number)
                 return
-        self._looking.clear()
+        self._looking = None
         self._looked = True
         self._look.done(not_before=now + self._options.claim_s * (0.5 + self._jitter() / 2))
 

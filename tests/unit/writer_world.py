@@ -1,0 +1,326 @@
+"""The outside of writer cores as dictionaries: a log, a database, a dead-letter stream, connectors.
+
+Every action is in two steps, `happen` and `answer`, in which a test may do anything else in between:
+a process may crash after its commit and before it hears of it, or commit late.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple, TypeVar
+
+from meshim.stores.ports import LogMessage, Seat, UserPresence, Written
+from meshim.wire.codec import encode
+from meshim.wire.log import Entry, Record, decode_record, encode_record
+from meshim.writer.core import WriterCore, WriterOptions
+from meshim.writer.events import (
+    Acknowledge,
+    Acknowledged,
+    Action,
+    BatchWritten,
+    Bury,
+    Claim,
+    ClaimDenied,
+    Claimed,
+    DropIdleDevices,
+    Ensure,
+    Event,
+    Extend,
+    Extended,
+    Failed,
+    FencedOff,
+    Fetch,
+    IdleDevicesDropped,
+    LetterBuried,
+    LogEnsured,
+    LookUp,
+    MessagesFetched,
+    MessagesRead,
+    PresenceSeen,
+    Purge,
+    Purged,
+    Read,
+    Release,
+    Released,
+    Tell,
+    Told,
+    Write,
+    WritersSeen,
+)
+from meshim.writer.pipeline import PipelineOptions
+from meshim.writer.statistics import Statistics
+from meshim.writer.upkeep import UpkeepOptions
+
+REFUSED = b"refused"
+"""The database refuses an entry with this envelope."""
+GARBAGE = b"\xc1"
+"""Does not decode."""
+LEASE_S = 6.0
+
+
+def options(name: str, partitions: int = 2, records: int = 4) -> WriterOptions:
+    return WriterOptions(
+        name=name,
+        seed=sum(name.encode()),
+        partitions=partitions,
+        partition_lease_s=LEASE_S,
+        pipeline=PipelineOptions(records=records, batch_bytes=4096, extend_s=2.0),
+        upkeep=UpkeepOptions(),
+    )
+
+
+A = TypeVar("A", bound=Action)
+
+
+class Row(NamedTuple):
+    partition: int
+    position: int
+    place: int
+    user: int
+    device: int
+    envelope: bytes
+
+
+class Lease(NamedTuple):
+    owner: str
+    until: float
+
+
+class World:
+    """`rows` is in the order of the inserts."""
+
+    def __init__(self, partitions: int = 2) -> None:
+        self.now = 1000.0
+        self.log: dict[int, dict[int, bytes]] = {p: {} for p in range(partitions)}
+        self.streams: set[int] = set()
+        self.last: dict[int, int] = dict.fromkeys(range(partitions), 0)
+        self.delivered: dict[int, set[int]] = {p: set() for p in range(partitions)}
+        self.acknowledged: set[tuple[int, int]] = set()
+        self.buried: dict[tuple[int, int], list[bytes]] = {}
+        self.positions: dict[int, int] = dict.fromkeys(range(partitions), 0)
+        self.fences: dict[int, int] = dict.fromkeys(range(partitions), 0)
+        self.leases: dict[int, Lease] = {}
+        self.rows: list[Row] = []
+        self.keys: set[tuple[int, bytes]] = set()
+        self.seats: dict[int, Seat] = {}
+        self.pokes: list[tuple[int, tuple[tuple[int, int], ...]]] = []
+        self.to_purge = 0
+        self.purges: list[str] = []
+
+    def publish(self, partition: int, data: bytes) -> int:
+        self.last[partition] += 1
+        self.log[partition][self.last[partition]] = data
+        return self.last[partition]
+
+    def redeliver(self, partition: int) -> None:
+        """What is not acknowledged is given again."""
+        self.delivered[partition].clear()
+
+    # ---- performing
+
+    def happen(self, action: Action, owner: str) -> Event:
+        """Let the action take effect; return the answer."""
+        match action:
+            case Claim(partition):
+                return self._claim(partition, owner)
+            case Release(partition, fence):
+                if self.fences[partition] == fence:
+                    self.leases.pop(partition, None)
+                return Released(partition)
+            case Write():
+                return self._write(action)
+            case LookUp(partition, users):
+                seats = {user: self.seats[user] for user in users if user in self.seats}
+                return PresenceSeen(partition, {u: UserPresence((s.device,), (s,)) for u, s in seats.items()})
+            case Tell(partition, pokes):
+                self.pokes.extend((incarnation, poke.devices) for incarnation, poke in pokes)
+                return Told(partition, sum(len(poke.devices) for _, poke in pokes), 0)
+            case Purge(most):
+                self.purges.append(owner)
+                rows = min(most, self.to_purge)
+                self.to_purge -= rows
+                return Purged(rows)
+            case DropIdleDevices():
+                return IdleDevicesDropped(0)
+            case _:
+                return self._log(action)
+
+    def _log(self, action: Ensure | Fetch | Read | Extend | Acknowledge | Bury) -> Event:
+        match action:
+            case Ensure(partition, first):
+                if partition not in self.streams:
+                    assert first > self.positions[partition]
+                    self.streams.add(partition)
+                    self.last[partition] = max(self.last[partition], first - 1)
+                return LogEnsured(partition)
+            case Fetch(partition, most):
+                assert partition in self.streams
+                ready = [p for p in sorted(self.log[partition]) if p not in self.delivered[partition]][:most]
+                self.delivered[partition].update(ready)
+                return MessagesFetched(partition, tuple(LogMessage(p, self.log[partition][p]) for p in ready))
+            case Read(partition, positions):
+                return MessagesRead(partition, tuple((p, self.log[partition].get(p)) for p in positions))
+            case Extend(partition, _):
+                return Extended(partition)
+            case Acknowledge(partition, positions):
+                for position in positions:
+                    self.acknowledged.add((partition, position))
+                    self.log[partition].pop(position, None)
+                return Acknowledged(partition)
+            case Bury(partition, position, _, data):
+                self.buried.setdefault((partition, position), []).append(data)
+                return LetterBuried(partition)
+
+    def _claim(self, partition: int, owner: str) -> Event:
+        held = self.leases.get(partition)
+        if held is not None and held.owner != owner and held.until > self.now:
+            return ClaimDenied(partition)
+        if held is None or held.owner != owner:
+            self.fences[partition] += 1
+        self.leases[partition] = Lease(owner, self.now + LEASE_S)
+        return Claimed(partition, self.fences[partition], self.positions[partition])
+
+    def _write(self, action: Write) -> Event:
+        partition = action.partition
+        if action.fence != self.fences[partition]:
+            return FencedOff(partition)
+        assert action.through >= self.positions[partition], "the position only rises"
+        devices: dict[tuple[int, int], None] = {}
+        refused: list[tuple[int, Entry, str]] = []
+        for position, entries in action.records:
+            for index, entry in enumerate(entries):
+                if entry.envelope == REFUSED:
+                    refused.append((position, entry, "too long"))
+                    continue
+                for device in entry.devices:
+                    devices[entry.user, device] = None
+                    if (device, entry.envelope) not in self.keys:
+                        self.keys.add((device, entry.envelope))
+                        self.rows.append(Row(partition, position, index, entry.user, device, entry.envelope))
+        self.positions[partition] = action.through
+        return BatchWritten(partition, Written(tuple(devices), tuple(refused)))
+
+    # ---- judging
+
+    def check(self, published: dict[tuple[int, int], bytes], lost: Iterable[tuple[int, int]] = ()) -> None:
+        """The promises that hold at every moment."""
+        for partition, position in self.positions.items():
+            rows = [(row.position, row.place) for row in self.rows if row.partition == partition]
+            assert rows == sorted(rows), "rows are inserted in the order of the log"
+            assert all(at <= position for at, _ in rows), "rows and position are committed together"
+            for at in range(1, position + 1):
+                if (partition, at) in published and (partition, at) not in lost:
+                    self._check_written(partition, at, published[partition, at])
+        for partition, at in self.acknowledged:
+            self._check_written(partition, at, published[partition, at])
+            assert at <= self.positions[partition]
+            if published[partition, at] == GARBAGE or REFUSED in published[partition, at]:
+                assert (partition, at) in self.buried, "acknowledged only once it is buried"
+
+    def _check_written(self, partition: int, at: int, data: bytes) -> None:
+        if data == GARBAGE:
+            return
+        for entry in decode_record(data).entries:
+            expected = [] if entry.envelope == REFUSED else [(partition, at, device) for device in entry.devices]
+            found = [(r.partition, r.position, r.device) for r in self.rows if r.envelope == entry.envelope]
+            assert found == expected, "every entry once"
+
+
+class Process:
+    """A writer process: a core, and what it has under way."""
+
+    def __init__(self, world: World, name: str, incarnation: int = 1, partitions: int = 2, records: int = 4) -> None:
+        self.world = world
+        self.name = name
+        self.owner = f"{name}-{incarnation}"
+        self.core = WriterCore(options(name, partitions, records))
+        self.pending: list[Action] = []
+        self.answers: list[Event] = []
+
+    def owned(self) -> tuple[int, ...]:
+        return self.core.owned
+
+    def ready(self) -> bool:
+        return self.core.ready
+
+    def stopped(self) -> bool:
+        return self.core.stopped
+
+    def count(self) -> Statistics:
+        return self.core.statistics()
+
+    def tell(self, event: Event) -> None:
+        self.pending.extend(self.core.receive(event, self.world.now))
+
+    def tick(self) -> None:
+        self.pending.extend(self.core.tick(self.world.now))
+
+    def happen(self, which: int = 0) -> None:
+        """One of the pending actions takes effect; its answer is under way."""
+        self.answers.append(self.world.happen(self.pending.pop(which), self.owner))
+
+    def fail(self, which: int = 0, *, after_the_effect: bool = False) -> None:
+        """One of the pending actions fails, with or without having taken effect."""
+        action = self.pending.pop(which)
+        if after_the_effect:
+            self.world.happen(action, self.owner)
+        self.answers.append(Failed(action))
+
+    def answer(self, which: int = 0) -> None:
+        self.tell(self.answers.pop(which))
+
+    def run(self, rounds: int = 1000) -> None:
+        """Perform everything until only fetches that would find nothing are left."""
+        for _ in range(rounds):
+            which = next((i for i, action in enumerate(self.pending) if not self._idle(action)), None)
+            if which is not None:
+                self.happen(which)
+            elif not self.answers:
+                return
+            if self.answers:
+                self.answer()
+        raise AssertionError("it does not come to rest")
+
+    def _idle(self, action: Action) -> bool:
+        if not isinstance(action, Fetch):
+            return False
+        return not self.world.log[action.partition].keys() - self.world.delivered[action.partition]
+
+    def answer_idle_fetches(self) -> None:
+        for action in [action for action in self.pending if isinstance(action, Fetch)]:
+            self.pending.remove(action)
+            self.tell(self.world.happen(action, self.owner))
+
+
+def record(*entries: tuple[int, tuple[int, ...], bytes]) -> bytes:
+    return encode_record(tuple(Entry(*entry) for entry in entries))
+
+
+def record_of_version(version: int) -> bytes:
+    return encode(Record(version, ()))
+
+
+def start(world: World, partitions: int = 1, records: int = 4) -> Process:
+    """A lone writer that has claimed everything and waits for messages."""
+    process = Process(world, "w1", partitions=partitions, records=records)
+    process.tell(WritersSeen(("w1",)))
+    process.run()
+    assert process.ready()
+    assert process.owned() == tuple(range(partitions))
+    return process
+
+
+def take(process: Process, kind: type[A]) -> A:
+    """The one pending action of this type, left pending."""
+    (action,) = [action for action in process.pending if isinstance(action, kind)]
+    return action
+
+
+def step(process: Process, kind: type[Action]) -> None:
+    """Let the one pending action of this type happen, and answer it."""
+    process.happen(process.pending.index(take(process, kind)))
+    process.answer()
+
+
+def fail(process: Process, kind: type[Action], *, after_the_effect: bool = False) -> None:
+    """Let the one pending action of this type fail, and say so."""
+    process.fail(process.pending.index(take(process, kind)), after_the_effect=after_the_effect)
+    process.answer()
