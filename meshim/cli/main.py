@@ -27,18 +27,20 @@ class _Commands(click.RichGroup):
     """A command's module is imported when the command is wanted: the parts of meshim need very different libraries."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        for module in {*_HOME.values(), _PEOPLE}:
-            self._add(module)
+        self._add(*_HOME.values(), _PEOPLE)
         return super().list_commands(ctx)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.commands:
             self._add(_HOME.get(cmd_name, _PEOPLE))
+        if cmd_name not in self.commands:
+            self._add(*_HOME.values())  # for "Did you mean ...?"
         return super().get_command(ctx, cmd_name)
 
-    def _add(self, module: str) -> None:
-        for command in importlib.import_module(module).commands:
-            self.add_command(command)
+    def _add(self, *modules: str) -> None:
+        for module in modules:
+            for command in importlib.import_module(module).commands:
+                self.add_command(command)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,0 +1,67 @@
+"""`meshim up`, `status` and `down` with the real roles, as people type them."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+
+from meshim import topology
+from meshim.topology import RestListener
+
+
+def meshim(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-m", "meshim", *arguments], capture_output=True, text=True, timeout=60)
+
+
+def written(folder: Path, bind: str) -> str:
+    file = folder / "written.yaml"
+    mesh = msgspec.structs.replace(topology.default(), rest=(RestListener("r1", bind),))
+    file.write_text(topology.dump(mesh))
+    return str(file)
+
+
+def test_up_status_down(tmp_path: Path) -> None:
+    data = ("--data", str(tmp_path / "data"))
+    up = meshim("up", "-t", written(tmp_path, "http://127.0.0.1:0"), "--detach", *data)
+    assert up.returncode == 0, up.stderr
+    assert up.stdout.startswith("meshim is ready: http://127.0.0.1:")
+    try:
+        shown = json.loads(meshim("status", "--json", *data).stdout)
+        again = meshim("up", "--detach", *data)
+        table = meshim("status", *data).stdout
+    finally:
+        down = meshim("down", *data)
+    assert shown["state"] == "running"
+    assert up.stdout.split()[3] == shown["api"]
+    assert sorted((role["role"], role["name"]) for role in shown["roles"]) == [
+        ("connector", "c1"),
+        ("connector", "c2"),
+        ("rest", "r1"),
+        ("transfer", "t1"),
+        ("transfer", "t2"),
+        ("writer", "w1"),
+    ]
+    assert {role["state"] for role in shown["roles"]} == {"running"}
+    assert all(role["pid"] and role["endpoint"] for role in shown["roles"])
+    assert [(each["name"], each["reachable"], each["reason"]) for each in shown["backends"]] == [
+        ("redis", True, None),
+        ("nats", True, None),
+        ("sql", True, None),
+    ]
+    assert "c2" in table
+    assert again.returncode == 2
+    assert "A mesh runs on" in again.stderr
+    assert (down.returncode, down.stdout) == (0, "The mesh has ended.\n")
+    assert not any(Path(f"/proc/{role['pid']}").exists() for role in shown["roles"])
+    assert meshim("status", *data).returncode == 2
+
+
+def test_up_detached_says_why_it_cannot(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        bind = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        up = meshim("up", "-t", written(tmp_path, bind), "--detach", "--data", str(tmp_path / "data"))
+    assert (up.returncode, up.stdout) == (2, "")
+    assert up.stderr == f"meshim: The address {bind} of r1 is in use: end what listens there, or choose another one.\n"

@@ -1,0 +1,120 @@
+"""Whatever goes wrong at the command line is one sentence and an exit code."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import rich_click as click
+
+from meshim import topology
+from meshim.cli import main as command_line
+from meshim.errors import BackendUnavailable, UsageError
+
+Meshim = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def meshim(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Meshim:
+    """Run `meshim ARGUMENTS` in an empty folder; returns exit code, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["meshim", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            command_line.main()
+        code = ended.value.code
+        assert isinstance(code, int)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
+    """Make `meshim fail` raise."""
+
+    def install(error: BaseException) -> None:
+        @click.command("fail")
+        def fail() -> None:
+            raise error
+
+        monkeypatch.setitem(command_line.cli.commands, "fail", fail)
+
+    return install
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["conector"], 2, "No such command 'conector'. Did you mean 'connector'? Try `meshim --help`."),
+        (["status", "--jsn"], 2, "No such option '--jsn'. Did you mean '--json'? Try `meshim status --help`."),
+        (["connector"], 2, "Missing argument 'NAME'. Try `meshim connector --help`."),
+        (["topology", "check", "none.yaml"], 2, "none.yaml does not exist: name a topology file with -t."),
+        (["connector", "c9"], 2, "The topology has no connector named 'c9': choose one of c1, c2."),
+        (["down"], 2, "No mesh runs on {}/data: start one with `meshim up`."),
+        (["status", "--json"], 2, "No mesh runs on {}/data: start one with `meshim up`."),
+        (["status", "--data", "x"], 2, "No mesh runs on {}/x: start one with `meshim up`."),
+    ],
+)
+def test_wrong_usage(meshim: Meshim, tmp_path: Path, arguments: list[str], code: int, sentence: str) -> None:
+    assert meshim(*arguments) == (code, "", f"meshim: {sentence.format(tmp_path)}\n")
+
+
+def test_a_role_by_itself_needs_real_backends(meshim: Meshim) -> None:
+    code, _, said = meshim("transfer", "t1")
+    assert code == 2
+    assert "`$.backends.redis`: `embedded` works with `meshim up` only" in said
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UsageError("Choose another name."), 2, "meshim: Choose another name.\n"),
+        (BackendUnavailable("Redis does not answer."), 1, "meshim: Redis does not answer.\n"),
+        (PermissionError(13, "Permission denied", "/data"), 1, "meshim: /data: Permission denied.\n"),
+        (KeyboardInterrupt(), 130, "\n"),  # the line after ^C
+    ],
+)
+def test_every_error_has_its_exit_code(
+    meshim: Meshim, failing: Callable[[BaseException], None], error: BaseException, code: int, said: str
+) -> None:
+    failing(error)
+    assert meshim("fail") == (code, "", said)
+
+
+def test_a_bug_is_not_made_up_as_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, failing: Callable[[BaseException], None]
+) -> None:
+    failing(AssertionError("a bug"))
+    monkeypatch.setattr(sys, "argv", ["meshim", "fail"])
+    with pytest.raises(AssertionError, match="a bug"):
+        command_line.main()
+
+
+def test_a_good_topology_is_summed_up(meshim: Meshim, tmp_path: Path) -> None:
+    (tmp_path / "good.yaml").write_text(topology.dump(topology.default()))
+    assert meshim("topology", "check", "good.yaml") == (
+        0,
+        "good.yaml is a topology: 2 connectors, 2 transfers, 1 writers, 1 rest.\n",
+        "",
+    )
+
+
+def test_help_lists_every_command(meshim: Meshim) -> None:
+    code, shown, _ = meshim("--help")
+    assert code == 0
+    for name in ("up", "down", "status", "topology", "db", "connector", "transfer", "writer", "rest"):
+        assert f" {name} " in shown
+
+
+def test_a_role_does_not_import_what_people_use() -> None:
+    program = (
+        "import sys; sys.argv = ['meshim', 'topology', '--help']\n"
+        "from meshim.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit: print([m for m in ('meshim.client', 'meshim.cli.people', 'zmq') if m in sys.modules])\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout.endswith("[]\n")
