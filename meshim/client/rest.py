@@ -30,17 +30,25 @@ class Api:
     """
 
     def __init__(
-        self, base_url: str = DEFAULT_URL, *, token: str | None = None, insecure: bool = False, timeout_s: float = 10.0
+        self,
+        base_url: str = DEFAULT_URL,
+        *,
+        token: str | None = None,
+        insecure: bool = False,
+        timeout_s: float = 10.0,
+        transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         """Raises `UsageError` for what is no http(s) URL, and for plain HTTP to another machine.
 
-        Answers carry tokens and content keys, so that needs `insecure=True`.
+        Answers carry tokens and content keys, so that needs `insecure=True`.  With a `transport`, requests
+        go there instead of into the network.
         """
         local = _check_url(base_url, insecure)
         self.base_url = base_url.rstrip("/")
         self.token = token
         self._http = httpx.AsyncClient(
             timeout=timeout_s,
+            transport=transport,
             verify=_certificates(base_url),
             trust_env=not local,  # no proxy has any business between us and this very machine
         )

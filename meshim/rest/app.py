@@ -6,6 +6,7 @@ import time
 import traceback
 from typing import Any
 
+import msgspec
 from litestar import Litestar, Request, Response
 from litestar.datastructures import State
 from litestar.di import Provide
@@ -18,6 +19,7 @@ from meshim.errors import ApiError, BackendUnavailable
 from meshim.rest import core
 from meshim.rest.backends import Backends, Clock, Spread
 from meshim.rest.friends import Friends
+from meshim.rest.passwords import Passwords
 from meshim.rest.routes import BODY_BYTES_MAX, Incoming, routers
 from meshim.rest.sessions import Sessions
 from meshim.runtime.crypto import MasterKey
@@ -38,16 +40,23 @@ _HTTP_CODES = {
 """What the framework refuses by itself."""
 
 
-def build(backends: Backends, master: MasterKey, topology: Topology, log: Log, clock: Clock = time.time) -> Litestar:
+def build(
+    backends: Backends,
+    passwords: Passwords,
+    master: MasterKey,
+    topology: Topology,
+    log: Log,
+    clock: Clock = time.time,
+) -> Litestar:
     """The application; it closes nothing of what it was given."""
     spread = Spread(backends, clock, log)
     friends = Friends(backends, spread, master, topology, clock, log)
-    sessions = Sessions(backends, spread, friends, topology, clock, log)
+    sessions = Sessions(backends, spread, friends, passwords, topology, clock, log)
 
     async def me(request: Incoming) -> Login:
         return await sessions.authenticate(request.headers.get("authorization"))
 
-    def fell_over(request: Request[Any, Any, State], error: Exception) -> Response[Problem]:
+    def fell_over(request: Incoming, error: Exception) -> Response[Problem]:
         log.error("request failed", path=request.url.path, trace="".join(traceback.format_exception(error)))
         return _answer(core.refusal("internal", "Something is wrong with the service: its log says what."))
 
@@ -65,6 +74,7 @@ def build(backends: Backends, master: MasterKey, topology: Topology, log: Log, c
             HTTPException: lambda _, error: _answer(_framework(error)),
             Exception: fell_over,
         },
+        request_class=JsonRequest,
         request_max_body_size=BODY_BYTES_MAX,
         openapi_config=OpenAPIConfig(
             "meshim",
@@ -74,9 +84,19 @@ def build(backends: Backends, master: MasterKey, topology: Topology, log: Log, c
             components=Components(security_schemes={"token": SecurityScheme(type="http", scheme="bearer")}),
         ),
         logging_config=None,
-        on_shutdown=[sessions.passwords.close],
         debug=False,
     )
+
+
+class JsonRequest(Request[Any, Any, State]):
+    """Reads JSON bodies; whatever is not JSON is the client's fault, and said so."""
+
+    async def json(self) -> Any:
+        body = await self.body()
+        try:
+            return msgspec.json.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise core.refusal("malformed", f"The body is not JSON: {error}.") from None
 
 
 def _answer(error: ApiError) -> Response[Problem]:

@@ -1,13 +1,14 @@
 """Every endpoint: method, path, bodies, status, what OpenAPI shows.  Deciding and storing is done elsewhere."""
 
 import ipaddress
-from typing import Annotated, Any
+from typing import Any
 
 from litestar import Request, Response, Router, delete, get, post
 from litestar.datastructures import State
+from litestar.di import NamedDependency
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import ResponseSpec
-from litestar.params import Dependency
+from litestar.params import FromPath, JSONBody
 
 from meshim.errors import BackendUnavailable
 from meshim.rest.backends import Backends
@@ -22,10 +23,10 @@ IMPORT_BYTES_MAX = 1024 * 1024
 """500 users with the longest names and passwords, escapes included."""
 
 Incoming = Request[Any, Any, State]
-TheSessions = Annotated[Sessions, Dependency(skip_validation=True)]
-TheFriends = Annotated[Friends, Dependency(skip_validation=True)]
-TheBackends = Annotated[Backends, Dependency(skip_validation=True)]
-Me = Annotated[Login, Dependency(skip_validation=True)]
+TheSessions = NamedDependency[Sessions]
+TheFriends = NamedDependency[Friends]
+TheBackends = NamedDependency[Backends]
+Me = NamedDependency[Login]
 
 _TOKEN: list[dict[str, list[str]]] = [{"token": []}]
 _REFUSED = ResponseSpec(rest.Problem, generate_examples=False, media_type=rest.PROBLEM_JSON, description="Refused")
@@ -40,7 +41,7 @@ def _refusals(*statuses: int) -> dict[int, ResponseSpec]:
 
 
 @post("/users", responses=_refusals(400, 409), summary="Register a user")
-async def register(data: rest.Credentials, sessions: TheSessions) -> rest.User:
+async def register(data: JSONBody[rest.Credentials], sessions: TheSessions) -> rest.User:
     return await sessions.register(data)
 
 
@@ -51,13 +52,13 @@ async def register(data: rest.Credentials, sessions: TheSessions) -> rest.User:
     responses=_refusals(400, 403, 413),
     summary="Register many users at once; from the same machine only",
 )
-async def import_users(data: rest.Import, request: Incoming, sessions: TheSessions) -> rest.ImportAnswer:
+async def import_users(data: JSONBody[rest.Import], request: Incoming, sessions: TheSessions) -> rest.ImportAnswer:
     _require_this_machine(request)
     return await sessions.import_users(data)
 
 
 @get("/users/{name:str}", security=_TOKEN, responses=_refusals(400, 401, 404), summary="Look up a user")
-async def user(name: str, friends: TheFriends, me: Me) -> rest.User:
+async def user(name: FromPath[str], friends: TheFriends, me: Me) -> rest.User:
     found = await friends.user(name)
     return rest.User(found.user_id, found.name)
 
@@ -66,7 +67,7 @@ async def user(name: str, friends: TheFriends, me: Me) -> rest.User:
 
 
 @post("/login", status_code=200, responses=_refusals(400, 401, 409, 429), summary="Log a device in")
-async def login(data: rest.LoginRequest, request: Incoming, sessions: TheSessions) -> rest.LoginAnswer:
+async def login(data: JSONBody[rest.LoginRequest], request: Incoming, sessions: TheSessions) -> rest.LoginAnswer:
     return await sessions.login(data, _address(request))
 
 
@@ -95,7 +96,7 @@ async def relations(friends: TheFriends, me: Me) -> rest.Relations:
 
 
 @get("/relations/{name:str}", security=_TOKEN, responses=_refusals(400, 401, 404), summary="How I stand with one")
-async def relation(name: str, friends: TheFriends, me: Me) -> rest.Relation:
+async def relation(name: FromPath[str], friends: TheFriends, me: Me) -> rest.Relation:
     return await friends.relation(me.user, name)
 
 
@@ -106,7 +107,7 @@ async def relation(name: str, friends: TheFriends, me: Me) -> rest.Relation:
     responses=_refusals(400, 401, 404, 409),
     summary="Ask for friendship, or accept it from someone who has asked",
 )
-async def request_friendship(name: str, friends: TheFriends, me: Me) -> rest.Relation:
+async def request_friendship(name: FromPath[str], friends: TheFriends, me: Me) -> rest.Relation:
     return await friends.fulfil(me.user, name, Wish.REQUEST)
 
 
@@ -117,7 +118,7 @@ async def request_friendship(name: str, friends: TheFriends, me: Me) -> rest.Rel
     responses=_refusals(400, 401, 404, 409),
     summary="Accept a request",
 )
-async def accept(name: str, friends: TheFriends, me: Me) -> rest.Relation:
+async def accept(name: FromPath[str], friends: TheFriends, me: Me) -> rest.Relation:
     return await friends.fulfil(me.user, name, Wish.ACCEPT)
 
 
@@ -128,7 +129,7 @@ async def accept(name: str, friends: TheFriends, me: Me) -> rest.Relation:
     responses=_refusals(400, 401, 404, 409),
     summary="Refuse a request",
 )
-async def refuse(name: str, friends: TheFriends, me: Me) -> None:
+async def refuse(name: FromPath[str], friends: TheFriends, me: Me) -> None:
     await friends.fulfil(me.user, name, Wish.REFUSE)
 
 
@@ -138,7 +139,7 @@ async def refuse(name: str, friends: TheFriends, me: Me) -> None:
     responses=_refusals(400, 401, 404, 409),
     summary="End a friendship, or withdraw a request",
 )
-async def remove(name: str, friends: TheFriends, me: Me) -> None:
+async def remove(name: FromPath[str], friends: TheFriends, me: Me) -> None:
     await friends.fulfil(me.user, name, Wish.REMOVE)
 
 

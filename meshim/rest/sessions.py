@@ -28,25 +28,32 @@ class Sessions:
     """Registers users, logs devices in and out, and knows whose token is whose."""
 
     def __init__(
-        self, backends: Backends, spread: Spread, friends: Friends, topology: Topology, clock: Clock, log: Log
+        self,
+        backends: Backends,
+        spread: Spread,
+        friends: Friends,
+        passwords: Passwords,
+        topology: Topology,
+        clock: Clock,
+        log: Log,
     ) -> None:
         self._accounts = backends.accounts
         self._cache = backends.cache
         self._leases = backends.leases
         self._spread = spread
         self._friends = friends
+        self._passwords = passwords
         self._token_ttl_s = topology.timers.token_ttl_s
         self._most_devices = topology.limits.devices_per_user
         self._clock = clock
         self._log = log
         self._failures = FailureLimit()
         self._known_connectors: tuple[rest.Connector, ...] = ()
-        self.passwords = Passwords()
 
     async def register(self, request: rest.Credentials) -> rest.User:
         name = checked_name(request.name)
         check_password(request.password)
-        password_hash = await self.passwords.hash(request.password)
+        password_hash = await self._passwords.hash(request.password)
         try:
             return _shown(await self._accounts.register(name, password_hash))
         except StoreConflict:
@@ -54,7 +61,7 @@ class Sessions:
 
     async def import_users(self, request: rest.Import) -> rest.ImportAnswer:
         plan = ImportPlan(request.users)
-        hashes = await self.passwords.hash_all([user.password for user in plan.accepted])
+        hashes = await self._passwords.hash_all([user.password for user in plan.accepted])
         pairs = [(user.name, password_hash) for user, password_hash in zip(plan.accepted, hashes, strict=True)]
         registered = await self._accounts.register_many(pairs) if pairs else []
         return plan.answer(_shown(user) if user else None for user in registered)
@@ -100,7 +107,7 @@ class Sessions:
             raise refusal("slow_down", f"Too many failed logins as {name}: try again in {seconds} s.", seconds)
         found = await self._accounts.user(name)
         user, password_hash = found or (None, None)
-        if not await self.passwords.verify(password, password_hash) or user is None:
+        if not await self._passwords.verify(password, password_hash) or user is None:
             self._failures.failed(key, self._clock())
             raise refusal("bad_credentials", "The name or the password is wrong.")
         self._failures.succeeded(key)

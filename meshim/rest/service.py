@@ -1,0 +1,189 @@
+"""The REST service as a process: binds, connects the ports, serves until it is told to stop, finishes what it began."""
+
+import asyncio
+import errno
+import ipaddress
+import secrets
+import socket
+from collections.abc import AsyncGenerator, Generator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import uvicorn
+from litestar import Litestar
+
+from meshim.errors import BackendUnavailable, UsageError
+from meshim.rest.app import build
+from meshim.rest.backends import Backends
+from meshim.rest.passwords import Passwords
+from meshim.runtime.crypto import MasterKey
+from meshim.runtime.log import Log
+from meshim.runtime.service import Service
+from meshim.stores.accounts import SqlAccounts
+from meshim.stores.archive import Archive
+from meshim.stores.lease_keeper import LeaseKeeper
+from meshim.stores.leases import RedisLeases
+from meshim.stores.nats_client import NatsClient
+from meshim.stores.notices import NatsNotices
+from meshim.stores.ports import Lease
+from meshim.stores.presence import RedisPresence
+from meshim.stores.redis_client import RedisClient
+from meshim.stores.session_cache import RedisSessionCache
+from meshim.topology import Topology
+
+_CONNECTIONS_MAX = 4096
+_BACKLOG = 1024
+_KEEP_ALIVE_S = 15
+_NATS_PROBE_S = 1.0
+
+
+async def run(topology: Topology, name: str, data: Path) -> None:
+    """Serve as `name` of the topology until SIGTERM; raises UsageError for what a person can mend."""
+    timers = topology.timers
+    address = next(each.bind for each in topology.rest if each.name == name)
+    async with Service("rest", name, shutdown_s=timers.shutdown_s) as service, AsyncExitStack() as stack:
+        log = service.log
+        master = MasterKey.load(Path(topology.security.master_key_file or data / "master.key"))
+        bound, endpoint = bind(address)
+        stack.callback(bound.close)
+        passwords = Passwords()
+        stack.callback(passwords.close)
+        backends = await stack.enter_async_context(_connected(topology, service))
+        _warn_off_loopback(address, log)
+        server = Server(build(backends, passwords, master, topology, log), timers.shutdown_s / 2)
+        service.start(server.serve([bound]))
+        await server.up.wait()
+        lease = Lease("rest", name, secrets.randbits(63), endpoint)
+        async with _kept(LeaseKeeper(backends.leases, lease, timers, log), service):
+            service.ready(endpoint)
+            await service.stopping()
+            await server.stop()
+
+
+def bind(address: str) -> tuple[socket.socket, str]:
+    """Bind before anything else: a port in use is told at once, and only then is it known where port 0 leads.
+
+    Returns the socket and its endpoint; raises UsageError.
+    """
+    parts = urlsplit(address)
+    host, port = parts.hostname or "", parts.port or 0
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of a former run may linger
+        bound.bind((host, port))
+        bound.listen(_BACKLOG)
+    except OSError as error:
+        bound.close()
+        if error.errno == errno.EADDRINUSE:
+            raise UsageError(
+                f"{address} is in use: stop what listens there, or give `rest` another address in the topology."
+            ) from error
+        raise UsageError(f"{address} cannot be bound: {error.strerror or error}.") from error
+    shown = f"[{host}]" if ":" in host else host
+    return bound, f"http://{shown}:{bound.getsockname()[1]}"
+
+
+class Server(uvicorn.Server):
+    """uvicorn without its say in signals, which are the service's."""
+
+    def __init__(self, app: Litestar, finish_s: float) -> None:
+        """`finish_s` is what requests under way get when it stops."""
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                proxy_headers=False,  # anybody may write those; who needs them is behind a proxy that limits by itself
+                server_header=False,
+                limit_concurrency=_CONNECTIONS_MAX,
+                backlog=_BACKLOG,
+                timeout_keep_alive=_KEEP_ALIVE_S,
+                timeout_graceful_shutdown=max(1, round(finish_s)),
+            )
+        )
+        self.up = asyncio.Event()
+        self._down = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.up.set()
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().serve(sockets)
+        finally:
+            self._down.set()
+
+    async def stop(self) -> None:
+        """Take no more connections, finish what was begun, and return."""
+        self.should_exit = True
+        await self._down.wait()
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+
+@asynccontextmanager
+async def _connected(topology: Topology, service: Service) -> AsyncGenerator[Backends]:
+    """The real ports; raises BackendUnavailable when NATS is away (the others are connected when first used)."""
+    space, log = topology.namespace, service.log
+    archive = Archive(topology.backends.sql, topology.limits.db_threads)
+    redis = RedisClient(topology.backends.redis, log)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(archive.close)
+        stack.push_async_callback(redis.close)
+        nats = await NatsClient.connect(topology.backends.nats, log, name=f"meshim rest {space}")
+        stack.push_async_callback(nats.close)
+        service.start(_mourn(nats))
+        accounts = SqlAccounts(archive)
+        leases = RedisLeases(redis, space, log)
+        yield Backends(
+            accounts=accounts,
+            leases=leases,
+            presence=RedisPresence(redis, space),
+            cache=RedisSessionCache(redis, space, account_ttl_s=topology.timers.token_ttl_s),
+            notices=NatsNotices(nats, space, log),
+            probes={"sql": accounts.ping, "redis": leases.run_id, "nats": lambda: nats.round_trip(_NATS_PROBE_S)},
+        )
+
+
+async def _mourn(nats: NatsClient) -> None:
+    await nats.lost()
+    raise BackendUnavailable("NATS no longer lets us in: see its log and the URL in the topology.")
+
+
+@asynccontextmanager
+async def _kept(keeper: LeaseKeeper, service: Service) -> AsyncGenerator[None]:
+    """Hold the lease during the block.  Nobody finds us by it (they have a URL), so serving does not wait for it."""
+
+    async def keep() -> None:
+        try:
+            await keeper.acquire()
+        except BackendUnavailable as error:
+            service.log.warning("lease not taken", reason=error)  # `run` goes on trying
+        await keeper.run()
+
+    keeping = asyncio.create_task(keep())
+    service.watch(keeping)
+    try:
+        yield
+    finally:
+        keeping.cancel()
+        await asyncio.wait([keeping])
+        await keeper.release()
+
+
+def _warn_off_loopback(address: str, log: Log) -> None:
+    host = urlsplit(address).hostname or ""
+    try:
+        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        local = False
+    if not local:
+        log.warning("plain http off loopback", address=address, advice="put a TLS proxy in front: answers carry keys")

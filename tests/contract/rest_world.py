@@ -1,0 +1,150 @@
+"""The REST application over memory ports or real backends, and the strings a test pulls: away, elsewhere, told."""
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from io import StringIO
+from typing import Any, cast
+
+import httpx
+from litestar import Litestar
+
+from meshim import topology
+from meshim.client.rest import Api
+from meshim.errors import BackendUnavailable
+from meshim.rest.app import build
+from meshim.rest.backends import Backends
+from meshim.rest.passwords import Passwords
+from meshim.runtime.crypto import MasterKey
+from meshim.runtime.log import Log
+from meshim.stores import schema
+from meshim.stores.accounts import SqlAccounts
+from meshim.stores.archive import Archive
+from meshim.stores.memory_archive import MemoryAccounts, MemoryArchive
+from meshim.stores.ports import Accounts, Leases, Notices, Presence, SessionCache
+from meshim.topology import Limits, Topology
+from meshim.wire.notice import Notice
+from tests.contract.redis_sides import Side, side_of
+
+
+class Switch:
+    """Stands before a port and can be turned off: then every call raises, as if the backend were away."""
+
+    def __init__(self, port: object, name: str) -> None:
+        self.off = False
+        self._port = port
+        self._name = name
+
+    def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            if self.off:
+                raise BackendUnavailable(f"{self._name} is away.")
+            return await getattr(self._port, method)(*args, **kwargs)
+
+        return call
+
+
+class Told:
+    """Notices that were told, each with the incarnation it went to, or None for all."""
+
+    def __init__(self) -> None:
+        self.notices: list[tuple[int | None, Notice]] = []
+
+    async def tell(self, incarnation: int, notice: Notice) -> None:
+        self.notices.append((incarnation, notice))
+
+    async def tell_all(self, notice: Notice) -> None:
+        self.notices.append((None, notice))
+
+    def listen(self, incarnation: int) -> AsyncIterator[Notice]:
+        raise AssertionError("the service never listens")
+
+
+class World:
+    """`app` is the application; the switches are named like the backends behind the ports."""
+
+    def __init__(self, accounts: Accounts, side: Side, log: StringIO) -> None:
+        self.accounts = accounts
+        self.cache = side.session_cache()
+        self.presence = side.presence()
+        self.leases = side.leases()
+        self.told = Told()
+        self.log = log
+        self.master = MasterKey(bytes(32))
+        self.sql = Switch(accounts, "The database")
+        self.redis = [Switch(port, "Redis") for port in (self.cache, self.presence, self.leases)]
+        self.nats = Switch(self.told, "NATS")
+        self.topology = small()
+        self.passwords = Passwords()
+        self.app = self.build()
+
+    def build(self, master: MasterKey | None = None) -> Litestar:
+        """Another process of the service on the same backends."""
+        cache, presence, leases = self.redis
+
+        async def nats() -> None:
+            await cast("Notices", self.nats).tell(0, cast("Any", None))
+
+        backends = Backends(
+            accounts=cast("Accounts", self.sql),
+            leases=cast("Leases", leases),
+            presence=cast("Presence", presence),
+            cache=cast("SessionCache", cache),
+            notices=cast("Notices", self.nats),
+            probes={"sql": self.sql.ping, "redis": leases.run_id, "nats": nats},
+        )
+        return build(backends, self.passwords, master or self.master, self.topology, Log("rest", "r1", self.log))
+
+    def turn(self, *, sql: bool = True, redis: bool = True, nats: bool = True) -> None:
+        """Which backends answer from now on."""
+        self.sql.off = not sql
+        self.nats.off = not nats
+        for switch in self.redis:
+            switch.off = not redis
+
+    def api(self, token: str | None = None, app: Litestar | None = None) -> Api:
+        return Api("http://localhost", token=token, transport=self.transport(app=app))
+
+    def raw(self, address: str = "127.0.0.1") -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url="http://localhost", transport=self.transport(address))
+
+    def transport(self, address: str = "127.0.0.1", app: Litestar | None = None) -> httpx.ASGITransport:
+        return httpx.ASGITransport(
+            app=cast("Any", app or self.app), client=(address, 50000), raise_app_exceptions=False
+        )
+
+
+def small() -> Topology:
+    """The default topology with limits that a test reaches."""
+    default = topology.default()
+    return Topology(
+        connectors=default.connectors,
+        transfers=default.transfers,
+        writers=default.writers,
+        rest=default.rest,
+        limits=Limits(devices_per_user=3, relations_per_user=3),
+    )
+
+
+@asynccontextmanager
+async def world_of(
+    kind: str, sql_url: Callable[[], str], redis_url: Callable[[], str], namespace: str
+) -> AsyncIterator[World]:
+    """`kind` is `memory` or the kind of a database; URLs are only asked for when they are needed."""
+    async with AsyncExitStack() as stack:
+        side = await stack.enter_async_context(side_of("memory" if kind == "memory" else "redis", redis_url, namespace))
+        accounts: Accounts
+        if kind == "memory":
+            accounts = MemoryAccounts(MemoryArchive())
+        else:
+            url = sql_url()
+            schema.upgrade(url)
+            archive = Archive(url, 2)
+            stack.push_async_callback(archive.close)
+            accounts = SqlAccounts(archive)
+        world = World(accounts, side, StringIO())
+        set_clock = getattr(side, "set_clock", None)
+        if set_clock is not None:
+            set_clock(time.time())
+        stack.callback(world.passwords.close)
+        yield world
