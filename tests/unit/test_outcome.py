@@ -1,0 +1,364 @@
+"""The sender's book: a tally against its rules, and a stream whose devices must never wait for nothing."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from meshim.errors import Code
+from meshim.protocol.ordering import OrderingOptions, StreamOrder
+from meshim.protocol.outcome import OutStream, OutStreamOptions, Tally
+from meshim.wire.envelope import Destination, To
+from meshim.wire.outcome import Copy, How, Outcome
+
+ALICE, BOB = 1, 2
+PHONE, LAPTOP, OWN = (BOB, 21), (BOB, 22), (ALICE, 12)
+ALL_OF_BOB = (BOB, 0)
+
+
+def outcome(how: How, done: tuple[Copy, ...], *copies: Copy, code: int = 0, sentence: str = "") -> Outcome:
+    return Outcome(9, ALICE, 11, 5, Destination(To.USER, BOB), 1, 1, how, done, copies, code=code, sentence=sentence)
+
+
+def tally(*outcomes: Outcome) -> Tally:
+    book = Tally()
+    for each in outcomes:
+        book.add(each, ALICE)
+    return book
+
+
+# ---------------------------------------------------------------- one message
+
+
+def test_a_message_is_sent_and_delivered_by_one_outcome_when_there_is_one_copy() -> None:
+    book = Tally()
+    assert book.add(outcome(How.DELIVERED, (PHONE,), PHONE), ALICE)
+    assert (book.state, book.delivered, book.settled) == (Tally.SENT, True, True)
+
+
+def test_stored_is_sent_and_not_delivered() -> None:
+    book = tally(outcome(How.STORED, (PHONE,), PHONE))
+    assert (book.state, book.delivered) == (Tally.SENT, False)
+
+
+def test_a_message_is_sent_when_its_last_copy_is_accounted_for() -> None:
+    book = Tally()
+    copies = (PHONE, LAPTOP, OWN)
+    assert book.add(outcome(How.DELIVERED, (PHONE,), *copies), ALICE)
+    assert not book.add(outcome(How.STORED, (LAPTOP,), *copies), ALICE)
+    assert (book.state, book.delivered) == (Tally.PENDING, True)
+    assert book.add(outcome(How.STORED, (OWN,), *copies), ALICE)
+    assert book.state == Tally.SENT
+
+
+def test_ones_own_other_device_does_not_make_it_delivered() -> None:
+    book = tally(outcome(How.DELIVERED, (OWN,), OWN, PHONE), outcome(How.STORED, (PHONE,), OWN, PHONE))
+    assert (book.state, book.delivered) == (Tally.SENT, False)
+
+
+def test_stored_for_all_devices_accounts_for_each_of_them() -> None:
+    assert tally(outcome(How.STORED, (ALL_OF_BOB,), ALL_OF_BOB)).state == Tally.SENT
+    later = outcome(How.DELIVERED, (OWN,), OWN, PHONE, LAPTOP)
+    assert tally(outcome(How.STORED, (ALL_OF_BOB,), ALL_OF_BOB, OWN), later).state == Tally.SENT
+
+
+def test_some_devices_do_not_account_for_all_that_the_registry_knows() -> None:
+    assert tally(outcome(How.DELIVERED, (PHONE, LAPTOP), ALL_OF_BOB)).state == Tally.PENDING
+
+
+def test_the_copies_of_the_latest_attempt_count_and_what_was_accounted_for_stays_so() -> None:
+    first = outcome(How.DELIVERED, (PHONE,), PHONE, LAPTOP)
+    assert tally(first, outcome(How.STORED, (OWN,), PHONE, OWN)).state == Tally.SENT
+    assert tally(first, outcome(How.STORED, (OWN,), PHONE, OWN, LAPTOP)).state == Tally.PENDING
+
+
+def test_nothing_is_sent_to_no_copies_at_all() -> None:
+    assert tally(outcome(How.DELIVERED, ())).state == Tally.PENDING
+    assert tally(outcome(How.STORED, (PHONE,))).state == Tally.PENDING
+
+
+def test_rejected_is_for_good_and_says_why() -> None:
+    book = Tally()
+    assert book.add(outcome(How.REJECTED, (), code=Code.NOT_FRIENDS, sentence="not friends"), ALICE)
+    assert (book.state, book.code, book.sentence) == (Tally.REJECTED, Code.NOT_FRIENDS, "not friends")
+    assert not book.add(outcome(How.REJECTED, (), code=Code.TOO_LARGE, sentence="another"), ALICE)
+    assert book.code == Code.NOT_FRIENDS
+
+
+def test_an_earlier_attempt_of_a_rejected_message_may_have_arrived() -> None:
+    book = tally(outcome(How.REJECTED, (), code=Code.NOT_FRIENDS))
+    assert book.add(outcome(How.DELIVERED, (PHONE,), PHONE), ALICE)
+    assert (book.state, book.delivered) == (Tally.REJECTED, True)
+
+
+def test_a_sent_message_is_not_rejected_any_more_but_may_still_be_delivered() -> None:
+    book = tally(outcome(How.STORED, (PHONE,), PHONE))
+    assert not book.add(outcome(How.REJECTED, (), code=Code.NOT_FRIENDS), ALICE)
+    assert (book.state, book.code) == (Tally.SENT, 0)
+    assert book.add(outcome(How.DELIVERED, (PHONE,), PHONE), ALICE)
+    assert book.delivered
+
+
+@pytest.mark.parametrize("how", [How.BUSY, 99])
+def test_busy_and_what_a_later_version_may_say_settle_nothing(how: How) -> None:
+    book = Tally()
+    assert not book.add(outcome(how, (PHONE,), PHONE), ALICE)
+    assert (book.state, book.delivered, book.accounted) == (Tally.PENDING, False, set())
+
+
+_copies = st.lists(st.sampled_from((PHONE, LAPTOP, OWN, ALL_OF_BOB)), unique=True, max_size=4).map(tuple)
+
+
+@settings(max_examples=300, derandomize=True, deadline=None, database=None)
+@given(st.lists(st.tuples(st.sampled_from(How), _copies, _copies), max_size=8))
+def test_sent_exactly_when_all_copies_of_the_latest_attempt_are_accounted_for(
+    told: list[tuple[How, tuple[Copy, ...], tuple[Copy, ...]]],
+) -> None:
+    book = Tally()
+    state, delivered, known = Tally.PENDING, False, set[Copy]()
+    for how, done, copies in told:
+        before = (state, delivered)
+        if how in (How.DELIVERED, How.STORED):
+            known.update(done)
+            expanded = known | ({PHONE, LAPTOP} if ALL_OF_BOB in known else set())
+            if state == Tally.PENDING and copies and expanded.issuperset(copies):
+                state = Tally.SENT
+            delivered |= how == How.DELIVERED and any(user == BOB for user, _ in done)
+        elif how == How.REJECTED and state == Tally.PENDING:
+            state = Tally.REJECTED
+        assert book.add(outcome(how, done, *copies), ALICE) == (before != (state, delivered))
+        assert (book.state, book.delivered) == (state, delivered)
+
+
+# ---------------------------------------------------------------- a stream
+
+SENT = tally(outcome(How.STORED, (PHONE,), PHONE))
+SENT_TO_BOTH = tally(outcome(How.STORED, (PHONE, LAPTOP), LAPTOP, PHONE))
+REJECTED = tally(outcome(How.REJECTED, (), code=Code.TOO_LARGE))
+OPTIONS = OutStreamOptions(in_flight=4)
+
+
+def stream(next_seq: int = 1) -> OutStream:
+    return OutStream(OPTIONS, next_seq)
+
+
+def test_base_is_the_lowest_unsettled_or_the_message_itself() -> None:
+    out = stream()
+    assert [out.assign() for _ in range(3)] == [(1, 1), (2, 1), (3, 1)]
+    assert not out.settle(1, SENT)
+    assert out.assign() == (4, 2)
+    for seq in (3, 2, 4):
+        assert not out.settle(seq, SENT)
+    assert out.base == 5
+    assert out.assign() == (5, 5)
+
+
+def test_a_stream_is_full_by_what_recipients_may_hold_back() -> None:
+    out = stream()
+    for _ in range(4):
+        assert not out.full
+        out.assign()
+    assert out.full
+    for seq in (2, 3, 4):
+        out.settle(seq, SENT)
+    assert out.full, "one unsettled message holds all later ones back"
+    out.settle(1, SENT)
+    assert not out.full
+
+
+def test_a_rejected_message_that_held_others_up_owes_a_base_update() -> None:
+    out = stream()
+    out.assign()
+    out.assign()
+    assert not out.settle(1, REJECTED)
+    assert out.settle(2, SENT)
+
+
+def test_a_rejected_message_that_is_settled_last_owes_one_as_well() -> None:
+    out = stream()
+    out.assign()
+    out.assign()
+    assert not out.settle(2, SENT)
+    assert out.settle(1, REJECTED)
+
+
+def test_neighbours_that_went_to_other_copies_owe_one() -> None:
+    out = stream()
+    out.assign()
+    out.assign()
+    assert not out.settle(1, SENT)
+    assert out.settle(2, SENT_TO_BOTH)
+
+
+@pytest.mark.parametrize("fate", [SENT, SENT_TO_BOTH, REJECTED])
+def test_one_fate_for_all_owes_nothing(fate: Tally) -> None:
+    out = stream()
+    for _ in range(3):
+        out.assign()
+    assert not any(out.settle(seq, fate) for seq in (3, 1, 2))
+    assert not out.owes_base
+
+
+def test_copies_are_the_same_in_any_order() -> None:
+    out = stream()
+    out.assign()
+    out.assign()
+    out.settle(1, SENT_TO_BOTH)
+    assert not out.settle(2, tally(outcome(How.STORED, (PHONE, LAPTOP), PHONE, LAPTOP)))
+
+
+def test_rejected_is_one_fate_whatever_an_earlier_attempt_had_reached() -> None:
+    out = stream()
+    out.assign()
+    out.assign()
+    out.settle(1, tally(outcome(How.DELIVERED, (PHONE,), PHONE, LAPTOP), outcome(How.REJECTED, (), code=6)))
+    assert not out.settle(2, REJECTED)
+
+
+def test_messages_that_never_overlapped_owe_nothing() -> None:
+    out = stream()
+    for seq, fate in enumerate((SENT, REJECTED, SENT_TO_BOTH, SENT), 1):
+        assert out.assign() == (seq, seq)
+        assert not out.settle(seq, fate)
+
+
+def test_what_is_owed_waits_while_something_is_under_way() -> None:
+    out = stream()
+    for _ in range(3):
+        out.assign()
+    out.settle(1, REJECTED)
+    assert not out.settle(2, SENT)
+    assert out.owes_base
+    assert out.settle(3, SENT)
+    assert out.assign() == (4, 4)
+    assert not out.owes_base
+
+
+def test_a_second_outcome_of_a_settled_message_changes_nothing() -> None:
+    out = stream()
+    out.assign()
+    out.assign()
+    out.settle(1, REJECTED)
+    assert out.settle(2, SENT)
+    assert not out.settle(2, SENT)
+    assert not out.settle(77, SENT)
+
+
+def test_a_message_is_settled_by_a_settled_tally_only() -> None:
+    out = stream()
+    out.assign()
+    with pytest.raises(AssertionError):
+        out.settle(1, Tally())
+
+
+def test_after_a_restart_all_is_known_when_the_whole_run_is_unsettled() -> None:
+    out = stream(next_seq=4)
+    out.restore(2, 2)
+    out.restore(3, 2)
+    assert out.base == 2
+    assert not out.settle(2, SENT)
+    assert not out.settle(3, SENT)
+
+
+@pytest.mark.parametrize("restored", [{2: 1}, {1: 1}, {1: 1, 3: 1}])
+def test_after_a_restart_what_became_of_the_settled_ones_is_unknown(restored: dict[int, int]) -> None:
+    out = stream(next_seq=4)
+    for seq, base in restored.items():
+        out.restore(seq, base)
+    assert [out.settle(seq, SENT) for seq in restored] == [False] * (len(restored) - 1) + [True]
+
+
+def test_only_what_was_assigned_can_be_restored() -> None:
+    for seq, base in ((1, 1), (3, 4)):
+        with pytest.raises(AssertionError):
+            stream().restore(seq, base)
+
+
+def test_after_names_the_highest_position_for_each_user() -> None:
+    out = OutStream(OPTIONS, after={BOB: 5})
+    out.stored(BOB, 4)
+    out.stored(ALICE, 1)
+    assert out.after == {BOB: 5, ALICE: 1}
+    out.stored(BOB, 6)
+    assert out.after == {BOB: 6, ALICE: 1}
+
+
+class Conversation(RuleBasedStateMachine):
+    """One sending device, three receiving ones, and no time that passes: whoever waits, waits for ever.
+
+    Messages go to some of the devices or are rejected, arrive in any order, and the sender restarts.
+    """
+
+    devices = (21, 22, 23)
+    options = OutStreamOptions(in_flight=8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = OutStream(self.options)
+        self.orders = {device: StreamOrder[int](OrderingOptions(gap_release_s=1.0)) for device in self.devices}
+        self.updates: set[int] = set()
+        self.fates: list[tuple[int, ...]] = []
+        """Of the settled messages of this run."""
+        self.unknown = False
+
+    def assign(self, *, update: bool = False) -> None:
+        if not self.out.unsettled:
+            self.fates, self.unknown = [], False
+        seq, base = self.out.assign()
+        assert base == min(self.out.unsettled)
+        if update:
+            self.updates.add(seq)
+
+    @precondition(lambda self: not self.out.full)
+    @rule()
+    def send(self) -> None:
+        self.assign()
+
+    @precondition(lambda self: self.out.unsettled)
+    @rule(which=st.integers(0, 100), to=st.sets(st.sampled_from(devices)))
+    def settle(self, which: int, to: set[int]) -> None:
+        seq, base = list(self.out.unsettled.items())[which % len(self.out.unsettled)]
+        if seq in self.updates:
+            # One that is rejected cannot be mended: friendship ended, and gap_release_s does the rest.
+            to = set(self.devices)
+        for device in to:
+            released = self.orders[device].receive(seq, base, seq, 0.0)
+            assert released is not None
+        copies = tuple((BOB, device) for device in to)
+        fate = tally(outcome(How.STORED, copies, *copies)) if copies else REJECTED
+        self.fates.append(tuple(sorted(to)))
+        owed = self.out.settle(seq, fate)
+        assert owed == (not self.out.unsettled and (self.unknown or len(set(self.fates)) > 1))
+        if owed:
+            self.assign(update=True)
+
+    @rule()
+    def restart(self) -> None:
+        known = self.out
+        self.out = OutStream(self.options, known.next_seq, known.after)
+        for seq, base in known.unsettled.items():
+            self.out.restore(seq, base)
+        self.unknown |= bool(self.fates) and bool(known.unsettled)
+        self.fates = []
+
+    @invariant()
+    def nobody_waits_when_all_is_settled(self) -> None:
+        if not self.out.unsettled:
+            assert not any(order.early for order in self.orders.values())
+
+    @invariant()
+    def bounds(self) -> None:
+        assert self.out.next_seq - self.out.base <= self.options.in_flight
+        for order in self.orders.values():
+            assert len(order.early) <= self.options.in_flight
+
+    def teardown(self) -> None:
+        while self.out.unsettled:
+            self.settle(0, set(self.devices))
+        self.nobody_waits_when_all_is_settled()
+
+
+TestConversation = Conversation.TestCase
+TestConversation.settings = settings(
+    max_examples=150, stateful_step_count=40, derandomize=True, deadline=None, database=None
+)
