@@ -191,7 +191,8 @@ def _check_url(url: str, insecure: bool) -> bool:
     local = _is_loopback(host)
     if scheme == "http" and not local and not insecure:
         raise UsageError(
-            f"{url} would carry passwords and keys in the clear to another machine: use https, or say that you mean it."
+            f"{url} would carry passwords and keys in the clear to another machine: use https "
+            "(or --insecure, in Python insecure=True, if that is meant)."
         )
     return local
 
