@@ -249,6 +249,7 @@ class Pipeline:
         self._count.transactions += 1
         self._count.records += len(batch.records)
         self._count.entries += sum(len(entries) for _, entries in batch.records)
+        self._count.left_out += event.written.left_out
         letters = batch.letters | _letters(event.written.refused)
         self._settling.committed(event.written.devices, sorted(batch.positions), letters)
 

@@ -11,6 +11,8 @@ class Statistics:
     """Log messages whose entries were committed, those given again included."""
     entries: int = 0
     """Entries in those records."""
+    left_out: int = 0
+    """Copies for users and devices that there are not any more."""
     transactions: int = 0
     duplicates: int = 0
     """Of `records`: given again by the log although they were committed before."""

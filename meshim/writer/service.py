@@ -1,0 +1,110 @@
+"""A writer as a process: options, connect, run, give everything back."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from meshim.errors import UsageError
+from meshim.runtime.service import Service
+from meshim.stores import schema
+from meshim.stores.accounts import SqlAccounts
+from meshim.stores.archive import Archive
+from meshim.stores.lease_keeper import LeaseKeeper
+from meshim.stores.leases import RedisLeases
+from meshim.stores.log import JetStreamLog
+from meshim.stores.nats_client import NatsClient
+from meshim.stores.notices import NatsNotices
+from meshim.stores.partitions import SqlPartitions
+from meshim.stores.ports import Lease
+from meshim.stores.presence import RedisPresence
+from meshim.stores.redis_client import RedisClient
+from meshim.topology import Topology
+from meshim.writer.core import WriterCore, WriterOptions
+from meshim.writer.pipeline import PipelineOptions
+from meshim.writer.shell import Backends, Retention, Shell
+from meshim.writer.upkeep import UpkeepOptions
+
+_OWNER_CHARACTERS_MOST = 64
+"""Of the column that says who holds a partition."""
+
+
+def options_of(topology: Topology, name: str, seed: int) -> WriterOptions:
+    timers, limits = topology.timers, topology.limits
+    return WriterOptions(
+        name=name,
+        seed=seed,
+        partitions=limits.partitions,
+        partition_lease_s=timers.partition_lease_s,
+        pipeline=PipelineOptions(
+            records=limits.writer_records,
+            batch_bytes=2 * limits.bundle_bytes,
+            extend_s=timers.partition_lease_s / 3,
+        ),
+        upkeep=UpkeepOptions(),
+    )
+
+
+async def run(topology: Topology, name: str, data: Path) -> None:
+    """Serve until SIGTERM; raises a MeshimError when it cannot start."""
+    if all(writer.name != name for writer in topology.writers):
+        raise UsageError(f"there is no writer called {name} in the topology: name one of its `writers`")
+    timers = topology.timers
+    incarnation = secrets.randbits(62) + 1
+    async with Service("writer", name, shutdown_s=timers.shutdown_s) as service, AsyncExitStack() as stack:
+        await asyncio.to_thread(schema.check, topology.backends.sql)
+        redis = RedisClient(topology.backends.redis, service.log)
+        stack.push_async_callback(redis.close)
+        backends = await stack.enter_async_context(_connected(topology, service, redis))
+        shell = Shell(
+            WriterCore(options_of(topology, name, incarnation)),
+            backends,
+            f"{incarnation:016x}-{name}"[:_OWNER_CHARACTERS_MOST],
+            timers.partition_lease_s,
+            Retention(timers.read_retention_s, timers.device_idle_s),
+            service,
+        )
+        keeper = LeaseKeeper(
+            RedisLeases(redis, topology.namespace, service.log),
+            Lease("writer", name, incarnation),
+            timers,
+            service.log,
+            watch=("writer",),
+            on_living=lambda _, leases: shell.see(leases),
+        )
+        await keeper.acquire()
+        keeping = asyncio.create_task(keeper.run())
+        service.watch(keeping)
+        if await shell.until_ready():
+            service.ready("-")
+        await service.stopping()
+        await shell.stop(timers.shutdown_s * 0.6)
+        # Last, so that the others look for what is free when it is free.
+        keeping.cancel()
+        await asyncio.wait([keeping])
+        await keeper.release()
+
+
+@asynccontextmanager
+async def _connected(topology: Topology, service: Service, redis: RedisClient) -> AsyncIterator[Backends]:
+    timers, limits, namespace = topology.timers, topology.limits, topology.namespace
+    async with AsyncExitStack() as stack:
+        nats = await NatsClient.connect(topology.backends.nats, service.log)
+        stack.push_async_callback(nats.close)
+        archive = Archive(topology.backends.sql, limits.db_threads)
+        stack.push_async_callback(archive.close)
+        log = JetStreamLog(
+            nats,
+            namespace,
+            max_bytes=limits.log_bytes,
+            # What a writer that died had fetched comes again when its partition has been taken over.
+            ack_wait_s=timers.partition_lease_s,
+        )
+        yield Backends(
+            log=log,
+            partitions=SqlPartitions(archive),
+            accounts=SqlAccounts(archive),
+            presence=RedisPresence(redis, namespace),
+            notices=NatsNotices(nats, namespace, service.log),
+        )
