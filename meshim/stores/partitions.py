@@ -80,7 +80,8 @@ def _release(connection: Connection, partition: int, fence: int) -> None:
 
 
 def _positions(connection: Connection) -> dict[int, int]:
-    return dict(connection.execute(select(im_position.c.partition, im_position.c.position)).tuples().all())
+    rows = connection.execute(select(im_position.c.partition, im_position.c.position))
+    return {row.partition: row.position for row in rows}
 
 
 # ---------------------------------------------------------------- rows

@@ -1,0 +1,132 @@
+"""The three archives that the ports `Accounts`, `Queues` and `Partitions` are tested on.
+
+A side stands for one database.  `process` gives the three ports as another process would have
+them, and leases end when a test says so, not when time has passed.
+"""
+
+import itertools
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import NamedTuple, Protocol
+
+from sqlalchemy import Connection, delete, func, select, update
+
+from meshim.stores.accounts import SqlAccounts
+from meshim.stores.archive import Archive
+from meshim.stores.memory_archive import MemoryAccounts, MemoryArchive, MemoryPartitions, MemoryQueues
+from meshim.stores.partitions import SqlPartitions
+from meshim.stores.ports import Accounts, Device, Partitions, Queues, User
+from meshim.stores.queues import SqlQueues
+from meshim.stores.schema import im_device, im_offline, im_position, metadata
+from meshim.wire.envelope import Destination, Envelope, Kind, To, encode_envelope
+from meshim.wire.log import Entry
+
+PARTITIONS = 4
+NOW = 1_800_000_000.0
+EPOCH = (1 << 63) + 7
+"""Of every sender here: above what a signed number holds."""
+
+_names = itertools.count(1)
+
+
+class Ports(NamedTuple):
+    accounts: Accounts
+    queues: Queues
+    partitions: Partitions
+
+
+class Side(Protocol):
+    def process(self) -> Ports: ...
+
+    async def end_leases(self) -> None:
+        """Let the time of every lease be over."""
+
+    async def rows(self, device: int) -> int:
+        """How many rows there are for the device, read or not."""
+
+
+class MemorySide:
+    def __init__(self) -> None:
+        self._now = NOW
+        self._archive = MemoryArchive(lambda: self._now)
+
+    def process(self) -> Ports:
+        archive = self._archive
+        return Ports(MemoryAccounts(archive), MemoryQueues(archive, PARTITIONS), MemoryPartitions(archive))
+
+    async def end_leases(self) -> None:
+        self._now += 86_400.0
+
+    async def rows(self, device: int) -> int:
+        return sum(len(found.queue) for found in self._archive.devices.values() if found.device_id == device)
+
+
+class SqlSide:
+    """A database whose tables are made; it is emptied first."""
+
+    def __init__(self, url: str, stack: AsyncExitStack) -> None:
+        self._url = url
+        self._stack = stack
+        self.archive = self.connect()
+
+    def connect(self) -> Archive:
+        archive = Archive(self._url, 2)
+        self._stack.push_async_callback(archive.close)
+        return archive
+
+    def process(self) -> Ports:
+        archive = self.connect()
+        return Ports(SqlAccounts(archive), SqlQueues(archive, PARTITIONS), SqlPartitions(archive))
+
+    async def end_leases(self) -> None:
+        def end(connection: Connection) -> None:
+            connection.execute(update(im_device).values(queue_until=1))
+            connection.execute(update(im_position).values(lease_until=1))
+
+        await self.archive.write(end)
+
+    async def rows(self, device: int) -> int:
+        def count(connection: Connection) -> int:
+            query = select(func.count()).select_from(im_offline).where(im_offline.c.to_device == device)
+            return connection.scalars(query).one()
+
+        return await self.archive.read(count)
+
+
+@asynccontextmanager
+async def sql_side(url: str) -> AsyncIterator[SqlSide]:
+    async with AsyncExitStack() as stack:
+        side = SqlSide(url, stack)
+        await side.archive.write(_empty)
+        yield side
+
+
+def _empty(connection: Connection) -> None:
+    for table in reversed(metadata.sorted_tables):
+        connection.execute(delete(table))
+
+
+# ---------------------------------------------------------------- people and messages
+
+
+async def person(ports: Ports) -> User:
+    return await ports.accounts.register(f"user-{next(_names)}", "hash")
+
+
+async def device_of(
+    ports: Ports, user: User, name: str = "phone", *, epoch: int = 1, now: float = NOW, most: int = 10
+) -> Device:
+    device, _ = await ports.accounts.log_in(user.user_id, name, epoch, secrets.token_bytes(32), now + 3600.0, now, most)
+    return device
+
+
+def envelope(seq: int, *, sender: int = 900, device: int = 901, to: int = 902, body: bytes = b"body") -> bytes:
+    destination = Destination(To.USER, to)
+    return encode_envelope(
+        Envelope(1, seq.to_bytes(16), sender, device, EPOCH, destination, seq, 1, Kind.TEXT, 1, 1_800_000_000_000, body)
+    )
+
+
+def entry(user: User, seq: int, devices: Sequence[Device] = (), *, body: bytes = b"body") -> Entry:
+    return Entry(user.user_id, tuple(device.device_id for device in devices), envelope(seq, to=user.user_id, body=body))

@@ -1,0 +1,466 @@
+"""The port `Partitions`: the writer's side of the queues, in memory, on SQLite and on MariaDB."""
+
+import asyncio
+import threading
+from collections.abc import Sequence
+
+import msgspec
+import pytest
+from sqlalchemy import Connection, select
+
+from meshim.errors import Fenced
+from meshim.stores import partitions as sql_partitions
+from meshim.stores.ports import Device, Partitions, User
+from meshim.stores.rows import CONTENT_BYTES_MAX
+from meshim.stores.schema import im_offline, to_ms
+from meshim.wire.bounds import SEQ_MAX
+from meshim.wire.envelope import Destination, Envelope, Kind, To, decode_envelope, encode_envelope
+from meshim.wire.log import Entry
+from tests.contract.archive_sides import EPOCH, NOW, Ports, Side, SqlSide, device_of, entry, envelope, person
+
+LEASE_S = 60.0
+
+
+async def claimed(partitions: Partitions, owner: str = "writer", partition: int = 0) -> int:
+    """Claim a partition that is free; the fencing number."""
+    claim = await partitions.claim(partition, owner, LEASE_S)
+    assert claim is not None
+    return claim[0]
+
+
+async def stored(ports: Ports, user: User, device: Device) -> list[bytes]:
+    """The envelopes in the queue, in order."""
+    fence = await ports.queues.claim(device.device_id, "reader", 1 << 62, LEASE_S)
+    assert fence is not None
+    page = await ports.queues.page(user.user_id, device.device_id, fence, (0, -1), 10_000, 1 << 30, LEASE_S)
+    return [row.envelope for row in page.rows]
+
+
+# ---------------------------------------------------------------- leases
+
+
+async def test_first_claim_of_a_partition_starts_at_nothing(ports: Ports) -> None:
+    assert await ports.partitions.positions() == {}
+    assert await ports.partitions.claim(3, "a", LEASE_S) == (1, 0)
+    assert await ports.partitions.positions() == {3: 0}
+
+
+async def test_lease_keeps_others_out_and_renewal_keeps_the_fencing_number(ports: Ports) -> None:
+    assert await ports.partitions.claim(0, "a", LEASE_S) == (1, 0)
+    assert await ports.partitions.claim(0, "b", LEASE_S) is None
+    assert await ports.partitions.claim(0, "a", LEASE_S) == (1, 0)
+    assert await ports.partitions.claim(1, "b", LEASE_S) == (1, 0)
+
+
+async def test_ended_lease_is_taken_with_a_higher_fencing_number(side: Side, ports: Ports) -> None:
+    await ports.partitions.claim(0, "a", LEASE_S)
+    await side.end_leases()
+    assert await ports.partitions.claim(0, "b", LEASE_S) == (2, 0)
+    assert await ports.partitions.claim(0, "a", LEASE_S) is None
+
+
+async def test_ended_lease_that_nobody_took_is_renewed(side: Side, ports: Ports) -> None:
+    await ports.partitions.claim(0, "a", LEASE_S)
+    await side.end_leases()
+    assert await ports.partitions.claim(0, "a", LEASE_S) == (1, 0)
+    assert await ports.partitions.claim(0, "b", LEASE_S) is None
+
+
+async def test_lease_lasts_as_long_as_it_was_asked_for(ports: Ports) -> None:
+    """The clock of the database counts in the unit we think it does."""
+    await ports.partitions.claim(0, "a", 0.0)
+    await ports.partitions.claim(1, "a", 5.0)
+    assert await ports.partitions.claim(0, "b", LEASE_S) is not None
+    assert await ports.partitions.claim(1, "b", LEASE_S) is None
+
+
+async def test_released_partition_is_free_and_only_its_owner_releases_it(ports: Ports) -> None:
+    fence = await claimed(ports.partitions)
+    await ports.partitions.release(0, fence - 1)
+    await ports.partitions.release(1, fence)
+    assert await ports.partitions.claim(0, "b", LEASE_S) is None
+    await ports.partitions.release(0, fence)
+    assert await ports.partitions.claim(0, "b", LEASE_S) == (fence + 1, 0)
+
+
+async def test_one_of_many_claimers_gets_the_partition(side: Side) -> None:
+    for expected in (1, 2):
+        claims = await asyncio.gather(
+            *(side.process().partitions.claim(0, f"{expected}.{number}", LEASE_S) for number in range(6))
+        )
+        assert [claim for claim in claims if claim is not None] == [(expected, 0)]
+        await side.end_leases()
+
+
+# ---------------------------------------------------------------- rows
+
+
+async def test_entry_becomes_a_row_for_each_device_it_names(side: Side, ports: Ports) -> None:
+    bob = await person(ports)
+    phone, laptop, tablet = [await device_of(ports, bob, name) for name in ("phone", "laptop", "tablet")]
+    fence = await claimed(ports.partitions)
+    written = await ports.partitions.write(0, fence, 7, [(7, [entry(bob, 1, [phone, tablet])])], NOW)
+    assert set(written.devices) == {(bob.user_id, phone.device_id), (bob.user_id, tablet.device_id)}
+    assert (written.refused, written.left_out) == ((), 0)
+    assert await ports.partitions.positions() == {0: 7}
+    assert await stored(ports, bob, phone) == [envelope(1, to=bob.user_id)]
+    assert await side.rows(laptop.device_id) == 0
+
+
+async def test_entry_without_devices_becomes_a_row_for_every_device(ports: Ports) -> None:
+    bob, carol = await person(ports), await person(ports)
+    devices = [await device_of(ports, bob, name) for name in ("phone", "laptop")]
+    await device_of(ports, carol)
+    fence = await claimed(ports.partitions)
+    written = await ports.partitions.write(0, fence, 1, [(1, [entry(bob, 1)])], NOW)
+    assert set(written.devices) == {(bob.user_id, device.device_id) for device in devices}
+    assert [len(await stored(ports, bob, device)) for device in devices] == [1, 1]
+
+
+async def test_rows_come_in_the_order_of_position_and_place(ports: Ports) -> None:
+    bob = await person(ports)
+    phone = await device_of(ports, bob)
+    fence = await claimed(ports.partitions)
+    records = [(9, [entry(bob, 3), entry(bob, 4)]), (2, [entry(bob, 2), entry(bob, 1)])]
+    await ports.partitions.write(0, fence, 9, records, NOW)
+    assert [decode_envelope(data).seq for data in await stored(ports, bob, phone)] == [2, 1, 3, 4]
+
+
+async def test_unknown_users_and_devices_are_left_out_and_counted(ports: Ports) -> None:
+    bob, carol = await person(ports), await person(ports)
+    phone, foreign = await device_of(ports, bob), await device_of(ports, carol)
+    nobody = User(1 << 62, "nobody")
+    homeless = await person(ports)
+    gone = Device(1 << 62, "gone", 1, NOW)
+    entries = [entry(nobody, 1), entry(nobody, 2, [phone]), entry(homeless, 3), entry(bob, 4, [gone, phone, foreign])]
+    written = await ports.partitions.write(0, await claimed(ports.partitions), 1, [(1, entries)], NOW)
+    assert written.devices == ((bob.user_id, phone.device_id),)
+    assert (written.refused, written.left_out) == ((), 5)
+    assert await stored(ports, bob, phone) == [envelope(4, to=bob.user_id)]
+
+
+async def test_device_named_twice_gets_one_row(side: Side, ports: Ports) -> None:
+    bob = await person(ports)
+    phone = await device_of(ports, bob)
+    await ports.partitions.write(0, await claimed(ports.partitions), 1, [(1, [entry(bob, 1, [phone, phone])])], NOW)
+    assert await side.rows(phone.device_id) == 1
+
+
+async def test_nothing_to_write_still_moves_the_position(ports: Ports) -> None:
+    written = await ports.partitions.write(0, await claimed(ports.partitions), 12, [(12, [])], NOW)
+    assert written == ((), (), 0)
+    assert await ports.partitions.positions() == {0: 12}
+
+
+async def test_more_rows_than_one_statement_holds(side: Side, ports: Ports) -> None:
+    bob = await person(ports)
+    phone = await device_of(ports, bob)
+    body = bytes(range(256)) * 256  # 64 KiB with every byte there is
+    records = [(position, [entry(bob, position, body=body)]) for position in range(1, 41)]
+    await ports.partitions.write(0, await claimed(ports.partitions), 40, records, NOW)
+    assert await stored(ports, bob, phone) == [envelope(seq, to=bob.user_id, body=body) for seq in range(1, 41)]
+
+
+async def test_many_users_at_once(ports: Ports) -> None:
+    users = [user for user in await ports.accounts.register_many([(f"bot{n}", "x") for n in range(30)]) if user]
+    devices = [await device_of(ports, user) for user in users]
+    unknown = [User((1 << 61) + number, "") for number in range(2_500)]
+    records = [(1, [entry(user, seq) for seq, user in enumerate([*unknown, *users], 1)])]
+    written = await ports.partitions.write(0, await claimed(ports.partitions), 1, records, NOW)
+    assert written.left_out == len(unknown)
+    assert set(written.devices) == {(user.user_id, d.device_id) for user, d in zip(users, devices, strict=True)}
+
+
+# ---------------------------------------------------------------- the same again
+
+
+async def test_redelivered_records_change_nothing(side: Side, ports: Ports) -> None:
+    """R10, R15: committed, but the log was not told."""
+    bob = await person(ports)
+    phone = await device_of(ports, bob)
+    fence = await claimed(ports.partitions)
+    records = [(1, [entry(bob, 1)]), (2, [entry(bob, 2)])]
+    first = await ports.partitions.write(0, fence, 2, records, NOW)
+    await ports.partitions.write(0, fence, 3, [(3, [entry(bob, 3)])], NOW)
+    assert await ports.partitions.write(0, fence, 2, records, NOW + 9) == first
+    assert await ports.partitions.positions() == {0: 3}
+    assert await stored(ports, bob, phone) == [envelope(seq, to=bob.user_id) for seq in (1, 2, 3)]
+
+
+async def test_message_stored_again_elsewhere_keeps_its_first_place(ports: Ports) -> None:
+    """R12: the sender resent it, and another transfer stored it too."""
+    bob = await person(ports)
+    phone = await device_of(ports, bob)
+    fence = await claimed(ports.partitions)
+    again = entry(bob, 1)
+    await ports.partitions.write(0, fence, 2, [(1, [again]), (2, [entry(bob, 2), again])], NOW)
+    written = await ports.partitions.write(0, fence, 3, [(3, [again])], NOW)
+    assert written.devices == ((bob.user_id, phone.device_id),)
+    assert [decode_envelope(data).seq for data in await stored(ports, bob, phone)] == [1, 2]
+
+
+async def test_read_row_is_not_unread_by_a_redelivery(ports: Ports) -> None:
+    bob = await person(ports)
+    phone = await device_of(ports, bob)
+    writer = await claimed(ports.partitions)
+    await ports.partitions.write(0, writer, 1, [(1, [entry(bob, 1)])], NOW)
+    fence = await ports.queues.claim(phone.device_id, "c", 1, LEASE_S)
+    assert fence is not None
+    page = await ports.queues.page(bob.user_id, phone.device_id, fence, (0, -1), 10, 1 << 20, LEASE_S)
+    await ports.queues.mark_read(phone.device_id, fence, [row.row_id for row in page.rows])
+    await ports.partitions.write(0, writer, 1, [(1, [entry(bob, 1)])], NOW)
+    assert await stored(ports, bob, phone) == []
+
+
+def variations(of: Envelope) -> list[Envelope]:
+    """The same message as far as one field goes that makes it another one."""
+    replace = msgspec.structs.replace
+    return [
+        replace(of, user=of.user + 1),
+        replace(of, device=of.device + 1),
+        replace(of, epoch=of.epoch - 1),
+        replace(of, epoch=of.epoch - (1 << 63)),
+        replace(of, seq=of.seq + 1),
+        replace(of, to=replace(of.to, type=To.GROUP)),
+        replace(of, to=replace(of.to, id=of.to.id + 1)),
+        replace(of, to=replace(of.to, device=1)),
+    ]
+
+
+async def test_stream_and_seq_make_a_message_and_nothing_else_does(side: Side, ports: Ports) -> None:
+    bob = await person(ports)
+    phone = await device_of(ports, bob)
+    one = decode_envelope(envelope(1, to=bob.user_id))
+    others = variations(one)
+    same = msgspec.structs.replace(one, id=bytes(16), base=9, kind=Kind.RECEIPT, key=9, sent_at=0, body=b"")
+    entries = [Entry(bob.user_id, (), encode_envelope(message)) for message in (one, *others, same)]
+    await ports.partitions.write(0, await claimed(ports.partitions), 1, [(1, entries)], NOW)
+    assert await stored(ports, bob, phone) == [encode_envelope(message) for message in (one, *others)]
+    assert await side.rows(phone.device_id) == 1 + len(others)
+
+
+# ---------------------------------------------------------------- what can never be written
+
+ID_MAX = (1 << 63) - 1
+LEAST = Envelope(0, bytes(16), 1, 1, 0, Destination(0, 1, 0), 1, 1, 0, 0, 0, b"")
+MOST = Envelope(
+    (1 << 31) - 1,
+    b"\xff" * 16,
+    ID_MAX,
+    ID_MAX,
+    (1 << 64) - 1,
+    Destination(255, ID_MAX, ID_MAX),
+    SEQ_MAX,
+    SEQ_MAX,
+    127,
+    (1 << 31) - 1,
+    1 << 53,
+    b"\xff\x00'\\%",
+)
+
+
+async def test_every_limit_can_be_reached(ports: Ports) -> None:
+    bob = await person(ports)
+    phone = await device_of(ports, bob)
+    largest = msgspec.structs.replace(MOST, seq=2, base=2, body=b"")
+    body = bytes(CONTENT_BYTES_MAX - len(encode_envelope(largest)) - 3)  # msgpack writes the length in 3 bytes more
+    largest = msgspec.structs.replace(largest, body=body)
+    assert len(encode_envelope(largest)) == CONTENT_BYTES_MAX
+    messages = [encode_envelope(message) for message in (LEAST, MOST, largest)]
+    entries = [Entry(bob.user_id, (), message) for message in messages]
+    fence = await claimed(ports.partitions)
+    written = await ports.partitions.write(0, fence, ID_MAX, [(ID_MAX, entries)], NOW)
+    assert written.refused == ()
+    assert await stored(ports, bob, phone) == messages
+    assert await ports.partitions.positions() == {0: ID_MAX}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"id": bytes(15)}, "does not decode"),
+        ({"user": 0}, "does not decode"),
+        ({"device": 1 << 63}, "does not decode"),
+        ({"epoch": -1}, "does not decode"),
+        ({"to": Destination(256, 1)}, "does not decode"),
+        ({"to": Destination(1, 0)}, "does not decode"),
+        ({"to": Destination(2, 1, 1 << 63)}, "does not decode"),
+        ({"seq": 0}, "does not decode"),
+        ({"seq": SEQ_MAX + 1}, "does not decode"),
+        ({"kind": Kind.TYPING}, "kind 128 is never stored"),
+        ({"body": bytes(CONTENT_BYTES_MAX)}, "bytes, more than 1048576"),
+    ],
+)
+async def test_message_beyond_a_limit_is_refused_and_the_others_are_written(
+    ports: Ports, change: dict[str, object], reason: str
+) -> None:
+    bob = await person(ports)
+    phone = await device_of(ports, bob)
+    wrong = Entry(bob.user_id, (), encode_envelope(msgspec.structs.replace(LEAST, **change)))
+    await assert_refused(ports, bob, phone, wrong, reason)
+
+
+@pytest.mark.parametrize("data", [b"", b"\xc1", b"\x90", envelope(1)[:-1], b"\x93\x01\x02\x03"])
+async def test_undecodable_envelope_is_refused_and_the_others_are_written(ports: Ports, data: bytes) -> None:
+    bob = await person(ports)
+    phone = await device_of(ports, bob)
+    await assert_refused(ports, bob, phone, Entry(bob.user_id, (), data), "does not decode")
+
+
+async def assert_refused(ports: Ports, user: User, device: Device, wrong: Entry, reason: str) -> None:
+    fence = await claimed(ports.partitions)
+    records = [(4, [entry(user, 1), wrong]), (5, [entry(user, 2)])]
+    written = await ports.partitions.write(0, fence, 5, records, NOW)
+    [(position, refused, sentence)] = written.refused
+    assert (position, refused) == (4, wrong)
+    assert reason in sentence
+    assert await stored(ports, user, device) == [envelope(seq, to=user.user_id) for seq in (1, 2)]
+    assert await ports.partitions.positions() == {0: 5}
+
+
+# ---------------------------------------------------------------- two writers
+
+
+async def test_fenced_writer_writes_nothing(side: Side, ports: Ports) -> None:
+    """R15: stopped, and woken when another has taken over."""
+    bob = await person(ports)
+    phone = await device_of(ports, bob)
+    late = await claimed(ports.partitions, "a")
+    await side.end_leases()
+    fence = await claimed(ports.partitions, "b")
+    await ports.partitions.write(0, fence, 5, [(5, [entry(bob, 5)])], NOW)
+    for through in (4, 5, 9):
+        with pytest.raises(Fenced):
+            await ports.partitions.write(0, late, through, [(through, [entry(bob, through + 100)])], NOW)
+    assert await ports.partitions.positions() == {0: 5}
+    assert await side.rows(phone.device_id) == 1
+
+
+async def test_writer_of_another_partition_or_of_none_is_fenced(ports: Ports) -> None:
+    fence = await claimed(ports.partitions)
+    for partition, number in ((0, fence + 1), (0, 0), (1, fence)):
+        with pytest.raises(Fenced):
+            await ports.partitions.write(partition, number, 1, [], NOW)
+
+
+async def test_claim_waits_for_a_commit_that_began_before_it(sql: SqlSide) -> None:
+    """R15: whoever takes over starts where the late commit ended, so nothing is skipped or written twice."""
+    ports = sql.process()
+    bob = await person(ports)
+    phone = await device_of(ports, bob)
+    late = await claimed(ports.partitions, "a")
+    await sql.end_leases()
+    written, commit = threading.Event(), threading.Event()
+
+    def write_slowly(connection: Connection, records: Sequence[tuple[int, Sequence[Entry]]]) -> None:
+        sql_partitions._write(connection, 0, late, 4, records, to_ms(NOW))  # noqa: SLF001  (it stops before its commit)
+        written.set()
+        assert commit.wait(10)
+
+    writing = asyncio.create_task(sql.connect().write(write_slowly, [(4, [entry(bob, 4)])]))
+    assert await asyncio.to_thread(written.wait, 10)
+    claiming = asyncio.create_task(sql.process().partitions.claim(0, "b", LEASE_S))
+    assert await ports.partitions.positions() == {0: 0}  # not committed, and nobody waits to read
+    assert not claiming.done()
+    commit.set()
+    await writing
+    assert await claiming == (late + 1, 4)
+    assert await stored(ports, bob, phone) == [envelope(4, to=bob.user_id)]
+
+
+async def test_device_is_not_dropped_between_look_up_and_commit(sql: SqlSide) -> None:
+    """Its row would stay for ever: nobody reads the queue of a device that is gone."""
+    ports = sql.process()
+    bob = await person(ports)
+    phone = await device_of(ports, bob)
+    fence = await claimed(ports.partitions)
+    written, commit = threading.Event(), threading.Event()
+
+    def write_slowly(connection: Connection, records: Sequence[tuple[int, Sequence[Entry]]]) -> None:
+        sql_partitions._write(connection, 0, fence, 4, records, to_ms(NOW))  # noqa: SLF001  (it stops before its commit)
+        written.set()
+        assert commit.wait(10)
+
+    writing = asyncio.create_task(sql.connect().write(write_slowly, [(4, [entry(bob, 4)])]))
+    assert await asyncio.to_thread(written.wait, 10)
+    dropping = asyncio.create_task(sql.process().accounts.drop_idle_devices(NOW + 1, 10))
+    await asyncio.to_thread(commit.wait, 0.05)  # time to run into the lock; the test holds either way
+    commit.set()
+    await writing
+    assert await dropping == 1
+    assert await sql.rows(phone.device_id) == 0
+
+
+async def test_writers_of_different_partitions_do_not_disturb_each_other(side: Side) -> None:
+    ports = side.process()
+    users = [await person(ports) for _ in range(3)]
+    devices = [await device_of(ports, user) for user in users]
+
+    async def write(partition: int, user: User) -> None:
+        writer = side.process().partitions
+        fence = await claimed(writer, f"writer {partition}", partition)
+        for position in range(1, 9):
+            await writer.write(partition, fence, position, [(position, [entry(user, position)] * 2)], NOW)
+
+    await asyncio.gather(*(write(partition, user) for partition, user in enumerate(users)))
+    assert await ports.partitions.positions() == {0: 8, 1: 8, 2: 8}
+    for user, device in zip(users, devices, strict=True):
+        assert len(await stored(ports, user, device)) == 8
+
+
+# ---------------------------------------------------------------- purge
+
+
+async def read_all(ports: Ports, user: User, device: Device) -> None:
+    fence = await ports.queues.claim(device.device_id, "c", 1 << 62, LEASE_S)
+    assert fence is not None
+    page = await ports.queues.page(user.user_id, device.device_id, fence, (0, -1), 10_000, 1 << 30, LEASE_S)
+    await ports.queues.mark_read(device.device_id, fence, [row.row_id for row in page.rows])
+
+
+async def test_purge_deletes_what_was_read_and_so_many_at_most(side: Side, ports: Ports) -> None:
+    bob = await person(ports)
+    phone, laptop = await device_of(ports, bob, "phone"), await device_of(ports, bob, "laptop")
+    records = [(position, [entry(bob, position)]) for position in range(1, 6)]
+    await ports.partitions.write(0, await claimed(ports.partitions), 5, records, NOW)
+    await read_all(ports, bob, phone)
+    assert await ports.partitions.purge(1.0, 100) == 0  # read after that time
+    assert await ports.partitions.purge(1e10, 3) == 3
+    assert (await side.rows(phone.device_id), await side.rows(laptop.device_id)) == (2, 5)
+    assert await ports.partitions.purge(1e10, 100) == 2
+    assert await ports.partitions.purge(1e10, 100) == 0
+    assert (await side.rows(phone.device_id), await side.rows(laptop.device_id)) == (0, 5)
+
+
+async def test_row_keeps_what_the_article_and_the_design_name(sql: SqlSide) -> None:
+    ports = sql.process()
+    bob = await person(ports)
+    phone = await device_of(ports, bob)
+    message = entry(bob, 7)
+    await ports.partitions.write(0, await claimed(ports.partitions), 3, [(3, [message])], NOW)
+
+    def only_row(connection: Connection) -> dict[str, object]:
+        return dict(connection.execute(select(im_offline)).mappings().one())
+
+    row = await sql.archive.read(only_row)
+    assert isinstance(row.pop("id"), int)
+    assert row == {
+        "msg_id": (7).to_bytes(16),
+        "msg_type": Kind.TEXT,
+        "content": message.envelope,
+        "to_user_id": bob.user_id,
+        "to_device": phone.device_id,
+        "has_read": 0,
+        "gmt_create": to_ms(NOW),
+        "gmt_read": None,
+        "from_user_id": 900,
+        "from_device": 901,
+        "epoch": EPOCH,
+        "destination_type": To.USER,
+        "destination_id": bob.user_id,
+        "destination_device": 0,
+        "seq": 7,
+        "position": 3,
+        "index": 0,
+        "format": 1,
+    }
