@@ -1,0 +1,261 @@
+"""What travels: pinned bytes, round trips, tolerance for what is new, and what seals authenticate."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from meshim.wire import client, codec
+from meshim.wire.bounds import SEQ_MAX
+from meshim.wire.client import Delivery, Greet, Submit
+from meshim.wire.envelope import (
+    EPHEMERAL_FROM,
+    Destination,
+    Envelope,
+    Kind,
+    Receipt,
+    Stream,
+    Text,
+    To,
+    associated_data,
+    decode_envelope,
+    encode_envelope,
+)
+from meshim.wire.link import Ack, Close, Data, Ping, Pong, Reset
+from meshim.wire.log import Entry, Record
+from meshim.wire.mesh import Place, Return, Route, Stamp
+from meshim.wire.outcome import How, Outcome
+from tests.wire_samples import (
+    BOB,
+    ENVELOPE,
+    ENVELOPE_BYTES,
+    EPOCH,
+    FROM_CLIENT,
+    FROM_CONNECTOR,
+    LINK,
+    OUTCOME,
+    PINNED,
+    TO_CLIENT,
+    WAYS,
+    Way,
+)
+
+deterministic = settings(max_examples=300, derandomize=True, deadline=None, database=None)
+
+every_pinned = pytest.mark.parametrize(
+    ("way", "value"),
+    [pytest.param(WAYS[way], value, id=f"{way} {type(value).__name__}") for way, value, _ in PINNED],
+)
+
+
+@pytest.mark.parametrize(("way", "value", "pinned"), PINNED)
+def test_bytes_are_pinned(way: str, value: Any, pinned: str) -> None:
+    assert WAYS[way].encode(value).hex() == pinned
+
+
+@every_pinned
+def test_what_is_encoded_is_decoded(way: Way, value: Any) -> None:
+    assert way.decode(way.encode(value)) == value
+
+
+def test_every_struct_of_the_wire_is_pinned() -> None:
+    pinned: set[Any] = {type(each) for _, value, _ in PINNED for each in _structs(value)}
+    modules = ("envelope", "link", "outcome", "client", "mesh", "log", "notice")
+    named: set[Any] = {
+        each
+        for each in _subclasses(msgspec.Struct)
+        if each.__module__ in {f"meshim.wire.{module}" for module in modules} and each.__struct_fields__
+    }
+    assert named - pinned == {Stream}  # which names, but does not travel
+
+
+def _subclasses(base: Any) -> Iterator[Any]:
+    for each in base.__subclasses__():
+        yield each
+        yield from _subclasses(each)
+
+
+def _structs(value: Any) -> Iterator[Any]:
+    if isinstance(value, msgspec.Struct):
+        yield value
+        for name in value.__struct_fields__:
+            yield from _structs(getattr(value, name))
+    elif isinstance(value, tuple):
+        for each in value:
+            yield from _structs(each)
+
+
+# ---------------------------------------------------------------- newer and older peers
+
+
+@every_pinned
+def test_fields_that_a_newer_peer_adds_are_ignored_in_every_struct(way: Way, value: Any) -> None:
+    """At the end of each array that is a struct, on its own and of all at once; in a pair there is no room for more."""
+    grown = list(_grown(value))
+    assert len(grown) == 1 + sum(1 for _ in _structs(value))
+    for each in grown:
+        assert way.decode(codec.encode(each)) == value
+
+
+NEW_FIELDS: list[Any] = [12345, None, {"new": [1.5, True]}, b"bytes", "text", [[]], msgspec.msgpack.Ext(5, b"new")]
+
+
+def _grown(value: Any) -> Iterator[Any]:
+    """The value as plain arrays, with new fields in all structs, then in each."""
+    count = sum(1 for _ in _structs(value))
+    yield _plain(value, [True] * count)
+    for target in range(count):
+        yield _plain(value, [at == target for at in range(count)])
+
+
+def _plain(value: Any, grows: list[bool]) -> Any:
+    """`grows` says of each struct that is still to come whether it has new fields."""
+    if isinstance(value, msgspec.Struct):
+        tag = value.__struct_config__.tag
+        more = NEW_FIELDS if grows.pop(0) else []
+        fields = [_plain(getattr(value, name), grows) for name in value.__struct_fields__]
+        return [*([] if tag is None else [tag]), *fields, *more]
+    if isinstance(value, tuple):
+        return [_plain(each, grows) for each in value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("way", "plain", "value"),
+    [
+        (FROM_CLIENT, [1, 1, b"t", 1, 2, 3], Greet(1, b"t", 1, 2, 3)),
+        (FROM_CLIENT, [3, 1, 1, 0, [], [[1, b"e"]]], Data(1, 1, 0, (), (Submit(b"e"),))),
+        (FROM_CLIENT, [4, 1, 0], Ack(1, 0)),
+        (FROM_CLIENT, [7, 1, 14], Close(1, 14)),
+        (TO_CLIENT, [3, 1, 1, 0, [], [[2, b"e"]]], Data(1, 1, 0, (), (Delivery(b"e"),))),
+        (
+            TO_CLIENT,
+            [3, 1, 1, 0, [], [[3, 9, 7, 8, 5, [1, 42], 1, 1, 4]]],
+            Data(1, 1, 0, (), (Outcome(9, 7, 8, 5, BOB, 1, 1, How.BUSY),)),
+        ),
+        (
+            FROM_CONNECTOR,
+            [3, 1, 1, 0, [], [[1, [9, 7, 8, 5, [1, 42], 1, 1], b"e"]]],
+            Data(1, 1, 0, (), (Route(Stamp(9, 7, 8, 5, BOB, 1, 1), b"e"),)),
+        ),
+    ],
+)
+def test_fields_with_defaults_may_be_left_out_at_the_end(way: Way, plain: list[Any], value: Any) -> None:
+    assert way.decode(codec.encode(plain)) == value
+
+
+def test_kinds_ways_and_codes_that_are_not_known_here_decode() -> None:
+    strange = msgspec.structs.replace(ENVELOPE, kind=99, to=Destination(77, 1, 2), version=2, key=2**31 - 1)
+    assert decode_envelope(encode_envelope(strange)) == strange
+    outcome = Data(LINK, 1, 0, (), (msgspec.structs.replace(OUTCOME, how=99, code=9_999),))
+    assert client.decode_from_connector(client.encode(outcome)) == outcome
+
+
+def test_kinds_from_128_are_ephemeral() -> None:
+    assert EPHEMERAL_FROM == 128
+    assert {kind for kind in Kind if kind >= EPHEMERAL_FROM} == {Kind.TYPING}
+    assert all(0 < kind <= 255 for kind in Kind)
+
+
+# ---------------------------------------------------------------- round trips
+
+ids, any_ids = st.integers(1, 2**63 - 1), st.integers(0, 2**63 - 1)
+u64, u31, u8 = st.integers(0, 2**64 - 1), st.integers(0, 2**31 - 1), st.integers(0, 255)
+seqs = st.integers(1, SEQ_MAX)
+destinations = st.builds(Destination, u8, ids, any_ids)
+pairs = st.lists(st.tuples(ids, any_ids), max_size=4).map(tuple)
+envelopes = st.builds(
+    Envelope, u31, st.binary(min_size=16, max_size=16), ids, ids, u64, destinations, seqs, seqs, u8, u31,
+    st.integers(0, 2**53), st.binary(max_size=100),
+)  # fmt: skip
+outcomes = st.builds(
+    Outcome, any_ids, ids, ids, u64, destinations, seqs, seqs, u8, pairs, pairs, any_ids, u31, st.text(max_size=20)
+)
+stamps = st.builds(Stamp, any_ids, ids, ids, u64, destinations, seqs, u8, pairs, pairs, any_ids)
+stashes = st.lists(ids, max_size=5).map(tuple)
+
+
+def data_of(*items: st.SearchStrategy[Any]) -> st.SearchStrategy[Data[Any]]:
+    several: st.SearchStrategy[Any] = st.lists(st.one_of(*items), max_size=3).map(tuple)
+    return st.builds(Data, u64, ids, any_ids, stashes, several)
+
+
+controls = st.one_of(
+    st.builds(Ack, u64, any_ids, stashes),
+    st.builds(Ping, u64),
+    st.builds(Pong, u64),
+    st.builds(Close, u64, u31, st.text(max_size=50)),
+    st.builds(Reset, u64),
+)
+devices = st.lists(ids, max_size=4).map(tuple)
+returns = st.builds(Return, ids, devices, st.booleans(), stamps, st.binary(max_size=50))
+places = st.builds(Place, ids, pairs, stamps, st.binary(max_size=50))
+EVERYTHING: dict[str, st.SearchStrategy[Any]] = {
+    "client": controls | data_of(st.builds(Submit, st.binary(max_size=50), pairs)),
+    "connector to client": controls | data_of(st.builds(Delivery, st.binary(max_size=50), st.booleans()), outcomes),
+    "connector to transfer": controls | data_of(st.builds(Route, stamps, st.binary(max_size=50)), returns, outcomes),
+    "transfer": controls | data_of(places, outcomes),
+    "envelope": envelopes,
+    "text": st.builds(Text, st.text()),
+    "receipt": st.builds(Receipt, u8, u64, destinations, st.lists(st.tuples(seqs, seqs), max_size=5).map(tuple)),
+    "log": st.builds(Record, st.just(1), st.lists(st.builds(Entry, ids, devices, st.binary()), max_size=3).map(tuple)),
+}
+
+
+@pytest.mark.parametrize("way", EVERYTHING)
+@deterministic
+@given(st.data())
+def test_round_trips(way: str, data: st.DataObject) -> None:
+    value = data.draw(EVERYTHING[way])
+    assert WAYS[way].decode(WAYS[way].encode(value)) == value
+
+
+# ---------------------------------------------------------------- associated data
+
+
+def test_associated_data_is_pinned() -> None:
+    assert associated_data(ENVELOPE).hex() == (
+        "9a01c410000102030405060708090a0b0c0d0e0f0708cffedcba987654321093012a00cd012c0102cf0000018bcfe5687b"
+    )
+
+
+def test_associated_data_covers_every_field_but_base_and_body() -> None:
+    sealed = associated_data(ENVELOPE)
+    other: dict[str, Any] = {
+        "version": 2, "id": bytes(16), "user": 1, "device": 1, "epoch": 1, "seq": 1, "kind": 2, "key": 3, "sent_at": 0,
+        "to": Destination(To.USER, 43), "base": 1, "body": b"other",
+    }  # fmt: skip
+    assert other.keys() == set(Envelope.__struct_fields__)
+    covered = {
+        name for name, value in other.items()
+        if associated_data(msgspec.structs.replace(ENVELOPE, **{name: value})) != sealed
+    }  # fmt: skip
+    assert covered == other.keys() - {"base", "body"}
+    for to in (Destination(To.DEVICE, 42), Destination(To.USER, 42, 1)):
+        assert associated_data(msgspec.structs.replace(ENVELOPE, to=to)) != sealed
+
+
+@deterministic
+@given(envelopes, envelopes)
+def test_two_envelopes_have_the_same_associated_data_only_if_all_of_it_is_the_same(
+    one: Envelope, other: Envelope
+) -> None:
+    alike = msgspec.structs.replace(other, base=one.base, body=one.body) == one
+    assert (associated_data(one) == associated_data(other)) == alike
+
+
+def test_associated_data_is_made_of_values_so_that_every_encoding_of_them_opens() -> None:
+    """Also of one that leaves out a default, spends more bytes on a number than it needs, or has new fields."""
+    plain = [1, ENVELOPE.id, 7, 8, EPOCH, [1, 42], 300, 299, 1, 2, ENVELOPE.sent_at, b"sealed", "new"]
+    assert associated_data(decode_envelope(codec.encode(plain))) == associated_data(ENVELOPE)
+    wide = ENVELOPE_BYTES.replace(b"\xcd\x01\x2c", b"\xcf\0\0\0\0\0\0\x01\x2c")
+    assert wide != ENVELOPE_BYTES
+    assert associated_data(decode_envelope(wide)) == associated_data(ENVELOPE)
+
+
+def test_a_stream_is_named_by_who_made_it_and_where_it_goes() -> None:
+    assert ENVELOPE.stream == Stream(7, 8, EPOCH, BOB)
+    assert len({ENVELOPE.stream, msgspec.structs.replace(ENVELOPE, seq=1).stream}) == 1

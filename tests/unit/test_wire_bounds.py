@@ -1,0 +1,212 @@
+"""What a peer may send instead: whatever it is, it decodes within the bounds or raises DecodeError, at once."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from meshim.wire import client, codec, mesh
+from meshim.wire.bounds import ITEMS_MAX, LIST_MAX, SEQ_MAX
+from meshim.wire.client import Greet, Submit
+from meshim.wire.envelope import (
+    Destination,
+    Receipt,
+    decode_envelope,
+    decode_receipt,
+    encode_content,
+    encode_envelope,
+)
+from meshim.wire.link import Ack, Close, Data
+from meshim.wire.log import Entry, decode_record, encode_record
+from meshim.wire.mesh import Place, Return
+from meshim.wire.notice import AccountChanged, Poke, decode_notice, encode_notice
+from tests.wire_samples import BOB, ENVELOPE, OUTCOME, PINNED, STAMP, WAYS, Way
+
+deterministic = settings(max_examples=300, derandomize=True, deadline=None, database=None)
+
+every_pinned = pytest.mark.parametrize(
+    ("way", "value"),
+    [pytest.param(WAYS[way], value, id=f"{way} {type(value).__name__}") for way, value, _ in PINNED],
+)
+
+
+# ---------------------------------------------------------------- what a peer may send instead
+
+
+@deterministic
+@given(st.binary(max_size=200))
+def test_garbage_raises_decode_error_only(data: bytes) -> None:
+    for way in WAYS.values():
+        _refused_or_decoded(way, data)
+
+
+def _refused_or_decoded(way: Way, data: bytes) -> None:
+    try:
+        value = way.decode(data)
+    except msgspec.DecodeError:
+        return
+    assert way.decode(codec.encode(value)) == value
+
+
+@every_pinned
+def test_what_is_cut_off_or_continued_does_not_decode(way: Way, value: Any) -> None:
+    data = way.encode(value)
+    for length in range(len(data)):
+        with pytest.raises(msgspec.DecodeError):
+            way.decode(data[:length])
+    with pytest.raises(msgspec.DecodeError):
+        way.decode(data + b"\xc0")
+
+
+@every_pinned
+def test_any_single_byte_may_change_and_nothing_but_decode_error_is_raised(way: Way, value: Any) -> None:
+    data = way.encode(value)
+    for at in range(len(data)):
+        for byte in range(256):
+            _refused_or_decoded(way, data[:at] + bytes((byte,)) + data[at + 1 :])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"\x94\x07\x01\x01\xa2\xff\xfe", id="text that is not UTF-8"),
+        pytest.param(b"\x94\x07\x01\x01\xa3\xed\xa0\x80", id="half a surrogate pair"),
+        pytest.param(
+            b"\x95\x04\x01\x01\x90" + b"\x91" * 100_000 + b"\x01", id="nested without end, where it is ignored"
+        ),
+        pytest.param(b"\x91" * 100_000, id="nested without end"),
+        pytest.param(b"\x95\x04\x01\x01\x90" + b"\x81\xc0" * 100_000, id="nested maps"),
+        pytest.param(b"\x94\x04\x01\x01\xdd\xff\xff\xff\xff", id="a list that claims 2^32 numbers"),
+        pytest.param(b"\x96\x03\x01\x01\x01\x90\xdd\xff\xff\xff\xff", id="a list that claims 2^32 items"),
+        pytest.param(b"\x97\x01\x01\xc6\xff\xff\xff\xff", id="bytes that claim 4 GiB"),
+        pytest.param(b"\xdd\xff\xff\xff\xff\x04\x01\x01\x90", id="a frame that claims 2^32 fields"),
+        pytest.param(b"\x95\x04\x01\x01\x90\xdf\xff\xff\xff\xff", id="a map that claims 2^32 pairs"),
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"\x90", id="no type"),
+        pytest.param(b"\x80", id="a map"),
+        pytest.param(b"\x92\x63\x01", id="a type that no version has"),
+        pytest.param(b"\x92\xff\x01", id="a negative type"),
+        pytest.param(b"\x92\xa1a\x01", id="a type that is text"),
+        pytest.param(b"\x92\x02\x01", id="a frame of the other side"),
+        pytest.param(b"\x92\x05\xcb\x3f\xf0\0\0\0\0\0\0", id="a number with a point"),
+        pytest.param(b"\x92\x05\xc3", id="a truth value for a number"),
+    ],
+)
+def test_hostile_frames_fail_in_one_way_and_at_once(data: bytes) -> None:
+    begin = time.perf_counter()
+    with pytest.raises(msgspec.DecodeError):
+        client.decode_from_client(data)
+    assert time.perf_counter() - begin < 1.0
+
+
+# ---------------------------------------------------------------- bounds
+
+U64_FIELDS = {"link", "epoch"}
+
+
+def _with_number(value: Any, number: int) -> Iterator[tuple[str, Any]]:
+    """(field, value with this number there) for every number in it."""
+    if isinstance(value, msgspec.Struct):
+        for name in value.__struct_fields__:
+            for field, changed in _with_number(getattr(value, name), number):
+                yield field or name, msgspec.structs.replace(value, **{name: changed})
+    elif isinstance(value, tuple):
+        for at, each in enumerate(value):
+            for field, changed in _with_number(each, number):
+                yield field, (*value[:at], changed, *value[at + 1 :])
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield "", number
+
+
+@every_pinned
+@pytest.mark.parametrize("number", [-1, -(2**63)])
+def test_no_number_is_negative(way: Way, value: Any, number: int) -> None:
+    for field, changed in _with_number(value, number):
+        with pytest.raises(msgspec.DecodeError):
+            assert way.decode(codec.encode(changed)) is None, field
+
+
+@every_pinned
+def test_epochs_have_64_bits_and_all_other_numbers_at_most_63(way: Way, value: Any) -> None:
+    for field, changed in _with_number(value, 2**64 - 1):
+        if field in U64_FIELDS:
+            assert way.decode(codec.encode(changed)) == changed
+        else:
+            with pytest.raises(msgspec.DecodeError):
+                assert way.decode(codec.encode(changed)) is None, field
+
+
+def _envelope(**fields: Any) -> bytes:
+    return encode_envelope(msgspec.structs.replace(ENVELOPE, **fields))
+
+
+BEYOND: list[tuple[str, Callable[[bytes], Any], bytes]] = [
+    ("id of 15 bytes", decode_envelope, _envelope(id=bytes(15))),
+    ("id of 17 bytes", decode_envelope, _envelope(id=bytes(17))),
+    ("user 0", decode_envelope, _envelope(user=0)),
+    ("device 0", decode_envelope, _envelope(device=0)),
+    ("user of 64 bits", decode_envelope, _envelope(user=2**63)),
+    ("seq 0", decode_envelope, _envelope(seq=0)),
+    ("seq whose next one would not fit", decode_envelope, _envelope(seq=SEQ_MAX + 1)),
+    ("base 0", decode_envelope, _envelope(base=0)),
+    ("kind 256", decode_envelope, _envelope(kind=256)),
+    ("key of 32 bits", decode_envelope, _envelope(key=2**31)),
+    ("time after 287396", decode_envelope, _envelope(sent_at=2**53 + 1)),
+    ("destination 0", decode_envelope, _envelope(to=Destination(1, 0))),
+    ("window 0", client.decode_from_client, client.encode(Greet(1, b"t", 1, 1, 0))),
+    ("window beyond a stash", client.decode_from_client, client.encode(Greet(1, b"t", 1, 1, LIST_MAX + 1))),
+    ("token of 65 bytes", client.decode_from_client, client.encode(Greet(1, bytes(65), 1, 1, 1))),
+    ("software of 129 characters", client.decode_from_client, client.encode(Greet(1, b"t", 1, 1, 1, "x" * 129))),
+    ("sentence of 1025 characters", client.decode_from_client, client.encode(Close(1, 1, "x" * 1025))),
+    ("frame number 0", client.decode_from_client, client.encode(Data(1, 0, 0, (), ()))),
+    ("stash", client.decode_from_client, client.encode(Ack(1, 1, (2,) * (LIST_MAX + 1)))),
+    ("stash of data", client.decode_from_client, client.encode(Data(1, 1, 1, (2,) * (LIST_MAX + 1), ()))),
+    ("items", client.decode_from_client, client.encode(Data(1, 1, 1, (), (Submit(b""),) * (ITEMS_MAX + 1)))),
+    (
+        "after",
+        client.decode_from_client,
+        client.encode(Data(1, 1, 1, (), (Submit(b"", ((1, 1),) * (LIST_MAX + 1)),))),
+    ),
+    (
+        "copies",
+        mesh.decode_from_connector,
+        mesh.encode(Data(1, 1, 1, (), (msgspec.structs.replace(OUTCOME, copies=((1, 1),) * (LIST_MAX + 1)),))),
+    ),
+    (
+        "seats",
+        mesh.decode_from_transfer,
+        mesh.encode(Data(1, 1, 1, (), (Place(1, ((1, 1),) * (LIST_MAX + 1), STAMP, b""),))),
+    ),
+    (
+        "returned devices",
+        mesh.decode_from_connector,
+        mesh.encode(Data(1, 1, 1, (), (Return(1, (1,) * (LIST_MAX + 1), False, STAMP, b""),))),
+    ),
+    ("ranges", decode_receipt, encode_content(Receipt(1, 1, BOB, ((1, 1),) * (LIST_MAX + 1)))),
+    ("range from 0", decode_receipt, encode_content(Receipt(1, 1, BOB, ((0, 1),)))),
+    ("devices of an entry", decode_record, encode_record((Entry(1, (1,) * (LIST_MAX + 1), b""),))),
+    ("entries", decode_record, encode_record((Entry(1, (1,), b""),) * (ITEMS_MAX + 1))),
+    ("poked devices", decode_notice, encode_notice(Poke(((1, 1),) * (ITEMS_MAX + 1)))),
+    ("changed users", decode_notice, encode_notice(AccountChanged((1,) * (ITEMS_MAX + 1)))),
+]
+
+
+@pytest.mark.parametrize(("decode", "data"), [pytest.param(*each[1:], id=each[0]) for each in BEYOND])
+def test_what_is_beyond_its_bounds_does_not_decode(decode: Callable[[bytes], Any], data: bytes) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        decode(data)
+
+
+def test_what_is_just_within_its_bounds_decodes() -> None:
+    widest = msgspec.structs.replace(
+        ENVELOPE, user=2**63 - 1, device=2**63 - 1, epoch=2**64 - 1, seq=SEQ_MAX, base=SEQ_MAX, kind=255, sent_at=2**53
+    )
+    assert decode_envelope(encode_envelope(widest)) == widest
+    ack = Ack(2**64 - 1, 2**63 - 1, (1,) * LIST_MAX)
+    assert client.decode_from_client(client.encode(ack)) == ack
+    greet = Greet(0, bytes(64), 0, 0, LIST_MAX, "é" * 128)
+    assert client.decode_from_client(client.encode(greet)) == greet

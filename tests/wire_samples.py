@@ -1,0 +1,115 @@
+"""A value of every type that travels, with its bytes: what the tests of the wire and of docs/protocol.md share."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from meshim.wire import client, mesh
+from meshim.wire.client import Delivery, Greet, Stored, Submit, Welcome
+from meshim.wire.envelope import (
+    Destination,
+    Envelope,
+    Kind,
+    Receipt,
+    ReceiptKind,
+    Text,
+    To,
+    decode_envelope,
+    decode_receipt,
+    decode_text,
+    encode_content,
+    encode_envelope,
+)
+from meshim.wire.link import Ack, Close, Data, Ping, Pong, Reset
+from meshim.wire.log import Entry, Record, decode_record, encode_record
+from meshim.wire.mesh import Hello, HelloOk, Place, Return, Route, Stamp
+from meshim.wire.notice import AccountChanged, Kick, Poke, decode_notice, encode_notice
+from meshim.wire.outcome import How, Outcome
+
+LINK = 0xA1B2C3D4E5F60718
+EPOCH = 0xFEDCBA9876543210
+BOB = Destination(To.USER, 42)
+ENVELOPE = Envelope(
+    1, bytes(range(16)), 7, 8, EPOCH, BOB, 300, 299, Kind.TEXT, 2, 1_700_000_000_123, b"sealed"
+)  # fmt: skip
+ENVELOPE_BYTES = encode_envelope(ENVELOPE)
+STAMP = Stamp(2**62, 7, 8, EPOCH, BOB, 300, Kind.TEXT, ((42, 9),), ((42, 5), (7, 6)), 77)
+OUTCOME = Outcome(2**62, 7, 8, EPOCH, BOB, 300, 301, How.STORED, ((42, 5),), ((42, 5), (7, 6)), 9)
+
+
+class Way(NamedTuple):
+    """What a kind of value is encoded and decoded with."""
+
+    encode: Callable[[Any], bytes]
+    decode: Callable[[bytes], Any]
+
+
+FROM_CLIENT = Way(client.encode, client.decode_from_client)
+TO_CLIENT = Way(client.encode, client.decode_from_connector)
+FROM_CONNECTOR = Way(mesh.encode, mesh.decode_from_connector)
+FROM_TRANSFER = Way(mesh.encode, mesh.decode_from_transfer)
+WAYS = {
+    "client": FROM_CLIENT,
+    "connector to client": TO_CLIENT,
+    "connector to transfer": FROM_CONNECTOR,
+    "transfer": FROM_TRANSFER,
+    "envelope": Way(encode_envelope, decode_envelope),
+    "text": Way(encode_content, decode_text),
+    "receipt": Way(encode_content, decode_receipt),
+    "log": Way(lambda record: encode_record(record.entries), decode_record),
+    "notice": Way(encode_notice, decode_notice),
+}
+
+# A change of one of these lines is a change of the protocol.
+PINNED: list[tuple[str, Any, str]] = [
+    ("client", Greet(1, b"token", EPOCH, LINK, 32, "test"),
+     "970101c405746f6b656ecffedcba9876543210cfa1b2c3d4e5f6071820a474657374"),
+    ("connector to client", Welcome(1, LINK, 2**50, 42, 5, 32, 65_536, 262_144, 10_000, 1_700_000_000_123),
+     "9b0201cfa1b2c3d4e5f60718cf00040000000000002a0520ce00010000ce00040000cd2710cf0000018bcfe5687b"),
+    ("connector to client", Stored(LINK, delayed=True),
+     "930acfa1b2c3d4e5f60718c3"),
+    ("client", Data(LINK, 1, 0, (), (Submit(b"env", ((42, 9),)),)),
+     "9603cfa1b2c3d4e5f60718010090919301c403656e7691922a09"),
+    ("connector to client", Data(LINK, 2, 1, (4, 5), (Delivery(b"env", stored=True), OUTCOME)),
+     ("9603cfa1b2c3d4e5f6071802019204059"
+      "29302c403656e76c39e03cf40000000000000000708cffedcba987654321093012a00cd012ccd012d0291922a0592922a059207060900a0")),
+    ("client", Ack(LINK, 3, (5,)),
+     "9404cfa1b2c3d4e5f60718039105"),
+    ("client", Ping(LINK),
+     "9205cfa1b2c3d4e5f60718"),
+    ("client", Pong(LINK),
+     "9206cfa1b2c3d4e5f60718"),
+    ("connector to client", Close(LINK, 14, "leaving"),
+     "9407cfa1b2c3d4e5f607180ea76c656176696e67"),
+    ("connector to client", Reset(LINK),
+     "9208cfa1b2c3d4e5f60718"),
+    ("connector to transfer", Hello(1, LINK, 2**62, "c1", 64),
+     "960101cfa1b2c3d4e5f60718cf4000000000000000a2633140"),
+    ("transfer", HelloOk(1, LINK, 2**61, 64),
+     "950201cfa1b2c3d4e5f60718cf200000000000000040"),
+    ("connector to transfer", Data(LINK, 1, 0, (), (Route(STAMP, b"env"),)),
+     ("9603cfa1b2c3d4e5f6071801009091"
+      "93019acf40000000000000000708cffedcba987654321093012a00cd012c0191922a0992922a059207064dc403656e76")),
+    ("connector to transfer", Data(LINK, 2, 0, (), (Return(42, (5,), True, STAMP, b"env"), OUTCOME)),
+     ("9603cfa1b2c3d4e5f6071802009092"
+      "96042a9105c39acf40000000000000000708cffedcba987654321093012a00cd012c0191922a0992922a059207064dc403656e76"
+      "9e03cf40000000000000000708cffedcba987654321093012a00cd012ccd012d0291922a0592922a059207060900a0")),
+    ("transfer", Data(LINK, 1, 0, (), (Place(42, ((5, 2**50),), STAMP, b"env"),)),
+     ("9603cfa1b2c3d4e5f6071801009091"
+      "95022a919205cf00040000000000009acf40000000000000000708cffedcba987654321093012a00cd012c"
+      "0191922a0992922a059207064dc403656e76")),
+    ("envelope", ENVELOPE,
+     ("9c01c410000102030405060708090a0b0c0d0e0f0708cffedcba987654321093012a00cd012ccd012b"
+      "0102cf0000018bcfe5687bc4067365616c6564")),
+    ("text", Text("hé"),
+     "91a368c3a9"),
+    ("receipt", Receipt(ReceiptKind.READ, EPOCH, BOB, ((1, 3), (5, 5))),
+     "9402cffedcba987654321093012a0092920103920505"),
+    ("log", Record(1, (Entry(42, (5, 6), b"env"),)),
+     "920191932a920506c403656e76"),
+    ("notice", Poke(((42, 5),)),
+     "920191922a05"),
+    ("notice", Kick(42, 5, 2**50, 11, "replaced"),
+     "96022a05cf00040000000000000ba87265706c61636564"),
+    ("notice", AccountChanged((42, 7)),
+     "9203922a07"),
+]  # fmt: skip
