@@ -9,6 +9,7 @@
     ├── StoreConflict           the row is not as the caller believed (name taken, no such user, fenced off)
     │   └── Fenced              somebody with a higher fencing number took over
     ├── SealBroken              sealed bytes were altered, or sealed with another key or for another purpose
+    ├── ClientClosed            the client library stopped while something waited for it
     ├── PeerError               the other end broke the protocol; carries the code that is sent to it
     ├── Refused                 the other end refused us; carries the code it sent
     └── ApiError                the REST service refused us; carries its status and code
@@ -124,3 +125,7 @@ class ApiError(MeshimError):
     def temporary(self) -> bool:
         """Whether the same request may succeed later."""
         return self.status == 429 or self.status >= 500
+
+
+class ClientClosed(MeshimError):
+    """The client was closed, or failed, while something waited for it."""

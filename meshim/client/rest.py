@@ -72,7 +72,7 @@ class Api:
     async def import_users(self, users: Sequence[tuple[str, str]]) -> tuple[rest.Imported, ...]:
         """Register (name, password) pairs; what became of each, in the same order."""
         body = rest.Import(tuple(rest.Credentials(name, password) for name, password in users))
-        answer = await self._call("POST", "/users/import", rest.ImportAnswer, body, timeout_s=120.0)
+        answer = await self._call("POST", "/import", rest.ImportAnswer, body, timeout_s=120.0)
         return answer.users
 
     async def login(self, name: str, password: str, device: str | None = None, epoch: int = 0) -> rest.LoginAnswer:

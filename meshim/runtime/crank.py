@@ -58,6 +58,7 @@ class Crank(Generic[Event, Action]):
         self._turning = False
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = 0.0
+        self._turned: asyncio.Future[None] | None = None
         self.failed: asyncio.Future[None] = self._loop.create_future()
         self._turn()  # a core may have deadlines from the start
 
@@ -75,6 +76,18 @@ class Crank(Generic[Event, Action]):
         self._waiting.clear()
         self._disarm()
 
+    async def until(self, condition: Callable[[], bool], within_s: float) -> bool:
+        """Wait until what a turn left behind meets `condition`; False when that takes longer than `within_s`."""
+        deadline = self._loop.time() + within_s
+        while not condition():
+            self._turned = self._loop.create_future()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._turned
+            except TimeoutError:
+                return condition()
+        return True
+
     def _turn(self) -> None:
         self._turning = True
         try:
@@ -88,6 +101,8 @@ class Crank(Generic[Event, Action]):
             self._fail(error)
         finally:
             self._turning = False
+        if self._turned is not None and not self._turned.done():
+            self._turned.set_result(None)
 
     def _perform_all(self, actions: Sequence[Action]) -> None:
         perform = self._perform

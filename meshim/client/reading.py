@@ -1,0 +1,101 @@
+"""How an application reads its messages: in order, each once, given again until it has handled them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
+
+import msgspec
+
+from meshim.client.message import Message, Place
+from meshim.client.people import People
+from meshim.client.state import Received, StateFile
+from meshim.errors import MeshimError, SealBroken
+from meshim.runtime.crypto import open_sealed
+from meshim.wire.envelope import Envelope, Kind, Stream, associated_data, decode_envelope, decode_text
+
+PAGE = 64
+"""How many messages are read from the file at once; the rest waits there."""
+
+
+class Reading:
+    """The reading end of one inbox."""
+
+    def __init__(
+        self,
+        state: StateFile,
+        lock: asyncio.Lock,
+        people: People,
+        mark_read: Callable[[Stream, int], Awaitable[None]],
+    ) -> None:
+        self._state = state
+        self._lock = lock
+        self._people = people
+        self._mark_read = mark_read
+        self._more = asyncio.Event()
+        self._failure: MeshimError | None = None
+        self.skipped = 0
+        """Messages of kinds that this version does not know."""
+
+    def grew(self) -> None:
+        self._more.set()
+
+    def fail(self, error: MeshimError) -> None:
+        self._failure = error
+        self._more.set()
+
+    async def messages(self) -> AsyncIterator[Message]:
+        """Messages for the application; raises what ended the client."""
+        turn = 0
+        while True:
+            if self._failure is not None:
+                raise self._failure
+            self._more.clear()
+            async with self._lock:
+                page = self._state.received(turn, PAGE)
+            for row in page:
+                turn = row.turn
+                message = await self._open(row)
+                if message is not None:
+                    yield message
+                await self._done(turn)
+            if not page:
+                await self._more.wait()
+
+    async def _done(self, turn: int) -> None:
+        async with self._lock:
+            if self._failure is None:
+                self._state.handled((turn,))
+
+    async def _open(self, row: Received) -> Message | None:
+        envelope = decode_envelope(row.envelope)
+        if envelope.kind != Kind.TEXT:
+            self.skipped += 1
+            return None
+        own = envelope.user == self._people.me
+        text, problem = await self._text(envelope, envelope.to.id if own else envelope.user)
+        return Message(
+            id=envelope.id.hex(),
+            sender=await self._people.name_of(envelope.user),
+            sender_device=envelope.device,
+            recipient=await self._people.name_of(envelope.to.id),
+            text=text,
+            sent_at=datetime.fromtimestamp(envelope.sent_at / 1000, UTC),
+            own=own,
+            stored=row.stored,
+            place=Place(row.flag),
+            problem=problem,
+            stream=row.stream,
+            seq=row.seq,
+            done=lambda: self._done(row.turn),
+            read=lambda: self._mark_read(row.stream, row.seq),
+        )
+
+    async def _text(self, envelope: Envelope, peer: int) -> tuple[str, str]:
+        """(Text, why it could not be read)."""
+        key = await self._people.key_of(peer, envelope.key)
+        if key is None:
+            return "", f"the key of this message, version {envelope.key}, is not to be had"
+        try:
+            return decode_text(open_sealed(key, envelope.body, associated_data(envelope))).text, ""
+        except (SealBroken, msgspec.DecodeError) as error:
+            return "", f"the message cannot be opened: {error}"

@@ -1,0 +1,268 @@
+"""The state file: what a device must not forget, in SQLite.
+
+    meta       who we are: epoch, ids, token, names
+    peer       people we know: names and relations
+    content_key   keys by peer and version; they outlive the messages
+    stream     our streams: next seq, `after`
+    outbox     our messages: the envelope until settled, then only how far they came
+    seen       streams that reach us: watermark and holes
+    inbox      messages for the application, until it has handled them
+
+WAL with `synchronous=FULL`: what `apply` has returned from survives a power loss.  One process at a time
+has the file; another one is refused with a sentence.
+"""
+
+import fcntl
+import os
+import secrets
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from meshim.client.events import (
+    Change,
+    Drop,
+    HeldMessage,
+    NoteReceipt,
+    PutIn,
+    PutOrder,
+    PutOut,
+    PutStream,
+    Release,
+    SettleOut,
+    Snapshot,
+)
+from meshim.errors import UsageError
+from meshim.wire.envelope import Destination, Stream
+
+_VERSION = 1
+_TRACKED = 10_000
+"""How many settled messages are kept for receipts that may come."""
+
+_SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE peer (user_id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, state TEXT NOT NULL);
+CREATE TABLE content_key (
+    user_id INTEGER, version INTEGER, key BLOB NOT NULL, PRIMARY KEY (user_id, version)
+) WITHOUT ROWID;
+CREATE TABLE stream (destination BLOB PRIMARY KEY, next_seq INTEGER NOT NULL, after BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE outbox (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, destination BLOB NOT NULL, seq INTEGER NOT NULL, base INTEGER NOT NULL,
+    kind INTEGER NOT NULL, id BLOB NOT NULL, envelope BLOB, receipt TEXT NOT NULL DEFAULT '',
+    state TEXT NOT NULL DEFAULT 'pending', code INTEGER NOT NULL DEFAULT 0, sentence TEXT NOT NULL DEFAULT '',
+    UNIQUE (destination, seq)
+);
+CREATE TABLE seen (stream BLOB PRIMARY KEY, watermark INTEGER NOT NULL, holes BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE inbox (
+    stream BLOB NOT NULL, seq INTEGER NOT NULL, envelope BLOB NOT NULL, stored INTEGER NOT NULL,
+    flag INTEGER NOT NULL DEFAULT 0, turn INTEGER, PRIMARY KEY (stream, seq)
+) WITHOUT ROWID;
+CREATE INDEX inbox_turn ON inbox (turn) WHERE turn IS NOT NULL;
+"""
+
+_pack = msgspec.msgpack.Encoder().encode
+_destination = msgspec.msgpack.Decoder(Destination).decode
+_stream = msgspec.msgpack.Decoder(Stream).decode
+_after = msgspec.msgpack.Decoder(dict[int, int]).decode
+_holes = msgspec.msgpack.Decoder(tuple[tuple[int, int], ...]).decode
+
+
+class Received(NamedTuple):
+    """A message for the application.  `turn` orders them, and names them to `handled`."""
+
+    turn: int
+    stream: Stream
+    seq: int
+    envelope: bytes
+    stored: bool
+    flag: int
+
+
+class StateFile:
+    """One device's memory.  Not for two threads at once, but for one after the other."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or make the file.  Raises UsageError when another process has it or it is no state file."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            raise UsageError(f"another process uses the state file {path}: stop it, or choose another file") from None
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # it holds keys: for nobody else to read
+        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        try:
+            self._prepare()
+        except sqlite3.DatabaseError as error:
+            self.close()
+            raise UsageError(f"{path} is not a state file of this version of meshim: {error}") from None
+        self._turn = self._one("SELECT coalesce(max(turn), 0) FROM inbox")
+
+    def _prepare(self) -> None:
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            self._db.execute(f"PRAGMA {pragma}")
+        version = self._one("PRAGMA user_version")
+        if version == 0:
+            self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={_VERSION}; COMMIT;")
+            self.put("epoch", secrets.randbits(64).to_bytes(8, "big"))
+        elif version != _VERSION:
+            raise sqlite3.DatabaseError(f"it has version {version}, {_VERSION} is known")
+
+    def close(self) -> None:
+        self._db.close()
+        os.close(self._lock)
+
+    # ---- who we are, and whom we know
+
+    @property
+    def epoch(self) -> int:
+        """Made with the file."""
+        return int.from_bytes(self.get("epoch") or b"", "big")
+
+    def get(self, key: str) -> bytes | None:
+        found = self._one("SELECT value FROM meta WHERE key = ?", key)
+        return None if found is None else bytes(found)
+
+    def put(self, key: str, value: bytes) -> None:
+        self._db.execute(
+            "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", (key, value)
+        )
+
+    def forget(self, key: str) -> None:
+        self._db.execute("DELETE FROM meta WHERE key = ?", (key,))
+
+    def put_peers(self, peers: Sequence[tuple[int, str, str]], keys: Sequence[tuple[int, int, bytes]]) -> None:
+        """Peers as (user id, name, state), keys as (user id, version, key)."""
+        with self._transaction():
+            self._db.executemany("INSERT OR REPLACE INTO peer VALUES (?, ?, ?)", peers)
+            self._db.executemany("INSERT OR REPLACE INTO content_key VALUES (?, ?, ?)", keys)
+
+    def peers(self) -> list[tuple[int, str, str]]:
+        return self._db.execute("SELECT user_id, name, state FROM peer").fetchall()
+
+    def content_keys(self) -> list[tuple[int, int, bytes]]:
+        return self._db.execute("SELECT user_id, version, key FROM content_key ORDER BY version").fetchall()
+
+    # ---- what the core keeps
+
+    def load(self) -> Snapshot:
+        """Everything the core needs to go on."""
+        rows = self._db.execute
+        return Snapshot(
+            streams=[
+                PutStream(_destination(to), seq, _after(after)) for to, seq, after in rows("SELECT * FROM stream")
+            ],
+            unsettled=[
+                PutOut(_destination(to), seq, base, kind, name, envelope, receipt)
+                for to, seq, base, kind, name, envelope, receipt in rows(
+                    "SELECT destination, seq, base, kind, id, envelope, receipt FROM outbox"
+                    " WHERE state = 'pending' ORDER BY number"
+                )
+            ],
+            settled=[
+                SettleOut(_destination(to), seq, state, code, sentence)
+                for to, seq, state, code, sentence in rows(
+                    "SELECT destination, seq, state, code, sentence FROM outbox"
+                    " WHERE state <> 'pending' ORDER BY number"
+                )
+            ],
+            orders=[
+                PutOrder(_stream(s), watermark, _holes(holes)) for s, watermark, holes in rows("SELECT * FROM seen")
+            ],
+            held=[
+                HeldMessage(_stream(stream), seq, envelope)
+                for stream, seq, envelope in rows(
+                    "SELECT stream, seq, envelope FROM inbox WHERE turn IS NULL ORDER BY stream, seq"
+                )
+            ],
+        )
+
+    def apply(self, changes: Sequence[Change]) -> None:
+        """Write changes, in order, in one transaction that is on disk when this returns."""
+        with self._transaction():
+            for change in changes:
+                self._apply(change)
+
+    def _apply(self, change: Change) -> None:
+        run = self._db.execute
+        match change:
+            case PutStream(to, next_seq, after):
+                run("INSERT OR REPLACE INTO stream VALUES (?, ?, ?)", (_pack(to), next_seq, _pack(after)))
+            case PutOut(to, seq, base, kind, name, envelope, _):
+                run(
+                    "INSERT INTO outbox (destination, seq, base, kind, id, envelope) VALUES (?, ?, ?, ?, ?, ?)",
+                    (_pack(to), seq, base, kind, name, envelope),
+                )
+            case NoteReceipt(to, seq, state):
+                run("UPDATE outbox SET receipt = ? WHERE destination = ? AND seq = ?", (state, _pack(to), seq))
+            case SettleOut(to, seq, state, code, sentence):
+                run(
+                    "UPDATE outbox SET state = ?, code = ?, sentence = ?, envelope = NULL"
+                    " WHERE destination = ? AND seq = ?",
+                    (state, code, sentence, _pack(to), seq),
+                )
+                run(
+                    "DELETE FROM outbox WHERE state <> 'pending' AND number < (SELECT max(number) FROM outbox) - ?",
+                    (_TRACKED,),
+                )
+            case PutOrder(stream, watermark, holes):
+                run("INSERT OR REPLACE INTO seen VALUES (?, ?, ?)", (_pack(stream), watermark, _pack(holes)))
+            case PutIn(stream, seq, envelope, stored):
+                run(
+                    "INSERT INTO inbox (stream, seq, envelope, stored) VALUES (?, ?, ?, ?)",
+                    (_pack(stream), seq, envelope, stored),
+                )
+            case Release(stream, seq, flag):
+                self._turn += 1
+                run(
+                    "UPDATE inbox SET turn = ?, flag = ? WHERE stream = ? AND seq = ?",
+                    (self._turn, flag, _pack(stream), seq),
+                )
+            case Drop(stream, seq):
+                run("DELETE FROM inbox WHERE stream = ? AND seq = ?", (_pack(stream), seq))
+
+    # ---- what the application reads
+
+    def received(self, after: int, most: int) -> list[Received]:
+        """The next messages for the application, in order; `after` is the turn of the last one it was given."""
+        return [
+            Received(turn, _stream(stream), seq, envelope, bool(stored), flag)
+            for turn, stream, seq, envelope, stored, flag in self._db.execute(
+                "SELECT turn, stream, seq, envelope, stored, flag FROM inbox WHERE turn > ? ORDER BY turn LIMIT ?",
+                (after, most),
+            )
+        ]
+
+    def handled(self, turns: Sequence[int]) -> None:
+        """The application is done with these: they are not given again, unless the machine lost power right now."""
+        # It is once a message, and in the way of the next one: safe from a crash of ours is enough.
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        with self._transaction():
+            self._db.executemany("DELETE FROM inbox WHERE turn = ?", [(turn,) for turn in turns])
+        self._db.execute("PRAGMA synchronous=FULL")
+
+    # ---- SQLite
+
+    def _one(self, sql: str, *arguments: object) -> Any:
+        row = self._db.execute(sql, arguments).fetchone()
+        return None if row is None else row[0]
+
+    def _transaction(self) -> "_Transaction":
+        return _Transaction(self._db)
+
+
+class _Transaction:
+    """BEGIN IMMEDIATE … COMMIT, or ROLLBACK when it raises."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def __enter__(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._db.execute("COMMIT" if kind is None else "ROLLBACK")

@@ -1,0 +1,104 @@
+"""Checks tokens: in the cache, so that greetings need no database (R8), or in the database, if the cache is away."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from meshim.connector.events import CheckGreet, GreetAccepted, GreetRefused
+from meshim.errors import BackendUnavailable, Code, PeerError
+from meshim.runtime.crypto import hash_token
+from meshim.runtime.service import Service
+from meshim.stores.ports import Account, Accounts, Login, Notices, Presence, Queues, SessionCache
+
+BAD_TOKEN = "the token is unknown, expired or revoked: log in again"  # noqa: S105  # a sentence
+
+
+class Backends(NamedTuple):
+    """The ports that a connector uses."""
+
+    presence: Presence
+    cache: SessionCache
+    accounts: Accounts
+    queues: Queues
+    notices: Notices
+
+
+class Greeter:
+    """Tells who a token belongs to, and gives her a session number."""
+
+    def __init__(self, backends: Backends, fresh_s: float, service: Service) -> None:
+        """An account in the cache counts as fresh for `fresh_s` seconds."""
+        self._backends = backends
+        self._fresh_s = fresh_s
+        self._service = service
+
+    async def check(self, greets: Sequence[CheckGreet]) -> list[GreetAccepted | GreetRefused]:
+        """A verdict for each greeting."""
+        hashes = [hash_token(greet.token) for greet in greets]
+        cached: Sequence[Login | None] = [None] * len(greets)
+        try:
+            cached = await self._backends.cache.logins(hashes)
+        except BackendUnavailable:
+            self._service.log.warning("token cache does not answer", greetings=len(greets))
+        checks = [self._check(*each) for each in zip(greets, hashes, cached, strict=True)]
+        checked = await asyncio.gather(*checks)
+        verdicts: list[GreetAccepted | GreetRefused] = [each for each in checked if isinstance(each, GreetRefused)]
+        good = [each for each in checked if not isinstance(each, GreetRefused)]
+        try:
+            numbers = await self._backends.presence.session_numbers(len(good)) if good else []
+        except BackendUnavailable:
+            sentence = "presence does not answer: try again"
+            verdicts += [GreetRefused(greet.peer, greet.link, Code.BUSY, sentence) for greet, _, _ in good]
+        else:
+            numbered = zip(good, numbers, strict=True)
+            verdicts += [
+                GreetAccepted(g.peer, g.link, login, account, number) for (g, login, account), number in numbered
+            ]
+        return verdicts
+
+    async def _check(
+        self, greet: CheckGreet, token_hash: bytes, cached: Login | None
+    ) -> tuple[CheckGreet, Login, Account] | GreetRefused:
+        try:
+            return greet, *await self._who(greet, token_hash, cached)
+        except PeerError as error:
+            return GreetRefused(greet.peer, greet.link, error.code, error.sentence)
+        except BackendUnavailable:
+            return GreetRefused(greet.peer, greet.link, Code.BUSY, "the database does not answer: try again")
+
+    async def _who(self, greet: CheckGreet, token_hash: bytes, cached: Login | None) -> tuple[Login, Account]:
+        now = time.time()
+        login = cached or await self._backends.accounts.login(token_hash, now)
+        if login is None or login.expires_at <= now or not login.device:
+            raise PeerError(Code.BAD_TOKEN, BAD_TOKEN)
+        if login.epoch != greet.epoch:
+            raise PeerError(Code.BAD_TOKEN, "the token was given for another state file: log in again")
+        account = await self._account(login.user, now)
+        if account is None:
+            raise PeerError(Code.BAD_TOKEN, BAD_TOKEN)
+        return login, account
+
+    async def _account(self, user: int, now: float) -> Account | None:
+        """The cached account while it is fresh; else the database's, or the stale one while that is away."""
+        try:
+            (cached,) = await self._backends.cache.accounts((user,))
+        except BackendUnavailable:
+            cached = None
+        if cached is not None and now - cached.as_of < self._fresh_s:
+            return cached
+        try:
+            account = await self._backends.accounts.account(user, now)
+        except BackendUnavailable:
+            if cached is None:
+                raise
+            return cached
+        if account is not None:
+            await self.cache(account)
+        return account
+
+    async def cache(self, account: Account) -> None:
+        try:
+            await self._backends.cache.put_account(account)
+        except BackendUnavailable:
+            self._service.log.warning("account not cached", user=account.user)

@@ -1,0 +1,123 @@
+"""A connector as a process: options, bind, run, drain."""
+
+import secrets
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from meshim.connector import events as e
+from meshim.connector.core import ConnectorCore
+from meshim.connector.drain import DrainOptions
+from meshim.connector.greeter import Backends
+from meshim.connector.options import ConnectorOptions
+from meshim.connector.shell import Shell
+from meshim.errors import UsageError
+from meshim.protocol.link import LinkOptions
+from meshim.protocol.window import WindowOptions
+from meshim.runtime.service import Service
+from meshim.runtime.sockets import Context, KeyPair
+from meshim.stores.accounts import SqlAccounts
+from meshim.stores.archive import Archive
+from meshim.stores.lease_keeper import LeaseKeeper
+from meshim.stores.leases import RedisLeases
+from meshim.stores.nats_client import NatsClient
+from meshim.stores.notices import NatsNotices
+from meshim.stores.ports import Lease
+from meshim.stores.presence import RedisPresence
+from meshim.stores.queues import SqlQueues
+from meshim.stores.redis_client import RedisClient
+from meshim.stores.session_cache import RedisSessionCache
+from meshim.topology import Topology
+
+FRAME_OVERHEAD_BYTES = 16_384
+"""Of a frame beyond its items.  A frame up to twice the limit is answered with a code; beyond that libzmq cuts."""
+FRAME_ITEMS = 64
+
+
+def options_of(topology: Topology) -> ConnectorOptions:
+    timers, limits = topology.timers, topology.limits
+    clients = WindowOptions(
+        credit=limits.client_window,
+        # Live messages, a page, and outcomes each have their share: see Session.push_rows.
+        queue=4 * limits.session_queue + limits.drain_page_rows,
+        frame_items=FRAME_ITEMS,
+        frame_bytes=limits.frame_bytes - FRAME_OVERHEAD_BYTES,
+        resend_s=timers.link_resend_s,
+        give_up_s=timers.delivery_timeout_s,
+    )
+    transfers = WindowOptions(
+        credit=limits.mesh_window,
+        queue=limits.link_queue,
+        frame_items=limits.bundle_items,
+        frame_bytes=limits.bundle_bytes,
+        resend_s=timers.mesh_resend_s,
+        give_up_s=timers.delivery_timeout_s,
+    )
+    return ConnectorOptions(
+        clients=LinkOptions(clients, timers.client_heartbeat_s, timers.client_silence_s, pings=False),
+        transfers=LinkOptions(transfers, timers.mesh_heartbeat_s, timers.mesh_silence_s),
+        drain=DrainOptions(retry_s=timers.lease_renew_s, sweep_s=timers.sweep_s),
+        body_bytes=limits.body_bytes,
+        frame_bytes=limits.frame_bytes,
+        sessions=limits.sessions,
+        session_queue=limits.session_queue,
+        heartbeat_s=timers.client_heartbeat_s,
+        hold_s=timers.delivery_timeout_s,
+        relation_ttl_s=timers.relation_ttl_s,
+    )
+
+
+async def run(topology: Topology, name: str, data: Path) -> None:
+    """Serve until SIGTERM; raises a MeshimError when it cannot start."""
+    listener = next((connector for connector in topology.connectors if connector.name == name), None)
+    if listener is None:
+        raise UsageError(f"there is no connector called {name} in the topology: name one of its `connectors`")
+    timers, limits, namespace = topology.timers, topology.limits, topology.namespace
+    incarnation = secrets.randbits(62) + 1
+    keys = KeyPair.new() if topology.security.curve else None
+    async with Service("connector", name, shutdown_s=timers.shutdown_s) as service, AsyncExitStack() as stack:
+        redis = RedisClient(topology.backends.redis, service.log)
+        stack.push_async_callback(redis.close)
+        keeping = RedisClient(topology.backends.redis, service.log, connections=2)
+        stack.push_async_callback(keeping.close)
+        nats = await NatsClient.connect(topology.backends.nats, service.log)
+        stack.push_async_callback(nats.close)
+        archive = Archive(topology.backends.sql, limits.db_threads)
+        stack.push_async_callback(archive.close)
+        context = Context()
+        stack.callback(context.close)
+
+        backends = Backends(
+            presence=RedisPresence(redis, namespace),
+            cache=RedisSessionCache(redis, namespace),
+            accounts=SqlAccounts(archive),
+            queues=SqlQueues(archive, limits.partitions),
+            notices=NatsNotices(nats, namespace, service.log),
+        )
+        core = ConnectorCore(
+            incarnation, name, limits.partitions, options_of(topology), lambda: int(time.time() * 1000)
+        )
+        shell = Shell(core, backends, context, keys, topology, service)
+        router = context.router(
+            listener.bind,
+            keys=keys,
+            domain=f"connector-{name}",
+            admit=None,
+            frame_bytes=2 * limits.frame_bytes,
+            on_batch=lambda batch: shell.crank.receive(e.ClientsSent(batch)),
+        )
+        shell.router = router
+        endpoint = listener.advertise or router.endpoint
+        lease = Lease("connector", name, incarnation, endpoint, keys.public.decode() if keys else "")
+        keeper = LeaseKeeper(
+            RedisLeases(keeping, namespace, service.log), lease, timers, service.log,
+            watch=("transfer",), on_living=shell.living, on_disturbed=shell.disturbed,
+        )  # fmt: skip
+        await keeper.acquire()
+        service.start(keeper.run())
+        shell.start(incarnation)
+        service.ready(endpoint)
+        await service.stopping()
+        await keeper.release()
+        await shell.stop(timers.shutdown_s * 0.6)
+        router.close(linger_ms=200)

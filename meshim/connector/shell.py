@@ -1,0 +1,234 @@
+"""Performs what the core of a connector decides, and brings it the answers."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from meshim.connector import events as e
+from meshim.connector.core import ConnectorCore
+from meshim.connector.greeter import Backends, Greeter
+from meshim.errors import BackendUnavailable, Fenced
+from meshim.runtime.batches import Batches
+from meshim.runtime.crank import Crank
+from meshim.runtime.service import Service
+from meshim.runtime.sockets import Context, Dealer, KeyPair, Router, Sent
+from meshim.stores.ports import Account, Lease, Seat
+from meshim.topology import Topology
+
+BUNDLE_OVERHEAD_BYTES = 65_536
+
+
+class Shell:
+    """Sockets and backends around a connector core."""
+
+    def __init__(
+        self, core: ConnectorCore, backends: Backends, context: Context, keys: KeyPair | None, topology: Topology,
+        service: Service,
+    ) -> None:  # fmt: skip
+        self.router: Router | None = None
+        self._core = core
+        self._backends = backends
+        self._context = context
+        self._keys = keys
+        self._timers = topology.timers
+        self._limits = topology.limits
+        self._service = service
+        self._greeter = Greeter(backends, self._timers.relation_ttl_s, service)
+        self._transfers: dict[int, Lease] = {}
+        self._dealers: dict[int, Dealer] = {}
+        self._queue_turn = asyncio.Semaphore(2 * topology.limits.db_threads)
+        self._greets: Batches[e.CheckGreet] = Batches(self._check_greets, 256)
+        self._seats: Batches[tuple[Seat, tuple[int, ...]]] = Batches(self._write_seats, 256)
+        self._erased: Batches[Seat] = Batches(self._erase_seats, 1024)
+        self._peeks: Batches[tuple[int, int]] = Batches(self._peek, 512)
+        self._readings: Batches[int] = Batches(self._read_accounts, 64)
+        self._seen: Batches[int] = Batches(self._note_seen, 1024)
+        start = service.start
+        self._performers: dict[type[Any], Callable[[Any], None]] = {
+            e.SendClient: self._send_client,
+            e.SendTransfer: self._send_transfer,
+            e.ConnectTransfer: self._connect_transfer,
+            e.DisconnectTransfer: self._disconnect_transfer,
+            e.CheckGreet: self._greets.add,
+            e.WriteSeats: lambda action: self._add_all(self._seats, action.seats),
+            e.EraseSeats: lambda action: self._add_all(self._erased, action.seats),
+            e.PeekQueues: lambda action: self._add_all(self._peeks, action.devices),
+            e.ClaimQueue: lambda action: start(self._claim(action)),
+            e.ReadPage: lambda action: start(self._read_page(action)),
+            e.MarkRead: lambda action: start(self._mark_read(action)),
+            e.ReleaseQueue: lambda action: start(self._release(action)),
+            e.ReadAccounts: lambda action: self._add_all(self._readings, action.users),
+            e.TellKick: lambda action: start(self._tell(action)),
+            e.NoteSeen: lambda action: self._add_all(self._seen, action.devices),
+        }
+        self.crank: Crank[e.Event, e.Action] = Crank(core, self._perform)
+
+    def start(self, incarnation: int) -> None:
+        self._service.watch(self.crank.failed)
+        for batches in self._all_batches():
+            self._service.start(batches.run())
+        self._service.start(self._listen(incarnation))
+
+    async def stop(self, within_s: float) -> None:
+        """Send every client to another connector, and give back what it had not acknowledged."""
+        loop = asyncio.get_running_loop()
+        self.crank.receive(e.StopRequested())
+        await self.crank.until(lambda: self._core.idle, within_s)
+        await self._erased.drained(within_s)
+        for action in self._core.farewell(loop.time()):
+            self._perform(action)
+        for dealer in list(self._dealers.values()):
+            dealer.close(linger_ms=200)
+
+    def _all_batches(self) -> list[Batches[Any]]:
+        return [self._greets, self._seats, self._erased, self._peeks, self._readings, self._seen]
+
+    def _perform(self, action: e.Action) -> None:
+        self._performers[type(action)](action)
+
+    def _add_all(self, batches: Batches[Any], items: Sequence[Any]) -> None:
+        for item in items:
+            batches.add(item)
+
+    # ---------------------------------------------------------------- sockets
+
+    def _send_client(self, action: e.SendClient) -> None:
+        assert self.router is not None
+        if self.router.send(action.peer, action.frame) is Sent.GONE:
+            self.crank.receive(e.ClientGone(action.peer))
+
+    def _send_transfer(self, action: e.SendTransfer) -> None:
+        dealer = self._dealers.get(action.transfer)
+        if dealer is not None:
+            # A frame that finds no room is sent again by its window.
+            dealer.send(action.frame)
+
+    def _connect_transfer(self, action: e.ConnectTransfer) -> None:
+        transfer = action.transfer
+        lease = self._transfers.get(transfer)
+        if lease is None:
+            self.crank.receive(e.TransferLost(transfer))
+            return
+        self._disconnect_transfer(e.DisconnectTransfer(transfer))
+        self._dealers[transfer] = self._context.dealer(
+            lease.endpoint,
+            server_key=lease.key.encode() if self._keys else None,
+            keys=self._keys,
+            frame_bytes=self._limits.bundle_bytes + BUNDLE_OVERHEAD_BYTES,
+            on_batch=lambda batch: self.crank.receive(e.TransferSent(transfer, batch)),
+            on_connected=lambda: self.crank.receive(e.TransferConnected(transfer)),
+            on_lost=lambda: self.crank.receive(e.TransferLost(transfer)),
+        )
+
+    def _disconnect_transfer(self, action: e.DisconnectTransfer) -> None:
+        if (dealer := self._dealers.pop(action.transfer, None)) is not None:
+            dealer.close()
+
+    def living(self, role: str, leases: Sequence[Lease]) -> None:
+        """The transfers whose leases last."""
+        self._transfers = {lease.incarnation: lease for lease in leases}
+        self.crank.receive(e.TransfersLiving(tuple(self._transfers)))
+
+    # ---------------------------------------------------------------- greetings and accounts
+
+    async def _check_greets(self, greets: Sequence[e.CheckGreet]) -> None:
+        for verdict in await self._greeter.check(greets):
+            self.crank.receive(verdict)
+
+    async def _read_accounts(self, users: Sequence[int]) -> None:
+        read: list[Account] = []
+        now = time.time()
+        for user in dict.fromkeys(users):
+            try:
+                account = await self._backends.accounts.account(user, now)
+            except BackendUnavailable:
+                self.crank.receive(e.AccountsUnreadable((user,)))
+                continue
+            if account is not None:
+                read.append(account)
+                await self._greeter.cache(account)
+        self.crank.receive(e.AccountsRead(read))
+
+    # ---------------------------------------------------------------- presence
+
+    async def _write_seats(self, seats: Sequence[tuple[Seat, tuple[int, ...]]]) -> None:
+        try:
+            results = await self._backends.presence.online(seats)
+        except BackendUnavailable:
+            self.crank.receive(e.SeatsUnwritten([seat for seat, _ in seats]))
+            return
+        self.crank.receive(e.SeatsWritten([(seat, result) for (seat, _), result in zip(seats, results, strict=True)]))
+
+    async def _erase_seats(self, seats: Sequence[Seat]) -> None:
+        try:
+            await self._backends.presence.offline(seats)
+        except BackendUnavailable:
+            self._service.log.warning("seats not erased", count=len(seats))
+
+    async def _tell(self, action: e.TellKick) -> None:
+        try:
+            await self._backends.notices.tell(action.incarnation, action.kick)
+        except BackendUnavailable:
+            self._service.log.warning("kick not told", device=action.kick.device)
+
+    async def _listen(self, incarnation: int) -> None:
+        async for notice in await self._backends.notices.listen(incarnation):
+            self.crank.receive(e.Noticed(notice))
+
+    async def _note_seen(self, devices: Sequence[int]) -> None:
+        try:
+            await self._backends.accounts.seen(devices, time.time())
+        except BackendUnavailable:
+            self._service.log.warning("devices not noted as seen", count=len(devices))
+
+    def disturbed(self) -> None:
+        """Presence may have forgotten us: register everybody again."""
+        self.crank.receive(e.PresenceDisturbed())
+
+    # ---------------------------------------------------------------- queues
+
+    async def _peek(self, devices: Sequence[tuple[int, int]]) -> None:
+        try:
+            through, waiting = await self._backends.queues.peek(devices)
+        except BackendUnavailable:
+            self.crank.receive(e.QueuesUnreachable([device for _, device in devices]))
+        else:
+            self.crank.receive(e.QueuesPeeked(devices, through, waiting))
+
+    async def _claim(self, action: e.ClaimQueue) -> None:
+        owner = f"{action.session}"
+        work = self._backends.queues.claim(action.device, owner, action.session, self._timers.queue_lease_s)
+        await self._answer(action, work, lambda fence: e.QueueClaimed(action.device, action.session, fence))
+
+    async def _read_page(self, action: e.ReadPage) -> None:
+        limits = self._limits
+        work = self._backends.queues.page(
+            action.user, action.device, action.fence, action.after, limits.drain_page_rows, limits.drain_page_bytes,
+            self._timers.queue_lease_s,
+        )  # fmt: skip
+        await self._answer(action, work, lambda page: e.PageRead(action.device, action.session, page))
+
+    async def _mark_read(self, action: e.MarkRead) -> None:
+        work = self._backends.queues.mark_read(action.device, action.fence, action.row_ids)
+        await self._answer(action, work, lambda _: e.RowsMarked(action.device, action.session, action.row_ids))
+
+    async def _answer(
+        self, action: e.ClaimQueue | e.ReadPage | e.MarkRead, work: Awaitable[Any], event: Callable[[Any], e.Event]
+    ) -> None:
+        try:
+            async with self._queue_turn:
+                result = await work
+        except Fenced:
+            self.crank.receive(e.QueueFenced(action.device, action.session))
+        except BackendUnavailable:
+            self.crank.receive(e.QueuesUnreachable((action.device,)))
+        else:
+            self.crank.receive(event(result))
+
+    async def _release(self, action: e.ReleaseQueue) -> None:
+        try:
+            async with self._queue_turn:
+                await self._backends.queues.release(action.device, action.fence)
+        except BackendUnavailable:
+            self._service.log.warning("queue not released", device=action.device)

@@ -1,0 +1,184 @@
+"""A transfer as a process: options, bind, run, drain."""
+
+import asyncio
+import secrets
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from meshim.errors import BackendUnavailable, UsageError
+from meshim.protocol.link import LinkOptions
+from meshim.protocol.window import WindowOptions
+from meshim.runtime.batches import Batches
+from meshim.runtime.crank import Crank
+from meshim.runtime.service import Service
+from meshim.runtime.sockets import Context, KeyPair, Router, Sent
+from meshim.stores.lease_keeper import LeaseKeeper
+from meshim.stores.leases import RedisLeases
+from meshim.stores.log import JetStreamLog
+from meshim.stores.nats_client import NatsClient
+from meshim.stores.ports import Lease, Leases, Log, Presence
+from meshim.stores.presence import RedisPresence
+from meshim.stores.redis_client import RedisClient
+from meshim.topology import Topology
+from meshim.transfer import events as e
+from meshim.transfer.core import TransferCore, TransferOptions
+
+BUNDLE_OVERHEAD_BYTES = 65_536
+"""Of a bundle beyond its items, generously: the limit of the socket only stops what is absurd."""
+
+
+def options_of(topology: Topology) -> TransferOptions:
+    timers, limits = topology.timers, topology.limits
+    window = WindowOptions(
+        credit=limits.mesh_window,
+        queue=limits.link_queue,
+        frame_items=limits.bundle_items,
+        frame_bytes=limits.bundle_bytes,
+        resend_s=timers.mesh_resend_s,
+        give_up_s=timers.delivery_timeout_s,
+    )
+    return TransferOptions(
+        links=LinkOptions(window, timers.mesh_heartbeat_s, timers.mesh_silence_s),
+        partitions=limits.partitions,
+        publishes=limits.publishes,
+        waiting=limits.link_queue,
+        record_bytes=limits.bundle_bytes,
+        record_items=limits.bundle_items,
+        presence_cache=limits.presence_cache,
+        presence_cache_ttl_s=timers.presence_cache_ttl_s,
+    )
+
+
+async def run(topology: Topology, name: str, data: Path) -> None:
+    """Serve until SIGTERM; raises a MeshimError when it cannot start."""
+    listener = next((transfer for transfer in topology.transfers if transfer.name == name), None)
+    if listener is None:
+        raise UsageError(f"there is no transfer called {name} in the topology: name one of its `transfers`")
+    timers, limits = topology.timers, topology.limits
+    incarnation = secrets.randbits(62) + 1
+    keys = KeyPair.new() if topology.security.curve else None
+    async with Service("transfer", name, shutdown_s=timers.shutdown_s) as service, AsyncExitStack() as stack:
+        redis = RedisClient(topology.backends.redis, service.log)
+        stack.push_async_callback(redis.close)
+        leases = RedisLeases(
+            RedisClient(topology.backends.redis, service.log, connections=2), topology.namespace, service.log
+        )
+        nats = await NatsClient.connect(topology.backends.nats, service.log)
+        stack.push_async_callback(nats.close)
+        context = Context()
+        stack.callback(context.close)
+
+        shell = Shell(
+            TransferCore(incarnation, options_of(topology)),
+            RedisPresence(redis, topology.namespace),
+            JetStreamLog(
+                nats, topology.namespace, publish_timeout_s=timers.publish_timeout_s, max_bytes=limits.log_bytes
+            ),
+            service,
+        )
+        doors = Doors(leases)
+        router = context.router(
+            listener.bind,
+            keys=keys,
+            domain=f"transfer-{name}",
+            admit=doors.admit,
+            frame_bytes=limits.bundle_bytes + BUNDLE_OVERHEAD_BYTES,
+            on_batch=lambda batch: shell.crank.receive(e.ConnectorsSent(batch)),
+        )
+        shell.router = router
+        endpoint = listener.advertise or router.endpoint
+        lease = Lease("transfer", name, incarnation, endpoint, keys.public.decode() if keys else "")
+        keeper = LeaseKeeper(leases, lease, timers, service.log, watch=("connector",), on_living=doors.living)
+        await keeper.acquire()
+        service.start(keeper.run())
+        shell.start()
+        service.ready(endpoint)
+        await service.stopping()
+        await keeper.release()
+        await shell.stop(timers.shutdown_s * 0.6)
+        router.close(linger_ms=200)
+
+
+class Doors:
+    """Lets the connectors in whose leases live: their CURVE keys stand there."""
+
+    def __init__(self, leases: Leases) -> None:
+        self._leases = leases
+        self._keys: frozenset[bytes] = frozenset()
+
+    def living(self, role: str, leases: Sequence[Lease]) -> None:
+        self._keys = frozenset(lease.key.encode() for lease in leases)
+
+    async def admit(self, key: bytes) -> bool | None:
+        """Whether a living connector has this key; None when nobody can tell now."""
+        if key in self._keys:
+            return True
+        try:
+            self.living("connector", await self._leases.living("connector"))
+        except BackendUnavailable:
+            return None
+        return key in self._keys
+
+
+class Shell:
+    """Performs what the core decides."""
+
+    def __init__(self, core: TransferCore, presence: Presence, log: Log, service: Service) -> None:
+        self.router: Router | None = None
+        self._core = core
+        self._presence = presence
+        self._log = log
+        self._service = service
+        self._look_ups: Batches[int] = Batches(self._look_up, 1024)
+        self._performers: dict[type[e.Action], Callable[..., None]] = {
+            e.SendConnector: self._send,
+            e.ReadPresence: self._read_presence,
+            e.Publish: lambda action: service.start(self._publish(action)),
+        }
+        self.crank: Crank[e.Event, e.Action] = Crank(core, self._perform)
+
+    def start(self) -> None:
+        self._service.watch(self.crank.failed)
+        self._service.start(self._look_ups.run())
+        self._service.start(self._follow_presence())
+
+    async def stop(self, within_s: float) -> None:
+        """Tell connectors to go elsewhere, and see through what was taken from them."""
+        loop = asyncio.get_running_loop()
+        for action in self._core.stop(loop.time()):
+            self._perform(action)
+        await self.crank.until(lambda: self._core.idle, within_s)
+
+    def _perform(self, action: e.Action) -> None:
+        self._performers[type(action)](action)
+
+    def _send(self, action: e.SendConnector) -> None:
+        assert self.router is not None
+        if self.router.send(action.peer, action.frame) is Sent.GONE:
+            self.crank.receive(e.ConnectorGone(action.peer))
+
+    def _read_presence(self, action: e.ReadPresence) -> None:
+        for user in action.users:
+            self._look_ups.add(user)
+
+    async def _look_up(self, users: Sequence[int]) -> None:
+        try:
+            found = await self._presence.lookup(users)
+        except BackendUnavailable:
+            self.crank.receive(e.PresenceUnreadable(users))
+        else:
+            self.crank.receive(e.PresenceRead(users, found))
+
+    async def _publish(self, action: e.Publish) -> None:
+        try:
+            position = await self._log.publish(action.partition, action.data)
+        except BackendUnavailable as error:
+            self._service.log.warning("not published", partition=action.partition, reason=error.sentence)
+            self.crank.receive(e.Unpublished(action.record))
+        else:
+            self.crank.receive(e.Published(action.record, position))
+
+    async def _follow_presence(self) -> None:
+        async for users in self._presence.changes():
+            self.crank.receive(e.PresenceChanged(users))
