@@ -1,0 +1,88 @@
+"""The two servers that the ports of NATS are tested on: a real one, and one in memory."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+from meshim.runtime.log import Log as Output
+from meshim.stores.log import JetStreamLog
+from meshim.stores.memory_broker import MemoryBroker, MemoryLog, MemoryNotices
+from meshim.stores.nats_client import NatsClient
+from meshim.stores.notices import NatsNotices
+from meshim.stores.ports import Log, Notices
+
+LOG = Output("test", "contract")
+MAX_BYTES = 1 << 20
+
+
+class Side(Protocol):
+    async def log(self, ack_wait_s: float = 60.0, max_bytes: int = MAX_BYTES) -> Log: ...
+
+    async def notices(self) -> Notices: ...
+
+    async def until(self, condition: Callable[[], Awaitable[bool]]) -> None:
+        """Let time pass until the condition holds, at most some seconds."""
+
+
+class MemorySide:
+    def __init__(self, namespace: str) -> None:
+        self._namespace = namespace
+        self._now = 0.0
+        self.broker = MemoryBroker(lambda: self._now)
+
+    async def log(self, ack_wait_s: float = 60.0, max_bytes: int = MAX_BYTES) -> Log:
+        return MemoryLog(self.broker, self._namespace, ack_wait_s=ack_wait_s, max_bytes=max_bytes)
+
+    async def notices(self) -> Notices:
+        return MemoryNotices(self.broker, self._namespace)
+
+    async def until(self, condition: Callable[[], Awaitable[bool]]) -> None:
+        end = self._now + 10.0
+        while not await condition():
+            self._now += 0.01
+            assert self._now < end, "it did not come true"
+
+
+class NatsSide:
+    def __init__(self, url: str, namespace: str) -> None:
+        self._url = url
+        self._namespace = namespace
+        self._clients: list[NatsClient] = []
+
+    async def client(self) -> NatsClient:
+        client = await NatsClient.connect(self._url, LOG)
+        self._clients.append(client)
+        return client
+
+    async def log(self, ack_wait_s: float = 60.0, max_bytes: int = MAX_BYTES) -> Log:
+        return JetStreamLog(
+            await self.client(), self._namespace, ack_wait_s=ack_wait_s, max_bytes=max_bytes, dead_bytes=MAX_BYTES
+        )
+
+    async def notices(self) -> Notices:
+        return NatsNotices(await self.client(), self._namespace, LOG)
+
+    async def until(self, condition: Callable[[], Awaitable[bool]]) -> None:
+        end = time.monotonic() + 10.0
+        while not await condition():
+            assert time.monotonic() < end, "it did not come true"
+            await asyncio.sleep(0.01)
+
+    async def close(self) -> None:
+        for client in self._clients:
+            await client.close()
+
+
+@asynccontextmanager
+async def side_of(kind: str, url: Callable[[], str], namespace: str) -> AsyncIterator[Side]:
+    """The side of that kind; `url` is only asked for (and its server started) when it is a real one."""
+    if kind == "memory":
+        yield MemorySide(namespace)
+        return
+    side = NatsSide(url(), namespace)
+    try:
+        yield side
+    finally:
+        await side.close()

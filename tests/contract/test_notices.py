@@ -1,0 +1,149 @@
+"""`Notices`: to one connector or all of them, to whoever listens."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+
+from meshim.deploy.embedded import Nats
+from meshim.errors import BackendUnavailable, UsageError
+from meshim.stores.memory_broker import MemoryBroker, MemoryNotices
+from meshim.stores.nats_client import NatsClient
+from meshim.stores.notices import NatsNotices
+from meshim.wire.notice import AccountChanged, Kick, Notice, Poke
+from tests.contract.nats_sides import LOG, NatsSide, Side, side_of
+from tests.contract.outage import up
+
+ONE, OTHER = 2**62 + 1, 2**62 + 2
+POKE = Poke(((1, 2), (3, 4)))
+KICK = Kick(1, 2, 2**50, 12, "You logged out.")
+CHANGED = AccountChanged((1, 2**62))
+
+
+@pytest.fixture(params=["memory", "nats"])
+async def side(request: pytest.FixtureRequest, namespace: str) -> AsyncIterator[Side]:
+    async with side_of(request.param, lambda: str(request.getfixturevalue("nats_url")), namespace) as side:
+        yield side
+
+
+async def soon(notices: AsyncIterator[Notice]) -> Notice:
+    async with asyncio.timeout(10.0):
+        return await anext(notices)
+
+
+async def test_each_hears_its_own_and_what_is_told_to_all(side: Side) -> None:
+    teller = await side.notices()
+    async with (
+        aclosing(await (await side.notices()).listen(ONE)) as one,
+        aclosing(await (await side.notices()).listen(OTHER)) as other,
+    ):
+        await teller.tell(ONE, POKE)
+        await teller.tell(OTHER, KICK)
+        await teller.tell_all(CHANGED)
+        assert [await soon(one), await soon(one)] == [POKE, CHANGED]
+        assert [await soon(other), await soon(other)] == [KICK, CHANGED]
+
+
+async def test_nobody_listening_is_no_error(side: Side) -> None:
+    teller = await side.notices()
+    await teller.tell(ONE, POKE)
+    await teller.tell_all(CHANGED)
+
+
+async def test_who_has_closed_hears_no_more(side: Side) -> None:
+    notices = await side.notices()  # one connection: what it says is heard in the order it was said
+    async with aclosing(await notices.listen(ONE)) as first:
+        await notices.tell(ONE, POKE)
+        assert await soon(first) == POKE
+    await notices.tell(ONE, KICK)
+    async with aclosing(await notices.listen(ONE)) as second:
+        await notices.tell(ONE, CHANGED)
+        assert await soon(second) == CHANGED
+
+
+async def test_undecodable_notices_are_counted_and_skipped(nats_url: str, namespace: str) -> None:
+    side = NatsSide(nats_url, namespace)
+    client = await side.client()
+    notices = NatsNotices(client, namespace, LOG)
+    async with aclosing(await notices.listen(ONE)) as heard:
+        await client.publish(f"{namespace}.notice.{ONE}", b"\xc1")
+        await client.publish(f"{namespace}.notice.all", b"\x92\x63\x01")
+        await notices.tell(ONE, POKE)
+        assert await soon(heard) == POKE
+    assert notices.undecodable == 2
+    await side.close()
+
+
+async def test_a_listener_that_does_not_read_costs_only_its_own(nats_url: str, namespace: str) -> None:
+    side = NatsSide(nats_url, namespace)
+    slow, quick = NatsNotices(await side.client(), namespace, LOG), await side.notices()
+    async with (
+        aclosing(await slow.listen(ONE)),
+        aclosing(await quick.listen(OTHER)) as heard,
+    ):
+        for _ in range(5000):
+            await quick.tell_all(POKE)
+            assert await soon(heard) == POKE
+
+        async def dropped() -> bool:
+            return slow.dropped == 5000 - 4096
+
+        await side.until(dropped)
+    await side.close()
+
+
+async def test_listening_goes_on_after_a_restart_of_the_server(servers_folder: Path, namespace: str) -> None:
+    nats = Nats(servers_folder / namespace)
+    async with up(nats) as server:
+        side = NatsSide(server.url, namespace)
+        listener, teller = await side.client(), await side.client()
+        heard = await NatsNotices(listener, namespace, LOG).listen(ONE)
+        telling = NatsNotices(teller, namespace, LOG)
+        await telling.tell(ONE, POKE)
+        assert await soon(heard) == POKE
+
+    async def noticed() -> bool:
+        return not teller.connected and not listener.connected
+
+    await side.until(noticed)
+    with pytest.raises(BackendUnavailable, match=r"^NATS at 127\.0\.0\.1:\d+ is not connected\.$"):
+        await telling.tell(ONE, KICK)
+    with pytest.raises(BackendUnavailable):
+        await telling.listen(OTHER)
+    async with up(nats):
+
+        async def back() -> bool:
+            return teller.connected and listener.connected
+
+        await side.until(back)
+        await telling.tell(ONE, CHANGED)
+        assert await soon(heard) == CHANGED, "and not the one that could not be told"
+        await heard.aclose()
+        await side.close()
+    assert teller.statistics().reconnects == 1
+
+
+async def test_who_is_not_let_in_is_told_why(nats_url: str) -> None:
+    wrong = nats_url.replace("meshim:", "meshim:no")
+    with pytest.raises(BackendUnavailable, match=r"(?i)^NATS at 127.* did not let us in: .*authorization.*\.$"):
+        await NatsClient.connect(wrong, LOG, timeout_s=0.5)
+    with pytest.raises(BackendUnavailable, match=r"^NATS at 127\.0\.0\.1:1 did not let us in: .*\.$"):
+        await NatsClient.connect("nats://127.0.0.1:1", LOG, timeout_s=0.5)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1", "nats://", "nats://host:port", "127.0.0.1:4222"])
+async def test_a_wrong_url_is_one_sentence(url: str) -> None:
+    with pytest.raises(UsageError, match=r"^backends\.nats is not a NATS URL: .*\.$"):
+        await NatsClient.connect(url, LOG)
+
+
+async def test_memory_outage() -> None:
+    broker = MemoryBroker(lambda: 0.0)
+    notices = MemoryNotices(broker, "n")
+    broker.stop()
+    with pytest.raises(BackendUnavailable):
+        await notices.tell_all(CHANGED)
+    broker.start()
+    await notices.tell_all(CHANGED)
