@@ -56,6 +56,10 @@ def build(
     async def me(request: Incoming) -> Login:
         return await sessions.authenticate(request.headers.get("authorization"))
 
+    def is_away(request: Incoming, error: BackendUnavailable) -> Response[Problem]:
+        log.warning("answered 503", path=request.url.path, reason=error)
+        return _answer(core.refusal("backend_unavailable", error.sentence, _RETRY_AFTER_S))
+
     def fell_over(request: Incoming, error: Exception) -> Response[Problem]:
         log.error("request failed", path=request.url.path, trace="".join(traceback.format_exception(error)))
         return _answer(core.refusal("internal", "Something is wrong with the service: its log says what."))
@@ -70,7 +74,7 @@ def build(
         },
         exception_handlers={
             ApiError: lambda _, error: _answer(error),
-            BackendUnavailable: lambda _, error: _answer(_away(error)),
+            BackendUnavailable: is_away,
             HTTPException: lambda _, error: _answer(_framework(error)),
             Exception: fell_over,
         },
@@ -106,10 +110,6 @@ def _answer(error: ApiError) -> Response[Problem]:
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return Response(core.problem(error), status_code=error.status, headers=headers, media_type=PROBLEM_JSON)
-
-
-def _away(error: BackendUnavailable) -> ApiError:
-    return core.refusal("backend_unavailable", error.sentence, _RETRY_AFTER_S)
 
 
 def _framework(error: HTTPException) -> ApiError:

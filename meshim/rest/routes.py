@@ -46,7 +46,7 @@ async def register(data: JSONBody[rest.Credentials], sessions: TheSessions) -> r
 
 
 @post(
-    "/users/import",
+    "/import",
     status_code=200,
     request_max_body_size=IMPORT_BYTES_MAX,
     responses=_refusals(400, 403, 413),

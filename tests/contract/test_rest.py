@@ -85,6 +85,15 @@ async def test_users_are_looked_up_by_who_is_logged_in(world: World) -> None:
         assert (refused.value.status, refused.value.code) == (401, "bad_token")
 
 
+@pytest.mark.parametrize("name", ["import", "login", "accept", "..a", "-", "a.b_c-d"])
+async def test_no_name_is_in_the_way_of_a_path(world: World, name: str) -> None:
+    async with await new_user(world, "alice") as alice, await new_user(world, name) as other:
+        assert (await alice.user(name)).name == name
+        assert (await alice.request(name)).state == "requested"
+        assert (await other.accept("alice")).state == "friends"
+        await alice.remove(name)
+
+
 async def test_an_import_registers_what_it_can_and_says_what_not(world: World) -> None:
     async with await new_user(world, "alice") as api:
         answers = await api.import_users([("bob", "b"), ("alice", "x"), ("Carol", "c"), ("no name", "x"), ("bob", "x")])
@@ -104,7 +113,7 @@ async def test_an_import_registers_what_it_can_and_says_what_not(world: World) -
 )
 async def test_imports_come_from_this_machine(world: World, address: str, headers: dict[str, str]) -> None:
     async with world.raw(address) as http:
-        response = await http.post("/v1/users/import", json={"users": []}, headers=headers)
+        response = await http.post("/v1/import", json={"users": []}, headers=headers)
     assert (response.status_code, response.json()["code"]) == (403, "forbidden")
 
 
@@ -473,9 +482,7 @@ async def test_requests_that_lead_nowhere(world: World) -> None:
             assert (await problem_of(await http.request(method, path))).code == code
 
 
-@pytest.mark.parametrize(
-    ("path", "limit"), [("login", routes.BODY_BYTES_MAX), ("users/import", routes.IMPORT_BYTES_MAX)]
-)
+@pytest.mark.parametrize(("path", "limit"), [("login", routes.BODY_BYTES_MAX), ("import", routes.IMPORT_BYTES_MAX)])
 async def test_bodies_are_bounded(world: World, path: str, limit: int) -> None:
     async def endless() -> AsyncIterator[bytes]:
         for _ in range(limit // 1000 + 2):
@@ -490,7 +497,7 @@ async def test_bodies_are_bounded(world: World, path: str, limit: int) -> None:
 async def test_the_largest_import_fits(world: World) -> None:
     users = [{"name": "!" * 64, "password": "\x01" * 256}] * core.IMPORT_USERS_MAX
     async with world.raw() as http:
-        response = await http.post("/v1/users/import", json={"users": users})
+        response = await http.post("/v1/import", json={"users": users})
     assert response.status_code == 200
 
 
@@ -519,7 +526,7 @@ async def test_openapi_shows_every_endpoint(world: World) -> None:
     shown = {f"{method.upper()} {path}" for path, methods in schema["paths"].items() for method in methods}
     assert shown == {
         "POST /v1/users",
-        "POST /v1/users/import",
+        "POST /v1/import",
         "GET /v1/users/{name}",
         "POST /v1/login",
         "POST /v1/logout",

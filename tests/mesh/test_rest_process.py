@@ -147,7 +147,7 @@ def test_many_are_imported_and_the_others_named(topology: Path) -> None:
 def test_sigterm_finishes_what_was_begun(topology: Path) -> None:
     users = [{"name": f"user{number}", "password": "secret"} for number in range(20)]  # half a second of hashing
     body = json.dumps({"users": users})
-    head = ("POST /v1/users/import HTTP/1.1", "Host: x", "Content-Type: application/json")
+    head = ("POST /v1/import HTTP/1.1", "Host: x", "Content-Type: application/json")
     with running(topology) as rest, httpx.Client(base_url=rest.api) as idle:
         host, port = rest.api.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as slow:
