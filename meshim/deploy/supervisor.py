@@ -154,10 +154,16 @@ class _Mesh:
             child = self._backends.get(name)
             shown = "embedded" if url == "embedded" else public(url)
             if child is None:
-                backends.append(BackendState(name, shown, None, Phase.EXTERNAL, 0))
+                # Embedded SQL is a file: there is no process, but nobody else runs it either.
+                is_ours = getattr(self._topology.backends, name) == "embedded"
+                backends.append(BackendState(name, shown, None, Phase.RUNNING if is_ours else Phase.EXTERNAL, 0))
             else:
                 backends.append(BackendState(name, shown, child.pid, child.state, child.restarts))
-        roles = [RoleState(r.name, r.kind, r.pid, r.state, r.endpoint, r.restarts) for r in self._roles]
+        roles = [
+            # A role that nobody connects to says `-`.
+            RoleState(r.name, r.kind, r.pid, r.state, None if r.endpoint == "-" else r.endpoint, r.restarts)
+            for r in self._roles
+        ]
         state.write(self._data, MeshState(os.getpid(), self._phase, self.api or None, roles, backends))
 
 

@@ -45,12 +45,14 @@ def test_up_status_down(tmp_path: Path) -> None:
         ("writer", "w1"),
     ]
     assert {role["state"] for role in shown["roles"]} == {"running"}
-    assert all(role["pid"] and role["endpoint"] for role in shown["roles"])
+    assert all(role["pid"] for role in shown["roles"])
+    assert {role["name"] for role in shown["roles"] if role["endpoint"] is None} == {"w1"}
     assert [(each["name"], each["reachable"], each["reason"]) for each in shown["backends"]] == [
         ("redis", True, None),
         ("nats", True, None),
         ("sql", True, None),
     ]
+    assert {each["state"] for each in shown["backends"]} == {"running"}
     assert "c2" in table
     assert again.returncode == 2
     assert "A mesh runs on" in again.stderr
