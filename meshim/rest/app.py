@@ -96,6 +96,9 @@ class JsonRequest(Request[Any, Any, State]):
     """Reads JSON bodies; whatever is not JSON is the client's fault, and said so."""
 
     async def json(self) -> Any:
+        # A web page can make a browser on this machine send anything to us, but not with this type.
+        if self.content_type[0] != "application/json":
+            raise core.refusal("unsupported_media_type", "Send the body as `Content-Type: application/json`.")
         body = await self.body()
         try:
             return msgspec.json.decode(body)

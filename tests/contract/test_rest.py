@@ -472,6 +472,20 @@ async def test_garbage_is_a_problem_of_its_own(world: World, body: bytes) -> Non
     assert (await problem_of(response)).status == 400
 
 
+@pytest.mark.parametrize(
+    "headers", [{}, {"content-type": "text/plain"}, {"content-type": "application/x-www-form-urlencoded"}]
+)
+async def test_a_body_of_another_type_is_not_even_read(world: World, headers: dict[str, str]) -> None:
+    body = msgspec.json.encode(rest.Credentials("alice", PASSWORD))
+    async with world.raw() as http:
+        response = await http.post("/v1/users", content=body, headers=headers)
+        assert (await problem_of(response)).code == "unsupported_media_type"
+        response = await http.post(
+            "/v1/users", content=body, headers={"content-type": "application/json; charset=utf-8"}
+        )
+        assert response.status_code == 201
+
+
 async def test_requests_that_lead_nowhere(world: World) -> None:
     async with world.raw() as http:
         for method, path, code in (
