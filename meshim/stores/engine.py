@@ -32,6 +32,7 @@ SNAPSHOT = "meshim_snapshot"
 _CONNECT_TIMEOUT_S = 3
 _ANSWER_TIMEOUT_S = 10  # also bounds how long a stopped server holds a thread
 _LOCK_TIMEOUT_S = 2
+_SILENCE_TIMEOUT_S = 10  # R11: the locks of a process that was stopped within a transaction end with its session
 _SQLITE_BUSY_TIMEOUT_MS = 5_000
 
 _SQLITE_PRAGMAS = (
@@ -42,7 +43,10 @@ _SQLITE_PRAGMAS = (
 )
 
 # Strict whatever the server's default is: a value that does not fit is an error, never cut.
-_MYSQL_SESSION = f"SET SESSION sql_mode = 'TRADITIONAL', innodb_lock_wait_timeout = {_LOCK_TIMEOUT_S}"
+_MYSQL_SESSION = (
+    f"SET SESSION sql_mode = 'TRADITIONAL', innodb_lock_wait_timeout = {_LOCK_TIMEOUT_S}, "
+    f"wait_timeout = {_SILENCE_TIMEOUT_S}"
+)
 
 # Primary result codes that say something of the file, the disk or other processes, not of our statement.
 _SQLITE_UNAVAILABLE = frozenset(
@@ -60,8 +64,12 @@ _SQLITE_UNAVAILABLE = frozenset(
         sqlite3.SQLITE_READONLY,
     }
 )
-# PyMySQL calls every server error it does not know operational; these say that a statement is wrong.
-_MYSQL_OUR_FAULT = frozenset({1054, 1364, 3819, 4025})
+# PyMySQL calls every server error it does not know operational.  By SQLSTATE these classes say that a
+# statement is wrong (cardinality, data, constraint, syntax or access), but for some numbers of the last:
+# database, table or privilege missing, too many connections of the user.
+_MYSQL_OUR_FAULT = ("21", "22", "23", "42")
+_MYSQL_ACCESS = frozenset({1044, 1049, 1142, 1143, 1203, 1226, 1227})
+_MYSQL_NO_DEFAULT = 1364  # ours too, though of the general class
 # Lock wait timeout, deadlock, "record has changed since last read" (MariaDB, snapshot isolation).
 _MYSQL_CONTENTION = frozenset({1020, 1205, 1213})
 _MYSQL_DUPLICATE_KEY = 1062
@@ -113,9 +121,10 @@ def is_unavailable(error: SQLAlchemyError) -> bool:
     if isinstance(error.orig, sqlite3.Error):
         code: int = getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_ERROR)  # the module's own errors have none
         return (code & 0xFF) in _SQLITE_UNAVAILABLE
-    if not isinstance(error, OperationalError | InterfaceError | InternalError):
+    if error.connection_invalidated or not isinstance(error, OperationalError | InterfaceError | InternalError):
         return error.connection_invalidated
-    return _mysql_number(error) not in _MYSQL_OUR_FAULT
+    number, state = _mysql_number(error), getattr(error.orig, "sqlstate", None) or ""
+    return number in _MYSQL_ACCESS or not (state.startswith(_MYSQL_OUR_FAULT) or number == _MYSQL_NO_DEFAULT)
 
 
 def reason(error: SQLAlchemyError) -> str:

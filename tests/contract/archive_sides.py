@@ -66,12 +66,12 @@ class SqlSide:
     """A database whose tables are made; it is emptied first."""
 
     def __init__(self, url: str, stack: AsyncExitStack) -> None:
-        self._url = url
+        self.url = url
         self._stack = stack
         self.archive = self.connect()
 
     def connect(self) -> Archive:
-        archive = Archive(self._url, 2)
+        archive = Archive(self.url, 2)
         self._stack.push_async_callback(archive.close)
         return archive
 

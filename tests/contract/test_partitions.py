@@ -353,7 +353,7 @@ async def test_claim_waits_for_a_commit_that_began_before_it(sql: SqlSide) -> No
     written, commit = threading.Event(), threading.Event()
 
     def write_slowly(connection: Connection, records: Sequence[tuple[int, Sequence[Entry]]]) -> None:
-        sql_partitions._write(connection, 0, late, 4, records, to_ms(NOW))  # noqa: SLF001  (it stops before its commit)
+        sql_partitions._write(connection, 0, late, 4, records, to_ms(NOW))
         written.set()
         assert commit.wait(10)
 
@@ -377,7 +377,7 @@ async def test_device_is_not_dropped_between_look_up_and_commit(sql: SqlSide) ->
     written, commit = threading.Event(), threading.Event()
 
     def write_slowly(connection: Connection, records: Sequence[tuple[int, Sequence[Entry]]]) -> None:
-        sql_partitions._write(connection, 0, fence, 4, records, to_ms(NOW))  # noqa: SLF001  (it stops before its commit)
+        sql_partitions._write(connection, 0, fence, 4, records, to_ms(NOW))
         written.set()
         assert commit.wait(10)
 

@@ -290,7 +290,7 @@ async def test_claim_waits_for_marks_that_began_before_it(sql: SqlSide) -> None:
     marked, commit = threading.Event(), threading.Event()
 
     def mark_slowly(connection: Connection) -> None:
-        sql_queues._mark_read(connection, bob.id, fence, [first.row_id])  # noqa: SLF001  (it stops before its commit)
+        sql_queues._mark_read(connection, bob.id, fence, [first.row_id])
         marked.set()
         assert commit.wait(10)
 
@@ -313,16 +313,16 @@ async def test_position_never_says_more_than_the_rows_that_are_seen(sql: SqlSide
     looked, go_on = threading.Event(), threading.Event()
 
     def page_slowly(connection: Connection) -> Page:
-        first, _ = sql_queues._page(connection, bob.partition, bob.id, fence, START, 10, MANY)  # noqa: SLF001
+        first, _ = sql_queues._page(connection, bob.partition, bob.id, fence, START, 10, MANY)
         assert first == Page((), 0, False)
         looked.set()
         assert go_on.wait(10)
-        return sql_queues._page(connection, bob.partition, bob.id, fence, START, 10, MANY)[0]  # noqa: SLF001
+        return sql_queues._page(connection, bob.partition, bob.id, fence, START, 10, MANY)[0]
 
     paging = asyncio.create_task(sql.connect().read(page_slowly))
     assert await asyncio.to_thread(looked.wait, 10)
     records = [(1, [entry(bob.user, 1)])]
-    await sql.connect().write(sql_partitions._write, bob.partition, claim[0], 1, records, to_ms(NOW))  # noqa: SLF001
+    await sql.connect().write(sql_partitions._write, bob.partition, claim[0], 1, records, to_ms(NOW))
     go_on.set()
     assert await paging == Page((), 0, False)  # one state, whatever is committed between the statements
     page = await bob.page(fence)

@@ -45,6 +45,18 @@ def upgrade() -> None:
     _create_accounts()
     _create_relations()
     _create_queues()
+    _create_index("ix_device_last_seen", "im_device", "last_seen")
+    _create_index("ix_token_user", "im_token", "user_id")
+    _create_index("ix_token_device", "im_token", "device_id")
+    _create_index("ix_relation_user2", "im_relation", "user_id2")
+    _create_index("ix_offline_drain", "im_offline", "to_device", "has_read", "position", "index")
+    _create_index("ix_offline_purge", "im_offline", "gmt_read")
+
+
+def _create_index(name: str, table: str, *columns: str) -> None:
+    """MySQL has no CREATE INDEX IF NOT EXISTS."""
+    if name not in {index["name"] for index in sa.inspect(op.get_bind()).get_indexes(table)}:
+        op.create_index(name, table, columns)
 
 
 def _create_accounts() -> None:
@@ -71,7 +83,6 @@ def _create_accounts() -> None:
         _number("queue_until", server_default=sa.text("0")),
         sa.ForeignKeyConstraint(["user_id"], ["im_user.id"], name="fk_device_user"),
         sa.UniqueConstraint("user_id", "name", name="uq_device_name"),
-        sa.Index("ix_device_last_seen", "last_seen"),
         **_COUNTED,
     )
     op.create_table(
@@ -86,8 +97,6 @@ def _create_accounts() -> None:
         sa.ForeignKeyConstraint(["user_id"], ["im_user.id"], name="fk_token_user"),
         sa.ForeignKeyConstraint(["device_id"], ["im_device.id"], name="fk_token_device", ondelete="CASCADE"),
         sa.UniqueConstraint("token_hash", name="uq_token_hash"),
-        sa.Index("ix_token_user", "user_id"),
-        sa.Index("ix_token_device", "device_id"),
         **_COUNTED,
     )
 
@@ -106,7 +115,6 @@ def _create_relations() -> None:
         sa.ForeignKeyConstraint(["user_id2"], ["im_user.id"], name="fk_relation_user2"),
         sa.CheckConstraint("user_id1 < user_id2", name="ck_relation_order"),
         sa.UniqueConstraint("user_id1", "user_id2", name="uq_relation_pair"),
-        sa.Index("ix_relation_user2", "user_id2"),
         **_COUNTED,
     )
     op.create_table(
@@ -154,8 +162,6 @@ def _create_queues() -> None:
             "seq",
             name="uq_offline_message",
         ),
-        sa.Index("ix_offline_drain", "to_device", "has_read", "position", "index"),
-        sa.Index("ix_offline_purge", "gmt_read"),
         **_COUNTED,
     )
     op.create_table(

@@ -1,0 +1,298 @@
+"""How transactions run on SQLite and MariaDB: bounded, begun again where that helps, honest when the database is away."""
+
+import asyncio
+import threading
+
+import pytest
+from sqlalchemy import Connection, func, insert, select, text, update
+from sqlalchemy.exc import SQLAlchemyError
+
+from meshim.errors import BackendUnavailable, StoreConflict, UsageError
+from meshim.stores import engine
+from meshim.stores.archive import Archive
+from meshim.stores.schema import im_user, now_ms
+from tests.contract.archive_sides import SqlSide, person, sql_side
+
+
+def count_users(connection: Connection) -> int:
+    return connection.scalars(select(func.count()).select_from(im_user)).one()
+
+
+def rename(connection: Connection, user_id: int, name: str) -> None:
+    connection.execute(update(im_user).where(im_user.c.id == user_id).values(name=name))
+
+
+# ---------------------------------------------------------------- transactions
+
+
+async def test_what_raises_leaves_nothing(sql: SqlSide) -> None:
+    def add_and_raise(connection: Connection) -> None:
+        connection.execute(insert(im_user).values(name="alice", password_hash="x", gmt_create=1))
+        assert count_users(connection) == 1
+        raise StoreConflict("No.")
+
+    with pytest.raises(StoreConflict):
+        await sql.archive.write(add_and_raise)
+    assert await sql.archive.read(count_users) == 0
+
+
+async def test_all_that_is_read_belongs_to_one_state(sql: SqlSide) -> None:
+    looked, go_on = threading.Event(), threading.Event()
+
+    def count_twice(connection: Connection) -> tuple[int, int]:
+        first = count_users(connection)
+        looked.set()
+        assert go_on.wait(10)
+        return first, count_users(connection)
+
+    reading = asyncio.create_task(sql.archive.read(count_twice))
+    assert await asyncio.to_thread(looked.wait, 10)
+    await person(sql.process())
+    go_on.set()
+    assert await reading == (0, 0)
+    assert await sql.archive.read(count_users) == 1
+
+
+async def test_clock_of_the_database_is_in_milliseconds(sql: SqlSide) -> None:
+    def clock(connection: Connection) -> int:
+        return connection.scalars(select(now_ms())).one()
+
+    first = await sql.archive.read(clock)
+    assert 1_700_000_000_000 < first < 10_000_000_000_000
+    assert first <= await sql.archive.read(clock) < first + 60_000
+
+
+async def test_clock_of_the_database_knows_no_time_zone(mariadb_with_tables: str) -> None:
+    def clock(connection: Connection, zone: str) -> int:
+        connection.execute(text(f"SET time_zone = '{zone}'"))
+        return connection.scalars(select(now_ms())).one()
+
+    async with sql_side(mariadb_with_tables) as side:
+        west, east = [await side.archive.read(clock, zone) for zone in ("-11:00", "+12:00")]
+    assert abs(east - west) < 60_000
+
+
+# ---------------------------------------------------------------- again
+
+
+async def test_deadlock_is_resolved_by_beginning_again(mariadb_with_tables: str) -> None:
+    async with sql_side(mariadb_with_tables) as side:
+        ports = side.process()
+        alice, bob = await person(ports), await person(ports)
+        both_hold_one = threading.Barrier(2)
+
+        def rename_both(connection: Connection, first: int, second: int, name: str) -> None:
+            rename(connection, first, f"{name} 1")
+            if not both_hold_one.broken:
+                both_hold_one.wait(10)
+                both_hold_one.abort()
+            rename(connection, second, f"{name} 2")
+
+        def meet(connection: Connection, first: int, second: int, name: str) -> None:
+            try:
+                rename_both(connection, first, second, name)
+            except threading.BrokenBarrierError:
+                rename(connection, second, f"{name} 2")
+
+        one, other = side.connect(), side.connect()
+        await asyncio.gather(
+            one.write(meet, alice.user_id, bob.user_id, "one"), other.write(meet, bob.user_id, alice.user_id, "other")
+        )
+        assert one.statistics().retries + other.statistics().retries == 1
+        assert one.statistics().failures + other.statistics().failures == 0
+
+
+async def test_lock_that_is_held_too_long_is_given_up(
+    mariadb_with_tables: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with sql_side(mariadb_with_tables) as side:
+        alice = await person(side.process())
+        held, let_go = threading.Event(), threading.Event()
+
+        def hold(connection: Connection) -> None:
+            rename(connection, alice.user_id, "held")
+            held.set()
+            assert let_go.wait(10)
+
+        holding = asyncio.create_task(side.archive.write(hold))
+        assert await asyncio.to_thread(held.wait, 10)
+        monkeypatch.setattr(engine, "_MYSQL_SESSION", "SET SESSION innodb_lock_wait_timeout = 0")
+        impatient = side.connect()
+        with pytest.raises(BackendUnavailable, match="Lock wait timeout"):
+            await impatient.write(rename, alice.user_id, "mine")
+        assert impatient.statistics() == (4, 3, 1, 0)
+        let_go.set()
+        await holding
+
+
+async def test_file_that_is_locked_too_long_is_given_up(
+    sqlite_with_tables: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with sql_side(sqlite_with_tables) as side:
+        held, let_go = threading.Event(), threading.Event()
+
+        def hold(connection: Connection) -> None:
+            held.set()
+            assert let_go.wait(10)
+
+        holding = asyncio.create_task(side.archive.write(hold))
+        assert await asyncio.to_thread(held.wait, 10)
+        monkeypatch.setattr(engine, "_SQLITE_PRAGMAS", ("busy_timeout = 1",))
+        impatient = side.connect()
+        with pytest.raises(BackendUnavailable, match="database is locked"):
+            await impatient.write(rename, 1, "mine")
+        assert await impatient.read(count_users) == 0  # readers do not wait for writers
+        let_go.set()
+        await holding
+
+
+async def test_row_inserted_in_between_is_found_at_the_second_look(mariadb_with_tables: str) -> None:
+    async with sql_side(mariadb_with_tables) as side:
+        other = side.connect()
+        looks = []
+
+        def look_and_insert(connection: Connection) -> str:
+            looks.append(count_users(connection))
+            if looks[-1]:
+                return "found"
+            # As another process would, after our look.
+            asyncio.run_coroutine_threadsafe(other.write(insert_alice), loop).result(10)
+            insert_alice(connection)
+            return "inserted"
+
+        def insert_alice(connection: Connection) -> None:
+            connection.execute(insert(im_user).values(name="alice", password_hash="x", gmt_create=1))
+
+        loop = asyncio.get_running_loop()
+        assert await side.archive.write(look_and_insert) == "found"
+        assert looks == [0, 1]
+        assert side.archive.statistics().retries == 1
+
+
+# ---------------------------------------------------------------- away
+
+
+async def test_our_own_mistakes_are_not_blamed_on_the_database(sql: SqlSide) -> None:
+    for mistake in (
+        "SELECT * FROM no_such_table",
+        "SELECT no_such_column FROM im_user",
+        "SELEC",
+        "INSERT INTO im_user (name) VALUES ('a')",
+    ):
+        with pytest.raises(SQLAlchemyError):
+            await sql.archive.write(lambda connection, sql_text: connection.execute(text(sql_text)), mistake)
+    assert sql.archive.statistics().failures == 0
+
+
+async def test_connection_that_was_closed_while_idle_is_replaced(mariadb_with_tables: str) -> None:
+    def connection_id(connection: Connection) -> int:
+        return int(connection.scalars(select(func.connection_id())).one())
+
+    def kill(connection: Connection, number: int) -> None:
+        connection.execute(text(f"KILL {number}"))
+
+    async with sql_side(mariadb_with_tables) as side:
+        idle = Archive(side.url, 1)
+        former = await idle.read(connection_id)
+        await side.archive.read(kill, former)
+        assert await idle.read(connection_id) != former
+        assert idle.statistics().failures == 0
+        await idle.close()
+
+
+async def test_connection_lost_in_a_transaction_is_unavailable_and_the_next_one_works(mariadb_with_tables: str) -> None:
+    def lose(connection: Connection) -> None:
+        connection.execute(text("KILL CONNECTION_ID()"))
+        count_users(connection)
+
+    async with sql_side(mariadb_with_tables) as side:
+        with pytest.raises(BackendUnavailable, match="is not available"):
+            await side.archive.write(lose)
+        assert await side.archive.read(count_users) == 0
+        assert side.archive.statistics().failures == 1
+
+
+@pytest.mark.parametrize(
+    "url", ["mysql+pymysql://meshim:test@127.0.0.1:1/meshim", "sqlite:////nowhere/at/all.db", "sqlite:////proc/version"]
+)
+async def test_database_out_of_reach_is_unavailable(url: str) -> None:
+    archive = Archive(url, 1)
+    with pytest.raises(BackendUnavailable, match=r"^The database is not available: .*[^.]\.$"):
+        await archive.write(count_users)
+    await archive.close()
+
+
+async def test_wrong_password_is_told_without_the_password(mariadb_with_tables: str) -> None:
+    archive = Archive(mariadb_with_tables.replace(":test@", ":secret@"), 1)
+    with pytest.raises(BackendUnavailable, match="Access denied") as caught:
+        await archive.read(count_users)
+    assert "secret" not in caught.value.sentence
+    await archive.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("postgresql://localhost/meshim", "must begin with"),
+        ("mysql://localhost/meshim", "must begin with"),
+        ("embedded", "must begin with"),
+        ("sqlite://", "must name a file"),
+        ("sqlite:///:memory:", "must name a file"),
+    ],
+)
+def test_url_of_another_database_is_refused(url: str, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        Archive(url, 1)
+
+
+# ---------------------------------------------------------------- bounded
+
+
+async def test_only_so_many_wait(sql: SqlSide) -> None:
+    archive = Archive(sql.url, 1)
+    started, go_on = threading.Event(), threading.Event()
+
+    def stay(connection: Connection) -> None:
+        started.set()
+        assert go_on.wait(10)
+
+    staying = asyncio.create_task(archive.read(stay))
+    assert await asyncio.to_thread(started.wait, 10)
+    waiting = [asyncio.create_task(archive.read(count_users)) for _ in range(64)]
+    await asyncio.sleep(0)
+    with pytest.raises(BackendUnavailable, match="Too much is waiting"):
+        await archive.read(count_users)
+    assert archive.statistics().refused == 1
+
+    waiting.pop().cancel()  # whoever gives up makes room
+    await asyncio.sleep(0)
+    waiting.append(asyncio.create_task(archive.read(count_users)))
+    go_on.set()
+    await asyncio.gather(staying, *waiting)
+    assert archive.statistics() == (65, 0, 0, 1)
+    await archive.close()
+
+
+async def test_close_waits_for_what_runs_and_refuses_the_rest(sql: SqlSide) -> None:
+    archive = Archive(sql.url, 1)
+    started, go_on = threading.Event(), threading.Event()
+
+    def add_slowly(connection: Connection) -> None:
+        started.set()
+        assert go_on.wait(10)
+        connection.execute(insert(im_user).values(name="alice", password_hash="x", gmt_create=1))
+
+    adding = asyncio.create_task(archive.write(add_slowly))
+    assert await asyncio.to_thread(started.wait, 10)
+    waiting = asyncio.create_task(archive.read(count_users))
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(archive.close())
+    await asyncio.sleep(0)
+    with pytest.raises(BackendUnavailable, match="was closed"):
+        await archive.read(count_users)
+    go_on.set()
+    await closing
+    await adding
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert await sql.archive.read(count_users) == 1

@@ -1,0 +1,177 @@
+"""The tables on SQLite and MariaDB: how a database gets them, and what it enforces by itself."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection, Inspector, insert, inspect, text, update
+from sqlalchemy.exc import IntegrityError, OperationalError
+
+from meshim.errors import BackendUnavailable, UsageError
+from meshim.stores import schema
+from meshim.stores.engine import create
+from meshim.stores.schema import im_position, im_relation, im_user, metadata
+from tests.contract.archive_sides import person, sql_side
+
+
+@pytest.fixture(params=["sqlite", "mariadb"])
+def empty_url(request: pytest.FixtureRequest) -> str:
+    """A database without tables."""
+    return str(request.getfixturevalue(f"{request.param}_url"))
+
+
+@contextmanager
+def connected(url: str) -> Iterator[Connection]:
+    engine = create(url, 1)
+    try:
+        with engine.begin() as connection:
+            yield connection
+    finally:
+        engine.dispose()
+
+
+# ---------------------------------------------------------------- upgrade and check
+
+
+def test_steps_lead_to_the_tables_of_the_schema(empty_url: str) -> None:
+    schema.upgrade(empty_url)
+    with connected(empty_url) as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        assert compare_metadata(context, metadata) == []
+        inspector: Inspector = inspect(connection)
+        [check] = inspector.get_check_constraints("im_relation")
+        assert check["name"] == "ck_relation_order"
+
+
+def test_database_needs_an_upgrade_once(empty_url: str) -> None:
+    with pytest.raises(UsageError, match="run `meshim db upgrade`"):
+        schema.check(empty_url)
+    schema.upgrade(empty_url)
+    schema.check(empty_url)
+    schema.upgrade(empty_url)
+    schema.check(empty_url)
+
+
+async def test_several_processes_upgrade_at_once(empty_url: str) -> None:
+    await asyncio.gather(*(asyncio.to_thread(schema.upgrade, empty_url) for _ in range(4)))
+    schema.check(empty_url)
+
+
+async def test_upgrade_keeps_what_is_there(empty_url: str) -> None:
+    schema.upgrade(empty_url)
+    async with sql_side(empty_url) as side:
+        alice = await person(side.process())
+        schema.upgrade(empty_url)
+        assert await side.process().accounts.users([alice.user_id]) == [alice]
+
+
+def test_upgrade_that_was_cut_short_is_finished(empty_url: str) -> None:
+    """MySQL has no transaction around it: some tables may be there, and the version not yet."""
+    schema.upgrade(empty_url)
+    with connected(empty_url) as connection:
+        connection.execute(text("DELETE FROM alembic_version"))
+        im_position.drop(connection)
+    schema.upgrade(empty_url)
+    schema.check(empty_url)
+    with connected(empty_url) as connection:
+        assert inspect(connection).has_table("im_position")
+
+
+@pytest.mark.parametrize("act", [schema.upgrade, schema.check])
+def test_database_of_a_newer_meshim_is_refused(empty_url: str, act: Callable[[str], None]) -> None:
+    schema.upgrade(empty_url)
+    with connected(empty_url) as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(UsageError, match="version 9999, made by a newer meshim"):
+        act(empty_url)
+
+
+@pytest.mark.parametrize("act", [schema.upgrade, schema.check])
+@pytest.mark.parametrize("url", ["mysql+pymysql://a:b@127.0.0.1:1/c", "sqlite:////nowhere/at/all.db"])
+def test_unreachable_database_is_unavailable(url: str, act: Callable[[str], None]) -> None:
+    with pytest.raises(BackendUnavailable, match="is not available"):
+        act(url)
+
+
+def test_commits_that_are_not_on_the_disk_are_warned_of(mariadb_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    schema.upgrade(mariadb_url)
+    with caplog.at_level(logging.WARNING):
+        schema.check(mariadb_url)
+        assert caplog.messages == []
+        try:
+            _set_flush(mariadb_url, 2)
+            schema.check(mariadb_url)
+        finally:
+            _set_flush(mariadb_url, 1)
+    [warning] = caplog.messages
+    assert "innodb_flush_log_at_trx_commit is 2" in warning
+
+
+def _set_flush(url: str, value: int) -> None:
+    with connected(url) as connection:
+        connection.execute(text(f"SET GLOBAL innodb_flush_log_at_trx_commit = {value}"))
+
+
+# ---------------------------------------------------------------- what a connection is set to
+
+
+def test_sqlite_is_durable_and_shared(sqlite_with_tables: str) -> None:
+    with connected(sqlite_with_tables) as connection:
+        pragmas = {
+            name: connection.scalar(text(f"PRAGMA {name}"))
+            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        }
+    assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 5_000}
+
+
+def test_mysql_is_strict_and_compares_bytes(mariadb_with_tables: str) -> None:
+    with connected(mariadb_with_tables) as connection:
+        assert "STRICT_ALL_TABLES" in str(connection.scalar(text("SELECT @@sql_mode")))
+        assert connection.scalar(text("SELECT @@tx_isolation")) == "READ-COMMITTED"
+        assert connection.scalar(text("SELECT @@character_set_connection")) == "utf8mb4"
+        collations = connection.scalars(
+            text("SELECT DISTINCT table_collation FROM information_schema.tables WHERE table_name LIKE 'im\\_%'")
+        )
+        assert set(collations) == {"utf8mb4_bin"}
+
+
+def test_rows_that_match_are_counted_though_nothing_changes(sql_url: str) -> None:
+    """Fencing rests on it: MySQL counts changed rows unless it is told otherwise."""
+    with connected(sql_url) as connection:
+        user = {"name": "same", "password_hash": "x", "gmt_create": 1}
+        connection.execute(insert(im_user).values(user))
+        assert connection.execute(update(im_user).where(im_user.c.name == "same").values(user)).rowcount == 1
+        connection.rollback()
+
+
+def test_ids_are_never_given_twice(sql_url: str) -> None:
+    with connected(sql_url) as connection:
+        ids = []
+        for name in ("one", "two"):
+            user = {"name": name, "password_hash": "x", "gmt_create": 1}
+            ids.append(connection.execute(insert(im_user).values(user)).inserted_primary_key)
+            connection.execute(im_user.delete().where(im_user.c.name == name))
+        connection.rollback()
+    first, second = ids
+    assert first is not None
+    assert second is not None
+    assert second[0] > first[0]
+
+
+def test_pair_has_the_lower_id_first(sql_url: str) -> None:
+    with connected(sql_url) as connection:
+        ids = []
+        for name in ("one", "two"):
+            user = {"name": name, "password_hash": "x", "gmt_create": 1}
+            ids.append(connection.execute(insert(im_user).values(user)).inserted_primary_key)
+        (low,), (high,) = (key for key in ids if key is not None)
+        pair = {"state": "friends", "requested_by": 1, "gmt_create": 1, "gmt_modified": 1}
+        for user1, user2 in ((high, low), (low, low)):
+            # MariaDB calls it an operational error.
+            with pytest.raises((IntegrityError, OperationalError), match="ck_relation_order"):
+                connection.execute(insert(im_relation).values(pair | {"user_id1": user1, "user_id2": user2}))
+        connection.rollback()
