@@ -74,7 +74,7 @@ class Client:
         self,
         api: str,
         name: str,
-        password: str,
+        password: str | Callable[[], str],
         *,
         device: str = "default",
         state: str | os.PathLike[str] | None = None,
@@ -82,6 +82,8 @@ class Client:
         options: ClientOptions = DEFAULTS,
     ) -> None:
         """`state` is the file of this device, `NAME-DEVICE.db` by default.
+
+        `password` may be a function that asks for it; it is called, in a thread, only when a login is needed.
 
         `insecure` allows plain HTTP to another host.
         """

@@ -33,6 +33,8 @@ class Reading:
         self._mark_read = mark_read
         self._more = asyncio.Event()
         self._failure: MeshimError | None = None
+        self._turn = 0
+        """Of the last message that was given out."""
         self.skipped = 0
         """Messages of kinds that this version does not know."""
 
@@ -45,19 +47,20 @@ class Reading:
 
     async def messages(self) -> AsyncIterator[Message]:
         """Messages for the application; raises what ended the client."""
-        turn = 0
         while True:
             if self._failure is not None:
                 raise self._failure
             self._more.clear()
             async with self._lock:
-                page = self._state.received(turn, PAGE)
+                if self._turn:
+                    self._state.handled((self._turn,))  # also when the loop was left and entered again
+                page = self._state.received(self._turn, PAGE)
             for row in page:
-                turn = row.turn
+                self._turn = row.turn
                 message = await self._open(row)
                 if message is not None:
                     yield message
-                await self._done(turn)
+                await self._done(row.turn)
             if not page:
                 await self._more.wait()
 

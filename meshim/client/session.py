@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -16,9 +16,14 @@ from meshim.wire.rest import Connector, LoginAnswer
 
 
 class Credentials(NamedTuple):
+    """`password` may be a function that asks for it: it is called when a login is needed."""
+
     name: str
-    password: str
+    password: str | Callable[[], str]
     device: str
+
+    async def reveal(self) -> str:
+        return self.password if isinstance(self.password, str) else await asyncio.to_thread(self.password)
 
 
 class _Login(msgspec.Struct):
@@ -75,8 +80,8 @@ class Session:
         return Identity(self._login.user_id, self._login.device_id, self._state.epoch)
 
     async def _log_in(self) -> LoginAnswer:
-        name, password, device = self._credentials
-        answer = await self._api.login(name, password, device, self._state.epoch)
+        name, _, device = self._credentials
+        answer = await self._api.login(name, await self._credentials.reveal(), device, self._state.epoch)
         before = self._login
         if before is not None and before.user_id != answer.user_id:
             raise UsageError(f"{name} is another user here than in this state file: use a new file for this server")

@@ -1,0 +1,284 @@
+"""Commands that talk: send, listen, chat.  Each is one device of its user, with a state file of its own."""
+
+import asyncio
+import os
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+import rich_click as click
+
+from meshim.cli.login import Mesh, mesh_options, password_option, read_password
+from meshim.errors import MeshimError, Refused, UsageError
+
+if TYPE_CHECKING:  # brings sockets and cryptography, which `--help` does without
+    from meshim.client import Client, Message, Outgoing
+
+_LEAVE_S = 10.0
+"""How long a command waits at its end for messages to be safe in the mesh; they stay in the state file otherwise."""
+_PATIENCE_S = 2.0
+"""After that long without a connection the person is told what is being waited for."""
+_T = TypeVar("_T")
+
+
+class Device(msgspec.Struct, frozen=True):
+    """Which device of whom a command is."""
+
+    mesh: Mesh
+    name: str
+    device: str
+    state: str | None
+    password: str | Callable[[], str]
+
+    def client(self) -> "Client":
+        from meshim.client import Client
+
+        return Client(
+            self.mesh.api,
+            self.name,
+            self.password,
+            device=self.device,
+            state=self.state or self._default_state(),
+            insecure=self.mesh.insecure,
+        )
+
+    def _default_state(self) -> Path:
+        home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+        place = urlsplit(self.mesh.api).netloc.replace(":", "-")
+        return Path(home) / "meshim" / f"{self.name.lower()}@{place}-{self.device}.db"
+
+    def run(self, work: "Callable[[Client], Awaitable[_T]]") -> _T:
+        """Connect, do the work, leave."""
+        import uvloop
+
+        async def connected() -> _T:
+            async with self.client() as client:
+                reminder = asyncio.create_task(_remind(client, self.mesh.api))
+                try:
+                    return await work(client)
+                finally:
+                    reminder.cancel()
+
+        return uvloop.run(connected())
+
+
+async def _remind(client: "Client", api: str) -> None:
+    try:
+        await asyncio.wait_for(client.online(), _PATIENCE_S)
+    except TimeoutError:
+        print(f"Waiting for a connector of the mesh at {api} ...", file=sys.stderr)
+    except MeshimError:  # the work fails with the same error, and tells it
+        return
+
+
+def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """ME, `--device`, `--state` and the password, as one `device`."""
+
+    @mesh_options
+    @password_option
+    @click.option("--device", default="cli", show_default=True, help="Name of this device among yours.")
+    @click.option("--state", metavar="FILE", help="State file of this device; by default one in ~/.local/state/meshim.")
+    @wraps(command)
+    def with_device(
+        *args: Any, mesh: Mesh, me: str, device: str, state: str | None, password_stdin: bool, **kwargs: Any
+    ) -> Any:
+        # The line is read in any case: what follows it on standard input are messages.
+        password = read_password(me, True) if password_stdin else (lambda: read_password(me, False))
+        return command(*args, device=Device(mesh, me, device, state, password), **kwargs)
+
+    return click.argument("me")(with_device)
+
+
+# ---------------------------------------------------------------- send
+
+
+@click.command()
+@device_options
+@click.argument("peer")
+@click.argument("text")
+@click.option(
+    "--wait",
+    type=click.Choice(("stored", "sent", "delivered", "read")),
+    default="sent",
+    show_default=True,
+    help="Return when it is in the outbox of this device (stored), safe in the mesh, with PEER, or read.",
+)
+def send(device: Device, peer: str, text: str, wait: str) -> None:
+    """Send TEXT to PEER, as ME; - as TEXT reads it from standard input."""
+    body = sys.stdin.read().rstrip("\n") if text == "-" else text
+    if not body:
+        raise UsageError("There is nothing to send: the text is empty.")
+
+    async def work(client: "Client") -> None:
+        outgoing = await client.send(peer, body)
+        if wait != "stored":
+            await {
+                "sent": outgoing.wait_sent,
+                "delivered": outgoing.wait_delivered,
+                "read": outgoing.wait_read,
+            }[wait]()
+        print(f"{outgoing.id} {outgoing.state}")
+
+    device.run(work)
+
+
+# ---------------------------------------------------------------- listen
+
+
+@click.command()
+@device_options
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--count", type=click.IntRange(min=1), help="End after so many messages.")
+@click.option("--no-read", is_flag=True, help="Do not tell senders that their messages were read.")
+def listen(device: Device, as_json: bool, count: int | None, no_read: bool) -> None:
+    """Print messages for ME as they come, stored ones first; Ctrl-C ends."""
+
+    async def work(client: "Client") -> None:
+        printed = 0
+        async for message in client.messages():
+            print(_json(message) if as_json else _line(message), flush=True)
+            await (message.done() if no_read else message.mark_read())
+            printed += 1
+            if printed == count:
+                return
+
+    device.run(work)
+
+
+def _json(message: "Message") -> str:
+    return msgspec.json.encode(
+        {
+            "id": message.id,
+            "sender": message.sender,
+            "sender_device": message.sender_device,
+            "recipient": message.recipient,
+            "text": message.text,
+            "sent_at": message.sent_at,
+            "own": message.own,
+            "stored": message.stored,
+            "place": message.place.name.lower(),
+            "problem": message.problem,
+        }
+    ).decode()
+
+
+def _line(message: "Message") -> str:
+    who = f"{message.sender} to {message.recipient}" if message.own else message.sender
+    what = f"[{message.problem}]" if message.problem else printable(message.text)
+    return f"{message.sent_at.astimezone():%Y-%m-%d %H:%M:%S} {who}: {what}"
+
+
+def printable(text: str) -> str:
+    """The text without anything that a terminal would obey."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+# ---------------------------------------------------------------- chat
+
+
+@click.command()
+@device_options
+@click.option("--to", "peer", required=True, metavar="PEER", help="Who gets what you type.")
+def chat(device: Device, peer: str) -> None:
+    """Talk with PEER, as ME: a line you type is a message; Ctrl-D ends.
+
+    Your messages are numbered, and how far each has come is shown: `sent` when it is safe in the mesh,
+    `delivered` when PEER has it, `read` when PEER has seen it.  Messages of others are shown too.
+    """
+
+    async def work(client: "Client") -> None:
+        print(f"You are {device.name} and talk with {peer}.  Ctrl-D ends.", file=sys.stderr)
+        showing = asyncio.create_task(_show(client))
+        typing = asyncio.create_task(_type(client, peer))
+        try:
+            await asyncio.wait((showing, typing), return_when=asyncio.FIRST_COMPLETED)
+            for task in (typing, showing):
+                if task.done():
+                    task.result()
+        finally:
+            showing.cancel()
+            typing.cancel()
+
+    device.run(work)
+
+
+async def _show(client: "Client") -> None:
+    async for message in client.messages():
+        if message.own:
+            print(f"{message.sender} to {message.recipient}, elsewhere: {printable(message.text)}", flush=True)
+        else:
+            text = f"[{message.problem}]" if message.problem else printable(message.text)
+            print(f"{message.sender}: {text}", flush=True)
+        await message.mark_read()
+
+
+async def _type(client: "Client", peer: str) -> None:
+    """Send each line; at the end wait until all are safe."""
+    lines = _stdin()
+    following: set[asyncio.Task[None]] = set()
+    sent: list[Outgoing] = []
+    number = 0
+    while (line := await lines.get()) is not None:
+        if not line.strip():
+            continue
+        number += 1
+        try:
+            outgoing = await client.send(peer, line)
+        except Refused as error:
+            print(f"  #{number} not sent: {error.sentence}", file=sys.stderr)
+            continue
+        sent = [each for each in sent if each.state == "pending"] + [outgoing]
+        task = asyncio.create_task(_follow(number, outgoing))
+        following.add(task)
+        task.add_done_callback(following.discard)
+    try:
+        async with asyncio.timeout(_LEAVE_S):
+            for outgoing in sent:
+                await outgoing.wait_sent()
+            await asyncio.sleep(0)  # let what was reached be shown
+    except TimeoutError:
+        print("Not everything is safe in the mesh yet; it is sent when you come back.", file=sys.stderr)
+    except Refused as error:
+        print(error.sentence, file=sys.stderr)
+
+
+async def _follow(number: int, outgoing: "Outgoing") -> None:
+    """Show how far a message comes."""
+    try:
+        for state, reached in (
+            ("sent", outgoing.wait_sent),
+            ("delivered", outgoing.wait_delivered),
+            ("read", outgoing.wait_read),
+        ):
+            await reached()
+            print(f"  #{number} {state}", flush=True)
+    except Refused as error:
+        print(f"  #{number} not sent: {error.sentence}", flush=True)
+    except MeshimError as error:
+        if outgoing.state == "pending":
+            print(f"  #{number} on its way: {error.sentence}", file=sys.stderr)
+
+
+def _stdin() -> "asyncio.Queue[str | None]":
+    """Lines of standard input, then None; read by a thread that nobody waits for at the end."""
+    lines: asyncio.Queue[str | None] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+
+    def read() -> None:
+        try:
+            for line in sys.stdin:
+                loop.call_soon_threadsafe(lines.put_nowait, line.rstrip("\r\n"))
+            loop.call_soon_threadsafe(lines.put_nowait, None)
+        except RuntimeError:  # the loop was closed: nobody reads any more
+            return
+
+    threading.Thread(target=read, daemon=True, name="stdin").start()
+    return lines
+
+
+commands: list[click.Command] = [send, listen, chat]
