@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, NullPool, create_engine, select, text
 
 from meshim.deploy.embedded import Nats, Valkey
 from meshim.protocol.routing import partition_of
@@ -131,6 +131,34 @@ async def test_stopped_beyond_its_lease(mesh: Mesh) -> None:
     for writer in (first, second):
         writer.send(signal.SIGTERM)
     assert [await writer.ended() for writer in (first, second)] == [0, 0]
+
+
+async def test_stopped_within_a_transaction(
+    valkey_url: str, nats_url: str, mariadb_url: str, namespace: str, tmp_path: Path, stack: AsyncExitStack
+) -> None:
+    """R11: the locks of a stopped process end with its session in the database."""
+    mesh = await Mesh(topology_of(valkey_url, nats_url, mariadb_url, namespace), tmp_path, stack).open()
+    recipients = await mesh.people(2)
+    first = await mesh.start("w1")
+    engine = create_engine(mariadb_url, poolclass=NullPool)
+    with engine.connect() as watching, engine.connect() as locking:
+        locking.execute(select(im_position).with_for_update())
+
+        async def first_waits_for_a_lock() -> bool:
+            with watching.begin():
+                waiting = "SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
+                return bool(watching.scalar(text(waiting)))
+
+        await until(first_waits_for_a_lock, every_s=0.2)  # InnoDB refreshes this table ten times a second at most
+        first.send(signal.SIGSTOP)
+        locking.rollback()  # and now the first one has it
+    await mesh.start("w2")
+    for recipient in recipients:
+        await mesh.publish(recipient)
+    await until(lambda: mesh.all_stored(recipients))
+    first.send(signal.SIGCONT)
+    first.send(signal.SIGTERM)
+    assert await first.ended() == 0
 
 
 async def test_sigterm_gives_everything_back_at_once(mesh: Mesh) -> None:

@@ -28,12 +28,12 @@ TIMERS = Timers(lease_renew_s=0.3, lease_ttl_s=1.0, partition_lease_s=1.5)
 DEADLINE_S = 20.0
 
 
-async def until(condition: Callable[[], Awaitable[bool]], *, within_s: float = DEADLINE_S) -> None:
+async def until(condition: Callable[[], Awaitable[bool]], *, every_s: float = 0.02) -> None:
     """Wait until the condition holds."""
-    end = time.monotonic() + within_s
+    end = time.monotonic() + DEADLINE_S
     while not await condition():
         assert time.monotonic() < end, "it did not come true"
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(every_s)
 
 
 def topology_of(redis: str, nats: str, sql: str, namespace: str) -> Topology:
