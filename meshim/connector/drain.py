@@ -95,7 +95,7 @@ class Drain:
         # From the start: rows that were pushed but never marked are found again, and told apart by `_pushed`.
         self._cursor = (0, -1)
         if self._fence is not None:
-            return self._read()
+            return self._read() + self._mark()
         self.phase = Phase.CLAIMING
         return [ClaimQueue(self.device, self.session)]
 
