@@ -155,8 +155,8 @@ class Client:
             self._performers[type(action)](action)
         self._fail(ClientClosed("the client was closed"))
         self._crank.stop()
-        for task in self._tasks:
-            task.cancel()
+        connecting, _ = self._tasks
+        connecting.cancel()  # the saver ends by itself: nothing stops a thread in the middle of a transaction
         await asyncio.gather(*self._tasks, return_exceptions=True)
         async with self._session.lock:
             if self._saves:
@@ -185,6 +185,7 @@ class Client:
                 future.set_exception(error)
         self._reading.fail(error)
         self._progressed.set()
+        self._save_due.set()
 
     def _check(self) -> None:
         if self._failure is not None:
@@ -260,10 +261,12 @@ class Client:
 
     async def _saver(self) -> None:
         """Writes what has gathered, in one transaction; the next gathers meanwhile."""
-        while True:
+        while self._failure is None:
             await self._save_due.wait()
             self._save_due.clear()
             saves = self._saves.copy()
+            if not saves:
+                continue
             changes = [change for save in saves for change in save.changes]
             async with self._session.lock:
                 await asyncio.to_thread(self._state.apply, changes)

@@ -48,21 +48,25 @@ class Reading:
     async def messages(self) -> AsyncIterator[Message]:
         """Messages for the application; raises what ended the client."""
         while True:
-            if self._failure is not None:
-                raise self._failure
             self._more.clear()
             async with self._lock:
+                self._check()
                 if self._turn:
                     self._state.handled((self._turn,))  # also when the loop was left and entered again
                 page = self._state.received(self._turn, PAGE)
             for row in page:
-                self._turn = row.turn
                 message = await self._open(row)
+                self._check()  # what could not be found out because we were closed is no answer
                 if message is not None:
+                    self._turn = row.turn
                     yield message
                 await self._done(row.turn)
             if not page:
                 await self._more.wait()
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
 
     async def _done(self, turn: int) -> None:
         async with self._lock:

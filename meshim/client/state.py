@@ -35,7 +35,7 @@ from meshim.client.events import (
     SettleOut,
     Snapshot,
 )
-from meshim.errors import UsageError
+from meshim.errors import ClientClosed, UsageError
 from meshim.wire.envelope import Destination, Stream
 
 _VERSION = 1
@@ -86,6 +86,7 @@ class StateFile:
 
     def __init__(self, path: Path) -> None:
         """Open or make the file.  Raises UsageError when another process has it or it is no state file."""
+        self._closed = False
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -113,6 +114,7 @@ class StateFile:
             raise sqlite3.DatabaseError(f"it has version {version}, {_VERSION} is known")
 
     def close(self) -> None:
+        self._closed = True
         self._db.close()
         os.close(self._lock)
 
@@ -252,6 +254,8 @@ class StateFile:
         return None if row is None else row[0]
 
     def _transaction(self) -> "_Transaction":
+        if self._closed:  # by another task, while this one was out asking REST
+            raise ClientClosed("the client was closed")
         return _Transaction(self._db)
 
 
