@@ -14,8 +14,5 @@ _PYTHON = str(_VENV / "bin" / "python")
 
 if Path(sys.prefix) != _VENV:
     if not Path(_PYTHON).exists():
-        subprocess.run([_ROOT / "scripts" / "setup"], check=True, stdout=sys.stderr)
+        subprocess.run([_ROOT / "scripts" / "setup", "embedded"], check=True, stdout=sys.stderr)
     os.execv(_PYTHON, [_PYTHON, *sys.argv])  # noqa: S606  (that is the point)
-
-# Not installed, or as it was when `scripts/setup` ran: these scripts are for the code beside them.
-sys.path.insert(1, str(_ROOT))
