@@ -57,6 +57,7 @@ class NatsClient:
         self._closed_by_server = asyncio.Event()
         self._told: set[str] = set()
         self._last_error: Exception | None = None
+        self._connecting: asyncio.Timeout | None = None
         self._errors = 0
         self._dropped = 0
 
@@ -81,7 +82,7 @@ class NatsClient:
 
     async def _connect(self, address: str, user: str | None, password: str | None, name: str, timeout_s: float) -> None:
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(timeout_s) as self._connecting:
                 await self._nats.connect(
                     [address],
                     name=name,
@@ -92,8 +93,8 @@ class NatsClient:
                     reconnect_time_wait=_RECONNECT_WAIT_S,  # type: ignore[arg-type]  # it goes to asyncio.sleep
                     ping_interval=_PING_S,
                     max_outstanding_pings=_SILENT_PINGS,
-                    pending_size=2
-                    * _UNSENT_BYTES_MOST,  # never reached: then nats-py would wait, and swallow a cancellation
+                    # Never reached: nats-py would wait for room then, and swallow a cancellation.
+                    pending_size=2 * _UNSENT_BYTES_MOST,
                     error_cb=self._on_error,
                     disconnected_cb=self._on_disconnected,
                     reconnected_cb=self._on_reconnected,
@@ -103,6 +104,7 @@ class NatsClient:
             await self.close()
             reason = _reason(self._last_error or error)
             raise BackendUnavailable(f"NATS at {self._place} did not let us in: {reason}.") from error
+        self._connecting = None
         self._limit_unsent_data()
         inbox = self.new_inbox()
         self._inbox = f"{inbox}."
@@ -210,6 +212,9 @@ class NatsClient:
                 await self._nats.close()
         except TimeoutError:
             self._log.warning("nats closed with unsent data", place=self._place)
+        writer = self._writer()
+        if writer is not None:
+            writer.transport.abort()  # does nothing after a close that came to its end
 
     async def _send(self, subject: str, data: bytes, reply: str, headers: dict[str, str] | None) -> None:
         if not self.connected:
@@ -235,11 +240,15 @@ class NatsClient:
         nats-py closes a silent connection only after what is in the socket has been sent, which
         to a stopped server, or one behind a cut wire, takes until TCP gives up: a quarter of an hour.
         """
-        if sys.platform != "linux":
-            return
-        # There is no public way to the socket.
-        connection: socket.socket = self._nats._transport._io_writer.get_extra_info("socket")  # type: ignore[union-attr]
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNSENT_MS)
+        writer = self._writer()
+        if writer is not None and sys.platform == "linux":
+            connection: socket.socket = writer.get_extra_info("socket")
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNSENT_MS)
+
+    def _writer(self) -> asyncio.StreamWriter | None:
+        """The connection beneath nats-py, which has no public way to it."""
+        writer: asyncio.StreamWriter | None = getattr(self._nats._transport, "_io_writer", None)
+        return writer
 
     async def _on_answer(self, message: Msg) -> None:
         answer = self._asked.get(message.subject[len(self._inbox) :])
@@ -252,6 +261,8 @@ class NatsClient:
             self._dropped += 1
         else:
             self._errors += 1
+        if self._connecting is not None and "authorization" in str(error).lower():
+            self._connecting.reschedule(0.0)  # trying again will not help
         # Once for each connection, not once for each attempt or message.
         kind = type(error).__name__
         if kind not in self._told:

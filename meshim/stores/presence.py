@@ -30,14 +30,12 @@ _AT_ONCE = 256
 """Users in one script: Redis does nothing else meanwhile, so a script has to stay around a millisecond."""
 
 # KEYS: last number given.  ARGV: count.  Returns the first of `count` numbers.
-# %.0f because Lua writes numbers of this size as 1.7e+15.
 _SESSION_NUMBERS = """
 local time = redis.call('TIME')
-local now = time[1] * 1000000 + time[2]
 local last = tonumber(redis.call('GET', KEYS[1]) or 0)
-local first = math.max(now, last + 1)
-redis.call('SET', KEYS[1], string.format('%.0f', first + ARGV[1] - 1))
-return string.format('%.0f', first)
+local first = math.max(time[1] * 1000000 + time[2], last + 1)
+redis.call('SET', KEYS[1], first + ARGV[1] - 1)
+return first
 """
 
 # KEYS: channel, then the hash of each user.  ARGV: for each user her id, device, session, seat, devices.
@@ -135,7 +133,7 @@ class RedisPresence:
     async def session_numbers(self, count: int) -> list[int]:
         if count == 0:
             return []
-        first = int(await self._session_numbers([f"{self._namespace}:session"], [count]))
+        first: int = await self._session_numbers([f"{self._namespace}:session"], [count])
         return list(range(first, first + count))
 
     async def online(self, seats: Sequence[tuple[Seat, tuple[int, ...]]]) -> list[Seat | bool | None]:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import redis.exceptions
 
 from meshim.deploy.embedded import Valkey
 from meshim.errors import BackendUnavailable, UsageError
@@ -153,6 +154,24 @@ async def test_a_stopped_server_is_told_within_the_time_limit(servers_folder: Pa
         os.kill(server.pid, signal.SIGCONT)
         assert await leases.living("connector") == [FIRST]
         await client.close()
+
+
+async def test_a_wrong_password_is_one_sentence(valkey_url: str) -> None:
+    client = RedisClient(valkey_url.replace("://:", "://:no"), LOG)
+    with pytest.raises(BackendUnavailable, match=r"^Redis at 127\.0\.0\.1:\d+ is not available: .*password.*\.$"):
+        await client.execute("PING")
+    await client.close()
+
+
+async def test_our_own_mistakes_are_not_called_outages(valkey_url: str, namespace: str) -> None:
+    client = RedisClient(valkey_url, LOG)
+    await client.execute("SADD", namespace, "x")
+    with pytest.raises(redis.exceptions.ResponseError):
+        await client.execute("GET", namespace)
+    with pytest.raises(redis.exceptions.ResponseError):
+        await client.script("return nonsense()")([])
+    await client.execute("DEL", namespace)
+    await client.close()
 
 
 def test_a_wrong_url_is_one_sentence() -> None:

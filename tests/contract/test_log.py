@@ -112,10 +112,11 @@ async def test_acknowledged_by_who_did_not_fetch(side: Side) -> None:
     assert await reader.fetch(0, 10, SOON_S) == [LogMessage(3, b"c")]
     assert [await reader.read(0, position) for position in (1, 2, 3, 4)] == [b"a", b"b", b"c", None]
     await reader.acknowledge(0, [1, 2, 3])
+    assert [await gone.read(0, position) for position in (1, 2, 3)] == [None, None, None]
+    # None of these is an error: an acknowledgement may be repeated, or come late.
     await reader.acknowledge(0, [1, 2, 3, 4])
     await gone.acknowledge(0, [1, 2])
     await reader.acknowledge(0, [])
-    assert [await gone.read(0, position) for position in (1, 2, 3)] == [None, None, None]
 
 
 async def test_ensured_by_many_at_once_and_again(side: Side) -> None:
@@ -312,9 +313,13 @@ async def test_a_stopped_server_is_given_up_and_nothing_is_sent_to_it_later(
         results = await asyncio.gather(*(log.publish(0, data) for _ in range(48)), return_exceptions=True)
         assert {type(result) for result in results} == {BackendUnavailable}
         assert time.monotonic() - began < 2.0
-        with pytest.raises(BackendUnavailable, match="takes nothing at the moment"):
+
+        async def go_on() -> None:
             for _ in range(200):
                 await client.publish("nobody", data)
+
+        with pytest.raises(BackendUnavailable, match="takes nothing at the moment"):
+            await go_on()
         with pytest.raises(BackendUnavailable, match="closed the connection"):
             await client.ask("$JS.API.INFO", b"", 60.0)  # ends when the connection is given up
         os.kill(server.pid, signal.SIGCONT)

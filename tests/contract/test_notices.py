@@ -1,11 +1,14 @@
 """`Notices`: to one connector or all of them, to whoever listens."""
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 
 import pytest
+from nats.aio.msg import Msg
 
 from meshim.deploy.embedded import Nats
 from meshim.errors import BackendUnavailable, UsageError
@@ -128,7 +131,7 @@ async def test_listening_goes_on_after_a_restart_of_the_server(servers_folder: P
 async def test_who_is_not_let_in_is_told_why(nats_url: str) -> None:
     wrong = nats_url.replace("meshim:", "meshim:no")
     with pytest.raises(BackendUnavailable, match=r"(?i)^NATS at 127.* did not let us in: .*authorization.*\.$"):
-        await NatsClient.connect(wrong, LOG, timeout_s=0.5)
+        await NatsClient.connect(wrong, LOG, timeout_s=60.0)
     with pytest.raises(BackendUnavailable, match=r"^NATS at 127\.0\.0\.1:1 did not let us in: .*\.$"):
         await NatsClient.connect("nats://127.0.0.1:1", LOG, timeout_s=0.5)
 
@@ -137,6 +140,39 @@ async def test_who_is_not_let_in_is_told_why(nats_url: str) -> None:
 async def test_a_wrong_url_is_one_sentence(url: str) -> None:
     with pytest.raises(UsageError, match=r"^backends\.nats is not a NATS URL: .*\.$"):
         await NatsClient.connect(url, LOG)
+
+
+async def test_a_connection_that_the_server_ends_for_good_is_told(nats_url: str, namespace: str) -> None:
+    side = NatsSide(nats_url, namespace)
+    client = await side.client()
+
+    async def say_nothing(message: Msg) -> None: ...
+
+    await client.subscribe(namespace, say_nothing)
+    asking = asyncio.ensure_future(client.ask(namespace, b"", 60.0))
+    async with aclosing(await NatsNotices(await side.client(), namespace, LOG).listen(ONE)):
+        client._nats._transport.write(b"NONSENSE\r\n")  # type: ignore[union-attr]  # nothing public is wrong enough
+        async with asyncio.timeout(10.0):
+            await client.lost()
+        with pytest.raises(BackendUnavailable):
+            await asking
+        with pytest.raises(BackendUnavailable):
+            await client.publish(namespace, b"")
+        with pytest.raises(BackendUnavailable):
+            await NatsNotices(client, namespace, LOG).listen(ONE)
+    await side.close()
+
+
+async def test_closing_does_not_wait_for_a_stopped_server(servers_folder: Path, namespace: str) -> None:
+    async with up(Nats(servers_folder / namespace)) as server:
+        side = NatsSide(server.url, namespace)
+        client = await side.client()
+        os.kill(server.pid, signal.SIGSTOP)
+        for _ in range(100):
+            await client.publish(namespace, bytes(512 * 1024))
+        async with asyncio.timeout(5.0):
+            await side.close()
+        os.kill(server.pid, signal.SIGCONT)
 
 
 async def test_memory_outage() -> None:

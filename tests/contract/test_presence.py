@@ -187,12 +187,22 @@ async def test_changes_begin_with_none_and_name_who_changed(side: Side) -> None:
         await presence.set_devices(ALICE, (11, 12))
         assert await soon(changes) == (ALICE,)
 
-        # None of these changes anything, so the next thing told is what comes after them.
+        await presence.offline([Seat(BOB, 1, HERE, SESSION + 1)])
+        assert await soon(changes) == (BOB,)
+
+
+async def test_what_changes_nothing_is_not_told(side: Side) -> None:
+    presence, elsewhere = side.presence(), side.presence()
+    seat = Seat(ALICE, 11, HERE, SESSION)
+    await presence.online([(seat, (11, 12))])
+    async with aclosing(elsewhere.changes()) as changes:
+        assert await soon(changes) is None
         await presence.online([(seat, (11, 12))])
+        await presence.online([(seat._replace(session=SESSION - 1), (11, 12))])
         await presence.set_devices(ALICE, (12, 11))
         await presence.offline([Seat(ALICE, 11, THERE, SESSION)])
-        await presence.offline([seat])
-        assert await soon(changes) == (ALICE,)
+        await presence.online([(Seat(BOB, 1, HERE, SESSION), (1,))])
+        assert await soon(changes) == (BOB,)
 
 
 async def test_changes_are_put_together(side: Side) -> None:
