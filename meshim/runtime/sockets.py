@@ -1,7 +1,7 @@
 """ZeroMQ sockets on the event loop: everything that is ready is read at once and handed over as one batch.
 
-With `pump.py` and `zap.py` the only import of zmq.  Not zmq.asyncio, which costs three times as much per message
-(a future for each): the loop watches the socket's descriptor and `Pump` drains it.
+With the three modules it is made of, the only import of zmq.  Not zmq.asyncio, which costs three times as
+much per message (a future for each): the loop watches the socket's descriptor and `Pump` drains it.
 
 A message has one part (a ROUTER adds the routing id of the peer in front).  What a peer
 sends otherwise, in several parts or none, is dropped and counted.
@@ -17,20 +17,16 @@ Two things libzmq lets a hostile client do, and what is made of them:
 import asyncio
 import enum
 import errno
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import zmq
 
 from meshim.errors import UsageError
+from meshim.runtime import options
 from meshim.runtime.pump import NOBLOCK, TURN_BYTES, TURN_MESSAGES, Monitor, Pump, Socket
 from meshim.runtime.zap import Admit, Doorkeeper
-
-_HANDSHAKE_S = 10.0
-"""For TCP connections that do not speak.  A storm of 10,000 honest clients needs 4 s of CPU for its handshakes."""
-_BACKLOG = 4_096
-_CURVE_OVERHEAD_BYTES = 33
-"""Added to a frame by CURVE: "\\7MESSAGE", counter, flags and authenticator (RFC 26)."""
 
 _SEND_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 
@@ -119,26 +115,23 @@ class Context:
 
         Raises UsageError when the address is wrong, in use or not this machine's.
         """
-        socket = self._socket(zmq.ROUTER, bind, frame_bytes, keys, hwm, heartbeat_s)
-        # Without it ROUTER drops silently what it cannot deliver; with it, and NOBLOCK, it says so.
-        socket.set(zmq.ROUTER_MANDATORY, 1)
-        # A second peer that claims a routing id in use is not listened to.
-        socket.set(zmq.ROUTER_HANDOVER, 0)
-        # After a crash everybody connects at once, and the default is 100.
-        socket.set(zmq.BACKLOG, _BACKLOG)
         if keys is not None:
             if self._doorkeeper is None:
                 self._doorkeeper = Doorkeeper(self._loop, self._zmq)
-            self._doorkeeper.guard(domain, admit)
-            socket.set(zmq.CURVE_SERVER, 1)
-            socket.set(zmq.CURVE_SECRETKEY, keys.secret)
-            # Both, and a handler that runs: with one of them missing libzmq admits every key.
-            socket.set(zmq.ZAP_DOMAIN, domain.encode())
-            socket.set(zmq.ZAP_ENFORCE_DOMAIN, 1)
+            self._doorkeeper.guard(domain, admit)  # from before the first question
+        socket = self._zmq.socket(zmq.ROUTER)
+        options.set_common(
+            socket, bind, frame_bytes=frame_bytes, curve=keys is not None, hwm=hwm, heartbeat_s=heartbeat_s
+        )
+        options.set_router(socket)
+        if keys is not None:
+            options.set_curve_server(socket, secret=keys.secret, domain=domain)
+        on_closed = functools.partial(self._closed, domain=domain if keys is not None else None)
         try:
-            router = Router(self._loop, socket, bind, on_batch, self._open.discard)
+            router = Router(self._loop, socket, bind, on_batch, on_closed)
         except zmq.ZMQError as error:
             socket.close(0)
+            on_closed(None)
             raise UsageError(_cannot_bind(bind, error)) from error
         self._open.add(router)
         return router
@@ -165,21 +158,16 @@ class Context:
 
         Raises UsageError when the endpoint is malformed.
         """
-        socket = self._socket(zmq.DEALER, endpoint, frame_bytes, server_key, hwm, heartbeat_s)
-        # Queue to completed connections only: a frame for a peer that is not there is the caller's to keep.
-        socket.set(zmq.IMMEDIATE, 1)
-        # No reconnecting: whoever owns this socket decides where to go next, and when.
-        socket.set(zmq.RECONNECT_IVL, -1)
-        socket.set(zmq.CONNECT_TIMEOUT, _ms(_HANDSHAKE_S))
-        # The other end drops us when we are silent for so long, also if it sends no heartbeats itself.
-        socket.set(zmq.HEARTBEAT_TTL, _ms(2 * heartbeat_s))
+        socket = self._zmq.socket(zmq.DEALER)
+        options.set_common(
+            socket, endpoint, frame_bytes=frame_bytes, curve=server_key is not None, hwm=hwm, heartbeat_s=heartbeat_s
+        )
+        options.set_dealer(socket, heartbeat_s=heartbeat_s)
         if server_key is not None:
             ours = keys or KeyPair.new()
-            socket.set(zmq.CURVE_SERVERKEY, server_key)
-            socket.set(zmq.CURVE_PUBLICKEY, ours.public)
-            socket.set(zmq.CURVE_SECRETKEY, ours.secret)
+            options.set_curve_client(socket, server=server_key, public=ours.public, secret=ours.secret)
         try:
-            dealer = Dealer(self._loop, socket, endpoint, on_batch, on_connected, on_lost, self._open.discard)
+            dealer = Dealer(self._loop, socket, endpoint, on_batch, on_connected, on_lost, self._closed)
         except zmq.ZMQError as error:
             socket.close(0)
             raise UsageError(f"cannot connect to {endpoint}: write it as tcp://HOST:PORT ({error})") from error
@@ -192,34 +180,14 @@ class Context:
             each.close()
         if self._doorkeeper is not None:
             self._doorkeeper.close()
+            self._doorkeeper = None
         self._zmq.term()
 
-    def _socket(
-        self, kind: int, endpoint: str, frame_bytes: int, secure: object, hwm: int, heartbeat_s: float
-    ) -> Socket:
-        """A socket with what both kinds need; every default of libzmq that matters is overruled here."""
-        assert frame_bytes >= 1_024, "handshakes count as frames"
-        socket = self._zmq.socket(kind)
-        # Closing forgets what was not sent, unless `close` says otherwise: the windows above keep it.
-        socket.set(zmq.LINGER, 0)
-        # In messages and for each peer; the windows above allow far fewer, so that this is a last line.
-        socket.set(zmq.SNDHWM, hwm)
-        socket.set(zmq.RCVHWM, hwm)
-        # Unlimited by default.  The sizes on the wire count, with the overhead of CURVE.
-        socket.set(zmq.MAXMSGSIZE, frame_bytes + (_CURVE_OVERHEAD_BYTES if secure is not None else 0))
-        # 30 s by default, in which a connection that says nothing holds a descriptor.
-        socket.set(zmq.HANDSHAKE_IVL, _ms(_HANDSHAKE_S))
-        # Sent by the I/O thread, so that they tell of the host and the network, and a stopped process.
-        socket.set(zmq.HEARTBEAT_IVL, _ms(heartbeat_s))
-        socket.set(zmq.HEARTBEAT_TIMEOUT, _ms(2 * heartbeat_s))
-        # For peers of other versions that do not answer heartbeats; the kernel's defaults are two hours.
-        socket.set(zmq.TCP_KEEPALIVE, 1)
-        socket.set(zmq.TCP_KEEPALIVE_IDLE, 30)
-        socket.set(zmq.TCP_KEEPALIVE_INTVL, 10)
-        socket.set(zmq.TCP_KEEPALIVE_CNT, 3)
-        # Only where it is asked for: with it, `localhost` may become ::1, where nobody listens.
-        socket.set(zmq.IPV6, int("[" in endpoint))
-        return socket
+    def _closed(self, socket: "Router | Dealer | None", *, domain: str | None = None) -> None:
+        if socket is not None:
+            self._open.discard(socket)
+        if domain is not None and self._doorkeeper is not None:
+            self._doorkeeper.leave(domain)
 
 
 class Router:
@@ -335,6 +303,8 @@ class Dealer:
         self.endpoint = endpoint
         self.malformed = 0
         """Messages in several parts or none, dropped."""
+        self._connected = False
+        self._lost = False
         self._socket = socket
         self._on_batch = on_batch
         self._on_connected = on_connected
@@ -351,6 +321,8 @@ class Dealer:
 
     def send(self, frame: bytes) -> bool:
         """Queue one frame; False when there is no connection or no room.  Never waits."""
+        if not self._connected:
+            return False
         try:
             self._send(frame, NOBLOCK)
         except zmq.Again:
@@ -392,24 +364,22 @@ class Dealer:
 
     def _note(self, event: int) -> None:
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self._connected = True
             if self._on_connected is not None:
                 self._on_connected()
-        elif event in _ENDED and self._on_lost is not None:
-            on_lost, self._on_lost = self._on_lost, None
+        elif event in _ENDED and not self._lost:
+            self._connected = False
+            self._lost = True
             while not self._socket.closed and self._take():  # the last words come before the end
                 pass
-            if not self._socket.closed:
-                on_lost()
+            if self._on_lost is not None:  # not closed meanwhile
+                self._on_lost()
 
 
 def _skip(socket: Socket, part: zmq.Frame) -> None:
     """Read the rest of a message in several parts; libzmq hands over whole messages, so that it is there."""
     while part.more:
         part = socket.recv(NOBLOCK, False)
-
-
-def _ms(seconds: float) -> int:
-    return round(seconds * 1_000)
 
 
 def _cannot_bind(bind: str, error: zmq.ZMQError) -> str:

@@ -16,12 +16,12 @@ _ENDPOINT = "inproc://zeromq.zap.01"  # fixed by the RFC
 _VERSION = b"1.0"
 _KEY_BYTES = 32
 _ADMISSIONS = 4_096
-"""Questions to `admit` under way; beyond, peers are told to try later."""
+"""Questions to `admit` under way; beyond, peers are sent away."""
 
 _ADMITTED = (b"200", b"OK")
-_TRY_LATER = (b"300", b"cannot tell now")  # the connection is cut without a word, so that the peer tries again
+_CANNOT_TELL = (b"500", b"cannot tell now")  # not 300, with which libzmq leaves the peer hanging until a timeout
 _REFUSED = (b"400", b"key not known")
-_ANSWERS = {True: _ADMITTED, False: _REFUSED, None: _TRY_LATER}
+_ANSWERS = {True: _ADMITTED, False: _REFUSED, None: _CANNOT_TELL}
 
 
 class Request(NamedTuple):
@@ -91,7 +91,7 @@ class Doorkeeper:
         if admit is None:
             return self._answer(request, _ADMITTED)
         if len(self._under_way) >= _ADMISSIONS:
-            return self._answer(request, _TRY_LATER)
+            return self._answer(request, _CANNOT_TELL)
         verdict = admit(z85.encode(request.public))
         if verdict is None or isinstance(verdict, bool):
             return self._answer(request, _ANSWERS[verdict])
