@@ -7,8 +7,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from meshim.errors import Code
 from meshim.protocol.ordering import OrderingOptions, StreamOrder
-from meshim.protocol.outcome import OutStream, OutStreamOptions, Tally
+from meshim.protocol.outcome import OutStream, OutStreamOptions, Tally, outcomes_of
 from meshim.wire.envelope import Destination, To
+from meshim.wire.mesh import Stamp
 from meshim.wire.outcome import Copy, How, Outcome
 
 ALICE, BOB = 1, 2
@@ -128,6 +129,41 @@ def test_sent_exactly_when_all_copies_of_the_latest_attempt_are_accounted_for(
             state = Tally.REJECTED
         assert book.add(outcome(how, done, *copies), ALICE) == (before != (state, delivered))
         assert (book.state, book.delivered) == (state, delivered)
+
+
+# ---------------------------------------------------------------- what the mesh tells
+
+
+def stamp(seq: int, *, to: int = BOB, device: int = 11, copies: tuple[Copy, ...] = (PHONE,)) -> Stamp:
+    return Stamp(9, ALICE, device, 5, Destination(To.USER, to), seq, 1, (), copies)
+
+
+def told(*copies: tuple[Stamp, tuple[Copy, ...]]) -> list[tuple[int, int, tuple[Copy, ...]]]:
+    return [(each.first, each.last, each.done) for each in outcomes_of(copies, How.STORED, 77)]
+
+
+def test_neighbours_with_one_fate_share_an_outcome() -> None:
+    assert told(*((stamp(seq), (PHONE,)) for seq in (4, 5, 6))) == [(4, 6, (PHONE,))]
+    assert outcomes_of([], How.STORED) == []
+
+
+def test_an_outcome_says_all_that_the_sender_has_to_know() -> None:
+    (only,) = outcomes_of([(stamp(4), (PHONE,))], How.BUSY, code=Code.BUSY, sentence="later")
+    to = Destination(To.USER, BOB)
+    assert only == Outcome(9, ALICE, 11, 5, to, 4, 4, How.BUSY, (PHONE,), (PHONE,), 0, Code.BUSY, "later")
+
+
+@pytest.mark.parametrize(
+    "other", [stamp(6), stamp(4), stamp(5, to=3), stamp(5, device=12), stamp(5, copies=(PHONE, LAPTOP))]
+)
+def test_what_differs_in_anything_has_an_outcome_of_its_own(other: Stamp) -> None:
+    assert told((stamp(4), (PHONE,)), (other, (PHONE,))) == [(4, 4, (PHONE,)), (other.seq, other.seq, (PHONE,))]
+
+
+def test_copies_done_tell_neighbours_apart() -> None:
+    copies = (PHONE, LAPTOP)
+    one, other = stamp(4, copies=copies), stamp(5, copies=copies)
+    assert told((one, (PHONE,)), (other, (LAPTOP,))) == [(4, 4, (PHONE,)), (5, 5, (LAPTOP,))]
 
 
 # ---------------------------------------------------------------- a stream
