@@ -81,11 +81,11 @@ class Stage:
 
         async def log_in(api: Api, nick: str) -> None:
             player = self._cast[nick]
-            state = StateFile(player.state)
+            state = await asyncio.to_thread(StateFile, player.state)
             try:
                 identity = await Session(api, state, Credentials(player.name, self._script.password, DEVICE)).open()
             finally:
-                state.close()
+                await asyncio.to_thread(state.close)
             player.device = str(identity.device)
             device = {"type": "device", "user": player.name, "device": player.device}
             self._history.write({**device, "state": f"{identity.epoch:016x}"})

@@ -161,7 +161,7 @@ class Client:
         async with self._session.lock:
             if self._saves:
                 await asyncio.to_thread(self._state.apply, [change for save in self._saves for change in save.changes])
-            self._state.close()
+            await asyncio.to_thread(self._state.close)  # SQLite syncs the file once more
         self._connection.close()
         await self._api.close()
 
