@@ -2,6 +2,9 @@
 
 What must not be raced is locked from the user down: user, then device, then tokens.  Rows
 of `im_offline` come last; whoever deletes a device locks the positions before anything else.
+
+A user without devices, because she never logged in or was away for too long, loses nothing: what is stored
+for her waits under `first_device`, and the first device to log in gets it in the same transaction.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +17,9 @@ from meshim.errors import StoreConflict
 from meshim.stores import relations
 from meshim.stores.archive import Archive
 from meshim.stores.ports import Account, Device, Login, Relation, RelationKey, User
+from meshim.stores.rows import first_device
 from meshim.stores.schema import im_device, im_offline, im_position, im_token, im_user, now_ms, to_ms, to_s
+from meshim.wire.envelope import To
 
 T = TypeVar("T")
 
@@ -180,12 +185,17 @@ def _take_device(connection: Connection, user_id: int, name: str, epoch: int, no
         # The queue and its lease stay: the new epoch takes them over (R14).
         connection.execute(update(im_device).where(im_device.c.id == device_id).values(epoch=epoch, last_seen=now))
         return device_id
-    if connection.scalars(select(func.count()).select_from(im_device).where(of_user)).one() >= most_devices:
+    others = connection.scalars(select(func.count()).select_from(im_device).where(of_user)).one()
+    if others >= most_devices:
         raise StoreConflict(
             f"There are {most_devices} devices already, as many as there may be: log in as one of them."
         )
     values = {"user_id": user_id, "name": name, "epoch": epoch, "last_seen": now, "gmt_create": now}
-    return _inserted_id(connection.execute(insert(im_device).values(values)))
+    new_id = _inserted_id(connection.execute(insert(im_device).values(values)))
+    if not others:
+        waiting = im_offline.c.to_device == first_device(user_id)
+        connection.execute(update(im_offline).where(waiting).values(to_device=new_id))
+    return new_id
 
 
 def _inserted_id(result: CursorResult[Any]) -> int:
@@ -246,11 +256,24 @@ def _drop_device(connection: Connection, device_id: int, before: int) -> int:
     """Delete the device with its tokens and queue unless it came back; how many were deleted."""
     # No writer may be between looking up the devices of a user and committing rows for them.
     connection.execute(select(im_position.c.partition).order_by(im_position.c.partition).with_for_update()).all()
+    user_id = connection.scalar(select(im_device.c.user_id).where(im_device.c.id == device_id))
+    if user_id is None:
+        return 0
+    _lock_user(connection, user_id)  # which device is her last one must not change
     idle = delete(im_device).where(im_device.c.id == device_id, im_device.c.last_seen < before)
     dropped = connection.execute(idle).rowcount  # and its tokens, by their foreign key
     if dropped:
+        if not _devices(connection, user_id):
+            _keep_for_first_device(connection, user_id, device_id)
         connection.execute(delete(im_offline).where(im_offline.c.to_device == device_id))
     return dropped
+
+
+def _keep_for_first_device(connection: Connection, user_id: int, device_id: int) -> None:
+    """What her last device has not read waits for the next one, but for what was addressed to that device alone."""
+    row = im_offline.c
+    unread = (row.to_device == device_id) & (row.has_read == 0) & (row.destination_type != To.DEVICE)
+    connection.execute(update(im_offline).where(unread).values(to_device=first_device(user_id)))
 
 
 def _account(connection: Connection, user_id: int, now: float) -> Account | None:

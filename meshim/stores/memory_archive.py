@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from meshim.errors import Fenced, StoreConflict
 from meshim.protocol.routing import partition_of
 from meshim.stores.ports import Account, Device, Login, Page, Relation, RelationKey, Row, User, Written
-from meshim.stores.rows import NewRow, draft, expand
+from meshim.stores.rows import NewRow, draft, expand, first_device
+from meshim.wire.envelope import To
 from meshim.wire.log import Entry
 
 
@@ -56,6 +57,13 @@ class StoredDevice:
     messages: set[tuple[int, ...]] = field(default_factory=set)
     """What is in the queue: stream and seq."""
 
+    def keep(self, row: StoredRow) -> None:
+        """Put a row into the queue, unless its message is there."""
+        message = _message(row.new)
+        if message not in self.messages:
+            self.messages.add(message)
+            insort(self.queue, row, key=lambda stored: stored.order)
+
 
 @dataclass
 class StoredRelation:
@@ -85,6 +93,12 @@ class MemoryArchive:
         self.tokens: dict[bytes, Login] = {}
         self.relations: dict[tuple[int, int], StoredRelation] = {}
         self.partitions: dict[int, StoredPartition] = {}
+        self.first_devices: dict[int, StoredDevice] = {}
+        """What waits for the first device of a user, by user."""
+
+    def first_device_of(self, user_id: int) -> StoredDevice:
+        stands_in = StoredDevice(first_device(user_id), user_id, "", 0, 0.0)
+        return self.first_devices.setdefault(user_id, stands_in)
 
     def devices_of(self, user_id: int) -> list[StoredDevice]:
         return [device for device in self.devices.values() if device.user_id == user_id]
@@ -167,6 +181,8 @@ class MemoryAccounts:
                     f"There are {most_devices} devices already, as many as there may be: log in as one of them."
                 )
             device = StoredDevice(next(self._archive.ids), user_id, name, epoch, now)
+            if (waiting := self._archive.first_devices.pop(user_id, None)) is not None:
+                device.queue, device.messages = waiting.queue, waiting.messages
             self._archive.devices[device.device_id] = device
         device.epoch, device.last_seen = epoch, now
         return Device(device.device_id, name, epoch, now)
@@ -194,7 +210,15 @@ class MemoryAccounts:
             del devices[device.device_id]
             for hash_ in [h for h, login in self._archive.tokens.items() if login.device == device.device_id]:
                 del self._archive.tokens[hash_]
+            if not self._archive.devices_of(device.user_id):
+                self._keep_for_first_device(device)
         return len(idle)
+
+    def _keep_for_first_device(self, last: StoredDevice) -> None:
+        waiting = self._archive.first_device_of(last.user_id)
+        for row in last.queue:
+            if row.read_at is None and row.new.destination_type != To.DEVICE:
+                waiting.keep(row)
 
     async def account(self, user_id: int, now: float) -> Account | None:
         if user_id not in self._archive.names:
@@ -344,18 +368,16 @@ class MemoryPartitions:
         found.position = max(found.position, through)
         drafts, refused = draft(records)
         users = {entry.user for entry, *_ in drafts}
-        registry = {user: [device.device_id for device in self._archive.devices_of(user)] for user in users}
+        registry = {
+            user: [device.device_id for device in self._archive.devices_of(user)]
+            for user in users & self._archive.names.keys()
+        }
         rows, left_out = expand(drafts, registry)
         for row in rows:
-            self._keep(self._archive.devices[row.to_device], row)
-        devices = dict.fromkeys((row.to_user_id, row.to_device) for row in rows)
+            device = self._archive.devices.get(row.to_device) or self._archive.first_device_of(row.to_user_id)
+            device.keep(StoredRow(next(self._archive.ids), row))
+        devices = dict.fromkeys((row.to_user_id, row.to_device) for row in rows if row.to_device > 0)
         return Written(tuple(devices), tuple(refused), left_out)
-
-    def _keep(self, device: StoredDevice, row: NewRow) -> None:
-        message = _message(row)
-        if message not in device.messages:
-            device.messages.add(message)
-            insort(device.queue, StoredRow(next(self._archive.ids), row), key=lambda stored: stored.order)
 
     async def purge(self, read_before: float, most: int) -> int:
         old = [

@@ -16,7 +16,7 @@ from meshim.errors import Fenced
 from meshim.stores.archive import Archive
 from meshim.stores.ports import Written
 from meshim.stores.rows import ROW_FORMAT, Draft, NewRow, draft, expand
-from meshim.stores.schema import OFFLINE_KEY, im_device, im_offline, im_position, now_ms, to_ms, to_signed
+from meshim.stores.schema import OFFLINE_KEY, im_device, im_offline, im_position, im_user, now_ms, to_ms, to_signed
 from meshim.wire.log import Entry
 
 _CHUNK = 1_000  # of values in one IN (...)
@@ -102,7 +102,7 @@ def _write(
     if rows:
         insert_rows = _insert_into_sqlite if connection.dialect.name == "sqlite" else _insert_into_mysql
         insert_rows(connection, rows, now)
-    devices = dict.fromkeys((row.to_user_id, row.to_device) for row in rows)
+    devices = dict.fromkeys((row.to_user_id, row.to_device) for row in rows if row.to_device > 0)
     return Written(tuple(devices), tuple(refused), left_out)
 
 
@@ -116,15 +116,28 @@ def _advance(connection: Connection, partition: int, fence: int, through: int) -
 
 
 def _registry(connection: Connection, drafts: Sequence[Draft]) -> dict[int, list[int]]:
-    """The devices of every user of the drafts."""
-    registry = defaultdict[int, list[int]](list)
+    """The devices of every user of the drafts, none for those who have never logged in."""
+    registry: dict[int, list[int]] = {}
     users = sorted({entry.user for entry, *_ in drafts})
-    query = select(im_device.c.user_id, im_device.c.id).order_by(im_device.c.user_id, im_device.c.id)
     for start in range(0, len(users), _CHUNK):
         chunk = users[start : start + _CHUNK]
-        for user, device in connection.execute(query.where(im_device.c.user_id.in_(chunk))):
-            registry[user].append(device)
+        devices = _devices_of(connection, chunk)
+        if homeless := [user for user in chunk if user not in devices]:
+            # Locked, then looked up again: whoever logs in for the first time finds our rows, or we her device.
+            query = select(im_user.c.id).where(im_user.c.id.in_(homeless)).order_by(im_user.c.id)
+            registered = connection.scalars(query.with_for_update(read=True)).all()
+            registry.update((user, []) for user in registered)
+            devices |= _devices_of(connection, registered)
+        registry |= devices
     return registry
+
+
+def _devices_of(connection: Connection, users: Sequence[int]) -> dict[int, list[int]]:
+    devices = defaultdict[int, list[int]](list)
+    query = select(im_device.c.user_id, im_device.c.id).order_by(im_device.c.user_id, im_device.c.id)
+    for user, device in connection.execute(query.where(im_device.c.user_id.in_(users))):
+        devices[user].append(device)
+    return dict(devices)
 
 
 def _insert_into_sqlite(connection: Connection, rows: list[NewRow], now: int) -> None:

@@ -243,6 +243,8 @@ class Accounts(Protocol):
     ) -> tuple[Device, tuple[bytes, ...]]:
         """Register the device, or take it over with a new epoch, and add the token.
 
+        The first device of a user gets what was stored for her while she had none.
+
         Returns the device and the hashes of the tokens that were revoked by it: all earlier ones of the
         device.  Raises StoreConflict when the user has `most_devices` others.
 
@@ -262,7 +264,10 @@ class Accounts(Protocol):
         """Note when these devices were last connected."""
 
     async def drop_idle_devices(self, before: float, most: int) -> int:
-        """Delete at most that many devices not seen since, with their tokens and queues; returns how many."""
+        """Delete at most that many devices not seen since, with their tokens and queues; returns how many.
+
+        What is unread in the queue of a user's last device is kept for the one she logs in with next.
+        """
 
     async def account(self, user_id: int, now: float) -> Account | None:
         """What a connector must know; None if there is no such user."""
@@ -386,7 +391,8 @@ class Partitions(Protocol):
 
         The position becomes `through`, unless it is beyond that already.  A row that is there already (same
         stream, seq and device) stays as it is.  Entries without devices get a row for each device of the
-        user; those for unknown users or devices are left out and counted.
+        user, or one for her first device while she has none; those for unknown users or devices are left out
+        and counted.
         An entry that violates a limit of the table is not written but returned as refused, (position, entry, reason).
         Raises Fenced when `fence` is not the latest.
         """

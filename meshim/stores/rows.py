@@ -19,6 +19,14 @@ CONTENT_BYTES_MAX = 1 << 20
 """Of an envelope in a row: more than any message of the log may have, and what every server takes in a statement."""
 
 
+def first_device(user: int) -> int:
+    """What stands in `to_device` while the user has no device: the first one to log in gets these rows.
+
+    It is never an id, and another number for each user, so that the index of the drains finds what waits for one.
+    """
+    return -user
+
+
 class Draft(NamedTuple):
     """An entry that can be written, before it is known for which devices; `place` is its index in the bundle."""
 
@@ -83,37 +91,38 @@ def defect(data: bytes, envelope: Envelope) -> str | None:
 
 
 def expand(drafts: Sequence[Draft], registry: Mapping[int, Collection[int]]) -> tuple[list[NewRow], int]:
-    """Rows for the devices of each entry, all of the user's where it names none.
+    """Rows for the devices of each entry; where it names none, for all of the user's, or for her first one to come.
 
-    The second is how many copies were for nobody.  `registry` holds the devices of the users of the drafts.
+    The second is how many copies were for nobody.  `registry` holds the devices of the users of the drafts,
+    also of those who have none; a user who is not there does not exist.
     """
     rows: list[NewRow] = []
     left_out = 0
     for entry, e, position, place in drafts:
-        known = registry.get(entry.user, ())
-        wanted = entry.devices or known
-        for device in wanted:
-            if device in known:
-                rows.append(
-                    NewRow(
-                        e.id,
-                        e.kind,
-                        entry.envelope,
-                        entry.user,
-                        device,
-                        e.user,
-                        e.device,
-                        e.epoch,
-                        e.to.type,
-                        e.to.id,
-                        e.to.device,
-                        e.seq,
-                        position,
-                        place,
-                    )
-                )
-            else:
+        known = registry.get(entry.user)
+        if known is None:
+            left_out += max(1, len(entry.devices))
+            continue
+        for device in entry.devices or known or (first_device(entry.user),):
+            if device > 0 and device not in known:
                 left_out += 1
-        if not wanted:
-            left_out += 1
+                continue
+            rows.append(
+                NewRow(
+                    e.id,
+                    e.kind,
+                    entry.envelope,
+                    entry.user,
+                    device,
+                    e.user,
+                    e.device,
+                    e.epoch,
+                    e.to.type,
+                    e.to.id,
+                    e.to.device,
+                    e.seq,
+                    position,
+                    place,
+                )
+            )
     return rows, left_out

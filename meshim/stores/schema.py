@@ -223,6 +223,7 @@ im_offline = Table(
     _number("to_user_id"),
     # No foreign key: InnoDB would lock the device with every row, against greetings and drains.
     # Whoever deletes a device locks the positions first, and so every writer out.
+    # Negative: kept for the first device of the user (rows.first_device).
     _number("to_device"),
     Column("has_read", SmallInteger, nullable=False, server_default=text("0")),
     _number("gmt_create"),

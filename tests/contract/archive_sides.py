@@ -59,7 +59,8 @@ class MemorySide:
         self._now += 86_400.0
 
     async def rows(self, device: int) -> int:
-        return sum(len(found.queue) for found in self._archive.devices.values() if found.device_id == device)
+        queues = [*self._archive.devices.values(), *self._archive.first_devices.values()]
+        return sum(len(found.queue) for found in queues if found.device_id == device)
 
 
 class SqlSide:

@@ -1,0 +1,138 @@
+"""Users without a device: what is stored for them waits for their first one.  In memory, on SQLite, on MariaDB."""
+
+import asyncio
+import secrets
+import threading
+
+import msgspec
+import pytest
+from sqlalchemy import Connection
+
+from meshim.stores import accounts as sql_accounts
+from meshim.stores import partitions as sql_partitions
+from meshim.stores.ports import Device, User
+from meshim.stores.rows import first_device
+from meshim.stores.schema import to_ms
+from meshim.wire.envelope import Destination, To, decode_envelope, encode_envelope
+from meshim.wire.log import Entry
+from tests.contract.archive_sides import NOW, Ports, Side, SqlSide, device_of, entry, envelope, person
+
+
+async def waiting(ports: Ports, user: User, device: Device) -> list[int]:
+    """The seqs in the queue, in order."""
+    fence = await ports.queues.claim(device.device_id, "reader", 1 << 62, 60.0)
+    assert fence is not None
+    page = await ports.queues.page(user.user_id, device.device_id, fence, (0, -1), 10_000, 1 << 30, 60.0)
+    return [decode_envelope(row.envelope).seq for row in page.rows]
+
+
+async def write(ports: Ports, position: int, *entries: Entry) -> tuple[tuple[int, int], ...]:
+    """Store entries in partition 0; the devices that have rows."""
+    claim = await ports.partitions.claim(0, "writer", 60.0)
+    assert claim is not None
+    written = await ports.partitions.write(0, claim[0], position, [(position, entries)], NOW)
+    assert (written.refused, written.left_out) == ((), 0)
+    return written.devices
+
+
+async def test_first_device_gets_what_was_stored_for_a_user_without_any(side: Side) -> None:
+    ports = side.process()
+    bob, carol = await person(ports), await person(ports)
+    for _ in range(2):  # the same again changes nothing
+        assert await write(ports, 2, entry(bob, 3), entry(carol, 9)) == ()  # nobody to poke
+        assert await write(ports, 1, entry(bob, 1), entry(bob, 2)) == ()
+
+    phone, laptop = await device_of(ports, bob, "phone"), await device_of(ports, bob, "laptop")
+    assert (await ports.queues.peek([(bob.user_id, phone.device_id), (bob.user_id, laptop.device_id)]))[1] == {
+        phone.device_id
+    }
+    assert await waiting(ports, bob, phone) == [1, 2, 3]
+    assert await side.rows(first_device(bob.user_id)) == 0
+    assert await side.rows(first_device(carol.user_id)) == 1
+    assert await write(ports, 3, entry(bob, 4)) == (
+        (bob.user_id, phone.device_id),
+        (bob.user_id, laptop.device_id),
+    )
+
+
+async def test_token_for_rest_alone_takes_nothing(ports: Ports) -> None:
+    bob = await person(ports)
+    await write(ports, 1, entry(bob, 1))
+    await ports.accounts.log_in(bob.user_id, None, 0, secrets.token_bytes(32), NOW + 60, NOW, 10)
+    assert await waiting(ports, bob, await device_of(ports, bob)) == [1]
+
+
+async def test_nothing_is_kept_for_who_is_not_registered_or_for_devices_that_are_gone(side: Side) -> None:
+    ports = side.process()
+    nobody, bob = User(1 << 62, "nobody"), await person(ports)
+    fence, _ = await ports.partitions.claim(0, "writer", 60.0) or pytest.fail("not free")
+    gone = Device(1 << 62, "gone", 1, NOW)
+    entries = [entry(nobody, 1), entry(nobody, 2, [gone]), entry(bob, 3, [gone])]
+    written = await ports.partitions.write(0, fence, 1, [(1, entries)], NOW)
+    assert (written.devices, written.left_out) == ((), 3)
+    assert (await side.rows(first_device(nobody.user_id)), await side.rows(first_device(bob.user_id))) == (0, 0)
+
+
+async def test_queue_of_the_last_idle_device_is_kept_for_the_next(side: Side) -> None:
+    ports = side.process()
+    bob = await person(ports)
+    first, last = await device_of(ports, bob, "first"), await device_of(ports, bob, "last", now=NOW + 1)
+    receipt = msgspec.structs.replace(decode_envelope(envelope(9)), to=Destination(To.DEVICE, bob.user_id, 7))
+    for_last_alone = Entry(bob.user_id, (last.device_id,), encode_envelope(receipt))
+    await write(ports, 1, entry(bob, 1), entry(bob, 2), for_last_alone)
+    fence = await ports.queues.claim(last.device_id, "c", 1, 60.0)
+    assert fence is not None
+    page = await ports.queues.page(bob.user_id, last.device_id, fence, (0, -1), 1, 1 << 20, 60.0)
+    await ports.queues.mark_read(last.device_id, fence, [page.rows[0].row_id])
+
+    assert await ports.accounts.drop_idle_devices(NOW + 60, 1) == 1
+    assert (await side.rows(first.device_id), await side.rows(first_device(bob.user_id))) == (0, 0)
+    assert await ports.accounts.drop_idle_devices(NOW + 60, 1) == 1
+    assert (await side.rows(last.device_id), await side.rows(first_device(bob.user_id))) == (0, 1)
+    assert await waiting(ports, bob, await device_of(ports, bob, "new")) == [2]
+
+
+# ---------------------------------------------------------------- a writer and a first login at once
+# The row would stay for ever if the writer saw no device, and the login no row.
+
+
+async def test_first_login_waits_for_a_writer_that_saw_no_device(sql: SqlSide) -> None:
+    ports = sql.process()
+    bob = await person(ports)
+    fence, _ = await ports.partitions.claim(0, "writer", 60.0) or pytest.fail("not free")
+    written, commit = threading.Event(), threading.Event()
+
+    def write_slowly(connection: Connection) -> None:
+        sql_partitions._write(connection, 0, fence, 1, [(1, [entry(bob, 1)])], to_ms(NOW))
+        written.set()
+        assert commit.wait(10)
+
+    writing = asyncio.create_task(sql.connect().write(write_slowly))
+    assert await asyncio.to_thread(written.wait, 10)
+    logging_in = asyncio.create_task(device_of(sql.process(), bob))
+    assert not (await asyncio.wait({logging_in}, timeout=0.1))[0]
+    commit.set()
+    await writing
+    assert await waiting(ports, bob, await logging_in) == [1]
+
+
+async def test_writer_waits_for_a_first_login_and_finds_the_device(sql: SqlSide) -> None:
+    ports = sql.process()
+    bob = await person(ports)
+    registered, commit = threading.Event(), threading.Event()
+
+    def log_in_slowly(connection: Connection) -> Device:
+        token = sql_accounts._Token(secrets.token_bytes(32), to_ms(NOW + 60), to_ms(NOW))
+        device, _ = sql_accounts._log_in(connection, bob.user_id, "phone", 1, token, 10)
+        registered.set()
+        assert commit.wait(10)
+        return device
+
+    logging_in = asyncio.create_task(sql.connect().write(log_in_slowly))
+    assert await asyncio.to_thread(registered.wait, 10)
+    writing = asyncio.create_task(write(sql.process(), 1, entry(bob, 1)))
+    assert not (await asyncio.wait({writing}, timeout=0.1))[0]
+    commit.set()
+    phone = await logging_in
+    assert await writing == ((bob.user_id, phone.device_id),)
+    assert await waiting(ports, bob, phone) == [1]
