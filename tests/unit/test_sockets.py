@@ -154,7 +154,7 @@ async def test_ten_thousand_echoes(context: Context, window: int, curve: bool) -
     keys = KeyPair.new() if curve else None
     server = Server(context, keys=keys, echo=True)
     client = await Client(context, server.router.endpoint, server_key=keys.public if keys else None).connect()
-    frames = [b"%d" % number for number in range(10_000)]
+    frames = [b"%d" % number for number in range(10_000 if window > 1 else 1_000)]
     sent = 0
     done = asyncio.Event()
 
