@@ -2,13 +2,15 @@
 
 ::
 
-    async with Service("transfer", name, shutdown_s=topology.timers.shutdown_s) as service:
+    async with AsyncExitStack() as stack, Service("transfer", name, shutdown_s=...) as service:
         ...                                  # bind, connect; raise a MeshimError to give up
         service.watch(crank.failed)
         service.start(keeper.run())
         service.ready(router.endpoint)
         await service.stopping()             # SIGTERM or SIGINT
         ...                                  # drain
+
+In this order: what runs in the background ends before what it uses is closed.
 
 Crash-only: a bug anywhere (a core, a callback of the loop, a background task) ends the process
 with exit code 70, without draining; the promises hold for `kill -9`, so they hold for this.
@@ -108,6 +110,9 @@ class Service:
             return
         self.log.info("stopping", signal=number.name)
         self._stopping.set()
+        self._set_deadline()
+
+    def _set_deadline(self) -> None:
         # A thread, so that it ends also what blocks the loop, and what waits for threads after the loop.
         deadline = threading.Timer(self._shutdown_s, self._overdue)
         deadline.daemon = True
@@ -129,6 +134,7 @@ class Service:
             self._failure = error
             if self._main is not None:
                 self._main.cancel()
+                self._set_deadline()
 
 
 def _raise_descriptor_limit() -> None:

@@ -54,6 +54,8 @@ class LeaseKeeper:
         self._on_lost = on_lost or (lambda: None)
         self._on_disturbed = on_disturbed or (lambda: None)
         self._loop = asyncio.get_running_loop()
+        self._released = False
+        self._one_at_a_time = asyncio.Lock()
         self._valid_until = 0.0
         self._expiry: asyncio.TimerHandle | None = None
         self._refused_from: float | None = None
@@ -88,26 +90,31 @@ class LeaseKeeper:
         self._run_id = await self._leases.run_id()
 
     async def run(self) -> None:
-        """Renew and watch, until cancelled.  Call it after `acquire`.
+        """Renew and watch until cancelled, or the lease was given back.  Call it after `acquire`.
 
         Raises Fenced when another process of this name has taken the lease and goes on renewing it.
         """
-        while True:
+        while not self._released:
             started = self._loop.time()
-            await self._round()
+            async with self._one_at_a_time:
+                await self._round()
             await asyncio.sleep(max(0.0, started + self._renew_s - self._loop.time()))
 
     async def release(self) -> None:
-        """Give the lease back, so that nobody waits for its end.  Call it when `run` has ended."""
-        self._valid_until = 0.0
-        if self._expiry is not None:
-            self._expiry.cancel()
-        try:
-            await self._leases.release(self.mine)
-        except BackendUnavailable as error:  # it ends by itself
-            self._log.warning("lease not released", reason=error.sentence)
+        """Give the lease back for good, so that nobody waits for its end; nothing is told any more."""
+        self._released = True
+        async with self._one_at_a_time:  # or a renewal under way would take it again
+            self._valid_until = 0.0
+            if self._expiry is not None:
+                self._expiry.cancel()
+            try:
+                await self._leases.release(self.mine)
+            except BackendUnavailable as error:  # it ends by itself
+                self._log.warning("lease not released", reason=error.sentence)
 
     async def _round(self) -> None:
+        if self._released:
+            return
         try:
             async with asyncio.timeout(self._renew_s):
                 # In this order: if Redis has lost everything, one of the two behind tells

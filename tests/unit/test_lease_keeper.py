@@ -324,3 +324,14 @@ def test_released_is_gone_at_once_and_an_outage_does_not_matter() -> None:
         assert stage.told == []  # leaving is no loss
 
     run(main)
+
+
+def test_released_while_renewing_is_not_taken_again() -> None:
+    async def scene(stage: Stage) -> None:
+        await asyncio.sleep(0.5)
+        await stage.keeper.release()
+        await asyncio.sleep(10)
+        assert await stage.leases.living("connector") == []
+        assert stage.told == []
+
+    play(scene)

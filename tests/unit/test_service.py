@@ -59,8 +59,8 @@ def started(body: str, shutdown_s: float = 5.0) -> Iterator[Process]:
             process.kill()
 
 
-def end_of(body: str) -> tuple[int, str]:
-    with started(body) as process:
+def end_of(body: str, shutdown_s: float = 5.0) -> tuple[int, str]:
+    with started(body, shutdown_s) as process:
         return process.end()
 
 
@@ -139,6 +139,21 @@ def test_a_shutdown_that_hangs_is_ended(hang: str) -> None:
         process.line()
         process.signal(signal.SIGTERM)
         code, log = process.end()
+    assert code == 70
+    assert "shutdown-took-too-long" in log
+
+
+def test_a_crash_that_hangs_is_ended() -> None:
+    code, log = end_of(
+        """
+        service.start(fail(ZeroDivisionError()))
+        try:
+            await service.stopping()
+        finally:
+            await asyncio.Event().wait()
+        """,
+        shutdown_s=0.2,
+    )
     assert code == 70
     assert "shutdown-took-too-long" in log
 
