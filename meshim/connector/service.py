@@ -75,7 +75,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
     timers, limits, namespace = topology.timers, topology.limits, topology.namespace
     incarnation = secrets.randbits(62) + 1
     keys = KeyPair.new() if topology.security.curve else None
-    async with Service("connector", name, shutdown_s=timers.shutdown_s) as service, AsyncExitStack() as stack:
+    async with AsyncExitStack() as stack, Service("connector", name, shutdown_s=timers.shutdown_s) as service:
         redis = RedisClient(topology.backends.redis, service.log)
         stack.push_async_callback(redis.close)
         keeping = RedisClient(topology.backends.redis, service.log, connections=2)

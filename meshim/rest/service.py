@@ -42,7 +42,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
     """Serve as `name` of the topology until SIGTERM; raises UsageError for what a person can mend."""
     timers = topology.timers
     address = next(each.bind for each in topology.rest if each.name == name)
-    async with Service("rest", name, shutdown_s=timers.shutdown_s) as service, AsyncExitStack() as stack:
+    async with AsyncExitStack() as stack, Service("rest", name, shutdown_s=timers.shutdown_s) as service:
         log = service.log
         master = MasterKey.load(Path(topology.security.master_key_file or data / "master.key"))
         bound, endpoint = bind(address)

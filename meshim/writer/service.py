@@ -52,7 +52,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         raise UsageError(f"there is no writer called {name} in the topology: name one of its `writers`")
     timers = topology.timers
     incarnation = secrets.randbits(62) + 1
-    async with Service("writer", name, shutdown_s=timers.shutdown_s) as service, AsyncExitStack() as stack:
+    async with AsyncExitStack() as stack, Service("writer", name, shutdown_s=timers.shutdown_s) as service:
         await asyncio.to_thread(schema.check, topology.backends.sql)
         redis = RedisClient(topology.backends.redis, service.log)
         stack.push_async_callback(redis.close)
