@@ -5,11 +5,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from meshim.stores.ports import Seat
-from meshim.writer.events import (
-    StopRequested,
-    WritersSeen,
-)
+from meshim.writer.events import Acknowledge, Bury, Claim, Fetch, Read, StopRequested, Write, WritersSeen
 from tests.unit.writer_world import GARBAGE, LEASE_S, REFUSED, Process, World, record
+
+PARTITION = st.integers(0, 1)
+WHO = st.integers(0, 1)
+WHICH = st.integers(0, 11)
+HOW = ("happen", "answer", "fail", "fail late", *("at once",) * 6)
 
 
 class AnyOrder(RuleBasedStateMachine):
@@ -29,6 +31,8 @@ class AnyOrder(RuleBasedStateMachine):
         self.incarnations = 0
         self.ghosts: list[Process] = []
         self.processes = [self.new("a"), self.new("b")]
+        for process in self.processes:
+            process.run()
 
     def new(self, name: str) -> Process:
         self.incarnations += 1
@@ -36,74 +40,79 @@ class AnyOrder(RuleBasedStateMachine):
         process.tell(WritersSeen(("a", "b")))
         return process
 
-    @rule(partition=st.integers(0, 1), sort=st.sampled_from("eeeegr"), entries=st.integers(1, 3))
-    def publish(self, partition: int, sort: str, entries: int) -> None:
-        if partition not in self.world.streams:
-            return
-        unique = b"%d/%d" % (partition, self.world.last[partition] + 1)
-        data = record(*((user, (user,), b"%s/%d" % (unique, user)) for user in range(1, entries + 1)))
-        if sort == "g":
-            data = GARBAGE
-        elif sort == "r":
-            data = record((1, (1,), unique), (2, (2,), REFUSED))
-        self.published[partition, self.world.publish(partition, data)] = data
+    @rule(partition=PARTITION, sorts=st.text("eeeegr", min_size=1, max_size=4))
+    def publish(self, partition: int, sorts: str) -> None:
+        for sort in sorts:
+            unique = b"%d/%d" % (partition, self.world.last[partition] + 1)
+            data = record((1, (1,), unique), (2, (2,), unique + b"b"))
+            if sort == "g":
+                data = GARBAGE
+            elif sort == "r":
+                data = record((1, (1,), unique), (2, (2,), REFUSED))
+            self.published[partition, self.world.publish(partition, data)] = data
 
-    @rule(who=st.integers(0, 1), which=st.integers(0, 7), answer=st.booleans())
-    def happen(self, who: int, which: int, answer: bool) -> None:
+    @rule(who=WHO, how=st.lists(st.tuples(WHICH, st.sampled_from(HOW)), min_size=1, max_size=8))
+    def act(self, who: int, how: list[tuple[int, str]]) -> None:
         process = self.processes[who]
-        if which < len(process.pending):
+        for which, outcome in how:
+            if outcome == "answer" and process.answers:
+                process.answer(which % len(process.answers))
+            elif outcome != "answer" and process.pending:
+                self.perform(process, which % len(process.pending), outcome)
+
+    def perform(self, process: Process, which: int, outcome: str) -> None:
+        if outcome.startswith("fail"):
+            process.fail(which, after_the_effect=outcome == "fail late")
+        else:
             process.happen(which)
-            if answer:
-                process.answer(len(process.answers) - 1)
+        if outcome != "happen":
+            process.answer(len(process.answers) - 1)
 
-    @rule(who=st.integers(0, 1), which=st.integers(0, 7), after_the_effect=st.booleans())
-    def fail(self, who: int, which: int, after_the_effect: bool) -> None:
-        process = self.processes[who]
-        if which < len(process.pending):
-            process.fail(which, after_the_effect=after_the_effect)
-
-    @rule(who=st.integers(0, 1), which=st.integers(0, 7))
-    def answer(self, who: int, which: int) -> None:
-        process = self.processes[who]
-        if which < len(process.answers):
-            process.answer(which)
-
-    @rule(who=st.integers(0, 1))
+    @rule(who=WHO)
     def work(self, who: int) -> None:
         self.processes[who].run()
 
-    @rule(who=st.integers(0, 1), seconds=st.sampled_from([0.1, 1.0, LEASE_S + 1]))
-    def sleep(self, who: int, seconds: float) -> None:
-        self.world.now += seconds
-        self.processes[who].tick()
+    @rule(who=WHO, kind=st.sampled_from([Write, Write, Acknowledge, Bury, Fetch, Read, Claim]), late=st.booleans())
+    def fail(self, who: int, kind: type, late: bool) -> None:
+        """A backend is away for the actions of one sort; with `late` they took effect all the same."""
+        process = self.processes[who]
+        for action in [action for action in process.pending if isinstance(action, kind)]:
+            self.perform(process, process.pending.index(action), "fail late" if late else "fail")
 
-    @rule(partition=st.integers(0, 1))
+    @rule(seconds=st.sampled_from([0.1, 1.0, LEASE_S + 1]), asleep=st.none() | WHO)
+    def time_passes(self, seconds: float, asleep: int | None) -> None:
+        self.world.now += seconds
+        for number, process in enumerate(self.processes):
+            if number != asleep:
+                process.tick()
+
+    @rule(partition=PARTITION)
     def redeliver(self, partition: int) -> None:
         self.world.redeliver(partition)
 
-    @rule(partition=st.integers(0, 1), index=st.integers(0, 5))
-    def lose(self, partition: int, index: int) -> None:
+    @rule(partition=PARTITION, which=WHICH)
+    def lose(self, partition: int, which: int) -> None:
         """Somebody deletes a message from the log."""
-        there = sorted(self.world.log[partition])
-        if index < len(there):
-            del self.world.log[partition][there[index]]
-            self.lost.add((partition, there[index]))
+        if there := sorted(self.world.log[partition]):
+            position = there[which % len(there)]
+            del self.world.log[partition][position]
+            self.lost.add((partition, position))
 
-    @rule(who=st.integers(0, 1))
-    def crash(self, who: int) -> None:
-        self.ghosts = [*self.ghosts[-1:], self.processes[who]]
-        self.processes[who] = self.new(self.processes[who].name)
-
-    @rule(who=st.integers(0, 1))
-    def stop(self, who: int) -> None:
-        self.processes[who].tell(StopRequested())
+    @rule(who=WHO, told=st.booleans())
+    def restart(self, who: int, told: bool) -> None:
+        process = self.processes[who]
+        if told:
+            process.tell(StopRequested())
+            process.run()
+        self.ghosts = [*self.ghosts[-1:], process]
+        self.processes[who] = self.new(process.name)
 
     @precondition(lambda self: self.ghosts)
-    @rule(which=st.integers(0, 7))
+    @rule(which=WHICH)
     def happen_late(self, which: int) -> None:
         ghost = self.ghosts[-1]
-        if which < len(ghost.pending):
-            ghost.happen(which)
+        if ghost.pending:
+            ghost.happen(which % len(ghost.pending))
 
     @invariant()
     def promises(self) -> None:
@@ -128,5 +137,5 @@ class AnyOrder(RuleBasedStateMachine):
             assert (partition, at) in self.world.acknowledged
 
 
-AnyOrder.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+AnyOrder.TestCase.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
 TestAnyOrder = AnyOrder.TestCase
