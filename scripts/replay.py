@@ -102,32 +102,35 @@ def _replay(options: argparse.Namespace) -> dict[str, Any]:
     if expected == 0:
         raise UsageError("These logs have no message that is addressed to anybody: are they IRC logs?")
     seed = secrets.randbits(32) if options.seed is None else options.seed
+    places = _room_for(options.places)
     folder = Path(tempfile.mkdtemp(prefix="meshim-replay-"))
-    path = options.history or folder / "history.jsonl"
-    _allow_files(options.places * FILES_PER_PLACE)
-
+    history = options.history or folder / "history.jsonl"
     began = time.monotonic()
-    with ExitStack() as stack:
-        facts = {"seed": seed, "speedup": options.speedup, "expected_sent": expected}
-        history = stack.enter_context(HistoryWriter(path, time.monotonic, "replay", **facts))
-        api = options.api or stack.enter_context(own_mesh.running(folder, own_mesh.topology()))
-        states = stack.enter_context(tempfile.TemporaryDirectory(dir=folder))
-        stage = Stage(api, history, Path(states), seed, options.places)
-        report = stage.perform(steps, options.speedup)
-    verdict = _judge(path)
+    try:
+        with ExitStack() as stack:
+            facts = {"seed": seed, "speedup": options.speedup, "expected_sent": expected}
+            writer = stack.enter_context(HistoryWriter(history, time.monotonic, "replay", **facts))
+            api = options.api or stack.enter_context(own_mesh.running(folder, own_mesh.topology()))
+            states = stack.enter_context(tempfile.TemporaryDirectory(dir=folder))
+            report = Stage(api, writer, Path(states), seed, places).perform(steps, options.speedup)
+        verdict = _judge(history)
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
     seconds = round(time.monotonic() - began, 1)
-    if verdict["ok"]:
+    if verdict["ok"]:  # otherwise somebody will want to look at what the mesh has left behind
         shutil.rmtree(folder / "data", ignore_errors=True)
-    return {**verdict, "seconds": seconds, **report, "speedup": options.speedup, "seed": seed, "history": str(path)}
+    return {**verdict, "seconds": seconds, **report, "speedup": options.speedup, "seed": seed, "history": str(history)}
 
 
-def _allow_files(wanted: int) -> None:
-    """Raise this process's limit of open files as far as it may go; a mesh of ours inherits it."""
+def _room_for(places: int) -> int:
+    """Raise this process's limit of open files (our mesh inherits it); return for how many places it is enough."""
+    wanted = places * FILES_PER_PLACE
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < wanted:
-        resource.setrlimit(
-            resource.RLIMIT_NOFILE, (min(wanted, hard) if hard != resource.RLIM_INFINITY else wanted, hard)
-        )
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return max(1, most // FILES_PER_PLACE)
 
 
 def _judge(history: Path) -> dict[str, Any]:
