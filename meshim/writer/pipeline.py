@@ -102,11 +102,6 @@ class Pipeline:
         """Nothing is held that is not acknowledged."""
         return not (self._waiting or self._batch or self._settling.held)
 
-    @property
-    def busy(self) -> bool:
-        """An answer is awaited."""
-        return any(lane.busy for lane in self._lanes)
-
     def drain(self) -> None:
         """Fetch no more; write what is held, but let go of it when the database fails."""
         self._draining = True
