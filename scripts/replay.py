@@ -51,6 +51,8 @@ def main() -> int:
         print(f"replay: {first.sentence}", file=sys.stderr)
         return 2
     except OSError as error:
+        if error.filename is None:
+            raise
         print(f"replay: {error.filename}: {error.strerror}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
