@@ -284,6 +284,17 @@ async def test_memory_wiped(namespace: str) -> None:
     assert await presence.lookup([ALICE]) == {}
 
 
+async def test_memory_tells_what_comes_after_something_was_missed(namespace: str) -> None:
+    redis = MemoryRedis(lambda: 0.0)
+    presence = MemoryPresence(redis, namespace)
+    async with aclosing(presence.changes()) as changes:
+        assert await soon(changes) is None
+        redis.stop()
+        redis.start()
+        await presence.online([(Seat(ALICE, 11, HERE, SESSION), (11,))])
+        assert [await soon(changes), await soon(changes)] == [None, (ALICE,)]
+
+
 seats = st.builds(
     Seat,
     user=st.integers(1, 2),
