@@ -17,6 +17,7 @@ import msgspec
 import yaml
 
 from meshim.errors import TopologyError
+from meshim.wire.bounds import ITEMS_MAX, LIST_MAX
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=10 * 366 * 86400)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
@@ -340,6 +341,10 @@ def _relations(topology: Topology) -> Iterator[str]:
         ("body_bytes", _ENVELOPE_OVERHEAD_BYTES, "drain_page_bytes", limits.drain_page_bytes),
         ("bundle_items", 0, "link_queue", limits.link_queue),
         ("client_window", 0, "session_queue", limits.session_queue),
+        ("client_window", 0, "what an acknowledgement can list", LIST_MAX),
+        ("mesh_window", 0, "what an acknowledgement can list", LIST_MAX),
+        ("devices_per_user", 0, "half of what an outcome can list", LIST_MAX // 2),
+        ("bundle_items", 0, "what decodes", ITEMS_MAX),
     )
     for low, extra, high, most in at_most:
         if getattr(limits, low) + extra > most:

@@ -179,6 +179,8 @@ def refusal(tmp_path: Path, old: str, new: str) -> str:
         ("drain_page_bytes: 1048576", "drain_page_bytes: 65536", "`$.limits.body_bytes`", "drain_page_bytes"),
         ("client_window: 32", "client_window: 2000", "`$.limits.client_window`", "session_queue"),
         ("link_queue: 65536", "link_queue: 500", "`$.limits.bundle_items`", "link_queue"),
+        ("mesh_window: 64", "mesh_window: 1025", "`$.limits.mesh_window`", "what an acknowledgement can list (1024)"),
+        ("devices_per_user: 10", "devices_per_user: 513", "`$.limits.devices_per_user`", "an outcome can list (512)"),
     ],
 )
 def test_what_is_wrong_is_refused_with_path_and_reason(
