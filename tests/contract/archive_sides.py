@@ -4,6 +4,7 @@ A side stands for one database.  `process` gives the three ports as another proc
 them, and leases end when a test says so, not when time has passed.
 """
 
+import asyncio
 import itertools
 import secrets
 from collections.abc import AsyncIterator, Sequence
@@ -93,6 +94,13 @@ class SqlSide:
             return connection.scalars(query).one()
 
         return await self.archive.read(count)
+
+
+async def processes(side: Side, count: int) -> list[Ports]:
+    """Connected already, so that what they do at once is done at once."""
+    found = [side.process() for _ in range(count)]
+    await asyncio.gather(*(process.accounts.ping() for process in found))
+    return found
 
 
 @asynccontextmanager

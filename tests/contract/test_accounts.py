@@ -7,7 +7,7 @@ import pytest
 
 from meshim.errors import StoreConflict
 from meshim.stores.ports import Account, Login, RelationKey, User
-from tests.contract.archive_sides import EPOCH, NOW, Ports, Side, device_of, entry, person
+from tests.contract.archive_sides import EPOCH, NOW, Ports, Side, device_of, entry, person, processes
 
 # ---------------------------------------------------------------- users
 
@@ -57,12 +57,10 @@ async def test_register_many_takes_more_than_one_statement_holds(ports: Ports) -
 
 
 async def test_one_of_many_at_once_gets_the_name(side: Side) -> None:
-    processes = [side.process() for _ in range(4)]
-    answers = await asyncio.gather(
-        *(process.accounts.register("alice", "hash") for process in processes), return_exceptions=True
-    )
+    registrations = (process.accounts.register("alice", "hash") for process in await processes(side, 4))
+    answers = await asyncio.gather(*registrations, return_exceptions=True)
     assert sum(isinstance(answer, User) for answer in answers) == 1
-    assert sum(isinstance(answer, StoreConflict) for answer in answers) == len(processes) - 1
+    assert sum(isinstance(answer, StoreConflict) for answer in answers) == 3
 
 
 # ---------------------------------------------------------------- devices and tokens
@@ -122,7 +120,9 @@ async def test_devices_are_limited_and_other_users_do_not_count(ports: Ports) ->
 async def test_devices_are_limited_for_many_at_once(side: Side) -> None:
     ports = side.process()
     alice = await person(ports)
-    logins = (device_of(side.process(), alice, f"device {number}", most=2) for number in range(4))
+    logins = (
+        device_of(process, alice, f"device {number}", most=2) for number, process in enumerate(await processes(side, 4))
+    )
     answers = await asyncio.gather(*logins, return_exceptions=True)
     assert sum(isinstance(answer, StoreConflict) for answer in answers) == 2
     assert len(await ports.accounts.devices(alice.user_id)) == 2
@@ -131,7 +131,7 @@ async def test_devices_are_limited_for_many_at_once(side: Side) -> None:
 async def test_one_device_for_many_logins_at_once(side: Side) -> None:
     ports = side.process()
     alice = await person(ports)
-    devices = await asyncio.gather(*(device_of(side.process(), alice) for _ in range(4)))
+    devices = await asyncio.gather(*(device_of(process, alice) for process in await processes(side, 4)))
     assert len({device.device_id for device in devices}) == 1
 
 
@@ -171,7 +171,7 @@ async def test_log_out_revokes_once(side: Side) -> None:
     alice = await person(ports)
     token = secrets.token_bytes(32)
     device, _ = await ports.accounts.log_in(alice.user_id, "phone", EPOCH, token, NOW + 60, NOW, 10)
-    answers = await asyncio.gather(*(side.process().accounts.log_out(token) for _ in range(3)))
+    answers = await asyncio.gather(*(process.accounts.log_out(token) for process in await processes(side, 3)))
     login = Login(alice.user_id, device.device_id, EPOCH, NOW + 60)
     assert sorted(answers, key=lambda answer: answer is None) == [login, None, None]
     assert await ports.accounts.login(token, NOW) is None
@@ -342,8 +342,11 @@ async def test_relations_are_limited_on_both_sides(ports: Ports) -> None:
 
 async def test_relations_are_limited_for_many_at_once(side: Side) -> None:
     ports = side.process()
-    alice, *others = [await person(ports) for _ in range(5)]
-    requests = (side.process().accounts.request(alice.user_id, other.user_id, NOW, 2) for other in others)
+    alice, *others = [await person(ports) for _ in range(7)]
+    requests = (
+        process.accounts.request(alice.user_id, other.user_id, NOW, 2)
+        for process, other in zip(await processes(side, 6), others, strict=True)
+    )
     answers = await asyncio.gather(*requests, return_exceptions=True)
     assert answers.count("requested") == 2
     assert len(await ports.accounts.relations(alice.user_id)) == 2
@@ -352,9 +355,10 @@ async def test_relations_are_limited_for_many_at_once(side: Side) -> None:
 async def test_two_who_ask_each_other_at_once_have_one_relation(side: Side) -> None:
     ports = side.process()
     alice, bob = await person(ports), await person(ports)
+    one, other = await processes(side, 2)
     answers = await asyncio.gather(
-        side.process().accounts.request(alice.user_id, bob.user_id, NOW, 100),
-        side.process().accounts.request(bob.user_id, alice.user_id, NOW, 100),
+        one.accounts.request(alice.user_id, bob.user_id, NOW, 100),
+        other.accounts.request(bob.user_id, alice.user_id, NOW, 100),
     )
     assert sorted(answers) == ["asked", "requested"]
     assert await _states(ports, alice, bob) in {("requested", "asked"), ("asked", "requested")}

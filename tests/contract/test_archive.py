@@ -1,4 +1,4 @@
-"""How transactions run on SQLite and MariaDB: bounded, begun again where that helps, honest when the database is away."""
+"""How transactions run on SQLite and MariaDB: bounded, begun again where that helps, honest without a database."""
 
 import asyncio
 import threading

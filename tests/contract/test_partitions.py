@@ -11,12 +11,12 @@ from sqlalchemy import Connection, select
 from meshim.errors import Fenced
 from meshim.stores import partitions as sql_partitions
 from meshim.stores.ports import Device, Partitions, User
-from meshim.stores.rows import CONTENT_BYTES_MAX
+from meshim.stores.rows import CONTENT_BYTES_MAX, Draft
 from meshim.stores.schema import im_offline, to_ms
 from meshim.wire.bounds import SEQ_MAX
 from meshim.wire.envelope import Destination, Envelope, Kind, To, decode_envelope, encode_envelope
 from meshim.wire.log import Entry
-from tests.contract.archive_sides import EPOCH, NOW, Ports, Side, SqlSide, device_of, entry, envelope, person
+from tests.contract.archive_sides import EPOCH, NOW, Ports, Side, SqlSide, device_of, entry, envelope, person, processes
 
 LEASE_S = 60.0
 
@@ -84,9 +84,10 @@ async def test_released_partition_is_free_and_only_its_owner_releases_it(ports: 
 
 
 async def test_one_of_many_claimers_gets_the_partition(side: Side) -> None:
-    for expected in (1, 2):
+    claimers = await processes(side, 6)
+    for expected in range(1, 5):
         claims = await asyncio.gather(
-            *(side.process().partitions.claim(0, f"{expected}.{number}", LEASE_S) for number in range(6))
+            *(process.partitions.claim(0, f"{expected}.{number}", LEASE_S) for number, process in enumerate(claimers))
         )
         assert [claim for claim in claims if claim is not None] == [(expected, 0)]
         await side.end_leases()
@@ -360,32 +361,35 @@ async def test_claim_waits_for_a_commit_that_began_before_it(sql: SqlSide) -> No
     assert await asyncio.to_thread(written.wait, 10)
     claiming = asyncio.create_task(sql.process().partitions.claim(0, "b", LEASE_S))
     assert await ports.partitions.positions() == {0: 0}  # not committed, and nobody waits to read
-    assert not claiming.done()
+    assert not (await asyncio.wait({claiming}, timeout=0.1))[0]
     commit.set()
     await writing
     assert await claiming == (late + 1, 4)
     assert await stored(ports, bob, phone) == [envelope(4, to=bob.user_id)]
 
 
-async def test_device_is_not_dropped_between_look_up_and_commit(sql: SqlSide) -> None:
+async def test_device_is_not_dropped_between_look_up_and_commit(sql: SqlSide, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its row would stay for ever: nobody reads the queue of a device that is gone."""
     ports = sql.process()
     bob = await person(ports)
     phone = await device_of(ports, bob)
     fence = await claimed(ports.partitions)
-    written, commit = threading.Event(), threading.Event()
+    looked, go_on = threading.Event(), threading.Event()
+    look_up = sql_partitions._registry
 
-    def write_slowly(connection: Connection, records: Sequence[tuple[int, Sequence[Entry]]]) -> None:
-        sql_partitions._write(connection, 0, fence, 4, records, to_ms(NOW))
-        written.set()
-        assert commit.wait(10)
+    def look_up_slowly(connection: Connection, drafts: Sequence[Draft]) -> dict[int, list[int]]:
+        registry = look_up(connection, drafts)
+        looked.set()
+        assert go_on.wait(10)
+        return registry
 
-    writing = asyncio.create_task(sql.connect().write(write_slowly, [(4, [entry(bob, 4)])]))
-    assert await asyncio.to_thread(written.wait, 10)
+    monkeypatch.setattr(sql_partitions, "_registry", look_up_slowly)
+    writing = asyncio.create_task(ports.partitions.write(0, fence, 4, [(4, [entry(bob, 4)])], NOW))
+    assert await asyncio.to_thread(looked.wait, 10)
     dropping = asyncio.create_task(sql.process().accounts.drop_idle_devices(NOW + 1, 10))
-    await asyncio.to_thread(commit.wait, 0.05)  # time to run into the lock; the test holds either way
-    commit.set()
-    await writing
+    assert not (await asyncio.wait({dropping}, timeout=0.1))[0]
+    go_on.set()
+    assert (await writing).devices == ((bob.user_id, phone.device_id),)
     assert await dropping == 1
     assert await sql.rows(phone.device_id) == 0
 

@@ -12,7 +12,7 @@ from meshim.stores import queues as sql_queues
 from meshim.stores.ports import Device, Page, Queues, User
 from meshim.stores.schema import to_ms
 from meshim.wire.envelope import decode_envelope
-from tests.contract.archive_sides import NOW, PARTITIONS, Ports, Side, SqlSide, device_of, entry, person
+from tests.contract.archive_sides import NOW, PARTITIONS, Ports, Side, SqlSide, device_of, entry, person, processes
 
 LEASE_S = 60.0
 START = (0, -1)
@@ -153,9 +153,11 @@ async def test_queue_of_no_device_cannot_be_claimed(ports: Ports) -> None:
 
 async def test_claimers_at_once_get_different_fencing_numbers(side: Side, bob: Mailbox) -> None:
     """R3: two connections of one device.  The higher session is never the one left out."""
-    processes = [side.process() for _ in range(6)]
     claims = await asyncio.gather(
-        *(process.queues.claim(bob.id, f"connector {n}", n, LEASE_S) for n, process in enumerate(processes))
+        *(
+            process.queues.claim(bob.id, f"connector {session}", session, LEASE_S)
+            for session, process in enumerate(await processes(side, 6))
+        )
     )
     fences = [fence for fence in claims if fence is not None]
     assert len(set(fences)) == len(fences)
@@ -298,7 +300,7 @@ async def test_claim_waits_for_marks_that_began_before_it(sql: SqlSide) -> None:
     assert await asyncio.to_thread(marked.wait, 10)
     claiming = asyncio.create_task(bob.claim("b", 2, sql.process().queues))
     assert (await bob.ports.queues.peek([bob.key]))[1] == {bob.id}  # nobody waits to read
-    assert not claiming.done()
+    assert not (await asyncio.wait({claiming}, timeout=0.1))[0]
     commit.set()
     await marking
     assert seqs(await bob.page(await claiming)) == [2]
