@@ -14,6 +14,8 @@ ITEMS_MAX = 65_536
 """Items of a frame or of a log record."""
 SEQ_MAX = 1 << 62
 """The number after it must still fit into 63 bits."""
+MS_MAX = 253_402_300_799_999
+"""The end of the year 9999: calendars of most languages end there."""
 
 U64 = Annotated[int, Meta(ge=0)]
 """64 bits: msgpack has no larger numbers."""
@@ -25,7 +27,7 @@ AnyId = U63
 """An id, or 0 for none or all of them, as the field says."""
 Seq = Annotated[int, Meta(ge=1, le=SEQ_MAX)]
 FrameNumber = Annotated[int, Meta(ge=1, le=(1 << 63) - 1)]
-Milliseconds = Annotated[int, Meta(ge=0, le=1 << 53)]
+Milliseconds = Annotated[int, Meta(ge=0, le=MS_MAX)]
 """Since 1970 UTC."""
 U31 = Annotated[int, Meta(ge=0, le=(1 << 31) - 1)]
 """What a signed 32-bit column takes."""

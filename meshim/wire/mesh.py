@@ -36,8 +36,8 @@ class HelloOk(Frame, array_like=True, frozen=True, gc=False, tag=2):
 class Stamp(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Who sent an envelope, as the session that it came through proves, and where it goes.
 
-    `origin` is the incarnation of the sender's connector.  `copies` are at first those for
-    the sender's other devices; the transfer adds the recipient's.  `trace` is 0, or a number that hops write to their logs.
+    `origin` is the incarnation of the sender's connector.  `copies` are at first those for the sender's
+    other devices; the transfer adds the recipient's.  `trace` is 0, or a number that hops write to their logs.
     """
 
     origin: U63

@@ -17,7 +17,7 @@ from meshim.protocol.ordering import OrderingOptions
 from meshim.protocol.outcome import OutStreamOptions
 from meshim.runtime.crypto import open_sealed
 from meshim.wire import client, codec, envelope, link, log, mesh, notice, outcome
-from meshim.wire.bounds import ITEMS_MAX, LIST_MAX, SEQ_MAX
+from meshim.wire.bounds import ITEMS_MAX, LIST_MAX, MS_MAX, SEQ_MAX
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
@@ -66,7 +66,7 @@ RANGES: dict[tuple[int | None, int | None], str] = {
     (0, 255): "u8",
     (1, 2**63 - 1): "n63",
     (1, SEQ_MAX): "seq",
-    (0, 2**53): "ms",
+    (0, MS_MAX): "ms",
     (1, LIST_MAX): "window",
 }
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshim.wire import client, codec
-from meshim.wire.bounds import SEQ_MAX
+from meshim.wire.bounds import MS_MAX, SEQ_MAX
 from meshim.wire.client import Delivery, Greet, Submit
 from meshim.wire.envelope import (
     EPHEMERAL_FROM,
@@ -169,7 +169,7 @@ destinations = st.builds(Destination, u8, ids, any_ids)
 pairs = st.lists(st.tuples(ids, any_ids), max_size=4).map(tuple)
 envelopes = st.builds(
     Envelope, u31, st.binary(min_size=16, max_size=16), ids, ids, u64, destinations, seqs, seqs, u8, u31,
-    st.integers(0, 2**53), st.binary(max_size=100),
+    st.integers(0, MS_MAX), st.binary(max_size=100),
 )  # fmt: skip
 outcomes = st.builds(
     Outcome, any_ids, ids, ids, u64, destinations, seqs, seqs, u8, pairs, pairs, any_ids, u31, st.text(max_size=20)

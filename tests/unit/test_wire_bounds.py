@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshim.wire import client, codec, mesh
-from meshim.wire.bounds import ITEMS_MAX, LIST_MAX, SEQ_MAX
+from meshim.wire.bounds import ITEMS_MAX, LIST_MAX, MS_MAX, SEQ_MAX
 from meshim.wire.client import Greet, Submit
 from meshim.wire.envelope import (
     Destination,
@@ -155,7 +156,7 @@ BEYOND: list[tuple[str, Callable[[bytes], Any], bytes]] = [
     ("base 0", decode_envelope, _envelope(base=0)),
     ("kind 256", decode_envelope, _envelope(kind=256)),
     ("key of 32 bits", decode_envelope, _envelope(key=2**31)),
-    ("time after 287396", decode_envelope, _envelope(sent_at=2**53 + 1)),
+    ("time after the year 9999", decode_envelope, _envelope(sent_at=MS_MAX + 1)),
     ("destination 0", decode_envelope, _envelope(to=Destination(1, 0))),
     ("window 0", client.decode_from_client, client.encode(Greet(1, b"t", 1, 1, 0))),
     ("window beyond a stash", client.decode_from_client, client.encode(Greet(1, b"t", 1, 1, LIST_MAX + 1))),
@@ -203,10 +204,15 @@ def test_what_is_beyond_its_bounds_does_not_decode(decode: Callable[[bytes], Any
 
 def test_what_is_just_within_its_bounds_decodes() -> None:
     widest = msgspec.structs.replace(
-        ENVELOPE, user=2**63 - 1, device=2**63 - 1, epoch=2**64 - 1, seq=SEQ_MAX, base=SEQ_MAX, kind=255, sent_at=2**53
+        ENVELOPE, user=2**63 - 1, device=2**63 - 1, epoch=2**64 - 1, seq=SEQ_MAX, base=SEQ_MAX, kind=255, sent_at=MS_MAX
     )
     assert decode_envelope(encode_envelope(widest)) == widest
     ack = Ack(2**64 - 1, 2**63 - 1, (1,) * LIST_MAX)
     assert client.decode_from_client(client.encode(ack)) == ack
     greet = Greet(0, bytes(64), 0, 0, LIST_MAX, "é" * 128)
     assert client.decode_from_client(client.encode(greet)) == greet
+
+
+def test_every_time_that_decodes_is_a_date() -> None:
+    """Or a friend could send what no application can show."""
+    assert datetime.fromtimestamp(MS_MAX / 1000, UTC).year == 9999
