@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import msgspec
 import rich_click as click
 
 from meshim.cli.login import Mesh, mesh_options, password_option, read_password
-from meshim.errors import MeshimError, Refused, UsageError
+from meshim.errors import BackendUnavailable, MeshimError, Refused, UsageError
 
 if TYPE_CHECKING:  # brings sockets and cryptography, which `--help` does without
     from meshim.client import Client, Message, Outgoing
@@ -50,7 +50,7 @@ class Device(msgspec.Struct, frozen=True):
     def _default_state(self) -> Path:
         home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
         place = urlsplit(self.mesh.api).netloc.replace(":", "-")
-        return Path(home) / "meshim" / f"{self.name.lower()}@{place}-{self.device}.db"
+        return Path(home) / "meshim" / f"{quote(self.name.lower(), safe='')}@{place}-{quote(self.device, safe='')}.db"
 
     def run(self, work: "Callable[[Client], Awaitable[_T]]") -> _T:
         """Connect, do the work, leave."""
@@ -145,6 +145,7 @@ def listen(device: Device, as_json: bool, count: int | None, no_read: bool) -> N
             await (message.done() if no_read else message.mark_read())
             printed += 1
             if printed == count:
+                await _leave(client)
                 return
 
     device.run(work)
@@ -174,8 +175,21 @@ def _line(message: "Message") -> str:
 
 
 def printable(text: str) -> str:
-    """The text without anything that a terminal would obey."""
-    return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
+    """The text without anything that a terminal would obey; lines after the first are indented, so that none looks
+
+    like another message.
+    """
+    safe = "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
+    return safe.replace("\n", "\n    ")
+
+
+async def _leave(client: "Client") -> None:
+    """Wait until what we said is safe in the mesh, receipts too, but not for ever."""
+    try:
+        async with asyncio.timeout(_LEAVE_S):
+            await client.settled()
+    except TimeoutError:
+        print("Not everything is safe in the mesh yet; it is sent when you come back.", file=sys.stderr)
 
 
 # ---------------------------------------------------------------- chat
@@ -221,7 +235,6 @@ async def _type(client: "Client", peer: str) -> None:
     """Send each line; at the end wait until all are safe."""
     lines = _stdin()
     following: set[asyncio.Task[None]] = set()
-    sent: list[Outgoing] = []
     number = 0
     while (line := await lines.get()) is not None:
         if not line.strip():
@@ -229,22 +242,14 @@ async def _type(client: "Client", peer: str) -> None:
         number += 1
         try:
             outgoing = await client.send(peer, line)
-        except Refused as error:
+        except (Refused, UsageError, BackendUnavailable) as error:
             print(f"  #{number} not sent: {error.sentence}", file=sys.stderr)
             continue
-        sent = [each for each in sent if each.state == "pending"] + [outgoing]
         task = asyncio.create_task(_follow(number, outgoing))
         following.add(task)
         task.add_done_callback(following.discard)
-    try:
-        async with asyncio.timeout(_LEAVE_S):
-            for outgoing in sent:
-                await outgoing.wait_sent()
-            await asyncio.sleep(0)  # let what was reached be shown
-    except TimeoutError:
-        print("Not everything is safe in the mesh yet; it is sent when you come back.", file=sys.stderr)
-    except Refused as error:
-        print(error.sentence, file=sys.stderr)
+    await _leave(client)
+    await asyncio.sleep(0)  # let what was reached be shown
 
 
 async def _follow(number: int, outgoing: "Outgoing") -> None:

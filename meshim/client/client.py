@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -33,9 +34,10 @@ from meshim.client.outbox import OutboxOptions
 from meshim.client.people import People
 from meshim.client.reading import Reading
 from meshim.client.rest import Api
-from meshim.client.session import Credentials, Session
+from meshim.client.saver import Saver
+from meshim.client.session import Credentials, Session, readdress
 from meshim.client.state import StateFile
-from meshim.errors import ClientClosed, Code, MeshimError, Refused
+from meshim.errors import ClientClosed, Code, MeshimError, Refused, UsageError
 from meshim.protocol.link import LinkOptions
 from meshim.protocol.ordering import OrderingOptions
 from meshim.protocol.window import WindowOptions
@@ -54,7 +56,9 @@ from meshim.wire.envelope import (
 )
 
 BODY_BYTES = 65_536
-"""What connectors take at most unless their topology says otherwise; theirs counts."""
+"""What connectors take at most unless their topology says otherwise; what the last one said counts."""
+_SEAL_BYTES = 28
+"""What sealing adds to a body."""
 
 DEFAULTS = ClientOptions(
     link=LinkOptions(
@@ -81,25 +85,23 @@ class Client:
         insecure: bool = False,
         options: ClientOptions = DEFAULTS,
     ) -> None:
-        """`state` is the file of this device, `NAME-DEVICE.db` by default.
+        """`state` is the file of this device, `NAME-DEVICE.db` in the working directory by default.
 
         `password` may be a function that asks for it; it is called, in a thread, only when a login is needed.
 
         `insecure` allows plain HTTP to another host.
         """
         self._credentials = Credentials(name, password, device)
-        self._path = Path(state if state is not None else f"{name}-{device}.db")
+        self._path = Path(state if state is not None else f"{quote(name.lower(), safe='')}-{quote(device, safe='')}.db")
         self._api = Api(api, insecure=insecure)
         self._options = options
         self._failure: MeshimError | None = None
-        self._tasks: list[asyncio.Task[None]] = []
         # Only what the application still holds is worth telling.
         self._outgoing: WeakValueDictionary[tuple[Destination, int], Outgoing] = WeakValueDictionary()
-        self._saves: list[e.Save] = []
-        self._save_due = asyncio.Event()
-        self._saved_serial = 0
-        self._save_waiters: list[tuple[int, asyncio.Future[None]]] = []
         self._progressed = asyncio.Event()
+        self._over = asyncio.Event()
+        self._body_bytes = BODY_BYTES
+        self._entered = False
         self.stored_delayed = False
         """Messages that were stored for us come later: the database is away."""
 
@@ -108,62 +110,74 @@ class Client:
     async def __aenter__(self) -> Self:
         """Open the state file and log in if it holds no token; then connect in the background.
 
-        Raises UsageError (the file is in use or somebody else's), ApiError (wrong password, …), BackendUnavailable.
+        Raises UsageError (the file is in use or somebody else's), ApiError (wrong password, …), and
+        BackendUnavailable when there never was a login and the REST service is away.
         """
-        self._state = await asyncio.to_thread(StateFile, self._path)
+        if self._entered:
+            raise UsageError("a client is for one `async with`: make another one")
+        self._entered = True
         try:
-            self._session = Session(self._api, self._state, self._credentials)
-            identity = await self._session.open()
-            self._people = People(self._api, self._state, self._session.lock, identity.user, self._session.name)
-            await self._start(identity)
+            self._state = await _opened(self._path)
+            try:
+                self._session = Session(self._api, self._state, self._credentials)
+                await self._start(await self._session.open())
+            except BaseException:
+                self._state.close()
+                raise
         except BaseException:
-            self._state.close()
             await self._api.close()
             raise
         return self
 
     async def _start(self, identity: Identity) -> None:
         self.user_id, self.device_id = identity.user, identity.device
+        await asyncio.to_thread(readdress, self._state, identity)
+        snapshot = await asyncio.to_thread(self._state.load)
+        self._core = ClientCore(
+            identity, self._options, snapshot, lambda: secrets.token_bytes(16), _wall_ms,
+            asyncio.get_running_loop().time(),
+        )  # fmt: skip
+        self._crank: Crank[e.Event, e.Action] = Crank(self._core, self._perform)
+        self._saver = Saver(self._state, self._session.lock, lambda serial: self._crank.receive(e.Saved(serial)))
+        self._people = People(self._session, self._state)
+        self._reading = Reading(self._state, self._session.lock, self._people, self._mark_read)
+        self._connection = Connection(self._crank, self._session.connectors, self._session.token)
         self._performers: dict[type[Any], Callable[[Any], None]] = {
             e.SendFrame: lambda action: self._connection.send(action.frame),
-            e.Save: self._save,
-            e.Disconnect: lambda action: self._connection.ended(action),
-            e.Online: lambda action: self._connection.welcomed(),
+            e.Save: self._saver.add,
+            e.Disconnect: self._connection.ended,
+            e.Online: self._welcomed,
             e.StoredDelayed: self._note_delayed,
             e.Progress: self._progress,
             e.InboxGrew: lambda action: self._reading.grew(),
         }
-        snapshot = await asyncio.to_thread(self._state.load)
-        loop = asyncio.get_running_loop()
-        self._core = ClientCore(
-            identity, self._options, snapshot, lambda: secrets.token_bytes(16), _wall_ms, loop.time()
-        )  # fmt: skip
-        self._crank: Crank[e.Event, e.Action] = Crank(self._core, lambda action: self._performers[type(action)](action))
-        self._reading = Reading(self._state, self._session.lock, self._people, self._mark_read)
-        self._connection = Connection(self._crank, self._session.connectors, self._session.token)
         self._crank.failed.add_done_callback(self._ended)
-        for work in (self._connection.run(), self._saver()):
-            task = asyncio.create_task(work)
+        self._connecting = asyncio.create_task(self._connection.run())
+        self._saving = asyncio.create_task(self._saver.run())
+        for task in (self._connecting, self._saving):
             task.add_done_callback(self._ended)
-            self._tasks.append(task)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Leave; what is not settled stays in the state file and goes on next time."""
-        for action in self._core.farewell():
-            self._performers[type(action)](action)
+        await asyncio.shield(asyncio.ensure_future(self._close()))  # also for who cannot wait for it
+
+    async def _close(self) -> None:
+        if self._failure is None:
+            for action in self._core.farewell():
+                self._perform(action)
         self._fail(ClientClosed("the client was closed"))
-        self._crank.stop()
-        connecting, _ = self._tasks
-        connecting.cancel()  # the saver ends by itself: nothing stops a thread in the middle of a transaction
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        async with self._session.lock:
-            if self._saves:
-                await asyncio.to_thread(self._state.apply, [change for save in self._saves for change in save.changes])
-            await asyncio.to_thread(self._state.close)  # SQLite syncs the file once more
-        self._connection.close()
-        await self._api.close()
+        await asyncio.wait((self._connecting, self._saving))
+        try:
+            async with self._session.lock:
+                await asyncio.to_thread(self._state.close)  # SQLite syncs the file once more
+        finally:
+            self._connection.close()
+            await self._api.close()
+
+    def _perform(self, action: e.Action) -> None:
+        self._performers[type(action)](action)
 
     def _ended(self, task: asyncio.Future[None]) -> None:
         if task.cancelled() or (error := task.exception()) is None:
@@ -178,14 +192,14 @@ class Client:
         if self._failure is not None:
             return
         self._failure = error
+        self._crank.stop()
+        self._connecting.cancel()
+        self._saver.stop()
         for outgoing in list(self._outgoing.values()):
             outgoing.fail(error)
-        for _, future in self._save_waiters:
-            if not future.done():
-                future.set_exception(error)
         self._reading.fail(error)
         self._progressed.set()
-        self._save_due.set()
+        self._over.set()
 
     def _check(self) -> None:
         if self._failure is not None:
@@ -193,10 +207,17 @@ class Client:
 
     async def online(self) -> None:
         """Wait until a connector has welcomed us.  Raises what ended the client."""
-        waiting = asyncio.ensure_future(self._connection.online.wait())
-        await asyncio.wait([waiting, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
+        either = [asyncio.ensure_future(event.wait()) for event in (self._connection.online, self._over)]
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in either:
+                each.cancel()
         self._check()
+
+    def _welcomed(self, action: e.Online) -> None:
+        self._body_bytes = action.body_bytes
+        self._connection.welcomed()
 
     # ---------------------------------------------------------------- sending
 
@@ -209,13 +230,13 @@ class Client:
         self._check()
         peer, version, key = await self._people.key_for(recipient)
         to = Destination(To.USER, peer)
-        plain = encode_content(Text(text))
-        if len(plain) + 28 > BODY_BYTES:
-            raise Refused(Code.TOO_LARGE, f"the message has {len(plain):,} bytes, {BODY_BYTES - 28:,} are allowed")
+        plain = _encoded(text)
+        if len(plain) + _SEAL_BYTES > self._body_bytes:
+            most = self._body_bytes - _SEAL_BYTES
+            raise Refused(Code.TOO_LARGE, f"the message has {len(plain):,} bytes, {most:,} are allowed")
         while self._core.outbox.full(to):
-            self._progressed.clear()
-            await self._progressed.wait()
-            self._check()
+            await self._progress_made()
+        self._check()
         seq, base = self._core.reserve(to)
         identity = self._core.identity
         draft = Envelope(
@@ -224,14 +245,28 @@ class Client:
         )  # fmt: skip
         body = seal(key, plain, associated_data(draft))
         outgoing = self._outgoing[to, seq] = Outgoing(draft.id.hex(), recipient, seq)
-        self._crank.receive(e.Composed((msgspec.structs.replace(draft, body=body),)))
-        await self._until_saved()
+        await self._hand(e.Composed((msgspec.structs.replace(draft, body=body),)))
         return outgoing
+
+    async def settled(self) -> None:
+        """Wait until all that was sent is safe in the mesh, the receipts of `mark_read` too.
+
+        Raises what ended the client.
+        """
+        self._check()
+        while self._core.outbox.unsettled:
+            await self._progress_made()
+
+    async def _progress_made(self) -> None:
+        self._progressed.clear()
+        await self._progressed.wait()
+        self._check()
 
     def _progress(self, action: e.Progress) -> None:
         self._progressed.set()
-        key = (action.to, action.seq)
-        if (outgoing := self._outgoing.get(key)) is not None:
+        if action.code == Code.NOT_FRIENDS:
+            self._people.doubt(action.to.id)
+        if (outgoing := self._outgoing.get((action.to, action.seq))) is not None:
             outgoing.advance(action.state, action.code, action.sentence)
 
     # ---------------------------------------------------------------- receiving
@@ -247,45 +282,40 @@ class Client:
 
     async def _mark_read(self, stream: Stream, seq: int) -> None:
         self._check()
-        self._crank.receive(e.MessagesRead(((stream, seq),)))
-        await self._until_saved()
+        await self._hand(e.MessagesRead(((stream, seq),)))
 
     def _note_delayed(self, action: e.StoredDelayed) -> None:
         self.stored_delayed = action.delayed
 
-    # ---------------------------------------------------------------- the state file
+    async def _hand(self, event: e.Event) -> None:
+        """Hand something to the core; returns when what it made of it is in the state file."""
+        self._crank.receive(event)
+        if self._crank.failed.done():
+            await asyncio.sleep(0)  # until `_ended` knows
+            self._check()
+        await self._saver.saved()
 
-    def _save(self, action: e.Save) -> None:
-        self._saves.append(action)
-        self._save_due.set()
 
-    async def _saver(self) -> None:
-        """Writes what has gathered, in one transaction; the next gathers meanwhile."""
-        while self._failure is None:
-            await self._save_due.wait()
-            self._save_due.clear()
-            saves = self._saves.copy()
-            if not saves:
-                continue
-            changes = [change for save in saves for change in save.changes]
-            async with self._session.lock:
-                await asyncio.to_thread(self._state.apply, changes)
-                del self._saves[: len(saves)]
-            self._saved_serial = saves[-1].serial
-            self._crank.receive(e.Saved(self._saved_serial))
-            for serial, future in self._save_waiters:
-                if serial <= self._saved_serial and not future.done():
-                    future.set_result(None)
-            self._save_waiters = [(serial, future) for serial, future in self._save_waiters if not future.done()]
+async def _opened(path: Path) -> StateFile:
+    """Open the state file in a thread, which nobody can call off: who is cancelled meanwhile leaves it closed."""
+    opening = asyncio.ensure_future(asyncio.to_thread(StateFile, path))
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        opening.add_done_callback(_close_unused)
+        raise
 
-    async def _until_saved(self) -> None:
-        """Wait for everything that was handed to the saver so far."""
-        if not self._saves:
-            return
-        self._check()
-        future = asyncio.get_running_loop().create_future()
-        self._save_waiters.append((self._saves[-1].serial, future))
-        await future
+
+def _close_unused(opening: asyncio.Future[StateFile]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
+
+
+def _encoded(text: str) -> bytes:
+    try:
+        return encode_content(Text(text))
+    except UnicodeEncodeError as error:
+        raise UsageError(f"the text cannot be sent, it is not Unicode: {error.reason}") from None
 
 
 def _wall_ms() -> int:

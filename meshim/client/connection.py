@@ -14,6 +14,10 @@ FRAME_BYTES = 1_048_576
 """More than any connector sends: its limit is announced in the welcome."""
 FIRST_WAIT_S = 0.05
 LONGEST_WAIT_S = 5.0
+STEADY_S = 10.0
+"""A connection that lasted so long was a good one.  Others count as failures, or two who oust each other would spin."""
+CONNECT_S = 3.0
+"""A connector that does not complete the handshake by then is stopped: try another."""
 
 _random = secrets.SystemRandom()
 _contexts: dict[asyncio.AbstractEventLoop, tuple[Context, int]] = {}
@@ -59,6 +63,7 @@ class Connection:
         self._ended: asyncio.Future[e.Disconnect] | None = None
         self._wait_s = FIRST_WAIT_S
         self._last = ""
+        self._welcomed_at: float | None = None
         self._ousted = False
 
     # ---- performed for the core
@@ -69,7 +74,7 @@ class Connection:
             self._dealer.send(frame)
 
     def welcomed(self) -> None:
-        self._wait_s = FIRST_WAIT_S
+        self._welcomed_at = asyncio.get_running_loop().time()
         self._ousted = False
         self.online.set()
 
@@ -82,20 +87,30 @@ class Connection:
 
     async def run(self) -> None:
         """Connect for ever.  Raises Refused when there is no sense in going on: somebody else is this device now."""
+        # At first, and after a good connection, to what we know: REST may be away, or asked by thousands like us.
         fresh_list = fresh_token = False
         while True:
             try:
-                end = await self._once(fresh_list=fresh_list, fresh_token=fresh_token)
+                token = await self._token(fresh_token)
+                fresh_token = False
+                end = await self._once(token, await self._connectors(fresh_list))
             except BackendUnavailable as error:
                 end = e.Disconnect(None, error.sentence)
             except ApiError as error:
                 if not error.temporary:
                     raise Refused(Code.BAD_TOKEN, error.sentence) from error
                 end = e.Disconnect(None, error.sentence)
-            fresh_token = self._judge(end)
-            fresh_list = True
+            fresh_token = self._judge(end) or fresh_token
+            fresh_list = not self._was_steady()
+            if not fresh_list:
+                self._wait_s = FIRST_WAIT_S
             await asyncio.sleep(self._wait_s * _random.uniform(0.5, 1.5))
             self._wait_s = min(2 * self._wait_s, LONGEST_WAIT_S)
+
+    def _was_steady(self) -> bool:
+        """Whether the connection that just ended was a good one."""
+        since, self._welcomed_at = self._welcomed_at, None
+        return since is not None and asyncio.get_running_loop().time() - since >= STEADY_S
 
     def _judge(self, end: e.Disconnect) -> bool:
         """Whether to log in again; raises Refused when the device is not ours any more."""
@@ -107,10 +122,8 @@ class Connection:
         self._ousted = self._ousted or end.code is Code.REPLACED
         return end.code is Code.BAD_TOKEN
 
-    async def _once(self, *, fresh_list: bool, fresh_token: bool) -> e.Disconnect:
+    async def _once(self, token: bytes, connectors: Sequence[Connector]) -> e.Disconnect:
         """One connection, from first to last."""
-        token = await self._token(fresh_token)
-        connectors = await self._connectors(fresh_list)
         if not connectors:
             raise BackendUnavailable("no connector is running")
         others = [connector for connector in connectors if connector.endpoint != self._last] or list(connectors)
@@ -123,15 +136,22 @@ class Connection:
             keys=None,
             frame_bytes=FRAME_BYTES,
             on_batch=lambda batch: self._crank.receive(e.FramesReceived(batch)),
-            on_connected=lambda: self._crank.receive(e.Connected(secrets.randbits(63), token)),
+            on_connected=lambda: self._connected(token),
             on_lost=self._lost,
         )
         try:
-            return await self._ended
+            async with asyncio.timeout(CONNECT_S) as self._patience:
+                return await self._ended
+        except TimeoutError:
+            return e.Disconnect(None, "the connector does not answer")
         finally:
             self.online.clear()
             self._dealer.close(linger_ms=200)
             self._dealer = None
+
+    def _connected(self, token: bytes) -> None:
+        self._patience.reschedule(None)
+        self._crank.receive(e.Connected(secrets.randbits(63), token))
 
     def _lost(self) -> None:
         self._crank.receive(e.ConnectionLost())

@@ -41,9 +41,15 @@ from meshim.wire.envelope import (
 )
 from meshim.wire.link import Close, Reset
 
+FRAME_OVERHEAD_BYTES = 16_384
+"""Of a frame, beside the items in it."""
+
 
 class ClientOptions(msgspec.Struct, frozen=True):
-    """`greet_timeout_s` seconds; `submits` is how many may wait for room in the window."""
+    """`greet_timeout_s` seconds; `submits` is how many may wait for room in the window.
+
+    What a connector says of itself in its welcome goes before the link options where it is less.
+    """
 
     link: LinkOptions
     outbox: OutboxOptions
@@ -222,7 +228,7 @@ class ClientCore:
                 if frame.link != link.epoch and not (isinstance(frame, Close) and frame.link == 0):
                     continue
                 if isinstance(frame, Welcome):
-                    self._welcomed(frame)
+                    self._welcomed(frame, now)
                 elif isinstance(frame, Stored):
                     self._actions.append(e.StoredDelayed(frame.delayed))
                 elif isinstance(frame, Close):
@@ -235,18 +241,23 @@ class ClientCore:
             except (msgspec.DecodeError, PeerError) as error:
                 self._offline(None, f"the connector broke the protocol: {error}")
 
-    def _welcomed(self, welcome: Welcome) -> None:
+    def _welcomed(self, welcome: Welcome, now: float) -> None:
         if self.state is not State.GREETING or self._link is None:
             return
         self.state = State.ONLINE
-        self._link.window.credit = max(1, min(welcome.window, self._options.link.window.credit))
-        self._actions.append(e.Online())
+        link = Link[Submit, ConnectorItem](
+            self._link.epoch, _agreed(self._options.link, welcome), submit_size, now, deferred=True
+        )
+        link.window.credit = max(1, min(welcome.window, self._options.link.window.credit))
+        self._link = link  # nothing was said on it before
+        self._actions.append(e.Online(welcome.body_bytes))
 
     # ---------------------------------------------------------------- what comes
 
     def _item(self, item: ConnectorItem, now: float) -> None:
         if not isinstance(item, Delivery):
-            self._settled(self.outbox.outcome(item, now))
+            if Identity(item.user, item.device, item.epoch) == self.identity:
+                self._settled(self.outbox.outcome(item, now))
             return
         try:
             envelope = decode_envelope(item.envelope)
@@ -321,6 +332,16 @@ class ClientCore:
     def _add(self, envelope: Envelope) -> None:
         self._changes.extend(self.outbox.add(envelope))
         self._composed.append((envelope.to, envelope.seq))
+
+
+def _agreed(options: LinkOptions, welcome: Welcome) -> LinkOptions:
+    """Link options within what the connector takes, and no slower than it listens."""
+    replace = msgspec.structs.replace
+    most = max(1, welcome.frame_bytes - FRAME_OVERHEAD_BYTES)
+    window = replace(options.window, frame_bytes=min(options.window.frame_bytes, most))
+    slower = min(1.0, welcome.heartbeat_ms / 1000 / options.heartbeat_s) or 1.0
+    heartbeat_s, silence_s = options.heartbeat_s * slower, options.silence_s * slower
+    return replace(options, window=window, heartbeat_s=heartbeat_s, silence_s=silence_s)
 
 
 def _code(number: int) -> Code | None:

@@ -163,7 +163,9 @@ class Disconnect(NamedTuple):
 
 
 class Online(NamedTuple):
-    """The connector has welcomed us."""
+    """The connector has welcomed us, and takes bodies of that many bytes."""
+
+    body_bytes: int
 
 
 class StoredDelayed(NamedTuple):

@@ -33,12 +33,16 @@ class Inbox:
         self._gaps: set[Stream] = set()
         self.duplicates = 0
         self.gaps_released = 0
+        self._restored: list[Change] = []
+        """What was held back, and is not with the options of today."""
         for order in snapshot.orders:
             self._orders[order.stream] = StreamOrder(options, order.watermark, order.holes)
         for held in snapshot.held:
             envelope = decode_envelope(held.envelope)
             order_of = self._order(held.stream)
-            order_of.receive(held.seq, min(envelope.base, order_of.watermark), envelope.kind, now)
+            released = order_of.receive(held.seq, min(envelope.base, order_of.watermark), envelope.kind, now)
+            if released:
+                self._restored += self._arrived([], held.stream, order_of, released).changes
             self._note_gap(held.stream, order_of)
 
     def _order(self, stream: Stream) -> StreamOrder[int]:
@@ -79,8 +83,8 @@ class Inbox:
 
     def tick(self, now: float) -> Arrival:
         """Give up gaps that are open for too long."""
-        changes: list[Change] = []
-        grew = False
+        changes, self._restored = self._restored, []
+        grew = bool(changes)
         for stream in list(self._gaps):
             order = self._orders[stream]
             if released := order.tick(now):
@@ -91,5 +95,7 @@ class Inbox:
         return Arrival(changes, grew)
 
     def next_deadline(self) -> float | None:
+        if self._restored:
+            return 0.0
         deadlines = (self._orders[stream].next_deadline() for stream in self._gaps)
         return min((deadline for deadline in deadlines if deadline is not None), default=None)

@@ -56,7 +56,7 @@ class Outgoing:
     """A message that was sent: it is in the durable outbox, and goes on from there by itself.
 
     `state` is `pending`, `sent`, `delivered`, `read` or `rejected`.  The waits return when it has come so far,
-    at once if it has already, and raise Refused when it was rejected.
+    at once if it has already, and raise Refused when it was rejected, or what ended the client.
     """
 
     def __init__(self, message_id: str, recipient: str, seq: int) -> None:
@@ -64,7 +64,7 @@ class Outgoing:
         self.recipient = recipient
         self.seq = seq
         self.state = "pending"
-        self._refusal: MeshimError | None = None
+        self._error: MeshimError | None = None
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
 
     async def wait_sent(self) -> None:
@@ -80,17 +80,23 @@ class Outgoing:
         await self._wait("read")
 
     async def _wait(self, state: str) -> None:
-        if self._refusal is not None:
-            raise self._refusal
-        if _STATES.index(self.state) < _STATES.index(state):
-            future = asyncio.get_running_loop().create_future()
-            self._waiting.append((_STATES.index(state), future))
-            await future
+        if self.state != "rejected" and _STATES.index(self.state) >= _STATES.index(state):
+            return
+        if self._error is not None:
+            raise self._error
+        waiting = (_STATES.index(state), asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        try:
+            await waiting[1]
+        finally:  # also for who does not want to wait any longer
+            if waiting in self._waiting:
+                self._waiting.remove(waiting)
 
     def advance(self, state: str, code: int, sentence: str) -> None:
         """For the client: it has come this far."""
         if state == "rejected":
-            self.fail(Refused(Code(code), sentence))
+            self.state = state
+            self.fail(_refusal(code, sentence))
         elif _STATES.index(state) > _STATES.index(self.state):
             self.state = state
             reached = _STATES.index(state)
@@ -101,14 +107,19 @@ class Outgoing:
 
     def fail(self, error: MeshimError) -> None:
         """For the client: it will not come further in this process."""
-        self._refusal = error
-        if isinstance(error, Refused):
-            self.state = "rejected"
+        self._error = error
         for _, future in self._waiting:
             if not future.done():
                 future.set_exception(error)
                 future.exception()  # nobody may be waiting any more
         self._waiting.clear()
+
+
+def _refusal(code: int, sentence: str) -> Refused:
+    """Codes are an open list: one of the future is told by its number."""
+    if code in Code.__members__.values():
+        return Refused(Code(code), sentence)
+    return Refused(Code.MALFORMED, f"{sentence} (code {code})")
 
 
 _STATES = ("pending", "sent", "delivered", "read", "rejected")

@@ -31,22 +31,27 @@ _rank = STATES.index
 
 
 class OutboxOptions(msgspec.Struct, frozen=True):
-    """Seconds; `tracked` is how many settled messages receipts are still matched with."""
+    """Seconds; waits double, up to `longest_s`, and up to `resend_s` when the mesh said that it was busy.
+
+    `tracked` is how many settled messages receipts are still matched with.
+    """
 
     resend_s: float = 4.0
     busy_s: float = 0.5
+    longest_s: float = 15.0
     tracked: int = 10_000
 
 
 class _Message:
-    __slots__ = ("due", "envelope", "receipt", "saved", "tally", "wait_s")
+    __slots__ = ("busy_s", "due", "envelope", "receipt", "resend_s", "saved", "tally")
 
-    def __init__(self, envelope: bytes, wait_s: float, *, saved: bool, receipt: str = "") -> None:
+    def __init__(self, envelope: bytes, options: OutboxOptions, *, saved: bool, receipt: str = "") -> None:
         self.envelope = envelope
         self.tally = Tally()
         self.saved = saved
         self.receipt = receipt
-        self.wait_s = wait_s
+        self.resend_s = options.resend_s
+        self.busy_s = options.busy_s
         self.due: float | None = None
         """When to submit it again; None while it waits to be submitted."""
 
@@ -78,7 +83,7 @@ class Outbox:
             self._streams[stream.to] = OutStream(self._stream_options, stream.next_seq, stream.after)
         for out in snapshot.unsettled:
             self._stream(out.to).restore(out.seq, out.base)
-            self._pending[out.to, out.seq] = _Message(out.envelope, options.busy_s, saved=True, receipt=out.receipt)
+            self._pending[out.to, out.seq] = _Message(out.envelope, options, saved=True, receipt=out.receipt)
             self._unsent[out.to, out.seq] = None
         for settled in snapshot.settled:
             self._settled[settled.to, settled.seq] = settled.state
@@ -105,7 +110,7 @@ class Outbox:
         """A composed message; it may be submitted once these changes are saved."""
         data = encode_envelope(envelope)
         key = (envelope.to, envelope.seq)
-        self._pending[key] = _Message(data, self._options.busy_s, saved=False)
+        self._pending[key] = _Message(data, self._options, saved=False)
         out = PutOut(envelope.to, envelope.seq, envelope.base, envelope.kind, envelope.id, data)
         return [out, self._saved_stream(envelope.to)]
 
@@ -135,7 +140,8 @@ class Outbox:
         while self._unsent and len(submits) < room:
             key, _ = self._unsent.popitem(last=False)
             message = self._pending[key]
-            self._wait(key, message, now + self._options.resend_s)
+            self._wait(key, message, now + message.resend_s)
+            message.resend_s = min(2 * message.resend_s, self._options.longest_s)
             submits.append(Submit(message.envelope, tuple(self._streams[key[0]].after.items())))
         return submits
 
@@ -151,6 +157,7 @@ class Outbox:
             if message.due is not None:
                 message.due = None
                 self.resent += 1
+            message.resend_s = self._options.resend_s  # whoever was slow is somebody else now
         self._unsent = OrderedDict((key, None) for key, message in self._pending.items() if message.saved)
 
     def next_deadline(self) -> float | None:
@@ -180,8 +187,8 @@ class Outbox:
             return
         if outcome.how == How.BUSY:
             self._unsent.pop(key, None)
-            self._wait(key, message, now + message.wait_s)
-            message.wait_s = min(2 * message.wait_s, self._options.resend_s)
+            self._wait(key, message, now + message.busy_s)
+            message.busy_s = min(2 * message.busy_s, self._options.resend_s)
             return
         tally = message.tally
         if not tally.add(outcome, self._user) or not tally.settled:
@@ -206,7 +213,7 @@ class Outbox:
         state = "read" if receipt.kind == ReceiptKind.READ else "delivered"
         budget = self._options.tracked
         for first, last in receipt.ranges:
-            budget -= last - first + 1
+            budget -= max(0, last - first + 1)  # a range that runs backwards must not buy room for a long one
             if budget < 0:
                 break
             for seq in range(first, last + 1):

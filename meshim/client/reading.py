@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import msgspec
@@ -9,12 +10,17 @@ import msgspec
 from meshim.client.message import Message, Place
 from meshim.client.people import People
 from meshim.client.state import Received, StateFile
-from meshim.errors import MeshimError, SealBroken
+from meshim.errors import BackendUnavailable, MeshimError, SealBroken
 from meshim.runtime.crypto import open_sealed
 from meshim.wire.envelope import Envelope, Kind, Stream, associated_data, decode_envelope, decode_text
 
 PAGE = 64
 """How many messages are read from the file at once; the rest waits there."""
+_FIRST_WAIT_S = 0.2
+_LONGEST_WAIT_S = 5.0
+"""Between two questions for a missing key, while REST is away."""
+_LATEST_MS = 253_402_300_799_999
+"""The end of the year 9999: `sent_at` is what the sender says, and datetime knows no later."""
 
 
 class Reading:
@@ -32,6 +38,7 @@ class Reading:
         self._people = people
         self._mark_read = mark_read
         self._more = asyncio.Event()
+        self._failed = asyncio.Event()
         self._failure: MeshimError | None = None
         self._turn = 0
         """Of the last message that was given out."""
@@ -43,6 +50,7 @@ class Reading:
 
     def fail(self, error: MeshimError) -> None:
         self._failure = error
+        self._failed.set()
         self._more.set()
 
     async def messages(self) -> AsyncIterator[Message]:
@@ -56,7 +64,7 @@ class Reading:
                 page = self._state.received(self._turn, PAGE)
             for row in page:
                 message = await self._open(row)
-                self._check()  # what could not be found out because we were closed is no answer
+                self._check()
                 if message is not None:
                     self._turn = row.turn
                     yield message
@@ -82,11 +90,11 @@ class Reading:
         text, problem = await self._text(envelope, envelope.to.id if own else envelope.user)
         return Message(
             id=envelope.id.hex(),
-            sender=await self._people.name_of(envelope.user),
+            sender=self._people.name_of(envelope.user),
             sender_device=envelope.device,
-            recipient=await self._people.name_of(envelope.to.id),
+            recipient=self._people.name_of(envelope.to.id),
             text=text,
-            sent_at=datetime.fromtimestamp(envelope.sent_at / 1000, UTC),
+            sent_at=datetime.fromtimestamp(min(envelope.sent_at, _LATEST_MS) / 1000, UTC),
             own=own,
             stored=row.stored,
             place=Place(row.flag),
@@ -99,10 +107,24 @@ class Reading:
 
     async def _text(self, envelope: Envelope, peer: int) -> tuple[str, str]:
         """(Text, why it could not be read)."""
-        key = await self._people.key_of(peer, envelope.key)
+        key = await self._key(peer, envelope.key)
         if key is None:
             return "", f"the key of this message, version {envelope.key}, is not to be had"
         try:
             return decode_text(open_sealed(key, envelope.body, associated_data(envelope))).text, ""
         except (SealBroken, msgspec.DecodeError) as error:
             return "", f"the message cannot be opened: {error}"
+
+    async def _key(self, peer: int, version: int) -> bytes | None:
+        """The key; waits for REST if it has to be asked: no message is given up because the service is away."""
+        wait_s = _FIRST_WAIT_S
+        while True:
+            try:
+                return await self._people.key_of(peer, version)
+            except BackendUnavailable:
+                self._check()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._failed.wait()
+            self._check()
+            wait_s = min(2 * wait_s, _LONGEST_WAIT_S)

@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 import msgspec
 
-from meshim.errors import ApiError, BackendUnavailable, UsageError
+from meshim.errors import ApiError, BackendUnavailable, ClientClosed, UsageError
 from meshim.wire import rest
 from meshim.wire.rest import PREFIX, PROBLEM_JSON
 
@@ -147,6 +147,8 @@ class Api:
         headers = {"authorization": f"Bearer {self.token}"} if self.token else {}
         if body is not None:
             headers["content-type"] = "application/json"
+        if self._http.is_closed:
+            raise ClientClosed("the client was closed")
         try:
             response = await self._http.request(
                 method,

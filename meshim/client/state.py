@@ -14,11 +14,13 @@ has the file; another one is refused with a sentence.
 
 import fcntl
 import os
-import secrets
 import sqlite3
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import msgspec
 
@@ -38,6 +40,8 @@ from meshim.client.events import (
 from meshim.errors import ClientClosed, UsageError
 from meshim.wire.envelope import Destination, Stream
 
+_APPLICATION = 0x6D657368
+"""Tells our files from other SQLite databases."""
 _VERSION = 1
 _TRACKED = 10_000
 """How many settled messages are kept for receipts that may come."""
@@ -61,7 +65,11 @@ CREATE TABLE inbox (
     flag INTEGER NOT NULL DEFAULT 0, turn INTEGER, PRIMARY KEY (stream, seq)
 ) WITHOUT ROWID;
 CREATE INDEX inbox_turn ON inbox (turn) WHERE turn IS NOT NULL;
+INSERT INTO meta VALUES ('epoch', randomblob(8));
 """
+
+_Arguments = ParamSpec("_Arguments")
+_Answer = TypeVar("_Answer")
 
 _pack = msgspec.msgpack.Encoder().encode
 _destination = msgspec.msgpack.Decoder(Destination).decode
@@ -81,76 +89,97 @@ class Received(NamedTuple):
     flag: int
 
 
+def _alone(
+    method: Callable[Concatenate["StateFile", _Arguments], _Answer],
+) -> Callable[Concatenate["StateFile", _Arguments], _Answer]:
+    """One use at a time, whichever threads they come from: a transaction is of the connection, not of a thread."""
+
+    @wraps(method)
+    def alone(self: "StateFile", /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Answer:
+        with self._using:
+            if self._closed:  # by another task, while this one was out asking REST
+                raise ClientClosed("the client was closed")
+            return method(self, *args, **kwargs)
+
+    return alone
+
+
 class StateFile:
-    """One device's memory.  Not for two threads at once, but for one after the other."""
+    """One device's memory.  For any thread; whoever comes while another one uses it waits."""
 
     def __init__(self, path: Path) -> None:
         """Open or make the file.  Raises UsageError when another process has it or it is no state file."""
+        self.path = path
+        self._using = threading.RLock()
         self._closed = False
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._lock)
-            raise UsageError(f"another process uses the state file {path}: stop it, or choose another file") from None
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # it holds keys: for nobody else to read
+            path = path.resolve()  # one file, one lock, whatever it is called
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(path)
+        except OSError as error:
+            raise UsageError(f"the state file {self.path} cannot be used: {error.strerror}") from error
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         try:
             self._prepare()
+            self._turn: int = self._one("SELECT coalesce(max(turn), 0) FROM inbox")
+            self.epoch = int.from_bytes(self._one("SELECT value FROM meta WHERE key = 'epoch'"), "big")
+            """Made with the file."""
         except sqlite3.DatabaseError as error:
             self.close()
-            raise UsageError(f"{path} is not a state file of this version of meshim: {error}") from None
-        self._turn = self._one("SELECT coalesce(max(turn), 0) FROM inbox")
+            raise UsageError(f"{self.path} is not a state file of this version of meshim: {error}") from None
 
     def _prepare(self) -> None:
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-            self._db.execute(f"PRAGMA {pragma}")
-        version = self._one("PRAGMA user_version")
-        if version == 0:
-            self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={_VERSION}; COMMIT;")
-            self.put("epoch", secrets.randbits(64).to_bytes(8, "big"))
-        elif version != _VERSION:
+        # Before anything is written: the file may be somebody else's.
+        kind, version = self._one("PRAGMA application_id"), self._one("PRAGMA user_version")
+        new = self._one("SELECT count(*) FROM sqlite_schema") == 0
+        if not new and kind != _APPLICATION:
+            raise sqlite3.DatabaseError("it is another database")
+        if not new and version != _VERSION:
             raise sqlite3.DatabaseError(f"it has version {version}, {_VERSION} is known")
+        for pragma in ("journal_mode=WAL", "synchronous=FULL"):
+            self._db.execute(f"PRAGMA {pragma}")
+        if new:
+            kind_and_version = f"PRAGMA application_id={_APPLICATION}; PRAGMA user_version={_VERSION};"
+            self._db.executescript(f"BEGIN; {_SCHEMA} {kind_and_version} COMMIT;")
 
     def close(self) -> None:
-        self._closed = True
-        self._db.close()
-        os.close(self._lock)
+        """Waits for who uses it; whoever comes after that is told ClientClosed."""
+        with self._using:
+            if not self._closed:
+                self._closed = True
+                self._db.close()
+                os.close(self._lock)
 
     # ---- who we are, and whom we know
 
-    @property
-    def epoch(self) -> int:
-        """Made with the file."""
-        return int.from_bytes(self.get("epoch") or b"", "big")
-
+    @_alone
     def get(self, key: str) -> bytes | None:
         found = self._one("SELECT value FROM meta WHERE key = ?", key)
         return None if found is None else bytes(found)
 
+    @_alone
     def put(self, key: str, value: bytes) -> None:
-        self._db.execute(
-            "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", (key, value)
-        )
+        with self._transaction():
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
-    def forget(self, key: str) -> None:
-        self._db.execute("DELETE FROM meta WHERE key = ?", (key,))
-
+    @_alone
     def put_peers(self, peers: Sequence[tuple[int, str, str]], keys: Sequence[tuple[int, int, bytes]]) -> None:
         """Peers as (user id, name, state), keys as (user id, version, key)."""
         with self._transaction():
             self._db.executemany("INSERT OR REPLACE INTO peer VALUES (?, ?, ?)", peers)
             self._db.executemany("INSERT OR REPLACE INTO content_key VALUES (?, ?, ?)", keys)
 
+    @_alone
     def peers(self) -> list[tuple[int, str, str]]:
         return self._db.execute("SELECT user_id, name, state FROM peer").fetchall()
 
+    @_alone
     def content_keys(self) -> list[tuple[int, int, bytes]]:
         return self._db.execute("SELECT user_id, version, key FROM content_key ORDER BY version").fetchall()
 
     # ---- what the core keeps
 
+    @_alone
     def load(self) -> Snapshot:
         """Everything the core needs to go on."""
         rows = self._db.execute
@@ -183,6 +212,7 @@ class StateFile:
             ],
         )
 
+    @_alone
     def apply(self, changes: Sequence[Change]) -> None:
         """Write changes, in order, in one transaction that is on disk when this returns."""
         with self._transaction():
@@ -227,8 +257,19 @@ class StateFile:
             case Drop(stream, seq):
                 run("DELETE FROM inbox WHERE stream = ? AND seq = ?", (_pack(stream), seq))
 
+    @_alone
+    def readdress(self, messages: Sequence[tuple[Destination, int, bytes]]) -> None:
+        """Change envelopes in the outbox, each (to, seq, envelope); we are another device, and our streams are new."""
+        with self._transaction():
+            self._db.executemany(
+                "UPDATE outbox SET envelope = ? WHERE destination = ? AND seq = ?",
+                [(envelope, _pack(to), seq) for to, seq, envelope in messages],
+            )
+            self._db.execute("UPDATE stream SET after = ?", (_pack({}),))
+
     # ---- what the application reads
 
+    @_alone
     def received(self, after: int, most: int) -> list[Received]:
         """The next messages for the application, in order; `after` is the turn of the last one it was given."""
         return [
@@ -239,13 +280,16 @@ class StateFile:
             )
         ]
 
+    @_alone
     def handled(self, turns: Sequence[int]) -> None:
         """The application is done with these: they are not given again, unless the machine lost power right now."""
         # It is once a message, and in the way of the next one: safe from a crash of ours is enough.
         self._db.execute("PRAGMA synchronous=NORMAL")
-        with self._transaction():
-            self._db.executemany("DELETE FROM inbox WHERE turn = ?", [(turn,) for turn in turns])
-        self._db.execute("PRAGMA synchronous=FULL")
+        try:
+            with self._transaction():
+                self._db.executemany("DELETE FROM inbox WHERE turn = ?", [(turn,) for turn in turns])
+        finally:
+            self._db.execute("PRAGMA synchronous=FULL")
 
     # ---- SQLite
 
@@ -253,20 +297,30 @@ class StateFile:
         row = self._db.execute(sql, arguments).fetchone()
         return None if row is None else row[0]
 
-    def _transaction(self) -> "_Transaction":
-        if self._closed:  # by another task, while this one was out asking REST
-            raise ClientClosed("the client was closed")
-        return _Transaction(self._db)
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield
+            self._db.execute("COMMIT")
+        except BaseException as error:
+            if self._db.in_transaction:  # SQLite ends some by itself
+                self._db.execute("ROLLBACK")
+            if isinstance(error, sqlite3.OperationalError):
+                raise UsageError(f"the state file {self.path} cannot be written: {error}") from error
+            raise
 
 
-class _Transaction:
-    """BEGIN IMMEDIATE … COMMIT, or ROLLBACK when it raises."""
-
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
-
-    def __enter__(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        self._db.execute("COMMIT" if kind is None else "ROLLBACK")
+def _lock(path: Path) -> int:
+    """Make the file if it is missing, and lock it for this process; the descriptor that holds the lock."""
+    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # it holds keys: for nobody else to read
+    except BlockingIOError:
+        os.close(lock)
+        raise UsageError(f"another process uses the state file {path}: stop it, or choose another file") from None
+    except OSError:
+        os.close(lock)
+        raise
+    return lock

@@ -46,7 +46,7 @@ class SlowPeople(People):
         await self.may_answer.wait()
         return self.key
 
-    async def name_of(self, user: int) -> str:
+    def name_of(self, user: int) -> str:
         return f"u{user}"
 
 
