@@ -80,11 +80,10 @@ class Crank(Generic[Event, Action]):
         """Wait until what a turn left behind meets `condition`; False when that takes longer than `within_s`."""
         deadline = self._loop.time() + within_s
         while not condition():
-            self._turned = self._loop.create_future()
-            try:
-                async with asyncio.timeout_at(deadline):
-                    await self._turned
-            except TimeoutError:
+            if self._turned is None or self._turned.done():
+                self._turned = self._loop.create_future()
+            done, _ = await asyncio.wait([self._turned], timeout=deadline - self._loop.time())
+            if not done:
                 return condition()
         return True
 

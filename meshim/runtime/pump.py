@@ -94,7 +94,7 @@ class Monitor:
     def close(self) -> None:
         """Call before the watched socket is closed."""
         self._pump.stop()
-        self._watched.monitor(None, 0)
+        self._watched.monitor(None, 0)  # before the reader is gone, for whom an I/O thread would wait
         self._socket.close()
 
     def _take(self) -> bool:

@@ -60,7 +60,7 @@ class Service:
         self._loop.set_exception_handler(self._on_loop_exception)
         for number in _SIGNALS:
             self._loop.add_signal_handler(number, self._stop, number)
-        _raise_descriptor_limit()
+        raise_descriptor_limit()
         return self
 
     async def __aexit__(
@@ -137,7 +137,8 @@ class Service:
                 self._set_deadline()
 
 
-def _raise_descriptor_limit() -> None:
+def raise_descriptor_limit() -> None:
+    """Allow this process as many descriptors as it may have; a connection takes one, a Dealer four."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -206,3 +206,19 @@ def test_stopped_does_nothing_any_more() -> None:
         assert crank.failed.cancelled()
 
     run(main)
+
+
+def test_until_waits_for_what_a_turn_brings_about_and_no_longer() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        core, done = Recorder(), list[str]()
+        core.on_tick = lambda now: setattr(core, "deadline", now + 1.0)
+        core.deadline = 1.0
+        crank = Crank(core, done.append)
+        both = crank.until(lambda: len(done) >= 2, 10.0), crank.until(lambda: len(done) >= 5, 10.0)
+        assert await asyncio.gather(*both) == [True, True]
+        assert loop.time() == pytest.approx(5.0)
+        assert not await crank.until(lambda: False, 2.5)
+        assert loop.time() == pytest.approx(7.5)
+
+    run(main)

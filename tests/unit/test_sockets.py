@@ -137,11 +137,17 @@ class Client:
         return self
 
 
+def port_of(router: Router) -> int:
+    return int(router.endpoint.rpartition(":")[2])
+
+
 async def refused(client: Client) -> None:
     """Wait until the client was turned away."""
     await until(lambda: client.lost)
     assert client.connected == 0
     assert not client.dealer.send(b"x")
+    client.dealer._note(int(zmq.EVENT_DISCONNECTED))  # a failed handshake is told as that, and as this
+    assert client.lost == 1
 
 
 # ---------------------------------------------------------------- nothing is lost on the way
@@ -226,7 +232,10 @@ async def test_a_turn_is_bounded_in_bytes(context: Context, monkeypatch: pytest.
 
 
 @on_each_loop
-async def test_what_was_sent_before_the_end_comes_before_the_end(context: Context) -> None:
+async def test_what_was_sent_before_the_end_comes_before_the_end(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meshim.runtime.sockets.TURN_MESSAGES", 10)  # so that the end is known before all is read
     server = Server(context)
     client = await Client(context, server.router.endpoint).connect()
     assert client.dealer.send(b"hello")
@@ -257,6 +266,7 @@ async def test_full_is_told_and_passes(context: Context) -> None:
             nonlocal sent
             while (answer := server.router.send(peer, bytes(FRAME_BYTES))) is Sent.OK:
                 sent += 1
+                assert sent < 100_000, "bounded"
             return answer is Sent.FULL and sent > 20  # beyond the marks, the buffers of TCP are full too
 
         await until(fill)
@@ -293,6 +303,18 @@ async def test_lost_is_told_once_when_the_server_goes(context: Context) -> None:
 
 
 @on_each_loop
+async def test_a_connection_is_not_made_anew(context: Context) -> None:
+    server = Server(context)
+    client = await Client(context, server.router.endpoint).connect()
+    server.router.close()
+    await until(lambda: client.lost)
+    with socket.create_server(("127.0.0.1", port_of(server.router))) as listener:
+        listener.settimeout(0.3)  # libzmq would come back after 0.1 s
+        with pytest.raises(TimeoutError):
+            await asyncio.to_thread(listener.accept)
+
+
+@on_each_loop
 async def test_lost_is_told_when_nobody_listens(context: Context) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -321,7 +343,7 @@ async def test_a_silent_client_is_dropped(context: Context) -> None:
         on_batch=lambda batch: None,
         heartbeat_s=0.05,
     )
-    with socket.create_connection(("127.0.0.1", int(server.endpoint.rpartition(":")[2]))) as peer:
+    with socket.create_connection(("127.0.0.1", port_of(server))) as peer:
         peer.sendall(zmtp_greeting(b"NULL") + zmtp_ready(b"DEALER"))
         await until(lambda: server.statistics().accepted == 1)
         await until(lambda: server.statistics().lost == 1)
@@ -510,7 +532,7 @@ async def test_an_id_like_those_that_router_assigns_is_not_accepted(context: Con
     assert client.dealer.send(b"hello")
     await until(lambda: server.got)
     assigned = struct.unpack(">I", server.got[0][0][1:])[0]
-    with socket.create_connection(("127.0.0.1", int(server.router.endpoint.rpartition(":")[2]))) as peer:
+    with socket.create_connection(("127.0.0.1", port_of(server.router))) as peer:
         next_one = b"\0" + struct.pack(">I", (assigned + 1) % 2**32)
         peer.sendall(zmtp_greeting(b"NULL") + zmtp_ready(b"DEALER", identity=next_one) + b"\0\5hello")
         peer.settimeout(DEADLINE_S)
@@ -526,7 +548,7 @@ async def test_an_id_like_those_that_router_assigns_is_not_accepted(context: Con
 @on_each_loop
 async def test_garbage_is_cut_and_counted(context: Context, garbage: bytes) -> None:
     server = Server(context, keys=KeyPair.new())
-    with socket.create_connection(("127.0.0.1", int(server.router.endpoint.rpartition(":")[2]))) as peer:
+    with socket.create_connection(("127.0.0.1", port_of(server.router))) as peer:
         peer.sendall(garbage)
         await until(lambda: server.router.statistics().accepted == 1)
     await until(lambda: server.router.statistics().lost == 1)
@@ -620,6 +642,33 @@ async def test_closing_from_within_a_callback(context: Context) -> None:
     server.router.close()
     await until(lambda: client.dealer._socket.closed)
     assert closed == [[b"x"]]
+
+
+@on_each_loop
+async def test_who_closes_at_the_last_words_is_not_told_of_the_loss(context: Context) -> None:
+    server = Server(context)
+    client = await Client(context, server.router.endpoint).connect()
+    assert client.dealer.send(b"hello")
+    await until(lambda: server.got)
+    client.dealer._on_batch = lambda batch: client.dealer.close()
+    assert server.router.send(server.got[0][0], b"bye") is Sent.OK
+    assert select.select([client.dealer._socket.FD], [], [], DEADLINE_S)[0]
+    client.dealer._note(int(zmq.EVENT_DISCONNECTED))  # before the message was read
+    assert client.dealer._socket.closed
+    assert client.lost == 0
+
+
+@on_each_loop
+async def test_libzmq_is_told_every_limit(context: Context) -> None:
+    server = Server(context, keys=(keys := KeyPair.new()), hwm=7)
+    client = Client(context, server.router.endpoint, server_key=keys.public, heartbeat_s=1.5)
+    both = {zmq.LINGER: 0, zmq.HANDSHAKE_IVL: 10_000, zmq.MAXMSGSIZE: FRAME_BYTES + 33, zmq.TCP_KEEPALIVE: 1}
+    expected: dict[Router | Dealer, dict[zmq.SocketOption, int]] = {
+        server.router: both | {zmq.SNDHWM: 7, zmq.RCVHWM: 7, zmq.BACKLOG: 4_096, zmq.HEARTBEAT_IVL: 2_000},
+        client.dealer: both | {zmq.SNDHWM: 1_000, zmq.HEARTBEAT_IVL: 1_500, zmq.HEARTBEAT_TTL: 3_000},
+    }
+    for peer, options in expected.items():
+        assert {option: peer._socket.get(option) for option in options} == options
 
 
 @on_each_loop
