@@ -6,7 +6,7 @@ from collections.abc import Callable
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acting import Pace, Progress, act
@@ -60,6 +60,7 @@ nicks = st.sampled_from(["ann", "bob", "cy", "dee"])
 lines = st.builds("[{:02}:{:02}] <{}> {}: hi".format, st.integers(0, 3), st.integers(0, 59), nicks, nicks)
 
 
+@settings(max_examples=100, derandomize=True, deadline=None, database=None)
 @given(st.lists(lines, max_size=40), st.integers(1, 4), st.randoms(use_true_random=False))
 def test_any_plan(log: list[str], places: int, random: Random) -> None:
     steps = plan(["\n".join(sorted(log)).encode()])

@@ -3,11 +3,13 @@
 import re
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from irclog import Deed, Step, Utterance, addressee, count_addressed, parse, plan, user_name
 from meshim.protocol.names import fold_name
+
+deterministic = settings(max_examples=300, derandomize=True, deadline=None, database=None)
 
 LOG = b"""\
 [23:50] <ann> hello
@@ -120,6 +122,7 @@ acted = st.builds("[{:02}:{:02}]  * {} {}".format, st.integers(0, 23), st.intege
 logs = st.lists(st.one_of(spoken, acted, texts)).map(lambda lines: "\n".join(lines).encode())
 
 
+@deterministic
 @given(st.lists(logs, max_size=3))
 def test_any_plan_keeps_its_rules(days: list[bytes]) -> None:
     steps = plan(days)
@@ -150,12 +153,14 @@ def slow_count(log: bytes) -> int:
     return count
 
 
+@deterministic
 @given(logs)
 def test_a_plan_has_as_many_messages_as_a_plain_count(log: bytes) -> None:
     said = sum(step.deed is Deed.SAY for step in plan([log]))
     assert said == count_addressed(log) == slow_count(log)
 
 
+@deterministic
 @given(st.lists(st.text(min_size=1, max_size=20), unique=True))
 def test_no_two_nicks_share_a_name(different: list[str]) -> None:
     names = [user_name(nick, tag="r1.") for nick in different]
