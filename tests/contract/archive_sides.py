@@ -7,10 +7,13 @@ them, and leases end when a test says so, not when time has passed.
 import asyncio
 import itertools
 import secrets
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import NamedTuple, Protocol
+from types import ModuleType
+from typing import Any, NamedTuple, Protocol
 
+import pytest
 from sqlalchemy import Connection, delete, func, select, update
 
 from meshim.stores.accounts import SqlAccounts
@@ -28,6 +31,7 @@ NOW = 1_800_000_000.0
 EPOCH = (1 << 63) + 7
 """Of every sender here: above what a signed number holds."""
 
+_PATIENCE_S = 10.0
 _names = itertools.count(1)
 
 
@@ -94,6 +98,44 @@ class SqlSide:
             return connection.scalars(query).one()
 
         return await self.archive.read(count)
+
+
+class Pause:
+    """A place where a transaction stops, in its thread, until the test lets it go on."""
+
+    def __init__(self) -> None:
+        self._reached = threading.Event()
+        self._go_on = threading.Event()
+
+    def stop(self) -> None:
+        """Called by the transaction."""
+        self._reached.set()
+        assert self._go_on.wait(_PATIENCE_S)
+
+    async def reached(self) -> None:
+        assert await asyncio.to_thread(self._reached.wait, _PATIENCE_S)
+
+    def go_on(self) -> None:
+        self._go_on.set()
+
+
+def pause_after(monkeypatch: pytest.MonkeyPatch, module: ModuleType, function: str) -> Pause:
+    """Stop transactions behind this function of the module."""
+    pause = Pause()
+    original = getattr(module, function)
+
+    def paused(*arguments: object) -> object:
+        result = original(*arguments)
+        pause.stop()
+        return result
+
+    monkeypatch.setattr(module, function, paused)
+    return pause
+
+
+async def is_waiting(task: asyncio.Task[Any]) -> bool:
+    """Whether something holds it up."""
+    return not (await asyncio.wait({task}, timeout=0.1))[0]
 
 
 async def processes(side: Side, count: int) -> list[Ports]:

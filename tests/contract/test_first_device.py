@@ -2,20 +2,28 @@
 
 import asyncio
 import secrets
-import threading
 
 import msgspec
 import pytest
-from sqlalchemy import Connection
 
 from meshim.stores import accounts as sql_accounts
 from meshim.stores import partitions as sql_partitions
 from meshim.stores.ports import Device, User
 from meshim.stores.rows import first_device
-from meshim.stores.schema import to_ms
 from meshim.wire.envelope import Destination, To, decode_envelope, encode_envelope
 from meshim.wire.log import Entry
-from tests.contract.archive_sides import NOW, Ports, Side, SqlSide, device_of, entry, envelope, person
+from tests.contract.archive_sides import (
+    NOW,
+    Ports,
+    Side,
+    SqlSide,
+    device_of,
+    entry,
+    envelope,
+    is_waiting,
+    pause_after,
+    person,
+)
 
 
 async def waiting(ports: Ports, user: User, device: Device) -> list[int]:
@@ -96,43 +104,50 @@ async def test_queue_of_the_last_idle_device_is_kept_for_the_next(side: Side) ->
 # The row would stay for ever if the writer saw no device, and the login no row.
 
 
-async def test_first_login_waits_for_a_writer_that_saw_no_device(sql: SqlSide) -> None:
+async def test_first_login_waits_for_a_writer_that_saw_no_device(sql: SqlSide, monkeypatch: pytest.MonkeyPatch) -> None:
     ports = sql.process()
     bob = await person(ports)
-    fence, _ = await ports.partitions.claim(0, "writer", 60.0) or pytest.fail("not free")
-    written, commit = threading.Event(), threading.Event()
-
-    def write_slowly(connection: Connection) -> None:
-        sql_partitions._write(connection, 0, fence, 1, [(1, [entry(bob, 1)])], to_ms(NOW))
-        written.set()
-        assert commit.wait(10)
-
-    writing = asyncio.create_task(sql.connect().write(write_slowly))
-    assert await asyncio.to_thread(written.wait, 10)
+    pause = pause_after(monkeypatch, sql_partitions, "_registry")
+    writing = asyncio.create_task(write(sql.process(), 1, entry(bob, 1)))
+    await pause.reached()
     logging_in = asyncio.create_task(device_of(sql.process(), bob))
-    assert not (await asyncio.wait({logging_in}, timeout=0.1))[0]
-    commit.set()
-    await writing
+    assert await is_waiting(logging_in)
+    pause.go_on()
+    assert await writing == ()
     assert await waiting(ports, bob, await logging_in) == [1]
 
 
-async def test_writer_waits_for_a_first_login_and_finds_the_device(sql: SqlSide) -> None:
+async def test_writer_waits_for_a_first_login_and_finds_the_device(
+    sql: SqlSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ports = sql.process()
     bob = await person(ports)
-    registered, commit = threading.Event(), threading.Event()
-
-    def log_in_slowly(connection: Connection) -> Device:
-        token = sql_accounts._Token(secrets.token_bytes(32), to_ms(NOW + 60), to_ms(NOW))
-        device, _ = sql_accounts._log_in(connection, bob.user_id, "phone", 1, token, 10)
-        registered.set()
-        assert commit.wait(10)
-        return device
-
-    logging_in = asyncio.create_task(sql.connect().write(log_in_slowly))
-    assert await asyncio.to_thread(registered.wait, 10)
+    pause = pause_after(monkeypatch, sql_accounts, "_log_in")
+    logging_in = asyncio.create_task(device_of(sql.process(), bob))
+    await pause.reached()
     writing = asyncio.create_task(write(sql.process(), 1, entry(bob, 1)))
-    assert not (await asyncio.wait({writing}, timeout=0.1))[0]
-    commit.set()
+    assert await is_waiting(writing)
+    pause.go_on()
     phone = await logging_in
     assert await writing == ((bob.user_id, phone.device_id),)
     assert await waiting(ports, bob, phone) == [1]
+
+
+async def test_last_device_is_dropped_after_a_login_with_another_one(
+    sql: SqlSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The login saw a device, so it takes nothing; the dropping must see the new one, and leave nothing."""
+    ports = sql.process()
+    bob = await person(ports)
+    last = await device_of(ports, bob, "last")
+    await write(ports, 1, entry(bob, 1))
+    pause = pause_after(monkeypatch, sql_accounts, "_log_in")
+    logging_in = asyncio.create_task(device_of(sql.process(), bob, "new", now=NOW + 60))
+    await pause.reached()
+    dropping = asyncio.create_task(sql.process().accounts.drop_idle_devices(NOW + 60, 10))
+    assert await is_waiting(dropping)
+    pause.go_on()
+    new = await logging_in
+    assert await dropping == 1
+    assert await ports.accounts.devices(bob.user_id) == [new]
+    assert (await sql.rows(last.device_id), await sql.rows(first_device(bob.user_id))) == (0, 0)

@@ -1,8 +1,6 @@
 """The port `Partitions`: the writer's side of the queues, in memory, on SQLite and on MariaDB."""
 
 import asyncio
-import threading
-from collections.abc import Sequence
 
 import msgspec
 import pytest
@@ -11,12 +9,25 @@ from sqlalchemy import Connection, select
 from meshim.errors import Fenced
 from meshim.stores import partitions as sql_partitions
 from meshim.stores.ports import Device, Partitions, User
-from meshim.stores.rows import CONTENT_BYTES_MAX, Draft
+from meshim.stores.rows import CONTENT_BYTES_MAX
 from meshim.stores.schema import im_offline, to_ms
 from meshim.wire.bounds import SEQ_MAX
 from meshim.wire.envelope import Destination, Envelope, Kind, To, decode_envelope, encode_envelope
 from meshim.wire.log import Entry
-from tests.contract.archive_sides import EPOCH, NOW, Ports, Side, SqlSide, device_of, entry, envelope, person, processes
+from tests.contract.archive_sides import (
+    EPOCH,
+    NOW,
+    Ports,
+    Side,
+    SqlSide,
+    device_of,
+    entry,
+    envelope,
+    is_waiting,
+    pause_after,
+    person,
+    processes,
+)
 
 LEASE_S = 60.0
 
@@ -254,7 +265,7 @@ MOST = Envelope(
     SEQ_MAX,
     127,
     (1 << 31) - 1,
-    1 << 53,
+    253_402_300_799_999,  # the last moment of the year 9999
     b"\xff\x00'\\%",
 )
 
@@ -343,28 +354,22 @@ async def test_writer_of_another_partition_or_of_none_is_fenced(ports: Ports) ->
             await ports.partitions.write(partition, number, 1, [], NOW)
 
 
-async def test_claim_waits_for_a_commit_that_began_before_it(sql: SqlSide) -> None:
+async def test_claim_waits_for_a_commit_that_began_before_it(sql: SqlSide, monkeypatch: pytest.MonkeyPatch) -> None:
     """R15: whoever takes over starts where the late commit ended, so nothing is skipped or written twice."""
-    ports = sql.process()
+    ports, late = sql.process(), sql.process()
     bob = await person(ports)
     phone = await device_of(ports, bob)
-    late = await claimed(ports.partitions, "a")
+    fence = await claimed(late.partitions, "a")
     await sql.end_leases()
-    written, commit = threading.Event(), threading.Event()
-
-    def write_slowly(connection: Connection, records: Sequence[tuple[int, Sequence[Entry]]]) -> None:
-        sql_partitions._write(connection, 0, late, 4, records, to_ms(NOW))
-        written.set()
-        assert commit.wait(10)
-
-    writing = asyncio.create_task(sql.connect().write(write_slowly, [(4, [entry(bob, 4)])]))
-    assert await asyncio.to_thread(written.wait, 10)
+    pause = pause_after(monkeypatch, sql_partitions, "_write")
+    writing = asyncio.create_task(late.partitions.write(0, fence, 4, [(4, [entry(bob, 4)])], NOW))
+    await pause.reached()
     claiming = asyncio.create_task(sql.process().partitions.claim(0, "b", LEASE_S))
     assert await ports.partitions.positions() == {0: 0}  # not committed, and nobody waits to read
-    assert not (await asyncio.wait({claiming}, timeout=0.1))[0]
-    commit.set()
+    assert await is_waiting(claiming)
+    pause.go_on()
     await writing
-    assert await claiming == (late + 1, 4)
+    assert await claiming == (fence + 1, 4)
     assert await stored(ports, bob, phone) == [envelope(4, to=bob.user_id)]
 
 
@@ -372,23 +377,14 @@ async def test_device_is_not_dropped_between_look_up_and_commit(sql: SqlSide, mo
     """Its row would stay for ever: nobody reads the queue of a device that is gone."""
     ports = sql.process()
     bob = await person(ports)
-    phone = await device_of(ports, bob)
+    phone, _ = await device_of(ports, bob, "phone"), await device_of(ports, bob, "laptop", now=NOW + 60)
     fence = await claimed(ports.partitions)
-    looked, go_on = threading.Event(), threading.Event()
-    look_up = sql_partitions._registry
-
-    def look_up_slowly(connection: Connection, drafts: Sequence[Draft]) -> dict[int, list[int]]:
-        registry = look_up(connection, drafts)
-        looked.set()
-        assert go_on.wait(10)
-        return registry
-
-    monkeypatch.setattr(sql_partitions, "_registry", look_up_slowly)
-    writing = asyncio.create_task(ports.partitions.write(0, fence, 4, [(4, [entry(bob, 4)])], NOW))
-    assert await asyncio.to_thread(looked.wait, 10)
+    pause = pause_after(monkeypatch, sql_partitions, "_registry")
+    writing = asyncio.create_task(ports.partitions.write(0, fence, 4, [(4, [entry(bob, 4, [phone])])], NOW))
+    await pause.reached()
     dropping = asyncio.create_task(sql.process().accounts.drop_idle_devices(NOW + 1, 10))
-    assert not (await asyncio.wait({dropping}, timeout=0.1))[0]
-    go_on.set()
+    assert await is_waiting(dropping)
+    pause.go_on()
     assert (await writing).devices == ((bob.user_id, phone.device_id),)
     assert await dropping == 1
     assert await sql.rows(phone.device_id) == 0

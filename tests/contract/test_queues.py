@@ -1,18 +1,26 @@
 """The port `Queues`: what waits for a device and who may drain it, in memory, on SQLite and on MariaDB."""
 
 import asyncio
-import threading
 
 import pytest
-from sqlalchemy import Connection
 
 from meshim.errors import Fenced
-from meshim.stores import partitions as sql_partitions
 from meshim.stores import queues as sql_queues
 from meshim.stores.ports import Device, Page, Queues, User
-from meshim.stores.schema import to_ms
 from meshim.wire.envelope import decode_envelope
-from tests.contract.archive_sides import NOW, PARTITIONS, Ports, Side, SqlSide, device_of, entry, person, processes
+from tests.contract.archive_sides import (
+    NOW,
+    PARTITIONS,
+    Ports,
+    Side,
+    SqlSide,
+    device_of,
+    entry,
+    is_waiting,
+    pause_after,
+    person,
+    processes,
+)
 
 LEASE_S = 60.0
 START = (0, -1)
@@ -283,49 +291,35 @@ async def test_fenced_drain_neither_reads_nor_marks(ports: Ports, bob: Mailbox) 
     assert await ports.queues.claim(bob.id, "a", 1, LEASE_S) is None
 
 
-async def test_claim_waits_for_marks_that_began_before_it(sql: SqlSide) -> None:
+async def test_claim_waits_for_marks_that_began_before_it(sql: SqlSide, monkeypatch: pytest.MonkeyPatch) -> None:
     """R3, R10: what the old connection acknowledged is not given to the new one."""
     bob = await mailbox(sql.process())
     await bob.store(1, 2, position=1)
     fence = await bob.claim("a", 1)
     first, _ = (await bob.page(fence)).rows
-    marked, commit = threading.Event(), threading.Event()
-
-    def mark_slowly(connection: Connection) -> None:
-        sql_queues._mark_read(connection, bob.id, fence, [first.row_id])
-        marked.set()
-        assert commit.wait(10)
-
-    marking = asyncio.create_task(sql.connect().write(mark_slowly))
-    assert await asyncio.to_thread(marked.wait, 10)
+    pause = pause_after(monkeypatch, sql_queues, "_mark_read")
+    marking = asyncio.create_task(sql.process().queues.mark_read(bob.id, fence, [first.row_id]))
+    await pause.reached()
     claiming = asyncio.create_task(bob.claim("b", 2, sql.process().queues))
     assert (await bob.ports.queues.peek([bob.key]))[1] == {bob.id}  # nobody waits to read
-    assert not (await asyncio.wait({claiming}, timeout=0.1))[0]
-    commit.set()
+    assert await is_waiting(claiming)
+    pause.go_on()
     await marking
     assert seqs(await bob.page(await claiming)) == [2]
 
 
-async def test_position_never_says_more_than_the_rows_that_are_seen(sql: SqlSide) -> None:
+async def test_position_never_says_more_than_the_rows_that_are_seen(
+    sql: SqlSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """R1, R2: a page that is empty up to a position is the proof that a live message may pass."""
     bob = await mailbox(sql.process())
     fence = await bob.claim()
-    claim = await bob.ports.partitions.claim(bob.partition, "writer", LEASE_S)
-    assert claim is not None
-    looked, go_on = threading.Event(), threading.Event()
-
-    def page_slowly(connection: Connection) -> Page:
-        first, _ = sql_queues._page(connection, bob.partition, bob.id, fence, START, 10, MANY)
-        assert first == Page((), 0, False)
-        looked.set()
-        assert go_on.wait(10)
-        return sql_queues._page(connection, bob.partition, bob.id, fence, START, 10, MANY)[0]
-
-    paging = asyncio.create_task(sql.connect().read(page_slowly))
-    assert await asyncio.to_thread(looked.wait, 10)
-    records = [(1, [entry(bob.user, 1)])]
-    await sql.connect().write(sql_partitions._write, bob.partition, claim[0], 1, records, to_ms(NOW))
-    go_on.set()
+    # Behind the look at the rows, before the one at the position.
+    pause = pause_after(monkeypatch, sql_queues, "_fitting")
+    paging = asyncio.create_task(bob.page(fence))
+    await pause.reached()
+    await bob.store(1, position=1)
+    pause.go_on()
     assert await paging == Page((), 0, False)  # one state, whatever is committed between the statements
     page = await bob.page(fence)
     assert (seqs(page), page.through) == ([1], 1)
