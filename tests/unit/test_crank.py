@@ -216,7 +216,7 @@ def test_until_waits_for_what_a_turn_brings_about_and_no_longer() -> None:
         core.deadline = 1.0
         crank = Crank(core, done.append)
         both = crank.until(lambda: len(done) >= 2, 10.0), crank.until(lambda: len(done) >= 5, 10.0)
-        assert await asyncio.gather(*both) == [True, True]
+        assert all(await asyncio.gather(*both))
         assert loop.time() == pytest.approx(5.0)
         assert not await crank.until(lambda: False, 2.5)
         assert loop.time() == pytest.approx(7.5)
