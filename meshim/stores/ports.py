@@ -68,9 +68,9 @@ class UserPresence(msgspec.Struct, frozen=True, gc=False):
 
 class Presence(Protocol):
     async def session_numbers(self, count: int) -> list[int]:
-        """That many ascending numbers from the clock of the backend (microseconds since 1970); one is never given twice."""
+        """That many ascending numbers from the clock of the backend (microseconds since 1970), none given twice."""
 
-    async def online(self, seats: Sequence[tuple[Seat, tuple[int, ...]]]) -> list[Seat | None | bool]:
+    async def online(self, seats: Sequence[tuple[Seat, tuple[int, ...]]]) -> list[Seat | bool | None]:
         """Write seats, each with all device ids of its user.
 
         For each: False when a seat with a higher session number holds the place (nothing is

@@ -11,7 +11,7 @@ from meshim.stores import partitions as sql_partitions
 from meshim.stores.ports import Device, Partitions, User
 from meshim.stores.rows import CONTENT_BYTES_MAX
 from meshim.stores.schema import im_offline, to_ms
-from meshim.wire.bounds import SEQ_MAX
+from meshim.wire.bounds import MS_MAX, SEQ_MAX
 from meshim.wire.envelope import Destination, Envelope, Kind, To, decode_envelope, encode_envelope
 from meshim.wire.log import Entry
 from tests.contract.archive_sides import (
@@ -265,7 +265,7 @@ MOST = Envelope(
     SEQ_MAX,
     127,
     (1 << 31) - 1,
-    253_402_300_799_999,  # the last moment of the year 9999
+    MS_MAX,
     b"\xff\x00'\\%",
 )
 
