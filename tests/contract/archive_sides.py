@@ -18,7 +18,8 @@ from sqlalchemy import Connection, delete, func, select, update
 
 from meshim.stores.accounts import SqlAccounts
 from meshim.stores.archive import Archive
-from meshim.stores.memory_archive import MemoryAccounts, MemoryArchive, MemoryPartitions, MemoryQueues
+from meshim.stores.memory_accounts import MemoryAccounts
+from meshim.stores.memory_archive import MemoryArchive, MemoryPartitions, MemoryQueues
 from meshim.stores.partitions import SqlPartitions
 from meshim.stores.ports import Accounts, Device, Partitions, Queues, User
 from meshim.stores.queues import SqlQueues
@@ -181,3 +182,18 @@ def envelope(seq: int, *, sender: int = 900, device: int = 901, to: int = 902, b
 
 def entry(user: User, seq: int, devices: Sequence[Device] = (), *, body: bytes = b"body") -> Entry:
     return Entry(user.user_id, tuple(device.device_id for device in devices), envelope(seq, to=user.user_id, body=body))
+
+
+async def claimed(partitions: Partitions, owner: str = "writer", partition: int = 0) -> int:
+    """Claim a partition that is free; the fencing number."""
+    claim = await partitions.claim(partition, owner, 60.0)
+    assert claim is not None
+    return claim[0]
+
+
+async def stored(ports: Ports, user: User, device: Device) -> list[bytes]:
+    """The envelopes in the queue, in order."""
+    fence = await ports.queues.claim(device.device_id, "reader", 1 << 62, 60.0)
+    assert fence is not None
+    page = await ports.queues.page(user.user_id, device.device_id, fence, (0, -1), 10_000, 1 << 30, 60.0)
+    return [row.envelope for row in page.rows]

@@ -20,7 +20,8 @@ from meshim.runtime.log import Log
 from meshim.stores import schema
 from meshim.stores.accounts import SqlAccounts
 from meshim.stores.archive import Archive
-from meshim.stores.memory_archive import MemoryAccounts, MemoryArchive
+from meshim.stores.memory_accounts import MemoryAccounts
+from meshim.stores.memory_archive import MemoryArchive
 from meshim.stores.ports import Accounts, Leases, Notices, Presence, SessionCache
 from meshim.topology import Limits, Topology
 from meshim.wire.notice import Notice

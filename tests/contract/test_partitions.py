@@ -8,11 +8,9 @@ from sqlalchemy import Connection, select
 
 from meshim.errors import Fenced
 from meshim.stores import partitions as sql_partitions
-from meshim.stores.ports import Device, Partitions, User
-from meshim.stores.rows import CONTENT_BYTES_MAX
+from meshim.stores.ports import Device, User
 from meshim.stores.schema import im_offline, to_ms
-from meshim.wire.bounds import MS_MAX, SEQ_MAX
-from meshim.wire.envelope import Destination, Envelope, Kind, To, decode_envelope, encode_envelope
+from meshim.wire.envelope import Envelope, Kind, To, decode_envelope, encode_envelope
 from meshim.wire.log import Entry
 from tests.contract.archive_sides import (
     EPOCH,
@@ -20,6 +18,7 @@ from tests.contract.archive_sides import (
     Ports,
     Side,
     SqlSide,
+    claimed,
     device_of,
     entry,
     envelope,
@@ -27,25 +26,10 @@ from tests.contract.archive_sides import (
     pause_after,
     person,
     processes,
+    stored,
 )
 
 LEASE_S = 60.0
-
-
-async def claimed(partitions: Partitions, owner: str = "writer", partition: int = 0) -> int:
-    """Claim a partition that is free; the fencing number."""
-    claim = await partitions.claim(partition, owner, LEASE_S)
-    assert claim is not None
-    return claim[0]
-
-
-async def stored(ports: Ports, user: User, device: Device) -> list[bytes]:
-    """The envelopes in the queue, in order."""
-    fence = await ports.queues.claim(device.device_id, "reader", 1 << 62, LEASE_S)
-    assert fence is not None
-    page = await ports.queues.page(user.user_id, device.device_id, fence, (0, -1), 10_000, 1 << 30, LEASE_S)
-    return [row.envelope for row in page.rows]
-
 
 # ---------------------------------------------------------------- leases
 
@@ -248,85 +232,6 @@ async def test_stream_and_seq_make_a_message_and_nothing_else_does(side: Side, p
     await ports.partitions.write(0, await claimed(ports.partitions), 1, [(1, entries)], NOW)
     assert await stored(ports, bob, phone) == [encode_envelope(message) for message in (one, *others)]
     assert await side.rows(phone.device_id) == 1 + len(others)
-
-
-# ---------------------------------------------------------------- what can never be written
-
-ID_MAX = (1 << 63) - 1
-LEAST = Envelope(0, bytes(16), 1, 1, 0, Destination(0, 1, 0), 1, 1, 0, 0, 0, b"")
-MOST = Envelope(
-    (1 << 31) - 1,
-    b"\xff" * 16,
-    ID_MAX,
-    ID_MAX,
-    (1 << 64) - 1,
-    Destination(255, ID_MAX, ID_MAX),
-    SEQ_MAX,
-    SEQ_MAX,
-    127,
-    (1 << 31) - 1,
-    MS_MAX,
-    b"\xff\x00'\\%",
-)
-
-
-async def test_every_limit_can_be_reached(ports: Ports) -> None:
-    bob = await person(ports)
-    phone = await device_of(ports, bob)
-    largest = msgspec.structs.replace(MOST, seq=2, base=2, body=b"")
-    body = bytes(CONTENT_BYTES_MAX - len(encode_envelope(largest)) - 3)  # msgpack writes the length in 3 bytes more
-    largest = msgspec.structs.replace(largest, body=body)
-    assert len(encode_envelope(largest)) == CONTENT_BYTES_MAX
-    messages = [encode_envelope(message) for message in (LEAST, MOST, largest)]
-    entries = [Entry(bob.user_id, (), message) for message in messages]
-    fence = await claimed(ports.partitions)
-    written = await ports.partitions.write(0, fence, ID_MAX, [(ID_MAX, entries)], NOW)
-    assert written.refused == ()
-    assert await stored(ports, bob, phone) == messages
-    assert await ports.partitions.positions() == {0: ID_MAX}
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"id": bytes(15)}, "does not decode"),
-        ({"user": 0}, "does not decode"),
-        ({"device": 1 << 63}, "does not decode"),
-        ({"epoch": -1}, "does not decode"),
-        ({"to": Destination(256, 1)}, "does not decode"),
-        ({"to": Destination(1, 0)}, "does not decode"),
-        ({"to": Destination(2, 1, 1 << 63)}, "does not decode"),
-        ({"seq": 0}, "does not decode"),
-        ({"seq": SEQ_MAX + 1}, "does not decode"),
-        ({"kind": Kind.TYPING}, "kind 128 is never stored"),
-        ({"body": bytes(CONTENT_BYTES_MAX)}, "bytes, more than 1048576"),
-    ],
-)
-async def test_message_beyond_a_limit_is_refused_and_the_others_are_written(
-    ports: Ports, change: dict[str, object], reason: str
-) -> None:
-    bob = await person(ports)
-    phone = await device_of(ports, bob)
-    wrong = Entry(bob.user_id, (), encode_envelope(msgspec.structs.replace(LEAST, **change)))
-    await assert_refused(ports, bob, phone, wrong, reason)
-
-
-@pytest.mark.parametrize("data", [b"", b"\xc1", b"\x90", envelope(1)[:-1], b"\x93\x01\x02\x03"])
-async def test_undecodable_envelope_is_refused_and_the_others_are_written(ports: Ports, data: bytes) -> None:
-    bob = await person(ports)
-    phone = await device_of(ports, bob)
-    await assert_refused(ports, bob, phone, Entry(bob.user_id, (), data), "does not decode")
-
-
-async def assert_refused(ports: Ports, user: User, device: Device, wrong: Entry, reason: str) -> None:
-    fence = await claimed(ports.partitions)
-    records = [(4, [entry(user, 1), wrong]), (5, [entry(user, 2)])]
-    written = await ports.partitions.write(0, fence, 5, records, NOW)
-    [(position, refused, sentence)] = written.refused
-    assert (position, refused) == (4, wrong)
-    assert reason in sentence
-    assert await stored(ports, user, device) == [envelope(seq, to=user.user_id) for seq in (1, 2)]
-    assert await ports.partitions.positions() == {0: 5}
 
 
 # ---------------------------------------------------------------- two writers
