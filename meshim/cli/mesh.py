@@ -18,6 +18,7 @@ from meshim.deploy import state, supervisor
 from meshim.deploy.probe import probe
 from meshim.deploy.state import DataFolder, MeshState, Phase, RoleState
 from meshim.errors import BackendUnavailable, MeshimError, UsageError
+from meshim.runtime import counters
 
 _HINT = "Make an account with `meshim user register NAME`; end the mesh with `meshim down`{}."
 _DOWN_S = 60.0
@@ -88,6 +89,13 @@ def down(data: DataFolder) -> None:
     print("The mesh has ended.")
 
 
+class RoleStatus(RoleState, frozen=True):
+    """A role as `meshim status --json` shows it."""
+
+    counters: dict[str, int] = {}
+    """What the running process has counted; see `statistics.py` of the role.  REST counts nothing."""
+
+
 class BackendStatus(msgspec.Struct, frozen=True):
     """A backend as `meshim status` shows it."""
 
@@ -108,7 +116,7 @@ class Status(msgspec.Struct, frozen=True):
     pid: int
     api: str | None
     data: str
-    roles: list[RoleState]
+    roles: list[RoleStatus]
     backends: list[BackendStatus]
 
 
@@ -122,7 +130,11 @@ def status(data: DataFolder, as_json: bool) -> None:
     if mesh is None or mesh.pid != pid:
         raise MeshimError(f"The mesh on {data.root} has only just been started: ask again.")
     backends = asyncio.run(_probe_backends(mesh, data))
-    shown = Status(mesh.state, pid, mesh.api, str(data.root), mesh.roles, backends)
+    roles = [
+        RoleStatus(**msgspec.structs.asdict(role), counters=counters.read(data.root, role.role, role.name, role.pid))
+        for role in mesh.roles
+    ]
+    shown = Status(mesh.state, pid, mesh.api, str(data.root), roles, backends)
     if as_json:
         print(msgspec.json.format(msgspec.json.encode(shown)).decode())
     else:

@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from meshim.connector import events as e
-from meshim.connector.door import LEAVING, Door
+from meshim.connector.door import LEAVING, SEEN_S, Door
 from meshim.connector.mesh import Mesh, conversation_of_item
 from meshim.connector.options import ConnectorOptions
 from meshim.connector.queues import Queues
@@ -31,11 +31,12 @@ from meshim.connector.statistics import Statistics
 from meshim.connector.submit import Refusal, busy, judge, rejected
 from meshim.errors import Code, PeerError
 from meshim.protocol.outcome import outcomes_of
+from meshim.stores.ports import Seat
 from meshim.wire import client as wire
 from meshim.wire.client import Greet, Submit
 from meshim.wire.envelope import EPHEMERAL_FROM
-from meshim.wire.link import Close, Reset
-from meshim.wire.mesh import Place, Route
+from meshim.wire.link import Close, Data, Reset
+from meshim.wire.mesh import Place, Route, Stamp
 from meshim.wire.notice import AccountChanged, Kick, Poke
 from meshim.wire.outcome import How, Outcome
 
@@ -73,11 +74,12 @@ class ConnectorCore:
             e.GreetAccepted: self._door.accepted,
             e.GreetRefused: lambda event, now: self._door.refused(event),
             e.SeatsWritten: lambda event, now: self._door.seats_written(event),
-            e.SeatsUnwritten: lambda event, now: self._door.seats_unwritten(event),
+            e.SeatsUnwritten: self._door.seats_unwritten,
             e.QueuesPeeked: self._queues.peeked,
             e.QueueClaimed: self._queues.claimed,
             e.PageRead: self._queues.page_read,
             e.RowsMarked: self._queues.marked,
+            e.RowsUnmarked: self._queues.unmarked,
             e.QueueFenced: self._queues.fenced,
             e.QueuesUnreachable: self._queues.unreachable,
             e.Noticed: self._noticed,
@@ -140,11 +142,17 @@ class ConnectorCore:
             self.statistics.resent += link.window.resent - resent
         if session.held:
             self._sessions.give_back_all(session, session.expire_held(now), absent=False)
-        if drain.look_at is not None and now >= drain.look_at:
+        if drain.due(now):
             self._sessions.look(session)
-            if now - session.account_at >= self._options.relation_ttl_s:
-                session.account_at = now
-                self._actions.append(e.ReadAccounts((session.login.user,)))
+        if now >= session.account_due:
+            session.account_due = now + self._door.account_period_s(session)
+            self._actions.append(e.ReadAccounts((session.login.user,)))
+        if session.seat_due is not None and now >= session.seat_due:
+            session.seat_due = None
+            self._actions.append(e.WriteSeats(((session.seat, session.devices),)))
+        if now >= session.seen_due:
+            session.seen_due = now + SEEN_S
+            self._actions.append(e.NoteSeen((session.login.device,)))
 
     # ---------------------------------------------------------------- from clients
 
@@ -152,18 +160,36 @@ class ConnectorCore:
         for peer, data in event.batch:
             session = self._sessions.of_peer(peer)
             try:
+                if len(data) > self._options.frame_bytes:
+                    sentence = f"the frame has {len(data)} bytes, {self._options.frame_bytes} are allowed"
+                    raise PeerError(Code.TOO_LARGE, sentence)
                 frame = wire.decode_from_client(data)
                 if isinstance(frame, Greet):
                     self._door.greet(peer, frame)
-                elif session is not None and frame.link == session.link.epoch and session.state is not State.SEATING:
+                elif session is None or frame.link != session.link.epoch:
+                    self._stray(peer, frame)
+                elif session.state is not State.SEATING:
                     self._frame(session, frame, now)
-                elif not isinstance(frame, Close | Reset) and not self._door.waiting(peer):
-                    # R13: queued for an earlier incarnation of this connector, or ahead of the greeting.
-                    self._sessions.say(peer, Reset(frame.link))
+                elif isinstance(frame, Close | Reset):
+                    self._sessions.close(session)
+                else:
+                    self.statistics.early += 1
             except msgspec.DecodeError as error:
                 self._misbehaved(peer, session, PeerError(Code.MALFORMED, f"the frame does not decode: {error}"))
             except PeerError as error:
                 self._misbehaved(peer, session, error)
+
+    def _stray(self, peer: bytes, frame: wire.ClientFrame) -> None:
+        """A frame of no session: R13, queued for an earlier incarnation of this connector; or ahead of the greeting."""
+        over = isinstance(frame, Close | Reset)
+        if self._door.waiting(peer):
+            if over:
+                self._door.forget(peer)
+            else:
+                self.statistics.early += 1
+        elif not over:
+            self.statistics.strays += 1
+            self._sessions.say(peer, Reset(frame.link))
 
     def _misbehaved(self, peer: bytes, session: Session | None, error: PeerError) -> None:
         self.statistics.malformed += 1
@@ -174,6 +200,8 @@ class ConnectorCore:
             self._sessions.say(peer, Close(0, error.code, error.sentence))
 
     def _frame(self, session: Session, frame: wire.ClientFrame, now: float) -> None:
+        if isinstance(frame, Data) and frame.number <= session.link.window.received_number:
+            self.statistics.deduplicated += 1
         items, taken = session.link.receive(frame, now)
         self._sessions.touch(session)
         if taken:
@@ -196,16 +224,19 @@ class ConnectorCore:
                 self._unsure(session, submit, verdict)
             else:
                 self._refuse(session, verdict)
-            return
-        route = Route(verdict, submit.envelope)
+        else:
+            self._route(session, verdict, submit)
+
+    def _route(self, session: Session, stamp: Stamp, submit: Submit) -> None:
+        route = Route(stamp, submit.envelope)
         if not self._mesh.send(route, conversation_of_item(route)):
             self.statistics.busy += 1
-            self._sessions.tell(session, busy(verdict))
+            self._sessions.tell(session, busy(stamp))
 
     def _unsure(self, session: Session, submit: Submit, refusal: Refusal) -> None:
         """They may be friends since we last looked, and a rejection is final: look again first."""
         if len(session.unsure) >= self._options.unsure:
-            self._refuse(session, refusal._replace(code=Code.BUSY, sentence="relations are being read: send it again"))
+            self._refuse(session, _not_now(refusal))
             return
         session.unsure.append(submit)
         if len(session.unsure) == 1:
@@ -230,12 +261,12 @@ class ConnectorCore:
         if rows:
             self.statistics.drained += len(rows)
             self._actions.extend(session.drain.acknowledged(rows))
-        if not session.custody:
-            self._actions.extend(session.drain.room())
-            if session.overflowed:
-                session.overflowed = False
-                session.state = State.DRAINING
-                self._sessions.look(session)
+        self._queues.go_on(session)
+        if session.overflowed and not session.custody:
+            self.statistics.overflowed += 1
+            session.overflowed = False
+            session.state = State.DRAINING
+            self._sessions.look(session)
 
     def _route_outcome(self, outcome: Outcome) -> None:
         if outcome.origin == self._incarnation:
@@ -261,12 +292,16 @@ class ConnectorCore:
             self._sessions.tell(session, outcome)
 
     def _place(self, place: Place, until: float) -> None:
-        for device, _ in place.seats:
+        options = self._options
+        for device, number in place.seats:
             session = self._sessions.of_device(device)
             if session is None:
+                # Its seat was not erased, or this was under way before.
+                self.statistics.misplaced += 1
+                self._actions.append(e.EraseSeats((Seat(place.user, device, self._incarnation, number),)))
                 self._sessions.give_back(place, (device,), absent=True)
                 continue
-            placed = session.place(place, until, self._options.session_queue)
+            placed = session.place(place, until, options.session_queue, options.session_bytes)
             if placed is Placed.PUSHED:
                 self._sessions.touch(session)
             elif placed is Placed.HELD:
@@ -287,42 +322,40 @@ class ConnectorCore:
         elif isinstance(notice, Kick):
             session = self._sessions.of_device(notice.device)
             if session is not None and session.seat.session <= notice.session:
-                self._sessions.cut(session, Code(notice.code), notice.sentence)
+                self._sessions.cut(session, notice.code, notice.sentence)
         elif isinstance(notice, AccountChanged):
-            concerned = set(notice.users)
-            users = tuple({s.login.user for s in self._sessions.all() if s.login.user in concerned})
+            users = dict.fromkeys(session.login.user for session in self._sessions.of_users(notice.users))
             if users:
-                self._actions.append(e.ReadAccounts(users))
+                self._actions.append(e.ReadAccounts(tuple(users)))
 
     def _accounts_read(self, event: e.AccountsRead, now: float) -> None:
         accounts = {account.user: account for account in event.accounts}
-        for session in self._sessions.all():
-            account = accounts.get(session.login.user)
-            if account is None:
-                continue
-            session.refresh(account, now)
-            waiting, session.unsure = session.unsure, []
-            for submit in waiting:
-                verdict = judge(session, submit, self._incarnation, self._options.body_bytes)
-                if isinstance(verdict, Refusal):
-                    self._refuse(session, verdict)
-                else:
-                    self._submit(session, submit)
+        for session in self._sessions.of_users(accounts):
+            account = accounts[session.login.user]
+            before = session.devices
+            session.refresh(account)
+            session.account_due = now + self._door.account_period_s(session)
+            if not set(before).issuperset(session.devices):
+                # Whoever registered the device may not have reached presence.
+                self._actions.append(e.WriteSeats(((session.seat, session.devices),)))
+            self._settle_unsure(session, known=True)
 
     def _accounts_unreadable(self, event: e.AccountsUnreadable, now: float) -> None:
-        users = set(event.users)
-        for session in self._sessions.all():
-            if session.login.user in users:
-                waiting, session.unsure = session.unsure, []
-                for submit in waiting:
-                    verdict = judge(session, submit, self._incarnation, self._options.body_bytes)
-                    if isinstance(verdict, Refusal):
-                        sentence = "relations cannot be read now: send it again"
-                        self._refuse(session, verdict._replace(code=Code.BUSY, sentence=sentence))
+        for session in self._sessions.of_users(event.users):
+            self._settle_unsure(session, known=False)
+
+    def _settle_unsure(self, session: Session, *, known: bool) -> None:
+        waiting, session.unsure = session.unsure, []
+        for submit in waiting:
+            verdict = judge(session, submit, self._incarnation, self._options.body_bytes)
+            if isinstance(verdict, Refusal):
+                self._refuse(session, verdict if known else _not_now(verdict))
+            else:
+                self._route(session, verdict, submit)
 
     def _presence_disturbed(self, event: e.PresenceDisturbed, now: float) -> None:
-        """Register everybody again; each answer looks at a queue."""
-        seats = [(s.seat, s.devices) for s in self._sessions.all() if s.state is not State.SEATING]
+        """Register everybody again, who is being seated too; each answer looks at a queue."""
+        seats = [(s.seat, s.devices) for s in self._sessions.all()]
         for at in range(0, len(seats), SEATS_AT_ONCE):
             self._actions.append(e.WriteSeats(tuple(seats[at : at + SEATS_AT_ONCE])))
 
@@ -330,3 +363,8 @@ class ConnectorCore:
         self._door.closed = True
         for session in self._sessions.all():
             self._sessions.cut(session, Code.SHUTTING_DOWN, LEAVING)
+
+
+def _not_now(refusal: Refusal) -> Refusal:
+    """Whether they are friends cannot be told now."""
+    return refusal._replace(code=Code.BUSY, sentence="relations cannot be read now: send it again")

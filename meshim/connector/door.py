@@ -24,6 +24,8 @@ from meshim.wire.envelope import WIRE_VERSION
 from meshim.wire.link import Close
 from meshim.wire.notice import Kick
 
+SEEN_S = 3600.0
+"""How often it is noted that a device is connected; it is dropped when that was not for `device_idle_s`."""
 LEAVING = "this connector is leaving: connect to another"
 
 
@@ -97,6 +99,8 @@ class Door:
             event.peer, event.link, login, event.account, seat, options.clients, options.drain, now
         )  # fmt: skip
         session.link.window.credit = max(1, min(greet.window, options.clients.window.credit))
+        session.account_due = now + self.account_period_s(session)
+        session.seen_due = now + SEEN_S
         self._sessions.add(session)
         self._actions.append(e.WriteSeats(((seat, session.devices),)))
 
@@ -118,12 +122,21 @@ class Door:
                 self._welcome(session)
             self._sessions.look(session)
 
-    def seats_unwritten(self, event: e.SeatsUnwritten) -> None:
-        """Who was seated before is written again when presence is back; who is new has to come again."""
+    def seats_unwritten(self, event: e.SeatsUnwritten, now: float) -> None:
+        """Who was seated before is written again in a moment; who is new has to come again."""
         for seat in event.seats:
             session = self._sessions.of_device(seat.device, seat.session)
-            if session is not None and session.state is State.SEATING:
+            if session is None:
+                # It may have been written all the same.
+                self._actions.append(e.EraseSeats((seat,)))
+            elif session.state is State.SEATING:
                 self._sessions.cut(session, Code.BUSY, "presence does not answer: try again")
+            else:
+                session.seat_due = now + self._options.drain.retry_s
+
+    def account_period_s(self, session: Session) -> float:
+        """Until relations are read again: by session, so that those of one moment do not read together."""
+        return self._options.relation_ttl_s * (0.75 + (session.seat.session % 1024) / 4096)
 
     def _welcome(self, session: Session) -> None:
         session.state = State.DRAINING

@@ -4,14 +4,14 @@
 
             look                 waiting             fence              more: when there is room
     RESTING ────▶ PEEKING ──────────────▶ CLAIMING ───────▶ READING ─────────────┐
-       ▲             │ nothing waits         │ None: later     │  ▲             │
-       └─────────────┴───────────────────────┴─────────────────┘  └─────────────┘
+       ▲             │ nothing waits         │ None: later     │  ▲             ▼
+       └─────────────┴───────────────────────┴─────────────────┘  └─────────── FULL
                                                   last page
 
-One operation at a time; a look that is asked for meanwhile is done after it.  Rows are marked
-read only when the device has acknowledged them (R10), under the fencing number of our claim (R3, R11);
-a row that was pushed and is not marked yet is not pushed again.  Whoever is fenced off forgets
-its claim and looks again later.
+One operation at a time; a look that is asked for meanwhile is done after it.  Beside it rows are marked
+read, one batch at a time: only when the device has acknowledged them (R10), under the fencing number of our
+claim (R3, R11).  A row that was pushed and is not marked yet is not pushed again.  Whoever is fenced off
+forgets its claim and looks again later; so does whom the database does not answer.
 """
 
 import enum
@@ -21,6 +21,9 @@ import msgspec
 
 from meshim.connector.events import Action, ClaimQueue, MarkRead, ReadPage, ReleaseQueue
 from meshim.stores.ports import Page, Row
+
+MARKS_AT_ONCE = 1_024
+"""Rows in one transaction that marks."""
 
 
 class Phase(enum.Enum):
@@ -43,8 +46,8 @@ class Drain:
     """The queue of one device, as its session sees it."""
 
     __slots__ = (
-        "_acknowledged", "_again", "_cursor", "_fence", "_marking", "_options", "_pushed", "device", "look_at",
-        "phase", "session", "through", "user",
+        "_acknowledged", "_again", "_backing_off", "_cursor", "_fence", "_marking", "_options", "_pushed", "device",
+        "look_at", "phase", "session", "through", "user",
     )  # fmt: skip
 
     def __init__(self, user: int, device: int, session: int, options: DrainOptions) -> None:
@@ -63,67 +66,91 @@ class Drain:
         self._acknowledged: list[int] = []
         self._marking = False
         self._again = False
+        self._backing_off = False
+        """Whoever asks for a look waits for `look_at`."""
 
     @property
     def caught_up(self) -> bool:
         """Nothing known of is left to push."""
-        return self.phase == Phase.RESTING and self.through >= 0
-
-    @property
-    def settled(self) -> bool:
-        """Nothing that was pushed waits to be marked."""
-        return not self._pushed and not self._marking
+        return self.phase is Phase.RESTING and self.through >= 0
 
     def look(self) -> bool:
         """Ask for a look; True when the caller must peek now."""
-        if self.phase != Phase.RESTING:
+        if self.phase is not Phase.RESTING:
             self._again = True
+            return False
+        if self._backing_off:
             return False
         self.phase = Phase.PEEKING
         self.look_at = None
         return True
 
+    def due(self, now: float) -> bool:
+        """Whether it is time to look without being asked."""
+        if self.look_at is None or now < self.look_at:
+            return False
+        self._backing_off = False
+        return True
+
+    # ---- answers to the operation under way
+
     def peeked(self, through: int, waiting: bool, now: float) -> list[Action]:
-        if self.phase != Phase.PEEKING:
-            return []
+        assert self.phase is Phase.PEEKING
         if not waiting:
             # Whoever marked them, nothing of ours is unread any more.
             self._pushed.clear()
             self._acknowledged.clear()
             self.through = max(self.through, through)
-            return self._rest(now)
+            self._rest(now)
+            return []
         # From the start: rows that were pushed but never marked are found again, and told apart by `_pushed`.
         self._cursor = (0, -1)
-        if self._fence is not None:
-            return self._read() + self._mark()
-        self.phase = Phase.CLAIMING
-        return [ClaimQueue(self.device, self.session)]
+        if self._fence is None:
+            self.phase = Phase.CLAIMING
+            return [ClaimQueue(self.device, self.session)]
+        return self._read() + self._mark()
 
     def claimed(self, fence: int | None, now: float) -> list[Action]:
-        if self.phase != Phase.CLAIMING:
-            return []
+        assert self.phase is Phase.CLAIMING
         if fence is None:
-            return self._later(now)
+            self._later(now)
+            return []
         self._fence = fence
         return self._read() + self._mark()
 
-    def page(self, page: Page, now: float) -> tuple[Sequence[Row], list[Action]]:
-        """(Rows to push now, what follows)."""
-        if self.phase != Phase.READING:
-            return (), []
-        rows = [row for row in page.rows if row.row_id not in self._pushed]
+    def page(self, page: Page, room: int, now: float) -> Sequence[Row]:
+        """The rows to push now, at most `room` of them."""
+        assert self.phase is Phase.READING
+        rows: list[Row] = []
+        for row in page.rows:
+            if row.row_id not in self._pushed:
+                if len(rows) == room:
+                    self.phase = Phase.FULL
+                    break
+                rows.append(row)
+            self._cursor = (row.position, row.index)
         self._pushed.update(row.row_id for row in rows)
-        if page.rows:
-            self._cursor = (page.rows[-1].position, page.rows[-1].index)
         if page.more:
             self.phase = Phase.FULL
-            return rows, []
-        self.through = max(self.through, page.through)
-        return rows, self._rest(now)
+        if self.phase is not Phase.FULL:
+            self.through = max(self.through, page.through)
+            self._rest(now)
+        return rows
+
+    def fenced(self, now: float) -> None:
+        """Somebody claimed after us (R3): if it is still our turn, presence says so and we claim again."""
+        self._fence = None
+        self._later(now)
+
+    def unreachable(self, now: float) -> None:
+        """The database did not answer."""
+        self._later(now)
 
     def room(self) -> list[Action]:
         """The device has taken what was read."""
-        return self._read() if self.phase == Phase.FULL else []
+        return self._read() if self.phase is Phase.FULL else []
+
+    # ---- marking
 
     def acknowledged(self, row_ids: Sequence[int]) -> list[Action]:
         """The device has these."""
@@ -133,23 +160,26 @@ class Drain:
     def marked(self, row_ids: Sequence[int]) -> list[Action]:
         self._marking = False
         self._pushed.difference_update(row_ids)
-        del self._acknowledged[: len(row_ids)]
+        done = frozenset(row_ids)
+        self._acknowledged = [row_id for row_id in self._acknowledged if row_id not in done]
         return self._mark()
 
-    def fenced(self, now: float) -> list[Action]:
-        """Somebody claimed after us (R3): if it is still our turn, presence says so and we claim again."""
-        self._fence = None
+    def unmarked(self, fence: int, fenced: bool, now: float) -> None:
+        """They were not marked: somebody claimed after us, or the database is away.  Tried again with the next look."""
         self._marking = False
-        return self._later(now)
-
-    def unreachable(self, now: float) -> list[Action]:
-        """The database is away."""
-        self._marking = False
-        return self._later(now)
+        # A claim of ours that is newer stands; a page under way says itself that it was fenced.
+        if fenced and fence == self._fence and self.phase is not Phase.READING:
+            self._fence = None
+            if self.phase is Phase.FULL:
+                self._later(now)
+        if self.phase is Phase.RESTING:
+            self._look_by(now + self._jittered(self._options.retry_s))
 
     def close(self) -> list[Action]:
         """The session ends; what was pushed and not acknowledged stays unread."""
         return [] if self._fence is None else [ReleaseQueue(self.device, self._fence)]
+
+    # ----
 
     def _read(self) -> list[Action]:
         assert self._fence is not None
@@ -160,19 +190,23 @@ class Drain:
         if self._marking or not self._acknowledged or self._fence is None:
             return []
         self._marking = True
-        return [MarkRead(self.device, self.session, self._fence, tuple(self._acknowledged))]
+        return [MarkRead(self.device, self.session, self._fence, tuple(self._acknowledged[:MARKS_AT_ONCE]))]
 
-    def _rest(self, now: float) -> list[Action]:
+    def _rest(self, now: float) -> None:
         self.phase = Phase.RESTING
         self.look_at = now if self._again else now + self._jittered(self._options.sweep_s)
         self._again = False
-        return []
+        if self._acknowledged and not self._marking:
+            self._look_by(now + self._jittered(self._options.retry_s))
 
-    def _later(self, now: float) -> list[Action]:
+    def _later(self, now: float) -> None:
         self.phase = Phase.RESTING
         self._again = False
+        self._backing_off = True
         self.look_at = now + self._jittered(self._options.retry_s)
-        return []
+
+    def _look_by(self, at: float) -> None:
+        self.look_at = at if self.look_at is None else min(self.look_at, at)
 
     def _jittered(self, seconds: float) -> float:
         """Between 3/4 and 5/4, by session, so that sessions of one moment do not sweep together."""

@@ -77,9 +77,9 @@ class SeatsUnwritten(NamedTuple):
 
 
 class QueuesPeeked(NamedTuple):
-    """`devices` were asked for, as (user, device); `through` by user's partition; `waiting` have unread rows."""
+    """`devices` as they were asked for; `through` by user's partition; `waiting` are devices with unread rows."""
 
-    devices: Sequence[tuple[int, int]]
+    devices: Sequence[tuple[int, int, int]]
     through: dict[int, int]
     waiting: set[int]
 
@@ -104,6 +104,15 @@ class RowsMarked(NamedTuple):
     row_ids: Sequence[int]
 
 
+class RowsUnmarked(NamedTuple):
+    """The database did not answer; or, if `fenced`, another connector claimed the queue after `fence`."""
+
+    device: int
+    session: int
+    fence: int
+    fenced: bool
+
+
 class QueueFenced(NamedTuple):
     """Another connector claimed the queue after us."""
 
@@ -112,9 +121,9 @@ class QueueFenced(NamedTuple):
 
 
 class QueuesUnreachable(NamedTuple):
-    """The database did not answer what was asked for these devices."""
+    """The database did not answer what these, as (device, session), had under way."""
 
-    devices: Sequence[int]
+    devices: Sequence[tuple[int, int]]
 
 
 class Noticed(NamedTuple):
@@ -122,6 +131,8 @@ class Noticed(NamedTuple):
 
 
 class AccountsRead(NamedTuple):
+    """Of a user that there is not any more: one without devices and friends."""
+
     accounts: Sequence[Account]
 
 
@@ -152,6 +163,7 @@ Event = (
     | QueueClaimed
     | PageRead
     | RowsMarked
+    | RowsUnmarked
     | QueueFenced
     | QueuesUnreachable
     | Noticed
@@ -208,9 +220,9 @@ class EraseSeats(NamedTuple):
 
 
 class PeekQueues(NamedTuple):
-    """Answered by QueuesPeeked or QueuesUnreachable."""
+    """For each (user, device, session).  Answered by QueuesPeeked or QueuesUnreachable."""
 
-    devices: Sequence[tuple[int, int]]
+    devices: Sequence[tuple[int, int, int]]
 
 
 class ClaimQueue(NamedTuple):
@@ -231,7 +243,7 @@ class ReadPage(NamedTuple):
 
 
 class MarkRead(NamedTuple):
-    """Answered by RowsMarked, QueueFenced or QueuesUnreachable."""
+    """Answered by RowsMarked or RowsUnmarked."""
 
     device: int
     session: int

@@ -74,21 +74,24 @@ class Greeter:
             raise PeerError(Code.BAD_TOKEN, BAD_TOKEN)
         if login.epoch != greet.epoch:
             raise PeerError(Code.BAD_TOKEN, "the token was given for another state file: log in again")
-        account = await self._account(login.user, now)
+        account = await self._account(login, now)
         if account is None:
             raise PeerError(Code.BAD_TOKEN, BAD_TOKEN)
         return login, account
 
-    async def _account(self, user: int, now: float) -> Account | None:
-        """The cached account while it is fresh; else the database's, or the stale one while that is away."""
+    async def _account(self, login: Login, now: float) -> Account | None:
+        """The cached account while it is fresh; else the database's, or the stale one while that is away.
+
+        One that does not know the device of this login was read before its registration.
+        """
         try:
-            (cached,) = await self._backends.cache.accounts((user,))
+            (cached,) = await self._backends.cache.accounts((login.user,))
         except BackendUnavailable:
             cached = None
-        if cached is not None and now - cached.as_of < self._fresh_s:
+        if cached is not None and now - cached.as_of < self._fresh_s and login.device in cached.devices:
             return cached
         try:
-            account = await self._backends.accounts.account(user, now)
+            account = await self._backends.accounts.account(login.user, now)
         except BackendUnavailable:
             if cached is None:
                 raise

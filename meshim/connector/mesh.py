@@ -21,9 +21,9 @@ from meshim.errors import Code, PeerError
 from meshim.protocol.link import Link, LinkOptions
 from meshim.protocol.routing import conversation_of, pick
 from meshim.wire import mesh as wire
-from meshim.wire.envelope import WIRE_VERSION, To
-from meshim.wire.link import Close
-from meshim.wire.mesh import FromConnector, FromTransfer, Hello, HelloOk
+from meshim.wire.envelope import EPHEMERAL_FROM, WIRE_VERSION, To
+from meshim.wire.link import Close, Data
+from meshim.wire.mesh import FromConnector, FromTransfer, Hello, HelloOk, Route
 from meshim.wire.outcome import Outcome
 
 
@@ -132,16 +132,20 @@ class Mesh:
             return
         self._routes.clear()
         for item in link.window.abandon():
-            if self.send(item, conversation_of_item(item)):
-                self._statistics.rerouted += 1
-            else:
-                self._count_unroutable(item)
+            self._reroute(item)
 
-    def _count_unroutable(self, item: FromConnector) -> None:
-        if isinstance(item, Outcome):
-            self._statistics.outcomes_lost += 1
+    def _reroute(self, item: FromConnector) -> None:
+        count = self._statistics
+        if not isinstance(item, Outcome) and item.stamp.kind >= EPHEMERAL_FROM:
+            count.ephemeral_dropped += 1
+        elif self.send(item, conversation_of_item(item)):
+            count.rerouted += 1
+        elif isinstance(item, Outcome):
+            count.outcomes_lost += 1
+        elif isinstance(item, Route):
+            count.unrouted += 1
         else:
-            self._statistics.unreturned += 1
+            count.unreturned += 1
 
     # ---- frames
 
@@ -159,6 +163,8 @@ class Mesh:
                 if isinstance(frame, HelloOk):
                     self._opened(transfer, entry, frame)
                 else:
+                    if isinstance(frame, Data) and frame.number <= entry.link.window.received_number:
+                        self._statistics.deduplicated += 1
                     items.extend(entry.link.receive(frame, now)[0])
             except (msgspec.DecodeError, PeerError):
                 self._statistics.malformed += 1
@@ -205,11 +211,14 @@ class Mesh:
                 self._perform(SendTransfer(transfer, wire.encode(close)))
 
     def next_deadline(self) -> float | None:
-        deadlines = [
-            entry.retry_at if entry.link is None else entry.link.next_deadline()
-            for entry in self._transfers.values()
-            if entry.link is not None or entry.state is State.WAITING
-        ]
+        deadlines: list[float] = []
+        for entry in self._transfers.values():
+            if entry.state is State.WAITING:
+                deadlines.append(entry.retry_at)
+            elif entry.link is not None:
+                # While greeting there is nothing to do but give up.
+                silent = entry.link.heard_at + self._options.silence_s
+                deadlines.append(entry.link.next_deadline() if entry.state is State.OPEN else silent)
         return min(deadlines, default=None)
 
 

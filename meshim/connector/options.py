@@ -7,7 +7,11 @@ from meshim.protocol.link import LinkOptions
 
 
 class ConnectorOptions(msgspec.Struct, frozen=True):
-    """Times are seconds; `session_queue` and `unsure` are counts per session."""
+    """Times are seconds.
+
+    `session_queue` and `unsure` are counts per session; `session_bytes` bounds the live copies under way to one, beyond
+    its last.  `relation_ttl_s` is after how long relations are read again.
+    """
 
     clients: LinkOptions
     transfers: LinkOptions
@@ -16,6 +20,7 @@ class ConnectorOptions(msgspec.Struct, frozen=True):
     frame_bytes: int
     sessions: int
     session_queue: int
+    session_bytes: int
     heartbeat_s: float
     hold_s: float
     relation_ttl_s: float

@@ -18,8 +18,8 @@ class Queues:
         self._actions = actions
 
     def peeked(self, event: e.QueuesPeeked, now: float) -> None:
-        for user, device in event.devices:
-            session = self._sessions.of_device(device)
+        for user, device, number in event.devices:
+            session = self._sessions.of_device(device, number)
             if session is not None:
                 through = event.through.get(partition_of(user, self._partitions), 0)
                 self._actions.extend(session.drain.peeked(through, device in event.waiting, now))
@@ -35,35 +35,46 @@ class Queues:
     def page_read(self, event: e.PageRead, now: float) -> None:
         session = self._sessions.of_device(event.device, event.session)
         if session is not None:
-            rows, actions = session.drain.page(event.page, now)
-            self._actions.extend(actions)
-            session.push_rows(rows)
+            session.push_rows(session.drain.page(event.page, session.room, now))
             self._sessions.touch(session)
-            if not session.custody:
-                self._actions.extend(session.drain.room())
+            self.go_on(session)
             self._went_on(session)
+
+    def go_on(self, session: Session) -> None:
+        """Read the next page, if there is one and the device has taken the last."""
+        if not session.rows and session.room:
+            self._actions.extend(session.drain.room())
 
     def marked(self, event: e.RowsMarked, now: float) -> None:
         session = self._sessions.of_device(event.device, event.session)
         if session is not None:
             self._actions.extend(session.drain.marked(event.row_ids))
 
+    def unmarked(self, event: e.RowsUnmarked, now: float) -> None:
+        self._statistics.fenced += event.fenced
+        session = self._sessions.of_device(event.device, event.session)
+        if session is not None:
+            session.drain.unmarked(event.fence, event.fenced, now)
+
     def fenced(self, event: e.QueueFenced, now: float) -> None:
         self._statistics.fenced += 1
         session = self._sessions.of_device(event.device, event.session)
         if session is not None:
-            self._actions.extend(session.drain.fenced(now))
+            session.drain.fenced(now)
 
     def unreachable(self, event: e.QueuesUnreachable, now: float) -> None:
-        """R8: who is here goes on talking; what is stored comes when the database is back."""
-        for device in event.devices:
-            session = self._sessions.of_device(device)
+        for device, number in event.devices:
+            session = self._sessions.of_device(device, number)
             if session is not None:
-                self._actions.extend(session.drain.unreachable(now))
-                self._tell_delayed(session, delayed=True)
-                if session.state is State.DRAINING:
-                    # `after` keeps every stream in order: what must wait for the queue is held or returned.
-                    session.state = State.LIVE
+                session.drain.unreachable(now)
+                self._delayed(session)
+
+    def _delayed(self, session: Session) -> None:
+        """R8: who is here goes on talking; what is stored comes when the database is back."""
+        self._tell_delayed(session, delayed=True)
+        if session.state is State.DRAINING:
+            # `after` keeps every stream in order: what must wait for the queue is held or returned.
+            session.state = State.LIVE
 
     def _went_on(self, session: Session) -> None:
         """After a step of the drain: live messages come behind the last page."""

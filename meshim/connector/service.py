@@ -1,21 +1,25 @@
 """A connector as a process: options, bind, run, drain."""
 
+import asyncio
 import secrets
 import time
 from contextlib import AsyncExitStack
 from pathlib import Path
+
+import msgspec
 
 from meshim.connector import events as e
 from meshim.connector.core import ConnectorCore
 from meshim.connector.drain import DrainOptions
 from meshim.connector.greeter import Backends
 from meshim.connector.options import ConnectorOptions
-from meshim.connector.shell import Shell
+from meshim.connector.shell import CACHED_SHARE, Shell
 from meshim.errors import UsageError
 from meshim.protocol.link import LinkOptions
 from meshim.protocol.window import WindowOptions
+from meshim.runtime import counters
 from meshim.runtime.service import Service
-from meshim.runtime.sockets import Context, KeyPair
+from meshim.runtime.sockets import Context, KeyPair, Router
 from meshim.stores.accounts import SqlAccounts
 from meshim.stores.archive import Archive
 from meshim.stores.lease_keeper import LeaseKeeper
@@ -38,7 +42,7 @@ def options_of(topology: Topology) -> ConnectorOptions:
     timers, limits = topology.timers, topology.limits
     clients = WindowOptions(
         credit=limits.client_window,
-        # Live messages, a page, and outcomes each have their share: see Session.push_rows.
+        # Live messages, a page, and outcomes each have their share.
         queue=4 * limits.session_queue + limits.drain_page_rows,
         frame_items=FRAME_ITEMS,
         frame_bytes=limits.frame_bytes - FRAME_OVERHEAD_BYTES,
@@ -61,9 +65,10 @@ def options_of(topology: Topology) -> ConnectorOptions:
         frame_bytes=limits.frame_bytes,
         sessions=limits.sessions,
         session_queue=limits.session_queue,
+        session_bytes=4 * limits.drain_page_bytes,
         heartbeat_s=timers.client_heartbeat_s,
         hold_s=timers.delivery_timeout_s,
-        relation_ttl_s=timers.relation_ttl_s,
+        relation_ttl_s=(1 - CACHED_SHARE) * timers.relation_ttl_s,
     )
 
 
@@ -114,10 +119,20 @@ async def run(topology: Topology, name: str, data: Path) -> None:
             watch=("transfer",), on_living=shell.living, on_disturbed=shell.disturbed,
         )  # fmt: skip
         await keeper.acquire()
-        service.start(keeper.run())
+        renewing = asyncio.create_task(keeper.run())
+        service.watch(renewing)
         shell.start(incarnation)
+        service.start(counters.keep(data, "connector", name, service.log, lambda: _counted(core, router, keeper)))
         service.ready(endpoint)
         await service.stopping()
+        # First, so that nobody new comes; and not before the last renewal, which would take it again.
+        renewing.cancel()
+        await asyncio.wait([renewing])
         await keeper.release()
         await shell.stop(timers.shutdown_s * 0.6)
         router.close(linger_ms=200)
+
+
+def _counted(core: ConnectorCore, router: Router, keeper: LeaseKeeper) -> dict[str, int]:
+    sockets = {f"socket_{name}": count for name, count in router.statistics()._asdict().items()}
+    return msgspec.structs.asdict(core.statistics) | sockets | {"lease_losses": keeper.losses}

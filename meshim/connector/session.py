@@ -17,13 +17,14 @@ returned to be stored, and stored rows simply stay unread.
 
 import enum
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from meshim.connector.drain import Drain, DrainOptions
 from meshim.protocol.link import Link, LinkOptions
 from meshim.stores.ports import Account, Login, Row, Seat
 from meshim.wire.client import ConnectorItem, Delivery, Submit
+from meshim.wire.envelope import Destination
 from meshim.wire.mesh import Place, Stamp
 
 
@@ -58,48 +59,70 @@ class Session:
     """One device, connected."""
 
     __slots__ = (
-        "account_at", "custody", "devices", "drain", "expires_at", "friends", "held", "link", "login", "overflowed",
-        "peer", "seat", "state", "told_delayed", "unsure",
+        "_held_streams", "_queue", "account_due", "custody", "devices", "drain", "friends", "held", "link",
+        "live_bytes", "login", "overflowed", "peer", "rows", "seat", "seat_due", "seen_due", "state",
+        "told_delayed", "unsure",
     )  # fmt: skip
 
     def __init__(
         self, peer: bytes, link: int, login: Login, account: Account, seat: Seat, options: LinkOptions,
         drain: DrainOptions, now: float,
     ) -> None:  # fmt: skip
+        """`account` has to be fresh enough to last until `account_due`, which the caller sets."""
         self.peer = peer
         self.login = login
         self.seat = seat
         self.state = State.SEATING
         self.link: Link[ConnectorItem, Submit] = Link(link, options, item_size, now)
         self.drain = Drain(login.user, login.device, seat.session, drain)
-        self.friends: frozenset[int] = frozenset(account.friends)
-        self.devices = account.devices
-        self.account_at = now
+        self.friends: frozenset[int]
+        self.devices: tuple[int, ...]
+        self.refresh(account)
+        self.account_due = now
+        """When relations and devices are read again."""
+        self.seat_due: float | None = None
+        """When the seat is written again, because presence did not answer."""
+        self.seen_due = now
+        """When to note again that the device is connected."""
         self.custody: deque[Place | int] = deque()
         """For each Delivery in the window, in order: the live copy, or the id of the row."""
+        self.rows = 0
+        """How many in `custody` are rows."""
         self.held: deque[Held] = deque()
+        self.live_bytes = 0
+        """Of the envelopes of live copies, in custody and held."""
         self.unsure: list[Submit] = []
         """To people who were not friends when we last looked: judged when relations are read again."""
         self.overflowed = False
         self.told_delayed: bool | None = None
+        self._queue = options.window.queue
+        self._held_streams: set[tuple[int, int, Destination]] = set()
 
-    def refresh(self, account: Account, now: float) -> None:
+    def refresh(self, account: Account) -> None:
+        """Take over what was read.  A list of devices that is older than this one's registration lacks it."""
+        own = self.login.device
         self.friends = frozenset(account.friends)
-        self.devices = account.devices
-        self.account_at = now
+        self.devices = account.devices if own in account.devices else (*account.devices, own)
+
+    @property
+    def room(self) -> int:
+        """How many more rows the window takes."""
+        return self._queue - self.link.window.queued
 
     # ---- towards the device
 
-    def place(self, place: Place, until: float, most: int) -> Placed:
+    def place(self, place: Place, until: float, most: int, most_bytes: int) -> Placed:
         """Take a live copy: push it, hold it, or refuse it because it has to be stored."""
-        if self.state != State.LIVE or len(self.custody) + len(self.held) >= most:
-            self.overflowed = self.overflowed or self.state == State.LIVE
+        if self.state is not State.LIVE:
+            return Placed.REFUSED
+        if len(self.custody) + len(self.held) >= most or self.live_bytes >= most_bytes:
+            self.overflowed = True
             return Placed.REFUSED
         after = after_of(place.stamp, self.login.user)
-        if after > self.drain.through or (
-            self.held and any(_same_stream(h.place.stamp, place.stamp) for h in self.held)
-        ):
+        if after > self.drain.through or (self.held and _stream(place.stamp) in self._held_streams):
             self.held.append(Held(after, until, place))
+            self._held_streams.add(_stream(place.stamp))
+            self.live_bytes += len(place.envelope)
             return Placed.HELD
         return Placed.PUSHED if self._push(place) else Placed.REFUSED
 
@@ -108,31 +131,40 @@ class Session:
             self.overflowed = True
             return False
         self.custody.append(place)
+        self.live_bytes += len(place.envelope)
         return True
 
-    def push_rows(self, rows: Iterable[Row]) -> None:
-        """Push stored rows; a page is bounded, and the next is read when there is room."""
+    def push_rows(self, rows: Sequence[Row]) -> None:
+        """Push stored rows, no more than there is `room` for."""
         for row in rows:
             pushed = self.link.window.push(Delivery(row.envelope, stored=True))
-            assert pushed, "the queue of a session has room for a page beside its live messages"
+            assert pushed
             self.custody.append(row.row_id)
+        self.rows += len(rows)
 
     def release_held(self) -> list[Place]:
         """Push what the drain has passed; what could not be pushed has to be stored."""
         waiting, self.held, refused = self.held, deque(), []
+        self._held_streams.clear()
         for held in waiting:
-            if held.after > self.drain.through:
+            stream = _stream(held.place.stamp)
+            if held.after > self.drain.through or stream in self._held_streams:
                 self.held.append(held)
-            elif not self._push(held.place):
+                self._held_streams.add(stream)
+                continue
+            self.live_bytes -= len(held.place.envelope)
+            if not self._push(held.place):
                 refused.append(held.place)
         return refused
 
     def expire_held(self, now: float) -> list[Place]:
-        """What was held for too long, with everything behind it in the same streams."""
+        """Everything that is held, once the first was held for too long: what is behind it in its stream goes too."""
         if not self.held or self.held[0].until > now:
             return []
         late = [held.place for held in self.held]
         self.held.clear()
+        self._held_streams.clear()
+        self.live_bytes -= sum(len(place.envelope) for place in late)
         return late
 
     def taken(self, items: list[ConnectorItem]) -> tuple[list[Place], list[int]]:
@@ -146,6 +178,8 @@ class Session:
                     rows.append(entry)
                 else:
                     places.append(entry)
+                    self.live_bytes -= len(entry.envelope)
+        self.rows -= len(rows)
         return places, rows
 
     def abandon(self) -> list[Place]:
@@ -154,16 +188,14 @@ class Session:
         places.extend(held.place for held in self.held)
         self.custody.clear()
         self.held.clear()
+        self.rows = self.live_bytes = 0
         return places
 
 
 def after_of(stamp: Stamp, user: int) -> int:
     """The position in the partition of `user` that a copy must not overtake; -1 when there is none."""
-    for whose, position in stamp.after:
-        if whose == user:
-            return position
-    return -1
+    return max((position for whose, position in stamp.after if whose == user), default=-1)
 
 
-def _same_stream(one: Stamp, other: Stamp) -> bool:
-    return one.device == other.device and one.epoch == other.epoch and one.to == other.to
+def _stream(stamp: Stamp) -> tuple[int, int, Destination]:
+    return stamp.device, stamp.epoch, stamp.to

@@ -6,12 +6,11 @@ rows stay unread, its seat is erased if it is still this one (R5), and the lease
 
 from collections.abc import Iterable
 
-from meshim.connector.events import Action, EraseSeats, PeekQueues, SendClient
+from meshim.connector.events import Action, EraseSeats, NoteSeen, PeekQueues, SendClient
 from meshim.connector.mesh import Mesh, conversation_of_item
 from meshim.connector.options import ConnectorOptions
 from meshim.connector.session import Session, State
 from meshim.connector.statistics import Statistics
-from meshim.errors import Code
 from meshim.wire import client as wire
 from meshim.wire.envelope import EPHEMERAL_FROM
 from meshim.wire.link import Close, Frame
@@ -29,8 +28,9 @@ class Sessions:
         self._actions = actions
         self._by_peer: dict[bytes, Session] = {}
         self._by_device: dict[int, Session] = {}
+        self._by_user: dict[int, list[Session]] = {}
         self._dirty: dict[Session, None] = {}
-        self._peeks: list[tuple[int, int]] = []
+        self._peeks: list[tuple[int, int, int]] = []
 
     def __len__(self) -> int:
         return len(self._by_peer)
@@ -46,10 +46,15 @@ class Sessions:
         found = self._by_device.get(device)
         return found if found is not None and session in (None, found.seat.session) else None
 
+    def of_users(self, users: Iterable[int]) -> list[Session]:
+        """The sessions of all devices of these users."""
+        return [session for user in users for session in self._by_user.get(user, ())]
+
     def add(self, session: Session) -> None:
         assert session.login.device not in self._by_device
         self._by_peer[session.peer] = session
         self._by_device[session.login.device] = session
+        self._by_user.setdefault(session.login.user, []).append(session)
         self._statistics.sessions = len(self._by_peer)
 
     # ---- saying something
@@ -74,7 +79,7 @@ class Sessions:
     def look(self, session: Session) -> None:
         """Have its queue looked at."""
         if session.state is not State.SEATING and session.drain.look():
-            self._peeks.append((session.login.user, session.login.device))
+            self._peeks.append((session.login.user, session.login.device, session.seat.session))
 
     def flush(self, now: float) -> None:
         """Turn what this turn left to say into actions."""
@@ -105,7 +110,7 @@ class Sessions:
 
     # ---- leaving
 
-    def cut(self, session: Session, code: Code, sentence: str) -> None:
+    def cut(self, session: Session, code: int, sentence: str) -> None:
         """End a session for a reason that the client is told."""
         self._statistics.cut += 1
         self.say(session.peer, Close(session.link.epoch, code, sentence))
@@ -115,8 +120,14 @@ class Sessions:
         """End a session."""
         del self._by_peer[session.peer]
         del self._by_device[session.login.device]
+        siblings = self._by_user[session.login.user]
+        siblings.remove(session)
+        if not siblings:
+            del self._by_user[session.login.user]
         self._dirty.pop(session, None)
         self._statistics.sessions = len(self._by_peer)
         self._actions.extend(session.drain.close())
         self._actions.append(EraseSeats((session.seat,)))
+        if session.state is not State.SEATING:
+            self._actions.append(NoteSeen((session.login.device,)))
         self.give_back_all(session, session.abandon(), absent=True)

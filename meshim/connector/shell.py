@@ -17,6 +17,8 @@ from meshim.stores.ports import Account, Lease, Seat
 from meshim.topology import Topology
 
 BUNDLE_OVERHEAD_BYTES = 65_536
+CACHED_SHARE = 0.25
+"""Of `relation_ttl_s`: how old relations may be at a greeting.  The rest is how long a session goes on with them."""
 
 
 class Shell:
@@ -34,14 +36,14 @@ class Shell:
         self._timers = topology.timers
         self._limits = topology.limits
         self._service = service
-        self._greeter = Greeter(backends, self._timers.relation_ttl_s, service)
+        self._greeter = Greeter(backends, CACHED_SHARE * self._timers.relation_ttl_s, service)
         self._transfers: dict[int, Lease] = {}
         self._dealers: dict[int, Dealer] = {}
         self._queue_turn = asyncio.Semaphore(2 * topology.limits.db_threads)
         self._greets: Batches[e.CheckGreet] = Batches(self._check_greets, 256)
         self._seats: Batches[tuple[Seat, tuple[int, ...]]] = Batches(self._write_seats, 256)
         self._erased: Batches[Seat] = Batches(self._erase_seats, 1024)
-        self._peeks: Batches[tuple[int, int]] = Batches(self._peek, 512)
+        self._peeks: Batches[tuple[int, int, int]] = Batches(self._peek, 512)
         self._readings: Batches[int] = Batches(self._read_accounts, 64)
         self._seen: Batches[int] = Batches(self._note_seen, 1024)
         start = service.start
@@ -137,18 +139,18 @@ class Shell:
             self.crank.receive(verdict)
 
     async def _read_accounts(self, users: Sequence[int]) -> None:
-        read: list[Account] = []
         now = time.time()
-        for user in dict.fromkeys(users):
-            try:
-                account = await self._backends.accounts.account(user, now)
-            except BackendUnavailable:
-                self.crank.receive(e.AccountsUnreadable((user,)))
-                continue
-            if account is not None:
-                read.append(account)
-                await self._greeter.cache(account)
-        self.crank.receive(e.AccountsRead(read))
+        await asyncio.gather(*(self._read_account(user, now) for user in dict.fromkeys(users)))
+
+    async def _read_account(self, user: int, now: float) -> None:
+        try:
+            account = await self._backends.accounts.account(user, now)
+        except BackendUnavailable:
+            self.crank.receive(e.AccountsUnreadable((user,)))
+            return
+        self.crank.receive(e.AccountsRead((account or Account(user, (), (), now),)))
+        if account is not None:
+            await self._greeter.cache(account)
 
     # ---------------------------------------------------------------- presence
 
@@ -188,11 +190,11 @@ class Shell:
 
     # ---------------------------------------------------------------- queues
 
-    async def _peek(self, devices: Sequence[tuple[int, int]]) -> None:
+    async def _peek(self, devices: Sequence[tuple[int, int, int]]) -> None:
         try:
-            through, waiting = await self._backends.queues.peek(devices)
+            through, waiting = await self._backends.queues.peek([(user, device) for user, device, _ in devices])
         except BackendUnavailable:
-            self.crank.receive(e.QueuesUnreachable([device for _, device in devices]))
+            self.crank.receive(e.QueuesUnreachable([(device, session) for _, device, session in devices]))
         else:
             self.crank.receive(e.QueuesPeeked(devices, through, waiting))
 
@@ -209,12 +211,8 @@ class Shell:
         )  # fmt: skip
         await self._answer(action, work, lambda page: e.PageRead(action.device, action.session, page))
 
-    async def _mark_read(self, action: e.MarkRead) -> None:
-        work = self._backends.queues.mark_read(action.device, action.fence, action.row_ids)
-        await self._answer(action, work, lambda _: e.RowsMarked(action.device, action.session, action.row_ids))
-
     async def _answer(
-        self, action: e.ClaimQueue | e.ReadPage | e.MarkRead, work: Awaitable[Any], event: Callable[[Any], e.Event]
+        self, action: e.ClaimQueue | e.ReadPage, work: Awaitable[Any], event: Callable[[Any], e.Event]
     ) -> None:
         try:
             async with self._queue_turn:
@@ -222,9 +220,21 @@ class Shell:
         except Fenced:
             self.crank.receive(e.QueueFenced(action.device, action.session))
         except BackendUnavailable:
-            self.crank.receive(e.QueuesUnreachable((action.device,)))
+            self.crank.receive(e.QueuesUnreachable(((action.device, action.session),)))
         else:
             self.crank.receive(event(result))
+
+    async def _mark_read(self, action: e.MarkRead) -> None:
+        device, session, fence, row_ids = action
+        try:
+            async with self._queue_turn:
+                await self._backends.queues.mark_read(device, fence, row_ids)
+        except Fenced:
+            self.crank.receive(e.RowsUnmarked(device, session, fence, fenced=True))
+        except BackendUnavailable:
+            self.crank.receive(e.RowsUnmarked(device, session, fence, fenced=False))
+        else:
+            self.crank.receive(e.RowsMarked(device, session, row_ids))
 
     async def _release(self, action: e.ReleaseQueue) -> None:
         try:

@@ -3,6 +3,7 @@
     does not decode, another version            MALFORMED, VERSION        the session is cut
     not the session's user, device, epoch       IMPERSONATION             the session is cut
     body over the limit                         TOO_LARGE                 rejected
+    more around the body than there are fields  MALFORMED                 the session is cut
     no such type of destination, or oneself     NO_SUCH_RECIPIENT         rejected
     a receipt: to one device                    passes, friends or not    (it answers what was allowed)
     anything else: to a friend                  passes
@@ -22,8 +23,10 @@ from meshim.wire.envelope import EPHEMERAL_FROM, WIRE_VERSION, Envelope, Kind, T
 from meshim.wire.mesh import Stamp
 from meshim.wire.outcome import How, Outcome
 
-RECEIPT_BYTES = 4096
+RECEIPT_BYTES = 4_096
 """A receipt needs no friendship, so that its body is kept small."""
+FIELDS_BYTES = 4_096
+"""Of an envelope beside its body: far more than its fields take, also with some of a later version."""
 
 
 class Refusal(NamedTuple):
@@ -50,6 +53,9 @@ def judge(session: Session, submit: Submit, origin: int, body_bytes: int) -> Sta
         raise PeerError(Code.IMPERSONATION, "the envelope names another user, device or epoch than the session's")
     if envelope.seq < 1 or envelope.base < 1 or envelope.base > envelope.seq or len(envelope.id) != 16:
         raise PeerError(Code.MALFORMED, "seq, base or id of the envelope is out of range")
+    if len(submit.envelope) - len(envelope.body) > FIELDS_BYTES:
+        # All limits behind us, of bundles, records and pages, rest on that of the body.
+        raise PeerError(Code.MALFORMED, f"the envelope has over {FIELDS_BYTES} bytes beside its body")
     receipt = envelope.kind == Kind.RECEIPT
     limit = RECEIPT_BYTES if receipt else body_bytes
     if len(envelope.body) > limit:

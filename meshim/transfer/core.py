@@ -28,7 +28,7 @@ from meshim.transfer.statistics import Statistics
 from meshim.transfer.store import Kept, Store
 from meshim.wire import mesh as wire
 from meshim.wire.envelope import EPHEMERAL_FROM, WIRE_VERSION, To
-from meshim.wire.link import Close, Reset
+from meshim.wire.link import Close, Data, Reset
 from meshim.wire.log import Entry
 from meshim.wire.mesh import FromConnector, FromTransfer, Hello, HelloOk, Place, Return, Route, Stamp
 from meshim.wire.outcome import Copy, How, Outcome
@@ -42,6 +42,8 @@ class TransferOptions(msgspec.Struct, frozen=True):
     publishes: int
     waiting: int
     """Messages that may wait for a look-up, and entries that may wait for the log."""
+    waiting_bytes: int
+    """Of the envelopes of each of these, beyond the last."""
     record_bytes: int
     record_items: int
     presence_cache: int
@@ -88,10 +90,12 @@ class TransferCore:
         self._directory = Directory(options.presence_cache, options.presence_cache_ttl_s)
         self._waiting: dict[int, list[_Pending]] = {}
         self._waiting_count = 0
+        self._waiting_bytes = 0
         self._asking: list[int] = []
         self._stopping = False
         self._store = Store(
-            options.partitions, options.publishes, options.waiting, options.record_bytes, options.record_items
+            options.partitions, options.publishes, options.waiting, options.waiting_bytes, options.record_bytes,
+            options.record_items,
         )  # fmt: skip
         self._handlers: dict[type[Any], Callable[[Any, float], None]] = {
             e.ConnectorsSent: self._connectors_sent,
@@ -167,11 +171,13 @@ class TransferCore:
                     self._frame(connector, frame, now)
                 elif not isinstance(frame, Close | Reset):
                     # R13: queued for an earlier incarnation of this transfer.
+                    self.statistics.strays += 1
                     self._actions.append(e.SendConnector(peer, wire.encode(Reset(frame.link))))
             except (msgspec.DecodeError, PeerError) as error:
                 self.statistics.malformed += 1
                 code = error.code if isinstance(error, PeerError) else Code.MALFORMED
-                self._actions.append(e.SendConnector(peer, wire.encode(Close(0, code, str(error)))))
+                link = connector.link.epoch if connector is not None else 0
+                self._actions.append(e.SendConnector(peer, wire.encode(Close(link, code, str(error)))))
                 if connector is not None:
                     self._lost(connector)
 
@@ -198,13 +204,16 @@ class TransferCore:
         self._actions.append(e.SendConnector(peer, wire.encode(answer)))
 
     def _frame(self, connector: _Connector, frame: wire.ConnectorToTransfer, now: float) -> None:
+        if isinstance(frame, Data) and frame.number <= connector.link.window.received_number:
+            self.statistics.deduplicated += 1
+        options = self._options
         for item in connector.link.receive(frame, now)[0]:
             if isinstance(item, Route):
                 self.statistics.routed += 1
-                if self._waiting_count < self._options.waiting:
+                if self._waiting_count < options.waiting and self._waiting_bytes < options.waiting_bytes:
                     self._route(item, now)
                 else:
-                    self._busy([item.stamp])
+                    self._refuse(item.stamp)
             elif isinstance(item, Outcome):
                 self._tell(item)
             else:
@@ -248,6 +257,7 @@ class TransferCore:
             self._copy(route, pending.presence)
         else:
             self._waiting_count += 1
+            self._waiting_bytes += len(route.envelope)
 
     def _copy(self, route: Route, presence: dict[int, UserPresence | None]) -> None:
         stamp = route.stamp
@@ -257,7 +267,9 @@ class TransferCore:
         if to.type == To.DEVICE:
             copies: tuple[Copy, ...] = ((to.id, to.device),)
         elif there is not None:
-            copies = tuple((to.id, device) for device in there.devices)
+            # A device that is seated is one of hers, whatever the list says.
+            devices = dict.fromkeys((*there.devices, *(seat.device for seat in there.seats)))
+            copies = tuple((to.id, device) for device in devices)
         else:
             copies = ((to.id, 0),)
         stamp = msgspec.structs.replace(stamp, copies=copies + own)
@@ -299,14 +311,21 @@ class TransferCore:
             return
         entry = Entry(user, () if devices == (0,) else devices, envelope)
         if not self._store.add(Kept(entry, stamp, tuple((user, device) for device in devices))):
+            self._refuse(stamp)
+
+    def _refuse(self, stamp: Stamp) -> None:
+        """There is no room for it."""
+        if stamp.kind >= EPHEMERAL_FROM:
+            self.statistics.ephemeral_dropped += 1
+        else:
             self._busy([stamp])
 
     # ---------------------------------------------------------------- outcomes
 
     def _busy(self, stamps: Iterable[Stamp]) -> None:
-        durable = [(stamp, ()) for stamp in stamps if stamp.kind < EPHEMERAL_FROM]
-        self.statistics.busy += len(durable)
-        for outcome in outcomes_of(durable, How.BUSY, code=Code.BUSY, sentence="the log cannot take it now"):
+        refused = [(stamp, ()) for stamp in stamps]
+        self.statistics.busy += len(refused)
+        for outcome in outcomes_of(refused, How.BUSY, code=Code.BUSY, sentence="the log cannot take it now"):
             self._tell(outcome)
 
     def _tell(self, outcome: Outcome) -> None:
@@ -339,6 +358,7 @@ class TransferCore:
                 pending.missing -= 1
                 if not pending.missing:
                     self._waiting_count -= 1
+                    self._waiting_bytes -= len(pending.route.envelope)
                     self._copy(pending.route, pending.presence)
 
     def _presence_changed(self, event: e.PresenceChanged, now: float) -> None:

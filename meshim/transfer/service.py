@@ -6,9 +6,12 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import msgspec
+
 from meshim.errors import BackendUnavailable, UsageError
 from meshim.protocol.link import LinkOptions
 from meshim.protocol.window import WindowOptions
+from meshim.runtime import counters
 from meshim.runtime.batches import Batches
 from meshim.runtime.crank import Crank
 from meshim.runtime.service import Service
@@ -43,6 +46,7 @@ def options_of(topology: Topology) -> TransferOptions:
         partitions=limits.partitions,
         publishes=limits.publishes,
         waiting=limits.link_queue,
+        waiting_bytes=limits.publishes * limits.bundle_bytes,
         record_bytes=limits.bundle_bytes,
         record_items=limits.bundle_items,
         presence_cache=limits.presence_cache,
@@ -61,16 +65,17 @@ async def run(topology: Topology, name: str, data: Path) -> None:
     async with AsyncExitStack() as stack, Service("transfer", name, shutdown_s=timers.shutdown_s) as service:
         redis = RedisClient(topology.backends.redis, service.log)
         stack.push_async_callback(redis.close)
-        leases = RedisLeases(
-            RedisClient(topology.backends.redis, service.log, connections=2), topology.namespace, service.log
-        )
+        keeping = RedisClient(topology.backends.redis, service.log, connections=2)
+        stack.push_async_callback(keeping.close)
+        leases = RedisLeases(keeping, topology.namespace, service.log)
         nats = await NatsClient.connect(topology.backends.nats, service.log)
         stack.push_async_callback(nats.close)
         context = Context()
         stack.callback(context.close)
 
+        core = TransferCore(incarnation, options_of(topology))
         shell = Shell(
-            TransferCore(incarnation, options_of(topology)),
+            core,
             RedisPresence(redis, topology.namespace),
             JetStreamLog(
                 nats, topology.namespace, publish_timeout_s=timers.publish_timeout_s, max_bytes=limits.log_bytes
@@ -91,13 +96,23 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         lease = Lease("transfer", name, incarnation, endpoint, keys.public.decode() if keys else "")
         keeper = LeaseKeeper(leases, lease, timers, service.log, watch=("connector",), on_living=doors.living)
         await keeper.acquire()
-        service.start(keeper.run())
+        renewing = asyncio.create_task(keeper.run())
+        service.watch(renewing)
         shell.start()
+        service.start(counters.keep(data, "transfer", name, service.log, lambda: _counted(core, router, keeper)))
         service.ready(endpoint)
         await service.stopping()
+        # First, so that nobody new comes; and not before the last renewal, which would take it again.
+        renewing.cancel()
+        await asyncio.wait([renewing])
         await keeper.release()
         await shell.stop(timers.shutdown_s * 0.6)
         router.close(linger_ms=200)
+
+
+def _counted(core: TransferCore, router: Router, keeper: LeaseKeeper) -> dict[str, int]:
+    sockets = {f"socket_{name}": count for name, count in router.statistics()._asdict().items()}
+    return msgspec.structs.asdict(core.statistics) | sockets | {"lease_losses": keeper.losses}
 
 
 class Doors:

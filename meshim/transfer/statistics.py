@@ -8,6 +8,9 @@ class Statistics(msgspec.Struct):
 
     connectors: int = 0
     malformed: int = 0
+    """Frames that broke the protocol."""
+    strays: int = 0
+    """Frames of links that are not known here, answered with Reset."""
     routed: int = 0
     placed: int = 0
     """Copies forwarded to the connectors of their devices."""
@@ -27,3 +30,6 @@ class Statistics(msgspec.Struct):
     """Users stored for because presence did not answer."""
     ephemeral_dropped: int = 0
     resent: int = 0
+    """Bundles sent again because they were not acknowledged."""
+    deduplicated: int = 0
+    """Bundles that had been taken before."""

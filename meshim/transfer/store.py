@@ -26,15 +26,19 @@ class Kept(NamedTuple):
 class Store:
     """Publishes of one transfer."""
 
-    def __init__(self, partitions: int, at_once: int, most: int, record_bytes: int, record_items: int) -> None:
+    def __init__(
+        self, partitions: int, at_once: int, most: int, most_bytes: int, record_bytes: int, record_items: int
+    ) -> None:
         self._at_once = max(1, at_once // partitions)
         self._most = most
+        self._most_bytes = most_bytes
         self._record_bytes = record_bytes
         self._record_items = record_items
         self._waiting: list[deque[Kept]] = [deque() for _ in range(partitions)]
         self._under_way: list[int] = [0] * partitions
         self._records: dict[int, tuple[int, Sequence[Kept]]] = {}
         self._count = 0
+        self._bytes = 0
         self._next = 1
 
     @property
@@ -43,9 +47,10 @@ class Store:
 
     def add(self, kept: Kept) -> bool:
         """Take an entry; False when too much waits already."""
-        if self._count >= self._most:
+        if self._count >= self._most or self._bytes >= self._most_bytes:
             return False
         self._count += 1
+        self._bytes += len(kept.entry.envelope)
         self._waiting[partition_of(kept.entry.user, len(self._waiting))].append(kept)
         return True
 
@@ -70,6 +75,7 @@ class Store:
                 break
             batch.append(waiting.popleft())
         self._count -= len(batch)
+        self._bytes -= sum(len(kept.entry.envelope) for kept in batch)
         return batch
 
     def ended(self, record: int) -> Sequence[Kept]:

@@ -1,12 +1,14 @@
 """A writer as a process: options, connect, run, give everything back."""
 
 import asyncio
+import dataclasses
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from meshim.errors import UsageError
+from meshim.runtime import counters
 from meshim.runtime.service import Service
 from meshim.stores import schema
 from meshim.stores.accounts import SqlAccounts
@@ -57,8 +59,9 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         redis = RedisClient(topology.backends.redis, service.log)
         stack.push_async_callback(redis.close)
         backends = await stack.enter_async_context(_connected(topology, service, redis))
+        core = WriterCore(options_of(topology, name, incarnation))
         shell = Shell(
-            WriterCore(options_of(topology, name, incarnation)),
+            core,
             backends,
             f"{incarnation:016x}-{name}"[:_OWNER_CHARACTERS_MOST],
             timers.partition_lease_s,
@@ -76,6 +79,9 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         await keeper.acquire()
         keeping = asyncio.create_task(keeper.run())
         service.watch(keeping)
+        service.start(
+            counters.keep(data, "writer", name, service.log, lambda: dataclasses.asdict(core.statistics())),
+        )
         if await shell.until_ready():
             service.ready("-")
         await service.stopping()

@@ -1,0 +1,344 @@
+"""A connector core in virtual time: clients and transfers speak frames, stores answer when a test says so."""
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from meshim.connector import events as e
+from meshim.connector.core import ConnectorCore
+from meshim.connector.drain import DrainOptions
+from meshim.connector.options import ConnectorOptions
+from meshim.protocol.link import LinkOptions
+from meshim.protocol.window import WindowOptions
+from meshim.stores.ports import Account, Login, Page, Row, Seat
+from meshim.wire import client, mesh
+from meshim.wire.client import Delivery, Greet, Stored, Submit, Welcome
+from meshim.wire.envelope import WIRE_VERSION, Destination, Envelope, Kind, To, decode_envelope, encode_envelope
+from meshim.wire.link import Ack, Close, Data, Frame, Ping, Pong, Reset
+from meshim.wire.mesh import FromConnector, FromTransfer, Hello, HelloOk, Place, Stamp
+from meshim.wire.outcome import Outcome
+
+A = TypeVar("A", bound=e.Action)
+F = TypeVar("F", bound=Frame)
+
+HERE = 77
+"""The incarnation of the connector."""
+ELSEWHERE = 78
+EPOCH = 0xE90C
+ALICE, BOB, CAROL = 1, 2, 3
+A1, A2, B1, B2, C1 = 11, 12, 21, 22, 31
+"""Devices: tens are the user."""
+RETRY_S, SWEEP_S = 1.0, 30.0
+HOLD_S, DELIVERY_S = 2.5, 2.5
+RELATION_S = 45.0
+LONGEST = 1.25
+"""What jitter adds at most."""
+
+
+def options(**changes: Any) -> ConnectorOptions:
+    window = WindowOptions(credit=8, queue=64, frame_items=4, frame_bytes=4_000, resend_s=1.0, give_up_s=DELIVERY_S)
+    values: dict[str, Any] = {
+        "clients": LinkOptions(window, heartbeat_s=10.0, silence_s=25.0, pings=False),
+        "transfers": LinkOptions(window, heartbeat_s=0.5, silence_s=1.5),
+        "drain": DrainOptions(RETRY_S, SWEEP_S),
+        "body_bytes": 1_000,
+        "frame_bytes": 8_000,
+        "sessions": 8,
+        "session_queue": 6,
+        "session_bytes": 3_000,
+        "heartbeat_s": 10.0,
+        "hold_s": HOLD_S,
+        "relation_ttl_s": RELATION_S,
+        "unsure": 4,
+    }
+    return ConnectorOptions(**(values | changes))
+
+
+def account(user: int, friends: Sequence[int] = (ALICE, BOB), devices: Sequence[int] = ()) -> Account:
+    return Account(user, tuple(devices) or (10 * user + 1,), tuple(friend for friend in friends if friend != user), 0.0)
+
+
+def envelope(
+    device: int = A1,
+    to: int | Destination = BOB,
+    seq: int = 1,
+    body: bytes = b"hello",
+    kind: int = Kind.TEXT,
+    **fields: Any,
+) -> bytes:
+    """`to` may be a user."""
+    to = to if isinstance(to, Destination) else Destination(To.USER, to)
+    values: dict[str, Any] = {
+        "version": WIRE_VERSION, "id": bytes(16), "user": device // 10, "device": device, "epoch": EPOCH,
+        "to": to, "seq": seq, "base": seq, "kind": kind, "key": 0, "sent_at": 0, "body": body,
+    }  # fmt: skip
+    return encode_envelope(Envelope(**(values | fields)))
+
+
+def place(device: int = B1, seq: int = 1, sender: int = A1, **fields: Any) -> Place:
+    """A live copy for one device; `after` is a position in the partition of its user."""
+    user = device // 10
+    after = ((user, fields.pop("after")),) if "after" in fields else ()
+    body = fields.pop("body", b"hello")
+    kind = fields.pop("kind", Kind.TEXT)
+    stamp = Stamp(
+        fields.pop("origin", ELSEWHERE), sender // 10, sender, EPOCH, Destination(To.USER, user), seq, kind, after,
+        ((user, device),),
+    )  # fmt: skip
+    assert not fields
+    return Place(user, ((device, 0),), stamp, envelope(sender, user, seq, body, kind))
+
+
+def row(number: int, sender: int = A1, to: int = BOB, body: bytes = b"hello") -> Row:
+    """What was stored at this position, with the same number as `seq`."""
+    return Row(number, number, 0, envelope(sender, to, number, body))
+
+
+class Connector:
+    """The core and its surroundings."""
+
+    def __init__(self, **changes: Any) -> None:
+        self.now = 1000.0
+        self.core = ConnectorCore(HERE, "c1", 4, options(**changes), lambda: 0)
+        self.asked: list[e.Action] = []
+        """What stores were asked and have not answered."""
+        self.clients: dict[bytes, Client] = {}
+        self.transfers: dict[int, Transfer] = {}
+        self.numbers = 100
+
+    @property
+    def count(self) -> Any:
+        return self.core.statistics
+
+    def tell(self, event: e.Event) -> None:
+        self._perform(self.core.receive(event, self.now))
+
+    def pass_time(self, seconds: float) -> None:
+        """Turn the core whenever it wants to."""
+        end = self.now + seconds
+        idle = 0
+        while True:
+            deadline = self.core.next_deadline()
+            if deadline is None or deadline > end:
+                break
+            idle = idle + 1 if deadline <= self.now else 0
+            assert idle < 3, "a deadline that a tick does not put off: the process would spin"
+            self.now = max(self.now, deadline)
+            self._perform(self.core.tick(self.now))
+        self.now = end
+
+    def farewell(self) -> None:
+        self._perform(self.core.farewell(self.now))
+
+    def take(self, kind: type[A]) -> list[A]:
+        """What was asked of this kind, which counts as done from now on."""
+        found: list[A] = [action for action in self.asked if isinstance(action, kind)]
+        self.asked = [action for action in self.asked if not isinstance(action, kind)]
+        return found
+
+    def take_one(self, kind: type[A]) -> A:
+        (action,) = self.take(kind)
+        return action
+
+    def _perform(self, actions: Sequence[e.Action]) -> None:
+        for action in actions:
+            if isinstance(action, e.SendClient):
+                known = self.clients.get(action.peer)
+                if known is not None:
+                    known.frames.append(client.decode_from_connector(action.frame))
+            elif isinstance(action, e.SendTransfer):
+                self.transfers[action.transfer].hear(mesh.decode_from_connector(action.frame))
+            elif isinstance(action, e.ConnectTransfer):
+                self.transfers.setdefault(action.transfer, Transfer(self, action.transfer)).connecting = True
+            elif isinstance(action, e.DisconnectTransfer):
+                self.transfers[action.transfer].connecting = self.transfers[action.transfer].open = False
+            else:
+                self.asked.append(action)
+
+    # ---------------------------------------------------------------- who is there
+
+    def transfer(self, incarnation: int = 901) -> "Transfer":
+        """One transfer, linked."""
+        self.tell(e.TransfersLiving((*self.transfers, incarnation)))
+        transfer = self.transfers[incarnation]
+        transfer.accept()
+        return transfer
+
+    def connect(self, device: int, **greeting: Any) -> "Client":
+        """A client that has greeted, and whose token is being checked."""
+        client = Client(self, b"peer-%d-%d" % (device, len(self.clients)), device)
+        self.clients[client.peer] = client
+        client.greet(**greeting)
+        return client
+
+    def seated(self, device: int, friends: Sequence[int] = (ALICE, BOB), devices: Sequence[int] = ()) -> "Client":
+        """A client that was welcomed, and whose queue is being looked at."""
+        client = self.connect(device)
+        client.accepted(friends, devices)
+        write = self.take(e.WriteSeats)[-1]
+        self.tell(e.SeatsWritten([(seat, None) for seat, _ in write.seats]))
+        assert client.came(Welcome)
+        return client
+
+    def online(self, device: int, friends: Sequence[int] = (ALICE, BOB), devices: Sequence[int] = ()) -> "Client":
+        """A client with nothing stored for it."""
+        client = self.seated(device, friends, devices)
+        self.peeked(through=0)
+        self.take(e.NoteSeen)
+        assert client.came(Stored) == [Stored(client.link, delayed=False)]
+        client.frames.clear()
+        return client
+
+    # ---------------------------------------------------------------- answers about queues
+
+    def peeked(self, waiting: Sequence[int] = (), through: int = 0) -> None:
+        """Answer every look."""
+        for peek in self.take(e.PeekQueues):
+            self.tell(e.QueuesPeeked(peek.devices, dict.fromkeys(range(4), through), set(waiting)))
+
+    def claimed(self, fence: int | None) -> None:
+        claim = self.take_one(e.ClaimQueue)
+        self.tell(e.QueueClaimed(claim.device, claim.session, fence))
+
+    def page(self, *rows: Row, through: int = 0, more: bool = False) -> e.ReadPage:
+        """Answer the reading of a page; what was asked."""
+        read = self.take_one(e.ReadPage)
+        self.tell(e.PageRead(read.device, read.session, Page(rows, through, more)))
+        return read
+
+    def marked(self) -> Sequence[int]:
+        mark = self.take_one(e.MarkRead)
+        self.tell(e.RowsMarked(mark.device, mark.session, mark.row_ids))
+        return mark.row_ids
+
+
+class Client:
+    """One connection to the connector."""
+
+    def __init__(self, connector: Connector, peer: bytes, device: int) -> None:
+        self.connector = connector
+        self.peer = peer
+        self.device = device
+        self.link = 5000 + len(connector.clients)
+        self.frames: list[Frame] = []
+        self.number = 0
+        self.session = 0
+
+    def send(self, frame: Frame) -> None:
+        self.send_bytes(client.encode(frame))
+
+    def send_bytes(self, *frames: bytes) -> None:
+        self.connector.tell(e.ClientsSent([(self.peer, frame) for frame in frames]))
+
+    def came(self, kind: type[F]) -> list[F]:
+        return [frame for frame in self.frames if isinstance(frame, kind)]
+
+    # ---- greeting
+
+    def greet(self, version: int = WIRE_VERSION, window: int = 8) -> None:
+        self.send(Greet(version, bytes(32), EPOCH, self.link, window))
+
+    @property
+    def login(self) -> Login:
+        return Login(self.device // 10, self.device, EPOCH, 1e12)
+
+    def accepted(
+        self, friends: Sequence[int] = (ALICE, BOB), devices: Sequence[int] = (), session: int | None = None
+    ) -> None:
+        """Its token is good; by default the session gets the next number."""
+        (check,) = (c for c in self.connector.take(e.CheckGreet) if c.peer == self.peer)
+        self.connector.numbers += 1
+        self.session = session if session is not None else self.connector.numbers
+        known = account(self.device // 10, friends, devices)
+        self.connector.tell(e.GreetAccepted(check.peer, check.link, self.login, known, self.session))
+
+    @property
+    def seat(self) -> Seat:
+        return Seat(self.device // 10, self.device, HERE, self.session)
+
+    # ---- talking
+
+    def submit(self, *envelopes: bytes, after: tuple[tuple[int, int], ...] = ()) -> None:
+        self.number += 1
+        items = tuple(Submit(each, after) for each in envelopes)
+        self.send(Data(self.link, self.number, self.taken, (), items))
+
+    @property
+    def items(self) -> list[Any]:
+        """What came, without duplicates, in the order of the frames."""
+        frames = {frame.number: frame for frame in self.came(Data)}
+        return [item for number in sorted(frames) for item in frames[number].items]
+
+    @property
+    def taken(self) -> int:
+        return max((frame.number for frame in self.came(Data)), default=0)
+
+    def acknowledge(self, upto: int | None = None) -> None:
+        """All that came, or what came in the frames up to this number."""
+        self.send(Ack(self.link, self.taken if upto is None else upto))
+
+    def ping(self) -> None:
+        self.send(Ping(self.link))
+
+    @property
+    def deliveries(self) -> list[bytes]:
+        return [item.envelope for item in self.items if isinstance(item, Delivery)]
+
+    @property
+    def seqs(self) -> list[int]:
+        """What was delivered, by the `seq` in the envelopes."""
+        return [decode_envelope(data).seq for data in self.deliveries]
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        return [item for item in self.items if isinstance(item, Outcome)]
+
+    @property
+    def closed(self) -> list[tuple[int, str]]:
+        return [(frame.code, frame.sentence) for frame in self.came(Close)]
+
+    @property
+    def resets(self) -> list[int]:
+        return [frame.link for frame in self.came(Reset)]
+
+
+class Transfer:
+    """One transfer, as the connector sees it; acknowledges bundles as they come, unless `mute`."""
+
+    def __init__(self, connector: Connector, incarnation: int) -> None:
+        self.connector = connector
+        self.incarnation = incarnation
+        self.connecting = self.open = self.mute = False
+        self.link = 0
+        self.number = 0
+        self.items: list[FromConnector] = []
+        """What came and was not looked at."""
+        self.frames: list[Frame] = []
+
+    def accept(self) -> None:
+        """The connection is there; answer the greeting."""
+        assert self.connecting
+        self.connector.tell(e.TransferConnected(self.incarnation))
+        hello = self.frames[-1]
+        assert isinstance(hello, Hello)
+        self.link, self.number, self.open = hello.link, 0, True
+        self.send(HelloOk(WIRE_VERSION, self.link, self.incarnation, 8))
+
+    def hear(self, frame: Frame) -> None:
+        self.frames.append(frame)
+        if isinstance(frame, Data) and not self.mute:
+            self.items.extend(frame.items)
+            self.send(Ack(self.link, frame.number))
+        elif isinstance(frame, Ping) and not self.mute:
+            self.send(Pong(self.link))
+
+    def send(self, frame: Frame) -> None:
+        self.connector.tell(e.TransferSent(self.incarnation, [mesh.encode(frame)]))
+
+    def give(self, *items: FromTransfer) -> None:
+        """One bundle."""
+        self.number += 1
+        self.send(Data(self.link, self.number, 0, (), items))
+
+    def take(self) -> list[FromConnector]:
+        items, self.items = self.items, []
+        return items

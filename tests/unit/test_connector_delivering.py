@@ -1,0 +1,355 @@
+"""Live copies: pushed, held behind the queue, given back; and what the sender's connector is told."""
+
+from collections.abc import Sequence
+
+import msgspec
+import pytest
+
+from meshim.connector import events as e
+from meshim.errors import Code
+from meshim.wire.client import Delivery, Welcome
+from meshim.wire.envelope import Kind
+from meshim.wire.link import Close, Data
+from meshim.wire.mesh import FromConnector, Place, Return
+from meshim.wire.notice import Poke
+from meshim.wire.outcome import How, Outcome
+from tests.unit.connector_world import (
+    A1,
+    A2,
+    ALICE,
+    B1,
+    BOB,
+    DELIVERY_S,
+    ELSEWHERE,
+    HERE,
+    HOLD_S,
+    Connector,
+    Transfer,
+    envelope,
+    place,
+    row,
+)
+
+
+def returned(transfer: Transfer) -> list[tuple[int, bool]]:
+    """(seq, absent) of what was given back since the last look."""
+    items = transfer.take()
+    return [(item.stamp.seq, item.absent) for item in items if isinstance(item, Return)]
+
+
+def delivered(items: Sequence[FromConnector]) -> list[tuple[int, int]]:
+    assert all(isinstance(item, Outcome) and item.how == How.DELIVERED for item in items)
+    return [(item.first, item.last) for item in items if isinstance(item, Outcome)]
+
+
+def test_a_live_copy_is_pushed_and_the_sender_told_when_the_device_has_it() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    bob = connector.online(B1)
+    transfer.give(place(seq=3))
+    assert bob.items == [Delivery(envelope(A1, BOB, 3))]
+    assert not transfer.take(), "nothing is said before the device has it"
+    bob.acknowledge()
+    (outcome,) = transfer.take()
+    assert isinstance(outcome, Outcome)
+    assert (outcome.how, outcome.origin, outcome.user, outcome.device) == (How.DELIVERED, ELSEWHERE, ALICE, A1)
+    assert (outcome.first, outcome.last, outcome.done, outcome.copies) == (3, 3, ((BOB, B1),), ((BOB, B1),))
+    assert connector.count.delivered == 1
+
+
+def test_one_outcome_tells_of_many_messages() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    bob = connector.online(B1)
+    transfer.give(*(place(seq=seq) for seq in (1, 2, 3)), place(seq=1, sender=A2), place(seq=4))
+    bob.acknowledge()
+    assert delivered(transfer.take()) == [(1, 3), (1, 1), (4, 4)]
+
+
+def test_a_sender_on_the_same_connector_is_told_without_a_detour() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    alice, bob = connector.online(A1), connector.online(B1)
+    transfer.give(place(origin=HERE))
+    bob.acknowledge()
+    assert [(outcome.how, outcome.done) for outcome in alice.outcomes] == [(How.DELIVERED, ((BOB, B1),))]
+    assert not transfer.take()
+
+
+def test_an_ephemeral_copy_is_pushed_and_nothing_is_said_of_it() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    bob = connector.online(B1)
+    transfer.give(place(kind=Kind.TYPING), place(seq=2))
+    bob.acknowledge()
+    assert len(bob.deliveries) == 2
+    assert delivered(transfer.take()) == [(2, 2)]
+
+
+def test_a_copy_for_two_devices_here_goes_to_both() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    one, other = connector.online(A1), connector.online(A2)
+    both = place(A1, sender=B1)
+    transfer.give(Place(ALICE, ((A1, 0), (A2, 0)), both.stamp, both.envelope))
+    one.acknowledge()
+    other.acknowledge()
+    outcomes = [item for item in transfer.take() if isinstance(item, Outcome)]
+    assert [outcome.done for outcome in outcomes] == [((ALICE, A1),), ((ALICE, A2),)]
+
+
+# ---------------------------------------------------------------- given back
+
+
+def test_a_copy_for_who_is_not_here_is_given_back() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    transfer.give(place(seq=1), place(seq=2, kind=Kind.TYPING))
+    assert returned(transfer) == [(1, True)]
+    assert (connector.count.returned, connector.count.ephemeral_dropped) == (1, 1)
+
+
+def test_a_copy_for_who_is_not_welcomed_yet_is_given_back() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    bob = connector.connect(B1)
+    bob.accepted()
+    transfer.give(place())
+    assert returned(transfer) == [(1, False)]
+    connector.tell(e.SeatsWritten([(bob.seat, None)]))
+    assert bob.came(Welcome)
+    assert not bob.deliveries
+
+
+def test_while_the_queue_is_drained_live_copies_are_stored_behind_it() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    bob = connector.seated(B1)
+    transfer.give(place(seq=1))
+    connector.peeked(waiting=[B1])
+    transfer.give(place(seq=2))
+    connector.claimed(fence=1)
+    transfer.give(place(seq=3))
+    assert returned(transfer) == [(1, False), (2, False), (3, False)]
+    connector.page(row(1), through=1)
+    transfer.give(place(seq=4))
+    assert not returned(transfer)
+    assert bob.deliveries == [envelope(A1, BOB, 1), envelope(A1, BOB, 4)]
+
+
+@pytest.mark.parametrize("end", ["closes", "gone", "silent", "breaks the protocol", "kicked"])
+def test_what_a_session_had_not_acknowledged_is_given_back_in_order(end: str) -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    bob = connector.online(B1)
+    transfer.give(*(place(seq=seq) for seq in (1, 2)))
+    transfer.give(place(seq=3))
+    transfer.give(place(seq=4, after=50))
+    bob.acknowledge(1)
+    transfer.take()
+    if end == "closes":
+        bob.send(Close(bob.link, 0))
+    elif end == "gone":
+        connector.tell(e.ClientGone(bob.peer))
+    elif end == "silent":
+        connector.pass_time(DELIVERY_S - 0.01)
+        bob.ping()
+        assert not bob.closed
+        connector.pass_time(0.2)
+        assert bob.closed[0][0] == Code.UNRESPONSIVE
+    elif end == "breaks the protocol":
+        bob.send_bytes(b"garbage")
+    else:
+        connector.online(B1)
+    assert returned(transfer) == [(3, True), (4, True)]
+    assert connector.count.unreturned == 0
+
+
+def test_what_was_acknowledged_in_a_frame_that_breaks_the_protocol_is_not_lost() -> None:
+    """Whether it counts as delivered or goes to the store, some copy stays."""
+    connector = Connector()
+    transfer = connector.transfer()
+    bob = connector.online(B1)
+    transfer.give(place(seq=1))
+    bob.send(Data(bob.link, 100, 1, (), ()))
+    assert bob.closed[0][0] == Code.WINDOW_EXCEEDED
+    assert returned(transfer) == [(1, True)]
+
+
+def test_without_a_transfer_nothing_can_be_given_back_and_it_is_counted() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    bob = connector.online(B1)
+    transfer.give(place(seq=1))
+    connector.tell(e.TransferLost(transfer.incarnation))
+    connector.tell(e.ClientGone(bob.peer))
+    assert connector.count.unreturned == 1
+
+
+# ---------------------------------------------------------------- R2: not before what is stored
+
+
+def test_a_copy_that_follows_a_stored_one_is_held_until_that_was_pushed() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    bob = connector.online(B1)
+    transfer.give(place(seq=2, after=50))
+    assert not bob.deliveries
+    assert connector.count.held == 1
+    connector.peeked(waiting=[B1])
+    connector.claimed(fence=1)
+    connector.page(row(1), through=50)
+    assert bob.deliveries == [envelope(A1, BOB, 1), envelope(A1, BOB, 2)]
+    bob.acknowledge()
+    assert (connector.count.drained, connector.count.delivered) == (1, 1)
+
+
+def test_a_position_that_was_drained_already_holds_nothing() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    bob = connector.seated(B1)
+    connector.peeked(through=50)
+    transfer.give(place(seq=1, after=50))
+    assert bob.seqs == [1]
+
+
+def test_a_position_in_another_partition_holds_nothing() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    bob = connector.online(B1)
+    copy = place(seq=1)
+    stamp = msgspec.structs.replace(copy.stamp, after=((ALICE, 50),))
+    transfer.give(Place(BOB, copy.seats, stamp, copy.envelope))
+    assert bob.seqs == [1]
+
+
+def test_what_follows_in_the_stream_of_a_held_copy_waits_too_and_others_do_not() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    bob = connector.online(B1)
+    transfer.give(place(seq=1, after=50), place(seq=2), place(seq=7, sender=A2))
+    assert len(bob.deliveries) == 1
+    connector.peeked(through=49)
+    assert len(bob.deliveries) == 1
+    connector.tell(e.Noticed(Poke(((BOB, B1),))))
+    connector.peeked(through=50)
+    assert bob.deliveries[1:] == [envelope(A1, BOB, 1), envelope(A1, BOB, 2)]
+    assert connector.count.poked == 1
+
+
+def test_a_resent_copy_without_its_position_does_not_pass_the_one_that_is_held() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    bob = connector.online(B1)
+    transfer.give(place(seq=1, after=60), place(seq=2, after=40))
+    connector.peeked(through=50)
+    assert not bob.deliveries
+    connector.pass_time(0.2)
+    connector.peeked(through=60)
+    assert bob.seqs == [1, 2]
+
+
+def test_who_is_held_for_too_long_is_given_back() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    bob = connector.online(B1)
+    transfer.give(place(seq=1, after=50))
+    connector.pass_time(1.0)
+    transfer.give(place(seq=2, after=50))
+    connector.pass_time(HOLD_S - 1.1)
+    connector.peeked(through=0)
+    assert not returned(transfer)
+    connector.pass_time(0.2)
+    assert returned(transfer) == [(1, False), (2, False)], "what is behind it in the stream goes with it"
+    assert not bob.deliveries
+    transfer.give(place(seq=3))
+    assert bob.seqs == [3], "nothing is left of them"
+
+
+# ---------------------------------------------------------------- bounds
+
+
+def test_a_slow_reader_gets_the_rest_through_the_store() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    bob = connector.online(B1)
+    transfer.give(*(place(seq=seq) for seq in range(1, 10)))
+    assert bob.seqs == [1, 2, 3, 4, 5, 6]
+    assert returned(transfer) == [(7, False), (8, False), (9, False)]
+    bob.acknowledge(1)
+    transfer.take()
+    transfer.give(place(seq=10))
+    assert bob.seqs[-1] == 10, "there is room again"
+    bob.acknowledge()
+    assert connector.count.overflowed == 1
+    transfer.take()
+    transfer.give(place(seq=11))
+    assert returned(transfer) == [(11, False)], "back to draining, so that the store is emptied first"
+    connector.peeked(waiting=[B1])
+    connector.claimed(fence=1)
+    connector.page(row(7), row(8), row(9), row(11), through=11)
+    transfer.give(place(seq=12))
+    assert bob.seqs[-5:] == [7, 8, 9, 11, 12]
+
+
+def test_large_messages_are_bounded_by_their_bytes() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    bob = connector.online(B1)
+    transfer.give(*(place(seq=seq, body=bytes(1_000)) for seq in range(1, 6)))
+    assert bob.seqs == [1, 2, 3]
+    assert returned(transfer) == [(4, False), (5, False)]
+    bob.acknowledge()
+    connector.peeked(through=9)
+    transfer.take()
+    transfer.give(*(place(seq=seq, body=bytes(1_000), after=20) for seq in range(6, 10)))
+    assert returned(transfer) == [(9, False)], "held ones count"
+    connector.peeked(through=20)
+    assert bob.seqs[-3:] == [6, 7, 8]
+    bob.acknowledge()
+    connector.peeked(through=20)
+    transfer.take()
+    transfer.give(*(place(seq=seq, body=bytes(1_000)) for seq in range(10, 14)))
+    assert returned(transfer) == [(13, False)], "what left does not count any more"
+
+
+def test_held_copies_are_bounded() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    connector.online(B1)
+    transfer.give(*(place(seq=seq, after=50) for seq in range(1, 9)))
+    assert returned(transfer) == [(7, False), (8, False)]
+
+
+def test_frames_are_sent_again_until_the_device_acknowledges() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    bob = connector.online(B1)
+    transfer.give(place())
+    connector.pass_time(1.2)
+    assert [frame.number for frame in bob.came(Data)] == [1, 1]
+    assert connector.count.resent == 1
+    bob.acknowledge()
+    assert delivered(transfer.take()) == [(1, 1)]
+
+
+# ---------------------------------------------------------------- pokes
+
+
+def test_a_poke_has_the_queue_looked_at() -> None:
+    """R1: committed after he drained."""
+    connector = Connector()
+    bob = connector.online(B1)
+    connector.tell(e.Noticed(Poke(((BOB, B1), (ALICE, A1)))))
+    assert connector.take_one(e.PeekQueues).devices == ((BOB, B1, bob.session),)
+    assert connector.count.poked == 1
+
+
+def test_a_poke_during_a_look_is_not_forgotten() -> None:
+    connector = Connector()
+    connector.online(B1)
+    connector.tell(e.Noticed(Poke(((BOB, B1),))))
+    connector.tell(e.Noticed(Poke(((BOB, B1),))))
+    connector.peeked()
+    connector.pass_time(0.2)
+    assert connector.take(e.PeekQueues), "the first look may have been too early"

@@ -1,0 +1,350 @@
+"""The queue of a device: looked at, claimed, read page by page, pushed, and marked when the device has it."""
+
+import pytest
+
+from meshim.connector import events as e
+from meshim.stores.ports import Page
+from meshim.wire.client import Delivery, Stored
+from meshim.wire.link import Close
+from meshim.wire.mesh import Return
+from meshim.wire.notice import Poke
+from tests.unit.connector_world import (
+    A1,
+    B1,
+    BOB,
+    LONGEST,
+    RETRY_S,
+    Client,
+    Connector,
+    place,
+    row,
+)
+
+
+def poke(connector: Connector) -> None:
+    connector.tell(e.Noticed(Poke(((BOB, B1),))))
+
+
+def draining(connector: Connector) -> Client:
+    """Something waits for bob, and his session has the queue."""
+    bob = connector.seated(B1)
+    connector.peeked(waiting=[B1])
+    connector.claimed(fence=1)
+    return bob
+
+
+def unreachable(connector: Connector, bob: Client) -> None:
+    connector.tell(e.QueuesUnreachable(((B1, bob.session),)))
+
+
+def test_what_is_stored_comes_first_and_is_marked_when_the_device_has_it() -> None:
+    """R10: not before."""
+    connector = Connector()
+    bob = connector.seated(B1)
+    connector.peeked(waiting=[B1])
+    claim = connector.take_one(e.ClaimQueue)
+    assert (claim.device, claim.session) == (B1, bob.session)
+    connector.tell(e.QueueClaimed(B1, bob.session, 7))
+    read = connector.page(row(3), row(5), through=9)
+    assert (read.user, read.device, read.fence, read.after) == (BOB, B1, 7, (0, -1))
+    assert bob.items == [Delivery(row(3).envelope, stored=True), Delivery(row(5).envelope, stored=True)]
+    assert bob.came(Stored) == [Stored(bob.link, delayed=False)]
+    assert not connector.take(e.MarkRead)
+    bob.acknowledge()
+    mark = connector.take_one(e.MarkRead)
+    assert (mark.device, mark.fence, mark.row_ids) == (B1, 7, (3, 5))
+    assert connector.count.drained == 2
+
+
+def test_the_next_page_is_read_when_the_device_has_taken_the_last() -> None:
+    connector = Connector()
+    bob = draining(connector)
+    connector.page(*(row(n) for n in range(1, 7)), through=20, more=True)
+    assert not connector.take(e.ReadPage)
+    bob.acknowledge(1)
+    assert not connector.take(e.ReadPage), "two rows are still under way"
+    assert not bob.came(Stored), "not all was pushed"
+    bob.acknowledge()
+    assert connector.page(row(7), through=20).after == (6, 0)
+    assert bob.seqs == list(range(1, 8))
+    assert bob.came(Stored)
+
+
+def test_the_next_page_does_not_wait_for_live_messages() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    bob = connector.online(B1)
+    poke(connector)
+    connector.peeked(waiting=[B1])
+    connector.claimed(fence=1)
+    connector.page(row(1), row(2), through=20, more=True)
+    transfer.give(place(seq=9))
+    bob.acknowledge(1)
+    assert connector.page(row(3), through=20).after == (2, 0)
+
+
+def test_a_page_is_pushed_as_far_as_there_is_room() -> None:
+    """What there is no room for is read again later, whatever filled the queue."""
+    connector = Connector()
+    bob = draining(connector)
+    rows = [row(n) for n in range(1, 81)]
+    connector.page(*rows, through=99)
+    assert len(bob.seqs) == 32, "a window of 8 frames of 4"
+    assert not bob.came(Stored)
+    bob.acknowledge()
+    assert len(bob.seqs) == 64, "and a queue of 64"
+    bob.acknowledge()
+    assert connector.page(*rows[64:], through=99).after == (64, 0)
+    assert bob.seqs == list(range(1, 81))
+    assert bob.came(Stored)
+
+
+def test_rows_that_were_pushed_are_not_pushed_again() -> None:
+    connector = Connector()
+    bob = draining(connector)
+    connector.page(row(1), row(2), through=2)
+    bob.acknowledge()
+    poke(connector)
+    connector.peeked(waiting=[B1])
+    connector.page(row(1), row(2), row(3), through=3)
+    assert bob.seqs == [1, 2, 3]
+    assert connector.marked() == (1, 2)
+    bob.acknowledge()
+    assert connector.marked() == (3,)
+    assert not connector.take(e.MarkRead)
+
+
+def test_marks_are_gathered_while_one_is_under_way() -> None:
+    connector = Connector()
+    bob = draining(connector)
+    connector.page(*(row(n) for n in range(1, 13)), through=12)
+    for number in (1, 2, 3):
+        bob.acknowledge(number)
+    assert connector.marked() == (1, 2, 3, 4)
+    assert connector.marked() == tuple(range(5, 13))
+
+
+def test_a_mark_that_is_answered_late_takes_nothing_else_with_it() -> None:
+    """It was committed, and a look that saw nothing waiting came back before its answer."""
+    connector = Connector()
+    bob = draining(connector)
+    connector.page(row(1), row(2), through=2)
+    bob.acknowledge()
+    late = connector.take_one(e.MarkRead)
+    poke(connector)
+    connector.peeked(through=2)
+    poke(connector)
+    connector.peeked(waiting=[B1])
+    connector.page(row(3), through=3)
+    bob.acknowledge()
+    connector.tell(e.RowsMarked(B1, bob.session, late.row_ids))
+    assert connector.marked() == (3,)
+
+
+def test_an_empty_queue_costs_no_claim() -> None:
+    connector = Connector()
+    connector.seated(B1)
+    connector.peeked(through=5)
+    assert not connector.take(e.ClaimQueue)
+
+
+def test_a_claim_is_kept_for_the_session_and_given_up_with_it() -> None:
+    connector = Connector()
+    bob = draining(connector)
+    connector.page(row(1), through=1)
+    poke(connector)
+    connector.peeked(waiting=[B1])
+    assert not connector.take(e.ClaimQueue)
+    connector.page(row(1), through=1)
+    bob.send(Close(bob.link, 0))
+    assert connector.take_one(e.ReleaseQueue) == e.ReleaseQueue(B1, 1)
+    assert not [item for item in connector.asked if isinstance(item, e.MarkRead)], "what was not acknowledged stays"
+
+
+def test_a_claim_that_comes_too_late_is_given_up() -> None:
+    connector = Connector()
+    bob = connector.seated(B1)
+    connector.peeked(waiting=[B1])
+    bob.send(Close(bob.link, 0))
+    assert not connector.take(e.ReleaseQueue)
+    connector.claimed(fence=4)
+    assert connector.take_one(e.ReleaseQueue) == e.ReleaseQueue(B1, 4)
+
+
+def test_while_another_drains_it_is_tried_again() -> None:
+    """R3: the other connection of the device has the queue."""
+    connector = Connector()
+    transfer = connector.transfer()
+    bob = connector.seated(B1)
+    for _ in range(3):
+        connector.peeked(waiting=[B1])
+        connector.claimed(fence=None)
+        transfer.give(place())
+        assert isinstance(transfer.take()[0], Return), "live messages go behind what is stored"
+        bob.ping()
+        connector.pass_time(0.7 * RETRY_S)
+        assert not connector.take(e.PeekQueues)
+        connector.pass_time((LONGEST - 0.7 + 0.2) * RETRY_S)
+    connector.peeked(through=3)
+    transfer.give(place())
+    assert bob.seqs == [1]
+
+
+# ---------------------------------------------------------------- fenced off
+
+
+def test_who_is_fenced_off_claims_again_and_pushes_nothing_twice() -> None:
+    """R3, R11."""
+    connector = Connector()
+    bob = draining(connector)
+    connector.page(row(1), row(2), through=2, more=True)
+    bob.acknowledge()
+    read = connector.take_one(e.ReadPage)
+    connector.tell(e.QueueFenced(B1, read.session))
+    connector.tell(e.RowsUnmarked(B1, bob.session, 1, fenced=True))
+    connector.take(e.MarkRead)
+    assert connector.count.fenced == 2
+    connector.pass_time(LONGEST * RETRY_S + 0.2)
+    connector.peeked(waiting=[B1])
+    connector.claimed(fence=3)
+    mark = connector.take_one(e.MarkRead)
+    assert (mark.fence, mark.row_ids) == (3, (1, 2)), "the device has them, whoever pushed them"
+    assert connector.page(row(1), row(2), row(3), through=3).fence == 3
+    assert bob.seqs == [1, 2, 3]
+
+
+def test_a_mark_that_is_fenced_ends_the_reading_too() -> None:
+    connector = Connector()
+    bob = draining(connector)
+    connector.page(*(row(n) for n in range(1, 9)), through=9, more=True)
+    bob.acknowledge(1)
+    mark = connector.take_one(e.MarkRead)
+    connector.tell(e.RowsUnmarked(B1, bob.session, mark.fence, fenced=True))
+    bob.acknowledge()
+    assert not connector.take(e.ReadPage), "not under a claim that is not ours any more"
+    connector.pass_time(LONGEST * RETRY_S + 0.2)
+    connector.peeked(waiting=[B1])
+    connector.claimed(fence=3)
+    assert connector.take_one(e.MarkRead).row_ids == tuple(range(1, 9))
+
+
+def test_a_mark_fenced_under_an_earlier_claim_does_not_cost_the_later_one() -> None:
+    connector = Connector()
+    bob = draining(connector)
+    connector.page(row(1), through=1, more=True)
+    bob.acknowledge()
+    connector.take(e.MarkRead)
+    read = connector.take_one(e.ReadPage)
+    connector.tell(e.QueueFenced(B1, read.session))
+    connector.pass_time(LONGEST * RETRY_S + 0.2)
+    connector.peeked(waiting=[B1])
+    connector.claimed(fence=3)
+    connector.tell(e.RowsUnmarked(B1, bob.session, 1, fenced=True))
+    connector.page(row(1), row(2), through=2)
+    assert bob.seqs == [1, 2]
+    bob.acknowledge()
+    mark = connector.take_one(e.MarkRead)
+    assert (mark.fence, mark.row_ids) == (3, (1, 2))
+
+
+# ---------------------------------------------------------------- the database is away
+
+
+@pytest.mark.parametrize("at", ["look", "claim", "page"])
+def test_without_the_database_people_talk_and_are_told(at: str) -> None:
+    """R8."""
+    connector = Connector()
+    transfer = connector.transfer()
+    bob = connector.seated(B1)
+    if at != "look":
+        connector.peeked(waiting=[B1])
+    if at == "page":
+        connector.claimed(fence=1)
+    connector.asked.clear()
+    unreachable(connector, bob)
+    assert bob.came(Stored) == [Stored(bob.link, delayed=True)]
+    transfer.give(place(seq=2), place(seq=4, sender=12, after=50))
+    assert bob.seqs == [2], "what must wait for the queue waits"
+    for _ in range(2):
+        connector.pass_time(0.7 * RETRY_S)
+        assert not connector.take(e.PeekQueues)
+        connector.pass_time((LONGEST - 0.7 + 0.1) * RETRY_S)
+        connector.take_one(e.PeekQueues)
+        bob.acknowledge()
+        unreachable(connector, bob)
+    assert len(bob.came(Stored)) == 1, "once is enough"
+    connector.pass_time(LONGEST * RETRY_S + 0.1)
+    connector.peeked(waiting=[B1])
+    if at != "page":
+        connector.claimed(fence=1)
+    connector.page(row(1), through=50)
+    assert bob.came(Stored)[1:] == [Stored(bob.link, delayed=False)]
+
+
+def test_a_mark_that_fails_is_tried_again_and_disturbs_no_reading() -> None:
+    connector = Connector()
+    bob = draining(connector)
+    connector.page(row(1), row(2), through=2)
+    bob.acknowledge()
+    poke(connector)
+    connector.peeked(waiting=[B1])
+    connector.tell(e.RowsUnmarked(B1, bob.session, 1, fenced=False))
+    connector.take(e.MarkRead)
+    connector.page(row(1), row(2), row(3), through=3)
+    assert bob.seqs == [1, 2, 3], "the page counts, although a mark failed meanwhile"
+    connector.pass_time(LONGEST * RETRY_S + 0.1)
+    connector.peeked(waiting=[B1])
+    assert connector.marked() == (1, 2), "with the next look, which comes soon"
+
+
+def test_a_failed_mark_has_the_queue_looked_at_soon() -> None:
+    connector = Connector()
+    bob = draining(connector)
+    connector.page(row(1), through=2)
+    bob.acknowledge()
+    connector.take(e.MarkRead)
+    connector.tell(e.RowsUnmarked(B1, bob.session, 1, fenced=False))
+    connector.pass_time(LONGEST * RETRY_S + 0.1)
+    connector.peeked(waiting=[B1])
+    assert connector.marked() == (1,)
+
+
+def test_answers_of_an_earlier_session_are_not_taken_for_those_of_this_one() -> None:
+    """It asked before the rows of now were there."""
+    connector = Connector()
+    before = connector.seated(B1)
+    (early,) = connector.take(e.PeekQueues)
+    before.send(Close(before.link, 0))
+    bob = connector.seated(B1)
+    connector.tell(e.QueuesPeeked(early.devices, {}, set()))
+    connector.tell(e.QueuesUnreachable(((B1, before.session),)))
+    connector.tell(e.QueueClaimed(B1, before.session, None))
+    connector.tell(e.PageRead(B1, before.session, Page((row(1),), 1, more=False)))
+    connector.tell(e.RowsMarked(B1, before.session, (1,)))
+    connector.tell(e.RowsUnmarked(B1, before.session, 1, fenced=True))
+    connector.tell(e.QueueFenced(B1, before.session))
+    assert not bob.came(Stored)
+    assert not bob.deliveries
+    connector.peeked(waiting=[B1])
+    connector.claimed(fence=1)
+    connector.page(row(1), through=1)
+    assert bob.seqs == [1]
+
+
+def test_an_answer_for_a_device_that_is_being_seated_again_says_nothing() -> None:
+    connector = Connector()
+    before = connector.seated(B1)
+    before.send(Close(before.link, 0))
+    bob = connector.connect(B1)
+    bob.accepted()
+    connector.tell(e.QueuesUnreachable(((B1, before.session),)))
+    assert not bob.frames
+
+
+def test_one_look_at_a_time() -> None:
+    connector = Connector()
+    connector.online(B1)
+    connector.online(A1)
+    for _ in range(5):
+        poke(connector)
+    assert len(connector.take(e.PeekQueues)) == 1

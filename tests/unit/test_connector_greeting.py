@@ -1,0 +1,437 @@
+"""Who gets in, who has to leave for whom, and what is said to the others."""
+
+import pytest
+
+from meshim.connector import events as e
+from meshim.errors import Code
+from meshim.stores.ports import Seat
+from meshim.wire.client import Welcome
+from meshim.wire.link import Ack, Close, Data, Ping, Pong
+from meshim.wire.mesh import Place
+from meshim.wire.notice import AccountChanged, Kick
+from tests.unit.connector_world import (
+    A1,
+    A2,
+    ALICE,
+    B1,
+    BOB,
+    CAROL,
+    ELSEWHERE,
+    HERE,
+    LONGEST,
+    RETRY_S,
+    SWEEP_S,
+    Client,
+    Connector,
+    account,
+    envelope,
+    place,
+)
+
+
+def codes(client: Client) -> list[int]:
+    return [code for code, _ in client.closed]
+
+
+def test_a_good_token_is_seated_then_welcomed_then_drained() -> None:
+    connector = Connector()
+    alice = connector.connect(A1)
+    alice.accepted()
+    assert not alice.frames, "no welcome before presence has the seat"
+    write = connector.take_one(e.WriteSeats)
+    assert write.seats == ((alice.seat, (A1,)),)
+    assert not connector.take(e.PeekQueues), "the queue is looked at behind the presence write"
+    connector.tell(e.SeatsWritten([(alice.seat, None)]))
+    (welcome,) = alice.came(Welcome)
+    assert (welcome.link, welcome.session, welcome.user, welcome.device) == (alice.link, alice.session, ALICE, A1)
+    assert (welcome.window, welcome.body_bytes, welcome.frame_bytes, welcome.heartbeat_ms) == (8, 1_000, 8_000, 10_000)
+    assert connector.take_one(e.PeekQueues).devices == ((ALICE, A1, alice.session),)
+    assert connector.take_one(e.NoteSeen).devices == (A1,)
+    assert (connector.count.greeted, connector.count.sessions) == (1, 1)
+
+
+def test_a_bad_token_is_refused_and_may_be_followed_by_a_good_one() -> None:
+    connector = Connector()
+    alice = connector.connect(A1)
+    check = connector.take_one(e.CheckGreet)
+    connector.tell(e.GreetRefused(check.peer, check.link, Code.BAD_TOKEN, "no"))
+    assert alice.closed == [(Code.BAD_TOKEN, "no")]
+    assert (connector.count.refused, connector.count.sessions) == (1, 0)
+    alice.greet()
+    alice.accepted()
+    assert connector.count.sessions == 1
+
+
+def test_another_version_is_refused() -> None:
+    connector = Connector()
+    alice = connector.connect(A1, version=2)
+    assert codes(alice) == [Code.VERSION]
+    assert not connector.asked
+
+
+def test_a_connector_that_is_full_says_so() -> None:
+    connector = Connector(sessions=2)
+    connector.online(A1)
+    connector.connect(A2)  # being checked: counts too
+    bob = connector.connect(B1)
+    assert codes(bob) == [Code.BUSY]
+
+
+@pytest.mark.parametrize("when", ["checking", "seating", "live"])
+def test_a_second_greeting_ends_the_connection(when: str) -> None:
+    connector = Connector()
+    alice = connector.online(A1) if when == "live" else connector.connect(A1)
+    if when == "seating":
+        alice.accepted()
+    alice.greet()
+    assert codes(alice) == [Code.NOT_GREETED]
+    assert connector.count.malformed == 1
+    if when == "checking":
+        alice.accepted()
+    connector.tell(e.SeatsWritten([(alice.seat, None)]))
+    assert not alice.came(Welcome)
+    assert connector.count.sessions == 0
+    assert (alice.seat,) in [erase.seats for erase in connector.take(e.EraseSeats)] or when == "checking"
+
+
+def test_what_comes_before_the_welcome_is_dropped_and_counted() -> None:
+    connector = Connector()
+    alice = connector.connect(A1)
+    alice.submit(envelope())
+    alice.accepted()
+    alice.ping()
+    assert not alice.frames
+    assert connector.count.early == 2
+    connector.tell(e.SeatsWritten([(alice.seat, None)]))
+    assert alice.came(Welcome)
+    alice.submit(envelope())  # number 2: the first has to come again
+    (ack,) = alice.came(Ack)
+    assert (ack.ack, ack.stash) == (0, (2,))
+
+
+@pytest.mark.parametrize("when", ["checking", "seating"])
+def test_a_client_that_gives_up_before_its_welcome_leaves_nothing(when: str) -> None:
+    connector = Connector()
+    alice = connector.connect(A1)
+    if when == "seating":
+        alice.accepted()
+    alice.send(Close(alice.link, Code.SHUTTING_DOWN))
+    if when == "checking":
+        alice.accepted()
+    assert connector.count.sessions == 0
+    assert not alice.frames
+    if when == "seating":
+        connector.take(e.EraseSeats)
+        # The erasing may have overtaken the writing.
+        connector.tell(e.SeatsWritten([(alice.seat, None)]))
+        assert connector.take_one(e.EraseSeats).seats == (alice.seat,)
+
+
+def test_answers_for_a_peer_that_left_come_to_nothing() -> None:
+    connector = Connector()
+    alice = connector.connect(A1)
+    check = connector.take_one(e.CheckGreet)
+    connector.tell(e.ClientGone(alice.peer))
+    connector.tell(e.GreetAccepted(check.peer, check.link, alice.login, account(ALICE), 5))
+    connector.tell(e.GreetRefused(check.peer, check.link, Code.BAD_TOKEN, "no"))
+    assert not alice.frames
+    assert not connector.asked
+    assert connector.count.refused == 0
+
+
+def test_an_answer_to_an_earlier_greeting_of_a_peer_is_not_taken_for_this_one() -> None:
+    connector = Connector()
+    alice = connector.connect(A1)
+    check = connector.take_one(e.CheckGreet)
+    alice.send_bytes(b"garbage")
+    alice.link += 1
+    alice.greet()
+    connector.tell(e.GreetAccepted(check.peer, check.link, alice.login, account(ALICE), 5))
+    assert connector.count.sessions == 0
+
+
+# ---------------------------------------------------------------- one device, several connections
+
+
+def test_a_seat_that_a_later_session_holds_is_not_taken() -> None:
+    """R5: a stopped connector's late write, after the new session's greet."""
+    connector = Connector()
+    alice = connector.connect(A1)
+    alice.accepted()
+    connector.take(e.WriteSeats)
+    connector.tell(e.SeatsWritten([(alice.seat, False)]))
+    assert codes(alice) == [Code.REPLACED]
+    assert connector.count.replaced == 1
+
+
+def test_who_held_the_seat_elsewhere_is_kicked() -> None:
+    connector = Connector()
+    alice = connector.connect(A1)
+    alice.accepted()
+    connector.take(e.WriteSeats)
+    before = Seat(ALICE, A1, ELSEWHERE, 42)
+    connector.tell(e.SeatsWritten([(alice.seat, before)]))
+    tell = connector.take_one(e.TellKick)
+    assert (tell.incarnation, tell.kick.device, tell.kick.session, tell.kick.code) == (ELSEWHERE, A1, 42, Code.REPLACED)
+    assert alice.came(Welcome)
+
+
+def test_a_later_connection_of_the_device_here_replaces_the_earlier() -> None:
+    connector = Connector()
+    connector.transfer()
+    first = connector.online(A1)
+    second = connector.connect(A1)
+    second.accepted()
+    assert codes(first) == [Code.REPLACED]
+    assert connector.take_one(e.EraseSeats).seats == (first.seat,)
+    connector.tell(e.SeatsWritten([(second.seat, first.seat)]))
+    assert second.came(Welcome)
+    assert not connector.take(e.TellKick), "nobody else has to be told"
+
+
+def test_an_earlier_number_does_not_replace_a_later_session_here() -> None:
+    connector = Connector()
+    first = connector.online(A1)
+    second = connector.connect(A1)
+    second.accepted(session=first.session - 1)
+    assert codes(second) == [Code.REPLACED]
+    assert not first.closed
+    assert connector.count.sessions == 1
+
+
+def test_a_kick_is_for_sessions_up_to_its_number() -> None:
+    connector = Connector()
+    alice = connector.online(A1)
+    kick = Kick(ALICE, A1, alice.session - 1, Code.LOGGED_OUT, "logged out")
+    connector.tell(e.Noticed(kick))
+    connector.tell(e.Noticed(Kick(BOB, B1, alice.session, Code.LOGGED_OUT, "somebody else")))
+    assert not alice.closed
+    connector.tell(e.Noticed(Kick(ALICE, A1, alice.session, Code.LOGGED_OUT, "logged out")))
+    assert alice.closed == [(Code.LOGGED_OUT, "logged out")]
+    assert connector.take_one(e.EraseSeats).seats == (alice.seat,)
+
+
+def test_a_kick_with_a_code_of_the_future_kicks_too() -> None:
+    connector = Connector()
+    alice = connector.online(A1)
+    connector.tell(e.Noticed(Kick(ALICE, A1, alice.session, 4711, "?")))
+    assert alice.closed == [(4711, "?")]
+
+
+# ---------------------------------------------------------------- presence
+
+
+def test_without_presence_nobody_new_gets_in() -> None:
+    connector = Connector()
+    alice = connector.connect(A1)
+    alice.accepted()
+    connector.tell(e.SeatsUnwritten([alice.seat]))
+    assert codes(alice) == [Code.BUSY]
+    assert connector.count.sessions == 0
+
+
+def test_who_is_here_is_written_again_until_presence_answers() -> None:
+    connector = Connector()
+    alice = connector.online(A1)
+    connector.tell(e.PresenceDisturbed())
+    assert connector.take_one(e.WriteSeats).seats == ((alice.seat, (A1,)),)
+    for _ in range(3):
+        connector.tell(e.SeatsUnwritten([alice.seat]))
+        connector.pass_time(0.9 * RETRY_S)
+        assert not connector.take(e.WriteSeats)
+        connector.pass_time(0.2 * RETRY_S)
+        assert connector.take_one(e.WriteSeats).seats == ((alice.seat, (A1,)),)
+    connector.tell(e.SeatsWritten([(alice.seat, None)]))
+    assert connector.take_one(e.PeekQueues), "what was stored meanwhile is looked for"
+    assert not alice.closed
+
+
+def test_a_seat_that_may_have_been_written_for_nobody_is_erased() -> None:
+    connector = Connector()
+    alice = connector.online(A1)
+    connector.tell(e.PresenceDisturbed())
+    alice.send(Close(alice.link, 0))
+    connector.take(e.EraseSeats)
+    connector.tell(e.SeatsUnwritten([alice.seat]))
+    assert connector.take_one(e.EraseSeats).seats == (alice.seat,)
+
+
+def test_after_a_disturbance_everybody_is_registered_again_and_queues_are_looked_at() -> None:
+    """R9, and who is just being seated: her first write may have been lost with the rest."""
+    connector = Connector()
+    alice, bob = connector.online(A1), connector.connect(B1)
+    bob.accepted()
+    connector.take(e.WriteSeats)
+    connector.tell(e.PresenceDisturbed())
+    written = [seat for write in connector.take(e.WriteSeats) for seat, _ in write.seats]
+    assert written == [alice.seat, bob.seat]
+    connector.tell(e.SeatsWritten([(alice.seat, None), (bob.seat, None)]))
+    connector.tell(e.SeatsWritten([(bob.seat, None)]))
+    assert len(bob.came(Welcome)) == 1
+    looks = [device for peek in connector.take(e.PeekQueues) for device in peek.devices]
+    assert looks == [(ALICE, A1, alice.session), (BOB, B1, bob.session)]
+
+
+def test_a_session_replaced_while_its_connector_was_stopped_is_cut() -> None:
+    """R11: the lease ended, the device connected elsewhere."""
+    connector = Connector()
+    alice = connector.online(A1)
+    connector.tell(e.PresenceDisturbed())
+    connector.tell(e.SeatsWritten([(alice.seat, False)]))
+    assert codes(alice) == [Code.REPLACED]
+
+
+def test_a_copy_for_somebody_who_is_not_here_erases_the_seat_that_led_it_here() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    there = place(B1)
+    transfer.give(Place(BOB, ((B1, 42),), there.stamp, there.envelope))
+    assert connector.take_one(e.EraseSeats).seats == (Seat(BOB, B1, HERE, 42),)
+    assert connector.count.misplaced == 1
+
+
+# ---------------------------------------------------------------- accounts
+
+
+def test_relations_are_read_again_within_their_time_also_when_nothing_happens() -> None:
+    connector = Connector(relation_ttl_s=8.0)
+    alice = connector.online(A1)
+    connector.pass_time(8.0)
+    assert connector.take_one(e.ReadAccounts).users == (ALICE,)
+    connector.tell(e.AccountsRead([account(ALICE, (CAROL,))]))
+    connector.transfer()
+    alice.submit(envelope(to=CAROL))
+    assert connector.count.rejected == 0
+
+
+def test_a_change_of_an_account_is_read_once_however_many_devices_it_has() -> None:
+    connector = Connector()
+    connector.online(A1)
+    connector.online(A2)
+    connector.tell(e.Noticed(AccountChanged((ALICE, CAROL))))
+    assert connector.take_one(e.ReadAccounts).users == (ALICE,)
+
+
+def test_a_device_that_presence_may_not_know_yet_is_written_there() -> None:
+    connector = Connector()
+    alice = connector.online(A1)
+    connector.tell(e.AccountsRead([account(ALICE, devices=(A1, A2))]))
+    assert connector.take_one(e.WriteSeats).seats == ((alice.seat, (A1, A2)),)
+    connector.tell(e.AccountsRead([account(ALICE, devices=(A1,))]))
+    assert not connector.take(e.WriteSeats)
+
+
+def test_an_account_read_before_the_registration_of_the_device_is_completed() -> None:
+    connector = Connector()
+    alice = connector.connect(A2)
+    alice.accepted(devices=(A1,))
+    assert connector.take_one(e.WriteSeats).seats == ((alice.seat, (A1, A2)),)
+
+
+def test_that_a_device_is_connected_is_noted_at_both_ends_and_every_hour() -> None:
+    """A device that was connected for `device_idle_s` is not idle."""
+    connector = Connector()
+    alice = connector.online(A1)
+    for _ in range(361):
+        alice.ping()
+        connector.pass_time(10)
+        connector.peeked()
+    assert connector.take_one(e.NoteSeen).devices == (A1,)
+    alice.send(Close(alice.link, 0))
+    assert connector.take_one(e.NoteSeen).devices == (A1,)
+
+
+# ---------------------------------------------------------------- links
+
+
+def test_a_frame_of_a_link_that_is_not_known_here_is_reset() -> None:
+    """R13: queued for an earlier incarnation."""
+    connector = Connector()
+    alice = connector.connect(A1)
+    connector.take(e.CheckGreet)
+    connector.tell(e.ClientGone(alice.peer))
+    alice.send(Data(1234, 1, 0, (), ()))
+    alice.send(Ping(1235))
+    alice.send(Close(1236, 0))
+    assert alice.resets == [1234, 1235]
+    assert connector.count.strays == 2
+
+
+@pytest.mark.parametrize("frame", [b"garbage", b"\xc1", b"", b"\x90"])
+def test_garbage_ends_a_session_and_is_answered_to_anybody(frame: bytes) -> None:
+    connector = Connector()
+    alice, stranger = connector.online(A1), connector.connect(B1)
+    connector.take(e.CheckGreet)
+    connector.tell(e.ClientGone(stranger.peer))
+    for client in (alice, stranger):
+        client.send_bytes(frame)
+        assert codes(client) == [Code.MALFORMED]
+    assert [client.came(Close)[0].link for client in (alice, stranger)] == [alice.link, 0]
+    assert (connector.count.malformed, connector.count.cut, connector.count.sessions) == (2, 1, 0)
+
+
+def test_a_frame_over_the_limit_is_refused_with_numbers() -> None:
+    connector = Connector()
+    alice = connector.online(A1)
+    alice.send_bytes(bytes(8_001))
+    assert alice.closed == [(Code.TOO_LARGE, "the frame has 8001 bytes, 8000 are allowed")]
+
+
+def test_what_follows_in_the_batch_does_not_reach_a_session_that_was_cut() -> None:
+    connector = Connector()
+    alice = connector.online(A1)
+    alice.send_bytes(b"garbage", b"\x92\x05\xcd" + alice.link.to_bytes(2, "big"))
+    assert codes(alice) == [Code.MALFORMED]
+    assert alice.resets == [alice.link]
+
+
+def test_frames_beyond_the_window_end_the_session() -> None:
+    connector = Connector()
+    alice = connector.online(A1)
+    alice.number = 17
+    alice.submit(envelope())
+    assert codes(alice) == [Code.WINDOW_EXCEEDED]
+
+
+def test_acknowledging_what_was_never_sent_ends_the_session() -> None:
+    connector = Connector()
+    alice = connector.online(A1)
+    alice.acknowledge(3)
+    assert codes(alice) == [Code.MALFORMED]
+
+
+def test_a_ping_is_answered_and_silence_ends_the_session() -> None:
+    connector = Connector()
+    alice = connector.online(A1)
+    connector.pass_time(20)
+    connector.peeked()
+    alice.ping()
+    assert alice.came(Pong)
+    connector.pass_time(20)
+    connector.peeked()
+    assert not alice.closed
+    connector.pass_time(6)
+    assert codes(alice) == [Code.UNRESPONSIVE]
+    assert connector.take_one(e.EraseSeats).seats == (alice.seat,)
+
+
+def test_queues_are_swept() -> None:
+    connector = Connector()
+    alice = connector.online(A1)
+    alice.ping()
+    connector.pass_time(SWEEP_S * LONGEST / 2)
+    alice.ping()
+    connector.pass_time(SWEEP_S * LONGEST / 2)
+    assert connector.take_one(e.PeekQueues).devices == ((ALICE, A1, alice.session),)
+
+
+def test_a_connector_that_stops_sends_everybody_on() -> None:
+    connector = Connector()
+    alice, bob = connector.online(A1), connector.connect(B1)
+    connector.tell(e.StopRequested())
+    assert codes(alice) == [Code.SHUTTING_DOWN]
+    bob.accepted()
+    assert codes(bob) == [Code.SHUTTING_DOWN]
+    late = connector.connect(A2)
+    assert codes(late) == [Code.SHUTTING_DOWN]
+    assert connector.core.idle

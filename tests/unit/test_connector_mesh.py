@@ -1,0 +1,231 @@
+"""The connector's links to transfers: made, watched, lost, and what they held taken elsewhere."""
+
+from meshim.connector import events as e
+from meshim.errors import Code
+from meshim.wire import mesh
+from meshim.wire.envelope import WIRE_VERSION, Kind
+from meshim.wire.link import Close, Data, Ping, Pong, Reset
+from meshim.wire.mesh import FromConnector, Hello, HelloOk, Return, Route
+from meshim.wire.outcome import Outcome
+from tests.unit.connector_world import A1, B1, HERE, Connector, Transfer, envelope, place
+
+RECONNECT_S = 0.5
+
+
+def seqs(items: list[FromConnector]) -> list[int]:
+    return [item.first if isinstance(item, Outcome) else item.stamp.seq for item in items]
+
+
+def idle(connector: Connector) -> bool:
+    return connector.core.idle
+
+
+def test_a_link_is_greeted_with_an_epoch_of_its_own() -> None:
+    connector = Connector()
+    assert not connector.core.ready
+    one, other = connector.transfer(901), connector.transfer(902)
+    hellos = [transfer.frames[0] for transfer in (one, other)]
+    assert all(
+        isinstance(h, Hello) and (h.version, h.incarnation, h.name, h.window) == (1, HERE, "c1", 8) for h in hellos
+    )
+    assert one.link != other.link
+    assert connector.core.ready
+
+
+def test_nothing_is_sent_before_the_link_is_open() -> None:
+    connector = Connector()
+    connector.tell(e.TransfersLiving((901,)))
+    alice = connector.online(A1)
+    alice.submit(envelope())
+    assert connector.count.busy == 1
+    connector.tell(e.TransferConnected(901))
+    alice.submit(envelope())
+    assert connector.count.busy == 2
+
+
+def test_a_lost_link_is_made_anew_with_another_epoch() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    first = transfer.link
+    connector.tell(e.TransferLost(901))
+    assert not connector.core.ready
+    connector.pass_time(0.9 * RECONNECT_S)
+    assert not transfer.connecting
+    connector.pass_time(0.2 * RECONNECT_S)
+    transfer.accept()
+    assert transfer.link != first
+    assert connector.core.ready
+
+
+def test_what_a_lost_transfer_held_goes_to_another() -> None:
+    """R6."""
+    connector = Connector()
+    first = connector.transfer(901)
+    first.mute = True
+    alice, bob = connector.online(A1), connector.online(B1)
+    alice.submit(*(envelope(seq=seq) for seq in (1, 2, 3)), envelope(seq=4, kind=Kind.TYPING))
+    first.give(place(seq=11), place(12, seq=21))
+    bob.acknowledge()
+    other = connector.transfer(902)
+    connector.tell(e.TransferLost(901))
+    items = other.take()
+    assert [type(item) for item in items] == [Route, Route, Route, Return, Outcome]
+    assert seqs(items) == [1, 2, 3, 21, 11]
+    assert (connector.count.rerouted, connector.count.ephemeral_dropped) == (5, 1)
+
+
+def test_what_went_down_with_the_last_transfer_is_counted() -> None:
+    connector = Connector()
+    only = connector.transfer()
+    only.mute = True
+    alice, bob = connector.online(A1), connector.online(B1)
+    alice.submit(envelope())
+    only.give(place(seq=11), place(12, seq=21))
+    bob.acknowledge()
+    connector.tell(e.TransferLost(901))
+    count = connector.count
+    assert (count.unrouted, count.unreturned, count.outcomes_lost, count.rerouted) == (1, 1, 1, 0)
+
+
+def test_a_transfer_that_says_farewell_is_left_at_once() -> None:
+    connector = Connector()
+    leaving, other = connector.transfer(901), connector.transfer(902)
+    leaving.send(Close(leaving.link, Code.SHUTTING_DOWN))
+    assert not leaving.open
+    alice = connector.online(A1)
+    alice.submit(envelope())
+    assert seqs(other.take()) == [1]
+
+
+def test_a_transfer_that_does_not_know_the_link_is_greeted_again() -> None:
+    """R13: it restarted behind the same address."""
+    connector = Connector()
+    transfer = connector.transfer()
+    transfer.send(Reset(transfer.link))
+    connector.pass_time(RECONNECT_S + 0.1)
+    transfer.accept()
+    assert connector.core.ready
+
+
+def test_a_silent_transfer_is_left() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    connector.pass_time(5)
+    assert connector.core.ready, "it answers pings"
+    transfer.mute = True
+    connector.pass_time(1.6)
+    assert not connector.core.ready
+
+
+def test_a_transfer_that_does_not_answer_the_greeting_is_tried_again() -> None:
+    connector = Connector()
+    connector.tell(e.TransfersLiving((901,)))
+    connector.tell(e.TransferConnected(901))
+    transfer = connector.transfers[901]
+    connector.pass_time(1.6)
+    assert not transfer.connecting
+    connector.pass_time(RECONNECT_S)
+    transfer.accept()
+    assert connector.core.ready
+
+
+def test_a_transfer_without_a_lease_is_not_tried_again() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    connector.tell(e.TransfersLiving(()))
+    assert connector.core.ready, "a lease may be late (R9); a link that works is kept"
+    connector.tell(e.TransferLost(901))
+    connector.pass_time(10)
+    assert not transfer.connecting
+
+
+def test_a_transfer_whose_lease_ends_before_it_answers_is_given_up() -> None:
+    connector = Connector()
+    connector.tell(e.TransfersLiving((901,)))
+    connector.tell(e.TransfersLiving(()))
+    assert not connector.transfers[901].connecting
+    connector.tell(e.TransferConnected(901))
+    assert not connector.transfers[901].frames
+
+
+def test_somebody_else_behind_the_address_of_a_transfer_is_not_taken_for_it() -> None:
+    connector = Connector()
+    connector.tell(e.TransfersLiving((901,)))
+    connector.tell(e.TransferConnected(901))
+    transfer = connector.transfers[901]
+    hello = transfer.frames[0]
+    assert isinstance(hello, Hello)
+    transfer.send(HelloOk(WIRE_VERSION, hello.link, 4711, 8))
+    assert not connector.core.ready
+    connector.pass_time(1.6)
+    assert not transfer.connecting
+
+
+def test_frames_of_an_earlier_epoch_are_not_read() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    bob = connector.online(B1)
+    transfer.send(Data(transfer.link + 1, 1, 0, (), (place(),)))
+    assert not bob.deliveries
+    transfer.give(place())
+    assert bob.seqs == [1]
+
+
+def test_garbage_costs_the_link_and_what_came_before_it_counts() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    bob = connector.online(B1)
+    transfer.number = 1
+    good = e.TransferSent(901, [wire_place(transfer, 1), b"\xc1", wire_place(transfer, 2)])
+    connector.tell(good)
+    assert bob.seqs == [1]
+    assert not transfer.open
+    assert connector.count.malformed == 1
+
+
+def wire_place(transfer: Transfer, number: int) -> bytes:
+    return mesh.encode(Data(transfer.link, number, 0, (), (place(seq=number),)))
+
+
+def test_a_bundle_that_comes_twice_is_taken_once() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    bob = connector.online(B1)
+    transfer.give(place())
+    transfer.number = 0
+    transfer.give(place())
+    assert bob.seqs == [1]
+    assert connector.count.deduplicated == 1
+
+
+def test_bundles_are_sent_again_and_a_transfer_that_takes_none_is_left() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    transfer.mute = True
+    connector.online(A1).submit(envelope())
+    for _ in range(2):
+        connector.pass_time(1.2)
+        transfer.send(Ping(transfer.link))
+    assert connector.count.resent == 1
+    assert any(isinstance(frame, Pong) for frame in transfer.frames)
+    connector.pass_time(0.2)
+    assert not transfer.open, "2.5 s without an acknowledgement, although it lives"
+
+
+def test_the_farewell_of_a_connector() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    bob = connector.online(B1)
+    transfer.give(place())
+    transfer.mute = True
+    connector.tell(e.StopRequested())
+    assert bob.closed[0][0] == Code.SHUTTING_DOWN
+    assert not idle(connector), "what was under way is being given back"
+    returning = transfer.frames[-1]
+    assert isinstance(returning, Data)
+    transfer.mute = False
+    transfer.hear(returning)
+    assert seqs(transfer.take()) == [1]
+    assert idle(connector)
+    connector.farewell()
+    assert isinstance(transfer.frames[-1], Close)

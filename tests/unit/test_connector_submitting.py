@@ -1,0 +1,315 @@
+"""What a client may submit, what becomes of it, and what it is told."""
+
+import msgspec
+import pytest
+
+from meshim.connector import events as e
+from meshim.connector.submit import FIELDS_BYTES, RECEIPT_BYTES
+from meshim.errors import Code
+from meshim.protocol.routing import conversation_of, pick
+from meshim.wire.codec import encode
+from meshim.wire.envelope import Destination, Kind, To, decode_envelope
+from meshim.wire.link import Data
+from meshim.wire.mesh import Route
+from meshim.wire.outcome import How, Outcome
+from tests.unit.connector_world import (
+    A1,
+    A2,
+    ALICE,
+    B1,
+    BOB,
+    CAROL,
+    EPOCH,
+    HERE,
+    Connector,
+    account,
+    envelope,
+)
+
+
+def test_an_envelope_is_stamped_with_who_the_session_proves_and_routed_as_it_is() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    alice = connector.online(A1, devices=(A1, A2))
+    made = envelope(seq=7, base=3)
+    alice.submit(made, after=((BOB, 12), (ALICE, 5)))
+    (route,) = transfer.take()
+    assert isinstance(route, Route)
+    assert route.envelope == made
+    stamp = route.stamp
+    assert (stamp.origin, stamp.user, stamp.device, stamp.epoch) == (HERE, ALICE, A1, EPOCH)
+    assert (stamp.to, stamp.seq, stamp.kind) == (Destination(To.USER, BOB), 7, Kind.TEXT)
+    assert stamp.after == ((BOB, 12), (ALICE, 5))
+    assert stamp.copies == ((ALICE, A2),), "her other devices get one too"
+    assert connector.count.submitted == 1
+
+
+def test_a_conversation_keeps_its_transfer() -> None:
+    connector = Connector()
+    transfers = {number: connector.transfer(number) for number in (901, 902)}
+    alice, bob = connector.online(A1), connector.online(B1)
+    chosen = transfers[pick(conversation_of(ALICE, BOB), transfers) or 0]
+    alice.submit(envelope(seq=1), envelope(seq=2))
+    bob.submit(envelope(B1, ALICE))
+    assert len(chosen.take()) == 3
+    assert not any(transfer.take() for transfer in transfers.values())
+
+
+@pytest.mark.parametrize("kind", [Kind.TEXT, Kind.BASE, 99, Kind.TYPING, 255])
+def test_kinds_are_open(kind: int) -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    connector.online(A1).submit(envelope(kind=kind))
+    (route,) = transfer.take()
+    assert isinstance(route, Route)
+    assert route.stamp.kind == kind
+
+
+# ---------------------------------------------------------------- what ends the session
+
+
+def stuffed(size: int) -> bytes:
+    """An envelope with a field that no version has."""
+    return encode([*msgspec.msgpack.decode(envelope()), bytes(size)])
+
+
+@pytest.mark.parametrize(
+    ("made", "code"),
+    [
+        pytest.param(b"garbage", Code.MALFORMED, id="garbage"),
+        pytest.param(envelope()[:-3], Code.MALFORMED, id="truncated"),
+        pytest.param(envelope(version=2), Code.VERSION, id="another version"),
+        pytest.param(envelope(user=BOB), Code.IMPERSONATION, id="another user"),
+        pytest.param(envelope(device=A2, user=ALICE), Code.IMPERSONATION, id="another device of hers"),
+        pytest.param(envelope(epoch=EPOCH + 1), Code.IMPERSONATION, id="another epoch"),
+        pytest.param(envelope(seq=3, base=4), Code.MALFORMED, id="base beyond seq"),
+        pytest.param(stuffed(FIELDS_BYTES), Code.MALFORMED, id="stuffed"),
+    ],
+)
+def test_a_broken_or_false_envelope_ends_the_session(made: bytes, code: Code) -> None:
+    connector = Connector(body_bytes=4_000)
+    transfer = connector.transfer()
+    alice = connector.online(A1)
+    alice.submit(envelope(seq=1), made, envelope(seq=2))
+    assert [code for code, _ in alice.closed] == [code]
+    assert [item.stamp.seq for item in transfer.take() if isinstance(item, Route)] == [1], "what came before it passed"
+    assert connector.count.malformed == connector.count.cut == 1
+    assert connector.take_one(e.EraseSeats).seats == (alice.seat,)
+
+
+def test_an_envelope_of_a_later_version_of_ours_passes_with_the_fields_it_has() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    made = stuffed(100)
+    connector.online(A1).submit(made)
+    (route,) = transfer.take()
+    assert isinstance(route, Route)
+    assert route.envelope == made
+
+
+# ---------------------------------------------------------------- what is rejected
+
+
+@pytest.mark.parametrize(
+    ("made", "code", "sentence"),
+    [
+        (envelope(body=bytes(1_001)), Code.TOO_LARGE, "the body has 1001 bytes, 1000 are allowed"),
+        (
+            envelope(kind=Kind.RECEIPT, body=bytes(RECEIPT_BYTES + 1)),
+            Code.TOO_LARGE,
+            "the body has 4097 bytes, 4096 are allowed",
+        ),
+        (envelope(to=ALICE), Code.NO_SUCH_RECIPIENT, "there is no such destination"),
+        (envelope(to=Destination(To.GROUP, BOB)), Code.NO_SUCH_RECIPIENT, "there is no such destination"),
+        (envelope(to=Destination(To.DEVICE, BOB)), Code.NO_SUCH_RECIPIENT, "there is no such destination"),
+        (envelope(to=Destination(To.USER, BOB, B1)), Code.NO_SUCH_RECIPIENT, "there is no such destination"),
+        (envelope(to=Destination(200, BOB)), Code.NO_SUCH_RECIPIENT, "there is no such destination"),
+    ],
+    ids=["body", "receipt", "oneself", "group", "device without number", "user with one", "of the future"],
+)
+def test_what_may_not_pass_is_rejected_and_the_rest_of_the_frame_passes(made: bytes, code: Code, sentence: str) -> None:
+    connector = Connector(frame_bytes=20_000)
+    transfer = connector.transfer()
+    alice = connector.online(A1)
+    alice.submit(envelope(seq=1), made, envelope(seq=2))
+    (outcome,) = alice.outcomes
+    assert (outcome.how, outcome.code, outcome.sentence) == (How.REJECTED, code, sentence)
+    sent = decode_envelope(made)
+    assert (outcome.to, outcome.first, outcome.last, outcome.epoch) == (sent.to, sent.seq, sent.seq, EPOCH)
+    assert len(transfer.take()) == 2
+    assert connector.count.rejected == 1
+    assert not alice.closed
+
+
+def test_the_largest_body_passes() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    connector.online(A1).submit(envelope(body=bytes(1_000)))
+    assert len(transfer.take()) == 1
+
+
+def test_a_receipt_to_a_device_needs_no_friendship_and_makes_no_copies() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    alice = connector.online(A1, friends=(), devices=(A1, A2))
+    alice.submit(envelope(to=Destination(To.DEVICE, CAROL, 31), kind=Kind.RECEIPT))
+    (route,) = transfer.take()
+    assert isinstance(route, Route)
+    assert route.stamp.copies == ()
+
+
+def test_a_receipt_to_a_user_needs_friendship() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    connector.online(A1, friends=()).submit(envelope(kind=Kind.RECEIPT))
+    assert not transfer.take()
+    assert connector.take(e.ReadAccounts)
+
+
+def test_an_ephemeral_envelope_that_may_not_pass_is_dropped_without_a_word() -> None:
+    connector = Connector()
+    alice = connector.online(A1)
+    alice.submit(envelope(kind=Kind.TYPING))  # no transfer
+    connector.transfer()
+    alice.submit(envelope(kind=Kind.TYPING, body=bytes(1_001)), envelope(kind=Kind.TYPING, to=CAROL))
+    connector.tell(e.AccountsRead([account(ALICE)]))
+    assert not alice.outcomes
+    assert (connector.count.busy, connector.count.rejected) == (1, 2)
+
+
+# ---------------------------------------------------------------- friends
+
+
+def test_who_is_no_friend_may_have_become_one() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    alice = connector.online(A1)
+    alice.submit(envelope(to=CAROL, seq=1), envelope(seq=1), envelope(to=CAROL, seq=2))
+    assert [item.stamp.to.id for item in transfer.take() if isinstance(item, Route)] == [BOB]
+    assert not alice.outcomes, "a rejection is final: relations are read first"
+    assert connector.take_one(e.ReadAccounts).users == (ALICE,)
+    connector.tell(e.AccountsRead([account(ALICE, (BOB, CAROL))]))
+    routes = [item for item in transfer.take() if isinstance(item, Route)]
+    assert [(route.stamp.to.id, route.stamp.seq) for route in routes] == [(CAROL, 1), (CAROL, 2)]
+    assert connector.count.submitted == 3
+
+
+def test_who_is_no_friend_still_is_rejected() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    alice = connector.online(A1)
+    alice.submit(envelope(to=CAROL))
+    connector.tell(e.AccountsRead([account(ALICE)]))
+    (outcome,) = alice.outcomes
+    assert (outcome.how, outcome.code) == (How.REJECTED, Code.NOT_FRIENDS)
+    assert not transfer.take()
+    assert (connector.count.rejected, connector.count.busy) == (1, 0)
+
+
+def test_nothing_is_rejected_for_relations_that_cannot_be_read() -> None:
+    connector = Connector()
+    alice = connector.online(A1)
+    alice.submit(envelope(to=CAROL))
+    connector.take(e.ReadAccounts)
+    connector.tell(e.AccountsUnreadable((ALICE,)))
+    assert [(outcome.how, outcome.code) for outcome in alice.outcomes] == [(How.BUSY, Code.BUSY)]
+    alice.submit(envelope(to=CAROL))
+    assert connector.take_one(e.ReadAccounts).users == (ALICE,), "they are read for the next one again"
+    assert (connector.count.rejected, connector.count.busy) == (0, 1)
+
+
+def test_what_waits_for_relations_is_bounded() -> None:
+    connector = Connector()
+    alice = connector.online(A1)
+    alice.submit(*(envelope(to=CAROL, seq=seq) for seq in range(1, 7)))
+    assert [(outcome.how, outcome.first) for outcome in alice.outcomes] == [(How.BUSY, 5), (How.BUSY, 6)]
+    assert len(connector.take(e.ReadAccounts)) == 1
+
+
+def test_one_who_is_no_friend_any_more_is_rejected() -> None:
+    connector = Connector()
+    connector.transfer()
+    alice = connector.online(A1)
+    connector.tell(e.AccountsRead([account(ALICE, ())]))
+    alice.submit(envelope())
+    connector.tell(e.AccountsRead([account(ALICE, ())]))
+    assert [outcome.code for outcome in alice.outcomes] == [Code.NOT_FRIENDS]
+
+
+# ---------------------------------------------------------------- the mesh cannot take it
+
+
+def test_without_a_transfer_the_sender_is_told_to_wait() -> None:
+    connector = Connector()
+    alice = connector.online(A1)
+    alice.submit(envelope())
+    assert [(outcome.how, outcome.code, outcome.first) for outcome in alice.outcomes] == [(How.BUSY, Code.BUSY, 1)]
+    assert connector.count.busy == 1
+    connector.transfer()
+    alice.submit(envelope())
+    assert connector.transfers[901].take()
+
+
+def test_a_transfer_that_takes_nothing_is_not_waited_for() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    transfer.mute = True
+    alice = connector.online(A1)
+    for seq in range(1, 200, 4):
+        alice.submit(*(envelope(seq=number) for number in range(seq, seq + 4)))
+    busy = [outcome.first for outcome in alice.outcomes]
+    assert busy, "window and queue of the link are full"
+    assert busy == sorted(busy)
+    assert connector.count.busy == len(busy)
+
+
+# ---------------------------------------------------------------- outcomes
+
+
+def outcome(device: int = A1, seq: int = 1, epoch: int = EPOCH, how: How = How.STORED) -> Outcome:
+    to = Destination(To.USER, BOB)
+    return Outcome(HERE, device // 10, device, epoch, to, seq, seq, how, ((BOB, 0),), ((BOB, 0),), 5)
+
+
+def test_outcomes_reach_the_device_they_are_for() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    alice, other = connector.online(A1), connector.online(A2)
+    transfer.give(outcome(seq=1), outcome(seq=2, how=How.BUSY), outcome(A2, seq=9))
+    assert [each.first for each in alice.outcomes] == [1, 2]
+    assert [each.first for each in other.outcomes] == [9]
+
+
+def test_outcomes_for_nobody_here_are_counted_as_lost() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    alice = connector.online(A1)
+    seating = connector.connect(B1)
+    seating.accepted()
+    transfer.give(outcome(A2), outcome(epoch=EPOCH + 1), outcome(B1))
+    assert not alice.outcomes
+    assert not seating.frames
+    assert connector.count.outcomes_lost == 3
+
+
+def test_a_sender_that_does_not_read_has_no_unbounded_queue() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    alice = connector.online(A1)
+    for seq in range(1, 101):
+        transfer.give(outcome(seq=seq))
+    assert connector.count.outcomes_lost == 100 - 8 - 2 * 6, "a window of single ones, and twice the session's queue"
+    alice.acknowledge()
+    assert [each.first for each in alice.outcomes] == list(range(1, 21))
+
+
+def test_a_frame_that_comes_twice_is_taken_once() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    alice = connector.online(A1)
+    alice.submit(envelope())
+    alice.number = 0
+    alice.submit(envelope())
+    assert len(transfer.take()) == 1
+    assert connector.count.deduplicated == 1
+    assert not alice.came(Data)
