@@ -43,6 +43,7 @@ from meshim.wire.envelope import Destination, Stream
 _APPLICATION = 0x6D657368
 """Tells our files from other SQLite databases."""
 _VERSION = 1
+_DURABLE = "synchronous=FULL"
 _TRACKED = 10_000
 """How many settled messages are kept for receipts that may come."""
 
@@ -117,7 +118,7 @@ class StateFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(path)
         except OSError as error:
-            raise UsageError(f"the state file {self.path} cannot be used: {error.strerror}") from error
+            raise UsageError(f"the state file {self.path} cannot be used: {error.filename}: {error.strerror}") from error
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         try:
             self._prepare()
@@ -136,7 +137,7 @@ class StateFile:
             raise sqlite3.DatabaseError("it is another database")
         if not new and version != _VERSION:
             raise sqlite3.DatabaseError(f"it has version {version}, {_VERSION} is known")
-        for pragma in ("journal_mode=WAL", "synchronous=FULL"):
+        for pragma in ("journal_mode=WAL", _DURABLE):
             self._db.execute(f"PRAGMA {pragma}")
         if new:
             kind_and_version = f"PRAGMA application_id={_APPLICATION}; PRAGMA user_version={_VERSION};"
@@ -289,7 +290,7 @@ class StateFile:
             with self._transaction():
                 self._db.executemany("DELETE FROM inbox WHERE turn = ?", [(turn,) for turn in turns])
         finally:
-            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute(f"PRAGMA {_DURABLE}")
 
     # ---- SQLite
 

@@ -1,0 +1,336 @@
+"""Two devices with real cores and real state files, and a mesh between them that a test steers step by step.
+
+The mesh keeps its promises and is as unkind as they allow: it loses frames and outcomes, is busy, stores what it
+could deliver, and tells of stored messages late.  A device can be killed between any two steps, and goes on with
+what its state file holds.
+"""
+
+import itertools
+from collections import deque
+from pathlib import Path
+
+import msgspec
+
+from meshim.client import events as e
+from meshim.client.core import ClientCore, ClientOptions, Identity
+from meshim.client.outbox import OutboxOptions
+from meshim.client.state import Received, StateFile
+from meshim.protocol.link import Link, LinkOptions
+from meshim.protocol.ordering import OrderingOptions
+from meshim.protocol.window import WindowOptions
+from meshim.wire import client as wire
+from meshim.wire.client import ConnectorItem, Delivery, Greet, Submit, Welcome
+from meshim.wire.envelope import WIRE_VERSION, Destination, Envelope, Kind, Stream, To, decode_envelope
+from meshim.wire.link import Close
+from meshim.wire.outcome import How, Outcome
+
+LINK = LinkOptions(
+    WindowOptions(credit=4, queue=100_000, frame_items=3, frame_bytes=65_536, resend_s=1.0, give_up_s=4.0),
+    heartbeat_s=10.0,
+    silence_s=25.0,
+)
+OPTIONS = ClientOptions(
+    LINK, OutboxOptions(resend_s=4.0, busy_s=0.5, tracked=200), OrderingOptions(gap_release_s=10_000.0)
+)
+BODY_BYTES, FRAME_BYTES = 65_536, 262_144
+
+
+def connector_item_size(item: ConnectorItem) -> int:
+    return len(item.envelope) if isinstance(item, Delivery) else 64
+
+
+class Row(msgspec.Struct):
+    """A stored message."""
+
+    position: int
+    envelope: bytes
+    pushed: bool = False
+
+
+class Seat:
+    """One connected device, as the mesh sees it."""
+
+    def __init__(self, link: int, now: float) -> None:
+        self.link: Link[ConnectorItem, Submit] = Link(link, LINK, connector_item_size, now)
+        self.custody: deque[Row | bytes] = deque()
+        self.drained = 0
+
+
+class Mesh:
+    """Connectors, transfers and the store in one."""
+
+    def __init__(self) -> None:
+        self.seats: dict[int, Seat] = {}
+        self.rows: dict[int, dict[tuple[Stream, int], Row]] = {}
+        self.busy = self.storing = self.mute = self.poking = False
+        self._positions = itertools.count(1)
+
+    def receive(self, user: int, frame: bytes, now: float) -> list[bytes]:
+        """Frames for this user; `flush` has those for others."""
+        message = wire.decode_from_client(frame)
+        if isinstance(message, Greet):
+            self.leave(user)
+            self.seats[user] = Seat(message.link, now)
+            self.poke(user)
+            welcome = Welcome(
+                WIRE_VERSION, message.link, 1, user, user * 10, LINK.window.credit, BODY_BYTES, FRAME_BYTES, 10_000, 0
+            )
+            return [wire.encode(welcome)]
+        if user not in self.seats or message.link != self.seats[user].link.epoch:
+            return []
+        if isinstance(message, Close):
+            self.leave(user)
+            return []
+        seat = self.seats[user]
+        items, taken = seat.link.receive(message, now)
+        for item in taken:
+            if isinstance(item, Delivery):
+                self._taken(user, seat.custody.popleft())
+        for submit in items:
+            self._route(submit)
+        return []
+
+    def flush(self, user: int, now: float) -> list[bytes]:
+        seat = self.seats.get(user)
+        return [] if seat is None else [wire.encode(f) for f in (*seat.link.tick(now), *seat.link.flush(now))]
+
+    def leave(self, user: int) -> None:
+        """The session ends: live copies are stored, rows are pushed again next time."""
+        seat = self.seats.pop(user, None)
+        if seat is not None:
+            for row in self.rows.get(user, {}).values():
+                row.pushed = False
+            for entry in seat.custody:
+                if isinstance(entry, bytes):
+                    self._store(user, entry)
+
+    def poke(self, user: int) -> None:
+        """Push what is stored and was not pushed in this session."""
+        seat = self.seats.get(user)
+        if seat is None:
+            return
+        for row in sorted(self.rows.get(user, {}).values(), key=lambda row: row.position):
+            if not row.pushed:
+                row.pushed = seat.link.window.push(Delivery(row.envelope, stored=True))
+                seat.custody.append(row)
+            seat.drained = max(seat.drained, row.position)
+
+    @property
+    def empty(self) -> bool:
+        """It owes nobody anything."""
+        return not any(self.rows.values()) and not any(seat.custody for seat in self.seats.values())
+
+    def _taken(self, user: int, entry: Row | bytes) -> None:
+        if isinstance(entry, bytes):
+            self._tell(decode_envelope(entry), How.DELIVERED)
+        else:
+            envelope = decode_envelope(entry.envelope)
+            self.rows[user].pop((envelope.stream, envelope.seq), None)
+
+    def _route(self, submit: Submit) -> None:
+        envelope = decode_envelope(submit.envelope)
+        user = envelope.to.id
+        if self.busy:
+            self._tell(envelope, How.BUSY)
+            return
+        seat = self.seats.get(user)
+        if seat is None or self.storing or dict(submit.after).get(user, 0) > seat.drained:
+            self._store(user, submit.envelope)
+            return
+        seat.link.window.push(Delivery(submit.envelope))
+        seat.custody.append(submit.envelope)
+
+    def _store(self, user: int, data: bytes) -> None:
+        envelope = decode_envelope(data)
+        rows = self.rows.setdefault(user, {})
+        row = rows.setdefault((envelope.stream, envelope.seq), Row(next(self._positions), data))
+        if self.poking:
+            self.poke(user)
+        self._tell(envelope, How.STORED, row.position)
+
+    def _tell(self, envelope: Envelope, how: How, position: int = 0) -> None:
+        seat = self.seats.get(envelope.user)
+        if seat is None or self.mute:
+            return
+        copy = (envelope.to.id, envelope.to.device or envelope.to.id * 10)
+        done = () if how is How.BUSY else (copy,)
+        seat.link.window.push(
+            Outcome(
+                0, envelope.user, envelope.device, envelope.epoch, envelope.to, envelope.seq, envelope.seq,
+                how, done, (copy,), position,
+            )
+        )  # fmt: skip
+
+
+class Device:
+    """One process after another with one state file, and the application in it."""
+
+    _names = itertools.count(1)
+
+    def __init__(self, folder: Path, user: int) -> None:
+        self.user = user
+        self.to_mesh: deque[bytes] = deque()
+        self.safe: list[int] = []
+        """Messages whose `send` has returned."""
+        self.progress: dict[int, str] = {}
+        """How far messages have come, as this process was told, by seq."""
+        self.handed: list[int] = []
+        """What the application was given, in order."""
+        self.handling: Received | None = None
+        self._path = folder / f"{user}-{next(self._names)}.db"
+        self._links = itertools.count(user << 40)
+        self._ids = itertools.count(1)
+        self.start(0.0)
+
+    # ---- life
+
+    def start(self, now: float) -> None:
+        self.state = StateFile(self._path)
+        self.saves: deque[tuple[e.Save, list[int]]] = deque()
+        self.connected = False
+        self.core = ClientCore(
+            Identity(self.user, self.user * 10, self.state.epoch), OPTIONS, self.state.load(),
+            lambda: next(self._ids).to_bytes(16), lambda: 0, now,
+        )  # fmt: skip
+        self._turn = 0
+        self._composed: list[int] = []
+
+    def kill(self, now: float) -> None:
+        """As with kill -9: what was not written is gone, the one being handled will be handed again."""
+        self.state.close()
+        if self.handling is not None:
+            self.handed.pop()
+            self.handling = None
+        self.to_mesh.clear()
+        self.start(now)
+
+    # ---- the shell
+
+    def turn(self, event: e.Event | None, now: float) -> None:
+        for action in self.core.tick(now) if event is None else self.core.receive(event, now):
+            if isinstance(action, e.SendFrame):
+                self.to_mesh.append(action.frame)
+            elif isinstance(action, e.Save):
+                self.saves.append((action, self._composed))
+                self._composed = []
+            elif isinstance(action, e.Disconnect):
+                self.connected = False
+                self.to_mesh.clear()
+            elif isinstance(action, e.Progress) and action.to.type == To.USER:
+                self.progress[action.seq] = action.state
+
+    def connect(self, now: float) -> None:
+        self.turn(e.Connected(next(self._links), b"token"), now)
+        self.connected = True  # the turn may have ended an earlier connection
+
+    def lose_connection(self, now: float) -> None:
+        self.connected = False
+        self.to_mesh.clear()
+        self.turn(e.ConnectionLost(), now)
+
+    def save(self, now: float) -> None:
+        """Write the Save that was asked for first."""
+        if self.saves:
+            save, composed = self.saves.popleft()
+            self.state.apply(save.changes)
+            self.safe += composed
+            self.turn(e.Saved(save.serial), now)
+
+    @property
+    def at_rest(self) -> bool:
+        """Nothing is under way, waits to be written or to be read."""
+        core = self.core
+        return not (core.outbox.unsettled or self.saves or self.handling or self.state.received(self._turn, 1))
+
+    # ---- the application
+
+    def send(self, peer: int, now: float) -> None:
+        to = Destination(To.USER, peer)
+        if not self.core.outbox.full(to):
+            seq, base = self.core.reserve(to)
+            who = self.core.identity
+            self._composed.append(seq)
+            envelope = Envelope(
+                WIRE_VERSION, seq.to_bytes(16), who.user, who.device, who.epoch, to, seq, base, Kind.TEXT, 0, 0, b"x"
+            )
+            self.turn(e.Composed((envelope,)), now)
+
+    def read(self, now: float, *, mark: bool) -> None:
+        """Finish with the message in hand, and take the next."""
+        if self.handling is not None:
+            if mark:
+                self.turn(e.MessagesRead(((self.handling.stream, self.handling.seq),)), now)
+            self.state.handled((self.handling.turn,))
+            self.handling = None
+        page = self.state.received(self._turn, 1)
+        if page:
+            self.handling = page[0]
+            self._turn = page[0].turn
+            self.handed.append(page[0].seq)
+
+
+class World:
+    """Alice (1) and bob (2)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.now = 0.0
+        self.mesh = Mesh()
+        self.devices = {user: Device(folder, user) for user in (1, 2)}
+        self.wires: dict[int, deque[bytes]] = {1: deque(), 2: deque()}
+
+    def carry_up(self, user: int, *, lose: bool = False) -> None:
+        """One frame from a device to the mesh."""
+        device = self.devices[user]
+        if device.to_mesh:
+            frame = device.to_mesh.popleft()
+            if not lose:
+                self.wires[user] += self.mesh.receive(user, frame, self.now)
+        for each in self.wires:
+            self.wires[each] += self.mesh.flush(each, self.now)
+
+    def carry_down(self, user: int, *, lose: bool = False) -> None:
+        """One frame from the mesh to a device."""
+        self.wires[user] += self.mesh.flush(user, self.now)
+        if self.wires[user]:
+            frame = self.wires[user].popleft()
+            if not lose and self.devices[user].connected:
+                self.devices[user].turn(e.FramesReceived((frame,)), self.now)
+
+    def connect(self, user: int) -> None:
+        if not self.devices[user].connected:
+            self.wires[user].clear()
+            self.devices[user].connect(self.now)
+
+    def disconnect(self, user: int) -> None:
+        self.wires[user].clear()
+        self.devices[user].lose_connection(self.now)
+        self.mesh.leave(user)
+
+    def kill(self, user: int) -> None:
+        self.wires[user].clear()
+        self.devices[user].kill(self.now)
+        self.mesh.leave(user)
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        for device in self.devices.values():
+            device.turn(None, self.now)
+
+    def settle(self) -> None:
+        """Everything works from now on: until nothing moves any more."""
+        mesh = self.mesh
+        mesh.busy = mesh.storing = mesh.mute = False
+        mesh.poking = True
+        for _ in range(200):
+            for user, device in self.devices.items():
+                self.connect(user)
+                mesh.poke(user)
+                while device.saves or device.to_mesh or self.wires[user]:
+                    device.save(self.now)
+                    self.carry_up(user)
+                    self.carry_down(user)
+                device.read(self.now, mark=True)
+            if mesh.empty and all(device.at_rest for device in self.devices.values()):
+                return
+            self.wait(0.5)
+        raise AssertionError("it does not come to rest")
