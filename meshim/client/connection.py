@@ -44,15 +44,15 @@ def return_context() -> None:
 class Connection:
     """One connection at a time, made anew for as long as `run` runs.
 
-    `connectors()` gives those that live, asking the REST service if `fresh`; `token()` what to greet with, after a new
-    login if `fresh`.  Both raise BackendUnavailable when they cannot tell now.
+    `connectors(fresh)` gives those that live, asking the REST service if `fresh`; `token(refused)` what to greet with,
+    after a new login if that is the one that was refused.  Both raise BackendUnavailable when they cannot tell now.
     """
 
     def __init__(
         self,
         crank: Crank[e.Event, e.Action],
         connectors: Callable[[bool], Awaitable[Sequence[Connector]]],
-        token: Callable[[bool], Awaitable[bytes]],
+        token: Callable[[bytes | None], Awaitable[bytes]],
     ) -> None:
         self.online = asyncio.Event()
         self._crank = crank
@@ -88,11 +88,11 @@ class Connection:
     async def run(self) -> None:
         """Connect for ever.  Raises Refused when there is no sense in going on: somebody else is this device now."""
         # At first, and after a good connection, to what we know: REST may be away, or asked by thousands like us.
-        fresh_list = fresh_token = False
+        fresh_list = False
+        refused: bytes | None = None
         while True:
             try:
-                token = await self._token(fresh_token)
-                fresh_token = False
+                token = await self._token(refused)
                 end = await self._once(token, await self._connectors(fresh_list))
             except BackendUnavailable as error:
                 end = e.Disconnect(None, error.sentence)
@@ -100,7 +100,9 @@ class Connection:
                 if not error.temporary:
                     raise Refused(Code.BAD_TOKEN, error.sentence) from error
                 end = e.Disconnect(None, error.sentence)
-            fresh_token = self._judge(end) or fresh_token
+            self._judge(end)
+            if end.code is Code.BAD_TOKEN:
+                refused = token
             fresh_list = not self._was_steady()
             if not fresh_list:
                 self._wait_s = FIRST_WAIT_S
@@ -112,15 +114,14 @@ class Connection:
         since, self._welcomed_at = self._welcomed_at, None
         return since is not None and asyncio.get_running_loop().time() - since >= STEADY_S
 
-    def _judge(self, end: e.Disconnect) -> bool:
-        """Whether to log in again; raises Refused when the device is not ours any more."""
+    def _judge(self, end: e.Disconnect) -> None:
+        """Raises Refused when the device is not ours any more."""
         if end.code in (Code.VERSION, Code.LOGGED_OUT, Code.IMPERSONATION):
             raise Refused(end.code, end.sentence)
         if end.code is Code.BAD_TOKEN and self._ousted:
             # Our token was revoked by a login of the same device with another state file.
             raise Refused(Code.REPLACED, "this device was taken over with another state file")
         self._ousted = self._ousted or end.code is Code.REPLACED
-        return end.code is Code.BAD_TOKEN
 
     async def _once(self, token: bytes, connectors: Sequence[Connector]) -> e.Disconnect:
         """One connection, from first to last."""

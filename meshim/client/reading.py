@@ -19,8 +19,6 @@ PAGE = 64
 _FIRST_WAIT_S = 0.2
 _LONGEST_WAIT_S = 5.0
 """Between two questions for a missing key, while REST is away."""
-_LATEST_MS = 253_402_300_799_999
-"""The end of the year 9999: `sent_at` is what the sender says, and datetime knows no later."""
 
 
 class Reading:
@@ -94,7 +92,7 @@ class Reading:
             sender_device=envelope.device,
             recipient=self._people.name_of(envelope.to.id),
             text=text,
-            sent_at=datetime.fromtimestamp(min(envelope.sent_at, _LATEST_MS) / 1000, UTC),
+            sent_at=datetime.fromtimestamp(envelope.sent_at / 1000, UTC),
             own=own,
             stored=row.stored,
             place=Place(row.flag),

@@ -5,9 +5,7 @@ from collections.abc import Callable
 
 from meshim.client.events import Save
 from meshim.client.state import StateFile
-from meshim.errors import ClientClosed
-
-_CLOSED = ClientClosed("the client was closed before this was in its state file")
+from meshim.errors import ClientClosed, MeshimError
 
 
 class Saver:
@@ -23,7 +21,8 @@ class Saver:
         self._stopping = False
         self._added = self._saved = 0
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
-        self._ended = False
+        self._ended: MeshimError | None = None
+        """Why nothing is written any more."""
 
     def add(self, save: Save) -> None:
         self._gathered.append(save)
@@ -44,11 +43,14 @@ class Saver:
                     await self._write()
                 elif not self._stopping:
                     await self._due.wait()
+        except MeshimError as error:
+            self._ended = error
+            raise
         finally:
-            self._ended = True
+            self._ended = self._ended or ClientClosed("the client was closed before this was in its state file")
             for _, future in self._waiting:
                 if not future.done():
-                    future.set_exception(_CLOSED)
+                    future.set_exception(self._ended)
             self._waiting.clear()
 
     async def _write(self) -> None:
@@ -64,10 +66,10 @@ class Saver:
         self._waiting = [(serial, future) for serial, future in self._waiting if not future.done()]
 
     async def saved(self) -> None:
-        """Wait until everything that was added so far is on disk.  Raises ClientClosed when it will not be."""
+        """Wait until everything that was added so far is on disk.  Raises why it will not be."""
         if self._saved < self._added:
-            if self._ended:
-                raise _CLOSED
+            if self._ended is not None:
+                raise self._ended
             future = asyncio.get_running_loop().create_future()
             self._waiting.append((self._added, future))
             await future

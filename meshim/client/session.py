@@ -146,10 +146,10 @@ class Session:
 
     # ---- for the connection
 
-    async def token(self, fresh: bool) -> bytes:  # the callback of Connection
-        """What to greet with; after a new login if `fresh`."""
-        if fresh:
-            await self._log_in(self._known.token)
+    async def token(self, refused: bytes | None) -> bytes:  # the callback of Connection
+        """What to greet with; after a new login if it is what a connector has refused."""
+        if refused is not None:
+            await self._log_in(refused)
         return self._known.token
 
     async def connectors(self, fresh: bool) -> Sequence[Connector]:  # the callback of Connection

@@ -118,7 +118,7 @@ class StateFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(path)
         except OSError as error:
-            raise UsageError(f"the state file {self.path} cannot be used: {error.filename}: {error.strerror}") from error
+            raise UsageError(f"the state file {self.path} cannot be used: {error.filename}: {error.strerror}") from None
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         try:
             self._prepare()

@@ -2,16 +2,19 @@
 
 import asyncio
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from meshim.client.events import PutIn, Release
-from meshim.client.message import Message
+from meshim.client.message import Message, Place
 from meshim.client.people import People
 from meshim.client.reading import Reading
 from meshim.client.state import StateFile
-from meshim.errors import ClientClosed
+from meshim.errors import ApiError, BackendUnavailable, ClientClosed, MeshimError
 from meshim.runtime.crypto import seal
 from meshim.wire.envelope import (
     WIRE_VERSION,
@@ -40,9 +43,12 @@ class SlowPeople(People):
         self.asked = asyncio.Event()
         self.may_answer = asyncio.Event()
         self.key: bytes | None = KEY
+        self.troubles: list[MeshimError] = []
 
     async def key_of(self, user: int, version: int) -> bytes | None:
         self.asked.set()
+        if self.troubles:
+            raise self.troubles.pop(0)
         await self.may_answer.wait()
         return self.key
 
@@ -50,16 +56,24 @@ class SlowPeople(People):
         return f"u{user}"
 
 
+def answering(key: bytes | None = KEY, *troubles: MeshimError) -> SlowPeople:
+    """At once, but for these troubles first."""
+    people = SlowPeople()
+    people.key = key
+    people.troubles = list(troubles)
+    people.may_answer.set()
+    return people
+
+
 async def no_receipt(stream: Stream, seq: int) -> None:
     """Nobody is told."""
 
 
-def envelope(seq: int, text: str) -> bytes:
+def envelope(seq: int, text: str, **changes: Any) -> bytes:
     draft = Envelope(WIRE_VERSION, bytes(16), PEER, 20, 0, TO_ME, seq, 1, Kind.TEXT, 1, 0, b"")
+    draft = msgspec.structs.replace(draft, **changes)
     body = seal(KEY, encode_content(Text(text)), associated_data(draft))
-    return encode_envelope(
-        Envelope(WIRE_VERSION, bytes(16), PEER, 20, 0, TO_ME, seq, 1, Kind.TEXT, 1, 0, body)
-    )  # fmt: skip
+    return encode_envelope(msgspec.structs.replace(draft, body=body))
 
 
 @pytest.fixture
@@ -100,6 +114,73 @@ async def test_a_message_that_could_not_be_opened_in_time_is_not_given_while_clo
     with pytest.raises(ClientClosed):
         await reader
     assert [row.seq for row in state.received(0, 9)] == [1, 2]
+
+
+async def test_a_message_whose_key_is_missing_waits_for_the_service(state: StateFile) -> None:
+    """It could be opened a moment later: handed out unread it would be lost."""
+    reading = Reading(state, asyncio.Lock(), answering(KEY, BackendUnavailable("away")), no_receipt)
+    message = await read_one(reading)
+    assert (message.text, message.problem) == ("one", "")
+
+
+async def test_a_reader_who_waits_for_the_service_is_told_of_the_end_at_once(state: StateFile) -> None:
+    people = answering(KEY, *[BackendUnavailable("away")] * 99)
+    reading = Reading(state, asyncio.Lock(), people, no_receipt)
+    reader = asyncio.create_task(read_one(reading))
+    await people.asked.wait()
+    await asyncio.sleep(0)
+    reading.fail(ClientClosed("closed"))
+    with pytest.raises(ClientClosed):
+        await asyncio.wait_for(reader, 0.1)
+
+
+async def test_a_message_whose_key_may_not_be_asked_for_is_kept(state: StateFile) -> None:
+    people = answering(KEY, ApiError(401, "bad_credentials", "The password is wrong."))
+    reading = Reading(state, asyncio.Lock(), people, no_receipt)
+    with pytest.raises(ApiError, match="password is wrong"):
+        await read_one(reading)
+    assert (await read_one(reading)).text == "one"
+
+
+@pytest.mark.parametrize(
+    ("key", "problem"),
+    [(None, "the key of this message, version 1, is not to be had"), (bytes(31) + b"x", "cannot be opened")],
+)
+async def test_what_can_never_be_opened_is_handed_out_with_the_reason(
+    state: StateFile, key: bytes | None, problem: str
+) -> None:
+    message = await read_one(Reading(state, asyncio.Lock(), answering(key), no_receipt))
+    assert (message.sender, message.text) == ("u2", "")
+    assert problem in message.problem
+
+
+async def test_every_clock_that_a_sender_may_have_can_be_shown(state: StateFile) -> None:
+    state.handled((1, 2))
+    for seq, sent_at in ((3, 0), (4, 253_402_300_799_999)):
+        state.apply([PutIn(STREAM, seq, envelope(seq, "x", sent_at=sent_at), False), Release(STREAM, seq, 0)])
+    reading = Reading(state, asyncio.Lock(), answering(), no_receipt)
+    times = [(await read_one(reading)).sent_at for _ in range(2)]
+    assert times == [datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, 999_000, UTC)]
+
+
+async def test_kinds_of_the_future_are_passed_over_and_counted(state: StateFile) -> None:
+    state.handled((1,))
+    state.apply([PutIn(STREAM, 3, envelope(3, "x", kind=99), False), Release(STREAM, 3, 0)])
+    state.apply([PutIn(STREAM, 4, envelope(4, "four"), True), Release(STREAM, 4, 2)])
+    reading = Reading(state, asyncio.Lock(), answering(), no_receipt)
+    assert (await read_one(reading)).text == "two"
+    last = await read_one(reading)
+    assert (last.text, last.stored, last.place, last.own) == ("four", True, Place.LATE, False)
+    assert reading.skipped == 1
+    assert [row.seq for row in state.received(0, 9)] == [4]
+
+
+async def test_a_message_that_was_marked_as_done_is_not_given_again(state: StateFile) -> None:
+    reading = Reading(state, asyncio.Lock(), answering(), no_receipt)
+    message = await read_one(reading)
+    assert [row.seq for row in state.received(0, 9)] == [1, 2]
+    await message.mark_read()
+    assert [row.seq for row in state.received(0, 9)] == [2]
 
 
 def test_a_state_file_that_was_closed_says_so(tmp_path: Path) -> None:

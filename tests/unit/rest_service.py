@@ -1,0 +1,83 @@
+"""A REST service in the test's own process, as clients see it: it answers what a test puts into it, or is away."""
+
+import json
+
+import httpx
+import msgspec
+
+from meshim.client.rest import Api
+from meshim.runtime.crypto import format_token
+from meshim.wire import rest
+
+PASSWORD = "correct horse"
+PEER = rest.User(2, "bob")
+
+
+class RestService:
+    """One user, alice, with one device; the token of the last login is the valid one."""
+
+    def __init__(self) -> None:
+        self.away = self.slow = False
+        self.user_id, self.device_id = 1, 10
+        self.connectors: tuple[rest.Connector, ...] = (rest.Connector("c1", "tcp://127.0.0.1:1", ""),)
+        self.relations: tuple[rest.Relation, ...] = (rest.Relation(PEER, "friends", (rest.ContentKey(1, bytes(32)),)),)
+        self.token_life_s = 3600.0
+        self.logins: list[rest.LoginRequest] = []
+        self.requests: list[str] = []
+        self._now = 0.0
+
+    def api(self) -> Api:
+        return Api("http://localhost", transport=httpx.MockTransport(self._handle))
+
+    @property
+    def token(self) -> bytes:
+        """The valid one."""
+        return bytes([len(self.logins)] * 32)
+
+    def revoke(self) -> None:
+        """As by another login: no token is valid any more."""
+        self.logins.append(self.logins[-1])
+
+    def _handle(self, request: httpx.Request) -> httpx.Response:
+        path = request.url.path.removeprefix(rest.PREFIX)
+        self.requests.append(path)
+        if self.away:
+            raise httpx.ConnectError("refused")
+        if self.slow:
+            raise httpx.ReadTimeout("slow")
+        if path == "/login":
+            return self._log_in(msgspec.json.decode(request.content, type=rest.LoginRequest))
+        if request.headers["authorization"] != f"Bearer {format_token(self.token)}":
+            return self._problem(401, "bad_token", "Log in again.")
+        if path == "/connectors":
+            return _json(rest.Connectors(self.connectors))
+        if path == "/relations":
+            return _json(rest.Relations(self.relations))
+        for relation in self.relations:
+            if path == f"/relations/{relation.peer.name}":
+                return _json(relation)
+        return self._problem(404, "no_such_user", "There is no such user.")
+
+    def _log_in(self, request: rest.LoginRequest) -> httpx.Response:
+        if request.password != PASSWORD:
+            return self._problem(401, "bad_credentials", "The name or the password is wrong.")
+        self.logins.append(request)
+        return _json(
+            rest.LoginAnswer(
+                format_token(self.token), self._now + self.token_life_s, self.user_id, request.name.lower(),
+                self.device_id, request.epoch, self.connectors, self.relations,
+            )
+        )  # fmt: skip
+
+    def at(self, now: float) -> "RestService":
+        """With this clock."""
+        self._now = now
+        return self
+
+    def _problem(self, status: int, code: str, detail: str) -> httpx.Response:
+        problem = {"type": "urn:x", "title": code, "status": status, "detail": detail, "code": code}
+        return httpx.Response(status, content=json.dumps(problem), headers={"content-type": rest.PROBLEM_JSON})
+
+
+def _json(answer: msgspec.Struct) -> httpx.Response:
+    return httpx.Response(200, content=msgspec.json.encode(answer))

@@ -1,0 +1,298 @@
+"""A client whose mesh is away: it starts, keeps what it is given, and closes, whatever it is in the middle of."""
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meshim.client import Client, Outgoing
+from meshim.client import client as client_module
+from meshim.client.state import StateFile
+from meshim.errors import ApiError, BackendUnavailable, ClientClosed, Code, Refused, UsageError
+from meshim.wire.envelope import decode_envelope
+from tests.unit.rest_service import PASSWORD, RestService
+
+
+@pytest.fixture
+def service() -> RestService:
+    return RestService().at(time.time())
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "alice.db"
+
+
+def alice(service: RestService, path: Path, password: str = PASSWORD) -> Client:
+    client = Client("http://localhost", "alice", password, device="phone", state=path)
+    client._api = service.api()
+    return client
+
+
+def composed(path: Path) -> list[int]:
+    """The seqs in the outbox of a state file that nobody uses."""
+    state = StateFile(path)
+    try:
+        return [decode_envelope(out.envelope).seq for out in state.load().unsettled]
+    finally:
+        state.close()
+
+
+@asynccontextmanager
+async def waiting(*works: Any) -> AsyncIterator[list["asyncio.Task[Any]"]]:
+    """Tasks that have begun to wait."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    await asyncio.sleep(0.05)
+    assert not any(task.done() for task in tasks)
+    yield tasks
+    async with asyncio.timeout(5.0):
+        await asyncio.wait(tasks)
+
+
+# ---------------------------------------------------------------- starting
+
+
+async def test_with_a_token_in_its_file_a_client_starts_and_sends_without_a_service(
+    service: RestService, path: Path
+) -> None:
+    async with alice(service, path) as client:
+        assert (client.user_id, client.device_id) == (1, 10)
+    service.away = True
+    async with alice(service, path) as client:
+        outgoing = await client.send("bob", "hello")
+        assert outgoing.state == "pending"
+    assert composed(path) == [1]
+
+
+async def test_without_a_token_it_says_why_it_does_not_start_and_lets_the_file_go(
+    service: RestService, path: Path
+) -> None:
+    with pytest.raises(ApiError, match="password is wrong"):
+        await alice(service, path, "wrong").__aenter__()
+    service.away = True
+    with pytest.raises(BackendUnavailable):
+        await alice(service, path).__aenter__()
+    assert composed(path) == []
+
+
+async def test_a_file_in_use_is_refused(service: RestService, path: Path) -> None:
+    async with alice(service, path):
+        with pytest.raises(UsageError, match="another process uses the state file"):
+            await alice(service, path).__aenter__()
+
+
+async def test_whoever_stops_waiting_for_the_start_leaves_nothing_behind(
+    service: RestService, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowly(path: Path) -> StateFile:
+        time.sleep(0.1)
+        return StateFile(path)
+
+    monkeypatch.setattr(client_module, "StateFile", slowly)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.02):
+            await alice(service, path).__aenter__()
+    await asyncio.sleep(0.3)
+    assert composed(path) == []
+
+
+async def test_a_client_is_for_one_use(service: RestService, path: Path) -> None:
+    client = alice(service, path)
+    async with client:
+        pass
+    with pytest.raises(UsageError, match="make another one"):
+        await client.__aenter__()
+
+
+async def test_the_state_file_is_named_after_the_device_by_default(
+    service: RestService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    client = Client("http://localhost", "Alice", PASSWORD, device="../pc / 1")
+    client._api = service.api()
+    async with client:
+        assert (tmp_path / "alice-..%2Fpc%20%2F%201.db").exists()
+
+
+# ---------------------------------------------------------------- sending
+
+
+async def test_what_was_not_sent_goes_on_in_the_next_life(service: RestService, path: Path) -> None:
+    for number in (1, 2):
+        async with alice(service, path) as client:
+            assert (await client.send("bob", "hello")).seq == number
+    assert composed(path) == [1, 2]
+
+
+@pytest.mark.parametrize("size", [65_536, 70_000])
+async def test_a_message_over_the_limit_is_refused_with_both_numbers(
+    service: RestService, path: Path, size: int
+) -> None:
+    async with alice(service, path) as client:
+        with pytest.raises(Refused, match=r"bytes, 65,508 are allowed") as refusal:
+            await client.send("bob", "x" * size)
+        assert refusal.value.code is Code.TOO_LARGE
+        await client.send("bob", "x" * 65_500)
+    assert composed(path) == [1]
+
+
+async def test_what_is_not_unicode_is_refused(service: RestService, path: Path) -> None:
+    async with alice(service, path) as client:
+        with pytest.raises(UsageError, match="not Unicode"):
+            await client.send("bob", "\udc80")
+        assert (await client.send("bob", "fine")).seq == 1
+
+
+async def test_send_waits_while_too_much_is_under_way(service: RestService, path: Path) -> None:
+    client = await alice(service, path).__aenter__()
+    await asyncio.gather(*(client.send("bob", str(number)) for number in range(256)))
+    async with waiting(client.send("bob", "one more")) as [blocked]:
+        await client.__aexit__(None, None, None)
+    assert isinstance(blocked.exception(), ClientClosed)
+    assert composed(path) == list(range(1, 257))
+
+
+# ---------------------------------------------------------------- closing
+
+
+async def test_whoever_waits_is_told_that_the_client_was_closed(service: RestService, path: Path) -> None:
+    client = await alice(service, path).__aenter__()
+    outgoing = await client.send("bob", "hello")
+    async with waiting(
+        outgoing.wait_sent(), outgoing.wait_read(), anext(client.messages()), client.online(), client.settled()
+    ) as tasks:
+        await client.__aexit__(None, None, None)
+    assert [type(task.exception()) for task in tasks] == [ClientClosed] * 5
+    assert outgoing.state == "pending"
+    for use in (client.send("bob", "again"), anext(client.messages()), client.online(), client.settled()):
+        with pytest.raises(ClientClosed):
+            await use
+
+
+async def test_closing_in_the_middle_of_saving_saves_once(service: RestService, path: Path) -> None:
+    for _ in range(20):
+        client = await alice(service, path).__aenter__()
+        sending = [asyncio.ensure_future(client.send("bob", "hello")) for _ in range(5)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        await client.__aexit__(None, None, None)
+        done = await asyncio.gather(*sending, return_exceptions=True)
+        assert all(isinstance(each, Outgoing | ClientClosed) for each in done), done
+        before = len(composed(path))
+        assert before >= sum(isinstance(each, Outgoing) for each in done)
+    assert composed(path) == list(range(1, before + 1))
+
+
+async def test_closing_goes_on_when_nobody_waits_for_it(service: RestService, path: Path) -> None:
+    client = await alice(service, path).__aenter__()
+    await client.send("bob", "hello")
+    leaving = asyncio.ensure_future(client.__aexit__(None, None, None))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    async with asyncio.timeout(5.0):
+        while not client._state._closed:
+            await asyncio.sleep(0.01)
+    assert composed(path) == [1]
+
+
+# ---------------------------------------------------------------- failing
+
+
+async def test_a_state_file_that_cannot_be_written_ends_the_client(service: RestService, path: Path) -> None:
+    async with alice(service, path) as client:
+        pages = client._state._db.execute("PRAGMA page_count").fetchone()[0]
+        client._state._db.execute(f"PRAGMA max_page_count={pages}")
+        outgoing: list[Outgoing] = []
+
+        async def send_for_ever() -> None:
+            while True:
+                outgoing.append(await client.send("bob", "x" * 10_000))
+
+        async with waiting(anext(client.messages())) as [reading]:
+            with pytest.raises(UsageError, match="cannot be written"):
+                await send_for_ever()
+        for error in (reading.exception(), await _error_of(client.send("bob", "again"))):
+            assert isinstance(error, UsageError)
+    assert len(composed(path)) == len(outgoing)
+
+
+async def test_a_bug_of_ours_is_told_and_nothing_is_claimed_to_be_safe(
+    service: RestService, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+    async with alice(service, path) as client:
+
+        def broken(*arguments: object) -> None:
+            raise AssertionError("a bug")
+
+        monkeypatch.setattr(client._core.outbox, "add", broken)
+        for _ in range(2):
+            with pytest.raises(ClientClosed, match="the client failed: AssertionError"):
+                await client.send("bob", "hello")
+    assert [context["message"] for context in told] == ["meshim client failed"]
+
+
+async def test_a_database_error_while_reading_reaches_the_reader(
+    service: RestService, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with alice(service, path) as client:
+        client._state._db.execute("ALTER TABLE inbox RENAME TO gone")
+        with pytest.raises(sqlite3.OperationalError):
+            await anext(client.messages())
+
+
+# ---------------------------------------------------------------- what was sent
+
+
+async def test_what_was_reached_stays_reached() -> None:
+    outgoing = Outgoing("id", "bob", 1)
+    outgoing.advance("delivered", 0, "")
+    outgoing.fail(ClientClosed("closed"))
+    await outgoing.wait_sent()
+    await outgoing.wait_delivered()
+    with pytest.raises(ClientClosed):
+        await outgoing.wait_read()
+    assert outgoing.state == "delivered"
+
+
+async def test_a_client_that_is_refused_rejects_no_message() -> None:
+    outgoing = Outgoing("id", "bob", 1)
+    outgoing.fail(Refused(Code.REPLACED, "taken over"))
+    assert outgoing.state == "pending"
+    with pytest.raises(Refused, match="taken over"):
+        await outgoing.wait_sent()
+
+
+@pytest.mark.parametrize(("code", "known"), [(6, Code.NOT_FRIENDS), (999, Code.MALFORMED)])
+async def test_a_rejection_is_told_to_all_who_wait_and_later(code: int, known: Code) -> None:
+    outgoing = Outgoing("id", "bob", 1)
+    async with waiting(outgoing.wait_sent(), outgoing.wait_read()) as tasks:
+        outgoing.advance("rejected", code, "no")
+    for error in (*(task.exception() for task in tasks), await _error_of(outgoing.wait_delivered())):
+        assert isinstance(error, Refused)
+        assert error.code is known
+        assert error.sentence.startswith("no")
+    assert outgoing.state == "rejected"
+
+
+async def _error_of(work: Coroutine[Any, Any, object]) -> BaseException | None:
+    done = asyncio.ensure_future(work)
+    await asyncio.wait([done])
+    return done.exception()
+
+
+async def test_who_does_not_want_to_wait_any_longer_is_forgotten() -> None:
+    outgoing = Outgoing("id", "bob", 1)
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.001):
+                await outgoing.wait_read()
+    assert outgoing._waiting == []

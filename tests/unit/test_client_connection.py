@@ -1,0 +1,327 @@
+"""Staying connected: where to, how soon again, and when there is no sense in it any more; in virtual time."""
+
+import asyncio
+import itertools
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import pytest
+
+from meshim.client import connection as connection_module
+from meshim.client import events as e
+from meshim.client.connection import CONNECT_S, LONGEST_WAIT_S, STEADY_S, Connection
+from meshim.errors import ApiError, BackendUnavailable, Code, MeshimError, Refused
+from meshim.wire.rest import Connector
+from tests.virtual_time import run
+
+C1, C2 = Connector("c1", "tcp://127.0.0.1:1", ""), Connector("c2", "tcp://127.0.0.1:2", "")
+
+
+class Dealer:
+    """A socket that does what the test says."""
+
+    def __init__(self, endpoint: str, on_connected: Callable[[], None], on_lost: Callable[[], None]) -> None:
+        self.endpoint = endpoint
+        self.connected = on_connected
+        self.lost = on_lost
+        self.at = asyncio.get_running_loop().time()
+        self.closed = False
+
+    def close(self, linger_ms: int = 0) -> None:
+        self.closed = True
+
+
+class Sockets:
+    """In place of a Context."""
+
+    def __init__(self) -> None:
+        self.dealers: list[Dealer] = []
+        self._made = asyncio.Event()
+
+    def dealer(self, endpoint: str, **options: Any) -> Dealer:
+        assert all(dealer.closed for dealer in self.dealers), "one connection at a time"
+        self.dealers.append(Dealer(endpoint, options["on_connected"], options["on_lost"]))
+        self._made.set()
+        return self.dealers[-1]
+
+    async def next(self) -> Dealer:
+        """The next attempt to connect."""
+        self._made.clear()
+        await self._made.wait()
+        return self.dealers[-1]
+
+
+class Crank:
+    def __init__(self) -> None:
+        self.events: list[e.Event] = []
+
+    def receive(self, event: e.Event) -> None:
+        self.events.append(event)
+
+
+class World:
+    """A connection with everything around it."""
+
+    def __init__(self) -> None:
+        self.sockets = Sockets()
+        self.crank = Crank()
+        self.known: Sequence[Connector] = (C1, C2)
+        self.asked: list[bool] = []
+        self.tokens = [b"token 1", b"token 2", b"token 3"]
+        self.refused: list[bytes] = []
+        self.trouble: MeshimError | None = None
+        self.connection = Connection(self.crank, self._connectors, self._token)  # type: ignore[arg-type]
+        self.task = asyncio.ensure_future(self.connection.run())
+
+    async def _connectors(self, fresh: bool) -> Sequence[Connector]:
+        self.asked.append(fresh)
+        if self.trouble is not None:
+            raise self.trouble
+        return self.known
+
+    async def _token(self, refused: bytes | None) -> bytes:
+        if refused == self.tokens[0]:
+            self.refused.append(self.tokens.pop(0))
+        return self.tokens[0]
+
+    async def welcome(self) -> Dealer:
+        """The next attempt succeeds."""
+        dealer = await self.sockets.next()
+        dealer.connected()
+        self.connection.welcomed()
+        return dealer
+
+    async def refusal(self, code: Code | None) -> None:
+        """The next attempt is refused with this code."""
+        dealer = await self.sockets.next()
+        dealer.connected()
+        self.connection.ended(e.Disconnect(code, "no"))
+
+
+@pytest.fixture
+def in_world(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[World], Coroutine[Any, Any, None]]], None]:
+    """Run a test in virtual time, without sockets and without chance in the waits."""
+
+    class NoChance:
+        def uniform(self, low: float, high: float) -> float:
+            return (low + high) / 2
+
+        def choice(self, connectors: Sequence[Connector]) -> Connector:
+            return connectors[0]
+
+    monkeypatch.setattr(connection_module, "_random", NoChance())
+
+    def run_test(test: Callable[[World], Coroutine[Any, Any, None]]) -> None:
+        async def main() -> None:
+            sockets = Sockets()
+            monkeypatch.setattr(connection_module, "borrow_context", lambda: sockets)
+            world = World()
+            world.sockets = sockets
+            await test(world)
+            world.task.cancel()
+            await asyncio.wait([world.task])
+            assert all(dealer.closed for dealer in sockets.dealers)
+
+        run(main)
+
+    return run_test
+
+
+InWorld = Callable[[Callable[[World], Coroutine[Any, Any, None]]], None]
+
+
+def test_a_lost_connection_is_made_anew_with_another_connector(in_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        first = await world.welcome()
+        assert world.connection.online.is_set()
+        first.lost()
+        assert not world.connection.online.is_set()
+        second = await world.welcome()
+        assert (first.endpoint, second.endpoint) == (C1.endpoint, C2.endpoint)
+        assert second.at - first.at < 0.1
+        second.lost()
+        assert (await world.sockets.next()).endpoint == C1.endpoint
+        assert [type(event) for event in world.crank.events] == [e.Connected, e.ConnectionLost] * 2
+
+    in_world(test)
+
+
+def test_the_only_connector_is_tried_again(in_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        world.known = (C1,)
+        for _ in range(3):
+            assert (await world.sockets.next()).endpoint == C1.endpoint
+            world.sockets.dealers[-1].lost()
+
+    in_world(test)
+
+
+def test_attempts_that_fail_come_ever_later_and_ask_for_the_list(in_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        times = []
+        for _ in range(12):
+            dealer = await world.sockets.next()
+            times.append(dealer.at)
+            dealer.lost()
+        waits = [later - sooner for sooner, later in itertools.pairwise(times)]
+        assert waits[:4] == pytest.approx([0.05, 0.1, 0.2, 0.4])
+        assert waits[-3:] == pytest.approx([LONGEST_WAIT_S] * 3)
+        assert world.asked == [False] + [True] * 11
+
+    in_world(test)
+
+
+def test_a_good_connection_is_followed_by_one_to_what_is_known_at_once(in_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        for _ in range(5):
+            (await world.sockets.next()).lost()
+        good = await world.welcome()
+        await asyncio.sleep(STEADY_S)
+        at = asyncio.get_running_loop().time()
+        good.lost()
+        assert (await world.sockets.next()).at - at == pytest.approx(0.05)
+        assert world.asked[-1] is False
+
+    in_world(test)
+
+
+def test_two_that_oust_each_other_do_not_spin(in_world: InWorld) -> None:
+    """As two machines with copies of one state file: both have a token that is good."""
+
+    async def test(world: World) -> None:
+        for _ in range(50):
+            await world.welcome()
+            world.connection.ended(e.Disconnect(Code.REPLACED, "another connection of this device took over"))
+        assert asyncio.get_running_loop().time() > 40 * LONGEST_WAIT_S
+
+    in_world(test)
+
+
+def test_a_connector_that_does_not_complete_the_handshake_is_left(in_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        stopped = await world.sockets.next()
+        other = await world.sockets.next()
+        assert other.endpoint != stopped.endpoint
+        assert CONNECT_S <= other.at - stopped.at < CONNECT_S + 0.1
+        other.connected()
+        world.connection.welcomed()
+        await asyncio.sleep(10 * CONNECT_S)
+        assert not other.closed
+
+    in_world(test)
+
+
+def test_a_refused_token_is_replaced_by_a_login(in_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        await world.refusal(Code.BAD_TOKEN)
+        await world.refusal(Code.BAD_TOKEN)
+        await world.welcome()
+        assert world.refused == [b"token 1", b"token 2"]
+        greeted = [event.token for event in world.crank.events if isinstance(event, e.Connected)]
+        assert greeted == [b"token 1", b"token 2", b"token 3"]
+
+    in_world(test)
+
+
+def test_the_login_is_tried_again_until_it_succeeds(in_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        logins = 0
+
+        async def token(refused: bytes | None) -> bytes:
+            nonlocal logins
+            if refused is None:
+                return b"old"
+            logins += 1
+            if logins < 4:
+                raise BackendUnavailable("away") if logins % 2 else ApiError(503, "busy", "later")
+            return b"new"
+
+        world.connection._token = token
+        await world.refusal(Code.BAD_TOKEN)
+        await world.welcome()
+        assert logins == 4
+        assert len(world.sockets.dealers) == 2  # not once more with the token that was refused
+
+    in_world(test)
+
+
+def test_replaced_and_then_refused_means_taken_over(in_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        await world.refusal(Code.REPLACED)
+        await world.refusal(Code.BAD_TOKEN)
+        await asyncio.wait([world.task])
+        error = world.task.exception()
+        assert isinstance(error, Refused)
+        assert (error.code, error.sentence) == (Code.REPLACED, "this device was taken over with another state file")
+
+    in_world(test)
+
+
+def test_replaced_by_ourselves_is_no_takeover(in_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        await world.refusal(Code.REPLACED)
+        await world.welcome()
+        world.connection.ended(e.Disconnect(Code.BAD_TOKEN, "expired"))
+        await world.welcome()
+        assert world.refused == [b"token 1"]
+
+    in_world(test)
+
+
+@pytest.mark.parametrize("code", [Code.VERSION, Code.LOGGED_OUT, Code.IMPERSONATION])
+def test_some_refusals_are_final(in_world: InWorld, code: Code) -> None:
+    async def test(world: World) -> None:
+        await world.refusal(code)
+        await asyncio.wait([world.task])
+        error = world.task.exception()
+        assert isinstance(error, Refused)
+        assert error.code is code
+
+    in_world(test)
+
+
+@pytest.mark.parametrize("code", [Code.BUSY, Code.SHUTTING_DOWN, Code.UNRESPONSIVE, Code.UNKNOWN_EPOCH, None])
+def test_others_are_not(in_world: InWorld, code: Code | None) -> None:
+    async def test(world: World) -> None:
+        await world.refusal(code)
+        await world.welcome()
+
+    in_world(test)
+
+
+@pytest.mark.parametrize(
+    "trouble", [BackendUnavailable("away"), ApiError(503, "busy", "later"), ApiError(429, "slow_down", "later")]
+)
+def test_a_service_that_cannot_tell_now_is_asked_again(in_world: InWorld, trouble: MeshimError) -> None:
+    async def test(world: World) -> None:
+        world.trouble = trouble
+        await asyncio.sleep(60.0)
+        assert 10 < len(world.asked) < 30
+        world.trouble, world.known = None, ()
+        await asyncio.sleep(60.0)
+        assert world.sockets.dealers == []
+        world.known = (C2,)
+        await world.welcome()
+
+    in_world(test)
+
+
+def test_a_login_that_is_refused_ends_the_client(in_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        world.trouble = ApiError(401, "bad_credentials", "The password is wrong.")
+        await asyncio.wait([world.task])
+        error = world.task.exception()
+        assert isinstance(error, Refused)
+        assert error.sentence == "The password is wrong."
+
+    in_world(test)
+
+
+async def test_clients_of_one_loop_share_a_context_which_the_last_one_closes() -> None:
+    one, other = connection_module.borrow_context(), connection_module.borrow_context()
+    assert one is other
+    connection_module.return_context()
+    assert connection_module.borrow_context() is one
+    connection_module.return_context()
+    connection_module.return_context()
+    assert connection_module._contexts == {}

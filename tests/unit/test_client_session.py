@@ -1,0 +1,273 @@
+"""Logins: kept, renewed wherever they are needed, and not needed to start; and whom a device knows by them."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from meshim.client.core import Identity
+from meshim.client.events import PutOut, PutStream
+from meshim.client.people import People
+from meshim.client.session import Credentials, Session, readdress
+from meshim.client.state import StateFile
+from meshim.errors import ApiError, BackendUnavailable, ClientClosed, Code, Refused, UsageError
+from meshim.runtime.crypto import open_sealed, seal
+from meshim.wire import rest
+from meshim.wire.envelope import (
+    WIRE_VERSION,
+    Destination,
+    Envelope,
+    Kind,
+    To,
+    associated_data,
+    decode_envelope,
+    encode_envelope,
+)
+from tests.unit.rest_service import PASSWORD, PEER, RestService
+
+
+@pytest.fixture
+def service() -> RestService:
+    return RestService().at(time.time())
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[StateFile]:
+    state = StateFile(tmp_path / "alice.db")
+    yield state
+    state.close()
+
+
+def session(
+    service: RestService, state: StateFile, name: str = "alice", password: str = PASSWORD, device: str = "phone"
+) -> Session:
+    return Session(service.api(), state, Credentials(name, password, device))
+
+
+# ---------------------------------------------------------------- opening
+
+
+async def test_the_first_open_logs_in_and_later_ones_go_on_with_that(service: RestService, state: StateFile) -> None:
+    for _ in range(3):
+        opened = session(service, state)
+        assert await opened.open() == Identity(1, 10, state.epoch)
+        assert await opened.token(None) == service.token
+        assert await opened.connectors(fresh=False) == service.connectors
+    assert [(login.device, login.epoch) for login in service.logins] == [("phone", rest.format_epoch(state.epoch))]
+    service.away = True
+    assert await session(service, state).open() == Identity(1, 10, state.epoch)
+
+
+@pytest.mark.parametrize(("name", "device"), [("bob", "phone"), ("alice", "laptop")])
+async def test_a_state_file_is_of_one_device(service: RestService, state: StateFile, name: str, device: str) -> None:
+    await session(service, state).open()
+    with pytest.raises(UsageError, match=f"is of alice on phone, not of {name} on {device}"):
+        await session(service, state, name, device=device).open()
+    assert len(service.logins) == 1
+    assert await session(service, state, "ALICE").open() == Identity(1, 10, state.epoch)
+
+
+async def test_nobody_starts_with_a_wrong_password_or_without_a_service(service: RestService, state: StateFile) -> None:
+    with pytest.raises(ApiError, match="name or the password is wrong"):
+        await session(service, state, password="wrong").open()
+    service.away = True
+    with pytest.raises(BackendUnavailable, match="is it running"):
+        await session(service, state).open()
+    service.away = False
+    await session(service, state).open()
+
+
+async def test_a_token_that_has_ended_is_renewed_or_kept_while_the_service_is_away(
+    service: RestService, state: StateFile
+) -> None:
+    service.token_life_s = 30.0
+    await session(service, state).open()
+    first = service.token
+    service.away = True
+    opened = session(service, state)
+    assert await opened.open() == Identity(1, 10, state.epoch)
+    assert await opened.token(None) == first
+    service.away = False
+    await session(service, state).open()
+    assert len(service.logins) == 2
+    with pytest.raises(ApiError, match="password is wrong"):
+        await session(service, state, password="changed").open()
+
+
+async def test_a_user_of_that_name_on_another_server_is_somebody_else(service: RestService, state: StateFile) -> None:
+    opened = session(service, state)
+    await opened.open()
+    service.user_id = 77
+    with pytest.raises(UsageError, match="another user here than in this state file"):
+        await opened.token(service.token)
+    assert await session(service, state).open() == Identity(1, 10, state.epoch)
+
+
+async def test_a_device_that_the_server_registered_anew_has_to_be_opened_again(
+    service: RestService, state: StateFile
+) -> None:
+    opened = session(service, state)
+    await opened.open()
+    service.device_id = 11
+    with pytest.raises(ClientClosed, match="open the client again"):
+        await opened.token(service.token)
+    assert await session(service, state).open() == Identity(1, 11, state.epoch)
+
+
+# ---------------------------------------------------------------- going on
+
+
+async def test_whoever_finds_the_token_ended_logs_in_once_for_all(service: RestService, state: StateFile) -> None:
+    opened = session(service, state)
+    await opened.open()
+    revoked = service.token
+    service.revoke()
+    answers = await asyncio.gather(
+        opened.relations(), opened.relation("bob"), opened.connectors(fresh=True), opened.token(revoked)
+    )
+    assert answers[0] == service.relations
+    assert answers[1] == service.relations[0]
+    assert answers[3] == service.token
+    assert len(service.logins) == 3  # the first, the one that revoked, and ours
+    again = session(service, state)
+    await again.open()
+    assert await again.token(None) == service.token
+
+
+async def test_connectors_are_asked_for_and_the_last_answer_does_while_that_fails(
+    service: RestService, state: StateFile
+) -> None:
+    opened = session(service, state)
+    await opened.open()
+    first = service.connectors
+    for trouble in ("away", "slow"):
+        setattr(service, trouble, True)
+        assert await opened.connectors(fresh=True) == first
+        setattr(service, trouble, False)
+    service.connectors = ()  # the service itself has lost sight of them
+    assert await opened.connectors(fresh=True) == first
+    service.connectors = (rest.Connector("c2", "tcp://127.0.0.1:2", ""),)
+    assert await opened.connectors(fresh=False) == first
+    assert await opened.connectors(fresh=True) == service.connectors
+    service.away = True
+    again = session(service, state)
+    await again.open()
+    assert await again.connectors(fresh=True) == service.connectors
+
+
+# ---------------------------------------------------------------- people
+
+
+async def people(service: RestService, state: StateFile) -> People:
+    opened = session(service, state)
+    await opened.open()
+    return People(opened, state)
+
+
+async def test_friends_are_known_from_the_login_and_without_the_service(service: RestService, state: StateFile) -> None:
+    known = await people(service, state)
+    service.away = True
+    assert await known.key_for("Bob") == (PEER.user_id, 1, bytes(32))
+    assert await known.key_of(PEER.user_id, 1) == bytes(32)
+    assert (known.name_of(PEER.user_id), known.name_of(known.me), known.name_of(9)) == ("bob", "alice", "user-9")
+    assert service.requests == ["/login"]
+
+
+async def test_the_newest_key_seals_and_older_ones_open(service: RestService, state: StateFile) -> None:
+    keys = (rest.ContentKey(1, b"1" * 32), rest.ContentKey(2, b"2" * 32))
+    service.relations = (rest.Relation(PEER, "friends", keys),)
+    known = await people(service, state)
+    assert await known.key_for("bob") == (2, 2, b"2" * 32)
+    assert await known.key_of(2, 1) == b"1" * 32
+    service.relations = (rest.Relation(PEER, "friends", (*keys, rest.ContentKey(3, b"3" * 32))),)
+    assert await known.key_of(2, 3) == b"3" * 32
+    assert await known.key_of(2, 4) is None
+    service.away = True
+    with pytest.raises(BackendUnavailable):
+        await known.key_of(2, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "sentence"),
+    [
+        ("carol", Code.NO_SUCH_RECIPIENT, "no such user"),
+        ("no such name", Code.NO_SUCH_RECIPIENT, "cannot be the name"),
+        ("\N{KELVIN SIGN}arl", Code.NO_SUCH_RECIPIENT, "cannot be the name"),
+        ("dave", Code.NOT_FRIENDS, "dave is not a friend yet"),
+    ],
+)
+async def test_only_friends_can_be_written_to(
+    service: RestService, state: StateFile, name: str, code: Code, sentence: str
+) -> None:
+    service.relations += (rest.Relation(rest.User(4, "dave"), "asked"),)
+    known = await people(service, state)
+    with pytest.raises(Refused, match=sentence) as refusal:
+        await known.key_for(name)
+    assert refusal.value.code is code
+
+
+async def test_a_stranger_cannot_be_looked_up_while_the_service_is_away(service: RestService, state: StateFile) -> None:
+    known = await people(service, state)
+    service.away = True
+    with pytest.raises(BackendUnavailable):
+        await known.key_for("carol")
+
+
+async def test_a_friendship_in_doubt_is_asked_for(service: RestService, state: StateFile) -> None:
+    known = await people(service, state)
+    service.relations = (rest.Relation(PEER, "removed", service.relations[0].keys),)
+    await known.key_for("bob")
+    known.doubt(PEER.user_id)
+    known.doubt(99)
+    with pytest.raises(Refused, match="not a friend yet"):
+        await known.key_for("bob")
+    service.relations = (
+        rest.Relation(PEER, "friends", (rest.ContentKey(1, bytes(32)), rest.ContentKey(2, b"n" * 32))),
+    )
+    assert await known.key_for("bob") == (2, 2, b"n" * 32)
+
+
+async def test_a_login_brings_new_keys_to_who_is_running(service: RestService, state: StateFile) -> None:
+    """As after the server was set up anew, with the same names."""
+    opened = session(service, state)
+    await opened.open()
+    known = People(opened, state)
+    service.relations = (rest.Relation(PEER, "friends", (rest.ContentKey(1, b"anew" * 8),)),)
+    await opened.token(service.token)
+    assert await known.key_for("bob") == (2, 1, b"anew" * 8)
+
+
+# ---------------------------------------------------------------- a device with a new id
+
+
+async def test_what_a_forgotten_device_had_not_sent_is_addressed_and_sealed_anew(state: StateFile) -> None:
+    bob, bobs_phone, key = Destination(To.USER, 2), Destination(To.DEVICE, 2, 20), b"k" * 32
+    state.put_peers([(2, "bob", "friends")], [(2, 1, key)])
+    text = Envelope(WIRE_VERSION, bytes(16), 1, 10, state.epoch, bob, 3, 2, Kind.TEXT, 1, 7, b"")
+    text = _sealed(text, key, b"hello")
+    receipt = Envelope(WIRE_VERSION, bytes(16), 1, 10, state.epoch, bobs_phone, 1, 1, Kind.RECEIPT, 0, 7, b"receipt")
+    for envelope in (text, receipt):
+        state.apply(
+            [
+                PutOut(envelope.to, envelope.seq, envelope.base, envelope.kind, bytes(16), encode_envelope(envelope)),
+                PutStream(envelope.to, envelope.seq + 1, {2: 99}),
+            ]
+        )
+    assert not readdress(state, Identity(1, 10, state.epoch))
+    assert readdress(state, Identity(1, 11, state.epoch))
+    snapshot = state.load()
+    new_text, new_receipt = (decode_envelope(out.envelope) for out in snapshot.unsettled)
+    assert (new_text.device, new_text.id, new_text.seq, new_text.base) == (11, text.id, 3, 2)
+    assert open_sealed(key, new_text.body, associated_data(new_text)) == b"hello"
+    assert (new_receipt.device, new_receipt.body) == (11, b"receipt")
+    assert [stream.after for stream in snapshot.streams] == [{}, {}]
+    assert not readdress(state, Identity(1, 11, state.epoch))
+
+
+def _sealed(draft: Envelope, key: bytes, plain: bytes) -> Envelope:
+    return Envelope(
+        draft.version, draft.id, draft.user, draft.device, draft.epoch, draft.to, draft.seq, draft.base, draft.kind,
+        draft.key, draft.sent_at, seal(key, plain, associated_data(draft)),
+    )  # fmt: skip
