@@ -1,6 +1,5 @@
 """A connector as a process: options, bind, run, drain."""
 
-import asyncio
 import secrets
 import time
 from contextlib import AsyncExitStack
@@ -21,15 +20,12 @@ from meshim.runtime import counters
 from meshim.runtime.service import Service
 from meshim.runtime.sockets import Context, KeyPair, Router
 from meshim.stores.accounts import SqlAccounts
-from meshim.stores.archive import Archive
+from meshim.stores.connections import Connections, kept
 from meshim.stores.lease_keeper import LeaseKeeper
-from meshim.stores.leases import RedisLeases
-from meshim.stores.nats_client import NatsClient
 from meshim.stores.notices import NatsNotices
 from meshim.stores.ports import Lease
 from meshim.stores.presence import RedisPresence
 from meshim.stores.queues import SqlQueues
-from meshim.stores.redis_client import RedisClient
 from meshim.stores.session_cache import RedisSessionCache
 from meshim.topology import Topology
 
@@ -81,17 +77,10 @@ async def run(topology: Topology, name: str, data: Path) -> None:
     incarnation = secrets.randbits(62) + 1
     keys = KeyPair.new() if topology.security.curve else None
     async with AsyncExitStack() as stack, Service("connector", name, shutdown_s=timers.shutdown_s) as service:
-        redis = RedisClient(topology.backends.redis, service.log)
-        stack.push_async_callback(redis.close)
-        keeping = RedisClient(topology.backends.redis, service.log, connections=2)
-        stack.push_async_callback(keeping.close)
-        nats = await NatsClient.connect(topology.backends.nats, service.log)
-        stack.push_async_callback(nats.close)
-        archive = Archive(topology.backends.sql, limits.db_threads)
-        stack.push_async_callback(archive.close)
+        connections = Connections(topology, service, stack)
+        redis, archive, nats = connections.redis(), connections.archive(), await connections.nats()
         context = Context()
         stack.callback(context.close)
-
         backends = Backends(
             presence=RedisPresence(redis, namespace),
             cache=RedisSessionCache(redis, namespace),
@@ -109,26 +98,22 @@ async def run(topology: Topology, name: str, data: Path) -> None:
             domain=f"connector-{name}",
             admit=None,
             frame_bytes=2 * limits.frame_bytes,
+            heartbeat_s=timers.client_heartbeat_s,
             on_batch=lambda batch: shell.crank.receive(e.ClientsSent(batch)),
         )
         shell.router = router
         endpoint = listener.advertise or router.endpoint
         lease = Lease("connector", name, incarnation, endpoint, keys.public.decode() if keys else "")
         keeper = LeaseKeeper(
-            RedisLeases(keeping, namespace, service.log), lease, timers, service.log,
+            connections.leases(), lease, timers, service.log,
             watch=("transfer",), on_living=shell.living, on_disturbed=shell.disturbed,
         )  # fmt: skip
-        await keeper.acquire()
-        renewing = asyncio.create_task(keeper.run())
-        service.watch(renewing)
-        shell.start(incarnation)
-        service.start(counters.keep(data, "connector", name, service.log, lambda: _counted(core, router, keeper)))
-        service.ready(endpoint)
-        await service.stopping()
-        # First, so that nobody new comes; and not before the last renewal, which would take it again.
-        renewing.cancel()
-        await asyncio.wait([renewing])
-        await keeper.release()
+        async with kept(keeper, service):
+            shell.start(incarnation)
+            service.start(counters.keep(data, "connector", name, service.log, lambda: _counted(core, router, keeper)))
+            service.ready(endpoint)
+            await service.stopping()
+        # Without the lease, so that nobody new comes meanwhile.
         await shell.stop(timers.shutdown_s * 0.6)
         router.close(linger_ms=200)
 

@@ -5,15 +5,15 @@ import errno
 import ipaddress
 import secrets
 import socket
-from collections.abc import AsyncGenerator, Generator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import Generator
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import uvicorn
 from litestar import Litestar
 
-from meshim.errors import BackendUnavailable, UsageError
+from meshim.errors import UsageError
 from meshim.rest.app import build
 from meshim.rest.backends import Backends
 from meshim.rest.passwords import Passwords
@@ -21,14 +21,11 @@ from meshim.runtime.crypto import MasterKey
 from meshim.runtime.log import Log
 from meshim.runtime.service import Service
 from meshim.stores.accounts import SqlAccounts
-from meshim.stores.archive import Archive
+from meshim.stores.connections import Connections, kept
 from meshim.stores.lease_keeper import LeaseKeeper
-from meshim.stores.leases import RedisLeases
-from meshim.stores.nats_client import NatsClient
 from meshim.stores.notices import NatsNotices
 from meshim.stores.ports import Lease
 from meshim.stores.presence import RedisPresence
-from meshim.stores.redis_client import RedisClient
 from meshim.stores.session_cache import RedisSessionCache
 from meshim.topology import Topology
 
@@ -49,13 +46,14 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         stack.callback(bound.close)
         passwords = Passwords()
         stack.callback(passwords.close)
-        backends = await stack.enter_async_context(_connected(topology, service))
+        backends = await _connected(topology, service, stack)
         _warn_off_loopback(address, log)
         server = Server(build(backends, passwords, master, topology, log), timers.shutdown_s / 2)
         service.start(server.serve([bound]))
         await server.up.wait()
         lease = Lease("rest", name, secrets.randbits(63), endpoint)
-        async with _kept(LeaseKeeper(backends.leases, lease, timers, log), service):
+        # Nobody finds us by it (they have a URL), so serving does not wait for it.
+        async with kept(LeaseKeeper(backends.leases, lease, timers, log), service, needed=False):
             service.ready(endpoint)
             await service.stopping()
             await server.stop()
@@ -129,54 +127,20 @@ class Server(uvicorn.Server):
         yield
 
 
-@asynccontextmanager
-async def _connected(topology: Topology, service: Service) -> AsyncGenerator[Backends]:
+async def _connected(topology: Topology, service: Service, stack: AsyncExitStack) -> Backends:
     """The real ports; raises BackendUnavailable when NATS is away (the others are connected when first used)."""
     space, log = topology.namespace, service.log
-    archive = Archive(topology.backends.sql, topology.limits.db_threads)
-    redis = RedisClient(topology.backends.redis, log)
-    async with AsyncExitStack() as stack:
-        stack.push_async_callback(archive.close)
-        stack.push_async_callback(redis.close)
-        nats = await NatsClient.connect(topology.backends.nats, log, name=f"meshim rest {space}")
-        stack.push_async_callback(nats.close)
-        service.start(_mourn(nats))
-        accounts = SqlAccounts(archive)
-        leases = RedisLeases(redis, space, log)
-        yield Backends(
-            accounts=accounts,
-            leases=leases,
-            presence=RedisPresence(redis, space),
-            cache=RedisSessionCache(redis, space, account_ttl_s=topology.timers.token_ttl_s),
-            notices=NatsNotices(nats, space, log),
-            probes={"sql": accounts.ping, "redis": leases.run_id, "nats": lambda: nats.round_trip(_NATS_PROBE_S)},
-        )
-
-
-async def _mourn(nats: NatsClient) -> None:
-    await nats.lost()
-    raise BackendUnavailable("NATS no longer lets us in: see its log and the URL in the topology.")
-
-
-@asynccontextmanager
-async def _kept(keeper: LeaseKeeper, service: Service) -> AsyncGenerator[None]:
-    """Hold the lease during the block.  Nobody finds us by it (they have a URL), so serving does not wait for it."""
-
-    async def keep() -> None:
-        try:
-            await keeper.acquire()
-        except BackendUnavailable as error:
-            service.log.warning("lease not taken", reason=error)  # `run` goes on trying
-        await keeper.run()
-
-    keeping = asyncio.create_task(keep())
-    service.watch(keeping)
-    try:
-        yield
-    finally:
-        keeping.cancel()
-        await asyncio.wait([keeping])
-        await keeper.release()
+    connections = Connections(topology, service, stack)
+    redis, leases, nats = connections.redis(), connections.leases(), await connections.nats()
+    accounts = SqlAccounts(connections.archive())
+    return Backends(
+        accounts=accounts,
+        leases=leases,
+        presence=RedisPresence(redis, space),
+        cache=RedisSessionCache(redis, space, account_ttl_s=topology.timers.token_ttl_s),
+        notices=NatsNotices(nats, space, log),
+        probes={"sql": accounts.ping, "redis": leases.run_id, "nats": lambda: nats.round_trip(_NATS_PROBE_S)},
+    )
 
 
 def _warn_off_loopback(address: str, log: Log) -> None:

@@ -16,13 +16,11 @@ from meshim.runtime.batches import Batches
 from meshim.runtime.crank import Crank
 from meshim.runtime.service import Service
 from meshim.runtime.sockets import Context, KeyPair, Router, Sent
+from meshim.stores.connections import Connections, kept
 from meshim.stores.lease_keeper import LeaseKeeper
-from meshim.stores.leases import RedisLeases
 from meshim.stores.log import JetStreamLog
-from meshim.stores.nats_client import NatsClient
 from meshim.stores.ports import Lease, Leases, Log, Presence
 from meshim.stores.presence import RedisPresence
-from meshim.stores.redis_client import RedisClient
 from meshim.topology import Topology
 from meshim.transfer import events as e
 from meshim.transfer.core import TransferCore, TransferOptions
@@ -63,16 +61,10 @@ async def run(topology: Topology, name: str, data: Path) -> None:
     incarnation = secrets.randbits(62) + 1
     keys = KeyPair.new() if topology.security.curve else None
     async with AsyncExitStack() as stack, Service("transfer", name, shutdown_s=timers.shutdown_s) as service:
-        redis = RedisClient(topology.backends.redis, service.log)
-        stack.push_async_callback(redis.close)
-        keeping = RedisClient(topology.backends.redis, service.log, connections=2)
-        stack.push_async_callback(keeping.close)
-        leases = RedisLeases(keeping, topology.namespace, service.log)
-        nats = await NatsClient.connect(topology.backends.nats, service.log)
-        stack.push_async_callback(nats.close)
+        connections = Connections(topology, service, stack)
+        redis, leases, nats = connections.redis(), connections.leases(), await connections.nats()
         context = Context()
         stack.callback(context.close)
-
         core = TransferCore(incarnation, options_of(topology))
         shell = Shell(
             core,
@@ -95,17 +87,12 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         endpoint = listener.advertise or router.endpoint
         lease = Lease("transfer", name, incarnation, endpoint, keys.public.decode() if keys else "")
         keeper = LeaseKeeper(leases, lease, timers, service.log, watch=("connector",), on_living=doors.living)
-        await keeper.acquire()
-        renewing = asyncio.create_task(keeper.run())
-        service.watch(renewing)
-        shell.start()
-        service.start(counters.keep(data, "transfer", name, service.log, lambda: _counted(core, router, keeper)))
-        service.ready(endpoint)
-        await service.stopping()
-        # First, so that nobody new comes; and not before the last renewal, which would take it again.
-        renewing.cancel()
-        await asyncio.wait([renewing])
-        await keeper.release()
+        async with kept(keeper, service):
+            shell.start()
+            service.start(counters.keep(data, "transfer", name, service.log, lambda: _counted(core, router, keeper)))
+            service.ready(endpoint)
+            await service.stopping()
+        # Without the lease, so that nobody new comes meanwhile.
         await shell.stop(timers.shutdown_s * 0.6)
         router.close(linger_ms=200)
 

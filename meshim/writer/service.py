@@ -3,8 +3,7 @@
 import asyncio
 import dataclasses
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 from meshim.errors import UsageError
@@ -12,16 +11,13 @@ from meshim.runtime import counters
 from meshim.runtime.service import Service
 from meshim.stores import schema
 from meshim.stores.accounts import SqlAccounts
-from meshim.stores.archive import Archive
+from meshim.stores.connections import Connections, kept
 from meshim.stores.lease_keeper import LeaseKeeper
-from meshim.stores.leases import RedisLeases
 from meshim.stores.log import JetStreamLog
-from meshim.stores.nats_client import NatsClient
 from meshim.stores.notices import NatsNotices
 from meshim.stores.partitions import SqlPartitions
 from meshim.stores.ports import Lease
 from meshim.stores.presence import RedisPresence
-from meshim.stores.redis_client import RedisClient
 from meshim.topology import Topology
 from meshim.writer.core import WriterCore, WriterOptions
 from meshim.writer.pipeline import PipelineOptions
@@ -56,9 +52,8 @@ async def run(topology: Topology, name: str, data: Path) -> None:
     incarnation = secrets.randbits(62) + 1
     async with AsyncExitStack() as stack, Service("writer", name, shutdown_s=timers.shutdown_s) as service:
         await asyncio.to_thread(schema.check, topology.backends.sql)
-        redis = RedisClient(topology.backends.redis, service.log)
-        stack.push_async_callback(redis.close)
-        backends = await stack.enter_async_context(_connected(topology, service, redis))
+        connections = Connections(topology, service, stack)
+        backends = await _connected(topology, connections, service)
         core = WriterCore(options_of(topology, name, incarnation))
         shell = Shell(
             core,
@@ -69,48 +64,39 @@ async def run(topology: Topology, name: str, data: Path) -> None:
             service,
         )
         keeper = LeaseKeeper(
-            RedisLeases(redis, topology.namespace, service.log),
+            connections.leases(),
             Lease("writer", name, incarnation),
             timers,
             service.log,
             watch=("writer",),
             on_living=lambda _, leases: shell.see(leases),
         )
-        await keeper.acquire()
-        keeping = asyncio.create_task(keeper.run())
-        service.watch(keeping)
-        service.start(
-            counters.keep(data, "writer", name, service.log, lambda: dataclasses.asdict(core.statistics())),
-        )
-        if await shell.until_ready():
-            service.ready("-")
-        await service.stopping()
-        await shell.stop(timers.shutdown_s * 0.6)
-        # Last, so that the others look for what is free when it is free.
-        keeping.cancel()
-        await asyncio.wait([keeping])
-        await keeper.release()
+        async with kept(keeper, service):
+            service.start(
+                counters.keep(data, "writer", name, service.log, lambda: dataclasses.asdict(core.statistics())),
+            )
+            if await shell.until_ready():
+                service.ready("-")
+            await service.stopping()
+            # With the lease, so that the others look for what is free when it is free.
+            await shell.stop(timers.shutdown_s * 0.6)
 
 
-@asynccontextmanager
-async def _connected(topology: Topology, service: Service, redis: RedisClient) -> AsyncIterator[Backends]:
-    timers, limits, namespace = topology.timers, topology.limits, topology.namespace
-    async with AsyncExitStack() as stack:
-        nats = await NatsClient.connect(topology.backends.nats, service.log)
-        stack.push_async_callback(nats.close)
-        archive = Archive(topology.backends.sql, limits.db_threads)
-        stack.push_async_callback(archive.close)
-        log = JetStreamLog(
-            nats,
-            namespace,
-            max_bytes=limits.log_bytes,
-            # What a writer that died had fetched comes again when its partition has been taken over.
-            ack_wait_s=timers.partition_lease_s,
-        )
-        yield Backends(
-            log=log,
-            partitions=SqlPartitions(archive),
-            accounts=SqlAccounts(archive),
-            presence=RedisPresence(redis, namespace),
-            notices=NatsNotices(nats, namespace, service.log),
-        )
+async def _connected(topology: Topology, connections: Connections, service: Service) -> Backends:
+    """The real ports; raises BackendUnavailable when NATS is away (the others are connected when first used)."""
+    timers, namespace = topology.timers, topology.namespace
+    nats, archive = await connections.nats(), connections.archive()
+    log = JetStreamLog(
+        nats,
+        namespace,
+        max_bytes=topology.limits.log_bytes,
+        # What a writer that died had fetched comes again when its partition has been taken over.
+        ack_wait_s=timers.partition_lease_s,
+    )
+    return Backends(
+        log=log,
+        partitions=SqlPartitions(archive),
+        accounts=SqlAccounts(archive),
+        presence=RedisPresence(connections.redis(), namespace),
+        notices=NatsNotices(nats, namespace, service.log),
+    )
