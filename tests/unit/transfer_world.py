@@ -1,0 +1,207 @@
+"""A transfer core in virtual time: connectors that speak frames, presence and a log that answer when a test says so."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from meshim.protocol.link import LinkOptions
+from meshim.protocol.window import WindowOptions
+from meshim.stores.ports import Seat, UserPresence
+from meshim.transfer import events as e
+from meshim.transfer.core import TransferCore, TransferOptions
+from meshim.wire import mesh
+from meshim.wire.envelope import WIRE_VERSION, Destination, Kind, To
+from meshim.wire.link import Ack, Close, Data, Frame, Ping, Pong, Reset
+from meshim.wire.log import Entry, decode_record
+from meshim.wire.mesh import FromConnector, FromTransfer, Hello, HelloOk, Place, Return, Route, Stamp
+from meshim.wire.outcome import Copy, Outcome
+
+A = TypeVar("A", bound=e.Action)
+F = TypeVar("F", bound=Frame)
+
+HERE = 901
+ALICE, BOB, CAROL = 1, 2, 3
+A1, A2, B1, B2, C1 = 11, 12, 21, 22, 31
+"""Devices: tens are the user."""
+EPOCH = 0xE90C
+PARTITIONS = 4
+SILENCE_S, GIVE_UP_S = 1.5, 2.5
+CACHE_S = 5.0
+
+
+def options(**changes: Any) -> TransferOptions:
+    window = WindowOptions(credit=8, queue=16, frame_items=8, frame_bytes=4_000, resend_s=1.0, give_up_s=GIVE_UP_S)
+    values: dict[str, Any] = {
+        "links": LinkOptions(window, heartbeat_s=0.5, silence_s=SILENCE_S),
+        "partitions": PARTITIONS,
+        "publishes": 4,
+        "waiting": 6,
+        "waiting_bytes": 1_000,
+        "record_bytes": 300,
+        "record_items": 3,
+        "presence_cache": 3,
+        "presence_cache_ttl_s": CACHE_S,
+    }
+    return TransferOptions(**(values | changes))
+
+
+def stamp(seq: int = 1, to: int | Destination = BOB, sender: int = A1, origin: int = 0, **fields: Any) -> Stamp:
+    """`to` may be a user; `origin` is by default the connector numbered like the user of the sender."""
+    to = to if isinstance(to, Destination) else Destination(To.USER, to)
+    values: dict[str, Any] = {"kind": Kind.TEXT, "after": (), "copies": ()}
+    return Stamp(origin or sender // 10, sender // 10, sender, EPOCH, to, seq, **(values | fields))
+
+
+def route(seq: int = 1, to: int | Destination = BOB, sender: int = A1, size: int = 4, **fields: Any) -> Route:
+    return Route(stamp(seq, to, sender, **fields), b"%04d" % seq + bytes(size - 4))
+
+
+def returned(seq: int = 1, *devices: int, absent: bool = False, **fields: Any) -> Return:
+    """A live copy given back for these devices of bob."""
+    copies = fields.pop("copies", tuple((BOB, device) for device in devices))
+    return Return(BOB, devices, absent, stamp(seq, copies=copies, **fields), b"%04d" % seq)
+
+
+def here(connector: int, *devices: int, known: Sequence[int] = ()) -> UserPresence:
+    """The presence of somebody whose `devices` are on one connector, and `known` nowhere."""
+    seats = tuple(Seat(device // 10, device, connector, 7) for device in devices)
+    return UserPresence((*devices, *known), seats)
+
+
+class Transfer:
+    """The core and its surroundings."""
+
+    def __init__(self, **changes: Any) -> None:
+        self.now = 1000.0
+        self.core = TransferCore(HERE, options(**changes))
+        self.asked: list[e.Action] = []
+        self.connectors: dict[bytes, Connector] = {}
+
+    @property
+    def count(self) -> Any:
+        return self.core.statistics
+
+    def tell(self, event: e.Event) -> None:
+        self.perform(self.core.receive(event, self.now))
+
+    def pass_time(self, seconds: float) -> None:
+        """Turn the core whenever it wants to."""
+        end = self.now + seconds
+        idle = 0
+        while True:
+            deadline = self.core.next_deadline()
+            if deadline is None or deadline > end:
+                break
+            idle = idle + 1 if deadline <= self.now else 0
+            assert idle < 3, "a deadline that a tick does not put off: the process would spin"
+            self.now = max(self.now, deadline)
+            self.perform(self.core.tick(self.now))
+        self.now = end
+
+    def take(self, kind: type[A]) -> list[A]:
+        """What was asked of this kind, which counts as done from now on."""
+        found: list[A] = [action for action in self.asked if isinstance(action, kind)]
+        self.asked = [action for action in self.asked if not isinstance(action, kind)]
+        return found
+
+    def perform(self, actions: Sequence[e.Action]) -> None:
+        for action in actions:
+            if isinstance(action, e.SendConnector):
+                self.connectors[action.peer].hear(mesh.decode_from_transfer(action.frame))
+            else:
+                self.asked.append(action)
+
+    # ---- connectors
+
+    def connector(self, incarnation: int) -> "Connector":
+        """A connector that is linked."""
+        connector = Connector(self, incarnation)
+        connector.greet()
+        return connector
+
+    # ---- presence
+
+    def looked_up(self) -> list[int]:
+        """Who was asked for and not answered, in order."""
+        return [user for read in self.asked if isinstance(read, e.ReadPresence) for user in read.users]
+
+    def present(self, found: Mapping[int, UserPresence] | None = None) -> None:
+        """Answer every look-up."""
+        for read in self.take(e.ReadPresence):
+            there = {user: (found or {})[user] for user in read.users if user in (found or {})}
+            self.tell(e.PresenceRead(read.users, there))
+
+    def absent(self) -> None:
+        self.present({})
+
+    # ---- the log
+
+    def stored(self, position: int = 5) -> list[tuple[int, list[Entry]]]:
+        """The log takes everything, at this position; what, as (partition, entries)."""
+        publishes = self.take(e.Publish)
+        for publish in publishes:
+            self.tell(e.Published(publish.record, position))
+        return [(publish.partition, list(decode_record(publish.data).entries)) for publish in publishes]
+
+    def refused(self) -> int:
+        """The log takes nothing; how many records that were."""
+        publishes = self.take(e.Publish)
+        for publish in publishes:
+            self.tell(e.Unpublished(publish.record))
+        return len(publishes)
+
+
+class Connector:
+    """One connector, as the transfer sees it; acknowledges bundles as they come, unless `mute`."""
+
+    def __init__(self, transfer: Transfer, incarnation: int, peer: bytes | None = None) -> None:
+        self.transfer = transfer
+        self.incarnation = incarnation
+        self.peer = peer or b"connector-%d" % len(transfer.connectors)
+        transfer.connectors[self.peer] = self
+        self.link = 7000 + len(transfer.connectors)
+        self.number = 0
+        self.mute = False
+        self.items: list[FromTransfer] = []
+        self.frames: list[Frame] = []
+
+    def greet(self, version: int = WIRE_VERSION) -> None:
+        self.send(Hello(version, self.link, self.incarnation, "c", 8))
+
+    def send(self, frame: Frame) -> None:
+        self.send_bytes(mesh.encode(frame))
+
+    def send_bytes(self, *frames: bytes) -> None:
+        self.transfer.tell(e.ConnectorsSent([(self.peer, frame) for frame in frames]))
+
+    def give(self, *items: FromConnector) -> None:
+        """One bundle."""
+        self.number += 1
+        self.send(Data(self.link, self.number, 0, (), items))
+
+    def hear(self, frame: Frame) -> None:
+        self.frames.append(frame)
+        if isinstance(frame, Data) and not self.mute:
+            self.items.extend(frame.items)
+            self.send(Ack(self.link, frame.number))
+        elif isinstance(frame, Ping) and not self.mute:
+            self.send(Pong(self.link))
+
+    def came(self, kind: type[F]) -> list[F]:
+        return [frame for frame in self.frames if isinstance(frame, kind)]
+
+    @property
+    def linked(self) -> bool:
+        return bool(self.came(HelloOk)) and not self.came(Close) and not self.came(Reset)
+
+    @property
+    def places(self) -> list[tuple[int, tuple[int, ...]]]:
+        """(seq, devices) of the copies that came, in order."""
+        return [(i.stamp.seq, tuple(d for d, _ in i.seats)) for i in self.items if isinstance(i, Place)]
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        return [item for item in self.items if isinstance(item, Outcome)]
+
+    def told(self) -> list[tuple[int, int, int, tuple[Copy, ...]]]:
+        """(first, last, how, done) of the outcomes that came."""
+        return [(o.first, o.last, o.how, o.done) for o in self.outcomes]
