@@ -17,6 +17,7 @@ import msgspec
 import yaml
 
 from meshim.errors import TopologyError
+from meshim.protocol.patience import CLIENT_RESEND_S
 from meshim.wire.bounds import ITEMS_MAX, LIST_MAX
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=10 * 366 * 86400)]
@@ -70,7 +71,10 @@ class RestListener(Frozen, frozen=True, forbid_unknown_fields=True):
 
 
 class Timers(Frozen, frozen=True, forbid_unknown_fields=True):
-    """Every timer of the mesh, in seconds.  `load` checks their relations."""
+    """Every timer of the mesh, in seconds.  `load` checks their relations.
+
+    Those of clients alone are the same in every mesh: `protocol/patience.py`.
+    """
 
     # leases: how soon the dead are noticed
     lease_renew_s: Seconds = 1.0
@@ -82,14 +86,11 @@ class Timers(Frozen, frozen=True, forbid_unknown_fields=True):
     mesh_silence_s: Seconds = 1.5
     mesh_resend_s: Seconds = 0.5
     # links between clients and connectors
-    greet_timeout_s: Seconds = 5.0
     client_heartbeat_s: Seconds = 10.0
     client_silence_s: Seconds = 25.0
     link_resend_s: Seconds = 1.0
     delivery_timeout_s: Seconds = 2.5
     publish_timeout_s: Seconds = 2.0
-    client_resend_s: Seconds = 4.0
-    gap_release_s: Seconds = 30.0
     # caches and sweeps
     presence_cache_ttl_s: Seconds = 5.0
     relation_ttl_s: Seconds = 60.0
@@ -317,16 +318,20 @@ def _relations(topology: Topology) -> Iterator[str]:
         (2, "mesh_heartbeat_s", "mesh_silence_s", "one lost heartbeat cuts a link"),
         (1, "mesh_resend_s", "delivery_timeout_s", "a bundle is given up before it was sent again"),
         (1, "link_resend_s", "delivery_timeout_s", "a frame is given up before it was sent again"),
-        (1, "delivery_timeout_s", "client_resend_s", "clients resend what the mesh is still delivering"),
-        (1, "publish_timeout_s", "client_resend_s", "clients resend what the mesh is still storing"),
         (2, "client_heartbeat_s", "client_silence_s", "one lost heartbeat cuts a client"),
-        (1, "client_resend_s", "gap_release_s", "a gap is given up before it could be closed"),
     )
     for factor, low, high, otherwise in below:
         low_s, high_s = getattr(timers, low), getattr(timers, high)
         if factor * low_s >= high_s:
             times = "Twice" if factor == 2 else "Its value of"
             yield f"{times} {low_s:g} s must be less than {high} ({high_s:g} s), or {otherwise} - at `$.timers.{low}`."
+    for low, still in (("delivery_timeout_s", "delivering"), ("publish_timeout_s", "storing")):
+        low_s = getattr(timers, low)
+        if low_s >= CLIENT_RESEND_S:
+            yield (
+                f"Its value of {low_s:g} s must be less than what every client waits ({CLIENT_RESEND_S:g} s), "
+                f"or clients resend what the mesh is still {still} - at `$.timers.{low}`."
+            )
     detection_s = timers.lease_ttl_s + timers.mesh_silence_s
     if detection_s >= _DETECTION_MAX_S:
         yield (

@@ -40,6 +40,7 @@ from meshim.client.state import StateFile
 from meshim.errors import ClientClosed, Code, MeshimError, Refused, UsageError
 from meshim.protocol.link import LinkOptions
 from meshim.protocol.ordering import OrderingOptions
+from meshim.protocol.patience import GAP_RELEASE_S
 from meshim.protocol.window import WindowOptions
 from meshim.runtime.crank import Crank
 from meshim.runtime.crypto import seal
@@ -67,7 +68,7 @@ DEFAULTS = ClientOptions(
         silence_s=25.0,
     ),
     outbox=OutboxOptions(),
-    ordering=OrderingOptions(gap_release_s=30.0),
+    ordering=OrderingOptions(gap_release_s=GAP_RELEASE_S),
 )
 
 

@@ -23,6 +23,7 @@ from meshim.client.outbox import NewId, Outbox, OutboxOptions, Settled, ranges_o
 from meshim.errors import Code, PeerError
 from meshim.protocol.link import Link, LinkOptions
 from meshim.protocol.ordering import OrderingOptions
+from meshim.protocol.patience import GREET_TIMEOUT_S
 from meshim.wire import client as wire
 from meshim.wire.client import ConnectorItem, Delivery, Greet, Stored, Submit, Welcome
 from meshim.wire.envelope import (
@@ -54,7 +55,7 @@ class ClientOptions(msgspec.Struct, frozen=True):
     link: LinkOptions
     outbox: OutboxOptions
     ordering: OrderingOptions
-    greet_timeout_s: float = 5.0
+    greet_timeout_s: float = GREET_TIMEOUT_S
     submits: int = 256
     receipt_ranges: int = 64
 

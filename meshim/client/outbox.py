@@ -18,6 +18,7 @@ import msgspec
 
 from meshim.client.events import Change, NoteReceipt, Progress, PutOut, PutStream, SettleOut, Snapshot
 from meshim.protocol.outcome import OutStream, OutStreamOptions, Tally
+from meshim.protocol.patience import CLIENT_RESEND_S
 from meshim.wire.client import Submit
 from meshim.wire.envelope import Destination, Envelope, Receipt, ReceiptKind, encode_envelope
 from meshim.wire.outcome import How, Outcome
@@ -36,7 +37,7 @@ class OutboxOptions(msgspec.Struct, frozen=True):
     `tracked` is how many settled messages receipts are still matched with.
     """
 
-    resend_s: float = 4.0
+    resend_s: float = CLIENT_RESEND_S
     busy_s: float = 0.5
     longest_s: float = 15.0
     tracked: int = 10_000

@@ -12,7 +12,7 @@ import pytest
 from msgspec import inspect
 
 from meshim import errors, topology
-from meshim.protocol import routing
+from meshim.protocol import patience, routing
 from meshim.protocol.ordering import OrderingOptions
 from meshim.protocol.outcome import OutStreamOptions
 from meshim.runtime.crypto import open_sealed
@@ -170,6 +170,7 @@ def test_timers_and_limits_have_these_defaults_and_none_is_missing() -> None:
     expected = {
         name: getattr(part, name) for part in (default.timers, default.limits) for name in part.__struct_fields__
     }
+    expected |= {name.lower(): value for name, value in vars(patience).items() if name.endswith("_S")}
     rows = CHAPTERS["Timers and limits"].rows() + CHAPTERS["Timers and limits of the mesh"].rows()
     assert {name.strip("`"): float(value) for name, value, _ in rows} == expected
     assert len(rows) == len(expected)

@@ -1,0 +1,12 @@
+"""How long clients wait.
+
+The same in every mesh, since a client decides it by itself and nobody tells it: `docs/protocol.md`, section 14.
+What a topology may choose is checked against these.
+"""
+
+GREET_TIMEOUT_S = 5.0
+"""For Welcome; then another connector is tried."""
+CLIENT_RESEND_S = 4.0
+"""Until a message that is not settled is submitted again, at first."""
+GAP_RELEASE_S = 30.0
+"""Until a gap that holds messages back is given up: several resends have had their chance."""
