@@ -1,0 +1,348 @@
+"""People who talk on a mesh of real processes, as the client library lets them."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from meshim.client import Client, Place
+from meshim.client.rest import Api
+from meshim.errors import ApiError, Code, Refused, UsageError
+from tests.mesh import conversations
+from tests.mesh.conversations import client, cut_off, nothing_more, restartable, say, take, texts
+from tests.mesh.real_mesh import DEADLINE_S, PASSWORD, RealMesh, until
+
+# ---------------------------------------------------------------- what is said arrives
+
+
+async def test_two_people_online(mesh: RealMesh) -> None:
+    await conversations.two_people_online(mesh)
+
+
+async def test_every_device_has_its_copy(mesh: RealMesh) -> None:
+    await conversations.every_device_has_its_copy(mesh)
+
+
+async def test_who_has_never_logged_in_gets_what_was_said_on_the_first_device(mesh: RealMesh) -> None:
+    await conversations.never_logged_in(mesh)
+
+
+async def test_receipts_reach_who_was_away(mesh: RealMesh) -> None:
+    await conversations.receipts_for_who_is_away(mesh)
+
+
+async def test_thousands_both_ways_arrive_once_and_in_order(mesh: RealMesh) -> None:
+    await conversations.thousands_both_ways(mesh)
+
+
+async def test_stored_messages_survive_a_restart_of_everything_and_come_first(tmp_path: Path) -> None:
+    async with restartable(tmp_path) as mesh:
+        await conversations.stored_and_all_restarted(mesh)
+
+
+async def test_the_example_of_the_documentation(
+    mesh: RealMesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alice_name, bob_name = await mesh.people("alice", "bob")
+    monkeypatch.chdir(tmp_path)
+    password, seen = PASSWORD, []
+
+    async def bob_answers() -> None:
+        async with client(mesh, bob_name) as bob:
+            await take(bob, 1, read=True)
+            await (await bob.send(alice_name, "hi")).wait_read()
+
+    answering = asyncio.create_task(bob_answers())
+    async with Client(mesh.api, alice_name, password, device="phone", state="alice.db") as alice:
+        outgoing = await alice.send(bob_name, "hello")
+        await outgoing.wait_sent()
+        await outgoing.wait_delivered()
+        await outgoing.wait_read()
+        async for message in alice.messages():
+            print(message.sender, message.text, message.id, message.sent_at)
+            await message.mark_read()
+            seen.append(message)
+            break
+        await asyncio.wait_for(answering, DEADLINE_S)
+    assert (tmp_path / "alice.db").exists()
+    assert capsys.readouterr().out == f"{bob_name} hi {seen[0].id} {seen[0].sent_at}\n"
+    assert abs(seen[0].sent_at.timestamp() - time.time()) < DEADLINE_S
+
+
+# ---------------------------------------------------------------- installations
+
+
+async def test_a_new_state_file_takes_the_queue_of_its_device_over(mesh: RealMesh) -> None:
+    """R14."""
+    alice_name, bob_name = await mesh.people("alice", "bob")
+    async with client(mesh, alice_name) as alice:
+        async with client(mesh, bob_name) as lost:
+            await say(alice, bob_name, "one")
+            assert await texts(lost, 1) == ["one"]
+        await say(alice, bob_name, "two", "three")
+        async with client(mesh, bob_name, state="-new") as new:
+            assert new.device_id == lost.device_id
+            assert await texts(new, 2) == ["two", "three"]
+            await nothing_more(new, alice, bob_name)
+
+
+async def test_an_installation_that_is_taken_over_while_connected_stops(mesh: RealMesh) -> None:
+    alice_name, bob_name = await mesh.people("alice", "bob")
+    async with client(mesh, alice_name) as alice, client(mesh, bob_name) as old:
+        await say(alice, bob_name, "one")
+        reading = asyncio.create_task(take(old, 2))
+        async with client(mesh, bob_name, state="-new") as new:
+            with pytest.raises(Refused, match="taken over with another state file") as refusal:
+                await asyncio.wait_for(reading, DEADLINE_S)
+            assert refusal.value.code is Code.REPLACED
+            with pytest.raises(Refused, match="taken over"):
+                await old.send(alice_name, "still there?")
+            await nothing_more(new, alice, bob_name)
+            await say(new, alice_name, "it is me now")
+            assert await texts(alice, 1) == ["it is me now"]
+
+
+async def test_a_sender_who_lost_her_state_file_is_heard(mesh: RealMesh) -> None:
+    """R14: her numbers begin anew; nothing is taken for a duplicate of what was said before."""
+    alice_name, bob_name = await mesh.people("alice", "bob")
+    async with client(mesh, bob_name) as bob:
+        for state in ("", "-second", "-third"):
+            async with client(mesh, alice_name, state=state) as alice:
+                await say(alice, bob_name, "one", "two", "three")
+            assert await texts(bob, 3) == ["one", "two", "three"]
+
+
+async def test_a_state_file_is_for_one_process(mesh: RealMesh) -> None:
+    (alice_name,) = await mesh.people("alice")
+    async with client(mesh, alice_name):
+        file = str(mesh.folder / f"{alice_name}-phone.db")
+        refused = mesh.meshim(
+            "listen", alice_name, "--api", mesh.api, "--device", "phone", "--state", file, "--password-stdin",
+            stdin=PASSWORD + "\n",
+        )  # fmt: skip
+        assert refused.returncode == 2
+        assert refused.stderr == (
+            f"meshim: another process uses the state file {file}: stop it, or choose another file\n"
+        )
+
+
+APPLICATION = """
+import asyncio, sys
+from meshim.client import Client
+async def main(api, name, password, state, stuck):
+    async with Client(api, name, password, device="phone", state=state) as client:
+        async for message in client.messages():
+            print(message.text, flush=True)
+            if message.text == stuck:
+                await asyncio.Event().wait()
+            await message.mark_read()
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_an_application_killed_while_handling_a_message_is_handed_it_again(mesh: RealMesh) -> None:
+    alice_name, bob_name = await mesh.people("alice", "bob")
+    handed: list[str] = []
+    async with client(mesh, alice_name) as alice:
+        sending = asyncio.create_task(say(alice, bob_name, *(str(number) for number in range(200))))
+        for stuck in ("3", "77", "150", "199"):
+            arguments = (mesh.api, bob_name, PASSWORD, str(mesh.folder / f"{bob_name}-app.db"), stuck)
+            application = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", APPLICATION, *arguments, stdout=subprocess.PIPE
+            )
+            assert application.stdout is not None
+            while not handed or handed[-1] != stuck or len(handed) != len(set(handed)) + _again(handed):
+                line = await asyncio.wait_for(application.stdout.readline(), DEADLINE_S)
+                handed.append(line.decode().strip())
+            application.send_signal(signal.SIGKILL)
+            await application.wait()
+        await sending
+    assert {text for text, count in Counter(handed).items() if count == 2} == {"3", "77", "150"}
+    assert max(Counter(handed).values()) == 2
+    assert sorted(set(handed), key=int) == list(dict.fromkeys(handed)) == [str(number) for number in range(200)]
+
+
+def _again(handed: list[str]) -> int:
+    return sum(count - 1 for count in Counter(handed).values())
+
+
+# ---------------------------------------------------------------- processes that end
+
+
+async def _connector_of(mesh: RealMesh, device: Client) -> str:
+    """The name of the process that a device is connected to."""
+    await asyncio.wait_for(device.online(), DEADLINE_S)
+    roles = mesh.status()["roles"]
+    return str(next(role["name"] for role in roles if role["endpoint"] == device._connection._last))
+
+
+@pytest.mark.parametrize(("how", "within_s"), [(signal.SIGTERM, 1.0), (signal.SIGKILL, 5.0)])
+async def test_a_connector_that_ends_costs_a_moment(mesh: RealMesh, how: signal.Signals, within_s: float) -> None:
+    alice_name, bob_name = await mesh.people("alice", "bob")
+    async with client(mesh, alice_name) as alice, client(mesh, bob_name) as bob:
+        await say(alice, bob_name, "before")
+        assert await texts(bob, 1) == ["before"]
+        name = await _connector_of(mesh, bob)
+        ended, began = mesh.signal(name, how), time.monotonic()
+        said = await alice.send(bob_name, "after")
+        answered = await bob.send(alice_name, "after")
+        assert await texts(bob, 1) + await texts(alice, 1) == ["after", "after"]
+        await asyncio.wait_for(asyncio.gather(said.wait_delivered(), answered.wait_delivered()), DEADLINE_S)
+        assert time.monotonic() - began < within_s
+        await mesh.restarted(name, ended)
+
+
+async def test_clients_of_a_connector_told_to_end_are_elsewhere_within_a_second(mesh: RealMesh) -> None:
+    names = await mesh.people(*(f"person{number}" for number in range(6)), friends=False)
+    clients = [await client(mesh, name).__aenter__() for name in names]
+    connectors = [await _connector_of(mesh, each) for each in clients]
+    moving = [each for each, connector in zip(clients, connectors, strict=True) if connector == connectors[0]]
+    ended, began = mesh.signal(connectors[0], signal.SIGTERM), time.monotonic()
+    await until(lambda: not any(each._connection.online.is_set() for each in moving), "they are not sent away")
+    await asyncio.wait_for(asyncio.gather(*(each.online() for each in moving)), DEADLINE_S)
+    assert time.monotonic() - began < 1.0
+    for each in clients:
+        await each.__aexit__(None, None, None)
+    await mesh.restarted(connectors[0], ended)
+
+
+async def test_a_transfer_that_is_killed_loses_nothing(mesh: RealMesh) -> None:
+    """R6."""
+    alice_name, bob_name = await mesh.people("alice", "bob")
+    lines = [str(number) for number in range(600)]
+    async with client(mesh, alice_name) as alice, client(mesh, bob_name) as bob:
+        reading = asyncio.create_task(take(bob, len(lines), within_s=60.0))
+        for index, line in enumerate(lines):
+            await alice.send(bob_name, line)
+            if index in (100, 400):
+                name = "t1" if index == 100 else "t2"
+                await mesh.restarted(name, mesh.signal(name, signal.SIGKILL))
+        messages = await reading
+        assert [message.text for message in messages] == lines
+        assert {message.place for message in messages} == {Place.IN_ORDER}
+        await asyncio.wait_for(alice.settled(), DEADLINE_S)
+        await nothing_more(bob, alice, bob_name)
+
+
+# ---------------------------------------------------------------- without REST, or without a mesh
+
+
+async def test_without_rest_a_client_with_a_token_talks(mesh: RealMesh) -> None:
+    alice_name, bob_name = await mesh.people("alice", "bob")
+    for name in (alice_name, bob_name):
+        async with client(mesh, name):
+            pass
+    stopped = mesh.signal("r1", signal.SIGSTOP)
+    try:
+        async with client(mesh, alice_name) as alice, client(mesh, bob_name) as bob:
+            began = time.monotonic()
+            await say(alice, bob_name, "no REST")
+            assert await texts(bob, 1) == ["no REST"]
+            for each in (alice, bob):
+                async with cut_off(each):
+                    pass
+            await say(bob, alice_name, "still none")
+            assert await texts(alice, 1) == ["still none"]
+            assert time.monotonic() - began < 10.0
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+
+
+async def test_a_client_started_before_the_mesh_connects_when_it_comes(tmp_path: Path) -> None:
+    async with restartable(tmp_path) as mesh:
+        running = await mesh.up()
+        alice_name, bob_name = await running.people("alice", "bob")
+        for name in (alice_name, bob_name):
+            async with client(running, name) as each:
+                await each.online()
+        await mesh.down()
+        async with client(running, alice_name) as alice, client(running, bob_name) as bob:
+            outgoing = await alice.send(bob_name, "is anybody there?")
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(alice.online(), 0.5)
+            await mesh.up()
+            began = time.monotonic()
+            await asyncio.gather(alice.online(), bob.online())
+            assert time.monotonic() - began < 10.0
+            assert await texts(bob, 1) == ["is anybody there?"]
+            await asyncio.wait_for(outgoing.wait_delivered(), DEADLINE_S)
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+async def test_a_wrong_password_is_refused_and_leaves_the_file_free(mesh: RealMesh) -> None:
+    (alice_name,) = await mesh.people("alice")
+    file = mesh.folder / f"{alice_name}-phone.db"
+    with pytest.raises(ApiError, match="name or the password is wrong"):
+        await Client(mesh.api, alice_name, "wrong", device="phone", state=file).__aenter__()
+    async with client(mesh, alice_name) as alice:
+        await asyncio.wait_for(alice.online(), DEADLINE_S)
+
+
+async def test_a_body_over_the_limit_is_refused_here_and_there(mesh: RealMesh) -> None:
+    alice_name, bob_name = await mesh.people("alice", "bob")
+    async with client(mesh, alice_name) as alice, client(mesh, bob_name) as bob:
+        await asyncio.wait_for(alice.online(), DEADLINE_S)
+        with pytest.raises(Refused, match=r"the message has 65,54\d bytes, 65,508 are allowed") as refusal:
+            await alice.send(bob_name, "x" * 65_536)
+        assert refusal.value.code is Code.TOO_LARGE
+        alice._body_bytes = 1 << 20  # a library with other limits
+        refused = await alice.send(bob_name, "x" * 65_536)
+        with pytest.raises(Refused, match=r"the body has 6557\d bytes, 65536 are allowed") as refusal:
+            await asyncio.wait_for(refused.wait_sent(), DEADLINE_S)
+        assert refusal.value.code is Code.TOO_LARGE
+        assert refused.state == "rejected"
+        largest = "x" * 65_500
+        await say(alice, bob_name, largest)
+        assert await texts(bob, 1) == [largest]  # at once: what was refused holds nothing back
+
+
+async def test_strangers_are_refused_before_anything_is_sent(mesh: RealMesh) -> None:
+    alice_name, bob_name = await mesh.people("alice", "bob", friends=False)
+    async with client(mesh, alice_name) as alice:
+        with pytest.raises(Refused, match="are not friends"):
+            await alice.send(bob_name, "hello")
+        with pytest.raises(Refused, match="no user"):
+            await alice.send("nobody-of-that-name", "hello")
+
+
+async def test_after_the_end_of_a_friendship_what_was_stored_comes_and_nothing_new(mesh: RealMesh) -> None:
+    alice_name, bob_name = await mesh.people("alice", "bob")
+    async with client(mesh, bob_name):
+        pass
+    async with client(mesh, alice_name) as alice:
+        await say(alice, bob_name, "before")
+        async with Api(mesh.api) as api:
+            await api.login(bob_name, PASSWORD)
+            await api.remove(alice_name)
+        accepted, refusal = ["before"], None
+        while refusal is None:  # her connector learns of it in a moment
+            outgoing = await alice.send(bob_name, f"after {len(accepted)}")
+            try:
+                await asyncio.wait_for(outgoing.wait_sent(), DEADLINE_S)
+                accepted.append(f"after {len(accepted)}")
+            except Refused as error:
+                refusal = error
+        assert (refusal.code, refusal.sentence) == (Code.NOT_FRIENDS, "sender and recipient are not friends")
+        with pytest.raises(Refused, match="not a friend yet"):
+            await alice.send(bob_name, "and again")  # now she knows it too
+        async with client(mesh, bob_name) as bob:
+            assert await texts(bob, len(accepted)) == accepted
+            await mesh.befriend(alice_name, bob_name)
+            await nothing_more(bob, alice, bob_name)
+
+
+async def test_another_users_state_file_is_refused(mesh: RealMesh) -> None:
+    alice_name, bob_name = await mesh.people("alice", "bob")
+    async with client(mesh, alice_name):
+        pass
+    file = mesh.folder / f"{alice_name}-phone.db"
+    with pytest.raises(UsageError, match=f"this state file is of {alice_name} on phone, not of {bob_name} on phone"):
+        await Client(mesh.api, bob_name, PASSWORD, device="phone", state=file).__aenter__()
