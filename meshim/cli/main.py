@@ -5,6 +5,7 @@ anything else that meshim raises on purpose, 130 after Ctrl-C.  A traceback is a
 """
 
 import importlib
+import os
 import sys
 from typing import NoReturn
 
@@ -56,6 +57,8 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
+    # Messages, keys, hashes of passwords: whatever we and our children write is for its owner, whoever made the folder.
+    os.umask(0o077)
     try:
         code = cli.main(prog_name="meshim", standalone_mode=False)
     except click.UsageError as error:

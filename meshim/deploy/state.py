@@ -75,7 +75,10 @@ class DataFolder:
         self.topology = self.run / "topology.yaml"
 
     def create(self) -> None:
-        """Make what is missing; only the owner can look inside (messages, keys, passwords)."""
+        """Make what is missing; only the owner can look inside (messages, keys, passwords).
+
+        A folder that was there keeps its mode; what meshim writes into it is private by itself (umask).
+        """
         for folder in (self.root, self.run, self.logs):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 

@@ -1,8 +1,9 @@
 """Whatever goes wrong at the command line is one sentence and an exit code."""
 
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,14 @@ from meshim.cli import main as command_line
 from meshim.errors import BackendUnavailable, UsageError
 
 Meshim = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def usual_umask() -> Iterator[None]:
+    """The command changes that of its process, which here is everybody's."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
 
 
 @pytest.fixture
@@ -100,6 +109,13 @@ def test_a_good_topology_is_summed_up(meshim: Meshim, tmp_path: Path) -> None:
         "good.yaml is a topology: 2 connectors, 2 transfers, 1 writers, 1 rest.\n",
         "",
     )
+
+
+def test_what_is_written_into_a_folder_that_was_there_is_for_its_owner_alone(meshim: Meshim, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir(mode=0o755)
+    assert meshim("db", "upgrade") == (0, "The database is up to date.\n", "")
+    assert {path.name: path.stat().st_mode & 0o077 for path in data.iterdir()} == {"meshim.db": 0, "log": 0, "run": 0}
 
 
 def test_help_lists_every_command(meshim: Meshim) -> None:
