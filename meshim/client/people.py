@@ -36,6 +36,10 @@ class People:
         folded = fold_name(name)
         if folded is None:
             raise Refused(Code.NO_SUCH_RECIPIENT, f"{name!r} cannot be the name of a user")
+        if folded == self._names[self.me]:
+            raise Refused(
+                Code.NO_SUCH_RECIPIENT, "nobody writes to oneself: your other devices see what you send anyway"
+            )
         known = self._peers.get(folded)
         if known is None or known[1] != "friends" or not self._keys.get(known[0]):
             known = await self._ask(folded)

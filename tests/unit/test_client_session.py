@@ -195,6 +195,7 @@ async def test_the_newest_key_seals_and_older_ones_open(service: RestService, st
         ("carol", Code.NO_SUCH_RECIPIENT, "no such user"),
         ("no such name", Code.NO_SUCH_RECIPIENT, "cannot be the name"),
         ("\N{KELVIN SIGN}arl", Code.NO_SUCH_RECIPIENT, "cannot be the name"),
+        ("Alice", Code.NO_SUCH_RECIPIENT, "nobody writes to oneself"),
         ("dave", Code.NOT_FRIENDS, "dave is not a friend yet"),
     ],
 )
