@@ -10,7 +10,7 @@ import msgspec
 from litestar import Litestar, Request, Response
 from litestar.datastructures import State
 from litestar.di import Provide
-from litestar.exceptions import HTTPException
+from litestar.exceptions import HTTPException, ValidationException
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
@@ -117,4 +117,13 @@ def _answer(error: ApiError) -> Response[Problem]:
 
 def _framework(error: HTTPException) -> ApiError:
     code = _HTTP_CODES.get(error.status_code, "internal" if error.status_code >= 500 else "malformed")
-    return core.refusal(code, f"{error.detail.rstrip('.')}.")
+    sentence = error.detail.rstrip(".")
+    if isinstance(error, ValidationException) and isinstance(error.extra, list):
+        # Litestar says there, and only there, what is wrong with which field.
+        whole_body = "data"
+        wrong = "; ".join(
+            each["message"] if each.get("key", whole_body) == whole_body else f"{each['message']} - at `{each['key']}`"
+            for each in error.extra
+        )
+        sentence = f"{sentence}: {' '.join(wrong.split())}"
+    return core.refusal(code, f"{sentence}.")

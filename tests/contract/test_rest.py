@@ -473,6 +473,19 @@ async def test_garbage_is_a_problem_of_its_own(world: World, body: bytes) -> Non
 
 
 @pytest.mark.parametrize(
+    ("body", "wrong"),
+    [
+        (b'{"name": "alice"}', "Object missing required field `password`"),
+        (b'{"name": 1, "password": "x"}', "Expected `str`, got `int` - at `name`"),
+    ],
+)
+async def test_what_is_wrong_with_a_body_is_told(world: World, body: bytes, wrong: str) -> None:
+    async with world.raw() as http:
+        response = await http.post("/v1/users", content=body, headers={"content-type": "application/json"})
+    assert (await problem_of(response)).detail == f"Validation failed for POST /v1/users: {wrong}."
+
+
+@pytest.mark.parametrize(
     "headers", [{}, {"content-type": "text/plain"}, {"content-type": "application/x-www-form-urlencoded"}]
 )
 async def test_a_body_of_another_type_is_not_even_read(world: World, headers: dict[str, str]) -> None:
