@@ -92,6 +92,10 @@ class Drain:
         self._backing_off = False
         return True
 
+    def look_again(self, now: float) -> None:
+        """Ask for another look in a moment: somebody waits for what a writer has not written yet."""
+        self._look_by(now)
+
     # ---- answers to the operation under way
 
     def peeked(self, through: int, waiting: bool, now: float) -> list[Action]:

@@ -23,7 +23,7 @@ class Queues:
             if session is not None:
                 through = event.through.get(partition_of(user, self._partitions), 0)
                 self._actions.extend(session.drain.peeked(through, device in event.waiting, now))
-                self._went_on(session)
+                self._went_on(session, now)
 
     def claimed(self, event: e.QueueClaimed, now: float) -> None:
         session = self._sessions.of_device(event.device, event.session)
@@ -38,7 +38,7 @@ class Queues:
             session.push_rows(session.drain.page(event.page, session.room, now))
             self._sessions.touch(session)
             self.go_on(session)
-            self._went_on(session)
+            self._went_on(session, now)
 
     def go_on(self, session: Session) -> None:
         """Read the next page, if there is one and the device has taken the last."""
@@ -76,7 +76,7 @@ class Queues:
             # `after` keeps every stream in order: what must wait for the queue is held or returned.
             session.state = State.LIVE
 
-    def _went_on(self, session: Session) -> None:
+    def _went_on(self, session: Session, now: float) -> None:
         """After a step of the drain: live messages come behind the last page."""
         if not session.drain.caught_up:
             return
@@ -86,6 +86,9 @@ class Queues:
         if session.held:
             self._sessions.give_back_all(session, session.release_held(), absent=False)
             self._sessions.touch(session)
+            if session.held:
+                # What they wait for may be another device's copy: then nobody pokes us when it is written.
+                session.drain.look_again(now)
 
     def _tell_delayed(self, session: Session, *, delayed: bool) -> None:
         if session.told_delayed != delayed:

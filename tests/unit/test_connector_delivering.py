@@ -249,6 +249,19 @@ def test_a_resent_copy_without_its_position_does_not_pass_the_one_that_is_held()
     assert bob.seqs == [1, 2]
 
 
+def test_what_is_held_for_what_a_writer_is_still_writing_is_looked_for_again_without_a_poke() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    bob = connector.online(B1)
+    transfer.give(place(seq=1, after=50))
+    connector.peeked(through=49)
+    connector.pass_time(0.2)
+    connector.peeked(through=50)
+    assert bob.seqs == [1], "what was stored there was for another device: nobody pokes this one"
+    connector.pass_time(1.0)
+    assert not connector.take(e.PeekQueues), "and no oftener than somebody waits"
+
+
 def test_who_is_held_for_too_long_is_given_back() -> None:
     connector = Connector()
     transfer = connector.transfer()
