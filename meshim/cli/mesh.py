@@ -93,7 +93,7 @@ class RoleStatus(RoleState, frozen=True):
     """A role as `meshim status --json` shows it."""
 
     counters: dict[str, int] = {}
-    """What the running process has counted; see `statistics.py` of the role.  REST counts nothing."""
+    """What the running process has counted; see `statistics.py` of the role and `Connections.counted`."""
 
 
 class BackendStatus(msgspec.Struct, frozen=True):

@@ -110,7 +110,12 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         )  # fmt: skip
         async with kept(keeper, service):
             shell.start(incarnation)
-            service.start(counters.keep(data, "connector", name, service.log, lambda: _counted(core, router, keeper)))
+            service.start(
+                counters.keep(
+                    data, "connector", name, service.log,
+                    lambda: _counted(core, router) | keeper.counted() | connections.counted(),
+                )
+            )  # fmt: skip
             service.ready(endpoint)
             await service.stopping()
         # Without the lease, so that nobody new comes meanwhile.
@@ -118,6 +123,6 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         router.close(linger_ms=200)
 
 
-def _counted(core: ConnectorCore, router: Router, keeper: LeaseKeeper) -> dict[str, int]:
+def _counted(core: ConnectorCore, router: Router) -> dict[str, int]:
     sockets = {f"socket_{name}": count for name, count in router.statistics()._asdict().items()}
-    return msgspec.structs.asdict(core.statistics) | sockets | {"lease_losses": keeper.losses}
+    return msgspec.structs.asdict(core.statistics) | sockets

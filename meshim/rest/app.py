@@ -48,7 +48,7 @@ def build(
     log: Log,
     clock: Clock = time.time,
 ) -> Litestar:
-    """The application; it closes nothing of what it was given."""
+    """The application; it closes nothing of what it was given.  Its `state.spread` counts what did not get through."""
     spread = Spread(backends, clock, log)
     friends = Friends(backends, spread, master, topology, clock, log)
     sessions = Sessions(backends, spread, friends, passwords, topology, clock, log)
@@ -78,6 +78,7 @@ def build(
             HTTPException: lambda _, error: _answer(_framework(error)),
             Exception: fell_over,
         },
+        state=State({"spread": spread}),
         request_class=JsonRequest,
         request_max_body_size=BODY_BYTES_MAX,
         openapi_config=OpenAPIConfig(

@@ -17,6 +17,7 @@ from meshim.errors import UsageError
 from meshim.rest.app import build
 from meshim.rest.backends import Backends
 from meshim.rest.passwords import Passwords
+from meshim.runtime import counters
 from meshim.runtime.crypto import MasterKey
 from meshim.runtime.log import Log
 from meshim.runtime.service import Service
@@ -46,14 +47,23 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         stack.callback(bound.close)
         passwords = Passwords()
         stack.callback(passwords.close)
-        backends = await _connected(topology, service, stack)
+        connections = Connections(topology, service, stack)
+        backends = await _connected(topology, connections, service)
         _warn_off_loopback(address, log)
-        server = Server(build(backends, passwords, master, topology, log), timers.shutdown_s / 2)
+        app = build(backends, passwords, master, topology, log)
+        server = Server(app, timers.shutdown_s / 2)
         service.start(server.serve([bound]))
         await server.up.wait()
         lease = Lease("rest", name, secrets.randbits(63), endpoint)
         # Nobody finds us by it (they have a URL), so serving does not wait for it.
-        async with kept(LeaseKeeper(backends.leases, lease, timers, log), service, needed=False):
+        keeper = LeaseKeeper(backends.leases, lease, timers, log)
+        async with kept(keeper, service, needed=False):
+            service.start(
+                counters.keep(
+                    data, "rest", name, log,
+                    lambda: {"not_spread": app.state.spread.missed} | keeper.counted() | connections.counted(),
+                )
+            )  # fmt: skip
             service.ready(endpoint)
             await service.stopping()
             await server.stop()
@@ -127,10 +137,9 @@ class Server(uvicorn.Server):
         yield
 
 
-async def _connected(topology: Topology, service: Service, stack: AsyncExitStack) -> Backends:
+async def _connected(topology: Topology, connections: Connections, service: Service) -> Backends:
     """The real ports; raises BackendUnavailable when NATS is away (the others are connected when first used)."""
     space, log = topology.namespace, service.log
-    connections = Connections(topology, service, stack)
     redis, leases, nats = connections.redis(), connections.leases(), await connections.nats()
     accounts = SqlAccounts(connections.archive())
     return Backends(

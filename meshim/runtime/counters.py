@@ -3,7 +3,7 @@
 Written at most once a second, whole or not at all, and a last time when the role ends; `meshim status --json`
 shows it as `counters`.  A file, because it can be read when Redis or NATS is what is wrong, and when the process
 that wrote it is stopped or dead.  Counters begin anew with each process; which ones there are is said by the
-`statistics.py` of the role.  Nothing is done for them on the way of a message.
+`statistics.py` of the role, and by the clients of its backends.  Nothing is done for them on the way of a message.
 """
 
 import asyncio

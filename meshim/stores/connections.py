@@ -1,7 +1,7 @@
 """What a role is connected to: opened in one way by all of them, and closed when the role's stack unwinds."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from meshim.errors import BackendUnavailable
@@ -21,10 +21,17 @@ class Connections:
         self._topology = topology
         self._service = service
         self._stack = stack
+        self._counting: list[Callable[[], Mapping[str, int]]] = []
+
+    def counted(self) -> dict[str, int]:
+        """What those that were opened have counted since the start, for `meshim status`."""
+        return {name: count for counted in self._counting for name, count in counted().items()}
 
     def redis(self) -> RedisClient:
         """Connects when it is first used."""
-        return self._redis(RedisClient(self._topology.backends.redis, self._service.log))
+        redis = self._redis(RedisClient(self._topology.backends.redis, self._service.log))
+        self._counting.append(lambda: {"redis_subscription_failures": redis.subscription_failures})
+        return redis
 
     def leases(self) -> RedisLeases:
         """On connections of their own: a renewal must not queue behind a storm of greetings."""
@@ -39,14 +46,20 @@ class Connections:
         """Connects when it is first used."""
         archive = Archive(self._topology.backends.sql, self._topology.limits.db_threads)
         self._stack.push_async_callback(archive.close)
+        self._counting.append(lambda: _named("database", archive.statistics()._asdict()))
         return archive
 
     async def nats(self) -> NatsClient:
         """Raises BackendUnavailable when NATS does not answer; the role ends when it closes the connection for good."""
         nats = await NatsClient.connect(self._topology.backends.nats, self._service.log)
         self._stack.push_async_callback(nats.close)
+        self._counting.append(lambda: _named("nats", nats.statistics()._asdict()))
         self._service.start(_mourn(nats))
         return nats
+
+
+def _named(backend: str, counts: Mapping[str, int]) -> dict[str, int]:
+    return {f"{backend}_{name}": count for name, count in counts.items()}
 
 
 async def _mourn(nats: NatsClient) -> None:

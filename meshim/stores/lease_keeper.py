@@ -74,6 +74,10 @@ class LeaseKeeper:
         """False when we may be held for dead."""
         return self._loop.time() < self._valid_until
 
+    def counted(self) -> dict[str, int]:
+        """For `meshim status`."""
+        return {"lease_losses": self.losses, "lease_failed_renewals": self.failed_renewals}
+
     async def acquire(self) -> None:
         """Take the lease for the first time, once that of an incarnation that crashed has ended.
 

@@ -89,7 +89,12 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         keeper = LeaseKeeper(leases, lease, timers, service.log, watch=("connector",), on_living=doors.living)
         async with kept(keeper, service):
             shell.start()
-            service.start(counters.keep(data, "transfer", name, service.log, lambda: _counted(core, router, keeper)))
+            service.start(
+                counters.keep(
+                    data, "transfer", name, service.log,
+                    lambda: _counted(core, router) | keeper.counted() | connections.counted(),
+                )
+            )  # fmt: skip
             service.ready(endpoint)
             await service.stopping()
         # Without the lease, so that nobody new comes meanwhile.
@@ -97,9 +102,9 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         router.close(linger_ms=200)
 
 
-def _counted(core: TransferCore, router: Router, keeper: LeaseKeeper) -> dict[str, int]:
+def _counted(core: TransferCore, router: Router) -> dict[str, int]:
     sockets = {f"socket_{name}": count for name, count in router.statistics()._asdict().items()}
-    return msgspec.structs.asdict(core.statistics) | sockets | {"lease_losses": keeper.losses}
+    return msgspec.structs.asdict(core.statistics) | sockets
 
 
 class Doors:

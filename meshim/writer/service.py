@@ -73,8 +73,11 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         )
         async with kept(keeper, service):
             service.start(
-                counters.keep(data, "writer", name, service.log, lambda: dataclasses.asdict(core.statistics())),
-            )
+                counters.keep(
+                    data, "writer", name, service.log,
+                    lambda: dataclasses.asdict(core.statistics()) | keeper.counted() | connections.counted(),
+                )
+            )  # fmt: skip
             if await shell.until_ready():
                 service.ready("-")
             await service.stopping()

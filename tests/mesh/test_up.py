@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -23,6 +24,16 @@ def written(folder: Path, bind: str) -> str:
     return str(file)
 
 
+def counters(*data: str) -> dict[str, dict[str, int]]:
+    """What `status` shows of each role, once all have written it."""
+    deadline = time.monotonic() + 20.0
+    while True:
+        roles = json.loads(meshim("status", "--json", *data).stdout)["roles"]
+        if all(role["counters"] for role in roles):
+            return {role["name"]: role["counters"] for role in roles}
+        assert time.monotonic() < deadline, roles
+
+
 def test_up_status_down(tmp_path: Path) -> None:
     data = ("--data", str(tmp_path / "data"))
     up = meshim("up", "-t", written(tmp_path, "http://127.0.0.1:0"), "--detach", *data)
@@ -32,6 +43,7 @@ def test_up_status_down(tmp_path: Path) -> None:
         shown = json.loads(meshim("status", "--json", *data).stdout)
         again = meshim("up", "--detach", *data)
         table = meshim("status", *data).stdout
+        counted = counters(*data)
     finally:
         down = meshim("down", *data)
     assert shown["state"] == "running"
@@ -54,6 +66,9 @@ def test_up_status_down(tmp_path: Path) -> None:
     ]
     assert {each["state"] for each in shown["backends"]} == {"running"}
     assert "c2" in table
+    assert all({"lease_losses", "lease_failed_renewals", "nats_dropped"} <= each.keys() for each in counted.values())
+    assert {name for name, each in counted.items() if "database_retries" in each} == {"c1", "c2", "w1", "r1"}
+    assert counted["r1"]["not_spread"] == 0
     assert again.returncode == 2
     assert "A mesh runs on" in again.stderr
     assert (down.returncode, down.stdout) == (0, "The mesh has ended.\n")
