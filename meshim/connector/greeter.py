@@ -1,4 +1,4 @@
-"""Checks tokens: in the cache, so that greetings need no database (R8), or in the database, if the cache is away."""
+"""Checks tokens: in the cache, so that greetings need no database (R8), and in the database whenever it is asked."""
 
 import asyncio
 import time
@@ -74,15 +74,16 @@ class Greeter:
             raise PeerError(Code.BAD_TOKEN, BAD_TOKEN)
         if login.epoch != greet.epoch:
             raise PeerError(Code.BAD_TOKEN, "the token was given for another state file: log in again")
-        account = await self._account(login, now)
+        account = await self._account(login, token_hash, now)
         if account is None:
             raise PeerError(Code.BAD_TOKEN, BAD_TOKEN)
         return login, account
 
-    async def _account(self, login: Login, now: float) -> Account | None:
+    async def _account(self, login: Login, token_hash: bytes, now: float) -> Account | None:
         """The cached account while it is fresh; else the database's, or the stale one while that is away.
 
-        One that does not know the device of this login was read before its registration.
+        One that does not know the device of this login was read before its registration.  None when the database
+        does not know the token (any more): whoever revoked it, or dropped the device, may not have reached the cache.
         """
         try:
             (cached,) = await self._backends.cache.accounts((login.user,))
@@ -91,6 +92,8 @@ class Greeter:
         if cached is not None and now - cached.as_of < self._fresh_s and login.device in cached.devices:
             return cached
         try:
+            if await self._backends.accounts.login(token_hash, now) is None:
+                return None
             account = await self._backends.accounts.account(login.user, now)
         except BackendUnavailable:
             if cached is None:

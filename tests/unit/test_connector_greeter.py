@@ -1,0 +1,102 @@
+"""Who is let in with which token, by a cache that may be behind and a database that may be away."""
+
+import time
+
+from meshim.connector.events import CheckGreet, GreetAccepted, GreetRefused
+from meshim.connector.greeter import Backends, Greeter
+from meshim.errors import BackendUnavailable, Code
+from meshim.runtime.crypto import hash_token
+from meshim.runtime.service import Service
+from meshim.stores.memory_accounts import MemoryAccounts
+from meshim.stores.memory_archive import MemoryArchive, MemoryQueues
+from meshim.stores.memory_broker import MemoryBroker, MemoryNotices
+from meshim.stores.memory_redis import MemoryPresence, MemoryRedis, MemorySessionCache
+from meshim.stores.ports import Account, Login
+
+TOKEN = b"t" * 32
+EPOCH = 7
+FRESH_S = 15.0
+
+
+class Accounts(MemoryAccounts):
+    """A database that can be away."""
+
+    away = False
+
+    async def login(self, token_hash: bytes, now: float) -> Login | None:
+        if self.away:
+            raise BackendUnavailable("The database is away.")
+        return await super().login(token_hash, now)
+
+    async def account(self, user_id: int, now: float) -> Account | None:
+        if self.away:
+            raise BackendUnavailable("The database is away.")
+        return await super().account(user_id, now)
+
+
+class World:
+    """One user with one device, whose token is in the database and in the cache."""
+
+    def __init__(self) -> None:
+        archive, redis = MemoryArchive(time.time), MemoryRedis(time.time)
+        self.accounts = Accounts(archive)
+        self.cache = MemorySessionCache(redis, "test")
+        backends = Backends(
+            MemoryPresence(redis, "test"), self.cache, self.accounts, MemoryQueues(archive, 4),
+            MemoryNotices(MemoryBroker(time.time), "test"),
+        )  # fmt: skip
+        self._greeter = Greeter(backends, FRESH_S, Service("connector", "c1", shutdown_s=1.0))
+
+    async def log_in(self) -> Login:
+        user = await self.accounts.register("bob", "hash")
+        now = time.time()
+        device, _ = await self.accounts.log_in(user.user_id, "phone", EPOCH, hash_token(TOKEN), now + 60, now, 10)
+        login = Login(user.user_id, device.device_id, EPOCH, now + 60)
+        await self.cache.put_login(hash_token(TOKEN), login)
+        return login
+
+    async def greet(self, token: bytes = TOKEN, epoch: int = EPOCH) -> Code | None:
+        """Why it was refused; None for who is let in."""
+        (verdict,) = await self._greeter.check([CheckGreet(b"peer", 1, token, epoch)])
+        assert isinstance(verdict, GreetAccepted | GreetRefused)
+        return verdict.code if isinstance(verdict, GreetRefused) else None
+
+
+async def test_a_token_is_good_for_its_state_file_alone() -> None:
+    world = World()
+    await world.log_in()
+    assert await world.greet() is None
+    assert await world.greet(epoch=EPOCH + 1) is Code.BAD_TOKEN
+    assert await world.greet(token=b"x" * 32) is Code.BAD_TOKEN
+
+
+async def test_without_the_database_what_the_cache_knows_is_good_enough() -> None:
+    world = World()
+    await world.log_in()
+    assert await world.greet() is None
+    world.accounts.away = True
+    assert await world.greet() is None
+    assert await world.greet(token=b"x" * 32) is Code.BUSY, "nobody can tell now"
+
+
+async def test_a_token_that_was_revoked_behind_the_back_of_the_cache_is_refused() -> None:
+    world = World()
+    await world.log_in()
+    await world.accounts.log_out(hash_token(TOKEN))
+    assert await world.greet() is Code.BAD_TOKEN
+
+
+async def test_a_device_that_was_dropped_is_refused_whatever_the_cache_remembers() -> None:
+    """It would be a ghost: live messages reach it, and what is stored for it is left out."""
+    world = World()
+    await world.log_in()
+    assert await world.accounts.drop_idle_devices(time.time() + 1, 10) == 1
+    assert await world.greet() is Code.BAD_TOKEN
+
+
+async def test_an_old_account_in_the_cache_is_good_enough_while_the_database_is_away() -> None:
+    world = World()
+    login = await world.log_in()
+    await world.cache.put_account(Account(login.user, (login.device,), (), time.time() - 10 * FRESH_S))
+    world.accounts.away = True
+    assert await world.greet() is None
