@@ -6,24 +6,44 @@
     log.warning("lease lost", after_s=3.2)
     # 2024-05-17T09:30:00.123Z warning connector c1 lease-lost after_s=3.2
 
-Nothing is logged per message: what happens often is counted, not logged.
+Nothing is logged per message: what happens often is counted, not logged.  What may come with every request
+while a backend is away is bounded: `BURST_LINES` of one event in `BURST_S`, and the next one that
+is written says how many were `left_out`.
 """
 
 import json
 import re
 import sys
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TextIO
+from typing import NamedTuple, TextIO
+
+BURST_LINES = 20
+BURST_S = 60.0
 
 _BARE = re.compile(r"[\w.:/@+-]+\Z", re.ASCII)
+
+
+class _Burst(NamedTuple):
+    """One event: how often it was written since then, and how often it was not."""
+
+    since: float
+    written: int
+    left_out: int
 
 
 class Log:
     """The log of one role; lines are flushed, so that the last one before a crash is there."""
 
-    def __init__(self, role: str, name: str, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, role: str, name: str, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`clock` counts seconds."""
         self._who = f"{role} {name}"
         self._stream = stream
+        self._clock = clock
+        self._bursts: dict[str, _Burst] = {}  # as many as there are events in the code
 
     def info(self, event: str, /, **values: object) -> None:
         """Something that happens once in a while in a healthy mesh."""
@@ -38,6 +58,11 @@ class Log:
         self._write("error", event, values)
 
     def _write(self, level: str, event: str, values: dict[str, object]) -> None:
+        left_out = self._left_out(event)
+        if left_out is None:
+            return
+        if left_out:
+            values = values | {"left_out": left_out}
         now = datetime.now(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00")
         pairs = "".join(f" {key}={_value(value)}" for key, value in values.items())
         # One write for one line: several processes may share the file.
@@ -47,6 +72,18 @@ class Log:
             file=self._stream or sys.stderr,
             flush=True,
         )
+
+    def _left_out(self, event: str) -> int | None:
+        """How many lines of this event were left out before this one; None when this one is too."""
+        now = self._clock()
+        since, written, left_out = self._bursts.get(event, _Burst(now, 0, 0))
+        if now - since >= BURST_S:
+            since, written = now, 0
+        if written >= BURST_LINES:
+            self._bursts[event] = _Burst(since, written, left_out + 1)
+            return None
+        self._bursts[event] = _Burst(since, written + 1, 0)
+        return left_out
 
 
 def get(role: str, name: str) -> Log:

@@ -32,3 +32,21 @@ def test_every_level_is_named() -> None:
     for level in ("info", "warning", "error"):
         getattr(writer, level)("event")
     assert [line.split()[1] for line in stream.getvalue().splitlines()] == ["info", "warning", "error"]
+
+
+def test_what_comes_with_every_request_is_bounded_and_what_was_left_out_is_told() -> None:
+    stream, now = io.StringIO(), 100.0
+    writer = log.Log("rest", "r1", stream, lambda: now)
+    for _ in range(1_000):
+        writer.warning("answered 503", path="/v1/login")
+    writer.warning("leases away")
+    now += log.BURST_S
+    for _ in range(2):
+        writer.warning("answered 503", path="/v1/login")
+    lines = [line.split(" ", 4)[4] for line in stream.getvalue().splitlines()]
+    assert lines == [
+        *["answered-503 path=/v1/login"] * log.BURST_LINES,
+        "leases-away",
+        f"answered-503 path=/v1/login left_out={1_000 - log.BURST_LINES}",
+        "answered-503 path=/v1/login",
+    ]
