@@ -52,7 +52,8 @@ def _up_detached(file: Path | None, data: DataFolder) -> str:
     """Start `meshim up` in the background; return where its API is, or raise with what it said."""
     data.create()
     log = data.logs / "mesh.log"
-    command = [sys.executable, "-m", "meshim", "up", "--data", str(data.root), *(["-t", str(file)] if file else [])]
+    arguments = ["--data", str(data.root), *(["-t", str(file)] if file else [])]
+    command = [sys.executable, "-P", "-m", "meshim", "up", *arguments]
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603  (ourselves)
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True

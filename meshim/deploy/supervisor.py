@@ -35,7 +35,7 @@ _EXTRA_GRACE_S = 2.0
 
 def role_command(role: str, name: str, data: DataFolder) -> list[str]:
     """The command line that runs one role of the mesh on a data folder."""
-    return [sys.executable, "-m", "meshim", role, name, "-t", str(data.topology), "--data", str(data.root)]
+    return [sys.executable, "-P", "-m", "meshim", role, name, "-t", str(data.topology), "--data", str(data.root)]
 
 
 def upgrade_database(url: str) -> None:

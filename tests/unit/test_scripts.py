@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = ROOT / "scripts"
 PROGRAMS = sorted(path for path in SCRIPTS.glob("*.py") if path.read_text().startswith("#!"))
 
 
@@ -24,3 +25,11 @@ def test_it_runs_outside_of_the_venv(program: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"usage: {program.name}")
+
+
+def test_meshim_runs_from_anywhere_and_imports_nothing_that_lies_there(tmp_path: Path) -> None:
+    for name in ("click", "meshim", "json"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('this is not ours')\n")
+    (tmp_path / "linked").symlink_to(ROOT / "bin" / "meshim")
+    done = subprocess.run(["./linked", "--version"], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stdout[:15]) == (0, "meshim, version"), done.stderr
