@@ -10,7 +10,7 @@ import re
 NAME_CHARACTERS_MAX = 64
 DEVICE_CHARACTERS_MAX = 64
 
-_NAME = re.compile(r"[a-z0-9._-]{1,64}")
+_NAME = re.compile(rf"[a-z0-9._-]{{1,{NAME_CHARACTERS_MAX}}}")
 
 
 def fold_name(name: str) -> str | None:
