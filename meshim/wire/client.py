@@ -9,9 +9,6 @@ from meshim.wire.bounds import U31, U63, U64, Id, Milliseconds, Name, Positions,
 from meshim.wire.link import Ack, Close, Data, Frame, Ping, Pong, Reset
 from meshim.wire.outcome import Outcome
 
-Position = tuple[int, int]
-"""(user, position): a place in the log partition of that user."""
-
 
 class Greet(Frame, array_like=True, frozen=True, gc=False, tag=1):
     """First frame of a client: who it is, and the link epoch all later frames will carry.

@@ -44,6 +44,16 @@ def test_an_envelope_is_stamped_with_who_the_session_proves_and_routed_as_it_is(
     assert connector.count.submitted == 1
 
 
+def test_positions_of_people_who_get_no_copy_stay_behind() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    alice = connector.online(A1)
+    alice.submit(envelope(), after=((BOB, 12), *((user, 1) for user in range(100, 200)), (ALICE, 5), (BOB, 7)))
+    (route,) = transfer.take()
+    assert isinstance(route, Route)
+    assert route.stamp.after == ((BOB, 12), (ALICE, 5))
+
+
 def test_a_conversation_keeps_its_transfer() -> None:
     connector = Connector()
     transfers = {number: connector.transfer(number) for number in (901, 902)}
