@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import threading
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
@@ -89,15 +90,25 @@ async def test_a_file_in_use_is_refused(service: RestService, path: Path) -> Non
 async def test_whoever_stops_waiting_for_the_start_leaves_nothing_behind(
     service: RestService, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    opened: list[StateFile] = []
+
     def slowly(path: Path) -> StateFile:
-        time.sleep(0.1)
-        return StateFile(path)
+        begun.set()
+        assert go_on.wait(5.0)
+        opened.append(StateFile(path))
+        return opened[0]
 
     monkeypatch.setattr(client_module, "StateFile", slowly)
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.02):
-            await alice(service, path).__aenter__()
-    await asyncio.sleep(0.3)
+    starting = asyncio.ensure_future(alice(service, path).__aenter__())
+    assert await asyncio.to_thread(begun.wait, 5.0)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    go_on.set()
+    async with asyncio.timeout(5.0):
+        while not (opened and opened[0]._closed):
+            await asyncio.sleep(0.01)
     assert composed(path) == []
 
 
