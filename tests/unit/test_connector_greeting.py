@@ -19,6 +19,7 @@ from tests.unit.connector_world import (
     ELSEWHERE,
     HERE,
     LONGEST,
+    RELATION_S,
     RETRY_S,
     SWEEP_S,
     Client,
@@ -279,6 +280,18 @@ def test_a_session_replaced_while_its_connector_was_stopped_is_cut() -> None:
     connector.tell(e.PresenceDisturbed())
     connector.tell(e.SeatsWritten([(alice.seat, False)]))
     assert codes(alice) == [Code.REPLACED]
+
+
+def test_who_was_replaced_elsewhere_and_not_told_finds_out() -> None:
+    """Or it would go on draining the queue of the device, perhaps into a state file that was given up."""
+    connector = Connector()
+    bob = connector.online(B1)
+    for _ in range(3):
+        bob.ping()
+        connector.pass_time(RELATION_S / 3)
+    ((seat, _),) = connector.take(e.WriteSeats)[-1].seats
+    connector.tell(e.SeatsWritten([(seat, False)]))
+    assert codes(bob) == [Code.REPLACED]
 
 
 def test_a_copy_for_somebody_who_is_not_here_erases_the_seat_that_led_it_here() -> None:
