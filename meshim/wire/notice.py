@@ -1,6 +1,7 @@
-"""Notices: small messages to connectors over NATS, none of which is needed for correctness.
+"""Notices: small messages to connectors over NATS, at most once.
 
-Each only makes something happen sooner that a sweep or a time limit makes happen anyway.
+Each only makes something happen sooner that a sweep or a time limit makes happen anyway; but a session whose
+logout was not heard lasts until its connection ends, and is then refused.
 Poke and Kick go to the subject of one connector incarnation, the others to all connectors.
 """
 
