@@ -21,6 +21,7 @@ a client acknowledges what is in its state file, not what is in its memory.
 
 from collections import deque
 from collections.abc import Callable
+from math import inf
 from typing import Generic, TypeVar
 
 import msgspec
@@ -61,8 +62,8 @@ class Window(Generic[Out, In]):
     """Both halves of one end of a link."""
 
     __slots__ = (
-        "_ack_due", "_deferred", "_flights", "_next_number", "_options", "_queue", "_received", "_size_of", "_stash",
-        "credit", "link", "processed_number", "resent",
+        "_ack_due", "_deferred", "_flights", "_next_number", "_options", "_queue", "_received", "_resend_from",
+        "_size_of", "_stash", "credit", "link", "processed_number", "resent",
     )  # fmt: skip
 
     def __init__(
@@ -79,6 +80,8 @@ class Window(Generic[Out, In]):
         self._queue: deque[Out] = deque()
         self._flights: dict[int, _Flight[Out]] = {}
         self._next_number = 1
+        self._resend_from = inf
+        """Nothing is due again before.  Asked for at every turn of every link, so it is not searched for."""
         self._received = 0
         self._stash: dict[int, tuple[In, ...]] = {}
         self._ack_due = False
@@ -115,6 +118,7 @@ class Window(Generic[Out, In]):
             number = self._next_number
             self._next_number = number + 1
             self._flights[number] = _Flight(items, now, self._options.resend_s)
+            self._resend_from = min(self._resend_from, now + self._options.resend_s)
             frames.append(self._frame(number, items))
         return frames
 
@@ -149,6 +153,8 @@ class Window(Generic[Out, In]):
             if number > ack:
                 break
             done.extend(flights.pop(number).items)
+        if not flights:
+            self._resend_from = inf
         for number in stash:
             flight = flights.get(number)
             if flight is not None and not flight.held:
@@ -160,13 +166,16 @@ class Window(Generic[Out, In]):
 
     def resend(self, now: float) -> list[Data[Out]]:
         """The frames that are due again."""
-        frames = []
+        frames: list[Data[Out]] = []
+        if now < self._resend_from:
+            return frames
         for number, flight in self._flights.items():
             if flight.resend_at <= now:
                 flight.wait_s *= 2
                 flight.resend_at = now + flight.wait_s
                 self.resent += 1
                 frames.append(self._frame(number, flight.items))
+        self._resend_from = min((flight.resend_at for flight in self._flights.values()), default=inf)
         return frames
 
     def failed(self, now: float) -> bool:
@@ -181,6 +190,7 @@ class Window(Generic[Out, In]):
         items.extend(self._queue)
         self._flights.clear()
         self._queue.clear()
+        self._resend_from = inf
         return items
 
     # ---- receiving half
@@ -228,8 +238,8 @@ class Window(Generic[Out, In]):
         return Ack(self.link, self.processed_number, tuple(self._stash))
 
     def next_deadline(self) -> float | None:
-        """When `resend` or `failed` should be asked again."""
+        """When `resend` or `failed` should be asked again: not later than something is due, at times earlier."""
         if not self._flights:
             return None
         oldest = next(iter(self._flights.values()))
-        return min(oldest.first_sent + self._options.give_up_s, min(f.resend_at for f in self._flights.values()))
+        return min(oldest.first_sent + self._options.give_up_s, self._resend_from)

@@ -162,6 +162,26 @@ def test_the_next_deadline_is_that_of_resending_or_of_giving_up() -> None:
     assert end.next_deadline() == 10.0
 
 
+def test_a_deadline_of_a_frame_that_was_acknowledged_is_put_off_when_it_is_asked_about() -> None:
+    end = window()
+    push(end, 1)
+    end.take(0.0)
+    push(end, 2)
+    end.take(0.4)
+    end.acknowledged(1, (), 0.5)
+    deadline = end.next_deadline()
+    assert deadline is not None
+    assert deadline <= 1.4
+    assert not end.resend(1.0)
+    assert end.next_deadline() == 1.4
+    assert [frame.number for frame in end.resend(1.4)] == [2]
+    end.acknowledged(2, (), 1.5)
+    assert end.next_deadline() is None
+    push(end, 3)
+    end.take(5.0)
+    assert end.next_deadline() == 6.0
+
+
 def test_abandon_returns_what_was_not_acknowledged_in_order_and_empties_the_window() -> None:
     end = window()
     push(end, 9, 8, 7, 6, 5)
