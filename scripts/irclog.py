@@ -148,7 +148,7 @@ def count_addressed(log: bytes) -> int:
 def user_name(nick: str, tag: str = "") -> str:
     """Return the user name of a nick: no two nicks of one tag share a name.
 
-    Lower-case letters, digits, `-` and `_` stay; a capital letter is `.` and the small one; every other
+    Lower-case letters, digits and `_` stay; a capital letter is `.` and the small one; every other
     byte is `..` and two hexadecimal digits.  What gets too long is `...` and a digest.
     """
     name = "".join(map(_escape, nick))
@@ -158,7 +158,7 @@ def user_name(nick: str, tag: str = "") -> str:
 
 
 def _escape(character: str) -> str:
-    if re.fullmatch("[a-z0-9_-]", character):
+    if re.fullmatch("[a-z0-9_]", character):
         return character
     if re.fullmatch("[A-Z]", character):
         return "." + character.lower()

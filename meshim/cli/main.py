@@ -4,6 +4,7 @@ What a person can mend is one sentence on stderr and an exit code: 2 for wrong u
 anything else that meshim raises on purpose, 130 after Ctrl-C.  A traceback is a bug of ours.
 """
 
+import errno
 import importlib
 import os
 import sys
@@ -75,10 +76,12 @@ def main() -> NoReturn:
     except BrokenPipeError:  # whoever read our output had enough of it
         sys.stderr.close()
         sys.exit(1)
+    except UnicodeEncodeError:  # bytes that are no text came in as an argument, or on standard input
+        _fail("What was typed is not UTF-8: names, passwords and messages have to be.", 2)
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno != errno.ENOSPC:
             raise
-        _fail(f"{error.filename}: {error.strerror}.", 1)
+        _fail(f"{error.filename or 'Standard output'}: {error.strerror}.", 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -1,19 +1,14 @@
 """Commands that talk: send, listen, chat.  Each is one device of its user, with a state file of its own."""
 
 import asyncio
-import os
 import sys
 import threading
-from collections.abc import Awaitable, Callable
-from functools import wraps
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import quote, urlsplit
+from typing import TYPE_CHECKING
 
 import msgspec
 import rich_click as click
 
-from meshim.cli.login import Mesh, mesh_options, password_option, read_password
+from meshim.cli.device import Device, device_options
 from meshim.errors import BackendUnavailable, MeshimError, Refused, UsageError
 
 if TYPE_CHECKING:  # brings sockets and cryptography, which `--help` does without
@@ -21,77 +16,8 @@ if TYPE_CHECKING:  # brings sockets and cryptography, which `--help` does withou
 
 _LEAVE_S = 10.0
 """How long a command waits at its end for messages to be safe in the mesh; they stay in the state file otherwise."""
-_PATIENCE_S = 2.0
-"""After that long without a connection the person is told what is being waited for."""
-_T = TypeVar("_T")
-
-
-class Device(msgspec.Struct, frozen=True):
-    """Which device of whom a command is."""
-
-    mesh: Mesh
-    name: str
-    device: str
-    state: str | None
-    password: str | Callable[[], str]
-
-    def client(self) -> "Client":
-        from meshim.client import Client
-
-        return Client(
-            self.mesh.api,
-            self.name,
-            self.password,
-            device=self.device,
-            state=self.state or self._default_state(),
-            insecure=self.mesh.insecure,
-        )
-
-    def _default_state(self) -> Path:
-        home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-        place = urlsplit(self.mesh.api).netloc.replace(":", "-")
-        return Path(home) / "meshim" / f"{quote(self.name.lower(), safe='')}@{place}-{quote(self.device, safe='')}.db"
-
-    def run(self, work: "Callable[[Client], Awaitable[_T]]") -> _T:
-        """Connect, do the work, leave."""
-        import uvloop
-
-        async def connected() -> _T:
-            async with self.client() as client:
-                reminder = asyncio.create_task(_remind(client, self.mesh.api))
-                try:
-                    return await work(client)
-                finally:
-                    reminder.cancel()
-
-        return uvloop.run(connected())
-
-
-async def _remind(client: "Client", api: str) -> None:
-    try:
-        await asyncio.wait_for(client.online(), _PATIENCE_S)
-    except TimeoutError:
-        print(f"Waiting for a connector of the mesh at {api} ...", file=sys.stderr)
-    except MeshimError:  # the work fails with the same error, and tells it
-        return
-
-
-def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """ME, `--device`, `--state` and the password, as one `device`."""
-
-    @mesh_options
-    @password_option
-    @click.option("--device", default="cli", show_default=True, help="Name of this device among yours.")
-    @click.option("--state", metavar="FILE", help="State file of this device; by default one in ~/.local/state/meshim.")
-    @wraps(command)
-    def with_device(
-        *args: Any, mesh: Mesh, me: str, device: str, state: str | None, password_stdin: bool, **kwargs: Any
-    ) -> Any:
-        # The line is read in any case: what follows it on standard input are messages.
-        password = read_password(me, True) if password_stdin else (lambda: read_password(me, False))
-        return command(*args, device=Device(mesh, me, device, state, password), **kwargs)
-
-    return click.argument("me")(with_device)
+_QUICK_S = 1.0
+"""After that long it says so."""
 
 
 # ---------------------------------------------------------------- send
@@ -103,10 +29,10 @@ def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("text")
 @click.option(
     "--wait",
-    type=click.Choice(("stored", "sent", "delivered", "read")),
+    type=click.Choice(("sent", "delivered", "read")),
     default="sent",
     show_default=True,
-    help="Return when it is in the outbox of this device (stored), safe in the mesh, with PEER, or read.",
+    help="Return when it is safe in the mesh, with PEER, or read.",
 )
 def send(device: Device, peer: str, text: str, wait: str) -> None:
     """Send TEXT to PEER, as ME; - as TEXT reads it from standard input."""
@@ -116,12 +42,13 @@ def send(device: Device, peer: str, text: str, wait: str) -> None:
 
     async def work(client: "Client") -> None:
         outgoing = await client.send(peer, body)
-        if wait != "stored":
-            await {
-                "sent": outgoing.wait_sent,
-                "delivered": outgoing.wait_delivered,
-                "read": outgoing.wait_read,
-            }[wait]()
+        reached = {"sent": outgoing.wait_sent, "delivered": outgoing.wait_delivered, "read": outgoing.wait_read}
+        try:
+            await reached[wait]()
+        except (MeshimError, asyncio.CancelledError):
+            if outgoing.state == "pending":
+                print("The message is kept, and goes out when this device connects again.", file=sys.stderr)
+            raise
         print(f"{outgoing.id} {outgoing.state}")
 
     device.run(work)
@@ -185,11 +112,16 @@ def printable(text: str) -> str:
 
 async def _leave(client: "Client") -> None:
     """Wait until what we said is safe in the mesh, receipts too, but not for ever."""
-    try:
-        async with asyncio.timeout(_LEAVE_S):
-            await client.settled()
-    except TimeoutError:
-        print("Not everything is safe in the mesh yet; it is sent when you come back.", file=sys.stderr)
+    for patience_s, then in (
+        (_QUICK_S, "Waiting until everything is safe in the mesh; Ctrl-C leaves it for the next time ..."),
+        (_LEAVE_S, "Not everything is safe in the mesh yet: it is kept, and goes out when you come back."),
+    ):
+        try:
+            async with asyncio.timeout(patience_s):
+                await client.settled()
+                return
+        except TimeoutError:
+            print(then, file=sys.stderr)
 
 
 # ---------------------------------------------------------------- chat
@@ -206,6 +138,10 @@ def chat(device: Device, peer: str) -> None:
     """
 
     async def work(client: "Client") -> None:
+        try:
+            await client.check_friend(peer)
+        except BackendUnavailable as error:
+            print(error.sentence, file=sys.stderr)
         print(f"You are {device.name} and talk with {peer}.  Ctrl-D ends.", file=sys.stderr)
         showing = asyncio.create_task(_show(client))
         typing = asyncio.create_task(_type(client, peer))
@@ -262,11 +198,11 @@ async def _follow(number: int, outgoing: "Outgoing") -> None:
         ):
             await reached()
             print(f"  #{number} {state}", flush=True)
-    except Refused as error:
-        print(f"  #{number} not sent: {error.sentence}", flush=True)
     except MeshimError as error:
-        if outgoing.state == "pending":
-            print(f"  #{number} on its way: {error.sentence}", file=sys.stderr)
+        if outgoing.state == "rejected":
+            print(f"  #{number} not sent: {error.sentence}", flush=True)
+        elif outgoing.state == "pending":
+            print(f"  #{number} is kept, and goes out when this device connects again.", file=sys.stderr)
 
 
 def _stdin() -> "asyncio.Queue[str | None]":

@@ -208,7 +208,14 @@ class Client:
 
     async def online(self) -> None:
         """Wait until a connector has welcomed us.  Raises what ended the client."""
-        either = [asyncio.ensure_future(event.wait()) for event in (self._connection.online, self._over)]
+        await self._either(self._connection.online)
+
+    async def offline(self) -> None:
+        """Wait until there is no connection; a new one is under way by itself.  Raises what ended the client."""
+        await self._either(self._connection.offline)
+
+    async def _either(self, happened: asyncio.Event) -> None:
+        either = [asyncio.ensure_future(event.wait()) for event in (happened, self._over)]
         try:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -248,6 +255,14 @@ class Client:
         outgoing = self._outgoing[to, seq] = Outgoing(draft.id.hex(), recipient, seq)
         await self._hand(e.Composed((msgspec.structs.replace(draft, body=body),)))
         return outgoing
+
+    async def check_friend(self, name: str) -> None:
+        """Return if messages can be sent to this user.
+
+        Raises Refused when they cannot (no friends, oneself, nobody), BackendUnavailable when nobody can tell now.
+        """
+        self._check()
+        await self._people.key_for(name)
 
     async def settled(self) -> None:
         """Wait until all that was sent is safe in the mesh, the receipts of `mark_read` too.

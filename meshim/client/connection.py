@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Sequence
 
 from meshim.client import events as e
-from meshim.errors import ApiError, BackendUnavailable, Code, Refused
+from meshim.errors import ApiError, BackendUnavailable, Code, PeerError, Refused
 from meshim.runtime.crank import Crank
 from meshim.runtime.sockets import Context, Dealer
 from meshim.wire.rest import Connector
@@ -55,6 +55,8 @@ class Connection:
         token: Callable[[bytes | None], Awaitable[bytes]],
     ) -> None:
         self.online = asyncio.Event()
+        self.offline = asyncio.Event()
+        self.offline.set()
         self._crank = crank
         self._connectors = connectors
         self._token = token
@@ -76,12 +78,17 @@ class Connection:
     def welcomed(self) -> None:
         self._welcomed_at = asyncio.get_running_loop().time()
         self._ousted = False
+        self.offline.clear()
         self.online.set()
 
     def ended(self, disconnect: e.Disconnect) -> None:
-        self.online.clear()
+        self._note_offline()
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(disconnect)
+
+    def _note_offline(self) -> None:
+        self.online.clear()
+        self.offline.set()
 
     # ---- the loop
 
@@ -91,9 +98,12 @@ class Connection:
         fresh_list = False
         refused: bytes | None = None
         while True:
+            token: bytes | None = None
             try:
                 token = await self._token(refused)
                 end = await self._once(token, await self._connectors(fresh_list))
+            except PeerError as error:
+                end = e.Disconnect(error.code, error.sentence)
             except BackendUnavailable as error:
                 end = e.Disconnect(None, error.sentence)
             except ApiError as error:
@@ -146,7 +156,7 @@ class Connection:
         except TimeoutError:
             return e.Disconnect(None, "the connector does not answer")
         finally:
-            self.online.clear()
+            self._note_offline()
             self._dealer.close(linger_ms=200)
             self._dealer = None
 

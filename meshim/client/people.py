@@ -45,9 +45,12 @@ class People:
             known = await self._ask(folded)
         user, standing = known
         if standing != "friends":
-            raise Refused(
-                Code.NOT_FRIENDS, f"{folded} is not a friend yet: ask with `meshim friend add` and wait for an answer"
-            )
+            me = self._names[self.me]
+            how = {
+                "asked": f"{folded} has asked for your friendship: answer with `meshim friend accept {me} {folded}`.",
+                "requested": f"{folded} has not accepted your friendship yet.",
+            }.get(standing, f"{folded} is not your friend: ask with `meshim friend add {me} {folded}`.")
+            raise Refused(Code.NOT_FRIENDS, how)
         version = max(self._keys[user])
         return user, version, self._keys[user][version]
 

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -10,7 +11,7 @@ import msgspec
 from meshim.client.core import Identity
 from meshim.client.rest import Api
 from meshim.client.state import StateFile
-from meshim.errors import ApiError, BackendUnavailable, ClientClosed, UsageError
+from meshim.errors import ApiError, BackendUnavailable, ClientClosed, Code, PeerError, UsageError
 from meshim.protocol.names import fold_name
 from meshim.runtime.crypto import format_token, open_sealed, parse_token, seal
 from meshim.wire.envelope import associated_data, decode_envelope, encode_envelope
@@ -46,6 +47,7 @@ class _Login(msgspec.Struct):
     token: bytes
     expires_at: float
     connectors: tuple[Connector, ...]
+    mesh: str = ""
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -117,8 +119,11 @@ class Session:
                 return
             name, _, device = self._credentials
             answer = await self._api.login(name, await self._credentials.reveal(), device, self._state.epoch)
-            if before is not None and before.user_id != answer.user_id:
-                raise UsageError(f"{name} is another user here than in this state file: use a new file for this server")
+            if before is not None and (before.user_id, before.mesh) != (answer.user_id, answer.mesh):
+                raise UsageError(
+                    f"{self._state.path} is of another mesh, or of this one before its data was deleted: "
+                    "remove it, or use another state file"
+                )
             self._login = self._login_of(answer)
             await self._keep()
             await self.keep_relations(answer.relations)
@@ -130,7 +135,7 @@ class Session:
     def _login_of(self, answer: LoginAnswer) -> _Login:
         return _Login(
             self._api.base_url, answer.name, self._credentials.device, answer.user_id, answer.device_id,
-            parse_token(answer.token), answer.expires_at, answer.connectors,
+            parse_token(answer.token), answer.expires_at, answer.connectors, answer.mesh,
         )  # fmt: skip
 
     async def _keep(self) -> None:
@@ -153,9 +158,11 @@ class Session:
         return self._known.token
 
     async def connectors(self, fresh: bool) -> Sequence[Connector]:  # the callback of Connection
-        """Where to connect; asks the REST service if `fresh`, and makes do with the last answer when it is away."""
+        """Where to connect; asks the REST service if `fresh`, and makes do with the last answer when it is away.
+
+        Raises PeerError when the service refuses our token.
+        """
         if fresh:
-            token = self._known.token
             try:
                 async with asyncio.timeout(_ASK_S):
                     found = await self._api.connectors()
@@ -163,8 +170,9 @@ class Session:
                 pass  # the list we have may still be right
             except ApiError as error:
                 if error.status == 401:
-                    await self._log_in(token)
-                elif not error.temporary:
+                    # The same verdict as a connector's: who took this device over must not be ousted in turn.
+                    raise PeerError(Code.BAD_TOKEN, error.sentence) from error
+                if not error.temporary:
                     raise
             else:
                 if found and found != self._known.connectors:  # none: the service has lost sight of them
@@ -192,6 +200,24 @@ class Session:
                 raise
         await self._log_in(token)
         return await ask()
+
+
+def kept_login(path: Path) -> str | None:
+    """The token that a state file keeps, as REST writes it; None when it keeps none that lasts.
+
+    Raises UsageError when another process has the file, or it is no state file.
+    """
+    if not path.exists():
+        return None
+    state = StateFile(path)
+    try:
+        kept = state.get("login")
+    finally:
+        state.close()
+    login = None if kept is None else _decode(kept)
+    if login is None or login.expires_at <= time.time() + _SOON_S:
+        return None
+    return format_token(login.token)
 
 
 def readdress(state: StateFile, identity: Identity) -> bool:

@@ -314,13 +314,15 @@ class StateFile:
 
 def _lock(path: Path) -> int:
     """Make the file if it is missing, and lock it for this process; the descriptor that holds the lock."""
-    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)  # it holds keys: for nobody else to read
     try:
+        # Beside the locks of SQLite, which are of another kind and come and go.
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # it holds keys: for nobody else to read
     except BlockingIOError:
         os.close(lock)
-        raise UsageError(f"another process uses the state file {path}: stop it, or choose another file") from None
+        raise UsageError(
+            f"another process uses the state file {path}: stop it, or be another device with a file of its own"
+        ) from None
     except OSError:
         os.close(lock)
         raise

@@ -18,8 +18,9 @@ def fold_name(name: str) -> str | None:
     if not name.isascii():
         return None
     folded = name.lower()
-    # Names of dots only would be eaten as path segments by every URL parser on the way.
-    return folded if _NAME.fullmatch(folded) and folded.strip(".") else None
+    # Names of dots only would be eaten as path segments by every URL parser on the way, and a dash in front makes
+    # an option of every command.
+    return folded if _NAME.fullmatch(folded) and folded.strip(".") and not folded.startswith("-") else None
 
 
 def is_device_name(name: str) -> bool:

@@ -85,7 +85,10 @@ def checked_name(name: str) -> str:
     """The folded name; raises ApiError when nobody can be called that."""
     folded = fold_name(name)
     if folded is None:
-        raise refusal("bad_name", "A name is 1 to 64 letters a to z, digits, dots, dashes and underscores.")
+        raise refusal(
+            "bad_name",
+            "A name is 1 to 64 letters a to z, digits, dots, dashes and underscores, and does not begin with a dash.",
+        )
     return folded
 
 

@@ -24,6 +24,8 @@ class Friends:
         self._leases = backends.leases
         self._spread = spread
         self._master = master
+        self.mesh = master.fingerprint
+        """Names the mesh: content keys of another one are of no use here."""
         self._most_relations = topology.limits.relations_per_user
         self._clock = clock
         self._log = log

@@ -92,6 +92,7 @@ class Sessions:
             name=user.name,
             device_id=device.device_id,
             epoch=rest.format_epoch(epoch),
+            mesh=self._friends.mesh,
         )
         if request.device is None:
             return answer  # no connector will ever ask for this token, so no cache has to know it

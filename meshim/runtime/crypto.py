@@ -148,6 +148,11 @@ class MasterKey:
         except SealBroken:
             raise SealBroken("A content key does not open: this is not the master key it was wrapped with.") from None
 
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that tell this key from another one, and nothing else of it."""
+        return hashlib.sha256(b"meshim master key " + self._key).hexdigest()[:16]
+
     @classmethod
     def load(cls, path: Path) -> "MasterKey":
         """Read the key from a file of mode 0600, or make one at the first start.

@@ -133,6 +133,8 @@ class LoginAnswer(msgspec.Struct, frozen=True):
     epoch: Epoch
     connectors: tuple[Connector, ...] = ()
     relations: tuple[Relation, ...] = ()
+    mesh: str = ""
+    """Names this mesh: what a device keeps of another one (ids, keys, messages) is of no use here."""
 
 
 # ---------------------------------------------------------------- presence, probes

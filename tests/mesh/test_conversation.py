@@ -128,7 +128,7 @@ async def test_a_state_file_is_for_one_process(mesh: RealMesh) -> None:
         )  # fmt: skip
         assert refused.returncode == 2
         assert refused.stderr == (
-            f"meshim: another process uses the state file {file}: stop it, or choose another file\n"
+            f"meshim: another process uses the state file {file}: stop it, or be another device with a file of its own\n"
         )
 
 
@@ -331,7 +331,7 @@ async def test_after_the_end_of_a_friendship_what_was_stored_comes_and_nothing_n
             except Refused as error:
                 refusal = error
         assert (refusal.code, refusal.sentence) == (Code.NOT_FRIENDS, "sender and recipient are not friends")
-        with pytest.raises(Refused, match="not a friend yet"):
+        with pytest.raises(Refused, match="is not your friend: ask with"):
             await alice.send(bob_name, "and again")  # now she knows it too
         async with client(mesh, bob_name) as bob:
             assert await texts(bob, len(accepted)) == accepted

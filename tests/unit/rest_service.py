@@ -19,6 +19,7 @@ class RestService:
     def __init__(self) -> None:
         self.away = self.slow = False
         self.user_id, self.device_id = 1, 10
+        self.mesh = "this"
         self.connectors: tuple[rest.Connector, ...] = (rest.Connector("c1", "tcp://127.0.0.1:1", ""),)
         self.relations: tuple[rest.Relation, ...] = (rest.Relation(PEER, "friends", (rest.ContentKey(1, bytes(32)),)),)
         self.token_life_s = 3600.0
@@ -65,7 +66,7 @@ class RestService:
         return _json(
             rest.LoginAnswer(
                 format_token(self.token), self._now + self.token_life_s, self.user_id, request.name.lower(),
-                self.device_id, request.epoch, self.connectors, self.relations,
+                self.device_id, request.epoch, self.connectors, self.relations, self.mesh,
             )
         )  # fmt: skip
 

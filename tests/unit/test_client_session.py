@@ -96,11 +96,14 @@ async def test_a_token_that_has_ended_is_renewed_or_kept_while_the_service_is_aw
         await session(service, state, password="changed").open()
 
 
-async def test_a_user_of_that_name_on_another_server_is_somebody_else(service: RestService, state: StateFile) -> None:
+@pytest.mark.parametrize(("what", "other"), [("user_id", 77), ("mesh", "another")])
+async def test_a_user_of_that_name_on_another_mesh_is_somebody_else(
+    service: RestService, state: StateFile, what: str, other: object
+) -> None:
     opened = session(service, state)
     await opened.open()
-    service.user_id = 77
-    with pytest.raises(UsageError, match="another user here than in this state file"):
+    setattr(service, what, other)
+    with pytest.raises(UsageError, match="of another mesh, or of this one before its data was deleted: remove it"):
         await opened.token(service.token)
     assert await session(service, state).open() == Identity(1, 10, state.epoch)
 
@@ -196,7 +199,7 @@ async def test_the_newest_key_seals_and_older_ones_open(service: RestService, st
         ("no such name", Code.NO_SUCH_RECIPIENT, "cannot be the name"),
         ("\N{KELVIN SIGN}arl", Code.NO_SUCH_RECIPIENT, "cannot be the name"),
         ("Alice", Code.NO_SUCH_RECIPIENT, "nobody writes to oneself"),
-        ("dave", Code.NOT_FRIENDS, "dave is not a friend yet"),
+        ("dave", Code.NOT_FRIENDS, "answer with `meshim friend accept alice dave`"),
     ],
 )
 async def test_only_friends_can_be_written_to(
@@ -222,7 +225,7 @@ async def test_a_friendship_in_doubt_is_asked_for(service: RestService, state: S
     await known.key_for("bob")
     known.doubt(PEER.user_id)
     known.doubt(99)
-    with pytest.raises(Refused, match="not a friend yet"):
+    with pytest.raises(Refused, match="bob is not your friend: ask with `meshim friend add alice bob`"):
         await known.key_for("bob")
     service.relations = (
         rest.Relation(PEER, "friends", (rest.ContentKey(1, bytes(32)), rest.ContentKey(2, b"n" * 32))),

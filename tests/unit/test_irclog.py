@@ -172,7 +172,7 @@ def test_names_can_be_read() -> None:
     assert [user_name(nick) for nick in ("h00k", "CarlFK", "|QuaD-", "s3 x")] == [
         "h00k",
         ".carl.f.k",
-        "..7c.qua.d-",
+        "..7c.qua.d..2d",
         "s3..20x",
     ]
     assert user_name("|" * 100).startswith("...")

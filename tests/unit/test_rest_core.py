@@ -21,7 +21,9 @@ def test_names_are_folded(typed: str, folded: str) -> None:
     assert core.checked_name(typed) == folded
 
 
-@pytest.mark.parametrize("typed", ["", "x" * 65, ".", "..", "a b", "a/b", "ümlaut", "\u212aelvin", "a\n", "a%2f", "İ"])
+@pytest.mark.parametrize(
+    "typed", ["", "x" * 65, ".", "..", "a b", "a/b", "ümlaut", "\u212aelvin", "a\n", "a%2f", "İ", "-", "-x"]
+)
 def test_what_is_no_name_is_refused(typed: str) -> None:
     assert fold_name(typed) is None
     with pytest.raises(ApiError) as refused:
