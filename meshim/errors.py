@@ -2,7 +2,7 @@
 
 ::
 
-    MeshimError                 code, sentence, fatal
+    MeshimError                 sentence
     ├── UsageError              the person at the keyboard can mend it (exit code 2)
     │   └── TopologyError       a topology file is wrong; `path` says where
     ├── BackendUnavailable      Redis, NATS or the database does not answer; try again later
@@ -89,15 +89,11 @@ class SealBroken(MeshimError):
 
 
 class PeerError(MeshimError):
-    """The other end broke the protocol.
+    """The other end broke the protocol.  The link ends, and it is told the code and the sentence."""
 
-    `code` and the sentence are sent to it; `fatal` says whether the link is closed after that.
-    """
-
-    def __init__(self, code: Code, sentence: str, *, fatal: bool = True) -> None:
+    def __init__(self, code: Code, sentence: str) -> None:
         super().__init__(sentence)
         self.code = code
-        self.fatal = fatal
 
 
 class Refused(MeshimError):
