@@ -128,7 +128,8 @@ async def test_a_state_file_is_for_one_process(mesh: RealMesh) -> None:
         )  # fmt: skip
         assert refused.returncode == 2
         assert refused.stderr == (
-            f"meshim: another process uses the state file {file}: stop it, or be another device with a file of its own\n"
+            f"meshim: another process uses the state file {file}: "
+            "stop it, or be another device with a file of its own\n"
         )
 
 

@@ -280,13 +280,17 @@ async def test_while_the_mesh_is_down_messages_are_kept_and_the_person_is_told(t
         meshim = Meshim(running.api, tmp_path / "home")
         assert (await meshim.does("send", alice, bob, "one"))[0] == 0
         await mesh.down()
-        code, output, errors = await meshim.does("send", alice, bob, "two", "--wait", "stored")
-        assert (code, errors) == (0, "")
-        assert re.fullmatch(f"{ID} pending\n", output)
+        waiting = f"Waiting for a connector of the mesh at {running.api} ...\n"
+        async with meshim.starts("send", alice, bob, "two") as sending:
+            assert sending.stderr is not None
+            assert (await asyncio.wait_for(sending.stderr.readline(), DEADLINE_S)).decode() == waiting
+            sending.send_signal(signal.SIGINT)
+            told = await asyncio.wait_for(sending.stderr.readline(), DEADLINE_S)
+            assert told == b"The message is kept, and goes out when this device connects again.\n"
+            assert await ended(sending) == 130
         async with meshim.starts("send", alice, bob, "three") as sending:
             assert sending.stderr is not None
-            told = await asyncio.wait_for(sending.stderr.readline(), DEADLINE_S)
-            assert told.decode() == f"Waiting for a connector of the mesh at {running.api} ...\n"
+            assert (await asyncio.wait_for(sending.stderr.readline(), DEADLINE_S)).decode() == waiting
             await mesh.up()
             assert re.fullmatch(f"{ID} sent", await line(sending))
             assert await ended(sending) == 0
