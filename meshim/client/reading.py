@@ -10,7 +10,7 @@ import msgspec
 from meshim.client.message import Message, Place
 from meshim.client.people import People
 from meshim.client.state import Received, StateFile
-from meshim.errors import BackendUnavailable, MeshimError, SealBroken
+from meshim.errors import BackendUnavailable, MeshimError, SealBroken, UsageError
 from meshim.runtime.crypto import open_sealed
 from meshim.wire.envelope import Envelope, Kind, Stream, associated_data, decode_envelope, decode_text
 
@@ -40,6 +40,8 @@ class Reading:
         self._failure: MeshimError | None = None
         self._turn = 0
         """Of the last message that was given out."""
+        self._reader: object = None
+        """The loop that reads now."""
         self.skipped = 0
         """Messages of kinds that this version does not know."""
 
@@ -52,17 +54,24 @@ class Reading:
         self._more.set()
 
     async def messages(self) -> AsyncIterator[Message]:
-        """Messages for the application; raises what ended the client."""
+        """Messages for the application; raises what ended the client, and UsageError when another loop has begun."""
+        reader = self._reader = object()
+        self._more.set()  # for an earlier loop to see it
         while True:
             self._more.clear()
             async with self._lock:
                 self._check()
+                if self._reader is not reader:  # both would be given the same messages
+                    self._more.set()  # in case that was for the other one
+                    raise UsageError("another loop reads the messages of this client now: one at a time")
                 if self._turn:
                     self._state.handled((self._turn,))  # also when the loop was left and entered again
                 page = self._state.received(self._turn, PAGE)
             for row in page:
                 message = await self._open(row)
                 self._check()
+                if self._reader is not reader:
+                    break
                 if message is not None:
                     self._turn = row.turn
                     yield message

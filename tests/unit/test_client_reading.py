@@ -14,7 +14,7 @@ from meshim.client.message import Message, Place
 from meshim.client.people import People
 from meshim.client.reading import Reading
 from meshim.client.state import StateFile
-from meshim.errors import ApiError, BackendUnavailable, ClientClosed, MeshimError
+from meshim.errors import ApiError, BackendUnavailable, ClientClosed, MeshimError, UsageError
 from meshim.runtime.crypto import seal
 from meshim.wire.envelope import (
     WIRE_VERSION,
@@ -182,6 +182,25 @@ async def test_a_message_that_was_marked_as_done_is_not_given_again(state: State
     assert [row.seq for row in state.received(0, 9)] == [1, 2]
     await message.mark_read()
     assert [row.seq for row in state.received(0, 9)] == [2]
+
+
+async def test_two_loops_at_once_are_not_given_the_same_messages(state: StateFile) -> None:
+    reading = Reading(state, asyncio.Lock(), answering(), no_receipt)
+    earlier, later = reading.messages(), reading.messages()
+    assert (await anext(earlier)).text == "one"
+    assert (await anext(later)).text == "two"
+    with pytest.raises(UsageError, match="one at a time"):
+        await anext(earlier)
+
+    waiting = asyncio.create_task(read_one(reading))
+    while not reading._more._waiters:
+        await asyncio.sleep(0)
+    last = asyncio.create_task(read_one(reading))
+    with pytest.raises(UsageError, match="one at a time"):
+        await asyncio.wait_for(waiting, 1.0)
+    state.apply([PutIn(STREAM, 3, envelope(3, "three"), False), Release(STREAM, 3, 0)])
+    reading.grew()
+    assert (await asyncio.wait_for(last, 1.0)).text == "three"
 
 
 def test_a_state_file_that_was_closed_says_so(tmp_path: Path) -> None:
