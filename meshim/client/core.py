@@ -86,7 +86,7 @@ class _Unsaved(NamedTuple):
 
 def submit_size(submit: Submit) -> int:
     """Bytes on the wire, rounded up."""
-    return len(submit.envelope) + 16 + 20 * len(submit.after)
+    return len(submit.envelope) + 16 + 30 * len(submit.after)
 
 
 class ClientCore:

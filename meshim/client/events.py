@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from meshim.errors import Code
+from meshim.wire.bounds import Positions
 from meshim.wire.envelope import Destination, Envelope, Stream
 
 # ---------------------------------------------------------------- events
@@ -48,11 +49,11 @@ Event = Connected | FramesReceived | ConnectionLost | Composed | MessagesRead | 
 
 
 class PutStream(NamedTuple):
-    """A stream of ours: the next seq, and `after` by user."""
+    """A stream of ours: the next seq, and where copies were stored."""
 
     to: Destination
     next_seq: int
-    after: dict[int, int]
+    after: Positions
 
 
 class PutOut(NamedTuple):

@@ -117,7 +117,7 @@ class Outbox:
 
     def _saved_stream(self, to: Destination) -> PutStream:
         stream = self._streams[to]
-        return PutStream(to, stream.next_seq, dict(stream.after))
+        return PutStream(to, stream.next_seq, stream.after)
 
     def saved(self, keys: Iterable[Key]) -> None:
         """These are in the state file: they may leave."""
@@ -143,7 +143,7 @@ class Outbox:
             message = self._pending[key]
             self._wait(key, message, now + message.resend_s)
             message.resend_s = min(2 * message.resend_s, self._options.longest_s)
-            submits.append(Submit(message.envelope, tuple(self._streams[key[0]].after.items())))
+            submits.append(Submit(message.envelope, self._streams[key[0]].after))
         return submits
 
     def _wait(self, key: Key, message: _Message, due: float) -> None:
@@ -173,8 +173,8 @@ class Outbox:
         if stream is None or outcome.last - outcome.first > self._options.tracked:
             return result
         if outcome.how == How.STORED:
-            for user, _ in outcome.done:
-                stream.stored(user, outcome.position)
+            for copy in outcome.done:
+                stream.stored(copy, outcome.position)
             result.changes.append(self._saved_stream(outcome.to))
         for seq in range(outcome.first, outcome.last + 1):
             self._one_outcome((outcome.to, seq), outcome, stream, now, result)

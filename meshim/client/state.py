@@ -75,7 +75,7 @@ _Answer = TypeVar("_Answer")
 _pack = msgspec.msgpack.Encoder().encode
 _destination = msgspec.msgpack.Decoder(Destination).decode
 _stream = msgspec.msgpack.Decoder(Stream).decode
-_after = msgspec.msgpack.Decoder(dict[int, int]).decode
+_after = msgspec.msgpack.Decoder(tuple[tuple[int, int, int], ...]).decode
 _holes = msgspec.msgpack.Decoder(tuple[tuple[int, int], ...]).decode
 
 
@@ -266,7 +266,7 @@ class StateFile:
                 "UPDATE outbox SET envelope = ? WHERE destination = ? AND seq = ?",
                 [(envelope, _pack(to), seq) for to, seq, envelope in messages],
             )
-            self._db.execute("UPDATE stream SET after = ?", (_pack({}),))
+            self._db.execute("UPDATE stream SET after = ?", (_pack(()),))
 
     # ---- what the application reads
 

@@ -48,7 +48,7 @@ def item_size(item: FromConnector) -> int:
     """Bytes on the wire, rounded up."""
     if isinstance(item, Outcome):
         return 96 + 24 * len(item.copies)
-    return len(item.envelope) + 96 + 24 * (len(item.stamp.copies) + len(item.stamp.after))
+    return len(item.envelope) + 96 + 30 * (len(item.stamp.copies) + len(item.stamp.after))
 
 
 class Mesh:

@@ -118,7 +118,7 @@ class Session:
         if len(self.custody) + len(self.held) >= most or self.live_bytes >= most_bytes:
             self.overflowed = True
             return Placed.REFUSED
-        after = after_of(place.stamp, self.login.user)
+        after = after_of(place.stamp, self.login.user, self.login.device)
         if after > self.drain.through or (self.held and _stream(place.stamp) in self._held_streams):
             self.held.append(Held(after, until, place))
             self._held_streams.add(_stream(place.stamp))
@@ -192,9 +192,9 @@ class Session:
         return places
 
 
-def after_of(stamp: Stamp, user: int) -> int:
-    """The position in the partition of `user` that a copy must not overtake; -1 when there is none."""
-    return max((position for whose, position in stamp.after if whose == user), default=-1)
+def after_of(stamp: Stamp, user: int, device: int) -> int:
+    """The position that a copy for this device must not overtake; -1 when there is none."""
+    return max((at for whose, which, at in stamp.after if whose == user and which in (0, device)), default=-1)
 
 
 def _stream(stamp: Stamp) -> tuple[int, int, Destination]:

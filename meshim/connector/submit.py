@@ -18,6 +18,7 @@ import msgspec
 
 from meshim.connector.session import Session
 from meshim.errors import Code, PeerError
+from meshim.protocol.outcome import AFTER_MOST
 from meshim.wire.bounds import Positions
 from meshim.wire.client import Submit
 from meshim.wire.envelope import EPHEMERAL_FROM, WIRE_VERSION, Envelope, Kind, To, decode_envelope
@@ -28,8 +29,6 @@ RECEIPT_BYTES = 4_096
 """A receipt needs no friendship, so that its body is kept small."""
 FIELDS_BYTES = 4_096
 """Of an envelope beside its body: far more than its fields take, also with some of a later version."""
-AFTER_PAIRS = 2
-"""Of `after`: the recipient's and the sender's own."""
 
 
 class Refusal(NamedTuple):
@@ -70,17 +69,17 @@ def judge(session: Session, submit: Submit, origin: int, body_bytes: int) -> Sta
         return Refusal(envelope, Code.NOT_FRIENDS, "sender and recipient are not friends")
     # The sender's other devices get a copy too, of everything but receipts.
     others = () if receipt else tuple((login.user, device) for device in session.devices if device != login.device)
-    after = submit.after if len(submit.after) <= AFTER_PAIRS else _concerning((to.id, login.user), submit.after)
+    after = submit.after if len(submit.after) <= AFTER_MOST else _concerning((to.id, login.user), submit.after)
     return Stamp(origin, login.user, login.device, login.epoch, to, envelope.seq, envelope.kind, after, others)
 
 
 def _concerning(users: tuple[int, ...], after: Positions) -> Positions:
-    """The positions of those who get a copy: what waits on its way is bounded by its envelopes."""
+    """One position for each of those who get a copy: what waits on its way is bounded by its envelopes."""
     highest: dict[int, int] = {}
-    for user, position in after:
+    for user, _, position in after:
         if user in users:
             highest[user] = max(position, highest.get(user, 0))
-    return tuple(highest.items())
+    return tuple((user, 0, position) for user, position in highest.items())
 
 
 def rejected(refusal: Refusal) -> Outcome | None:

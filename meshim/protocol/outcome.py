@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from meshim.wire.bounds import Positions
 from meshim.wire.mesh import Stamp
 from meshim.wire.outcome import Copy, How, Outcome
 
@@ -97,6 +98,10 @@ class OutStreamOptions(msgspec.Struct, frozen=True):
     in_flight: int = 256
 
 
+AFTER_MOST = 32
+"""Of the positions a stream carries along: the devices of two users, and some that they had."""
+
+
 class OutStream:
     """The sending end of one stream: which `seq` is next, what is unsettled, what is owed.
 
@@ -107,12 +112,12 @@ class OutStream:
     with no body, and belongs into the outbox in the transaction that settles the last of the run.
     """
 
-    __slots__ = ("_fate", "_options", "after", "next_seq", "owes_base", "unsettled")
+    __slots__ = ("_after", "_fate", "_options", "next_seq", "owes_base", "unsettled")
 
-    def __init__(self, options: OutStreamOptions, next_seq: int = 1, after: dict[int, int] | None = None) -> None:
+    def __init__(self, options: OutStreamOptions, next_seq: int = 1, after: Positions = ()) -> None:
         self._options = options
         self.next_seq = next_seq
-        self.after: dict[int, int] = dict(after or {})
+        self._after: dict[Copy, int] = {(user, device): position for user, device, position in after}
         self.unsettled: dict[int, int] = {}
         """seq -> base it was first sent with, in order."""
         self.owes_base = False
@@ -147,10 +152,23 @@ class OutStream:
         first = next(iter(self.unsettled.values()))
         self.owes_base = self.next_seq - first > len(self.unsettled)
 
-    def stored(self, user: int, position: int) -> None:
-        """A copy for this user was stored there: later live copies must not overtake it."""
-        if position > self.after.get(user, 0):
-            self.after[user] = position
+    @property
+    def after(self) -> Positions:
+        """Where copies were stored that a later live copy for the same device must not overtake."""
+        return tuple((user, device, position) for (user, device), position in self._after.items())
+
+    def stored(self, copy: Copy, position: int) -> None:
+        """A copy was stored there."""
+        if position <= max(self._after.get(copy, 0), self._after.get((copy[0], 0), 0)):
+            return
+        if copy[1] == 0 or (copy not in self._after and len(self._after) >= AFTER_MOST):
+            # One for all devices says no less of each, and keeps the list short.
+            user = copy[0]
+            highest = max((p for (of, _), p in self._after.items() if of == user), default=0)
+            self._after = {key: p for key, p in self._after.items() if key[0] != user}
+            self._after[user, 0] = max(highest, position)
+        else:
+            self._after[copy] = position
 
     def settle(self, seq: int, tally: Tally) -> bool:
         """Mark it settled; True when a base update is owed now and nothing else is under way to carry it."""

@@ -54,7 +54,7 @@ def item_size(item: FromTransfer) -> int:
     """Bytes on the wire, rounded up."""
     if isinstance(item, Outcome):
         return 96 + 24 * len(item.copies)
-    return len(item.envelope) + 128 + 24 * (len(item.stamp.copies) + len(item.stamp.after))
+    return len(item.envelope) + 128 + 30 * (len(item.stamp.copies) + len(item.stamp.after))
 
 
 class _Connector:

@@ -42,5 +42,5 @@ Sentence = Annotated[str, Meta(max_length=1_024)]
 """For people, in English."""
 Copies = Annotated[tuple[tuple[Id, AnyId], ...], Meta(max_length=LIST_MAX)]
 """Each (user, device), or (user, 0) for all devices of the user."""
-Positions = Annotated[tuple[tuple[Id, U63], ...], Meta(max_length=LIST_MAX)]
-"""Each (user, position): a place in the log partition of that user."""
+Positions = Annotated[tuple[tuple[Id, AnyId, U63], ...], Meta(max_length=LIST_MAX)]
+"""Each (user, device, position): where a copy was stored in the log partition of its user; device 0 for all of them."""

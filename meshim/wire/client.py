@@ -50,8 +50,8 @@ class Stored(Frame, array_like=True, frozen=True, gc=False, tag=10):
 class Submit(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=1):
     """Client to connector: an envelope to deliver.
 
-    `after` names, for each user whose copies of this stream were stored, the highest position
-    that the sender was told; live copies wait until the device was sent everything up to it.
+    `after` names, for each device for which a copy of this stream was stored (0: all of a user), the highest
+    position that the sender was told; live copies for it wait until it was sent everything up to there.
     """
 
     envelope: bytes

@@ -49,7 +49,7 @@ class Stranger:
         }
         # the outbox: by (destination, seq)
         self.next_seq: dict[tuple[int, ...], int] = {}
-        self.after: dict[tuple[int, ...], dict[int, int]] = {}
+        self.after: dict[tuple[int, ...], dict[tuple[int, int], int]] = {}
         self.pending: dict[tuple[tuple[int, ...], int], bytes] = {}
         self.accounted: dict[tuple[tuple[int, ...], int], set[tuple[int, int]]] = {}
         self.states: dict[tuple[tuple[int, ...], int], set[str]] = {}
@@ -102,7 +102,7 @@ class Stranger:
         """One item to a frame; nothing is resent here, since a test on loopback loses nothing."""
         self.until(lambda: self.sent_number - self.sent_acknowledged < self.welcome[6])
         self.sent_number += 1
-        item = [SUBMIT, envelope, list(self.after.get(to, {}).items())]
+        item = [SUBMIT, envelope, [(u, d, position) for (u, d), position in self.after.get(to, {}).items()]]
         self.send(DATA, self.link, self.sent_number, self.taken, sorted(self.early), [item])
 
     def until(self, condition: Callable[[], object]) -> None:
@@ -175,9 +175,9 @@ class Stranger:
             if how == DELIVERED_NOW and any(u != self.user for u, _ in done):
                 self.states[key].add("delivered")
             if how == KEPT:
-                for u, _ in done:
+                for u, d in done:
                     after = self.after.setdefault(tuple(to), {})
-                    after[u] = max(position, after.get(u, 0))
+                    after[u, d] = max(position, after.get((u, d), 0))
             if how == REJECTED:
                 self.states[key].add("rejected")
                 self.codes[key] = code

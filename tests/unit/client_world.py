@@ -134,7 +134,8 @@ class Mesh:
             self._tell(envelope, How.BUSY)
             return
         seat = self.seats.get(user)
-        if seat is None or self.storing or dict(submit.after).get(user, 0) > seat.drained:
+        after = max((at for of, _, at in submit.after if of == user), default=0)
+        if seat is None or self.storing or after > seat.drained:
             self._store(user, submit.envelope)
             return
         seat.link.window.push(Delivery(submit.envelope))

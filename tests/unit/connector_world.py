@@ -11,6 +11,7 @@ from meshim.protocol.link import LinkOptions
 from meshim.protocol.window import WindowOptions
 from meshim.stores.ports import Account, Login, Page, Row, Seat
 from meshim.wire import client, mesh
+from meshim.wire.bounds import Positions
 from meshim.wire.client import Delivery, Greet, Stored, Submit, Welcome
 from meshim.wire.envelope import WIRE_VERSION, Destination, Envelope, Kind, To, decode_envelope, encode_envelope
 from meshim.wire.link import Ack, Close, Data, Frame, Ping, Pong, Reset
@@ -75,9 +76,9 @@ def envelope(
 
 
 def place(device: int = B1, seq: int = 1, sender: int = A1, **fields: Any) -> Place:
-    """A live copy for one device; `after` is a position in the partition of its user."""
+    """A live copy for one device; `after` is where an earlier one was stored for it."""
     user = device // 10
-    after = ((user, fields.pop("after")),) if "after" in fields else ()
+    after = ((user, device, fields.pop("after")),) if "after" in fields else ()
     body = fields.pop("body", b"hello")
     kind = fields.pop("kind", Kind.TEXT)
     stamp = Stamp(
@@ -221,6 +222,7 @@ class Client:
         self.link = 5000 + len(connector.clients)
         self.frames: list[Frame] = []
         self.number = 0
+        self.acknowledged = 0
         self.session = 0
 
     def send(self, frame: Frame) -> None:
@@ -257,7 +259,7 @@ class Client:
 
     # ---- talking
 
-    def submit(self, *envelopes: bytes, after: tuple[tuple[int, int], ...] = ()) -> None:
+    def submit(self, *envelopes: bytes, after: Positions = ()) -> None:
         self.number += 1
         items = tuple(Submit(each, after) for each in envelopes)
         self.send(Data(self.link, self.number, self.taken, (), items))
@@ -274,7 +276,8 @@ class Client:
 
     def acknowledge(self, upto: int | None = None) -> None:
         """All that came, or what came in the frames up to this number."""
-        self.send(Ack(self.link, self.taken if upto is None else upto))
+        self.acknowledged = self.taken if upto is None else upto
+        self.send(Ack(self.link, self.acknowledged))
 
     def ping(self) -> None:
         self.send(Ping(self.link))

@@ -147,11 +147,11 @@ def test_later_messages_name_the_position_that_earlier_ones_were_stored_at() -> 
     [first] = box.take(9, 0.0)
     assert first.after == ()
     settled = box.outcome(outcome(1, How.STORED, position=17), 0.0)
-    assert settled.changes[0] == PutStream(BOB, 2, {PEER: 17})
+    assert settled.changes[0] == PutStream(BOB, 2, ((*PHONE, 17),))
     box.outcome(outcome(1, How.STORED, position=5), 0.0)  # late, of an earlier attempt
     composed(box)
     [second] = box.take(9, 0.0)
-    assert second.after == ((PEER, 17),)
+    assert second.after == ((*PHONE, 17),)
     composed(box, CAROL)
     [third] = box.take(9, 0.0)
     assert third.after == ()
@@ -290,14 +290,14 @@ def test_after_a_restart_the_outbox_goes_on_where_it_was() -> None:
 
     box = outbox(
         Snapshot(
-            streams=[PutStream(BOB, 8, {PEER: 5})],
+            streams=[PutStream(BOB, 8, ((PEER, 0, 5),))],
             unsettled=[unsettled(4, 4), unsettled(6, 4, "read")],
             settled=[SettleOut(BOB, 5, "sent"), SettleOut(BOB, 3, "rejected", 6, "no")],
             orders=[],
             held=[],
         )
     )
-    assert [submit.after for submit in box.take(9, 0.0)] == [((PEER, 5),)] * 2
+    assert [submit.after for submit in box.take(9, 0.0)] == [((PEER, 0, 5),)] * 2
     box.disconnected()
     assert submitted(box, 1.0) == [4, 6]
     assert box.reserve(BOB) == (8, 4)

@@ -256,7 +256,7 @@ async def test_what_a_forgotten_device_had_not_sent_is_addressed_and_sealed_anew
         state.apply(
             [
                 PutOut(envelope.to, envelope.seq, envelope.base, envelope.kind, bytes(16), encode_envelope(envelope)),
-                PutStream(envelope.to, envelope.seq + 1, {2: 99}),
+                PutStream(envelope.to, envelope.seq + 1, ((2, 0, 99),)),
             ]
         )
     assert not readdress(state, Identity(1, 10, state.epoch))
@@ -266,7 +266,7 @@ async def test_what_a_forgotten_device_had_not_sent_is_addressed_and_sealed_anew
     assert (new_text.device, new_text.id, new_text.seq, new_text.base) == (11, text.id, 3, 2)
     assert open_sealed(key, new_text.body, associated_data(new_text)) == b"hello"
     assert (new_receipt.device, new_receipt.body) == (11, b"receipt")
-    assert [stream.after for stream in snapshot.streams] == [{}, {}]
+    assert [stream.after for stream in snapshot.streams] == [(), ()]
     assert not readdress(state, Identity(1, 11, state.epoch))
 
 

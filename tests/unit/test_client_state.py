@@ -97,7 +97,7 @@ from meshim.client.state import StateFile
 from meshim.client.events import *
 from meshim.wire.envelope import Destination
 state = StateFile(Path(sys.argv[1]))
-state.apply([PutOut(Destination(1, 2), 1, 1, 1, bytes(16), b"safe"), PutStream(Destination(1, 2), 2, {})])
+state.apply([PutOut(Destination(1, 2), 1, 1, 1, bytes(16), b"safe"), PutStream(Destination(1, 2), 2, ())])
 print("applied", flush=True)
 signal.pause()
 """
@@ -206,7 +206,7 @@ def test_threads_take_turns(state: StateFile) -> None:
 
     def write(first: int) -> None:
         for seq in range(first, first + 20):
-            state.apply([out(seq), PutStream(BOB, seq + 1, {})])
+            state.apply([out(seq), PutStream(BOB, seq + 1, ())])
 
     threads = [threading.Thread(target=write, args=(first,)) for first in (1, 101, 201)]
     for thread in threads:
@@ -235,8 +235,8 @@ def test_snapshot_is_what_was_applied(state: StateFile) -> None:
         [
             *(out(seq) for seq in (1, 2, 3)),
             out(1, BOBS_PHONE),
-            PutStream(BOB, 4, {2: (1 << 63) - 1}),
-            PutStream(BOBS_PHONE, 2, {}),
+            PutStream(BOB, 4, ((2, 0, (1 << 63) - 1),)),
+            PutStream(BOBS_PHONE, 2, ()),
             NoteReceipt(BOB, 2, "read"),
             SettleOut(BOB, 1, "sent"),
             SettleOut(BOB, 3, "rejected", 6, "not friends"),
@@ -252,7 +252,7 @@ def test_snapshot_is_what_was_applied(state: StateFile) -> None:
     state.apply([SettleOut(BOB, 1, "delivered")])
     again = reopened(state)
     assert again.load() == Snapshot(
-        streams=[PutStream(BOB, 4, {2: (1 << 63) - 1}), PutStream(BOBS_PHONE, 2, {})],
+        streams=[PutStream(BOB, 4, ((2, 0, (1 << 63) - 1),)), PutStream(BOBS_PHONE, 2, ())],
         unsettled=[out(2)._replace(receipt="read"), out(1, BOBS_PHONE)],
         settled=[SettleOut(BOB, 1, "delivered"), SettleOut(BOB, 3, "rejected", 6, "not friends")],
         orders=[PutOrder(FROM_BOB, 3, ((1, 2), (7, 9))), PutOrder(FROM_CAROL, 1, ())],
@@ -285,11 +285,11 @@ def test_envelopes_go_when_they_are_settled_and_so_do_old_messages(
 
 
 def test_messages_of_a_forgotten_device_are_addressed_anew(state: StateFile) -> None:
-    state.apply([out(1), out(2), PutStream(BOB, 3, {2: 77})])
+    state.apply([out(1), out(2), PutStream(BOB, 3, ((2, 0, 77),))])
     state.readdress([(BOB, 2, b"anew")])
     snapshot = state.load()
     assert [each.envelope for each in snapshot.unsettled] == [b"envelope", b"anew"]
-    assert snapshot.streams == [PutStream(BOB, 3, {})]
+    assert snapshot.streams == [PutStream(BOB, 3, ())]
 
 
 # ---------------------------------------------------------------- what the application reads

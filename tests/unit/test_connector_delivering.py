@@ -18,6 +18,7 @@ from tests.unit.connector_world import (
     A2,
     ALICE,
     B1,
+    B2,
     BOB,
     DELIVERY_S,
     ELSEWHERE,
@@ -213,14 +214,25 @@ def test_a_position_that_was_drained_already_holds_nothing() -> None:
     assert bob.seqs == [1]
 
 
-def test_a_position_in_another_partition_holds_nothing() -> None:
+@pytest.mark.parametrize("after", [(ALICE, A1, 50), (ALICE, 0, 50), (BOB, B2, 50)])
+def test_what_was_stored_for_other_devices_holds_nothing(after: tuple[int, int, int]) -> None:
     connector = Connector()
     transfer = connector.transfer()
     bob = connector.online(B1)
     copy = place(seq=1)
-    stamp = msgspec.structs.replace(copy.stamp, after=((ALICE, 50),))
+    stamp = msgspec.structs.replace(copy.stamp, after=(after,))
     transfer.give(Place(BOB, copy.seats, stamp, copy.envelope))
     assert bob.seqs == [1]
+
+
+def test_what_was_stored_for_all_devices_holds_for_each() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    bob = connector.online(B1)
+    copy = place(seq=1)
+    stamp = msgspec.structs.replace(copy.stamp, after=((BOB, 0, 50),))
+    transfer.give(Place(BOB, copy.seats, stamp, copy.envelope))
+    assert bob.seqs == []
 
 
 def test_what_follows_in_the_stream_of_a_held_copy_waits_too_and_others_do_not() -> None:

@@ -32,14 +32,14 @@ def test_an_envelope_is_stamped_with_who_the_session_proves_and_routed_as_it_is(
     transfer = connector.transfer()
     alice = connector.online(A1, devices=(A1, A2))
     made = envelope(seq=7, base=3)
-    alice.submit(made, after=((BOB, 12), (ALICE, 5)))
+    alice.submit(made, after=((BOB, B1, 12), (ALICE, A2, 5)))
     (route,) = transfer.take()
     assert isinstance(route, Route)
     assert route.envelope == made
     stamp = route.stamp
     assert (stamp.origin, stamp.user, stamp.device, stamp.epoch) == (HERE, ALICE, A1, EPOCH)
     assert (stamp.to, stamp.seq, stamp.kind) == (Destination(To.USER, BOB), 7, Kind.TEXT)
-    assert stamp.after == ((BOB, 12), (ALICE, 5))
+    assert stamp.after == ((BOB, B1, 12), (ALICE, A2, 5))
     assert stamp.copies == ((ALICE, A2),), "her other devices get one too"
     assert connector.count.submitted == 1
 
@@ -48,10 +48,11 @@ def test_positions_of_people_who_get_no_copy_stay_behind() -> None:
     connector = Connector()
     transfer = connector.transfer()
     alice = connector.online(A1)
-    alice.submit(envelope(), after=((BOB, 12), *((user, 1) for user in range(100, 200)), (ALICE, 5), (BOB, 7)))
+    others = ((user, 0, 1) for user in range(100, 200))
+    alice.submit(envelope(), after=((BOB, B1, 12), *others, (ALICE, A2, 5), (BOB, 0, 7)))
     (route,) = transfer.take()
     assert isinstance(route, Route)
-    assert route.stamp.after == ((BOB, 12), (ALICE, 5))
+    assert route.stamp.after == ((BOB, 0, 12), (ALICE, 0, 5))
 
 
 def test_a_conversation_keeps_its_transfer() -> None:

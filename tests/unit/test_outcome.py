@@ -7,7 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from meshim.errors import Code
 from meshim.protocol.ordering import OrderingOptions, StreamOrder
-from meshim.protocol.outcome import OutStream, OutStreamOptions, Tally, outcomes_of
+from meshim.protocol.outcome import AFTER_MOST, OutStream, OutStreamOptions, Tally, outcomes_of
 from meshim.wire.envelope import Destination, To
 from meshim.wire.mesh import Stamp
 from meshim.wire.outcome import Copy, How, Outcome
@@ -310,13 +310,34 @@ def test_only_what_was_assigned_can_be_restored() -> None:
             stream().restore(seq, base)
 
 
-def test_after_names_the_highest_position_for_each_user() -> None:
-    out = OutStream(OPTIONS, after={BOB: 5})
-    out.stored(BOB, 4)
-    out.stored(ALICE, 1)
-    assert out.after == {BOB: 5, ALICE: 1}
-    out.stored(BOB, 6)
-    assert out.after == {BOB: 6, ALICE: 1}
+def test_after_names_the_highest_position_for_each_device() -> None:
+    out = OutStream(OPTIONS, after=((BOB, 21, 5),))
+    out.stored((BOB, 21), 4)
+    out.stored((ALICE, 11), 1)
+    out.stored((BOB, 22), 3)
+    assert out.after == ((BOB, 21, 5), (ALICE, 11, 1), (BOB, 22, 3))
+    out.stored((BOB, 22), 6)
+    assert out.after == ((BOB, 21, 5), (ALICE, 11, 1), (BOB, 22, 6))
+
+
+def test_a_position_for_all_devices_of_a_user_stands_for_each_until_one_has_a_higher() -> None:
+    out = OutStream(OPTIONS, after=((BOB, 21, 5), (ALICE, 11, 1)))
+    out.stored((BOB, 0), 4)
+    assert sorted(out.after) == [(ALICE, 11, 1), (BOB, 0, 5)]
+    out.stored((BOB, 21), 5)
+    assert sorted(out.after) == [(ALICE, 11, 1), (BOB, 0, 5)]
+    out.stored((BOB, 21), 6)
+    assert sorted(out.after) == [(ALICE, 11, 1), (BOB, 0, 5), (BOB, 21, 6)]
+
+
+def test_positions_of_many_devices_become_one_for_all() -> None:
+    out = OutStream(OPTIONS)
+    for device in range(1, AFTER_MOST + 1):
+        out.stored((BOB, device), 100 + device)
+    out.stored((BOB, 3), 200)
+    assert len(out.after) == AFTER_MOST
+    out.stored((BOB, AFTER_MOST + 1), 150)
+    assert out.after == ((BOB, 0, 200),)
 
 
 class Conversation(RuleBasedStateMachine):

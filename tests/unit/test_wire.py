@@ -167,6 +167,7 @@ u64, u31, u8 = st.integers(0, 2**64 - 1), st.integers(0, 2**31 - 1), st.integers
 seqs = st.integers(1, SEQ_MAX)
 destinations = st.builds(Destination, u8, ids, any_ids)
 pairs = st.lists(st.tuples(ids, any_ids), max_size=4).map(tuple)
+positions = st.lists(st.tuples(ids, any_ids, any_ids), max_size=4).map(tuple)
 envelopes = st.builds(
     Envelope, u31, st.binary(min_size=16, max_size=16), ids, ids, u64, destinations, seqs, seqs, u8, u31,
     st.integers(0, MS_MAX), st.binary(max_size=100),
@@ -174,7 +175,7 @@ envelopes = st.builds(
 outcomes = st.builds(
     Outcome, any_ids, ids, ids, u64, destinations, seqs, seqs, u8, pairs, pairs, any_ids, u31, st.text(max_size=20)
 )
-stamps = st.builds(Stamp, any_ids, ids, ids, u64, destinations, seqs, u8, pairs, pairs, any_ids)
+stamps = st.builds(Stamp, any_ids, ids, ids, u64, destinations, seqs, u8, positions, pairs, any_ids)
 stashes = st.lists(ids, max_size=5).map(tuple)
 
 
@@ -194,7 +195,7 @@ devices = st.lists(ids, max_size=4).map(tuple)
 returns = st.builds(Return, ids, devices, st.booleans(), stamps, st.binary(max_size=50))
 places = st.builds(Place, ids, pairs, stamps, st.binary(max_size=50))
 EVERYTHING: dict[str, st.SearchStrategy[Any]] = {
-    "client": controls | data_of(st.builds(Submit, st.binary(max_size=50), pairs)),
+    "client": controls | data_of(st.builds(Submit, st.binary(max_size=50), positions)),
     "connector to client": controls | data_of(st.builds(Delivery, st.binary(max_size=50), st.booleans()), outcomes),
     "connector to transfer": controls | data_of(st.builds(Route, stamps, st.binary(max_size=50)), returns, outcomes),
     "transfer": controls | data_of(places, outcomes),

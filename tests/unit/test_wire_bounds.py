@@ -170,7 +170,7 @@ BEYOND: list[tuple[str, Callable[[bytes], Any], bytes]] = [
     (
         "after",
         client.decode_from_client,
-        client.encode(Data(1, 1, 1, (), (Submit(b"", ((1, 1),) * (LIST_MAX + 1)),))),
+        client.encode(Data(1, 1, 1, (), (Submit(b"", ((1, 1, 1),) * (LIST_MAX + 1)),))),
     ),
     (
         "copies",
