@@ -278,17 +278,17 @@ def test_who_is_held_for_too_long_is_given_back() -> None:
     connector = Connector()
     transfer = connector.transfer()
     bob = connector.online(B1)
-    transfer.give(place(seq=1, after=50))
+    transfer.give(place(seq=1, after=50, body=bytes(1_000)))
     connector.pass_time(1.0)
-    transfer.give(place(seq=2, after=50))
+    transfer.give(place(seq=2, after=50, body=bytes(1_000)))
     connector.pass_time(HOLD_S - 1.1)
     connector.peeked(through=0)
     assert not returned(transfer)
     connector.pass_time(0.2)
     assert returned(transfer) == [(1, False), (2, False)], "what is behind it in the stream goes with it"
     assert not bob.deliveries
-    transfer.give(place(seq=3))
-    assert bob.seqs == [3], "nothing is left of them"
+    transfer.give(*(place(seq=seq, body=bytes(1_000)) for seq in (3, 4, 5)))
+    assert bob.seqs == [3, 4, 5], "nothing is left of them"
 
 
 # ---------------------------------------------------------------- bounds

@@ -239,8 +239,8 @@ def test_a_mark_fenced_under_an_earlier_claim_does_not_cost_the_later_one() -> N
     connector.pass_time(LONGEST * RETRY_S + 0.2)
     connector.peeked(waiting=[B1])
     connector.claimed(fence=3)
-    connector.tell(e.RowsUnmarked(B1, bob.session, 1, fenced=True))
     connector.page(row(1), row(2), through=2)
+    connector.tell(e.RowsUnmarked(B1, bob.session, 1, fenced=True))
     assert bob.seqs == [1, 2]
     bob.acknowledge()
     mark = connector.take_one(e.MarkRead)
