@@ -54,7 +54,8 @@ def _up_detached(file: Path | None, data: DataFolder) -> str:
     log = data.logs / "mesh.log"
     arguments = ["--data", str(data.root), *(["-t", str(file)] if file else [])]
     command = [sys.executable, "-P", "-m", "meshim", "up", *arguments]
-    with log.open("wb") as output:
+    with log.open("ab") as output:  # a mesh may be running, and write there: this one will only say so
+        said_before = output.tell()
         process = subprocess.Popen(  # noqa: S603  (ourselves)
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
@@ -68,7 +69,8 @@ def _up_detached(file: Path | None, data: DataFolder) -> str:
         process.terminate()
         process.wait()
         raise
-    said = log.read_text(errors="replace").strip().splitlines() or [f"It ended with code {process.returncode}."]
+    said = log.read_bytes()[said_before:].decode(errors="replace").strip().splitlines()
+    said = said or [f"It ended with code {process.returncode}."]
     sentence = said[-1].removeprefix("meshim: ")
     raise UsageError(sentence) if process.returncode == 2 else MeshimError(sentence)
 
