@@ -1,0 +1,166 @@
+#!/usr/bin/env python3
+"""Simulate whole meshes, a seed each, with everything that can go wrong, and judge whether the promises were kept.
+
+The real cores, shells and lease keepers run on one virtual clock against models of Redis, the log and the database
+(`tests/sim/`).  A seed that fails is printed with its faults, and replays exactly: `simulate.py --from S --seeds 1`.
+
+Exit code 0: every promise was kept.  1: at least one was broken.  2: it could not be done.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import _venv  # noqa: F401  (the project's own Python from here on)
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tests.sim.breaks import BREAKS, broken
+from tests.sim.simulation import Outcome, run
+
+MESSAGES_LEAST = 200
+FAULTS_LEAST = 3
+"""A run with less proves nothing."""
+SHOWN_MOST = 10
+"""Failing seeds that are kept for the answer."""
+
+
+def main() -> int:
+    options = _options()
+    began = time.monotonic()
+    tally = Tally(options)
+    try:
+        for outcome in _outcomes(options):
+            tally.add(outcome)
+            if options.break_ and outcome.failed:
+                break
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        tally.close()
+    answer = tally.answer(time.monotonic() - began)
+    if options.json:
+        print(json.dumps(answer, indent=2))
+    else:
+        _show(answer)
+    return 0 if answer["ok"] else 1
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Simulate meshes in which everything goes wrong, and judge them.")
+    parser.add_argument("--seeds", type=_count, default=100, metavar="N", help="how many runs (100)")
+    parser.add_argument("--from", type=int, default=1, dest="first", metavar="S", help="the first seed (1)")
+    parser.add_argument("--break", choices=sorted(BREAKS), dest="break_", metavar="NAME",
+                        help=f"take a mechanism away; ends when that is noticed: {', '.join(BREAKS)}")  # fmt: skip
+    parser.add_argument("--jobs", type=_count, default=os.cpu_count() or 1, metavar="N", help="processes (all cores)")
+    parser.add_argument("--json", action="store_true", help="print the answer as JSON")
+    return parser.parse_args()
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("it has to be 1 or more")
+    return number
+
+
+def _outcomes(options: argparse.Namespace) -> Iterator[Outcome]:
+    seeds = range(options.first, options.first + options.seeds)
+    work = partial(_one, options.break_)
+    if options.jobs == 1:
+        yield from map(work, seeds)
+        return
+    with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=200) as pool:
+        yield from pool.imap(work, seeds)
+
+
+def _one(name: str | None, seed: int) -> Outcome:
+    with broken(name):
+        return run(seed)
+
+
+class Tally:
+    """Adds up, and shows on a terminal how far it is."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self._done = 0
+        self._failing: list[Outcome] = []
+        self._failures = 0
+        self._races: Counter[str] = Counter()
+        self._faults: Counter[str] = Counter()
+        self._counters: Counter[str] = Counter()
+        self._totals: Counter[str] = Counter()
+        self._thin: list[int] = []
+        self._terminal = sys.stderr.isatty()
+
+    def add(self, outcome: Outcome) -> None:
+        self._done += 1
+        self._races.update(outcome.races)
+        self._faults.update(outcome.faults)
+        self._counters.update(outcome.counters)
+        totals = {name: getattr(outcome, name) for name in ("messages", "shown", "via_store", "gaps", "cpu_s", "virtual_s")}
+        self._totals.update(totals)
+        if outcome.messages < MESSAGES_LEAST or sum(outcome.faults.values()) < FAULTS_LEAST:
+            self._thin.append(outcome.seed)
+        if outcome.failed:
+            self._failures += 1
+            if len(self._failing) < SHOWN_MOST:
+                self._failing.append(outcome)
+        if self._terminal:
+            print(f"\r{self._done} of {self._options.seeds} seeds, {self._failures} failed", end="", file=sys.stderr)
+
+    def close(self) -> None:
+        if self._terminal:
+            print(file=sys.stderr)
+
+    def answer(self, seconds: float) -> dict[str, Any]:
+        never = sorted(race for race, times in self._races.items() if not times)
+        whole = self._done >= 1000 and self._options.break_ is None
+        return {
+            "ok": not self._failures and not (whole and (never or self._thin)),
+            "seeds": self._done,
+            "from": self._options.first,
+            "break": self._options.break_,
+            "failures": self._failures,
+            "failing": [
+                {"seed": o.seed, "violations": o.violations, "schedule": o.schedule.splitlines()} for o in self._failing
+            ],
+            "messages": self._totals["messages"],
+            "shown": self._totals["shown"],
+            "via_store": self._totals["via_store"],
+            "gaps": self._totals["gaps"],
+            "races": dict(sorted(self._races.items(), key=lambda race: int(race[0][1:]))),
+            "never_met": never,
+            "too_little": self._thin,
+            "faults": dict(sorted(self._faults.items())),
+            "counters": {name: count for name, count in sorted(self._counters.items()) if count},
+            "virtual_s": round(self._totals["virtual_s"]),
+            "cpu_s": round(self._totals["cpu_s"], 1),
+            "seconds": round(seconds, 1),
+        }
+
+
+def _show(answer: dict[str, Any]) -> None:
+    print(
+        f"{answer['seeds']} seeds from {answer['from']}: {answer['failures']} failed. "
+        f"{answer['messages']} messages, {answer['shown']} times shown, {answer['via_store']} by way of the store, "
+        f"{sum(answer['faults'].values())} faults, in {answer['seconds']} s."
+    )
+    print("Races met: " + ", ".join(f"{race} {times}" for race, times in answer["races"].items()))
+    for failing in answer["failing"]:
+        print(f"\nSeed {failing['seed']} (simulate.py --from {failing['seed']} --seeds 1):")
+        for line in (*failing["violations"], *failing["schedule"]):
+            print(f"  {line}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

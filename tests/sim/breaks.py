@@ -1,0 +1,198 @@
+"""Meshes that are broken on purpose: each takes one mechanism away, and the judge has to notice.
+
+A break replaces one method of the real code, or of the model of a server, for as long as the simulation runs.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+from meshim.client.inbox import Inbox
+from meshim.connector import events as connector_events
+from meshim.connector import session as connector_session
+from meshim.connector.door import Door
+from meshim.connector.drain import Drain
+from meshim.protocol.ordering import Flag, Released, StreamOrder
+from meshim.protocol.outcome import Tally
+from meshim.stores.memory_archive import MemoryPartitions, MemoryQueues
+from meshim.stores.memory_redis import MemoryPresence
+from meshim.stores.ports import Page, Seat
+from meshim.transfer import events as transfer_events
+from meshim.transfer.core import TransferCore
+from meshim.wire.envelope import Stream
+from meshim.writer import events as writer_events
+from meshim.writer.pipeline import Pipeline
+from meshim.writer.settling import Settling
+
+Patch = tuple[object, str, Any]
+"""An object, the name of an attribute, and what stands there instead."""
+
+
+def _dedup() -> list[Patch]:
+    """The recipient shows what it has seen already."""
+    receive = StreamOrder.receive
+
+    def forgetful(self: StreamOrder[Any], seq: int, base: int, item: Any, now: float) -> list[Released[Any]]:
+        released = receive(self, seq, base, item, now)
+        return [Released(seq, item, Flag.IN_ORDER)] if released is None and seq not in self.early else released or []
+
+    return [(StreamOrder, "receive", forgetful)]
+
+
+def _drain_lease() -> list[Patch]:
+    """Everybody may drain a queue, at any time."""
+
+    async def claim(self: MemoryQueues, device: int, owner: str, session: int, lease_s: float) -> int | None:
+        return 1 if device in self._archive.devices else None
+
+    return [(MemoryQueues, "claim", claim), (MemoryQueues, "_fenced", _unfenced)]
+
+
+def _unfenced(self: MemoryQueues, device: int, fence: int) -> Any:
+    return self._archive.devices[device]
+
+
+def _read_before_ack() -> list[Patch]:
+    """Rows are marked read when they are pushed."""
+    page = Drain.page
+
+    def hasty(self: Drain, rows: Page, room: int, now: float) -> Sequence[Any]:
+        pushed = page(self, rows, room, now)
+        self._acknowledged.extend(row.row_id for row in pushed)
+        return pushed
+
+    return [(Drain, "page", hasty)]
+
+
+def _sent_before_puback() -> list[Patch]:
+    """The sender is told that a copy is stored when it is handed to the log."""
+    flush = TransferCore._flush
+
+    def hasty(self: TransferCore, now: float) -> Sequence[Any]:
+        actions = list(flush(self, now))
+        for action in actions:
+            if isinstance(action, transfer_events.Publish):
+                _, batch = self._store._records[action.record]
+                for kept in batch:
+                    self._tell_stored(kept)  # type: ignore[attr-defined]  # below
+        return actions + list(flush(self, now))
+
+    def tell(self: TransferCore, kept: Any) -> None:
+        from meshim.protocol.outcome import outcomes_of
+        from meshim.wire.outcome import How
+
+        for outcome in outcomes_of([(kept.stamp, kept.done)], How.STORED, 1):
+            self._tell(outcome)
+
+    return [(TransferCore, "_flush", hasty), (TransferCore, "_tell_stored", tell)]
+
+
+def _sent_on_first_copy() -> list[Patch]:
+    """One copy that is accounted for is enough."""
+    return [(Tally, "_accounted", lambda self, copy: bool(self.accounted))]
+
+
+def _after() -> list[Patch]:
+    """A live message does not wait for what was stored before it."""
+    return [(connector_session, "after_of", lambda stamp, user, device: -1)]
+
+
+def _poke() -> list[Patch]:
+    """No connector is told that something was stored."""
+
+    def silent(self: Settling, event: writer_events.PresenceSeen, now: float) -> None:
+        self._announced()
+
+    from meshim.writer import settling
+
+    return [(settling, "_HAPPENED", settling._HAPPENED | {writer_events.PresenceSeen: silent})]
+
+
+def _queue_check() -> list[Patch]:
+    """The queue is not looked at when a seat was written."""
+    written = Door.seats_written
+
+    def careless(self: Door, event: connector_events.SeatsWritten) -> None:
+        with patch.object(self._sessions, "look", lambda session: None):
+            written(self, event)
+
+    return [(Door, "seats_written", careless)]
+
+
+def _late_goodbye() -> list[Patch]:
+    """Erasing a seat does not look whose it is."""
+    offline = MemoryPresence.offline
+
+    async def careless(self: MemoryPresence, seats: Sequence[Seat]) -> None:
+        held = (self._redis.presence.get((self._namespace, seat.user)) for seat in seats)
+        found = [e.seats.get(seat.device, seat) if e else seat for e, seat in zip(held, seats, strict=True)]
+        await offline(self, found)
+
+    return [(MemoryPresence, "offline", careless)]
+
+
+def _epoch() -> list[Patch]:
+    """The epoch of a state file does not matter: streams are told apart by device alone."""
+    order = Inbox._order
+
+    def blind(self: Inbox, stream: Stream) -> Any:
+        return order(self, Stream(stream.user, stream.device, 0, stream.to))
+
+    return [(Inbox, "_order", blind)]
+
+
+def _fencing() -> list[Patch]:
+    """Who lost a partition or a queue goes on writing, reading and marking."""
+    write = MemoryPartitions.write
+
+    async def unfenced(self: MemoryPartitions, partition: int, fence: int, *arguments: Any) -> Any:
+        return await write(self, partition, self._archive.partitions[partition].lease.fence, *arguments)
+
+    return [(MemoryPartitions, "write", unfenced), (MemoryQueues, "_fenced", _unfenced)]
+
+
+def _ack_before_commit() -> list[Patch]:
+    """The log is told that messages are done when they are fetched."""
+    advance = Pipeline.advance
+
+    def hasty(self: Pipeline, now: float) -> list[Any]:
+        actions = advance(self, now)
+        writes = [action for action in actions if isinstance(action, writer_events.Write)]
+        for write in writes:
+            self._settling._settled.extend(position for position, _ in write.records)
+        return [*actions, *self._settling.advance(now)] if writes else actions
+
+    return [(Pipeline, "advance", hasty)]
+
+
+BREAKS: dict[str, Callable[[], list[Patch]]] = {
+    "dedup": _dedup,
+    "drain-lease": _drain_lease,
+    "read-before-ack": _read_before_ack,
+    "sent-before-puback": _sent_before_puback,
+    "sent-on-first-copy": _sent_on_first_copy,
+    "after": _after,
+    "poke": _poke,
+    "queue-check": _queue_check,
+    "late-goodbye": _late_goodbye,
+    "epoch": _epoch,
+    "fencing": _fencing,
+    "ack-before-commit": _ack_before_commit,
+}
+
+
+@contextmanager
+def broken(name: str | None) -> Iterator[None]:
+    """Take away the mechanism of that name; nothing for None."""
+    patches = [] if name is None else BREAKS[name]()
+    running = [patch.object(target, attribute, new, create=True) for target, attribute, new in patches]  # type: ignore[call-overload]
+    for each in running:
+        each.start()
+    try:
+        yield
+    finally:
+        for each in reversed(running):
+            each.stop()
+
+

@@ -1,0 +1,287 @@
+"""The promises of `docs/guarantees.md`, checked while a simulated mesh runs.
+
+The judge sees what no process of a real mesh sees: every state file, the log and the database at one instant.  It
+shares no code with what decides in meshim; it only reads what was made.
+
+    sent            every device it is owed to has it, or a copy for it is in the log or the database
+    acknowledged    what the writer takes out of the log is in the database
+    marked          a row is marked read only when its device has the message
+    once, in order  of what a state file gives to the application, but what is flagged after a gap that stayed open
+    fenced          nothing is written, read or marked by who is not the last to have claimed it
+    soon            what is stored for somebody who is online comes long before the sweep, while nothing is wrong
+    in the end      everything is settled, shown to every device it is owed to, and known to be delivered
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+from meshim.protocol.ordering import Flag
+from meshim.stores.memory_archive import MemoryArchive
+from meshim.stores.ports import Written
+from meshim.wire.envelope import Envelope, Kind, decode_envelope
+from meshim.wire.log import Entry
+from tests.sim.world import Process, World
+
+Key = tuple[int, ...]
+"""A message: sending user, device and epoch; destination type, id and device; seq."""
+
+SOON_S = 8.0
+"""What is stored for a device that is online reaches it within; the sweep comes after 22 s at the earliest."""
+VIOLATIONS_MOST = 20
+
+
+def key_of(envelope: Envelope) -> Key:
+    to = envelope.to
+    return envelope.user, envelope.device, envelope.epoch, to.type, to.id, to.device, envelope.seq
+
+
+class File:
+    """What the judge knows of one state file."""
+
+    def __init__(self, user: int, device: int, epoch: int) -> None:
+        self.user = user
+        self.device = device
+        self.epoch = epoch
+        self.has: set[Key] = set()
+        self.released: set[Key] = set()
+        self.given: set[Key] = set()
+        self.handled: set[Key] = set()
+        self.last: dict[Key, int] = {}
+        self.gaps: set[Key] = set()
+        self.drains = False
+        """A session of this epoch has claimed the queue: whatever is still in it is for this file."""
+
+
+class _Message:
+    def __init__(self, file: File, envelope: Envelope, owed: set[int]) -> None:
+        self.file = file
+        self.body = envelope.body
+        self.owed = owed
+        """Devices that it was not shown to yet."""
+        self.state = "pending"
+
+
+class Judge:
+    """`violations` is empty as long as every promise is kept; `races` counts how often each was met."""
+
+    def __init__(self, world: World, lives: Callable[[int], bool]) -> None:
+        """`lives` tells whether a process of this incarnation is alive."""
+        self.violations: list[str] = []
+        self.races: Counter[str] = Counter({f"R{number}": 0 for number in range(1, 17)})
+        self.gaps = 0
+        """Messages that were released after a gap."""
+        self.shown = 0
+        self.via_store = 0
+        self.messages: dict[Key, _Message] = {}
+        self.lives = lives
+        self.quiet_from: float | None = None
+        """When nothing is wrong any more."""
+        self.archive: MemoryArchive
+        self._world = world
+        self._files: dict[int, File] = {}
+        self._had: dict[int, set[Key]] = {}
+        self._lossy: set[int] = set()
+        """Users who lost a state file: receipts of theirs may be lost with it."""
+        self._log: dict[tuple[int, int], list[tuple[Key, tuple[int, ...], int]]] = {}
+        self._logged: Counter[tuple[Key, int]] = Counter()
+        self._holders: dict[int, tuple[Process | None, int]] = {}
+        self._fences: dict[int, int] = {}
+        self._online: dict[int, float] = {}
+
+    def entered(self, race: str, times: int = 1) -> None:
+        self.races[race] += times
+
+    def violated(self, promise: str, what: str) -> None:
+        if len(self.violations) < VIOLATIONS_MOST:
+            self.violations.append(f"{self._world.now:.3f} {promise}: {what}")
+
+    # ---- state files
+
+    def opened(self, user: int, device: int, epoch: int) -> File:
+        """A state file is in use from now on, in place of any other of this device."""
+        before = self._files.get(device)
+        self._had.setdefault(device, set())
+        file = self._files[device] = File(user, device, epoch)
+        if before is not None:
+            self._lost(before)
+        return file
+
+    def _is_current(self, file: File) -> bool:
+        return self._files[file.device] is file
+
+    def _lost(self, file: File) -> None:
+        """What was in the file and nowhere else is gone with it."""
+        self._lossy.add(file.user)
+        for key, message in list(self.messages.items()):
+            if key in file.has:
+                message.owed.discard(file.device)
+            if message.file is file and message.state == "pending":
+                del self.messages[key]
+
+    def queued(self, file: File, envelope: Envelope) -> None:
+        """A message of the application is in the outbox."""
+        if envelope.kind != Kind.TEXT:
+            return
+        devices = [d.device_id for user in (envelope.to.id, envelope.user) for d in self.archive.devices_of(user)]
+        owed = {device for device in devices if device != envelope.device}
+        if self._is_current(file):
+            self.messages[key_of(envelope)] = _Message(file, envelope, owed)
+
+    def progressed(self, key: Key, state: str) -> None:
+        """The application is told."""
+        message = self.messages.get(key)
+        if message is None:
+            return
+        before, message.state = message.state, state
+        if state == "rejected":
+            self.violated("sent", f"{key} was rejected")
+        elif before == "pending":
+            for device in sorted(message.owed):
+                if not self._is_safe(key, device):
+                    self.violated("sent", f"{key} is {state}, and there is no copy for device {device}")
+
+    def _is_safe(self, key: Key, device: int) -> bool:
+        stored = self.archive.devices.get(device)
+        return (
+            key in self._had[device]
+            or self._logged[key, device] > 0
+            or self._logged[key, 0] > 0
+            or (stored is not None and key in stored.messages)
+        )
+
+    def arrived(self, file: File, envelope: Envelope, *, stored: bool) -> None:
+        """A message is in the inbox."""
+        key = key_of(envelope)
+        if file.user not in (envelope.to.id, envelope.user):
+            self.violated("private", f"{key} reached device {file.device} of user {file.user}")
+        message = self.messages.get(key)
+        if message is not None and message.body != envelope.body:
+            self.violated("once", f"{key} was altered")
+        file.has.add(key)
+        self._had[file.device].add(key)
+        self.via_store += stored
+
+    def released(self, file: File, key: Key, flag: int) -> None:
+        """The application may have it."""
+        stream, seq = key[:-1], key[-1]
+        if key in file.released:
+            self.violated("once", f"{key} was released twice on device {file.device}")
+        file.released.add(key)
+        if flag == Flag.LATE:
+            if stream not in file.gaps:
+                self.violated("in order", f"{key} came late to device {file.device}, and no gap was given up")
+        elif seq <= file.last.get(stream, 0):
+            self.violated("in order", f"{key} came after {file.last[stream]} to device {file.device}")
+        if flag == Flag.AFTER_GAP:
+            self.gaps += 1
+            file.gaps.add(stream)
+        file.last[stream] = max(seq, file.last.get(stream, 0))
+
+    def gave(self, file: File, key: Key) -> None:
+        """The application is handed it; once more only if it was killed before it was done."""
+        if key in file.handled:
+            self.violated("once", f"{key} was shown twice on device {file.device}")
+        self.shown += key not in file.given
+        file.given.add(key)
+        theirs = self._is_current(file) or not self._files[file.device].drains
+        if theirs and (message := self.messages.get(key)) is not None:
+            message.owed.discard(file.device)
+
+    def handled(self, file: File, key: Key) -> None:
+        file.handled.add(key)
+
+    # ---- the log
+
+    def logged(self, partition: int, position: int, entries: Iterable[Entry]) -> None:
+        kept = []
+        for entry in entries:
+            key = key_of(decode_envelope(entry.envelope))
+            devices = entry.devices or (0,)
+            self._logged.update((key, device) for device in devices)
+            kept.append((key, devices, entry.user))
+        self._log[partition, position] = kept
+
+    def unlogged(self, partition: int, positions: Sequence[int]) -> None:
+        """The writer acknowledges."""
+        for position in positions:
+            for key, devices, user in self._log.pop((partition, position), ()):
+                self._logged.subtract((key, device) for device in devices)
+                everybody = [d.device_id for d in self.archive.devices_of(user)]
+                for device in everybody if devices == (0,) else devices:
+                    if (stored := self.archive.devices.get(device)) is not None and key not in stored.messages:
+                        self.violated("acknowledged", f"{key} is out of the log, and has no row for device {device}")
+
+    # ---- the database
+
+    def queue_claimed(self, device: int, process: Process | None, fence: int) -> None:
+        self._holders[device] = process, fence
+
+    def draining(self, device: int, epoch: int) -> None:
+        """A session of this epoch has the queue."""
+        file = self._files.get(device)
+        if file is not None and file.epoch == epoch:
+            file.drains = True
+
+    def queue_used(self, how: str, device: int, process: Process | None) -> None:
+        if self._holders[device][0] is not process:
+            self.violated("fenced", f"the queue of device {device} was {how} by who had lost it")
+
+    def marked(self, device: int, row_ids: Sequence[int]) -> None:
+        rows = {row.row_id: row.new for row in self.archive.devices[device].queue}
+        for row_id in row_ids:
+            envelope = decode_envelope(rows[row_id].content)
+            key = key_of(envelope)
+            if envelope.kind == Kind.TEXT and key not in self._had.get(device, ()):
+                self.violated("marked", f"{key} is marked read, and device {device} has not got it")
+
+    def partition_claimed(self, partition: int, owner: str, fence: int) -> None:
+        self._fences[partition] = max(fence, self._fences.get(partition, 0))
+
+    def partition_written(self, partition: int, fence: int, written: Written) -> None:
+        if fence < self._fences.get(partition, 0):
+            self.violated("fenced", f"partition {partition} was written under {fence}, {self._fences[partition]} has it")
+        for _, device in written.devices:
+            self._expect(device)
+
+    # ---- soon
+
+    def online(self, device: int) -> None:
+        self._online[device] = self._world.now
+        self._expect(device)
+
+    def offline(self, device: int) -> None:
+        self._online.pop(device, None)
+
+    def _expect(self, device: int) -> None:
+        """What is stored for a device now has to come soon, if it is online and stays so."""
+        since = self._online.get(device)
+        if since is None or self.quiet_from is None or self._world.now < self.quiet_from:
+            return
+        had = self._had[device]
+        rows = [row.new.content for row in self.archive.devices[device].queue if row.read_at is None]
+        envelopes = [decode_envelope(row) for row in rows]
+        waiting = [key for e in envelopes if e.kind == Kind.TEXT and (key := key_of(e)) not in had]
+        file = self._files[device]
+
+        def check() -> None:
+            stayed = self._online.get(device) == since and self._files[device] is file
+            for key in waiting if stayed else ():
+                if key not in had:
+                    self.violated("soon", f"{key} is stored for device {device}, which waits for it for {SOON_S} s")
+
+        if waiting:
+            self._world.after(SOON_S, check)
+
+    # ---- in the end
+
+    def unfinished(self) -> list[str]:
+        """What is not as it has to be in the end."""
+        left = []
+        for key, message in self.messages.items():
+            if message.state == "pending":
+                left.append(f"{key} is not settled")
+            elif message.owed:
+                left.append(f"{key} was not shown to devices {sorted(message.owed)}")
+            elif message.state == "sent" and key[4] not in self._lossy and self._is_current(message.file):
+                left.append(f"{key} is not known to be delivered")
+        return left

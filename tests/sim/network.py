@@ -1,0 +1,305 @@
+"""Connections between processes: frames take time, and in bad weather they are lost, doubled and overtaken.
+
+Stands in for `meshim.runtime.sockets`: `Context`, `Router` and `Dealer` here are called as those there.  A connection
+is made once.  It ends when an end closes it or dies, or when ZMTP heartbeats find the other end gone, stopped or cut off.
+"""
+
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
+from meshim.runtime.sockets import RouterStatistics, Sent
+from tests.sim.world import Process, World
+
+HEARTBEATS_S = 6.0
+"""When heartbeats have noticed that the other end is silent: one every 2 s, and 4 s of patience."""
+
+
+class Weather(NamedTuple):
+    """Shares of all frames, and seconds."""
+
+    delay_s: float = 0.002
+    """At most, on a fine day; half of it at least."""
+    loss: float = 0.0
+    doubling: float = 0.0
+    overtaking: float = 0.0
+    """Frames that take up to `late_s`, and are overtaken by those behind them."""
+    late_s: float = 0.5
+
+
+FAIR = Weather()
+
+
+class Network:
+    """All connections."""
+
+    def __init__(self, world: World, *, replayed: float = 0.0) -> None:
+        """`replayed` is the share of frames under way to a process that died which its successor gets (R13)."""
+        self.world = world
+        self.weather = FAIR
+        self.cuts: set[tuple[str, str]] = set()
+        """One-way: what the first sends does not reach the second, by name of the process."""
+        self.routers: dict[str, Router] = {}
+        """By endpoint."""
+        self._replayed = replayed
+        self._stale: dict[str, list[bytes]] = {}
+        self._numbers = itertools.count(1)
+
+    # ---- faults
+
+    def cut(self, one: str, other: str, *, both: bool) -> None:
+        """Nothing passes from one process to the other any more."""
+        self.cuts.add((one, other))
+        if both:
+            self.cuts.add((other, one))
+        self.world.after(HEARTBEATS_S, lambda: self._notice(lambda wire: self.is_cut(wire)))
+
+    def mend(self, one: str, other: str) -> None:
+        self.cuts -= {(one, other), (other, one)}
+
+    def is_cut(self, wire: "Wire") -> bool:
+        names = wire.dealer.process.name, wire.router.process.name
+        return names in self.cuts or names[::-1] in self.cuts
+
+    def stopped(self, process: Process) -> None:
+        """A process was paused: heartbeats notice if that lasts."""
+        since = process.paused_at
+
+        def is_silent(wire: "Wire") -> bool:
+            ends = wire.dealer.process, wire.router.process
+            return process in ends and not process.running and process.paused_at == since
+
+        self.world.after(HEARTBEATS_S, lambda: self._notice(is_silent))
+
+    def _notice(self, is_silent: Callable[["Wire"], bool]) -> None:
+        for router in list(self.routers.values()):
+            for wire in list(router.wires.values()):
+                if is_silent(wire):
+                    wire.end()
+
+    def died(self, process: Process) -> None:
+        """The operating system closes what the process had open."""
+        for endpoint, router in list(self.routers.items()):
+            for wire in list(router.wires.values()):
+                if wire.dealer.process is process:
+                    wire.end()
+                elif router.process is process:
+                    self._keep_stale(process.name, wire)
+                    wire.end()
+            if router.process is process:
+                del self.routers[endpoint]
+
+    def _keep_stale(self, name: str, wire: "Wire") -> None:
+        """R13: a DEALER that reconnects sends its successor what it had queued."""
+        chance = self.world.random
+        frames = wire.under_way.values()
+        self._stale.setdefault(name, []).extend(frame for frame in frames if chance.random() < self._replayed)
+
+    # ---- connections
+
+    def bind(self, router: "Router") -> None:
+        self.routers[router.endpoint] = router
+        for frame in self._stale.pop(router.process.name, ()):
+            self._deliver_stale(router, frame)
+
+    def _deliver_stale(self, router: "Router", frame: bytes) -> None:
+        peer = self.number()
+        router.process.loop.call_soon(router.on_batch, [(peer, frame)])
+
+    def connect(self, dealer: "Dealer") -> None:
+        router = self.routers.get(dealer.endpoint)
+        delay = self.delay()
+        if router is None:
+            self.world.after(delay, dealer.lose)  # refused
+            return
+
+        def accepted() -> None:
+            wire = Wire(self, dealer, router, self.number())
+            if dealer.is_closed or router.is_closed:
+                dealer.lose()
+            elif router.process.running and not self.is_cut(wire):
+                router.wires[wire.peer] = dealer.wire = wire
+                self.world.after(self.delay(), dealer.connected)
+            else:
+                self.world.after(10.0, dealer.lose)  # nobody answers the handshake
+
+        self.world.after(delay, accepted)
+
+    def number(self) -> bytes:
+        return next(self._numbers).to_bytes(5, "big")
+
+    def delay(self) -> float:
+        most = self.weather.delay_s
+        return self.world.random.uniform(most / 2, most)
+
+
+class Wire:
+    """One connection."""
+
+    def __init__(self, network: Network, dealer: "Dealer", router: "Router", peer: bytes) -> None:
+        self.dealer = dealer
+        self.router = router
+        self.peer = peer
+        self.is_open = True
+        self.under_way: dict[int, bytes] = {}
+        """Frames to the router."""
+        self._network = network
+        self._last = [0.0, 0.0]
+        self._sent = 0
+
+    def to_router(self, frame: bytes) -> None:
+        self._sent += 1
+        number = self._sent
+        self.under_way[number] = frame
+        names = self.dealer.process.name, self.router.process.name
+
+        def arrive() -> None:
+            self.under_way.pop(number, None)
+            if self.is_open:
+                self.router.process.loop.call_soon(self.router.take, self, frame)
+
+        if not self._send(0, names, arrive):
+            self.under_way.pop(number, None)
+
+    def to_dealer(self, frame: bytes) -> None:
+        names = self.router.process.name, self.dealer.process.name
+
+        def arrive() -> None:
+            if self.is_open:
+                self.dealer.process.loop.call_soon(self.dealer.take, frame)
+
+        self._send(1, names, arrive)
+
+    def _send(self, way: int, names: tuple[str, str], arrive: Callable[[], None]) -> bool:
+        network, weather = self._network, self._network.weather
+        world = network.world
+        chance = world.random.random
+        if names in network.cuts or (weather.loss and chance() < weather.loss):
+            return False
+        delay = network.delay()
+        if weather.overtaking and chance() < weather.overtaking:
+            world.after(delay + weather.late_s * chance(), arrive)
+        else:
+            at = self._last[way] = max(world.now + delay, self._last[way])
+            world.after(at - world.now, arrive)
+        if weather.doubling and chance() < weather.doubling:
+            world.after(delay + weather.late_s * chance(), arrive)
+        return True
+
+    def end(self) -> None:
+        """Both ends learn of it, the router only when it next sends something."""
+        if self.is_open:
+            self.is_open = False
+            self.router.wires.pop(self.peer, None)
+            self._network.world.after(self._network.delay(), self.dealer.lose)
+
+
+class Router:
+    """As `meshim.runtime.sockets.Router`."""
+
+    def __init__(
+        self, network: Network, process: Process, endpoint: str, on_batch: Callable[[list[tuple[bytes, bytes]]], None]
+    ) -> None:
+        self.process = process
+        self.endpoint = endpoint
+        self.on_batch = on_batch
+        self.wires: dict[bytes, Wire] = {}
+        self.is_closed = False
+        self._network = network
+        self._arrived: list[tuple[bytes, bytes]] = []
+        network.bind(self)
+
+    def take(self, wire: Wire, frame: bytes) -> None:
+        if not self.is_closed:
+            self.on_batch([(wire.peer, frame)])
+
+    def send(self, peer: bytes, frame: bytes) -> Sent:
+        wire = self.wires.get(peer)
+        if wire is None:
+            return Sent.GONE
+        wire.to_dealer(frame)
+        return Sent.OK
+
+    def statistics(self) -> RouterStatistics:
+        return RouterStatistics(0, 0, 0, 0, 0, 0, 0)
+
+    def close(self, linger_ms: int = 0) -> None:
+        self.is_closed = True
+        self._network.routers.pop(self.endpoint, None)
+        for wire in list(self.wires.values()):
+            self._network.world.after(linger_ms / 1000, wire.end)
+
+
+class Dealer:
+    """As `meshim.runtime.sockets.Dealer`."""
+
+    def __init__(
+        self,
+        network: Network,
+        process: Process,
+        endpoint: str,
+        on_batch: Callable[[list[bytes]], None],
+        on_connected: Callable[[], None] | None,
+        on_lost: Callable[[], None] | None,
+    ) -> None:
+        self.process = process
+        self.endpoint = endpoint
+        self.wire: Wire | None = None
+        self.is_closed = False
+        self._on_batch = on_batch
+        self._on_connected = on_connected
+        self._on_lost = on_lost
+        network.connect(self)
+
+    def connected(self) -> None:
+        if self._on_connected is not None:
+            self.process.loop.call_soon(lambda: self._on_connected and self._on_connected())
+
+    def lose(self) -> None:
+        if self._on_lost is not None:
+            self.process.loop.call_soon(lambda: self._on_lost and self._on_lost())
+
+    def take(self, frame: bytes) -> None:
+        if not self.is_closed:
+            self._on_batch([frame])
+
+    def send(self, frame: bytes) -> bool:
+        if self.wire is None or not self.wire.is_open:
+            return False
+        self.wire.to_router(frame)
+        return True
+
+    def close(self, linger_ms: int = 0) -> None:
+        if not self.is_closed:
+            self.is_closed = True
+            self._on_connected = self._on_lost = None
+            if self.wire is not None:
+                # What lingers is sent first.
+                self.wire.router.process.world.after(linger_ms / 1000, self.wire.end)
+
+
+class Context:
+    """As `meshim.runtime.sockets.Context`, for one process."""
+
+    def __init__(self, network: Network, process: Process) -> None:
+        self._network = network
+        self._process = process
+
+    def router(
+        self, bind: str, *, on_batch: Callable[[list[tuple[bytes, bytes]]], None], **_: object
+    ) -> Router:  # fmt: skip
+        return Router(self._network, self._process, bind, on_batch)
+
+    def dealer(
+        self,
+        endpoint: str,
+        *,
+        on_batch: Callable[[list[bytes]], None],
+        on_lost: Callable[[], None] | None,
+        on_connected: Callable[[], None] | None = None,
+        **_: object,
+    ) -> Dealer:
+        return Dealer(self._network, self._process, endpoint, on_batch, on_connected, on_lost)
+
+    def close(self) -> None:
+        """Sockets were closed one by one, or die with the process."""

@@ -1,0 +1,224 @@
+"""Connectors, transfers and writers as simulated processes: the real shells and lease keepers around the real cores.
+
+What is written here is what `service.py` of each role does, with the network and the servers of the simulation.
+"""
+
+import asyncio
+import io
+from collections.abc import Callable, Coroutine
+from typing import Any, cast
+
+from meshim.connector import core as connector_core
+from meshim.connector import events as connector_events
+from meshim.connector import greeter as connector_greeter
+from meshim.connector import service as connector_service
+from meshim.connector import shell as connector_shell
+from meshim.errors import MeshimError
+from meshim.runtime import sockets
+from meshim.runtime.log import Log
+from meshim.runtime.service import Service
+from meshim.stores.connections import kept
+from meshim.stores.lease_keeper import LeaseKeeper
+from meshim.stores.ports import Lease
+from meshim.topology import Topology
+from meshim.transfer import core as transfer_core
+from meshim.transfer import events as transfer_events
+from meshim.transfer import service as transfer_service
+from meshim.writer import core as writer_core
+from meshim.writer import service as writer_service
+from meshim.writer import shell as writer_shell
+from tests.sim.network import Context, Network, Router
+from tests.sim.servers import Backends
+from tests.sim.world import Process, World
+
+Core = connector_core.ConnectorCore | transfer_core.TransferCore | writer_core.WriterCore
+
+
+class SimService:
+    """As `meshim.runtime.service.Service`, in a simulated process."""
+
+    def __init__(self, process: Process, role: str, stream: io.StringIO) -> None:
+        self.log = Log(role, process.name, stream, lambda: process.time())
+        self._process = process
+        self._stopping = asyncio.Event()
+
+    def start(self, work: Coroutine[Any, Any, None], name: str | None = None) -> None:
+        self.watch(asyncio.create_task(work))
+
+    def watch(self, future: "asyncio.Future[None]") -> None:
+        future.add_done_callback(self._on_done)
+
+    def _on_done(self, future: "asyncio.Future[None]") -> None:
+        if future.cancelled() or (error := future.exception()) is None:
+            return
+        if not isinstance(error, MeshimError):
+            self._process.fail(error)
+        self._process.kill()  # as a process that says one sentence and exits
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    async def stopping(self) -> None:
+        await self._stopping.wait()
+
+
+class Role:
+    """One name in the topology, and the process that has it now.  `respawn_s` is how long a supervisor takes."""
+
+    def __init__(self, world: World, network: Network, backends: Backends, topology: Topology, name: str) -> None:
+        self.name = name
+        self.process: Process | None = None
+        self.core: Core | None = None
+        self.incarnation = 0
+        self.incarnations: set[int] = set()
+        """Of all processes that ever had the name."""
+        self.cores: list[Core] = []
+        """Of all of them."""
+        self.lease_until = 0.0
+        self.respawn_s = 0.5
+        self.on_disturbed: Callable[[], None] = lambda: None
+        self.world = world
+        self.network = network
+        self.backends = backends
+        self.topology = topology
+        self._service: SimService | None = None
+        self._log = io.StringIO()
+
+    kind = ""
+
+    def start(self) -> None:
+        """Start a process, which a supervisor will start again when it has ended."""
+        world = self.world
+        self.incarnation = world.random.getrandbits(62) + 1
+        self.incarnations.add(self.incarnation)
+        process = Process(world, self.name, rate=world.random.uniform(0.995, 1.005))
+        process.wall_s = world.random.uniform(-2.0, 2.0)
+        self.process = process
+
+        def ended() -> None:
+            self.network.died(process)
+            self.core = None
+            world.after(self.respawn_s, self.start)
+
+        process.on_end = ended
+        process.run(self._main)
+
+    def terminate(self) -> None:
+        """SIGTERM; a process that takes too long is killed."""
+        process = self.process
+        assert process is not None
+        if self._service is not None and process.running:
+            process.loop.call_soon(self._service.stop)
+        self.world.after(self.topology.timers.shutdown_s, process.kill)
+
+    async def _main(self) -> None:
+        assert self.process is not None
+        self._service = SimService(self.process, self.kind, self._log)
+        try:
+            await self._serve(cast(Service, self._service), cast(sockets.Context, Context(self.network, self.process)))
+        except MeshimError as error:  # it says one sentence and exits
+            self._service.log.error("ended", reason=error.sentence)
+
+    async def _serve(self, service: Service, context: sockets.Context) -> None:
+        raise NotImplementedError
+
+    def _keep(self, core: Core) -> None:
+        self.core = core
+        self.cores.append(core)
+
+    def _endpoint(self) -> str:
+        return f"sim://{self.name}/{self.incarnation}"
+
+    def log(self) -> str:
+        """What its processes have said."""
+        return self._log.getvalue()
+
+
+class Connector(Role):
+    kind = "connector"
+    session_of: Callable[[int], Any]
+
+    async def _serve(self, service: Service, context: sockets.Context) -> None:
+        backends, topology, process = self.backends, self.topology, self.process
+        assert process is not None
+        timers = topology.timers
+        ports = connector_greeter.Backends(
+            backends.presence(), backends.cache(), backends.accounts(), backends.queues(), backends.notices()
+        )
+        core = connector_core.ConnectorCore(
+            self.incarnation, self.name, topology.limits.partitions, connector_service.options_of(topology),
+            lambda: int(process.wall() * 1000),
+        )  # fmt: skip
+        shell = connector_shell.Shell(core, ports, context, None, topology, service)
+        shell.router = context.router(
+            self._endpoint(), keys=None, domain=self.name, admit=None, frame_bytes=0,
+            on_batch=lambda batch: shell.crank.receive(connector_events.ClientsSent(batch)),
+        )  # fmt: skip
+
+        def disturbed() -> None:
+            self.on_disturbed()
+            shell.disturbed()
+
+        lease = Lease(self.kind, self.name, self.incarnation, self._endpoint())
+        keeper = LeaseKeeper(
+            backends.leases(), lease, timers, service.log,
+            watch=("transfer",), on_living=shell.living, on_disturbed=disturbed,
+        )  # fmt: skip
+        async with kept(keeper, service):
+            self._keep(core)
+            shell.start(self.incarnation)
+            await service.stopping()
+        await shell.stop(timers.shutdown_s * 0.6)
+        shell.router.close(linger_ms=200)
+
+
+class Transfer(Role):
+    kind = "transfer"
+
+    async def _serve(self, service: Service, context: sockets.Context) -> None:
+        backends, topology = self.backends, self.topology
+        timers = topology.timers
+        core = transfer_core.TransferCore(self.incarnation, transfer_service.options_of(topology))
+        shell = transfer_service.Shell(core, backends.presence(), backends.log(), service)
+        router = shell.router = context.router(
+            self._endpoint(), keys=None, domain=self.name, admit=None, frame_bytes=0,
+            on_batch=lambda batch: shell.crank.receive(transfer_events.ConnectorsSent(batch)),
+        )  # fmt: skip
+        lease = Lease(self.kind, self.name, self.incarnation, self._endpoint())
+        keeper = LeaseKeeper(backends.leases(), lease, timers, service.log, watch=("connector",))
+        async with kept(keeper, service):
+            self._keep(core)
+            shell.start()
+            await service.stopping()
+        await shell.stop(timers.shutdown_s * 0.6)
+        router.close(linger_ms=200)
+
+
+class Writer(Role):
+    kind = "writer"
+
+    async def _serve(self, service: Service, context: sockets.Context) -> None:
+        backends, topology = self.backends, self.topology
+        timers = topology.timers
+        core = writer_core.WriterCore(writer_service.options_of(topology, self.name, self.incarnation))
+        shell = writer_shell.Shell(
+            core,
+            writer_shell.Backends(
+                backends.log(), backends.partitions(), backends.accounts(), backends.presence(), backends.notices()
+            ),
+            f"{self.incarnation:016x}",
+            timers.partition_lease_s,
+            writer_shell.Retention(timers.read_retention_s, timers.device_idle_s),
+            service,
+        )
+        keeper = LeaseKeeper(
+            backends.leases(), Lease(self.kind, self.name, self.incarnation), timers, service.log,
+            watch=("writer",), on_living=lambda _, leases: shell.see(leases),
+        )  # fmt: skip
+        async with kept(keeper, service):
+            self._keep(core)
+            if await shell.until_ready():
+                await service.stopping()
+            await shell.stop(timers.shutdown_s * 0.6)
+
+

@@ -1,0 +1,88 @@
+"""A state file, in memory: what `meshim.client.state.StateFile` keeps, as far as the core and the application see it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from meshim.client.events import (
+    Change,
+    Drop,
+    HeldMessage,
+    NoteReceipt,
+    PutIn,
+    PutOrder,
+    PutOut,
+    PutStream,
+    Release,
+    SettleOut,
+    Snapshot,
+)
+from meshim.wire.envelope import Destination, Stream
+
+
+class Received(NamedTuple):
+    """A message for the application."""
+
+    turn: int
+    stream: Stream
+    seq: int
+    envelope: bytes
+    stored: bool
+    flag: int
+
+
+class State:
+    """Survives the process; `token` is that of the last login."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.token: bytes | None = None
+        self._streams: dict[Destination, PutStream] = {}
+        self._unsettled: dict[tuple[Destination, int], PutOut] = {}
+        self._settled: dict[tuple[Destination, int], SettleOut] = {}
+        self._seen: dict[Stream, PutOrder] = {}
+        self._inbox: dict[tuple[Stream, int], Received] = {}
+        self._turns: dict[int, tuple[Stream, int]] = {}
+        self._turn = 0
+
+    def load(self) -> Snapshot:
+        held = [HeldMessage(row.stream, row.seq, row.envelope) for row in self._inbox.values() if not row.turn]
+        return Snapshot(
+            streams=list(self._streams.values()),
+            unsettled=list(self._unsettled.values()),
+            settled=list(self._settled.values()),
+            orders=list(self._seen.values()),
+            held=sorted(held, key=lambda row: row.seq),
+        )
+
+    def apply(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            match change:
+                case PutStream(to):
+                    self._streams[to] = change
+                case PutOut(to, seq):
+                    self._unsettled[to, seq] = change
+                case NoteReceipt(to, seq, receipt):
+                    if (out := self._unsettled.get((to, seq))) is not None:
+                        self._unsettled[to, seq] = out._replace(receipt=receipt)
+                case SettleOut(to, seq):
+                    self._unsettled.pop((to, seq), None)
+                    self._settled[to, seq] = change
+                case PutOrder(stream):
+                    self._seen[stream] = change
+                case PutIn(stream, seq, envelope, stored):
+                    self._inbox[stream, seq] = Received(0, stream, seq, envelope, stored, 0)
+                case Release(stream, seq, flag):
+                    self._turn += 1
+                    self._inbox[stream, seq] = self._inbox[stream, seq]._replace(turn=self._turn, flag=flag)
+                    self._turns[self._turn] = stream, seq
+                case Drop(stream, seq):
+                    self._inbox.pop((stream, seq), None)
+
+    def next(self, after: int) -> Received | None:
+        """The first message for the application behind a turn."""
+        place = next((place for turn, place in self._turns.items() if turn > after), None)
+        return None if place is None else self._inbox[place]
+
+    def handled(self, turn: int) -> None:
+        """The application is done with it."""
+        self._inbox.pop(self._turns.pop(turn), None)
