@@ -236,7 +236,7 @@ class ClientCore:
                     self._offline(_code(frame.code), frame.sentence)
                 elif isinstance(frame, Reset):
                     self._offline(Code.UNKNOWN_EPOCH, "the connector does not know this link any more")
-                else:
+                elif self.state is State.ONLINE:  # what overtook the welcome comes again
                     for item in link.receive(frame, now)[0]:
                         self._item(item, now)
             except (msgspec.DecodeError, PeerError) as error:

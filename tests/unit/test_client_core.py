@@ -136,6 +136,17 @@ def test_nothing_but_the_greeting_is_said_before_the_welcome() -> None:
     assert [envelope.seq for envelope in connector.submits] == [1]
 
 
+def test_what_overtakes_the_welcome_is_not_taken_in_and_may_come_again() -> None:
+    connector = Connector()
+    connector.greeted()
+    early = Data(LINK, 1, 0, (), (from_bob(1),))
+    assert connector.says(early) == []
+    connector.says(connector.welcome())
+    connector.says(early)
+    connector.saves()
+    assert connector.acked() == 1
+
+
 def test_a_greeting_that_is_not_answered_ends_the_connection() -> None:
     connector = Connector()
     connector.greeted()
