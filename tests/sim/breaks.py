@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from meshim.client.inbox import Inbox
+import msgspec
+
+from meshim.client.inbox import Arrival, Inbox
 from meshim.connector import events as connector_events
 from meshim.connector import session as connector_session
 from meshim.connector.door import Door
@@ -20,7 +22,7 @@ from meshim.stores.memory_redis import MemoryPresence
 from meshim.stores.ports import Page, Seat
 from meshim.transfer import events as transfer_events
 from meshim.transfer.core import TransferCore
-from meshim.wire.envelope import Stream
+from meshim.wire.envelope import Envelope
 from meshim.writer import events as writer_events
 from meshim.writer.pipeline import Pipeline
 from meshim.writer.settling import Settling
@@ -134,12 +136,12 @@ def _late_goodbye() -> list[Patch]:
 
 def _epoch() -> list[Patch]:
     """The epoch of a state file does not matter: streams are told apart by device alone."""
-    order = Inbox._order
+    receive = Inbox.receive
 
-    def blind(self: Inbox, stream: Stream) -> Any:
-        return order(self, Stream(stream.user, stream.device, 0, stream.to))
+    def blind(self: Inbox, envelope: Envelope, data: bytes, *, stored: bool, now: float) -> Arrival:
+        return receive(self, msgspec.structs.replace(envelope, epoch=0), data, stored=stored, now=now)
 
-    return [(Inbox, "_order", blind)]
+    return [(Inbox, "receive", blind)]
 
 
 def _fencing() -> list[Patch]:

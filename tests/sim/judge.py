@@ -157,6 +157,9 @@ class Judge:
         message = self.messages.get(key)
         if message is not None and message.body != envelope.body:
             self.violated("once", f"{key} was altered")
+        if message is not None and not self._is_current(file) and not self._files[file.device].drains:
+            # Acknowledged by an application on an earlier file, before the queue was taken over from it.
+            message.owed.discard(file.device)
         file.has.add(key)
         self._had[file.device].add(key)
         self.via_store += stored
@@ -183,8 +186,7 @@ class Judge:
             self.violated("once", f"{key} was shown twice on device {file.device}")
         self.shown += key not in file.given
         file.given.add(key)
-        theirs = self._is_current(file) or not self._files[file.device].drains
-        if theirs and (message := self.messages.get(key)) is not None:
+        if self._is_current(file) and (message := self.messages.get(key)) is not None:
             message.owed.discard(file.device)
 
     def handled(self, file: File, key: Key) -> None:

@@ -45,6 +45,8 @@ PARTITIONS = 2
 STORM_S = 2.0
 HEALED_S = 6.0
 """Until the last consequences of the faults are over: leases, detection, reconnects."""
+MESSAGE_EVERY_S = 1.15
+"""Of each device, on average."""
 CALM_S = 8.0
 BOUND_S = 75.0
 """Within it everything has arrived: a sweep, a gap, the longest resend of a client."""
@@ -139,7 +141,7 @@ class Mesh:
             peers = random.sample([peer for peer in users if peer != user], 3)
             for which in ("a", "b")[: 1 + (number < TWO_DEVICES)]:
                 device = Device(
-                    self.world, self.network, self.backends, self.judge, user, f"d{number + 1}{which}", Plan(peers, 0.95)
+                    self.world, self.network, self.backends, self.judge, user, f"d{number + 1}{which}", Plan(peers, MESSAGE_EVERY_S)
                 )
                 device.register()
                 devices.append(device)
@@ -154,7 +156,8 @@ class Mesh:
         for device in self.devices:
             device.plan.until = end + HEALED_S + CALM_S
             world.after(world.random.uniform(0.5, 1.5), device.start)
-        world.after(1.0, self._dump)
+        if any(fault.kind == "redis-old" for fault in self.schedule.faults):
+            world.after(1.0, self._dump)
         for fault in self.schedule.faults:
             world.after(fault.at, lambda fault=fault: self._begin(fault))
         self.network.weather = Weather(delay_s=self.schedule.delay_s)

@@ -39,6 +39,8 @@ class World:
         self.bugs: list[str] = []
         self.processes: list[Process] = []
         """All that ever were: what was killed in the middle of something stays there, in the middle of it."""
+        self.woken: deque[Process] = deque()
+        """Processes that have something to do at this instant, one after the other."""
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
 
@@ -49,10 +51,12 @@ class World:
 
     def run(self, until: float) -> None:
         """Let everything happen up to a time; returns early when there is a bug."""
-        heap = self._heap
+        heap, woken = self._heap, self.woken
         while heap and heap[0][0] <= until and not self.bugs:
             self.now, _, do = heapq.heappop(heap)
             do()
+            while woken:
+                woken.popleft().turn()
         self.now = max(self.now, until)
 
     def close(self) -> None:
@@ -121,7 +125,7 @@ class Process:
         for _ in range(_FAREWELLS_MOST):
             if not self.loop.cancel():
                 return
-            self._turn()
+            self.turn()
 
     def fail(self, error: BaseException) -> None:
         """Something was raised that nobody caught: a bug of ours."""
@@ -162,9 +166,10 @@ class Process:
     def _wake(self) -> None:
         if not self._awake and self.life is Life.RUNNING and self._ready:
             self._awake = True
-            self.world.after(0.0, self._turn)
+            self.world.woken.append(self)
 
-    def _turn(self) -> None:
+    def turn(self) -> None:
+        """Do everything that is to do at this instant."""
         self._awake = False
         if self.life is not Life.RUNNING:
             return
