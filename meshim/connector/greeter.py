@@ -35,37 +35,32 @@ class Greeter:
 
     async def check(self, greets: Sequence[CheckGreet]) -> list[GreetAccepted | GreetRefused]:
         """A verdict for each greeting."""
+        # Numbers come first: a token that is revoked while it is checked then has a lower one than any session of
+        # the login that revoked it, which it cannot replace (R14).
+        try:
+            numbers = await self._backends.presence.session_numbers(len(greets))
+        except BackendUnavailable:
+            sentence = "presence does not answer: try again"
+            return [GreetRefused(greet.peer, greet.link, Code.BUSY, sentence) for greet in greets]
         hashes = [hash_token(greet.token) for greet in greets]
         cached: Sequence[Login | None] = [None] * len(greets)
         try:
             cached = await self._backends.cache.logins(hashes)
         except BackendUnavailable:
             self._service.log.warning("token cache does not answer", greetings=len(greets))
-        checks = [self._check(*each) for each in zip(greets, hashes, cached, strict=True)]
-        checked = await asyncio.gather(*checks)
-        verdicts: list[GreetAccepted | GreetRefused] = [each for each in checked if isinstance(each, GreetRefused)]
-        good = [each for each in checked if not isinstance(each, GreetRefused)]
-        try:
-            numbers = await self._backends.presence.session_numbers(len(good)) if good else []
-        except BackendUnavailable:
-            sentence = "presence does not answer: try again"
-            verdicts += [GreetRefused(greet.peer, greet.link, Code.BUSY, sentence) for greet, _, _ in good]
-        else:
-            numbered = zip(good, numbers, strict=True)
-            verdicts += [
-                GreetAccepted(g.peer, g.link, login, account, number) for (g, login, account), number in numbered
-            ]
-        return verdicts
+        checks = [self._check(*each) for each in zip(greets, hashes, cached, numbers, strict=True)]
+        return await asyncio.gather(*checks)
 
     async def _check(
-        self, greet: CheckGreet, token_hash: bytes, cached: Login | None
-    ) -> tuple[CheckGreet, Login, Account] | GreetRefused:
+        self, greet: CheckGreet, token_hash: bytes, cached: Login | None, number: int
+    ) -> GreetAccepted | GreetRefused:
         try:
-            return greet, *await self._who(greet, token_hash, cached)
+            login, account = await self._who(greet, token_hash, cached)
         except PeerError as error:
             return GreetRefused(greet.peer, greet.link, error.code, error.sentence)
         except BackendUnavailable:
             return GreetRefused(greet.peer, greet.link, Code.BUSY, "the database does not answer: try again")
+        return GreetAccepted(greet.peer, greet.link, login, account, number)
 
     async def _who(self, greet: CheckGreet, token_hash: bytes, cached: Login | None) -> tuple[Login, Account]:
         now = time.time()

@@ -38,14 +38,10 @@ class World:
     """One user with one device, whose token is in the database and in the cache."""
 
     def __init__(self) -> None:
-        archive, redis = MemoryArchive(time.time), MemoryRedis(time.time)
-        self.accounts = Accounts(archive)
+        self.archive, redis = MemoryArchive(time.time), MemoryRedis(time.time)
+        self.accounts = Accounts(self.archive)
+        self.presence = MemoryPresence(redis, "test")
         self.cache = MemorySessionCache(redis, "test")
-        backends = Backends(
-            MemoryPresence(redis, "test"), self.cache, self.accounts, MemoryQueues(archive, 4),
-            MemoryNotices(MemoryBroker(time.time), "test"),
-        )  # fmt: skip
-        self._greeter = Greeter(backends, FRESH_S, Service("connector", "c1", shutdown_s=1.0))
 
     async def log_in(self) -> Login:
         user = await self.accounts.register("bob", "hash")
@@ -57,9 +53,19 @@ class World:
 
     async def greet(self, token: bytes = TOKEN, epoch: int = EPOCH) -> Code | None:
         """Why it was refused; None for who is let in."""
-        (verdict,) = await self._greeter.check([CheckGreet(b"peer", 1, token, epoch)])
-        assert isinstance(verdict, GreetAccepted | GreetRefused)
+        verdict = await self.verdict(self.accounts, token, epoch)
         return verdict.code if isinstance(verdict, GreetRefused) else None
+
+    async def verdict(
+        self, accounts: Accounts, token: bytes = TOKEN, epoch: int = EPOCH
+    ) -> GreetAccepted | GreetRefused:  # fmt: skip
+        backends = Backends(
+            self.presence, self.cache, accounts, MemoryQueues(self.archive, 4),
+            MemoryNotices(MemoryBroker(time.time), "test"),
+        )  # fmt: skip
+        greeter = Greeter(backends, FRESH_S, Service("connector", "c1", shutdown_s=1.0))
+        (verdict,) = await greeter.check([CheckGreet(b"peer", 1, token, epoch)])
+        return verdict
 
 
 async def test_a_token_is_good_for_its_state_file_alone() -> None:
@@ -92,6 +98,27 @@ async def test_a_device_that_was_dropped_is_refused_whatever_the_cache_remembers
     await world.log_in()
     assert await world.accounts.drop_idle_devices(time.time() + 1, 10) == 1
     assert await world.greet() is Code.BAD_TOKEN
+
+
+async def test_who_is_checked_while_another_file_takes_over_cannot_replace_it() -> None:
+    """R14: the token was good when it was looked up, and is revoked before the answer is used."""
+    world = World()
+    login = await world.log_in()
+    taker = hash_token(b"n" * 32)
+
+    class Slow(Accounts):
+        async def account(self, user_id: int, now: float) -> Account | None:
+            found = await super().account(user_id, now)
+            await world.accounts.log_in(user_id, "phone", EPOCH + 1, taker, now + 60, now, 10)
+            await world.cache.drop_logins([hash_token(TOKEN)])
+            (self.later,) = await world.presence.session_numbers(1)
+            return found
+
+    slow = Slow(world.archive)
+    verdict = await world.verdict(slow)
+    assert isinstance(verdict, GreetAccepted)
+    assert verdict.login == login
+    assert verdict.session < slow.later
 
 
 async def test_an_old_account_in_the_cache_is_good_enough_while_the_database_is_away() -> None:
