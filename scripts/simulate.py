@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import sys
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -100,6 +101,7 @@ class Tally:
         self._counters: Counter[str] = Counter()
         self._totals: Counter[str] = Counter()
         self._thin: list[int] = []
+        self._digest = 0
         self._terminal = sys.stderr.isatty()
 
     def add(self, outcome: Outcome) -> None:
@@ -107,8 +109,11 @@ class Tally:
         self._races.update(outcome.races)
         self._faults.update(outcome.faults)
         self._counters.update(outcome.counters)
-        totals = {name: getattr(outcome, name) for name in ("messages", "shown", "via_store", "gaps", "cpu_s", "virtual_s")}
+        totals = {
+            name: getattr(outcome, name) for name in ("messages", "shown", "via_store", "gaps", "cpu_s", "virtual_s")
+        }
         self._totals.update(totals)
+        self._digest = zlib.crc32(outcome.digest.to_bytes(4, "big"), self._digest)
         if outcome.messages < MESSAGES_LEAST or sum(outcome.faults.values()) < FAULTS_LEAST:
             self._thin.append(outcome.seed)
         if outcome.failed:
@@ -143,6 +148,7 @@ class Tally:
             "too_little": self._thin,
             "faults": dict(sorted(self._faults.items())),
             "counters": {name: count for name, count in sorted(self._counters.items()) if count},
+            "digest": f"{self._digest:08x}",
             "virtual_s": round(self._totals["virtual_s"]),
             "cpu_s": round(self._totals["cpu_s"], 1),
             "seconds": round(seconds, 1),

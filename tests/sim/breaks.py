@@ -16,16 +16,17 @@ from meshim.connector import session as connector_session
 from meshim.connector.door import Door
 from meshim.connector.drain import Drain
 from meshim.protocol.ordering import Flag, Released, StreamOrder
-from meshim.protocol.outcome import Tally
+from meshim.protocol.outcome import Tally, outcomes_of
 from meshim.stores.memory_archive import MemoryPartitions, MemoryQueues
 from meshim.stores.memory_redis import MemoryPresence
 from meshim.stores.ports import Page, Seat
 from meshim.transfer import events as transfer_events
 from meshim.transfer.core import TransferCore
 from meshim.wire.envelope import Envelope
+from meshim.wire.outcome import How
 from meshim.writer import events as writer_events
+from meshim.writer import settling
 from meshim.writer.pipeline import Pipeline
-from meshim.writer.settling import Settling
 
 Patch = tuple[object, str, Any]
 """An object, the name of an attribute, and what stands there instead."""
@@ -76,18 +77,11 @@ def _sent_before_puback() -> list[Patch]:
         for action in actions:
             if isinstance(action, transfer_events.Publish):
                 _, batch = self._store._records[action.record]
-                for kept in batch:
-                    self._tell_stored(kept)  # type: ignore[attr-defined]  # below
-        return actions + list(flush(self, now))
+                for outcome in outcomes_of([(kept.stamp, kept.done) for kept in batch], How.STORED, 1):
+                    self._tell(outcome)
+        return [*actions, *flush(self, now)]
 
-    def tell(self: TransferCore, kept: Any) -> None:
-        from meshim.protocol.outcome import outcomes_of
-        from meshim.wire.outcome import How
-
-        for outcome in outcomes_of([(kept.stamp, kept.done)], How.STORED, 1):
-            self._tell(outcome)
-
-    return [(TransferCore, "_flush", hasty), (TransferCore, "_tell_stored", tell)]
+    return [(TransferCore, "_flush", hasty)]
 
 
 def _sent_on_first_copy() -> list[Patch]:
@@ -103,10 +97,8 @@ def _after() -> list[Patch]:
 def _poke() -> list[Patch]:
     """No connector is told that something was stored."""
 
-    def silent(self: Settling, event: writer_events.PresenceSeen, now: float) -> None:
+    def silent(self: settling.Settling, event: writer_events.PresenceSeen, now: float) -> None:
         self._announced()
-
-    from meshim.writer import settling
 
     return [(settling, "_HAPPENED", settling._HAPPENED | {writer_events.PresenceSeen: silent})]
 
@@ -188,7 +180,7 @@ BREAKS: dict[str, Callable[[], list[Patch]]] = {
 def broken(name: str | None) -> Iterator[None]:
     """Take away the mechanism of that name; nothing for None."""
     patches = [] if name is None else BREAKS[name]()
-    running = [patch.object(target, attribute, new, create=True) for target, attribute, new in patches]  # type: ignore[call-overload]
+    running = [patch.object(target, attribute, new, create=True) for target, attribute, new in patches]
     for each in running:
         each.start()
     try:
@@ -196,5 +188,3 @@ def broken(name: str | None) -> Iterator[None]:
     finally:
         for each in reversed(running):
             each.stop()
-
-

@@ -10,7 +10,7 @@ from meshim.client.connection import Connection
 from meshim.client.core import ClientCore, Identity
 from meshim.client.saver import Saver
 from meshim.client.state import StateFile
-from meshim.errors import BackendUnavailable, MeshimError, Refused
+from meshim.errors import BackendUnavailable, Code, Refused
 from meshim.rest.backends import Backends as RestBackends
 from meshim.rest.backends import Spread
 from meshim.runtime import crypto
@@ -104,6 +104,11 @@ class Device:
     def _restart(self) -> None:
         if self.wanted:
             self.start()
+
+    def kill(self) -> None:
+        """kill -9 for the application, if it runs; it is started again."""
+        if self.process is not None:
+            self.process.kill()
 
     def leave(self) -> None:
         """End the application politely; it stays away until `start`."""
@@ -204,7 +209,7 @@ class Application:
             self._watch_duplicates(core)
             crank: Crank[e.Event, e.Action] = Crank(core, self._perform)
             self._crank = crank
-            saver = Saver(cast(StateFile, self), asyncio.Lock(), lambda serial: crank.receive(e.Saved(serial)))
+            saver = Saver(cast("StateFile", self), asyncio.Lock(), lambda serial: crank.receive(e.Saved(serial)))
             self._saver = saver
             self._connection = Connection(crank, self._living, self._token)
             device.core, device.connection = core, self._connection
@@ -262,6 +267,8 @@ class Application:
 
     async def _token(self, refused: bytes | None) -> bytes:
         if refused is not None and refused == self._state.token:
+            if not self._is_current:
+                raise Refused(Code.REPLACED, "it would take the device back: that is for people to decide")
             await self._log_in()
         assert self._state.token is not None
         return self._state.token
@@ -366,5 +373,3 @@ class _Silent(Log):
 def _key(stream: Stream, seq: int) -> Key:
     to = stream.to
     return stream.user, stream.device, stream.epoch, to.type, to.id, to.device, seq
-
-

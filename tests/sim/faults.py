@@ -1,8 +1,8 @@
 """What can go wrong, how often, and what a seed makes of it.
 
 `Faults` is the model: which faults there may be, and how bad the weather is.  Each seed takes some of them only, since
-faults hide each other (Groce et al., *Swarm Testing*, ISSTA 2012), and makes a schedule: what happens when, to whom, for
-how long.  The schedule is made before anything runs, so that it can be printed, read, and played again.
+faults hide each other (Groce et al., *Swarm Testing*, ISSTA 2012), and makes a schedule: what happens when, to whom,
+for how long.  The schedule is made before anything runs, so that it can be printed, read, and played again.
 """
 
 from random import Random
@@ -16,6 +16,9 @@ KINDS: dict[str, tuple[float, float]] = {
     "kill-transfer": (0.2, 2.0),
     "kill-writer": (0.2, 2.0),
     "kill-device": (0.1, 1.0),
+    # kill -9 of who drains next, while it does; how long the trap is set
+    "trap-device": (2.0, 8.0),
+    "trap-connector": (2.0, 8.0),
     # SIGTERM and start again
     "stop-connector": (0.2, 2.0),
     "stop-transfer": (0.2, 2.0),

@@ -241,7 +241,9 @@ class Judge:
 
     def partition_written(self, partition: int, fence: int, written: Written) -> None:
         if fence < self._fences.get(partition, 0):
-            self.violated("fenced", f"partition {partition} was written under {fence}, {self._fences[partition]} has it")
+            self.violated(
+                "fenced", f"partition {partition} was written under {fence}, {self._fences[partition]} has it"
+            )
         for _, device in written.devices:
             self._expect(device)
 

@@ -1,10 +1,12 @@
 """Connections between processes: frames take time, and in bad weather they are lost, doubled and overtaken.
 
 Stands in for `meshim.runtime.sockets`: `Context`, `Router` and `Dealer` here are called as those there.  A connection
-is made once.  It ends when an end closes it or dies, or when ZMTP heartbeats find the other end gone, stopped or cut off.
+is made once.  It ends when an end closes it or dies, or when ZMTP heartbeats find the other end gone, stopped or cut
+off.
 """
 
 import itertools
+import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -37,6 +39,8 @@ class Network:
         """`replayed` is the share of frames under way to a process that died which its successor gets (R13)."""
         self.world = world
         self.weather = FAIR
+        self.digest = 0
+        """Of every frame that was sent, in order: tells whether two runs were the same."""
         self.cuts: set[tuple[str, str]] = set()
         """One-way: what the first sends does not reach the second, by name of the process."""
         self.routers: dict[str, Router] = {}
@@ -125,6 +129,9 @@ class Network:
 
         self.world.after(delay, accepted)
 
+    def note(self, frame: bytes) -> None:
+        self.digest = zlib.crc32(frame, self.digest)
+
     def number(self) -> bytes:
         return next(self._numbers).to_bytes(5, "big")
 
@@ -148,6 +155,7 @@ class Wire:
         self._sent = 0
 
     def to_router(self, frame: bytes) -> None:
+        self._network.note(frame)
         self._sent += 1
         number = self._sent
         self.under_way[number] = frame
@@ -162,6 +170,7 @@ class Wire:
             self.under_way.pop(number, None)
 
     def to_dealer(self, frame: bytes) -> None:
+        self._network.note(frame)
         names = self.router.process.name, self.dealer.process.name
 
         def arrive() -> None:

@@ -27,7 +27,7 @@ from meshim.transfer import service as transfer_service
 from meshim.writer import core as writer_core
 from meshim.writer import service as writer_service
 from meshim.writer import shell as writer_shell
-from tests.sim.network import Context, Network, Router
+from tests.sim.network import Context, Network
 from tests.sim.servers import Backends
 from tests.sim.world import Process, World
 
@@ -103,6 +103,11 @@ class Role:
         process.on_end = ended
         process.run(self._main)
 
+    def kill(self) -> None:
+        """kill -9."""
+        if self.process is not None:
+            self.process.kill()
+
     def terminate(self) -> None:
         """SIGTERM; a process that takes too long is killed."""
         process = self.process
@@ -114,10 +119,11 @@ class Role:
     async def _main(self) -> None:
         assert self.process is not None
         self._service = SimService(self.process, self.kind, self._log)
+        context = Context(self.network, self.process)
         try:
-            await self._serve(cast(Service, self._service), cast(sockets.Context, Context(self.network, self.process)))
-        except MeshimError as error:  # it says one sentence and exits
-            self._service.log.error("ended", reason=error.sentence)
+            await self._serve(cast("Service", self._service), cast("sockets.Context", context))
+        except MeshimError as error:
+            self._service.log.warning("ended", reason=error.sentence)  # and a supervisor starts it again
 
     async def _serve(self, service: Service, context: sockets.Context) -> None:
         raise NotImplementedError
@@ -164,8 +170,8 @@ class Connector(Role):
             backends.leases(), lease, timers, service.log,
             watch=("transfer",), on_living=shell.living, on_disturbed=disturbed,
         )  # fmt: skip
+        self._keep(core)
         async with kept(keeper, service):
-            self._keep(core)
             shell.start(self.incarnation)
             await service.stopping()
         await shell.stop(timers.shutdown_s * 0.6)
@@ -186,8 +192,8 @@ class Transfer(Role):
         )  # fmt: skip
         lease = Lease(self.kind, self.name, self.incarnation, self._endpoint())
         keeper = LeaseKeeper(backends.leases(), lease, timers, service.log, watch=("connector",))
+        self._keep(core)
         async with kept(keeper, service):
-            self._keep(core)
             shell.start()
             await service.stopping()
         await shell.stop(timers.shutdown_s * 0.6)
@@ -215,10 +221,8 @@ class Writer(Role):
             backends.leases(), Lease(self.kind, self.name, self.incarnation), timers, service.log,
             watch=("writer",), on_living=lambda _, leases: shell.see(leases),
         )  # fmt: skip
+        self._keep(core)
         async with kept(keeper, service):
-            self._keep(core)
             if await shell.until_ready():
                 await service.stopping()
             await shell.stop(timers.shutdown_s * 0.6)
-
-

@@ -13,7 +13,7 @@ from meshim.errors import BackendUnavailable, MeshimError
 from meshim.stores import memory_accounts, memory_archive, memory_broker, memory_redis, ports
 from meshim.wire.log import decode_record
 from tests.sim.judge import Judge
-from tests.sim.world import WALL_S, Process, World, current
+from tests.sim.world import WALL_S, Process, World, current, settle
 
 NAMESPACE = "sim"
 
@@ -159,15 +159,15 @@ class _Log(_Remote):
             return found
         loop = current().loop
         stored = loop.create_future()
-        log = cast(SimLog, self._port)
-        log.followers.setdefault(partition, []).append(lambda: stored.done() or stored.set_result(None))
-        patience = loop.call_later(wait_s, lambda: stored.done() or stored.set_result(None))
+        log = cast("SimLog", self._port)
+        log.followers.setdefault(partition, []).append(lambda: settle(stored, None))
+        patience = loop.call_later(wait_s, settle, stored, None)
         await stored
         patience.cancel()
         return await self._fetch(partition, most)
 
     async def _fetch(self, partition: int, most: int) -> list[ports.LogMessage]:
-        fetch = cast(SimLog, self._port).take
+        fetch = cast("SimLog", self._port).take
         return cast("list[ports.LogMessage]", await self._server.call("fetch", lambda: fetch(partition, most)))
 
 
@@ -254,6 +254,8 @@ class SimQueues(memory_archive.MemoryQueues):
         super().__init__(archive, partitions)
         self.on_claim: Callable[[int, int], None] = lambda device, session: None
         """Gets the device and the session number of who has leased a queue."""
+        self.on_page: Callable[[int], None] = lambda device: None
+        """Gets the device whose queue was read, and something was in it."""
         self._sql = sql
         self._judge = judge
 
@@ -274,6 +276,8 @@ class SimQueues(memory_archive.MemoryQueues):
     ) -> ports.Page:
         page = await super().page(user, device, fence, after, rows, size, lease_s)
         self._judge.queue_used("read", device, self._sql.asking)
+        if page.rows:
+            self.on_page(device)
         return page
 
     async def mark_read(self, device: int, fence: int, row_ids: Sequence[int]) -> None:
@@ -336,25 +340,25 @@ class Backends:
         self.sql.on_failure = lambda what: judge.entered("R8", what == "write")
 
     def leases(self) -> ports.Leases:
-        return cast(ports.Leases, _Remote(self.redis, self._leases))
+        return cast("ports.Leases", _Remote(self.redis, self._leases))
 
     def presence(self) -> ports.Presence:
-        return cast(ports.Presence, _Remote(self.redis, self._presence, near=("changes",)))
+        return cast("ports.Presence", _Remote(self.redis, self._presence, near=("changes",)))
 
     def cache(self) -> ports.SessionCache:
-        return cast(ports.SessionCache, _Remote(self.redis, self._cache))
+        return cast("ports.SessionCache", _Remote(self.redis, self._cache))
 
     def notices(self) -> ports.Notices:
-        return cast(ports.Notices, _Remote(self.nats, self._notices, near=("listen",)))
+        return cast("ports.Notices", _Remote(self.nats, self._notices, near=("listen",)))
 
     def log(self) -> ports.Log:
-        return cast(ports.Log, _Log(self.nats, self._log))
+        return cast("ports.Log", _Log(self.nats, self._log))
 
     def queues(self) -> ports.Queues:
-        return cast(ports.Queues, _Remote(self.sql, self.queue_data))
+        return cast("ports.Queues", _Remote(self.sql, self.queue_data))
 
     def partitions(self) -> ports.Partitions:
-        return cast(ports.Partitions, _Remote(self.sql, self.partition_data))
+        return cast("ports.Partitions", _Remote(self.sql, self.partition_data))
 
     def accounts(self) -> ports.Accounts:
-        return cast(ports.Accounts, _Remote(self.sql, self.registry))
+        return cast("ports.Accounts", _Remote(self.sql, self.registry))

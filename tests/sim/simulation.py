@@ -12,8 +12,9 @@ The same seed, faults and code give the same run, to the last frame.
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from random import Random
 from typing import Any
 from unittest.mock import patch
@@ -47,13 +48,21 @@ HEALED_S = 6.0
 """Until the last consequences of the faults are over: leases, detection, reconnects."""
 MESSAGE_EVERY_S = 1.15
 """Of each device, on average."""
+TRAP_S = 0.03
+"""From the page of a queue until who drains it is killed, at most."""
 CALM_S = 8.0
+CALM_CRASHES = 3
+"""Phones that crash in the calm while they drain."""
 BOUND_S = 75.0
 """Within it everything has arrived: a sweep, a gap, the longest resend of a client."""
 
 
 class Outcome(msgspec.Struct):
-    """What came of one run.  `races` counts how often each was met, `counters` what the roles and clients counted."""
+    """What came of one run.
+
+    `races` counts how often each was met, `counters` is what the roles counted, `digest` is of all frames, and
+    `cpu_s` the only thing that differs when the run is repeated.
+    """
 
     seed: int
     messages: int
@@ -65,6 +74,7 @@ class Outcome(msgspec.Struct):
     counters: dict[str, int]
     violations: list[str]
     schedule: str
+    digest: int
     virtual_s: float
     cpu_s: float
 
@@ -116,6 +126,7 @@ class Mesh:
         )  # fmt: skip
         self.judge.archive = self.backends.archive
         self.backends.queue_data.on_claim = self._claimed
+        self.backends.queue_data.on_page = self._spring
         self.backends.partition_data.on_stored = self._stored
         around = (world, self.network, self.backends, mesh)
         self.connectors = [Connector(*around, each.name) for each in mesh.connectors]
@@ -125,6 +136,10 @@ class Mesh:
         self.devices = self._people()
         self.met: Counter[str] = Counter()
         """Faults that really happened, by kind."""
+        self._drains: dict[int, Role] = {}
+        """Which connector has leased the queue of a device."""
+        self._traps: list[str] = []
+        """What dies at the next page of a queue."""
         self._lease_ttl_s = mesh.timers.lease_ttl_s
         self._dumps: list[dict[str, Any]] = []
         for role in self.connectors:
@@ -141,7 +156,13 @@ class Mesh:
             peers = random.sample([peer for peer in users if peer != user], 3)
             for which in ("a", "b")[: 1 + (number < TWO_DEVICES)]:
                 device = Device(
-                    self.world, self.network, self.backends, self.judge, user, f"d{number + 1}{which}", Plan(peers, MESSAGE_EVERY_S)
+                    self.world,
+                    self.network,
+                    self.backends,
+                    self.judge,
+                    user,
+                    f"d{number + 1}{which}",
+                    Plan(peers, MESSAGE_EVERY_S),
                 )
                 device.register()
                 devices.append(device)
@@ -159,7 +180,7 @@ class Mesh:
         if any(fault.kind == "redis-old" for fault in self.schedule.faults):
             world.after(1.0, self._dump)
         for fault in self.schedule.faults:
-            world.after(fault.at, lambda fault=fault: self._begin(fault))
+            world.after(fault.at, partial(self._begin, fault))
         self.network.weather = Weather(delay_s=self.schedule.delay_s)
         world.after(STORM_S, self._storm)
         world.run(end)
@@ -186,14 +207,23 @@ class Mesh:
             device.start()
 
     def _come_and_go(self) -> None:
-        """The calm: people leave and return, and the database is slow at times, as on any day."""
+        """The calm: people leave and return, phones crash, and the database is slow at times, as on any day."""
         random = self.world.random
         self.backends.sql.slow = 0.2
+        self._traps += CALM_CRASHES * ["device"]
         for device in self.devices:
-            for _ in range(2):
-                at = random.uniform(0.0, CALM_S - 2.0)
-                self.world.after(at, device.leave)
-                self.world.after(at + random.uniform(0.02, 2.0), device.start)
+            at = random.uniform(0.0, 1.0)
+            if random.random() < 0.5:
+                self.world.after(at, device.kill)
+            else:
+                self._go_for_a_while(device, at)
+            if random.random() < 0.5:
+                # As the talking ends: nothing that comes later draws attention to what is stored then.
+                self._go_for_a_while(device, random.uniform(CALM_S - 2.0, CALM_S))
+
+    def _go_for_a_while(self, device: Device, at: float) -> None:
+        self.world.after(at, device.leave)
+        self.world.after(at + self.world.random.uniform(0.02, 2.0), device.start)
 
     def _until_finished(self) -> None:
         world = self.world
@@ -231,10 +261,13 @@ class Mesh:
         return True
 
     def _role(self, kind: str, number: int) -> Role | None:
-        roles: Sequence[Role] = {
-            "connector": self.connectors, "transfer": self.transfers, "writer": self.writers
-        }[kind]  # fmt: skip
-        role = roles[number % len(roles)]
+        roles: Mapping[str, Sequence[Role]] = {
+            "connector": self.connectors,
+            "transfer": self.transfers,
+            "writer": self.writers,
+        }
+        of_kind = roles[kind]
+        role = of_kind[number % len(of_kind)]
         return role if role.process is not None and role.process.alive else None
 
     def _device(self, number: int) -> Device | None:
@@ -244,15 +277,15 @@ class Mesh:
     def _kill(self, what: str, fault: f.Fault) -> bool:
         if what == "device":
             device = self._device(fault.target)
-            if device is not None and device.process is not None:
-                device.process.kill()
+            if device is not None:
+                device.kill()
             return device is not None
         role = self._role(what, fault.target)
         if role is None or role.process is None:
             return False
         self._note_death(role)
         role.respawn_s = fault.lasts_s
-        role.process.kill()
+        role.kill()
         return True
 
     def _note_death(self, role: Role) -> None:
@@ -265,6 +298,18 @@ class Mesh:
             for message in device.core.outbox._pending.values()
         )
         self.judge.entered("R16", any(tally.accounted and len(tally.copies) > 1 for tally in halves))
+
+    def _trap(self, what: str, fault: f.Fault) -> bool:
+        self._traps.append(what)
+        return self._end(fault, lambda: self._traps.remove(what) if what in self._traps else None)
+
+    def _spring(self, device: int) -> None:
+        """A page was read: in a moment its rows are pushed, acknowledged, marked."""
+        if not self._traps or device not in self._drains:
+            return
+        what = self._traps.pop(0)
+        victim = self._drains[device] if what == "connector" else next(d for d in self.devices if d.id == device)
+        self.world.after(self.world.random.uniform(0.0, TRAP_S), victim.kill)
 
     def _stop(self, what: str, fault: f.Fault) -> bool:
         role = self._role(what, fault.target)
@@ -393,6 +438,7 @@ class Mesh:
             if isinstance(role.core, ConnectorCore):
                 found = role.core._sessions.of_device(device, session)
                 if found is not None:
+                    self._drains[device] = role
                     self.judge.draining(device, found.login.epoch)
 
     def _stored(self, device: int) -> None:
@@ -422,6 +468,7 @@ class Mesh:
             counters=dict(counters),
             violations=bugs + self.judge.violations,
             schedule=str(self.schedule),
+            digest=self.network.digest,
             virtual_s=self.world.now,
             cpu_s=0.0,
         )
@@ -457,5 +504,3 @@ def seeded(mesh: Mesh) -> Iterator[None]:
         stack.enter_context(patch.object(connection, "Context", lambda: Context(mesh.network, current())))
         stack.enter_context(patch.dict(connection._contexts))
         yield
-
-

@@ -1,4 +1,4 @@
-"""A state file, in memory: what `meshim.client.state.StateFile` keeps, as far as the core and the application see it."""
+"""A state file in memory: what `meshim.client.state.StateFile` keeps, as the core and the application see it."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

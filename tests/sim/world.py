@@ -84,7 +84,7 @@ class Process:
         self.paused_at = 0.0
         self.on_end: Callable[[], None] = lambda: None
         """Called when it has ended, however."""
-        self.loop = Loop(self)
+        self.loop = Loop(self)  # type: ignore[abstract]  # what meshim does not use is not there
         self._rate = rate
         self._ready: deque[asyncio.Handle] = deque()
         self._awake = False
@@ -236,7 +236,7 @@ class Loop(asyncio.AbstractEventLoop):
     def create_task(  # type: ignore[override]  # no context, no factory
         self, coro: "Coroutine[Any, Any, T] | Generator[Any, None, T]", *, name: str | None = None
     ) -> "asyncio.Task[T]":
-        task: asyncio.Task[T] = asyncio.Task(coro, loop=self, name=name)  # type: ignore[arg-type]  # as in asyncio
+        task: asyncio.Task[T] = asyncio.Task(coro, loop=self, name=name)
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # a process that is killed leaves them behind
         self._tasks.append(task)
         if len(self._tasks) > 512:
@@ -252,7 +252,7 @@ class Loop(asyncio.AbstractEventLoop):
 
         def work() -> None:
             result = function(*args)
-            self.call_later(random.uniform(0.0001, 0.002), lambda: future.done() or future.set_result(result))
+            self.call_later(random.uniform(0.0001, 0.002), settle, future, result)
 
         self.call_later(random.uniform(0.0005, 0.01), work)
         return future
@@ -266,6 +266,12 @@ class Loop(asyncio.AbstractEventLoop):
         for task in self._tasks:
             task.cancel()
         return bool(self._tasks)
+
+
+def settle(future: "asyncio.Future[T]", result: T) -> None:
+    """Set the result, unless somebody has called it off."""
+    if not future.done():
+        future.set_result(result)
 
 
 def current() -> Process:

@@ -1,0 +1,47 @@
+"""A slice of the simulation: seeds that keep every promise, and broken meshes that are noticed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.sim.breaks import BREAKS, broken
+from tests.sim.simulation import run
+
+SIMULATE = Path(__file__).resolve().parent.parent.parent / "scripts" / "simulate.py"
+SEEDS = range(1, 31)
+"""`scripts/simulate.py` runs thousands."""
+
+SEEDS_THAT_SHOW = range(1, 61)
+"""Each broken mesh is noticed within the first few of them."""
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_every_promise_is_kept(seed: int) -> None:
+    outcome = run(seed)
+    assert outcome.violations == [], f"{outcome.violations}\n{outcome.schedule}"
+    assert outcome.messages >= 200
+    assert sum(outcome.faults.values()) >= 3
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_broken_mesh_is_noticed(name: str) -> None:
+    with broken(name):
+        assert any(run(seed).failed for seed in SEEDS_THAT_SHOW)
+
+
+def test_the_same_seed_is_the_same_run() -> None:
+    """In another process, where sets and dictionaries are in another order."""
+
+    def outcome(hash_seed: str) -> dict[str, object]:
+        done = subprocess.run(
+            [sys.executable, SIMULATE, "--seeds", "2", "--from", "5", "--jobs", "1", "--json"],
+            env=os.environ | {"PYTHONHASHSEED": hash_seed}, capture_output=True, text=True, check=True, timeout=60,
+        )  # fmt: skip
+        answer: dict[str, object] = json.loads(done.stdout)
+        return {name: value for name, value in answer.items() if name not in ("cpu_s", "seconds")}
+
+    assert outcome("1") == outcome("2")
