@@ -80,6 +80,8 @@ class Judge:
         self._world = world
         self._files: dict[int, File] = {}
         self._had: dict[int, set[Key]] = {}
+        self._earlier: dict[int, set[Key]] = {}
+        """By device: what reached a file that is not in use any more."""
         self._lossy: set[int] = set()
         """Users who lost a state file: receipts of theirs may be lost with it."""
         self._log: dict[tuple[int, int], list[tuple[Key, tuple[int, ...], int]]] = {}
@@ -101,6 +103,7 @@ class Judge:
         """A state file is in use from now on, in place of any other of this device."""
         before = self._files.get(device)
         self._had.setdefault(device, set())
+        self._earlier.setdefault(device, set())
         file = self._files[device] = File(user, device, epoch)
         if before is not None:
             self._lost(before)
@@ -112,6 +115,7 @@ class Judge:
     def _lost(self, file: File) -> None:
         """What was in the file and nowhere else is gone with it."""
         self._lossy.add(file.user)
+        self._earlier[file.device] |= file.has
         for key, message in list(self.messages.items()):
             if key in file.has:
                 message.owed.discard(file.device)
@@ -157,9 +161,11 @@ class Judge:
         message = self.messages.get(key)
         if message is not None and message.body != envelope.body:
             self.violated("once", f"{key} was altered")
-        if message is not None and not self._is_current(file) and not self._files[file.device].drains:
-            # Acknowledged by an application on an earlier file, before the queue was taken over from it.
-            message.owed.discard(file.device)
+        if not self._is_current(file):
+            self._earlier[file.device].add(key)
+            if message is not None and not self._files[file.device].drains:
+                # Acknowledged by an application on an earlier file, before the queue was taken over from it.
+                message.owed.discard(file.device)
         file.has.add(key)
         self._had[file.device].add(key)
         self.via_store += stored
@@ -171,7 +177,8 @@ class Judge:
             self.violated("once", f"{key} was released twice on device {file.device}")
         file.released.add(key)
         if flag == Flag.LATE:
-            if stream not in file.gaps:
+            # What an earlier file of the device had may come once more, on a long way round.
+            if stream not in file.gaps and key not in self._earlier[file.device]:
                 self.violated("in order", f"{key} came late to device {file.device}, and no gap was given up")
         elif seq <= file.last.get(stream, 0):
             self.violated("in order", f"{key} came after {file.last[stream]} to device {file.device}")
