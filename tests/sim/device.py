@@ -75,7 +75,8 @@ class Device:
         self._judge = judge
         self._state = State(world.random.getrandbits(63))
         self._file: File | None = None
-        self._sent = 0
+        self.sent = 0
+        """Messages that were written on it."""
 
     # ---- what happens to it
 
@@ -173,8 +174,8 @@ class Device:
         self._judge.offline(self.id)
 
     def next_text(self) -> bytes:
-        self._sent += 1
-        return encode_content(Text(f"{self.name} says {self._sent}"))
+        self.sent += 1
+        return encode_content(Text(f"{self.name} says {self.sent}"))
 
 
 class Application:

@@ -109,7 +109,7 @@ class Schedule(NamedTuple):
         return "\n".join([f"{weather}, delay {self.delay_s:.3f} s", *map(str, self.faults)])
 
 
-def schedule(faults: Faults, random: Random) -> Schedule:
+def schedule_of(faults: Faults, random: Random) -> Schedule:
     """What happens under this model, drawn from `random`."""
     kinds = [kind for kind in faults.kinds if random.random() < faults.kinds_share] or [random.choice(faults.kinds)]
     happening = []

@@ -320,7 +320,7 @@ class SimPartitions(memory_archive.MemoryPartitions):
 class Backends:
     """The three servers, and their ports as a process sees them."""
 
-    def __init__(self, world: World, judge: Judge, *, partitions: int, ack_wait_s: float) -> None:
+    def __init__(self, world: World, judge: Judge, partitions: int, *, ack_wait_s: float) -> None:
         self.redis = Server(world, "redis", (0.0001, 0.0005), 1.0)
         self.nats = Server(world, "nats", (0.0002, 0.001), 2.0)
         self.sql = Server(world, "sql", (0.0005, 0.004), 5.0)
