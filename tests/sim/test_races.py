@@ -8,6 +8,7 @@ import pytest
 from tests.sim.faults import Fault, Schedule
 from tests.sim.simulation import Outcome, play
 
+SEEDS = range(1, 13)
 WRITER_1 = 0
 TABLET = 1
 """The second device of the first user."""
@@ -21,16 +22,21 @@ def everybody(kind: str, at: float, lasts_s: float = 0.0, count: int = 10) -> li
     return [fault(kind, at + 0.01 * number, lasts_s, number) for number in range(count)]
 
 
-def meet(race: str, *faults: Fault, seed: int = 1, replayed: float = 0.0, delay_s: float = 0.004) -> Outcome:
-    """Run a mesh with these faults and no other; the race was met, and nothing went wrong."""
+def meet(race: str, *faults: Fault, replayed: float = 0.0, delay_s: float = 0.004) -> Outcome:
+    """Run a mesh with these faults and no other until the race is met; nothing ever goes wrong.
+
+    What people write is drawn from the seed, so that a race may need a few of them.
+    """
     schedule = Schedule(
         loss=0.0, doubling=0.0, overtaking=0.0, delay_s=delay_s, calls_lost=0.3, replayed=replayed, clock_jump_s=20.0,
-        ends=max((each.at + each.lasts_s for each in faults), default=0.0) + 1.0, faults=tuple(sorted(faults)),
+        ends=max(each.at + each.lasts_s for each in faults) + 1.0, faults=tuple(sorted(faults)),
     )  # fmt: skip
-    outcome = play(seed, schedule)
-    assert outcome.violations == []
-    assert outcome.races[race] > 0, f"{race} was not met: {outcome.races}"
-    return outcome
+    for seed in SEEDS:
+        outcome = play(seed, schedule)
+        assert outcome.violations == []
+        if outcome.races[race]:
+            return outcome
+    pytest.fail(f"{race} is not met in {len(SEEDS)} runs")
 
 
 def test_r1_stored_after_the_drain() -> None:
@@ -89,7 +95,9 @@ def test_r9_redis_away_wiped_or_old(how: str) -> None:
 def test_r10_an_acknowledgement_is_lost() -> None:
     """The device has a stored message, its connector dies before it hears of that: drained again, and shown once."""
     outcome = meet(
-        "R10", *everybody("away", 3.0, 3.0, count=6), *everybody("trap-connector", 5.9, 6.0, count=6), seed=3
+        "R10",
+        *everybody("away", 3.0, 3.0, count=6),
+        *everybody("trap-connector", 5.9, 6.0, count=6),
     )
     assert outcome.counters["connector_drained"] > 0
 
