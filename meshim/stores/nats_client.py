@@ -53,6 +53,7 @@ class NatsClient:
         self._asked: dict[str, asyncio.Future[Msg]] = {}
         self._asked_last = 0
         self._inbox = ""
+        self._replayed = False
         self._closing = False
         self._closed_by_server = asyncio.Event()
         self._told: set[str] = set()
@@ -105,6 +106,7 @@ class NatsClient:
             reason = _reason(self._last_error or error)
             raise BackendUnavailable(f"NATS at {self._place} did not let us in: {reason}.") from error
         self._connecting = None
+        self._replayed = True
         self._limit_unsent_data()
         inbox = self.new_inbox()
         self._inbox = f"{inbox}."
@@ -112,7 +114,11 @@ class NatsClient:
 
     @property
     def connected(self) -> bool:
-        return self._nats.is_connected
+        """Whether the server lets us in and has every subscription: what is published from now on is heard here.
+
+        nats-py calls itself connected before it has sent the subscriptions again, let alone the server processed them.
+        """
+        return self._replayed and self._nats.is_connected
 
     def statistics(self) -> NatsStatistics:
         return NatsStatistics(self._nats.stats["reconnects"], self._errors, self._dropped)
@@ -270,6 +276,7 @@ class NatsClient:
             self._log.warning("nats error", kind=kind, reason=_reason(error))
 
     async def _on_disconnected(self) -> None:
+        self._replayed = False
         # There is no public way to throw away what was not sent.
         self._nats._pending = []
         self._nats._pending_data_size = 0
@@ -279,6 +286,7 @@ class NatsClient:
             self._log.warning("nats disconnected", place=self._place)
 
     async def _on_reconnected(self) -> None:
+        self._replayed = True  # it has answered a ping that was sent behind the subscriptions
         self._limit_unsent_data()
         self._told.clear()
         self._log.info("nats reconnected", place=self._place)

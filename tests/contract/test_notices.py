@@ -16,6 +16,7 @@ from meshim.stores.memory_broker import MemoryBroker, MemoryNotices
 from meshim.stores.nats_client import NatsClient
 from meshim.stores.notices import NatsNotices
 from meshim.wire.notice import AccountChanged, Kick, Notice, Poke
+from tests.contract.nats_relay import NatsRelay
 from tests.contract.nats_sides import LOG, NatsSide, Side, side_of
 from tests.contract.outage import up
 
@@ -134,6 +135,32 @@ async def test_who_is_not_let_in_is_told_why(nats_url: str) -> None:
         await NatsClient.connect(wrong, LOG, timeout_s=60.0)
     with pytest.raises(BackendUnavailable, match=r"^NATS at 127\.0\.0\.1:1 did not let us in: .*\.$"):
         await NatsClient.connect("nats://127.0.0.1:1", LOG, timeout_s=0.5)
+
+
+async def test_connected_again_means_that_it_is_listening_again(nats_url: str, namespace: str) -> None:
+    """Who waits for the connection and then tells is heard, however long the subscriptions took."""
+    async with NatsRelay(nats_url) as relay:
+        side, behind = NatsSide(nats_url, namespace), NatsSide(relay.url, namespace)
+        teller, listener = await side.client(), await behind.client()
+        heard = await NatsNotices(listener, namespace, LOG).listen(ONE)
+        relay.hold_after_the_handshake()
+        relay.cut()
+        await relay.holding()
+        await teller.round_trip(5.0)  # a moment in which it would call itself connected
+        assert not listener.connected
+        with pytest.raises(BackendUnavailable, match="is not connected"):
+            await listener.publish(namespace, b"")
+        relay.let_go()
+
+        async def back() -> bool:
+            return listener.connected
+
+        await side.until(back)
+        await NatsNotices(teller, namespace, LOG).tell(ONE, POKE)
+        assert await soon(heard) == POKE
+        await heard.aclose()
+        await behind.close()
+        await side.close()
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1", "nats://", "nats://host:port", "127.0.0.1:4222"])
