@@ -22,6 +22,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from meshim.errors import BackendUnavailable, UsageError
+from meshim.runtime.cancellation import cancellable
 from meshim.runtime.log import Log
 
 Argument = bytes | str | int | float
@@ -74,7 +75,7 @@ class RedisClient:
     async def execute(self, command: str, *arguments: Argument) -> Any:
         """Run one command and return its reply.  Raises `BackendUnavailable`."""
         with self._failures_as_ours():
-            return await self._execute(command, *arguments)
+            return await cancellable(self._execute(command, *arguments))
 
     def script(self, lua: str) -> Script:
         """Return a script to be called with keys and arguments."""
@@ -82,7 +83,7 @@ class RedisClient:
 
         async def run(keys: Sequence[str], arguments: Sequence[Argument] = ()) -> Any:
             with self._failures_as_ours():
-                return await script(keys=keys, args=arguments)
+                return await cancellable(script(keys=keys, args=arguments))
 
         return run
 
@@ -110,15 +111,15 @@ class RedisClient:
 
     async def _messages(self, pubsub: PubSub, channel: str) -> AsyncGenerator[list[bytes] | None]:
         """Yield as `subscribe` does, from one connection; raise when it is lost or has become silent."""
-        await pubsub.subscribe(channel)
+        await cancellable(pubsub.subscribe(channel))
         asked = True  # the answer to SUBSCRIBE has to come in time too
         while True:
-            message = await pubsub.get_message(timeout=self._timeout_s)
+            message = await cancellable(pubsub.get_message(timeout=self._timeout_s))
             if message is None:
                 # A connection whose other end has vanished or stopped looks like a quiet one.
                 if asked:
                     raise redis.exceptions.TimeoutError("it stopped answering")
-                await pubsub.ping()
+                await cancellable(pubsub.ping())
                 asked = True
                 continue
             asked = False
