@@ -80,6 +80,15 @@ class Writer:
     def send(self, number: signal.Signals) -> None:
         os.kill(self._process.pid, number)
 
+    async def stop(self) -> None:
+        """SIGSTOP, and wait until it has stopped: the signal takes a moment."""
+        self.send(signal.SIGSTOP)
+
+        async def stopped() -> bool:
+            return _has_stopped(self._process.pid)
+
+        await until(stopped, every_s=0.001)
+
     async def ended(self) -> int:
         async with asyncio.timeout(DEADLINE_S):
             return await self._process.wait()
@@ -88,6 +97,11 @@ class Writer:
         if self._process.returncode is None:
             self._process.kill()
             await self._process.wait()
+
+
+def _has_stopped(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat").read_text()
+    return stat.rpartition(")")[2].split()[0] == "T"
 
 
 class Mesh:
