@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from meshim.connector.events import CheckGreet, GreetAccepted, GreetRefused
+from meshim.connector.timely import timely
 from meshim.errors import BackendUnavailable, Code, PeerError
 from meshim.runtime.crypto import hash_token
 from meshim.runtime.service import Service
 from meshim.stores.ports import Account, Accounts, Login, Notices, Presence, Queues, SessionCache
 
+DATABASE_S = 1.5
+"""How long a greeting waits for the database: the next batch of them waits too, and clients for `greet_timeout_s`."""
 BAD_TOKEN = "the token is unknown, expired or revoked: log in again"  # noqa: S105  # a sentence
 
 
@@ -64,7 +67,7 @@ class Greeter:
 
     async def _who(self, greet: CheckGreet, token_hash: bytes, cached: Login | None) -> tuple[Login, Account]:
         now = time.time()
-        login = cached or await self._backends.accounts.login(token_hash, now)
+        login = cached or await timely(self._backends.accounts.login(token_hash, now), DATABASE_S)
         if login is None or login.expires_at <= now or not login.device:
             raise PeerError(Code.BAD_TOKEN, BAD_TOKEN)
         if login.epoch != greet.epoch:
@@ -87,9 +90,7 @@ class Greeter:
         if cached is not None and now - cached.as_of < self._fresh_s and login.device in cached.devices:
             return cached
         try:
-            if await self._backends.accounts.login(token_hash, now) is None:
-                return None
-            account = await self._backends.accounts.account(login.user, now)
+            account = await timely(self._read(login, token_hash, now), DATABASE_S)
         except BackendUnavailable:
             if cached is None:
                 raise
@@ -97,6 +98,11 @@ class Greeter:
         if account is not None:
             await self.cache(account)
         return account
+
+    async def _read(self, login: Login, token_hash: bytes, now: float) -> Account | None:
+        if await self._backends.accounts.login(token_hash, now) is None:
+            return None
+        return await self._backends.accounts.account(login.user, now)
 
     async def cache(self, account: Account) -> None:
         try:

@@ -8,6 +8,7 @@ from typing import Any
 from meshim.connector import events as e
 from meshim.connector.core import ConnectorCore
 from meshim.connector.greeter import Backends, Greeter
+from meshim.connector.timely import timely
 from meshim.errors import BackendUnavailable, Fenced
 from meshim.runtime.batches import Batches
 from meshim.runtime.crank import Crank
@@ -144,7 +145,7 @@ class Shell:
 
     async def _read_account(self, user: int, now: float) -> None:
         try:
-            account = await self._backends.accounts.account(user, now)
+            account = await timely(self._backends.accounts.account(user, now), self._timers.delivery_timeout_s)
         except BackendUnavailable:
             self.crank.receive(e.AccountsUnreadable((user,)))
             return
@@ -192,7 +193,8 @@ class Shell:
 
     async def _peek(self, devices: Sequence[tuple[int, int, int]]) -> None:
         try:
-            through, waiting = await self._backends.queues.peek([(user, device) for user, device, _ in devices])
+            look = self._backends.queues.peek([(user, device) for user, device, _ in devices])
+            through, waiting = await timely(look, self._timers.delivery_timeout_s)
         except BackendUnavailable:
             self.crank.receive(e.QueuesUnreachable([(device, session) for _, device, session in devices]))
         else:
@@ -216,7 +218,7 @@ class Shell:
     ) -> None:
         try:
             async with self._queue_turn:
-                result = await work
+                result = await timely(work, self._timers.delivery_timeout_s)
         except Fenced:
             self.crank.receive(e.QueueFenced(action.device, action.session))
         except BackendUnavailable:
@@ -228,7 +230,8 @@ class Shell:
         device, session, fence, row_ids = action
         try:
             async with self._queue_turn:
-                await self._backends.queues.mark_read(device, fence, row_ids)
+                mark = self._backends.queues.mark_read(device, fence, row_ids)
+                await timely(mark, self._timers.delivery_timeout_s)
         except Fenced:
             self.crank.receive(e.RowsUnmarked(device, session, fence, fenced=True))
         except BackendUnavailable:
@@ -239,6 +242,7 @@ class Shell:
     async def _release(self, action: e.ReleaseQueue) -> None:
         try:
             async with self._queue_turn:
-                await self._backends.queues.release(action.device, action.fence)
+                release = self._backends.queues.release(action.device, action.fence)
+                await timely(release, self._timers.delivery_timeout_s)
         except BackendUnavailable:
             self._service.log.warning("queue not released", device=action.device)

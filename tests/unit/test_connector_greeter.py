@@ -1,9 +1,10 @@
 """Who is let in with which token, by a cache that may be behind and a database that may be away."""
 
+import asyncio
 import time
 
 from meshim.connector.events import CheckGreet, GreetAccepted, GreetRefused
-from meshim.connector.greeter import Backends, Greeter
+from meshim.connector.greeter import DATABASE_S, Backends, Greeter
 from meshim.errors import BackendUnavailable, Code
 from meshim.runtime.crypto import hash_token
 from meshim.runtime.service import Service
@@ -12,6 +13,7 @@ from meshim.stores.memory_archive import MemoryArchive, MemoryQueues
 from meshim.stores.memory_broker import MemoryBroker, MemoryNotices
 from meshim.stores.memory_redis import MemoryPresence, MemoryRedis, MemorySessionCache
 from meshim.stores.ports import Account, Login
+from tests.virtual_time import run
 
 TOKEN = b"t" * 32
 EPOCH = 7
@@ -19,19 +21,24 @@ FRESH_S = 15.0
 
 
 class Accounts(MemoryAccounts):
-    """A database that can be away."""
+    """A database that can be away, or hang."""
 
     away = False
+    hangs = False
 
     async def login(self, token_hash: bytes, now: float) -> Login | None:
-        if self.away:
-            raise BackendUnavailable("The database is away.")
+        await self._answer()
         return await super().login(token_hash, now)
 
     async def account(self, user_id: int, now: float) -> Account | None:
+        await self._answer()
+        return await super().account(user_id, now)
+
+    async def _answer(self) -> None:
         if self.away:
             raise BackendUnavailable("The database is away.")
-        return await super().account(user_id, now)
+        if self.hangs:
+            await asyncio.sleep(10)
 
 
 class World:
@@ -127,3 +134,20 @@ async def test_an_old_account_in_the_cache_is_good_enough_while_the_database_is_
     await world.cache.put_account(Account(login.user, (login.device,), (), time.time() - 10 * FRESH_S))
     world.accounts.away = True
     assert await world.greet() is None
+
+
+def test_a_database_that_hangs_keeps_nobody_waiting_whose_token_is_known() -> None:
+    async def main() -> None:
+        world = World()
+        login = await world.log_in()
+        await world.cache.put_account(Account(login.user, (login.device,), (), time.time() - 3 * FRESH_S))
+        world.accounts.hangs = True
+        loop = asyncio.get_running_loop()
+        before = loop.time()
+        assert await world.greet() is None
+        assert await world.greet(token=b"?" * 32) is Code.BUSY
+        assert loop.time() - before <= 2 * DATABASE_S
+        world.accounts.hangs = False
+        assert await world.greet() is None
+
+    run(main)

@@ -1,0 +1,41 @@
+"""A database that hangs counts as away."""
+
+import asyncio
+
+import pytest
+
+from meshim.connector.timely import timely
+from meshim.errors import BackendUnavailable, Fenced
+from tests.virtual_time import run
+
+
+async def answer(after_s: float) -> str:
+    await asyncio.sleep(after_s)
+    return "answer"
+
+
+def test_an_answer_in_time_is_given() -> None:
+    async def main() -> None:
+        assert await timely(answer(1.0), 2.0) == "answer"
+
+    run(main)
+
+
+def test_what_takes_longer_is_away_and_not_waited_for() -> None:
+    async def main() -> None:
+        with pytest.raises(BackendUnavailable, match="too long"):
+            await timely(answer(10.0), 2.0)
+        assert asyncio.get_running_loop().time() == pytest.approx(2.0)
+
+    run(main)
+
+
+def test_what_the_work_raises_is_raised() -> None:
+    async def fenced() -> None:
+        raise Fenced("somebody else")
+
+    async def main() -> None:
+        with pytest.raises(Fenced):
+            await timely(fenced(), 2.0)
+
+    run(main)
