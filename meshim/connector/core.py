@@ -324,6 +324,7 @@ class ConnectorCore:
         elif isinstance(notice, Kick):
             session = self._sessions.of_device(notice.device)
             if session is not None and session.seat.session <= notice.session:
+                self.statistics.replaced += notice.code == Code.REPLACED
                 self._sessions.cut(session, notice.code, notice.sentence)
         elif isinstance(notice, AccountChanged):
             users = dict.fromkeys(session.login.user for session in self._sessions.of_users(notice.users))

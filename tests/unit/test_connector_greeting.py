@@ -210,6 +210,15 @@ def test_a_kick_is_for_sessions_up_to_its_number() -> None:
     connector.tell(e.Noticed(Kick(ALICE, A1, alice.session, Code.LOGGED_OUT, "logged out")))
     assert alice.closed == [(Code.LOGGED_OUT, "logged out")]
     assert connector.take_one(e.EraseSeats).seats == (alice.seat,)
+    assert connector.count.replaced == 0
+
+
+def test_who_was_replaced_elsewhere_is_counted() -> None:
+    connector = Connector()
+    alice = connector.online(A1)
+    connector.tell(e.Noticed(Kick(ALICE, A1, alice.session, Code.REPLACED, "elsewhere")))
+    assert codes(alice) == [Code.REPLACED]
+    assert connector.count.replaced == 1
 
 
 def test_a_kick_with_a_code_of_the_future_kicks_too() -> None:
