@@ -16,6 +16,7 @@ from typing import Any
 import own_mesh
 from meshim.client.rest import Api
 from meshim.deploy.state import DataFolder, Phase, RoleState, read
+from meshim.runtime import counters
 from meshim.topology import Topology
 
 PASSWORD = "correct horse battery staple"
@@ -95,6 +96,12 @@ class RealMesh:
         assert done.returncode == 0, done.stderr
         status: dict[str, Any] = json.loads(done.stdout)
         return status
+
+    def counted(self, name: str) -> int:
+        """The sum of a counter over all processes; it is at most a second old."""
+        state = read(self.data)
+        assert state is not None
+        return sum(counters.read(self.data.root, r.role, r.name, r.pid).get(name, 0) for r in state.roles)
 
     def log(self, role: str, name: str) -> str:
         """What a process has written so far."""
