@@ -20,6 +20,7 @@ _INTERRUPTED = 130
 _HOME = {
     **dict.fromkeys(("up", "down", "status", "topology", "db"), "meshim.cli.mesh"),
     **dict.fromkeys(("connector", "transfer", "writer", "rest"), "meshim.cli.roles"),
+    "deadletter": "meshim.cli.deadletter",
     **dict.fromkeys(("send", "listen", "chat"), "meshim.cli.talk"),
 }
 """Command to its module; all others live in `_PEOPLE`."""

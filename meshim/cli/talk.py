@@ -9,6 +9,7 @@ import msgspec
 import rich_click as click
 
 from meshim.cli.device import Device, device_options
+from meshim.cli.text import printable
 from meshim.errors import BackendUnavailable, MeshimError, Refused, UsageError
 
 if TYPE_CHECKING:  # brings sockets and cryptography, which `--help` does without
@@ -99,15 +100,6 @@ def _line(message: "Message") -> str:
     who = f"{message.sender} to {message.recipient}" if message.own else message.sender
     what = f"[{message.problem}]" if message.problem else printable(message.text)
     return f"{message.sent_at.astimezone():%Y-%m-%d %H:%M:%S} {who}: {what}"
-
-
-def printable(text: str) -> str:
-    """The text without anything that a terminal would obey; lines after the first are indented, so that none looks
-
-    like another message.
-    """
-    safe = "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
-    return safe.replace("\n", "\n    ")
 
 
 async def _leave(client: "Client") -> None:

@@ -12,13 +12,12 @@ runs with `always`.
 """
 
 import asyncio
-import json
-from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 import msgspec
 
-from meshim.errors import BackendUnavailable, UsageError
+from meshim.errors import UsageError
+from meshim.stores.jetstream import Answer, JetStream, refused
 from meshim.stores.log_pull import Puller
 from meshim.stores.nats_client import NatsClient
 from meshim.stores.ports import LogMessage
@@ -27,28 +26,13 @@ RECORD_BYTES_MOST = 900 * 1024
 """Of one record; the server's `max_payload` is 1 MiB and counts headers too."""
 _REASON_CHARACTERS_MOST = 500
 _DUPLICATE_WINDOW_NS = 100_000_000  # the least that is allowed: records carry no message ids
+POSITION, REASON = "Meshim-Position", "Meshim-Reason"
+"""Headers of a dead letter: where the record stood in its partition, and why it was not written."""
 _CONSUMER = "writer"
 _PROGRESS = b"+WPI"
 
-# Error codes of the server: server/errors.json in its repository.
+# Error code of the server: server/errors.json in its repository.
 _OTHER_CONFIGURATION = 10058
-_NO_SUCH_MESSAGE = (10037, 10057)
-
-
-class _Error(msgspec.Struct):
-    code: int = 0
-    err_code: int = 0
-    description: str = ""
-
-
-class _Answer(msgspec.Struct):
-    """Any answer of the JetStream API."""
-
-    error: _Error | None = None
-
-
-class _Stored(_Answer):
-    seq: int = 0
 
 
 class _Config(msgspec.Struct):
@@ -64,15 +48,12 @@ class _State(msgspec.Struct):
     last_seq: int = 0
 
 
-class _Stream(_Answer):
+class _Stream(Answer):
     config: _Config = msgspec.field(default_factory=_Config)
     state: _State = msgspec.field(default_factory=_State)
 
 
-_AnswerType = TypeVar("_AnswerType", bound=_Answer)
-
-_answer = msgspec.json.Decoder(_Answer)
-_stored = msgspec.json.Decoder(_Stored)
+_answer = msgspec.json.Decoder(Answer)
 _stream = msgspec.json.Decoder(_Stream)
 
 
@@ -99,6 +80,7 @@ class JetStreamLog:
         """
         assert fetch_bytes > RECORD_BYTES_MOST
         self._client = client
+        self._jetstream = JetStream(client, timeout_s)
         self._namespace = namespace
         self._max_bytes = max_bytes
         self._dead_bytes = dead_bytes
@@ -113,7 +95,8 @@ class JetStreamLog:
 
     async def publish(self, partition: int, data: bytes) -> int:
         assert len(data) <= RECORD_BYTES_MOST
-        return await self._append(f"{self._namespace}.offline.{partition}", data, None)
+        subject = f"{self._namespace}.offline.{partition}"
+        return await self._jetstream.append(subject, data, self._publish_timeout_s)
 
     async def fetch(self, partition: int, most: int, wait_s: float) -> list[LogMessage]:
         """One fetch of a partition at a time.  No more than about `fetch_bytes` are returned."""
@@ -137,31 +120,16 @@ class JetStreamLog:
         await asyncio.gather(*(self._delete(partition, position) for position in positions if position not in replies))
 
     async def read(self, partition: int, position: int) -> bytes | None:
-        subject = f"$JS.API.DIRECT.GET.{self._name(partition)}"
-        message = await self._client.ask(subject, json.dumps({"seq": position}).encode(), self._timeout_s)
-        status = message.headers.get("Status") if message.headers else None
-        if status is None:
-            return message.data
-        if status == "404":
-            return None
-        raise BackendUnavailable(f"The log cannot read position {position} of partition {partition}: status {status}.")
+        message = await self._jetstream.get(self._name(partition), {"seq": position})
+        return None if message is None else message.data
 
     async def bury(self, partition: int, position: int, reason: str, data: bytes) -> None:
-        headers = {"Meshim-Position": str(position), "Meshim-Reason": reason[:_REASON_CHARACTERS_MOST]}
-        await self._append(f"{self._namespace}.dead.{partition}", data, headers)
-
-    async def _append(self, subject: str, data: bytes, headers: dict[str, str] | None) -> int:
-        answer = await self._client.ask(subject, data, self._publish_timeout_s, headers=headers)
-        stored = _stored.decode(answer.data)
-        if stored.error is not None:
-            raise BackendUnavailable(f"The log does not take {subject}: {stored.error.description}.")
-        return stored.seq
+        headers = {POSITION: str(position), REASON: reason[:_REASON_CHARACTERS_MOST]}
+        subject = f"{dead_subject(self._namespace)}.{partition}"
+        await self._jetstream.append(subject, data, self._publish_timeout_s, headers)
 
     async def _delete(self, partition: int, position: int) -> None:
-        request = {"seq": position, "no_erase": True}
-        answer = await self._call(f"STREAM.MSG.DELETE.{self._name(partition)}", request, _answer)
-        if answer.error is not None and answer.error.err_code not in _NO_SUCH_MESSAGE:
-            raise BackendUnavailable(f"The log cannot delete position {position}: {answer.error.description}.")
+        await self._jetstream.delete(self._name(partition), position)
 
     async def _puller(self, partition: int) -> Puller:
         puller = self._pullers.get(partition)
@@ -202,8 +170,8 @@ class JetStreamLog:
         await self._ensure_consumer(name)
         await self._ensure_stream(
             {
-                "name": f"{self._namespace}-dead",
-                "subjects": [f"{self._namespace}.dead.*"],
+                "name": dead_stream(self._namespace),
+                "subjects": [f"{dead_subject(self._namespace)}.*"],
                 "retention": "limits",
                 "max_bytes": self._dead_bytes,
             }
@@ -219,13 +187,13 @@ class JetStreamLog:
             "duplicate_window": _DUPLICATE_WINDOW_NS,
         }
         name = config["name"]
-        stream = await self._call(f"STREAM.CREATE.{name}", config, _stream)
+        stream = await self._jetstream.call(f"STREAM.CREATE.{name}", config, _stream)
         if stream.error is not None and stream.error.err_code == _OTHER_CONFIGURATION:
-            stream = await self._call(f"STREAM.INFO.{name}", {}, _stream)
+            stream = await self._jetstream.call(f"STREAM.INFO.{name}", {}, _stream)
             if stream.error is None:
                 await self._adopt(config, stream.config)
         if stream.error is not None:
-            raise _refused(f"the stream {name}", stream.error)
+            raise refused(f"the stream {name}", stream.error)
         return stream
 
     async def _adopt(self, wanted: dict[str, object], config: _Config) -> None:
@@ -239,9 +207,9 @@ class JetStreamLog:
                     f"delete it if nobody needs it, or choose another namespace in the topology."
                 )
         if config.max_bytes != wanted["max_bytes"]:
-            updated = await self._call(f"STREAM.UPDATE.{name}", {**wanted, "first_seq": 0}, _answer)
+            updated = await self._jetstream.call(f"STREAM.UPDATE.{name}", {**wanted, "first_seq": 0}, _answer)
             if updated.error is not None:
-                raise _refused(f"the new size of the stream {name}", updated.error)
+                raise refused(f"the new size of the stream {name}", updated.error)
 
     async def _skip_to(self, name: str, first: int, state: _State) -> None:
         """Have an empty stream that is older than the database go on where the database stands."""
@@ -250,9 +218,9 @@ class JetStreamLog:
                 f"The NATS stream {name} ends at position {state.last_seq}, but the database is at {first - 1}: "
                 f"bring back its newest copy, or save its {state.messages} messages elsewhere and delete it."
             )
-        purged = await self._call(f"STREAM.PURGE.{name}", {"seq": first}, _answer)
+        purged = await self._jetstream.call(f"STREAM.PURGE.{name}", {"seq": first}, _answer)
         if purged.error is not None:
-            raise _refused(f"the first position {first} of the stream {name}", purged.error)
+            raise refused(f"the first position {first} of the stream {name}", purged.error)
 
     async def _ensure_consumer(self, stream: str) -> None:
         config = {
@@ -265,23 +233,18 @@ class JetStreamLog:
             "max_ack_pending": self._unacknowledged_most,
         }
         request = {"stream_name": stream, "config": config}
-        answer = await self._call(f"CONSUMER.CREATE.{stream}.{_CONSUMER}", request, _answer)
+        answer = await self._jetstream.call(f"CONSUMER.CREATE.{stream}.{_CONSUMER}", request, _answer)
         if answer.error is not None:
-            raise _refused(f"the consumer of the stream {stream}", answer.error)
-
-    async def _call(
-        self, method: str, request: Mapping[str, object], decoder: "msgspec.json.Decoder[_AnswerType]"
-    ) -> _AnswerType:
-        """Call the JetStream API; whoever calls looks at the error of the answer, unless it says "not now"."""
-        message = await self._client.ask(f"$JS.API.{method}", json.dumps(request).encode(), self._timeout_s)
-        answer = decoder.decode(message.data)
-        if answer.error is not None and answer.error.code == 503:
-            raise BackendUnavailable(f"JetStream is not available: {answer.error.description}.")
-        return answer
+            raise refused(f"the consumer of the stream {stream}", answer.error)
 
     def _name(self, partition: int) -> str:
         return f"{self._namespace}-offline-{partition}"
 
 
-def _refused(what: str, error: _Error) -> UsageError:
-    return UsageError(f"NATS refused {what}: {error.description} (JetStream error {error.err_code}).")
+def dead_stream(namespace: str) -> str:
+    return f"{namespace}-dead"
+
+
+def dead_subject(namespace: str) -> str:
+    """Ends with the partition."""
+    return f"{namespace}.dead"

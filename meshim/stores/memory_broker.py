@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 from meshim.errors import BackendUnavailable, UsageError
-from meshim.stores.ports import LogMessage
+from meshim.stores.ports import DeadLetter, LogMessage
 from meshim.wire.notice import Notice, decode_notice, encode_notice
 
 _WAITING_MOST = 4096
@@ -22,8 +22,8 @@ class MemoryBroker:
         """`clock` returns seconds from any start."""
         self.clock = clock
         self.partitions: dict[tuple[str, int], _Partition] = {}
-        self.dead: list[tuple[str, int, int, str, bytes]] = []
-        """Dead letters: namespace, partition, position, reason, data."""
+        self.dead: dict[str, list[DeadLetter | None]] = {}
+        """Dead letters of a namespace, by number - 1; None where one was removed."""
         self.listeners: list[tuple[frozenset[str], asyncio.Queue[bytes]]] = []
         self.dropped = 0
         """Notices for which a listener had no room."""
@@ -163,7 +163,8 @@ class MemoryLog:
 
     async def bury(self, partition: int, position: int, reason: str, data: bytes) -> None:
         self._broker.answer()
-        self._broker.dead.append((self._namespace, partition, position, reason, data))
+        dead = self._broker.dead.setdefault(self._namespace, [])
+        dead.append(DeadLetter(len(dead) + 1, partition, position, self._broker.clock(), reason, data))
 
     def _take(self, stream: _Partition, most: int) -> list[LogMessage]:
         return stream.take(most, self._broker.clock(), self._ack_wait_s)
@@ -174,3 +175,31 @@ class MemoryLog:
         if stream is None:
             raise BackendUnavailable(f"The log (in memory) has no partition {partition}.")
         return stream
+
+
+class MemoryDeadLetters:
+    """The port `DeadLetters` in memory."""
+
+    def __init__(self, broker: MemoryBroker, namespace: str) -> None:
+        self._broker = broker
+        self._namespace = namespace
+
+    async def last(self) -> int:
+        return len(self._letters())
+
+    async def get(self, number: int) -> DeadLetter | None:
+        letters = self._letters()
+        return letters[number - 1] if 0 < number <= len(letters) else None
+
+    async def following(self, number: int) -> DeadLetter | None:
+        return next((letter for letter in self._letters()[max(number, 0) :] if letter is not None), None)
+
+    async def remove(self, number: int) -> bool:
+        found = await self.get(number)
+        if found is not None:
+            self._letters()[number - 1] = None
+        return found is not None
+
+    def _letters(self) -> list[DeadLetter | None]:
+        self._broker.answer()
+        return self._broker.dead.get(self._namespace, [])

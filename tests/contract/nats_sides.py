@@ -7,11 +7,12 @@ from contextlib import asynccontextmanager
 from typing import Protocol
 
 from meshim.runtime.log import Log as Output
+from meshim.stores.dead_letters import JetStreamDeadLetters
 from meshim.stores.log import JetStreamLog
-from meshim.stores.memory_broker import MemoryBroker, MemoryLog, MemoryNotices
+from meshim.stores.memory_broker import MemoryBroker, MemoryDeadLetters, MemoryLog, MemoryNotices
 from meshim.stores.nats_client import NatsClient
 from meshim.stores.notices import NatsNotices
-from meshim.stores.ports import Log, Notices
+from meshim.stores.ports import DeadLetters, Log, Notices
 
 LOG = Output("test", "contract")
 MAX_BYTES = 1 << 20
@@ -21,6 +22,8 @@ class Side(Protocol):
     async def log(self, ack_wait_s: float = 60.0, max_bytes: int = MAX_BYTES) -> Log: ...
 
     async def notices(self) -> Notices: ...
+
+    async def dead_letters(self) -> DeadLetters: ...
 
     async def until(self, condition: Callable[[], Awaitable[bool]]) -> None:
         """Let time pass until the condition holds, at most some seconds."""
@@ -37,6 +40,9 @@ class MemorySide:
 
     async def notices(self) -> Notices:
         return MemoryNotices(self.broker, self._namespace)
+
+    async def dead_letters(self) -> DeadLetters:
+        return MemoryDeadLetters(self.broker, self._namespace)
 
     async def until(self, condition: Callable[[], Awaitable[bool]]) -> None:
         end = self._now + 10.0
@@ -63,6 +69,9 @@ class NatsSide:
 
     async def notices(self) -> Notices:
         return NatsNotices(await self.client(), self._namespace, LOG)
+
+    async def dead_letters(self) -> DeadLetters:
+        return JetStreamDeadLetters(await self.client(), self._namespace)
 
     async def until(self, condition: Callable[[], Awaitable[bool]]) -> None:
         end = time.monotonic() + 10.0

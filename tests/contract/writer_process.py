@@ -146,6 +146,16 @@ class Mesh:
         assert await writer.line() == f"ready writer {name} -\n", writer.errors
         return writer
 
+    async def deadletter(self, *arguments: str, answer: str = "") -> tuple[int, str]:
+        """Run `meshim deadletter`, with the topology; returns its exit code and all that it wrote."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "meshim", "deadletter", *arguments, "-t", str(self._file),
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        said, _ = await process.communicate(answer.encode())
+        assert process.returncode is not None
+        return process.returncode, said.decode()
+
     # ---- people and messages
 
     async def people(self, count: int) -> list[tuple[User, Device]]:

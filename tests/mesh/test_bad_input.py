@@ -4,6 +4,7 @@ Two who behave talk with each other during every test here: what they sent has t
 process may have ended.  (The rules one by one, and how breaking them is answered, are in test_stranger.)
 """
 
+import json
 import random
 import secrets
 from contextlib import closing
@@ -12,7 +13,11 @@ from typing import Any
 import httpx
 import pytest
 
+from meshim import topology as topologies
 from meshim.errors import Code
+from meshim.runtime import log
+from meshim.stores.log import JetStreamLog
+from meshim.stores.nats_client import NatsClient
 from tests.mesh.hostile import (
     Cast,
     answers,
@@ -24,7 +29,7 @@ from tests.mesh.hostile import (
     raw,
     watched,
 )
-from tests.mesh.real_mesh import PASSWORD, RealMesh
+from tests.mesh.real_mesh import PASSWORD, RealMesh, until
 from tests.mesh.stranger import (
     ACK,
     BASE,
@@ -311,3 +316,23 @@ async def test_a_friend_who_sends_what_cannot_be_read(mesh: RealMesh, mallory: S
             trudy.until(lambda: "sent" in trudy.states[late])
 
     await doing(attack)
+
+
+# ---------------------------------------------------------------- the log
+
+
+async def test_a_record_that_nobody_can_read_becomes_a_dead_letter(mesh: RealMesh) -> None:
+    """Found through the data folder, as nobody else knows where embedded backends are."""
+    buried = mesh.counted("buried")
+    topology = topologies.load(mesh.data.topology)
+    nats = await NatsClient.connect(topology.backends.nats, log.get("test", "poison"))
+    try:
+        await JetStreamLog(nats, topology.namespace).publish(0, b"\xc1 not a record")
+    finally:
+        await nats.close()
+    await until(lambda: mesh.counted("buried") > buried, "it is not buried")
+    data = ("--data", str(mesh.data.root))
+    (letter,) = json.loads(mesh.meshim("deadletter", "list", "--json", *data).stdout)["letters"]
+    assert letter["reason"].startswith("The record does not decode")
+    assert mesh.meshim("deadletter", "drop", str(letter["number"]), "--yes", *data).returncode == 0
+    assert mesh.meshim("deadletter", "list", *data).stdout == "There are no dead letters.\n"

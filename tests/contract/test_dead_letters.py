@@ -1,0 +1,151 @@
+"""`DeadLetters`: what was buried is kept by number until it is removed; a retry loses nothing."""
+
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from meshim.deploy.embedded import Nats
+from meshim.errors import BackendUnavailable
+from meshim.stores.dead_letters import JetStreamDeadLetters, retry
+from meshim.stores.ports import DeadLetter, DeadLetters, LogMessage
+from tests.contract.nats_sides import NatsSide, Side, side_of
+from tests.contract.outage import up
+
+
+@pytest.fixture(params=["memory", "nats"])
+async def side(request: pytest.FixtureRequest, namespace: str) -> AsyncIterator[Side]:
+    async with side_of(request.param, lambda: str(request.getfixturevalue("nats_url")), namespace) as side:
+        yield side
+
+
+async def all_of(letters: DeadLetters) -> list[DeadLetter]:
+    found: list[DeadLetter] = []
+    number = 0
+    while (letter := await letters.following(number)) is not None:
+        found.append(letter)
+        number = letter.number
+    return found
+
+
+async def test_before_the_first_there_is_nothing(side: Side) -> None:
+    letters = await side.dead_letters()
+    assert await letters.last() == 0
+    assert await letters.get(1) is None
+    assert await letters.following(0) is None
+    await (await side.log()).ensure(0, 1)
+    assert await all_of(letters) == []
+    assert not await letters.remove(1)
+
+
+async def test_what_was_buried_is_there_with_its_place_and_reason(side: Side) -> None:
+    log, letters = await side.log(), await side.dead_letters()
+    await log.ensure(0, 1)
+    await log.bury(0, 17, "The id is “too long”.", b"data")
+    await log.bury(3, 1 << 40, "another", b"")
+    [first, second] = await all_of(letters)
+    assert first == DeadLetter(1, 0, 17, first.buried_at, "The id is “too long”.", b"data")
+    assert second == DeadLetter(2, 3, 1 << 40, second.buried_at, "another", b"")
+    assert await letters.get(2) == second
+    assert await letters.get(3) is None
+    assert await letters.last() == 2
+
+
+async def test_when_it_was_buried_is_told_by_the_server(nats_url: str, namespace: str) -> None:
+    side = NatsSide(nats_url, namespace)
+    log = await side.log()
+    await log.ensure(0, 1)
+    await log.bury(0, 1, "why", b"data")
+    letter = await (await side.dead_letters()).get(1)
+    assert letter is not None
+    assert abs(letter.buried_at - time.time()) < 60
+    await side.close()
+
+
+async def test_a_number_that_was_removed_is_passed_over_and_never_given_again(side: Side) -> None:
+    log, letters = await side.log(), await side.dead_letters()
+    await log.ensure(0, 1)
+    for data in (b"1", b"2", b"3"):
+        await log.bury(0, 1, "why", data)
+    assert await letters.remove(2)
+    assert not await letters.remove(2)
+    assert await letters.get(2) is None
+    assert [letter.number for letter in await all_of(letters)] == [1, 3]
+    assert await letters.remove(3)
+    await log.bury(0, 1, "why", b"4")
+    assert [(letter.number, letter.data) for letter in await all_of(letters)] == [(1, b"1"), (4, b"4")]
+
+
+async def test_a_retry_gives_it_to_its_partition_again(side: Side) -> None:
+    log, letters = await side.log(), await side.dead_letters()
+    await log.ensure(0, 1)
+    await log.ensure(3, 500)
+    await log.bury(3, 17, "why", b"data")
+    letter = await letters.get(1)
+    assert letter is not None
+    assert await retry(letter, letters, log) == 500
+    assert await log.fetch(3, 10, 0.0) == [LogMessage(500, b"data")]
+    assert await all_of(letters) == []
+
+
+async def test_a_retry_that_ends_in_the_middle_loses_nothing(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be in the log twice: test_dead_letter_command shows that this changes nothing."""
+    log, letters = await side.log(), await side.dead_letters()
+    await log.ensure(0, 1)
+    await log.bury(0, 17, "why", b"data")
+    letter = await letters.get(1)
+    assert letter is not None
+
+    async def killed(number: int) -> bool:
+        raise BackendUnavailable("It was killed here.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(letters, "remove", killed)
+        with pytest.raises(BackendUnavailable):
+            await retry(letter, letters, log)
+    assert await all_of(letters) == [letter]
+    await retry(letter, letters, log)
+    assert await log.fetch(0, 10, 0.0) == [LogMessage(1, b"data"), LogMessage(2, b"data")]
+    assert await all_of(letters) == []
+
+
+async def test_a_letter_that_the_log_does_not_take_stays(side: Side) -> None:
+    log, letters = await side.log(max_bytes=1000), await side.dead_letters()
+    await log.ensure(0, 1)
+    await log.bury(0, 17, "why", bytes(600))
+    await log.publish(0, bytes(600))
+    letter = await letters.get(1)
+    assert letter is not None
+    with pytest.raises(BackendUnavailable):
+        await retry(letter, letters, log)
+    assert await all_of(letters) == [letter]
+
+
+async def test_nats_away(servers_folder: Path, namespace: str) -> None:
+    nats = Nats(servers_folder / namespace)
+    async with up(nats) as server:
+        side = NatsSide(server.url, namespace)
+        client = await side.client()
+        log, letters = await side.log(), JetStreamDeadLetters(client, namespace)
+        await log.ensure(0, 1)
+        await log.bury(0, 17, "why", b"data")
+        letter = await letters.get(1)
+        assert letter is not None
+
+    async def noticed() -> bool:
+        return not client.connected
+
+    await side.until(noticed)
+    with pytest.raises(BackendUnavailable):
+        await letters.following(0)
+    with pytest.raises(BackendUnavailable):
+        await letters.remove(1)
+    async with up(nats):
+
+        async def back() -> bool:
+            return client.connected
+
+        await side.until(back)
+        assert await all_of(letters) == [letter]
+        await side.close()
