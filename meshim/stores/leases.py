@@ -3,6 +3,9 @@
 The value is the incarnation in decimal, a blank, and the lease in msgpack, so that scripts
 compare incarnations as text: 63 bits do not fit into a Lua number.
 
+Redis keeps the end of a key by its wall clock.  When that steps back a lease would outlive its process by as
+much: so whoever looks at one that lasts longer than it was ever taken for shortens it (adr/0016).
+
 The set only says which keys to look at.  Names whose key has ended are taken out of it by
 whoever looks, in the same script, so that no name of a living lease is ever lost from it.
 """
@@ -17,7 +20,10 @@ from meshim.stores.redis_client import RedisClient
 
 _ACQUIRE = """
 local held = redis.call('GET', KEYS[1])
-if held and string.match(held, '^%d+') ~= ARGV[1] then return 0 end
+if held and string.match(held, '^%d+') ~= ARGV[1] then
+    if redis.call('PTTL', KEYS[1]) > tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
+    return 0
+end
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
 redis.call('SADD', KEYS[2], ARGV[4])
 return 1
@@ -42,11 +48,16 @@ return 0
 _LIVING = """
 local living = {}
 for _, name in ipairs(redis.call('SMEMBERS', KEYS[1])) do
-    local held = redis.call('GET', KEYS[2] .. name)
+    local key = KEYS[2] .. name
+    local held = redis.call('GET', key)
     if held then living[#living + 1] = held else redis.call('SREM', KEYS[1], name) end
+    if held and redis.call('PTTL', key) > tonumber(ARGV[1]) then redis.call('PEXPIRE', key, ARGV[1]) end
 end
 return living
 """
+
+_FOR_EVER_MS = 1 << 52
+"""Of who holds no lease, and so does not know for how long others take theirs."""
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Lease)
@@ -59,6 +70,7 @@ class RedisLeases:
         self._client = client
         self._namespace = namespace
         self._log = log
+        self._longest_ms = 0  # that we ever took one for; the same for all, by the topology
         self._acquire = client.script(_ACQUIRE)
         self._extend = client.script(_EXTEND)
         self._release = client.script(_RELEASE)
@@ -67,24 +79,31 @@ class RedisLeases:
     async def acquire(self, lease: Lease, ttl_s: float) -> bool:
         """True also when this incarnation holds it already: the reply to an earlier try may have been lost."""
         keys = [self._key(lease.role, lease.name), self._names(lease.role)]
-        return bool(await self._acquire(keys, [lease.incarnation, _value(lease), _milliseconds(ttl_s), lease.name]))
+        return bool(await self._acquire(keys, [lease.incarnation, _value(lease), self._ms(ttl_s), lease.name]))
 
     async def extend(self, lease: Lease, ttl_s: float) -> bool:
         key = self._key(lease.role, lease.name)
-        return bool(await self._extend([key], [lease.incarnation, _value(lease), _milliseconds(ttl_s)]))
+        return bool(await self._extend([key], [lease.incarnation, _value(lease), self._ms(ttl_s)]))
 
     async def release(self, lease: Lease) -> None:
         keys = [self._key(lease.role, lease.name), self._names(lease.role)]
         await self._release(keys, [lease.incarnation, lease.name])
 
     async def living(self, role: str) -> list[Lease]:
-        values: list[bytes] = await self._living([self._names(role), self._key(role, "")])
+        values: list[bytes] = await self._living(
+            [self._names(role), self._key(role, "")], [self._longest_ms or _FOR_EVER_MS]
+        )
         leases = [lease for lease in map(self._lease, values) if lease is not None]
         return sorted(leases, key=lambda lease: lease.name)
 
     async def run_id(self) -> str:
         information: dict[str, Any] = await self._client.execute("INFO", "server")
         return str(information["run_id"])
+
+    def _ms(self, ttl_s: float) -> int:
+        ms = max(1, round(ttl_s * 1000))
+        self._longest_ms = max(self._longest_ms, ms)
+        return ms
 
     def _lease(self, value: bytes) -> Lease | None:
         """The lease, or None for one of a version that cannot be read here: to us it does not exist."""
@@ -103,7 +122,3 @@ class RedisLeases:
 
 def _value(lease: Lease) -> bytes:
     return b"%d %s" % (lease.incarnation, _encoder.encode(lease))
-
-
-def _milliseconds(ttl_s: float) -> int:
-    return max(1, round(ttl_s * 1000))

@@ -25,8 +25,9 @@ class Lease:
     fence: int = 0
     until: float = 0.0
 
-    def is_free_for(self, owner: str, now: float) -> bool:
-        return self.owner in {"", owner} or self.until <= now
+    def is_free_for(self, owner: str, now: float, lease_s: float) -> bool:
+        """One that lasts longer than a lease can was taken before the clock stepped back."""
+        return self.owner in {"", owner} or not now < self.until <= now + 2 * lease_s
 
     def end(self) -> None:
         self.owner, self.until = "", 0.0
@@ -133,7 +134,7 @@ class MemoryQueues:
         if found is None:
             return None
         lease, now = found.lease, self._archive.clock()
-        if not (lease.is_free_for(owner, now) or lease.session <= session):
+        if not (lease.is_free_for(owner, now, lease_s) or lease.session <= session):
             return None
         lease.owner, lease.session, lease.fence, lease.until = owner, session, lease.fence + 1, now + lease_s
         return lease.fence
@@ -181,7 +182,7 @@ class MemoryPartitions:
     async def claim(self, partition: int, owner: str, lease_s: float) -> tuple[int, int] | None:
         found = self._archive.partitions.setdefault(partition, StoredPartition())
         lease, now = found.lease, self._archive.clock()
-        if not lease.is_free_for(owner, now):
+        if not lease.is_free_for(owner, now, lease_s):
             return None
         lease.fence += lease.owner != owner
         lease.owner, lease.until = owner, now + lease_s

@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 from meshim.errors import BackendUnavailable
 from meshim.stores.ports import Account, Lease, Login, Seat, UserPresence
+from meshim.stores.session_clock import SessionClock
 
 _Value = TypeVar("_Value")
 
@@ -94,6 +95,11 @@ class Ending(Generic[_Key, _Value]):
     def __contains__(self, key: _Key) -> bool:
         return key in self._held and self._clock() < self._held[key][1]
 
+    def shorten(self, key: _Key, left: float) -> None:
+        """Let it last no longer than that from now on."""
+        value, ends_at = self._held[key]
+        self._held[key] = value, min(ends_at, self._clock() + left)
+
     def remove(self, key: _Key) -> None:
         self._held.pop(key, None)
 
@@ -151,16 +157,20 @@ class MemoryLeases:
     def __init__(self, redis: MemoryRedis, namespace: str) -> None:
         self._redis = redis
         self._namespace = namespace
+        self._longest_s = 0.0
 
     async def acquire(self, lease: Lease, ttl_s: float) -> bool:
         self._redis.answer()
+        self._longest_s = max(self._longest_s, ttl_s)
         if self._holder(lease) not in (None, lease.incarnation):
+            self._redis.leases.shorten(self._key(lease), ttl_s)
             return False
         self._redis.leases.put(self._key(lease), lease, self._redis.clock() + ttl_s)
         return True
 
     async def extend(self, lease: Lease, ttl_s: float) -> bool:
         self._redis.answer()
+        self._longest_s = max(self._longest_s, ttl_s)
         if self._holder(lease) != lease.incarnation:
             return False
         self._redis.leases.put(self._key(lease), lease, self._redis.clock() + ttl_s)
@@ -174,7 +184,12 @@ class MemoryLeases:
     async def living(self, role: str) -> list[Lease]:
         self._redis.answer()
         held = self._redis.leases.items()
-        leases = [lease for key, lease in held if key[:2] == (self._namespace, role)]
+        leases: list[Lease] = []
+        for key, lease in held:
+            if key[:2] == (self._namespace, role):
+                leases.append(lease)
+                if self._longest_s:
+                    self._redis.leases.shorten(key, self._longest_s)
         return sorted(leases, key=lambda lease: lease.name)
 
     async def run_id(self) -> str:
@@ -192,14 +207,20 @@ class MemoryLeases:
 class MemoryPresence:
     """The port `Presence` in memory."""
 
-    def __init__(self, redis: MemoryRedis, namespace: str) -> None:
+    def __init__(self, redis: MemoryRedis, namespace: str, monotonic: Callable[[], float] = lambda: 0.0) -> None:
+        """`monotonic` counts seconds on the side of this client."""
         self._redis = redis
         self._namespace = namespace
+        self._monotonic = monotonic
+        self._clock = SessionClock()
 
     async def session_numbers(self, count: int) -> list[int]:
         self._redis.answer()
-        first = max(int(self._redis.clock() * 1_000_000), self._redis.last_session + 1)
-        self._redis.last_session = first + count - 1
+        now = self._monotonic()
+        first = max(int(self._redis.clock() * 1_000_000), self._redis.last_session + 1, self._clock.least(now))
+        if count:
+            self._redis.last_session = first + count - 1
+            self._clock.given(first + count - 1, now)
         return list(range(first, first + count))
 
     async def online(self, seats: Sequence[tuple[Seat, tuple[int, ...]]]) -> list[Seat | bool | None]:
@@ -207,6 +228,7 @@ class MemoryPresence:
         results: list[Seat | bool | None] = []
         changed: list[int] = []
         for seat, devices in seats:
+            self._redis.last_session = max(self._redis.last_session, seat.session)
             entry = self._redis.presence.setdefault((self._namespace, seat.user), _Entry(()))
             held = entry.seats.get(seat.device)
             if held is not None and held.session > seat.session:

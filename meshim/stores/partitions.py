@@ -16,7 +16,17 @@ from meshim.errors import Fenced
 from meshim.stores.archive import Archive
 from meshim.stores.ports import Written
 from meshim.stores.rows import ROW_FORMAT, Draft, NewRow, draft, expand
-from meshim.stores.schema import OFFLINE_KEY, im_device, im_offline, im_position, im_user, now_ms, to_ms, to_signed
+from meshim.stores.schema import (
+    OFFLINE_KEY,
+    im_device,
+    im_offline,
+    im_position,
+    im_user,
+    lease_ended,
+    now_ms,
+    to_ms,
+    to_signed,
+)
 from meshim.wire.log import Entry
 
 _CHUNK = 1_000  # of values in one IN (...)
@@ -56,7 +66,7 @@ class SqlPartitions:
 def _claim(connection: Connection, partition: int, owner: str, lease_ms: int) -> tuple[int, int] | None:
     query = (
         select(im_position.c.owner, im_position.c.fence, im_position.c.position)
-        .add_columns((im_position.c.lease_until <= now_ms()).label("ended"))
+        .add_columns(lease_ended(im_position.c.lease_until, lease_ms).label("ended"))
         .where(im_position.c.partition == partition)
         .with_for_update()
     )

@@ -18,6 +18,7 @@ back; they are recognised by their incarnation, which holds no lease.
 Every script that changed something publishes the user ids, so that caches can forget them.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
@@ -25,21 +26,23 @@ import msgspec
 
 from meshim.stores.ports import Seat, UserPresence
 from meshim.stores.redis_client import RedisClient
+from meshim.stores.session_clock import SessionClock
 
 _AT_ONCE = 256
 """Users in one script: Redis does nothing else meanwhile, so a script has to stay around a millisecond."""
 
-# KEYS: last number given.  ARGV: count.  Returns the first of `count` numbers.
+# KEYS: last number given.  ARGV: count, least.  Returns the first of `count` numbers.
 _SESSION_NUMBERS = """
 local time = redis.call('TIME')
 local last = tonumber(redis.call('GET', KEYS[1]) or 0)
-local first = math.max(time[1] * 1000000 + time[2], last + 1)
+local first = math.max(time[1] * 1000000 + time[2], last + 1, tonumber(ARGV[2]))
 redis.call('SET', KEYS[1], first + ARGV[1] - 1)
 return first
 """
 
-# KEYS: channel, then the hash of each user.  ARGV: for each user her id, device, session, seat, devices.
-# Returns JSON: for each user false, null or the seat that was replaced.
+# KEYS: channel, last number given, then the hash of each user.  ARGV: for each user her id, device, session, seat,
+# devices.  Returns JSON: for each user false, null or the seat that was replaced.  Numbers go on above all sessions
+# that were ever written, also where a wiped server is told of them anew.
 _ONLINE = """
 local function merged(old, new)
     if not old or old == new then return new end
@@ -51,28 +54,30 @@ local function merged(old, new)
     return '[' .. table.concat(ids, ',') .. ']'
 end
 
-local results, changed = {}, {}
-for i = 2, #KEYS do
-    local at = (i - 2) * 5
+local results, changed, highest = {}, {}, '0'
+for i = 3, #KEYS do
+    local at = (i - 3) * 5
     local user, device, session, seat, devices = unpack(ARGV, at + 1, at + 5)
+    if tonumber(session) > tonumber(highest) then highest = session end
     local held = redis.call('HMGET', KEYS[i], device, 'devices')
     local session_held = held[1] and tonumber(string.match(held[1], '(%d+)%]$'))
     if session_held and session_held > tonumber(session) then
-        results[i - 1] = 'false'
+        results[i - 2] = 'false'
     else
         local all = merged(held[2], devices)
-        results[i - 1] = held[1] and held[1] ~= seat and held[1] or 'null'
+        results[i - 2] = held[1] and held[1] ~= seat and held[1] or 'null'
         if held[1] ~= seat or held[2] ~= all then
             redis.call('HSET', KEYS[i], device, seat, 'devices', all)
             changed[#changed + 1] = user
         end
     end
 end
+if tonumber(highest) > tonumber(redis.call('GET', KEYS[2]) or 0) then redis.call('SET', KEYS[2], highest) end
 if #changed > 0 then redis.call('PUBLISH', KEYS[1], table.concat(changed, ',')) end
 return '[' .. table.concat(results, ',') .. ']'
 """
 
-# KEYS: as above.  ARGV: for each user her id, device, seat.
+# KEYS: channel, then the hash of each user.  ARGV: for each user her id, device, seat.
 _OFFLINE = """
 local changed = {}
 for i = 2, #KEYS do
@@ -124,6 +129,8 @@ class RedisPresence:
         self._client = client
         self._namespace = namespace
         self._channel = f"{namespace}:presence"
+        self._last_number = f"{namespace}:session"
+        self._clock = SessionClock()
         self._session_numbers = client.script(_SESSION_NUMBERS)
         self._online = client.script(_ONLINE)
         self._offline = client.script(_OFFLINE)
@@ -133,7 +140,9 @@ class RedisPresence:
     async def session_numbers(self, count: int) -> list[int]:
         if count == 0:
             return []
-        first: int = await self._session_numbers([f"{self._namespace}:session"], [count])
+        loop = asyncio.get_running_loop()
+        first: int = await self._session_numbers([self._last_number], [count, self._clock.least(loop.time())])
+        self._clock.given(first + count - 1, loop.time())
         return list(range(first, first + count))
 
     async def online(self, seats: Sequence[tuple[Seat, tuple[int, ...]]]) -> list[Seat | bool | None]:
@@ -145,7 +154,7 @@ class RedisPresence:
         results: list[Seat | bool | None] = []
         for start in range(0, len(seats), _AT_ONCE):
             batch = seats[start : start + _AT_ONCE]
-            keys = [self._channel, *(self._key(seat.user) for seat, _ in batch)]
+            keys = [self._channel, self._last_number, *(self._key(seat.user) for seat, _ in batch)]
             arguments: list[int | bytes] = []
             for seat, devices in batch:
                 arguments += (seat.user, seat.device, seat.session, _json.encode(seat), _json.encode(sorted(devices)))

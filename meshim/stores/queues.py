@@ -9,7 +9,7 @@ from meshim.errors import Fenced
 from meshim.protocol.routing import partition_of
 from meshim.stores.archive import Archive
 from meshim.stores.ports import Page, Row
-from meshim.stores.schema import im_device, im_offline, im_position, now_ms, to_ms
+from meshim.stores.schema import im_device, im_offline, im_position, lease_ended, now_ms, to_ms
 
 _CHUNK = 500  # of values in one IN (...)
 _TAKEN_OVER = "Another connector has taken over the queue of this device."
@@ -34,7 +34,7 @@ class SqlQueues:
     ) -> Page:
         partition = partition_of(user, self._partitions)
         page, left_ms = await self._archive.read(_page, partition, device, fence, after, rows, size)
-        if left_ms < to_ms(lease_s) // 2:  # not each time: it costs a commit
+        if not to_ms(lease_s) // 2 <= left_ms <= to_ms(lease_s):  # not each time: it costs a commit
             await self._archive.write(_renew, device, fence, to_ms(lease_s))
         return page
 
@@ -59,7 +59,7 @@ def _peek(connection: Connection, partitions: list[int], devices: list[int]) -> 
 def _claim(connection: Connection, device: int, owner: str, session: int, lease_ms: int) -> int | None:
     held = connection.execute(
         select(im_device.c.queue_owner, im_device.c.queue_session, im_device.c.queue_fence)
-        .add_columns((im_device.c.queue_until <= now_ms()).label("ended"))
+        .add_columns(lease_ended(im_device.c.queue_until, lease_ms).label("ended"))
         .where(im_device.c.id == device)
         .with_for_update()
     ).first()

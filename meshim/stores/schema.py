@@ -24,6 +24,7 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
+    ColumnElement,
     Dialect,
     ForeignKey,
     Index,
@@ -36,6 +37,7 @@ from sqlalchemy import (
     TypeDecorator,
     UniqueConstraint,
     func,
+    or_,
     select,
     text,
 )
@@ -102,6 +104,16 @@ def _sqlite_now_ms(element: Any, compiler: Any, **options: Any) -> str:
 @compiles(now_ms, "mariadb")
 def _mysql_now_ms(element: Any, compiler: Any, **options: Any) -> str:
     return "(TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(3)) DIV 1000)"
+
+
+def lease_ended(until: ColumnElement[int], lease_ms: int) -> ColumnElement[bool]:
+    """Whether a lease until then is over, by the clock of the database.
+
+    One that lasts longer than a lease can was taken before that clock stepped back (adr/0016): fencing keeps its
+    holder, who may live, from doing harm.
+    """
+    now = now_ms()
+    return or_(until <= now, until > now + 2 * lease_ms)
 
 
 metadata = MetaData()

@@ -48,6 +48,9 @@ class Side(Protocol):
     async def end_leases(self) -> None:
         """Let the time of every lease be over."""
 
+    async def step_clock_back(self, seconds: float) -> None:
+        """As far as leases can tell: each lasts that much longer."""
+
     async def rows(self, device: int) -> int:
         """How many rows there are for the device, read or not."""
 
@@ -63,6 +66,9 @@ class MemorySide:
 
     async def end_leases(self) -> None:
         self._now += 86_400.0
+
+    async def step_clock_back(self, seconds: float) -> None:
+        self._now -= seconds
 
     async def rows(self, device: int) -> int:
         queues = [*self._archive.devices.values(), *self._archive.first_devices.values()]
@@ -92,6 +98,14 @@ class SqlSide:
             connection.execute(update(im_position).values(lease_until=1))
 
         await self.archive.write(end)
+
+    async def step_clock_back(self, seconds: float) -> None:
+        def lengthen(connection: Connection) -> None:
+            by_ms = round(seconds * 1000)
+            for until in (im_device.c.queue_until, im_position.c.lease_until):
+                connection.execute(update(until.table).where(until > 0).values({until: until + by_ms}))
+
+        await self.archive.write(lengthen)
 
     async def rows(self, device: int) -> int:
         def count(connection: Connection) -> int:

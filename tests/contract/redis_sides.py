@@ -32,6 +32,9 @@ class Side(Protocol):
 
     async def lose_subscriptions(self) -> None: ...
 
+    async def step_clock_back(self, seconds: float) -> None:
+        """As far as what ends by itself can tell: it lasts that much longer."""
+
     async def until(self, condition: Callable[[], Awaitable[bool]]) -> None:
         """Let time pass until the condition holds, at most some seconds."""
 
@@ -53,6 +56,9 @@ class MemorySide:
 
     def now(self) -> float:
         return self._now
+
+    async def step_clock_back(self, seconds: float) -> None:
+        self._now -= seconds
 
     def set_clock(self, now: float) -> None:
         self._now = now
@@ -93,6 +99,13 @@ class RedisSide:
 
     async def lose_subscriptions(self) -> None:
         await self.client().execute("CLIENT", "KILL", "TYPE", "pubsub")
+
+    async def step_clock_back(self, seconds: float) -> None:
+        client = self.client()
+        for key in await client.execute("KEYS", f"{self._namespace}:*"):
+            left_ms = await client.execute("PTTL", key)
+            if left_ms > 0:
+                await client.execute("PEXPIRE", key, left_ms + round(seconds * 1000))
 
     async def until(self, condition: Callable[[], Awaitable[bool]]) -> None:
         end = time.monotonic() + 10.0

@@ -87,6 +87,27 @@ async def test_extending_makes_it_last(side: Side) -> None:
     assert await leases.living("connector") == [FIRST]
 
 
+async def test_of_who_died_it_ends_although_the_clock_stepped_back(side: Side) -> None:
+    """In the eyes of those who watch, and of who comes in its place."""
+    dead, watching, successor = side.leases(), side.leases(), side.leases()
+    assert await dead.acquire(FIRST, SHORT_S)
+    assert await dead.acquire(OTHER, SHORT_S)
+    assert await watching.acquire(Lease("transfer", "t1", 3), SHORT_S)
+    await side.step_clock_back(3600.0)
+    assert not await successor.acquire(SECOND, SHORT_S)
+
+    async def successor_has_it() -> bool:
+        return await successor.acquire(SECOND, SHORT_S)
+
+    await side.until(successor_has_it)
+    assert OTHER in await watching.living("connector")
+
+    async def other_has_ended() -> bool:
+        return OTHER not in await watching.living("connector")
+
+    await side.until(other_has_ended)
+
+
 async def test_names_of_ended_leases_are_not_kept(valkey_url: str, namespace: str) -> None:
     client = RedisClient(valkey_url, LOG)
     leases = RedisLeases(client, namespace, LOG)

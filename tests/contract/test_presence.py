@@ -177,6 +177,38 @@ async def test_memory_session_numbers_go_on_when_the_clock_steps_back(namespace:
     assert await side.presence().session_numbers(1) == [numbers[-1] + 1]
 
 
+async def test_numbers_go_on_above_every_seat_that_is_written(side: Side) -> None:
+    """R9: a server that was wiped, and whose clock is behind, learns from who registers again how far they had come."""
+    presence, elsewhere = side.presence(), side.presence()
+    far = int(side.now() * 1_000_000) + 3_600_000_000
+    await presence.online([(Seat(ALICE, 11, HERE, far), (11,)), (Seat(BOB, 12, HERE, far - 5), (12,))])
+    assert await elsewhere.session_numbers(2) == [far + 1, far + 2]
+    await presence.online([(Seat(ALICE, 11, HERE, far), (11,))])
+    assert await elsewhere.session_numbers(1) > [far + 2], "and an old seat does not set them back"
+
+
+async def test_who_was_given_a_number_knows_how_far_they_must_have_come(valkey_url: str, namespace: str) -> None:
+    """R5, R9: wiped, and the clock an hour behind, before anybody has registered again."""
+    client = RedisClient(valkey_url, LOG)
+    presence = RedisPresence(client, namespace)
+    [number] = await presence.session_numbers(1)
+    ahead = number + 3_600_000_000  # which makes the clock of the server one that is behind
+    await client.execute("SET", f"{namespace}:session", ahead)
+    assert await presence.session_numbers(1) == [ahead + 1]
+    await client.execute("DEL", f"{namespace}:session")
+    assert await presence.session_numbers(1) > [ahead + 1]
+    await client.close()
+
+
+async def test_memory_numbers_go_on_when_it_is_wiped_and_behind(namespace: str) -> None:
+    side = MemorySide(namespace)
+    presence = side.presence()
+    [number] = await presence.session_numbers(1)
+    side.redis.start(wiped=True)
+    side.set_clock(side.now() - 3600.0)
+    assert await presence.session_numbers(1) > [number]
+
+
 async def test_changes_begin_with_none_and_name_who_changed(side: Side) -> None:
     presence, elsewhere = side.presence(), side.presence()
     seat = Seat(ALICE, 11, HERE, SESSION)

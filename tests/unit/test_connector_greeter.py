@@ -136,6 +136,16 @@ async def test_an_old_account_in_the_cache_is_good_enough_while_the_database_is_
     assert await world.greet() is None
 
 
+async def test_an_account_from_the_future_counts_as_old() -> None:
+    """The clock stepped back by an hour since it was read: for that long it would have been fresh."""
+    world = World()
+    login = await world.log_in()
+    await world.cache.put_account(Account(login.user, (login.device,), (77,), time.time() + 3600.0))
+    verdict = await world.verdict(world.accounts)
+    assert isinstance(verdict, GreetAccepted)
+    assert verdict.account.friends == (), "from the database"
+
+
 def test_a_database_that_hangs_keeps_nobody_waiting_whose_token_is_known() -> None:
     async def main() -> None:
         world = World()

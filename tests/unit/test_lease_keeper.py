@@ -251,6 +251,12 @@ def test_after_a_wipe_the_others_have_the_life_of_a_lease_to_come_back() -> None
     play(scene)
 
 
+async def lives(stage: Stage, lease: Lease) -> None:
+    """Somebody else, who renews."""
+    while await stage.leases.acquire(lease, TIMERS.lease_ttl_s):
+        await asyncio.sleep(TIMERS.lease_renew_s)
+
+
 def test_a_crashed_incarnation_is_waited_for() -> None:
     async def main() -> None:
         stage = Stage()
@@ -265,10 +271,12 @@ def test_a_crashed_incarnation_is_waited_for() -> None:
 def test_a_name_that_is_in_use_is_said_so() -> None:
     async def main() -> None:
         stage = Stage()
-        await stage.leases.acquire(Lease("connector", "c1", 7), 1_000.0)
+        other = asyncio.create_task(lives(stage, Lease("connector", "c1", 7)))
+        await asyncio.sleep(0)
         with pytest.raises(UsageError, match="another connector called c1 is running"):
             await stage.keeper.acquire()
         assert stage.loop.time() < 10
+        other.cancel()
 
     run(main)
 
@@ -290,9 +298,10 @@ def test_somebody_who_took_over_for_good_ends_us() -> None:
         running = asyncio.create_task(stage.keeper.run())
         await asyncio.sleep(0.5)
         stage.loop.skip(60)
-        await stage.leases.acquire(Lease("connector", "c1", 8), 1_000.0)
+        other = asyncio.create_task(lives(stage, Lease("connector", "c1", 8)))
         with pytest.raises(Fenced):
             await running
+        other.cancel()
         assert stage.words == ["lost"]
         assert not stage.keeper.held
 
