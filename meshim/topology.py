@@ -168,10 +168,13 @@ def load(path: Path) -> Topology:
     """Return the checked topology of a file; raise `TopologyError` when it is missing, or wrong anywhere."""
     try:
         with path.open(encoding="utf-8") as file:
-            topology = msgspec.convert(yaml.load(file, _Loader), Topology)  # noqa: S506  (a safe loader)
+            written = yaml.load(file, _Loader)  # noqa: S506  (a safe loader)
+        if written is None:
+            raise TopologyError("It is empty: a topology names connectors, transfers, writers and rest services.")
+        topology = msgspec.convert(written, Topology)
         check(topology)
     except FileNotFoundError:
-        raise TopologyError(f"{path} does not exist: name a topology file with -t.") from None
+        raise TopologyError(f"{path} does not exist: name a topology file.") from None
     except OSError as error:
         raise TopologyError(f"{path} cannot be read: {error.strerror}.") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
@@ -362,8 +365,8 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no annotatio
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [key.value for key, _ in node.value]
-        for index, key in enumerate(keys):
-            if key in keys[:index]:
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", node.start_mark)
+        for index, (key, _) in enumerate(node.value):
+            if key.value in keys[:index]:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
         mapping: dict[Hashable, Any] = super().construct_mapping(node, deep)
         return mapping

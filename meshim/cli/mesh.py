@@ -21,6 +21,7 @@ from meshim.errors import BackendUnavailable, MeshimError, UsageError
 from meshim.runtime import counters
 
 _HINT = "Make an account with `meshim user register NAME`; end the mesh with `meshim down`{}."
+_ENDED = "The mesh has ended."
 _DOWN_S = 60.0
 """Far more than the supervisor gives its children."""
 
@@ -42,6 +43,7 @@ def up(file: Path | None, data: DataFolder, detach: bool) -> None:
         print(_HINT.format(" or Ctrl-C"), flush=True)
 
     asyncio.run(supervisor.run(topology, data, announce))
+    print(_ENDED)
 
 
 def _ready(api: str) -> str:
@@ -89,7 +91,7 @@ def down(data: DataFolder) -> None:
         os.close(process)
     if not gone:
         raise MeshimError(f"The mesh did not end within {_DOWN_S:g} s: see {data.logs}, or kill process {pid}.")
-    print("The mesh has ended.")
+    print(_ENDED)
 
 
 class RoleStatus(RoleState, frozen=True):
@@ -116,7 +118,7 @@ class Status(msgspec.Struct, frozen=True):
     """What `meshim status --json` prints."""
 
     state: Phase
-    pid: int
+    pid: int | None
     api: str | None
     data: str
     roles: list[RoleStatus]
@@ -128,7 +130,12 @@ class Status(msgspec.Struct, frozen=True):
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def status(data: DataFolder, as_json: bool) -> None:
     """Show the roles and backends of the mesh that runs on a data folder."""
-    pid = state.supervisor(data)
+    try:
+        pid = state.supervisor(data)
+    except UsageError:
+        if as_json:  # and the sentence on standard error, as without it
+            _print_json(Status(Phase.STOPPED, None, None, str(data.root), [], []))
+        raise
     mesh = state.read(data)
     if mesh is None or mesh.pid != pid:
         raise MeshimError(f"The mesh on {data.root} has only just been started: ask again.")
@@ -139,9 +146,13 @@ def status(data: DataFolder, as_json: bool) -> None:
     ]
     shown = Status(mesh.state, pid, mesh.api, str(data.root), roles, backends)
     if as_json:
-        print(msgspec.json.format(msgspec.json.encode(shown)).decode())
+        _print_json(shown)
     else:
         print(_table(shown))
+
+
+def _print_json(shown: Status) -> None:
+    print(msgspec.json.format(msgspec.json.encode(shown)).decode())
 
 
 async def _probe_backends(mesh: MeshState, data: DataFolder) -> list[BackendStatus]:

@@ -1,6 +1,7 @@
 """`meshim up`, `status` and `down` with the real roles, as people type them."""
 
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -82,3 +83,14 @@ def test_up_detached_says_why_it_cannot(tmp_path: Path) -> None:
         up = meshim("up", "-t", written(tmp_path, bind), "--detach", "--data", str(tmp_path / "data"))
     assert (up.returncode, up.stdout) == (2, "")
     assert up.stderr == f"meshim: The address {bind} of r1 is in use: end what listens there, or choose another one.\n"
+
+
+def test_up_in_the_foreground_says_when_it_has_ended(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "meshim", "up", "-t", written(tmp_path, "http://127.0.0.1:0")]
+    with subprocess.Popen([*command, "--data", str(tmp_path / "data")], stdout=subprocess.PIPE, text=True) as up:
+        assert up.stdout is not None
+        assert up.stdout.readline().startswith("meshim is ready: ")
+        up.stdout.readline()  # the hint
+        up.send_signal(signal.SIGINT)
+        assert up.stdout.read() == "The mesh has ended.\n"
+    assert up.returncode == 0

@@ -1,5 +1,6 @@
 """Whatever goes wrong at the command line is one sentence and an exit code."""
 
+import json
 import os
 import subprocess
 import sys
@@ -60,15 +61,23 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
         (["conector"], 2, "No such command 'conector'. Did you mean 'connector'? Try `meshim --help`."),
         (["status", "--jsn"], 2, "No such option '--jsn'. Did you mean '--json'? Try `meshim status --help`."),
         (["connector"], 2, "Missing argument 'NAME'. Try `meshim connector --help`."),
-        (["topology", "check", "none.yaml"], 2, "none.yaml does not exist: name a topology file with -t."),
+        (["topology", "check", "none.yaml"], 2, "none.yaml does not exist: name a topology file."),
         (["connector", "c9"], 2, "The topology has no connector named 'c9': choose one of c1, c2."),
         (["down"], 2, "No mesh runs on {}/data: start one with `meshim up`."),
-        (["status", "--json"], 2, "No mesh runs on {}/data: start one with `meshim up`."),
+        (["status"], 2, "No mesh runs on {}/data: start one with `meshim up`."),
         (["status", "--data", "x"], 2, "No mesh runs on {}/x: start one with `meshim up`."),
     ],
 )
 def test_wrong_usage(meshim: Meshim, tmp_path: Path, arguments: list[str], code: int, sentence: str) -> None:
     assert meshim(*arguments) == (code, "", f"meshim: {sentence.format(tmp_path)}\n")
+
+
+def test_without_a_mesh_programs_get_a_status_too(meshim: Meshim, tmp_path: Path) -> None:
+    code, shown, said = meshim("status", "--json")
+    assert (code, said) == (2, f"meshim: No mesh runs on {tmp_path}/data: start one with `meshim up`.\n")
+    assert json.loads(shown) == {
+        "state": "stopped", "pid": None, "api": None, "data": f"{tmp_path}/data", "roles": [], "backends": [],
+    }  # fmt: skip
 
 
 def test_a_role_by_itself_needs_real_backends(meshim: Meshim) -> None:

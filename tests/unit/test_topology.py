@@ -205,7 +205,10 @@ def test_one_address_belongs_to_one_process(tmp_path: Path) -> None:
 
 
 def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
-    assert "'sweep_s' is given twice" in refusal(tmp_path, "sweep_s: 30.0", "sweep_s: 30.0\n  sweep_s: 31.0")
+    said = refusal(tmp_path, "sweep_s: 30.0", "sweep_s: 30.0\n  sweep_s: 31.0")
+    assert "'sweep_s' is given twice" in said
+    lines = (tmp_path / "topology.yaml").read_text(encoding="utf-8").splitlines()
+    assert f"line {lines.index('  sweep_s: 31.0') + 1}," in said, "where it is given again"
 
 
 def test_a_password_is_never_repeated(tmp_path: Path) -> None:
@@ -213,8 +216,11 @@ def test_a_password_is_never_repeated(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(TopologyError, match=r"none\.yaml does not exist: name a topology file with -t"):
+    with pytest.raises(TopologyError, match=r"none\.yaml does not exist: name a topology file"):
         topology.load(tmp_path / "none.yaml")
+    (tmp_path / "empty.yaml").write_text("# nothing yet\n", encoding="utf-8")
+    with pytest.raises(TopologyError, match=r"empty\.yaml: It is empty: a topology names connectors"):
+        topology.load(tmp_path / "empty.yaml")
     with pytest.raises(TopologyError, match="cannot be read: Is a directory"):
         topology.load(tmp_path)
 
