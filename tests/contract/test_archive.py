@@ -290,9 +290,9 @@ async def test_close_waits_for_what_runs_and_refuses_the_rest(sql: SqlSide) -> N
     await asyncio.sleep(0)
     with pytest.raises(BackendUnavailable, match="was closed"):
         await archive.read(count_users)
+    with pytest.raises(asyncio.CancelledError):
+        await waiting  # before the thread is free for it
     go_on.set()
     await closing
     await adding
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
     assert await sql.archive.read(count_users) == 1
