@@ -10,7 +10,7 @@ is one sentence, a `TopologyError`, with the path of the field as in `$.timers.s
 from collections.abc import Hashable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 import msgspec
@@ -45,6 +45,24 @@ class Security(Frozen, frozen=True, forbid_unknown_fields=True):
     """CURVE on every ZeroMQ link.  Off is for measurements on one machine only."""
     master_key_file: str | None = None
     """File that wraps relation keys at rest (mode 0600); `master.key` in the data folder when null."""
+
+
+Remedy: TypeAlias = Literal["refuse", "warn"]
+"""To store nothing where it would not be safe, or to say so and go on."""
+
+
+class Durability(Frozen, frozen=True, forbid_unknown_fields=True):
+    """What becomes of messages where a loss of power could take what was reported as `sent` (docs/adr/0013).
+
+    The settings of the log and the database that decide it are read from the servers as they run.
+    """
+
+    weak: Remedy = "refuse"
+    """When a setting says that what is acknowledged is not yet synced."""
+    unknown: Remedy = "warn"
+    """When a setting cannot be read."""
+    nats_monitor: str | None = None
+    """Where the monitoring of NATS answers, as http://HOST:8222: only there it tells how it syncs."""
 
 
 class Listener(Frozen, frozen=True, forbid_unknown_fields=True):
@@ -149,6 +167,7 @@ class Topology(Frozen, frozen=True, forbid_unknown_fields=True):
     namespace: Name = "meshim"
     """First part of every Redis key, NATS subject and stream name."""
     backends: Backends = Backends()
+    durability: Durability = Durability()
     security: Security = Security()
     timers: Timers = Timers()
     limits: Limits = Limits()
@@ -194,7 +213,12 @@ def dump(topology: Topology) -> str:
 
 def check(topology: Topology) -> None:
     """Raise `TopologyError` where values do not fit together.  `load` does this; so does who makes one by hand."""
-    for sentence in (*_processes(topology), *_backends(topology.backends), *_relations(topology)):
+    for sentence in (
+        *_processes(topology),
+        *_backends(topology.backends),
+        *_monitor(topology.durability.nats_monitor),
+        *_relations(topology),
+    ):
         raise TopologyError(sentence)
 
 
@@ -311,6 +335,11 @@ def _is_backend(url: str, schemes: tuple[str, ...]) -> bool:
     if parts.scheme == "mysql+pymysql" and len(parts.path) < 2:
         return False
     return bool(parts.hostname) and port != 0
+
+
+def _monitor(url: str | None) -> Iterator[str]:
+    if url is not None and not _is_backend(url, ("http", "https")):
+        yield "This is no URL like http://HOST:8222 - at `$.durability.nats_monitor`."
 
 
 def _relations(topology: Topology) -> Iterator[str]:

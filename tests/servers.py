@@ -16,7 +16,7 @@ from typing import IO
 
 import pymysql
 
-from meshim.deploy.embedded import Embedded, free_port
+from meshim.deploy.embedded import Embedded, Nats, free_port
 from meshim.deploy.probe import probe
 from meshim.deploy.tether import tethered
 from meshim.errors import BackendUnavailable
@@ -84,6 +84,19 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:  # stopped by a test, or stuck
         process.kill()
         process.wait()
+
+
+class UnsyncedNats(Nats):
+    """Acknowledges what it syncs within two minutes, which is the default of nats-server, as long as `weak` is set."""
+
+    weak = True
+
+    def command(self) -> list[str]:
+        command = super().command()
+        if self.weak:
+            config = Path(command[-1])
+            config.write_text(config.read_text().replace("sync_interval: always", ""))
+        return command
 
 
 class MariaDB:

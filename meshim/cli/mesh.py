@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -19,6 +20,7 @@ from meshim.deploy.probe import probe
 from meshim.deploy.state import DataFolder, MeshState, Phase, RoleState
 from meshim.errors import BackendUnavailable, MeshimError, UsageError
 from meshim.runtime import counters
+from meshim.stores.durability import Setting, Verdict
 
 _HINT = "Make an account with `meshim user register NAME`; end the mesh with `meshim down`{}."
 _ENDED = "The mesh has ended."
@@ -112,6 +114,8 @@ class BackendStatus(msgspec.Struct, frozen=True):
     reachable: bool
     reason: str | None
     """Why it is not reachable."""
+    settings: list[Setting]
+    """What decides whether a loss of power takes what it has acknowledged."""
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -157,7 +161,10 @@ def _print_json(shown: Status) -> None:
 
 async def _probe_backends(mesh: MeshState, data: DataFolder) -> list[BackendStatus]:
     """Ask each backend now, with the credentials that the roles were given."""
-    urls = msgspec.structs.asdict(topologies.load(data.topology).backends) if mesh.state is Phase.RUNNING else {}
+    from meshim.stores.settings import of_backends  # here: the other commands need not wait for httpx
+
+    running = topologies.load(data.topology) if mesh.state is Phase.RUNNING else None
+    urls = msgspec.structs.asdict(running.backends) if running else {}
 
     async def reason(name: str) -> str | None:
         if name not in urls:
@@ -169,10 +176,14 @@ async def _probe_backends(mesh: MeshState, data: DataFolder) -> list[BackendStat
         return None
 
     reasons = await asyncio.gather(*(reason(backend.name) for backend in mesh.backends))
+    settings = await of_backends(running.backends, running.durability.nats_monitor) if running else []
     return [
-        BackendStatus(each.name, each.url, each.state, each.pid, each.restarts, why is None, why)
+        BackendStatus(
+            each.name, each.url, each.state, each.pid, each.restarts, why is None, why,
+            [setting for setting in settings if setting.backend == each.name],
+        )
         for each, why in zip(mesh.backends, reasons, strict=True)
-    ]
+    ]  # fmt: skip
 
 
 def _table(shown: Status) -> str:
@@ -184,9 +195,25 @@ def _table(shown: Status) -> str:
     for backend in shown.backends:
         where = backend.url if backend.reachable else f"not reachable: {backend.reason}"
         rows.append((backend.name, "backend", backend.state, _or_dash(backend.pid), str(backend.restarts), where))
+    settings = [("BACKEND", "SETTING", "VALUE", "SAFE FROM A LOSS OF POWER")]
+    settings.extend(
+        (setting.backend, setting.name, setting.value or "-", _safe(setting))
+        for backend in shown.backends
+        for setting in backend.settings
+    )
+    heading = f"The mesh is {shown.state}: {shown.api or 'no address yet'}"
+    return "\n".join([heading, "", *_columns(rows), *(["", *_columns(settings)] if len(settings) > 1 else [])])
+
+
+def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """The rows as lines whose cells stand below each other."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([f"The mesh is {shown.state}: {shown.api or 'no address yet'}", "", *lines])
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _safe(setting: Setting) -> str:
+    word = {Verdict.SAFE: "yes", Verdict.WEAK: "no", Verdict.UNKNOWN: "unknown"}[setting.verdict]
+    return f"{word}: {setting.reason}" if setting.reason else word
 
 
 def _or_dash(pid: int | None) -> str:

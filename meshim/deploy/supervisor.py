@@ -87,6 +87,7 @@ class _Mesh:
         self._upgrade = upgrade
         self._phase = Phase.STARTING
         self._urls = msgspec.structs.asdict(topology.backends)
+        self._nats: Nats | None = None
         self._backends: dict[str, BackendChild] = {}
         self._roles: list[RoleChild] = []
         self._write_state()
@@ -123,7 +124,8 @@ class _Mesh:
         if wanted.nats == "embedded":
             # The log's partitions, and as much as two more for what meshim keeps beside them.
             store_bytes = (limits.partitions + 2) * limits.log_bytes
-            self._backends["nats"] = self._backend(Nats(self._data.root / "nats", store_bytes=store_bytes))
+            self._nats = Nats(self._data.root / "nats", store_bytes=store_bytes)
+            self._backends["nats"] = self._backend(self._nats)
         if wanted.sql == "embedded":
             self._urls["sql"] = self._data.sqlite_url
         external = [url for name, url in self._urls.items() if name not in self._backends]
@@ -141,8 +143,13 @@ class _Mesh:
 
     def _write_topology(self) -> None:
         """For the roles: where the backends really are.  It holds their passwords."""
+        durability = self._topology.durability
+        if self._nats is not None:
+            durability = msgspec.structs.replace(durability, nats_monitor=self._nats.monitor)
         resolved = msgspec.structs.replace(
-            self._topology, backends=msgspec.convert(self._urls, type(self._topology.backends))
+            self._topology,
+            backends=msgspec.convert(self._urls, type(self._topology.backends)),
+            durability=durability,
         )
         self._data.topology.unlink(missing_ok=True)
         with open(self._data.topology, "x", encoding="utf-8", opener=_private) as file:

@@ -73,6 +73,7 @@ _MYSQL_NO_DEFAULT = 1364  # ours too, though of the general class
 # Lock wait timeout, deadlock, "record has changed since last read" (MariaDB, snapshot isolation).
 _MYSQL_CONTENTION = frozenset({1020, 1205, 1213})
 _MYSQL_DUPLICATE_KEY = 1062
+_MYSQL_UNKNOWN_VARIABLE = 1193
 
 
 def create(url: str, connections: int, answer_timeout_s: int = _ANSWER_TIMEOUT_S) -> Engine:
@@ -112,6 +113,11 @@ def is_contention(error: DBAPIError) -> bool:
     """
     number = _mysql_number(error)
     return number in _MYSQL_CONTENTION or (isinstance(error, IntegrityError) and number == _MYSQL_DUPLICATE_KEY)
+
+
+def is_unknown_variable(error: DBAPIError) -> bool:
+    """Whether the server has no variable of that name."""
+    return _mysql_number(error) == _MYSQL_UNKNOWN_VARIABLE
 
 
 def is_unavailable(error: SQLAlchemyError) -> bool:

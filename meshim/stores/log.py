@@ -8,11 +8,11 @@ dead-letter stream     `{namespace}-dead`, subjects `{namespace}.dead.{partition
 =====================  =============================================================
 
 What is acknowledged is as durable as the server's `sync_interval` says; meshim's own server
-runs with `always`.
+runs with `always`.  With a `Trust` that is read from every run of the server before anything is given to it.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
@@ -72,8 +72,11 @@ class JetStreamLog:
         ack_wait_s: float = 30.0,
         unacknowledged_most: int = 8192,
         fetch_bytes: int = 16 << 20,
+        vouch: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """`max_bytes` limits each partition, `dead_bytes` the dead-letter stream; the server reserves both.
+
+        `vouch` is awaited before anything is stored, and raises `BackendUnavailable` where it would not be safe.
 
         A message that was not acknowledged or extended for `ack_wait_s` is given again.  At most
         `unacknowledged_most` are given out at a time, and about `fetch_bytes` by one fetch.
@@ -89,6 +92,7 @@ class JetStreamLog:
         self._ack_wait_s = ack_wait_s
         self._unacknowledged_most = unacknowledged_most
         self._fetch_bytes = fetch_bytes
+        self._vouch = vouch
         self._pullers: dict[int, Puller] = {}
 
     # ---------------------------------------------------------------- on the way of a message
@@ -96,7 +100,7 @@ class JetStreamLog:
     async def publish(self, partition: int, data: bytes) -> int:
         assert len(data) <= RECORD_BYTES_MOST
         subject = f"{self._namespace}.offline.{partition}"
-        return await self._jetstream.append(subject, data, self._publish_timeout_s)
+        return await self._append(subject, data)
 
     async def fetch(self, partition: int, most: int, wait_s: float) -> list[LogMessage]:
         """One fetch of a partition at a time.  No more than about `fetch_bytes` are returned."""
@@ -125,8 +129,12 @@ class JetStreamLog:
 
     async def bury(self, partition: int, position: int, reason: str, data: bytes) -> None:
         headers = {POSITION: str(position), REASON: reason[:_REASON_CHARACTERS_MOST]}
-        subject = f"{dead_subject(self._namespace)}.{partition}"
-        await self._jetstream.append(subject, data, self._publish_timeout_s, headers)
+        await self._append(f"{dead_subject(self._namespace)}.{partition}", data, headers)
+
+    async def _append(self, subject: str, data: bytes, headers: dict[str, str] | None = None) -> int:
+        if self._vouch is not None:
+            await self._vouch()
+        return await self._jetstream.append(subject, data, self._publish_timeout_s, headers)
 
     async def _delete(self, partition: int, position: int) -> None:
         await self._jetstream.delete(self._name(partition), position)

@@ -120,6 +120,11 @@ class NatsClient:
         """
         return self._replayed and self._nats.is_connected
 
+    @property
+    def server(self) -> str:
+        """Which run of which server the connection is, or was last, to: each start of a server has another id."""
+        return str(self._nats._server_info.get("server_id", ""))  # there is no public way to it
+
     def statistics(self) -> NatsStatistics:
         return NatsStatistics(self._nats.stats["reconnects"], self._errors, self._dropped)
 

@@ -7,7 +7,7 @@ literals are made here of integers and hexadecimal digits.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from sqlalchemy import case, delete, insert, select, update
 from sqlalchemy.engine import Connection
@@ -39,8 +39,10 @@ _MYSQL_ROW = "(x'%s',%d,x'%s',%d,%d,%d,%d,%d,%d,%d,%d,%d,%d,%d,%d,%d)"
 class SqlPartitions:
     """The writer's side of the queues."""
 
-    def __init__(self, archive: Archive) -> None:
+    def __init__(self, archive: Archive, vouch: Callable[[Connection], None] | None = None) -> None:
+        """`vouch`, asked in each `write`, raises `BackendUnavailable` where a commit of its connection is not safe."""
         self._archive = archive
+        self._vouch = vouch
 
     async def claim(self, partition: int, owner: str, lease_s: float) -> tuple[int, int] | None:
         return await self._archive.write(_claim, partition, owner, to_ms(lease_s))
@@ -54,7 +56,12 @@ class SqlPartitions:
     async def write(
         self, partition: int, fence: int, through: int, records: Sequence[tuple[int, Sequence[Entry]]], now: float
     ) -> Written:
-        return await self._archive.write(_write, partition, fence, through, records, to_ms(now))
+        def work(connection: Connection) -> Written:
+            if self._vouch is not None:
+                self._vouch(connection)
+            return _write(connection, partition, fence, through, records, to_ms(now))
+
+        return await self._archive.write(work)
 
     async def purge(self, read_before: float, most: int) -> int:
         return await self._archive.write(_purge, to_ms(read_before), most)

@@ -21,6 +21,7 @@ from meshim.stores.lease_keeper import LeaseKeeper
 from meshim.stores.log import JetStreamLog
 from meshim.stores.ports import Lease, Leases, Log, Presence
 from meshim.stores.presence import RedisPresence
+from meshim.stores.vouching import LogVoucher
 from meshim.topology import Topology
 from meshim.transfer import events as e
 from meshim.transfer.core import TransferCore, TransferOptions
@@ -63,6 +64,8 @@ async def run(topology: Topology, name: str, data: Path) -> None:
     async with AsyncExitStack() as stack, Service("transfer", name, shutdown_s=timers.shutdown_s) as service:
         connections = Connections(topology, service, stack)
         redis, leases, nats = connections.redis(), connections.leases(), await connections.nats()
+        vouch = LogVoucher(nats, topology.durability, service.log)
+        await vouch.start()
         context = Context()
         stack.callback(context.close)
         core = TransferCore(incarnation, options_of(topology))
@@ -70,7 +73,11 @@ async def run(topology: Topology, name: str, data: Path) -> None:
             core,
             RedisPresence(redis, topology.namespace),
             JetStreamLog(
-                nats, topology.namespace, publish_timeout_s=timers.publish_timeout_s, max_bytes=limits.log_bytes
+                nats,
+                topology.namespace,
+                publish_timeout_s=timers.publish_timeout_s,
+                max_bytes=limits.log_bytes,
+                vouch=vouch,
             ),
             service,
         )

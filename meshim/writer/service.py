@@ -18,6 +18,7 @@ from meshim.stores.notices import NatsNotices
 from meshim.stores.partitions import SqlPartitions
 from meshim.stores.ports import Lease
 from meshim.stores.presence import RedisPresence
+from meshim.stores.vouching import DatabaseVoucher, LogVoucher
 from meshim.topology import Topology
 from meshim.writer.core import WriterCore, WriterOptions
 from meshim.writer.pipeline import PipelineOptions
@@ -86,19 +87,27 @@ async def run(topology: Topology, name: str, data: Path) -> None:
 
 
 async def _connected(topology: Topology, connections: Connections, service: Service) -> Backends:
-    """The real ports; raises BackendUnavailable when NATS is away (the others are connected when first used)."""
+    """The real ports.
+
+    Raises BackendUnavailable when NATS or the database is away, UsageError when the topology does not trust them.
+    """
     timers, namespace = topology.timers, topology.namespace
     nats, archive = await connections.nats(), connections.archive()
+    vouch_log = LogVoucher(nats, topology.durability, service.log)  # dead letters go there
+    vouch_database = DatabaseVoucher(topology.durability, service.log)
+    await vouch_log.start()
+    await vouch_database.start(archive)
     log = JetStreamLog(
         nats,
         namespace,
         max_bytes=topology.limits.log_bytes,
         # What a writer that died had fetched comes again when its partition has been taken over.
         ack_wait_s=timers.partition_lease_s,
+        vouch=vouch_log,
     )
     return Backends(
         log=log,
-        partitions=SqlPartitions(archive),
+        partitions=SqlPartitions(archive, vouch_database),
         accounts=SqlAccounts(archive),
         presence=RedisPresence(connections.redis(), namespace),
         notices=NatsNotices(nats, namespace, service.log),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
 import nats
 import nats.errors
 import pytest
@@ -37,6 +38,16 @@ async def test_strangers_are_not_let_in(valkey_url: str, nats_url: str) -> None:
         with pytest.raises(BackendUnavailable, match=reason) as refused:
             await probe(stranger)
         assert stranger in refused.value.sentence
+
+
+async def test_monitoring_is_for_those_who_know_where(tmp_path: Path) -> None:
+    backend = Nats(tmp_path)
+    with running(backend):
+        async with httpx.AsyncClient() as client:
+            assert (await client.get(f"{backend.monitor}/jsz")).status_code == 200
+            anybody = urlsplit(backend.monitor)._replace(path="").geturl()
+            for path in ("/", "/jsz", "/varz", "/connz", "/subsz"):
+                assert (await client.get(anybody + path)).status_code == 404
 
 
 def test_credentials_are_private(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`meshim up`, `status` and `down` with the real roles, as people type them."""
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -11,7 +12,8 @@ from pathlib import Path
 import msgspec
 
 from meshim import topology
-from meshim.topology import RestListener
+from meshim.topology import Backends, Durability, Limits, RestListener
+from tests.servers import UnsyncedNats, running
 
 
 def meshim(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -66,7 +68,16 @@ def test_up_status_down(tmp_path: Path) -> None:
         ("sql", True, None),
     ]
     assert {each["state"] for each in shown["backends"]} == {"running"}
+    assert [
+        (each["name"], [(setting["name"], setting["value"], setting["verdict"]) for setting in each["settings"]])
+        for each in shown["backends"]
+    ] == [
+        ("redis", []),
+        ("nats", [("sync_interval", "always", "safe")]),
+        ("sql", [("synchronous", "FULL", "safe"), ("journal_mode", "wal", "safe")]),
+    ]
     assert "c2" in table
+    assert re.search(r"^nats +sync_interval +always +yes$", table, re.MULTILINE)
     assert all({"lease_losses", "lease_failed_renewals", "nats_dropped"} <= each.keys() for each in counted.values())
     assert {name for name, each in counted.items() if "database_retries" in each} == {"c1", "c2", "w1", "r1"}
     assert counted["r1"]["not_spread"] == 0
@@ -94,3 +105,31 @@ def test_up_in_the_foreground_says_when_it_has_ended(tmp_path: Path) -> None:
         up.send_signal(signal.SIGINT)
         assert up.stdout.read() == "The mesh has ended.\n"
     assert up.returncode == 0
+
+
+def test_a_log_that_would_lose_messages_is_refused_or_warned_about(tmp_path: Path) -> None:
+    recipe = UnsyncedNats(tmp_path / "nats")
+    data = ("--data", str(tmp_path / "data"))
+    with running(recipe) as nats:
+        mesh = msgspec.structs.replace(
+            topology.default(),
+            rest=(RestListener("r1", "http://127.0.0.1:0"),),
+            backends=Backends(nats=nats.url),
+            limits=Limits(log_bytes=1 << 20),
+            durability=Durability(nats_monitor=recipe.monitor),
+        )
+        file = tmp_path / "mesh.yaml"
+        file.write_text(topology.dump(mesh))
+        refused = meshim("up", "-t", str(file), "--detach", *data)
+        file.write_text(topology.dump(msgspec.structs.replace(mesh, durability=Durability("warn"))))
+        warned = meshim("up", "-t", str(file), "--detach", *data)
+        try:
+            table = meshim("status", *data).stdout
+        finally:
+            meshim("down", *data)
+    assert refused.returncode == 1
+    assert "NATS syncs what it has acknowledged only every 120 s: set `sync_interval: always`" in refused.stderr
+    assert "durability.weak: warn" in refused.stderr
+    assert warned.returncode == 0, warned.stderr
+    assert re.search(r"^nats +sync_interval +- +unknown: .*`durability.nats_monitor`", table, re.MULTILINE)
+    assert "not-safe-from-a-loss-of-power" in (tmp_path / "data" / "log" / "transfer-t1.log").read_text()

@@ -148,6 +148,8 @@ def refusal(tmp_path: Path, old: str, new: str) -> str:
         ("redis: embedded", "redis: http://h", "`$.backends.redis`", "redis://HOST:PORT/0"),
         ("nats: embedded", "nats: nats://", "`$.backends.nats`", "nats://HOST:PORT"),
         ("nats: embedded", "nats: nats://h:x", "`$.backends.nats`", "nats://HOST:PORT"),
+        ("nats_monitor: null", "nats_monitor: nats://h:8222", "`$.durability.nats_monitor`", "HOST:8222"),
+        ("weak: refuse", "weak: ignore", "`$.durability.weak`", "'ignore'"),
         ("sql: embedded", "sql: mysql://h/db", "`$.backends.sql`", "mysql+pymysql://"),
         ("sql: embedded", "sql: mysql+pymysql://u:p@h", "`$.backends.sql`", "mysql+pymysql://"),
         ("sql: embedded", "sql: 'sqlite://'", "`$.backends.sql`", "sqlite:///FILE"),

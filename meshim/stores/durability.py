@@ -1,0 +1,146 @@
+"""Would a loss of power take what is acknowledged?  What a backend says of its settings, judged.
+
+=========  ==================================  =====================================================================
+backend    setting                             safe
+=========  ==================================  =====================================================================
+NATS       `sync_interval`                     `always`; otherwise an acknowledged message is synced minutes later
+SQLite     `synchronous`                       FULL or EXTRA; NORMAL syncs no commit in WAL mode
+           `journal_mode`                      any on disk
+InnoDB     `innodb_flush_log_at_trx_commit`    1, in MariaDB also 3
+           `sync_binlog`                       1, where `log_bin` is on: a transaction that the binary log has lost
+                                               is rolled back after a crash
+           `innodb_doublewrite`                on; off only the storage can make it safe, which cannot be read
+=========  ==================================  =====================================================================
+
+What cannot be read is unknown, never safe.  Pure: who reads is `settings.py`.
+"""
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+
+import msgspec
+
+from meshim.runtime.log import Log
+from meshim.topology import Durability, Remedy
+
+
+class Verdict(StrEnum):
+    """Whether what is acknowledged survives a loss of power."""
+
+    SAFE = "safe"
+    WEAK = "weak"
+    UNKNOWN = "unknown"
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """One setting of a backend, as `meshim status` shows it."""
+
+    backend: str
+    """`nats` or `sql`."""
+    name: str
+    value: str
+    """As the backend says it; empty when it was not read."""
+    verdict: Verdict
+    reason: str = ""
+    """Unless it is safe: a sentence that says what is wrong and what to do."""
+
+
+class Trust:
+    """Decides as the topology says, and tells the log of a process what is not safe, once until it changes."""
+
+    def __init__(self, policy: Durability, log: Log) -> None:
+        self._policy = policy
+        self._log = log
+        self._told: Sequence[Setting] = ()
+
+    def refusal(self, settings: Sequence[Setting]) -> str | None:
+        """The sentence why nothing may be stored with these settings, or None when it may."""
+        doubtful = [setting for setting in settings if setting.verdict is not Verdict.SAFE]
+        if doubtful != self._told:
+            self._told = doubtful
+            for setting in doubtful:
+                self._log.warning("not safe from a loss of power", verdict=setting.verdict, reason=setting.reason)
+        refused = next((setting for setting in doubtful if self._remedy(setting) == "refuse"), None)
+        if refused is None:
+            return None
+        return f"{refused.reason} (To go on all the same set `durability.{refused.verdict}: warn` in the topology.)"
+
+    def _remedy(self, setting: Setting) -> Remedy:
+        return self._policy.weak if setting.verdict is Verdict.WEAK else self._policy.unknown
+
+
+def jetstream(sync_always: bool, sync_interval_s: float) -> Setting:
+    """`sync_interval` of a NATS server."""
+    if sync_always:
+        return Setting("nats", "sync_interval", "always", Verdict.SAFE)
+    reason = (
+        f"NATS syncs what it has acknowledged only every {sync_interval_s:g} s: "
+        "set `sync_interval: always` in the `jetstream` part of its configuration and restart it."
+    )
+    return Setting("nats", "sync_interval", f"{sync_interval_s:g}s", Verdict.WEAK, reason)
+
+
+def jetstream_unknown(why: str) -> Setting:
+    """`why` completes the sentence "It is not known how NATS syncs: "."""
+    return Setting("nats", "sync_interval", "", Verdict.UNKNOWN, f"It is not known how NATS syncs: {why}.")
+
+
+def sqlite(journal_mode: str, synchronous: int) -> list[Setting]:
+    """The two pragmas of a connection."""
+    level = dict(enumerate(("OFF", "NORMAL", "FULL", "EXTRA"))).get(synchronous, str(synchronous))
+    unsynced = f"SQLite runs with `synchronous={level}`, which does not sync what it commits: it has to be FULL."
+    unwritten = f"SQLite runs with `journal_mode={journal_mode}`, which keeps its journal in memory: it has to be WAL."
+    return [
+        _judged("synchronous", level, level in ("FULL", "EXTRA"), unsynced),
+        _judged("journal_mode", journal_mode, journal_mode.lower() not in ("off", "memory"), unwritten),
+    ]
+
+
+def innodb(variables: Mapping[str, str]) -> list[Setting]:
+    """The global variables of a MySQL or MariaDB server; those that it does not tell are unknown."""
+    found = [_flush(variables.get("innodb_flush_log_at_trx_commit"))]
+    if not _is_off(variables.get("log_bin", "")):
+        found.append(_sync_binlog(variables.get("sync_binlog")))
+    found.append(_doublewrite(variables.get("innodb_doublewrite")))
+    return found
+
+
+def _flush(value: str | None) -> Setting:
+    name = "innodb_flush_log_at_trx_commit"
+    if value is None:
+        return _untold(name)
+    reason = f"The database runs with `{name}={value}`: it syncs what it has committed a second later. Set it to 1."
+    return _judged(name, value, value in ("1", "3"), reason)
+
+
+def _sync_binlog(value: str | None) -> Setting:
+    name = "sync_binlog"
+    if value is None:
+        return _untold(name)
+    reason = (
+        f"The database runs with `{name}={value}` and a binary log: after a crash it rolls back what that log "
+        "has not synced. Set it to 1."
+    )
+    return _judged(name, value, value == "1", reason)
+
+
+def _doublewrite(value: str | None) -> Setting:
+    name = "innodb_doublewrite"
+    if value is None:
+        return _untold(name)
+    if _is_off(value) or value.upper() == "DETECT_ONLY":
+        reason = f"The database runs with `{name}={value}`: only storage that never tears a page is safe then."
+        return Setting("sql", name, value, Verdict.UNKNOWN, reason)
+    return Setting("sql", name, value, Verdict.SAFE)
+
+
+def _is_off(value: str) -> bool:
+    return value.upper() in ("OFF", "0")
+
+
+def _untold(name: str) -> Setting:
+    return Setting("sql", name, "", Verdict.UNKNOWN, f"The database does not tell its `{name}`.")
+
+
+def _judged(name: str, value: str, safe: bool, otherwise: str) -> Setting:
+    return Setting("sql", name, value, Verdict.SAFE if safe else Verdict.WEAK, "" if safe else otherwise)

@@ -1,0 +1,107 @@
+"""What settings mean for a loss of power, and what the topology says about it."""
+
+import io
+
+import pytest
+
+from meshim.runtime.log import Log
+from meshim.stores.durability import Setting, Trust, Verdict, innodb, jetstream, jetstream_unknown, sqlite
+from meshim.topology import Durability
+
+SAFE, WEAK, UNKNOWN = Verdict.SAFE, Verdict.WEAK, Verdict.UNKNOWN
+INNODB = {
+    "innodb_flush_log_at_trx_commit": "1",
+    "log_bin": "1",
+    "sync_binlog": "1",
+    "innodb_doublewrite": "1",
+}
+
+
+def verdicts(settings: list[Setting]) -> dict[str, Verdict]:
+    assert all(bool(setting.reason) == (setting.verdict is not SAFE) for setting in settings)
+    return {setting.name: setting.verdict for setting in settings}
+
+
+def test_jetstream() -> None:
+    assert verdicts([jetstream(True, 120.0)]) == {"sync_interval": SAFE}
+    weak = jetstream(False, 120.0)
+    assert (weak.value, weak.verdict) == ("120s", WEAK)
+    assert "every 120 s" in weak.reason
+    assert verdicts([jetstream_unknown("it is away")]) == {"sync_interval": UNKNOWN}
+
+
+@pytest.mark.parametrize(
+    ("journal_mode", "synchronous", "journal_verdict", "synchronous_verdict"),
+    [
+        ("wal", 2, SAFE, SAFE),
+        ("wal", 3, SAFE, SAFE),
+        ("wal", 1, SAFE, WEAK),
+        ("wal", 0, SAFE, WEAK),
+        ("delete", 2, SAFE, SAFE),
+        ("memory", 2, WEAK, SAFE),
+        ("off", 2, WEAK, SAFE),
+    ],
+)
+def test_sqlite(journal_mode: str, synchronous: int, journal_verdict: Verdict, synchronous_verdict: Verdict) -> None:
+    found = verdicts(sqlite(journal_mode, synchronous))
+    assert found == {"journal_mode": journal_verdict, "synchronous": synchronous_verdict}
+
+
+@pytest.mark.parametrize(
+    ("changed", "name", "verdict"),
+    [
+        ({}, "sync_binlog", SAFE),
+        ({"innodb_flush_log_at_trx_commit": "3"}, "innodb_flush_log_at_trx_commit", SAFE),
+        ({"innodb_flush_log_at_trx_commit": "2"}, "innodb_flush_log_at_trx_commit", WEAK),
+        ({"innodb_flush_log_at_trx_commit": "0"}, "innodb_flush_log_at_trx_commit", WEAK),
+        ({"sync_binlog": "0"}, "sync_binlog", WEAK),
+        ({"sync_binlog": "100"}, "sync_binlog", WEAK),
+        ({"innodb_doublewrite": "OFF"}, "innodb_doublewrite", UNKNOWN),
+        ({"innodb_doublewrite": "0"}, "innodb_doublewrite", UNKNOWN),
+        ({"innodb_doublewrite": "DETECT_ONLY"}, "innodb_doublewrite", UNKNOWN),
+        ({"innodb_doublewrite": "ON"}, "innodb_doublewrite", SAFE),
+        ({"innodb_doublewrite": "DETECT_AND_RECOVER"}, "innodb_doublewrite", SAFE),
+    ],
+)
+def test_innodb(changed: dict[str, str], name: str, verdict: Verdict) -> None:
+    found = verdicts(innodb(INNODB | changed))
+    assert found.pop(name) is verdict
+    assert set(found.values()) == {SAFE}
+
+
+@pytest.mark.parametrize("off", ["OFF", "0"])
+def test_without_a_binary_log_nobody_needs_to_sync_it(off: str) -> None:
+    found = verdicts(innodb(INNODB | {"log_bin": off, "sync_binlog": "0"}))
+    assert found == {"innodb_flush_log_at_trx_commit": SAFE, "innodb_doublewrite": SAFE}
+
+
+def test_what_a_database_does_not_tell_is_unknown() -> None:
+    found = verdicts(innodb({}))
+    assert found == dict.fromkeys(("innodb_flush_log_at_trx_commit", "sync_binlog", "innodb_doublewrite"), UNKNOWN)
+
+
+@pytest.mark.parametrize(
+    ("policy", "refused"),
+    [
+        (Durability(), {WEAK}),
+        (Durability(unknown="refuse"), {WEAK, UNKNOWN}),
+        (Durability(weak="warn"), set()),
+        (Durability(weak="warn", unknown="refuse"), {UNKNOWN}),
+    ],
+)
+def test_the_topology_decides(policy: Durability, refused: set[Verdict]) -> None:
+    samples = {SAFE: jetstream(True, 0), WEAK: jetstream(False, 9), UNKNOWN: jetstream_unknown("it is away")}
+    for verdict, setting in samples.items():
+        refusal = Trust(policy, Log("test", "t", io.StringIO())).refusal([samples[SAFE], setting])
+        assert (refusal is not None) == (verdict in refused)
+        if refusal is not None:
+            assert setting.reason in refusal
+            assert f"durability.{verdict}: warn" in refusal
+
+
+def test_what_is_not_safe_is_told_once_until_it_changes() -> None:
+    output = io.StringIO()
+    trust = Trust(Durability(weak="warn"), Log("test", "t", output))
+    for settings in ([jetstream(False, 9)], [jetstream(False, 9)], [jetstream(True, 9)], [jetstream(False, 9)]):
+        assert trust.refusal(settings) is None
+    assert output.getvalue().count("not-safe-from-a-loss-of-power") == 2
