@@ -4,39 +4,41 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from meshim import topology as topologies
 from meshim.deploy.tether import tethered
 from meshim.errors import MeshimError
-from meshim.topology import Listener, RestListener, Topology, Worker
+from meshim.topology import Durability, Listener, Remedy, RestListener, Topology, Worker
 
 _ROOT = Path(__file__).resolve().parent.parent
 _START_S = 60.0
 _END_S = 30.0
 
 
-def topology(connectors: int = 2, transfers: int = 2, writers: int = 1) -> Topology:
+def topology(connectors: int = 2, transfers: int = 2, writers: int = 1, weak: Remedy = "refuse") -> Topology:
     """Return a mesh on embedded backends whose addresses are all chosen when it starts."""
     return Topology(
         connectors=tuple(Listener(f"c{n}") for n in range(1, connectors + 1)),
         transfers=tuple(Listener(f"t{n}") for n in range(1, transfers + 1)),
         writers=tuple(Worker(f"w{n}") for n in range(1, writers + 1)),
         rest=(RestListener("r1", "http://127.0.0.1:0"),),
+        durability=Durability(weak=weak),
     )
 
 
 @contextmanager
-def running(folder: Path, mesh: Topology) -> Iterator[str]:
+def running(folder: Path, mesh: Topology, program: Sequence[str] = (sys.executable, "-m", "meshim")) -> Iterator[str]:
     """Run a mesh with its files in `folder`; yield the URL of its REST service.
 
+    `program` is the command line of meshim.
     Raises `MeshimError` with the last words of `meshim up` when it does not start.
     """
     file, log = folder / "topology.yaml", folder / "mesh.log"
     file.write_text(topologies.dump(mesh))
-    command = [sys.executable, "-m", "meshim", "up", "-t", str(file), "--data", str(folder / "data")]
+    command = [*program, "up", "-t", str(file), "--data", str(folder / "data")]
     with log.open("wb") as output:
         # A session of its own: Ctrl-C is for the script, which ends the mesh in its turn.
         process = subprocess.Popen(

@@ -1,0 +1,119 @@
+"""Recordings of strace: what a program really does is replayed to the byte, and what is not understood is refused."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from random import Random
+
+import pytest
+
+import syscalls
+from syscalls import Replay, Unknown
+
+PREFACE = "import os; disk = os.getcwd() + '/disk'\n"
+"""Of every program: a name that is not absolute cannot be replayed."""
+
+
+def record(folder: Path, program: str) -> Path:
+    """Run a Python program in the folder under strace; the recording."""
+    recording = folder / "trace"
+    command = [*syscalls.RECORD, str(recording), sys.executable, "-I", "-S", "-c", PREFACE + textwrap.dedent(program)]
+    subprocess.run(command, cwd=folder, check=True, timeout=60)
+    return recording
+
+
+def replayed(folder: Path, program: str) -> Replay:
+    replay = Replay(lambda path: path.startswith(f"{folder}/disk/"))
+    (folder / "disk").mkdir()
+    for call in syscalls.calls(record(folder, program), folder):
+        replay.take(call)
+    return replay
+
+
+def test_every_way_to_write_is_replayed(tmp_path: Path) -> None:
+    replay = replayed(
+        tmp_path,
+        """
+        file = os.open(f"{disk}/plain", os.O_WRONLY | os.O_CREAT)
+        os.write(file, b"first "); os.writev(file, [b"sec", b"ond"])
+        file = os.open(f"{disk}/at", os.O_RDWR | os.O_CREAT)
+        os.pwrite(file, b"\\\\x00\\"\\xff", 5000); os.ftruncate(file, 5002); os.pwrite(file, b"zero", 0)
+        file = os.open(f"{disk}/plain", os.O_WRONLY | os.O_APPEND); os.write(file, b" third")
+        os.mkdir(f"{disk}/folder"); os.rename(f"{disk}/plain", f"{disk}/folder/moved")
+        os.open(f"{disk}/gone", os.O_WRONLY | os.O_CREAT); os.unlink(f"{disk}/gone")
+        file = os.open(f"{disk}/again", os.O_WRONLY | os.O_CREAT); os.write(file, b"old")
+        file = os.open(f"{disk}/again", os.O_WRONLY | os.O_TRUNC); os.write(file, b"new")
+        """,
+    )
+    disk = replay.disk
+    real = {str(path): path.read_bytes() for path in (tmp_path / "disk").rglob("*") if path.is_file()}
+    assert {path: disk.shown(path) for path in disk.paths()} == real
+    assert len(real) == 3
+    assert {} in [disk.after_power_loss(Random(seed)) for seed in range(20)]
+
+
+def test_only_what_was_synced_is_safe(tmp_path: Path) -> None:
+    replay = replayed(
+        tmp_path,
+        """
+        for name, flags in (("fsync", 0), ("none", 0), ("sync-flag", os.O_SYNC)):
+            file = os.open(f"{disk}/{name}", os.O_WRONLY | os.O_CREAT | flags)
+            os.write(file, b"text")
+            if name == "fsync":
+                os.fdatasync(file)
+        """,
+    )
+    worst = [replay.disk.after_power_loss(Random(seed)) for seed in range(50)]
+    assert {str(tmp_path / "disk" / "fsync"): b"text", str(tmp_path / "disk" / "sync-flag"): b"text"} in worst
+    assert all(state[str(tmp_path / "disk" / "fsync")] == b"text" for state in worst)
+
+
+def test_a_folder_is_synced_by_its_name(tmp_path: Path) -> None:
+    replay = replayed(
+        tmp_path,
+        """
+        os.open(f"{disk}/made", os.O_WRONLY | os.O_CREAT)
+        os.fsync(os.open(disk, os.O_RDONLY))
+        """,
+    )
+    assert replay.disk.after_power_loss(Random(0)) == {str(tmp_path / "disk" / "made"): b""}
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import mmap; f = os.open(disk + '/a', os.O_RDWR | os.O_CREAT); os.ftruncate(f, 9); mmap.mmap(f, 9)",
+        "f = os.open(disk + '/a', os.O_RDWR | os.O_CREAT); os.write(f, b'12'); os.lseek(f, 0, 0); os.write(f, b'3')",
+        "os.open(disk + '/a', os.O_RDWR | os.O_CREAT); os.link(disk + '/a', disk + '/b')",
+        "f = os.open(disk + '/a', os.O_RDWR | os.O_CREAT); os.posix_fallocate(f, 0, 100)",
+        "os.open(disk + '-a', os.O_RDWR | os.O_CREAT); os.rename(disk + '-a', disk + '/a')",
+    ],
+)
+def test_what_is_not_understood_is_refused(tmp_path: Path, program: str) -> None:
+    with pytest.raises(Unknown, match=r"^line \d+: "):
+        replayed(tmp_path, program)
+
+
+def test_calls_of_several_threads_are_put_together(tmp_path: Path) -> None:
+    folder = tmp_path / "disk"
+    file = f"3<{syscalls.in_hex(str(folder / 'a'))}>"
+    (tmp_path / "trace").write_text(
+        f"""\
+1 openat(AT_FDCWD<\\x2f>, "{syscalls.in_hex(str(folder / "a"))}", O_RDWR|O_CREAT, 0600) = {file}
+1 pwrite64({file}, "\\x61", 1, 0) = 1
+2 fsync({file} <unfinished ...>
+1 pwrite64({file}, "\\x62", 1, 0 <unfinished ...>
+1 <... pwrite64 resumed>)           = 1
+2 <... fsync resumed>)              = 0
+1 pwrite64({file}, "\\x63", 1, 0 <unfinished ...>
+1 +++ killed by SIGKILL +++
+"""
+    )
+    replay = Replay(lambda path: path.startswith(f"{folder}/"))
+    for call in syscalls.calls(tmp_path / "trace", folder):
+        replay.take(call)
+    path = str(folder / "a")
+    assert replay.disk.shown(path) == b"b"
+    assert {path: b"a"} in [replay.disk.after_power_loss(Random(seed)) for seed in range(20)]
+    assert replay.interrupted == {path}
