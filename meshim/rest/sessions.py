@@ -17,6 +17,7 @@ from meshim.rest.core import (
 )
 from meshim.rest.friends import Friends
 from meshim.rest.passwords import Passwords
+from meshim.rest.tokens import Tokens
 from meshim.runtime import crypto
 from meshim.runtime.log import Log
 from meshim.stores.ports import Login, User
@@ -41,6 +42,7 @@ class Sessions:
         self._cache = backends.cache
         self._leases = backends.leases
         self._spread = spread
+        self._tokens = Tokens(backends, spread, topology.limits.devices_per_user)
         self._friends = friends
         self._passwords = passwords
         self._token_ttl_s = topology.timers.token_ttl_s
@@ -67,19 +69,21 @@ class Sessions:
         return plan.answer(_shown(user) if user else None for user in registered)
 
     async def login(self, request: rest.LoginRequest, address: str) -> rest.LoginAnswer:
-        """Raises ApiError; `address` is where the request comes from, and failures are counted by name and address."""
+        """Raises ApiError, and BackendUnavailable as `Tokens.give`.
+
+        `address` is where the request comes from; failures are counted by name and address.
+        """
         name = checked_name(request.name)
         if request.device is not None:
             check_device(request.device)
         user = await self._authenticated(name, request.password, address)
         token = crypto.new_token()
-        token_hash = crypto.hash_token(token)
         now = self._clock()
         expires_at = now + self._token_ttl_s
         epoch = rest.parse_epoch(request.epoch) if request.device is not None else 0
         try:
-            device, revoked = await self._accounts.log_in(
-                user.user_id, request.device, epoch, token_hash, expires_at, now, self._most_devices
+            login = await self._tokens.give(
+                user.user_id, request.device, epoch, crypto.hash_token(token), expires_at, now
             )
         except StoreConflict:
             raise refusal(
@@ -90,13 +94,12 @@ class Sessions:
             expires_at=expires_at,
             user_id=user.user_id,
             name=user.name,
-            device_id=device.device_id,
-            epoch=rest.format_epoch(epoch),
+            device_id=login.device,
+            epoch=rest.format_epoch(login.epoch),
             mesh=self._friends.mesh,
         )
         if request.device is None:
-            return answer  # no connector will ever ask for this token, so no cache has to know it
-        await self._spread.logged_in(token_hash, Login(user.user_id, device.device_id, epoch, expires_at), revoked)
+            return answer
         connectors, relations = await self.connectors(), await self._friends.relations(user.user_id)
         return msgspec.structs.replace(answer, connectors=connectors, relations=relations)
 

@@ -72,6 +72,9 @@ class SqlAccounts:
             return await self._archive.write(_log_in_to_rest, user_id, token, most_devices)
         return await self._archive.write(_log_in, user_id, device, epoch, token, most_devices)
 
+    async def tokens(self, user_id: int, device: str) -> tuple[bytes, ...]:
+        return await self._archive.read(_tokens, user_id, device)
+
     async def log_out(self, token_hash: bytes) -> Login | None:
         return await self._archive.write(_log_out, token_hash)
 
@@ -216,6 +219,11 @@ def _replace_tokens(
     values = {"token_hash": token.token_hash, "expires_at": token.expires_at, "gmt_create": token.now}
     connection.execute(insert(im_token).values(values | stands_for))
     return tuple(hash_ for hash_ in former if hash_ != token.token_hash)
+
+
+def _tokens(connection: Connection, user_id: int, name: str) -> tuple[bytes, ...]:
+    query = select(im_token.c.token_hash).join(im_device, im_token.c.device_id == im_device.c.id)
+    return tuple(connection.scalars(query.where(im_device.c.user_id == user_id, im_device.c.name == name)))
 
 
 def _login(connection: Connection, token_hash: bytes) -> Login | None:

@@ -83,6 +83,10 @@ class MemoryAccounts:
         device.epoch, device.last_seen = epoch, now
         return Device(device.device_id, name, epoch, now)
 
+    async def tokens(self, user_id: int, device: str) -> tuple[bytes, ...]:
+        named = {found.device_id for found in self._archive.devices_of(user_id) if found.name == device}
+        return tuple(hash_ for hash_, login in self._archive.tokens.items() if login.device in named)
+
     async def log_out(self, token_hash: bytes) -> Login | None:
         return self._archive.tokens.pop(token_hash, None)
 

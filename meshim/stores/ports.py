@@ -283,6 +283,9 @@ class Accounts(Protocol):
         has id 0, no name and epoch 0, and the user keeps the `most_devices` newest such tokens.
         """
 
+    async def tokens(self, user_id: int, device: str) -> tuple[bytes, ...]:
+        """The hashes of the tokens that the user's device of this name has; none when there is no such device."""
+
     async def log_out(self, token_hash: bytes) -> Login | None:
         """Revoke the token; what it stood for, or None if it was not there."""
 

@@ -98,6 +98,23 @@ async def test_second_log_in_takes_the_device_over(ports: Ports) -> None:
     assert await ports.accounts.login(second_token, NOW) == Login(alice.user_id, first.device_id, 2, NOW + 60)
 
 
+async def test_tokens_are_those_of_one_device_of_one_user(ports: Ports) -> None:
+    alice, bob = await person(ports), await person(ports)
+    of_phone, renewed, of_laptop, of_bob, for_rest = (secrets.token_bytes(32) for _ in range(5))
+    logins = ((alice, "phone", of_phone), (alice, "laptop", of_laptop), (bob, "phone", of_bob), (alice, None, for_rest))
+    for user, device, token in logins:
+        await ports.accounts.log_in(user.user_id, device, 1, token, NOW + 60, NOW, 10)
+    assert await ports.accounts.tokens(alice.user_id, "phone") == (of_phone,)
+    assert await ports.accounts.tokens(bob.user_id, "phone") == (of_bob,)
+    for user_id, device in ((alice.user_id, "Phone"), (bob.user_id, "laptop"), (1 << 62, "phone")):
+        assert await ports.accounts.tokens(user_id, device) == ()
+    await ports.accounts.log_in(alice.user_id, "phone", 2, renewed, NOW + 60, NOW, 10)
+    assert await ports.accounts.tokens(alice.user_id, "phone") == (renewed,)
+    await ports.accounts.log_out(renewed)
+    assert await ports.accounts.tokens(alice.user_id, "phone") == ()
+    assert await ports.accounts.tokens(alice.user_id, "laptop") == (of_laptop,)
+
+
 async def test_log_in_repeated_revokes_nothing(ports: Ports) -> None:
     """The answer to the first call was lost."""
     alice = await person(ports)

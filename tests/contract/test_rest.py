@@ -1,13 +1,14 @@
 """The REST service: what it answers, what it leaves behind in the stores, and whom it tells."""
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import msgspec
 import pytest
 
 from meshim.client.rest import Api
-from meshim.errors import ApiError, Code
+from meshim.errors import ApiError, BackendUnavailable, Code
 from meshim.rest import core, routes
 from meshim.runtime import crypto
 from meshim.runtime.crypto import MasterKey
@@ -410,6 +411,75 @@ async def test_redis_is_away(world: World) -> None:
         world.turn()
         assert await world.cache.logins([token_hash(answer.token)]) == [None], "the connector asks the database"
     assert "not-spread" in world.log.getvalue()
+
+
+async def test_no_device_is_taken_over_while_redis_is_away(world: World) -> None:
+    """R14: the cache would go on to let the old state file in."""
+    async with world.api() as old, world.api() as new:
+        await old.register("alice", PASSWORD)
+        first = await old.login("alice", PASSWORD, "phone", 1)
+        world.turn(redis=False)
+        with pytest.raises(ApiError, match=r"Redis is away.*try again") as away:
+            await new.login("alice", PASSWORD, "phone", 2)
+        assert (away.value.status, away.value.code) == (503, "backend_unavailable")
+        assert away.value.retry_after_s
+        assert [device.epoch for device in await world.accounts.devices(first.user_id)] == [1], "nothing was committed"
+        assert (await new.login("alice", PASSWORD, "laptop", 3)).device_id != first.device_id
+        world.turn()
+        assert await old.relations() == (), "nobody took it over"
+        assert (await new.login("alice", PASSWORD, "phone", 2)).device_id == first.device_id
+
+
+async def test_redis_goes_away_when_a_device_was_taken_over(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R14: at any moment after the commit; what the cache still knows must not let the old state file in."""
+    log_in = world.accounts.log_in
+
+    async def last_moment(*args: Any) -> Any:
+        world.turn(redis=False)
+        return await log_in(*args)
+
+    async with world.api() as api:
+        await api.register("alice", PASSWORD)
+        first = await api.login("alice", PASSWORD, "phone", 1)
+        monkeypatch.setattr(world.accounts, "log_in", last_moment)
+        second = await api.login("alice", PASSWORD, "phone", 2)
+    world.turn()
+    assert await world.cache.logins([token_hash(first.token)]) == [None]
+    assert await world.accounts.login(token_hash(second.token), 0.0) is not None
+
+
+async def test_a_takeover_that_was_not_committed_ends_no_login(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service is killed when the cache has forgotten the old token already: the database still knows it."""
+
+    async def killed(*_: Any) -> Any:
+        raise BackendUnavailable("The service was killed.")
+
+    async with world.api() as old, world.api() as new:
+        await old.register("alice", PASSWORD)
+        first = await old.login("alice", PASSWORD, "phone", 1)
+        monkeypatch.setattr(world.accounts, "log_in", killed)
+        with pytest.raises(ApiError):
+            await new.login("alice", PASSWORD, "phone", 2)
+        assert await world.cache.logins([token_hash(first.token)]) == [None]
+        assert await old.relations() == ()
+
+
+async def test_another_login_of_the_device_comes_between(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its token is revoked, and in the cache: it was not there yet when tokens were hidden."""
+    log_in = world.accounts.log_in
+    between: list[rest.LoginAnswer] = []
+
+    async def late(*args: Any) -> Any:
+        monkeypatch.setattr(world.accounts, "log_in", log_in)
+        between.append(await world.api().login("alice", PASSWORD, "phone", 2))
+        return await log_in(*args)
+
+    async with world.api() as api:
+        await api.register("alice", PASSWORD)
+        monkeypatch.setattr(world.accounts, "log_in", late)
+        last = await api.login("alice", PASSWORD, "phone", 3)
+    hashes = [token_hash(answer.token) for answer in (*between, last)]
+    assert [login and login.epoch for login in await world.cache.logins(hashes)] == [None, 3]
 
 
 async def test_nats_is_away(world: World) -> None:

@@ -17,7 +17,7 @@ class RestService:
     """One user, alice, with one device; the token of the last login is the valid one."""
 
     def __init__(self) -> None:
-        self.away = self.slow = False
+        self.away = self.slow = self.busy = False
         self.user_id, self.device_id = 1, 10
         self.mesh = "this"
         self.connectors: tuple[rest.Connector, ...] = (rest.Connector("c1", "tcp://127.0.0.1:1", ""),)
@@ -60,6 +60,8 @@ class RestService:
         return self._problem(404, "no_such_user", "There is no such user.")
 
     def _log_in(self, request: rest.LoginRequest) -> httpx.Response:
+        if self.busy:
+            return self._problem(503, "backend_unavailable", "Redis is away: try again later.")
         if request.password != PASSWORD:
             return self._problem(401, "bad_credentials", "The name or the password is wrong.")
         self.logins.append(request)

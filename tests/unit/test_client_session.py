@@ -96,6 +96,28 @@ async def test_a_token_that_has_ended_is_renewed_or_kept_while_the_service_is_aw
         await session(service, state, password="changed").open()
 
 
+async def test_a_login_that_is_answered_503_is_tried_again_and_nothing_is_lost_by_it(
+    service: RestService, state: StateFile
+) -> None:
+    """REST does not take a device over while Redis is away."""
+    service.busy = True
+    with pytest.raises(ApiError, match="Redis is away: try again") as away:
+        await session(service, state).open()
+    assert away.value.temporary
+    service.busy, service.token_life_s = False, 30.0
+    await session(service, state).open()
+    kept = service.token
+    service.busy = True
+    opened = session(service, state)
+    assert await opened.open() == Identity(1, 10, state.epoch)
+    for _ in range(2):
+        with pytest.raises(ApiError) as again:
+            await opened.token(kept)
+        assert again.value.temporary, "the connection asks again"
+    service.busy = False
+    assert await opened.token(kept) == service.token != kept
+
+
 @pytest.mark.parametrize(("what", "other"), [("user_id", 77), ("mesh", "another")])
 async def test_a_user_of_that_name_on_another_mesh_is_somebody_else(
     service: RestService, state: StateFile, what: str, other: object

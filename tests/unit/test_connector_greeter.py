@@ -128,6 +128,22 @@ async def test_who_is_checked_while_another_file_takes_over_cannot_replace_it() 
     assert verdict.session < slow.later
 
 
+async def test_a_token_that_the_cache_hides_is_as_good_as_the_database_says() -> None:
+    """R14: before another file takes the device over it still is, after that it is not, however fresh the account."""
+    world = World()
+    login = await world.log_in()
+    await world.cache.put_account(Account(login.user, (login.device,), (), time.time()))
+    await world.cache.drop_logins([hash_token(TOKEN)])
+    await world.cache.put_login(hash_token(TOKEN), login)
+    assert await world.greet() is None
+    world.accounts.away = True
+    assert await world.greet() is Code.BUSY, "nobody can tell now"
+    world.accounts.away = False
+    now = time.time()
+    await world.accounts.log_in(login.user, "phone", EPOCH + 1, hash_token(b"n" * 32), now + 60, now, 10)
+    assert await world.greet() is Code.BAD_TOKEN
+
+
 async def test_an_old_account_in_the_cache_is_good_enough_while_the_database_is_away() -> None:
     world = World()
     login = await world.log_in()
