@@ -17,6 +17,7 @@ from meshim.connector.door import Door
 from meshim.connector.drain import Drain
 from meshim.protocol.ordering import Flag, Released, StreamOrder
 from meshim.protocol.outcome import Tally, outcomes_of
+from meshim.rest.tokens import Tokens
 from meshim.stores.memory_archive import MemoryPartitions, MemoryQueues
 from meshim.stores.memory_redis import MemoryPresence
 from meshim.stores.ports import Page, Seat
@@ -160,6 +161,15 @@ def _ack_before_commit() -> list[Patch]:
     return [(Pipeline, "advance", hasty)]
 
 
+def _hiding() -> list[Patch]:
+    """A login is committed whether or not the cache could be told of the tokens that it ends."""
+
+    async def careless(self: Tokens, token_hashes: tuple[bytes, ...]) -> None:
+        """Spread drops them later, if it can."""
+
+    return [(Tokens, "_hide", careless)]
+
+
 BREAKS: dict[str, Callable[[], list[Patch]]] = {
     "dedup": _dedup,
     "drain-lease": _drain_lease,
@@ -173,6 +183,7 @@ BREAKS: dict[str, Callable[[], list[Patch]]] = {
     "epoch": _epoch,
     "fencing": _fencing,
     "ack-before-commit": _ack_before_commit,
+    "hiding": _hiding,
 }
 
 

@@ -13,6 +13,7 @@ from meshim.client.state import StateFile
 from meshim.errors import BackendUnavailable, Code, Refused
 from meshim.rest.backends import Backends as RestBackends
 from meshim.rest.backends import Spread
+from meshim.rest.tokens import Tokens
 from meshim.runtime import crypto
 from meshim.runtime.crank import Crank
 from meshim.runtime.log import Log
@@ -144,13 +145,11 @@ class Device:
 
     def register(self) -> None:
         """Log in before anything runs: people expect messages on devices that the mesh knows."""
-        token = self.world.random.randbytes(32)
-        found, _ = at_once(
-            self._backends.registry.log_in(
-                self.user, self.name, self._state.epoch, crypto.hash_token(token), WALL_S + TOKEN_TTL_S, WALL_S, 10
-            )
-        )
+        token, epoch, ends = self.world.random.randbytes(32), self._state.epoch, WALL_S + TOKEN_TTL_S
+        token_hash = crypto.hash_token(token)
+        found, _ = at_once(self._backends.registry.log_in(self.user, self.name, epoch, token_hash, ends, WALL_S, 10))
         self.id = found.device_id
+        at_once(self._backends.cache_data.put_login(token_hash, Login(self.user, self.id, epoch, ends)))
         self._state.token = token
         self._file = self._judge.opened(self.user, self.id, self._state.epoch)
 
@@ -252,18 +251,15 @@ class Application:
     async def _log_in(self) -> None:
         device, backends = self._device, self._device._backends
         token = self._process.world.random.randbytes(32)
-        token_hash = crypto.hash_token(token)
         now = WALL_S + self._process.world.now
-        found, revoked = await backends.accounts().log_in(
-            device.user, device.name, self._state.epoch, token_hash, now + TOKEN_TTL_S, now, 10
-        )
-        device.id = found.device_id
         rest = RestBackends(
             backends.accounts(), backends.leases(), backends.presence(), backends.cache(), backends.notices(), {}
         )
         spread = Spread(rest, lambda: WALL_S + self._process.world.now, _Silent())
-        login = Login(device.user, found.device_id, self._state.epoch, now + TOKEN_TTL_S)
-        await spread.logged_in(token_hash, login, revoked)
+        login = await Tokens(rest, spread, 10).give(
+            device.user, device.name, self._state.epoch, crypto.hash_token(token), now + TOKEN_TTL_S, now
+        )
+        device.id = login.device
         self._state.token = token
 
     async def _token(self, refused: bytes | None) -> bytes:

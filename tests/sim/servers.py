@@ -329,7 +329,7 @@ class Backends:
         self.archive = memory_archive.MemoryArchive(self.sql.clock)
         self._leases = memory_redis.MemoryLeases(self.redis_data, NAMESPACE)
         self._presence = SimPresence(self.redis_data, judge)
-        self._cache = memory_redis.MemorySessionCache(self.redis_data, NAMESPACE)
+        self.cache_data = memory_redis.MemorySessionCache(self.redis_data, NAMESPACE)
         self._notices = memory_broker.MemoryNotices(self.broker, NAMESPACE)
         self._log = SimLog(self.broker, ack_wait_s, judge)
         self.queue_data = SimQueues(self.archive, partitions, self.sql, judge)
@@ -346,7 +346,7 @@ class Backends:
         return cast("ports.Presence", _Remote(self.redis, self._presence, near=("changes",)))
 
     def cache(self) -> ports.SessionCache:
-        return cast("ports.SessionCache", _Remote(self.redis, self._cache))
+        return cast("ports.SessionCache", _Remote(self.redis, self.cache_data))
 
     def notices(self) -> ports.Notices:
         return cast("ports.Notices", _Remote(self.nats, self._notices, near=("listen",)))

@@ -136,6 +136,18 @@ def test_r14_taken_over_while_the_old_one_runs() -> None:
     assert outcome.faults["taken-over"] > 0
 
 
+def test_r14_taken_over_while_redis_is_away() -> None:
+    """The cache cannot be told of it; when Redis is back, the old application must not come in on what it knows."""
+    faults = [
+        *everybody("away", 3.0, 3.0, count=5),
+        *everybody("taken-over", 6.3, count=5),
+        fault("sql-stalled", 5.9, 2.0),
+        fault("redis-away", 6.1, 4.0),
+    ]
+    outcome = meet("R14", *faults)
+    assert outcome.faults["taken-over"] > 0
+
+
 def test_r15_two_writers() -> None:
     """A writer is stopped for longer than its lease; another takes its partitions; then it wants to commit."""
     first = [fault("sql-away", 3.5, 1.5), fault("pause-writer", 4.5, 9.0, WRITER_1)]
