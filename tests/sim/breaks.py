@@ -17,9 +17,8 @@ from meshim.connector.door import Door
 from meshim.connector.drain import Drain
 from meshim.protocol.ordering import Flag, Released, StreamOrder
 from meshim.protocol.outcome import Tally, outcomes_of
-from meshim.rest.tokens import Tokens
 from meshim.stores.memory_archive import MemoryPartitions, MemoryQueues
-from meshim.stores.memory_redis import MemoryPresence
+from meshim.stores.memory_redis import MemoryPresence, MemorySessionCache
 from meshim.stores.ports import Page, Seat
 from meshim.transfer import events as transfer_events
 from meshim.transfer.core import TransferCore
@@ -161,13 +160,13 @@ def _ack_before_commit() -> list[Patch]:
     return [(Pipeline, "advance", hasty)]
 
 
-def _hiding() -> list[Patch]:
-    """A login is committed whether or not the cache could be told of the tokens that it ends."""
+def _revoke() -> list[Patch]:
+    """The cache goes on to know tokens that a login ended."""
 
-    async def careless(self: Tokens, token_hashes: tuple[bytes, ...]) -> None:
-        """Spread drops them later, if it can."""
+    async def drop_logins(self: MemorySessionCache, token_hashes: Sequence[bytes]) -> None:
+        """Forget nothing."""
 
-    return [(Tokens, "_hide", careless)]
+    return [(MemorySessionCache, "drop_logins", drop_logins)]
 
 
 BREAKS: dict[str, Callable[[], list[Patch]]] = {
@@ -183,7 +182,7 @@ BREAKS: dict[str, Callable[[], list[Patch]]] = {
     "epoch": _epoch,
     "fencing": _fencing,
     "ack-before-commit": _ack_before_commit,
-    "hiding": _hiding,
+    "revoke": _revoke,
 }
 
 
