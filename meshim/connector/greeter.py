@@ -35,6 +35,11 @@ class Greeter:
         self._backends = backends
         self._fresh_s = fresh_s
         self._service = service
+        self._doubted_at = 0.0
+
+    def doubt(self) -> None:
+        """R9: the cache may have come back as it was once.  What was put there before now is not fresh any more."""
+        self._doubted_at = time.time()
 
     async def check(self, greets: Sequence[CheckGreet]) -> list[GreetAccepted | GreetRefused]:
         """A verdict for each greeting."""
@@ -88,7 +93,8 @@ class Greeter:
         except BackendUnavailable:
             cached = None
         # One from the future was read before the clock stepped back: nobody knows how old it is.
-        if cached is not None and 0.0 <= now - cached.as_of < self._fresh_s and login.device in cached.devices:
+        fresh_from = max(now - self._fresh_s, self._doubted_at)
+        if cached is not None and fresh_from <= cached.as_of <= now and login.device in cached.devices:
             return cached
         try:
             account = await timely(self._read(login, token_hash, now), DATABASE_S)

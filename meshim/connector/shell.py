@@ -186,7 +186,8 @@ class Shell:
             self._service.log.warning("devices not noted as seen", count=len(devices))
 
     def disturbed(self) -> None:
-        """Presence may have forgotten us: register everybody again."""
+        """Presence may have forgotten us, or be as it was once: register everybody again."""
+        self._greeter.doubt()
         self.crank.receive(e.PresenceDisturbed())
 
     # ---------------------------------------------------------------- queues

@@ -49,6 +49,7 @@ class World:
         self.accounts = Accounts(self.archive)
         self.presence = MemoryPresence(redis, "test")
         self.cache = MemorySessionCache(redis, "test")
+        self.doubts = False
 
     async def log_in(self) -> Login:
         user = await self.accounts.register("bob", "hash")
@@ -71,6 +72,8 @@ class World:
             MemoryNotices(MemoryBroker(time.time), "test"),
         )  # fmt: skip
         greeter = Greeter(backends, FRESH_S, Service("connector", "c1", shutdown_s=1.0))
+        if self.doubts:
+            greeter.doubt()
         (verdict,) = await greeter.check([CheckGreet(b"peer", 1, token, epoch)])
         return verdict
 
@@ -150,6 +153,17 @@ async def test_an_old_account_in_the_cache_is_good_enough_while_the_database_is_
     await world.cache.put_account(Account(login.user, (login.device,), (), time.time() - 10 * FRESH_S))
     world.accounts.away = True
     assert await world.greet() is None
+
+
+async def test_what_an_old_dump_of_the_cache_says_of_accounts_is_not_fresh() -> None:
+    """R9, R14: it knows a token again that was revoked since, and an account that was read a moment before."""
+    world = World()
+    login = await world.log_in()
+    await world.cache.put_account(Account(login.user, (login.device,), (), time.time()))
+    await world.accounts.log_out(hash_token(TOKEN))
+    assert await world.greet() is None, "the account is fresh, nobody asks the database"
+    world.doubts = True
+    assert await world.greet() is Code.BAD_TOKEN
 
 
 async def test_an_account_from_the_future_counts_as_old() -> None:
