@@ -137,6 +137,8 @@ class Limits(Frozen, frozen=True, forbid_unknown_fields=True):
     """Unacknowledged bundles on a mesh link, each way."""
     link_queue: Count = 65_536
     """Envelopes that may wait for room in the window of a mesh link."""
+    link_bytes: Count = 33_554_432
+    """The same in bytes."""
     session_queue: Count = 1_024
     """Envelopes that may wait for one device in its connector."""
     sessions: Count = 9_000
@@ -377,6 +379,7 @@ def _relations(topology: Topology) -> Iterator[str]:
         ("bundle_bytes", 0, "log_bytes", limits.log_bytes),
         ("body_bytes", _ENVELOPE_OVERHEAD_BYTES, "drain_page_bytes", limits.drain_page_bytes),
         ("bundle_items", 0, "link_queue", limits.link_queue),
+        ("bundle_bytes", 0, "link_bytes", limits.link_bytes),
         ("client_window", 0, "session_queue", limits.session_queue),
         ("client_window", 0, "what an acknowledgement can list", LIST_MAX),
         ("mesh_window", 0, "what an acknowledgement can list", LIST_MAX),

@@ -63,7 +63,7 @@ _SEAL_BYTES = 28
 
 DEFAULTS = ClientOptions(
     link=LinkOptions(
-        WindowOptions(credit=32, queue=1024, frame_items=64, frame_bytes=196_608, resend_s=1.0, give_up_s=4.0),
+        WindowOptions(credit=32, queue=1024, frame_items=64, frame_bytes=65_536, resend_s=1.0, give_up_s=4.0),
         heartbeat_s=10.0,
         silence_s=25.0,
     ),

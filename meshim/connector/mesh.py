@@ -23,7 +23,7 @@ from meshim.protocol.routing import conversation_of, pick
 from meshim.wire import mesh as wire
 from meshim.wire.envelope import EPHEMERAL_FROM, WIRE_VERSION, To
 from meshim.wire.link import Close, Data
-from meshim.wire.mesh import FromConnector, FromTransfer, Hello, HelloOk, Route
+from meshim.wire.mesh import FromConnector, FromTransfer, Hello, HelloOk, Place, Route
 from meshim.wire.outcome import Outcome
 
 
@@ -49,6 +49,10 @@ def item_size(item: FromConnector) -> int:
     if isinstance(item, Outcome):
         return 96 + 24 * len(item.copies)
     return len(item.envelope) + 96 + 30 * (len(item.stamp.copies) + len(item.stamp.after))
+
+
+def received_size(item: FromTransfer) -> int:
+    return len(item.envelope) if isinstance(item, Place) else 0
 
 
 class Mesh:
@@ -113,7 +117,7 @@ class Mesh:
             return
         self._epoch = (self._epoch + 1) & ((1 << 63) - 1)
         entry.state = State.GREETING
-        entry.link = Link(self._epoch, self._options, item_size, now)
+        entry.link = Link(self._epoch, self._options, item_size, now, size_of_received=received_size)
         hello = Hello(WIRE_VERSION, self._epoch, self._incarnation, self._name, self._options.window.credit)
         self._perform(SendTransfer(transfer, wire.encode(hello)))
 

@@ -41,9 +41,11 @@ def options_of(topology: Topology) -> ConnectorOptions:
         # Live messages, a page, and outcomes each have their share.
         queue=4 * limits.session_queue + limits.drain_page_rows,
         frame_items=FRAME_ITEMS,
-        frame_bytes=limits.frame_bytes - FRAME_OVERHEAD_BYTES,
+        # One of the largest bodies, so that a slow client can take each frame in time.
+        frame_bytes=min(limits.frame_bytes - FRAME_OVERHEAD_BYTES, limits.body_bytes),
         resend_s=timers.link_resend_s,
         give_up_s=timers.delivery_timeout_s,
+        stash_bytes=limits.body_bytes + FRAME_OVERHEAD_BYTES,
     )
     transfers = WindowOptions(
         credit=limits.mesh_window,
@@ -52,6 +54,8 @@ def options_of(topology: Topology) -> ConnectorOptions:
         frame_bytes=limits.bundle_bytes,
         resend_s=timers.mesh_resend_s,
         give_up_s=timers.delivery_timeout_s,
+        queue_bytes=limits.link_bytes,
+        stash_bytes=limits.link_bytes,
     )
     return ConnectorOptions(
         clients=LinkOptions(clients, timers.client_heartbeat_s, timers.client_silence_s, pings=False),

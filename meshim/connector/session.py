@@ -55,6 +55,10 @@ def item_size(item: ConnectorItem) -> int:
     return len(item.envelope) + 16 if isinstance(item, Delivery) else 96 + 24 * len(item.copies)
 
 
+def submit_size(submit: Submit) -> int:
+    return len(submit.envelope) + 30 * len(submit.after)
+
+
 class Session:
     """One device, connected."""
 
@@ -73,7 +77,7 @@ class Session:
         self.login = login
         self.seat = seat
         self.state = State.SEATING
-        self.link: Link[ConnectorItem, Submit] = Link(link, options, item_size, now)
+        self.link: Link[ConnectorItem, Submit] = Link(link, options, item_size, now, size_of_received=submit_size)
         self.drain = Drain(login.user, login.device, seat.session, drain)
         self.friends: frozenset[int]
         self.devices: tuple[int, ...]

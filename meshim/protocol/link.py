@@ -38,10 +38,13 @@ class Link(Generic[Out, In]):
     __slots__ = ("_options", "_pong_due", "epoch", "heard_at", "over", "said_at", "window")
 
     def __init__(
-        self, epoch: int, options: LinkOptions, size_of: Callable[[Out], int], now: float, *, deferred: bool = False
-    ) -> None:
+        self, epoch: int, options: LinkOptions, size_of: Callable[[Out], int], now: float, *, deferred: bool = False,
+        size_of_received: Callable[[In], int] | None = None,
+    ) -> None:  # fmt: skip
         self.epoch = epoch
-        self.window: Window[Out, In] = Window(epoch, options.window, size_of, deferred=deferred)
+        self.window: Window[Out, In] = Window(
+            epoch, options.window, size_of, deferred=deferred, size_of_received=size_of_received
+        )  # fmt: skip
         self.heard_at = now
         self.said_at = now
         self.over: Close | Reset | None = None

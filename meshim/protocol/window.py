@@ -12,8 +12,13 @@ receiving   number = next       take it, then what is stashed behind it
 
 An acknowledgement names the last number that was processed, and the stashed numbers: those
 stay the sender's until the cumulative acknowledgement passes them, but are sent again four times
-later than others.  A frame is sent again after `resend_s`, doubling; when one is unacknowledged for
+later than others.  A frame is sent again after `resend_s`, doubling; when the peer has taken nothing for
 `give_up_s` the link has failed and `abandon` hands back everything that was not acknowledged.
+
+A slow peer is not a dead one: both times are counted anew from each frame that it takes, and what is sent again
+at a time is at most one full frame, so that nobody is buried under copies of what he has not read yet.
+
+What waits is bounded in items and in bytes, and so is the stash: early frames are rare on links that are TCP.
 
 With `deferred=True` what was received counts as processed only when `processed` says so:
 a client acknowledges what is in its state file, not what is in its memory.
@@ -35,7 +40,10 @@ In = TypeVar("In")
 
 
 class WindowOptions(msgspec.Struct, frozen=True):
-    """`credit` and `frame_items` are counts, `queue` is items; times are seconds."""
+    """`credit` and `frame_items` are counts, `queue` is items; times are seconds.
+
+    `queue_bytes` bounds what waits, beyond its last item, and `stash_bytes` what came early.
+    """
 
     credit: int
     queue: int
@@ -43,15 +51,18 @@ class WindowOptions(msgspec.Struct, frozen=True):
     frame_bytes: int
     resend_s: float
     give_up_s: float
+    queue_bytes: float = inf
+    stash_bytes: float = inf
 
 
 class _Flight(Generic[Out]):
     """A frame under way."""
 
-    __slots__ = ("first_sent", "held", "items", "resend_at", "wait_s")
+    __slots__ = ("first_sent", "held", "items", "resend_at", "size", "wait_s")
 
-    def __init__(self, items: tuple[Out, ...], now: float, wait_s: float) -> None:
+    def __init__(self, items: tuple[Out, ...], size: int, now: float, wait_s: float) -> None:
         self.items = items
+        self.size = size
         self.first_sent = now
         self.wait_s = wait_s
         self.resend_at = now + wait_s
@@ -62,13 +73,16 @@ class Window(Generic[Out, In]):
     """Both halves of one end of a link."""
 
     __slots__ = (
-        "_ack_due", "_deferred", "_flights", "_next_number", "_options", "_queue", "_received", "_resend_from",
-        "_size_of", "_stash", "credit", "link", "processed_number", "resent",
+        "_ack_due", "_deferred", "_flights", "_next_number", "_options", "_progress_at", "_queue", "_queue_bytes",
+        "_received", "_resend_from", "_size_of", "_size_of_received", "_sizes", "_stash", "_stash_bytes", "credit",
+        "link", "processed_number", "resent",
     )  # fmt: skip
 
     def __init__(
-        self, link: int, options: WindowOptions, size_of: Callable[[Out], int], *, deferred: bool = False
-    ) -> None:
+        self, link: int, options: WindowOptions, size_of: Callable[[Out], int], *, deferred: bool = False,
+        size_of_received: Callable[[In], int] | None = None,
+    ) -> None:  # fmt: skip
+        """`size_of_received` is asked about early frames alone; without it they have no size."""
         assert 0 < options.credit <= LIST_MAX, "what is stashed has to fit into an acknowledgement"
         self.link = link
         self.credit = options.credit
@@ -76,14 +90,21 @@ class Window(Generic[Out, In]):
         self.resent = 0
         self._options = options
         self._size_of = size_of
+        self._size_of_received = size_of_received
         self._deferred = deferred
         self._queue: deque[Out] = deque()
+        self._sizes: deque[int] = deque()
+        """Of what is in the queue."""
+        self._queue_bytes = 0
         self._flights: dict[int, _Flight[Out]] = {}
         self._next_number = 1
         self._resend_from = inf
         """Nothing is due again before.  Asked for at every turn of every link, so it is not searched for."""
+        self._progress_at = -inf
+        """When the peer last took a frame."""
         self._received = 0
         self._stash: dict[int, tuple[In, ...]] = {}
+        self._stash_bytes = 0
         self._ack_due = False
 
     # ---- sending half
@@ -105,35 +126,36 @@ class Window(Generic[Out, In]):
 
     def push(self, item: Out) -> bool:
         """Queue an item; False (and nothing happens) when the queue is full."""
-        if len(self._queue) >= self._options.queue:
+        if len(self._queue) >= self._options.queue or self._queue_bytes >= self._options.queue_bytes:
             return False
+        size = self._size_of(item)
         self._queue.append(item)
+        self._sizes.append(size)
+        self._queue_bytes += size
         return True
 
     def take(self, now: float) -> list[Data[Out]]:
         """The frames that may be sent now, each carrying an acknowledgement of the other direction."""
         frames: list[Data[Out]] = []
         while self._queue and len(self._flights) < self.credit:
-            items = self._pack()
+            items, size = self._pack()
             number = self._next_number
             self._next_number = number + 1
-            self._flights[number] = _Flight(items, now, self._options.resend_s)
+            self._flights[number] = _Flight(items, size, now, self._options.resend_s)
             self._resend_from = min(self._resend_from, now + self._options.resend_s)
             frames.append(self._frame(number, items))
         return frames
 
-    def _pack(self) -> tuple[Out, ...]:
-        queue, size_of = self._queue, self._size_of
+    def _pack(self) -> tuple[tuple[Out, ...], int]:
+        """The items of the next frame, and their size."""
+        queue, sizes = self._queue, self._sizes
         items = [queue.popleft()]
-        if not queue:
-            return (items[0],)
-        size, most, most_bytes = size_of(items[0]), self._options.frame_items, self._options.frame_bytes
-        while queue and len(items) < most:
-            size += size_of(queue[0])
-            if size > most_bytes:
-                break
+        size, most, most_bytes = sizes.popleft(), self._options.frame_items, self._options.frame_bytes
+        while queue and len(items) < most and size + sizes[0] <= most_bytes:
             items.append(queue.popleft())
-        return tuple(items)
+            size += sizes.popleft()
+        self._queue_bytes -= size
+        return tuple(items), size
 
     def _frame(self, number: int, items: tuple[Out, ...]) -> Data[Out]:
         self._ack_due = False
@@ -153,6 +175,9 @@ class Window(Generic[Out, In]):
             if number > ack:
                 break
             done.extend(flights.pop(number).items)
+        if done:
+            self._progress_at = now
+            self._resend_from = max(self._resend_from, now + self._options.resend_s)
         if not flights:
             self._resend_from = inf
         for number in stash:
@@ -165,24 +190,33 @@ class Window(Generic[Out, In]):
         return done
 
     def resend(self, now: float) -> list[Data[Out]]:
-        """The frames that are due again."""
+        """The frames that are due again, at most one full frame of them: what is left over waits as long again."""
         frames: list[Data[Out]] = []
         if now < self._resend_from:
             return frames
+        size = 0
         for number, flight in self._flights.items():
-            if flight.resend_at <= now:
-                flight.wait_s *= 2
-                flight.resend_at = now + flight.wait_s
-                self.resent += 1
-                frames.append(self._frame(number, flight.items))
+            if flight.resend_at > now:
+                continue
+            size += flight.size
+            if frames and size > self._options.frame_bytes:
+                self._resend_from = now + self._options.resend_s
+                return frames
+            flight.wait_s *= 2
+            flight.resend_at = now + flight.wait_s
+            self.resent += 1
+            frames.append(self._frame(number, flight.items))
         self._resend_from = min((flight.resend_at for flight in self._flights.values()), default=inf)
         return frames
 
     def failed(self, now: float) -> bool:
-        """Whether the oldest frame was unacknowledged for too long."""
+        """Whether frames are under way and the peer took none for too long."""
+        return now >= self._give_up_at()
+
+    def _give_up_at(self) -> float:
         for flight in self._flights.values():
-            return now - flight.first_sent >= self._options.give_up_s
-        return False
+            return max(flight.first_sent, self._progress_at) + self._options.give_up_s
+        return inf
 
     def abandon(self) -> list[Out]:
         """Everything that was not acknowledged, in order.  The window is empty after that."""
@@ -190,6 +224,8 @@ class Window(Generic[Out, In]):
         items.extend(self._queue)
         self._flights.clear()
         self._queue.clear()
+        self._sizes.clear()
+        self._queue_bytes = 0
         self._resend_from = inf
         return items
 
@@ -207,17 +243,27 @@ class Window(Generic[Out, In]):
                 raise PeerError(Code.MALFORMED, "frames are numbered from 1")
             if number > expected + 2 * self._options.credit:
                 raise PeerError(Code.WINDOW_EXCEEDED, f"frame {number} is beyond the window, {expected} was expected")
-            if expected < number < expected + self._options.credit:
-                self._stash.setdefault(number, items)
+            if expected < number < expected + self._options.credit and number not in self._stash:
+                self._keep_early(number, items)
             return []
         ready = list(items)
         while self._stash and (following := self._stash.pop(number + 1, None)) is not None:
+            self._stash_bytes -= self._size(following)
             ready.extend(following)
             number += 1
         self._received = number
         if not self._deferred:
             self.processed_number = number
         return ready
+
+    def _keep_early(self, number: int, items: tuple[In, ...]) -> None:
+        size = self._size(items)
+        if self._stash_bytes + size <= self._options.stash_bytes:
+            self._stash[number] = items
+            self._stash_bytes += size
+
+    def _size(self, items: tuple[In, ...]) -> int:
+        return sum(map(self._size_of_received, items)) if self._size_of_received is not None else 0
 
     @property
     def received_number(self) -> int:
@@ -241,5 +287,4 @@ class Window(Generic[Out, In]):
         """When `resend` or `failed` should be asked again: not later than something is due, at times earlier."""
         if not self._flights:
             return None
-        oldest = next(iter(self._flights.values()))
-        return min(oldest.first_sent + self._options.give_up_s, self._resend_from)
+        return min(self._give_up_at(), self._resend_from)

@@ -57,6 +57,10 @@ def item_size(item: FromTransfer) -> int:
     return len(item.envelope) + 128 + 30 * (len(item.stamp.copies) + len(item.stamp.after))
 
 
+def received_size(item: FromConnector) -> int:
+    return 0 if isinstance(item, Outcome) else len(item.envelope)
+
+
 class _Connector:
     __slots__ = ("incarnation", "link", "peer")
 
@@ -194,7 +198,9 @@ class TransferCore:
             if known is not None and known.peer in self._peers:
                 self._lost(known)
         options = self._options.links
-        link: Link[FromTransfer, FromConnector] = Link(hello.link, options, item_size, now)
+        link: Link[FromTransfer, FromConnector] = Link(
+            hello.link, options, item_size, now, size_of_received=received_size
+        )  # fmt: skip
         link.window.credit = max(1, min(hello.window, options.window.credit))
         connector = _Connector(peer, hello.incarnation, link)
         self._peers[peer] = connector

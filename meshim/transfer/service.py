@@ -39,6 +39,8 @@ def options_of(topology: Topology) -> TransferOptions:
         frame_bytes=limits.bundle_bytes,
         resend_s=timers.mesh_resend_s,
         give_up_s=timers.delivery_timeout_s,
+        queue_bytes=limits.link_bytes,
+        stash_bytes=limits.link_bytes,
     )
     return TransferOptions(
         links=LinkOptions(window, timers.mesh_heartbeat_s, timers.mesh_silence_s),

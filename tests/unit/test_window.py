@@ -128,7 +128,9 @@ def test_resending_backs_off_by_doubling() -> None:
 
 def test_what_the_peer_stashed_is_sent_again_later_and_a_repeated_acknowledgement_does_not_put_it_off() -> None:
     end = window()
-    push(end, 9, 8)
+    push(end, 5)
+    end.take(0.0)
+    push(end, 4)
     end.take(0.0)
     end.acknowledged(0, (2,), 0.5)
     assert [frame.number for frame in end.resend(1.0)] == [1]
@@ -137,7 +139,39 @@ def test_what_the_peer_stashed_is_sent_again_later_and_a_repeated_acknowledgemen
     assert [frame.number for frame in end.resend(4.5)] == [1, 2]
 
 
-def test_a_link_has_failed_when_its_oldest_frame_waited_too_long() -> None:
+def test_what_is_sent_again_at_a_time_is_one_full_frame_at_most() -> None:
+    end = window()
+    push(end, 9, 8, 1, 7)
+    assert [sum(frame.items) for frame in end.take(0.0)] == [9, 9, 7]
+    assert [frame.number for frame in end.resend(1.0)] == [1]
+    assert end.next_deadline() == 2.0
+    assert not end.resend(1.9)
+    assert [frame.number for frame in end.resend(2.0)] == [2]
+    assert [frame.number for frame in end.resend(3.0)] == [1], "the oldest that is due"
+
+
+def test_nothing_is_sent_again_while_the_peer_takes_frames() -> None:
+    end = window()
+    push(end, 9, 8, 7)
+    end.take(0.0)
+    for number, now in ((1, 0.9), (2, 1.8)):
+        end.acknowledged(number, (), now)
+        assert not end.resend(now + 0.9)
+    assert [frame.number for frame in end.resend(2.8)] == [3]
+
+
+def test_what_waits_is_bounded_in_bytes_too() -> None:
+    end = window(options=WindowOptions(4, 8, 3, 10, 1.0, 10.0, queue_bytes=10))
+    push(end, 9, 1)
+    assert not end.push(1)
+    end.take(0.0)
+    push(end, 99)
+    assert not end.push(1)
+    assert end.abandon() == [9, 1, 99]
+    assert end.push(1)
+
+
+def test_a_link_has_failed_when_the_peer_took_nothing_for_too_long() -> None:
     end = window()
     assert not end.failed(1e9)
     push(end, 9)
@@ -147,8 +181,20 @@ def test_a_link_has_failed_when_its_oldest_frame_waited_too_long() -> None:
     assert not end.failed(9.9)
     assert end.failed(10.0)
     end.acknowledged(1, (), 10.0)
-    assert not end.failed(10.0)
-    assert end.failed(15.0)
+    assert not end.failed(19.9)
+    assert end.next_deadline() == 11.0
+    assert end.failed(20.0)
+
+
+def test_waiting_for_the_first_frame_does_not_count_as_taking_nothing() -> None:
+    end = window()
+    push(end, 9)
+    end.take(0.0)
+    end.acknowledged(1, (), 1.0)
+    push(end, 8)
+    end.take(50.0)
+    assert not end.failed(59.9)
+    assert end.failed(60.0)
 
 
 def test_the_next_deadline_is_that_of_resending_or_of_giving_up() -> None:
@@ -171,11 +217,11 @@ def test_a_deadline_of_a_frame_that_was_acknowledged_is_put_off_when_it_is_asked
     end.acknowledged(1, (), 0.5)
     deadline = end.next_deadline()
     assert deadline is not None
-    assert deadline <= 1.4
+    assert deadline <= 1.5
     assert not end.resend(1.0)
-    assert end.next_deadline() == 1.4
-    assert [frame.number for frame in end.resend(1.4)] == [2]
-    end.acknowledged(2, (), 1.5)
+    assert end.next_deadline() == 1.5
+    assert [frame.number for frame in end.resend(1.5)] == [2]
+    end.acknowledged(2, (), 1.6)
     assert end.next_deadline() is None
     push(end, 3)
     end.take(5.0)
@@ -224,6 +270,19 @@ def test_the_first_of_two_early_frames_with_one_number_counts() -> None:
     end.receive(2, (20,))
     end.receive(2, (99,))
     assert end.receive(1, ()) == [20]
+
+
+def test_what_came_early_is_bounded_in_bytes() -> None:
+    end: Numbers = Window(
+        LINK, WindowOptions(4, 8, 3, 10, 1.0, 10.0, stash_bytes=15), size_of, size_of_received=size_of
+    )  # fmt: skip
+    for number, item in ((2, 9), (3, 8), (4, 6)):
+        end.receive(number, (item,))
+    assert end.pending_ack() == Ack(LINK, 0, (2, 4)), "3 is sent again by who sent it"
+    end.receive(2, (9,))
+    assert end.receive(1, (1,)) == [1, 9]
+    end.receive(5, (9,))
+    assert end.receive(3, (8,)) == [8, 6, 9], "what left the stash made room"
 
 
 def test_beyond_credit_is_forgotten_and_far_beyond_is_an_error() -> None:
