@@ -98,7 +98,7 @@ class ConnectorCore:
     def tick(self, now: float) -> Sequence[e.Action]:
         self._ticked = now
         self._mesh.tick(now)
-        for session in self._sessions.all():
+        for session in self._sessions.due(now):
             self._tick_session(session, now)
         return self._flush(now)
 
@@ -112,6 +112,10 @@ class ConnectorCore:
     def ready(self) -> bool:
         """Whether a transfer is at hand."""
         return self._mesh.open > 0
+
+    def knows(self, peer: bytes) -> bool:
+        """Whether the peer has a session, or its token is being checked."""
+        return self._sessions.has(peer) or self._door.waiting(peer)
 
     @property
     def idle(self) -> bool:
@@ -155,6 +159,7 @@ class ConnectorCore:
         if now >= session.seen_due:
             session.seen_due = now + SEEN_S
             self._actions.append(e.NoteSeen((session.login.device,)))
+        session.due = session.next_deadline()
 
     # ---------------------------------------------------------------- from clients
 

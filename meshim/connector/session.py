@@ -63,7 +63,7 @@ class Session:
     """One device, connected."""
 
     __slots__ = (
-        "_held_streams", "_queue", "account_due", "custody", "devices", "drain", "friends", "held", "link",
+        "_held_streams", "_queue", "account_due", "custody", "devices", "drain", "due", "friends", "held", "link",
         "live_bytes", "login", "overflowed", "peer", "rows", "seat", "seat_due", "seen_due", "state",
         "told_delayed", "unsure",
     )  # fmt: skip
@@ -82,6 +82,8 @@ class Session:
         self.friends: frozenset[int]
         self.devices: tuple[int, ...]
         self.refresh(account)
+        self.due = 0.0
+        """When time has to be looked at for this session: `next_deadline`, or 0 since something has happened to it."""
         self.account_due = now
         """When relations and devices are read again."""
         self.seat_due: float | None = None
@@ -107,6 +109,17 @@ class Session:
         own = self.login.device
         self.friends = frozenset(account.friends)
         self.devices = account.devices if own in account.devices else (*account.devices, own)
+
+    def next_deadline(self) -> float:
+        """When the first thing is due that this session waits for."""
+        deadline = min(self.link.next_deadline(), self.account_due, self.seen_due)
+        if self.held:
+            deadline = min(deadline, self.held[0].until)
+        if self.drain.look_at is not None:
+            deadline = min(deadline, self.drain.look_at)
+        if self.seat_due is not None:
+            deadline = min(deadline, self.seat_due)
+        return deadline
 
     @property
     def room(self) -> int:

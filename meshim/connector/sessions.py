@@ -38,17 +38,35 @@ class Sessions:
     def all(self) -> list[Session]:
         return list(self._by_peer.values())
 
+    def has(self, peer: bytes) -> bool:
+        return peer in self._by_peer
+
+    # Whoever finds a session may change what it waits for, so that time is looked at for it at the next tick.
+
     def of_peer(self, peer: bytes) -> Session | None:
-        return self._by_peer.get(peer)
+        found = self._by_peer.get(peer)
+        if found is not None:
+            found.due = 0.0
+        return found
 
     def of_device(self, device: int, session: int | None = None) -> Session | None:
         """The session of a device; with `session`, only if it is still the one of that number."""
         found = self._by_device.get(device)
-        return found if found is not None and session in (None, found.seat.session) else None
+        if found is None or session not in (None, found.seat.session):
+            return None
+        found.due = 0.0
+        return found
 
     def of_users(self, users: Iterable[int]) -> list[Session]:
         """The sessions of all devices of these users."""
-        return [session for user in users for session in self._by_user.get(user, ())]
+        found = [session for user in users for session in self._by_user.get(user, ())]
+        for session in found:
+            session.due = 0.0
+        return found
+
+    def due(self, now: float) -> list[Session]:
+        """Those for which time has to be looked at: a comparison for each, since most of them wait for a ping."""
+        return [session for session in self._by_peer.values() if session.due <= now]
 
     def add(self, session: Session) -> None:
         assert session.login.device not in self._by_device

@@ -1,0 +1,60 @@
+"""Time is looked at only for sessions for which something is due: there are thousands, and ten ticks a second."""
+
+import pytest
+
+from meshim.connector import events as e
+from meshim.connector.core import ConnectorCore
+from meshim.connector.session import Session
+from meshim.wire.link import Data
+from tests.unit.connector_world import A1, B1, SWEEP_S, Connector, place
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The devices for which time was looked at."""
+    devices: list[int] = []
+    look = ConnectorCore._tick_session
+
+    def counting(core: ConnectorCore, session: Session, now: float) -> None:
+        devices.append(session.login.device)
+        look(core, session, now)
+
+    monkeypatch.setattr(ConnectorCore, "_tick_session", counting)
+    return devices
+
+
+def test_an_idle_session_is_not_looked_at(looks: list[int]) -> None:
+    connector = Connector()
+    connector.online(A1)
+    connector.pass_time(0.2)
+    looks.clear()
+    connector.pass_time(10.0)
+    assert looks == []
+
+
+def test_a_session_to_which_something_happens_is_looked_at_once(looks: list[int]) -> None:
+    connector = Connector()
+    alice, _ = connector.online(A1), connector.online(B1)
+    connector.pass_time(0.2)
+    looks.clear()
+    alice.ping()
+    connector.pass_time(1.0)
+    assert looks == [A1]
+
+
+def test_what_is_due_between_is_done_in_time() -> None:
+    connector = Connector()
+    connector.transfer()
+    bob = connector.online(B1)
+    connector.pass_time(1.0)
+    for transfer in connector.transfers.values():
+        transfer.give(place(B1))
+    assert len(bob.came(Data)) == 1
+    connector.pass_time(1.2)
+    assert len(bob.came(Data)) == 2, "it was sent again"
+    bob.acknowledge(1)
+    connector.take(e.PeekQueues)
+    for _ in range(4):
+        bob.ping()
+        connector.pass_time(SWEEP_S / 3)
+    assert connector.take(e.PeekQueues), "the sweep"
