@@ -1,5 +1,6 @@
 """A connector as a process: options, bind, run, drain."""
 
+import resource
 import secrets
 import time
 from contextlib import AsyncExitStack
@@ -17,6 +18,8 @@ from meshim.errors import UsageError
 from meshim.protocol.link import LinkOptions
 from meshim.protocol.window import WindowOptions
 from meshim.runtime import counters
+from meshim.runtime.guard import Guarding
+from meshim.runtime.options import HANDSHAKE_S
 from meshim.runtime.service import Service
 from meshim.runtime.sockets import Context, KeyPair, Router
 from meshim.stores.accounts import SqlAccounts
@@ -32,6 +35,15 @@ from meshim.topology import Topology
 FRAME_OVERHEAD_BYTES = 16_384
 """Of a frame beyond its items.  A frame up to twice the limit is answered with a code; beyond that libzmq cuts."""
 FRAME_ITEMS = 64
+FRAMES_PER_WINDOW = 4
+"""What may wait in a socket for one client, or from one: a window, and as much again for resends and acknowledgements."""
+STRANGERS = 4_096
+"""Connections without a session, beyond the sessions: a storm of honest clients has as many for a moment."""
+STRANGER_FRAMES = 128
+"""A greeting takes one; what an ended session still had under way is a window or two."""
+STRANGER_BYTES = 1 << 20
+FILES_SHARE = 0.8
+"""Of the descriptors of the process: at the limit libzmq stops accepting, and spins."""
 
 
 def options_of(topology: Topology) -> ConnectorOptions:
@@ -72,6 +84,21 @@ def options_of(topology: Topology) -> ConnectorOptions:
     )
 
 
+def guarding(topology: Topology, core: ConnectorCore) -> Guarding:
+    """Keep who has a session, or is about to have one."""
+    limits = topology.limits
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = limits.sessions + STRANGERS
+    return Guarding(
+        known=core.knows,
+        connections=most if files == resource.RLIM_INFINITY else min(most, int(FILES_SHARE * files)),
+        unknown_s=2 * HANDSHAKE_S,
+        unknown_frames=STRANGER_FRAMES,
+        unknown_bytes=STRANGER_BYTES,
+        unread_bytes=2 * limits.client_window * limits.frame_bytes,
+    )
+
+
 async def run(topology: Topology, name: str, data: Path) -> None:
     """Serve until SIGTERM; raises a MeshimError when it cannot start."""
     listener = next((connector for connector in topology.connectors if connector.name == name), None)
@@ -103,6 +130,8 @@ async def run(topology: Topology, name: str, data: Path) -> None:
             admit=None,
             frame_bytes=2 * limits.frame_bytes,
             heartbeat_s=timers.client_heartbeat_s,
+            hwm=FRAMES_PER_WINDOW * limits.client_window,
+            guarding=guarding(topology, core),
             on_batch=lambda batch: shell.crank.receive(e.ClientsSent(batch)),
         )
         shell.router = router

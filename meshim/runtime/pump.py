@@ -71,7 +71,7 @@ class Pump:
 
 
 class Monitor:
-    """What happens to the connections of a socket, as numbers of events.
+    """What happens to the connections of a socket, as (event, value); the value is a descriptor where the manual says so.
 
     Make it before the socket binds or connects.
     """
@@ -79,7 +79,7 @@ class Monitor:
     _names = itertools.count(1)
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, watched: Socket, events: int, on_event: Callable[[int], None]
+        self, loop: asyncio.AbstractEventLoop, watched: Socket, events: int, on_event: Callable[[int, int], None]
     ) -> None:
         endpoint = f"inproc://monitor-{next(self._names)}"
         self._watched = watched
@@ -91,6 +91,11 @@ class Monitor:
         self._socket.connect(endpoint)
         self._pump = Pump(loop, self._socket, self._take)
 
+    def drain(self) -> None:
+        """Take in what has happened before now."""
+        while self._take():
+            pass
+
     def close(self) -> None:
         """Call before the watched socket is closed."""
         self._pump.stop()
@@ -100,9 +105,9 @@ class Monitor:
     def _take(self) -> bool:
         try:
             for _ in range(TURN_MESSAGES):
-                event, _value = _EVENT.unpack(self._socket.recv(NOBLOCK))
+                event, value = _EVENT.unpack(self._socket.recv(NOBLOCK))
                 self._socket.recv(NOBLOCK)  # the address
-                self._on_event(event)
+                self._on_event(event, value)
                 if self._socket.closed:
                     return False
         except zmq.Again:

@@ -6,12 +6,13 @@ much per message (a future for each): the loop watches the socket's descriptor a
 A message has one part (a ROUTER adds the routing id of the peer in front).  What a peer
 sends otherwise, in several parts or none, is dropped and counted.
 
-Two things libzmq lets a hostile client do, and what is made of them:
+Three things libzmq lets a hostile client do, and what is made of them:
 
 * It may choose its routing id.  `ROUTER_HANDOVER` is off, so it cannot take the id of a peer that is
   connected; and nothing is read from ids that ROUTER did not assign itself (those start with a zero
   byte and are not given twice), so no session is ever bound to an id that somebody else can choose later.
 * A frame larger than `MAXMSGSIZE` cuts its connection, before it is in memory.
+* It may stay for ever, say anything and read nothing.  `guard.py` ends connections that are nobody's.
 """
 
 import asyncio
@@ -25,6 +26,7 @@ import zmq
 
 from meshim.errors import UsageError
 from meshim.runtime import options
+from meshim.runtime.guard import SWEEP_S, Guard, Guarding
 from meshim.runtime.pump import NOBLOCK, TURN_BYTES, TURN_MESSAGES, Monitor, Pump, Socket
 from meshim.runtime.zap import Admit, Doorkeeper
 
@@ -72,7 +74,8 @@ class RouterStatistics(NamedTuple):
     `lost` are connections that ended, whatever the reason: also those cut because of a frame that was too
     large, which libzmq does not tell apart.  `failed_handshakes` are among them: strangers, unknown keys,
     and peers that were silent.  `malformed` are messages that had several parts or none, `foreign` messages
-    of peers with a routing id of their own choice; both were dropped.
+    of peers with a routing id of their own choice; both were dropped.  `cut` are the connections that
+    were ended because they were nobody's.
     """
 
     accepted: int
@@ -82,6 +85,7 @@ class RouterStatistics(NamedTuple):
     foreign: int
     full: int
     gone: int
+    cut: int
 
 
 class Context:
@@ -106,12 +110,14 @@ class Context:
         on_batch: Callable[[list[tuple[bytes, bytes]]], None],
         hwm: int = 1_000,
         heartbeat_s: float = 2.0,
+        guarding: Guarding | None = None,
     ) -> "Router":
         """Bind a ROUTER; `on_batch` gets (peer, frame) pairs in the order they came.
 
         With `keys` only peers that know the public one can connect, and `admit` (None: everybody) decides
         by their own key; `domain` must be the socket's alone.  Without, the link is plain and `admit` is not asked.
-        At most `hwm` frames wait for a peer, and as many from it.
+        At most `hwm` frames wait for a peer, and as many from it.  With `guarding` connections of peers that are not
+        wanted are ended.
 
         Raises UsageError when the address is wrong, in use or not this machine's.
         """
@@ -128,7 +134,7 @@ class Context:
             options.set_curve_server(socket, secret=keys.secret, domain=domain)
         on_closed = functools.partial(self._closed, domain=domain if keys is not None else None)
         try:
-            router = Router(self._loop, socket, bind, on_batch, on_closed)
+            router = Router(self._loop, socket, bind, on_batch, on_closed, guarding)
         except zmq.ZMQError as error:
             socket.close(0)
             on_closed(None)
@@ -200,10 +206,13 @@ class Router:
         bind: str,
         on_batch: Callable[[list[tuple[bytes, bytes]]], None],
         on_closed: Callable[["Router"], None],
+        guarding: Guarding | None,
     ) -> None:
+        self._loop = loop
         self._socket = socket
         self._on_batch = on_batch
         self._on_closed = on_closed
+        self._guard = Guard(guarding) if guarding is not None else None
         self._malformed = self._foreign = self._full = self._gone = 0
         self._accepted = self._lost = self._failed = 0
         # The send of libzmq; the one of zmq.Socket only adds options of drafts, and doubles the cost.
@@ -216,6 +225,8 @@ class Router:
             raise
         self.endpoint = socket.get_string(zmq.LAST_ENDPOINT)
         self._pump = Pump(loop, socket, self._take)
+        if self._guard is not None:
+            self._sweeping = loop.call_later(SWEEP_S, self._sweep, self._guard)
 
     def send(self, peer: bytes, frame: bytes) -> Sent:
         """Queue one frame for a peer; never waits."""
@@ -243,11 +254,14 @@ class Router:
             foreign=self._foreign,
             full=self._full,
             gone=self._gone,
+            cut=self._guard.cut if self._guard is not None else 0,
         )
 
     def close(self, linger_ms: int = 0) -> None:
         """Unbind and cut every connection, after at most that many milliseconds for what is queued."""
         if not self._socket.closed:
+            if self._guard is not None:
+                self._sweeping.cancel()
             self._pump.stop()
             self._monitor.close()
             self._socket.close(linger_ms)
@@ -255,6 +269,7 @@ class Router:
 
     def _take(self) -> bool:
         recv = self._socket.recv
+        guard = self._guard
         batch: list[tuple[bytes, bytes]] = []
         size = 0
         full = True
@@ -267,7 +282,7 @@ class Router:
                     self._malformed += 1
                 elif peer[0]:
                     self._foreign += 1
-                else:
+                elif guard is None or self._passes(guard, peer, part):
                     batch.append((peer, frame))
                     size += len(frame)
                     if size > TURN_BYTES:
@@ -278,11 +293,28 @@ class Router:
             self._on_batch(batch)
         return full
 
-    def _note(self, event: int) -> None:
+    def _passes(self, guard: Guard, peer: bytes, frame: zmq.Frame) -> bool:
+        connection = guard.connection(peer)
+        if connection is None:
+            self._monitor.drain()  # whose descriptor it is was told before its first frame came
+            connection = guard.heard(peer, int(frame.get(zmq.SRCFD)))
+        # Of one that has ended meanwhile nothing is known: its last words.
+        return connection is None or guard.may_pass(connection, len(frame))
+
+    def _sweep(self, guard: Guard) -> None:
+        self._monitor.drain()
+        guard.sweep(self._loop.time())
+        self._sweeping = self._loop.call_later(SWEEP_S, self._sweep, guard)
+
+    def _note(self, event: int, value: int) -> None:
         if event == zmq.EVENT_ACCEPTED:
             self._accepted += 1
+            if self._guard is not None:
+                self._guard.accepted(value, self._loop.time())
         elif event == zmq.EVENT_DISCONNECTED:
             self._lost += 1
+            if self._guard is not None:
+                self._guard.ended(value)
         elif event in _HANDSHAKE_FAILED:
             self._failed += 1
 
@@ -362,7 +394,7 @@ class Dealer:
             self._on_batch(batch)
         return full
 
-    def _note(self, event: int) -> None:
+    def _note(self, event: int, _: int = 0) -> None:
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._connected = True
             if self._on_connected is not None:
