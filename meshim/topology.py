@@ -141,6 +141,8 @@ class Limits(Frozen, frozen=True, forbid_unknown_fields=True):
     """The same in bytes."""
     session_queue: Count = 1_024
     """Envelopes that may wait for one device in its connector."""
+    session_rate: Count = 2_000
+    """Messages that one device may submit in a second; those above 2 KiB count as several."""
     sessions: Count = 9_000
     """Connected devices of one connector (a connection needs two file descriptors at times)."""
     devices_per_user: Count = 10

@@ -144,6 +144,8 @@ class ConnectorCore:
             for frame in link.tick(now):
                 self._sessions.say(session.peer, frame)
             self.statistics.resent += link.window.resent - resent
+        if session.allowance.due <= now and session.pay(now):
+            self._sessions.touch(session)
         if session.held:
             self._sessions.give_back_all(session, session.expire_held(now), absent=False)
         if drain.due(now):
@@ -207,10 +209,17 @@ class ConnectorCore:
             self._sessions.say(peer, Close(0, error.code, error.sentence))
 
     def _frame(self, session: Session, frame: wire.ClientFrame, now: float) -> None:
-        if isinstance(frame, Data) and frame.number <= session.link.window.received_number:
-            self.statistics.deduplicated += 1
+        before = session.link.window.received_number
+        if isinstance(frame, Data):
+            self.statistics.deduplicated += frame.number <= before
+            if len(frame.items) > self._options.frame_items:
+                sentence = f"the frame has {len(frame.items)} items, {self._options.frame_items} are allowed"
+                raise PeerError(Code.TOO_LARGE, sentence)
         items, taken = session.link.receive(frame, now)
         self._sessions.touch(session)
+        if session.link.window.received_number > before:
+            session.charge(items)
+            self.statistics.slowed += not session.pay(now)
         if taken:
             self._taken(session, taken)
         for submit in items:

@@ -96,7 +96,8 @@ class Door:
             self._sessions.cut(before, Code.REPLACED, "another connection of this device took over")
         seat = Seat(login.user, login.device, self._incarnation, event.session)
         session = Session(
-            event.peer, event.link, login, event.account, seat, options.clients, options.drain, now
+            event.peer, event.link, login, event.account, seat, options.clients, options.drain,
+            options.session_rate, now,
         )  # fmt: skip
         session.link.window.credit = max(1, min(greet.window, options.clients.window.credit))
         session.account_due = now + self.account_period_s(session)

@@ -9,7 +9,7 @@ from meshim.protocol.link import LinkOptions
 class ConnectorOptions(msgspec.Struct, frozen=True):
     """Times are seconds.
 
-    `session_queue` and `unsure` are counts per session; `session_bytes` bounds the live copies under way to one, beyond
+    `session_queue`, `frame_items` and `unsure` are counts per session, `session_rate` submits a second of one; `session_bytes` bounds the live copies under way to one, beyond
     its last.  `relation_ttl_s` is after how long relations are read again.
     """
 
@@ -21,8 +21,10 @@ class ConnectorOptions(msgspec.Struct, frozen=True):
     sessions: int
     session_queue: int
     session_bytes: int
+    session_rate: float
     heartbeat_s: float
     hold_s: float
     relation_ttl_s: float
     reconnect_s: float = 0.5
     unsure: int = 64
+    frame_items: int = 128

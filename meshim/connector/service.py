@@ -78,6 +78,7 @@ def options_of(topology: Topology) -> ConnectorOptions:
         sessions=limits.sessions,
         session_queue=limits.session_queue,
         session_bytes=4 * limits.drain_page_bytes,
+        session_rate=limits.session_rate,
         heartbeat_s=timers.client_heartbeat_s,
         hold_s=timers.delivery_timeout_s,
         relation_ttl_s=(1 - CACHED_SHARE) * timers.relation_ttl_s,

@@ -21,11 +21,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from meshim.connector.drain import Drain, DrainOptions
+from meshim.protocol.allowance import Allowance
 from meshim.protocol.link import Link, LinkOptions
 from meshim.stores.ports import Account, Login, Row, Seat
 from meshim.wire.client import ConnectorItem, Delivery, Submit
 from meshim.wire.envelope import Destination
 from meshim.wire.mesh import Place, Stamp
+
+
+SUBMIT_BYTES = 2_048
+"""A message above it costs its sender as much as several."""
 
 
 class State(enum.Enum):
@@ -63,21 +68,24 @@ class Session:
     """One device, connected."""
 
     __slots__ = (
-        "_held_streams", "_queue", "account_due", "custody", "devices", "drain", "due", "friends", "held", "link",
+        "_held_streams", "_queue", "account_due", "allowance", "custody", "devices", "drain", "due", "friends", "held", "link",
         "live_bytes", "login", "overflowed", "peer", "rows", "seat", "seat_due", "seen_due", "state",
         "told_delayed", "unsure",
     )  # fmt: skip
 
     def __init__(
         self, peer: bytes, link: int, login: Login, account: Account, seat: Seat, options: LinkOptions,
-        drain: DrainOptions, now: float,
+        drain: DrainOptions, rate: float, now: float,
     ) -> None:  # fmt: skip
         """`account` has to be fresh enough to last until `account_due`, which the caller sets."""
         self.peer = peer
         self.login = login
         self.seat = seat
         self.state = State.SEATING
-        self.link: Link[ConnectorItem, Submit] = Link(link, options, item_size, now, size_of_received=submit_size)
+        self.link: Link[ConnectorItem, Submit] = Link(
+            link, options, item_size, now, deferred=True, size_of_received=submit_size
+        )  # fmt: skip
+        self.allowance = Allowance(rate, now)
         self.drain = Drain(login.user, login.device, seat.session, drain)
         self.friends: frozenset[int]
         self.devices: tuple[int, ...]
@@ -112,7 +120,7 @@ class Session:
 
     def next_deadline(self) -> float:
         """When the first thing is due that this session waits for."""
-        deadline = min(self.link.next_deadline(), self.account_due, self.seen_due)
+        deadline = min(self.link.next_deadline(), self.allowance.due, self.account_due, self.seen_due)
         if self.held:
             deadline = min(deadline, self.held[0].until)
         if self.drain.look_at is not None:
@@ -125,6 +133,20 @@ class Session:
     def room(self) -> int:
         """How many more rows the window takes."""
         return self._queue - self.link.window.queued
+
+    # ---- from the device
+
+    def charge(self, items: Sequence[Submit]) -> None:
+        """These were taken in: they cost what they are, in number or in size."""
+        size = sum(map(submit_size, items))
+        self.allowance.charge(self.link.window.received_number, max(1, len(items), size / SUBMIT_BYTES))
+
+    def pay(self, now: float) -> bool:
+        """Acknowledge what the device may have sent by now; False when nothing is new."""
+        number = self.allowance.paid(now)
+        if number:
+            self.link.window.processed(number)
+        return number > 0
 
     # ---- towards the device
 

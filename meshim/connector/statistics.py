@@ -21,6 +21,8 @@ class Statistics(msgspec.Struct):
     replaced: int = 0
     """Sessions, and greetings, that lost their seat to a later session of the device."""
     submitted: int = 0
+    slowed: int = 0
+    """Frames that were not acknowledged at once, because their sender was above the rate."""
     rejected: int = 0
     busy: int = 0
     delivered: int = 0

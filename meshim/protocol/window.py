@@ -8,7 +8,7 @@ sending     number from 1; at most `credit` frames unacknowledged; the rest wait
 receiving   number = next       take it, then what is stashed behind it
             number < next       a duplicate: acknowledge again
             number > next       stash it if it is within `credit`, else forget it unacknowledged
-            number > next+2*credit   the peer broke its credit: WINDOW_EXCEEDED
+            number beyond twice the credit, from what was acknowledged: WINDOW_EXCEEDED
 
 An acknowledgement names the last number that was processed, and the stashed numbers: those
 stay the sender's until the cumulative acknowledgement passes them, but are sent again four times
@@ -21,7 +21,8 @@ at a time is at most one full frame, so that nobody is buried under copies of wh
 What waits is bounded in items and in bytes, and so is the stash: early frames are rare on links that are TCP.
 
 With `deferred=True` what was received counts as processed only when `processed` says so:
-a client acknowledges what is in its state file, not what is in its memory.
+a client acknowledges what is in its state file, not what is in its memory; a connector what a client may
+send at the rate it is allowed (allowance.py).
 """
 
 from collections import deque
@@ -238,11 +239,12 @@ class Window(Generic[Out, In]):
         """
         self._ack_due = True
         expected = self._received + 1
+        if number > self.processed_number + 1 + 2 * self._options.credit:
+            taken = self.processed_number
+            raise PeerError(Code.WINDOW_EXCEEDED, f"frame {number} is beyond the window, {taken} was acknowledged")
         if number != expected:
             if number < 1:
                 raise PeerError(Code.MALFORMED, "frames are numbered from 1")
-            if number > expected + 2 * self._options.credit:
-                raise PeerError(Code.WINDOW_EXCEEDED, f"frame {number} is beyond the window, {expected} was expected")
             if expected < number < expected + self._options.credit and number not in self._stash:
                 self._keep_early(number, items)
             return []

@@ -46,6 +46,7 @@ def options(**changes: Any) -> ConnectorOptions:
         "sessions": 8,
         "session_queue": 6,
         "session_bytes": 3_000,
+        "session_rate": 100.0,
         "heartbeat_s": 10.0,
         "hold_s": HOLD_S,
         "relation_ttl_s": RELATION_S,

@@ -1,0 +1,63 @@
+"""A device that submits more than its share runs out of window, and nobody else notices."""
+
+from meshim.errors import Code
+from meshim.wire.link import Ack, Data
+from tests.unit.connector_world import A1, Client, Connector, envelope
+
+
+def acknowledged(client: Client) -> int:
+    acks = [frame.ack for frame in client.came(Ack)]
+    return max(acks + [frame.ack for frame in client.came(Data)])
+
+
+def flooding() -> tuple[Connector, Client]:
+    """100 messages a second are allowed; two frames of as many were sent."""
+    connector = Connector(frame_bytes=20_000)
+    connector.transfer()
+    alice = connector.online(A1)
+    for first in (1, 101):
+        alice.submit(*(envelope(A1, seq=seq) for seq in range(first, first + 100)))
+    return connector, alice
+
+
+def test_what_is_above_the_rate_is_acknowledged_later() -> None:
+    connector, alice = flooding()
+    assert acknowledged(alice) == 1
+    assert (connector.count.submitted, connector.count.slowed) == (200, 1), "it is not kept here, it only counts"
+    connector.pass_time(0.3)
+    assert acknowledged(alice) == 2
+    alice.submit(envelope(A1, seq=201))
+    assert acknowledged(alice) == 2
+    connector.pass_time(0.5)
+    assert acknowledged(alice) == 2
+    connector.pass_time(0.5)
+    assert acknowledged(alice) == 3
+
+
+def test_large_messages_cost_more() -> None:
+    connector = Connector(body_bytes=100_000, frame_bytes=1_000_000)
+    connector.transfer()
+    alice = connector.online(A1)
+    for seq in (1, 2, 3):
+        alice.submit(envelope(A1, seq=seq, body=bytes(100_000)))
+    alice.submit(envelope(A1, seq=4))
+    assert acknowledged(alice) == 3, "the third on credit"
+    connector.pass_time(1.0)
+    assert acknowledged(alice) == 4
+
+
+def test_who_does_not_wait_for_acknowledgements_has_left_the_window() -> None:
+    _, alice = flooding()
+    for seq in range(201, 216):
+        alice.submit(envelope(A1, seq=seq))
+    assert not alice.closed
+    alice.submit(envelope(A1, seq=216))
+    alice.submit(envelope(A1, seq=217))
+    assert [code for code, _ in alice.closed] == [Code.WINDOW_EXCEEDED]
+
+
+def test_a_frame_of_too_many_items_ends_the_link() -> None:
+    connector = Connector(frame_bytes=20_000)
+    alice = connector.online(A1)
+    alice.submit(*(envelope(A1, seq=seq) for seq in range(1, 130)))
+    assert [code for code, _ in alice.closed] == [Code.TOO_LARGE]
