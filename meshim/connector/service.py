@@ -27,7 +27,7 @@ from meshim.stores.connections import Connections, kept
 from meshim.stores.lease_keeper import LeaseKeeper
 from meshim.stores.notices import NatsNotices
 from meshim.stores.ports import Lease
-from meshim.stores.presence import RedisPresence
+from meshim.stores.presence import UNSEEN_S, RedisPresence
 from meshim.stores.queues import SqlQueues
 from meshim.stores.session_cache import RedisSessionCache
 from meshim.topology import Topology
@@ -114,7 +114,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         context = Context()
         stack.callback(context.close)
         backends = Backends(
-            presence=RedisPresence(redis, namespace),
+            presence=RedisPresence(redis, namespace, unseen_s=max(UNSEEN_S, int(4 * timers.relation_ttl_s))),
             cache=RedisSessionCache(redis, namespace),
             accounts=SqlAccounts(archive),
             queues=SqlQueues(archive, limits.partitions),

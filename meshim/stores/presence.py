@@ -12,8 +12,9 @@ look-up of many users is one script, one reply and one decode (4 times faster th
 HGETALL), and no number passes through Lua's doubles, which hold 53 bits: incarnations have 63.
 Only session numbers are compared as numbers: microseconds since 1970 fit until the year 2255.
 
-A hash lives as long as it has a seat.  Seats of crashed connectors stay until the device comes
-back; they are recognised by their incarnation, which holds no lease.
+A hash lives as long as it has a seat, and not longer than `unseen_s` after the last `online`, which connectors repeat for
+every session.  Until then seats of crashed connectors stay, or until the device comes back; they are recognised by
+their incarnation, which holds no lease.
 
 Every script that changed something publishes the user ids, so that caches can forget them.
 """
@@ -28,6 +29,8 @@ from meshim.stores.ports import Seat, UserPresence
 from meshim.stores.redis_client import RedisClient
 from meshim.stores.session_clock import SessionClock
 
+UNSEEN_S = 3_600
+"""Every session is written again within `relation_ttl_s`, a minute by default."""
 _AT_ONCE = 256
 """Users in one script: Redis does nothing else meanwhile, so a script has to stay around a millisecond."""
 
@@ -70,6 +73,7 @@ for i = 3, #KEYS do
             redis.call('HSET', KEYS[i], device, seat, 'devices', all)
             changed[#changed + 1] = user
         end
+        redis.call('EXPIRE', KEYS[i], UNSEEN_S)
     end
 end
 if tonumber(highest) > tonumber(redis.call('GET', KEYS[2]) or 0) then redis.call('SET', KEYS[2], highest) end
@@ -125,14 +129,14 @@ _presences = msgspec.json.Decoder(list[UserPresence | None])
 class RedisPresence:
     """The port `Presence` on Redis."""
 
-    def __init__(self, client: RedisClient, namespace: str) -> None:
+    def __init__(self, client: RedisClient, namespace: str, unseen_s: int = UNSEEN_S) -> None:
         self._client = client
         self._namespace = namespace
         self._channel = f"{namespace}:presence"
         self._last_number = f"{namespace}:session"
         self._clock = SessionClock()
         self._session_numbers = client.script(_SESSION_NUMBERS)
-        self._online = client.script(_ONLINE)
+        self._online = client.script(_ONLINE.replace("UNSEEN_S", str(unseen_s)))
         self._offline = client.script(_OFFLINE)
         self._lookup = client.script(_LOOKUP)
         self._set_devices = client.script(_SET_DEVICES)

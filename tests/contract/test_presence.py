@@ -170,6 +170,20 @@ async def test_session_numbers_go_on_when_the_clock_steps_back(valkey_url: str, 
     await client.close()
 
 
+async def test_what_no_connector_repeats_is_forgotten(valkey_url: str, namespace: str) -> None:
+    """Seats of a connector that crashed, when the device never comes back."""
+    client = RedisClient(valkey_url, LOG)
+    presence = RedisPresence(client, namespace, unseen_s=100)
+    seat, key = Seat(1, 11, 77, SESSION), f"{namespace}:presence:1"
+    await presence.online([(seat, (11,))])
+    await client.execute("EXPIRE", key, 10)
+    await presence.set_devices(1, [11, 12])
+    assert await client.execute("TTL", key) <= 10
+    await presence.online([(seat, (11, 12))])
+    assert 90 <= await client.execute("TTL", key) <= 100, "the same seat again: somebody still wants it"
+    await client.close()
+
+
 async def test_memory_session_numbers_go_on_when_the_clock_steps_back(namespace: str) -> None:
     side = MemorySide(namespace)
     numbers = await side.presence().session_numbers(2)
