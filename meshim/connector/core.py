@@ -293,12 +293,11 @@ class ConnectorCore:
     # ---------------------------------------------------------------- from transfers
 
     def _transfer_sent(self, event: e.TransferSent, now: float) -> None:
-        until = now + self._options.hold_s
         for item in self._mesh.receive(event.transfer, event.batch, now):
             if isinstance(item, Outcome):
                 self._outcome(item)
             else:
-                self._place(item, until)
+                self._place(item, now)
 
     def _outcome(self, outcome: Outcome) -> None:
         session = self._sessions.of_device(outcome.device)
@@ -307,8 +306,9 @@ class ConnectorCore:
         else:
             self._sessions.tell(session, outcome)
 
-    def _place(self, place: Place, until: float) -> None:
+    def _place(self, place: Place, now: float) -> None:
         options = self._options
+        until = now + options.hold_s
         for device, number in place.seats:
             session = self._sessions.of_device(device)
             if session is None:
@@ -317,7 +317,8 @@ class ConnectorCore:
                 self._actions.append(e.EraseSeats((Seat(place.user, device, self._incarnation, number),)))
                 self._sessions.give_back(place, (device,), absent=True)
                 continue
-            placed = session.place(place, until, options.session_queue, options.session_bytes)
+            most = 0 if session.lags(now, options.hold_s) else options.session_queue
+            placed = session.place(place, until, most, options.session_bytes)
             if placed is Placed.PUSHED:
                 self._sessions.touch(session)
             elif placed is Placed.HELD:

@@ -150,6 +150,11 @@ class Session:
 
     # ---- towards the device
 
+    def lags(self, now: float, most_s: float) -> bool:
+        """Whether the device takes what it gets, but more slowly than that: what comes now would wait behind it."""
+        since = self.link.window.waits_since()
+        return since is not None and now - since > most_s
+
     def place(self, place: Place, until: float, most: int, most_bytes: int) -> Placed:
         """Take a live copy: push it, hold it, or refuse it because it has to be stored."""
         if self.state is not State.LIVE:

@@ -210,6 +210,12 @@ class Window(Generic[Out, In]):
         self._resend_from = min((flight.resend_at for flight in self._flights.values()), default=inf)
         return frames
 
+    def waits_since(self) -> float | None:
+        """When the oldest frame that is not acknowledged was sent first."""
+        for flight in self._flights.values():
+            return flight.first_sent
+        return None
+
     def failed(self, now: float) -> bool:
         """Whether frames are under way and the peer took none for too long."""
         return now >= self._give_up_at()

@@ -378,3 +378,20 @@ def test_a_poke_during_a_look_is_not_forgotten() -> None:
     connector.peeked()
     connector.pass_time(0.2)
     assert connector.take(e.PeekQueues), "the first look may have been too early"
+
+
+def test_for_a_device_that_takes_little_by_little_what_comes_is_stored() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    bob = connector.online(B1)
+    for seq in (1, 2, 3):
+        transfer.give(place(seq=seq))
+    for taken in (1, 2):
+        connector.pass_time(HOLD_S * 0.9)
+        bob.acknowledge(taken)
+    assert not bob.closed, "it goes on taking"
+    transfer.take()
+    transfer.give(place(seq=4))
+    assert returned(transfer) == [(4, False)]
+    bob.acknowledge()
+    assert connector.take(e.PeekQueues), "it has caught up: what was stored meanwhile is drained"
