@@ -19,10 +19,6 @@ from gauges import files, processes, watched
 from meshim.errors import MeshimError
 from meshim.topology import Security, Topology
 
-QUIET_S = 3.0
-"""Talking before an attack."""
-CALM_S = 3.0
-"""Between the end of an attack and the talk that counts as after it."""
 END_S = 30.0
 P99_FLOOR_MS = 5.0
 """A tail of a few messages below this is noise of the machine: ratios are against at least so much."""
@@ -32,7 +28,8 @@ class Ordeal(NamedTuple):
     """An attack, how many people take part, how long and how large it is; then what it may cost.
 
     `grown_mib` bounds the memory that a process of the mesh takes on; `p50` and `p99` are the bystanders' latencies
-    during the attack over those before it, `p99_after` those after it.
+    during the attack over those before it, `p99_after` those after it.  The two talk for `quiet_s` before the attack,
+    and again `calm_s` after its end.
     """
 
     name: str
@@ -47,6 +44,8 @@ class Ordeal(NamedTuple):
     files_left: int = 150
     """Descriptors that the connector may hold beyond those before, at the end: who attacks closes none."""
     curve: bool = True
+    quiet_s: float = 3.0
+    calm_s: float = 3.0
     expected: tuple[tuple[str, float], ...] = ()
     """Counts of the attack, each with the least it has to be: an attack that did nothing proves nothing."""
 
@@ -99,7 +98,7 @@ async def endure(data: Path, ordeal: Ordeal) -> dict[str, Any]:
     async with _process(talk, living, (pair[0], pair[1])) as talking:
         await _said(talking)
         talk_from = time.monotonic() + 0.5  # after the first look-ups
-        await asyncio.sleep(0.5 + QUIET_S)
+        await asyncio.sleep(0.5 + ordeal.quiet_s)
         attacked = pids[living[0].name]
         files_before = files(attacked)
         with watched(pids) as memory:
@@ -110,9 +109,9 @@ async def endure(data: Path, ordeal: Ordeal) -> dict[str, Any]:
                 files_left = files(attacked) - files_before
                 counts = await _said(attacking, ordeal.seconds + END_S)
                 ended = time.monotonic()
-            await asyncio.sleep(CALM_S)
+            await asyncio.sleep(ordeal.calm_s)
             calm = time.monotonic()
-            await asyncio.sleep(QUIET_S)
+            await asyncio.sleep(ordeal.quiet_s)
         talking.send("enough")
         talked: Talked = await _said(talking)
     before = talked.between(talk_from, began)

@@ -9,8 +9,9 @@ from meshim.protocol.link import LinkOptions
 class ConnectorOptions(msgspec.Struct, frozen=True):
     """Times are seconds.
 
-    `session_queue`, `frame_items` and `unsure` are counts per session, `session_rate` submits a second of one; `session_bytes` bounds the live copies under way to one, beyond
-    its last.  `relation_ttl_s` is after how long relations are read again.
+    `session_queue`, `frame_items` and `unsure` are counts per session, `session_rate` submits a second of one;
+    `session_bytes` bounds the live copies under way to one, beyond its last.  `relation_ttl_s` is after how long
+    relations are read again.
     """
 
     clients: LinkOptions

@@ -36,7 +36,7 @@ FRAME_OVERHEAD_BYTES = 16_384
 """Of a frame beyond its items.  A frame up to twice the limit is answered with a code; beyond that libzmq cuts."""
 FRAME_ITEMS = 64
 FRAMES_PER_WINDOW = 4
-"""What may wait in a socket for one client, or from one: a window, and as much again for resends and acknowledgements."""
+"""What may wait in a socket for one client, or from one: a window, resends, acknowledgements, and some room."""
 STRANGERS = 4_096
 """Connections without a session, beyond the sessions: a storm of honest clients has as many for a moment."""
 STRANGER_FRAMES = 128

@@ -28,7 +28,6 @@ from meshim.wire.client import ConnectorItem, Delivery, Submit
 from meshim.wire.envelope import Destination
 from meshim.wire.mesh import Place, Stamp
 
-
 SUBMIT_BYTES = 2_048
 """A message above it costs its sender as much as several."""
 
@@ -68,8 +67,8 @@ class Session:
     """One device, connected."""
 
     __slots__ = (
-        "_held_streams", "_queue", "account_due", "allowance", "custody", "devices", "drain", "due", "friends", "held", "link",
-        "live_bytes", "login", "overflowed", "peer", "rows", "seat", "seat_due", "seen_due", "state",
+        "_held_streams", "_queue", "account_due", "allowance", "custody", "devices", "drain", "due", "friends", "held",
+        "link", "live_bytes", "login", "overflowed", "peer", "rows", "seat", "seat_due", "seen_due", "state",
         "told_delayed", "unsure",
     )  # fmt: skip
 

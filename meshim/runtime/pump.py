@@ -71,7 +71,7 @@ class Pump:
 
 
 class Monitor:
-    """What happens to the connections of a socket, as (event, value); the value is a descriptor where the manual says so.
+    """What happens to the connections of a socket, as (event, value): a descriptor, where the manual says so.
 
     Make it before the socket binds or connects.
     """

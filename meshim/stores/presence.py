@@ -12,9 +12,9 @@ look-up of many users is one script, one reply and one decode (4 times faster th
 HGETALL), and no number passes through Lua's doubles, which hold 53 bits: incarnations have 63.
 Only session numbers are compared as numbers: microseconds since 1970 fit until the year 2255.
 
-A hash lives as long as it has a seat, and not longer than `unseen_s` after the last `online`, which connectors repeat for
-every session.  Until then seats of crashed connectors stay, or until the device comes back; they are recognised by
-their incarnation, which holds no lease.
+A hash lives as long as it has a seat, and not longer than `unseen_s` after the last `online`, which connectors
+repeat for every session.  Until then seats of crashed connectors stay, or until the device comes back; they are
+recognised by their incarnation, which holds no lease.
 
 Every script that changed something publishes the user ids, so that caches can forget them.
 """
