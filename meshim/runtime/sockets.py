@@ -85,7 +85,7 @@ class RouterStatistics(NamedTuple):
     foreign: int
     full: int
     gone: int
-    cut: int
+    cut: int = 0
 
 
 class Context:
