@@ -5,16 +5,19 @@ They run at the lowest priority: on other machines they would not take our proce
 
 import asyncio
 import os
+import secrets
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from crowd import Person, text
+from meshim.client.rest import Api
+from meshim.errors import ApiError
 from meshim.stores.ports import Lease
 from raw_zmtp import pour_parts
-from rude import WINDOW, Rude, ZmqContext, context, until
+from rude import PATIENCE_S, WINDOW, Rude, ZmqContext, context, until
 
 LOWEST_PRIORITY = 19
 PART_BYTES = 262_144
@@ -31,6 +34,7 @@ class Means(NamedTuple):
     people: Sequence[Person]
     seconds: float
     size: int = 0
+    api: str = ""
 
 
 Counts = dict[str, float]
@@ -217,6 +221,35 @@ async def everybody_greets(zmq_context: ZmqContext, means: Means) -> Counts:
     }  # fmt: skip
 
 
+async def everybody_logs_in(_: ZmqContext, means: Means) -> Counts:
+    """All at once with their passwords, which cost REST the most; who is told that it is busy tries again then."""
+    password = secrets.token_hex(16)
+    names = [f"visitor-{secrets.token_hex(6)}" for _ in range(means.size)]
+    tried = 0
+    took_s: list[float] = []
+    async with AsyncExitStack() as stack:
+        apis = [await stack.enter_async_context(Api(means.api, timeout_s=PATIENCE_S)) for _ in names]
+        for first in range(0, len(names), 100):
+            await apis[0].import_users([(name, password) for name in names[first : first + 100]])
+        began = time.monotonic()
+
+        async def log_in(api: Api, name: str) -> None:
+            nonlocal tried
+            while time.monotonic() < began + means.seconds:
+                tried += 1
+                try:
+                    await api.login(name, password, "phone", secrets.randbits(64))
+                    took_s.append(time.monotonic() - began)
+                    return
+                except ApiError as error:
+                    if not error.temporary:
+                        raise
+                    await asyncio.sleep((error.retry_after_s or 1.0) * (0.5 + secrets.randbelow(100) / 100))
+
+        await asyncio.gather(*(log_in(api, name) for api, name in zip(apis, names, strict=True)))
+    return {"logged_in": len(took_s), "tried": tried, "all_s": round(max(took_s, default=0.0), 2)}
+
+
 async def drains(zmq_context: ZmqContext, means: Means) -> Counts:
     """Log in and read everything that is stored, as fast as it comes; `size` messages."""
     rude = Rude(zmq_context, means.connector, means.people[0])
@@ -236,6 +269,6 @@ ATTACKS: dict[str, Attack] = {
     function.__name__: function
     for function in (
         never_reads, over_the_window, early_frames, endless_submits, huge_frames, endless_parts, nonsense,
-        never_greets, everybody_greets, drains,
+        never_greets, everybody_greets, everybody_logs_in, drains,
     )
 }  # fmt: skip

@@ -19,6 +19,14 @@ def processes(data: Path) -> dict[str, int]:
     return {role.name: role.pid for role in state.roles if role.pid is not None}
 
 
+def api(data: Path) -> str:
+    """The URL of the REST service."""
+    state = read(DataFolder(data))
+    assert state is not None, "the mesh runs"
+    assert state.api is not None, "REST answers"
+    return state.api
+
+
 def rss_mib(pid: int) -> float:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):

@@ -41,7 +41,7 @@ STRANGERS = 4_096
 """Connections without a session, beyond the sessions: a storm of honest clients has as many for a moment."""
 STRANGER_FRAMES = 128
 """A greeting takes one; what an ended session still had under way is a window or two."""
-STRANGER_BYTES = 1 << 20
+STRANGER_BYTES = 4 << 20
 FILES_SHARE = 0.8
 """Of the descriptors of the process: at the limit libzmq stops accepting, and spins."""
 

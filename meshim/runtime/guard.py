@@ -5,7 +5,7 @@ likes and read nothing.  But it tells the descriptor of each connection, and a d
 does then is what it does when the network fails.  So whoever knows which peers are wanted (`Guarding.known`)
 has the others cut:
 
-    never known           `unknown_s` after it was accepted, or after `unknown_frames`, or when connections run out
+    never known           `unknown_s` after it was accepted, or after so many frames or bytes, or when connections run out
     known once            `farewell_s` after it was not any more: time for the last frame to leave
     known or not          when it has sent far more than was read: one ZeroMQ message of parts without end is
                           gathered by libzmq in memory, which no high-water mark counts (adr/0014)
@@ -22,6 +22,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+SEARCH_S = 0.1
+"""How often the memory of the process is looked at: ten microseconds."""
 SWEEP_S = 1.0
 """How often connections are looked at."""
 GROWTH_BYTES = 64 << 20
@@ -50,7 +52,7 @@ class Guarding(NamedTuple):
 class Connection:
     """One that was accepted.  `peer` is not known before its first frame."""
 
-    __slots__ = ("address", "bytes_read", "cut", "descriptor", "frames", "known", "peer", "since")
+    __slots__ = ("address", "bytes_read", "bytes_unknown", "cut", "descriptor", "frames", "known", "peer", "since")
 
     def __init__(self, descriptor: int, address: Any, now: float) -> None:
         self.descriptor = descriptor
@@ -60,7 +62,8 @@ class Connection:
         self.peer: bytes | None = None
         self.known = False
         self.frames = 0
-        """Since it was known."""
+        """Since it was known, as the next."""
+        self.bytes_unknown = 0
         self.bytes_read = 0
         self.cut = False
 
@@ -116,7 +119,9 @@ class Guard:
         if connection.known:
             return True
         connection.frames += 1
-        if connection.frames > self._guarding.unknown_frames:
+        connection.bytes_unknown += size
+        guarding = self._guarding
+        if connection.frames > guarding.unknown_frames or connection.bytes_unknown > guarding.unknown_bytes:
             self._look(connection, connection.since)
             if not connection.known:
                 self._cut(connection)
@@ -125,7 +130,7 @@ class Guard:
     # ---------------------------------------------------------------- what is nobody's
 
     def sweep(self, now: float) -> None:
-        """Cut what has to be.  To be called every `SWEEP_S`."""
+        """Cut who is not wanted.  To be called every `SWEEP_S`."""
         farewell_s, unknown_s = self._guarding.farewell_s, self._guarding.unknown_s
         for connection in list(self._connections.values()):
             was_known = connection.known
@@ -135,16 +140,15 @@ class Guard:
                 connection.since = now - max(0.0, unknown_s - farewell_s)
             if not connection.known and now - connection.since >= unknown_s:
                 self._cut(connection)
-        self._search()
 
     def _look(self, connection: Connection, now: float) -> None:
         connection.known = connection.peer is not None and self._guarding.known(connection.peer)
         if connection.known:
             connection.since = now
-            connection.frames = 0
+            connection.frames = connection.bytes_unknown = 0
 
-    def _search(self) -> None:
-        """Where memory has grown, find who has sent what was never read."""
+    def search(self) -> None:
+        """Where memory has grown, cut who has sent what was never read.  To be called every `SEARCH_S`."""
         resident = _resident_bytes()
         self._memory_bytes = min(self._memory_bytes, resident)
         if resident - self._memory_bytes < GROWTH_BYTES:

@@ -26,7 +26,7 @@ import zmq
 
 from meshim.errors import UsageError
 from meshim.runtime import options
-from meshim.runtime.guard import SWEEP_S, Guard, Guarding
+from meshim.runtime.guard import SEARCH_S, SWEEP_S, Guard, Guarding
 from meshim.runtime.pump import NOBLOCK, TURN_BYTES, TURN_MESSAGES, Monitor, Pump, Socket
 from meshim.runtime.zap import Admit, Doorkeeper
 
@@ -226,7 +226,8 @@ class Router:
         self.endpoint = socket.get_string(zmq.LAST_ENDPOINT)
         self._pump = Pump(loop, socket, self._take)
         if self._guard is not None:
-            self._sweeping = loop.call_later(SWEEP_S, self._sweep, self._guard)
+            self._swept_at = loop.time()
+            self._sweeping = loop.call_later(SEARCH_S, self._sweep, self._guard)
 
     def send(self, peer: bytes, frame: bytes) -> Sent:
         """Queue one frame for a peer; never waits."""
@@ -303,8 +304,12 @@ class Router:
 
     def _sweep(self, guard: Guard) -> None:
         self._monitor.drain()
-        guard.sweep(self._loop.time())
-        self._sweeping = self._loop.call_later(SWEEP_S, self._sweep, guard)
+        guard.search()
+        now = self._loop.time()
+        if now - self._swept_at >= SWEEP_S:
+            self._swept_at = now
+            guard.sweep(now)
+        self._sweeping = self._loop.call_later(SEARCH_S, self._sweep, guard)
 
     def _note(self, event: int, value: int) -> None:
         if event == zmq.EVENT_ACCEPTED:

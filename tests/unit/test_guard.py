@@ -60,6 +60,7 @@ class Client:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "SEARCH_S", 0.02)
     monkeypatch.setattr(sockets, "SWEEP_S", 0.02)
     monkeypatch.setattr(guard, "GROWTH_BYTES", 4 << 20)
 
