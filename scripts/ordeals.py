@@ -38,7 +38,7 @@ class Ordeal(NamedTuple):
     size: int = 0
     stored: int = 0
     grown_mib: float = 64.0
-    p50: float = 4.0
+    p50: float = 8.0
     p99: float = 20.0
     p99_after: float = 3.0
     files_left: int = 150

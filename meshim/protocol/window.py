@@ -15,8 +15,9 @@ stay the sender's until the cumulative acknowledgement passes them, but are sent
 later than others.  A frame is sent again after `resend_s`, doubling; when the peer has taken nothing for
 `give_up_s` the link has failed and `abandon` hands back everything that was not acknowledged.
 
-A slow peer is not a dead one: both times are counted anew from each frame that it takes, and what is sent again
-at a time is at most one full frame, so that nobody is buried under copies of what he has not read yet.
+A slow peer is not a dead one: both times are counted anew from each frame that it takes.  And nobody is buried under
+copies of what he has not read yet: they wait for twice as long as he took for the last frame, and at most one full
+frame is sent again at a time.
 
 What waits is bounded in items and in bytes, and so is the stash: early frames are rare on links that are TCP.
 
@@ -74,9 +75,9 @@ class Window(Generic[Out, In]):
     """Both halves of one end of a link."""
 
     __slots__ = (
-        "_ack_due", "_deferred", "_flights", "_next_number", "_options", "_progress_at", "_queue", "_queue_bytes",
-        "_received", "_resend_from", "_size_of", "_size_of_received", "_sizes", "_stash", "_stash_bytes", "credit",
-        "link", "processed_number", "resent",
+        "_ack_due", "_deferred", "_flights", "_next_number", "_options", "_patience_s", "_progress_at", "_queue",
+        "_queue_bytes", "_quiet_until", "_received", "_resend_from", "_size_of", "_size_of_received", "_sizes",
+        "_stash", "_stash_bytes", "credit", "link", "processed_number", "resent",
     )  # fmt: skip
 
     def __init__(
@@ -103,6 +104,10 @@ class Window(Generic[Out, In]):
         """Nothing is due again before.  Asked for at every turn of every link, so it is not searched for."""
         self._progress_at = -inf
         """When the peer last took a frame."""
+        self._patience_s = options.resend_s
+        """How long it is waited for progress before anything is sent again."""
+        self._quiet_until = -inf
+        """Nothing is sent again before, whatever is due."""
         self._received = 0
         self._stash: dict[int, tuple[In, ...]] = {}
         self._stash_bytes = 0
@@ -171,14 +176,19 @@ class Window(Generic[Out, In]):
             raise PeerError(Code.MALFORMED, f"frame {ack} was acknowledged but never sent")
         done: list[Out] = []
         flights = self._flights
+        waited_s = 0.0
         while flights:
             number = next(iter(flights))
             if number > ack:
                 break
-            done.extend(flights.pop(number).items)
+            taken = flights.pop(number)
+            waited_s = max(waited_s, now - max(taken.first_sent, self._progress_at))
+            done.extend(taken.items)
         if done:
+            # Somebody who took so long takes as long for the next.
+            self._patience_s = max(self._options.resend_s, min(2 * waited_s, self._options.give_up_s))
             self._progress_at = now
-            self._resend_from = max(self._resend_from, now + self._options.resend_s)
+            self._quiet_until = now + self._patience_s
         if not flights:
             self._resend_from = inf
         for number in stash:
@@ -193,7 +203,7 @@ class Window(Generic[Out, In]):
     def resend(self, now: float) -> list[Data[Out]]:
         """The frames that are due again, at most one full frame of them: what is left over waits as long again."""
         frames: list[Data[Out]] = []
-        if now < self._resend_from:
+        if now < self._resend_from or now < self._quiet_until:
             return frames
         size = 0
         for number, flight in self._flights.items():
@@ -201,7 +211,7 @@ class Window(Generic[Out, In]):
                 continue
             size += flight.size
             if frames and size > self._options.frame_bytes:
-                self._resend_from = now + self._options.resend_s
+                self._quiet_until = now + self._patience_s
                 return frames
             flight.wait_s *= 2
             flight.resend_at = now + flight.wait_s
@@ -295,4 +305,4 @@ class Window(Generic[Out, In]):
         """When `resend` or `failed` should be asked again: not later than something is due, at times earlier."""
         if not self._flights:
             return None
-        return min(self._give_up_at(), self._resend_from)
+        return min(self._give_up_at(), max(self._resend_from, self._quiet_until))

@@ -5,7 +5,7 @@ likes and read nothing.  But it tells the descriptor of each connection, and a d
 does then is what it does when the network fails.  So whoever knows which peers are wanted (`Guarding.known`)
 has the others cut:
 
-    never known           `unknown_s` after it was accepted, or after so many frames or bytes, or when connections run out
+    never known           `unknown_s` after it was accepted, after so many frames or bytes, when connections run out
     known once            `farewell_s` after it was not any more: time for the last frame to leave
     known or not          when it has sent far more than was read: one ZeroMQ message of parts without end is
                           gathered by libzmq in memory, which no high-water mark counts (adr/0014)

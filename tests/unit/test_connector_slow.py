@@ -1,0 +1,59 @@
+"""A device on a slow line, with the options that every mesh has: it is not cut, nor is it sent everything twice."""
+
+import pytest
+
+from meshim.connector.service import options_of
+from meshim.topology import default
+from meshim.wire import client as wire
+from meshim.wire.link import Close, Data, Frame
+from tests.unit.connector_world import B1, Client, Connector, place
+
+BODIES = 40
+
+
+class Line:
+    """What a client gets passes at so many bytes a second, one frame after the other, and is acknowledged then."""
+
+    def __init__(self, client: Client, bytes_per_s: float) -> None:
+        self.client = client
+        self.bytes_per_s = bytes_per_s
+        self.taken: list[Frame] = []
+        self.carried = 0
+        self._done = 0.0
+
+    def pass_time(self, seconds: float) -> None:
+        client = self.client
+        client.connector.pass_time(seconds)
+        self._done += seconds * self.bytes_per_s
+        while len(self.taken) < len(client.frames):
+            frame = client.frames[len(self.taken)]
+            size = len(wire.encode(frame))
+            if size > self._done:
+                return
+            self._done -= size
+            self.carried += size
+            self.taken.append(frame)
+            if isinstance(frame, Data) and not client.closed:
+                client.acknowledge(max(each.number for each in self.taken if isinstance(each, Data)))
+        self._done = 0.0  # an idle line saves nothing up
+
+
+@pytest.mark.parametrize("bits_per_s", [500_000, 600_000, 5_000_000])
+def test_a_slow_line_carries_the_largest_bodies(bits_per_s: int) -> None:
+    real = options_of(default())
+    connector = Connector(
+        clients=real.clients, body_bytes=real.body_bytes, frame_bytes=real.frame_bytes,
+        session_queue=real.session_queue, session_bytes=real.session_bytes, sessions=8,
+    )  # fmt: skip
+    transfer = connector.transfer()
+    bob = connector.online(B1)
+    line = Line(bob, bits_per_s / 8)
+    transfer.give(*(place(B1, seq, body=bytes(real.body_bytes)) for seq in range(1, BODIES + 1)))
+    for _ in range(2_000):
+        line.pass_time(0.125)
+        if bob.came(Close) or len(line.taken) == len(bob.frames):
+            break
+    assert not bob.closed
+    assert bob.seqs == list(range(1, BODIES + 1))
+    assert connector.count.delivered == BODIES
+    assert line.carried < 1.3 * BODIES * real.body_bytes, "hardly anything was sent again"
