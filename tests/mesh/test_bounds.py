@@ -23,10 +23,10 @@ def slice_of(
 @pytest.mark.parametrize(
     "ordeal",
     [
-        slice_of("never_reads", "sent", 100, people=6, seconds=5.0, size=16_384),
-        slice_of("early_frames", "thrown", 100, people=16),
-        slice_of("endless_submits", "submitted", 1_000, people=4, size=128),
-        slice_of("nonsense", "thrown", 200),
+        slice_of("never_reads", "sent", 100, people=6, seconds=4.0, size=16_384),
+        slice_of("early_frames", "thrown", 100, people=16, seconds=2.0),
+        slice_of("endless_submits", "submitted", 1_000, people=4, size=128, seconds=2.0),
+        slice_of("nonsense", "thrown", 200, seconds=2.0),
         slice_of("drains", "drained", 10_000, size=10_000, stored=10_000, seconds=20.0),
         slice_of("everybody_greets", "welcomed", 300, people=300, grown_mib=64.0, files_left=700),
     ],
