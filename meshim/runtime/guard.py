@@ -198,4 +198,8 @@ def _received_bytes(connection: Connection) -> int:
 
 
 def _resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_bytes().split()[1]) * _PAGE_BYTES
+    """Of this process; 0 where the system does not say, and then nothing ever grows."""
+    try:
+        return int(Path("/proc/self/statm").read_bytes().split()[1]) * _PAGE_BYTES
+    except OSError:
+        return 0
