@@ -12,10 +12,10 @@ from contextlib import AsyncExitStack, suppress
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-from crowd import Person, text
 from meshim.client.rest import Api
 from meshim.errors import ApiError
 from meshim.stores.ports import Lease
+from population import Person, text
 from raw_zmtp import pour_parts
 from rude import PATIENCE_S, WINDOW, Rude, ZmqContext, context, until
 

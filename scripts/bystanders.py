@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
-from crowd import Person, text
 from meshim.stores.ports import Lease
 from meshim.wire.client import Delivery
+from population import Person, text
 from rude import Rude, context
 
 EVERY_S = 0.01

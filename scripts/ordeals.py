@@ -14,10 +14,10 @@ import msgspec
 import own_mesh
 from attacks import Means, attack
 from bystanders import Latency, Talked, talk
-from crowd import connectors, crowd
 from gauges import api, files, processes, watched
 from meshim.errors import MeshimError
 from meshim.topology import Security, Topology
+from population import connectors, population
 
 END_S = 30.0
 P99_FLOOR_MS = 5.0
@@ -94,7 +94,7 @@ GROUPS: dict[str, tuple[Ordeal, ...]] = {
 async def endure(data: Path, ordeal: Ordeal) -> dict[str, Any]:
     """Do it; what was measured, and as `broken` the sentences about bounds that did not hold."""
     living = await connectors(data)
-    async with crowd(data) as made:
+    async with population(data) as made:
         people = await made.people(ordeal.people, ordeal.name.replace("_", "-"))
         pair = await made.people(2, "bystander")
         await made.befriend(*pair)

@@ -10,12 +10,12 @@ from collections.abc import Callable
 
 import zmq
 
-from crowd import Person
 from meshim.stores.ports import Lease
 from meshim.wire import client as wire
 from meshim.wire.client import ConnectorFrame, Delivery, Greet, Submit, Welcome
 from meshim.wire.envelope import WIRE_VERSION
 from meshim.wire.link import Ack, Close, Data, Frame, Reset
+from population import Person
 
 WINDOW = 32
 PATIENCE_S = 20.0

@@ -27,7 +27,7 @@ from meshim.wire.log import Entry
 
 TOKEN_S = 86_400.0
 _NO_HASH = "nobody logs in with a password here"
-_DEVICE = "crowd"
+_DEVICE = "only"
 
 
 class Person(NamedTuple):
@@ -40,7 +40,7 @@ class Person(NamedTuple):
     token: bytes
 
 
-class Crowd:
+class Population:
     """Makes people, friendships and stored messages in the database of a mesh."""
 
     def __init__(self, archive: Archive, partitions: int) -> None:
@@ -101,12 +101,12 @@ def text(sender: Person, to: int, seq: int, body: bytes) -> bytes:
 
 
 @asynccontextmanager
-async def crowd(data: Path) -> AsyncIterator[Crowd]:
-    """The crowd of the mesh that runs on a data folder."""
+async def population(data: Path) -> AsyncIterator[Population]:
+    """The population of the mesh that runs on a data folder."""
     topology = topologies.load(DataFolder(data).topology)
     archive = Archive(topology.backends.sql, 2)
     try:
-        yield Crowd(archive, topology.limits.partitions)
+        yield Population(archive, topology.limits.partitions)
     finally:
         await archive.close()
 
@@ -114,7 +114,7 @@ async def crowd(data: Path) -> AsyncIterator[Crowd]:
 async def connectors(data: Path) -> Sequence[Lease]:
     """The connectors that live, by name."""
     topology = topologies.load(DataFolder(data).topology)
-    logger = log.get("script", "crowd")
+    logger = log.get("script", "population")
     redis = RedisClient(topology.backends.redis, logger)
     try:
         return await RedisLeases(redis, topology.namespace, logger).living("connector")
