@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from meshim.client.rest import Api
-from meshim.errors import ApiError
+from meshim.errors import ApiError, BackendUnavailable
 from meshim.stores.ports import Lease
 from population import Person, text
 from raw_zmtp import pour_parts
@@ -241,10 +241,11 @@ async def everybody_logs_in(_: ZmqContext, means: Means) -> Counts:
                     await api.login(name, password, "phone", secrets.randbits(64))
                     took_s.append(time.monotonic() - began)
                     return
-                except ApiError as error:
-                    if not error.temporary:
+                except (ApiError, BackendUnavailable) as error:
+                    if isinstance(error, ApiError) and not error.temporary:
                         raise
-                    await asyncio.sleep((error.retry_after_s or 1.0) * (0.5 + secrets.randbelow(100) / 100))
+                    wait_s = error.retry_after_s if isinstance(error, ApiError) else None
+                    await asyncio.sleep((wait_s or 1.0) * (0.5 + secrets.randbelow(100) / 100))
 
         await asyncio.gather(*(log_in(api, name) for api, name in zip(apis, names, strict=True)))
     return {"logged_in": len(took_s), "tried": tried, "all_s": round(max(took_s, default=0.0), 2)}
