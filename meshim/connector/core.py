@@ -12,7 +12,7 @@ what became of each copy:
 It promises nothing itself: whoever submits keeps the message until its copies are accounted for.
 
 The queue of a device is looked at after every presence write, after a poke, and in a jittered sweep, so that
-no single lost signal leaves anybody waiting.
+no single lost signal leaves anybody waiting; and often while presence is away, when no poke can come.
 """
 
 from collections.abc import Callable, Sequence
@@ -58,6 +58,8 @@ class ConnectorCore:
         self._options = options
         self._actions: list[e.Action] = []
         self._ticked = 0.0
+        self._blind_look_at: float | None = None
+        """When to look at every queue, while nobody can poke us."""
         self._mesh = Mesh(
             incarnation, name, options.transfers, options.reconnect_s, self.statistics, self._actions.append
         )  # fmt: skip
@@ -85,6 +87,7 @@ class ConnectorCore:
             e.Noticed: self._noticed,
             e.AccountsRead: self._accounts_read,
             e.AccountsUnreadable: self._accounts_unreadable,
+            e.PresenceLost: self._presence_lost,
             e.PresenceDisturbed: self._presence_disturbed,
             e.StopRequested: self._stop_requested,
         }
@@ -100,6 +103,10 @@ class ConnectorCore:
         self._mesh.tick(now)
         for session in self._sessions.due(now):
             self._tick_session(session, now)
+        if self._blind_look_at is not None and now >= self._blind_look_at:
+            self._blind_look_at = now + self._options.blind_s
+            for session in self._sessions.all():
+                self._sessions.look(session)
         return self._flush(now)
 
     def next_deadline(self) -> float | None:
@@ -371,8 +378,13 @@ class ConnectorCore:
             else:
                 self._route(session, verdict, submit)
 
+    def _presence_lost(self, event: e.PresenceLost, now: float) -> None:
+        """R9: what is said to people here is stored, and no writer finds out whom to poke."""
+        self._blind_look_at = now
+
     def _presence_disturbed(self, event: e.PresenceDisturbed, now: float) -> None:
         """Register everybody again, who is being seated too; each answer looks at a queue."""
+        self._blind_look_at = None
         seats = [(s.seat, s.devices) for s in self._sessions.all()]
         for at in range(0, len(seats), SEATS_AT_ONCE):
             self._actions.append(e.WriteSeats(tuple(seats[at : at + SEATS_AT_ONCE])))

@@ -140,6 +140,10 @@ class AccountsUnreadable(NamedTuple):
     users: Sequence[int]
 
 
+class PresenceLost(NamedTuple):
+    """Our lease ended: to the others we are not here, and nobody pokes us.  `PresenceDisturbed` ends that."""
+
+
 class PresenceDisturbed(NamedTuple):
     """Our lease or the presence backend was away: what it says of us may be wrong or gone."""
 
@@ -169,6 +173,7 @@ Event = (
     | Noticed
     | AccountsRead
     | AccountsUnreadable
+    | PresenceLost
     | PresenceDisturbed
     | StopRequested
 )

@@ -11,7 +11,7 @@ class ConnectorOptions(msgspec.Struct, frozen=True):
 
     `session_queue`, `frame_items` and `unsure` are counts per session, `session_rate` submits a second of one;
     `session_bytes` bounds the live copies under way to one, beyond its last.  `relation_ttl_s` is after how long
-    relations are read again.
+    relations are read again; `blind_s` is how often queues are looked at while nobody can poke us.
     """
 
     clients: LinkOptions
@@ -27,5 +27,6 @@ class ConnectorOptions(msgspec.Struct, frozen=True):
     hold_s: float
     relation_ttl_s: float
     reconnect_s: float = 0.5
+    blind_s: float = 3.0
     unsure: int = 64
     frame_items: int = 128

@@ -82,6 +82,7 @@ def options_of(topology: Topology) -> ConnectorOptions:
         heartbeat_s=timers.client_heartbeat_s,
         hold_s=timers.delivery_timeout_s,
         relation_ttl_s=(1 - CACHED_SHARE) * timers.relation_ttl_s,
+        blind_s=timers.lease_ttl_s,
     )
 
 
@@ -140,7 +141,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         lease = Lease("connector", name, incarnation, endpoint, keys.public.decode() if keys else "")
         keeper = LeaseKeeper(
             connections.leases(), lease, timers, service.log,
-            watch=("transfer",), on_living=shell.living, on_disturbed=shell.disturbed,
+            watch=("transfer",), on_living=shell.living, on_lost=shell.lost, on_disturbed=shell.disturbed,
         )  # fmt: skip
         async with kept(keeper, service):
             shell.start(incarnation)

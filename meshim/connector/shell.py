@@ -185,6 +185,10 @@ class Shell:
         except BackendUnavailable:
             self._service.log.warning("devices not noted as seen", count=len(devices))
 
+    def lost(self) -> None:
+        """Nobody finds us until the lease is held again."""
+        self.crank.receive(e.PresenceLost())
+
     def disturbed(self) -> None:
         """Presence may have forgotten us, or be as it was once: register everybody again."""
         self._greeter.doubt()

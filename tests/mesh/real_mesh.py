@@ -69,6 +69,19 @@ class RealMesh:
         assert pid is not None, f"{name} does not run"
         return pid
 
+    def role_pids(self) -> dict[str, int]:
+        """Of every role that runs, by name."""
+        state = read(self.data)
+        assert state is not None
+        return {role.name: role.pid for role in state.roles if role.pid is not None}
+
+    def backend_pid(self, name: str) -> int:
+        """Of an embedded backend, `redis` or `nats`, by its name; 0 while it does not run."""
+        state = read(self.data)
+        assert state is not None
+        backend = next(backend for backend in state.backends if backend.name == name)
+        return backend.pid if backend.pid is not None and backend.state is Phase.RUNNING else 0
+
     def signal(self, name: str, number: signal.Signals) -> int:
         """Send a signal (SIGKILL, SIGSTOP, SIGCONT, SIGTERM) to one process; its pid."""
         pid = self.pid(name)

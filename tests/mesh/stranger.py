@@ -3,11 +3,12 @@
 Blocking, and without a disk: what a real client keeps in its state file stands in attributes.
 """
 
+import copy
 import os
 import secrets
 import time
-from base64 import b64decode, urlsafe_b64decode
-from collections.abc import Callable
+from base64 import b64decode, urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx
@@ -34,6 +35,7 @@ class Stranger:
     """One device."""
 
     def __init__(self, api: str, name: str, password: str) -> None:
+        self.api = api
         self.epoch = secrets.randbits(64)
         answer = httpx.post(
             f"{api}/v1/login",
@@ -65,10 +67,22 @@ class Stranger:
 
     # ---------------------------------------------------------------- the link
 
+    def find_connectors(self) -> None:
+        """Ask REST where the connectors are now."""
+        authorization = f"Bearer {urlsafe_b64encode(self.token).decode().rstrip('=')}"
+        answer = httpx.get(f"{self.api}/v1/connectors", headers={"Authorization": authorization})
+        self.connectors = answer.json()["connectors"]
+
+    def again(self) -> "Stranger":
+        """The same device, outbox and inbox for a connection beside this one."""
+        return copy.copy(self)
+
     def connect(
-        self, *, token: bytes | None = None, version: int = 1, wait: bool = True, acknowledges: bool = True
-    ) -> None:
-        connector = secrets.choice(self.connectors)
+        self, *, on: str = "", token: bytes | None = None, version: int = 1, wait: bool = True,
+        acknowledges: bool = True, ahead: Sequence[bytes] = (),
+    ) -> None:  # fmt: skip
+        """Connect to the connector of this name, or to any; `ahead` are frames that come before the greeting."""
+        connector = secrets.choice([each for each in self.connectors if on in ("", each["name"])])
         self.socket = _context.socket(zmq.DEALER)
         self.socket.set(zmq.IMMEDIATE, 1)
         self.socket.set(zmq.LINGER, 0)
@@ -85,6 +99,8 @@ class Stranger:
         self.taken = 0
         self.early: dict[int, list[Any]] = {}
         self.welcome: Any = None
+        for frame in ahead:
+            self.socket.send(frame)
         self.send(GREET, version, self.token if token is None else token, self.epoch, self.link, WINDOW, "stranger")
         if wait:
             self.until(lambda: self.welcome is not None)
@@ -95,6 +111,14 @@ class Stranger:
         self.send(CLOSE, self.link, 14, "bye")
         self.socket.close(200)
 
+    def vanish(self) -> None:
+        """End the connection without a word."""
+        self.socket.close(0)
+
+    def acknowledge(self) -> None:
+        """Say what was taken so far."""
+        self.send(ACK, self.link, self.taken, sorted(self.early))
+
     def send(self, kind: int, *fields: Any) -> None:
         self.socket.send(pack([kind, *fields]))
 
@@ -103,7 +127,8 @@ class Stranger:
         self.until(lambda: self.sent_number - self.sent_acknowledged < self.welcome[6])
         self.sent_number += 1
         item = [SUBMIT, envelope, [(u, d, position) for (u, d), position in self.after.get(to, {}).items()]]
-        self.send(DATA, self.link, self.sent_number, self.taken, sorted(self.early), [item])
+        taken, early = (self.taken, sorted(self.early)) if self.acknowledges else (0, [])
+        self.send(DATA, self.link, self.sent_number, taken, early, [item])
 
     def until(self, condition: Callable[[], object]) -> None:
         deadline = time.monotonic() + DEADLINE_S
@@ -128,7 +153,7 @@ class Stranger:
                 for item in self.early.pop(self.taken):
                     self.outcome(*item[1:]) if item[0] == OUTCOME else self.delivery(*item[1:])
             if self.acknowledges:
-                self.send(ACK, self.link, self.taken, sorted(self.early))
+                self.acknowledge()
         elif kind == ACK:
             self.sent_acknowledged = max(self.sent_acknowledged, fields[1])
 

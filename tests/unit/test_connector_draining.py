@@ -14,6 +14,7 @@ from tests.unit.connector_world import (
     BOB,
     LONGEST,
     RETRY_S,
+    SWEEP_S,
     Client,
     Connector,
     place,
@@ -348,3 +349,28 @@ def test_one_look_at_a_time() -> None:
     for _ in range(5):
         poke(connector)
     assert len(connector.take(e.PeekQueues)) == 1
+
+
+def test_queues_are_looked_at_often_while_nobody_can_poke() -> None:
+    """R9: what is stored meanwhile for people who are here must not wait for the sweep."""
+    connector = Connector(blind_s=3.0)
+    connector.online(A1)
+    connector.online(B1)
+    connector.tell(e.PresenceLost())
+    for _ in range(3):
+        connector.pass_time(0.2)
+        assert looked_at(connector) == [A1, B1]
+        connector.pass_time(2.7)
+        assert looked_at(connector) == []
+        connector.pass_time(0.1)
+    connector.tell(e.PresenceDisturbed())
+    connector.take(e.PeekQueues)
+    connector.pass_time(SWEEP_S / 2)
+    assert looked_at(connector) == [], "presence is there again"
+
+
+def looked_at(connector: Connector) -> list[int]:
+    """The devices whose queues were looked at since; nothing was in them."""
+    looks = [device for peek in connector.take(e.PeekQueues) for device in peek.devices]
+    connector.tell(e.QueuesPeeked(looks, dict.fromkeys(range(4), 0), set()))
+    return [device for _, device, _ in looks]
