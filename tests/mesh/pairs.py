@@ -77,8 +77,9 @@ async def nothing_else(pair: People, *lines: str, through: Stranger | None = Non
     outgoing = await pair.alice.send(pair.bob_name, "nothing else")
     await doing(bob.until, lambda: len(bob.shown) > len(lines))
     assert [text for _, text, _ in bob.shown] == [*lines, "nothing else"]
-    await asyncio.wait_for(outgoing.wait_delivered(), DEADLINE_S)
-    await until(lambda: rows(pair.mesh, bob.device)[0] == 0, "something stays in the queue")
+    async with listening(bob):
+        await asyncio.wait_for(outgoing.wait_delivered(), DEADLINE_S)
+        await until(lambda: rows(pair.mesh, bob.device)[0] == 0, "something stays in the queue")
 
 
 # ---------------------------------------------------------------- where they are

@@ -23,6 +23,7 @@ USER, DEVICE = 1, 2
 TEXT, RECEIPT, BASE = 1, 3, 4
 RECEIVED, READ = 1, 2
 WINDOW = 32
+BUSY_S = 0.5
 DEADLINE_S = 20.0
 
 pack: Callable[[Any], bytes] = msgspec.msgpack.encode
@@ -56,6 +57,8 @@ class Stranger:
         self.accounted: dict[tuple[tuple[int, ...], int], set[tuple[int, int]]] = {}
         self.states: dict[tuple[tuple[int, ...], int], set[str]] = {}
         self.codes: dict[tuple[tuple[int, ...], int], int] = {}
+        self.busy: dict[tuple[tuple[int, ...], int], float] = {}
+        """What the mesh could not take, and when to submit it again."""
         # the inbox: by (user, device, epoch, destination)
         self.watermark: dict[tuple[Any, ...], int] = {}
         self.held: dict[tuple[Any, ...], dict[int, list[Any]]] = {}
@@ -104,7 +107,7 @@ class Stranger:
         self.send(GREET, version, self.token if token is None else token, self.epoch, self.link, WINDOW, "stranger")
         if wait:
             self.until(lambda: self.welcome is not None)
-            for (to, _), envelope in self.pending.items():
+            for (to, _), envelope in list(self.pending.items()):
                 self.submit(envelope, to)
 
     def disconnect(self) -> None:
@@ -134,6 +137,10 @@ class Stranger:
         deadline = time.monotonic() + DEADLINE_S
         while not condition():
             assert time.monotonic() < deadline, f"nothing but {self.frames}"
+            for key in [key for key, at in self.busy.items() if at <= time.monotonic()]:
+                del self.busy[key]
+                if key in self.pending:
+                    self.submit(self.pending[key], key[0])
             if self.socket.poll(100):
                 self.received(unpack(self.socket.recv()))
 
@@ -203,6 +210,8 @@ class Stranger:
                 for u, d in done:
                     after = self.after.setdefault(tuple(to), {})
                     after[u, d] = max(position, after.get((u, d), 0))
+            if how == BUSY:
+                self.busy[key] = time.monotonic() + BUSY_S
             if how == REJECTED:
                 self.states[key].add("rejected")
                 self.codes[key] = code
