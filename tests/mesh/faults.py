@@ -18,6 +18,7 @@ import redis
 
 import own_mesh
 from meshim import topology as topologies
+from meshim.protocol.routing import conversation_of, pick
 from meshim.runtime import counters
 from meshim.stores.ports import Seat
 from meshim.topology import Timers, Topology
@@ -138,10 +139,18 @@ def erase_seat(mesh: RealMesh, user: int, device: int) -> None:
         assert client.hdel(f"meshim:presence:{user}", str(device)) == 1
 
 
+def handler(mesh: RealMesh, one: int, other: int) -> str:
+    """The transfer that handles what these users say to each other."""
+    names = {incarnation(mesh, name): name for name in mesh.role_pids() if ROLES[name[0]] == "transfer"}
+    picked = pick(conversation_of(one, other), names)
+    assert picked is not None
+    return names[picked]
+
+
 def incarnation(mesh: RealMesh, name: str) -> int:
-    """That of a living connector, from its lease."""
+    """That of a living role, from its lease."""
     with closing(redis_of(mesh)) as client:
-        lease = client.get(f"meshim:lease:connector:{name}")
+        lease = client.get(f"meshim:lease:{ROLES[name[0]]}:{name}")
     assert isinstance(lease, bytes)
     return int(lease.split(b" ")[0])
 

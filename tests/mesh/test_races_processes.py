@@ -31,17 +31,6 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealMesh]:
         yield started
 
 
-def handles(mesh: RealMesh) -> dict[str, Counted]:
-    """For each transfer what it is given from now on."""
-    return {name: Counted(mesh, "routed", (name,)) for name in ("t1", "t2")}
-
-
-async def handler(routed: dict[str, Counted]) -> str:
-    """The transfer that was given something since."""
-    await until(lambda: any(each.rise for each in routed.values()), "no transfer was given anything")
-    return next(name for name, each in routed.items() if each.rise)
-
-
 # ---------------------------------------------------------------- R4
 
 
@@ -85,11 +74,11 @@ async def test_r06_transfer_dies_with_bundles_in_flight(mesh: RealMesh) -> None:
             pass
         await doing(bob.connect, on="c2")
         await drained(bob)
-        routed, rerouted = handles(mesh), Counted(mesh, "rerouted", ("c1", "c2"))
+        rerouted = Counted(mesh, "rerouted", ("c1", "c2"))
         submitted = Counted(mesh, "submitted", ("c1",))
         outgoing = await pair.sends(*lines[:30])
         await doing(bob.until, lambda: len(bob.shown) >= 5)
-        dying = await handler(routed)
+        dying = faults.handler(mesh, pair.alice.user_id, bob.user)
         with stopped(mesh, dying):
             outgoing += await pair.sends(*lines[30:])
             async with listening(bob):
@@ -136,10 +125,9 @@ async def test_r11_transfer_stopped_not_dead(mesh: RealMesh) -> None:
         bob = pair.bob
         await doing(bob.connect, on="c2")
         await drained(bob)
-        routed = handles(mesh)
         await pair.sends("m0")
         await doing(bob.until, lambda: pair.shown("m0"))
-        sleeping = await handler(routed)
+        sleeping = faults.handler(mesh, pair.alice.user_id, bob.user)
         lost, rerouted = Counted(mesh, "lease_losses", (sleeping,)), Counted(mesh, "rerouted", ("c1",))
         with stopped(mesh, sleeping):
             outgoing = await pair.sends(*lines[1:])
@@ -219,13 +207,11 @@ async def test_r16_one_copy_live_one_stored(mesh: RealMesh, dies: str) -> None:
             laptop_id = laptop.device_id
         await doing(bob.connect, on="c2", acknowledges=dies == "who stores")
         await drained(bob)
-        routed = handles(mesh)
         if dies == "who stores":
             with stopped(mesh, "nats"):
                 [outgoing] = await pair.sends("m1")
                 await doing(bob.until, lambda: pair.shown("m1", stored=False))
-                async with listening(bob):
-                    name = await handler(routed)
+                name = faults.handler(mesh, pair.alice.user_id, bob.user)
                 killed = kill(mesh, name)
                 assert outgoing.state == "pending", "one copy is not all"
         else:
