@@ -168,7 +168,7 @@ class Connector(Role):
         lease = Lease(self.kind, self.name, self.incarnation, self._endpoint())
         keeper = LeaseKeeper(
             backends.leases(), lease, timers, service.log,
-            watch=("transfer",), on_living=shell.living, on_disturbed=disturbed,
+            watch=("transfer",), on_living=shell.living, on_lost=shell.lost, on_disturbed=disturbed,
         )  # fmt: skip
         self._keep(core)
         async with kept(keeper, service):
