@@ -110,13 +110,14 @@ class HistoryWriter:
     def __init__(self, path: Path, clock: Callable[[], float], harness: str, **facts: object) -> None:
         self._file = path.open("w", encoding="utf-8")
         self._clock = clock
-        self._start = clock()
+        self.start = clock()
+        """What a process that stamps its records itself has to subtract from this clock."""
         self._records = 0
         self.write({"type": "header", "format": FORMAT, "version": VERSION, "harness": harness, **facts})
 
     def write(self, record: Record) -> None:
         """Append a record; `at` is added unless it stands there."""
-        record.setdefault("at", round(self._clock() - self._start, 6))
+        record.setdefault("at", round(self._clock() - self.start, 6))
         self._file.write(json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n")
         self._records += 1
 

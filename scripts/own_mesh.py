@@ -13,6 +13,8 @@ from meshim.deploy.tether import tethered
 from meshim.errors import MeshimError
 from meshim.topology import Durability, Listener, Remedy, RestListener, Topology, Worker
 
+MESHIM = (sys.executable, "-m", "meshim")
+
 _ROOT = Path(__file__).resolve().parent.parent
 _START_S = 60.0
 _END_S = 30.0
@@ -30,7 +32,7 @@ def topology(connectors: int = 2, transfers: int = 2, writers: int = 1, weak: Re
 
 
 @contextmanager
-def running(folder: Path, mesh: Topology, program: Sequence[str] = (sys.executable, "-m", "meshim")) -> Iterator[str]:
+def running(folder: Path, mesh: Topology, program: Sequence[str] = MESHIM) -> Iterator[str]:
     """Run a mesh with its files in `folder`; yield the URL of its REST service.
 
     `program` is the command line of meshim.

@@ -214,6 +214,11 @@ class Client:
         """Wait until there is no connection; a new one is under way by itself.  Raises what ended the client."""
         await self._either(self._connection.offline)
 
+    @property
+    def connector(self) -> str | None:
+        """The endpoint of the connector that we are connected to; None while there is no connection."""
+        return self._connection.endpoint
+
     async def _either(self, happened: asyncio.Event) -> None:
         either = [asyncio.ensure_future(event.wait()) for event in (happened, self._over)]
         try:

@@ -75,6 +75,11 @@ class Connection:
             # What finds no room is sent again by the window.
             self._dealer.send(frame)
 
+    @property
+    def endpoint(self) -> str | None:
+        """Of the connector that has welcomed us; None while none has."""
+        return self._last if self.online.is_set() else None
+
     def welcomed(self) -> None:
         self._welcomed_at = asyncio.get_running_loop().time()
         self._ousted = False

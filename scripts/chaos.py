@@ -1,0 +1,135 @@
+#!/usr/bin/env python3
+"""Kill, stop and restart the processes of a mesh while people talk, and have the judge say whether it kept its promises.
+
+`docs/chaos.md` says what is done, what the answer means, and how to go on from a run that failed.
+
+Exit code 0: every promise was kept, and the run was worth something.  1: a promise was broken, or the run
+proves nothing (it says why).  2: it could not be done.
+"""
+
+import argparse
+import json
+import secrets
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import _venv  # noqa: F401  (the project's own Python from here on)
+import msgspec
+
+import faults
+import own_mesh
+import strikes
+from broken import BREAKS
+from chaos_run import Run, Settings
+from meshim import topology as topologies
+from meshim.errors import MeshimError, UsageError
+from meshim.topology import Topology
+
+
+def main() -> int:
+    options = _options()
+    try:
+        answer = _chaos(options)
+    except MeshimError as error:
+        print(f"chaos: {error.sentence}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    _show(answer, as_json=options.json)
+    return 0 if answer["ok"] else 1
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Break a mesh while people talk, and judge what it did.")
+    parser.add_argument("--seconds", type=_seconds, default=120.0, metavar="N", help="how long there is traffic (120)")
+    parser.add_argument("--seed", type=int, metavar="S", help="makes the faults and the traffic; random by default")
+    parser.add_argument("--only", metavar="KIND,…", help=f"only these faults: {', '.join(faults.KINDS)}")
+    parser.add_argument("--break", dest="breaks", metavar="NAME", help=f"break a rule first: {', '.join(BREAKS)}")
+    parser.add_argument("--rate", type=float, default=600.0, metavar="N", help="messages a second (600)")
+    parser.add_argument("--users", type=_users, default=60, metavar="N", help="how many people (60)")
+    parser.add_argument("--topology", type=Path, metavar="FILE", help="of the mesh (3 connectors, 3 transfers, 2 writers)")
+    for backend in ("redis", "nats", "sql"):
+        parser.add_argument(f"--{backend}", metavar="URL", help=f"use this {backend}, and leave it alone")
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="new folder for what the run leaves behind")
+    parser.add_argument("--json", action="store_true", help="print the answer as one JSON object")
+    return parser.parse_args()
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 5 <= number < 86_400:
+        raise ValueError
+    return number
+
+
+def _users(text: str) -> int:
+    number = int(text)
+    if not 2 * 3 < number < 10_000:  # friends on both sides have to be different people
+        raise ValueError
+    return number
+
+
+def _chaos(options: argparse.Namespace) -> dict[str, Any]:
+    mesh = _topology(options)
+    kinds = _kinds(options.only, mesh)
+    if options.breaks is not None and options.breaks not in BREAKS:
+        raise UsageError(f"{options.breaks!r} cannot be broken on a real mesh: choose one of {', '.join(BREAKS)}.")
+    seed = secrets.randbits(32) if options.seed is None else options.seed
+    folder = _folder(options.folder)
+    settings = Settings(
+        seed=seed, seconds=options.seconds, rate=options.rate, users=options.users, kinds=tuple(kinds),
+        everything=options.only is None, breaks=options.breaks or "",
+    )  # fmt: skip
+    print(f"chaos: seed {seed}, everything it leaves behind is in {folder}", file=sys.stderr, flush=True)
+    return Run(settings, mesh, folder).perform()
+
+
+def _topology(options: argparse.Namespace) -> Topology:
+    mesh = topologies.load(options.topology) if options.topology else own_mesh.topology(3, 3, 2)
+    urls = {name: url for name in ("redis", "nats", "sql") if (url := getattr(options, name)) is not None}
+    mesh = msgspec.structs.replace(mesh, backends=msgspec.structs.replace(mesh.backends, **urls))
+    topologies.check(mesh)
+    return mesh
+
+
+def _kinds(only: str | None, mesh: Topology) -> list[str]:
+    possible = strikes.possible(mesh)
+    if only is None:
+        return possible
+    wanted = [kind.strip() for kind in only.split(",")]
+    for kind in wanted:
+        if kind not in faults.KINDS:
+            raise UsageError(f"{kind!r} is no kind of fault: choose out of {', '.join(faults.KINDS)}.")
+        if kind not in possible:
+            raise UsageError(f"{kind} cannot be done here: that backend is not ours to break.")
+    return wanted
+
+
+def _folder(wanted: Path | None) -> Path:
+    if wanted is None:
+        return Path(tempfile.mkdtemp(prefix="meshim-chaos-"))
+    try:
+        wanted.mkdir(parents=True)
+    except OSError as error:
+        raise UsageError(f"{wanted} cannot be made: {error.strerror}.") from error
+    return wanted.resolve()
+
+
+def _show(answer: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(answer, indent=2))
+        return
+    for name, value in answer.items():
+        if name not in ("kills", "why", "violations", "counters"):
+            print(f"{name:>13} {value}")
+    for violation in answer["violations"]:
+        print("line {line}: {kind}: message {message!r}: {sentence}.".format_map(violation))
+    for reason in answer["why"]:
+        print(f"NOT good: {reason}.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

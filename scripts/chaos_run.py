@@ -1,0 +1,293 @@
+"""One chaos run, from the start of the mesh to the verdict."""
+
+import asyncio
+import heapq
+import json
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvloop
+
+import own_mesh
+from broken import mesh_command
+from cast import Cast, friends_of, parts_of
+from faults import plan, too_few
+from follow import Follower
+from history import HistoryWriter, Record
+from meshim.deploy.state import DataFolder
+from meshim.errors import MeshimError
+from meshim.topology import Topology
+from recovery import Recoveries, Recovery, by_kind
+from strikes import Strikes
+from tallying import Tally
+from troupe import Troupe, enrol
+
+PROCESSES = 4
+"""Of players.  Python takes a core for each, and they share the machine with the mesh."""
+RATE_LEAST = 500.0
+PROVING_S = 120.0
+"""A run that lasts so long has to show something: a fault of each kind twice, every counter, enough traffic."""
+TALKING_MOST_S = {"kill-connector": 5.0, "kill-transfer": 5.0}
+MOVED_MOST_S = {"term-connector": 1.0}
+"""What is promised of recovery, at default settings."""
+
+_ONLINE_S = 30.0
+_HEAL_S = 60.0
+_QUIET_S = 90.0
+"""Until everything is settled and seen: a sweep, a gap given up, the longest pause of a client, and some more."""
+_LINGER_S = 3.0
+"""After that, for what comes twice."""
+_LEAVE_S = 30.0
+_LOOK_S = 0.25
+_TELL_S = 5.0
+_SHM = Path("/dev/shm")  # noqa: S108  (not a temporary file: memory, where a sync costs nothing)
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """What was asked for.  `everything` says that no kind of fault was left out on purpose."""
+
+    seed: int
+    seconds: float
+    rate: float
+    users: int
+    kinds: tuple[str, ...]
+    everything: bool
+    breaks: str
+
+
+class Run:
+    """One run; `perform` does it."""
+
+    def __init__(self, settings: Settings, mesh: Topology, folder: Path) -> None:
+        self._settings = settings
+        self._mesh = mesh
+        self._folder = folder
+        self._history = folder / "history.jsonl"
+        self._notes: list[Record] = []
+        self._start = 0.0
+        self._facts: dict[str, Any] = {}
+
+    def perform(self) -> dict[str, Any]:
+        """Return the answer, `ok` first.  Raises MeshimError when the run cannot be done."""
+        settings = self._settings
+        with ExitStack() as stack:
+            writer = stack.enter_context(
+                HistoryWriter(self._history, time.monotonic, "chaos", seed=settings.seed, seconds=settings.seconds)
+            )
+            self._start = writer.start
+            api = stack.enter_context(
+                own_mesh.running(self._folder, self._mesh, mesh_command(settings.breaks))
+            )
+            states = stack.enter_context(tempfile.TemporaryDirectory(prefix="meshim-", dir=_memory()))
+            uvloop.run(self._perform(api, Path(states), writer))
+            recoveries = self._merge(writer)
+        return self._answer(_judge(self._history), recoveries)
+
+    def _clock(self) -> float:
+        return time.monotonic() - self._start
+
+    def _note(self, **fields: object) -> None:
+        self._notes.append({"type": "note", "at": round(self._clock(), 6), **fields})
+
+    # ---------------------------------------------------------------- the run
+
+    async def _perform(self, api: str, states: Path, writer: HistoryWriter) -> None:
+        settings = self._settings
+        users = [f"u{at}.{secrets.token_hex(3)}" for at in range(settings.users)]
+        records = self._folder / "records"
+        records.mkdir()
+        self._cast = cast = await enrol(
+            Cast(
+                api, secrets.token_hex(16), self._start, settings.seed, settings.rate, str(records), friends_of(users),
+                parts_of(users, states, PROCESSES, settings.seed), settings.breaks,
+            ),
+            writer,
+        )  # fmt: skip
+        data = DataFolder(self._folder / "data")
+        self._follower = follower = Follower(cast, PROCESSES)
+        self._tally = Tally(data)
+        troupe = Troupe(cast, self._folder, follower)
+        self._strikes = strikes = Strikes(data, troupe, self._clock, self._note)
+        looking = asyncio.create_task(self._look(troupe, strikes))
+        try:
+            await _either(self._act(troupe, strikes), looking)
+        finally:
+            looking.cancel()
+            strikes.release()
+            await troupe.end()
+
+    async def _act(self, troupe: Troupe, strikes: Strikes) -> None:
+        settings, follower = self._settings, self._follower
+        await troupe.start(range(PROCESSES))
+        parts = len(self._cast.parts)
+        await self._until(lambda: len(follower.connected) == parts, _ONLINE_S, "Not everybody came online")
+        await troupe.tell("go")
+        began = self._clock()
+        await strikes.perform(plan(settings.seed, settings.seconds, settings.kinds), began)
+        await asyncio.sleep(max(0.0, began + settings.seconds - self._clock()))
+        sent, ended = follower.sent, self._clock()
+        await strikes.over()
+        await troupe.tell("hush")
+        await strikes.healed(_HEAL_S)
+        healed = self._clock()
+        self._note(healed=True)
+        quiet = await self._quiet(healed)
+        await asyncio.sleep(_LINGER_S)
+        self._tally.look()
+        await troupe.leave(_LEAVE_S)
+        follower.catch_up()
+        self._facts = {
+            "rate": round(sent / (ended - began), 1),
+            "quiet_s": quiet,
+            "unfinished": len(follower.open),
+            "max_settle_s": round(follower.max_settle_s, 2),
+        }
+
+    async def _quiet(self, since: float) -> float | None:
+        """Wait until everything is settled and seen by everybody; how long that took, or None if it did not happen."""
+        try:
+            await self._until(lambda: not self._follower.open, _QUIET_S, "It did not become quiet")
+        except MeshimError:
+            return None  # the judge will say what it means
+        return round(self._clock() - since, 1)
+
+    async def _until(self, condition: Any, within_s: float, otherwise: str) -> None:
+        deadline = self._clock() + within_s
+        while not condition():
+            if self._clock() > deadline:
+                raise MeshimError(f"{otherwise} within {within_s:g} s (logs: {self._folder}).")
+            await asyncio.sleep(_LOOK_S)
+
+    async def _look(self, troupe: Troupe, strikes: Strikes) -> None:
+        """Follow what happens, and tell it on stderr now and then.  Raises when a process ends that nobody killed."""
+        told_at = self._clock()
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            self._follower.catch_up()
+            self._tally.look()
+            troupe.check(strikes.away)
+            if self._clock() - told_at >= _TELL_S:
+                told_at = self._clock()
+                online, sent = len(self._follower.connected), self._follower.sent
+                text = f"{online} devices online, {sent} sent, {len(self._follower.open)} under way"
+                print(f"chaos: {text}, {len(strikes.happened)} faults", file=sys.stderr, flush=True)
+
+    # ---------------------------------------------------------------- afterwards
+
+    def _merge(self, writer: HistoryWriter) -> list[Recovery]:
+        """Put the records of all processes into the history, in the order of time; return what they say of recovery."""
+        recoveries = Recoveries()
+        for part in self._cast.parts:
+            recoveries.take({"type": "device", "user": part.user, "device": part.device_id, "at": 0.0})
+        files = [_records(self._cast.file_of(number)) for number in range(PROCESSES)]
+        for record in heapq.merge(self._notes, *files, key=lambda record: record["at"]):
+            writer.write(record)
+            recoveries.take(record)
+        return [recoveries.of(strike) for strike in self._strikes.happened]
+
+    def _answer(self, verdict: dict[str, Any], recoveries: list[Recovery]) -> dict[str, Any]:
+        settings, strikes = self._settings, self._strikes
+        recovery = by_kind(recoveries)
+        sums = self._tally.sums()
+        why = [*self._broken(verdict, recovery), *self._worthless(sums)]
+        names = ("sent", "settled", "delivered", "via_offline", "lost", "duplicated", "reordered", "misdelivered")
+        return {
+            "ok": not why,
+            "why": why,
+            "seed": settings.seed,
+            "seconds": settings.seconds,
+            "users": verdict["users"],
+            "devices": verdict["devices"],
+            **{name: verdict[name] for name in names},
+            **{name: verdict[name] for name in ("altered", "unknown", "rejected", "in_doubt", "handed_again")},
+            **self._facts,
+            **sums,
+            "recovery_s": recovery,
+            "kills": [_told(each) for each in recoveries],
+            "left_out": [fault.kind for fault in strikes.left_out],
+            "problems": self._follower.problems,
+            "violations": verdict["violations"],
+            "counters": self._tally.all(),
+            "history": str(self._history),
+            "folder": str(self._folder),
+        }
+
+    def _broken(self, verdict: dict[str, Any], recovery: dict[str, dict[str, Any]]) -> Iterator[str]:
+        """Promises that were not kept."""
+        for name in ("lost", "duplicated", "reordered", "misdelivered", "altered", "unknown"):
+            if verdict[name]:
+                yield f"{verdict[name]} {name}"
+        if self._facts["quiet_s"] is None:
+            yield f"{self._facts['unfinished']} messages were not settled and seen {_QUIET_S:g} s after everything was healed"
+        if verdict["rejected"]:
+            yield f"{verdict['rejected']} messages between friends were rejected"
+        for problem in self._follower.problems[:3]:
+            yield f"a client gave up: {problem.rstrip('.')}"
+        for kind, most_s in TALKING_MOST_S.items():
+            if (took_s := recovery.get(kind, {}).get("max", 0.0)) > most_s:
+                yield f"people talked again {took_s:g} s after {kind}, {most_s:g} s is promised"
+        for kind, most_s in MOVED_MOST_S.items():
+            if (took_s := recovery.get(kind, {}).get("moved_max", 0.0)) > most_s:
+                yield f"people had moved {took_s:g} s after {kind}, {most_s:g} s is promised"
+
+    def _worthless(self, sums: dict[str, int]) -> Iterator[str]:
+        """Why a long run proves nothing."""
+        settings = self._settings
+        if settings.seconds < PROVING_S:
+            return
+        if self._facts["rate"] < RATE_LEAST:
+            yield f"there were only {self._facts['rate']:g} messages a second, {RATE_LEAST:g} are wanted"
+        if few := too_few((strike.kind for strike in self._strikes.happened), settings.kinds):
+            yield f"these happened less than twice: {', '.join(few)}"
+        if settings.everything and (zero := [name for name, count in sums.items() if not count]):
+            yield f"these never happened: {', '.join(zero)}"
+
+
+def _memory() -> Path | None:
+    """Where state files of clients go: memory if there is any, since only processes are killed here, no power is lost."""
+    return _SHM if _SHM.is_dir() else None
+
+
+def _records(path: Path) -> Iterator[Record]:
+    decode = msgspec.json.Decoder().decode
+    with path.open("rb") as lines:
+        for line in lines:
+            yield decode(line)
+
+
+def _told(recovery: Recovery) -> dict[str, Any]:
+    told: dict[str, Any] = msgspec.structs.asdict(recovery.strike)
+    for name, value in (("talking_s", recovery.talking_s), ("moved_s", recovery.moved_s)):
+        if value is not None:
+            told[name] = round(value, 2)
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def _judge(history: Path) -> dict[str, Any]:
+    """The verdict of the judge, in a process of its own; raises MeshimError with its sentence if it has none."""
+    judge = Path(__file__).with_name("check_history.py")
+    done = subprocess.run([sys.executable, judge, history, "--json"], capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 1):
+        raise MeshimError(f"The judge failed: {done.stderr.strip()}")
+    verdict: dict[str, Any] = json.loads(done.stdout)
+    return verdict
+
+
+async def _either(work: Any, other: "asyncio.Task[None]") -> None:
+    """Work to the end, unless the other ends before: it raises."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({task, other}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            other.result()
+    finally:
+        task.cancel()
+    await task

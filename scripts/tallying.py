@@ -1,0 +1,56 @@
+"""Adds up what the processes of a mesh have counted, over all their lives.
+
+Counters begin anew with each process, and are written once a second: what one that was killed counted after that is
+not known, so that sums are at times too low, never too high.
+"""
+
+from collections import Counter
+
+from meshim.deploy.state import DataFolder, read
+from meshim.runtime import counters
+
+SHOWN: dict[str, tuple[str, ...]] = {
+    "resent": ("connector", "transfer"),
+    "rerouted": ("connector",),
+    "stored": ("transfer",),
+    "drained": ("connector",),
+    "deduplicated": ("connector", "transfer"),
+    "fenced": ("connector", "writer"),
+    "poked": ("connector",),
+    "held": ("connector",),
+}
+"""What a chaos run shows, and which roles count it (`statistics.py` of each says what it means)."""
+
+
+class Tally:
+    """Sums over processes that come and go; call `look` more often than once a second."""
+
+    def __init__(self, data: DataFolder) -> None:
+        self._data = data
+        self._lives: dict[tuple[str, str, int], dict[str, int]] = {}
+
+    def look(self) -> None:
+        state = read(self._data)
+        if state is None:
+            return
+        for role in state.roles:
+            if role.pid is not None and (counted := counters.read(self._data.root, role.role, role.name, role.pid)):
+                self._lives[role.role, role.name, role.pid] = counted
+
+    def sums(self) -> dict[str, int]:
+        """The sums of `SHOWN`."""
+        return {name: sum(self._of(role)[name] for role in roles) for name, roles in SHOWN.items()}
+
+    def all(self) -> dict[str, dict[str, int]]:
+        """Every counter of every role, summed over its processes."""
+        roles = sorted({role for role, _, _ in self._lives})
+        return {role: dict(sorted(self._of(role).items())) for role in roles}
+
+    def _of(self, role: str) -> Counter[str]:
+        total: Counter[str] = Counter()
+        for (of, _, _), counted in self._lives.items():
+            if of == role:
+                total.update(counted)
+        return total
+
+
