@@ -112,7 +112,7 @@ def _at(places: Sequence[tuple[float, str | None]], at: float) -> str | None:
 
 
 def by_kind(recoveries: Iterable[Recovery]) -> dict[str, dict[str, Any]]:
-    """Maximum and median over the faults of each kind, in seconds."""
+    """For each kind how often it happened, maximum and median in seconds, and what was `never` over, if anything."""
     kinds: defaultdict[str, list[Recovery]] = defaultdict(list)
     for recovery in recoveries:
         kinds[recovery.strike.kind].append(recovery)
@@ -124,6 +124,8 @@ def _summary(recoveries: Sequence[Recovery]) -> dict[str, Any]:
     moved = [each.moved_s for each in recoveries if each.moved_s is not None]
     summary: dict[str, Any] = {"times": len(recoveries)}
     for name, times in (("", talking), ("moved_", moved)):
-        if times:
-            summary |= {f"{name}max": round(max(times), 2), f"{name}median": round(median(times), 2)}
+        if ended := [time for time in times if time < inf]:
+            summary |= {f"{name}max": round(max(ended), 2), f"{name}median": round(median(ended), 2)}
+    if never := sum(time == inf for time in (*talking, *moved)):
+        summary["never"] = never
     return summary

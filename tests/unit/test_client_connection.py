@@ -146,6 +146,20 @@ def test_a_lost_connection_is_made_anew_with_another_connector(in_world: InWorld
     in_world(test)
 
 
+def test_it_says_which_connector_has_welcomed_us_and_no_other(in_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        assert world.connection.endpoint is None
+        dealer = await world.sockets.next()
+        dealer.connected()
+        assert world.connection.endpoint is None
+        world.connection.welcomed()
+        assert world.connection.endpoint == dealer.endpoint
+        dealer.lost()
+        assert world.connection.endpoint is None
+
+    in_world(test)
+
+
 def test_the_only_connector_is_tried_again(in_world: InWorld) -> None:
     async def test(world: World) -> None:
         world.known = (C1,)
