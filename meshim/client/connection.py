@@ -118,16 +118,19 @@ class Connection:
             self._judge(end)
             if end.code is Code.BAD_TOKEN:
                 refused = token
-            fresh_list = not self._was_steady()
+            fresh_list = not self._was_good(end)
             if not fresh_list:
                 self._wait_s = FIRST_WAIT_S
             await asyncio.sleep(self._wait_s * _random.uniform(0.5, 1.5))
             self._wait_s = min(2 * self._wait_s, LONGEST_WAIT_S)
 
-    def _was_steady(self) -> bool:
-        """Whether the connection that just ended was a good one."""
+    def _was_good(self, end: e.Disconnect) -> bool:
+        """Whether the connection that just ended was no failure: it lasted, or its connector sends everybody on."""
         since, self._welcomed_at = self._welcomed_at, None
-        return since is not None and asyncio.get_running_loop().time() - since >= STEADY_S
+        if since is None:
+            return False
+        # A connector that leaves welcomes nobody, so that a mesh that ends does not make us spin.
+        return end.code is Code.SHUTTING_DOWN or asyncio.get_running_loop().time() - since >= STEADY_S
 
     def _judge(self, end: e.Disconnect) -> None:
         """Raises Refused when the device is not ours any more."""

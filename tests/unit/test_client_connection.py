@@ -199,6 +199,28 @@ def test_a_good_connection_is_followed_by_one_to_what_is_known_at_once(in_world:
     in_world(test)
 
 
+def test_a_connector_that_leaves_is_left_at_once_however_short_the_connection_was(in_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        for _ in range(5):
+            (await world.sockets.next()).lost()
+        await world.welcome()
+        at = asyncio.get_running_loop().time()
+        world.connection.ended(e.Disconnect(Code.SHUTTING_DOWN, "this connector is leaving: connect to another"))
+        assert (await world.sockets.next()).at - at == pytest.approx(0.05)
+        assert world.asked[-1] is False
+
+    in_world(test)
+
+
+def test_a_mesh_that_ends_is_asked_ever_later(in_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        for _ in range(20):
+            await world.refusal(Code.SHUTTING_DOWN)
+        assert asyncio.get_running_loop().time() > 10 * LONGEST_WAIT_S
+
+    in_world(test)
+
+
 def test_two_that_oust_each_other_do_not_spin(in_world: InWorld) -> None:
     """As two machines with copies of one state file: both have a token that is good."""
 
