@@ -1,14 +1,75 @@
-"""stub for now"""
+"""A mesh, or a client library, in which a mechanism is missing: to see that a chaos run notices.
 
-from pathlib import Path
+    python broken.py NAME up|ROLE ARGUMENT...
+
+is the `meshim` command with that mechanism taken away, in every process that it starts.  What each name takes
+away is written once, in `tests/sim/breaks.py`; here are the ones that concern code which runs in real processes
+(others are rules of Redis and SQL, or need state files to be lost), and whose absence shows there soon and surely.
+"""
+
+import asyncio
 import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from unittest.mock import patch
 
-BREAKS: dict[str, object] = {}
+_ROOT = Path(__file__).resolve().parent.parent
+if str(_ROOT) not in sys.path:
+    sys.path.append(str(_ROOT))  # for `tests`
+
+from meshim import topology as topologies  # noqa: E402
+from meshim.cli.main import main as meshim  # noqa: E402
+from meshim.client.events import Change, Drop, PutIn  # noqa: E402
+from meshim.client.state import StateFile  # noqa: E402
+from meshim.deploy import supervisor  # noqa: E402
+from meshim.deploy.state import DataFolder  # noqa: E402
+from own_mesh import MESHIM  # noqa: E402
+from tests.sim.breaks import broken  # noqa: E402
+
+BREAKS = ("dedup", "read-before-ack", "sent-before-puback", "sent-on-first-copy", "after", "ack-before-commit")
+
+_forever = ExitStack()
 
 
-def break_client(name: str) -> None:
-    raise AssertionError(name)
+def break_here(name: str) -> None:
+    """Take a mechanism away from this process, for the rest of its life."""
+    _forever.enter_context(broken(name))
+    if name == "dedup":  # the key of a table stands in for it otherwise, for as long as the application has not read
+        _forever.enter_context(patch.object(StateFile, "_apply", _apply_again))
 
 
-def mesh_command(name: str) -> list[str]:
-    return [sys.executable, "-m", "meshim"]
+_apply = StateFile._apply
+
+
+def _apply_again(self: StateFile, change: Change) -> None:
+    if isinstance(change, PutIn):
+        _apply(self, Drop(change.stream, change.seq))
+    _apply(self, change)
+
+
+def mesh_command(name: str) -> Sequence[str]:
+    """The command to run a mesh with: `meshim`, or this file if something is to be broken."""
+    return (sys.executable, __file__, name) if name else MESHIM
+
+
+def _up(name: str, file: Path, data: DataFolder) -> None:
+    def role_command(role: str, member: str, folder: DataFolder) -> list[str]:
+        command = supervisor.role_command(role, member, folder)
+        return [sys.executable, __file__, name, *command[command.index("meshim") + 1 :]]
+
+    asyncio.run(supervisor.run(topologies.load(file), data, lambda api: None, command=role_command))
+
+
+def _main(name: str, command: str, *arguments: str) -> None:
+    break_here(name)
+    if command == "up":
+        options = dict(zip(arguments[::2], arguments[1::2], strict=True))
+        _up(name, Path(options["-t"]), DataFolder(Path(options["--data"])))
+    else:
+        sys.argv = ["meshim", command, *arguments]
+        meshim()
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Kill, stop and restart the processes of a mesh while people talk, and have the judge say whether it kept its promises.
+"""Kill, stop and restart the processes of a mesh while people talk, and have the judge say what became of it.
 
 `docs/chaos.md` says what is done, what the answer means, and how to go on from a run that failed.
 
@@ -10,15 +10,14 @@ proves nothing (it says why).  2: it could not be done.
 import argparse
 import json
 import secrets
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import _venv  # noqa: F401  (the project's own Python from here on)
 import msgspec
 
+import _venv  # noqa: F401  (the project's own Python from here on)
 import faults
 import own_mesh
 import strikes
@@ -50,7 +49,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--break", dest="breaks", metavar="NAME", help=f"break a rule first: {', '.join(BREAKS)}")
     parser.add_argument("--rate", type=float, default=600.0, metavar="N", help="messages a second (600)")
     parser.add_argument("--users", type=_users, default=60, metavar="N", help="how many people (60)")
-    parser.add_argument("--topology", type=Path, metavar="FILE", help="of the mesh (3 connectors, 3 transfers, 2 writers)")
+    parser.add_argument(
+        "--topology", type=Path, metavar="FILE", help="of the mesh (3 connectors, 3 transfers, 2 writers)"
+    )
     for backend in ("redis", "nats", "sql"):
         parser.add_argument(f"--{backend}", metavar="URL", help=f"use this {backend}, and leave it alone")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="new folder for what the run leaves behind")

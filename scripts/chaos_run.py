@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -83,9 +83,7 @@ class Run:
                 HistoryWriter(self._history, time.monotonic, "chaos", seed=settings.seed, seconds=settings.seconds)
             )
             self._start = writer.start
-            api = stack.enter_context(
-                own_mesh.running(self._folder, self._mesh, mesh_command(settings.breaks))
-            )
+            api = stack.enter_context(own_mesh.running(self._folder, self._mesh, mesh_command(settings.breaks)))
             states = stack.enter_context(tempfile.TemporaryDirectory(prefix="meshim-", dir=_memory()))
             uvloop.run(self._perform(api, Path(states), writer))
             recoveries = self._merge(writer)
@@ -144,6 +142,7 @@ class Run:
         self._tally.look()
         await troupe.leave(_LEAVE_S)
         follower.catch_up()
+        self._tally.add("client", follower.counted)
         self._facts = {
             "rate": round(sent / (ended - began), 1),
             "quiet_s": quiet,
@@ -159,7 +158,7 @@ class Run:
             return None  # the judge will say what it means
         return round(self._clock() - since, 1)
 
-    async def _until(self, condition: Any, within_s: float, otherwise: str) -> None:
+    async def _until(self, condition: Callable[[], bool], within_s: float, otherwise: str) -> None:
         deadline = self._clock() + within_s
         while not condition():
             if self._clock() > deadline:
@@ -226,12 +225,15 @@ class Run:
             if verdict[name]:
                 yield f"{verdict[name]} {name}"
         if self._facts["quiet_s"] is None:
-            yield f"{self._facts['unfinished']} messages were not settled and seen {_QUIET_S:g} s after everything was healed"
+            open_ = self._facts["unfinished"]
+            yield f"{open_} messages were not settled and seen {_QUIET_S:g} s after everything was healed"
         if verdict["rejected"]:
             yield f"{verdict['rejected']} messages between friends were rejected"
         for problem in self._follower.problems[:3]:
             yield f"a client gave up: {problem.rstrip('.')}"
         for kind, most_s in TALKING_MOST_S.items():
+            if recovery.get(kind, {}).get("never"):
+                yield f"some people never talked again after {kind}"
             if (took_s := recovery.get(kind, {}).get("max", 0.0)) > most_s:
                 yield f"people talked again {took_s:g} s after {kind}, {most_s:g} s is promised"
         for kind, most_s in MOVED_MOST_S.items():
@@ -252,7 +254,7 @@ class Run:
 
 
 def _memory() -> Path | None:
-    """Where state files of clients go: memory if there is any, since only processes are killed here, no power is lost."""
+    """Where state files go: into memory if that is possible, since processes are killed here, and no power is lost."""
     return _SHM if _SHM.is_dir() else None
 
 
@@ -281,7 +283,7 @@ def _judge(history: Path) -> dict[str, Any]:
     return verdict
 
 
-async def _either(work: Any, other: "asyncio.Task[None]") -> None:
+async def _either(work: Coroutine[Any, Any, None], other: "asyncio.Task[None]") -> None:
     """Work to the end, unless the other ends before: it raises."""
     task = asyncio.ensure_future(work)
     try:

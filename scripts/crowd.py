@@ -3,8 +3,8 @@
     python crowd.py CAST NUMBER
 
 plays the parts of the cast that belong to process NUMBER, through the client library.  What its applications
-do and see is appended to a file of records (`docs/history.md`), each before it has consequences, so that the file says the
-truth whenever the process is killed; the next process of this number reads there where its devices were.
+do and see is appended to a file of records (`docs/history.md`), each before it has consequences, so that the file
+says the truth whenever the process is killed; the next process of this number reads there where its devices were.
 
 Commands come as lines on standard input: `go` (write), `hush` (write no more, everybody comes online), `leave`
 (everybody goes offline politely, and the process ends).
@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 import uvloop
 
-from broken import break_client
+from broken import break_here
 from cast import Cast, Part
 from history import SETTLED, digest_of
 from meshim.client import Client, Message, Outgoing
@@ -151,6 +151,7 @@ class Player:
         await client.__aexit__(None, None, None)
         if self._followers:
             await asyncio.wait(self._followers)
+        self._note("note", counted=msgspec.structs.asdict(client.statistics()))
         self._note("offline")
         self.learn()
 
@@ -192,6 +193,9 @@ class Player:
             outgoing = await client.send(to, text)
         except Refused as refusal:
             self._rejected(name, refusal)
+            return
+        except MeshimError as error:
+            self._note("note", problem=f"{name} could not be sent: {error.sentence}")
             return
         self._records.write("outcome", message=name, outcome="queued", id=outgoing.id)
         memory.unsettled[outgoing.id] = name
@@ -338,7 +342,7 @@ def main(arguments: Iterable[str]) -> None:
     path, number = arguments
     cast = msgspec.json.decode(Path(path).read_bytes(), type=Cast)
     if cast.breaks:
-        break_client(cast.breaks)
+        break_here(cast.breaks)
     uvloop.run(Crowd(cast, int(number)).run())
 
 

@@ -3,8 +3,8 @@
 Only to know what to wait for, and who was there when a process was killed; the verdict is `check_history.py`'s.
 """
 
+from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -37,6 +37,8 @@ class Follower:
         self.connected: set[str] = set()
         """Devices that a connector has welcomed."""
         self.problems: list[str] = []
+        self.counted: Counter[str] = Counter()
+        """What clients had counted when they were closed; those that were killed took it with them."""
         self.open: dict[str, _Message] = {}
         """Messages that are not settled, or not seen by everybody; not those that `send` may never have taken."""
         self._doubtful: dict[str, _Message] = {}
@@ -69,6 +71,8 @@ class Follower:
                 self._left(record)
             case "note" if "connector" in record:
                 (self.connected.add if record["connector"] else self.connected.discard)(record["device"])
+            case "note" if "counted" in record:
+                self.counted.update(record["counted"])
             case "note" if "problem" in record:
                 self.problems.append(f"{record['user']}: {record['problem']}")
 

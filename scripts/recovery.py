@@ -1,13 +1,13 @@
 """How soon people talk again after something was broken, read from the history of a chaos run.
 
-A *conversation* is what one device writes to one user.  It is affected when the broken process is the connector of either end;
-when it is anything else, all conversations are.  Of an affected conversation the first message counts that was handed to
-`send` within a second of the signal: it is over when a device of the recipient has shown it.  Conversations in
-which nothing was written in that second, or of which an end went away by itself meanwhile, say nothing.
+A *conversation* is what one device writes to one user.  It is affected when the broken process is the connector
+of either end; when it is anything else, all conversations are.  Of an affected conversation the first message counts
+that was handed to `send` within a second of the signal: the conversation goes on when a device of the recipient has
+shown it.  One in which nothing was written in that second, or of which an end went away by itself, says nothing.
 
-`talking_s` of a fault is the time from the signal until the last affected conversation was over; `moved_s`, for a
-connector, until the last of the devices that were on it was welcomed by another.  Where nobody speaks at once `talking_s` has a
-floor: the second within which the first message may come.
+`talking_s` of a fault is the time from the signal until the last affected conversation goes on; `moved_s`, for a
+connector, until the last of the devices that were on it was welcomed by another.  Since the first message may come
+at any time within a second, `talking_s` is at least about a second where many talk, however quick the mesh is.
 """
 
 from bisect import bisect_left

@@ -193,5 +193,3 @@ class Strikes:
         await self._troupe.start_again(number)
         self.away.discard(number)
         return True
-
-

@@ -5,16 +5,17 @@ not known, so that sums are at times too low, never too high.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 
 from meshim.deploy.state import DataFolder, read
 from meshim.runtime import counters
 
 SHOWN: dict[str, tuple[str, ...]] = {
-    "resent": ("connector", "transfer"),
+    "resent": ("connector", "transfer", "client"),
     "rerouted": ("connector",),
     "stored": ("transfer",),
     "drained": ("connector",),
-    "deduplicated": ("connector", "transfer"),
+    "deduplicated": ("connector", "transfer", "client"),
     "fenced": ("connector", "writer"),
     "poked": ("connector",),
     "held": ("connector",),
@@ -27,6 +28,7 @@ class Tally:
 
     def __init__(self, data: DataFolder) -> None:
         self._data = data
+        self._pids: dict[tuple[str, str], int] = {}
         self._lives: dict[tuple[str, str, int], dict[str, int]] = {}
 
     def look(self) -> None:
@@ -34,8 +36,16 @@ class Tally:
         if state is None:
             return
         for role in state.roles:
-            if role.pid is not None and (counted := counters.read(self._data.root, role.role, role.name, role.pid)):
-                self._lives[role.role, role.name, role.pid] = counted
+            # Who has just ended wrote a last time.
+            for pid in {self._pids.get((role.role, role.name)), role.pid}:
+                if pid is not None and (counted := counters.read(self._data.root, role.role, role.name, pid)):
+                    self._lives[role.role, role.name, pid] = counted
+            if role.pid is not None:
+                self._pids[role.role, role.name] = role.pid
+
+    def add(self, role: str, counted: Mapping[str, int]) -> None:
+        """What somebody else has counted: clients, all together."""
+        self._lives[role, "all", 0] = dict(counted)
 
     def sums(self) -> dict[str, int]:
         """The sums of `SHOWN`."""
@@ -52,5 +62,3 @@ class Tally:
             if of == role:
                 total.update(counted)
         return total
-
-

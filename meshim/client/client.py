@@ -72,6 +72,21 @@ DEFAULTS = ClientOptions(
 )
 
 
+class ClientStatistics(msgspec.Struct, frozen=True):
+    """What a client has counted since it was opened."""
+
+    resent: int
+    """Messages submitted again, after a wait or in another connection."""
+    deduplicated: int
+    """Messages that came again and were not shown again."""
+    gaps_released: int
+    """Times that messages were shown although an earlier one had not come."""
+    unreadable: int
+    """Deliveries and receipts that did not decode."""
+    skipped: int
+    """Messages of kinds that this version does not know."""
+
+
 class Client:
     """One device.  Use it in `async with`; every method may be called from any task of that loop."""
 
@@ -218,6 +233,13 @@ class Client:
     def connector(self) -> str | None:
         """The endpoint of the connector that we are connected to; None while there is no connection."""
         return self._connection.endpoint
+
+    def statistics(self) -> ClientStatistics:
+        """What was counted so far."""
+        core = self._core
+        return ClientStatistics(
+            core.outbox.resent, core.inbox.duplicates, core.inbox.gaps_released, core.unreadable, self._reading.skipped
+        )
 
     async def _either(self, happened: asyncio.Event) -> None:
         either = [asyncio.ensure_future(event.wait()) for event in (happened, self._over)]

@@ -1,6 +1,7 @@
 """The plan of a chaos run: made from the seed alone, everything often enough, and room where recovery is measured."""
 
 import pytest
+
 from faults import DEEDS, KINDS, LEASE_S, LONE, OTHER_LEASE_S, STOPPED_MOST, Fault, plan, too_few
 
 SECONDS = 120.0

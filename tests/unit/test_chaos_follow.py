@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
+
 from cast import Cast, Part
 from follow import Follower
 

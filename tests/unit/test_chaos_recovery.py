@@ -110,8 +110,6 @@ def test_kinds_are_summed_up() -> None:
     story.at(10.75, "1", C2)
     strikes = [killed(), killed("kill-nats", None), Strike("kill-connector", "c2", 50.0, C2)]
     assert by_kind(story.recoveries.of(strike) for strike in strikes) == {
-        "kill-connector": {
-            "times": 2, "max": 0.5, "median": 0.5, "moved_max": 0.75, "moved_median": 0.75, "never": 1
-        },
+        "kill-connector": {"times": 2, "max": 0.5, "median": 0.5, "moved_max": 0.75, "moved_median": 0.75, "never": 1},
         "kill-nats": {"times": 1, "max": 0.5, "median": 0.5},
     }

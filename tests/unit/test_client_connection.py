@@ -148,14 +148,12 @@ def test_a_lost_connection_is_made_anew_with_another_connector(in_world: InWorld
 
 def test_it_says_which_connector_has_welcomed_us_and_no_other(in_world: InWorld) -> None:
     async def test(world: World) -> None:
-        assert world.connection.endpoint is None
+        endpoints = [world.connection.endpoint]
         dealer = await world.sockets.next()
-        dealer.connected()
-        assert world.connection.endpoint is None
-        world.connection.welcomed()
-        assert world.connection.endpoint == dealer.endpoint
-        dealer.lost()
-        assert world.connection.endpoint is None
+        for happens in (dealer.connected, world.connection.welcomed, dealer.lost):
+            happens()
+            endpoints.append(world.connection.endpoint)
+        assert endpoints == [None, None, dealer.endpoint, None]
 
     in_world(test)
 
