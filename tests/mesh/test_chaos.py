@@ -1,0 +1,76 @@
+"""`scripts/chaos.py` as people type it: a short slice of it, and that it notices what is broken."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from meshim import topology as topologies
+from own_mesh import topology
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+
+
+def chaos(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, SCRIPTS / "chaos.py", "--json", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Any:
+    """Run a small mesh with few people for a few seconds: (exit code, answer)."""
+    file = tmp_path / "topology.yaml"
+    mesh = topology(2, 2, 2)
+    # Three lost signals would be three sweeps.
+    file.write_text(
+        topologies.dump(msgspec.structs.replace(mesh, timers=msgspec.structs.replace(mesh.timers, sweep_s=4.0)))
+    )
+
+    def run(*arguments: str) -> tuple[int, dict[str, Any]]:
+        few = ("--users", "20", "--rate", "150", "--topology", file, "--folder", tmp_path / "run")
+        done = chaos(*few, *arguments)
+        assert done.returncode in (0, 1), done.stderr
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return done.returncode, answer
+
+    return run
+
+
+def test_chaos_slice(run: Any) -> None:
+    kinds = "kill-connector,kill-writer,kill-client,stop-transfer,kill-nats"
+    code, answer = run("--seconds", "12", "--seed", "1", "--only", kinds)
+    assert (code, answer["why"]) == (0, [])
+    assert len(answer["kills"]) >= 4
+    assert answer["sent"] > 1_000
+    assert answer["delivered"] == answer["sent"]
+    for name in ("via_offline", "stored", "drained"):
+        assert answer[name] > 0
+    notes = [json.loads(line) for line in Path(answer["history"]).read_text().splitlines() if '"fault"' in line]
+    assert [note["fault"] for note in notes] == [strike["kind"] for strike in answer["kills"]]
+
+
+def test_chaos_without_dedup_is_noticed(run: Any) -> None:
+    code, answer = run("--seconds", "10", "--seed", "1", "--break", "dedup", "--only", "kill-connector,kill-client")
+    assert code == 1
+    assert answer["duplicated"] > 0
+    assert f"{answer['duplicated']} duplicated" in answer["why"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--break", "poke"), "'poke' cannot be broken on a real mesh: choose one of dedup, "),
+        (("--only", "kill-nobody"), "'kill-nobody' is no kind of fault: choose out of "),
+        (("--only", "kill-nats", "--nats", "nats://127.0.0.1:9"), "kill-nats cannot be done here: "),
+        (("--folder", "/"), "/ cannot be made: "),
+    ],
+)
+def test_chaos_that_cannot_be_done_is_one_sentence(arguments: tuple[str, ...], sentence: str) -> None:
+    done = chaos("--seconds", "5", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"chaos: {sentence}")
+    assert done.stderr.count("\n") == 1
