@@ -9,8 +9,8 @@ A fault is a deed done to something, and its kind is named after both:
     lock   nobody can write to the SQLite database for a while
     kill   client: SIGKILL of a process with many client applications
 
-Faults overlap at random, with two exceptions: at most `STOPPED_MOST` stand still at a time, and after the ones whose
-recovery is promised (`LONE`) nothing else is broken until they should be over, so that it can be measured.
+Faults overlap at random, with two exceptions: at most `STOPPED_MOST` stand still at a time, and around the ones whose
+recovery is promised (`LONE`) nothing else is broken, so that it can be measured.
 """
 
 from collections import Counter
@@ -31,13 +31,15 @@ KINDS = (
 
 LONE: dict[str, float] = {"kill-connector": 5.5, "kill-transfer": 5.5, "term-connector": 3.5, "term-transfer": 3.5}
 """Kinds of which it is promised how soon they are over, and for how many seconds nothing else is broken."""
+AFTERMATH_S = 8.0
+"""How long other faults may be felt: the partitions of a dead writer are somebody else's when its lease has ended."""
 STOPPED_MOST = 2
 LEASE_S = {"writer": 6.0, "sql": 6.0}
 """How long the lease of a thing lasts that stands still (`timers` of the topology); 3 s for all others."""
 OTHER_LEASE_S = 3.0
 
-_FIRST_S, _LAST_S = 3.0, 2.0
-"""No fault in the first seconds of a run, nor in the last."""
+_FIRST_S, _LAST_S = 1.0, 1.5
+"""No fault at the very begin of a run, nor at its end, and none lasts so long."""
 _GAP_S = (0.4, 2.0)
 _TIMES_AT_LEAST = 2
 
@@ -67,19 +69,19 @@ def plan(seed: int, seconds: float, kinds: Collection[str]) -> list[Fault]:
     """
     random = Random(f"faults {seed}")
     faults: list[Fault] = []
-    at, still = _FIRST_S, [0.0] * STOPPED_MOST
+    at, still, felt_until = _FIRST_S, [0.0] * STOPPED_MOST, 0.0
     for kind in _in_order(random, kinds, seconds):
-        lasts_s = _lasting(random, kind)
-        quiet_s = LONE.get(kind, 0.0)
-        if quiet_s:
-            at = max(at, *still)
-        elif lasts_s and kind != "kill-client":
-            at = max(at, min(still))
-            still[still.index(min(still))] = at + lasts_s + 1.0
-        if at + max(lasts_s, quiet_s) > seconds - _LAST_S:
-            break
-        faults.append(Fault(round(at, 3), kind, random.getrandbits(16), round(lasts_s, 3)))
-        at += quiet_s or random.uniform(*_GAP_S)
+        lasts_s, quiet_s = _lasting(random, kind), LONE.get(kind, 0.0)
+        stands_still = lasts_s > 0 and kind != "kill-client"
+        begin = max(at, felt_until) if quiet_s else max(at, min(still)) if stands_still else at
+        if begin + lasts_s > seconds - _LAST_S:
+            continue  # another may be shorter
+        faults.append(Fault(round(begin, 3), kind, random.getrandbits(16), round(lasts_s, 3)))
+        if stands_still:
+            still[still.index(min(still))] = begin + lasts_s + 1.0
+        at = begin + (quiet_s or random.uniform(*_GAP_S))
+        if not quiet_s:
+            felt_until = max(felt_until, begin + lasts_s + AFTERMATH_S)
     return faults
 
 
@@ -90,7 +92,7 @@ def too_few(faults: Iterable[str], kinds: Collection[str]) -> list[str]:
 
 
 def _in_order(random: Random, kinds: Collection[str], seconds: float) -> Sequence[str]:
-    """More kinds than there is time for.  Lone ones stand together, since they wait for what stands still."""
+    """More kinds than there is time for.  Lone ones stand together, since they wait for what was before them."""
     ordered: list[str] = []
     chosen = [kind for kind in KINDS if kind in kinds]
     while len(ordered) < 2 * seconds + len(chosen):
@@ -98,8 +100,7 @@ def _in_order(random: Random, kinds: Collection[str], seconds: float) -> Sequenc
         others = [kind for kind in chosen if kind not in LONE]
         random.shuffle(lone)
         random.shuffle(others)
-        half = len(others) // 2
-        ordered += [*others[:half], *lone, *others[half:]]
+        ordered += [*lone, *others]
     return ordered
 
 

@@ -31,7 +31,7 @@ def run(tmp_path: Path) -> Any:
     )
 
     def run(*arguments: str) -> tuple[int, dict[str, Any]]:
-        few = ("--users", "20", "--rate", "150", "--topology", file, "--folder", tmp_path / "run")
+        few = ("--users", "12", "--rate", "120", "--topology", file, "--folder", tmp_path / "run")
         done = chaos(*few, *arguments)
         assert done.returncode in (0, 1), done.stderr
         answer: dict[str, Any] = json.loads(done.stdout)
@@ -41,11 +41,12 @@ def run(tmp_path: Path) -> Any:
 
 
 def test_chaos_slice(run: Any) -> None:
-    kinds = "kill-connector,kill-writer,kill-client,stop-transfer,kill-nats"
-    code, answer = run("--seconds", "12", "--seed", "1", "--only", kinds)
+    kinds = "kill-connector,kill-nats,kill-writer,kill-client"
+    code, answer = run("--seconds", "11", "--seed", "1375", "--only", kinds)  # a seed that does all of them
     assert (code, answer["why"]) == (0, [])
-    assert len(answer["kills"]) >= 4
-    assert answer["sent"] > 1_000
+    assert {strike["kind"] for strike in answer["kills"]} == set(kinds.split(","))
+    assert answer["recovery_s"]["kill-connector"]["max"] < 5
+    assert answer["sent"] > 500
     assert answer["delivered"] == answer["sent"]
     for name in ("via_offline", "stored", "drained"):
         assert answer[name] > 0
@@ -54,7 +55,7 @@ def test_chaos_slice(run: Any) -> None:
 
 
 def test_chaos_without_dedup_is_noticed(run: Any) -> None:
-    code, answer = run("--seconds", "10", "--seed", "1", "--break", "dedup", "--only", "kill-connector,kill-client")
+    code, answer = run("--seconds", "6", "--seed", "1", "--break", "dedup", "--only", "kill-client")
     assert code == 1
     assert answer["duplicated"] > 0
     assert f"{answer['duplicated']} duplicated" in answer["why"]
