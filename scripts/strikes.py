@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import msgspec
@@ -21,6 +22,8 @@ from troupe import Troupe
 _PATIENCE_S = 8.0
 """How long somebody is looked for who can be broken; after that the fault is left out."""
 _LOOK_EVERY_S = 0.05
+_HANGS_S = 1.5
+"""Every other client hangs, for so long at most, before it is killed: then much is under way to it."""
 
 _SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}
 
@@ -62,6 +65,8 @@ class Strikes:
         self._note = note
         self._still: dict[int, int] = {}
         """Processes that stand still: pid -> pidfd."""
+        self._ending: set[int] = set()
+        """Processes that were told to end, and may not have ended yet."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def perform(self, plan: Collection[Fault], start: float) -> None:
@@ -78,7 +83,7 @@ class Strikes:
     def release(self) -> None:
         """Let go of whatever stands still, at once."""
         for descriptor in self._still.values():
-            signal.pidfd_send_signal(descriptor, signal.SIGCONT)
+            _wake(descriptor)
 
     async def healed(self, within_s: float) -> None:
         """Wait until every process of the mesh runs.  Raises MeshimError when one does not come back."""
@@ -110,14 +115,19 @@ class Strikes:
         try:
             if victim not in self._children():
                 return False
+            try:
+                signal.pidfd_send_signal(descriptor, _SIGNALS[fault.deed])
+            except ProcessLookupError:
+                return False  # it has just ended by itself
             strike = self._struck(fault, victim.name, victim.endpoint)
-            signal.pidfd_send_signal(descriptor, _SIGNALS[fault.deed])
-            if fault.deed == "stop":
-                self._still[victim.pid] = descriptor
-                await asyncio.sleep(fault.lasts_s)
-                signal.pidfd_send_signal(descriptor, signal.SIGCONT)
-                strike.lasted_s = fault.lasts_s
-                self._note(over=fault.kind, name=victim.name)
+            if fault.deed != "stop":
+                self._ending.add(victim.pid)
+                return True
+            self._still[victim.pid] = descriptor
+            await asyncio.sleep(fault.lasts_s)
+            _wake(descriptor)
+            strike.lasted_s = fault.lasts_s
+            self._note(over=fault.kind, name=victim.name)
         finally:
             self._still.pop(victim.pid, None)
             os.close(descriptor)
@@ -131,7 +141,7 @@ class Strikes:
                 child
                 for child in self._children()
                 if fault.what in (child.role, child.name) and child.state is Phase.RUNNING
-                if child.pid is not None and child.pid not in self._still
+                if child.pid is not None and child.pid not in self._still and child.pid not in self._ending
             ]
             if living:
                 return living[fault.dice % len(living)]
@@ -187,9 +197,15 @@ class Strikes:
             return False
         number = living[fault.dice % len(living)]
         self.away.add(number)
+        hangs_s = _HANGS_S * fault.dice / 65_536 if fault.dice % 2 else 0.0
         self._struck(fault, f"process-{number}")
-        await self._troupe.kill(number)
+        await self._troupe.kill(number, hangs_s)
         await asyncio.sleep(fault.lasts_s)
         await self._troupe.start_again(number)
         self.away.discard(number)
         return True
+
+
+def _wake(descriptor: int) -> None:
+    with suppress(ProcessLookupError):  # ended while it stood still
+        signal.pidfd_send_signal(descriptor, signal.SIGCONT)

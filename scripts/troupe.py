@@ -1,6 +1,7 @@
 """The processes of players of a chaos run: started, told what to do, killed, started again."""
 
 import asyncio
+import signal
 import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
@@ -126,9 +127,11 @@ class Troupe:
                 said = log.read_text(errors="replace").strip().splitlines() or [f"code {process.returncode}"]
                 raise MeshimError(f"Process {number} of the players ended by itself ({log}): {said[-1]}.")
 
-    async def kill(self, number: int) -> None:
-        """SIGKILL; its devices are written down as killed once it is gone."""
+    async def kill(self, number: int, hangs_s: float) -> None:
+        """SIGKILL, after it stood still for a while; its devices are written down as killed once it is gone."""
         process = self._processes[number]
+        process.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(hangs_s)
         process.kill()
         await process.wait()
         self._follower.catch_up()
