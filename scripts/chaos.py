@@ -15,8 +15,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 import _venv  # noqa: F401  (the project's own Python from here on)
 import faults
 import own_mesh
@@ -24,11 +22,8 @@ import strikes
 from broken import BREAKS
 from chaos_run import Run, Settings
 from meshim import topology as topologies
-from meshim.deploy.embedded import free_port
 from meshim.errors import MeshimError, UsageError
 from meshim.topology import Topology
-
-ANY_PORT = "http://127.0.0.1:0"
 
 
 def main() -> int:
@@ -94,12 +89,7 @@ def _chaos(options: argparse.Namespace) -> dict[str, Any]:
 def _topology(options: argparse.Namespace) -> Topology:
     mesh = topologies.load(options.topology) if options.topology else own_mesh.topology(3, 3, 2)
     urls = {name: url for name in ("redis", "nats", "sql") if (url := getattr(options, name)) is not None}
-    # Clients know one address of REST, so it has to keep its port when it is started again.
-    rest = tuple(
-        msgspec.structs.replace(each, bind=f"http://127.0.0.1:{free_port()}") if each.bind == ANY_PORT else each
-        for each in mesh.rest
-    )
-    mesh = msgspec.structs.replace(mesh, backends=msgspec.structs.replace(mesh.backends, **urls), rest=rest)
+    mesh = own_mesh.prepared(mesh, urls)
     topologies.check(mesh)
     return mesh
 

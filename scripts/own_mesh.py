@@ -4,11 +4,14 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
+
 from meshim import topology as topologies
+from meshim.deploy.embedded import free_port
 from meshim.deploy.tether import tethered
 from meshim.errors import MeshimError
 from meshim.topology import Durability, Listener, Remedy, RestListener, Topology, Worker
@@ -16,6 +19,7 @@ from meshim.topology import Durability, Listener, Remedy, RestListener, Topology
 MESHIM = (sys.executable, "-m", "meshim")
 
 _ROOT = Path(__file__).resolve().parent.parent
+_ANY_PORT = "http://127.0.0.1:0"
 _START_S = 60.0
 _END_S = 30.0
 
@@ -29,6 +33,19 @@ def topology(connectors: int = 2, transfers: int = 2, writers: int = 1, weak: Re
         rest=(RestListener("r1", "http://127.0.0.1:0"),),
         durability=Durability(weak=weak),
     )
+
+
+def prepared(mesh: Topology, backends: Mapping[str, str]) -> Topology:
+    """Return it with these URLs of backends, and with ports for REST that outlive its processes.
+
+    Clients know one address of REST; a port that is chosen when it starts would be another one each time.
+    """
+    rest = tuple(
+        msgspec.structs.replace(each, bind=f"http://127.0.0.1:{free_port()}") if each.bind == _ANY_PORT else each
+        for each in mesh.rest
+    )
+    urls = msgspec.structs.replace(mesh.backends, **backends)
+    return msgspec.structs.replace(mesh, rest=rest, backends=urls)
 
 
 @contextmanager
