@@ -11,7 +11,6 @@ from pathlib import Path
 import msgspec
 
 from cast import Cast, Part
-from crowd import Records
 from follow import Follower
 from history import HistoryWriter
 from meshim.client.rest import Api
@@ -19,6 +18,7 @@ from meshim.client.session import Credentials, Session
 from meshim.client.state import StateFile
 from meshim.deploy.tether import tethered
 from meshim.errors import MeshimError
+from records import Records
 
 _CROWD = Path(__file__).with_name("crowd.py")
 _REQUESTS = 8
