@@ -22,7 +22,6 @@ from typing import Any
 import msgspec
 import uvloop
 
-from broken import break_here
 from cast import Cast, Part
 from history import SETTLED, digest_of
 from meshim.client import Client, Message, Outgoing
@@ -282,6 +281,8 @@ def main(arguments: Iterable[str]) -> None:
     path, number = arguments
     cast = msgspec.json.decode(Path(path).read_bytes(), type=Cast)
     if cast.breaks:
+        from broken import break_here  # here: it takes the whole mesh along
+
         break_here(cast.breaks)
     uvloop.run(Crowd(cast, int(number)).run())
 
