@@ -105,6 +105,11 @@ def create(url: str, connections: int, answer_timeout_s: int = _ANSWER_TIMEOUT_S
     return engine
 
 
+def is_sqlite(url: str) -> bool:
+    """Whether the database is a file with one lock for all who write.  Raises `UsageError` as `create`."""
+    return _parse(url).get_backend_name() == "sqlite"
+
+
 def is_contention(error: DBAPIError) -> bool:
     """Whether the same transaction, begun again, may well succeed.
 

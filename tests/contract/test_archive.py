@@ -273,6 +273,81 @@ async def test_only_so_many_wait(sql: SqlSide) -> None:
     await archive.close()
 
 
+async def test_who_waits_for_a_lock_keeps_no_reader_waiting(sql: SqlSide) -> None:
+    archive = Archive(sql.url, 1)
+    started, go_on = threading.Event(), threading.Event()
+
+    def stay(connection: Connection) -> None:
+        started.set()
+        assert go_on.wait(10)
+
+    staying = asyncio.create_task(archive.write(stay))
+    assert await asyncio.to_thread(started.wait, 10)
+    assert await asyncio.wait_for(archive.read(count_users), 5) == 0
+    go_on.set()
+    await staying
+    await archive.close()
+
+
+# ---------------------------------------------------------------- shared transactions
+
+
+async def test_what_waits_shares_a_transaction_and_each_is_told_its_own(sqlite_with_tables: str) -> None:
+    async with sql_side(sqlite_with_tables) as side:
+        archive = Archive(side.url, 1)
+        started, go_on = threading.Event(), threading.Event()
+
+        def stay(connection: Connection) -> None:
+            started.set()
+            assert go_on.wait(10)
+
+        def add(connection: Connection, name: str) -> str:
+            connection.execute(insert(im_user).values(name=name, password_hash="x", gmt_create=1))
+            if name == "mallory":
+                raise StoreConflict("No.")
+            return name
+
+        staying = asyncio.create_task(archive.write(stay))
+        assert await asyncio.to_thread(started.wait, 10)
+        names = ("alice", "mallory", "bob", "alice", "carol")
+        adding = [asyncio.create_task(archive.write(add, name)) for name in names]
+        await asyncio.sleep(0)
+        adding.pop().cancel()  # carol
+        await asyncio.sleep(0)
+        go_on.set()
+        alice, mallory, bob, again = await asyncio.gather(*adding, return_exceptions=True)
+        await staying
+        assert (alice, bob) == ("alice", "bob")
+        assert isinstance(mallory, StoreConflict)
+        assert isinstance(again, SQLAlchemyError)
+        assert await archive.read(count_users) == 2
+        assert archive.statistics() == (3, 0, 0, 0)
+        await archive.close()
+
+
+async def test_without_the_database_all_that_share_fail(
+    sqlite_with_tables: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with sql_side(sqlite_with_tables) as side:
+        monkeypatch.setattr(engine, "_SQLITE_PRAGMAS", ("busy_timeout = 300",))
+        archive = Archive(side.url, 1)
+        held, let_go = threading.Event(), threading.Event()
+
+        def hold(connection: Connection) -> None:
+            held.set()
+            assert let_go.wait(10)
+
+        holding = asyncio.create_task(side.archive.write(hold))
+        assert await asyncio.to_thread(held.wait, 10)
+        writing = [asyncio.create_task(archive.write(count_users)) for _ in range(5)]
+        results = await asyncio.gather(*writing, return_exceptions=True)
+        assert [type(result) for result in results] == [BackendUnavailable] * 5
+        let_go.set()
+        await holding
+        assert await archive.write(count_users) == 0
+        await archive.close()
+
+
 async def test_close_waits_for_what_runs_and_refuses_the_rest(sql: SqlSide) -> None:
     archive = Archive(sql.url, 1)
     started, go_on = threading.Event(), threading.Event()
@@ -284,7 +359,7 @@ async def test_close_waits_for_what_runs_and_refuses_the_rest(sql: SqlSide) -> N
 
     adding = asyncio.create_task(archive.write(add_slowly))
     assert await asyncio.to_thread(started.wait, 10)
-    waiting = asyncio.create_task(archive.read(count_users))
+    waiting = asyncio.create_task(archive.write(count_users))
     await asyncio.sleep(0)
     closing = asyncio.create_task(archive.close())
     await asyncio.sleep(0)
