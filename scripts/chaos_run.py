@@ -48,7 +48,7 @@ QUIET_S = 90.0
 """Until everything is settled and seen: a sweep, a gap given up, the longest pause of a client, and some more."""
 _STUCK_S = 45.0
 """Whatever moves at all moves within a sweep."""
-_LINGER_S = 3.0
+_LINGER_S = 2.0
 """After that, for what comes twice."""
 _LEAVE_S = 30.0
 _LOOK_S = 0.25

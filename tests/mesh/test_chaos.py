@@ -42,7 +42,7 @@ def run(tmp_path: Path) -> Any:
 
 def test_chaos_slice(run: Any) -> None:
     kinds = "kill-connector,kill-nats,kill-writer,kill-client"
-    code, answer = run("--seconds", "11", "--seed", "1375", "--only", kinds)  # a seed that does all of them
+    code, answer = run("--seconds", "10", "--seed", "40", "--only", kinds)  # a seed that does all of them
     assert (code, answer["why"]) == (0, [])
     assert {strike["kind"] for strike in answer["kills"]} == set(kinds.split(","))
     assert answer["recovery_s"]["kill-connector"]["max"] < 5
@@ -55,7 +55,7 @@ def test_chaos_slice(run: Any) -> None:
 
 
 def test_chaos_without_dedup_is_noticed(run: Any) -> None:
-    code, answer = run("--seconds", "6", "--seed", "1", "--break", "dedup", "--only", "kill-client")
+    code, answer = run("--seconds", "5", "--seed", "1", "--break", "dedup", "--only", "kill-client")
     assert code == 1
     assert answer["duplicated"] > 0
     assert f"{answer['duplicated']} duplicated" in answer["why"]
