@@ -19,7 +19,7 @@ from meshim.errors import MeshimError
 from meshim.topology import Topology
 from troupe import Troupe
 
-_PATIENCE_S = 8.0
+_PATIENCE_S = 30.0
 """How long somebody is looked for who can be broken; after that the fault is left out."""
 _LOOK_EVERY_S = 0.05
 _HANGS_S = 1.5
