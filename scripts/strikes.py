@@ -23,7 +23,7 @@ _PATIENCE_S = 30.0
 """How long somebody is looked for who can be broken; after that the fault is left out."""
 _LOOK_EVERY_S = 0.05
 _HANGS_S = 1.5
-"""Every other client hangs, for so long at most, before it is killed: then much is under way to it."""
+"""Three of four clients hang, for so long at most, before they are killed: then much is under way to them."""
 
 _SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}
 
@@ -197,7 +197,7 @@ class Strikes:
             return False
         number = living[fault.dice % len(living)]
         self.away.add(number)
-        hangs_s = _HANGS_S * fault.dice / 65_536 if fault.dice % 2 else 0.0
+        hangs_s = _HANGS_S * fault.dice / 65_536 if fault.dice % 4 else 0.0
         self._struck(fault, f"process-{number}")
         await self._troupe.kill(number, hangs_s)
         await asyncio.sleep(fault.lasts_s)
