@@ -31,7 +31,7 @@ KINDS = (
 
 LONE: dict[str, float] = {"kill-connector": 5.5, "kill-transfer": 5.5, "term-connector": 3.5, "term-transfer": 3.5}
 """Kinds of which it is promised how soon they are over, and for how many seconds nothing else is broken."""
-AFTERMATH_S = 8.0
+AFTERMATH_S = 10.0
 """How long other faults may be felt: the partitions of a dead writer are somebody else's when its lease has ended."""
 STOPPED_MOST = 2
 LEASE_S = {"writer": 6.0, "sql": 6.0}
@@ -95,12 +95,15 @@ def _in_order(random: Random, kinds: Collection[str], seconds: float) -> Sequenc
     """More kinds than there is time for.  Lone ones stand together, since they wait for what was before them."""
     ordered: list[str] = []
     chosen = [kind for kind in KINDS if kind in kinds]
+    rounds = 0
     while len(ordered) < 2 * seconds + len(chosen):
         lone = [kind for kind in chosen if kind in LONE]
         others = [kind for kind in chosen if kind not in LONE]
         random.shuffle(lone)
         random.shuffle(others)
-        ordered += [*lone, *others]
+        rounds += 1
+        # They take the time of many others, so twice is enough where there are any.
+        ordered += [*lone, *others] if rounds <= _TIMES_AT_LEAST or not others else others
     return ordered
 
 
