@@ -30,7 +30,7 @@ def topology(connectors: int = 2, transfers: int = 2, writers: int = 1, weak: Re
         connectors=tuple(Listener(f"c{n}") for n in range(1, connectors + 1)),
         transfers=tuple(Listener(f"t{n}") for n in range(1, transfers + 1)),
         writers=tuple(Worker(f"w{n}") for n in range(1, writers + 1)),
-        rest=(RestListener("r1", "http://127.0.0.1:0"),),
+        rest=(RestListener("r1", _ANY_PORT),),
         durability=Durability(weak=weak),
     )
 
