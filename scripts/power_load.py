@@ -51,7 +51,7 @@ def main(folder: Path, seconds: float, seed: int, weak: str | None) -> None:
         weakened.weaken(weak)  # the clients are in this process
         program = weakened.program(weak)
     with own_mesh.running(folder, topology, program) as api:
-        asyncio.run(_Load(folder, api, Random(seed)).run(seconds))  # noqa: S311  (to be repeated, not to be secret)
+        asyncio.run(_Load(folder, api, Random(seed)).run(seconds))
         state: dict[str, Any] = json.loads((folder / "data" / "run" / "state.json").read_bytes())
         os.kill(state["pid"], signal.SIGKILL)  # and with it all its children
         os._exit(0)

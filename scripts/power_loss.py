@@ -143,7 +143,7 @@ class Losses:
 
         Half of the moments are right behind a `sent`: that is when a sync that was left out is missed.
         """
-        random = Random(self._seed)  # noqa: S311  (to be repeated, not to be secret)
+        random = Random(self._seed)
         sent = (self._folder / "notes").read_text().count("sent ")
         if sent < self._moments:
             raise MeshimError(f"Only {sent} messages were sent: run it for longer.")
@@ -169,7 +169,7 @@ class Losses:
         notes = Notes(disk.shown(str(self._folder / "notes")).decode())
         risk = disk.unsynced_bytes()
         place = self._folder / "aftermath"
-        _lay_out(place, self._folder, disk.after_power_loss(Random(f"{self._seed} {number}")))  # noqa: S311
+        _lay_out(place, self._folder, disk.after_power_loss(Random(f"{self._seed} {number}")))
         try:
             left = asyncio.run(look(place, self._topology))
         except (MeshimError, sqlite3.DatabaseError) as error:
