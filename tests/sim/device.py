@@ -32,7 +32,7 @@ from meshim.wire.envelope import (
 from meshim.wire.rest import Connector
 from tests.sim.judge import File, Judge, Key, key_of
 from tests.sim.network import Network
-from tests.sim.servers import Backends, at_once
+from tests.sim.servers import Backends, ServerState, at_once
 from tests.sim.state import State
 from tests.sim.world import WALL_S, Process, World
 
@@ -68,6 +68,7 @@ class Device:
         self.plan = plan
         self.process: Process | None = None
         self.core: ClientCore | None = None
+        self.connection: Connection | None = None
         self.wanted = False
         """Whether a supervisor starts the application again when it was killed."""
         self.last_endpoint = ""
@@ -126,8 +127,6 @@ class Device:
                     self.connection.send(action.frame)
         self.world.after(0.01, process.kill)
 
-    connection: Connection | None = None
-
     def lose_file(self, *, keep_running: bool) -> None:
         """Go on with a new state file; with `keep_running` the application on the old one does not know yet."""
         before = self.process
@@ -166,7 +165,7 @@ class Device:
         elsewhere = self.last_endpoint not in ("", endpoint)
         self._judge.entered("R12", elsewhere and outbox is not None and outbox.unsettled > 0)
         self.last_endpoint = endpoint
-        self._judge.entered("R8", self._backends.sql.state.name != "UP")
+        self._judge.entered("R8", self._backends.sql.state is not ServerState.UP)
         self._judge.online(self.id)
 
     def went_offline(self) -> None:

@@ -6,6 +6,7 @@ shares no code with what decides in meshim; it only reads what was made.
     sent            every device it is owed to has it, or a copy for it is in the log or the database
     acknowledged    what the writer takes out of the log is in the database
     marked          a row is marked read only when its device has the message
+    told            delivered, read: a device has it, an application was given it
     once, in order  of what a state file gives to the application, but what is flagged after a gap that stayed open
     fenced          nothing is written, read or marked by who is not the last to have claimed it
     soon            what is stored for somebody who is online comes long before the sweep, while nothing is wrong
@@ -16,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from meshim.protocol.ordering import Flag
+from meshim.protocol.patience import GAP_RELEASE_S
 from meshim.stores.memory_archive import MemoryArchive
 from meshim.stores.ports import Written
 from meshim.wire.envelope import Envelope, Kind, decode_envelope
@@ -27,6 +29,8 @@ Key = tuple[int, ...]
 
 SOON_S = 8.0
 """What is stored for a device that is online reaches it within; the sweep comes after 22 s at the earliest."""
+GAP_S = GAP_RELEASE_S - 1.0
+"""How long a gap is open at least before it is given up: clocks differ, and files are written a moment later."""
 VIOLATIONS_MOST = 20
 
 
@@ -47,7 +51,10 @@ class File:
         self.given: set[Key] = set()
         self.handled: set[Key] = set()
         self.last: dict[Key, int] = {}
-        self.gaps: set[Key] = set()
+        self.waiting: dict[Key, dict[int, float]] = {}
+        """By stream: what is held back, and since when."""
+        self.gaps: dict[Key, int] = {}
+        """By stream: everything below was given up."""
         self.drains = False
         """A session of this epoch has claimed the queue: whatever is still in it is for this file."""
 
@@ -82,10 +89,10 @@ class Judge:
         self._had: dict[int, set[Key]] = {}
         self._earlier: dict[int, set[Key]] = {}
         """By device: what reached a file that is not in use any more."""
-        self._lossy: set[int] = set()
-        """Users who lost a state file: receipts of theirs may be lost with it."""
+        self._given: set[Key] = set()
         self._log: dict[tuple[int, int], list[tuple[Key, tuple[int, ...], int]]] = {}
-        self._logged: Counter[tuple[Key, int]] = Counter()
+        self._logged: Counter[tuple[Key, int, int]] = Counter()
+        """How often a message is in the log for a user and a device, 0 for all of them."""
         self._holders: dict[int, tuple[Process | None, int]] = {}
         self._fences: dict[int, int] = {}
         self._online: dict[int, float] = {}
@@ -113,14 +120,11 @@ class Judge:
         return self._files[file.device] is file
 
     def _lost(self, file: File) -> None:
-        """What was in the file and nowhere else is gone with it."""
-        self._lossy.add(file.user)
+        """What was in the file and nowhere else is gone with it; what waits in the queue is for the next one."""
         self._earlier[file.device] |= file.has
-        for key, message in list(self.messages.items()):
-            if key in file.has:
+        for key in file.has:
+            if (message := self.messages.get(key)) is not None:
                 message.owed.discard(file.device)
-            if message.file is file and message.state == "pending":
-                del self.messages[key]
 
     def queued(self, file: File, envelope: Envelope) -> None:
         """A message of the application is in the outbox."""
@@ -128,8 +132,7 @@ class Judge:
             return
         devices = [d.device_id for user in (envelope.to.id, envelope.user) for d in self.archive.devices_of(user)]
         owed = {device for device in devices if device != envelope.device}
-        if self._is_current(file):
-            self.messages[key_of(envelope)] = _Message(file, envelope, owed)
+        self.messages[key_of(envelope)] = _Message(file, envelope, owed)
 
     def progressed(self, key: Key, state: str) -> None:
         """The application is told."""
@@ -137,8 +140,11 @@ class Judge:
         if message is None:
             return
         before, message.state = message.state, state
+        has_it = any(key in self._had[device.device_id] for device in self.archive.devices_of(key[4]))
         if state == "rejected":
             self.violated("sent", f"{key} was rejected")
+        elif (state == "delivered" and not has_it) or (state == "read" and key not in self._given):
+            self.violated("told", f"{key} is said to be {state}")
         elif before == "pending":
             for device in sorted(message.owed):
                 if not self._is_safe(key, device):
@@ -148,9 +154,10 @@ class Judge:
         stored = self.archive.devices.get(device)
         return (
             key in self._had[device]
-            or self._logged[key, device] > 0
-            or self._logged[key, 0] > 0
-            or (stored is not None and key in stored.messages)
+            or stored is None
+            or key in stored.messages
+            or self._logged[key, stored.user_id, device] > 0
+            or self._logged[key, stored.user_id, 0] > 0
         )
 
     def arrived(self, file: File, envelope: Envelope, *, stored: bool) -> None:
@@ -167,6 +174,7 @@ class Judge:
                 # Acknowledged by an application on an earlier file, before the queue was taken over from it.
                 message.owed.discard(file.device)
         file.has.add(key)
+        file.waiting.setdefault(key[:-1], {})[key[-1]] = self._world.now
         self._had[file.device].add(key)
         self.via_store += stored
 
@@ -178,13 +186,18 @@ class Judge:
         file.released.add(key)
         if flag == Flag.LATE:
             # What an earlier file of the device had may come once more, on a long way round.
-            if stream not in file.gaps and key not in self._earlier[file.device]:
+            if seq >= file.gaps.get(stream, 0) and key not in self._earlier[file.device]:
                 self.violated("in order", f"{key} came late to device {file.device}, and no gap was given up")
         elif seq <= file.last.get(stream, 0):
             self.violated("in order", f"{key} came after {file.last[stream]} to device {file.device}")
         if flag == Flag.AFTER_GAP:
             self.gaps += 1
-            file.gaps.add(stream)
+            if self._world.now - min(file.waiting[stream].values()) < GAP_S:
+                self.violated(
+                    "in order", f"{key} came after a gap to device {file.device}, which was given up too soon"
+                )
+            file.gaps[stream] = seq
+        file.waiting.get(stream, {}).pop(seq, None)
         file.last[stream] = max(seq, file.last.get(stream, 0))
 
     def gave(self, file: File, key: Key) -> None:
@@ -192,6 +205,7 @@ class Judge:
         if key in file.handled:
             self.violated("once", f"{key} was shown twice on device {file.device}")
         self.shown += key not in file.given
+        self._given.add(key)
         file.given.add(key)
         if self._is_current(file) and (message := self.messages.get(key)) is not None:
             message.owed.discard(file.device)
@@ -206,7 +220,7 @@ class Judge:
         for entry in entries:
             key = key_of(decode_envelope(entry.envelope))
             devices = entry.devices or (0,)
-            self._logged.update((key, device) for device in devices)
+            self._logged.update((key, entry.user, device) for device in devices)
             kept.append((key, devices, entry.user))
         self._log[partition, position] = kept
 
@@ -214,7 +228,7 @@ class Judge:
         """The writer acknowledges."""
         for position in positions:
             for key, devices, user in self._log.pop((partition, position), ()):
-                self._logged.subtract((key, device) for device in devices)
+                self._logged.subtract((key, user, device) for device in devices)
                 everybody = [d.device_id for d in self.archive.devices_of(user)]
                 for device in everybody if devices == (0,) else devices:
                     if (stored := self.archive.devices.get(device)) is not None and key not in stored.messages:
@@ -226,24 +240,36 @@ class Judge:
         self._holders[device] = process, fence
 
     def draining(self, device: int, epoch: int) -> None:
-        """A session of this epoch has the queue."""
+        """A session of this epoch has the queue: what is in it is for this file, whatever an earlier one had."""
         file = self._files.get(device)
-        if file is not None and file.epoch == epoch:
-            file.drains = True
+        if file is None or file.epoch != epoch or file.drains:
+            return
+        file.drains = True
+        for envelope in self._unread(device):
+            key = key_of(envelope)
+            if key not in file.has and (message := self.messages.get(key)) is not None:
+                message.owed.add(device)
 
-    def queue_used(self, how: str, device: int, process: Process | None) -> None:
-        if self._holders[device][0] is not process:
+    def _unread(self, device: int) -> list[Envelope]:
+        rows = self.archive.devices[device].queue
+        unread = [decode_envelope(row.new.content) for row in rows if row.read_at is None]
+        return [envelope for envelope in unread if envelope.kind == Kind.TEXT]
+
+    def queue_used(self, how: str, device: int, process: Process | None, fence: int) -> None:
+        if self._holders[device] != (process, fence):
             self.violated("fenced", f"the queue of device {device} was {how} by who had lost it")
 
     def marked(self, device: int, row_ids: Sequence[int]) -> None:
         rows = {row.row_id: row.new for row in self.archive.devices[device].queue}
+        file = self._files[device]
+        has = file.has if file.drains else self._had[device]
         for row_id in row_ids:
             envelope = decode_envelope(rows[row_id].content)
             key = key_of(envelope)
-            if envelope.kind == Kind.TEXT and key not in self._had.get(device, ()):
+            if envelope.kind == Kind.TEXT and key not in has:
                 self.violated("marked", f"{key} is marked read, and device {device} has not got it")
 
-    def partition_claimed(self, partition: int, owner: str, fence: int) -> None:
+    def partition_claimed(self, partition: int, fence: int) -> None:
         self._fences[partition] = max(fence, self._fences.get(partition, 0))
 
     def partition_written(self, partition: int, fence: int, written: Written) -> None:
@@ -268,16 +294,13 @@ class Judge:
         since = self._online.get(device)
         if since is None or self.quiet_from is None or self._world.now < self.quiet_from:
             return
-        had = self._had[device]
-        rows = [row.new.content for row in self.archive.devices[device].queue if row.read_at is None]
-        envelopes = [decode_envelope(row) for row in rows]
-        waiting = [key for e in envelopes if e.kind == Kind.TEXT and (key := key_of(e)) not in had]
         file = self._files[device]
+        waiting = [key for envelope in self._unread(device) if (key := key_of(envelope)) not in file.has]
 
         def check() -> None:
             stayed = self._online.get(device) == since and self._files[device] is file
             for key in waiting if stayed else ():
-                if key not in had:
+                if key not in file.has:
                     self.violated("soon", f"{key} is stored for device {device}, which waits for it for {SOON_S} s")
 
         if waiting:
@@ -289,10 +312,13 @@ class Judge:
         """What is not as it has to be in the end."""
         left = []
         for key, message in self.messages.items():
+            current = self._is_current(message.file)
+            earlier = any(key in self._earlier[device.device_id] for device in self.archive.devices_of(key[4]))
             if message.state == "pending":
-                left.append(f"{key} is not settled")
+                if current:  # otherwise nobody has it who would send it again
+                    left.append(f"{key} is not settled")
             elif message.owed:
                 left.append(f"{key} was not shown to devices {sorted(message.owed)}")
-            elif message.state == "sent" and key[4] not in self._lossy and self._is_current(message.file):
+            elif message.state == "sent" and current and not earlier:  # a receipt is lost with the file that owed it
                 left.append(f"{key} is not known to be delivered")
         return left

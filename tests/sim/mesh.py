@@ -64,6 +64,9 @@ class Mesh:
         self.backends.queue_data.on_claim = self._claimed
         self.backends.queue_data.on_page = self.trouble.spring
         self.backends.partition_data.on_stored = self._stored
+        self.network.on_stale = lambda: self.judge.entered("R13")
+        for each in self.roles:
+            each.on_kill = self._note_death
         for role in self.connectors:
             role.on_disturbed = lambda: self.judge.entered("R9")
 
@@ -124,7 +127,7 @@ class Mesh:
                 session = role.core._sessions.of_device(device)
                 self.judge.entered("R1", session is not None and session.state is Session.LIVE)
 
-    def note_death(self, role: Role) -> None:
+    def _note_death(self, role: Role) -> None:
         """R6, R16: what is lost with a role that is about to be killed."""
         core = role.core
         self.judge.entered("R6", isinstance(core, TransferCore) and not core.idle)

@@ -7,6 +7,7 @@ off.
 
 import itertools
 import zlib
+from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,6 +16,10 @@ from tests.sim.world import Process, World
 
 HEARTBEATS_S = 6.0
 """When heartbeats have noticed that the other end is silent: one every 2 s, and 4 s of patience."""
+
+
+QUEUED_S = 0.5
+"""What a DEALER has sent within that time may still be queued in it when the other end dies."""
 
 
 class Weather(NamedTuple):
@@ -45,6 +50,8 @@ class Network:
         """One-way: what the first sends does not reach the second, by name of the process."""
         self.routers: dict[str, Router] = {}
         """By endpoint."""
+        self.on_stale: Callable[[], None] = lambda: None
+        """Called for every frame that a successor gets."""
         self._replayed = replayed
         self._stale: dict[str, list[bytes]] = {}
         self._numbers = itertools.count(1)
@@ -94,9 +101,9 @@ class Network:
                 del self.routers[endpoint]
 
     def _keep_stale(self, name: str, wire: "Wire") -> None:
-        """R13: a DEALER that reconnects sends its successor what it had queued."""
+        """R13: a DEALER that connects again by itself, as one in another language may, sends what it had queued."""
         chance = self.world.random
-        frames = wire.under_way.values()
+        frames = [frame for at, frame in wire.recent if self.world.now - at < QUEUED_S]
         self._stale.setdefault(name, []).extend(frame for frame in frames if chance.random() < self._replayed)
 
     # ---- connections
@@ -107,6 +114,7 @@ class Network:
             self._deliver_stale(router, frame)
 
     def _deliver_stale(self, router: "Router", frame: bytes) -> None:
+        self.on_stale()
         peer = self.number()
         router.process.loop.call_soon(router.on_batch, [(peer, frame)])
 
@@ -148,26 +156,21 @@ class Wire:
         self.router = router
         self.peer = peer
         self.is_open = True
-        self.under_way: dict[int, bytes] = {}
-        """Frames to the router."""
+        self.recent: deque[tuple[float, bytes]] = deque(maxlen=16)
+        """Frames to the router, and when they were sent."""
         self._network = network
         self._last = [0.0, 0.0]
-        self._sent = 0
 
     def to_router(self, frame: bytes) -> None:
         self._network.note(frame)
-        self._sent += 1
-        number = self._sent
-        self.under_way[number] = frame
+        self.recent.append((self._network.world.now, frame))
         names = self.dealer.process.name, self.router.process.name
 
         def arrive() -> None:
-            self.under_way.pop(number, None)
             if self.is_open:
                 self.router.process.loop.call_soon(self.router.take, self, frame)
 
-        if not self._send(0, names, arrive):
-            self.under_way.pop(number, None)
+        self._send(0, names, arrive)
 
     def to_dealer(self, frame: bytes) -> None:
         self._network.note(frame)
@@ -179,12 +182,12 @@ class Wire:
 
         self._send(1, names, arrive)
 
-    def _send(self, way: int, names: tuple[str, str], arrive: Callable[[], None]) -> bool:
+    def _send(self, way: int, names: tuple[str, str], arrive: Callable[[], None]) -> None:
         network, weather = self._network, self._network.weather
         world = network.world
         chance = world.random.random
         if names in network.cuts or (weather.loss and chance() < weather.loss):
-            return False
+            return
         delay = network.delay()
         if weather.overtaking and chance() < weather.overtaking:
             world.after(delay + weather.late_s * chance(), arrive)
@@ -193,7 +196,6 @@ class Wire:
             world.after(at - world.now, arrive)
         if weather.doubling and chance() < weather.doubling:
             world.after(delay + weather.late_s * chance(), arrive)
-        return True
 
     def end(self) -> None:
         """Both ends learn of it, the router only when it next sends something."""
@@ -215,7 +217,6 @@ class Router:
         self.wires: dict[bytes, Wire] = {}
         self.is_closed = False
         self._network = network
-        self._arrived: list[tuple[bytes, bytes]] = []
         network.bind(self)
 
     def take(self, wire: Wire, frame: bytes) -> None:

@@ -70,13 +70,12 @@ class Role:
         self.process: Process | None = None
         self.core: Core | None = None
         self.incarnation = 0
-        self.incarnations: set[int] = set()
-        """Of all processes that ever had the name."""
         self.cores: list[Core] = []
         """Of all of them."""
-        self.lease_until = 0.0
         self.respawn_s = 0.5
         self.on_disturbed: Callable[[], None] = lambda: None
+        self.on_kill: Callable[[Role], None] = lambda role: None
+        """Called before it is killed."""
         self.world = world
         self.network = network
         self.backends = backends
@@ -90,7 +89,6 @@ class Role:
         """Start a process, which a supervisor will start again when it has ended."""
         world = self.world
         self.incarnation = world.random.getrandbits(62) + 1
-        self.incarnations.add(self.incarnation)
         process = Process(world, self.name, rate=world.random.uniform(0.995, 1.005))
         process.wall_s = world.random.uniform(-2.0, 2.0)
         self.process = process
@@ -105,7 +103,8 @@ class Role:
 
     def kill(self) -> None:
         """kill -9."""
-        if self.process is not None:
+        if self.process is not None and self.process.alive:
+            self.on_kill(self)
             self.process.kill()
 
     def terminate(self) -> None:
@@ -142,7 +141,6 @@ class Role:
 
 class Connector(Role):
     kind = "connector"
-    session_of: Callable[[int], Any]
 
     async def _serve(self, service: Service, context: sockets.Context) -> None:
         backends, topology, process = self.backends, self.topology, self.process

@@ -4,21 +4,26 @@ Acknowledged means kept.  A call that raised may have happened or not: the reque
 the server was stopped and does it later, when nobody waits for it any more.
 """
 
+import asyncio
 import copy
 import enum
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, cast
 
 from meshim.errors import BackendUnavailable, MeshimError
 from meshim.stores import memory_accounts, memory_archive, memory_broker, memory_redis, ports
 from meshim.wire.log import decode_record
+from meshim.wire.notice import Notice, encode_notice
 from tests.sim.judge import Judge
 from tests.sim.world import WALL_S, Process, World, current, settle
 
 NAMESPACE = "sim"
+RECONNECT_S = 0.2
+"""How long subscribers take to come back to a server that was away."""
 
 
-class State(enum.Enum):
+class ServerState(enum.Enum):
     UP = enum.auto()
     AWAY = enum.auto()
     """It refuses connections."""
@@ -33,7 +38,7 @@ class Server:
         """`delay_s` is the least and the most that one way takes; callers wait for `patience_s`."""
         self.world = world
         self.name = name
-        self.state = State.UP
+        self.state = ServerState.UP
         self.wall_s = 0.0
         self.loss = 0.0
         """Share of requests, and of answers, that get lost."""
@@ -48,6 +53,7 @@ class Server:
         self._delay_s = delay_s
         self._patience_s = patience_s
         self._waiting: list[Callable[[], None]] = []
+        self._up_since = -RECONNECT_S
 
     def clock(self) -> float:
         """Seconds since 1970."""
@@ -55,7 +61,9 @@ class Server:
 
     def resume(self) -> None:
         """Answer (again)."""
-        self.state = State.UP
+        if self.state is ServerState.AWAY:
+            self._up_since = self.world.now
+        self.state = ServerState.UP
         waiting, self._waiting = self._waiting, []
         for work in waiting:
             work()
@@ -72,6 +80,16 @@ class Server:
         finally:
             patience.cancel()
 
+    def tell(self, process: Process, hear: Callable[[], None]) -> None:
+        """Push something to a subscriber, who hears it unless the way is cut, or it has just begun to connect again."""
+
+        def arrive() -> None:
+            connected = self.state is ServerState.UP and self.world.now - self._up_since >= RECONNECT_S
+            if process.alive and connected and process.name not in self.unreachable:
+                hear()
+
+        self.world.after(self._travel(), arrive)
+
     def _travel(self) -> float:
         return self.world.random.uniform(*self._delay_s)
 
@@ -84,9 +102,9 @@ class Server:
             answer.set_exception(BackendUnavailable(f"{self.name} does not answer"))
 
     def _arrived(self, process: Process, what: str, work: Callable[[], Any], answer: Any) -> None:
-        if self.state is State.STALLED:
+        if self.state is ServerState.STALLED:
             self._waiting.append(lambda: self._arrived(process, what, work, answer))
-        elif self.state is State.AWAY:
+        elif self.state is ServerState.AWAY:
             self.world.after(self._travel(), lambda: self._give_up(what, answer))
         elif process.name not in self.unreachable and not self._lost():
             slow = self.slow > 0 and self.world.random.random() < self.slow
@@ -94,7 +112,10 @@ class Server:
             self.world.after(wait_s, lambda: self._work(process, work, answer))
 
     def _work(self, process: Process, work: Callable[[], Any], answer: Any) -> None:
-        if self.state is not State.UP:
+        if self.state is ServerState.STALLED:
+            self._waiting.append(lambda: self._work(process, work, answer))
+            return
+        if self.state is ServerState.AWAY:
             return  # it was killed before it came to that
         self.asking = process
         result: Any = None
@@ -224,6 +245,33 @@ class SimPresence(memory_redis.MemoryPresence):
         return found
 
 
+class SimNotices(memory_broker.MemoryNotices):
+    """At most once: a notice takes its time, and is lost where NATS or its way to the listener is not there."""
+
+    def __init__(self, broker: memory_broker.MemoryBroker, server: "Server") -> None:
+        super().__init__(broker, NAMESPACE)
+        self._server = server
+        self._listening: dict[int, Process] = {}
+        """Who has made which queue, by its identity."""
+
+    async def listen(self, incarnation: int) -> AsyncGenerator[Notice]:
+        notices = await super().listen(incarnation)
+        _, heard = self._broker.listeners[-1]
+        self._listening[id(heard)] = current()
+        return notices
+
+    def _publish(self, to: str, notice: Notice) -> None:
+        for subjects, heard in self._broker.listeners:
+            if f"{NAMESPACE}.{to}" in subjects:
+                process = self._listening[id(heard)]
+                self._server.tell(process, partial(_hear, heard, encode_notice(notice)))
+
+
+def _hear(heard: "asyncio.Queue[bytes]", data: bytes) -> None:
+    if not heard.full():
+        heard.put_nowait(data)
+
+
 class SimLog(memory_broker.MemoryLog):
     """Tells the judge what is in the log, and who follows a partition that there is something."""
 
@@ -275,14 +323,14 @@ class SimQueues(memory_archive.MemoryQueues):
         self, user: int, device: int, fence: int, after: tuple[int, int], rows: int, size: int, lease_s: float
     ) -> ports.Page:
         page = await super().page(user, device, fence, after, rows, size, lease_s)
-        self._judge.queue_used("read", device, self._sql.asking)
+        self._judge.queue_used("read", device, self._sql.asking, fence)
         if page.rows:
             self.on_page(device)
         return page
 
     async def mark_read(self, device: int, fence: int, row_ids: Sequence[int]) -> None:
         await super().mark_read(device, fence, row_ids)
-        self._judge.queue_used("marked", device, self._sql.asking)
+        self._judge.queue_used("marked", device, self._sql.asking, fence)
         self._judge.marked(device, row_ids)
 
 
@@ -298,7 +346,7 @@ class SimPartitions(memory_archive.MemoryPartitions):
     async def claim(self, partition: int, owner: str, lease_s: float) -> tuple[int, int] | None:
         claimed = await super().claim(partition, owner, lease_s)
         if claimed is not None:
-            self._judge.partition_claimed(partition, owner, claimed[0])
+            self._judge.partition_claimed(partition, claimed[0])
         return claimed
 
     async def write(
@@ -330,7 +378,7 @@ class Backends:
         self._leases = memory_redis.MemoryLeases(self.redis_data, NAMESPACE)
         self._presence = SimPresence(self.redis_data, judge)
         self.cache_data = memory_redis.MemorySessionCache(self.redis_data, NAMESPACE)
-        self._notices = memory_broker.MemoryNotices(self.broker, NAMESPACE)
+        self._notices = SimNotices(self.broker, self.nats)
         self._log = SimLog(self.broker, ack_wait_s, judge)
         self.queue_data = SimQueues(self.archive, partitions, self.sql, judge)
         self.partition_data = SimPartitions(self.archive, judge)

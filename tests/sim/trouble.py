@@ -9,7 +9,7 @@ from tests.sim.device import Device
 from tests.sim.faults import Fault, Schedule
 from tests.sim.network import FAIR, Weather
 from tests.sim.roles import Role
-from tests.sim.servers import Server, State
+from tests.sim.servers import Server, ServerState
 
 if TYPE_CHECKING:
     from tests.sim.mesh import Mesh
@@ -96,7 +96,6 @@ class Trouble:
         role = self._role(what, fault.target)
         if role is None or role.process is None:
             return False
-        self._mesh.note_death(role)
         role.respawn_s = fault.lasts_s
         role.kill()
         return True
@@ -136,7 +135,8 @@ class Trouble:
         process.pause()
         self._network.stopped(process)
 
-        lease_ttl_s = self._mesh.topology.timers.lease_ttl_s
+        timers = self._mesh.topology.timers
+        lease_ttl_s = timers.partition_lease_s if what == "writer" else timers.lease_ttl_s
 
         def go_on() -> None:
             beyond = self._world.now - process.paused_at > lease_ttl_s
@@ -180,9 +180,9 @@ class Trouble:
         return self._server(self._backends.sql, what, fault)
 
     def _server(self, server: Server, what: str, fault: Fault, back: Callable[[], None] | None = None) -> bool:
-        if server.state is not State.UP:
+        if server.state is not ServerState.UP:
             return False
-        server.state = State.STALLED if what == "stalled" else State.AWAY
+        server.state = ServerState.STALLED if what == "stalled" else ServerState.AWAY
 
         def resume() -> None:
             if back is not None:
