@@ -20,7 +20,15 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from meshim.errors import BackendUnavailable
-from meshim.stores.engine import SNAPSHOT, create, is_contention, is_sqlite, is_unavailable, reason
+from meshim.stores.engine import (
+    SNAPSHOT,
+    check_transaction,
+    create,
+    is_contention,
+    is_sqlite,
+    is_unavailable,
+    reason,
+)
 
 Arguments = TypeVarTuple("Arguments")
 T = TypeVar("T")
@@ -66,7 +74,8 @@ class _Write(NamedTuple):
 class Archive:
     """Runs transactions, each given as a function of a connection and further arguments.
 
-    A function may run more than once, each time in a transaction of its own; it may raise to roll back.
+    A function may run more than once, and each time nothing is left of the time before.  It may raise to roll back what
+    it did itself, which is a transaction or, where several share one, a savepoint.
     """
 
     def __init__(self, url: str, threads: int) -> None:
@@ -134,7 +143,9 @@ class Archive:
             self._count(transactions=1)
             try:
                 with engine.begin() as connection:
-                    return work(connection)
+                    result = work(connection)
+                    check_transaction(connection)  # a commit of nothing succeeds too
+                    return result
             except SQLAlchemyError as error:
                 if attempt < _ATTEMPTS and isinstance(error, DBAPIError) and is_contention(error):
                     self._count(retries=1)
@@ -160,7 +171,7 @@ class Archive:
         try:
             results = self._run(self._engine, lambda connection: _each(connection, writes))
         except Exception as error:  # noqa: BLE001  # not swallowed: everybody who waits is told
-            results = [error] * len(writes)
+            results = [error] if len(writes) == 1 else _together(error, len(writes))
         for write, result in zip(writes, results, strict=True):
             if isinstance(result, Exception):
                 write.future.set_exception(result)
@@ -183,10 +194,28 @@ def _each(connection: Connection, writes: list[_Write]) -> list[Any]:
 
 
 def _nested(connection: Connection, work: Callable[[Connection], Any]) -> Any:
+    """What `work` returns or raises, in a savepoint.  Raises itself when nothing in the transaction will be stored.
+
+    The savepoint is left alone then: it may be gone with the transaction, and the error that says so would hide why.
+    """
+    savepoint = connection.begin_nested()
     try:
-        with connection.begin_nested():
-            return work(connection)
+        result = work(connection)
     except Exception as error:  # not swallowed: who asked for this write is told
         if isinstance(error, SQLAlchemyError) and is_unavailable(error):
             raise
+        check_transaction(connection)
+        savepoint.rollback()
         return error
+    check_transaction(connection)
+    savepoint.commit()
+    return result
+
+
+def _together(error: Exception, count: int) -> list[Exception]:
+    """What ended a transaction that was shared, as an exception for each: raised twice, one would mix its traces."""
+    sentence = error.sentence if isinstance(error, BackendUnavailable) else f"The database refused a commit: {error}."
+    told: list[Exception] = [BackendUnavailable(sentence) for _ in range(count)]
+    for each in told:
+        each.__cause__ = error
+    return told

@@ -76,6 +76,14 @@ _MYSQL_DUPLICATE_KEY = 1062
 _MYSQL_UNKNOWN_VARIABLE = 1193
 
 
+class TransactionEnded(SQLAlchemyError):
+    """SQLite has rolled a whole transaction back by itself, savepoints and all.
+
+    It may when a statement finds the disk full or broken, or no memory (https://sqlite.org/lang_transaction.html).
+    What is done next on that connection is stored on its own, and its commit, with nothing to do, succeeds.
+    """
+
+
 def create(url: str, connections: int, answer_timeout_s: int = _ANSWER_TIMEOUT_S) -> Engine:
     """Return an engine with at most that many connections; nothing is opened yet.
 
@@ -110,6 +118,13 @@ def is_sqlite(url: str) -> bool:
     return _parse(url).get_backend_name() == "sqlite"
 
 
+def check_transaction(connection: Connection) -> None:
+    """Raise `TransactionEnded` if the transaction that was begun on the connection is not there any more."""
+    driver: Any = connection.connection.driver_connection
+    if isinstance(driver, sqlite3.Connection) and not driver.in_transaction:
+        raise TransactionEnded("it has ended the transaction by itself")
+
+
 def is_contention(error: DBAPIError) -> bool:
     """Whether the same transaction, begun again, may well succeed.
 
@@ -128,7 +143,8 @@ def is_unknown_variable(error: DBAPIError) -> bool:
 def is_unavailable(error: SQLAlchemyError) -> bool:
     """Whether the database is away, full, locked or broken; otherwise the error is ours."""
     if not isinstance(error, DBAPIError):
-        return isinstance(error, sqlalchemy.exc.TimeoutError)  # no connection was free
+        # The other is that no connection was free.
+        return isinstance(error, TransactionEnded | sqlalchemy.exc.TimeoutError)
     if isinstance(error.orig, sqlite3.Error):
         code: int = getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_ERROR)  # the module's own errors have none
         return (code & 0xFF) in _SQLITE_UNAVAILABLE

@@ -1,7 +1,9 @@
 """How transactions run on SQLite and MariaDB: bounded, begun again where that helps, honest without a database."""
 
 import asyncio
+import contextlib
 import threading
+from collections.abc import Callable
 
 import pytest
 from sqlalchemy import Connection, func, insert, select, text, update
@@ -323,6 +325,71 @@ async def test_what_waits_shares_a_transaction_and_each_is_told_its_own(sqlite_w
         assert await archive.read(count_users) == 2
         assert archive.statistics() == (3, 0, 0, 0)
         await archive.close()
+
+
+def fill_up(connection: Connection) -> None:
+    """Have the disk be full in the midst of a statement: SQLite rolls the whole transaction back by itself."""
+    pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+    connection.exec_driver_sql(f"PRAGMA max_page_count = {pages + 3}").close()
+    try:
+        connection.exec_driver_sql("INSERT INTO ballast VALUES (zeroblob(1000000))")
+    finally:
+        connection.exec_driver_sql("PRAGMA max_page_count = 1000000").close()
+
+
+def fill_up_and_refuse(connection: Connection) -> None:
+    try:
+        fill_up(connection)
+    except SQLAlchemyError as error:
+        raise StoreConflict("No.") from error
+
+
+def fill_up_and_go_on(connection: Connection) -> None:
+    with contextlib.suppress(SQLAlchemyError):
+        fill_up(connection)
+
+
+@pytest.mark.parametrize("fill", [fill_up, fill_up_and_refuse, fill_up_and_go_on])
+async def test_who_shares_with_one_that_found_the_disk_full_is_told_so(
+    sqlite_with_tables: str, fill: Callable[[Connection], None]
+) -> None:
+    async with sql_side(sqlite_with_tables) as side:
+        archive = Archive(side.url, 1)
+        started, go_on = threading.Event(), threading.Event()
+
+        def prepare(connection: Connection) -> None:
+            connection.execute(text("CREATE TABLE ballast (bytes BLOB)"))
+            started.set()
+            assert go_on.wait(10)
+
+        def add(connection: Connection, name: str) -> None:
+            connection.execute(insert(im_user).values(name=name, password_hash="x", gmt_create=1))
+
+        preparing = asyncio.create_task(archive.write(prepare))
+        assert await asyncio.to_thread(started.wait, 10)
+        writing = [
+            asyncio.create_task(archive.write(add, "alice")),
+            asyncio.create_task(archive.write(fill)),
+            asyncio.create_task(archive.write(add, "bob")),
+        ]
+        await asyncio.sleep(0)
+        go_on.set()
+        results = await asyncio.gather(*writing, return_exceptions=True)
+        await preparing
+        assert [type(result) for result in results] == [BackendUnavailable] * 3
+        assert len({id(result) for result in results}) == 3
+        assert await archive.read(count_users) == 0
+        assert archive.statistics().failures == 1
+        await archive.write(add, "carol")
+        assert await archive.read(count_users) == 1
+        await archive.close()
+
+
+async def test_nobody_is_told_of_success_when_the_transaction_is_gone(sqlite_with_tables: str) -> None:
+    async with sql_side(sqlite_with_tables) as side:
+        await side.archive.write(lambda connection: connection.execute(text("CREATE TABLE ballast (bytes BLOB)")))
+        with pytest.raises(BackendUnavailable, match="ended the transaction by itself"):
+            await side.archive.write(fill_up_and_go_on)
 
 
 async def test_without_the_database_all_that_share_fail(
