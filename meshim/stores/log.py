@@ -8,7 +8,8 @@ dead-letter stream     `{namespace}-dead`, subjects `{namespace}.dead.{partition
 =====================  =============================================================
 
 What is acknowledged is as durable as the server's `sync_interval` says; meshim's own server
-runs with `always`.  With a `Trust` that is read from every run of the server before anything is given to it.
+runs with `always`.  With `vouch` (see `vouching.py`) that is read from every run of the server before anything is
+given to it.
 """
 
 import asyncio
