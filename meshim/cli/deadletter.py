@@ -21,6 +21,7 @@ from meshim.stores.dead_letters import JetStreamDeadLetters, retry
 from meshim.stores.log import JetStreamLog
 from meshim.stores.nats_client import NatsClient
 from meshim.stores.ports import DeadLetter, DeadLetters
+from meshim.stores.vouching import LogVoucher
 from meshim.topology import Topology
 from meshim.wire.envelope import decode_envelope
 from meshim.wire.log import Entry, decode_record
@@ -210,10 +211,12 @@ async def _all(letters: DeadLetters) -> AsyncIterator[DeadLetter]:
 async def _connected(file: Path | None, data: DataFolder) -> AsyncIterator[_Backend]:
     topology = _topology(file, data)
     # What goes wrong is said by the exception, in one sentence.
-    nats = await NatsClient.connect(topology.backends.nats, Log("cli", "deadletter", io.StringIO()))
+    log = Log("cli", "deadletter", io.StringIO())
+    nats = await NatsClient.connect(topology.backends.nats, log)
     try:
         namespace = topology.namespace
-        yield _Backend(topology, JetStreamDeadLetters(nats, namespace), JetStreamLog(nats, namespace))
+        vouch = LogVoucher(nats, topology.durability, log)  # as transfers do: a letter is removed once the log has it
+        yield _Backend(topology, JetStreamDeadLetters(nats, namespace), JetStreamLog(nats, namespace, vouch=vouch))
     finally:
         await nats.close()
 

@@ -11,6 +11,7 @@ import pytest
 
 from meshim.protocol.routing import partition_of
 from meshim.stores.ports import Device, User
+from meshim.topology import Durability
 from meshim.wire.envelope import WIRE_VERSION, Kind, decode_envelope, encode_envelope
 from meshim.wire.log import Record, encode_record
 from tests.contract.archive_sides import entry
@@ -144,6 +145,19 @@ async def test_what_cannot_be_done_is_one_sentence(mesh: Mesh) -> None:
             2,
             "meshim: Say which letters: either their numbers in `meshim deadletter list`, or --all.\n",
         )
+
+
+async def test_a_letter_stays_where_the_log_would_not_keep_it_safe(mesh: Mesh) -> None:
+    for partition in range(PARTITIONS):
+        await mesh.log.ensure(partition, 1)
+    await mesh.log.bury(0, 1, "why", GARBAGE)
+    mesh.topology = msgspec.structs.replace(mesh.topology, durability=Durability(unknown="refuse"))
+    mesh.write_topology()
+    code, said = await mesh.deadletter("retry", "--all")
+    assert (code, said.count("\n")) == (1, 1)
+    assert "`durability.nats_monitor`" in said
+    assert [letter["number"] for letter in await shown(mesh)] == [1]
+    assert await mesh.log_is_empty()
 
 
 async def test_nats_away_is_one_sentence(sqlite_url: str, namespace: str, tmp_path: Path) -> None:
