@@ -17,7 +17,8 @@ import msgspec
 import yaml
 
 from meshim.errors import TopologyError
-from meshim.protocol.patience import CLIENT_RESEND_S
+from meshim.protocol.allowance import FRAME_ITEMS_MAX, SUBMIT_BYTES
+from meshim.protocol.patience import CLIENT_GIVE_UP_S, CLIENT_RESEND_S
 from meshim.wire.bounds import ITEMS_MAX, LIST_MAX
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=10 * 366 * 86400)]
@@ -373,6 +374,14 @@ def _relations(topology: Topology) -> Iterator[str]:
         yield (
             f"Together with mesh_silence_s it is {detection_s:g} s and must be less than {_DETECTION_MAX_S:g} s, "
             "or a dead process is noticed too late - at `$.timers.lease_ttl_s`."
+        )
+    largest = max(FRAME_ITEMS_MAX, limits.frame_bytes // SUBMIT_BYTES)
+    paid_s = largest / limits.session_rate
+    if paid_s >= CLIENT_GIVE_UP_S / 2:
+        yield (
+            f"At {limits.session_rate} a second the largest frame, which counts as {largest} messages, is acknowledged "
+            f"after {paid_s:g} s; it must be less than {CLIENT_GIVE_UP_S / 2:g} s, half of what every client waits "
+            "before it gives its link up: raise the rate - at `$.limits.session_rate`."
         )
     at_most = (  # the first, and what travels with it, fits into the second
         ("body_bytes", _ENVELOPE_OVERHEAD_BYTES, "frame_bytes", limits.frame_bytes),

@@ -40,7 +40,7 @@ from meshim.client.state import StateFile
 from meshim.errors import ClientClosed, Code, MeshimError, Refused, UsageError
 from meshim.protocol.link import LinkOptions
 from meshim.protocol.ordering import OrderingOptions
-from meshim.protocol.patience import GAP_RELEASE_S
+from meshim.protocol.patience import CLIENT_GIVE_UP_S, GAP_RELEASE_S
 from meshim.protocol.window import WindowOptions
 from meshim.runtime.crank import Crank
 from meshim.runtime.crypto import seal
@@ -63,7 +63,9 @@ _SEAL_BYTES = 28
 
 DEFAULTS = ClientOptions(
     link=LinkOptions(
-        WindowOptions(credit=32, queue=1024, frame_items=64, frame_bytes=65_536, resend_s=1.0, give_up_s=4.0),
+        WindowOptions(
+            credit=32, queue=1024, frame_items=64, frame_bytes=65_536, resend_s=1.0, give_up_s=CLIENT_GIVE_UP_S
+        ),
         heartbeat_s=10.0,
         silence_s=25.0,
     ),

@@ -3,6 +3,7 @@
 import msgspec
 
 from meshim.connector.drain import DrainOptions
+from meshim.protocol.allowance import FRAME_ITEMS_MAX
 from meshim.protocol.link import LinkOptions
 
 
@@ -29,4 +30,4 @@ class ConnectorOptions(msgspec.Struct, frozen=True):
     reconnect_s: float = 0.5
     blind_s: float = 3.0
     unsure: int = 64
-    frame_items: int = 128
+    frame_items: int = FRAME_ITEMS_MAX

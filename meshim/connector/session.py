@@ -21,15 +21,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from meshim.connector.drain import Drain, DrainOptions
-from meshim.protocol.allowance import Allowance
+from meshim.protocol.allowance import SUBMIT_BYTES, Allowance
 from meshim.protocol.link import Link, LinkOptions
 from meshim.stores.ports import Account, Login, Row, Seat
 from meshim.wire.client import ConnectorItem, Delivery, Submit
 from meshim.wire.envelope import Destination
 from meshim.wire.mesh import Place, Stamp
-
-SUBMIT_BYTES = 2_048
-"""A message above it costs its sender as much as several."""
 
 
 class State(enum.Enum):

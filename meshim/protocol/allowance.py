@@ -9,6 +9,11 @@ which costs nobody else anything; and who does not wait has left the window, whi
 from collections import deque
 from math import inf
 
+SUBMIT_BYTES = 2_048
+"""A message above it costs its sender as much as several."""
+FRAME_ITEMS_MAX = 128
+"""Messages in one frame of a client."""
+
 
 class Allowance:
     """The frames of one link that are taken in and not paid."""

@@ -8,5 +8,7 @@ GREET_TIMEOUT_S = 5.0
 """For Welcome; then another connector is tried."""
 CLIENT_RESEND_S = 4.0
 """Until a message that is not settled is submitted again, at first."""
+CLIENT_GIVE_UP_S = 4.0
+"""Without an acknowledgement of anything that is under way; then the link is given up."""
 GAP_RELEASE_S = 30.0
 """Until a gap that holds messages back is given up: several resends have had their chance."""

@@ -185,6 +185,8 @@ def refusal(tmp_path: Path, old: str, new: str) -> str:
         ("log_bytes: 4294967296", "log_bytes: 1000", "`$.limits.bundle_bytes`", "log_bytes"),
         ("drain_page_bytes: 1048576", "drain_page_bytes: 65536", "`$.limits.body_bytes`", "drain_page_bytes"),
         ("client_window: 32", "client_window: 2000", "`$.limits.client_window`", "session_queue"),
+        ("session_rate: 2000", "session_rate: 64", "`$.limits.session_rate`", "acknowledged after 2 s"),
+        ("session_rate: 2000", "session_rate: 10", "`$.limits.session_rate`", "counts as 128 messages"),
         ("link_queue: 65536", "link_queue: 500", "`$.limits.bundle_items`", "link_queue"),
         ("mesh_window: 64", "mesh_window: 1025", "`$.limits.mesh_window`", "what an acknowledgement can list (1024)"),
         ("devices_per_user: 10", "devices_per_user: 513", "`$.limits.devices_per_user`", "an outcome can list (512)"),
