@@ -10,7 +10,7 @@ from meshim.connector.timely import timely
 from meshim.errors import BackendUnavailable, Code, PeerError
 from meshim.runtime.crypto import hash_token
 from meshim.runtime.service import Service
-from meshim.stores.ports import Account, Accounts, Login, Notices, Presence, Queues, SessionCache
+from meshim.stores.ports import Account, Accounts, CachedLogin, Login, Notices, Presence, Queues, SessionCache
 
 DATABASE_S = 1.5
 """How long a greeting waits for the database: the next batch of them waits too, and clients for `greet_timeout_s`."""
@@ -51,7 +51,7 @@ class Greeter:
             sentence = "presence does not answer: try again"
             return [GreetRefused(greet.peer, greet.link, Code.BUSY, sentence) for greet in greets]
         hashes = [hash_token(greet.token) for greet in greets]
-        cached: Sequence[Login | None] = [None] * len(greets)
+        cached: Sequence[CachedLogin | None] = [None] * len(greets)
         try:
             cached = await self._backends.cache.logins(hashes)
         except BackendUnavailable:
@@ -60,7 +60,7 @@ class Greeter:
         return await asyncio.gather(*checks)
 
     async def _check(
-        self, greet: CheckGreet, token_hash: bytes, cached: Login | None, number: int
+        self, greet: CheckGreet, token_hash: bytes, cached: CachedLogin | None, number: int
     ) -> GreetAccepted | GreetRefused:
         try:
             login, account = await self._who(greet, token_hash, cached)
@@ -70,9 +70,9 @@ class Greeter:
             return GreetRefused(greet.peer, greet.link, Code.BUSY, "the database does not answer: try again")
         return GreetAccepted(greet.peer, greet.link, login, account, number)
 
-    async def _who(self, greet: CheckGreet, token_hash: bytes, cached: Login | None) -> tuple[Login, Account]:
+    async def _who(self, greet: CheckGreet, token_hash: bytes, cached: CachedLogin | None) -> tuple[Login, Account]:
         now = time.time()
-        login = cached or await timely(self._backends.accounts.login(token_hash, now), DATABASE_S)
+        login = await self._login(token_hash, cached, now)
         if login is None or login.expires_at <= now or not login.device:
             raise PeerError(Code.BAD_TOKEN, BAD_TOKEN)
         if login.epoch != greet.epoch:
@@ -81,6 +81,30 @@ class Greeter:
         if account is None:
             raise PeerError(Code.BAD_TOKEN, BAD_TOKEN)
         return login, account
+
+    async def _login(self, token_hash: bytes, cached: CachedLogin | None, now: float) -> Login | None:
+        """The cached one where it is sure; else the database's, or one that is not sure while that is away.
+
+        What an old dump knows may have been revoked since (R9, R14): it is asked for once, and sure from then on.
+        """
+        if cached is not None and cached.sure:
+            return cached.login
+        try:
+            login = await timely(self._backends.accounts.login(token_hash, now), DATABASE_S)
+        except BackendUnavailable:
+            if cached is None:
+                raise
+            return cached.login
+        if login is not None and cached is not None:
+            await self._make_sure(token_hash, login, cached.run)
+        return login
+
+    async def _make_sure(self, token_hash: bytes, login: Login, run: str) -> None:
+        # Into the run that was asked before the database was: what is revoked since then is dropped there.
+        try:
+            await self._backends.cache.put_login(token_hash, login, run)
+        except BackendUnavailable:
+            self._service.log.warning("login not cached", user=login.user)
 
     async def _account(self, login: Login, token_hash: bytes, now: float) -> Account | None:
         """The cached account while it is fresh; else the database's, or the stale one while that is away.

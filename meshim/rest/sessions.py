@@ -123,7 +123,7 @@ class Sessions:
         Raises BackendUnavailable when the token may still be accepted somewhere: do it again then.
         """
         (cached,) = await self._cache.logins([token_hash])
-        login = await self._accounts.log_out(token_hash) or cached
+        login = await self._accounts.log_out(token_hash) or (cached and cached.login)
         await self._cache.drop_logins([token_hash])
         # After the cache, or the device would be back before it is forgotten.
         if login is not None and login.device:
@@ -133,18 +133,21 @@ class Sessions:
         """Whose `Authorization` header this is; raises ApiError when it is nobody's."""
         token_hash = bearer_hash(authorization)
         now = self._clock()
-        login = await self._cached_login(token_hash) or await self._accounts.login(token_hash, now)
+        login = await self._login(token_hash, now)
         if login is None or login.expires_at <= now:
             raise refusal("bad_token", "The token is unknown or has ended: log in again.")
         return login
 
-    async def _cached_login(self, token_hash: bytes) -> Login | None:
+    async def _login(self, token_hash: bytes, now: float) -> Login | None:
+        """From the cache where it is sure, else from the database, without which nothing here is done."""
         try:
-            (login,) = await self._cache.logins([token_hash])
+            (cached,) = await self._cache.logins([token_hash])
         except BackendUnavailable as error:
             self._log.warning("token cache away", reason=error)
-            return None
-        return login
+            cached = None
+        if cached is not None and cached.sure:
+            return cached.login
+        return await self._accounts.login(token_hash, now)
 
     async def connectors(self) -> tuple[rest.Connector, ...]:
         """The living ones; while Redis is away those that lived last, as a client tries one after the other anyway."""

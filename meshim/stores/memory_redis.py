@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from typing import Generic, TypeVar
 
 from meshim.errors import BackendUnavailable
-from meshim.stores.ports import Account, Lease, Login, Seat, UserPresence
+from meshim.stores.ports import Account, CachedLogin, Lease, Login, Seat, UserPresence
 from meshim.stores.session_clock import SessionClock
 
 _Value = TypeVar("_Value")
@@ -24,7 +24,7 @@ class MemoryRedis:
         self.clock = clock
         self.leases: Ending[tuple[str, str, str], Lease] = Ending(clock)
         self.presence: dict[tuple[str, int], _Entry] = {}
-        self.logins: Ending[tuple[str, bytes], Login | None] = Ending(clock)
+        self.logins: Ending[tuple[str, bytes], tuple[Login, str] | None] = Ending(clock)
         self.accounts: Ending[tuple[str, int], Account] = Ending(clock)
         self.last_session = 0
         self._subscribers: list[_Subscriber] = []
@@ -282,11 +282,14 @@ class MemorySessionCache:
         self._namespace = namespace
         self._account_ttl_s = account_ttl_s
 
-    async def put_login(self, token_hash: bytes, login: Login) -> None:
+    async def put_login(self, token_hash: bytes, login: Login, run: str | None = None) -> None:
         self._redis.answer()
-        key = self._namespace, token_hash
-        if key not in self._redis.logins:
-            self._redis.logins.put(key, login, login.expires_at)
+        key, now = (self._namespace, token_hash), self._redis.run_id
+        if run is not None and run != now:
+            return
+        held = self._redis.logins.get(key)
+        if key not in self._redis.logins or (held is not None and held[1] != now):
+            self._redis.logins.put(key, (login, now), login.expires_at)
 
     async def drop_logins(self, token_hashes: Sequence[bytes]) -> None:
         self._redis.answer()
@@ -294,9 +297,11 @@ class MemorySessionCache:
             # Remembered as revoked, so that a put that was on its way does not bring it back.
             self._redis.logins.put((self._namespace, token_hash), None, self._redis.clock() + 86400.0)
 
-    async def logins(self, token_hashes: Sequence[bytes]) -> list[Login | None]:
+    async def logins(self, token_hashes: Sequence[bytes]) -> list[CachedLogin | None]:
         self._redis.answer()
-        return [self._redis.logins.get((self._namespace, token_hash)) for token_hash in token_hashes]
+        held = [self._redis.logins.get((self._namespace, token_hash)) for token_hash in token_hashes]
+        now = self._redis.run_id
+        return [each and CachedLogin(each[0], now, each[1] == now) for each in held]
 
     async def put_account(self, account: Account) -> None:
         self._redis.answer()

@@ -115,14 +115,28 @@ class Account(msgspec.Struct, frozen=True):
     as_of: float
 
 
+class CachedLogin(NamedTuple):
+    """What the cache knows of a token.  `run` names the run of the backend that answered (as `Leases.run_id`).
+
+    `sure` says that it was put there in that run: of one from an older run nobody knows what was revoked since.
+    """
+
+    login: Login
+    run: str
+    sure: bool
+
+
 class SessionCache(Protocol):
     """Lets greetings succeed while the database is away.  Keys of tokens are SHA-256 of the token."""
 
-    async def put_login(self, token_hash: bytes, login: Login) -> None: ...
+    async def put_login(self, token_hash: bytes, login: Login, run: str | None = None) -> None:
+        """Keep it, unless it was dropped; with a `run` only if the backend is still in that one."""
 
-    async def drop_logins(self, token_hashes: Sequence[bytes]) -> None: ...
+    async def drop_logins(self, token_hashes: Sequence[bytes]) -> None:
+        """Forget these, also what a put that is on its way says of them."""
 
-    async def logins(self, token_hashes: Sequence[bytes]) -> list[Login | None]: ...
+    async def logins(self, token_hashes: Sequence[bytes]) -> list[CachedLogin | None]:
+        """What is known of each; None for what is not, or was dropped."""
 
     async def put_account(self, account: Account) -> None: ...
 

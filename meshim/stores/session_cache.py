@@ -1,5 +1,7 @@
 """Logins and accounts in Redis, so that people get in while the database is away.
 
+A login carries the run of Redis that it was put into: a Redis that comes back with an old dump says by itself which of
+them it may have been told to drop since.
 What was revoked stays revoked: dropping a login leaves an empty value behind, which a put that was
 on its way (read from the database before the logout, written after it) does not replace.
 In the same way an account never replaces one that was read later.
@@ -11,7 +13,7 @@ from typing import TypeVar
 
 import msgspec
 
-from meshim.stores.ports import Account, Login
+from meshim.stores.ports import Account, CachedLogin, Login
 from meshim.stores.redis_client import RedisClient
 
 _REVOKED = b""
@@ -21,6 +23,25 @@ _REVOKED_S = 86400
 _DROP_LOGINS = """
 for _, key in ipairs(KEYS) do redis.call('SET', key, ARGV[1], 'EX', ARGV[2]) end
 return 0
+"""
+
+_RUN = """
+local run = redis.call('INFO', 'server'):match('run_id:(%x+)')
+"""
+_RUN_SIZE = 40
+
+# What a token stands for never changes, so the first value of a run is as good as any other.
+_PUT_LOGIN = f"""{_RUN}
+if ARGV[3] ~= '' and ARGV[3] ~= run then return 0 end
+local held = redis.call('GET', KEYS[1])
+if held and (held == '' or held:sub(1, {_RUN_SIZE}) == run) then return 0 end
+redis.call('SET', KEYS[1], run .. ARGV[1], 'PXAT', ARGV[2])
+return 1
+"""
+_LOGINS = f"""{_RUN}
+local held = {{}}
+for index, key in ipairs(KEYS) do held[index] = redis.call('GET', key) end
+return {{run, held}}
 """
 
 # The first eight bytes of a value are `as_of`, which is all that Lua must read of it.
@@ -47,23 +68,24 @@ class RedisSessionCache:
         self._client = client
         self._namespace = namespace
         self._account_ttl_s = max(1, round(account_ttl_s))
+        self._put_login = client.script(_PUT_LOGIN)
+        self._logins = client.script(_LOGINS)
         self._drop_logins = client.script(_DROP_LOGINS)
         self._put_account = client.script(_PUT_ACCOUNT)
 
-    async def put_login(self, token_hash: bytes, login: Login) -> None:
-        # What a token stands for never changes, so the first value is as good as any other.
+    async def put_login(self, token_hash: bytes, login: Login, run: str | None = None) -> None:
         ends_ms = max(1, round(login.expires_at * 1000))
-        await self._client.execute("SET", self._login_key(token_hash), _encoder.encode(login), "NX", "PXAT", ends_ms)
+        await self._put_login([self._login_key(token_hash)], [_encoder.encode(login), ends_ms, run or ""])
 
     async def drop_logins(self, token_hashes: Sequence[bytes]) -> None:
         if token_hashes:
             await self._drop_logins([self._login_key(each) for each in token_hashes], [_REVOKED, _REVOKED_S])
 
-    async def logins(self, token_hashes: Sequence[bytes]) -> list[Login | None]:
-        return [
-            _read(_login, value) if value else None
-            for value in await self._values([self._login_key(each) for each in token_hashes])
-        ]
+    async def logins(self, token_hashes: Sequence[bytes]) -> list[CachedLogin | None]:
+        if not token_hashes:
+            return []
+        run, values = await self._logins([self._login_key(each) for each in token_hashes])
+        return [_cached(value, run) if value else None for value in values]
 
     async def put_account(self, account: Account) -> None:
         value = _AS_OF.pack(account.as_of) + _encoder.encode(account)
@@ -83,6 +105,11 @@ class RedisSessionCache:
 
     def _account_key(self, user: int) -> str:
         return f"{self._namespace}:account:{user}"
+
+
+def _cached(value: bytes, run: bytes) -> CachedLogin | None:
+    login = _read(_login, memoryview(value)[_RUN_SIZE:])
+    return None if login is None else CachedLogin(login, run.decode(), value[:_RUN_SIZE] == run)
 
 
 def _read(decoder: "msgspec.msgpack.Decoder[_Value]", value: bytes | memoryview) -> _Value | None:

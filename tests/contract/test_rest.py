@@ -1,6 +1,6 @@
 """The REST service: what it answers, what it leaves behind in the stores, and whom it tells."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import httpx
@@ -12,7 +12,7 @@ from meshim.errors import ApiError, BackendUnavailable, Code
 from meshim.rest import core, routes
 from meshim.runtime import crypto
 from meshim.runtime.crypto import MasterKey
-from meshim.stores.ports import Lease, Login, Seat
+from meshim.stores.ports import CachedLogin, Lease, Login, Seat
 from meshim.wire import rest
 from meshim.wire.notice import AccountChanged, Kick
 from tests.contract.rest_world import World, world_of
@@ -132,7 +132,8 @@ async def test_a_login_registers_its_device_and_says_where_to_connect(world: Wor
     # A connector finds all it needs in the cache, and the same in the database.
     login = Login(alice.user_id, answer.device_id, EPOCH, answer.expires_at)
     [cached] = await world.cache.logins([token_hash(answer.token)])
-    assert cached == login
+    assert cached is not None
+    assert (cached.login, cached.sure) == (login, True)
     stored = await world.accounts.login(token_hash(answer.token), 0.0)
     assert stored is not None
     assert (stored.user, stored.device, stored.epoch) == (login.user, login.device, login.epoch)
@@ -240,6 +241,24 @@ async def test_a_logout_revokes_the_token_and_kicks_the_session(world: World) ->
         with pytest.raises(ApiError, match="log in again"):
             await gone.relations()
         await gone.logout()  # again: nothing to revoke any more, and nothing wrong with that
+
+
+async def test_a_token_from_an_old_dump_is_asked_for_in_the_database(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = world.cache.logins
+
+    async def after_a_restart(hashes: Sequence[bytes]) -> list[CachedLogin | None]:
+        return [each and each._replace(sure=False) for each in await read(hashes)]
+
+    async with world.api() as api:
+        await api.register("alice", PASSWORD)
+        answer = await api.login("alice", PASSWORD, "phone", 1)
+        monkeypatch.setattr(world.cache, "logins", after_a_restart)
+        await api.relations()
+        await world.accounts.log_out(token_hash(answer.token))
+        with pytest.raises(ApiError, match="log in again"):
+            await api.relations()
 
 
 async def test_a_logout_that_redis_missed_is_finished_by_repeating_it(world: World) -> None:
@@ -479,7 +498,7 @@ async def test_another_login_of_the_device_comes_between(world: World, monkeypat
         monkeypatch.setattr(world.accounts, "log_in", late)
         last = await api.login("alice", PASSWORD, "phone", 3)
     hashes = [token_hash(answer.token) for answer in (*between, last)]
-    assert [login and login.epoch for login in await world.cache.logins(hashes)] == [None, 3]
+    assert [each and each.login.epoch for each in await world.cache.logins(hashes)] == [None, 3]
 
 
 async def test_nats_is_away(world: World) -> None:

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from meshim.stores.ports import Account, Login
+from meshim.stores.ports import Account, CachedLogin, Login
 from meshim.stores.redis_client import RedisClient
 from meshim.stores.session_cache import RedisSessionCache
 from tests.contract.redis_sides import LOG, Side, side_of
@@ -26,7 +26,8 @@ async def test_a_login_is_kept_until_it_is_dropped(side: Side) -> None:
     assert await elsewhere.logins([ONE]) == [None]
     await cache.put_login(ONE, login)
     await cache.put_login(ONE, login)
-    assert await elsewhere.logins([OTHER, ONE, OTHER]) == [None, login, None]
+    run = await side.leases().run_id()
+    assert await elsewhere.logins([OTHER, ONE, OTHER]) == [None, CachedLogin(login, run, sure=True), None]
     await cache.drop_logins([])
     await cache.drop_logins([ONE, OTHER])
     assert await elsewhere.logins([ONE, OTHER]) == [None, None]
@@ -38,6 +39,31 @@ async def test_a_put_that_comes_late_does_not_bring_back_what_was_revoked(side: 
     await elsewhere.drop_logins([ONE])
     await cache.put_login(ONE, Login(1, 2, 3, side.now() + 60.0))
     assert await elsewhere.logins([ONE]) == [None]
+
+
+async def test_a_put_for_another_run_is_nothing(side: Side) -> None:
+    """What was read from the database before Redis restarted may have been revoked before it came back."""
+    cache, login = side.session_cache(), Login(1, 2, 3, side.now() + 60.0)
+    await cache.put_login(ONE, login, "0" * 40)
+    assert await cache.logins([ONE]) == [None]
+    run = await side.leases().run_id()
+    await cache.put_login(ONE, login, run)
+    assert await cache.logins([ONE]) == [CachedLogin(login, run, sure=True)]
+
+
+async def test_a_login_from_an_old_dump_is_not_sure_until_it_is_put_again(valkey_url: str, namespace: str) -> None:
+    client = RedisClient(valkey_url, LOG)
+    cache = RedisSessionCache(client, namespace)
+    await cache.put_login(ONE, login := Login(1, 2, 3, time.time() + 60.0))
+    key = f"{namespace}:login:{ONE.hex()}"
+    value = await client.execute("GET", key)
+    await client.execute("SET", key, b"0" * 40 + value[40:])
+    [cached] = await cache.logins([ONE])
+    assert cached is not None
+    assert (cached.login, cached.sure) == (login, False)
+    await cache.put_login(ONE, login, cached.run)
+    assert await cache.logins([ONE]) == [CachedLogin(login, cached.run, sure=True)]
+    await client.close()
 
 
 async def test_a_login_ends_when_its_token_does(side: Side) -> None:
@@ -85,8 +111,9 @@ async def test_values_of_an_unknown_version_are_missing(valkey_url: str, namespa
     client = RedisClient(valkey_url, LOG)
     cache = RedisSessionCache(client, namespace)
     await client.execute("SET", f"{namespace}:login:{ONE.hex()}", b"\x93from the future")
+    await client.execute("SET", f"{namespace}:login:{OTHER.hex()}", b"0" * 40 + b"\x93from the future")
     await client.execute("SET", f"{namespace}:account:1", b"\x00" * 8 + b"\x93from the future")
-    assert await cache.logins([ONE]) == [None]
+    assert await cache.logins([ONE, OTHER]) == [None, None]
     assert await cache.accounts([1]) == [None]
     account = Account(1, (1,), (), time.time())
     await cache.put_account(account)

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from typing import Any
 
 from meshim.connector.events import CheckGreet, GreetAccepted, GreetRefused
 from meshim.connector.greeter import DATABASE_S, Backends, Greeter
@@ -25,8 +26,10 @@ class Accounts(MemoryAccounts):
 
     away = False
     hangs = False
+    asked = 0
 
     async def login(self, token_hash: bytes, now: float) -> Login | None:
+        self.asked += 1
         await self._answer()
         return await super().login(token_hash, now)
 
@@ -41,11 +44,23 @@ class Accounts(MemoryAccounts):
             await asyncio.sleep(10)
 
 
+class OldRedis(MemoryRedis):
+    """Can come back with an old dump."""
+
+    def restart(self, logins: dict[Any, Any]) -> None:
+        self.start(wiped=True)
+        self.logins._held = dict(logins)
+
+    def dump(self) -> dict[Any, Any]:
+        return dict(self.logins._held)
+
+
 class World:
     """One user with one device, whose token is in the database and in the cache."""
 
     def __init__(self) -> None:
-        self.archive, redis = MemoryArchive(time.time), MemoryRedis(time.time)
+        self.archive, self.redis = MemoryArchive(time.time), OldRedis(time.time)
+        redis = self.redis
         self.accounts = Accounts(self.archive)
         self.presence = MemoryPresence(redis, "test")
         self.cache = MemorySessionCache(redis, "test")
@@ -163,6 +178,53 @@ async def test_what_an_old_dump_of_the_cache_says_of_accounts_is_not_fresh() -> 
     await world.accounts.log_out(hash_token(TOKEN))
     assert await world.greet() is None, "the account is fresh, nobody asks the database"
     world.doubts = True
+    assert await world.greet() is Code.BAD_TOKEN
+
+
+async def test_an_old_dump_of_the_cache_does_not_let_in_who_was_revoked_since() -> None:
+    """R9, R14: whenever the connector started, and however fresh the account that another device put there is."""
+    world = World()
+    login = await world.log_in()
+    dump = world.redis.dump()
+    await world.accounts.log_out(hash_token(TOKEN))
+    await world.cache.drop_logins([hash_token(TOKEN)])
+    world.redis.restart(dump)
+    await world.cache.put_account(Account(login.user, (login.device,), (), time.time()))
+    assert await world.greet() is Code.BAD_TOKEN
+
+
+async def test_what_an_old_dump_says_of_a_good_token_is_asked_for_once() -> None:
+    world = World()
+    login = await world.log_in()
+    world.redis.restart(world.redis.dump())
+    await world.cache.put_account(Account(login.user, (login.device,), (), time.time()))
+    world.accounts.away = True
+    assert await world.greet() is None, "R8: nobody can tell now"
+    world.accounts.away = False
+    world.accounts.asked = 0
+    assert [await world.greet() for _ in range(3)] == [None] * 3
+    assert world.accounts.asked == 1
+
+
+async def test_an_answer_of_the_database_is_not_put_into_a_later_run_of_the_cache() -> None:
+    """R14: Redis restarts with its old dump while the database is asked, and the token is revoked in between."""
+    world = World()
+    login = await world.log_in()
+    dump = world.redis.dump()
+    world.redis.restart(dump)
+
+    class Slow(Accounts):
+        async def login(self, token_hash: bytes, now: float) -> Login | None:
+            found = await super().login(token_hash, now)
+            if found is None:
+                return None
+            await world.accounts.log_out(token_hash)
+            await world.cache.drop_logins([token_hash])
+            world.redis.restart(dump)
+            await world.cache.put_account(Account(login.user, (login.device,), (), time.time()))
+            return found
+
+    await world.verdict(Slow(world.archive))
     assert await world.greet() is Code.BAD_TOKEN
 
 
