@@ -92,9 +92,10 @@ class Guard:
         self._connections[descriptor] = Connection(descriptor, address, now)
         if len(self._connections) > self._guarding.connections:
             # Insertion order: the one that is nobody's for the longest time.
-            oldest = next((each for each in self._connections.values() if not (each.known or each.cut)), None)
-            if oldest is not None:
-                self._cut(oldest)
+            for each in list(self._connections.values()):
+                if not each.cut and not self._is_known(each, now):
+                    self._cut(each)
+                    break
 
     def ended(self, descriptor: int) -> None:
         connection = self._connections.pop(descriptor, None)
@@ -106,9 +107,15 @@ class Guard:
         return self._by_peer.get(peer)
 
     def heard(self, peer: bytes, descriptor: int) -> Connection | None:
-        """The first frame of a peer."""
+        """The first frame of a peer, or one that was read when its connection had ended already.
+
+        The number may be of the next connection by then.  ROUTER counts its peers up, so the later one is right; the
+        count begins again after 2³² of them, and at worst the connection is taken for a stranger's.
+        """
         connection = self._connections.get(descriptor)
-        if connection is not None and connection.peer is None:
+        if connection is not None and (connection.peer is None or peer > connection.peer):
+            if connection.peer is not None:
+                self._by_peer.pop(connection.peer, None)
             connection.peer = peer
             self._by_peer[peer] = connection
         return connection
@@ -140,6 +147,12 @@ class Guard:
                 connection.since = now - max(0.0, unknown_s - farewell_s)
             if not connection.known and now - connection.since >= unknown_s:
                 self._cut(connection)
+
+    def _is_known(self, connection: Connection, now: float) -> bool:
+        """What was seen a second ago, and looked at again where that was nothing."""
+        if not connection.known:
+            self._look(connection, now)
+        return connection.known
 
     def _look(self, connection: Connection, now: float) -> None:
         connection.known = connection.peer is not None and self._guarding.known(connection.peer)

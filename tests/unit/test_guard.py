@@ -191,6 +191,21 @@ def test_the_end_of_a_connection_is_not_that_of_the_next_with_its_number(loopbac
     assert theirs.recv(1) == b"", "it was cut when its own time was over"
 
 
+def test_the_last_frame_of_a_peer_that_ended_does_not_take_the_next_connection_with_its_number(
+    loopback: Loopback,
+) -> None:  # fmt: skip
+    guard = lone_guard()
+    ours, _ = loopback.connect()
+    guard.accepted(ours.fileno(), 1.0)
+    late = guard.heard(b"\0\0\0\0\1", ours.fileno())
+    mine = guard.heard(b"\0\0\0\0\2", ours.fileno())
+    assert late is mine
+    assert mine is not None
+    assert mine.peer == b"\0\0\0\0\2"
+    assert guard.connection(b"\0\0\0\0\1") is None
+    assert guard.connection(b"\0\0\0\0\2") is mine
+
+
 def test_a_connection_that_ended_before_it_was_looked_at_is_forgotten() -> None:
     watching = lone_guard()
     with socket.socket() as unconnected:
