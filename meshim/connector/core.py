@@ -160,10 +160,10 @@ class ConnectorCore:
         if now >= session.account_due:
             session.account_due = now + self._door.account_period_s(session)
             self._actions.append(e.ReadAccounts((session.login.user,)))
-            # Whoever took the seat tells us once; if that was lost, presence says so (R5).
-            session.seat_due = now
-        if session.seat_due is not None and now >= session.seat_due:
-            session.seat_due = None
+        if now >= session.seat_due:
+            # Whoever took the seat tells us once; if that was lost, presence says so (R5).  By a rhythm of its own:
+            # what presence is not told of for long it forgets, however often relations are read.
+            session.seat_due = now + self._door.account_period_s(session)
             self._actions.append(e.WriteSeats(((session.seat, session.devices),)))
         if now >= session.seen_due:
             session.seen_due = now + SEEN_S

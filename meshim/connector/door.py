@@ -6,7 +6,7 @@
                   │                    │
                   └── refused ─────────┴── a later session holds the seat, or presence is away
 
-The session number is taken from the clock of presence when the token is checked; only a higher one
+The session number is taken from the clock of presence before the token is checked; only a higher one
 takes a seat, so that a late greeting of a stopped process cannot oust a newer connection (R5).
 """
 
@@ -100,7 +100,7 @@ class Door:
             options.session_rate, now,
         )  # fmt: skip
         session.link.window.credit = max(1, min(greet.window, options.clients.window.credit))
-        session.account_due = now + self.account_period_s(session)
+        session.account_due = session.seat_due = now + self.account_period_s(session)
         session.seen_due = now + SEEN_S
         self._sessions.add(session)
         self._actions.append(e.WriteSeats(((seat, session.devices),)))

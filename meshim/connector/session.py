@@ -18,6 +18,7 @@ returned to be stored, and stored rows simply stay unread.
 import enum
 from collections import deque
 from collections.abc import Sequence
+from math import inf
 from typing import NamedTuple
 
 from meshim.connector.drain import Drain, DrainOptions
@@ -90,8 +91,8 @@ class Session:
         """When time has to be looked at for this session: `next_deadline`, or 0 since something has happened to it."""
         self.account_due = now
         """When relations and devices are read again."""
-        self.seat_due: float | None = None
-        """When the seat is written again, because presence did not answer."""
+        self.seat_due = inf
+        """When the seat is written again: now and then, and soon when presence did not answer."""
         self.seen_due = now
         """When to note again that the device is connected."""
         self.custody: deque[Place | int] = deque()
@@ -116,13 +117,11 @@ class Session:
 
     def next_deadline(self) -> float:
         """When the first thing is due that this session waits for."""
-        deadline = min(self.link.next_deadline(), self.allowance.due, self.account_due, self.seen_due)
+        deadline = min(self.link.next_deadline(), self.allowance.due, self.account_due, self.seat_due, self.seen_due)
         if self.held:
             deadline = min(deadline, self.held[0].until)
         if self.drain.look_at is not None:
             deadline = min(deadline, self.drain.look_at)
-        if self.seat_due is not None:
-            deadline = min(deadline, self.seat_due)
         return deadline
 
     @property

@@ -6,7 +6,7 @@ from meshim.connector import events as e
 from meshim.connector.core import ConnectorCore
 from meshim.connector.session import Session
 from meshim.wire.link import Data
-from tests.unit.connector_world import A1, B1, SWEEP_S, Connector, place
+from tests.unit.connector_world import A1, ALICE, B1, RELATION_S, SWEEP_S, Connector, account, place
 
 
 @pytest.fixture
@@ -58,3 +58,17 @@ def test_what_is_due_between_is_done_in_time() -> None:
         bob.ping()
         connector.pass_time(SWEEP_S / 3)
     assert connector.take(e.PeekQueues), "the sweep"
+
+
+def test_a_seat_is_written_again_however_often_relations_are_read() -> None:
+    """Presence forgets who was not written for an hour."""
+    connector = Connector()
+    alice = connector.online(A1)
+    connector.take(e.WriteSeats)
+    written = 0
+    for _ in range(20):
+        alice.ping()
+        connector.pass_time(RELATION_S / 3)
+        connector.tell(e.AccountsRead([account(ALICE, devices=(A1,))]))
+        written += len(connector.take(e.WriteSeats))
+    assert written >= 3
