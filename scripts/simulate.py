@@ -57,16 +57,16 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Simulate meshes in which everything goes wrong, and judge them.")
-    parser.add_argument("--seeds", type=_count, default=100, metavar="N", help="how many runs (100)")
+    parser.add_argument("--seeds", type=count, default=100, metavar="N", help="how many runs (100)")
     parser.add_argument("--from", type=int, default=1, dest="first", metavar="S", help="the first seed (1)")
     parser.add_argument("--break", choices=sorted(BREAKS), dest="break_", metavar="NAME",
                         help=f"take a mechanism away; ends when that is noticed: {', '.join(BREAKS)}")  # fmt: skip
-    parser.add_argument("--jobs", type=_count, default=os.cpu_count() or 1, metavar="N", help="processes (all cores)")
+    parser.add_argument("--jobs", type=count, default=os.cpu_count() or 1, metavar="N", help="processes (all cores)")
     parser.add_argument("--json", action="store_true", help="print the answer as JSON")
     return parser.parse_args()
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError("it has to be 1 or more")
@@ -96,6 +96,7 @@ class Tally:
         self._done = 0
         self._failing: list[Outcome] = []
         self._failures = 0
+        self._failing_seeds: list[int] = []
         self._races: Counter[str] = Counter()
         self._faults: Counter[str] = Counter()
         self._counters: Counter[str] = Counter()
@@ -118,6 +119,7 @@ class Tally:
             self._thin.append(outcome.seed)
         if outcome.failed:
             self._failures += 1
+            self._failing_seeds.append(outcome.seed)
             if len(self._failing) < SHOWN_MOST:
                 self._failing.append(outcome)
         if self._terminal:
@@ -136,6 +138,7 @@ class Tally:
             "from": self._options.first,
             "break": self._options.break_,
             "failures": self._failures,
+            "failing_seeds": self._failing_seeds,
             "failing": [
                 {"seed": o.seed, "violations": o.violations, "schedule": o.schedule.splitlines()} for o in self._failing
             ],
@@ -163,7 +166,8 @@ def _show(answer: dict[str, Any]) -> None:
     )
     print("Races met: " + ", ".join(f"{race} {times}" for race, times in answer["races"].items()))
     for failing in answer["failing"]:
-        print(f"\nSeed {failing['seed']} (simulate.py --from {failing['seed']} --seeds 1):")
+        again = f"--from {failing['seed']} --seeds 1" + (f" --break {answer['break']}" if answer["break"] else "")
+        print(f"\nSeed {failing['seed']} (simulate.py {again}):")
         for line in (*failing["violations"], *failing["schedule"]):
             print(f"  {line}")
 

@@ -44,7 +44,7 @@ def _dedup() -> list[Patch]:
 
 
 def _drain_lease() -> list[Patch]:
-    """Everybody may drain a queue, at any time."""
+    """Everybody may drain a queue, at any time, and nobody is fenced off."""
 
     async def claim(self: MemoryQueues, device: int, owner: str, session: int, lease_s: float) -> int | None:
         return 1 if device in self._archive.devices else None
@@ -137,13 +137,13 @@ def _epoch() -> list[Patch]:
 
 
 def _fencing() -> list[Patch]:
-    """Who lost a partition or a queue goes on writing, reading and marking."""
+    """Who lost a partition goes on writing to it."""
     write = MemoryPartitions.write
 
     async def unfenced(self: MemoryPartitions, partition: int, fence: int, *arguments: Any) -> Any:
         return await write(self, partition, self._archive.partitions[partition].lease.fence, *arguments)
 
-    return [(MemoryPartitions, "write", unfenced), (MemoryQueues, "_fenced", _unfenced)]
+    return [(MemoryPartitions, "write", unfenced)]
 
 
 def _ack_before_commit() -> list[Patch]:

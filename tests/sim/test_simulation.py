@@ -9,14 +9,37 @@ from pathlib import Path
 import pytest
 
 from tests.sim.breaks import BREAKS, broken
+from tests.sim.faults import Faults
 from tests.sim.simulation import run
 
 SIMULATE = Path(__file__).resolve().parent.parent.parent / "scripts" / "simulate.py"
-SEEDS = range(1, 31)
+SEEDS = range(1, 21)
 """`scripts/simulate.py` runs thousands."""
 
-SEEDS_THAT_SHOW = range(1, 61)
-"""Each broken mesh is noticed within the first few of them."""
+NOTICED = {
+    "dedup": "once",
+    "drain-lease": "fenced",
+    "read-before-ack": "marked",
+    "sent-before-puback": "sent",
+    "sent-on-first-copy": "sent",
+    "after": "in order",
+    "poke": "soon",
+    "queue-check": "soon",
+    "late-goodbye": "soon",
+    "epoch": "sent",
+    "fencing": "fenced",
+    "ack-before-commit": "acknowledged",
+    "revoke": "in the end",
+}
+"""Which promise is seen to be broken."""
+FAULTS = {
+    "drain-lease": Faults(kinds=("trap-device", "away", "sql-stalled"), kinds_share=1.0),
+    "epoch": Faults(kinds=("lost-file",), kinds_share=1.0),
+    "fencing": Faults(kinds=("pause-writer", "sql-away", "away"), kinds_share=1.0),
+    "revoke": Faults(kinds=("taken-over", "redis-away", "kill-connector"), kinds_share=1.0),
+}
+"""For those that the general model meets seldom; `scripts/simulate.py --break` finds them with that one too."""
+SEEDS_THAT_SHOW = range(1, 41)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -30,7 +53,9 @@ def test_every_promise_is_kept(seed: int) -> None:
 @pytest.mark.parametrize("name", BREAKS)
 def test_a_broken_mesh_is_noticed(name: str) -> None:
     with broken(name):
-        assert any(run(seed).failed for seed in SEEDS_THAT_SHOW)
+        outcomes = (run(seed, FAULTS.get(name)) for seed in SEEDS_THAT_SHOW)
+        broken_promises = (violation.split(" ", 1)[1] for outcome in outcomes for violation in outcome.violations)
+        assert any(promise.startswith(f"{NOTICED[name]}:") for promise in broken_promises)
 
 
 def test_the_same_seed_is_the_same_run() -> None:
