@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import sys
 import time
+import traceback
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -34,6 +35,10 @@ SHOWN_MOST = 10
 """Failing seeds that are kept for the answer."""
 
 
+class NotPlayedError(Exception):
+    """A bug of the simulation, not of what it simulates."""
+
+
 def main() -> int:
     options = _options()
     began = time.monotonic()
@@ -45,6 +50,9 @@ def main() -> int:
                 break
     except KeyboardInterrupt:
         return 130
+    except NotPlayedError as error:
+        print(f"simulate: {error}", file=sys.stderr)
+        return 2
     finally:
         tally.close()
     answer = tally.answer(time.monotonic() - began)
@@ -85,7 +93,11 @@ def _outcomes(options: argparse.Namespace) -> Iterator[Outcome]:
 
 def _one(name: str | None, seed: int) -> Outcome:
     with broken(name):
-        return run(seed)
+        try:
+            return run(seed)
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is not the verdict of the judge
+            traceback.print_exc()
+            raise NotPlayedError(f"seed {seed} could not be played, the simulation itself failed: {error!r}") from None
 
 
 class Tally:
