@@ -79,9 +79,6 @@ class Guard:
         self._by_peer: dict[bytes, Connection] = {}
         self._memory_bytes = _resident_bytes()
 
-    def __len__(self) -> int:
-        return len(self._connections)
-
     # ---------------------------------------------------------------- what happens
 
     def accepted(self, descriptor: int, now: float) -> None:
