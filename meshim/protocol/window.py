@@ -16,8 +16,8 @@ later than others.  A frame is sent again after `resend_s`, doubling; when the p
 `give_up_s` the link has failed and `abandon` hands back everything that was not acknowledged.
 
 A slow peer is not a dead one: both times are counted anew from each frame that it takes.  And nobody is buried under
-copies of what he has not read yet: they wait for twice as long as he took for the last frame, and at most one full
-frame is sent again at a time.
+copies of what he has not read yet: they wait for twice as long as he took for the last frame, half of `give_up_s` at
+most, and at most one full frame is sent again at a time.
 
 What waits is bounded in items and in bytes, and so is the stash: early frames are rare on links that are TCP.
 
@@ -185,8 +185,8 @@ class Window(Generic[Out, In]):
             waited_s = max(waited_s, now - max(taken.first_sent, self._progress_at))
             done.extend(taken.items)
         if done:
-            # Somebody who took so long takes as long for the next.
-            self._patience_s = max(self._options.resend_s, min(2 * waited_s, self._options.give_up_s))
+            # Somebody who took so long takes as long for the next; but what is lost is sent again before giving up.
+            self._patience_s = max(self._options.resend_s, min(2 * waited_s, self._options.give_up_s / 2))
             self._progress_at = now
             self._quiet_until = now + self._patience_s
         if not flights:

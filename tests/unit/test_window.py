@@ -161,6 +161,19 @@ def test_nothing_is_sent_again_while_the_peer_takes_frames() -> None:
     assert [frame.number for frame in end.resend(3.6)] == [3]
 
 
+def test_what_is_lost_behind_a_slow_frame_is_sent_again_before_the_link_has_failed() -> None:
+    end = window()
+    push(end, 9)
+    end.take(0.0)
+    end.acknowledged(1, (), 6.0)
+    push(end, 8)
+    end.take(6.0)
+    assert end.next_deadline() == 11.0, "half of the time after which it has failed"
+    assert [frame.number for frame in end.resend(11.0)] == [2]
+    assert not end.failed(15.9)
+    assert end.failed(16.0)
+
+
 def test_what_waits_is_bounded_in_bytes_too() -> None:
     end = window(options=WindowOptions(4, 8, 3, 10, 1.0, 10.0, queue_bytes=10))
     push(end, 9, 1)
