@@ -33,6 +33,8 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _BYTES_RECEIVED = struct.Struct("=128xQ")  # the place of tcpi_bytes_received in struct tcp_info: linux/tcp.h
 _FRAME_OVERHEAD_BYTES = 64
 """Of ZMTP and CURVE, rounded up."""
+_HEARTBEAT_BYTES_PER_S = 256
+"""PING and PONG come over the connection and are read by libzmq: two of them, encrypted, every half second."""
 
 
 class Guarding(NamedTuple):
@@ -52,11 +54,15 @@ class Guarding(NamedTuple):
 class Connection:
     """One that was accepted.  `peer` is not known before its first frame."""
 
-    __slots__ = ("address", "bytes_read", "bytes_unknown", "cut", "descriptor", "frames", "known", "peer", "since")
+    __slots__ = (
+        "accepted_at", "address", "bytes_read", "bytes_unknown", "cut", "descriptor", "frames", "known", "peer",
+        "since",
+    )  # fmt: skip
 
     def __init__(self, descriptor: int, address: Any, now: float) -> None:
         self.descriptor = descriptor
         self.address = address
+        self.accepted_at = now
         self.since = now
         """Accepted, or known for the last time."""
         self.peer: bytes | None = None
@@ -157,7 +163,7 @@ class Guard:
             connection.since = now
             connection.frames = connection.bytes_unknown = 0
 
-    def search(self) -> None:
+    def search(self, now: float) -> None:
         """Where memory has grown, cut who has sent what was never read.  To be called every `SEARCH_S`."""
         resident = _resident_bytes()
         self._memory_bytes = min(self._memory_bytes, resident)
@@ -166,7 +172,8 @@ class Guard:
         self._memory_bytes = resident
         for connection in list(self._connections.values()):
             most = self._guarding.unread_bytes if connection.known else self._guarding.unknown_bytes
-            if _received_bytes(connection) - connection.bytes_read > most:
+            heartbeat_bytes = _HEARTBEAT_BYTES_PER_S * (now - connection.accepted_at)
+            if _received_bytes(connection) - connection.bytes_read > most + heartbeat_bytes:
                 self._cut(connection)
 
     def _cut(self, connection: Connection) -> None:

@@ -304,8 +304,8 @@ class Router:
 
     def _sweep(self, guard: Guard) -> None:
         self._monitor.drain()
-        guard.search()
         now = self._loop.time()
+        guard.search(now)
         if now - self._swept_at >= SWEEP_S:
             self._swept_at = now
             guard.sweep(now)

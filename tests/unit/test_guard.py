@@ -137,6 +137,23 @@ async def test_one_message_of_parts_without_end_is_cut(context: Context) -> None
     await until(lambda: b"still here" in world.got)
 
 
+@pytest.mark.skipif(not hasattr(socket, "TCP_INFO"), reason="this system does not say what came over a connection")
+def test_heartbeats_of_a_long_life_are_not_taken_for_what_was_never_read(
+    loopback: "Loopback", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "GROWTH_BYTES", 0)  # it searches each time
+    watching = lone_guard()
+    for accepted_at in (0.0, 99.0):
+        ours, theirs = loopback.connect()
+        watching.accepted(ours.fileno(), accepted_at)
+        theirs.sendall(bytes(1_000))
+        assert len(ours.recv(1_000, socket.MSG_WAITALL)) == 1_000
+    watching.search(100.0)
+    theirs.setblocking(False)  # rather a failure than a wait
+    assert theirs.recv(1) == b"", "the young one sent more than heartbeats"
+    assert watching.cut == 1
+
+
 # ---------------------------------------------------------------- numbers that are used again
 
 
