@@ -184,6 +184,18 @@ def lone_guard() -> Guard:
     return Guard(Guarding(lambda peer: False, 10, 5.0, 10, 1, 1))
 
 
+def test_who_is_known_since_the_last_sweep_is_not_the_one_who_goes(loopback: Loopback) -> None:
+    peers = [b"\0\0\0\0\1", b"\0\0\0\0\2"]
+    watching = Guard(Guarding(peers[0].__eq__, 2, 5.0, 10, 1, 1))
+    ends = [loopback.connect() for _ in range(3)]
+    for (ours, _), peer in zip(ends, peers, strict=False):
+        watching.accepted(ours.fileno(), 0.0)
+        watching.heard(peer, ours.fileno())
+    watching.accepted(ends[2][0].fileno(), 0.5)  # one more than there may be
+    assert watching.cut == 1
+    assert ends[1][1].recv(1) == b"", "the next was the oldest stranger"
+
+
 def test_a_number_that_was_used_again_is_another_connection(loopback: Loopback) -> None:
     ours, _ = loopback.connect()
     number = ours.fileno()
