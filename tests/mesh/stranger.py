@@ -85,7 +85,12 @@ class Stranger:
         acknowledges: bool = True, ahead: Sequence[bytes] = (),
     ) -> None:  # fmt: skip
         """Connect to the connector of this name, or to any; `ahead` are frames that come before the greeting."""
-        connector = secrets.choice([each for each in self.connectors if on in ("", each["name"])])
+        deadline = time.monotonic() + DEADLINE_S
+        while not (there := [each for each in self.connectors if on in ("", each["name"])]):
+            assert time.monotonic() < deadline, f"the connector {on} does not come back"
+            time.sleep(0.05)  # REST lists it again when it has its lease again
+            self.find_connectors()
+        connector = secrets.choice(there)
         self.socket = _context.socket(zmq.DEALER)
         self.socket.set(zmq.IMMEDIATE, 1)
         self.socket.set(zmq.LINGER, 0)
