@@ -42,8 +42,6 @@ from meshim.wire.outcome import How, Outcome
 
 TICK_S = 0.1
 """How finely time is looked at while anybody is connected."""
-SEATS_AT_ONCE = 256
-"""How many seats one action writes again after a disturbance."""
 
 
 class ConnectorCore:
@@ -77,6 +75,7 @@ class ConnectorCore:
             e.GreetRefused: lambda event, now: self._door.refused(event),
             e.SeatsWritten: lambda event, now: self._door.seats_written(event),
             e.SeatsUnwritten: self._door.seats_unwritten,
+            e.TokensRevoked: lambda event, now: self._door.tokens_revoked(event),
             e.QueuesPeeked: self._queues.peeked,
             e.QueueClaimed: self._queues.claimed,
             e.PageRead: self._queues.page_read,
@@ -164,7 +163,7 @@ class ConnectorCore:
             # Whoever took the seat tells us once; if that was lost, presence says so (R5).  By a rhythm of its own:
             # what presence is not told of for long it forgets, however often relations are read.
             session.seat_due = now + self._door.account_period_s(session)
-            self._actions.append(e.WriteSeats(((session.seat, session.devices),)))
+            self._actions.append(e.RenewSeats((session.renewal,)))
         if now >= session.seen_due:
             session.seen_due = now + SEEN_S
             self._actions.append(e.NoteSeen((session.login.device,)))
@@ -383,11 +382,12 @@ class ConnectorCore:
         self._blind_look_at = now
 
     def _presence_disturbed(self, event: e.PresenceDisturbed, now: float) -> None:
-        """Register everybody again, who is being seated too; each answer looks at a queue."""
+        """Register everybody again, who is being seated too; each answer looks at a queue.
+
+        Presence may not know any more who took over from whom (R14): only whose token still stands.
+        """
         self._blind_look_at = None
-        seats = [(s.seat, s.devices) for s in self._sessions.all()]
-        for at in range(0, len(seats), SEATS_AT_ONCE):
-            self._actions.append(e.WriteSeats(tuple(seats[at : at + SEATS_AT_ONCE])))
+        self._actions.append(e.RenewSeats([session.renewal for session in self._sessions.all()]))
 
     def _stop_requested(self, event: e.StopRequested, now: float) -> None:
         self._door.closed = True

@@ -96,7 +96,7 @@ class Door:
             self._sessions.cut(before, Code.REPLACED, "another connection of this device took over")
         seat = Seat(login.user, login.device, self._incarnation, event.session)
         session = Session(
-            event.peer, event.link, login, event.account, seat, options.clients, options.drain,
+            event.peer, event.link, event.token_hash, login, event.account, seat, options.clients, options.drain,
             options.session_rate, now,
         )  # fmt: skip
         session.link.window.credit = max(1, min(greet.window, options.clients.window.credit))
@@ -134,6 +134,13 @@ class Door:
                 self._sessions.cut(session, Code.BUSY, "presence does not answer: try again")
             else:
                 session.seat_due = now + self._options.drain.retry_s
+
+    def tokens_revoked(self, event: e.TokensRevoked) -> None:
+        """Whoever revoked them could not tell us (R14)."""
+        for seat in event.seats:
+            session = self._sessions.of_device(seat.device, seat.session)
+            if session is not None:
+                self._sessions.cut(session, Code.LOGGED_OUT, "this device was logged out, or taken over: log in again")
 
     def account_period_s(self, session: Session) -> float:
         """Until relations are read again: by session, so that those of one moment do not read together."""

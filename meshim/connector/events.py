@@ -52,6 +52,7 @@ class GreetAccepted(NamedTuple):
 
     peer: bytes
     link: int
+    token_hash: bytes
     login: Login
     account: Account
     session: int
@@ -72,6 +73,12 @@ class SeatsWritten(NamedTuple):
 
 class SeatsUnwritten(NamedTuple):
     """Presence did not answer."""
+
+    seats: Sequence[Seat]
+
+
+class TokensRevoked(NamedTuple):
+    """These came in with a token that the database does not know any more; their seats were not written."""
 
     seats: Sequence[Seat]
 
@@ -163,6 +170,7 @@ Event = (
     | GreetRefused
     | SeatsWritten
     | SeatsUnwritten
+    | TokensRevoked
     | QueuesPeeked
     | QueueClaimed
     | PageRead
@@ -212,10 +220,24 @@ class CheckGreet(NamedTuple):
     epoch: int
 
 
+class Renewal(NamedTuple):
+    """A seat with all devices of its user, and the SHA-256 of the token that its session came in with."""
+
+    seat: Seat
+    devices: tuple[int, ...]
+    token_hash: bytes
+
+
 class WriteSeats(NamedTuple):
     """Each seat with all devices of its user.  Answered by SeatsWritten or SeatsUnwritten."""
 
     seats: Sequence[tuple[Seat, tuple[int, ...]]]
+
+
+class RenewSeats(NamedTuple):
+    """As WriteSeats, where the token was not revoked meanwhile; else answered by TokensRevoked."""
+
+    renewals: Sequence[Renewal]
 
 
 class EraseSeats(NamedTuple):
@@ -289,6 +311,7 @@ Action = (
     | DisconnectTransfer
     | CheckGreet
     | WriteSeats
+    | RenewSeats
     | EraseSeats
     | PeekQueues
     | ClaimQueue

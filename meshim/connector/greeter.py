@@ -68,7 +68,7 @@ class Greeter:
             return GreetRefused(greet.peer, greet.link, error.code, error.sentence)
         except BackendUnavailable:
             return GreetRefused(greet.peer, greet.link, Code.BUSY, "the database does not answer: try again")
-        return GreetAccepted(greet.peer, greet.link, login, account, number)
+        return GreetAccepted(greet.peer, greet.link, token_hash, login, account, number)
 
     async def _who(self, greet: CheckGreet, token_hash: bytes, cached: CachedLogin | None) -> tuple[Login, Account]:
         now = time.time()
@@ -134,6 +134,14 @@ class Greeter:
         if await self._backends.accounts.login(token_hash, now) is None:
             return None
         return await self._backends.accounts.account(login.user, now)
+
+    async def standing(self, token_hashes: Sequence[bytes]) -> set[bytes]:
+        """Those that were not revoked; all while the database is away."""
+        try:
+            return await timely(self._backends.accounts.standing(token_hashes), DATABASE_S)
+        except BackendUnavailable:
+            self._service.log.warning("tokens not checked again", count=len(token_hashes))
+            return set(token_hashes)
 
     async def cache(self, account: Account) -> None:
         try:

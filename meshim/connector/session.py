@@ -22,6 +22,7 @@ from math import inf
 from typing import NamedTuple
 
 from meshim.connector.drain import Drain, DrainOptions
+from meshim.connector.events import Renewal
 from meshim.protocol.allowance import SUBMIT_BYTES, Allowance
 from meshim.protocol.link import Link, LinkOptions
 from meshim.stores.ports import Account, Login, Row, Seat
@@ -67,15 +68,16 @@ class Session:
     __slots__ = (
         "_held_streams", "_queue", "account_due", "allowance", "custody", "devices", "drain", "due", "friends", "held",
         "link", "live_bytes", "login", "overflowed", "peer", "rows", "seat", "seat_due", "seen_due", "state",
-        "told_delayed", "unsure",
+        "token_hash", "told_delayed", "unsure",
     )  # fmt: skip
 
     def __init__(
-        self, peer: bytes, link: int, login: Login, account: Account, seat: Seat, options: LinkOptions,
-        drain: DrainOptions, rate: float, now: float,
+        self, peer: bytes, link: int, token_hash: bytes, login: Login, account: Account, seat: Seat,
+        options: LinkOptions, drain: DrainOptions, rate: float, now: float,
     ) -> None:  # fmt: skip
         """`account` has to be fresh enough to last until `account_due`, which the caller sets."""
         self.peer = peer
+        self.token_hash = token_hash
         self.login = login
         self.seat = seat
         self.state = State.SEATING
@@ -114,6 +116,11 @@ class Session:
         own = self.login.device
         self.friends = frozenset(account.friends)
         self.devices = account.devices if own in account.devices else (*account.devices, own)
+
+    @property
+    def renewal(self) -> Renewal:
+        """What its seat is written again with."""
+        return Renewal(self.seat, self.devices, self.token_hash)
 
     def next_deadline(self) -> float:
         """When the first thing is due that this session waits for."""

@@ -43,6 +43,7 @@ class Shell:
         self._queue_turn = asyncio.Semaphore(2 * topology.limits.db_threads)
         self._greets: Batches[e.CheckGreet] = Batches(self._check_greets, 256)
         self._seats: Batches[tuple[Seat, tuple[int, ...]]] = Batches(self._write_seats, 256)
+        self._renewals: Batches[e.Renewal] = Batches(self._renew_seats, 8192)
         self._erased: Batches[Seat] = Batches(self._erase_seats, 1024)
         self._peeks: Batches[tuple[int, int, int]] = Batches(self._peek, 512)
         self._readings: Batches[int] = Batches(self._read_accounts, 64)
@@ -55,6 +56,7 @@ class Shell:
             e.DisconnectTransfer: self._disconnect_transfer,
             e.CheckGreet: self._greets.add,
             e.WriteSeats: lambda action: self._add_all(self._seats, action.seats),
+            e.RenewSeats: lambda action: self._add_all(self._renewals, action.renewals),
             e.EraseSeats: lambda action: self._add_all(self._erased, action.seats),
             e.PeekQueues: lambda action: self._add_all(self._peeks, action.devices),
             e.ClaimQueue: lambda action: start(self._claim(action)),
@@ -85,7 +87,9 @@ class Shell:
             dealer.close(linger_ms=200)
 
     def _all_batches(self) -> list[Batches[Any]]:
-        return [self._greets, self._seats, self._erased, self._peeks, self._readings, self._seen]
+        return [
+            self._greets, self._seats, self._renewals, self._erased, self._peeks, self._readings, self._seen,
+        ]  # fmt: skip
 
     def _perform(self, action: e.Action) -> None:
         self._performers[type(action)](action)
@@ -162,6 +166,15 @@ class Shell:
             self.crank.receive(e.SeatsUnwritten([seat for seat, _ in seats]))
             return
         self.crank.receive(e.SeatsWritten([(seat, result) for (seat, _), result in zip(seats, results, strict=True)]))
+
+    async def _renew_seats(self, renewals: Sequence[e.Renewal]) -> None:
+        standing = await self._greeter.standing([renewal.token_hash for renewal in renewals])
+        revoked = [renewal.seat for renewal in renewals if renewal.token_hash not in standing]
+        if revoked:
+            self.crank.receive(e.TokensRevoked(revoked))
+        for renewal in renewals:
+            if renewal.token_hash in standing:
+                self._seats.add((renewal.seat, renewal.devices))
 
     async def _erase_seats(self, seats: Sequence[Seat]) -> None:
         try:

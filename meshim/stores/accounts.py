@@ -82,6 +82,9 @@ class SqlAccounts:
         login = await self._archive.read(_login, token_hash)
         return login if login is not None and login.expires_at > now else None
 
+    async def standing(self, token_hashes: Sequence[bytes]) -> set[bytes]:
+        return await self._archive.read(_standing, token_hashes)
+
     async def devices(self, user_id: int) -> list[Device]:
         return await self._archive.read(_devices, user_id)
 
@@ -231,6 +234,12 @@ def _login(connection: Connection, token_hash: bytes) -> Login | None:
     query = select(token.user_id, token.device_id, token.epoch, token.expires_at).where(token.token_hash == token_hash)
     row = connection.execute(query).first()
     return None if row is None else Login(row.user_id, row.device_id or 0, row.epoch, to_s(row.expires_at))
+
+
+def _standing(connection: Connection, token_hashes: Sequence[bytes]) -> set[bytes]:
+    query = select(im_token.c.token_hash)
+    found = (connection.scalars(query.where(im_token.c.token_hash.in_(chunk))) for chunk in _chunks(token_hashes))
+    return {token_hash for hashes in found for token_hash in hashes}
 
 
 def _log_out(connection: Connection, token_hash: bytes) -> Login | None:

@@ -94,6 +94,9 @@ class MemoryAccounts:
         login = self._archive.tokens.get(token_hash)
         return login if login is not None and login.expires_at > now else None
 
+    async def standing(self, token_hashes: Sequence[bytes]) -> set[bytes]:
+        return {token_hash for token_hash in token_hashes if token_hash in self._archive.tokens}
+
     async def devices(self, user_id: int) -> list[Device]:
         return [Device(d.device_id, d.name, d.epoch, d.last_seen) for d in self._archive.devices_of(user_id)]
 

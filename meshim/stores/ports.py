@@ -306,6 +306,9 @@ class Accounts(Protocol):
     async def login(self, token_hash: bytes, now: float) -> Login | None:
         """What the token stands for, unless it has expired."""
 
+    async def standing(self, token_hashes: Sequence[bytes]) -> set[bytes]:
+        """Those of them that were not revoked, whether they have expired or not."""
+
     async def devices(self, user_id: int) -> list[Device]: ...
 
     async def seen(self, device_ids: Sequence[int], now: float) -> None:

@@ -115,6 +115,18 @@ async def test_tokens_are_those_of_one_device_of_one_user(ports: Ports) -> None:
     assert await ports.accounts.tokens(alice.user_id, "laptop") == (of_laptop,)
 
 
+async def test_a_token_stands_until_it_is_revoked_even_when_it_has_expired(ports: Ports) -> None:
+    alice = await person(ports)
+    expired, taken_over, logged_out, renewed, unknown = (secrets.token_bytes(32) for _ in range(5))
+    for device, token in (("watch", expired), ("phone", taken_over), ("laptop", logged_out), ("phone", renewed)):
+        await ports.accounts.log_in(alice.user_id, device, 1, token, NOW - 1, NOW, 10)
+    await ports.accounts.log_out(logged_out)
+    others = [secrets.token_bytes(32) for _ in range(600)]  # more than one question
+    asked = [expired, taken_over, logged_out, *others, renewed, unknown]
+    assert await ports.accounts.standing(asked) == {expired, renewed}
+    assert await ports.accounts.standing([]) == set()
+
+
 async def test_log_in_repeated_revokes_nothing(ports: Ports) -> None:
     """The answer to the first call was lost."""
     alice = await person(ports)

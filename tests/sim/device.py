@@ -39,6 +39,8 @@ from tests.sim.world import WALL_S, Process, World
 TOKEN_TTL_S = 30 * 86400.0
 BURST_MOST = 5
 """Messages that are sent one right after the other."""
+MESSAGES_LEAST = 200
+"""Of a run; where many were away for long, they talk on for a moment."""
 READ_SHARE = 0.3
 """Of the messages that the application says it has read."""
 
@@ -51,7 +53,7 @@ class Plan:
         self.pause_s = pause_s
         """Between two messages, on average."""
         self.until = 0.0
-        """Nothing is sent after that."""
+        """Nothing is sent after that, once the whole mesh has sent `MESSAGES_LEAST`."""
 
 
 class Device:
@@ -321,7 +323,7 @@ class Application:
     async def _write(self) -> None:
         plan, world = self._device.plan, self._process.world
         random = world.random
-        while world.now < plan.until:
+        while world.now < plan.until or len(self._judge.messages) < MESSAGES_LEAST:
             burst = random.randint(1, BURST_MOST)
             await asyncio.sleep(random.uniform(0.0, 2 * burst * plan.pause_s))
             to = Destination(To.USER, random.choice(plan.peers))

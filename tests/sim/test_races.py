@@ -166,6 +166,19 @@ def test_r14_taken_over_before_redis_is_back_as_it_was() -> None:
         assert outcome.faults["taken-over"] == 5
 
 
+def test_r14_taken_over_and_the_old_one_not_told() -> None:
+    """NATS does not say so to its connector, and then Redis forgets, again and again, who came later."""
+    faults = [
+        fault("nats-away", 3.5, 3.5),
+        *everybody("taken-over", 5.0),
+        *(fault("redis-wiped", 9.0 + 4.0 * time, 2.0) for time in range(4)),
+    ]
+    for seed in SEEDS[:4]:
+        outcome = play(seed, only(*faults))
+        assert outcome.violations == []
+        assert outcome.faults["taken-over"] == 10
+
+
 def test_r15_two_writers() -> None:
     """A writer is stopped for longer than its lease; another takes its partitions; then it wants to commit."""
     first = [fault("sql-away", 3.5, 1.5), fault("pause-writer", 4.5, 9.0, WRITER_1)]

@@ -252,7 +252,15 @@ class Client:
         self.connector.numbers += 1
         self.session = session if session is not None else self.connector.numbers
         known = account(self.device // 10, friends, devices)
-        self.connector.tell(e.GreetAccepted(check.peer, check.link, self.login, known, self.session))
+        self.connector.tell(e.GreetAccepted(check.peer, check.link, self.token_hash, self.login, known, self.session))
+
+    @property
+    def token_hash(self) -> bytes:
+        return self.device.to_bytes(32, "big")
+
+    @property
+    def renewal(self) -> e.Renewal:
+        return e.Renewal(self.seat, (self.device,), self.token_hash)
 
     @property
     def seat(self) -> Seat:

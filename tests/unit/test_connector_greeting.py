@@ -133,7 +133,7 @@ def test_answers_for_a_peer_that_left_come_to_nothing() -> None:
     alice = connector.connect(A1)
     check = connector.take_one(e.CheckGreet)
     connector.tell(e.ClientGone(alice.peer))
-    connector.tell(e.GreetAccepted(check.peer, check.link, alice.login, account(ALICE), 5))
+    connector.tell(e.GreetAccepted(check.peer, check.link, alice.token_hash, alice.login, account(ALICE), 5))
     connector.tell(e.GreetRefused(check.peer, check.link, Code.BAD_TOKEN, "no"))
     assert not alice.frames
     assert not connector.asked
@@ -147,7 +147,7 @@ def test_an_answer_to_an_earlier_greeting_of_a_peer_is_not_taken_for_this_one() 
     alice.send_bytes(b"garbage")
     alice.link += 1
     alice.greet()
-    connector.tell(e.GreetAccepted(check.peer, check.link, alice.login, account(ALICE), 5))
+    connector.tell(e.GreetAccepted(check.peer, check.link, alice.token_hash, alice.login, account(ALICE), 5))
     assert connector.count.sessions == 0
 
 
@@ -244,13 +244,13 @@ def test_who_is_here_is_written_again_until_presence_answers() -> None:
     connector = Connector()
     alice = connector.online(A1)
     connector.tell(e.PresenceDisturbed())
-    assert connector.take_one(e.WriteSeats).seats == ((alice.seat, (A1,)),)
+    assert list(connector.take_one(e.RenewSeats).renewals) == [alice.renewal]
     for _ in range(3):
         connector.tell(e.SeatsUnwritten([alice.seat]))
         connector.pass_time(0.9 * RETRY_S)
-        assert not connector.take(e.WriteSeats)
+        assert not connector.take(e.RenewSeats)
         connector.pass_time(0.2 * RETRY_S)
-        assert connector.take_one(e.WriteSeats).seats == ((alice.seat, (A1,)),)
+        assert list(connector.take_one(e.RenewSeats).renewals) == [alice.renewal]
     connector.tell(e.SeatsWritten([(alice.seat, None)]))
     assert connector.take_one(e.PeekQueues), "what was stored meanwhile is looked for"
     assert not alice.closed
@@ -271,10 +271,8 @@ def test_after_a_disturbance_everybody_is_registered_again_and_queues_are_looked
     connector = Connector()
     alice, bob = connector.online(A1), connector.connect(B1)
     bob.accepted()
-    connector.take(e.WriteSeats)
     connector.tell(e.PresenceDisturbed())
-    written = [seat for write in connector.take(e.WriteSeats) for seat, _ in write.seats]
-    assert written == [alice.seat, bob.seat]
+    assert list(connector.take_one(e.RenewSeats).renewals) == [alice.renewal, bob.renewal]
     connector.tell(e.SeatsWritten([(alice.seat, None), (bob.seat, None)]))
     connector.tell(e.SeatsWritten([(bob.seat, None)]))
     assert len(bob.came(Welcome)) == 1
@@ -298,9 +296,20 @@ def test_who_was_replaced_elsewhere_and_not_told_finds_out() -> None:
     for _ in range(3):
         bob.ping()
         connector.pass_time(RELATION_S / 3)
-    ((seat, _),) = connector.take(e.WriteSeats)[-1].seats
-    connector.tell(e.SeatsWritten([(seat, False)]))
+    assert list(connector.take(e.RenewSeats)[-1].renewals) == [bob.renewal]
+    connector.tell(e.SeatsWritten([(bob.seat, False)]))
     assert codes(bob) == [Code.REPLACED]
+
+
+def test_whose_token_was_revoked_and_was_not_told_finds_out() -> None:
+    """R14 and R9: presence forgot who had taken over, and whose connector writes first has the seat for a moment."""
+    connector = Connector()
+    alice, bob = connector.online(A1), connector.online(B1)
+    connector.tell(e.PresenceDisturbed())
+    connector.tell(e.TokensRevoked([alice.seat, Seat(BOB, B1, HERE, bob.session - 1)]))
+    assert codes(alice) == [Code.LOGGED_OUT]
+    assert connector.take_one(e.EraseSeats).seats == (alice.seat,)
+    assert not bob.closed, "that was an earlier session of his"
 
 
 def test_a_copy_for_somebody_who_is_not_here_erases_the_seat_that_led_it_here() -> None:

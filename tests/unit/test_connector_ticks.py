@@ -64,11 +64,11 @@ def test_a_seat_is_written_again_however_often_relations_are_read() -> None:
     """Presence forgets who was not written for an hour."""
     connector = Connector()
     alice = connector.online(A1)
-    connector.take(e.WriteSeats)
+    connector.take(e.RenewSeats)
     written = 0
     for _ in range(20):
         alice.ping()
         connector.pass_time(RELATION_S / 3)
         connector.tell(e.AccountsRead([account(ALICE, devices=(A1,))]))
-        written += len(connector.take(e.WriteSeats))
+        written += len(connector.take(e.RenewSeats))
     assert written >= 3
