@@ -55,20 +55,22 @@ KINDS: dict[str, tuple[float, float]] = {
     "away": (0.2, 8.0),
 }
 """Every kind of fault, and for how many seconds it lasts, at least and at most."""
+KINDS_LEAST = 3
+"""Where a seed takes fewer, most of their faults find a server that is away already."""
 
 
 class Faults(msgspec.Struct, frozen=True):
     """The fault model of a run.  Shares are of frames or calls, times are seconds."""
 
     kinds: tuple[str, ...] = tuple(KINDS)
-    count: tuple[int, int] = (4, 12)
+    count: tuple[int, int] = (5, 12)
     """Least and most faults of a run."""
     first_s: float = 2.0
     """Before it everything works."""
     over: float = 22.0
     """All faults begin and end between `first_s` and that."""
     kinds_share: float = 0.45
-    """Of the kinds that a seed takes."""
+    """Of the kinds that a seed takes, three at least where there are as many."""
     loss: float = 0.05
     doubling: float = 0.05
     overtaking: float = 0.1
@@ -111,7 +113,9 @@ class Schedule(NamedTuple):
 
 def schedule_of(faults: Faults, random: Random) -> Schedule:
     """What happens under this model, drawn from `random`."""
-    kinds = [kind for kind in faults.kinds if random.random() < faults.kinds_share] or [random.choice(faults.kinds)]
+    kinds = [kind for kind in faults.kinds if random.random() < faults.kinds_share]
+    if len(kinds) < KINDS_LEAST:
+        kinds = random.sample(faults.kinds, min(KINDS_LEAST, len(faults.kinds)))
     happening = []
     for _ in range(random.randint(*faults.count)):
         kind = random.choice(kinds)

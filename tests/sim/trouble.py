@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 STORM_S = 2.0
 """When bad weather begins."""
+AGAIN_S = 0.5
+"""After that a fault that found nothing to hit is tried again."""
 TRAP_S = 0.03
 """From the page of a queue until who drains it is killed, at most."""
 DUMP_S = 3.0
@@ -61,9 +63,13 @@ class Trouble:
         self._network.weather = Weather(s.delay_s, s.loss, s.doubling, s.overtaking)
 
     def _begin(self, fault: Fault) -> None:
+        """Or try again in a moment, when there is nothing for it to hit."""
         verb, _, what = fault.kind.partition("-")
-        if _BEGIN[verb](self, what, fault):
+        left_s = self.schedule.ends - self._world.now
+        if _BEGIN[verb](self, what, fault._replace(lasts_s=min(fault.lasts_s, left_s))):
             self.met[fault.kind] += 1
+        elif left_s > AGAIN_S:
+            self._world.after(AGAIN_S, partial(self._begin, fault))
 
     def _end(self, fault: Fault, end: Callable[[], None]) -> bool:
         self._world.after(fault.lasts_s, end)
