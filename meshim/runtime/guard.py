@@ -63,15 +63,22 @@ class Connection:
         self.descriptor = descriptor
         self.address = address
         self.accepted_at = now
-        self.since = now
-        """Accepted, or known for the last time."""
         self.peer: bytes | None = None
-        self.known = False
-        self.frames = 0
-        """Since it was known, as the next."""
-        self.bytes_unknown = 0
-        self.bytes_read = 0
         self.cut = False
+        self.since: float
+        """Accepted, or known for the last time."""
+        self.known: bool
+        self.frames: int
+        """Since it was known, as the next."""
+        self.bytes_unknown: int
+        self.bytes_read: int
+        self.begin()
+
+    def begin(self) -> None:
+        """Nothing of it was heard yet."""
+        self.since = self.accepted_at
+        self.known = False
+        self.frames = self.bytes_unknown = self.bytes_read = 0
 
 
 class Guard:
@@ -110,17 +117,21 @@ class Guard:
         return self._by_peer.get(peer)
 
     def heard(self, peer: bytes, descriptor: int) -> Connection | None:
-        """The first frame of a peer, or one that was read when its connection had ended already.
+        """The first frame of a peer, or one that was read when its connection had ended already: None for that.
 
-        The number may be of the next connection by then.  ROUTER counts its peers up, so the later one is right; the
-        count begins again after 2³² of them, and at worst the connection is taken for a stranger's.
+        The number may be of the next connection by then.  ROUTER counts its peers up, so the later one is right, and
+        what was counted before it was heard is forgotten: that was of the one before.
         """
         connection = self._connections.get(descriptor)
-        if connection is not None and (connection.peer is None or peer > connection.peer):
-            if connection.peer is not None:
-                self._by_peer.pop(connection.peer, None)
-            connection.peer = peer
-            self._by_peer[peer] = connection
+        if connection is None:
+            return None
+        if connection.peer is not None:
+            if not _is_later(peer, connection.peer):
+                return None
+            del self._by_peer[connection.peer]
+            connection.begin()
+        connection.peer = peer
+        self._by_peer[peer] = connection
         return connection
 
     def may_pass(self, connection: Connection, size: int) -> bool:
@@ -184,6 +195,11 @@ class Guard:
         with suppress(OSError), _duplicate(connection.descriptor) as ours:  # it may have ended by itself
             if ours.getpeername() == connection.address:
                 ours.shutdown(socket.SHUT_RDWR)
+
+
+def _is_later(peer: bytes, other: bytes) -> bool:
+    """Of two routing ids: a zero byte and a count of 32 bits, which begins again."""
+    return 0 < (int.from_bytes(peer, "big") - int.from_bytes(other, "big")) % (1 << 32) < 1 << 31
 
 
 def _duplicate(descriptor: int) -> socket.socket:

@@ -222,19 +222,42 @@ def test_the_end_of_a_connection_is_not_that_of_the_next_with_its_number(loopbac
     assert theirs.recv(1) == b"", "it was cut when its own time was over"
 
 
+@pytest.mark.parametrize(("ended", "next_"), [(b"\0\0\0\0\1", b"\0\0\0\0\2"), (b"\0\xff\xff\xff\xff", b"\0\0\0\0\0")])
 def test_the_last_frame_of_a_peer_that_ended_does_not_take_the_next_connection_with_its_number(
-    loopback: Loopback,
-) -> None:  # fmt: skip
-    guard = lone_guard()
+    loopback: Loopback, ended: bytes, next_: bytes
+) -> None:
+    watching = lone_guard()
     ours, _ = loopback.connect()
-    guard.accepted(ours.fileno(), 1.0)
-    late = guard.heard(b"\0\0\0\0\1", ours.fileno())
-    mine = guard.heard(b"\0\0\0\0\2", ours.fileno())
-    assert late is mine
+    watching.accepted(ours.fileno(), 1.0)
+    late = watching.heard(ended, ours.fileno())
+    assert late is not None
+    assert watching.may_pass(late, 1)
+    mine = watching.heard(next_, ours.fileno())
     assert mine is not None
-    assert mine.peer == b"\0\0\0\0\2"
-    assert guard.connection(b"\0\0\0\0\1") is None
-    assert guard.connection(b"\0\0\0\0\2") is mine
+    assert mine.peer == next_
+    assert (mine.frames, mine.bytes_unknown, mine.bytes_read) == (0, 0, 0), "those were of the one before"
+    assert watching.connection(ended) is None
+    assert watching.connection(next_) is mine
+    assert watching.heard(ended, ours.fileno()) is None, "one more that was under way"
+    assert watching.connection(next_) is mine
+
+
+def test_a_silent_connection_has_all_its_time_whoever_had_its_number(loopback: Loopback) -> None:
+    known = b"\0\0\0\0\1"
+    sessions = {known}
+    watching = Guard(Guarding(sessions.__contains__, 10, 5.0, 10, 1 << 20, 1, farewell_s=1.0))
+    ours, theirs = loopback.connect()
+    watching.accepted(ours.fileno(), 0.0)
+    watching.heard(known, ours.fileno())  # of the connection before
+    watching.sweep(0.5)
+    sessions.clear()
+    watching.heard(b"\0\0\0\0\2", ours.fileno())
+    watching.sweep(1.0)
+    watching.sweep(4.9)
+    theirs.sendall(b"x")
+    assert ours.recv(1) == b"x"
+    watching.sweep(5.0)
+    assert theirs.recv(1) == b""
 
 
 def test_a_connection_that_ended_before_it_was_looked_at_is_forgotten() -> None:
