@@ -139,12 +139,15 @@ def erase_seat(mesh: RealMesh, user: int, device: int) -> None:
         assert client.hdel(f"meshim:presence:{user}", str(device)) == 1
 
 
-def handler(mesh: RealMesh, one: int, other: int) -> str:
-    """The transfer that handles what these users say to each other."""
+async def handler(mesh: RealMesh, one: int, other: int) -> str:
+    """The transfer that handles what these users say to each other, once every connector is linked to it."""
+    roles = [ROLES[name[0]] for name in mesh.role_pids()]
     names = {incarnation(mesh, name): name for name in mesh.role_pids() if ROLES[name[0]] == "transfer"}
     picked = pick(conversation_of(one, other), names)
     assert picked is not None
-    return names[picked]
+    name = names[picked]
+    await until(lambda: counter(mesh, name, "connectors") == roles.count("connector"), f"{name} is not linked")
+    return name
 
 
 def incarnation(mesh: RealMesh, name: str) -> int:

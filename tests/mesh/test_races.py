@@ -64,7 +64,7 @@ async def test_r02_live_overtakes_stored(mesh: RealMesh, transfer: str) -> None:
             await doing(bob.connect)
             await drained(bob)
             if transfer == "another":
-                first = faults.handler(mesh, pair.alice.user_id, bob.user)
+                first = await faults.handler(mesh, pair.alice.user_id, bob.user)
                 killed = kill(mesh, first)
             second = await pair.alice.send(pair.bob_name, "m2")
             await held.rises()

@@ -78,7 +78,7 @@ async def test_r06_transfer_dies_with_bundles_in_flight(mesh: RealMesh) -> None:
         submitted = Counted(mesh, "submitted", ("c1",))
         outgoing = await pair.sends(*lines[:30])
         await doing(bob.until, lambda: len(bob.shown) >= 5)
-        dying = faults.handler(mesh, pair.alice.user_id, bob.user)
+        dying = await faults.handler(mesh, pair.alice.user_id, bob.user)
         with stopped(mesh, dying):
             outgoing += await pair.sends(*lines[30:])
             async with listening(bob):
@@ -127,7 +127,7 @@ async def test_r11_transfer_stopped_not_dead(mesh: RealMesh) -> None:
         await drained(bob)
         await pair.sends("m0")
         await doing(bob.until, lambda: pair.shown("m0"))
-        sleeping = faults.handler(mesh, pair.alice.user_id, bob.user)
+        sleeping = await faults.handler(mesh, pair.alice.user_id, bob.user)
         lost, rerouted = Counted(mesh, "lease_losses", (sleeping,)), Counted(mesh, "rerouted", ("c1",))
         with stopped(mesh, sleeping):
             outgoing = await pair.sends(*lines[1:])
@@ -211,7 +211,7 @@ async def test_r16_one_copy_live_one_stored(mesh: RealMesh, dies: str) -> None:
             with stopped(mesh, "nats"):
                 [outgoing] = await pair.sends("m1")
                 await doing(bob.until, lambda: pair.shown("m1", stored=False))
-                name = faults.handler(mesh, pair.alice.user_id, bob.user)
+                name = await faults.handler(mesh, pair.alice.user_id, bob.user)
                 killed = kill(mesh, name)
                 assert outgoing.state == "pending", "one copy is not all"
         else:
