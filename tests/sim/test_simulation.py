@@ -33,7 +33,7 @@ NOTICED = {
 }
 """Which promise is seen to be broken."""
 FAULTS = {
-    "drain-lease": Faults(kinds=("trap-device", "away", "sql-stalled"), kinds_share=1.0),
+    "drain-lease": Faults(kinds=("pause-connector", "away", "sql-stalled"), kinds_share=1.0),
     "epoch": Faults(kinds=("lost-file",), kinds_share=1.0),
     "fencing": Faults(kinds=("pause-writer", "sql-away", "away"), kinds_share=1.0),
     "revoke": Faults(kinds=("taken-over", "redis-away", "kill-connector"), kinds_share=1.0),
