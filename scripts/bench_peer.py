@@ -1,0 +1,152 @@
+#!/usr/bin/env python3
+"""meshim beside the peers: the adapter for the harness that measures messaging servers on the same work.
+
+The harness gives the module `common` (on PYTHONPATH) and runs this file as it runs its own adapters; nothing else of
+meshim knows it.  The mesh is one process tree, `meshim up` in the foreground on embedded backends, so that the CPU
+of everything counts: connectors, transfers, writer, REST, Valkey, NATS.  CURVE is on unless `--plain`.
+
+    --plain              links without CURVE
+    --connectors N       (2)
+    --transfers N        (1)
+"""
+
+import argparse
+import asyncio
+import json
+import shutil
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import common  # type: ignore[import-not-found]  # of the harness
+import msgspec
+import zmq
+
+import own_mesh
+from enrolled import Enrolled, enrol
+from light import Light
+from meshim import topology as topologies
+from meshim.topology import Security
+from population import connectors
+
+START_S = 60.0
+
+
+class Client:
+    """One user, as the harness wants her: `send(to, mid)`, `close()`."""
+
+    def __init__(self, light: Light, user: int, load: Any, mode: str) -> None:
+        self._light = light
+        self._user = user
+        self._load = load
+        self._mids: dict[tuple[tuple[int, ...], int], int] = {}
+        light.on_message = self._message
+        if mode in ("im", "accept"):
+            light.on_settled = self._settled
+
+    def send(self, to: int, mid: int) -> None:
+        user = Enrolled.of(to).user
+        seq = self._light.send(user, common.body(mid, self._user))
+        self._mids[(1, user, 0), seq] = mid
+
+    def _settled(self, to: tuple[int, ...], seq: int, how: int) -> None:
+        mid = self._mids.pop((to, seq), None)
+        if mid is not None:  # a receipt has none
+            self._load.confirmed(mid)
+
+    def _message(self, body: bytes, _sender: int) -> None:
+        self._load.received(int(body[:10]))
+
+    def close(self) -> None:
+        self._light.close()
+
+
+class Meshim:
+    """What the harness calls a peer."""
+
+    name = "meshim"
+    workloads = ("w1", "w2", "w3")
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        if options.plain:
+            self.name = "meshim-plain"
+        self._topology = msgspec.structs.replace(
+            own_mesh.topology(options.connectors, options.transfers, 1), security=Security(curve=not options.plain)
+        )
+        self._database = Path(tempfile.mkdtemp(prefix="meshim-bench-"))
+        self._enrolled = False
+        self._endpoints: list[tuple[str, bytes]] = []
+        self._context: zmq.Context[Any] | None = None
+
+    def end(self) -> None:
+        shutil.rmtree(self._database)
+
+    def version(self) -> str:
+        return f"meshim {metadata.version('meshim')}"
+
+    def start(self, tmp: str) -> Any:
+        """A fresh mesh in an empty folder, with everybody registered and logged in once."""
+        folder = Path(tmp)
+        if not self._enrolled:
+            enrol(self._database, common.USERS, self._friends())
+            self._enrolled = True
+        shutil.copytree(self._database, folder / "data")
+        file = folder / "topology.yaml"
+        file.write_text(topologies.dump(self._topology))
+        state = folder / "data" / "run" / "state.json"
+        command = [sys.executable, "-m", "meshim", "up", "-t", str(file), "--data", str(folder / "data")]
+        server = common.Server(command, tmp, 0, ready=str(state), timeout=START_S)
+        try:
+            self._until_running(server, state)
+            leases = asyncio.run(connectors(folder / "data"))
+        except BaseException:
+            server.stop()
+            raise
+        self._endpoints = [(lease.endpoint, lease.key.encode()) for lease in leases]
+        return server
+
+    def _friends(self) -> list[tuple[int, int]]:
+        pairs = [(number, number + common.PAIRS) for number in range(common.PAIRS)]
+        away = range(2 * common.PAIRS, 2 * common.PAIRS + common.OFFLINE)
+        return pairs + [(number, each) for number in range(common.PAIRS) for each in away]
+
+    def _until_running(self, server: Any, state: Path) -> None:
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline and server.proc.poll() is None:
+            mesh = json.loads(state.read_bytes())
+            if mesh["state"] == "running" and mesh["api"]:
+                return
+            time.sleep(0.05)
+        raise RuntimeError(f"the mesh did not start, see {server.tmp}/server.log")
+
+    async def connect(self, srv: Any, user: int, load: Any, mode: str) -> Client:
+        """A client of the protocol; recipients of W1 are on another connector than its senders."""
+        if self._context is None:
+            self._context = zmq.Context()
+            self._context.set(zmq.MAX_SOCKETS, 16_000)
+        which = user // common.PAIRS if user < 2 * common.PAIRS else user
+        endpoint, key = self._endpoints[which % len(self._endpoints)]
+        light = Light(self._context, endpoint, key, Enrolled.of(user))
+        client = Client(light, user, load, mode)
+        await light.welcomed
+        return client
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--connectors", type=int, default=2)
+    parser.add_argument("--transfers", type=int, default=1)
+    options, sys.argv[1:] = parser.parse_known_args()
+    peer = Meshim(options)
+    try:
+        common.main(peer)
+    finally:
+        peer.end()
+
+
+if __name__ == "__main__":
+    main()
