@@ -28,8 +28,8 @@ class Pump:
     """Calls `take` whenever there may be something to read, until there is not.
 
     libzmq's descriptor is edge-triggered: it tells of news once, and any call on the socket may take
-    the news in, sends too.  So after each turn, and after each send elsewhere, EVENTS is asked again.
-    `take` returns True when it stopped because it had enough; the rest of the loop then goes first.
+    the news in, sends too.  So it is looked again after each send.  `take` returns True when it stopped because it
+    had enough, and not because nothing was left; the rest of the loop then goes first.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, socket: Socket, take: Callable[[], bool]) -> None:
@@ -37,12 +37,15 @@ class Pump:
         self._socket = socket
         self._take = take
         self._due = False
+        self._used = False
+        """Since nothing was left to read."""
         self._stopped = False
         loop.add_reader(socket.FD, self._turn)
         self.nudge()  # for what arrived before
 
     def nudge(self) -> None:
         """The socket was used: look again before the loop sleeps."""
+        self._used = True
         if not self._due:
             self._due = True
             self._loop.call_soon(self._turn)
@@ -56,7 +59,8 @@ class Pump:
         if self._stopped:
             return
         self._due = True  # what `take` sends needs no turn of its own
-        more = self._take() or self._readable()
+        self._used = False
+        more = self._take() or (self._used and self._readable())
         if more:
             self._loop.call_soon(self._turn)
         else:
