@@ -23,6 +23,7 @@ from typing import Any
 
 import _venv  # noqa: F401  (the project's own Python from here on)
 import own_mesh
+from arguments import end_politely
 from meshim.errors import MeshimError
 from ordeals import GROUPS, Ordeal, endure, topology
 
@@ -32,6 +33,7 @@ FILES = 20_000
 
 def main() -> int:
     options = _options()
+    end_politely()
     _raise_files()
     ordeals = [each for name in options.ordeals for each in GROUPS[name]]
     try:
@@ -51,9 +53,16 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Hostile and heavy clients against a real mesh.")
+    groups = [f"  {name:<12} {', '.join(each.name for each in GROUPS[name])}" for name in GROUPS]
+    parser = argparse.ArgumentParser(
+        description="Hostile and heavy clients against a real mesh.",
+        epilog="\n".join(["what each name is (half a minute an ordeal):", *groups]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     names = [*GROUPS, "all"]
-    parser.add_argument("ordeals", nargs="*", choices=names, default="all", metavar="NAME", help=", ".join(names))
+    parser.add_argument(
+        "ordeals", nargs="*", choices=names, default="all", metavar="NAME", help=f"{', '.join(names)} (all)"
+    )
     parser.add_argument("--json", action="store_true", help="print what was measured as one JSON object")
     options = parser.parse_args()
     chosen = [options.ordeals] if isinstance(options.ordeals, str) else options.ordeals

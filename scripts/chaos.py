@@ -19,15 +19,21 @@ import _venv  # noqa: F401  (the project's own Python from here on)
 import faults
 import own_mesh
 import strikes
+from arguments import end_politely, natural, number, whole
 from broken import BREAKS
 from chaos_run import Run, Settings
 from meshim import topology as topologies
 from meshim.errors import MeshimError, UsageError
 from meshim.topology import Topology
 
+SECONDS = number(5, 86_400, "a number of seconds, 5 at least")
+RATE = number(1, 100_000, "a number of messages a second, 1 at least")
+USERS = whole(7, 10_000, "a whole number of people, 7 at least")  # who has three friends on either side
+
 
 def main() -> int:
     options = _options()
+    end_politely()
     try:
         answer = _chaos(options)
     except MeshimError as error:
@@ -41,12 +47,14 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Break a mesh while people talk, and judge what it did.")
-    parser.add_argument("--seconds", type=_seconds, default=120.0, metavar="N", help="how long there is traffic (120)")
-    parser.add_argument("--seed", type=int, metavar="S", help="makes the faults and the traffic; random by default")
+    parser.add_argument(
+        "--seconds", type=SECONDS, default=120.0, metavar="N", help="how long there is traffic: 5 at least (120)"
+    )
+    parser.add_argument("--seed", type=natural, metavar="S", help="makes the faults and the traffic; random by default")
     parser.add_argument("--only", metavar="KIND,…", help=f"only these faults: {', '.join(faults.KINDS)}")
     parser.add_argument("--break", dest="breaks", metavar="NAME", help=f"break a rule first: {', '.join(BREAKS)}")
-    parser.add_argument("--rate", type=float, default=600.0, metavar="N", help="messages a second (600)")
-    parser.add_argument("--users", type=_users, default=60, metavar="N", help="how many people (60)")
+    parser.add_argument("--rate", type=RATE, default=600.0, metavar="N", help="messages a second (600)")
+    parser.add_argument("--users", type=USERS, default=60, metavar="N", help="how many people: 7 at least (60)")
     parser.add_argument(
         "--topology", type=Path, metavar="FILE", help="of the mesh (3 connectors, 3 transfers, 2 writers)"
     )
@@ -55,20 +63,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, metavar="DIR", help="new folder for what the run leaves behind")
     parser.add_argument("--json", action="store_true", help="print the answer as one JSON object")
     return parser.parse_args()
-
-
-def _seconds(text: str) -> float:
-    number = float(text)
-    if not 5 <= number < 86_400:
-        raise ValueError
-    return number
-
-
-def _users(text: str) -> int:
-    number = int(text)
-    if not 2 * 3 < number < 10_000:  # friends on both sides have to be different people
-        raise ValueError
-    return number
 
 
 def _chaos(options: argparse.Namespace) -> dict[str, Any]:

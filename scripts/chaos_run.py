@@ -79,6 +79,7 @@ class Run:
         self._notes: list[Record] = []
         self._start = 0.0
         self._facts: dict[str, Any] = {}
+        self._phase = "everybody comes online"
 
     def perform(self) -> dict[str, Any]:
         """Return the answer, `ok` first.  Raises MeshimError when the run cannot be done."""
@@ -134,14 +135,18 @@ class Run:
         await self._until(lambda: len(follower.connected) == parts, _ONLINE_S, "Not everybody came online")
         await troupe.tell("go")
         began = self._clock()
-        await strikes.perform(plan(settings.seed, settings.seconds, settings.kinds), began)
-        await asyncio.sleep(max(0.0, began + settings.seconds - self._clock()))
+        until = began + settings.seconds
+        self._phase = f"traffic until {until:.0f} s"
+        await strikes.perform(plan(settings.seed, settings.seconds, settings.kinds), began, until)
+        await asyncio.sleep(max(0.0, until - self._clock()))
         sent, ended = follower.sent, self._clock()
         await strikes.over()
         await troupe.tell("hush")
+        self._phase = "mending"
         await strikes.healed(_HEAL_S)
         healed = self._clock()
         self._note(healed=True)
+        self._phase = f"waiting for quiet, {QUIET_S:g} s at most"
         quiet = await self._quiet(healed)
         await asyncio.sleep(_LINGER_S)
         self._tally.look()
@@ -186,7 +191,8 @@ class Run:
                 told_at = self._clock()
                 online, sent = len(self._follower.connected), self._follower.sent
                 text = f"{online} devices online, {sent} sent, {len(self._follower.open)} under way"
-                print(f"chaos: {text}, {len(strikes.happened)} faults", file=sys.stderr, flush=True)
+                when = f"{self._clock():.0f} s, {self._phase}"
+                print(f"chaos: {when}: {text}, {len(strikes.happened)} faults", file=sys.stderr, flush=True)
 
     # ---------------------------------------------------------------- afterwards
 

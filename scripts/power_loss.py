@@ -33,6 +33,7 @@ import own_mesh
 import syscalls
 import weakened
 from aftermath import Notes, look
+from arguments import count, end_politely, natural, number
 from meshim.errors import MeshimError, UsageError
 
 PARTS = ("data/nats/jetstream/", "data/meshim.db", "states/", "notes")
@@ -45,12 +46,15 @@ EXAMPLES = 5
 
 def main() -> int:
     options = _options()
+    end_politely()
     seed = secrets.randbits(32) if options.seed is None else options.seed
     folder: Path = options.recording or Path(tempfile.mkdtemp(prefix="meshim-power-"))
     keep = options.keep or options.recording
     began = time.monotonic()
     try:
-        if not options.recording:
+        if options.recording:
+            _check(folder)
+        else:
             _record(folder, options.seconds, seed, options.weak)
         answer = Losses(folder, options.moments, seed).judge()
     except (MeshimError, syscalls.Unknown) as error:
@@ -70,17 +74,29 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Take the power from a mesh and look for every message that was sent.")
-    parser.add_argument("--seconds", type=float, default=20.0, metavar="N", help="how long the load lasts (20)")
-    parser.add_argument("--moments", type=int, default=40, metavar="N", help="how often the power goes (40)")
-    parser.add_argument("--seed", type=int, metavar="S", help="makes moments and what a disk keeps; random by default")
+    parser.add_argument(
+        "--seconds",
+        type=number(1, 3_600, "a number of seconds, 1 to 3600"),
+        default=20.0,
+        metavar="N",
+        help="how long the load lasts (20)",
+    )
+    parser.add_argument("--moments", type=count, default=40, metavar="N", help="how often the power goes (40)")
+    parser.add_argument(
+        "--seed", type=natural, metavar="S", help="makes moments and what a disk keeps (random)"
+    )
     parser.add_argument("--weak", choices=weakened.WHATS, help="leave a sync out, to see that it is missed")
     parser.add_argument("--recording", type=Path, metavar="FOLDER", help="use what --keep has kept, and run no load")
     parser.add_argument("--keep", action="store_true", help="keep the recording and the files, and say where")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
-    options = parser.parse_args()
-    if options.seconds <= 0 or options.moments < 1:
-        parser.error("seconds and moments must be more than 0")
-    return options
+    return parser.parse_args()
+
+
+def _check(folder: Path) -> None:
+    """Raise UsageError unless a recording is there."""
+    for name in ("notes", "trace"):
+        if not (folder / name).exists():
+            raise UsageError(f"{folder} holds no recording (there is no `{name}`): name what --keep has told.")
 
 
 def _record(folder: Path, seconds: float, seed: int, weak: str | None) -> None:
@@ -109,6 +125,14 @@ class Loss(NamedTuple):
     broken: str
     """What could not even be opened, and why."""
 
+    @property
+    def why(self) -> str:
+        """What was wrong, in words; empty when nothing was."""
+        lost = self.places["lost"]
+        if self.broken or not (lost or self.unkept):
+            return self.broken
+        return f"at line {self.line} of the trace: {lost} sent messages are nowhere, {self.unkept} are in no outbox"
+
 
 class Losses:
     """Takes the power from a recorded mesh."""
@@ -135,7 +159,7 @@ class Losses:
             "broken": len(broken),
             "found": {place: places[place] for place in ("device", "database", "log")},
             "at_risk_bytes_max": max((loss.at_risk for loss in losses), default=0),
-            "examples": broken[:EXAMPLES],
+            "examples": [loss.why for loss in losses if loss.why][:EXAMPLES],
         }
 
     def _stops(self) -> Iterator[int]:

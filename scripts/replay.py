@@ -24,6 +24,7 @@ from typing import Any
 
 import _venv  # noqa: F401  (the project's own Python from here on)
 import own_mesh
+from arguments import count, end_politely, natural, number
 from history import HistoryWriter
 from irclog import Deed, count_addressed, plan
 from meshim.errors import MeshimError, UsageError
@@ -39,6 +40,7 @@ FILES_PER_PLACE = 16
 
 def main() -> int:
     options = _options()
+    end_politely()
     try:
         answer = _replay(options)
     except MeshimError as error:
@@ -71,29 +73,19 @@ def _first(group: ExceptionGroup[Exception]) -> Exception:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Replay chat logs through a mesh and judge what it did.")
     parser.add_argument("logs", type=Path, nargs="+", metavar="LOG", help="IRC logs; several are consecutive days")
-    parser.add_argument("--speedup", type=positive, default=SPEEDUP, metavar="N", help="log time over time (1800)")
+    parser.add_argument(
+        "--speedup",
+        type=number(1e-3, 1e9, "a number above 0"),
+        default=SPEEDUP,
+        metavar="N",
+        help="log time over time (1800)",
+    )
     parser.add_argument("--api", metavar="URL", help="use the mesh that runs there, instead of one of its own")
     parser.add_argument("--history", type=Path, metavar="FILE", help="where to write the history")
-    parser.add_argument("--seed", type=int, metavar="S", help="makes names and message ids; random by default")
-    parser.add_argument(
-        "--places", type=positive_count, default=PLACES, metavar="N", help="users online at a time (300)"
-    )
+    parser.add_argument("--seed", type=natural, metavar="S", help="makes names and message ids; random by default")
+    parser.add_argument("--places", type=count, default=PLACES, metavar="N", help="users online at a time (300)")
     parser.add_argument("--json", action="store_true", help="print the verdict as one JSON object")
     return parser.parse_args()
-
-
-def positive(text: str) -> float:
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise ValueError
-    return number
-
-
-def positive_count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
 
 
 def _replay(options: argparse.Namespace) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import _venv  # noqa: F401  (the project's own Python from here on)
+from arguments import count, end_politely, natural
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -41,6 +42,7 @@ class NotPlayedError(Exception):
 
 def main() -> int:
     options = _options()
+    end_politely()
     began = time.monotonic()
     tally = Tally(options)
     try:
@@ -66,28 +68,28 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Simulate meshes in which everything goes wrong, and judge them.")
     parser.add_argument("--seeds", type=count, default=100, metavar="N", help="how many runs (100)")
-    parser.add_argument("--from", type=int, default=1, dest="first", metavar="S", help="the first seed (1)")
+    parser.add_argument("--from", type=natural, default=1, dest="first", metavar="S", help="the first seed (1)")
     parser.add_argument("--break", choices=sorted(BREAKS), dest="break_", metavar="NAME",
                         help=f"take a mechanism away; ends when that is noticed: {', '.join(BREAKS)}")  # fmt: skip
-    parser.add_argument("--jobs", type=count, default=os.cpu_count() or 1, metavar="N", help="processes (all cores)")
+    parser.add_argument(
+        "--jobs",
+        type=count,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes: all cores, four times as many at most",
+    )
     parser.add_argument("--json", action="store_true", help="print the answer as JSON")
     return parser.parse_args()
-
-
-def count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("it has to be 1 or more")
-    return number
 
 
 def _outcomes(options: argparse.Namespace) -> Iterator[Outcome]:
     seeds = range(options.first, options.first + options.seeds)
     work = partial(_one, options.break_)
-    if options.jobs == 1:
+    jobs = min(options.jobs, options.seeds, 4 * (os.cpu_count() or 1))
+    if jobs == 1:
         yield from map(work, seeds)
         return
-    with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=200) as pool:
+    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=200) as pool:
         yield from pool.imap(work, seeds)
 
 

@@ -63,14 +63,19 @@ class Strikes:
         self._troupe = troupe
         self._clock = clock
         self._note = note
+        self._until = 0.0
         self._still: dict[int, int] = {}
         """Processes that stand still: pid -> pidfd."""
         self._ending: set[int] = set()
         """Processes that were told to end, and may not have ended yet."""
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def perform(self, plan: Collection[Fault], start: float) -> None:
-        """Do each fault at its time, counted from `start` by the clock; return when the last has begun."""
+    async def perform(self, plan: Collection[Fault], start: float, until: float) -> None:
+        """Do each fault at its time, counted from `start` by the clock; return when the last has begun.
+
+        What could not be over by `until`, because nobody was there to break, is left out.
+        """
+        self._until = until
         for fault in plan:
             await asyncio.sleep(max(0.0, start + fault.at_s - self._clock()))
             task = asyncio.create_task(self._do(fault))
@@ -135,8 +140,8 @@ class Strikes:
 
     async def _victim(self, fault: Fault) -> RoleState | None:
         """One of those that run, if there is one soon."""
-        deadline = time.monotonic() + _PATIENCE_S
-        while time.monotonic() < deadline:
+        deadline = self._last_moment(fault)
+        while self._clock() < deadline:
             living = [
                 child
                 for child in self._children()
@@ -147,6 +152,10 @@ class Strikes:
                 return living[fault.dice % len(living)]
             await asyncio.sleep(_LOOK_EVERY_S)
         return None
+
+    def _last_moment(self, fault: Fault) -> float:
+        """When it has to have begun, by the clock."""
+        return min(self._clock() + _PATIENCE_S, self._until - fault.lasts_s)
 
     def _children(self) -> list[RoleState]:
         """All processes of the mesh but its supervisor; a backend has its name for a role."""
@@ -171,14 +180,11 @@ class Strikes:
     async def _lock(self, fault: Fault) -> bool:
         database = sqlite3.connect(self._urls().sql.removeprefix("sqlite:///"), timeout=0, isolation_level=None)
         try:
-            for _ in range(round(_PATIENCE_S / 0.005)):
-                try:
-                    database.execute("BEGIN IMMEDIATE")
-                    break
-                except sqlite3.OperationalError:  # a writer is at it
-                    await asyncio.sleep(0.005)
-            else:
-                return False
+            deadline = self._last_moment(fault)
+            while not _locked(database):
+                if self._clock() >= deadline:
+                    return False
+                await asyncio.sleep(0.005)
             strike = self._struck(fault, "sql")
             await asyncio.sleep(fault.lasts_s)
             strike.lasted_s = fault.lasts_s
@@ -204,6 +210,15 @@ class Strikes:
         await self._troupe.start_again(number)
         self.away.discard(number)
         return True
+
+
+def _locked(database: sqlite3.Connection) -> bool:
+    """Take the lock; False while a writer is at it."""
+    try:
+        database.execute("BEGIN IMMEDIATE")
+    except sqlite3.OperationalError:
+        return False
+    return True
 
 
 def _wake(descriptor: int) -> None:

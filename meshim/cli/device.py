@@ -98,7 +98,7 @@ async def _watch(client: "Client", api: str) -> None:
             try:
                 await asyncio.wait_for(client.online(), _PATIENCE_S)
             except TimeoutError:
-                print(f"Waiting for a connector of the mesh at {api} ...", file=sys.stderr)
+                print(f"Waiting for a connector of the mesh at {api} (what you write is kept) ...", file=sys.stderr)
                 await client.online()
                 print("Connected.", file=sys.stderr)
             await client.offline()

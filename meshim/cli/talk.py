@@ -3,6 +3,9 @@
 import asyncio
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -45,7 +48,9 @@ def send(device: Device, peer: str, text: str, wait: str) -> None:
         outgoing = await client.send(peer, body)
         reached = {"sent": outgoing.wait_sent, "delivered": outgoing.wait_delivered, "read": outgoing.wait_read}
         try:
-            await reached[wait]()
+            await outgoing.wait_sent()
+            with _told(_QUICK_S, f"It is safe in the mesh; waiting until it is {wait}, which Ctrl-C ends ..."):
+                await reached[wait]()
         except (MeshimError, asyncio.CancelledError):
             if outgoing.state == "pending":
                 print("The message is kept, and goes out when this device connects again.", file=sys.stderr)
@@ -100,6 +105,16 @@ def _line(message: "Message") -> str:
     who = f"{message.sender} to {message.recipient}" if message.own else message.sender
     what = f"[{message.problem}]" if message.problem else printable(message.text)
     return f"{message.sent_at.astimezone():%Y-%m-%d %H:%M:%S} {who}: {what}"
+
+
+@contextmanager
+def _told(after_s: float, what: str) -> Iterator[None]:
+    """Say it when the block takes longer."""
+    alarm = asyncio.get_running_loop().call_later(after_s, partial(print, what, file=sys.stderr))
+    try:
+        yield
+    finally:
+        alarm.cancel()
 
 
 async def _leave(client: "Client") -> None:

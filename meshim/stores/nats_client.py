@@ -104,6 +104,10 @@ class NatsClient:
         except (TimeoutError, OSError, nats.errors.Error) as error:
             await self.close()
             reason = _reason(self._last_error or error)
+            if isinstance(self._last_error or error, OSError | TimeoutError | nats.errors.NoServersError):
+                raise BackendUnavailable(
+                    f"NATS at {self._place} does not answer: start it, or correct `backends.nats` ({reason})."
+                ) from error
             raise BackendUnavailable(f"NATS at {self._place} did not let us in: {reason}.") from error
         self._connecting = None
         self._replayed = True

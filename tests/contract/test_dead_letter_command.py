@@ -167,4 +167,4 @@ async def test_nats_away_is_one_sentence(sqlite_url: str, namespace: str, tmp_pa
         mesh.write_topology()
         code, said = await mesh.deadletter("list")
         assert (code, said.count("\n")) == (1, 1)
-        assert said.startswith("meshim: NATS at 127.0.0.1:1 did not let us in: ")
+        assert said.startswith("meshim: NATS at 127.0.0.1:1 does not answer: ")

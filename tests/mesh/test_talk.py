@@ -280,7 +280,7 @@ async def test_while_the_mesh_is_down_messages_are_kept_and_the_person_is_told(t
         meshim = Meshim(running.api, tmp_path / "home")
         assert (await meshim.does("send", alice, bob, "one"))[0] == 0
         await mesh.down()
-        waiting = f"Waiting for a connector of the mesh at {running.api} ...\n"
+        waiting = f"Waiting for a connector of the mesh at {running.api} (what you write is kept) ...\n"
         async with meshim.starts("send", alice, bob, "two") as sending:
             assert sending.stderr is not None
             assert (await asyncio.wait_for(sending.stderr.readline(), DEADLINE_S)).decode() == waiting

@@ -1,0 +1,50 @@
+"""What scripts accept on their command lines, and how they end when they are told to."""
+
+import argparse
+import signal
+from collections.abc import Callable
+from types import FrameType
+
+
+def number(least: float, most: float, what: str) -> Callable[[str], float]:
+    """A number out of that range, both included; `what` completes "it has to be"."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"it has to be {what}") from None
+        if not least <= value <= most:  # nor is NaN
+            raise argparse.ArgumentTypeError(f"it has to be {what}")
+        return value
+
+    return parse
+
+
+def whole(least: int, most: int, what: str) -> Callable[[str], int]:
+    """The same for whole numbers."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"it has to be {what}") from None
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"it has to be {what}")
+        return value
+
+    return parse
+
+
+MOST = 10**9
+count = whole(1, MOST, "a whole number, 1 or more")
+natural = whole(0, 2**63 - 1, "a whole number, 0 or more")
+
+
+def end_politely() -> None:
+    """Let SIGTERM do what Ctrl-C does: what was started is ended, what was made for the moment removed."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
