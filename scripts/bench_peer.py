@@ -4,10 +4,6 @@
 The harness gives the module `common` (on PYTHONPATH) and runs this file as it runs its own adapters; nothing else of
 meshim knows it.  The mesh is one process tree, `meshim up` in the foreground on embedded backends, so that the CPU
 of everything counts: connectors, transfers, writer, REST, Valkey, NATS.  CURVE is on unless `--plain`.
-
-    --plain              links without CURVE
-    --connectors N       (2)
-    --transfers N        (1)
 """
 
 import argparse
@@ -21,16 +17,22 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import common  # type: ignore[import-not-found]  # of the harness
-import msgspec
-import zmq
-
+import _venv  # noqa: F401  (the project's own Python from here on)
 import own_mesh
+from arguments import count
 from enrolled import Enrolled, enrol
 from light import Light
 from meshim import topology as topologies
 from meshim.topology import Security
 from population import connectors
+
+try:
+    import common  # type: ignore[import-not-found]
+except ModuleNotFoundError:
+    common = None
+
+import msgspec
+import zmq
 
 START_S = 60.0
 
@@ -136,11 +138,16 @@ class Meshim:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--plain", action="store_true")
-    parser.add_argument("--connectors", type=int, default=2)
-    parser.add_argument("--transfers", type=int, default=1)
+    parser = argparse.ArgumentParser(
+        description="meshim, for the harness that measures messaging servers.",
+        epilog="Everything else is the harness's.",
+    )
+    parser.add_argument("--plain", action="store_true", help="links without CURVE")
+    parser.add_argument("--connectors", type=count, default=2, metavar="N", help="(2)")
+    parser.add_argument("--transfers", type=count, default=1, metavar="N", help="(1)")
     options, sys.argv[1:] = parser.parse_known_args()
+    if common is None:
+        sys.exit("bench_peer: the harness is not on PYTHONPATH: have its run_all.sh run this, as EXTRA.")
     peer = Meshim(options)
     try:
         common.main(peer)

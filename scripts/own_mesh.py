@@ -14,7 +14,7 @@ from meshim import topology as topologies
 from meshim.deploy.embedded import free_port
 from meshim.deploy.tether import tethered
 from meshim.errors import MeshimError
-from meshim.topology import Durability, Listener, Remedy, RestListener, Topology, Worker
+from meshim.topology import Durability, Listener, Remedy, RestListener, Security, Topology, Worker
 
 MESHIM = (sys.executable, "-m", "meshim")
 
@@ -24,7 +24,9 @@ _START_S = 60.0
 _END_S = 30.0
 
 
-def topology(connectors: int = 2, transfers: int = 2, writers: int = 1, weak: Remedy = "refuse") -> Topology:
+def topology(
+    connectors: int = 2, transfers: int = 2, writers: int = 1, weak: Remedy = "refuse", *, curve: bool = True
+) -> Topology:
     """Return a mesh on embedded backends whose addresses are all chosen when it starts."""
     return Topology(
         connectors=tuple(Listener(f"c{n}") for n in range(1, connectors + 1)),
@@ -32,6 +34,7 @@ def topology(connectors: int = 2, transfers: int = 2, writers: int = 1, weak: Re
         writers=tuple(Worker(f"w{n}") for n in range(1, writers + 1)),
         rest=(RestListener("r1", _ANY_PORT),),
         durability=Durability(weak=weak),
+        security=Security(curve=curve),
     )
 
 

@@ -82,9 +82,7 @@ def _options() -> argparse.Namespace:
         help="how long the load lasts (20)",
     )
     parser.add_argument("--moments", type=count, default=40, metavar="N", help="how often the power goes (40)")
-    parser.add_argument(
-        "--seed", type=natural, metavar="S", help="makes moments and what a disk keeps (random)"
-    )
+    parser.add_argument("--seed", type=natural, metavar="S", help="makes moments and what a disk keeps (random)")
     parser.add_argument("--weak", choices=weakened.WHATS, help="leave a sync out, to see that it is missed")
     parser.add_argument("--recording", type=Path, metavar="FOLDER", help="use what --keep has kept, and run no load")
     parser.add_argument("--keep", action="store_true", help="keep the recording and the files, and say where")
