@@ -241,6 +241,8 @@ class Light:
     def _delivery(self, item: list[Any], arrived: dict[Key, list[int]]) -> None:
         _, _, user, device, epoch, to, seq, base, kind, _, _, body, *_ = _unpack(item[1])
         stream = (user, device, epoch, *to)
+        if kind == TEXT and len(item) > 2 and item[2]:
+            arrived.setdefault(stream, []).append(seq)
         watermark, unseen = self._watermarks.get(stream, 1), self._unseen.get(stream)
         if seq < watermark or (unseen and seq in unseen):
             return
@@ -254,11 +256,8 @@ class Light:
                 unseen.remove(watermark)
                 watermark += 1
             self._watermarks[stream] = watermark
-        if kind == TEXT:
-            if len(item) > 2 and item[2]:
-                arrived.setdefault(stream, []).append(seq)
-            if self.on_message is not None:
-                self.on_message(body, user)
+        if kind == TEXT and self.on_message is not None:
+            self.on_message(body, user)
 
     def _outcome(self, item: list[Any]) -> None:
         _, _, _, _, _, to, first, last, how, done, copies, *_ = item

@@ -234,6 +234,8 @@ class Stranger:
                     for number in range(first, last + 1):
                         self.states[tuple(of_to), number].add("read" if what == READ else "delivered")
             return
+        if stored and kind != BASE:  # a duplicate too: what it arrived by first may never have been told
+            self.receipt(RECEIVED, user, device, epoch, to, seq)
         stream = (user, device, epoch, *to)
         watermark, held = self.watermark.get(stream, 1), self.held.setdefault(stream, {})
         if seq < watermark or seq in held:  # (no holes here: nothing is given up in this test)
@@ -248,8 +250,6 @@ class Stranger:
         self.watermark[stream] = watermark
         for number in ready:
             self.show(*held.pop(number))
-        if stored and kind != BASE:
-            self.receipt(RECEIVED, user, device, epoch, to, seq)
 
     def show(self, fields: list[Any], stored: bool) -> None:
         version, made, user, device, epoch, to, seq, _, kind, key, sent_at, body = fields[:12]
