@@ -127,7 +127,6 @@ async def test_r05_late_goodbye(mesh: RealMesh) -> None:
         await drained(bob)
         old = seats(mesh, bob.user)[bob.device]
         second = bob.again()
-        cut = Counted(mesh, "replaced", ("c1",))
         with stopped(mesh, "c1"):
             bob.send(CLOSE, bob.link, 14, "bye")  # c1 will find it when it wakes
             await doing(second.connect, on="c2")
@@ -135,9 +134,9 @@ async def test_r05_late_goodbye(mesh: RealMesh) -> None:
             new = seats(mesh, bob.user)[bob.device]
             assert new.session > old.session
             assert new.incarnation == faults.incarnation(mesh, "c2") != old.incarnation
+        # Beside it lies the news that bob is elsewhere: whichever is found first ends the session, and erases its seat.
         await until(lambda: faults.counter(mesh, "c1", "sessions") == 0, "c1 does not notice the goodbye")
         assert seats(mesh, bob.user) == {bob.device: new}, "the late goodbye erased the new session"
-        assert cut.rise == 0
         await pair.sends("hello")
         await doing(second.until, lambda: pair.shown("hello", stored=False))
         bob.vanish()
