@@ -3,6 +3,7 @@
 import argparse
 import signal
 from collections.abc import Callable
+from math import inf
 from types import FrameType
 
 
@@ -21,7 +22,7 @@ def number(least: float, most: float, what: str) -> Callable[[str], float]:
     return parse
 
 
-def whole(least: int, most: int, what: str) -> Callable[[str], int]:
+def whole(least: float, most: float, what: str) -> Callable[[str], int]:
     """The same for whole numbers."""
 
     def parse(text: str) -> int:
@@ -36,9 +37,8 @@ def whole(least: int, most: int, what: str) -> Callable[[str], int]:
     return parse
 
 
-MOST = 10**9
-count = whole(1, MOST, "a whole number, 1 or more")
-natural = whole(0, 2**63 - 1, "a whole number, 0 or more")
+count = whole(1, inf, "a whole number, 1 or more")
+natural = whole(0, inf, "a whole number, 0 or more")
 
 
 def end_politely() -> None:

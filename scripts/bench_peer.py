@@ -19,20 +19,17 @@ from typing import Any
 
 import _venv  # noqa: F401  (the project's own Python from here on)
 import own_mesh
-from arguments import count
+from arguments import count, end_politely
 from enrolled import Enrolled, enrol
 from light import Light
 from meshim import topology as topologies
-from meshim.topology import Security
 from population import connectors
+from rude import ZmqContext, context
 
 try:
     import common  # type: ignore[import-not-found]
 except ModuleNotFoundError:
     common = None
-
-import msgspec
-import zmq
 
 START_S = 60.0
 
@@ -75,13 +72,11 @@ class Meshim:
     def __init__(self, options: argparse.Namespace) -> None:
         if options.plain:
             self.name = "meshim-plain"
-        self._topology = msgspec.structs.replace(
-            own_mesh.topology(options.connectors, options.transfers, 1), security=Security(curve=not options.plain)
-        )
+        self._topology = own_mesh.topology(options.connectors, options.transfers, curve=not options.plain)
         self._database = Path(tempfile.mkdtemp(prefix="meshim-bench-"))
         self._enrolled = False
         self._endpoints: list[tuple[str, bytes]] = []
-        self._context: zmq.Context[Any] | None = None
+        self._context: ZmqContext | None = None
 
     def end(self) -> None:
         shutil.rmtree(self._database)
@@ -127,8 +122,7 @@ class Meshim:
     async def connect(self, srv: Any, user: int, load: Any, mode: str) -> Client:
         """A client of the protocol; recipients of W1 are on another connector than its senders."""
         if self._context is None:
-            self._context = zmq.Context()
-            self._context.set(zmq.MAX_SOCKETS, 16_000)
+            self._context = context()
         which = user // common.PAIRS if user < 2 * common.PAIRS else user
         endpoint, key = self._endpoints[which % len(self._endpoints)]
         light = Light(self._context, endpoint, key, Enrolled.of(user))
@@ -139,6 +133,7 @@ class Meshim:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         description="meshim, for the harness that measures messaging servers.",
         epilog="Everything else is the harness's.",
     )
@@ -146,6 +141,7 @@ def main() -> None:
     parser.add_argument("--connectors", type=count, default=2, metavar="N", help="(2)")
     parser.add_argument("--transfers", type=count, default=1, metavar="N", help="(1)")
     options, sys.argv[1:] = parser.parse_known_args()
+    end_politely()
     if common is None:
         sys.exit("bench_peer: the harness is not on PYTHONPATH: have its run_all.sh run this, as EXTRA.")
     peer = Meshim(options)

@@ -26,9 +26,9 @@ from meshim import topology as topologies
 from meshim.errors import MeshimError, UsageError
 from meshim.topology import Topology
 
-SECONDS = number(5, 86_400, "a number of seconds, 5 at least")
-RATE = number(1, 100_000, "a number of messages a second, 1 at least")
-USERS = whole(7, 10_000, "a whole number of people, 7 at least")  # who has three friends on either side
+SECONDS = number(5, 86_400, "a number of seconds, 5 to 86400")
+RATE = number(1, 100_000, "a number of messages a second, 1 to 100000")
+USERS = whole(7, 10_000, "a whole number of people, 7 to 10000")  # who has three friends on either side
 
 
 def main() -> int:

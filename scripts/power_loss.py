@@ -15,8 +15,10 @@ Exit code 0: nothing was lost.  1: something was.  2: it could not be done.
 import argparse
 import asyncio
 import json
+import os
 import secrets
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -64,7 +66,7 @@ def main() -> int:
         return 130
     finally:
         if not keep:
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)  # whoever was killed may still be ending
     answer |= {"seed": seed, "weak": options.weak, "seconds": round(time.monotonic() - began, 1)}
     if keep:
         answer["folder"] = str(folder)
@@ -104,10 +106,20 @@ def _record(folder: Path, seconds: float, seed: int, weak: str | None) -> None:
     load = [sys.executable, str(Path(__file__).with_name("power_load.py")), str(folder), str(seconds), str(seed)]
     command = [*syscalls.RECORD, str(folder / "trace"), *load, *([weak] if weak else [])]
     _tell(f"{seconds:g} s of load")
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        said = done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"]
-        raise MeshimError(f"The load failed: {said[-1]}")
+    # In a group of its own, to be ended with everything that strace follows.
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        _, said = process.communicate()
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    if process.returncode != 0:
+        words = said.strip().splitlines() or [f"it ended with code {process.returncode}"]
+        raise MeshimError(f"The load failed: {words[-1]}")
 
 
 class Loss(NamedTuple):

@@ -75,7 +75,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("logs", type=Path, nargs="+", metavar="LOG", help="IRC logs; several are consecutive days")
     parser.add_argument(
         "--speedup",
-        type=number(1e-3, 1e9, "a number above 0"),
+        type=number(1e-9, 1e9, "a number above 0"),
         default=SPEEDUP,
         metavar="N",
         help="log time over time (1800)",

@@ -163,7 +163,9 @@ class ConnectorCore:
             # Whoever took the seat tells us once; if that was lost, presence says so (R5).  By a rhythm of its own:
             # what presence is not told of for long it forgets, however often relations are read.
             session.seat_due = now + self._door.account_period_s(session)
-            self._actions.append(e.RenewSeats((session.renewal,)))
+            # While presence is away there is nothing to write: all are written again when it is back.
+            if self._blind_look_at is None:
+                self._actions.append(e.RenewSeats((session.renewal,)))
         if now >= session.seen_due:
             session.seen_due = now + SEEN_S
             self._actions.append(e.NoteSeen((session.login.device,)))
@@ -361,7 +363,7 @@ class ConnectorCore:
             session.account_due = now + self._door.account_period_s(session)
             if not set(before).issuperset(session.devices):
                 # Whoever registered the device may not have reached presence.
-                self._actions.append(e.WriteSeats(((session.seat, session.devices),)))
+                self._actions.append(e.RenewSeats((session.renewal,)))
             self._settle_unsure(session, known=True)
 
     def _accounts_unreadable(self, event: e.AccountsUnreadable, now: float) -> None:

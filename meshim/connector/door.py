@@ -136,11 +136,15 @@ class Door:
                 session.seat_due = now + self._options.drain.retry_s
 
     def tokens_revoked(self, event: e.TokensRevoked) -> None:
-        """Whoever revoked them could not tell us (R14)."""
+        """Whoever revoked them could not tell us (R14).
+
+        As if it had been replaced: an application that has logged in again since comes back with its new token, and
+        another one finds out that it has none (BAD_TOKEN).
+        """
         for seat in event.seats:
             session = self._sessions.of_device(seat.device, seat.session)
             if session is not None:
-                self._sessions.cut(session, Code.LOGGED_OUT, "this device was logged out, or taken over: log in again")
+                self._sessions.cut(session, Code.REPLACED, "the login of this connection has ended")
 
     def account_period_s(self, session: Session) -> float:
         """Until relations are read again: by session, so that those of one moment do not read together."""

@@ -80,7 +80,9 @@ class Shell:
         loop = asyncio.get_running_loop()
         self.crank.receive(e.StopRequested())
         await self.crank.until(lambda: self._core.idle, within_s)
-        await self._erased.drained(within_s)
+        deadline = loop.time() + within_s
+        for batches in (self._renewals, self._seats, self._erased):  # in this order one leads to the other
+            await batches.drained(deadline - loop.time())
         for action in self._core.farewell(loop.time()):
             self._perform(action)
         for dealer in list(self._dealers.values()):

@@ -11,6 +11,7 @@ used: its read loop ends when an answer comes for a waiter that has gone.
 
 import asyncio
 import socket
+import ssl
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, NamedTuple, Self
@@ -104,7 +105,9 @@ class NatsClient:
         except (TimeoutError, OSError, nats.errors.Error) as error:
             await self.close()
             reason = _reason(self._last_error or error)
-            if isinstance(self._last_error or error, OSError | TimeoutError | nats.errors.NoServersError):
+            cause = self._last_error or error
+            unreachable = isinstance(cause, OSError | TimeoutError | nats.errors.NoServersError)
+            if unreachable and not isinstance(cause, ssl.SSLError):
                 raise BackendUnavailable(
                     f"NATS at {self._place} does not answer: start it, or correct `backends.nats` ({reason})."
                 ) from error

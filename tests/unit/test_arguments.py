@@ -22,8 +22,8 @@ def test_what_is_in_range_is_taken(parse: Callable[[str], float], text: str, val
     ("parse", "text", "sentence"),
     [
         *((SECONDS, text, "it has to be a number of seconds, 5 to 60") for text in ("4.9", "61", "nan", "inf", "abc")),
-        *((count, text, "it has to be a whole number, 1 or more") for text in ("0", "-1", "1.5", "abc", "9" * 30)),
-        *((natural, text, "it has to be a whole number, 0 or more") for text in ("-1", "1" * 30)),
+        *((count, text, "it has to be a whole number, 1 or more") for text in ("0", "-1", "1.5", "abc")),
+        *((natural, text, "it has to be a whole number, 0 or more") for text in ("-1", "1e3")),
     ],
 )
 def test_what_is_not_is_one_sentence(parse: Callable[[str], float], text: str, sentence: str) -> None:

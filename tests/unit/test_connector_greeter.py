@@ -2,10 +2,11 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from meshim.connector.events import CheckGreet, GreetAccepted, GreetRefused
-from meshim.connector.greeter import DATABASE_S, Backends, Greeter
+from meshim.connector.greeter import DATABASE_S, TOKENS_AT_ONCE, Backends, Greeter
 from meshim.errors import BackendUnavailable, Code
 from meshim.runtime.crypto import hash_token
 from meshim.runtime.service import Service
@@ -26,6 +27,7 @@ class Accounts(MemoryAccounts):
 
     away = False
     hangs = False
+    hangs_for = b""
     asked = 0
 
     async def login(self, token_hash: bytes, now: float) -> Login | None:
@@ -36,6 +38,12 @@ class Accounts(MemoryAccounts):
     async def account(self, user_id: int, now: float) -> Account | None:
         await self._answer()
         return await super().account(user_id, now)
+
+    async def standing(self, token_hashes: Sequence[bytes]) -> set[bytes]:
+        if self.hangs_for in token_hashes:
+            await asyncio.sleep(10)
+        await self._answer()
+        return await super().standing(token_hashes)
 
     async def _answer(self) -> None:
         if self.away:
@@ -79,14 +87,17 @@ class World:
         verdict = await self.verdict(self.accounts, token, epoch)
         return verdict.code if isinstance(verdict, GreetRefused) else None
 
-    async def verdict(
-        self, accounts: Accounts, token: bytes = TOKEN, epoch: int = EPOCH
-    ) -> GreetAccepted | GreetRefused:  # fmt: skip
+    def greeter(self, accounts: Accounts) -> Greeter:
         backends = Backends(
             self.presence, self.cache, accounts, MemoryQueues(self.archive, 4),
             MemoryNotices(MemoryBroker(time.time), "test"),
         )  # fmt: skip
-        greeter = Greeter(backends, FRESH_S, Service("connector", "c1", shutdown_s=1.0))
+        return Greeter(backends, FRESH_S, Service("connector", "c1", shutdown_s=1.0))
+
+    async def verdict(
+        self, accounts: Accounts, token: bytes = TOKEN, epoch: int = EPOCH
+    ) -> GreetAccepted | GreetRefused:  # fmt: skip
+        greeter = self.greeter(accounts)
         if self.doubts:
             greeter.doubt()
         (verdict,) = await greeter.check([CheckGreet(b"peer", 1, token, epoch)])
@@ -251,5 +262,29 @@ def test_a_database_that_hangs_keeps_nobody_waiting_whose_token_is_known() -> No
         assert loop.time() - before <= 2 * DATABASE_S
         world.accounts.hangs = False
         assert await world.greet() is None
+
+    run(main)
+
+
+async def test_a_token_stands_until_it_is_revoked() -> None:
+    world = World()
+    await world.log_in()
+    other = hash_token(b"x" * 32)
+    greeter = world.greeter(world.accounts)
+    assert await greeter.standing([hash_token(TOKEN), other]) == {hash_token(TOKEN)}
+    assert await greeter.standing([]) == set()
+    world.accounts.away = True
+    assert await greeter.standing([hash_token(TOKEN), other]) == {hash_token(TOKEN), other}, "nobody can tell now"
+
+
+def test_what_the_database_does_not_say_in_time_is_taken_for_good_without_the_rest() -> None:
+    async def main() -> None:
+        world = World()
+        revoked = [number.to_bytes(32, "big") for number in range(TOKENS_AT_ONCE + 1)]
+        world.accounts.hangs_for = revoked[-1]
+        loop = asyncio.get_running_loop()
+        before = loop.time()
+        assert await world.greeter(world.accounts).standing(revoked) == {revoked[-1]}
+        assert loop.time() - before <= 1.01 * DATABASE_S
 
     run(main)

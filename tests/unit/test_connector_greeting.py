@@ -307,9 +307,22 @@ def test_whose_token_was_revoked_and_was_not_told_finds_out() -> None:
     alice, bob = connector.online(A1), connector.online(B1)
     connector.tell(e.PresenceDisturbed())
     connector.tell(e.TokensRevoked([alice.seat, Seat(BOB, B1, HERE, bob.session - 1)]))
-    assert codes(alice) == [Code.LOGGED_OUT]
+    assert codes(alice) == [Code.REPLACED]
     assert connector.take_one(e.EraseSeats).seats == (alice.seat,)
     assert not bob.closed, "that was an earlier session of his"
+
+
+def test_while_presence_is_away_no_token_is_looked_at() -> None:
+    """Every session would be asked for every second, when the database has most to do."""
+    connector = Connector()
+    alice = connector.online(A1)
+    connector.tell(e.PresenceLost())
+    connector.tell(e.SeatsUnwritten([alice.seat]))
+    connector.take(e.RenewSeats)
+    connector.pass_time(3 * RETRY_S)
+    assert not connector.take(e.RenewSeats)
+    connector.tell(e.PresenceDisturbed())
+    assert list(connector.take_one(e.RenewSeats).renewals) == [alice.renewal]
 
 
 def test_a_copy_for_somebody_who_is_not_here_erases_the_seat_that_led_it_here() -> None:
@@ -347,9 +360,9 @@ def test_a_device_that_presence_may_not_know_yet_is_written_there() -> None:
     connector = Connector()
     alice = connector.online(A1)
     connector.tell(e.AccountsRead([account(ALICE, devices=(A1, A2))]))
-    assert connector.take_one(e.WriteSeats).seats == ((alice.seat, (A1, A2)),)
+    assert connector.take_one(e.RenewSeats).renewals == (alice.renewal._replace(devices=(A1, A2)),)
     connector.tell(e.AccountsRead([account(ALICE, devices=(A1,))]))
-    assert not connector.take(e.WriteSeats)
+    assert not connector.take(e.RenewSeats)
 
 
 def test_an_account_read_before_the_registration_of_the_device_is_completed() -> None:
