@@ -169,12 +169,21 @@ class Strikes:
         return [*state.roles, *servers]
 
     async def _wipe(self, fault: Fault) -> bool:
+        deadline = self._last_moment(fault)
+        while not await self._flushed():  # it is broken already
+            if self._clock() >= deadline:
+                return False
+            await asyncio.sleep(_LOOK_EVERY_S)
+        self._struck(fault, "redis")
+        return True
+
+    async def _flushed(self) -> bool:
+        """Wipe it; False when it does not answer."""
         try:
             async with redis.asyncio.from_url(self._urls().redis, socket_timeout=1.0) as client:
                 await client.flushall()
         except (OSError, redis.exceptions.RedisError):
-            return False  # it is broken already
-        self._struck(fault, "redis")
+            return False
         return True
 
     async def _lock(self, fault: Fault) -> bool:
@@ -198,9 +207,11 @@ class Strikes:
         return topologies.load(self._data.topology).backends
 
     async def _kill_client(self, fault: Fault) -> bool:
-        living = [number for number in self._troupe.living() if number not in self.away]
-        if not living:
-            return False
+        deadline = self._last_moment(fault)
+        while not (living := [number for number in self._troupe.living() if number not in self.away]):
+            if self._clock() >= deadline:
+                return False
+            await asyncio.sleep(_LOOK_EVERY_S)
         number = living[fault.dice % len(living)]
         self.away.add(number)
         hangs_s = _HANGS_S * fault.dice / 65_536 if fault.dice % 4 else 0.0
