@@ -5,32 +5,28 @@ import signal
 from collections.abc import Callable
 from math import inf
 from types import FrameType
+from typing import TypeVar
+
+Number = TypeVar("Number", int, float)
 
 
 def number(least: float, most: float, what: str) -> Callable[[str], float]:
     """A number out of that range, both included; `what` completes "it has to be"."""
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"it has to be {what}") from None
-        if not least <= value <= most:  # nor is NaN
-            raise argparse.ArgumentTypeError(f"it has to be {what}")
-        return value
-
-    return parse
+    return _within(float, least, most, what)
 
 
 def whole(least: float, most: float, what: str) -> Callable[[str], int]:
     """The same for whole numbers."""
+    return _within(int, least, most, what)
 
-    def parse(text: str) -> int:
+
+def _within(convert: Callable[[str], Number], least: float, most: float, what: str) -> Callable[[str], Number]:
+    def parse(text: str) -> Number:
         try:
-            value = int(text)
+            value = convert(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"it has to be {what}") from None
-        if not least <= value <= most:
+        if not least <= value <= most:  # nor is NaN
             raise argparse.ArgumentTypeError(f"it has to be {what}")
         return value
 

@@ -104,8 +104,8 @@ class NatsClient:
                 )
         except (TimeoutError, OSError, nats.errors.Error) as error:
             await self.close()
-            reason = _reason(self._last_error or error)
             cause = self._last_error or error
+            reason = _reason(cause)
             unreachable = isinstance(cause, OSError | TimeoutError | nats.errors.NoServersError)
             if unreachable and not isinstance(cause, ssl.SSLError):
                 raise BackendUnavailable(
