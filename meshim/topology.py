@@ -108,6 +108,8 @@ class Timers(Frozen, frozen=True, forbid_unknown_fields=True):
     client_heartbeat_s: Seconds = 10.0
     client_silence_s: Seconds = 25.0
     link_resend_s: Seconds = 1.0
+    ack_delay_s: Seconds = 0.05
+    """How long an acknowledgement waits for a frame that carries it, unless half the window waits for it."""
     delivery_timeout_s: Seconds = 2.5
     publish_timeout_s: Seconds = 2.0
     # caches and sweeps
@@ -353,6 +355,8 @@ def _relations(topology: Topology) -> Iterator[str]:
         (2, "lease_renew_s", "lease_ttl_s", "one lost renewal ends a lease"),
         (1, "lease_ttl_s", "partition_lease_s", "a partition changes hands before its writer counts as dead"),
         (2, "mesh_heartbeat_s", "mesh_silence_s", "one lost heartbeat cuts a link"),
+        (2, "ack_delay_s", "mesh_resend_s", "bundles are sent again while their acknowledgement waits"),
+        (2, "ack_delay_s", "link_resend_s", "frames are sent again while their acknowledgement waits"),
         (1, "mesh_resend_s", "delivery_timeout_s", "a bundle is given up before it was sent again"),
         (1, "link_resend_s", "delivery_timeout_s", "a frame is given up before it was sent again"),
         (2, "client_heartbeat_s", "client_silence_s", "one lost heartbeat cuts a client"),

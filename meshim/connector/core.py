@@ -145,7 +145,7 @@ class ConnectorCore:
         if link.failed(now):
             self._sessions.cut(session, Code.UNRESPONSIVE, "nothing was heard or acknowledged for too long")
             return
-        if link.window.unacknowledged:
+        if link.window.unacknowledged or link.window.owes_ack:
             resent = link.window.resent
             for frame in link.tick(now):
                 self._sessions.say(session.peer, frame)

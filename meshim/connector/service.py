@@ -70,8 +70,12 @@ def options_of(topology: Topology) -> ConnectorOptions:
         stash_bytes=limits.link_bytes,
     )
     return ConnectorOptions(
-        clients=LinkOptions(clients, timers.client_heartbeat_s, timers.client_silence_s, pings=False),
-        transfers=LinkOptions(transfers, timers.mesh_heartbeat_s, timers.mesh_silence_s),
+        clients=LinkOptions(
+            clients, timers.client_heartbeat_s, timers.client_silence_s, pings=False, ack_delay_s=timers.ack_delay_s
+        ),
+        transfers=LinkOptions(
+            transfers, timers.mesh_heartbeat_s, timers.mesh_silence_s, ack_delay_s=timers.ack_delay_s
+        ),
         drain=DrainOptions(retry_s=timers.lease_renew_s, sweep_s=timers.sweep_s),
         body_bytes=limits.body_bytes,
         frame_bytes=limits.frame_bytes,

@@ -12,6 +12,7 @@ hear of each other at least that often; after `silence_s` without a frame the pe
 """
 
 from collections.abc import Callable
+from math import inf
 from typing import Generic, TypeVar
 
 import msgspec
@@ -24,18 +25,22 @@ In = TypeVar("In")
 
 
 class LinkOptions(msgspec.Struct, frozen=True):
-    """Times are seconds; `pings` is false for an end that only listens for the other's."""
+    """Times are seconds; `pings` is false for an end that only listens for the other's.
+
+    An acknowledgement waits for `ack_delay_s` for a data frame that carries it, unless the peer waits for it.
+    """
 
     window: WindowOptions
     heartbeat_s: float
     silence_s: float
     pings: bool = True
+    ack_delay_s: float = 0.0
 
 
 class Link(Generic[Out, In]):
     """One end of a greeted link."""
 
-    __slots__ = ("_options", "_pong_due", "epoch", "heard_at", "over", "said_at", "window")
+    __slots__ = ("_ack_at", "_options", "_pong_due", "epoch", "heard_at", "over", "said_at", "window")
 
     def __init__(
         self, epoch: int, options: LinkOptions, size_of: Callable[[Out], int], now: float, *, deferred: bool = False,
@@ -51,6 +56,8 @@ class Link(Generic[Out, In]):
         """The frame with which the peer ended the link."""
         self._options = options
         self._pong_due = False
+        self._ack_at = inf
+        """When the acknowledgement that is owed waits no longer."""
 
     def receive(self, frame: Frame, now: float) -> tuple[list[In], list[Out]]:
         """Take in a frame of this epoch: (items to process in order, our items that are acknowledged).
@@ -71,9 +78,15 @@ class Link(Generic[Out, In]):
 
     def flush(self, now: float) -> list[Frame]:
         """What should be said now: new data, and whatever is owed."""
-        frames: list[Frame] = list(self.window.take(now))
-        if (ack := self.window.pending_ack()) is not None:
-            frames.append(ack)
+        window = self.window
+        frames: list[Frame] = list(window.take(now))
+        if window.owes_ack:
+            if self._options.ack_delay_s and not window.ack_is_urgent and self._ack_at > now:
+                self._ack_at = min(self._ack_at, now + self._options.ack_delay_s)
+            else:
+                frames.extend(self._acknowledge())
+        else:
+            self._ack_at = inf
         if self._pong_due:
             self._pong_due = False
             frames.append(Pong(self.epoch))
@@ -81,9 +94,16 @@ class Link(Generic[Out, In]):
             self.said_at = now
         return frames
 
+    def _acknowledge(self) -> list[Frame]:
+        self._ack_at = inf
+        ack = self.window.pending_ack()
+        return [] if ack is None else [ack]
+
     def tick(self, now: float) -> list[Frame]:
-        """What time demands: frames that are due again, a ping."""
+        """What time demands: frames that are due again, an acknowledgement that has waited, a ping."""
         frames: list[Frame] = list(self.window.resend(now))
+        if now >= self._ack_at:
+            frames.extend(self._acknowledge())
         heartbeat = self._options.heartbeat_s
         if (
             not frames
@@ -103,7 +123,7 @@ class Link(Generic[Out, In]):
     def next_deadline(self) -> float:
         """When `tick` or `failed` should be asked again."""
         options = self._options
-        deadline = self.heard_at + options.silence_s
+        deadline = min(self.heard_at + options.silence_s, self._ack_at)
         if options.pings:
             deadline = min(
                 deadline,

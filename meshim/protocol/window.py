@@ -75,9 +75,9 @@ class Window(Generic[Out, In]):
     """Both halves of one end of a link."""
 
     __slots__ = (
-        "_ack_due", "_deferred", "_flights", "_next_number", "_options", "_patience_s", "_progress_at", "_queue",
-        "_queue_bytes", "_quiet_until", "_received", "_resend_from", "_size_of", "_size_of_received", "_sizes",
-        "_stash", "_stash_bytes", "credit", "link", "processed_number", "resent",
+        "_ack_due", "_ack_wanted", "_acked", "_deferred", "_flights", "_next_number", "_options", "_patience_s",
+        "_progress_at", "_queue", "_queue_bytes", "_quiet_until", "_received", "_resend_from", "_size_of",
+        "_size_of_received", "_sizes", "_stash", "_stash_bytes", "credit", "link", "processed_number", "resent",
     )  # fmt: skip
 
     def __init__(
@@ -112,6 +112,10 @@ class Window(Generic[Out, In]):
         self._stash: dict[int, tuple[In, ...]] = {}
         self._stash_bytes = 0
         self._ack_due = False
+        self._ack_wanted = False
+        """A frame came twice or early: the peer does not know what we have."""
+        self._acked = 0
+        """What the peer was told last."""
 
     # ---- sending half
 
@@ -164,7 +168,7 @@ class Window(Generic[Out, In]):
         return tuple(items), size
 
     def _frame(self, number: int, items: tuple[Out, ...]) -> Data[Out]:
-        self._ack_due = False
+        self._told()
         return Data(self.link, number, self.processed_number, tuple(self._stash), items)
 
     def acknowledged(self, ack: int, stash: tuple[int, ...], now: float) -> list[Out]:
@@ -259,6 +263,7 @@ class Window(Generic[Out, In]):
             taken = self.processed_number
             raise PeerError(Code.WINDOW_EXCEEDED, f"frame {number} is beyond the window, {taken} was acknowledged")
         if number != expected:
+            self._ack_wanted = True
             if number < 1:
                 raise PeerError(Code.MALFORMED, "frames are numbered from 1")
             if expected < number < expected + self._options.credit and number not in self._stash:
@@ -294,12 +299,26 @@ class Window(Generic[Out, In]):
         self.processed_number = number
         self._ack_due = True
 
+    @property
+    def owes_ack(self) -> bool:
+        """Whether there is something to acknowledge that no data frame carried."""
+        return self._ack_due
+
+    @property
+    def ack_is_urgent(self) -> bool:
+        """Whether the peer waits for it, or soon will: half of what it may send is not acknowledged."""
+        return self._ack_wanted or 2 * (self.processed_number - self._acked) >= self._options.credit
+
     def pending_ack(self) -> Ack | None:
         """The acknowledgement that is owed and that no data frame carried."""
         if not self._ack_due:
             return None
-        self._ack_due = False
+        self._told()
         return Ack(self.link, self.processed_number, tuple(self._stash))
+
+    def _told(self) -> None:
+        self._ack_due = self._ack_wanted = False
+        self._acked = self.processed_number
 
     def next_deadline(self) -> float | None:
         """When `resend` or `failed` should be asked again: not later than something is due, at times earlier."""

@@ -1,0 +1,98 @@
+"""When a link acknowledges: with the next data, or alone once that has waited."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meshim.protocol.link import Link, LinkOptions
+from meshim.protocol.window import WindowOptions
+from meshim.wire.link import Ack, Data, Frame
+
+CREDIT = 8
+DELAY_S = 0.05
+EPOCH = 7
+
+
+def link(delay_s: float = DELAY_S) -> Link[str, str]:
+    window = WindowOptions(credit=CREDIT, queue=100, frame_items=4, frame_bytes=1_000, resend_s=1.0, give_up_s=5.0)
+    return Link(EPOCH, LinkOptions(window, 10.0, 25.0, pings=False, ack_delay_s=delay_s), len, 0.0)
+
+
+def data(number: int, ack: int = 0) -> Data[str]:
+    return Data(EPOCH, number, ack, (), (f"m{number}",))
+
+
+def test_an_acknowledgement_travels_with_what_is_said_next() -> None:
+    end = link()
+    end.receive(data(1), 1.0)
+    assert end.flush(1.0) == []
+    end.window.push("answer")
+    assert end.flush(1.01) == [Data(EPOCH, 1, 1, (), ("answer",))]
+    assert end.tick(1.5) == [], "it was told"
+
+
+def test_alone_it_waits_no_longer_than_that() -> None:
+    end = link()
+    end.receive(data(1), 1.0)
+    assert end.flush(1.0) == []
+    end.receive(data(2), 1.04)
+    assert end.flush(1.04) == [], "the second does not put it off"
+    assert end.next_deadline() == pytest.approx(1.0 + DELAY_S)
+    assert end.tick(1.049) == []
+    assert end.tick(1.051) == [Ack(EPOCH, 2)]
+    assert end.tick(2.0) == []
+    end.receive(data(3), 3.0)
+    assert end.flush(3.0) == []
+    assert end.flush(3.06) == [Ack(EPOCH, 3)], "whoever comes first says it"
+
+
+def test_whoever_may_soon_say_no_more_is_answered_at_once() -> None:
+    end = link()
+    for number in range(1, CREDIT // 2):
+        end.receive(data(number), 1.0)
+        assert end.flush(1.0) == []
+    end.receive(data(CREDIT // 2), 1.0)
+    assert end.flush(1.0) == [Ack(EPOCH, CREDIT // 2)]
+
+
+@pytest.mark.parametrize(("numbers", "told"), [((1, 1), Ack(EPOCH, 1)), ((1, 3), Ack(EPOCH, 1, (3,)))])
+def test_who_is_not_sure_what_came_is_answered_at_once(numbers: tuple[int, int], told: Ack) -> None:
+    end = link()
+    end.receive(data(numbers[0]), 1.0)
+    assert end.flush(1.0) == []
+    end.receive(data(numbers[1]), 1.01)
+    assert end.flush(1.01) == [told]
+
+
+def test_without_a_delay_it_is_said_at_once() -> None:
+    end = link(0.0)
+    end.receive(data(1), 1.0)
+    assert end.flush(1.0) == [Ack(EPOCH, 1)]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["hear", "say", "flush"]), st.floats(0.0, 0.04)), max_size=40))
+def test_nothing_that_came_is_unacknowledged_for_longer(steps: list[tuple[str, float]]) -> None:
+    """Whatever is said and heard, and however often: the peer knows after `DELAY_S`, at the deadlines of the link."""
+    end, now, number, heard_at, acked = link(), 0.0, 0, {}, 0
+
+    def told(frames: list[Frame]) -> None:
+        nonlocal acked
+        for frame in frames:
+            assert isinstance(frame, Data | Ack)
+            acked = max(acked, frame.ack)
+
+    for what, passes_s in steps:
+        until = now + passes_s
+        while end.next_deadline() <= until and end.window.owes_ack:
+            now = max(now, end.next_deadline())
+            told(end.tick(now))
+        now = until
+        if what == "hear":
+            number += 1
+            end.receive(data(number), now)
+            heard_at[number] = now
+        elif what == "say" and end.window.unacknowledged < CREDIT:
+            end.window.push("x")
+        told(end.flush(now))
+        for each in range(acked + 1, number + 1):
+            assert now - heard_at[each] < DELAY_S + 1e-9
