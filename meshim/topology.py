@@ -18,7 +18,7 @@ import yaml
 
 from meshim.errors import TopologyError
 from meshim.protocol.allowance import FRAME_ITEMS_MAX, SUBMIT_BYTES
-from meshim.protocol.patience import CLIENT_GIVE_UP_S, CLIENT_RESEND_S
+from meshim.protocol.patience import CLIENT_ACK_DELAY_S, CLIENT_GIVE_UP_S, CLIENT_RESEND_S
 from meshim.wire.bounds import ITEMS_MAX, LIST_MAX
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=10 * 366 * 86400)]
@@ -110,6 +110,8 @@ class Timers(Frozen, frozen=True, forbid_unknown_fields=True):
     link_resend_s: Seconds = 1.0
     ack_delay_s: Seconds = 0.05
     """How long an acknowledgement waits for a frame that carries it, unless half the window waits for it."""
+    outcome_delay_s: Seconds = 0.003
+    """How long what became of a message waits on its way back for others, once some have just left."""
     delivery_timeout_s: Seconds = 2.5
     publish_timeout_s: Seconds = 2.0
     # caches and sweeps
@@ -357,6 +359,7 @@ def _relations(topology: Topology) -> Iterator[str]:
         (2, "mesh_heartbeat_s", "mesh_silence_s", "one lost heartbeat cuts a link"),
         (2, "ack_delay_s", "mesh_resend_s", "bundles are sent again while their acknowledgement waits"),
         (2, "ack_delay_s", "link_resend_s", "frames are sent again while their acknowledgement waits"),
+        (10, "outcome_delay_s", "mesh_resend_s", "senders wait longer for what became of a message than it takes"),
         (1, "mesh_resend_s", "delivery_timeout_s", "a bundle is given up before it was sent again"),
         (1, "link_resend_s", "delivery_timeout_s", "a frame is given up before it was sent again"),
         (2, "client_heartbeat_s", "client_silence_s", "one lost heartbeat cuts a client"),
@@ -364,7 +367,7 @@ def _relations(topology: Topology) -> Iterator[str]:
     for factor, low, high, otherwise in below:
         low_s, high_s = getattr(timers, low), getattr(timers, high)
         if factor * low_s >= high_s:
-            times = "Twice" if factor == 2 else "Its value of"
+            times = {1: "Its value of", 2: "Twice", 10: "Ten times"}[factor]
             yield f"{times} {low_s:g} s must be less than {high} ({high_s:g} s), or {otherwise} - at `$.timers.{low}`."
     for low, still in (("delivery_timeout_s", "delivering"), ("publish_timeout_s", "storing")):
         low_s = getattr(timers, low)
@@ -373,6 +376,11 @@ def _relations(topology: Topology) -> Iterator[str]:
                 f"Its value of {low_s:g} s must be less than what every client waits ({CLIENT_RESEND_S:g} s), "
                 f"or clients resend what the mesh is still {still} - at `$.timers.{low}`."
             )
+    if timers.link_resend_s <= 2 * CLIENT_ACK_DELAY_S:
+        yield (
+            f"Its value of {timers.link_resend_s:g} s must be more than twice what every client waits before it "
+            f"acknowledges ({CLIENT_ACK_DELAY_S:g} s), or frames are sent twice - at `$.timers.link_resend_s`."
+        )
     detection_s = timers.lease_ttl_s + timers.mesh_silence_s
     if detection_s >= _DETECTION_MAX_S:
         yield (

@@ -30,6 +30,7 @@ WINDOW = 32
 ITEMS = 256
 """In one frame."""
 RESEND_S = 5.0
+ACK_DELAY_S = 0.05
 LOOK_S = 1.0
 
 Key = tuple[int, ...]
@@ -47,8 +48,8 @@ class Light:
     """One device on one connection."""
 
     __slots__ = (
-        "_early", "_flushing", "_following", "_heartbeat_s", "_ids", "_loop", "_number", "_number_acked", "_outgoing",
-        "_reading", "_said_at", "_sent_at", "_taken", "_to_ack", "_unseen", "_watermarks", "closed", "link", "me",
+        "_ack_alarm", "_early", "_flushing", "_following", "_heartbeat_s", "_ids", "_loop", "_number", "_number_acked", "_outgoing",
+        "_reading", "_said_at", "_sent_at", "_taken", "_to_ack", "_told", "_unseen", "_watermarks", "closed", "link", "me",
         "on_message", "on_settled", "pending", "resent", "socket", "stored", "welcomed", "window",
     )  # fmt: skip
 
@@ -72,11 +73,12 @@ class Light:
         self._following: dict[Key, int] = {}
         self._outgoing: deque[list[Any]] = deque()
         self._sent_at: dict[int, Any] = {}
-        self._number = self._number_acked = self._taken = 0
+        self._number = self._number_acked = self._taken = self._told = 0
         self._early: dict[int, Any] = {}
         self._watermarks: dict[Key, int] = {}
         self._unseen: dict[Key, set[int]] = {}
         self._to_ack = self._flushing = self._reading = False
+        self._ack_alarm: asyncio.TimerHandle | None = None
         self._heartbeat_s = 10.0
         self._said_at = 0.0
         self.welcomed: asyncio.Future[None] = self._loop.create_future()
@@ -117,6 +119,13 @@ class Light:
         self._touch()
         return seq
 
+    def _hurry(self) -> None:
+        """Somebody waits for the acknowledgement."""
+        if self._ack_alarm is not None:
+            self._ack_alarm.cancel()
+            self._ack_alarm = None
+        self._touch()
+
     def _touch(self) -> None:
         if not self._flushing:
             self._flushing = True
@@ -133,10 +142,16 @@ class Light:
             self._number += 1
             frame = _pack((DATA, self.link, self._number, self._taken, (), items))
             self._sent_at[self._number] = [self._loop.time(), frame]
-            self._to_ack = False
+            self._to_ack, self._told = False, self._taken
             self._send(frame)
-        if self._to_ack:
-            self._to_ack = False
+        if self._to_ack and self._ack_alarm is None:
+            self._acknowledge()
+
+    def _acknowledge(self) -> None:
+        """Alone, when nothing was there to carry it."""
+        self._ack_alarm = None
+        if self._to_ack and not self.closed:
+            self._to_ack, self._told = False, self._taken
             self._say([ACK, self.link, self._taken])
 
     def _say(self, frame: Sequence[Any]) -> None:
@@ -189,7 +204,6 @@ class Light:
             self._acknowledged(frame[3])
             number = frame[2]
             self._to_ack = True
-            self._touch()
             if number == self._taken + 1:
                 self._taken = number
                 self._items(frame[5])
@@ -198,6 +212,8 @@ class Light:
                     self._items(early)
             elif number > self._taken:
                 self._early[number] = frame[5]
+            if number != self._taken or self._taken - self._told >= WINDOW // 2:
+                self._hurry()
         elif kind == ACK:
             self._acknowledged(frame[2])
         elif kind == PING:
@@ -232,8 +248,11 @@ class Light:
         for item in items:
             if item[0] == DELIVERY:
                 self._delivery(item, arrived)
+                self._hurry()
             else:
                 self._outcome(item)
+        if self._ack_alarm is None and self._to_ack and not self._flushing:
+            self._ack_alarm = self._loop.call_later(ACK_DELAY_S, self._acknowledge)
         for stream, seqs in arrived.items():
             user, device, epoch, *to = stream
             self._compose((DEVICE, user, device), RECEIPT, _pack((1, epoch, to, _ranges(seqs))))

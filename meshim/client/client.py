@@ -40,7 +40,7 @@ from meshim.client.state import StateFile
 from meshim.errors import ClientClosed, Code, MeshimError, Refused, UsageError
 from meshim.protocol.link import LinkOptions
 from meshim.protocol.ordering import OrderingOptions
-from meshim.protocol.patience import CLIENT_GIVE_UP_S, GAP_RELEASE_S
+from meshim.protocol.patience import CLIENT_ACK_DELAY_S, CLIENT_GIVE_UP_S, GAP_RELEASE_S
 from meshim.protocol.window import WindowOptions
 from meshim.runtime.crank import Crank
 from meshim.runtime.crypto import seal
@@ -68,6 +68,7 @@ DEFAULTS = ClientOptions(
         ),
         heartbeat_s=10.0,
         silence_s=25.0,
+        ack_delay_s=CLIENT_ACK_DELAY_S,
     ),
     outbox=OutboxOptions(),
     ordering=OrderingOptions(gap_release_s=GAP_RELEASE_S),

@@ -170,7 +170,7 @@ class ClientCore:
             link.window.processed(link.window.received_number)
         if link is not None and self.state is State.ONLINE:
             for submit in self.outbox.take(self._options.submits - link.window.queued, now):
-                link.window.push(submit)
+                link.push(submit)
             for frame in link.flush(now):
                 self._actions.append(e.SendFrame(wire.encode(frame)))
         actions = self._actions.copy()
@@ -238,7 +238,7 @@ class ClientCore:
                     self._offline(Code.UNKNOWN_EPOCH, "the connector does not know this link any more")
                 elif self.state is State.ONLINE:  # what overtook the welcome comes again
                     for item in link.receive(frame, now)[0]:
-                        self._item(item, now)
+                        self._item(item, link, now)
             except (msgspec.DecodeError, PeerError) as error:
                 self._offline(None, f"the connector broke the protocol: {error}")
 
@@ -255,11 +255,12 @@ class ClientCore:
 
     # ---------------------------------------------------------------- what comes
 
-    def _item(self, item: ConnectorItem, now: float) -> None:
-        if not isinstance(item, Delivery):
+    def _item(self, item: ConnectorItem, link: Link[Submit, ConnectorItem], now: float) -> None:
+        if not isinstance(item, Delivery):  # nobody waits to hear that we heard
             if Identity(item.user, item.device, item.epoch) == self.identity:
                 self._settled(self.outbox.outcome(item, now))
             return
+        link.window.hurry_ack()  # it is what the sender will see as delivered
         try:
             envelope = decode_envelope(item.envelope)
         except msgspec.DecodeError:

@@ -86,7 +86,7 @@ class Mesh:
             if len(self._routes) >= 100_000:
                 self._routes.clear()
             self._routes[conversation] = transfer
-        return self._open[transfer].window.push(item)
+        return self._open[transfer].push(item, patient=isinstance(item, Outcome))
 
     @property
     def open(self) -> int:

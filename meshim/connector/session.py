@@ -173,7 +173,7 @@ class Session:
         return Placed.PUSHED if self._push(place) else Placed.REFUSED
 
     def _push(self, place: Place) -> bool:
-        if not self.link.window.push(Delivery(place.envelope)):
+        if not self.link.push(Delivery(place.envelope)):
             self.overflowed = True
             return False
         self.custody.append(place)
@@ -183,7 +183,7 @@ class Session:
     def push_rows(self, rows: Sequence[Row]) -> None:
         """Push stored rows, no more than there is `room` for."""
         for row in rows:
-            pushed = self.link.window.push(Delivery(row.envelope, stored=True))
+            pushed = self.link.push(Delivery(row.envelope, stored=True))
             assert pushed
             self.custody.append(row.row_id)
         self.rows += len(rows)

@@ -88,8 +88,8 @@ class Sessions:
         """Queue an outcome for the device; one that finds no room is lost, and healed by the resend."""
         if outcome is None:
             return
-        window = session.link.window
-        if window.queued >= 2 * self._options.session_queue or not window.push(outcome):
+        link = session.link
+        if link.window.queued >= 2 * self._options.session_queue or not link.push(outcome):
             self._statistics.outcomes_lost += 1
         else:
             self._dirty[session] = None

@@ -17,6 +17,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from meshim.protocol.company import Company
 from meshim.protocol.window import Window, WindowOptions
 from meshim.wire.link import Ack, Close, Data, Frame, Ping, Pong, Reset
 
@@ -28,6 +29,7 @@ class LinkOptions(msgspec.Struct, frozen=True):
     """Times are seconds; `pings` is false for an end that only listens for the other's.
 
     An acknowledgement waits for `ack_delay_s` for a data frame that carries it, unless the peer waits for it.
+    Items that can wait do so for `company_s` at most (company.py).
     """
 
     window: WindowOptions
@@ -35,12 +37,15 @@ class LinkOptions(msgspec.Struct, frozen=True):
     silence_s: float
     pings: bool = True
     ack_delay_s: float = 0.0
+    company_s: float = 0.0
 
 
 class Link(Generic[Out, In]):
     """One end of a greeted link."""
 
-    __slots__ = ("_ack_at", "_options", "_pong_due", "epoch", "heard_at", "over", "said_at", "window")
+    __slots__ = (
+        "_ack_at", "_company", "_hurry", "_options", "_pong_due", "epoch", "heard_at", "over", "said_at", "window",
+    )  # fmt: skip
 
     def __init__(
         self, epoch: int, options: LinkOptions, size_of: Callable[[Out], int], now: float, *, deferred: bool = False,
@@ -58,6 +63,17 @@ class Link(Generic[Out, In]):
         self._pong_due = False
         self._ack_at = inf
         """When the acknowledgement that is owed waits no longer."""
+        self._company = Company(options.company_s)
+        self._hurry = False
+        """Whether something that is queued cannot wait."""
+
+    def push(self, item: Out, *, patient: bool = False) -> bool:
+        """Queue an item; False (and nothing happens) when the queue is full.  A patient one can wait for others."""
+        if not self.window.push(item):
+            return False
+        if not patient:
+            self._hurry = True
+        return True
 
     def receive(self, frame: Frame, now: float) -> tuple[list[In], list[Out]]:
         """Take in a frame of this epoch: (items to process in order, our items that are acknowledged).
@@ -79,7 +95,7 @@ class Link(Generic[Out, In]):
     def flush(self, now: float) -> list[Frame]:
         """What should be said now: new data, and whatever is owed."""
         window = self.window
-        frames: list[Frame] = list(window.take(now))
+        frames: list[Frame] = self._take(now) if window.queued else []
         if window.owes_ack:
             if self._options.ack_delay_s and not window.ack_is_urgent and self._ack_at > now:
                 self._ack_at = min(self._ack_at, now + self._options.ack_delay_s)
@@ -94,14 +110,26 @@ class Link(Generic[Out, In]):
             self.said_at = now
         return frames
 
+    def _take(self, now: float) -> list[Frame]:
+        company, window = self._company, self.window
+        queued = window.queued
+        if not self._hurry and company.waits(queued, now):
+            return []
+        frames: list[Frame] = list(window.take(now))
+        company.left(queued, now)
+        self._hurry = window.queued > 0  # what finds no room in the window leaves as soon as there is some
+        return frames
+
     def _acknowledge(self) -> list[Frame]:
         self._ack_at = inf
         ack = self.window.pending_ack()
         return [] if ack is None else [ack]
 
     def tick(self, now: float) -> list[Frame]:
-        """What time demands: frames that are due again, an acknowledgement that has waited, a ping."""
+        """What time demands: items and an acknowledgement that have waited, frames that are due again, a ping."""
         frames: list[Frame] = list(self.window.resend(now))
+        if now >= self._company.leave_at:
+            frames.extend(self._take(now))
         if now >= self._ack_at:
             frames.extend(self._acknowledge())
         heartbeat = self._options.heartbeat_s
@@ -123,7 +151,7 @@ class Link(Generic[Out, In]):
     def next_deadline(self) -> float:
         """When `tick` or `failed` should be asked again."""
         options = self._options
-        deadline = min(self.heard_at + options.silence_s, self._ack_at)
+        deadline = min(self.heard_at + options.silence_s, self._ack_at, self._company.leave_at)
         if options.pings:
             deadline = min(
                 deadline,

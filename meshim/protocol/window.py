@@ -75,9 +75,10 @@ class Window(Generic[Out, In]):
     """Both halves of one end of a link."""
 
     __slots__ = (
-        "_ack_due", "_ack_wanted", "_acked", "_deferred", "_flights", "_next_number", "_options", "_patience_s",
-        "_progress_at", "_queue", "_queue_bytes", "_quiet_until", "_received", "_resend_from", "_size_of",
-        "_size_of_received", "_sizes", "_stash", "_stash_bytes", "credit", "link", "processed_number", "resent",
+        "_ack_due", "_ack_wanted", "_acked", "_awaited", "_deferred", "_flights", "_next_number", "_options",
+        "_patience_s", "_progress_at", "_queue", "_queue_bytes", "_quiet_until", "_received", "_resend_from",
+        "_size_of", "_size_of_received", "_sizes", "_stash", "_stash_bytes", "credit", "link", "processed_number",
+        "resent",
     )  # fmt: skip
 
     def __init__(
@@ -116,6 +117,8 @@ class Window(Generic[Out, In]):
         """A frame came twice or early: the peer does not know what we have."""
         self._acked = 0
         """What the peer was told last."""
+        self._awaited = 0
+        """The last frame whose acknowledgement somebody waits for."""
 
     # ---- sending half
 
@@ -307,7 +310,14 @@ class Window(Generic[Out, In]):
     @property
     def ack_is_urgent(self) -> bool:
         """Whether the peer waits for it, or soon will: half of what it may send is not acknowledged."""
-        return self._ack_wanted or 2 * (self.processed_number - self._acked) >= self._options.credit
+        acked = self._acked
+        return (
+            self._ack_wanted or acked < self._awaited or 2 * (self.processed_number - acked) >= self._options.credit
+        )
+
+    def hurry_ack(self) -> None:
+        """Somebody waits for the acknowledgement of what was given out last."""
+        self._awaited = self._received
 
     def pending_ack(self) -> Ack | None:
         """The acknowledgement that is owed and that no data frame carried."""

@@ -27,7 +27,7 @@ import zmq
 from meshim.errors import UsageError
 from meshim.runtime import options
 from meshim.runtime.guard import SEARCH_S, SWEEP_S, Guard, Guarding
-from meshim.runtime.pump import NOBLOCK, TURN_BYTES, TURN_MESSAGES, Monitor, Pump, Socket
+from meshim.runtime.pump import NOBLOCK, TURN_BYTES, TURN_MESSAGES, Monitor, Pump, Socket, is_readable
 from meshim.runtime.zap import Admit, Doorkeeper
 
 _SEND_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
@@ -273,7 +273,7 @@ class Router:
         guard = self._guard
         batch: list[tuple[bytes, bytes]] = []
         size = 0
-        full = True
+        full = alone = True
         try:
             for _ in range(TURN_MESSAGES):
                 peer = recv(NOBLOCK)
@@ -287,6 +287,11 @@ class Router:
                     batch.append((peer, frame))
                     size += len(frame)
                     if size > TURN_BYTES:
+                        break
+                if alone:
+                    alone = False
+                    if not is_readable(self._socket):  # as after most frames, when there is little to do
+                        full = False
                         break
         except zmq.Again:
             full = False
@@ -381,7 +386,7 @@ class Dealer:
         recv = self._socket.recv
         batch: list[bytes] = []
         size = 0
-        full = True
+        full = alone = True
         try:
             for _ in range(TURN_MESSAGES):
                 part = recv(NOBLOCK, False)
@@ -392,6 +397,11 @@ class Dealer:
                     batch.append(frame)
                     size += len(frame)
                     if size > TURN_BYTES:
+                        break
+                if alone:
+                    alone = False
+                    if not is_readable(self._socket):  # as after most frames, when there is little to do
+                        full = False
                         break
         except zmq.Again:
             full = False

@@ -297,7 +297,7 @@ class TransferCore:
             else:
                 absent.append(device)
         for incarnation, places in seats.items():
-            if self._connectors[incarnation].link.window.push(Place(user, tuple(places), stamp, envelope)):
+            if self._connectors[incarnation].link.push(Place(user, tuple(places), stamp, envelope)):
                 self.statistics.placed += len(places)
             else:
                 absent.extend(device for device, _ in places)
@@ -336,7 +336,7 @@ class TransferCore:
 
     def _tell(self, outcome: Outcome) -> None:
         connector = self._connectors.get(outcome.origin)
-        if connector is None or not connector.link.window.push(outcome):
+        if connector is None or not connector.link.push(outcome, patient=True):
             self.statistics.outcomes_lost += 1
         else:
             self.statistics.outcomes += 1

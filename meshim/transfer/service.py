@@ -43,7 +43,10 @@ def options_of(topology: Topology) -> TransferOptions:
         stash_bytes=limits.link_bytes,
     )
     return TransferOptions(
-        links=LinkOptions(window, timers.mesh_heartbeat_s, timers.mesh_silence_s, ack_delay_s=timers.ack_delay_s),
+        links=LinkOptions(
+            window, timers.mesh_heartbeat_s, timers.mesh_silence_s, ack_delay_s=timers.ack_delay_s,
+            company_s=timers.outcome_delay_s,
+        ),
         partitions=limits.partitions,
         publishes=limits.publishes,
         waiting=limits.link_queue,

@@ -111,7 +111,7 @@ class Mesh:
             return
         for row in sorted(self.rows.get(user, {}).values(), key=lambda row: row.position):
             if not row.pushed:
-                row.pushed = seat.link.window.push(Delivery(row.envelope, stored=True))
+                row.pushed = seat.link.push(Delivery(row.envelope, stored=True))
                 seat.custody.append(row)
             seat.drained = max(seat.drained, row.position)
 
@@ -138,7 +138,7 @@ class Mesh:
         if seat is None or self.storing or after > seat.drained:
             self._store(user, submit.envelope)
             return
-        seat.link.window.push(Delivery(submit.envelope))
+        seat.link.push(Delivery(submit.envelope))
         seat.custody.append(submit.envelope)
 
     def _store(self, user: int, data: bytes) -> None:
@@ -155,7 +155,7 @@ class Mesh:
             return
         copy = (envelope.to.id, envelope.to.device or envelope.to.id * 10)
         done = () if how is How.BUSY else (copy,)
-        seat.link.window.push(
+        seat.link.push(
             Outcome(
                 0, envelope.user, envelope.device, envelope.epoch, envelope.to, envelope.seq, envelope.seq,
                 how, done, (copy,), position,

@@ -26,7 +26,7 @@ def test_an_acknowledgement_travels_with_what_is_said_next() -> None:
     end = link()
     end.receive(data(1), 1.0)
     assert end.flush(1.0) == []
-    end.window.push("answer")
+    end.push("answer")
     assert end.flush(1.01) == [Data(EPOCH, 1, 1, (), ("answer",))]
     assert end.tick(1.5) == [], "it was told"
 
@@ -92,7 +92,7 @@ def test_nothing_that_came_is_unacknowledged_for_longer(steps: list[tuple[str, f
             end.receive(data(number), now)
             heard_at[number] = now
         elif what == "say" and end.window.unacknowledged < CREDIT:
-            end.window.push("x")
+            end.push("x")
         told(end.flush(now))
         for each in range(acked + 1, number + 1):
             assert now - heard_at[each] < DELAY_S + 1e-9
