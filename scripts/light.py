@@ -48,9 +48,10 @@ class Light:
     """One device on one connection."""
 
     __slots__ = (
-        "_ack_alarm", "_early", "_flushing", "_following", "_heartbeat_s", "_ids", "_loop", "_number", "_number_acked", "_outgoing",
-        "_reading", "_said_at", "_sent_at", "_taken", "_to_ack", "_told", "_unseen", "_watermarks", "closed", "link", "me",
-        "on_message", "on_settled", "pending", "resent", "socket", "stored", "welcomed", "window",
+        "_ack_alarm", "_early", "_flushing", "_following", "_heartbeat_s", "_ids", "_loop", "_number", "_number_acked",
+        "_outgoing", "_reading", "_said_at", "_sent_at", "_taken", "_to_ack", "_told", "_unseen", "_watermarks",
+        "closed", "link", "me", "on_message", "on_settled", "pending", "resent", "socket", "stored", "welcomed",
+        "window",
     )  # fmt: skip
 
     def __init__(self, context: "zmq.Context[Socket]", endpoint: str, server_key: bytes, me: Enrolled) -> None:

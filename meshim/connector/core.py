@@ -22,7 +22,7 @@ import msgspec
 
 from meshim.connector import events as e
 from meshim.connector.door import LEAVING, SEEN_S, Door
-from meshim.connector.mesh import Mesh, conversation_of_item
+from meshim.connector.mesh import Mesh
 from meshim.connector.options import ConnectorOptions
 from meshim.connector.queues import Queues
 from meshim.connector.session import Placed, Session, State
@@ -230,8 +230,10 @@ class ConnectorCore:
             self.statistics.slowed += not session.pay(now)
         if taken:
             self._taken(session, taken)
-        for submit in items:
-            self._submit(session, submit)
+        if items:
+            self.statistics.submitted += len(items)
+            for submit in items:
+                self._submit(session, submit)
         if session.link.over is not None:
             self._sessions.close(session)
 
@@ -241,19 +243,16 @@ class ConnectorCore:
             self._sessions.close(session)
 
     def _submit(self, session: Session, submit: Submit) -> None:
-        self.statistics.submitted += 1
         verdict = judge(session, submit, self._incarnation, self._options.body_bytes)
-        if isinstance(verdict, Refusal):
-            if verdict.code is Code.NOT_FRIENDS:
-                self._unsure(session, submit, verdict)
-            else:
-                self._refuse(session, verdict)
-        else:
+        if isinstance(verdict, Stamp):
             self._route(session, verdict, submit)
+        elif verdict.code is Code.NOT_FRIENDS:
+            self._unsure(session, submit, verdict)
+        else:
+            self._refuse(session, verdict)
 
     def _route(self, session: Session, stamp: Stamp, submit: Submit) -> None:
-        route = Route(stamp, submit.envelope)
-        if not self._mesh.send(route, conversation_of_item(route)):
+        if not self._mesh.send(Route(stamp, submit.envelope)):
             self.statistics.busy += 1
             self._sessions.tell(session, busy(stamp))
 
@@ -295,7 +294,7 @@ class ConnectorCore:
     def _route_outcome(self, outcome: Outcome) -> None:
         if outcome.origin == self._incarnation:
             self._outcome(outcome)
-        elif not self._mesh.send(outcome, conversation_of_item(outcome)):
+        elif not self._mesh.tell(outcome):
             self.statistics.outcomes_lost += 1
 
     # ---------------------------------------------------------------- from transfers
@@ -316,7 +315,6 @@ class ConnectorCore:
 
     def _place(self, place: Place, now: float) -> None:
         options = self._options
-        until = now + options.hold_s
         for device, number in place.seats:
             session = self._sessions.of_device(device)
             if session is None:
@@ -325,8 +323,7 @@ class ConnectorCore:
                 self._actions.append(e.EraseSeats((Seat(place.user, device, self._incarnation, number),)))
                 self._sessions.give_back(place, (device,), absent=True)
                 continue
-            most = 0 if session.lags(now, options.hold_s) else options.session_queue
-            placed = session.place(place, until, most, options.session_bytes)
+            placed = session.place(place, now, options.hold_s, options.session_queue, options.session_bytes)
             if placed is Placed.PUSHED:
                 self._sessions.touch(session)
             elif placed is Placed.HELD:

@@ -23,8 +23,12 @@ from meshim.protocol.routing import conversation_of, pick
 from meshim.wire import mesh as wire
 from meshim.wire.envelope import EPHEMERAL_FROM, WIRE_VERSION, To
 from meshim.wire.link import Close, Data
-from meshim.wire.mesh import FromConnector, FromTransfer, Hello, HelloOk, Place, Route
+from meshim.wire.mesh import FromConnector, FromTransfer, Hello, HelloOk, Place, Return, Route
 from meshim.wire.outcome import Outcome
+
+ROUTES = 100_000
+"""Conversations whose link is remembered."""
+_GROUP = int(To.GROUP)  # as a plain number: what is compared with every message
 
 
 class State(enum.Enum):
@@ -70,23 +74,35 @@ class Mesh:
         self._perform = perform
         self._transfers: dict[int, _Transfer] = {}
         self._open: dict[int, Link[FromConnector, FromTransfer]] = {}
-        self._routes: dict[int, int] = {}
+        self._routes: dict[tuple[int, int], Link[FromConnector, FromTransfer]] = {}
         self._living: set[int] = set()
         self._epoch = incarnation
 
     # ---- routing
 
-    def send(self, item: FromConnector, conversation: int) -> bool:
-        """Queue an item on the link of its conversation; False when no transfer is open or the link is full."""
-        transfer = self._routes.get(conversation)
-        if transfer is None:
-            transfer = pick(conversation, self._open)
+    def send(self, item: Route | Return) -> bool:
+        """Queue a message on the link of its conversation; False when no transfer is open or the link is full."""
+        stamp = item.stamp
+        to = stamp.to
+        link = self._link(stamp.user, to.id if to.type != _GROUP else 0)
+        return link is not None and link.push(item)
+
+    def tell(self, outcome: Outcome) -> bool:
+        """The same for what became of one, which can wait for others."""
+        link = self._link(outcome.user, outcome.to.id)
+        return link is not None and link.push(outcome, patient=True)
+
+    def _link(self, one: int, other: int) -> "Link[FromConnector, FromTransfer] | None":
+        """The link of their conversation, whichever of them it is."""
+        link = self._routes.get((one, other))
+        if link is None:
+            transfer = pick(conversation_of(one, other), self._open)
             if transfer is None:
-                return False
-            if len(self._routes) >= 100_000:
+                return None
+            if len(self._routes) >= ROUTES:
                 self._routes.clear()
-            self._routes[conversation] = transfer
-        return self._open[transfer].push(item, patient=isinstance(item, Outcome))
+            link = self._routes[one, other] = self._open[transfer]
+        return link
 
     @property
     def open(self) -> int:
@@ -142,7 +158,7 @@ class Mesh:
         count = self._statistics
         if not isinstance(item, Outcome) and item.stamp.kind >= EPHEMERAL_FROM:
             count.ephemeral_dropped += 1
-        elif self.send(item, conversation_of_item(item)):
+        elif self.tell(item) if isinstance(item, Outcome) else self.send(item):
             count.rerouted += 1
         elif isinstance(item, Outcome):
             count.outcomes_lost += 1
@@ -224,11 +240,3 @@ class Mesh:
                 silent = entry.link.heard_at + self._options.silence_s
                 deadlines.append(entry.link.next_deadline() if entry.state is State.OPEN else silent)
         return min(deadlines, default=None)
-
-
-def conversation_of_item(item: FromConnector) -> int:
-    """The conversation an item belongs to, whichever way it goes."""
-    if isinstance(item, Outcome):
-        return conversation_of(item.user, item.to.id)
-    to = item.stamp.to
-    return conversation_of(item.stamp.user, to.id if to.type != To.GROUP else 0)

@@ -74,7 +74,10 @@ def options_of(topology: Topology) -> ConnectorOptions:
             clients, timers.client_heartbeat_s, timers.client_silence_s, pings=False, ack_delay_s=timers.ack_delay_s
         ),
         transfers=LinkOptions(
-            transfers, timers.mesh_heartbeat_s, timers.mesh_silence_s, ack_delay_s=timers.ack_delay_s,
+            transfers,
+            timers.mesh_heartbeat_s,
+            timers.mesh_silence_s,
+            ack_delay_s=timers.ack_delay_s,
             company_s=timers.outcome_delay_s,
         ),
         drain=DrainOptions(retry_s=timers.lease_renew_s, sweep_s=timers.sweep_s),

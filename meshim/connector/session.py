@@ -29,6 +29,7 @@ from meshim.stores.ports import Account, Login, Row, Seat
 from meshim.wire.client import ConnectorItem, Delivery, Submit
 from meshim.wire.envelope import Destination
 from meshim.wire.mesh import Place, Stamp
+from meshim.wire.outcome import Copy
 
 
 class State(enum.Enum):
@@ -67,8 +68,8 @@ class Session:
 
     __slots__ = (
         "_held_streams", "_queue", "account_due", "allowance", "custody", "devices", "drain", "due", "friends", "held",
-        "link", "live_bytes", "login", "overflowed", "peer", "rows", "seat", "seat_due", "seen_due", "state",
-        "token_hash", "told_delayed", "unsure",
+        "link", "live_bytes", "login", "others", "overflowed", "peer", "rows", "seat", "seat_due", "seen_due",
+        "state", "token_hash", "told_delayed", "unsure",
     )  # fmt: skip
 
     def __init__(
@@ -88,6 +89,8 @@ class Session:
         self.drain = Drain(login.user, login.device, seat.session, drain)
         self.friends: frozenset[int]
         self.devices: tuple[int, ...]
+        self.others: tuple[Copy, ...]
+        """The copies for the user's other devices."""
         self.refresh(account)
         self.due = 0.0
         """When time has to be looked at for this session: `next_deadline`, or 0 since something has happened to it."""
@@ -116,6 +119,7 @@ class Session:
         own = self.login.device
         self.friends = frozenset(account.friends)
         self.devices = account.devices if own in account.devices else (*account.devices, own)
+        self.others = tuple((self.login.user, device) for device in self.devices if device != own)
 
     @property
     def renewal(self) -> Renewal:
@@ -152,22 +156,23 @@ class Session:
 
     # ---- towards the device
 
-    def lags(self, now: float, most_s: float) -> bool:
-        """Whether the device takes what it gets, but more slowly than that: what comes now would wait behind it."""
-        since = self.link.window.waits_since()
-        return since is not None and now - since > most_s
+    def place(self, place: Place, now: float, hold_s: float, most: int, most_bytes: int) -> Placed:
+        """Take a live copy: push it, hold it for so long at most, or refuse it because it has to be stored.
 
-    def place(self, place: Place, until: float, most: int, most_bytes: int) -> Placed:
-        """Take a live copy: push it, hold it, or refuse it because it has to be stored."""
+        It is stored as well when the device takes what it gets more slowly than that: it would wait behind it.
+        """
         if self.state is not State.LIVE:
             return Placed.REFUSED
-        if len(self.custody) + len(self.held) >= most or self.live_bytes >= most_bytes:
+        since = self.link.window.waits_since()
+        lags = since is not None and now - since > hold_s
+        if lags or len(self.custody) + len(self.held) >= most or self.live_bytes >= most_bytes:
             self.overflowed = True
             return Placed.REFUSED
-        after = after_of(place.stamp, self.login.user, self.login.device)
-        if after > self.drain.through or (self.held and _stream(place.stamp) in self._held_streams):
-            self.held.append(Held(after, until, place))
-            self._held_streams.add(_stream(place.stamp))
+        stamp = place.stamp
+        after = after_of(stamp, self.login.user, self.login.device) if stamp.after else -1
+        if after > self.drain.through or (self.held and _stream(stamp) in self._held_streams):
+            self.held.append(Held(after, now + hold_s, place))
+            self._held_streams.add(_stream(stamp))
             self.live_bytes += len(place.envelope)
             return Placed.HELD
         return Placed.PUSHED if self._push(place) else Placed.REFUSED

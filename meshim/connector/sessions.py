@@ -7,7 +7,7 @@ rows stay unread, its seat is erased if it is still this one (R5), and the lease
 from collections.abc import Iterable
 
 from meshim.connector.events import Action, EraseSeats, NoteSeen, PeekQueues, SendClient
-from meshim.connector.mesh import Mesh, conversation_of_item
+from meshim.connector.mesh import Mesh
 from meshim.connector.options import ConnectorOptions
 from meshim.connector.session import Session, State
 from meshim.connector.statistics import Statistics
@@ -117,7 +117,7 @@ class Sessions:
             self._statistics.ephemeral_dropped += 1
             return
         item = Return(place.user, tuple(devices), absent, place.stamp, place.envelope)
-        if self._mesh.send(item, conversation_of_item(item)):
+        if self._mesh.send(item):
             self._statistics.returned += 1
         else:
             self._statistics.unreturned += 1

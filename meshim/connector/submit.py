@@ -30,6 +30,9 @@ RECEIPT_BYTES = 4_096
 FIELDS_BYTES = 4_096
 """Of an envelope beside its body: far more than its fields take, also with some of a later version."""
 
+# As plain numbers: what is compared with every message.
+_RECEIPT, _USER, _DEVICE = int(Kind.RECEIPT), int(To.USER), int(To.DEVICE)
+
 
 class Refusal(NamedTuple):
     """The envelope may not pass, for this reason."""
@@ -58,17 +61,18 @@ def judge(session: Session, submit: Submit, origin: int, body_bytes: int) -> Sta
     if len(submit.envelope) - len(envelope.body) > FIELDS_BYTES:
         # All limits behind us, of bundles, records and pages, rest on that of the body.
         raise PeerError(Code.MALFORMED, f"the envelope has over {FIELDS_BYTES} bytes beside its body")
-    receipt = envelope.kind == Kind.RECEIPT
+    receipt = envelope.kind == _RECEIPT
     limit = RECEIPT_BYTES if receipt else body_bytes
     if len(envelope.body) > limit:
         return Refusal(envelope, Code.TOO_LARGE, f"the body has {len(envelope.body)} bytes, {limit} are allowed")
     to = envelope.to
-    if to.type not in (To.USER, To.DEVICE) or to.id == login.user or (to.type == To.DEVICE) != (to.device > 0):
+    to_device = to.type == _DEVICE
+    if not (to_device or to.type == _USER) or to.id == login.user or to_device != (to.device > 0):
         return Refusal(envelope, Code.NO_SUCH_RECIPIENT, "there is no such destination")
-    if not (receipt and to.type == To.DEVICE) and to.id not in session.friends:
+    if to.id not in session.friends and not (receipt and to_device):
         return Refusal(envelope, Code.NOT_FRIENDS, "sender and recipient are not friends")
     # The sender's other devices get a copy too, of everything but receipts.
-    others = () if receipt else tuple((login.user, device) for device in session.devices if device != login.device)
+    others = () if receipt else session.others
     after = submit.after if len(submit.after) <= AFTER_MOST else _concerning((to.id, login.user), submit.after)
     return Stamp(origin, login.user, login.device, login.epoch, to, envelope.seq, envelope.kind, after, others)
 

@@ -21,9 +21,8 @@ import msgspec
 from meshim.errors import Code, PeerError
 from meshim.protocol.link import Link, LinkOptions
 from meshim.protocol.outcome import outcomes_of
-from meshim.stores.ports import UserPresence
 from meshim.transfer import events as e
-from meshim.transfer.directory import Directory
+from meshim.transfer.directory import Directory, Seated, Whereabouts
 from meshim.transfer.statistics import Statistics
 from meshim.transfer.store import Kept, Store
 from meshim.wire import mesh as wire
@@ -32,6 +31,8 @@ from meshim.wire.link import Close, Data, Reset
 from meshim.wire.log import Entry
 from meshim.wire.mesh import FromConnector, FromTransfer, Hello, HelloOk, Place, Return, Route, Stamp
 from meshim.wire.outcome import Copy, How, Outcome
+
+_DEVICE = int(To.DEVICE)  # as a plain number: what is compared with every message
 
 
 class TransferOptions(msgspec.Struct, frozen=True):
@@ -73,11 +74,11 @@ class _Connector:
 class _Pending:
     """A message that waits for presence."""
 
-    __slots__ = ("missing", "presence", "route")
+    __slots__ = ("missing", "route", "where")
 
     def __init__(self, route: Route) -> None:
         self.route = route
-        self.presence: dict[int, UserPresence | None] = {}
+        self.where: dict[int, Whereabouts] = {}
         self.missing = 0
 
 
@@ -249,60 +250,57 @@ class TransferCore:
 
     def _route(self, route: Route, now: float) -> None:
         """Place or store all copies, once presence of everybody concerned is known."""
+        stamp = route.stamp
+        to = stamp.to.id
+        there = self._directory.get(to, now)
+        if there is not None and not stamp.copies and to not in self._waiting:
+            self._copy(route, there, None)
+            return
         pending = _Pending(route)
-        for user in _users_of(route.stamp):
-            known, entry = self._directory.get(user, now)
-            if known and user not in self._waiting:
-                pending.presence[user] = entry
+        for user in _users_of(stamp):
+            where = self._directory.get(user, now)
+            if where is not None and user not in self._waiting:
+                pending.where[user] = where
                 continue
             pending.missing += 1
             self._waiting.setdefault(user, []).append(pending)
             if self._directory.ask(user):
                 self._asking.append(user)
         if not pending.missing:
-            self._copy(route, pending.presence)
+            self._copy(route, pending.where[to], pending.where.get(stamp.user))
         else:
             self._waiting_count += 1
             self._waiting_bytes += len(route.envelope)
 
-    def _copy(self, route: Route, presence: dict[int, UserPresence | None]) -> None:
-        stamp = route.stamp
-        to = stamp.to
-        there = presence[to.id]
-        own = stamp.copies
-        if to.type == To.DEVICE:
+    def _copy(self, route: Route, there: Whereabouts, here: Whereabouts | None) -> None:
+        """`here` is where the sender's other devices are, if they get copies."""
+        stamp, envelope = route.stamp, route.envelope
+        to, own = stamp.to, stamp.copies
+        if to.type == _DEVICE:
             copies: tuple[Copy, ...] = ((to.id, to.device),)
-        elif there is not None:
-            # A device that is seated is one of hers, whatever the list says.
-            devices = dict.fromkeys((*there.devices, *(seat.device for seat in there.seats)))
-            copies = tuple((to.id, device) for device in devices)
+            seated, absent = there.of((to.device,))
         else:
-            copies = ((to.id, 0),)
-        stamp = msgspec.structs.replace(stamp, copies=copies + own)
-        self._copies_of(to.id, [device for _, device in copies], there, stamp, route.envelope)
+            copies, seated, absent = there.copies, there.seated, there.absent
+        stamp = Stamp(
+            stamp.origin, stamp.user, stamp.device, stamp.epoch, to, stamp.seq, stamp.kind, stamp.after,
+            copies + own, stamp.trace,
+        )  # fmt: skip
+        self._copies_of(to.id, seated, absent, stamp, envelope)
         if own:
-            self._copies_of(stamp.user, [device for _, device in own], presence[stamp.user], stamp, route.envelope)
+            assert here is not None
+            seated, absent = here.of(device for _, device in own)
+            self._copies_of(stamp.user, seated, absent, stamp, envelope)
 
-    def _copies_of(
-        self, user: int, devices: Sequence[int], presence: UserPresence | None, stamp: Stamp, envelope: bytes
-    ) -> None:
+    def _copies_of(self, user: int, seated: Seated, absent: tuple[int, ...], stamp: Stamp, envelope: bytes) -> None:
         """Place the copies of one user that can be, and store the others."""
-        seats: dict[int, list[tuple[int, int]]] = {}
-        seated = {seat.device: seat for seat in presence.seats} if presence is not None else {}
-        absent: list[int] = []
-        for device in devices:
-            seat = seated.get(device)
-            if seat is not None and seat.incarnation in self._connectors:
-                seats.setdefault(seat.incarnation, []).append((device, seat.session))
+        for incarnation, seats in seated:
+            connector = self._connectors.get(incarnation)
+            if connector is not None and connector.link.push(Place(user, seats, stamp, envelope)):
+                self.statistics.placed += len(seats)
             else:
-                absent.append(device)
-        for incarnation, places in seats.items():
-            if self._connectors[incarnation].link.push(Place(user, tuple(places), stamp, envelope)):
-                self.statistics.placed += len(places)
-            else:
-                absent.extend(device for device, _ in places)
+                absent += tuple(device for device, _ in seats)
         if absent:
-            self._keep(user, tuple(absent), stamp, envelope)
+            self._keep(user, absent, stamp, envelope)
 
     def _returned(self, item: Return) -> None:
         self.statistics.returned += len(item.devices)
@@ -345,27 +343,25 @@ class TransferCore:
 
     def _presence_read(self, event: e.PresenceRead, now: float) -> None:
         self.statistics.looked_up += len(event.users)
-        for user in event.users:
-            self._directory.answer(user, event.found.get(user), now)
-        self._resume(event.users, event.found)
+        self._resume({user: self._directory.answer(user, event.found.get(user), now) for user in event.users})
 
     def _presence_unreadable(self, event: e.PresenceUnreadable, now: float) -> None:
         """R9: unknown is never guessed, it is stored."""
         self.statistics.unreadable += len(event.users)
-        for user in event.users:
-            self._directory.unanswered(user)
-        self._resume(event.users, {})
+        self._resume({user: self._directory.unanswered(user) for user in event.users})
 
-    def _resume(self, users: Sequence[int], found: Mapping[int, UserPresence]) -> None:
+    def _resume(self, found: Mapping[int, Whereabouts]) -> None:
         """Take up what waited for these users, in order, with this answer even where it may not be kept."""
-        for user in users:
+        for user, where in found.items():
             for pending in self._waiting.pop(user, []):
-                pending.presence[user] = found.get(user)
+                pending.where[user] = where
                 pending.missing -= 1
                 if not pending.missing:
                     self._waiting_count -= 1
-                    self._waiting_bytes -= len(pending.route.envelope)
-                    self._copy(pending.route, pending.presence)
+                    route = pending.route
+                    self._waiting_bytes -= len(route.envelope)
+                    stamp = route.stamp
+                    self._copy(route, pending.where[stamp.to.id], pending.where.get(stamp.user))
 
     def _presence_changed(self, event: e.PresenceChanged, now: float) -> None:
         if event.users is None:

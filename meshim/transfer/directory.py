@@ -5,13 +5,47 @@ device is not there.  What is not known is looked up once, and everything for th
 order.  Being wrong costs a trip to the store, never a message.
 """
 
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
 import msgspec
 
-from meshim.stores.ports import UserPresence
+from meshim.stores.ports import Seat, UserPresence
+
+Seated = Sequence[tuple[int, tuple[tuple[int, int], ...]]]
+"""For each connector incarnation the seats on it, as (device, session)."""
+
+
+class Whereabouts:
+    """Presence of one user, laid out for the way of her copies."""
+
+    __slots__ = ("absent", "copies", "seated", "seats")
+
+    def __init__(self, user: int, presence: UserPresence | None) -> None:
+        """Of whom presence knows nothing, whoever writes the copy will know the devices: (0,) are all of them."""
+        self.seats: Mapping[int, Seat] = {}
+        devices: Collection[int] = (0,)
+        if presence is not None:
+            self.seats = {seat.device: seat for seat in presence.seats}
+            # A device that is seated is one of hers, whatever the list says.
+            devices = dict.fromkeys((*presence.devices, *self.seats))
+        self.copies = tuple((user, device) for device in devices)
+        self.seated, self.absent = self.of(devices)
+
+    def of(self, devices: Iterable[int]) -> tuple[Seated, tuple[int, ...]]:
+        """Where those of these devices are that are seated, and those that are not."""
+        seats: dict[int, list[tuple[int, int]]] = {}
+        absent: list[int] = []
+        for device in devices:
+            seat = self.seats.get(device)
+            if seat is None:
+                absent.append(device)
+            else:
+                seats.setdefault(seat.incarnation, []).append((device, seat.session))
+        return [(incarnation, tuple(places)) for incarnation, places in seats.items()], tuple(absent)
 
 
 class _Known(msgspec.Struct, gc=False):
-    presence: UserPresence | None
+    whereabouts: Whereabouts
     until: float
 
 
@@ -25,12 +59,12 @@ class Directory:
         self._asked: dict[int, bool] = {}
         """Users whose look-up is under way -> whether the answer may be kept."""
 
-    def get(self, user: int, now: float) -> tuple[bool, UserPresence | None]:
-        """(Known, presence); an unknown user has to be looked up, a known one may be absent."""
+    def get(self, user: int, now: float) -> Whereabouts | None:
+        """None when the user has to be looked up."""
         known = self._known.get(user)
         if known is None or known.until <= now:
-            return False, None
-        return True, known.presence
+            return None
+        return known.whereabouts
 
     def ask(self, user: int) -> bool:
         """Note that the user is looked up; False when she is already."""
@@ -39,15 +73,19 @@ class Directory:
         self._asked[user] = True
         return True
 
-    def answer(self, user: int, presence: UserPresence | None, now: float) -> None:
+    def answer(self, user: int, presence: UserPresence | None, now: float) -> Whereabouts:
         """The answer of a look-up.  It is not kept when the entry changed meanwhile."""
+        whereabouts = Whereabouts(user, presence)
         if self._asked.pop(user, False):
             if len(self._known) >= self._most:
                 del self._known[next(iter(self._known))]
-            self._known[user] = _Known(presence, now + self._ttl_s)
+            self._known[user] = _Known(whereabouts, now + self._ttl_s)
+        return whereabouts
 
-    def unanswered(self, user: int) -> None:
+    def unanswered(self, user: int) -> Whereabouts:
+        """Nobody could say: nothing is known of her (R9)."""
         self._asked.pop(user, None)
+        return Whereabouts(user, None)
 
     def forget(self, user: int) -> None:
         self._known.pop(user, None)

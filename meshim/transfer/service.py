@@ -44,7 +44,10 @@ def options_of(topology: Topology) -> TransferOptions:
     )
     return TransferOptions(
         links=LinkOptions(
-            window, timers.mesh_heartbeat_s, timers.mesh_silence_s, ack_delay_s=timers.ack_delay_s,
+            window,
+            timers.mesh_heartbeat_s,
+            timers.mesh_silence_s,
+            ack_delay_s=timers.ack_delay_s,
             company_s=timers.outcome_delay_s,
         ),
         partitions=limits.partitions,

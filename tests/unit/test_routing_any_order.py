@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from meshim.connector import events as e
-from meshim.connector.mesh import Mesh, conversation_of_item
+from meshim.connector.mesh import Mesh
 from meshim.connector.statistics import Statistics
 from meshim.errors import Code
 from meshim.protocol.link import LinkOptions
@@ -97,7 +97,7 @@ class Connector:
         handlers: dict[Pair, set[int]] = {}
         for pair in PAIRS:
             for item in items(pair):
-                sent = self.mesh.send(item, conversation_of_item(item))
+                sent = self.mesh.tell(item) if isinstance(item, Outcome) else self.mesh.send(item)
                 assert sent == bool(self.links), "somebody is picked from anybody, nobody from nobody"
         self.work(now)
         for transfer, item in self.held:
