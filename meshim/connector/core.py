@@ -41,7 +41,8 @@ from meshim.wire.notice import AccountChanged, Kick, Poke
 from meshim.wire.outcome import How, Outcome
 
 TICK_S = 0.1
-"""How finely time is looked at while anybody is connected."""
+"""How finely time is looked at while anybody is connected: by links to transfers too, which would need a search for
+the first of their deadlines with every message."""
 
 
 class ConnectorCore:
@@ -109,10 +110,9 @@ class ConnectorCore:
         return self._flush(now)
 
     def next_deadline(self) -> float | None:
-        mesh = self._mesh.next_deadline()
         if not len(self._sessions):
-            return mesh
-        return self._ticked + TICK_S if mesh is None else min(mesh, self._ticked + TICK_S)
+            return self._mesh.next_deadline()
+        return min(self._ticked + TICK_S, self._mesh.leave_at)
 
     @property
     def ready(self) -> bool:

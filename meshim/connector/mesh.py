@@ -20,6 +20,7 @@ from meshim.connector.statistics import Statistics
 from meshim.errors import Code, PeerError
 from meshim.protocol.link import Link, LinkOptions
 from meshim.protocol.routing import conversation_of, pick
+from meshim.protocol.turn import Turn
 from meshim.wire import mesh as wire
 from meshim.wire.envelope import EPHEMERAL_FROM, WIRE_VERSION, To
 from meshim.wire.link import Close, Data
@@ -74,7 +75,8 @@ class Mesh:
         self._perform = perform
         self._transfers: dict[int, _Transfer] = {}
         self._open: dict[int, Link[FromConnector, FromTransfer]] = {}
-        self._routes: dict[tuple[int, int], Link[FromConnector, FromTransfer]] = {}
+        self._routes: dict[tuple[int, int], tuple[int, Link[FromConnector, FromTransfer]]] = {}
+        self._turn: Turn[int] = Turn()
         self._living: set[int] = set()
         self._epoch = incarnation
 
@@ -84,25 +86,36 @@ class Mesh:
         """Queue a message on the link of its conversation; False when no transfer is open or the link is full."""
         stamp = item.stamp
         to = stamp.to
-        link = self._link(stamp.user, to.id if to.type != _GROUP else 0)
-        return link is not None and link.push(item)
+        route = self._route(stamp.user, to.id if to.type != _GROUP else 0)
+        if route is None or not route[1].push(item):
+            return False
+        self._turn.touch(*route)
+        return True
 
     def tell(self, outcome: Outcome) -> bool:
         """The same for what became of one, which can wait for others."""
-        link = self._link(outcome.user, outcome.to.id)
-        return link is not None and link.push(outcome, patient=True)
+        route = self._route(outcome.user, outcome.to.id)
+        if route is None or not route[1].push(outcome, patient=True):
+            return False
+        self._turn.touch(*route)
+        return True
 
-    def _link(self, one: int, other: int) -> "Link[FromConnector, FromTransfer] | None":
-        """The link of their conversation, whichever of them it is."""
-        link = self._routes.get((one, other))
-        if link is None:
+    def _route(self, one: int, other: int) -> "tuple[int, Link[FromConnector, FromTransfer]] | None":
+        """The transfer of their conversation, whoever of them speaks, and the link to it."""
+        route = self._routes.get((one, other))
+        if route is None:
             transfer = pick(conversation_of(one, other), self._open)
             if transfer is None:
                 return None
             if len(self._routes) >= ROUTES:
                 self._routes.clear()
-            link = self._routes[one, other] = self._open[transfer]
-        return link
+            route = self._routes[one, other] = (transfer, self._open[transfer])
+        return route
+
+    @property
+    def leave_at(self) -> float:
+        """When something that waits for others has to leave; `inf` when nothing does."""
+        return self._turn.leave_at
 
     @property
     def open(self) -> int:
@@ -148,6 +161,7 @@ class Mesh:
         self._perform(DisconnectTransfer(transfer))
         if transfer not in self._living:
             del self._transfers[transfer]
+        self._turn.forget(transfer)
         if self._open.pop(transfer, None) is None or link is None:
             return
         self._routes.clear()
@@ -193,6 +207,8 @@ class Mesh:
             if entry.link.over is not None:
                 self.lost(transfer, now)
                 break
+        if transfer in self._open:
+            self._turn.touch(transfer, self._open[transfer])
         return items
 
     def _opened(self, transfer: int, entry: _Transfer, frame: HelloOk) -> None:
@@ -204,9 +220,8 @@ class Mesh:
             self._routes.clear()
 
     def flush(self, now: float) -> None:
-        for transfer, link in self._open.items():
-            for frame in link.flush(now):
-                self._perform(SendTransfer(transfer, wire.encode(frame)))
+        for transfer, frame in self._turn.speak(now):
+            self._perform(SendTransfer(transfer, wire.encode(frame)))
 
     def tick(self, now: float) -> None:
         for transfer, entry in list(self._transfers.items()):

@@ -110,6 +110,11 @@ class Link(Generic[Out, In]):
             self.said_at = now
         return frames
 
+    @property
+    def leave_at(self) -> float:
+        """When what waits for others has to leave; `inf` when nothing does."""
+        return self._company.leave_at
+
     def _take(self, now: float) -> list[Frame]:
         company, window = self._company, self.window
         queued = window.queued

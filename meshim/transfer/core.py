@@ -21,6 +21,7 @@ import msgspec
 from meshim.errors import Code, PeerError
 from meshim.protocol.link import Link, LinkOptions
 from meshim.protocol.outcome import outcomes_of
+from meshim.protocol.turn import Turn
 from meshim.transfer import events as e
 from meshim.transfer.directory import Directory, Seated, Whereabouts
 from meshim.transfer.statistics import Statistics
@@ -32,6 +33,8 @@ from meshim.wire.log import Entry
 from meshim.wire.mesh import FromConnector, FromTransfer, Hello, HelloOk, Place, Return, Route, Stamp
 from meshim.wire.outcome import Copy, How, Outcome
 
+TICK_S = 0.1
+"""How finely time is looked at while anybody is connected."""
 _DEVICE = int(To.DEVICE)  # as a plain number: what is compared with every message
 
 
@@ -92,6 +95,8 @@ class TransferCore:
         self._actions: list[e.Action] = []
         self._peers: dict[bytes, _Connector] = {}
         self._connectors: dict[int, _Connector] = {}
+        self._turn: Turn[bytes] = Turn()
+        self._ticked = 0.0
         self._directory = Directory(options.presence_cache, options.presence_cache_ttl_s)
         self._waiting: dict[int, list[_Pending]] = {}
         self._waiting_count = 0
@@ -119,6 +124,7 @@ class TransferCore:
         return self._flush(now)
 
     def tick(self, now: float) -> Sequence[e.Action]:
+        self._ticked = now
         for connector in list(self._peers.values()):
             link = connector.link
             if link.failed(now):
@@ -131,7 +137,7 @@ class TransferCore:
         return self._flush(now)
 
     def next_deadline(self) -> float | None:
-        return min((connector.link.next_deadline() for connector in self._peers.values()), default=None)
+        return min(self._ticked + TICK_S, self._turn.leave_at) if self._peers else None
 
     @property
     def idle(self) -> bool:
@@ -156,9 +162,8 @@ class TransferCore:
             self._actions.append(e.ReadPresence(tuple(self._asking)))
             self._asking.clear()
         self._actions.extend(self._store.flush())
-        for connector in self._peers.values():
-            for frame in connector.link.flush(now):
-                self._actions.append(e.SendConnector(connector.peer, wire.encode(frame)))
+        for peer, frame in self._turn.speak(now):
+            self._actions.append(e.SendConnector(peer, wire.encode(frame)))
         actions = self._actions.copy()
         self._actions.clear()
         return actions
@@ -227,6 +232,8 @@ class TransferCore:
                 self._returned(item)
         if connector.link.over is not None:
             self._lost(connector)
+        else:
+            self._turn.touch(connector.peer, connector.link)
 
     def _connector_gone(self, event: e.ConnectorGone, now: float) -> None:
         connector = self._peers.get(event.peer)
@@ -236,6 +243,7 @@ class TransferCore:
     def _lost(self, connector: _Connector) -> None:
         """R4: what was under way to it is stored; its devices are found elsewhere or drain later."""
         del self._peers[connector.peer]
+        self._turn.forget(connector.peer)
         if self._connectors.get(connector.incarnation) is connector:
             del self._connectors[connector.incarnation]
         self.statistics.connectors = len(self._peers)
@@ -296,6 +304,7 @@ class TransferCore:
         for incarnation, seats in seated:
             connector = self._connectors.get(incarnation)
             if connector is not None and connector.link.push(Place(user, seats, stamp, envelope)):
+                self._turn.touch(connector.peer, connector.link)
                 self.statistics.placed += len(seats)
             else:
                 absent += tuple(device for device, _ in seats)
@@ -337,6 +346,7 @@ class TransferCore:
         if connector is None or not connector.link.push(outcome, patient=True):
             self.statistics.outcomes_lost += 1
         else:
+            self._turn.touch(connector.peer, connector.link)
             self.statistics.outcomes += 1
 
     # ---------------------------------------------------------------- from presence and the log
