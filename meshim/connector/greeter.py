@@ -2,12 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from meshim.connector.events import CheckGreet, GreetAccepted, GreetRefused
 from meshim.connector.timely import timely
-from meshim.errors import BackendUnavailable, Code, PeerError
+from meshim.errors import BackendUnavailable, Code
 from meshim.runtime.crypto import hash_token
 from meshim.runtime.service import Service
 from meshim.stores.ports import Account, Accounts, CachedLogin, Login, Notices, Presence, Queues, SessionCache
@@ -27,6 +27,28 @@ class Backends(NamedTuple):
     accounts: Accounts
     queues: Queues
     notices: Notices
+
+
+Who = tuple[Login, Account]
+
+
+class _Known(NamedTuple):
+    """What the cache says of a token."""
+
+    cached: CachedLogin
+    account: Account | None
+
+    def is_good(self, fresh_from: float, now: float) -> bool:
+        """Whether nobody else has to be asked.
+
+        What an old dump knows may have been revoked since (R9, R14).  An account that does not know the device of the
+        login was read before its registration, and one from the future before the clock stepped back: nobody knows
+        how old that is.
+        """
+        account = self.account
+        if not self.cached.sure or account is None:
+            return False
+        return fresh_from <= account.as_of <= now and self.cached.login.device in account.devices
 
 
 class Greeter:
@@ -53,89 +75,64 @@ class Greeter:
             sentence = "presence does not answer: try again"
             return [GreetRefused(greet.peer, greet.link, Code.BUSY, sentence) for greet in greets]
         hashes = [hash_token(greet.token) for greet in greets]
-        cached: Sequence[CachedLogin | None] = [None] * len(greets)
-        try:
-            cached = await self._backends.cache.logins(hashes)
-        except BackendUnavailable:
-            self._service.log.warning("token cache does not answer", greetings=len(greets))
-        checks = [self._check(*each) for each in zip(greets, hashes, cached, numbers, strict=True)]
-        return await asyncio.gather(*checks)
+        whose = await self._whose(hashes)
+        return [_verdict(*each) for each in zip(greets, hashes, whose, numbers, strict=True)]
 
-    async def _check(
-        self, greet: CheckGreet, token_hash: bytes, cached: CachedLogin | None, number: int
-    ) -> GreetAccepted | GreetRefused:
-        try:
-            login, account = await self._who(greet, token_hash, cached)
-        except PeerError as error:
-            return GreetRefused(greet.peer, greet.link, error.code, error.sentence)
-        except BackendUnavailable:
-            return GreetRefused(greet.peer, greet.link, Code.BUSY, "the database does not answer: try again")
-        return GreetAccepted(greet.peer, greet.link, token_hash, login, account, number)
+    async def _whose(self, hashes: Sequence[bytes]) -> list[Who | Code]:
+        """Whose tokens these are: by the cache where that is good enough, else by the database.
 
-    async def _who(self, greet: CheckGreet, token_hash: bytes, cached: CachedLogin | None) -> tuple[Login, Account]:
-        now = time.time()
-        login = await self._login(token_hash, cached, now)
-        if login is None or login.expires_at <= now or not login.device:
-            raise PeerError(Code.BAD_TOKEN, BAD_TOKEN)
-        if login.epoch != greet.epoch:
-            raise PeerError(Code.BAD_TOKEN, "the token was given for another state file: log in again")
-        account = await self._account(login, token_hash, now)
-        if account is None:
-            raise PeerError(Code.BAD_TOKEN, BAD_TOKEN)
-        return login, account
-
-    async def _login(self, token_hash: bytes, cached: CachedLogin | None, now: float) -> Login | None:
-        """The cached one where it is sure; else the database's, or one that is not sure while that is away.
-
-        What an old dump knows may have been revoked since (R9, R14): it is asked for once, and sure from then on.
+        While the database is away what the cache knows is good enough, however old it is (R8).
         """
-        if cached is not None and cached.sure:
-            return cached.login
+        now = time.time()
+        fresh_from = max(now - self._fresh_s, self._doubted_at)
+        known = await self._known(hashes)
+        rest = [each for each in hashes if not (each in known and known[each].is_good(fresh_from, now))]
+        found = await self._found(rest, now) if rest else {}
+        if found:
+            await self._remember(found, known)
+        asked = frozenset(rest) if found is not None else frozenset()
+        whose: list[Who | Code] = []
+        for token_hash in hashes:
+            if token_hash in asked:
+                whose.append((found or {}).get(token_hash, Code.BAD_TOKEN))
+                continue
+            cached, account = known.get(token_hash, (None, None))
+            if cached is None or account is None:
+                whose.append(Code.BUSY)
+            else:
+                whose.append((cached.login, account) if cached.login.expires_at > now else Code.BAD_TOKEN)
+        return whose
+
+    async def _known(self, hashes: Sequence[bytes]) -> dict[bytes, _Known]:
+        """What the cache knows of these tokens and their users."""
+        cache = self._backends.cache
         try:
-            login = await timely(self._backends.accounts.login(token_hash, now), DATABASE_S)
+            logins = dict(zip(hashes, await cache.logins(hashes), strict=True))
+            users = list({cached.login.user for cached in logins.values() if cached is not None})
+            accounts = dict(zip(users, await cache.accounts(users), strict=True))
         except BackendUnavailable:
-            if cached is None:
-                raise
-            return cached.login
-        if login is not None and cached is not None:
-            await self._make_sure(token_hash, login, cached.run)
-        return login
+            self._service.log.warning("token cache does not answer", greetings=len(hashes))
+            return {}
+        return {hash_: _Known(each, accounts[each.login.user]) for hash_, each in logins.items() if each is not None}
+
+    async def _found(self, hashes: Sequence[bytes], now: float) -> dict[bytes, Who] | None:
+        """What the database knows of these tokens; None when it does not answer in time."""
+        try:
+            return await timely(self._backends.accounts.whose(hashes, now), DATABASE_S)
+        except BackendUnavailable:
+            return None
+
+    async def _remember(self, found: Mapping[bytes, Who], known: Mapping[bytes, _Known]) -> None:
+        # Into the run that was asked before the database was: what is revoked since then is dropped there.
+        doubtful = [hash_ for hash_ in found if hash_ in known and not known[hash_].cached.sure]
+        await asyncio.gather(*(self._make_sure(each, found[each][0], known[each].cached.run) for each in doubtful))
+        await self.cache([account for _, account in found.values()])
 
     async def _make_sure(self, token_hash: bytes, login: Login, run: str) -> None:
-        # Into the run that was asked before the database was: what is revoked since then is dropped there.
         try:
             await self._backends.cache.put_login(token_hash, login, run)
         except BackendUnavailable:
             self._service.log.warning("login not cached", user=login.user)
-
-    async def _account(self, login: Login, token_hash: bytes, now: float) -> Account | None:
-        """The cached account while it is fresh; else the database's, or the stale one while that is away.
-
-        One that does not know the device of this login was read before its registration.  None when the database
-        does not know the token (any more): whoever revoked it, or dropped the device, may not have reached the cache.
-        """
-        try:
-            (cached,) = await self._backends.cache.accounts((login.user,))
-        except BackendUnavailable:
-            cached = None
-        # One from the future was read before the clock stepped back: nobody knows how old it is.
-        fresh_from = max(now - self._fresh_s, self._doubted_at)
-        if cached is not None and fresh_from <= cached.as_of <= now and login.device in cached.devices:
-            return cached
-        try:
-            account = await timely(self._read(login, token_hash, now), DATABASE_S)
-        except BackendUnavailable:
-            if cached is None:
-                raise
-            return cached
-        if account is not None:
-            await self.cache(account)
-        return account
-
-    async def _read(self, login: Login, token_hash: bytes, now: float) -> Account | None:
-        if await self._backends.accounts.login(token_hash, now) is None:
-            return None
-        return await self._backends.accounts.account(login.user, now)
 
     async def standing(self, token_hashes: Sequence[bytes]) -> set[bytes]:
         """Those that were not revoked, and those of which the database does not say so in time."""
@@ -150,8 +147,22 @@ class Greeter:
             self._service.log.warning("tokens not checked again", count=len(token_hashes))
             return set(token_hashes)
 
-    async def cache(self, account: Account) -> None:
+    async def cache(self, accounts: Sequence[Account]) -> None:
+        """Have the next greetings of these users need no database."""
         try:
-            await self._backends.cache.put_account(account)
+            await self._backends.cache.put_accounts(accounts)
         except BackendUnavailable:
-            self._service.log.warning("account not cached", user=account.user)
+            self._service.log.warning("accounts not cached", count=len(accounts))
+
+
+def _verdict(greet: CheckGreet, token_hash: bytes, who: Who | Code, number: int) -> GreetAccepted | GreetRefused:
+    if isinstance(who, Code):
+        sentence = BAD_TOKEN if who is Code.BAD_TOKEN else "the database does not answer: try again"
+        return GreetRefused(greet.peer, greet.link, who, sentence)
+    login, account = who
+    if not login.device:
+        return GreetRefused(greet.peer, greet.link, Code.BAD_TOKEN, BAD_TOKEN)
+    if login.epoch != greet.epoch:
+        sentence = "the token was given for another state file: log in again"
+        return GreetRefused(greet.peer, greet.link, Code.BAD_TOKEN, sentence)
+    return GreetAccepted(greet.peer, greet.link, token_hash, login, account, number)

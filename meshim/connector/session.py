@@ -16,7 +16,6 @@ returned to be stored, and stored rows simply stay unread.
 """
 
 import enum
-from collections import deque
 from collections.abc import Sequence
 from math import inf
 from typing import NamedTuple
@@ -100,11 +99,11 @@ class Session:
         """When the seat is written again: now and then, and soon when presence did not answer."""
         self.seen_due = now
         """When to note again that the device is connected."""
-        self.custody: deque[Place | int] = deque()
+        self.custody: list[Place | int] = []
         """For each Delivery in the window, in order: the live copy, or the id of the row."""
         self.rows = 0
         """How many in `custody` are rows."""
-        self.held: deque[Held] = deque()
+        self.held: list[Held] = []
         self.live_bytes = 0
         """Of the envelopes of live copies, in custody and held."""
         self.unsure: list[Submit] = []
@@ -195,7 +194,7 @@ class Session:
 
     def release_held(self) -> list[Place]:
         """Push what the drain has passed; what could not be pushed has to be stored."""
-        waiting, self.held, refused = self.held, deque(), []
+        waiting, self.held, refused = self.held, [], []
         self._held_streams.clear()
         for held in waiting:
             stream = _stream(held.place.stamp)
@@ -222,14 +221,14 @@ class Session:
         """The device acknowledged these: (live copies, ids of rows)."""
         places: list[Place] = []
         rows: list[int] = []
-        for item in items:
-            if isinstance(item, Delivery):
-                entry = self.custody.popleft()
-                if isinstance(entry, int):
-                    rows.append(entry)
-                else:
-                    places.append(entry)
-                    self.live_bytes -= len(entry.envelope)
+        count = sum(isinstance(item, Delivery) for item in items)
+        for entry in self.custody[:count]:
+            if isinstance(entry, int):
+                rows.append(entry)
+            else:
+                places.append(entry)
+                self.live_bytes -= len(entry.envelope)
+        del self.custody[:count]
         self.rows -= len(rows)
         return places, rows
 

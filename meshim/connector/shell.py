@@ -17,6 +17,10 @@ from meshim.runtime.sockets import Context, Dealer, KeyPair, Router, Sent
 from meshim.stores.ports import Account, Lease, Seat
 from meshim.topology import Topology
 
+PAUSE_S = 0.01
+"""Between questions for the same thing: when thousands connect at once each is one for many."""
+SEEN_PAUSE_S = 1.0
+"""Between notes of who is connected: they are looked at after weeks."""
 BUNDLE_OVERHEAD_BYTES = 65_536
 CACHED_SHARE = 0.25
 """Of `relation_ttl_s`: how old relations may be at a greeting.  The rest is how long a session goes on with them."""
@@ -41,13 +45,13 @@ class Shell:
         self._transfers: dict[int, Lease] = {}
         self._dealers: dict[int, Dealer] = {}
         self._queue_turn = asyncio.Semaphore(2 * topology.limits.db_threads)
-        self._greets: Batches[e.CheckGreet] = Batches(self._check_greets, 256)
-        self._seats: Batches[tuple[Seat, tuple[int, ...]]] = Batches(self._write_seats, 256)
+        self._greets: Batches[e.CheckGreet] = Batches(self._check_greets, 256, PAUSE_S)
+        self._seats: Batches[tuple[Seat, tuple[int, ...]]] = Batches(self._write_seats, 256, PAUSE_S)
         self._renewals: Batches[e.Renewal] = Batches(self._renew_seats, 8192)
         self._erased: Batches[Seat] = Batches(self._erase_seats, 1024)
-        self._peeks: Batches[tuple[int, int, int]] = Batches(self._peek, 512)
+        self._peeks: Batches[tuple[int, int, int]] = Batches(self._peek, 512, PAUSE_S)
         self._readings: Batches[int] = Batches(self._read_accounts, 64)
-        self._seen: Batches[int] = Batches(self._note_seen, 1024)
+        self._seen: Batches[int] = Batches(self._note_seen, 1024, SEEN_PAUSE_S)
         start = service.start
         self._performers: dict[type[Any], Callable[[Any], None]] = {
             e.SendClient: self._send_client,
@@ -146,18 +150,14 @@ class Shell:
             self.crank.receive(verdict)
 
     async def _read_accounts(self, users: Sequence[int]) -> None:
-        now = time.time()
-        await asyncio.gather(*(self._read_account(user, now) for user in dict.fromkeys(users)))
-
-    async def _read_account(self, user: int, now: float) -> None:
+        users, now = tuple(dict.fromkeys(users)), time.time()
         try:
-            account = await timely(self._backends.accounts.account(user, now), self._timers.delivery_timeout_s)
+            found = await timely(self._backends.accounts.accounts(users, now), self._timers.delivery_timeout_s)
         except BackendUnavailable:
-            self.crank.receive(e.AccountsUnreadable((user,)))
+            self.crank.receive(e.AccountsUnreadable(users))
             return
-        self.crank.receive(e.AccountsRead((account or Account(user, (), (), now),)))
-        if account is not None:
-            await self._greeter.cache(account)
+        self.crank.receive(e.AccountsRead([found.get(user) or Account(user, (), (), now) for user in users]))
+        await self._greeter.cache(list(found.values()))
 
     # ---------------------------------------------------------------- presence
 

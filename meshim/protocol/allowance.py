@@ -6,7 +6,6 @@ Whoever stays below the rate is acknowledged at once.  Whoever is above it runs 
 which costs nobody else anything; and who does not wait has left the window, which is an error.
 """
 
-from collections import deque
 from math import inf
 
 SUBMIT_BYTES = 2_048
@@ -25,7 +24,7 @@ class Allowance:
         self._rate = rate
         self._left = rate
         self._at = now
-        self._unpaid: deque[tuple[int, float]] = deque()
+        self._unpaid: list[tuple[int, float]] = []  # short: what is beyond the window is an error
 
     def charge(self, number: int, cost: float) -> None:
         """Everything up to this frame was taken in; `cost` is that of what was not charged before."""
@@ -38,7 +37,7 @@ class Allowance:
             self._at = now
         number = 0
         while self._unpaid and self._left > 0:
-            number, cost = self._unpaid.popleft()
+            number, cost = self._unpaid.pop(0)
             self._left -= cost
         return number
 

@@ -67,9 +67,9 @@ class Spread:
         await self._notices.tell_all(AccountChanged((user,)))
 
     async def _put_account(self, user: int) -> Account | None:
-        account = await self._accounts.account(user, self._clock())
+        account = (await self._accounts.accounts([user], self._clock())).get(user)
         if account is not None:
-            await self._cache.put_account(account)
+            await self._cache.put_accounts([account])
         return account
 
     async def _kick(self, login: Login, code: int, sentence: str) -> None:

@@ -1,6 +1,7 @@
 """Work for a backend, gathered: what comes while one batch is under way travels together in the next.
 
-A lone item does not wait for company, and a storm of items costs one round trip for many.
+A lone item does not wait for company, and a storm of items costs one round trip for many: at the latest when the
+backend is the slower one, and with a pause between batches before that.
 """
 
 import asyncio
@@ -13,9 +14,11 @@ T = TypeVar("T")
 class Batches(Generic[T]):
     """Calls `work` with what was added, in order, at most `most` items at once and one call at a time."""
 
-    def __init__(self, work: Callable[[Sequence[T]], Awaitable[None]], most: int) -> None:
+    def __init__(self, work: Callable[[Sequence[T]], Awaitable[None]], most: int, pause_s: float = 0.0) -> None:
+        """`pause_s` is how long the work is left alone after each batch, so that in a storm batches are worth it."""
         self._work = work
         self._most = most
+        self._pause_s = pause_s
         self._waiting: list[T] = []
         self._arrived = asyncio.Event()
         self._idle = asyncio.Event()
@@ -45,3 +48,5 @@ class Batches(Generic[T]):
             await self._work(batch)
             if not self._waiting:
                 self._idle.set()
+            if self._pause_s:
+                await asyncio.sleep(self._pause_s)

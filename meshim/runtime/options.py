@@ -62,11 +62,14 @@ def set_dealer(socket: Socket, *, heartbeat_s: float) -> None:
 
 
 def set_curve_server(socket: Socket, *, secret: bytes, domain: str) -> None:
+    """Without a domain every key is admitted."""
     socket.set(zmq.CURVE_SERVER, 1)
     socket.set(zmq.CURVE_SECRETKEY, secret)
-    # Both, and a handler that runs: with one of the three missing libzmq admits every key.
-    socket.set(zmq.ZAP_DOMAIN, domain.encode())
+    # With a domain and a handler that runs: with one of the three missing libzmq admits every key.  Without a domain
+    # it keeps libzmq from asking the handler of another socket.
     socket.set(zmq.ZAP_ENFORCE_DOMAIN, 1)
+    if domain:
+        socket.set(zmq.ZAP_DOMAIN, domain.encode())
 
 
 def set_curve_client(socket: Socket, *, server: bytes, public: bytes, secret: bytes) -> None:

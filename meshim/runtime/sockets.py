@@ -114,14 +114,17 @@ class Context:
     ) -> "Router":
         """Bind a ROUTER; `on_batch` gets (peer, frame) pairs in the order they came.
 
-        With `keys` only peers that know the public one can connect, and `admit` (None: everybody) decides
-        by their own key; `domain` must be the socket's alone.  Without, the link is plain and `admit` is not asked.
+        With `keys` only peers that know the public one can connect, and `admit` decides by their own key; `domain`
+        must be the socket's alone.  With `admit` None nobody is asked: it is encrypted all the same, and each
+        connection has one pipe less (adr/0022).  Without `keys` the link is plain, and nobody is asked either.
         At most `hwm` frames wait for a peer, and as many from it.  With `guarding` connections of peers that are not
         wanted are ended.
 
         Raises UsageError when the address is wrong, in use or not this machine's.
         """
-        if keys is not None:
+        if keys is None or admit is None:
+            domain = ""
+        else:
             if self._doorkeeper is None:
                 self._doorkeeper = Doorkeeper(self._loop, self._zmq)
             self._doorkeeper.guard(domain, admit)  # from before the first question
@@ -132,7 +135,7 @@ class Context:
         options.set_router(socket)
         if keys is not None:
             options.set_curve_server(socket, secret=keys.secret, domain=domain)
-        on_closed = functools.partial(self._closed, domain=domain if keys is not None else None)
+        on_closed = functools.partial(self._closed, domain=domain)
         try:
             router = Router(self._loop, socket, bind, on_batch, on_closed, guarding)
         except zmq.ZMQError as error:
@@ -189,10 +192,10 @@ class Context:
             self._doorkeeper = None
         self._zmq.term()
 
-    def _closed(self, socket: "Router | Dealer | None", *, domain: str | None = None) -> None:
+    def _closed(self, socket: "Router | Dealer | None", *, domain: str = "") -> None:
         if socket is not None:
             self._open.discard(socket)
-        if domain is not None and self._doorkeeper is not None:
+        if domain and self._doorkeeper is not None:
             self._doorkeeper.leave(domain)
 
 

@@ -52,15 +52,15 @@ class Doorkeeper:
     """The one handler of a context.  It has to run before the first socket with a domain binds."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, context: "zmq.Context[zmq.Socket[bytes]]") -> None:
-        self._admit: dict[str, Admit | None] = {}
+        self._admit: dict[str, Admit] = {}
         self._under_way: set[asyncio.Future[None]] = set()
         self._socket = context.socket(zmq.ROUTER)
         self._socket.set(zmq.LINGER, 0)
         self._socket.bind(_ENDPOINT)
         self._pump = Pump(loop, self._socket, self._take)
 
-    def guard(self, domain: str, admit: Admit | None) -> None:
-        """From now on answer for this domain, which belongs to one socket; without `admit` everybody may connect."""
+    def guard(self, domain: str, admit: Admit) -> None:
+        """From now on answer for this domain, which belongs to one socket."""
         assert domain, "libzmq does not ask about the empty domain"
         assert domain not in self._admit, "each socket has a domain of its own"
         self._admit[domain] = admit
@@ -88,8 +88,6 @@ class Doorkeeper:
         if request.domain not in self._admit:
             return self._answer(request, _REFUSED)
         admit = self._admit[request.domain]
-        if admit is None:
-            return self._answer(request, _ADMITTED)
         if len(self._under_way) >= _ADMISSIONS:
             return self._answer(request, _CANNOT_TELL)
         verdict = admit(z85.encode(request.public))

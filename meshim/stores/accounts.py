@@ -79,8 +79,7 @@ class SqlAccounts:
         return await self._archive.write(_log_out, token_hash)
 
     async def login(self, token_hash: bytes, now: float) -> Login | None:
-        login = await self._archive.read(_login, token_hash)
-        return login if login is not None and login.expires_at > now else None
+        return (await self._archive.read(_logins, [token_hash], now)).get(token_hash)
 
     async def standing(self, token_hashes: Sequence[bytes]) -> set[bytes]:
         return await self._archive.read(_standing, token_hashes)
@@ -96,8 +95,11 @@ class SqlAccounts:
         idle = await self._archive.read(_idle_devices, to_ms(before), most)
         return sum([await self._archive.write(_drop_device, device, to_ms(before)) for device in idle])
 
-    async def account(self, user_id: int, now: float) -> Account | None:
-        return await self._archive.read(_account, user_id, now)
+    async def accounts(self, user_ids: Sequence[int], now: float) -> dict[int, Account]:
+        return await self._archive.read(_accounts, user_ids, now)
+
+    async def whose(self, token_hashes: Sequence[bytes], now: float) -> dict[bytes, tuple[Login, Account]]:
+        return await self._archive.read(_whose, token_hashes, now)
 
     async def relation(self, user_id: int, peer_id: int) -> Relation | None:
         return await self._archive.read(relations.relation, user_id, peer_id)
@@ -229,11 +231,23 @@ def _tokens(connection: Connection, user_id: int, name: str) -> tuple[bytes, ...
     return tuple(connection.scalars(query.where(im_device.c.user_id == user_id, im_device.c.name == name)))
 
 
-def _login(connection: Connection, token_hash: bytes) -> Login | None:
+def _logins(connection: Connection, token_hashes: Sequence[bytes], now: float) -> dict[bytes, Login]:
     token = im_token.c
-    query = select(token.user_id, token.device_id, token.epoch, token.expires_at).where(token.token_hash == token_hash)
-    row = connection.execute(query).first()
-    return None if row is None else Login(row.user_id, row.device_id or 0, row.epoch, to_s(row.expires_at))
+    query = select(token.token_hash, token.user_id, token.device_id, token.epoch, token.expires_at)
+    found: dict[bytes, Login] = {}
+    for chunk in _chunks(token_hashes):
+        for token_hash, user, device, epoch, expires_at in connection.execute(query.where(token.token_hash.in_(chunk))):
+            if to_s(expires_at) > now:
+                found[token_hash] = Login(user, device or 0, epoch, to_s(expires_at))
+    return found
+
+
+def _whose(
+    connection: Connection, token_hashes: Sequence[bytes], now: float
+) -> dict[bytes, tuple[Login, Account]]:  # fmt: skip
+    logins = _logins(connection, token_hashes, now)
+    accounts = _accounts_of(connection, sorted({login.user for login in logins.values()}), now)
+    return {token_hash: (login, accounts[login.user]) for token_hash, login in logins.items()}
 
 
 def _standing(connection: Connection, token_hashes: Sequence[bytes]) -> set[bytes]:
@@ -243,7 +257,7 @@ def _standing(connection: Connection, token_hashes: Sequence[bytes]) -> set[byte
 
 
 def _log_out(connection: Connection, token_hash: bytes) -> Login | None:
-    login = _login(connection, token_hash)
+    login = _logins(connection, [token_hash], 0.0).get(token_hash)
     gone = connection.execute(delete(im_token).where(im_token.c.token_hash == token_hash)).rowcount
     return login if gone else None  # of two at once, one revoked it
 
@@ -293,13 +307,22 @@ def _keep_for_first_device(connection: Connection, user_id: int, device_id: int)
     connection.execute(update(im_offline).where(unread).values(to_device=first_device(user_id)))
 
 
-def _account(connection: Connection, user_id: int, now: float) -> Account | None:
-    if connection.scalar(select(im_user.c.id).where(im_user.c.id == user_id)) is None:
-        return None
-    devices = connection.scalars(
-        select(im_device.c.id).where(im_device.c.user_id == user_id).order_by(im_device.c.id)
-    ).all()
-    return Account(user_id, tuple(devices), relations.friends(connection, user_id), now)
+def _accounts(connection: Connection, user_ids: Sequence[int], now: float) -> dict[int, Account]:
+    return _accounts_of(connection, [user.user_id for user in _users(connection, user_ids)], now)
+
+
+def _accounts_of(connection: Connection, user_ids: Sequence[int], now: float) -> dict[int, Account]:
+    """The same for users that there are."""
+    device = im_device.c
+    query = select(device.user_id, device.id).order_by(device.id)
+    accounts: dict[int, Account] = {}
+    for chunk in _chunks(user_ids):
+        devices: dict[int, list[int]] = {user: [] for user in chunk}
+        for user, device_id in connection.execute(query.where(device.user_id.in_(chunk))):
+            devices[user].append(device_id)
+        friends = relations.friends(connection, devices.keys())
+        accounts |= {user: Account(user, tuple(ids), friends[user], now) for user, ids in devices.items()}
+    return accounts
 
 
 def _ping(connection: Connection) -> None:

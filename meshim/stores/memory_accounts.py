@@ -123,9 +123,14 @@ class MemoryAccounts:
             if row.read_at is None and row.new.destination_type != To.DEVICE:
                 waiting.keep(row)
 
-    async def account(self, user_id: int, now: float) -> Account | None:
-        if user_id not in self._archive.names:
-            return None
+    async def accounts(self, user_ids: Sequence[int], now: float) -> dict[int, Account]:
+        return {user: self._account(user, now) for user in user_ids if user in self._archive.names}
+
+    async def whose(self, token_hashes: Sequence[bytes], now: float) -> dict[bytes, tuple[Login, Account]]:
+        logins = {token_hash: await self.login(token_hash, now) for token_hash in token_hashes}
+        return {hash_: (login, self._account(login.user, now)) for hash_, login in logins.items() if login}
+
+    def _account(self, user_id: int, now: float) -> Account:
         related = self._archive.relations_of(user_id)
         friends = sorted(peer.user_id for peer, relation in related if relation.state == "friends")
         return Account(user_id, tuple(d.device_id for d in self._archive.devices_of(user_id)), tuple(friends), now)

@@ -303,12 +303,13 @@ class MemorySessionCache:
         now = self._redis.run_id
         return [each and CachedLogin(each[0], now, each[1] == now) for each in held]
 
-    async def put_account(self, account: Account) -> None:
+    async def put_accounts(self, accounts: Sequence[Account]) -> None:
         self._redis.answer()
-        key = self._namespace, account.user
-        held = self._redis.accounts.get(key)
-        if held is None or held.as_of <= account.as_of:
-            self._redis.accounts.put(key, account, self._redis.clock() + self._account_ttl_s)
+        for account in accounts:
+            key = self._namespace, account.user
+            held = self._redis.accounts.get(key)
+            if held is None or held.as_of <= account.as_of:
+                self._redis.accounts.put(key, account, self._redis.clock() + self._account_ttl_s)
 
     async def accounts(self, users: Sequence[int]) -> list[Account | None]:
         self._redis.answer()

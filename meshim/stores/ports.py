@@ -138,7 +138,8 @@ class SessionCache(Protocol):
     async def logins(self, token_hashes: Sequence[bytes]) -> list[CachedLogin | None]:
         """What is known of each; None for what is not, or was dropped."""
 
-    async def put_account(self, account: Account) -> None: ...
+    async def put_accounts(self, accounts: Sequence[Account]) -> None:
+        """Keep each, unless a later one is there."""
 
     async def accounts(self, users: Sequence[int]) -> list[Account | None]: ...
 
@@ -320,8 +321,11 @@ class Accounts(Protocol):
         What is unread in the queue of a user's last device is kept for the one she logs in with next.
         """
 
-    async def account(self, user_id: int, now: float) -> Account | None:
-        """What a connector must know; None if there is no such user."""
+    async def accounts(self, user_ids: Sequence[int], now: float) -> dict[int, Account]:
+        """What a connector must know of those users that there are."""
+
+    async def whose(self, token_hashes: Sequence[bytes], now: float) -> dict[bytes, tuple[Login, Account]]:
+        """For those tokens that are good: what they stand for, and the accounts of their users, in one snapshot."""
 
     async def relation(self, user_id: int, peer_id: int) -> Relation | None: ...
 

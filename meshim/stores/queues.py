@@ -46,7 +46,9 @@ class SqlQueues:
 
 
 def _peek(connection: Connection, partitions: list[int], devices: list[int]) -> tuple[dict[int, int], set[int]]:
-    positions = {partition: _position(connection, partition) for partition in partitions}
+    at = im_position.c
+    known = connection.execute(select(at.partition, at.position).where(at.partition.in_(partitions))).tuples()
+    positions = dict.fromkeys(partitions, 0) | dict(known.all())
     # One look into the index per device, however long its queue is.
     unread = select(im_offline.c.id).where(im_offline.c.to_device == im_device.c.id, im_offline.c.has_read == 0)
     waiting = select(im_device.c.id).where(unread.limit(1).scalar_subquery().is_not(None))

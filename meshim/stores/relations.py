@@ -9,9 +9,10 @@ Key versions are added by `accept` and never deleted: they open old messages.
 """
 
 from collections import defaultdict
+from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, case, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, case, delete, func, insert, or_, select, union_all, update
 from sqlalchemy.engine import Connection
 
 from meshim.errors import StoreConflict
@@ -31,10 +32,17 @@ def relations(connection: Connection, user_id: int) -> list[Relation]:
     return _read(connection, user_id, _of(user_id))
 
 
-def friends(connection: Connection, user_id: int) -> tuple[int, ...]:
-    peer = _peer_of(user_id)
-    query = select(peer).where(_of(user_id), im_relation.c.state == _FRIENDS).order_by(peer)
-    return tuple(connection.scalars(query))
+def friends(connection: Connection, user_ids: Collection[int]) -> dict[int, tuple[int, ...]]:
+    """The friends of each, in order."""
+    found: dict[int, list[int]] = {user: [] for user in user_ids}
+    row = im_relation.c
+    one, other = (
+        select(user, peer).where(user.in_(found), row.state == _FRIENDS)
+        for user, peer in ((row.user_id1, row.user_id2), (row.user_id2, row.user_id1))  # each has an index
+    )
+    for user, peer in connection.execute(union_all(one, other)):
+        found[user].append(peer)
+    return {user: tuple(sorted(peers)) for user, peers in found.items()}
 
 
 def request(connection: Connection, user_id: int, peer_id: int, now: int, most_relations: int) -> str:

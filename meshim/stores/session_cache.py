@@ -45,11 +45,14 @@ return {{run, held}}
 """
 
 # The first eight bytes of a value are `as_of`, which is all that Lua must read of it.
-_PUT_ACCOUNT = """
-local held = redis.call('GET', KEYS[1])
-if held and struct.unpack('>d', held) > struct.unpack('>d', ARGV[1]) then return 0 end
-redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
-return 1
+_PUT_ACCOUNTS = """
+for index, key in ipairs(KEYS) do
+    local held, value = redis.call('GET', key), ARGV[index + 1]
+    if not held or struct.unpack('>d', held) <= struct.unpack('>d', value) then
+        redis.call('SET', key, value, 'EX', ARGV[1])
+    end
+end
+return 0
 """
 _AS_OF = struct.Struct(">d")
 
@@ -71,7 +74,7 @@ class RedisSessionCache:
         self._put_login = client.script(_PUT_LOGIN)
         self._logins = client.script(_LOGINS)
         self._drop_logins = client.script(_DROP_LOGINS)
-        self._put_account = client.script(_PUT_ACCOUNT)
+        self._put_accounts = client.script(_PUT_ACCOUNTS)
 
     async def put_login(self, token_hash: bytes, login: Login, run: str | None = None) -> None:
         ends_ms = max(1, round(login.expires_at * 1000))
@@ -87,9 +90,10 @@ class RedisSessionCache:
         run, values = await self._logins([self._login_key(each) for each in token_hashes])
         return [_cached(value, run) if value else None for value in values]
 
-    async def put_account(self, account: Account) -> None:
-        value = _AS_OF.pack(account.as_of) + _encoder.encode(account)
-        await self._put_account([self._account_key(account.user)], [value, self._account_ttl_s])
+    async def put_accounts(self, accounts: Sequence[Account]) -> None:
+        if accounts:
+            values = [_AS_OF.pack(account.as_of) + _encoder.encode(account) for account in accounts]
+            await self._put_accounts([self._account_key(a.user) for a in accounts], [self._account_ttl_s, *values])
 
     async def accounts(self, users: Sequence[int]) -> list[Account | None]:
         return [

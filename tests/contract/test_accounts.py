@@ -418,9 +418,27 @@ async def test_account_names_devices_and_friends(ports: Ports) -> None:
     await _befriend(ports, alice, bob)
     await ports.accounts.request(alice.user_id, carol.user_id, NOW, 100)
     devices, friends = (phone.device_id, laptop.device_id), (bob.user_id, dave.user_id)
-    assert await ports.accounts.account(alice.user_id, NOW) == Account(alice.user_id, devices, friends, NOW)
-    assert await ports.accounts.account(carol.user_id, NOW) == Account(carol.user_id, (), (), NOW)
-    assert await ports.accounts.account(1 << 62, NOW) is None
+    users = [alice.user_id, carol.user_id, 1 << 62, dave.user_id]
+    assert await ports.accounts.accounts(users, NOW) == {
+        alice.user_id: Account(alice.user_id, devices, friends, NOW),
+        carol.user_id: Account(carol.user_id, (), (), NOW),
+        dave.user_id: Account(dave.user_id, (), (alice.user_id,), NOW),
+    }
+    assert await ports.accounts.accounts([], NOW) == {}
+
+
+async def test_whose_tokens_they_are(ports: Ports) -> None:
+    alice, bob = [await person(ports) for _ in range(2)]
+    await _befriend(ports, alice, bob)
+    good, ended, unknown = [secrets.token_bytes(32) for _ in range(3)]
+    phone, _ = await ports.accounts.log_in(alice.user_id, "phone", 7, good, NOW + 60, NOW, 10)
+    await ports.accounts.log_in(bob.user_id, "phone", 8, ended, NOW + 30, NOW, 10)
+    account = Account(alice.user_id, (phone.device_id,), (bob.user_id,), NOW + 40)
+    login = Login(alice.user_id, phone.device_id, 7, NOW + 60)
+    assert await ports.accounts.whose([good, ended, unknown], NOW + 40) == {good: (login, account)}
+    assert await ports.accounts.whose([], NOW) == {}
+    await ports.accounts.log_out(good)
+    assert await ports.accounts.whose([good], NOW) == {}
 
 
 async def test_ping_answers(ports: Ports) -> None:

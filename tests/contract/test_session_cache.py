@@ -83,16 +83,16 @@ async def test_an_account_is_replaced_by_what_was_read_later(side: Side) -> None
     old = Account(user=1, devices=(1,), friends=(2, 2**62), as_of=1000.25)
     new = Account(user=1, devices=(1, 5), friends=(), as_of=1000.5)
     assert await elsewhere.accounts([]) == []
-    await cache.put_account(old)
+    await cache.put_accounts([old])
     assert await elsewhere.accounts([1, 2]) == [old, None]
-    await elsewhere.put_account(new)
-    await cache.put_account(old)
+    await elsewhere.put_accounts([new])
+    await cache.put_accounts([old])
     assert await cache.accounts([2, 1]) == [None, new]
 
 
 async def test_an_account_ends(side: Side) -> None:
     cache = side.session_cache(account_ttl_s=1.0)
-    await cache.put_account(Account(1, (1,), (2,), 1000.0))
+    await cache.put_accounts([Account(1, (1,), (2,), 1000.0)])
 
     async def ended() -> bool:
         return await cache.accounts([1]) == [None]
@@ -103,7 +103,7 @@ async def test_an_account_ends(side: Side) -> None:
 async def test_a_large_account_is_kept_whole(side: Side) -> None:
     cache = side.session_cache()
     account = Account(1, tuple(range(10)), tuple(range(2**62, 2**62 + 5000)), 1000.0)
-    await cache.put_account(account)
+    await cache.put_accounts([account])
     assert await cache.accounts([1]) == [account]
 
 
@@ -116,6 +116,6 @@ async def test_values_of_an_unknown_version_are_missing(valkey_url: str, namespa
     assert await cache.logins([ONE, OTHER]) == [None, None]
     assert await cache.accounts([1]) == [None]
     account = Account(1, (1,), (), time.time())
-    await cache.put_account(account)
+    await cache.put_accounts([account])
     assert await cache.accounts([1]) == [account]
     await client.close()

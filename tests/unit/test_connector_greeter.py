@@ -1,6 +1,7 @@
 """Who is let in with which token, by a cache that may be behind and a database that may be away."""
 
 import asyncio
+import secrets
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -30,14 +31,10 @@ class Accounts(MemoryAccounts):
     hangs_for = b""
     asked = 0
 
-    async def login(self, token_hash: bytes, now: float) -> Login | None:
+    async def whose(self, token_hashes: Sequence[bytes], now: float) -> dict[bytes, tuple[Login, Account]]:
         self.asked += 1
         await self._answer()
-        return await super().login(token_hash, now)
-
-    async def account(self, user_id: int, now: float) -> Account | None:
-        await self._answer()
-        return await super().account(user_id, now)
+        return await super().whose(token_hashes, now)
 
     async def standing(self, token_hashes: Sequence[bytes]) -> set[bytes]:
         if self.hangs_for in token_hashes:
@@ -143,9 +140,9 @@ async def test_who_is_checked_while_another_file_takes_over_cannot_replace_it() 
     taker = hash_token(b"n" * 32)
 
     class Slow(Accounts):
-        async def account(self, user_id: int, now: float) -> Account | None:
-            found = await super().account(user_id, now)
-            await world.accounts.log_in(user_id, "phone", EPOCH + 1, taker, now + 60, now, 10)
+        async def whose(self, token_hashes: Sequence[bytes], now: float) -> dict[bytes, tuple[Login, Account]]:
+            found = await super().whose(token_hashes, now)
+            await world.accounts.log_in(login.user, "phone", EPOCH + 1, taker, now + 60, now, 10)
             await world.cache.drop_logins([hash_token(TOKEN)])
             (self.later,) = await world.presence.session_numbers(1)
             return found
@@ -161,7 +158,7 @@ async def test_a_token_that_the_cache_hides_is_as_good_as_the_database_says() ->
     """R14: before another file takes the device over it still is, after that it is not, however fresh the account."""
     world = World()
     login = await world.log_in()
-    await world.cache.put_account(Account(login.user, (login.device,), (), time.time()))
+    await world.cache.put_accounts([Account(login.user, (login.device,), (), time.time())])
     await world.cache.drop_logins([hash_token(TOKEN)])
     await world.cache.put_login(hash_token(TOKEN), login)
     assert await world.greet() is None
@@ -176,7 +173,7 @@ async def test_a_token_that_the_cache_hides_is_as_good_as_the_database_says() ->
 async def test_an_old_account_in_the_cache_is_good_enough_while_the_database_is_away() -> None:
     world = World()
     login = await world.log_in()
-    await world.cache.put_account(Account(login.user, (login.device,), (), time.time() - 10 * FRESH_S))
+    await world.cache.put_accounts([Account(login.user, (login.device,), (), time.time() - 10 * FRESH_S)])
     world.accounts.away = True
     assert await world.greet() is None
 
@@ -185,7 +182,7 @@ async def test_what_an_old_dump_of_the_cache_says_of_accounts_is_not_fresh() -> 
     """R9, R14: it knows a token again that was revoked since, and an account that was read a moment before."""
     world = World()
     login = await world.log_in()
-    await world.cache.put_account(Account(login.user, (login.device,), (), time.time()))
+    await world.cache.put_accounts([Account(login.user, (login.device,), (), time.time())])
     await world.accounts.log_out(hash_token(TOKEN))
     assert await world.greet() is None, "the account is fresh, nobody asks the database"
     world.doubts = True
@@ -200,7 +197,7 @@ async def test_an_old_dump_of_the_cache_does_not_let_in_who_was_revoked_since() 
     await world.accounts.log_out(hash_token(TOKEN))
     await world.cache.drop_logins([hash_token(TOKEN)])
     world.redis.restart(dump)
-    await world.cache.put_account(Account(login.user, (login.device,), (), time.time()))
+    await world.cache.put_accounts([Account(login.user, (login.device,), (), time.time())])
     assert await world.greet() is Code.BAD_TOKEN
 
 
@@ -208,7 +205,7 @@ async def test_what_an_old_dump_says_of_a_good_token_is_asked_for_once() -> None
     world = World()
     login = await world.log_in()
     world.redis.restart(world.redis.dump())
-    await world.cache.put_account(Account(login.user, (login.device,), (), time.time()))
+    await world.cache.put_accounts([Account(login.user, (login.device,), (), time.time())])
     world.accounts.away = True
     assert await world.greet() is None, "R8: nobody can tell now"
     world.accounts.away = False
@@ -225,14 +222,12 @@ async def test_an_answer_of_the_database_is_not_put_into_a_later_run_of_the_cach
     world.redis.restart(dump)
 
     class Slow(Accounts):
-        async def login(self, token_hash: bytes, now: float) -> Login | None:
-            found = await super().login(token_hash, now)
-            if found is None:
-                return None
-            await world.accounts.log_out(token_hash)
-            await world.cache.drop_logins([token_hash])
+        async def whose(self, token_hashes: Sequence[bytes], now: float) -> dict[bytes, tuple[Login, Account]]:
+            found = await super().whose(token_hashes, now)
+            await world.accounts.log_out(hash_token(TOKEN))
+            await world.cache.drop_logins([hash_token(TOKEN)])
             world.redis.restart(dump)
-            await world.cache.put_account(Account(login.user, (login.device,), (), time.time()))
+            await world.cache.put_accounts([Account(login.user, (login.device,), (), time.time())])
             return found
 
     await world.verdict(Slow(world.archive))
@@ -243,7 +238,7 @@ async def test_an_account_from_the_future_counts_as_old() -> None:
     """The clock stepped back by an hour since it was read: for that long it would have been fresh."""
     world = World()
     login = await world.log_in()
-    await world.cache.put_account(Account(login.user, (login.device,), (77,), time.time() + 3600.0))
+    await world.cache.put_accounts([Account(login.user, (login.device,), (77,), time.time() + 3600.0)])
     verdict = await world.verdict(world.accounts)
     assert isinstance(verdict, GreetAccepted)
     assert verdict.account.friends == (), "from the database"
@@ -253,7 +248,7 @@ def test_a_database_that_hangs_keeps_nobody_waiting_whose_token_is_known() -> No
     async def main() -> None:
         world = World()
         login = await world.log_in()
-        await world.cache.put_account(Account(login.user, (login.device,), (), time.time() - 3 * FRESH_S))
+        await world.cache.put_accounts([Account(login.user, (login.device,), (), time.time() - 3 * FRESH_S)])
         world.accounts.hangs = True
         loop = asyncio.get_running_loop()
         before = loop.time()
@@ -288,3 +283,17 @@ def test_what_the_database_does_not_say_in_time_is_taken_for_good_without_the_re
         assert loop.time() - before <= 1.01 * DATABASE_S
 
     run(main)
+
+
+async def test_many_greetings_are_one_question() -> None:
+    world = World()
+    people = [await world.accounts.register(f"user{number}", "hash") for number in range(20)]
+    now = time.time()
+    tokens = [secrets.token_bytes(32) for _ in people]
+    for user, token in zip(people, tokens, strict=True):
+        await world.accounts.log_in(user.user_id, "phone", EPOCH, hash_token(token), now + 60, now, 10)
+    greets = [CheckGreet(token, number, token, EPOCH) for number, token in enumerate(tokens)]
+    verdicts = await world.greeter(world.accounts).check([*greets, CheckGreet(b"x", 99, b"x" * 32, EPOCH)])
+    assert [each.login.user for each in verdicts if isinstance(each, GreetAccepted)] == [p.user_id for p in people]
+    assert [each.code for each in verdicts if isinstance(each, GreetRefused)] == [Code.BAD_TOKEN]
+    assert world.accounts.asked == 1
