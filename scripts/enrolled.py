@@ -70,7 +70,8 @@ def enrol(data: Path, count: int, friends: Iterable[tuple[int, int]]) -> Sequenc
                 for p in people
             ],
         )  # fmt: skip
-        connection.execute(
+        if pairs:
+            connection.execute(
             insert(im_relation),
             [
                 {

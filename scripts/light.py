@@ -42,17 +42,17 @@ _unpack: Callable[[bytes], Any] = msgspec.msgpack.Decoder().decode
 
 
 class LinkLost(Exception):
-    """The connector ended the connection, which a benchmark does not expect."""
+    """The connection ended, or the connector refused something: a benchmark that goes on would measure nothing."""
 
 
 class Light:
     """One device on one connection."""
 
     __slots__ = (
-        "_ack_alarm", "_early", "_flushing", "_following", "_heartbeat_s", "_ids", "_loop", "_number", "_number_acked",
-        "_outgoing", "_reading", "_said_at", "_sent_at", "_taken", "_to_ack", "_told", "_unseen", "_watermarks",
-        "closed", "link", "me", "on_message", "on_settled", "pending", "resent", "socket", "stored", "welcomed",
-        "window",
+        "_ack_alarm", "_after", "_early", "_flushing", "_following", "_heartbeat_s", "_ids", "_loop", "_number",
+        "_number_acked", "_outgoing", "_reading", "_said_at", "_sent_at", "_taken", "_to_ack", "_told", "_unseen",
+        "_watermarks", "closed", "link", "lost", "me", "on_message", "on_settled", "pending", "resent", "socket",
+        "stored", "welcomed", "window",
     )  # fmt: skip
 
     def __init__(self, context: "zmq.Context[Socket]", endpoint: str, server_key: bytes, me: Enrolled) -> None:
@@ -69,10 +69,12 @@ class Light:
         self.on_settled: Callable[[Key, int, int], None] | None = None
         """Gets destination, seq, and DELIVERED or KEPT: all copies are accounted for."""
         self.pending: dict[Key, deque[list[Any]]] = {}
-        """Unsettled, by destination: [seq, envelope, when it was submitted, accounted copies]."""
+        """Unsettled, by destination: [seq, what is submitted, when it was, accounted copies]."""
         self._loop = asyncio.get_running_loop()
         self._ids = count(secrets.randbits(62))
         self._following: dict[Key, int] = {}
+        self._after: dict[Key, dict[Key, int]] = {}
+        """By destination, for each copy that was stored, where: live ones must not overtake it."""
         self._outgoing: deque[list[Any]] = deque()
         self._sent_at: dict[int, Any] = {}
         self._number = self._number_acked = self._taken = self._told = 0
@@ -84,6 +86,8 @@ class Light:
         self._heartbeat_s = 10.0
         self._said_at = 0.0
         self.welcomed: asyncio.Future[None] = self._loop.create_future()
+        self.lost: LinkLost | None = None
+        """Why it is closed, if nobody here closed it.  Told to the handler of exceptions of the loop, too."""
         self.socket = context.socket(zmq.DEALER)
         self.socket.set(zmq.LINGER, 100)
         self.socket.set(zmq.RECONNECT_IVL, -1)
@@ -115,7 +119,8 @@ class Light:
         me = self.me
         made, now = next(self._ids).to_bytes(16, "big"), int(time.time() * 1000)
         envelope = _pack((VERSION, made, me.user, me.user, me.epoch, to, seq, base, kind, 0, now, body))
-        entry = [seq, envelope, self._loop.time(), None]
+        after = tuple((*copy, position) for copy, position in self._after.get(to, {}).items())
+        entry = [seq, (SUBMIT, envelope, after), self._loop.time(), None]
         waiting.append(entry)
         self._outgoing.append(entry)
         self._touch()
@@ -140,7 +145,7 @@ class Light:
             return
         outgoing = self._outgoing
         while outgoing and self._number - self._number_acked < self.window:
-            items = [(SUBMIT, outgoing.popleft()[1]) for _ in range(min(ITEMS, len(outgoing)))]
+            items = [outgoing.popleft()[1] for _ in range(min(ITEMS, len(outgoing)))]
             self._number += 1
             frame = _pack((DATA, self.link, self._number, self._taken, (), items))
             self._sent_at[self._number] = [self._loop.time(), frame]
@@ -161,7 +166,11 @@ class Light:
 
     def _send(self, frame: bytes) -> None:
         self._said_at = self._loop.time()
-        self.socket.send(frame, zmq.NOBLOCK)
+        try:
+            self.socket.send(frame, zmq.NOBLOCK)
+        except zmq.Again:
+            self._over("nothing can be sent")
+            return
         if not self._reading:  # sending takes in the news of the descriptor
             self._reading = True
             self._loop.call_soon(self._readable)
@@ -195,7 +204,7 @@ class Light:
             return
         receive = self.socket.recv
         try:
-            while True:
+            while not self.closed:
                 self._take(_unpack(receive(zmq.NOBLOCK)))
         except zmq.Again:
             pass
@@ -231,11 +240,14 @@ class Light:
             self._over(f"the connector says {frame[2:]}")
 
     def _over(self, why: str) -> None:
-        error = LinkLost(f"device {self.me.user}: {why}")
+        if self.closed:
+            return
+        self._shut()
+        self.lost = LinkLost(f"device {self.me.user}: {why}")
         if not self.welcomed.done():
-            self.welcomed.set_exception(error)
-        elif not self.closed:
-            raise error
+            self.welcomed.set_exception(self.lost)
+        else:
+            self._loop.call_exception_handler({"message": str(self.lost), "exception": self.lost})
 
     def _acknowledged(self, number: int) -> None:
         if number > self._number_acked:
@@ -281,13 +293,18 @@ class Light:
             self.on_message(body, user)
 
     def _outcome(self, item: list[Any]) -> None:
-        _, _, _, _, _, to, first, last, how, done, copies, *_ = item
+        _, _, _, _, _, to, first, last, how, done, copies, position, *_ = item
         to = tuple(to)
+        if how == KEPT:
+            stored = self._after.setdefault(to, {})
+            for copy in map(tuple, done):
+                stored[copy] = max(position, stored.get(copy, 0))
         waiting = self.pending.get(to)
         if not waiting:
             return
         if how == REJECTED:
-            raise LinkLost(f"device {self.me.user}: a message was rejected: {item[12:]}")
+            self._over(f"a message was rejected: {item[12:]}")
+            return
         if how == BUSY:
             return  # it is sent again in time
         for message in _between(waiting, first, last):
@@ -303,6 +320,10 @@ class Light:
     def close(self) -> None:
         if not self.closed:
             self._say([CLOSE, self.link, 14, "bye"])
+            self._shut()
+
+    def _shut(self) -> None:
+        if not self.closed:
             self.closed = True
             self._loop.remove_reader(self.socket.FD)
             self.socket.close()
