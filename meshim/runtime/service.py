@@ -17,6 +17,7 @@ with exit code 70, without draining; the promises hold for `kill -9`, so they ho
 """
 
 import asyncio
+import gc
 import os
 import resource
 import signal
@@ -97,6 +98,9 @@ class Service:
 
     def ready(self, endpoint: str) -> None:
         """Announce on stdout that others can come: `ready <role> <name> <endpoint>`."""
+        # What was loaded until now stays: a full collection need not look at it.
+        gc.collect()
+        gc.freeze()
         sys.stdout.write(f"ready {self._role} {self._name} {endpoint}\n")
         sys.stdout.flush()
         self.log.info("ready", endpoint=endpoint)
