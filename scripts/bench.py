@@ -13,7 +13,7 @@ import click
 import _venv  # noqa: F401  (the project's own Python from here on)
 from arguments import end_politely
 from measurements import CONNECTORS, TRANSFERS, USERS, Answer, Bench, slope
-from meshim.errors import MeshimError
+from meshim.errors import MeshimError, UsageError
 from workloads import WINDOW, Worthless
 
 FILES = 20_000
@@ -169,8 +169,10 @@ def scale(seconds: float, repetitions: int, plain: bool, json_: bool) -> None:
 )
 def report(repetitions: int, soak_minutes: float, out: Path) -> None:
     """Everything, and docs/performance.md with tables, plots and the machine (half an hour)."""
-    import performance  # matplotlib takes a second, and is not there with `scripts/setup embedded`
-
+    try:
+        import performance  # here, as matplotlib takes a second
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{error.name} is missing: run `scripts/setup test` and this again") from error
     performance.write(out, Bench(), repetitions, soak_minutes, lambda what: click.echo(what, err=True))
 
 

@@ -73,6 +73,11 @@ class People:
         except (TimeoutError, zmq.ZMQError) as error:
             raise Worthless(f"{done} of {len(numbers)} people could connect ({error!r})") from error
 
+    @property
+    def failed(self) -> bool:
+        """Whether a connection has ended."""
+        return bool(self._failures)
+
     def check(self) -> None:
         """Raises Worthless when a connection has ended."""
         if self._failures:
@@ -135,7 +140,8 @@ class Traffic:
 
     async def settle(self) -> None:
         """Wait for what is under way.  Raises Worthless when something does not come, or comes twice."""
-        await _until(lambda: self.confirmed == self.sent and self.received == self.sent, SETTLE_S)
+        await _until(lambda: self._people.failed or self.confirmed == self.received == self.sent, SETTLE_S)
+        self._people.check()
         if (self.confirmed, self.received, self.doubled) != (self.sent, self.sent, 0):
             raise Worthless(
                 f"{self.sent} were sent, {self.confirmed} confirmed, {self.received} received, {self.doubled} doubled"

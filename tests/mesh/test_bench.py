@@ -1,0 +1,64 @@
+"""What measures a mesh runs on a real one, and finds out when what it measured is worth nothing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import uvloop
+import workloads
+from measured import measured
+from own_mesh import topology
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+PAIRS, MESSAGES = 3, 60
+
+
+def told(_what: str, _done: float) -> None:
+    pass
+
+
+def test_every_workload_on_one_mesh() -> None:
+    people = 2 * PAIRS
+    friends = [(one, other) for one in range(people) for other in range(one + 1, people)]
+    with measured(topology(2, 1), people + 20, friends) as mesh:
+        online = uvloop.run(workloads.online(mesh, PAIRS, 4, 0.2, 0.5, told))
+        assert online["things"] > 0
+        assert online["cpu_us"] == pytest.approx(sum(online["cpu_us_by"].values()), rel=0.01)
+        assert online["cpu_us_by"].keys() >= {"up", "c1", "c2", "t1", "w1", "r1", "redis", "nats"}
+        paced = uvloop.run(workloads.paced(mesh, people, 200.0, 0.1, 0.5, told))
+        assert 0 < paced["p50_ms"] <= paced["p99_ms"] <= paced["max_ms"]
+        idle = uvloop.run(workloads.idle(mesh, 5, 15, 0.1, told))
+        assert idle["rate"] > 0
+        offline = uvloop.run(workloads.offline(mesh, PAIRS, 4, PAIRS, MESSAGES, told))
+        assert [offline[step]["things"] for step in ("stored", "written", "drained")] == [MESSAGES] * 3
+
+
+def test_who_is_nobodys_friend_makes_it_worthless() -> None:
+    with measured(topology(1, 1), 2, []) as mesh, pytest.raises(workloads.Worthless, match="rejected"):
+        uvloop.run(workloads.online(mesh, 1, 1, 0.1, 0.1, told))
+
+
+def test_the_command_says_what_is_wrong_in_one_sentence() -> None:
+    def run(*arguments: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [sys.executable, SCRIPTS / "bench.py", *arguments], capture_output=True, text=True, check=False
+        )
+        assert not done.stdout
+        return done.returncode, done.stderr
+
+    code, said = run("online", "--pairs", "0")
+    assert code == 2
+    assert "Traceback" not in said
+    assert "--pairs" in said
+    assert run("nothing")[0] == 2
+
+
+def test_the_command_prints_json() -> None:
+    done = subprocess.run(
+        [sys.executable, SCRIPTS / "bench.py", "online", "--pairs", "2", "--seconds", "1", "--plain", "--json"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    answer = json.loads(done.stdout)
+    assert (answer["pairs"], answer["connectors"], answer["transfers"]) == (2, 2, 1)
