@@ -18,7 +18,8 @@ import yaml
 
 from meshim.errors import TopologyError
 from meshim.protocol.allowance import FRAME_ITEMS_MAX, SUBMIT_BYTES
-from meshim.protocol.patience import CLIENT_ACK_DELAY_S, CLIENT_GIVE_UP_S, CLIENT_RESEND_S
+from meshim.protocol.patience import CLIENT_GIVE_UP_S, CLIENT_RESEND_S
+from meshim.protocol.turn import TICK_S
 from meshim.wire.bounds import ITEMS_MAX, LIST_MAX
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=10 * 366 * 86400)]
@@ -357,8 +358,6 @@ def _relations(topology: Topology) -> Iterator[str]:
         (2, "lease_renew_s", "lease_ttl_s", "one lost renewal ends a lease"),
         (1, "lease_ttl_s", "partition_lease_s", "a partition changes hands before its writer counts as dead"),
         (2, "mesh_heartbeat_s", "mesh_silence_s", "one lost heartbeat cuts a link"),
-        (2, "ack_delay_s", "mesh_resend_s", "bundles are sent again while their acknowledgement waits"),
-        (2, "ack_delay_s", "link_resend_s", "frames are sent again while their acknowledgement waits"),
         (10, "outcome_delay_s", "mesh_resend_s", "senders wait longer for what became of a message than it takes"),
         (1, "mesh_resend_s", "delivery_timeout_s", "a bundle is given up before it was sent again"),
         (1, "link_resend_s", "delivery_timeout_s", "a frame is given up before it was sent again"),
@@ -376,11 +375,15 @@ def _relations(topology: Topology) -> Iterator[str]:
                 f"Its value of {low_s:g} s must be less than what every client waits ({CLIENT_RESEND_S:g} s), "
                 f"or clients resend what the mesh is still {still} - at `$.timers.{low}`."
             )
-    if timers.link_resend_s <= 2 * CLIENT_ACK_DELAY_S:
-        yield (
-            f"Its value of {timers.link_resend_s:g} s must be more than twice what every client waits before it "
-            f"acknowledges ({CLIENT_ACK_DELAY_S:g} s), or frames are sent twice - at `$.timers.link_resend_s`."
-        )
+    acknowledged_s = timers.ack_delay_s + TICK_S
+    for resend in ("mesh_resend_s", "link_resend_s"):
+        resend_s = getattr(timers, resend)
+        if acknowledged_s >= resend_s:
+            yield (
+                f"An acknowledgement may take {acknowledged_s:g} s, it and the {TICK_S:g} s between two looks at the "
+                f"clock; that must be less than {resend} ({resend_s:g} s), or frames are sent twice "
+                "- at `$.timers.ack_delay_s`."
+            )
     detection_s = timers.lease_ttl_s + timers.mesh_silence_s
     if detection_s >= _DETECTION_MAX_S:
         yield (

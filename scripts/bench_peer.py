@@ -42,7 +42,7 @@ the server for each message. None of the others encrypts here, and none syncs to
 them (zmq-proxy, nats) know no users or keep nothing. Offline: 20,000 messages stored for 100 absent users, then
 collected by all of them at once. Idle: 2,000 connections.
 
-| | online, messages/s | µs each | at 1,000/s: median / 99 % ms | µs each | stored/s (µs) | collected/s (µs) | KiB an idle one | connects/s |
+| | online/s | µs each | at 1,000/s: median / 99 % ms | µs each | stored/s (µs) | collected/s (µs) | KiB | connects/s |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 """
 
@@ -154,7 +154,7 @@ def beside(results: Path) -> str:
 
     def figure(peer: str, work: str, name: str, form: str) -> str:
         values = [each[name] for each in seen.get((peer, work), []) if each.get(name) is not None]
-        return format(median(values), form) if values else "–"
+        return format(median(values), form) if values else "-"
 
     rows = []
     for peer in dict.fromkeys(peer for peer, _ in seen):

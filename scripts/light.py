@@ -49,10 +49,10 @@ class Light:
     """One device on one connection."""
 
     __slots__ = (
-        "_ack_alarm", "_after", "_early", "_flushing", "_following", "_heartbeat_s", "_ids", "_loop", "_number",
-        "_number_acked", "_outgoing", "_reading", "_said_at", "_sent_at", "_taken", "_to_ack", "_told", "_unseen",
-        "_watermarks", "closed", "link", "lost", "me", "on_message", "on_settled", "pending", "resent", "socket",
-        "stored", "welcomed", "window",
+        "_ack_alarm", "_after", "_arrived", "_early", "_flushing", "_following", "_heartbeat_s", "_ids", "_loop",
+        "_number", "_number_acked", "_outgoing", "_reading", "_said_at", "_sent_at", "_taken", "_to_ack", "_told",
+        "_unseen", "_watermarks", "closed", "doubled", "link", "lost", "me", "on_message", "on_settled", "pending",
+        "resent", "socket", "stored", "welcomed", "window",
     )  # fmt: skip
 
     def __init__(self, context: "zmq.Context[Socket]", endpoint: str, server_key: bytes, me: Enrolled) -> None:
@@ -63,7 +63,8 @@ class Light:
         self.closed = False
         self.stored = False
         """Whether everything that was stored has been pushed."""
-        self.resent = 0
+        self.resent = self.doubled = 0
+        """Messages that were submitted again, and that came again and were recognised."""
         self.on_message: Callable[[bytes, int], None] | None = None
         """Gets the body of every new message, and who sent it."""
         self.on_settled: Callable[[Key, int, int], None] | None = None
@@ -73,6 +74,8 @@ class Light:
         self._loop = asyncio.get_running_loop()
         self._ids = count(secrets.randbits(62))
         self._following: dict[Key, int] = {}
+        self._arrived: dict[Key, list[int]] = {}
+        """By stream, the seqs of messages that earn a receipt."""
         self._after: dict[Key, dict[Key, int]] = {}
         """By destination, for each copy that was stored, where: live ones must not overtake it."""
         self._outgoing: deque[list[Any]] = deque()
@@ -208,6 +211,7 @@ class Light:
                 self._take(_unpack(receive(zmq.NOBLOCK)))
         except zmq.Again:
             pass
+        self._write_receipts()
 
     def _take(self, frame: list[Any]) -> None:
         kind = frame[0]
@@ -258,26 +262,30 @@ class Light:
                 self._touch()
 
     def _items(self, items: list[Any]) -> None:
-        arrived: dict[Key, list[int]] = {}
         for item in items:
             if item[0] == DELIVERY:
-                self._delivery(item, arrived)
+                self._delivery(item)
                 self._hurry()
             else:
                 self._outcome(item)
         if self._ack_alarm is None and self._to_ack and not self._flushing:
             self._ack_alarm = self._loop.call_later(ACK_DELAY_S, self._acknowledge)
-        for stream, seqs in arrived.items():
+
+    def _write_receipts(self) -> None:
+        """One for all messages of a stream that this turn brought out of the store."""
+        for stream, seqs in self._arrived.items():
             user, device, epoch, *to = stream
             self._compose((DEVICE, user, device), RECEIPT, _pack((1, epoch, to, _ranges(seqs))))
+        self._arrived.clear()
 
-    def _delivery(self, item: list[Any], arrived: dict[Key, list[int]]) -> None:
+    def _delivery(self, item: list[Any]) -> None:
         _, _, user, device, epoch, to, seq, base, kind, _, _, body, *_ = _unpack(item[1])
         stream = (user, device, epoch, *to)
         if kind == TEXT and len(item) > 2 and item[2]:
-            arrived.setdefault(stream, []).append(seq)
+            self._arrived.setdefault(stream, []).append(seq)
         watermark, unseen = self._watermarks.get(stream, 1), self._unseen.get(stream)
         if seq < watermark or (unseen and seq in unseen):
+            self.doubled += 1
             return
         if seq == watermark and not unseen:
             self._watermarks[stream] = seq + 1

@@ -31,6 +31,7 @@ from meshim.connector.statistics import Statistics
 from meshim.connector.submit import Refusal, busy, judge, rejected
 from meshim.errors import Code, PeerError
 from meshim.protocol.outcome import outcomes_of
+from meshim.protocol.turn import TICK_S
 from meshim.stores.ports import Seat
 from meshim.wire import client as wire
 from meshim.wire.client import Greet, Submit
@@ -39,10 +40,6 @@ from meshim.wire.link import Close, Data, Reset
 from meshim.wire.mesh import Place, Route, Stamp
 from meshim.wire.notice import AccountChanged, Kick, Poke
 from meshim.wire.outcome import How, Outcome
-
-TICK_S = 0.1
-"""How finely time is looked at while anybody is connected: by links to transfers too, which would need a search for
-the first of their deadlines with every message."""
 
 
 class ConnectorCore:
@@ -99,6 +96,8 @@ class ConnectorCore:
         return self._flush(now)
 
     def tick(self, now: float) -> Sequence[e.Action]:
+        if len(self._sessions) and now < self._ticked + TICK_S:
+            return self._flush(now)  # something that has waited for others leaves, no more
         self._ticked = now
         self._mesh.tick(now)
         for session in self._sessions.due(now):
@@ -150,7 +149,8 @@ class ConnectorCore:
             for frame in link.tick(now):
                 self._sessions.say(session.peer, frame)
             self.statistics.resent += link.window.resent - resent
-        if session.allowance.due <= now and session.pay(now):
+        paid = session.allowance.due <= now and session.pay(now)
+        if paid:
             self._sessions.touch(session)
         if session.held:
             self._sessions.give_back_all(session, session.expire_held(now), absent=False)
@@ -169,7 +169,8 @@ class ConnectorCore:
         if now >= session.seen_due:
             session.seen_due = now + SEEN_S
             self._actions.append(e.NoteSeen((session.login.device,)))
-        session.due = session.next_deadline()
+        # What was paid is acknowledged when this turn ends, or waits for a frame from then on: look again.
+        session.due = 0.0 if paid else session.next_deadline()
 
     # ---------------------------------------------------------------- from clients
 

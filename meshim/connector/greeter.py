@@ -16,6 +16,8 @@ DATABASE_S = 1.5
 """How long a greeting waits for the database: the next batch of them waits too, and clients for `greet_timeout_s`."""
 TOKENS_AT_ONCE = 500
 """In one question: what a slow database does not answer in time is taken for good without the rest."""
+GREETINGS_AT_ONCE = 64
+"""In one question: it reads the friends of each, and who waits for a slow one has to come again."""
 BAD_TOKEN = "the token is unknown, expired or revoked: log in again"  # noqa: S105  # a sentence
 
 
@@ -86,22 +88,13 @@ class Greeter:
         now = time.time()
         fresh_from = max(now - self._fresh_s, self._doubted_at)
         known = await self._known(hashes)
-        rest = [each for each in hashes if not (each in known and known[each].is_good(fresh_from, now))]
-        found = await self._found(rest, now) if rest else {}
-        if found:
-            await self._remember(found, known)
-        asked = frozenset(rest) if found is not None else frozenset()
-        whose: list[Who | Code] = []
-        for token_hash in hashes:
-            if token_hash in asked:
-                whose.append((found or {}).get(token_hash, Code.BAD_TOKEN))
-                continue
-            cached, account = known.get(token_hash, (None, None))
-            if cached is None or account is None:
-                whose.append(Code.BUSY)
-            else:
-                whose.append((cached.login, account) if cached.login.expires_at > now else Code.BAD_TOKEN)
-        return whose
+        whose = {each: _said(cached, now) for each, cached in known.items() if cached.is_good(fresh_from, now)}
+        rest = [each for each in hashes if each not in whose]
+        asked = await self._asked(rest, now)
+        await self._remember({each: who for each, who in asked.items() if not isinstance(who, Code)}, known)
+        for each in rest:
+            whose[each] = asked[each] if each in asked else _said(known.get(each), now)
+        return [whose[each] for each in hashes]
 
     async def _known(self, hashes: Sequence[bytes]) -> dict[bytes, _Known]:
         """What the cache knows of these tokens and their users."""
@@ -115,14 +108,22 @@ class Greeter:
             return {}
         return {hash_: _Known(each, accounts[each.login.user]) for hash_, each in logins.items() if each is not None}
 
-    async def _found(self, hashes: Sequence[bytes], now: float) -> dict[bytes, Who] | None:
-        """What the database knows of these tokens; None when it does not answer in time."""
+    async def _asked(self, hashes: Sequence[bytes], now: float) -> dict[bytes, Who | Code]:
+        """What the database says of these tokens, without those for which it does not answer in time."""
+        chunks = [hashes[at : at + GREETINGS_AT_ONCE] for at in range(0, len(hashes), GREETINGS_AT_ONCE)]
+        answers = await asyncio.gather(*(self._found(chunk, now) for chunk in chunks))
+        return {token_hash: who for answer in answers for token_hash, who in answer.items()}
+
+    async def _found(self, hashes: Sequence[bytes], now: float) -> dict[bytes, Who | Code]:
         try:
-            return await timely(self._backends.accounts.whose(hashes, now), DATABASE_S)
+            found = await timely(self._backends.accounts.whose(hashes, now), DATABASE_S)
         except BackendUnavailable:
-            return None
+            return {}
+        return {token_hash: found.get(token_hash, Code.BAD_TOKEN) for token_hash in hashes}
 
     async def _remember(self, found: Mapping[bytes, Who], known: Mapping[bytes, _Known]) -> None:
+        if not found:
+            return
         # Into the run that was asked before the database was: what is revoked since then is dropped there.
         doubtful = [hash_ for hash_ in found if hash_ in known and not known[hash_].cached.sure]
         await asyncio.gather(*(self._make_sure(each, found[each][0], known[each].cached.run) for each in doubtful))
@@ -153,6 +154,14 @@ class Greeter:
             await self._backends.cache.put_accounts(accounts)
         except BackendUnavailable:
             self._service.log.warning("accounts not cached", count=len(accounts))
+
+
+def _said(known: _Known | None, now: float) -> Who | Code:
+    """What the cache alone says of a token."""
+    if known is None or known.account is None:
+        return Code.BUSY
+    login = known.cached.login
+    return (login, known.account) if login.expires_at > now else Code.BAD_TOKEN
 
 
 def _verdict(greet: CheckGreet, token_hash: bytes, who: Who | Code, number: int) -> GreetAccepted | GreetRefused:

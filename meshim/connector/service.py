@@ -136,8 +136,6 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         router = context.router(
             listener.bind,
             keys=keys,
-            domain=f"connector-{name}",
-            admit=None,
             frame_bytes=2 * limits.frame_bytes,
             heartbeat_s=timers.client_heartbeat_s,
             hwm=FRAMES_PER_WINDOW * limits.client_window,

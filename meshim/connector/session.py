@@ -222,6 +222,7 @@ class Session:
         places: list[Place] = []
         rows: list[int] = []
         count = sum(isinstance(item, Delivery) for item in items)
+        assert count <= len(self.custody), "the window acknowledges what was pushed"
         for entry in self.custody[:count]:
             if isinstance(entry, int):
                 rows.append(entry)

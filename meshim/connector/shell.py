@@ -196,7 +196,7 @@ class Shell:
 
     async def _note_seen(self, devices: Sequence[int]) -> None:
         try:
-            await self._backends.accounts.seen(devices, time.time())
+            await self._backends.accounts.seen(tuple(dict.fromkeys(devices)), time.time())
         except BackendUnavailable:
             self._service.log.warning("devices not noted as seen", count=len(devices))
 

@@ -110,6 +110,12 @@ class Link(Generic[Out, In]):
             self.said_at = now
         return frames
 
+    def say_all(self, now: float) -> list[Frame]:
+        """What is to be said before a goodbye, whatever it waits for."""
+        frames: list[Frame] = list(self.window.take(now))
+        frames.extend(self._acknowledge())
+        return frames
+
     @property
     def leave_at(self) -> float:
         """When what waits for others has to leave; `inf` when nothing does."""

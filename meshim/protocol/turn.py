@@ -11,6 +11,10 @@ from typing import Any, Generic, TypeVar
 from meshim.protocol.link import Link
 from meshim.wire.link import Frame
 
+TICK_S = 0.1
+"""How finely a core looks at time while it has links: the first of their deadlines would be searched for with every
+message.  What waits for others is looked at when it has to leave."""
+
 Peer = TypeVar("Peer")
 
 

@@ -313,7 +313,7 @@ class Window(Generic[Out, In]):
     def ack_is_urgent(self) -> bool:
         """Whether the peer waits for it, or soon will: half of what it may send is not acknowledged."""
         acked = self._acked
-        return self._ack_wanted or acked < self._awaited or 2 * (self.processed_number - acked) >= self._options.credit
+        return self._ack_wanted or acked < self._awaited or 2 * (self.processed_number - acked) >= self.credit
 
     def hurry_ack(self) -> None:
         """Somebody waits for the acknowledgement of what was given out last."""

@@ -15,7 +15,10 @@ class Batches(Generic[T]):
     """Calls `work` with what was added, in order, at most `most` items at once and one call at a time."""
 
     def __init__(self, work: Callable[[Sequence[T]], Awaitable[None]], most: int, pause_s: float = 0.0) -> None:
-        """`pause_s` is how long the work is left alone after each batch, so that in a storm batches are worth it."""
+        """`pause_s` is how long the work is left alone after each batch, so that in a storm batches are worth it.
+
+        When a full batch waits already there is no pause.
+        """
         self._work = work
         self._most = most
         self._pause_s = pause_s
@@ -48,5 +51,5 @@ class Batches(Generic[T]):
             await self._work(batch)
             if not self._waiting:
                 self._idle.set()
-            if self._pause_s:
+            if self._pause_s and len(self._waiting) < self._most:
                 await asyncio.sleep(self._pause_s)

@@ -104,10 +104,10 @@ class Context:
         bind: str,
         *,
         keys: KeyPair | None,
-        domain: str,
-        admit: Admit | None,
         frame_bytes: int,
         on_batch: Callable[[list[tuple[bytes, bytes]]], None],
+        domain: str = "",
+        admit: Admit | None = None,
         hwm: int = 1_000,
         heartbeat_s: float = 2.0,
         guarding: Guarding | None = None,
@@ -115,13 +115,14 @@ class Context:
         """Bind a ROUTER; `on_batch` gets (peer, frame) pairs in the order they came.
 
         With `keys` only peers that know the public one can connect, and `admit` decides by their own key; `domain`
-        must be the socket's alone.  With `admit` None nobody is asked: it is encrypted all the same, and each
+        must be the socket's alone.  Without these two nobody is asked: it is encrypted all the same, and each
         connection has one pipe less (adr/0022).  Without `keys` the link is plain, and nobody is asked either.
         At most `hwm` frames wait for a peer, and as many from it.  With `guarding` connections of peers that are not
         wanted are ended.
 
         Raises UsageError when the address is wrong, in use or not this machine's.
         """
+        assert bool(domain) == (admit is not None), "one without the other would let everybody in"
         if keys is None or admit is None:
             domain = ""
         else:
@@ -276,7 +277,7 @@ class Router:
         guard = self._guard
         batch: list[tuple[bytes, bytes]] = []
         size = 0
-        full = alone = True
+        full = first = True
         try:
             for _ in range(TURN_MESSAGES):
                 peer = recv(NOBLOCK)
@@ -291,11 +292,10 @@ class Router:
                     size += len(frame)
                     if size > TURN_BYTES:
                         break
-                if alone:
-                    alone = False
-                    if not is_readable(self._socket):  # as after most frames, when there is little to do
-                        full = False
-                        break
+                if first and not is_readable(self._socket):  # as after most frames, when there is little to do
+                    full = False
+                    break
+                first = False
         except zmq.Again:
             full = False
         if batch:
@@ -389,7 +389,7 @@ class Dealer:
         recv = self._socket.recv
         batch: list[bytes] = []
         size = 0
-        full = alone = True
+        full = first = True
         try:
             for _ in range(TURN_MESSAGES):
                 part = recv(NOBLOCK, False)
@@ -401,11 +401,10 @@ class Dealer:
                     size += len(frame)
                     if size > TURN_BYTES:
                         break
-                if alone:
-                    alone = False
-                    if not is_readable(self._socket):  # as after most frames, when there is little to do
-                        full = False
-                        break
+                if first and not is_readable(self._socket):  # as after most frames, when there is little to do
+                    full = False
+                    break
+                first = False
         except zmq.Again:
             full = False
         if batch:

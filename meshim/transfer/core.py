@@ -21,7 +21,7 @@ import msgspec
 from meshim.errors import Code, PeerError
 from meshim.protocol.link import Link, LinkOptions
 from meshim.protocol.outcome import outcomes_of
-from meshim.protocol.turn import Turn
+from meshim.protocol.turn import TICK_S, Turn
 from meshim.transfer import events as e
 from meshim.transfer.directory import Directory, Seated, Whereabouts
 from meshim.transfer.statistics import Statistics
@@ -33,8 +33,6 @@ from meshim.wire.log import Entry
 from meshim.wire.mesh import FromConnector, FromTransfer, Hello, HelloOk, Place, Return, Route, Stamp
 from meshim.wire.outcome import Copy, How, Outcome
 
-TICK_S = 0.1
-"""How finely time is looked at while anybody is connected."""
 _DEVICE = int(To.DEVICE)  # as a plain number: what is compared with every message
 
 
@@ -124,6 +122,8 @@ class TransferCore:
         return self._flush(now)
 
     def tick(self, now: float) -> Sequence[e.Action]:
+        if now < self._ticked + TICK_S:
+            return self._flush(now)  # something that has waited for others leaves, no more
         self._ticked = now
         for connector in list(self._peers.values()):
             link = connector.link
@@ -153,6 +153,7 @@ class TransferCore:
         self._stopping = True
         actions = list(self._flush(now))
         for peer, connector in self._peers.items():
+            actions.extend(e.SendConnector(peer, wire.encode(frame)) for frame in connector.link.say_all(now))
             close = Close(connector.link.epoch, Code.SHUTTING_DOWN, "this transfer is leaving")
             actions.append(e.SendConnector(peer, wire.encode(close)))
         return actions

@@ -5,7 +5,7 @@ device is not there.  What is not known is looked up once, and everything for th
 order.  Being wrong costs a trip to the store, never a message.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 
@@ -18,30 +18,31 @@ Seated = Sequence[tuple[int, tuple[tuple[int, int], ...]]]
 class Whereabouts:
     """Presence of one user, laid out for the way of her copies."""
 
-    __slots__ = ("absent", "copies", "seated", "seats")
+    __slots__ = ("_seats", "absent", "copies", "seated")
 
     def __init__(self, user: int, presence: UserPresence | None) -> None:
         """Of whom presence knows nothing, whoever writes the copy will know the devices: (0,) are all of them."""
-        self.seats: Mapping[int, Seat] = {}
+        self._seats: tuple[Seat, ...] = ()
         devices: Collection[int] = (0,)
         if presence is not None:
-            self.seats = {seat.device: seat for seat in presence.seats}
+            self._seats = presence.seats
             # A device that is seated is one of hers, whatever the list says.
-            devices = dict.fromkeys((*presence.devices, *self.seats))
+            devices = dict.fromkeys((*presence.devices, *(seat.device for seat in presence.seats)))
         self.copies = tuple((user, device) for device in devices)
         self.seated, self.absent = self.of(devices)
 
     def of(self, devices: Iterable[int]) -> tuple[Seated, tuple[int, ...]]:
         """Where those of these devices are that are seated, and those that are not."""
-        seats: dict[int, list[tuple[int, int]]] = {}
+        seated = {seat.device: seat for seat in self._seats}
+        places: dict[int, list[tuple[int, int]]] = {}
         absent: list[int] = []
         for device in devices:
-            seat = self.seats.get(device)
+            seat = seated.get(device)
             if seat is None:
                 absent.append(device)
             else:
-                seats.setdefault(seat.incarnation, []).append((device, seat.session))
-        return [(incarnation, tuple(places)) for incarnation, places in seats.items()], tuple(absent)
+                places.setdefault(seat.incarnation, []).append((device, seat.session))
+        return [(incarnation, tuple(each)) for incarnation, each in places.items()], tuple(absent)
 
 
 class _Known(msgspec.Struct, gc=False):

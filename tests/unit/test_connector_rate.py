@@ -1,8 +1,9 @@
 """A device that submits more than its share runs out of window, and nobody else notices."""
 
 from meshim.errors import Code
+from meshim.protocol.link import LinkOptions
 from meshim.wire.link import Ack, Data
-from tests.unit.connector_world import A1, Client, Connector, envelope
+from tests.unit.connector_world import A1, Client, Connector, envelope, options
 
 
 def acknowledged(client: Client) -> int:
@@ -32,6 +33,18 @@ def test_what_is_above_the_rate_is_acknowledged_later() -> None:
     assert acknowledged(alice) == 2
     connector.pass_time(0.5)
     assert acknowledged(alice) == 3
+
+
+def test_what_was_paid_is_acknowledged_though_the_device_says_no_more() -> None:
+    """With the delays of a topology: nothing carries the acknowledgement, and nobody comes to ask for it."""
+    window = options().clients.window
+    connector = Connector(frame_bytes=20_000, clients=LinkOptions(window, 10.0, 25.0, pings=False, ack_delay_s=0.05))
+    connector.transfer()
+    alice = connector.online(A1)
+    for first in (1, 101):
+        alice.submit(*(envelope(A1, seq=seq) for seq in range(first, first + 100)))
+    connector.pass_time(0.5)
+    assert acknowledged(alice) == 2
 
 
 def test_large_messages_cost_more() -> None:

@@ -5,8 +5,10 @@ import pytest
 from meshim.connector import events as e
 from meshim.connector.core import ConnectorCore
 from meshim.connector.session import Session
+from meshim.protocol.link import LinkOptions
 from meshim.wire.link import Data
-from tests.unit.connector_world import A1, ALICE, B1, RELATION_S, SWEEP_S, Connector, account, place
+from meshim.wire.outcome import Outcome
+from tests.unit.connector_world import A1, ALICE, B1, RELATION_S, SWEEP_S, Connector, account, options, place
 
 
 @pytest.fixture
@@ -40,6 +42,24 @@ def test_a_session_to_which_something_happens_is_looked_at_once(looks: list[int]
     alice.ping()
     connector.pass_time(1.0)
     assert looks == [A1]
+
+
+def test_what_waits_for_others_is_no_reason_to_look(looks: list[int]) -> None:
+    """Outcomes that wait leave after 3 ms, hundreds of times a second: that is no tick."""
+    window = options().transfers.window
+    connector = Connector(transfers=LinkOptions(window, heartbeat_s=0.5, silence_s=1.5, company_s=0.003))
+    transfer = connector.transfer()
+    bob = connector.online(B1)
+    connector.pass_time(1.0)
+    looks.clear()
+    told: list[int] = []
+    for seq in (1, 2, 3):
+        transfer.give(place(B1, seq))
+        bob.acknowledge(seq)
+        connector.pass_time(0.004)
+        told += [item.first for item in transfer.take() if isinstance(item, Outcome)]
+    assert told == [1, 2, 3]
+    assert len(looks) <= 1, "three outcomes left, and one tick may have come between"
 
 
 def test_what_is_due_between_is_done_in_time() -> None:

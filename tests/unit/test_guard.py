@@ -27,7 +27,7 @@ class World:
             "unread_bytes": 4 << 20, "farewell_s": 0.1,
         } | limits  # fmt: skip
         self.router: Router = context.router(
-            "tcp://127.0.0.1:0", keys=None, domain="", admit=None, frame_bytes=FRAME_BYTES, on_batch=self.on_batch,
+            "tcp://127.0.0.1:0", keys=None, frame_bytes=FRAME_BYTES, on_batch=self.on_batch,
             guarding=Guarding(self.known.__contains__, **values),  # type: ignore[arg-type]  # whole numbers are given
         )  # fmt: skip
 

@@ -9,9 +9,9 @@ import msgspec
 import pytest
 import zmq
 import zmq.asyncio
-from light import ACK, CLOSE, DATA, DELIVERED, DELIVERY, GREET, KEPT, OUTCOME, PING, PONG, SUBMIT, WELCOME, Light
 
 from enrolled import Enrolled
+from light import ACK, CLOSE, DATA, DELIVERED, DELIVERY, GREET, KEPT, OUTCOME, PING, PONG, SUBMIT, WELCOME, Light
 
 ME = Enrolled.of(1)
 BEN = 77
@@ -83,7 +83,9 @@ def submitted(frame: list[Any]) -> list[tuple[int, list[Any]]]:
     return [(_unpack(item[1])[6], item[2]) for item in frame[5]]
 
 
-def outcome(seq: int, how: int, *, last: int = 0, done: Any = ((BEN, 7),), copies: Any = ((BEN, 7),), at: int = 0) -> Any:
+def outcome(
+    seq: int, how: int, *, last: int = 0, done: Any = ((BEN, 7),), copies: Any = ((BEN, 7),), at: int = 0
+) -> Any:
     return (OUTCOME, 9, ME.user, ME.user, ME.epoch, (1, BEN, 0), seq, last or seq, how, done, copies, at, 0, "")
 
 
@@ -150,7 +152,7 @@ async def test_messages_are_acknowledged_at_once_taken_once_and_in_order() -> No
 
 
 async def test_what_was_stored_earns_a_receipt() -> None:
-    async with linked() as (connector, light):
+    async with linked() as (connector, _):
         await connector.data(delivery(1, stored=True), delivery(2, stored=True))
         frame = await connector.frame()
         assert frame[3] == 1, "it carries the acknowledgement"

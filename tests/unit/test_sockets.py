@@ -77,7 +77,7 @@ class Server:
         self.router: Router = context.router(
             "tcp://127.0.0.1:0",
             keys=keys,
-            domain=f"test{next(self._domains)}",
+            domain=f"test{next(self._domains)}" if admit is not None else "",
             admit=admit,
             frame_bytes=FRAME_BYTES,
             on_batch=self.on_batch,
@@ -337,8 +337,6 @@ async def test_a_silent_client_is_dropped(context: Context) -> None:
     server = context.router(
         "tcp://127.0.0.1:0",
         keys=None,
-        domain="",
-        admit=None,
         frame_bytes=FRAME_BYTES,
         on_batch=lambda batch: None,
         heartbeat_s=0.05,
@@ -565,9 +563,7 @@ async def test_port_0_takes_a_port_and_says_which(context: Context) -> None:
     assert host == "tcp://127.0.0.1"
     assert int(port) > 0
     with pytest.raises(UsageError, match="is in use"):
-        context.router(
-            router.endpoint, keys=None, domain="", admit=None, frame_bytes=FRAME_BYTES, on_batch=lambda batch: None
-        )
+        context.router(router.endpoint, keys=None, frame_bytes=FRAME_BYTES, on_batch=lambda batch: None)
 
 
 @pytest.mark.parametrize(
@@ -582,9 +578,7 @@ async def test_port_0_takes_a_port_and_says_which(context: Context) -> None:
 @on_each_loop
 async def test_wrong_addresses_to_bind_are_explained(context: Context, bind: str, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
-        context.router(
-            bind, keys=KeyPair.new(), domain="x", admit=None, frame_bytes=FRAME_BYTES, on_batch=lambda batch: None
-        )
+        context.router(bind, keys=KeyPair.new(), frame_bytes=FRAME_BYTES, on_batch=lambda batch: None)
     Server(context)  # the context is none the worse
 
 
@@ -597,9 +591,7 @@ async def test_wrong_addresses_to_connect_to_are_explained(context: Context, end
 
 @on_each_loop
 async def test_ipv6(context: Context) -> None:
-    router = context.router(
-        "tcp://[::1]:0", keys=None, domain="", admit=None, frame_bytes=FRAME_BYTES, on_batch=lambda batch: None
-    )
+    router = context.router("tcp://[::1]:0", keys=None, frame_bytes=FRAME_BYTES, on_batch=lambda batch: None)
     await Client(context, router.endpoint).connect()
 
 

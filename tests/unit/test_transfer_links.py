@@ -3,11 +3,12 @@
 import pytest
 
 from meshim.errors import Code
+from meshim.protocol.link import LinkOptions
 from meshim.wire import mesh
 from meshim.wire.envelope import WIRE_VERSION
 from meshim.wire.link import Ack, Close, Data, Ping, Pong, Reset
 from meshim.wire.mesh import HelloOk
-from tests.unit.transfer_world import ALICE, B1, BOB, HERE, SILENCE_S, Connector, Transfer, here, route
+from tests.unit.transfer_world import ALICE, B1, BOB, HERE, SILENCE_S, Connector, Transfer, here, options, route
 
 
 def linked(transfer: Transfer) -> int:
@@ -141,6 +142,22 @@ def test_a_farewell_ends_the_link() -> None:
     alice = transfer.connector(ALICE)
     alice.send(Close(alice.link, Code.SHUTTING_DOWN))
     assert linked(transfer) == 0
+
+
+def test_before_its_farewell_a_transfer_says_what_has_waited() -> None:
+    """What was acknowledged nobody takes elsewhere; what became of a message its sender hears."""
+    links = LinkOptions(options().links.window, 0.5, SILENCE_S, ack_delay_s=0.05, company_s=0.003)
+    transfer = Transfer(links=links)
+    alice = transfer.connector(ALICE)
+    for seq in (1, 2):
+        alice.give(route(seq))
+        transfer.absent()
+        transfer.stored()
+    transfer.perform(transfer.core.stop(transfer.now))
+    *before, goodbye = alice.frames
+    assert isinstance(goodbye, Close)
+    assert [item.first for frame in before if isinstance(frame, Data) for item in frame.items] == [1, 2]
+    assert max(frame.ack for frame in before if isinstance(frame, Ack | Data)) == 2
 
 
 def test_a_transfer_that_stops_says_farewell_and_sees_through_what_it_has() -> None:
