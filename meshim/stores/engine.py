@@ -17,7 +17,6 @@ off (`isolation_level = None`), and the `begin` event says what SQLAlchemy means
 """
 
 import sqlite3
-import time
 from typing import Any
 
 import sqlalchemy
@@ -35,8 +34,6 @@ _ANSWER_TIMEOUT_S = 10  # also bounds how long a stopped server holds a thread
 _LOCK_TIMEOUT_S = 2
 _SILENCE_TIMEOUT_S = 10  # R11: the locks of a process that was stopped within a transaction end with its session
 _SQLITE_BUSY_TIMEOUT_MS = 5_000
-_SQLITE_LOOK_S = 0.001
-_SQLITE_LOOKS = 1_000
 
 _SQLITE_PRAGMAS = (
     f"busy_timeout = {_SQLITE_BUSY_TIMEOUT_MS}",  # first: the others may have to wait
@@ -183,32 +180,7 @@ def _configure_sqlite(connection: Any, record: object) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    if connection.get_execution_options().get(SNAPSHOT):
-        connection.exec_driver_sql("BEGIN")
-    elif not _begin_soon(connection.connection.driver_connection):
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-
-def _begin_soon(driver: Any) -> bool:
-    """Begin to write as soon as nobody else does; False when that takes a second.
-
-    SQLite looks again after 1, 2, 5, ... up to 100 ms.  Among several who write all the time, and each for a few
-    milliseconds, somebody who has waited that long is always too late; so it is looked every millisecond.
-    """
-    driver.execute("PRAGMA busy_timeout = 0").close()
-    try:
-        for _ in range(_SQLITE_LOOKS):
-            try:
-                driver.execute("BEGIN IMMEDIATE").close()
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
-                    return False  # asked again, it is an error that is told as one
-                time.sleep(_SQLITE_LOOK_S)
-            else:
-                return True
-        return False
-    finally:
-        driver.execute(f"PRAGMA busy_timeout = {_SQLITE_BUSY_TIMEOUT_MS}").close()
+    connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get(SNAPSHOT) else "BEGIN IMMEDIATE")
 
 
 def _begin_mysql(connection: Connection) -> None:

@@ -47,8 +47,11 @@ class SqlQueues:
 
 def _peek(connection: Connection, partitions: list[int], devices: list[int]) -> tuple[dict[int, int], set[int]]:
     at = im_position.c
-    known = connection.execute(select(at.partition, at.position).where(at.partition.in_(partitions))).tuples()
-    positions = dict.fromkeys(partitions, 0) | dict(known.all())
+    positions = dict.fromkeys(partitions, 0)
+    for partition, position in connection.execute(
+        select(at.partition, at.position).where(at.partition.in_(partitions))
+    ):
+        positions[partition] = position
     # One look into the index per device, however long its queue is.
     unread = select(im_offline.c.id).where(im_offline.c.to_device == im_device.c.id, im_offline.c.has_read == 0)
     waiting = select(im_device.c.id).where(unread.limit(1).scalar_subquery().is_not(None))
