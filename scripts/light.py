@@ -51,8 +51,8 @@ class Light:
     __slots__ = (
         "_ack_alarm", "_after", "_arrived", "_early", "_flushing", "_following", "_heartbeat_s", "_ids", "_loop",
         "_number", "_number_acked", "_outgoing", "_reading", "_said_at", "_sent_at", "_taken", "_to_ack", "_told",
-        "_unseen", "_watermarks", "closed", "doubled", "link", "lost", "me", "on_message", "on_settled", "pending",
-        "resent", "socket", "stored", "welcomed", "window",
+        "_unseen", "_watermarks", "caught_up", "closed", "doubled", "link", "lost", "me", "on_message", "on_settled",
+        "pending", "resent", "socket", "welcomed", "window",
     )  # fmt: skip
 
     def __init__(self, context: "zmq.Context[Socket]", endpoint: str, server_key: bytes, me: Enrolled) -> None:
@@ -61,8 +61,6 @@ class Light:
         self.link = secrets.randbits(64)
         self.window = 1
         self.closed = False
-        self.stored = False
-        """Whether everything that was stored has been pushed."""
         self.resent = self.doubled = 0
         """Messages that were submitted again, and that came again and were recognised."""
         self.on_message: Callable[[bytes, int], None] | None = None
@@ -89,6 +87,8 @@ class Light:
         self._heartbeat_s = 10.0
         self._said_at = 0.0
         self.welcomed: asyncio.Future[None] = self._loop.create_future()
+        self.caught_up: asyncio.Future[None] = self._loop.create_future()
+        """Everything that was stored has been pushed: until then what is said to it is stored, too."""
         self.lost: LinkLost | None = None
         """Why it is closed, if nobody here closed it.  Told to the handler of exceptions of the loop, too."""
         self.socket = context.socket(zmq.DEALER)
@@ -239,7 +239,8 @@ class Light:
             self.welcomed.set_result(None)
             self._touch()
         elif kind == STORED:
-            self.stored = not frame[2]
+            if not frame[2] and not self.caught_up.done():
+                self.caught_up.set_result(None)
         elif kind in (CLOSE, RESET):
             self._over(f"the connector says {frame[2:]}")
 

@@ -10,13 +10,13 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from typing import Any
+from typing import Any, Self
 
 import zmq
 
 from enrolled import Enrolled
 from light import DELIVERED, KEPT, Key, Light
-from measured import Measured
+from measured import Cost, Measured
 from rude import context
 
 BODY_BYTES = 128
@@ -48,11 +48,12 @@ class People:
         asyncio.get_running_loop().set_exception_handler(lambda _, what: self._failures.append(what["message"]))
 
     async def connect(
-        self, numbers: Sequence[int], which: Callable[[int], int], told: Told, traffic: "Traffic | None" = None
-    ) -> None:
+        self, numbers: Sequence[int], which: Callable[[int], int], told: Told, traffic: "Traffic | None" = None,
+        *, caught_up: bool = False,
+    ) -> None:  # fmt: skip
         """Connect them, some at once, each to the connector that `which` says.
 
-        With `traffic` they listen from the start.
+        With `traffic` they listen from the start; with `caught_up` it is waited until nothing stored is before them.
         Raises Worthless when that takes somebody too long.
         """
         gate = asyncio.Semaphore(AT_ONCE)
@@ -66,7 +67,7 @@ class People:
                 if traffic is not None:
                     traffic.listen(light)
                 async with asyncio.timeout(60):
-                    await light.welcomed
+                    await (light.caught_up if caught_up else light.welcomed)
                 done += 1
                 told("connecting", done / len(numbers))
 
@@ -95,14 +96,17 @@ class People:
         if self._failures:
             raise Worthless(f"{len(self._failures)} connections ended, the first because: {self._failures[0]}")
 
-    async def leave(self) -> None:
-        """Close all connections.  Raises Worthless when one has ended before."""
-        self.check()
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        """Close all connections.  Raises Worthless when one has ended before, unless that is known already."""
         for light in self.lights.values():
             light.close()
-        self.lights.clear()
         await asyncio.sleep(_STEP_S)
         self._context.destroy(0)
+        if kind is None:
+            self.check()
 
 
 class Traffic:
@@ -186,22 +190,20 @@ def _across(senders: int) -> Callable[[int], int]:
 
 async def online(mesh: Measured, pairs: int, window: int, warm_s: float, seconds: float, told: Told) -> dict[str, Any]:
     """Pairs that talk one way as fast as receipts come back: `window` messages of each sender are unconfirmed."""
-    people = People(mesh)
-    await people.connect(range(2 * pairs), _across(pairs), told)
-    traffic = Traffic(people, range(pairs), range(pairs, 2 * pairs), DELIVERED)
-    traffic.next = lambda sender: traffic.send(sender, pairs + sender)
-    for sender in range(pairs):
-        for _ in range(window):
-            traffic.next(sender)
-    await _pass_time(warm_s, "warming up", told)
-    since, before = mesh.usage(), traffic.confirmed
-    await _pass_time(seconds, "measuring", told)
-    cost = mesh.cost(since, traffic.confirmed - before)
-    traffic.next = None
-    await traffic.settle()
-    resent = people.resent
-    await people.leave()
-    return cost._asdict() | {"resent": resent}
+    async with People(mesh) as people:
+        await people.connect(range(2 * pairs), _across(pairs), told, caught_up=True)
+        traffic = Traffic(people, range(pairs), range(pairs, 2 * pairs), DELIVERED)
+        traffic.next = lambda sender: traffic.send(sender, pairs + sender)
+        for sender in range(pairs):
+            for _ in range(window):
+                traffic.next(sender)
+        await _pass_time(warm_s, "warming up", told)
+        since, before = mesh.usage(), traffic.confirmed
+        await _pass_time(seconds, "measuring", told)
+        cost = mesh.cost(since, traffic.confirmed - before)
+        traffic.next = None
+        await traffic.settle()
+        return cost._asdict() | {"resent": people.resent}
 
 
 async def paced(
@@ -209,23 +211,22 @@ async def paced(
 ) -> dict[str, Any]:  # fmt: skip
     """So many messages a second, evenly spaced, half of the users to the other half in turns; how long each took."""
     pairs = users // 2
-    people = People(mesh)
-    await people.connect(range(2 * pairs), _across(pairs), told)
-    traffic = Traffic(people, range(pairs), range(pairs, 2 * pairs), DELIVERED)
-    await _feed(traffic, pairs, rate, warm_s, lambda done: told("warming up", done))
-    since, before = mesh.usage(), traffic.confirmed
-    traffic.latencies = [] if soak is None else None
+    async with People(mesh) as people:
+        await people.connect(range(2 * pairs), _across(pairs), told, caught_up=True)
+        traffic = Traffic(people, range(pairs), range(pairs, 2 * pairs), DELIVERED)
+        await _feed(traffic, pairs, rate, warm_s, lambda done: told("warming up", done))
+        since, before = mesh.usage(), traffic.confirmed
+        traffic.latencies = [] if soak is None else None
 
-    def look(done: float) -> None:
-        told("measuring", done)
-        if soak is not None:
-            soak.look()
+        def look(done: float) -> None:
+            told("measuring", done)
+            if soak is not None:
+                soak.look()
 
-    await _feed(traffic, pairs, rate, seconds, look)
-    cost = mesh.cost(since, traffic.confirmed - before)
-    await traffic.settle()
-    resent = people.resent
-    await people.leave()
+        await _feed(traffic, pairs, rate, seconds, look)
+        cost = mesh.cost(since, traffic.confirmed - before)
+        await traffic.settle()
+        resent = people.resent
     if cost.rate < KEPT_UP * rate:
         raise Worthless(f"{cost.rate:,.0f} messages a second is what this machine does, {rate:,.0f} were asked for")
     return cost._asdict() | percentiles_ms(traffic.latencies or []) | {"resent": resent}
@@ -247,13 +248,21 @@ async def _feed(traffic: Traffic, pairs: int, rate: float, seconds: float, look:
 async def offline(mesh: Measured, senders: int, window: int, away: int, messages: int, told: Told) -> dict[str, Any]:
     """Store messages for people who are away, until they are in the database; then all of these log in and collect."""
     absent = range(senders, senders + away)
-    people = People(mesh)
-    await people.connect(range(senders), lambda number: number, told)
-    traffic = Traffic(people, range(senders), absent, KEPT)
+    async with People(mesh) as people:
+        await people.connect(range(senders), lambda number: number, told)
+        traffic = Traffic(people, range(senders), absent, KEPT)
+        steps = await _store(mesh, traffic, senders, window, absent, messages, told)
+    async with People(mesh) as people:
+        steps |= await _collect(mesh, traffic, people, absent, messages, told)
+        return {name: cost._asdict() for name, cost in steps.items()} | {"came_again": people.doubled}
 
+
+async def _store(
+    mesh: Measured, traffic: Traffic, senders: int, window: int, absent: range, messages: int, told: Told
+) -> dict[str, Cost]:
     def store(sender: int) -> None:
         if traffic.sent < messages:
-            traffic.send(sender, absent[traffic.sent % away])
+            traffic.send(sender, absent[traffic.sent % len(absent)])
 
     traffic.next = store
     since = mesh.usage()
@@ -267,24 +276,28 @@ async def offline(mesh: Measured, senders: int, window: int, away: int, messages
     stored = mesh.cost(since, messages)
     if not await _until(lambda: _rows(mesh) == messages, OFFLINE_S):
         raise Worthless(f"{_rows(mesh)} of {messages} messages are in the database")
-    written = mesh.cost(since, messages)
-    await people.leave()
-    people = People(mesh)
+    return {"stored": stored, "written": mesh.cost(since, messages)}
+
+
+async def _collect(
+    mesh: Measured, traffic: Traffic, people: People, absent: range, messages: int, told: Told
+) -> dict[str, Cost]:
     since = mesh.usage()
-    connecting = asyncio.ensure_future(people.connect(absent, lambda number: number, lambda what, done: None, traffic))
-    if not await _until(
+    connecting = asyncio.ensure_future(people.connect(absent, lambda number: number, _untold, traffic))
+    came = await _until(
         lambda: traffic.received == messages, OFFLINE_S, lambda: told("collecting", traffic.received / messages)
-    ):
-        raise Worthless(f"{traffic.received} of {messages} messages came, {traffic.doubled} twice")
+    )
     drained = mesh.cost(since, messages)
     await connecting
+    if not came:
+        raise Worthless(f"{traffic.received} of {messages} messages came, {traffic.doubled} twice")
     if not await _until(lambda: not _unread(mesh, absent), OFFLINE_S):
         raise Worthless(f"{_unread(mesh, absent)} of {messages} messages were collected, and not marked as read")
-    marked = mesh.cost(since, messages)
-    doubled = people.doubled
-    await people.leave()
-    steps = {"stored": stored, "written": written, "drained": drained, "marked": marked}
-    return {name: cost._asdict() for name, cost in steps.items()} | {"came_again": doubled}
+    return {"drained": drained, "marked": mesh.cost(since, messages)}
+
+
+def _untold(_what: str, _done: float) -> None:
+    """Nobody is told."""
 
 
 def _rows(mesh: Measured) -> int:
@@ -308,18 +321,16 @@ async def idle(mesh: Measured, warm: int, connections: int, rest_s: float, told:
 
     So many others come and go first, so that what is loaded once is not counted.
     """
-    people = People(mesh)
-    await people.connect(range(connections, connections + warm), lambda number: number, lambda what, done: None)
-    await people.leave()
+    async with People(mesh) as people:
+        await people.connect(range(connections, connections + warm), lambda number: number, _untold)
     await asyncio.sleep(1.0)
-    people = People(mesh)
-    since = mesh.usage()
-    await people.connect(range(connections), lambda number: number, told)
-    cost = mesh.cost(since, connections)
-    await _pass_time(rest_s, "waiting", told)
-    now = mesh.usage()
+    async with People(mesh) as people:
+        since = mesh.usage()
+        await people.connect(range(connections), lambda number: number, told)
+        cost = mesh.cost(since, connections)
+        await _pass_time(rest_s, "waiting", told)
+        now = mesh.usage()
     by = {name: round((kib - since.rss_kib[name]) / connections, 2) for name, kib in now.rss_kib.items()}
-    await people.leave()
     kib = round((sum(now.rss_kib.values()) - sum(since.rss_kib.values())) / connections, 2)
     return cost._asdict() | {"kib": kib, "kib_by": by}
 
