@@ -15,7 +15,7 @@ import matplotlib as mpl
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
-from measurements import Answer, Bench, at_a_minute, medians, slope
+from measurements import Answer, Bench, at_a_minute, medians, slope, twice
 from workloads import WINDOW
 
 mpl.use("Agg")
@@ -58,7 +58,7 @@ def measure(bench: Bench, repetitions: int, soak_minutes: float, tell: Callable[
     for repetition in range(1, repetitions + 1):
         for name, ask in asked.items():
             tell(f"{name} ({repetition} of {repetitions})")
-            seen[name].append(ask())
+            seen[name].append(twice(ask, tell))
     answers: Answer = {"repetitions": repetitions, "runs": seen} | {name: medians(each) for name, each in seen.items()}
     answers["scale"] = bench.scale(SECONDS, repetitions, tell)
     half = max(100.0, answers["online"]["rate"] / 2)
