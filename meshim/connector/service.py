@@ -19,6 +19,7 @@ from meshim.protocol.link import LinkOptions
 from meshim.protocol.window import WindowOptions
 from meshim.runtime import counters
 from meshim.runtime.guard import Guarding
+from meshim.runtime.mesh_links import mesh_links
 from meshim.runtime.options import HANDSHAKE_S
 from meshim.runtime.service import Service
 from meshim.runtime.sockets import Context, KeyPair, Router
@@ -59,27 +60,11 @@ def options_of(topology: Topology) -> ConnectorOptions:
         give_up_s=timers.delivery_timeout_s,
         stash_bytes=limits.body_bytes + FRAME_OVERHEAD_BYTES,
     )
-    transfers = WindowOptions(
-        credit=limits.mesh_window,
-        queue=limits.link_queue,
-        frame_items=limits.bundle_items,
-        frame_bytes=limits.bundle_bytes,
-        resend_s=timers.mesh_resend_s,
-        give_up_s=timers.delivery_timeout_s,
-        queue_bytes=limits.link_bytes,
-        stash_bytes=limits.link_bytes,
-    )
     return ConnectorOptions(
         clients=LinkOptions(
             clients, timers.client_heartbeat_s, timers.client_silence_s, pings=False, ack_delay_s=timers.ack_delay_s
         ),
-        transfers=LinkOptions(
-            transfers,
-            timers.mesh_heartbeat_s,
-            timers.mesh_silence_s,
-            ack_delay_s=timers.ack_delay_s,
-            company_s=timers.outcome_delay_s,
-        ),
+        transfers=mesh_links(topology),
         drain=DrainOptions(retry_s=timers.lease_renew_s, sweep_s=timers.sweep_s),
         body_bytes=limits.body_bytes,
         frame_bytes=limits.frame_bytes,

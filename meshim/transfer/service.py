@@ -9,11 +9,10 @@ from pathlib import Path
 import msgspec
 
 from meshim.errors import BackendUnavailable, UsageError
-from meshim.protocol.link import LinkOptions
-from meshim.protocol.window import WindowOptions
 from meshim.runtime import counters
 from meshim.runtime.batches import Batches
 from meshim.runtime.crank import Crank
+from meshim.runtime.mesh_links import mesh_links
 from meshim.runtime.service import Service
 from meshim.runtime.sockets import Context, KeyPair, Router, Sent
 from meshim.stores.connections import Connections, kept
@@ -32,24 +31,8 @@ BUNDLE_OVERHEAD_BYTES = 65_536
 
 def options_of(topology: Topology) -> TransferOptions:
     timers, limits = topology.timers, topology.limits
-    window = WindowOptions(
-        credit=limits.mesh_window,
-        queue=limits.link_queue,
-        frame_items=limits.bundle_items,
-        frame_bytes=limits.bundle_bytes,
-        resend_s=timers.mesh_resend_s,
-        give_up_s=timers.delivery_timeout_s,
-        queue_bytes=limits.link_bytes,
-        stash_bytes=limits.link_bytes,
-    )
     return TransferOptions(
-        links=LinkOptions(
-            window,
-            timers.mesh_heartbeat_s,
-            timers.mesh_silence_s,
-            ack_delay_s=timers.ack_delay_s,
-            company_s=timers.outcome_delay_s,
-        ),
+        links=mesh_links(topology),
         partitions=limits.partitions,
         publishes=limits.publishes,
         waiting=limits.link_queue,

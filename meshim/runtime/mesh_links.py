@@ -1,0 +1,24 @@
+"""What both ends of a link between a connector and a transfer have to agree on."""
+
+from meshim.protocol.link import LinkOptions
+from meshim.protocol.window import WindowOptions
+from meshim.topology import Topology
+
+
+def mesh_links(topology: Topology) -> LinkOptions:
+    """Return the options of these links, which are the same at both ends."""
+    timers, limits = topology.timers, topology.limits
+    window = WindowOptions(
+        credit=limits.mesh_window,
+        queue=limits.link_queue,
+        frame_items=limits.bundle_items,
+        frame_bytes=limits.bundle_bytes,
+        resend_s=timers.mesh_resend_s,
+        give_up_s=timers.delivery_timeout_s,
+        queue_bytes=limits.link_bytes,
+        stash_bytes=limits.link_bytes,
+    )
+    return LinkOptions(
+        window, timers.mesh_heartbeat_s, timers.mesh_silence_s, ack_delay_s=timers.ack_delay_s,
+        company_s=timers.outcome_delay_s,
+    )  # fmt: skip
