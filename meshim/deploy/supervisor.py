@@ -40,9 +40,9 @@ def role_command(role: str, name: str, data: DataFolder) -> list[str]:
 
 def upgrade_database(url: str) -> None:
     """Bring the database's tables to this version."""
-    from meshim.stores import schema  # here: SQLAlchemy and Alembic are slow to import
+    from meshim.stores import upgrades  # here: SQLAlchemy and Alembic are slow to import
 
-    schema.upgrade(url)
+    upgrades.upgrade(url)
 
 
 async def run(

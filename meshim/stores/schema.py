@@ -1,4 +1,4 @@
-"""The tables, and how a database gets and keeps them.
+"""The tables.
 
 Conventions, the same on SQLite and MySQL/MariaDB:
 
@@ -9,17 +9,11 @@ Conventions, the same on SQLite and MySQL/MariaDB:
 - An epoch is 64 unsigned bits and SQLite's integers are signed, so everywhere it is kept as
   the signed number with the same bits (`to_signed`).
 
-`migrations/` holds the same tables as steps from one version to the next; a test compares the two.
+`migrations/` holds the same tables as steps from one version to the next (upgrades.py); a test compares the two.
 """
 
-import logging
-from pathlib import Path
 from typing import Any
 
-import alembic.command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
@@ -36,23 +30,12 @@ from sqlalchemy import (
     Table,
     TypeDecorator,
     UniqueConstraint,
-    func,
     or_,
-    select,
     text,
 )
 from sqlalchemy.dialects import mysql
-from sqlalchemy.engine import Connection
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
-
-from meshim.errors import BackendUnavailable, UsageError
-from meshim.stores.engine import SNAPSHOT, create, is_unavailable, reason
-
-_MIGRATIONS = Path(__file__).parent / "migrations"
-_UPGRADE_LOCK_S = 60
-_UPGRADE_ANSWER_S = 3600  # a step may rewrite a large table
 
 
 def to_signed(number: int) -> int:
@@ -266,81 +249,3 @@ im_position = Table(
     _number("lease_until"),
     **_TABLE,
 )
-
-
-def upgrade(url: str) -> None:
-    """Bring the database to the newest version; nothing happens when it has it.
-
-    One of several processes that do so at once works, the others wait for it.  Raises
-    `BackendUnavailable`, and `UsageError` when the database has a version that this program does not know.
-    """
-    engine = create(url, 1, _UPGRADE_ANSWER_S)
-    try:
-        with engine.begin() as connection:  # SQLite: one transaction, and its lock is ours from here
-            _lock(connection)
-            _known(_version(connection))
-            alembic.command.upgrade(_configuration(connection), "head")
-    except SQLAlchemyError as error:
-        if not is_unavailable(error):
-            raise
-        raise BackendUnavailable(f"The database is not available: {reason(error)}.") from error
-    finally:
-        engine.dispose()  # ends the lock too
-
-
-def check(url: str) -> None:
-    """Raise `UsageError` unless the database has the newest version, `BackendUnavailable` when it does not answer.
-
-    Warns when MySQL or MariaDB is set to acknowledge commits that are not on the disk.
-    """
-    engine = create(url, 1)
-    try:
-        with engine.execution_options(**{SNAPSHOT: True}).connect() as connection:
-            version = _version(connection)
-            durability = "1" if connection.dialect.name == "sqlite" else _flush_at_commit(connection)
-    except SQLAlchemyError as error:
-        if not is_unavailable(error):
-            raise
-        raise BackendUnavailable(f"The database is not available: {reason(error)}.") from error
-    finally:
-        engine.dispose()
-    if version != _known(version):
-        raise UsageError("The database has no tables, or old ones: run `meshim db upgrade`.")
-    if durability != "1":
-        logging.getLogger(__name__).warning(
-            "innodb_flush_log_at_trx_commit is %s: a power loss can take messages that were acknowledged; set it to 1.",
-            durability,
-        )
-
-
-def _known(version: str | None) -> str | None:
-    """Return the newest version; raise `UsageError` if the database is beyond it."""
-    script = ScriptDirectory(str(_MIGRATIONS))
-    if version is not None and version not in {step.revision for step in script.walk_revisions()}:
-        raise UsageError(f"The database has version {version}, made by a newer meshim: install that one.")
-    return script.get_current_head()
-
-
-def _version(connection: Connection) -> str | None:
-    return MigrationContext.configure(connection).get_current_revision()
-
-
-def _flush_at_commit(connection: Connection) -> str:
-    return str(connection.scalar(text("SELECT @@innodb_flush_log_at_trx_commit")))
-
-
-def _configuration(connection: Connection) -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-    config.set_main_option("path_separator", "os")
-    config.attributes["connection"] = connection
-    return config
-
-
-def _lock(connection: Connection) -> None:
-    """MySQL commits with every change of a table, so a transaction keeps nobody out there."""
-    if connection.dialect.name == "sqlite":
-        return
-    name = func.concat("meshim upgrade ", func.sha1(func.database()))
-    if connection.scalar(select(func.get_lock(func.left(name, 64), _UPGRADE_LOCK_S))) != 1:
-        raise BackendUnavailable("Another process is upgrading the database; try again when it is done.")

@@ -9,7 +9,7 @@ from pathlib import Path
 from meshim.errors import UsageError
 from meshim.runtime import counters
 from meshim.runtime.service import Service
-from meshim.stores import schema
+from meshim.stores import upgrades
 from meshim.stores.accounts import SqlAccounts
 from meshim.stores.connections import Connections, kept
 from meshim.stores.lease_keeper import LeaseKeeper
@@ -52,7 +52,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
     timers = topology.timers
     incarnation = secrets.randbits(62) + 1
     async with AsyncExitStack() as stack, Service("writer", name, shutdown_s=timers.shutdown_s) as service:
-        await asyncio.to_thread(schema.check, topology.backends.sql)
+        await asyncio.to_thread(upgrades.check, topology.backends.sql)
         connections = Connections(topology, service, stack)
         backends = await _connected(topology, connections, service)
         core = WriterCore(options_of(topology, name, incarnation))

@@ -4,20 +4,20 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from meshim.stores import schema
+from meshim.stores import upgrades
 from tests.contract.archive_sides import MemorySide, Ports, Side, SqlSide, sql_side
 
 
 @pytest.fixture(scope="session")
 def mariadb_with_tables(new_mariadb: Callable[[], str]) -> str:
     url = new_mariadb()
-    schema.upgrade(url)
+    upgrades.upgrade(url)
     return url
 
 
 @pytest.fixture
 def sqlite_with_tables(sqlite_url: str) -> str:
-    schema.upgrade(sqlite_url)
+    upgrades.upgrade(sqlite_url)
     return sqlite_url
 
 

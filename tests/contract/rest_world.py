@@ -17,7 +17,7 @@ from meshim.rest.backends import Backends
 from meshim.rest.passwords import Passwords
 from meshim.runtime.crypto import MasterKey
 from meshim.runtime.log import Log
-from meshim.stores import schema
+from meshim.stores import upgrades
 from meshim.stores.accounts import SqlAccounts
 from meshim.stores.archive import Archive
 from meshim.stores.memory_accounts import MemoryAccounts
@@ -139,7 +139,7 @@ async def world_of(
             accounts = MemoryAccounts(MemoryArchive())
         else:
             url = sql_url()
-            schema.upgrade(url)
+            upgrades.upgrade(url)
             archive = Archive(url, 2)
             stack.push_async_callback(archive.close)
             accounts = SqlAccounts(archive)

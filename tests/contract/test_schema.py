@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Inspector, insert, inspect, text, update
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from meshim.errors import BackendUnavailable, UsageError
-from meshim.stores import schema
+from meshim.stores import upgrades
 from meshim.stores.engine import create
 from meshim.stores.schema import im_position, im_relation, im_user, metadata
 from tests.contract.archive_sides import person, sql_side
@@ -38,7 +38,7 @@ def connected(url: str) -> Iterator[Connection]:
 
 
 def test_steps_lead_to_the_tables_of_the_schema(empty_url: str) -> None:
-    schema.upgrade(empty_url)
+    upgrades.upgrade(empty_url)
     with connected(empty_url) as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         assert compare_metadata(context, metadata) == []
@@ -49,48 +49,48 @@ def test_steps_lead_to_the_tables_of_the_schema(empty_url: str) -> None:
 
 def test_database_needs_an_upgrade_once(empty_url: str) -> None:
     with pytest.raises(UsageError, match="run `meshim db upgrade`"):
-        schema.check(empty_url)
-    schema.upgrade(empty_url)
-    schema.check(empty_url)
-    schema.upgrade(empty_url)
-    schema.check(empty_url)
+        upgrades.check(empty_url)
+    upgrades.upgrade(empty_url)
+    upgrades.check(empty_url)
+    upgrades.upgrade(empty_url)
+    upgrades.check(empty_url)
 
 
 async def test_several_processes_upgrade_at_once(empty_url: str) -> None:
-    await asyncio.gather(*(asyncio.to_thread(schema.upgrade, empty_url) for _ in range(4)))
-    schema.check(empty_url)
+    await asyncio.gather(*(asyncio.to_thread(upgrades.upgrade, empty_url) for _ in range(4)))
+    upgrades.check(empty_url)
 
 
 async def test_upgrade_keeps_what_is_there(empty_url: str) -> None:
-    schema.upgrade(empty_url)
+    upgrades.upgrade(empty_url)
     async with sql_side(empty_url) as side:
         alice = await person(side.process())
-        schema.upgrade(empty_url)
+        upgrades.upgrade(empty_url)
         assert await side.process().accounts.users([alice.user_id]) == [alice]
 
 
 def test_upgrade_that_was_cut_short_is_finished(empty_url: str) -> None:
     """MySQL has no transaction around it: some tables may be there, and the version not yet."""
-    schema.upgrade(empty_url)
+    upgrades.upgrade(empty_url)
     with connected(empty_url) as connection:
         connection.execute(text("DELETE FROM alembic_version"))
         im_position.drop(connection)
-    schema.upgrade(empty_url)
-    schema.check(empty_url)
+    upgrades.upgrade(empty_url)
+    upgrades.check(empty_url)
     with connected(empty_url) as connection:
         assert inspect(connection).has_table("im_position")
 
 
-@pytest.mark.parametrize("act", [schema.upgrade, schema.check])
+@pytest.mark.parametrize("act", [upgrades.upgrade, upgrades.check])
 def test_database_of_a_newer_meshim_is_refused(empty_url: str, act: Callable[[str], None]) -> None:
-    schema.upgrade(empty_url)
+    upgrades.upgrade(empty_url)
     with connected(empty_url) as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(UsageError, match="version 9999, made by a newer meshim"):
         act(empty_url)
 
 
-@pytest.mark.parametrize("act", [schema.upgrade, schema.check])
+@pytest.mark.parametrize("act", [upgrades.upgrade, upgrades.check])
 @pytest.mark.parametrize("url", ["mysql+pymysql://a:b@127.0.0.1:1/c", "sqlite:////nowhere/at/all.db"])
 def test_unreachable_database_is_unavailable(url: str, act: Callable[[str], None]) -> None:
     with pytest.raises(BackendUnavailable, match="is not available"):
@@ -98,13 +98,13 @@ def test_unreachable_database_is_unavailable(url: str, act: Callable[[str], None
 
 
 def test_commits_that_are_not_on_the_disk_are_warned_of(mariadb_url: str, caplog: pytest.LogCaptureFixture) -> None:
-    schema.upgrade(mariadb_url)
+    upgrades.upgrade(mariadb_url)
     with caplog.at_level(logging.WARNING):
-        schema.check(mariadb_url)
+        upgrades.check(mariadb_url)
         assert caplog.messages == []
         try:
             _set_flush(mariadb_url, 2)
-            schema.check(mariadb_url)
+            upgrades.check(mariadb_url)
         finally:
             _set_flush(mariadb_url, 1)
     [warning] = caplog.messages

@@ -13,7 +13,7 @@ import msgspec
 from sqlalchemy import Connection, select
 
 from meshim.protocol.routing import partition_of
-from meshim.stores import schema
+from meshim.stores import upgrades
 from meshim.stores.log import JetStreamLog
 from meshim.stores.nats_client import NatsClient
 from meshim.stores.ports import Device, User
@@ -121,7 +121,7 @@ class Mesh:
     async def open(self) -> "Mesh":
         self.write_topology()
         sql = self.topology.backends.sql
-        await asyncio.to_thread(schema.upgrade, sql)
+        await asyncio.to_thread(upgrades.upgrade, sql)
         self.side = SqlSide(sql, self._stack)
         self.ports: Ports = self.side.process()
         self.nats = await NatsClient.connect(self.topology.backends.nats, LOG)

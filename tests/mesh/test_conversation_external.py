@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 import own_mesh
-from meshim.stores import schema
+from meshim.stores import upgrades
 from meshim.topology import Backends
 from tests.mesh import conversations
 from tests.mesh.conversations import restartable
@@ -49,7 +49,7 @@ async def test_thousands_both_ways_arrive_once_and_in_order(mesh: RealMesh) -> N
 async def test_stored_messages_survive_a_restart_of_everything_and_come_first(
     valkey_url: str, nats_url: str, mariadb_url: str, tmp_path: Path
 ) -> None:
-    schema.upgrade(mariadb_url)
+    upgrades.upgrade(mariadb_url)
     backends = Backends(redis=valkey_url, nats=nats_url, sql=mariadb_url)
     async with restartable(tmp_path, backends, "restarted") as mesh:
         await conversations.stored_and_all_restarted(mesh)

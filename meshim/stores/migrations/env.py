@@ -1,4 +1,4 @@
-"""Run by Alembic: the steps go over the connection that `meshim.stores.schema.upgrade` opened."""
+"""Run by Alembic: the steps go over the connection that `meshim.stores.upgrades.upgrade` opened."""
 
 from alembic import context
 
