@@ -16,6 +16,7 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 
 from measurements import Answer, Bench, at_a_minute, medians, slope, twice
+from meshim import compiled
 from workloads import WINDOW
 
 mpl.use("Agg")
@@ -79,7 +80,7 @@ def machine() -> dict[str, str]:
         "memory": f"{memory_kib / 2**20:.0f} GiB",
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "packages": ", ".join(f"{name} {metadata.version(name)}" for name in _PACKAGES),
-        "meshim": _revision(),
+        "meshim": f"{_revision()}, {'compiled' if compiled.available() else 'plain Python'}",
         "when": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
 

@@ -26,6 +26,13 @@ from arguments import count, end_politely, natural
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from meshim import compiled
+
+# Before what is compiled is imported; each process of the pool comes here too.
+if "--compiled" in sys.argv and not compiled.use():
+    print("simulate: nothing is compiled here: run `scripts/compile.py` first", file=sys.stderr)
+    sys.exit(2)
+
 from tests.sim.breaks import BREAKS, broken
 from tests.sim.simulation import Outcome, run
 
@@ -78,8 +85,12 @@ def _options() -> argparse.Namespace:
         metavar="N",
         help="processes: all cores, four times as many at most",
     )
+    parser.add_argument("--compiled", action="store_true", help="with compiled cores instead of plain Python")
     parser.add_argument("--json", action="store_true", help="print the answer as JSON")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.compiled and options.break_:
+        parser.error("--break cannot take anything away from compiled cores: leave out --compiled")
+    return options
 
 
 def _outcomes(options: argparse.Namespace) -> Iterator[Outcome]:

@@ -13,6 +13,7 @@ what was accounted for stays so.
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import msgspec
 
@@ -59,7 +60,9 @@ class Tally:
 
     __slots__ = ("accounted", "code", "copies", "delivered", "sentence", "state")
 
-    PENDING, SENT, REJECTED = "pending", "sent", "rejected"
+    PENDING: ClassVar = "pending"
+    SENT: ClassVar = "sent"
+    REJECTED: ClassVar = "rejected"
 
     def __init__(self) -> None:
         self.state = Tally.PENDING

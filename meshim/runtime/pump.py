@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import struct
 from collections.abc import Callable
+from typing import ClassVar
 
 import zmq
 
@@ -95,7 +96,7 @@ class Monitor:
     Make it before the socket binds or connects.
     """
 
-    _names = itertools.count(1)
+    _names: ClassVar = itertools.count(1)
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, watched: Socket, events: int, on_event: Callable[[int, int], None]

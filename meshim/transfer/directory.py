@@ -7,8 +7,6 @@ order.  Being wrong costs a trip to the store, never a message.
 
 from collections.abc import Collection, Iterable, Sequence
 
-import msgspec
-
 from meshim.stores.ports import Seat, UserPresence
 
 Seated = Sequence[tuple[int, tuple[tuple[int, int], ...]]]
@@ -18,10 +16,12 @@ Seated = Sequence[tuple[int, tuple[tuple[int, int], ...]]]
 class Whereabouts:
     """Presence of one user, laid out for the way of her copies."""
 
-    __slots__ = ("_seats", "absent", "copies", "seated")
+    __slots__ = ("_seats", "absent", "copies", "seated", "until")
 
     def __init__(self, user: int, presence: UserPresence | None) -> None:
         """Of whom presence knows nothing, whoever writes the copy will know the devices: (0,) are all of them."""
+        self.until = 0.0
+        """When it has to be looked up again."""
         self._seats: tuple[Seat, ...] = ()
         devices: Collection[int] = (0,)
         if presence is not None:
@@ -45,18 +45,13 @@ class Whereabouts:
         return [(incarnation, tuple(each)) for incarnation, each in places.items()], tuple(absent)
 
 
-class _Known(msgspec.Struct, gc=False):
-    whereabouts: Whereabouts
-    until: float
-
-
 class Directory:
     """Presence of users, as last heard."""
 
     def __init__(self, most: int, ttl_s: float) -> None:
         self._most = most
         self._ttl_s = ttl_s
-        self._known: dict[int, _Known] = {}
+        self._known: dict[int, Whereabouts] = {}
         self._asked: dict[int, bool] = {}
         """Users whose look-up is under way -> whether the answer may be kept."""
 
@@ -65,7 +60,7 @@ class Directory:
         known = self._known.get(user)
         if known is None or known.until <= now:
             return None
-        return known.whereabouts
+        return known
 
     def ask(self, user: int) -> bool:
         """Note that the user is looked up; False when she is already."""
@@ -80,7 +75,8 @@ class Directory:
         if self._asked.pop(user, False):
             if len(self._known) >= self._most:
                 del self._known[next(iter(self._known))]
-            self._known[user] = _Known(whereabouts, now + self._ttl_s)
+            whereabouts.until = now + self._ttl_s
+            self._known[user] = whereabouts
         return whereabouts
 
     def unanswered(self, user: int) -> Whereabouts:

@@ -1,0 +1,93 @@
+"""The modules that each message passes through, compiled where there is a compiler.
+
+They are plain Python and stay it: `scripts/compile.py` makes extension modules of them with mypyc, in a folder of the
+virtual environment whose name tells what they were made of, and `use` takes them from there.  What was made of other
+sources, or for another Python, is never taken: then they run as they are.  The environment variable
+MESHIM_PLAIN=1 asks for that.
+
+A folder holds all of them or does not exist.  They know each other's insides, so that they are taken together.
+"""
+
+import hashlib
+import importlib.machinery
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from pathlib import Path
+from types import ModuleType
+
+MODULES = (
+    "meshim.connector.core",
+    "meshim.connector.door",
+    "meshim.connector.drain",
+    "meshim.connector.mesh",
+    "meshim.connector.queues",
+    "meshim.connector.session",
+    "meshim.connector.sessions",
+    "meshim.connector.submit",
+    "meshim.protocol.allowance",
+    "meshim.protocol.company",
+    "meshim.protocol.link",
+    "meshim.protocol.outcome",
+    "meshim.protocol.routing",
+    "meshim.protocol.turn",
+    "meshim.protocol.window",
+    "meshim.runtime.crank",
+    "meshim.runtime.guard",
+    "meshim.runtime.pump",
+    "meshim.runtime.sockets",
+    "meshim.transfer.core",
+    "meshim.transfer.directory",
+    "meshim.transfer.store",
+)
+"""Modules that define what is encoded are never among them: a compiled class forgets the options of msgspec.Struct."""
+
+SUFFIX = importlib.machinery.EXTENSION_SUFFIXES[0]
+
+
+class _Finder(MetaPathFinder):
+    def __init__(self, files: dict[str, Path]) -> None:
+        self._files = files
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        file = self._files.get(fullname)
+        return None if file is None else importlib.util.spec_from_file_location(fullname, file)
+
+
+def folder() -> Path:
+    """Where the extension modules of these very sources are, if there are any; it takes some milliseconds."""
+    sources = Path(__file__).parent
+    seen = hashlib.sha256(f"{sys.version} {SUFFIX} {MODULES}".encode())
+    for file in sorted(sources.rglob("*.py")):
+        data = file.read_bytes()
+        seen.update(f"{file.relative_to(sources)} {len(data)} ".encode() + data)
+    return Path(sys.prefix) / "compiled" / seen.hexdigest()[:32]
+
+
+def available() -> bool:
+    """Whether these sources are compiled, and that is wanted."""
+    return os.environ.get("MESHIM_PLAIN", "0") in ("", "0") and folder().is_dir()
+
+
+def use() -> bool:
+    """Take compiled modules from now on; False when they are not available.
+
+    Call it before anything else of meshim is imported.
+    """
+    if not available():
+        return False
+    here = folder()
+    early = [name for name in MODULES if name in sys.modules]
+    assert not early, f"imported already: {early}"
+    files = {str(file.relative_to(here)).removesuffix(SUFFIX): file for file in here.rglob(f"*{SUFFIX}")}
+    sys.meta_path.insert(0, _Finder({name.replace(os.sep, "."): file for name, file in files.items()}))
+    return True
+
+
+def used() -> bool:
+    """Whether this process runs compiled modules."""
+    return any(isinstance(finder, _Finder) for finder in sys.meta_path)
