@@ -181,7 +181,13 @@ class Drain:
 
     def close(self) -> list[Action]:
         """The session ends; what was pushed and not acknowledged stays unread."""
-        return [] if self._fence is None else [ReleaseQueue(self.device, self._fence)]
+        if self._fence is None:
+            return []
+        # Nobody waits for an answer any more, so that all goes out; what is under way is marked once.
+        left = self._acknowledged
+        chunks = (tuple(left[at : at + MARKS_AT_ONCE]) for at in range(0, len(left), MARKS_AT_ONCE))
+        marks = [MarkRead(self.device, self.session, self._fence, chunk) for chunk in chunks]
+        return [*marks, ReleaseQueue(self.device, self._fence)]
 
     # ----
 

@@ -21,6 +21,11 @@ PAUSE_S = 0.01
 """Between questions for the same thing: when thousands connect at once each is one for many."""
 SEEN_PAUSE_S = 1.0
 """Between notes of who is connected: they are looked at after weeks."""
+MARK_PAUSE_S = 0.1
+"""Between transactions that mark rows: what a device has can wait for what others do not have yet, and the rows of many
+devices that one transaction marks lie on the same pages."""
+CLAIMS, MARKS = 64, 64
+"""At once: SQLite has them share a transaction (adr/0011), MySQL as many connections as there are."""
 BUNDLE_OVERHEAD_BYTES = 65_536
 CACHED_SHARE = 0.25
 """Of `relation_ttl_s`: how old relations may be at a greeting.  The rest is how long a session goes on with them."""
@@ -50,6 +55,8 @@ class Shell:
         self._renewals: Batches[e.Renewal] = Batches(self._renew_seats, 8192)
         self._erased: Batches[Seat] = Batches(self._erase_seats, 1024)
         self._peeks: Batches[tuple[int, int, int]] = Batches(self._peek, 512, PAUSE_S)
+        self._claims: Batches[e.ClaimQueue] = Batches(self._claim_queues, CLAIMS)
+        self._marks: Batches[e.MarkRead] = Batches(self._mark_rows, MARKS, MARK_PAUSE_S)
         self._readings: Batches[int] = Batches(self._read_accounts, 64)
         self._seen: Batches[int] = Batches(self._note_seen, 1024, SEEN_PAUSE_S)
         start = service.start
@@ -63,9 +70,9 @@ class Shell:
             e.RenewSeats: lambda action: self._add_all(self._renewals, action.renewals),
             e.EraseSeats: lambda action: self._add_all(self._erased, action.seats),
             e.PeekQueues: lambda action: self._add_all(self._peeks, action.devices),
-            e.ClaimQueue: lambda action: start(self._claim(action)),
+            e.ClaimQueue: self._claims.add,
             e.ReadPage: lambda action: start(self._read_page(action)),
-            e.MarkRead: lambda action: start(self._mark_read(action)),
+            e.MarkRead: self._marks.add,
             e.ReleaseQueue: lambda action: start(self._release(action)),
             e.ReadAccounts: lambda action: self._add_all(self._readings, action.users),
             e.TellKick: lambda action: start(self._tell(action)),
@@ -85,7 +92,12 @@ class Shell:
         self.crank.receive(e.StopRequested())
         await self.crank.until(lambda: self._core.idle, within_s)
         deadline = loop.time() + within_s
-        for batches in (self._renewals, self._seats, self._erased):  # in this order one leads to the other
+        for batches in (
+            self._marks,
+            self._renewals,
+            self._seats,
+            self._erased,
+        ):  # of the last three one leads to the next
             await batches.drained(deadline - loop.time())
         for action in self._core.farewell(loop.time()):
             self._perform(action)
@@ -94,7 +106,8 @@ class Shell:
 
     def _all_batches(self) -> list[Batches[Any]]:
         return [
-            self._greets, self._seats, self._renewals, self._erased, self._peeks, self._readings, self._seen,
+            self._greets, self._seats, self._renewals, self._erased, self._peeks, self._claims, self._marks,
+            self._readings, self._seen,
         ]  # fmt: skip
 
     def _perform(self, action: e.Action) -> None:
@@ -220,6 +233,9 @@ class Shell:
         else:
             self.crank.receive(e.QueuesPeeked(devices, through, waiting))
 
+    async def _claim_queues(self, claims: Sequence[e.ClaimQueue]) -> None:
+        await asyncio.gather(*map(self._claim, claims))
+
     async def _claim(self, action: e.ClaimQueue) -> None:
         owner = f"{action.session}"
         work = self._backends.queues.claim(action.device, owner, action.session, self._timers.queue_lease_s)
@@ -231,14 +247,14 @@ class Shell:
             action.user, action.device, action.fence, action.after, limits.drain_page_rows, limits.drain_page_bytes,
             self._timers.queue_lease_s,
         )  # fmt: skip
-        await self._answer(action, work, lambda page: e.PageRead(action.device, action.session, page))
+        async with self._queue_turn:
+            await self._answer(action, work, lambda page: e.PageRead(action.device, action.session, page))
 
     async def _answer(
         self, action: e.ClaimQueue | e.ReadPage, work: Awaitable[Any], event: Callable[[Any], e.Event]
     ) -> None:
         try:
-            async with self._queue_turn:
-                result = await timely(work, self._timers.delivery_timeout_s)
+            result = await timely(work, self._timers.delivery_timeout_s)
         except Fenced:
             self.crank.receive(e.QueueFenced(action.device, action.session))
         except BackendUnavailable:
@@ -246,12 +262,14 @@ class Shell:
         else:
             self.crank.receive(event(result))
 
+    async def _mark_rows(self, marks: Sequence[e.MarkRead]) -> None:
+        await asyncio.gather(*map(self._mark_read, marks))
+
     async def _mark_read(self, action: e.MarkRead) -> None:
         device, session, fence, row_ids = action
         try:
-            async with self._queue_turn:
-                mark = self._backends.queues.mark_read(device, fence, row_ids)
-                await timely(mark, self._timers.delivery_timeout_s)
+            mark = self._backends.queues.mark_read(device, fence, row_ids)
+            await timely(mark, self._timers.delivery_timeout_s)
         except Fenced:
             self.crank.receive(e.RowsUnmarked(device, session, fence, fenced=True))
         except BackendUnavailable:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import Integer, Select, bindparam, func, or_, select, update
 from sqlalchemy.engine import Connection
 
 from meshim.errors import Fenced
@@ -62,19 +62,15 @@ def _peek(connection: Connection, partitions: list[int], devices: list[int]) -> 
 
 
 def _claim(connection: Connection, device: int, owner: str, session: int, lease_ms: int) -> int | None:
-    held = connection.execute(
-        select(im_device.c.queue_owner, im_device.c.queue_session, im_device.c.queue_fence)
-        .add_columns(lease_ended(im_device.c.queue_until, lease_ms).label("ended"))
-        .where(im_device.c.id == device)
-        .with_for_update()
-    ).first()
+    held = connection.execute(_HELD, {"device": device, "lease_ms": lease_ms}).first()
     if held is None:
         return None  # dropped
     if not (held.queue_owner in {"", owner} or held.ended or held.queue_session <= session):
         return None
     fence = int(held.queue_fence) + 1
-    lease = {"queue_owner": owner, "queue_session": session, "queue_fence": fence, "queue_until": now_ms() + lease_ms}
-    connection.execute(update(im_device).where(im_device.c.id == device).values(lease))
+    connection.execute(
+        _TAKE, {"device": device, "owner": owner, "session": session, "fence": fence, "lease_ms": lease_ms}
+    )
     return fence
 
 
@@ -82,42 +78,51 @@ def _page(
     connection: Connection, partition: int, device: int, fence: int, after: tuple[int, int], rows: int, size: int
 ) -> tuple[Page, int]:
     """The page, and how long the lease lasts, in milliseconds."""
-    query = select(im_device.c.queue_fence, (im_device.c.queue_until - now_ms()).label("left_ms"))
-    lease = connection.execute(query.where(im_device.c.id == device)).first()
+    left_ms, through = _lease(connection, partition, device, fence)
+    position, index = after
+    found = connection.execute(
+        _PAGE, {"device": device, "position": position, "index": index, "rows": rows, "more": rows + 1, "bytes": size}
+    ).all()
+    page = tuple(Row(row_id, position, index, content) for row_id, position, index, content, _ in found)
+    more = bool(found) and found[0].beyond > len(page)
+    return Page(page, through, more), left_ms
+
+
+def _lease(connection: Connection, partition: int, device: int, fence: int) -> tuple[int, int]:
+    """How long the lease lasts, in milliseconds, and the position of the partition: what a page may say is known."""
+    lease = connection.execute(_LEASE, {"device": device, "partition": partition}).first()
     if lease is None or lease.queue_fence != fence:
         raise Fenced(_TAKEN_OVER)
+    return lease.left_ms, lease.position or 0
+
+
+def _page_query() -> Select[int, int, int, bytes, int]:
+    """Rows in order, and how many there are beyond `after`, this page and one more at most.
+
+    Sizes are added up before contents are fetched: only what fits is, however long they are.
+    """
     row = im_offline.c
     # `position >=` is what the index can use; a comparison of pairs it cannot.
-    beyond = (row.position >= after[0]) & or_(row.position > after[0], row.index > after[1])
-    # Sizes first: only what fits is fetched, however long the contents are.
-    sizes = connection.execute(
-        select(row.id, func.length(row.content))
-        .where(row.to_device == device, row.has_read == 0, beyond)
+    beyond = (row.position >= bindparam("position")) & or_(
+        row.position > bindparam("position"), row.index > bindparam("index")
+    )
+    sizes = (
+        select(row.id, row.position, row.index, func.length(row.content).label("size"))
+        .where(row.to_device == bindparam("device"), row.has_read == 0, beyond)
         .order_by(row.position, row.index)
-        .limit(rows + 1)
-    ).all()
-    ids = _fitting([(row_id, length) for row_id, length in sizes[:rows]], size)
-    contents = select(row.id, row.position, row.index, row.content).where(row.id.in_(ids))
-    found = connection.execute(contents.order_by(row.position, row.index))
-    page = tuple(Row(row_id, position, index, content) for row_id, position, index, content in found)
-    return Page(page, _position(connection, partition), len(sizes) > len(page)), lease.left_ms
-
-
-def _fitting(sizes: list[tuple[int, int]], size: int) -> list[int]:
-    """The ids of the first rows that fit, at least one."""
-    ids: list[int] = []
-    total = 0
-    for row_id, length in sizes:
-        total += length
-        if ids and total > size:
-            break
-        ids.append(row_id)
-    return ids
-
-
-def _position(connection: Connection, partition: int) -> int:
-    query = select(im_position.c.position).where(im_position.c.partition == partition)
-    return connection.scalar(query) or 0
+        .limit(bindparam("more"))
+        .subquery()
+    )
+    order = (sizes.c.position, sizes.c.index)
+    summed = select(
+        sizes.c.id,
+        func.row_number().over(order_by=order).label("number"),
+        func.sum(sizes.c.size).over(order_by=order, rows=(None, 0)).label("bytes"),
+        func.count().over().label("beyond"),
+    ).subquery()
+    fitting = (summed.c.number == 1) | ((summed.c.number <= bindparam("rows")) & (summed.c.bytes <= bindparam("bytes")))
+    page = select(row.id, row.position, row.index, row.content, summed.c.beyond)
+    return page.join(summed, summed.c.id == row.id).where(fitting).order_by(row.position, row.index)
 
 
 def _renew(connection: Connection, device: int, fence: int, lease_ms: int) -> None:
@@ -126,17 +131,45 @@ def _renew(connection: Connection, device: int, fence: int, lease_ms: int) -> No
 
 
 def _mark_read(connection: Connection, device: int, fence: int, row_ids: list[int]) -> None:
-    # Shared: no claim may come between this look and our commit (R3).
-    query = select(im_device.c.queue_fence).where(im_device.c.id == device).with_for_update(read=True)
-    if connection.scalar(query) != fence:
+    if connection.scalar(_FENCE, {"device": device}) != fence:
         raise Fenced(_TAKEN_OVER)
     for start in range(0, len(row_ids), _CHUNK):
-        acknowledged = im_offline.c.id.in_(row_ids[start : start + _CHUNK]) & (im_offline.c.to_device == device)
-        connection.execute(
-            update(im_offline).where(acknowledged, im_offline.c.has_read == 0).values(has_read=1, gmt_read=now_ms())
-        )
+        connection.execute(_MARK, {"ids": row_ids[start : start + _CHUNK], "device": device})
 
 
 def _release(connection: Connection, device: int, fence: int) -> None:
     this_lease = (im_device.c.id == device) & (im_device.c.queue_fence == fence)
     connection.execute(update(im_device).where(this_lease).values(queue_owner="", queue_until=0))
+
+
+# Statements are made once: to make one costs more than to run it.
+_THIS_DEVICE = im_device.c.id == bindparam("device")
+_HELD = (
+    select(im_device.c.queue_owner, im_device.c.queue_session, im_device.c.queue_fence)
+    .add_columns(lease_ended(im_device.c.queue_until, bindparam("lease_ms", type_=Integer)).label("ended"))
+    .where(_THIS_DEVICE)
+    .with_for_update()
+)
+_TAKE = (
+    update(im_device)
+    .where(_THIS_DEVICE)
+    .values(queue_owner=bindparam("owner"), queue_session=bindparam("session"), queue_fence=bindparam("fence"))
+    .values(queue_until=now_ms() + bindparam("lease_ms"))
+)
+_LEASE = select(
+    im_device.c.queue_fence,
+    (im_device.c.queue_until - now_ms()).label("left_ms"),
+    select(im_position.c.position)
+    .where(im_position.c.partition == bindparam("partition"))
+    .scalar_subquery()
+    .label("position"),
+).where(_THIS_DEVICE)
+_PAGE = _page_query()
+# Shared: no claim may come between this look and the commit of marks (R3).
+_FENCE = select(im_device.c.queue_fence).where(_THIS_DEVICE).with_for_update(read=True)
+_MARK = (
+    update(im_offline)
+    .where(im_offline.c.id.in_(bindparam("ids", expanding=True)), im_offline.c.to_device == bindparam("device"))
+    .where(im_offline.c.has_read == 0)
+    .values(has_read=1, gmt_read=now_ms())
+)

@@ -89,7 +89,7 @@ def _mysql_now_ms(element: Any, compiler: Any, **options: Any) -> str:
     return "(TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(3)) DIV 1000)"
 
 
-def lease_ended(until: ColumnElement[int], lease_ms: int) -> ColumnElement[bool]:
+def lease_ended(until: ColumnElement[int], lease_ms: int | ColumnElement[int]) -> ColumnElement[bool]:
     """Whether a lease until then is over, by the clock of the database.
 
     One that lasts longer than a lease can was taken before that clock stepped back (adr/0016): fencing keeps its

@@ -314,8 +314,8 @@ async def test_position_never_says_more_than_the_rows_that_are_seen(
     """R1, R2: a page that is empty up to a position is the proof that a live message may pass."""
     bob = await mailbox(sql.process())
     fence = await bob.claim()
-    # Behind the look at the rows, before the one at the position.
-    pause = pause_after(monkeypatch, sql_queues, "_fitting")
+    # Behind the look at the position, before the one at the rows.
+    pause = pause_after(monkeypatch, sql_queues, "_lease")
     paging = asyncio.create_task(bob.page(fence))
     await pause.reached()
     await bob.store(1, position=1)
