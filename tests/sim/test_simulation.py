@@ -62,7 +62,7 @@ def outcome(*options: str, **environment: str) -> dict[str, object]:
     """Of two seeds, without what differs from one machine to the next."""
     done = subprocess.run(
         [sys.executable, SIMULATE, "--seeds", "2", "--from", "5", "--jobs", "1", "--json", *options],
-        env=os.environ | environment, capture_output=True, text=True, check=True, timeout=120,
+        env=os.environ | environment, capture_output=True, text=True, check=True, timeout=600,
     )  # fmt: skip
     answer: dict[str, object] = json.loads(done.stdout)
     return {name: value for name, value in answer.items() if name not in ("cpu_s", "seconds")}
