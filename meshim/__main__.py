@@ -2,8 +2,14 @@
 
 from meshim import compiled
 
-if __name__ == "__main__":
+
+def main() -> None:
+    """Run the command."""
     compiled.use()  # before anything that it holds is imported
     from meshim.cli.main import main
 
+    main()
+
+
+if __name__ == "__main__":
     main()

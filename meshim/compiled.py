@@ -47,6 +47,9 @@ MODULES = (
 SUFFIX = importlib.machinery.EXTENSION_SUFFIXES[0]
 
 
+_SOURCES = Path(__file__).parent
+
+
 class _Finder(MetaPathFinder):
     def __init__(self, files: dict[str, Path]) -> None:
         self._files = files
@@ -58,9 +61,8 @@ class _Finder(MetaPathFinder):
         return None if file is None else importlib.util.spec_from_file_location(fullname, file)
 
 
-def folder() -> Path:
+def folder(sources: Path = _SOURCES) -> Path:
     """Where the extension modules of these very sources are, if there are any; it takes some milliseconds."""
-    sources = Path(__file__).parent
     seen = hashlib.sha256(f"{sys.version} {SUFFIX} {MODULES}".encode())
     for file in sorted(sources.rglob("*.py")):
         data = file.read_bytes()
@@ -68,9 +70,12 @@ def folder() -> Path:
     return Path(sys.prefix) / "compiled" / seen.hexdigest()[:32]
 
 
-def available() -> bool:
-    """Whether these sources are compiled, and that is wanted."""
-    return os.environ.get("MESHIM_PLAIN", "0") in ("", "0") and folder().is_dir()
+def available() -> Path | None:
+    """The folder, when these sources are compiled and that is wanted."""
+    if os.environ.get("MESHIM_PLAIN", "0") not in ("", "0"):
+        return None
+    here = folder()
+    return here if here.is_dir() else None
 
 
 def use() -> bool:
@@ -78,9 +83,9 @@ def use() -> bool:
 
     Call it before anything else of meshim is imported.
     """
-    if not available():
+    here = available()
+    if here is None:
         return False
-    here = folder()
     early = [name for name in MODULES if name in sys.modules]
     assert not early, f"imported already: {early}"
     files = {str(file.relative_to(here)).removesuffix(SUFFIX): file for file in here.rglob(f"*{SUFFIX}")}

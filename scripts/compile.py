@@ -6,6 +6,7 @@ It takes half a minute, and nothing when it was done for these sources already.
 Exit code 0: they are compiled.  1: it did not work, and one sentence says why; meshim runs without.
 """
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -24,29 +25,43 @@ OPTIMIZE = {"MYPYC_OPT_LEVEL": "2", "MYPYC_DEBUG_LEVEL": "0"}
 
 
 def main() -> int:
-    target = compiled.folder()
-    if target.is_dir():
+    if compiled.folder().is_dir():
         return 0
-    target.parent.mkdir(exist_ok=True)
-    for old in target.parent.iterdir():  # of other sources, or interrupted
-        shutil.rmtree(old) if old.is_dir() else old.unlink()
-    log = target.parent / "log"
-    with tempfile.TemporaryDirectory(dir=target.parent) as work, log.open("w") as output:
-        shutil.copytree(Path(compiled.__file__).parent, f"{work}/meshim", ignore=shutil.ignore_patterns("__pycache__"))
+    place = compiled.folder().parent
+    place.mkdir(exist_ok=True)
+    with (place / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with tempfile.TemporaryDirectory(dir=place) as work:
+            return _compile(place, Path(work))
+
+
+def _compile(place: Path, work: Path) -> int:
+    """Compile a copy: what is edited meanwhile is another digest."""
+    sources = work / "meshim"
+    shutil.copytree(Path(compiled.__file__).parent, sources, ignore=shutil.ignore_patterns("__pycache__"))
+    target = compiled.folder(sources)
+    if target.is_dir():
+        return 0  # another one was faster
+    log = place / "log"
+    with log.open("w") as output:
         done = subprocess.run(
             [sys.executable, "-m", "mypyc", *(name.replace(".", os.sep) + ".py" for name in compiled.MODULES)],
             cwd=work, env=os.environ | OPTIMIZE, stdout=output, stderr=subprocess.STDOUT, check=False,
         )  # fmt: skip
-        if done.returncode:
-            print(f"scripts/compile.py: it did not compile, {log} tells why", file=sys.stderr)
-            return 1
-        made = Path(work) / "made"
-        shutil.rmtree(Path(work) / "build")
-        for file in list(Path(work).rglob(f"*{compiled.SUFFIX}")):
-            place = made / file.relative_to(work)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            file.rename(place)
-        made.rename(target)
+    if done.returncode:
+        print(f"scripts/compile.py: it did not compile, {log} tells why", file=sys.stderr)
+        return 1
+    made = work / "made"
+    shutil.rmtree(work / "build")
+    for file in list(work.rglob(f"*{compiled.SUFFIX}")):
+        to = made / file.relative_to(work)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        file.rename(to)
+    os.sync()  # a name that is there after a loss of power stands for files that are
+    made.rename(target)
+    for other in place.iterdir():
+        if other.is_dir() and other not in (target, work):
+            shutil.rmtree(other)  # of other sources, or interrupted
     return 0
 
 

@@ -73,7 +73,9 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Simulate meshes in which everything goes wrong, and judge them.")
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description="Simulate meshes in which everything goes wrong, and judge them."
+    )
     parser.add_argument("--seeds", type=count, default=100, metavar="N", help="how many runs (100)")
     parser.add_argument("--from", type=natural, default=1, dest="first", metavar="S", help="the first seed (1)")
     parser.add_argument("--break", choices=sorted(BREAKS), dest="break_", metavar="NAME",

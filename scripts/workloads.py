@@ -241,8 +241,10 @@ async def _feed(traffic: Traffic, pairs: int, rate: float, seconds: float, look:
     began, sent, count = time.perf_counter(), 0, int(rate * seconds)
     step_s = 0.0 if rate <= 1 / _TIMER_S else _TIMER_S
     while sent < count:
-        now = time.perf_counter()
-        due = min(int((now - began) * rate) + 1, count)
+        passed = time.perf_counter() - began
+        if step_s:
+            passed -= passed % step_s
+        due = min(int(passed * rate) + 1, count)
         for number in range(sent, due):
             wanted = number / rate
             traffic.send(number % pairs, pairs + number % pairs, began + wanted + (-wanted % step_s if step_s else 0.0))

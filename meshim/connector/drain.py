@@ -22,7 +22,7 @@ import msgspec
 from meshim.connector.events import Action, ClaimQueue, MarkRead, ReadPage, ReleaseQueue
 from meshim.stores.ports import Page, Row
 
-MARKS_AT_ONCE = 1_024
+MARKS_AT_ONCE = 8_192
 """Rows in one transaction that marks."""
 
 
@@ -183,7 +183,7 @@ class Drain:
         """The session ends; what was pushed and not acknowledged stays unread."""
         if self._fence is None:
             return []
-        # Nobody waits for an answer any more, so that all goes out; what is under way is marked once.
+        # Nobody waits for an answer any more, so that all goes out; to mark again what is under way changes nothing.
         left = self._acknowledged
         chunks = (tuple(left[at : at + MARKS_AT_ONCE]) for at in range(0, len(left), MARKS_AT_ONCE))
         marks = [MarkRead(self.device, self.session, self._fence, chunk) for chunk in chunks]

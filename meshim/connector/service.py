@@ -33,6 +33,8 @@ from meshim.stores.queues import SqlQueues
 from meshim.stores.session_cache import RedisSessionCache
 from meshim.topology import Topology
 
+LINK_WITHIN_S = 3.0
+"""How long a start waits for a transfer, so that what is ready takes messages.  Without any it serves all the same."""
 FRAME_OVERHEAD_BYTES = 16_384
 """Of a frame beyond its items.  A frame up to twice the limit is answered with a code; beyond that libzmq cuts."""
 FRAME_ITEMS = 64
@@ -142,6 +144,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
                     lambda: _counted(core, router) | keeper.counted() | connections.counted(),
                 )
             )  # fmt: skip
+            await shell.crank.until(lambda: core.ready, LINK_WITHIN_S)
             service.ready(endpoint)
             await service.stopping()
         # Without the lease, so that nobody new comes meanwhile.

@@ -22,10 +22,9 @@ PAUSE_S = 0.01
 SEEN_PAUSE_S = 1.0
 """Between notes of who is connected: they are looked at after weeks."""
 MARK_PAUSE_S = 0.1
-"""Between transactions that mark rows: what a device has can wait for what others do not have yet, and the rows of many
-devices that one transaction marks lie on the same pages."""
-CLAIMS, MARKS = 64, 64
-"""At once: SQLite has them share a transaction (adr/0011), MySQL as many connections as there are."""
+"""Between gatherings of rows to mark: what a device has can wait for what others do not have yet, and rows of many
+devices that are marked together lie on the same pages."""
+MARKS = 256
 BUNDLE_OVERHEAD_BYTES = 65_536
 CACHED_SHARE = 0.25
 """Of `relation_ttl_s`: how old relations may be at a greeting.  The rest is how long a session goes on with them."""
@@ -49,14 +48,15 @@ class Shell:
         self._greeter = Greeter(backends, CACHED_SHARE * self._timers.relation_ttl_s, service)
         self._transfers: dict[int, Lease] = {}
         self._dealers: dict[int, Dealer] = {}
-        self._queue_turn = asyncio.Semaphore(2 * topology.limits.db_threads)
+        self._read_turn = asyncio.Semaphore(2 * topology.limits.db_threads)
+        # More: on SQLite what is under way together shares a transaction (adr/0011).
+        self._write_turn = asyncio.Semaphore(8 * topology.limits.db_threads)
         self._greets: Batches[e.CheckGreet] = Batches(self._check_greets, 256, PAUSE_S)
         self._seats: Batches[tuple[Seat, tuple[int, ...]]] = Batches(self._write_seats, 256, PAUSE_S)
         self._renewals: Batches[e.Renewal] = Batches(self._renew_seats, 8192)
         self._erased: Batches[Seat] = Batches(self._erase_seats, 1024)
         self._peeks: Batches[tuple[int, int, int]] = Batches(self._peek, 512, PAUSE_S)
-        self._claims: Batches[e.ClaimQueue] = Batches(self._claim_queues, CLAIMS)
-        self._marks: Batches[e.MarkRead] = Batches(self._mark_rows, MARKS, MARK_PAUSE_S)
+        self._marks: Batches[e.MarkRead | e.ReleaseQueue] = Batches(self._mark_and_release, MARKS, MARK_PAUSE_S)
         self._readings: Batches[int] = Batches(self._read_accounts, 64)
         self._seen: Batches[int] = Batches(self._note_seen, 1024, SEEN_PAUSE_S)
         start = service.start
@@ -70,10 +70,10 @@ class Shell:
             e.RenewSeats: lambda action: self._add_all(self._renewals, action.renewals),
             e.EraseSeats: lambda action: self._add_all(self._erased, action.seats),
             e.PeekQueues: lambda action: self._add_all(self._peeks, action.devices),
-            e.ClaimQueue: self._claims.add,
+            e.ClaimQueue: lambda action: start(self._claim(action)),
             e.ReadPage: lambda action: start(self._read_page(action)),
             e.MarkRead: self._marks.add,
-            e.ReleaseQueue: lambda action: start(self._release(action)),
+            e.ReleaseQueue: self._marks.add,
             e.ReadAccounts: lambda action: self._add_all(self._readings, action.users),
             e.TellKick: lambda action: start(self._tell(action)),
             e.NoteSeen: lambda action: self._add_all(self._seen, action.devices),
@@ -92,22 +92,18 @@ class Shell:
         self.crank.receive(e.StopRequested())
         await self.crank.until(lambda: self._core.idle, within_s)
         deadline = loop.time() + within_s
-        for batches in (
-            self._marks,
-            self._renewals,
-            self._seats,
-            self._erased,
-        ):  # of the last three one leads to the next
+        for batches in (self._renewals, self._seats, self._erased):  # in this order one leads to the other
             await batches.drained(deadline - loop.time())
         for action in self._core.farewell(loop.time()):
             self._perform(action)
         for dealer in list(self._dealers.values()):
             dealer.close(linger_ms=200)
+        await self._marks.drained(deadline - loop.time())
 
     def _all_batches(self) -> list[Batches[Any]]:
         return [
-            self._greets, self._seats, self._renewals, self._erased, self._peeks, self._claims, self._marks,
-            self._readings, self._seen,
+            self._greets, self._seats, self._renewals, self._erased, self._peeks, self._marks, self._readings,
+            self._seen,
         ]  # fmt: skip
 
     def _perform(self, action: e.Action) -> None:
@@ -233,21 +229,19 @@ class Shell:
         else:
             self.crank.receive(e.QueuesPeeked(devices, through, waiting))
 
-    async def _claim_queues(self, claims: Sequence[e.ClaimQueue]) -> None:
-        await asyncio.gather(*map(self._claim, claims))
-
     async def _claim(self, action: e.ClaimQueue) -> None:
         owner = f"{action.session}"
-        work = self._backends.queues.claim(action.device, owner, action.session, self._timers.queue_lease_s)
-        await self._answer(action, work, lambda fence: e.QueueClaimed(action.device, action.session, fence))
+        async with self._write_turn:
+            work = self._backends.queues.claim(action.device, owner, action.session, self._timers.queue_lease_s)
+            await self._answer(action, work, lambda fence: e.QueueClaimed(action.device, action.session, fence))
 
     async def _read_page(self, action: e.ReadPage) -> None:
         limits = self._limits
-        work = self._backends.queues.page(
-            action.user, action.device, action.fence, action.after, limits.drain_page_rows, limits.drain_page_bytes,
-            self._timers.queue_lease_s,
-        )  # fmt: skip
-        async with self._queue_turn:
+        async with self._read_turn:
+            work = self._backends.queues.page(
+                action.user, action.device, action.fence, action.after, limits.drain_page_rows, limits.drain_page_bytes,
+                self._timers.queue_lease_s,
+            )  # fmt: skip
             await self._answer(action, work, lambda page: e.PageRead(action.device, action.session, page))
 
     async def _answer(
@@ -262,14 +256,17 @@ class Shell:
         else:
             self.crank.receive(event(result))
 
-    async def _mark_rows(self, marks: Sequence[e.MarkRead]) -> None:
-        await asyncio.gather(*map(self._mark_read, marks))
+    async def _mark_and_release(self, actions: Sequence[e.MarkRead | e.ReleaseQueue]) -> None:
+        await asyncio.gather(*(self._mark_read(each) for each in actions if isinstance(each, e.MarkRead)))
+        # Behind them: whoever claims next finds nothing unread that the device has.
+        await asyncio.gather(*(self._release(each) for each in actions if isinstance(each, e.ReleaseQueue)))
 
     async def _mark_read(self, action: e.MarkRead) -> None:
         device, session, fence, row_ids = action
         try:
-            mark = self._backends.queues.mark_read(device, fence, row_ids)
-            await timely(mark, self._timers.delivery_timeout_s)
+            async with self._write_turn:
+                mark = self._backends.queues.mark_read(device, fence, row_ids)
+                await timely(mark, self._timers.delivery_timeout_s)
         except Fenced:
             self.crank.receive(e.RowsUnmarked(device, session, fence, fenced=True))
         except BackendUnavailable:
@@ -279,7 +276,7 @@ class Shell:
 
     async def _release(self, action: e.ReleaseQueue) -> None:
         try:
-            async with self._queue_turn:
+            async with self._write_turn:
                 release = self._backends.queues.release(action.device, action.fence)
                 await timely(release, self._timers.delivery_timeout_s)
         except BackendUnavailable:

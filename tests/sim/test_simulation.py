@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -62,8 +63,9 @@ def outcome(*options: str, **environment: str) -> dict[str, object]:
     """Of two seeds, without what differs from one machine to the next."""
     done = subprocess.run(
         [sys.executable, SIMULATE, "--seeds", "2", "--from", "5", "--jobs", "1", "--json", *options],
-        env=os.environ | environment, capture_output=True, text=True, check=True, timeout=600,
+        env=os.environ | environment, capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     answer: dict[str, object] = json.loads(done.stdout)
     return {name: value for name, value in answer.items() if name not in ("cpu_s", "seconds")}
 
@@ -78,6 +80,7 @@ def test_the_same_seed_is_the_same_run(seen: dict[str, object]) -> None:
     assert outcome(PYTHONHASHSEED="2") == seen
 
 
+@pytest.mark.skipif(shutil.which("cc") is None or "MESHIM_PLAIN" in os.environ, reason="nothing is compiled here")
 def test_compiled_cores_do_the_same(seen: dict[str, object]) -> None:
-    """To the last action.  Needs a C compiler, as `scripts/setup` says."""
+    """To the last action."""
     assert outcome("--compiled") == seen

@@ -14,40 +14,40 @@ from meshim import compiled
 
 
 @pytest.fixture
-def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def copy(tmp_path: Path) -> Path:
     """The sources, as a folder of their own that can be changed."""
     package = tmp_path / "meshim"
     shutil.copytree(Path(compiled.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(compiled, "__file__", str(package / "compiled.py"))
     return package
 
 
-def test_the_same_sources_anywhere_have_the_same_folder(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    there = compiled.folder()
-    monkeypatch.undo()
-    assert compiled.folder() == there
+def test_the_same_sources_anywhere_have_the_same_folder(copy: Path) -> None:
+    assert compiled.folder(copy) == compiled.folder()
 
 
 @pytest.mark.parametrize("file", ["protocol/link.py", "wire/mesh.py", "stores/migrations/env.py"])
 def test_any_change_of_the_sources_is_another_folder(copy: Path, file: str) -> None:
-    before = compiled.folder()
+    before = compiled.folder(copy)
     with (copy / file).open("a") as source:
         source.write("\n")
-    assert compiled.folder() != before
+    assert compiled.folder(copy) != before
 
 
 def test_a_source_under_another_name_is_another_folder(copy: Path) -> None:
-    before = compiled.folder()
+    before = compiled.folder(copy)
     (copy / "protocol" / "link.py").rename(copy / "protocol" / "links.py")
-    assert compiled.folder() != before
+    assert compiled.folder(copy) != before
 
 
-def test_nothing_is_used_where_nothing_was_compiled(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MESHIM_PLAIN", raising=False)
-    (copy / "new.py").touch()
-    finders = list(sys.meta_path)
-    assert not compiled.use()
-    assert sys.meta_path == finders
+@pytest.mark.parametrize(("plain", "there", "wanted"), [("0", True, True), ("1", True, False), ("0", False, False)])
+def test_they_are_available_when_made_and_wanted(
+    plain: str, there: bool, wanted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MESHIM_PLAIN", plain)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    if there:
+        compiled.folder().mkdir(parents=True)
+    assert compiled.available() == (compiled.folder() if wanted else None)
 
 
 @pytest.mark.parametrize("name", compiled.MODULES)

@@ -58,12 +58,15 @@ def test_what_is_stored_comes_first_and_is_marked_when_the_device_has_it() -> No
 
 
 def test_what_a_device_had_taken_when_its_session_ended_is_marked() -> None:
-    """Also what nobody has said yet to be marked: it would come again to one that is soon back."""
+    """Also what waited for an earlier mark: it would come again to one that is soon back."""
     connector = Connector()
     bob = draining(connector)
-    connector.page(row(1), row(2), row(3))
+    connector.page(row(1), row(2), more=True)
     bob.acknowledge()
-    assert connector.take_one(e.MarkRead).row_ids == (1, 2, 3)
+    assert connector.take_one(e.MarkRead).row_ids == (1, 2)
+    connector.page(row(3), through=3)
+    bob.acknowledge()
+    assert not connector.take(e.MarkRead), "one at a time"
     bob.send(Close(bob.link, 0))
     assert connector.take_one(e.MarkRead).row_ids == (1, 2, 3)
     assert connector.take_one(e.ReleaseQueue) == e.ReleaseQueue(B1, 1)
