@@ -6,6 +6,7 @@ It takes half a minute, and nothing when it was done for these sources already.
 Exit code 0: they are compiled.  1: it did not work, and one sentence says why; meshim runs without.
 """
 
+import argparse
 import fcntl
 import os
 import shutil
@@ -25,6 +26,7 @@ OPTIMIZE = {"MYPYC_OPT_LEVEL": "2", "MYPYC_DEBUG_LEVEL": "0"}
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     if compiled.folder().is_dir():
         return 0
     place = compiled.folder().parent
