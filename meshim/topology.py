@@ -116,7 +116,9 @@ class Timers(Frozen, frozen=True, forbid_unknown_fields=True):
     delivery_timeout_s: Seconds = 2.5
     publish_timeout_s: Seconds = 2.0
     # caches and sweeps
-    presence_cache_ttl_s: Seconds = 5.0
+    presence_cache_ttl_s: Seconds = 30.0
+    presence_silence_s: Seconds = 5.0
+    """How long what is cached is believed while Redis says nothing, not even that nothing changed."""
     relation_ttl_s: Seconds = 60.0
     sweep_s: Seconds = 30.0
     # life of things in the store

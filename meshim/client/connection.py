@@ -154,6 +154,7 @@ class Connection:
             server_key=connector.key.encode() or None,
             keys=None,
             frame_bytes=FRAME_BYTES,
+            heartbeat_s=None,
             on_batch=lambda batch: self._crank.receive(e.FramesReceived(batch)),
             on_connected=lambda: self._connected(token),
             on_lost=self._lost,

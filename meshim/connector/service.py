@@ -124,7 +124,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
             listener.bind,
             keys=keys,
             frame_bytes=2 * limits.frame_bytes,
-            heartbeat_s=timers.client_heartbeat_s,
+            heartbeat_s=None,
             hwm=FRAMES_PER_WINDOW * limits.client_window,
             guarding=guarding(topology, core),
             on_batch=lambda batch: shell.crank.receive(e.ClientsSent(batch)),

@@ -13,7 +13,9 @@ _CURVE_OVERHEAD_BYTES = 33
 """Added to a frame by CURVE: "\\7MESSAGE", counter, flags and authenticator (RFC 26)."""
 
 
-def set_common(socket: Socket, endpoint: str, *, frame_bytes: int, curve: bool, hwm: int, heartbeat_s: float) -> None:
+def set_common(
+    socket: Socket, endpoint: str, *, frame_bytes: int, curve: bool, hwm: int, heartbeat_s: float | None
+) -> None:
     """What both kinds of sockets need."""
     assert frame_bytes >= 1_024, "handshakes count as frames"
     # Closing forgets what was not sent, unless `close` says otherwise: the windows above keep it.
@@ -25,10 +27,11 @@ def set_common(socket: Socket, endpoint: str, *, frame_bytes: int, curve: bool, 
     socket.set(zmq.MAXMSGSIZE, frame_bytes + (_CURVE_OVERHEAD_BYTES if curve else 0))
     # 30 s by default, in which a connection that says nothing holds a descriptor.
     socket.set(zmq.HANDSHAKE_IVL, _ms(HANDSHAKE_S))
-    # By the I/O thread, so that they cost Python nothing and find hosts, networks and stopped processes.
-    socket.set(zmq.HEARTBEAT_IVL, _ms(heartbeat_s))
-    socket.set(zmq.HEARTBEAT_TIMEOUT, _ms(2 * heartbeat_s))
-    # For peers whose ZMTP has no heartbeats (before 3.1); the kernel's default is two hours.
+    if heartbeat_s is not None:
+        # By the I/O thread, so that they cost Python nothing and find hosts, networks and stopped processes.
+        socket.set(zmq.HEARTBEAT_IVL, _ms(heartbeat_s))
+        socket.set(zmq.HEARTBEAT_TIMEOUT, _ms(2 * heartbeat_s))
+    # By the kernel, for nothing; its default is two hours.
     socket.set(zmq.TCP_KEEPALIVE, 1)
     socket.set(zmq.TCP_KEEPALIVE_IDLE, 30)
     socket.set(zmq.TCP_KEEPALIVE_INTVL, 10)
@@ -46,7 +49,7 @@ def set_router(socket: Socket) -> None:
     socket.set(zmq.BACKLOG, _BACKLOG)
 
 
-def set_dealer(socket: Socket, *, heartbeat_s: float) -> None:
+def set_dealer(socket: Socket, *, heartbeat_s: float | None) -> None:
     # Whoever owns the socket decides where to go next, and when.
     #
     # IMMEDIATE=1 and RECONNECT_IVL=-1 would say what is meant: no frames for a peer that is not there, no second
@@ -57,8 +60,14 @@ def set_dealer(socket: Socket, *, heartbeat_s: float) -> None:
     socket.set(zmq.RECONNECT_IVL, _NEVER_MS)
     # The kernel tries for two minutes.
     socket.set(zmq.CONNECT_TIMEOUT, _ms(HANDSHAKE_S))
-    # The other end drops us when we are silent for so long, also if it sends no heartbeats itself.
-    socket.set(zmq.HEARTBEAT_TTL, _ms(2 * heartbeat_s))
+    if heartbeat_s is not None:
+        # The other end drops us when we are silent for so long, also if it sends no heartbeats itself.
+        socket.set(zmq.HEARTBEAT_TTL, _ms(2 * heartbeat_s))
+    # A host or network that is gone is missed after ten seconds, whether we have something to say or not: before the
+    # first Ping of a client that has nothing to say, and long before the silence that follows it.
+    socket.set(zmq.TCP_KEEPALIVE_IDLE, 4)
+    socket.set(zmq.TCP_KEEPALIVE_INTVL, 2)
+    socket.set(zmq.TCP_MAXRT, _ms(10.0))
 
 
 def set_curve_server(socket: Socket, *, secret: bytes, domain: str) -> None:

@@ -109,7 +109,7 @@ class Context:
         domain: str = "",
         admit: Admit | None = None,
         hwm: int = 1_000,
-        heartbeat_s: float = 2.0,
+        heartbeat_s: float | None = 2.0,
         guarding: Guarding | None = None,
     ) -> "Router":
         """Bind a ROUTER; `on_batch` gets (peer, frame) pairs in the order they came.
@@ -117,8 +117,8 @@ class Context:
         With `keys` only peers that know the public one can connect, and `admit` decides by their own key; `domain`
         must be the socket's alone.  Without these two nobody is asked: it is encrypted all the same, and each
         connection has one pipe less (adr/0022).  Without `keys` the link is plain, and nobody is asked either.
-        At most `hwm` frames wait for a peer, and as many from it.  With `guarding` connections of peers that are not
-        wanted are ended.
+        At most `hwm` frames wait for a peer, and as many from it.  Without `heartbeat_s` peers that fall silent are
+        the owner's to notice (adr/0027).  With `guarding` connections of peers that are not wanted are ended.
 
         Raises UsageError when the address is wrong, in use or not this machine's.
         """
@@ -157,7 +157,7 @@ class Context:
         on_lost: Callable[[], None] | None,
         on_connected: Callable[[], None] | None = None,
         hwm: int = 1_000,
-        heartbeat_s: float = 2.0,
+        heartbeat_s: float | None = 2.0,
     ) -> "Dealer":
         """Start to connect a DEALER to one endpoint, once: after `on_lost` close it and make another.
 

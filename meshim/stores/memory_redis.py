@@ -15,6 +15,9 @@ from meshim.stores.session_clock import SessionClock
 
 _Value = TypeVar("_Value")
 
+QUIET_S = 1.0
+"""After so long without a change subscribers are told that there was none."""
+
 
 class MemoryRedis:
     """What the server holds, and whether it answers."""
@@ -65,12 +68,19 @@ class MemoryRedis:
                 subscriber.add(users)
 
     async def subscribe(self, namespace: str) -> AsyncGenerator[tuple[int, ...] | None]:
-        """Yield what is published in the namespace, and None where something may have been missed."""
+        """Yield what is published in the namespace, nobody while it is quiet, None where something was missed."""
         subscriber = _Subscriber(namespace)
         self._subscribers.append(subscriber)
         try:
             while True:
-                yield await subscriber.take()
+                try:
+                    async with asyncio.timeout(QUIET_S):
+                        users = await subscriber.take()
+                except TimeoutError:
+                    if self._away:
+                        continue
+                    users = ()
+                yield users
         finally:
             self._subscribers.remove(subscriber)
 

@@ -88,7 +88,11 @@ class Presence(Protocol):
         """Change the device list of a user who has an entry; nothing otherwise."""
 
     def changes(self) -> AsyncGenerator[tuple[int, ...] | None]:
-        """Users whose entries changed, as it happens; None whenever changes may have been missed (also at first)."""
+        """Users whose entries changed, as it happens; None whenever changes may have been missed (also at first).
+
+        Where nothing changes it is nobody's, an empty tuple, about once a second: so who hears nothing knows
+        that changes may be on their way.
+        """
 
 
 # ---------------------------------------------------------------- session cache (Redis)

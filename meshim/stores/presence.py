@@ -186,7 +186,10 @@ class RedisPresence:
         await self._set_devices([self._channel, self._key(user)], [user, _json.encode(sorted(devices))])
 
     async def changes(self) -> AsyncGenerator[tuple[int, ...] | None]:
-        """Every user once in a tuple.  Close the generator (`contextlib.aclosing`) to give its connection back."""
+        """Every user once in a tuple, nobody when Redis says that nothing changed.
+
+        Close the generator (`contextlib.aclosing`) to give its connection back.
+        """
         async with aclosing(self._client.subscribe(self._channel)) as batches:
             async for batch in batches:
                 if batch is None:

@@ -90,7 +90,8 @@ class RedisClient:
     async def subscribe(self, channel: str) -> AsyncGenerator[list[bytes] | None]:
         """Yield what is published on the channel, as many messages at once as are there.
 
-        Yields None when the subscription begins, and again each time it was lost and begins anew:
+        Yields an empty list when the server has nothing to say for `timeout_s` and answers that it is there, and
+        None when the subscription begins, and again each time it was lost and begins anew:
         messages may have been missed.  Outages are waited out, with growing pauses, for ever.
         """
         pause_s = 0.0
@@ -133,8 +134,7 @@ class RedisClient:
                     if len(batch) == _MESSAGES_AT_ONCE:
                         break
                 message = await pubsub.get_message(timeout=0)
-            if batch:
-                yield batch
+            yield batch
 
     async def close(self) -> None:
         """Close every connection."""

@@ -50,6 +50,7 @@ class TransferOptions(msgspec.Struct, frozen=True):
     record_items: int
     presence_cache: int
     presence_cache_ttl_s: float
+    presence_silence_s: float
 
 
 def item_size(item: FromTransfer) -> int:
@@ -95,7 +96,9 @@ class TransferCore:
         self._connectors: dict[int, _Connector] = {}
         self._turn: Turn[bytes] = Turn()
         self._ticked = 0.0
-        self._directory = Directory(options.presence_cache, options.presence_cache_ttl_s)
+        self._directory = Directory(
+            options.presence_cache, options.presence_cache_ttl_s, options.presence_silence_s
+        )  # fmt: skip
         self._waiting: dict[int, list[_Pending]] = {}
         self._waiting_count = 0
         self._waiting_bytes = 0
@@ -375,6 +378,7 @@ class TransferCore:
                     self._copy(route, pending.where[stamp.to.id], pending.where.get(stamp.user))
 
     def _presence_changed(self, event: e.PresenceChanged, now: float) -> None:
+        self._directory.heard(now)
         if event.users is None:
             self._directory.forget_all()
         else:

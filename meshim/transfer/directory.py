@@ -1,8 +1,9 @@
 """Who is where, as a transfer remembers it: a bounded cache of presence.
 
 An entry lives for `ttl_s`, until presence says that it changed, or until a connector says that a
-device is not there.  What is not known is looked up once, and everything for that user waits for the answer in
-order.  Being wrong costs a trip to the store, never a message.
+device is not there; and no entry is believed when presence has been silent for `silence_s`, as changes may be on
+their way.  What is not known is looked up once, and everything for that user waits for the answer in order.  Being
+wrong about a seat costs a trip to the store, never a message.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -48,9 +49,11 @@ class Whereabouts:
 class Directory:
     """Presence of users, as last heard."""
 
-    def __init__(self, most: int, ttl_s: float) -> None:
+    def __init__(self, most: int, ttl_s: float, silence_s: float) -> None:
         self._most = most
         self._ttl_s = ttl_s
+        self._silence_s = silence_s
+        self._believed_until = 0.0
         self._known: dict[int, Whereabouts] = {}
         self._asked: dict[int, bool] = {}
         """Users whose look-up is under way -> whether the answer may be kept."""
@@ -58,9 +61,13 @@ class Directory:
     def get(self, user: int, now: float) -> Whereabouts | None:
         """None when the user has to be looked up."""
         known = self._known.get(user)
-        if known is None or known.until <= now:
+        if known is None or known.until <= now or self._believed_until <= now:
             return None
         return known
+
+    def heard(self, now: float) -> None:
+        """Presence has told all that changed until now."""
+        self._believed_until = now + self._silence_s
 
     def ask(self, user: int) -> bool:
         """Note that the user is looked up; False when she is already."""

@@ -41,6 +41,7 @@ def options_of(topology: Topology) -> TransferOptions:
         record_items=limits.bundle_items,
         presence_cache=limits.presence_cache,
         presence_cache_ttl_s=timers.presence_cache_ttl_s,
+        presence_silence_s=timers.presence_silence_s,
     )
 
 

@@ -659,6 +659,16 @@ async def test_libzmq_is_told_every_limit(context: Context) -> None:
         server.router: both | {zmq.SNDHWM: 7, zmq.RCVHWM: 7, zmq.BACKLOG: 4_096, zmq.HEARTBEAT_IVL: 2_000},
         client.dealer: both | {zmq.SNDHWM: 1_000, zmq.HEARTBEAT_IVL: 1_500, zmq.HEARTBEAT_TTL: 3_000},
     }
+    quiet = context.dealer(
+        server.router.endpoint, server_key=keys.public, keys=None, frame_bytes=FRAME_BYTES, on_batch=lambda batch: None,
+        on_lost=None, heartbeat_s=None,
+    )  # fmt: skip
+    expected[quiet] = both | {
+        zmq.HEARTBEAT_IVL: 0,
+        zmq.HEARTBEAT_TTL: 0,
+        zmq.TCP_KEEPALIVE_IDLE: 4,
+        zmq.TCP_MAXRT: 10_000,
+    }
     for peer, options in expected.items():
         assert {option: peer._socket.get(option) for option in options} == options
 

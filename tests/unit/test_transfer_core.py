@@ -18,6 +18,7 @@ from tests.unit.transfer_world import (
     C1,
     CACHE_S,
     CAROL,
+    PRESENCE_SILENCE_S,
     SILENCE_S,
     Transfer,
     here,
@@ -169,6 +170,26 @@ def test_presence_is_remembered_for_its_time() -> None:
     transfer.pass_time(0.2)
     alice.give(route(seq=3))
     assert transfer.looked_up() == [BOB]
+
+
+def test_while_presence_is_silent_nothing_is_remembered_for_long() -> None:
+    """A device that has just been registered would miss what is sent to the others of its user."""
+    transfer = Transfer()
+    alice, bob = transfer.connector(ALICE), transfer.connector(BOB)
+    alice.give(route(seq=1))
+    transfer.present({BOB: here(BOB, B1)})
+    transfer.presence_speaks = False
+    transfer.pass_time(PRESENCE_SILENCE_S - 0.1)
+    alice.give(route(seq=2))
+    assert bob.places == [(1, (B1,)), (2, (B1,))]
+    transfer.pass_time(0.1)
+    alice.give(route(seq=3))
+    assert transfer.looked_up() == [BOB]
+    transfer.presence_speaks = True
+    transfer.nothing_changed()
+    transfer.present({BOB: here(BOB, B1)})
+    alice.give(route(seq=4))
+    assert not transfer.looked_up()
 
 
 @pytest.mark.parametrize("change", [(BOB,), None])

@@ -25,7 +25,7 @@ A1, A2, B1, B2, C1 = 11, 12, 21, 22, 31
 EPOCH = 0xE90C
 PARTITIONS = 4
 SILENCE_S, GIVE_UP_S = 1.5, 2.5
-CACHE_S = 5.0
+CACHE_S, PRESENCE_SILENCE_S = 30.0, 5.0
 
 
 def options(**changes: Any) -> TransferOptions:
@@ -40,6 +40,7 @@ def options(**changes: Any) -> TransferOptions:
         "record_items": 3,
         "presence_cache": 3,
         "presence_cache_ttl_s": CACHE_S,
+        "presence_silence_s": PRESENCE_SILENCE_S,
     }
     return TransferOptions(**(values | changes))
 
@@ -75,6 +76,13 @@ class Transfer:
         self.core = TransferCore(HERE, options(**changes))
         self.asked: list[e.Action] = []
         self.connectors: dict[bytes, Connector] = {}
+        self.presence_speaks = True
+        self.nothing_changed()
+
+    def nothing_changed(self) -> None:
+        """What presence says now and then, unless it is away."""
+        if self.presence_speaks:
+            self.tell(e.PresenceChanged(()))
 
     @property
     def count(self) -> Any:
@@ -94,8 +102,10 @@ class Transfer:
             idle = idle + 1 if deadline <= self.now else 0
             assert idle < 3, "a deadline that a tick does not put off: the process would spin"
             self.now = max(self.now, deadline)
+            self.nothing_changed()
             self.perform(self.core.tick(self.now))
         self.now = end
+        self.nothing_changed()
 
     def take(self, kind: type[A]) -> list[A]:
         """What was asked of this kind, which counts as done from now on."""
