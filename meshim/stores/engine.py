@@ -17,6 +17,7 @@ off (`isolation_level = None`), and the `begin` event says what SQLAlchemy means
 """
 
 import sqlite3
+import time
 from typing import Any
 
 import sqlalchemy
@@ -34,6 +35,8 @@ _ANSWER_TIMEOUT_S = 10  # also bounds how long a stopped server holds a thread
 _LOCK_TIMEOUT_S = 2
 _SILENCE_TIMEOUT_S = 10  # R11: the locks of a process that was stopped within a transaction end with its session
 _SQLITE_BUSY_TIMEOUT_MS = 5_000
+_SQLITE_LOOK_S = 0.0005
+_SQLITE_LOOK_MOST_S = 0.005
 
 _SQLITE_PRAGMAS = (
     f"busy_timeout = {_SQLITE_BUSY_TIMEOUT_MS}",  # first: the others may have to wait
@@ -180,7 +183,30 @@ def _configure_sqlite(connection: Any, record: object) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get(SNAPSHOT) else "BEGIN IMMEDIATE")
+    if connection.get_execution_options().get(SNAPSHOT):
+        connection.exec_driver_sql("BEGIN")
+        return
+    # SQLite itself would look at the lock again after 25, 50 and 100 ms, when it has long been free (adr/0028).
+    connection.exec_driver_sql("PRAGMA busy_timeout = 0")
+    try:
+        _begin_immediate(connection)
+    finally:
+        connection.exec_driver_sql(f"PRAGMA busy_timeout = {_SQLITE_BUSY_TIMEOUT_MS}")
+
+
+def _begin_immediate(connection: Connection) -> None:
+    began = time.monotonic()
+    while True:
+        try:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        except OperationalError as error:
+            waited_s = time.monotonic() - began
+            locked = getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF == sqlite3.SQLITE_BUSY
+            if not locked or waited_s >= _SQLITE_BUSY_TIMEOUT_MS / 1_000:
+                raise
+            time.sleep(min(_SQLITE_LOOK_S + waited_s / 4, _SQLITE_LOOK_MOST_S))
+        else:
+            return
 
 
 def _begin_mysql(connection: Connection) -> None:

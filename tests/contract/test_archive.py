@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -139,13 +140,33 @@ async def test_file_that_is_locked_too_long_is_given_up(
 
         holding = asyncio.create_task(side.archive.write(hold))
         assert await asyncio.to_thread(held.wait, 10)
-        monkeypatch.setattr(engine, "_SQLITE_PRAGMAS", ("busy_timeout = 1",))
+        monkeypatch.setattr(engine, "_SQLITE_BUSY_TIMEOUT_MS", 1)
         impatient = side.connect()
         with pytest.raises(BackendUnavailable, match="database is locked"):
             await impatient.write(rename, 1, "mine")
         assert await impatient.read(count_users) == 0  # readers do not wait for writers
         let_go.set()
         await holding
+
+
+async def test_a_file_that_is_free_again_is_taken_at_once(sqlite_with_tables: str) -> None:
+    """By another process that waits for its lock; left to itself SQLite would sleep for 100 ms by then."""
+    late_s = []
+    async with sql_side(sqlite_with_tables) as side:
+        other = side.connect()
+        for _ in range(3):  # the machine may be busy
+            held = threading.Event()
+
+            def hold(connection: Connection, held: threading.Event = held) -> float:
+                held.set()
+                time.sleep(0.24)
+                return time.monotonic()
+
+            holding = asyncio.create_task(side.archive.write(hold))
+            assert await asyncio.to_thread(held.wait, 10)
+            taken = await other.write(lambda connection: time.monotonic())
+            late_s.append(taken - await holding)
+    assert min(late_s) < 0.04
 
 
 async def test_row_inserted_in_between_is_found_at_the_second_look(mariadb_with_tables: str) -> None:
@@ -396,7 +417,7 @@ async def test_without_the_database_all_that_share_fail(
     sqlite_with_tables: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with sql_side(sqlite_with_tables) as side:
-        monkeypatch.setattr(engine, "_SQLITE_PRAGMAS", ("busy_timeout = 300",))
+        monkeypatch.setattr(engine, "_SQLITE_BUSY_TIMEOUT_MS", 300)
         archive = Archive(side.url, 1)
         held, let_go = threading.Event(), threading.Event()
 
