@@ -12,7 +12,7 @@ import pytest
 
 from tests.mesh import faults
 from tests.mesh.conversations import client, say, take
-from tests.mesh.faults import Counted, brisk, kill, rows, seats, stopped
+from tests.mesh.faults import Counted, brisk, kill, locked_database, rows, seats, stopped
 from tests.mesh.pairs import doing, drained, nothing_else, people, pinned
 from tests.mesh.real_mesh import DEADLINE_S, PASSWORD, RealMesh, running, until
 from tests.mesh.stranger import CLOSE, Stranger
@@ -191,6 +191,29 @@ async def test_r10_acknowledgement_lost(mesh: RealMesh, kind: str) -> None:
             await asyncio.wait_for(outgoing.wait_delivered(), DEADLINE_S)
         await nothing_else(pair, "m1")
         assert bob.duplicates == 1
+        bob.disconnect()
+        await faults.back(mesh, "c1", killed)
+
+
+async def test_r10_acknowledgement_not_marked(mesh: RealMesh) -> None:
+    """bob has it and has said so, and his connector dies before the database hears it: marks wait for company."""
+    async with people(mesh, on="c2") as pair:
+        bob = pair.bob
+        await pair.says("m1")
+        await until(lambda: rows(mesh, bob.device) == (1, 1), "nothing is written")
+        await doing(bob.connect, on="c1", acknowledges=False)
+        await doing(bob.until, lambda: pair.shown("m1", stored=True))
+        acknowledged = Counted(mesh, "drained", ("c1",))
+        with locked_database(mesh):
+            bob.acknowledge()
+            await acknowledged.rises()
+            killed = kill(mesh, "c1")
+        bob.vanish()
+        assert rows(mesh, bob.device) == (1, 1), "it was marked, so the race was not entered"
+        await doing(bob.connect, on="c2")
+        await doing(bob.until, lambda: bob.duplicates == 1)
+        await nothing_else(pair, "m1")
+        await until(lambda: rows(mesh, bob.device) == (0, 1), "it is not marked the second time")
         bob.disconnect()
         await faults.back(mesh, "c1", killed)
 
