@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from meshim import topology
+from meshim import compiled, topology
 from meshim.topology import Backends, Durability, Limits, RestListener
 from tests.servers import UnsyncedNats, running
 
@@ -47,9 +47,12 @@ def test_up_status_down(tmp_path: Path) -> None:
         again = meshim("up", "--detach", *data)
         table = meshim("status", *data).stdout
         counted = counters(*data)
+        logs = [file.read_text() for file in (tmp_path / "data" / "log").glob("*-*.log")]
     finally:
         down = meshim("down", *data)
     assert shown["state"] == "running"
+    built = compiled.available() is not None
+    assert [f"compiled={built}\n" in log for log in logs] == [True] * len(shown["roles"]), "what runs is not said"
     assert up.stdout.split()[3] == shown["api"]
     assert sorted((role["role"], role["name"]) for role in shown["roles"]) == [
         ("connector", "c1"),
