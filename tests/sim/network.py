@@ -1,10 +1,11 @@
 """Connections between processes: frames take time, and in bad weather they are lost, doubled and overtaken.
 
 Stands in for `meshim.runtime.sockets`: `Context`, `Router` and `Dealer` here are called as those there.  A connection
-is made once.  It ends when an end closes it or dies, or when ZMTP heartbeats find the other end gone, stopped or cut
-off.
+is made once.  It ends when an end closes it or dies, when ZMTP heartbeats find the other end stopped or cut off, or,
+where there are none, when the kernel finds it cut off.
 """
 
+import functools
 import itertools
 import zlib
 from collections import deque
@@ -16,7 +17,8 @@ from tests.sim.world import Process, World
 
 HEARTBEATS_S = 6.0
 """When heartbeats have noticed that the other end is silent: one every 2 s, and 4 s of patience."""
-
+KEEPALIVE_S = 10.0
+"""When the kernel has noticed that the other host does not answer (options.py)."""
 
 QUEUED_S = 0.5
 """What a DEALER has sent within that time may still be queued in it when the other end dies."""
@@ -63,7 +65,12 @@ class Network:
         self.cuts.add((one, other))
         if both:
             self.cuts.add((other, one))
-        self.world.after(HEARTBEATS_S, lambda: self._notice(lambda wire: self.is_cut(wire)))
+        for within_s, heartbeats in ((HEARTBEATS_S, True), (KEEPALIVE_S, False)):
+
+            def is_silent(wire: "Wire", heartbeats: bool = heartbeats) -> bool:
+                return self.is_cut(wire) and wire.dealer.heartbeats == heartbeats
+
+            self.world.after(within_s, functools.partial(self._notice, is_silent))
 
     def mend(self, one: str, other: str) -> None:
         self.cuts -= {(one, other), (other, one)}
@@ -78,7 +85,8 @@ class Network:
 
         def is_silent(wire: "Wire") -> bool:
             ends = wire.dealer.process, wire.router.process
-            return process in ends and not process.running and process.paused_at == since
+            still = not process.running and process.paused_at == since
+            return process in ends and still and wire.dealer.heartbeats
 
         self.world.after(HEARTBEATS_S, lambda: self._notice(is_silent))
 
@@ -251,9 +259,12 @@ class Dealer:
         on_batch: Callable[[list[bytes]], None],
         on_connected: Callable[[], None] | None,
         on_lost: Callable[[], None] | None,
+        *,
+        heartbeats: bool,
     ) -> None:
         self.process = process
         self.endpoint = endpoint
+        self.heartbeats = heartbeats
         self.wire: Wire | None = None
         self.is_closed = False
         self._on_batch = on_batch
@@ -307,9 +318,11 @@ class Context:
         on_batch: Callable[[list[bytes]], None],
         on_lost: Callable[[], None] | None,
         on_connected: Callable[[], None] | None = None,
+        heartbeat_s: float | None = 2.0,
         **_: object,
     ) -> Dealer:
-        return Dealer(self._network, self._process, endpoint, on_batch, on_connected, on_lost)
+        heartbeats = heartbeat_s is not None
+        return Dealer(self._network, self._process, endpoint, on_batch, on_connected, on_lost, heartbeats=heartbeats)
 
     def close(self) -> None:
         """Sockets were closed one by one, or die with the process."""
