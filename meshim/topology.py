@@ -118,7 +118,7 @@ class Timers(Frozen, frozen=True, forbid_unknown_fields=True):
     # caches and sweeps
     presence_cache_ttl_s: Seconds = 30.0
     presence_silence_s: Seconds = 5.0
-    """How long what is cached is believed while Redis says nothing, not even that nothing changed."""
+    """How long what is cached is believed while Redis does not say, as it does every second, that this is all."""
     relation_ttl_s: Seconds = 60.0
     sweep_s: Seconds = 30.0
     # life of things in the store
@@ -242,6 +242,8 @@ _BUNDLE_MAX_BYTES = 900 * 1024
 """NATS takes 1 MiB at most, and a log record has its own header."""
 _DETECTION_MAX_S = 5.0
 """Within it a dead process must be noticed: lease and silence together."""
+_PRESENCE_SPEAKS_S = 3.0
+"""Redis is asked every second, and has two for its answer."""
 
 
 def _processes(topology: Topology) -> Iterator[str]:
@@ -391,6 +393,11 @@ def _relations(topology: Topology) -> Iterator[str]:
         yield (
             f"Together with mesh_silence_s it is {detection_s:g} s and must be less than {_DETECTION_MAX_S:g} s, "
             "or a dead process is noticed too late - at `$.timers.lease_ttl_s`."
+        )
+    if timers.presence_silence_s <= _PRESENCE_SPEAKS_S:
+        yield (
+            f"Its value of {timers.presence_silence_s:g} s must be more than {_PRESENCE_SPEAKS_S:g} s, as so much may "
+            "pass between two answers of Redis - at `$.timers.presence_silence_s`."
         )
     largest = max(FRAME_ITEMS_MAX, limits.frame_bytes // SUBMIT_BYTES)
     paid_s = largest / limits.session_rate

@@ -95,7 +95,7 @@ def offline(messages: int, plain: bool, json_: bool) -> None:
     def show() -> None:
         _cost("messages stored and fsynced", answer["stored"])
         _cost("messages in the database", answer["written"])
-        _cost("messages collected, logging in included", answer["drained"])
+        _cost("messages collected (with the logins)", answer["drained"])
         _cost("messages collected and marked as read", answer["marked"])
 
     _print(answer, json_, show)
@@ -166,7 +166,7 @@ def scale(seconds: float, repetitions: int, plain: bool, json_: bool) -> None:
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("docs"),
     show_default=True,
-    help="Folder of performance.md.",
+    help="Folder of performance.md, which needs what `scripts/setup test` installs.",
 )
 def report(repetitions: int, soak_minutes: float, out: Path) -> None:
     """Everything, and docs/performance.md with tables, plots and the machine (half an hour)."""
@@ -174,7 +174,10 @@ def report(repetitions: int, soak_minutes: float, out: Path) -> None:
         import performance  # here, as matplotlib takes a second
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} is missing: run `scripts/setup test` and this again") from error
-    performance.write(out, Bench(), repetitions, soak_minutes, lambda what: click.echo(what, err=True))
+    try:
+        performance.write(out, Bench(), repetitions, soak_minutes, lambda what: click.echo(what, err=True))
+    except OSError as error:
+        raise UsageError(f"{out} cannot be written ({error.strerror}): name another folder with --out") from error
 
 
 def _print(answer: Any, json_: bool, show: Callable[[], None]) -> None:
@@ -216,7 +219,7 @@ def main() -> int:
     try:
         bench(standalone_mode=False)
     except click.Abort:
-        return 130
+        return _interrupted()
     except click.ClickException as error:
         error.show()
         return 2
@@ -227,8 +230,13 @@ def main() -> int:
         click.echo(f"bench: {error}.", err=True)
         return 1
     except KeyboardInterrupt:
-        return 130
+        return _interrupted()
     return 0
+
+
+def _interrupted() -> int:
+    click.echo("bench: interrupted; its mesh has ended.", err=True)
+    return 130
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ class Bench:
         for _ in range(repetitions):
             for name, each in cases.items():
                 for at, (users, connectors, transfers, rate) in enumerate(each):
-                    tell(f"{name}: {each[at]}")
+                    tell(f"scale: {users:,} users, {connectors} connectors, {transfers} transfers")
                     ask = partial(self.latency, users, rate, seconds, connectors, transfers)
                     seen[name][at].append(twice(ask, tell))
         return {name: [medians(answers) for answers in each] for name, each in seen.items()}

@@ -1,5 +1,6 @@
 """Writes what was measured as a page: tables, plots, and the machine, so that somebody else can do it again."""
 
+import errno
 import json
 import os
 import platform
@@ -34,10 +35,15 @@ _PACKAGES = ("pyzmq", "msgspec", "uvloop", "redis", "nats-py", "sqlalchemy", "na
 
 
 def write(out: Path, bench: Bench, repetitions: int, soak_minutes: float, tell: Callable[[str], None]) -> None:
-    """Measure everything, and write `performance.md` with its plots and raw figures in the folder `performance`."""
-    answers = measure(bench, repetitions, soak_minutes, tell)
+    """Measure everything, and write `performance.md` with its plots and raw figures in the folder `performance`.
+
+    Raises OSError before anything is measured where that cannot be written.
+    """
     folder = out / "performance"
     folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(out, os.W_OK) or not os.access(folder, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(out))
+    answers = measure(bench, repetitions, soak_minutes, tell)
     (folder / "figures.json").write_text(json.dumps(answers, indent=1) + "\n")
     draw(folder, answers)
     beside = folder / _BESIDE

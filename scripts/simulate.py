@@ -11,6 +11,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import time
 import traceback
@@ -95,6 +96,11 @@ def _options() -> argparse.Namespace:
     return options
 
 
+def _leave_ctrl_c() -> None:
+    """To the process that gives out the work, and ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _outcomes(options: argparse.Namespace) -> Iterator[Outcome]:
     seeds = range(options.first, options.first + options.seeds)
     work = partial(_one, options.break_)
@@ -102,7 +108,7 @@ def _outcomes(options: argparse.Namespace) -> Iterator[Outcome]:
     if jobs == 1:
         yield from map(work, seeds)
         return
-    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=200) as pool:
+    with multiprocessing.get_context("spawn").Pool(jobs, _leave_ctrl_c, maxtasksperchild=200) as pool:
         yield from pool.imap(work, seeds)
 
 

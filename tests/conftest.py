@@ -7,6 +7,7 @@ others by `namespace`.  `mariadb_url` and `sqlite_url` are a fresh database each
 
 import itertools
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ from meshim.deploy.embedded import Nats, Valkey
 from tests.servers import MariaDB, running
 
 _count = itertools.count(1)
+
+# bin/test ends a run with SIGTERM: as with Ctrl-C, fixtures then end their servers and remove their folders.
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

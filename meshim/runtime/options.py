@@ -31,7 +31,7 @@ def set_common(
         # By the I/O thread, so that they cost Python nothing and find hosts, networks and stopped processes.
         socket.set(zmq.HEARTBEAT_IVL, _ms(heartbeat_s))
         socket.set(zmq.HEARTBEAT_TIMEOUT, _ms(2 * heartbeat_s))
-    # By the kernel, for nothing; its default is two hours.
+    # By the kernel, which wakes nobody for it; its default is two hours.
     socket.set(zmq.TCP_KEEPALIVE, 1)
     socket.set(zmq.TCP_KEEPALIVE_IDLE, 30)
     socket.set(zmq.TCP_KEEPALIVE_INTVL, 10)

@@ -187,26 +187,28 @@ def _begin_sqlite(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN")
         return
     # SQLite itself would look at the lock again after 25, 50 and 100 ms, when it has long been free (adr/0028).
-    connection.exec_driver_sql("PRAGMA busy_timeout = 0")
-    try:
-        _begin_immediate(connection)
-    finally:
-        connection.exec_driver_sql(f"PRAGMA busy_timeout = {_SQLITE_BUSY_TIMEOUT_MS}")
-
-
-def _begin_immediate(connection: Connection) -> None:
+    driver: sqlite3.Connection = connection.connection.driver_connection  # type: ignore[assignment]
     began = time.monotonic()
-    while True:
-        try:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-        except OperationalError as error:
+    driver.execute("PRAGMA busy_timeout = 0").close()
+    try:
+        while not _is_begun(driver):
             waited_s = time.monotonic() - began
-            locked = getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF == sqlite3.SQLITE_BUSY
-            if not locked or waited_s >= _SQLITE_BUSY_TIMEOUT_MS / 1_000:
-                raise
+            if waited_s >= _SQLITE_BUSY_TIMEOUT_MS / 1_000:
+                break
             time.sleep(min(_SQLITE_LOOK_S + waited_s / 4, _SQLITE_LOOK_MOST_S))
-        else:
-            return
+        if not driver.in_transaction:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")  # once more, for an error of the usual kind
+    finally:
+        driver.execute(f"PRAGMA busy_timeout = {_SQLITE_BUSY_TIMEOUT_MS}").close()
+
+
+def _is_begun(driver: sqlite3.Connection) -> bool:
+    """Begin, unless the lock is taken; whether waiting has an end."""
+    try:
+        driver.execute("BEGIN IMMEDIATE").close()
+    except sqlite3.OperationalError as error:
+        return error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY
+    return True
 
 
 def _begin_mysql(connection: Connection) -> None:

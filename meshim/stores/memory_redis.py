@@ -16,7 +16,7 @@ from meshim.stores.session_clock import SessionClock
 _Value = TypeVar("_Value")
 
 QUIET_S = 1.0
-"""After so long without a change subscribers are told that there was none."""
+"""After so long without a change subscribers are told that this is all."""
 
 
 class MemoryRedis:
@@ -68,7 +68,7 @@ class MemoryRedis:
                 subscriber.add(users)
 
     async def subscribe(self, namespace: str) -> AsyncGenerator[tuple[int, ...] | None]:
-        """Yield what is published in the namespace, nobody while it is quiet, None where something was missed."""
+        """Yield what is published in the namespace, None where something was missed, nobody when that is all."""
         subscriber = _Subscriber(namespace)
         self._subscribers.append(subscriber)
         try:
@@ -77,10 +77,11 @@ class MemoryRedis:
                     async with asyncio.timeout(QUIET_S):
                         users = await subscriber.take()
                 except TimeoutError:
-                    if self._away:
-                        continue
-                    users = ()
-                yield users
+                    pass
+                else:
+                    yield users
+                if not self._away:
+                    yield ()
         finally:
             self._subscribers.remove(subscriber)
 
@@ -276,9 +277,11 @@ class MemoryPresence:
     async def set_devices(self, user: int, devices: Sequence[int]) -> None:
         self._redis.answer()
         entry = self._redis.presence.get((self._namespace, user))
-        if entry is not None and entry.devices != set(devices):
+        if entry is not None and entry.devices == set(devices):
+            return
+        if entry is not None:
             entry.devices = set(devices)
-            self._redis.publish(self._namespace, [user])
+        self._redis.publish(self._namespace, [user])
 
     def changes(self) -> AsyncGenerator[tuple[int, ...] | None]:
         return self._redis.subscribe(self._namespace)

@@ -90,8 +90,8 @@ class Presence(Protocol):
     def changes(self) -> AsyncGenerator[tuple[int, ...] | None]:
         """Users whose entries changed, as it happens; None whenever changes may have been missed (also at first).
 
-        Where nothing changes it is nobody's, an empty tuple, about once a second: so who hears nothing knows
-        that changes may be on their way.
+        About once a second it is nobody, an empty tuple: what changed until a moment ago (2 s at most) has been
+        told.  Who does not hear that must not rely on what he keeps.
         """
 
 

@@ -114,10 +114,9 @@ return '[' .. table.concat(results, ',') .. ']'
 # KEYS: channel, hash.  ARGV: user, devices.
 _SET_DEVICES = """
 local held = redis.call('HGET', KEYS[2], 'devices')
-if held and held ~= ARGV[2] then
-    redis.call('HSET', KEYS[2], 'devices', ARGV[2])
-    redis.call('PUBLISH', KEYS[1], ARGV[1])
-end
+if held and held ~= ARGV[2] then redis.call('HSET', KEYS[2], 'devices', ARGV[2]) end
+-- Also without an entry: one that has ended may be in caches.
+if held ~= ARGV[2] then redis.call('PUBLISH', KEYS[1], ARGV[1]) end
 return 0
 """
 
@@ -186,7 +185,7 @@ class RedisPresence:
         await self._set_devices([self._channel, self._key(user)], [user, _json.encode(sorted(devices))])
 
     async def changes(self) -> AsyncGenerator[tuple[int, ...] | None]:
-        """Every user once in a tuple, nobody when Redis says that nothing changed.
+        """Every user once in a tuple, nobody when Redis says that this is all.
 
         Close the generator (`contextlib.aclosing`) to give its connection back.
         """

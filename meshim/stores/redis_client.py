@@ -30,6 +30,7 @@ Argument = bytes | str | int | float
 _BACKOFF_FIRST_S = 0.05
 _BACKOFF_MOST_S = 1.0
 _MESSAGES_AT_ONCE = 1024
+_LATE_TIMEOUTS = 2.0
 
 # The server is there and says "not now": it is full, read-only, loading, busy with a script, without its replicas.
 _NOT_NOW = ("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "OOM", "READONLY", "TRYAGAIN")
@@ -90,9 +91,10 @@ class RedisClient:
     async def subscribe(self, channel: str) -> AsyncGenerator[list[bytes] | None]:
         """Yield what is published on the channel, as many messages at once as are there.
 
-        Yields an empty list when the server has nothing to say for `timeout_s` and answers that it is there, and
-        None when the subscription begins, and again each time it was lost and begins anew:
-        messages may have been missed.  Outages are waited out, with growing pauses, for ever.
+        Yields None when the subscription begins, and again each time it was lost and begins anew: messages may have
+        been missed.  Yields an empty list about every `timeout_s`, when the server has answered a question: what was
+        published before the question has been yielded.  A server that takes longer than twice `timeout_s` for the
+        answer counts as lost.  Outages are waited out, with growing pauses, for ever.
         """
         pause_s = 0.0
         while True:
@@ -111,30 +113,38 @@ class RedisClient:
             await asyncio.sleep(pause_s)
 
     async def _messages(self, pubsub: PubSub, channel: str) -> AsyncGenerator[list[bytes] | None]:
-        """Yield as `subscribe` does, from one connection; raise when it is lost or has become silent."""
+        """Yield as `subscribe` does, from one connection; raise when it is lost, silent or late."""
+        clock = asyncio.get_running_loop().time
         await cancellable(pubsub.subscribe(channel))
-        asked = True  # the answer to SUBSCRIBE has to come in time too
+        asked, asked_at = True, clock()  # the answer to SUBSCRIBE has to come in time too
         while True:
             message = await cancellable(pubsub.get_message(timeout=self._timeout_s))
-            if message is None:
+            if message is None and asked:
                 # A connection whose other end has vanished or stopped looks like a quiet one.
-                if asked:
-                    raise redis.exceptions.TimeoutError("it stopped answering")
-                await cancellable(pubsub.ping())
-                asked = True
-                continue
-            asked = False
+                raise redis.exceptions.TimeoutError("it stopped answering")
             batch: list[bytes] = []
+            answered = False
             while message is not None:
                 if message["type"] == "subscribe":
                     batch.clear()
                     yield None
                 elif message["type"] == "message":
                     batch.append(message["data"])
-                    if len(batch) == _MESSAGES_AT_ONCE:
-                        break
+                answered = answered or message["type"] != "message"
+                if len(batch) == _MESSAGES_AT_ONCE:
+                    break
                 message = await pubsub.get_message(timeout=0)
-            yield batch
+            if batch:
+                yield batch
+            if answered:
+                asked = False
+                yield []
+            waited_s = clock() - asked_at
+            if asked and waited_s > _LATE_TIMEOUTS * self._timeout_s:
+                raise redis.exceptions.TimeoutError("it answers too late")
+            if not asked and waited_s >= self._timeout_s:
+                await cancellable(pubsub.ping())
+                asked, asked_at = True, clock()
 
     async def close(self) -> None:
         """Close every connection."""

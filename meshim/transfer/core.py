@@ -378,9 +378,10 @@ class TransferCore:
                     self._copy(route, pending.where[stamp.to.id], pending.where.get(stamp.user))
 
     def _presence_changed(self, event: e.PresenceChanged, now: float) -> None:
-        self._directory.heard(now)
         if event.users is None:
             self._directory.forget_all()
+        elif not event.users:
+            self._directory.heard(now)
         else:
             for user in event.users:
                 self._directory.forget(user)

@@ -66,7 +66,9 @@ class Directory:
         return known
 
     def heard(self, now: float) -> None:
-        """Presence has told all that changed until now."""
+        """Presence says that it has told all changes.  After a silence nothing from before is believed again."""
+        if self._believed_until <= now:
+            self.forget_all()
         self._believed_until = now + self._silence_s
 
     def ask(self, user: int) -> bool:

@@ -32,7 +32,7 @@ class PresenceUnreadable(NamedTuple):
 
 
 class PresenceChanged(NamedTuple):
-    """Entries of these users changed and no others (perhaps of nobody); None when any may have."""
+    """Entries of these users changed; nobody: that is all so far; None when any may have."""
 
     users: Sequence[int] | None
 

@@ -149,24 +149,39 @@ async def test_file_that_is_locked_too_long_is_given_up(
         await holding
 
 
-async def test_a_file_that_is_free_again_is_taken_at_once(sqlite_with_tables: str) -> None:
-    """By another process that waits for its lock; left to itself SQLite would sleep for 100 ms by then."""
-    late_s = []
+async def test_who_waits_for_a_file_looks_every_few_milliseconds(
+    sqlite_with_tables: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Left to itself SQLite would sleep for up to 100 ms, and find out so much later that the lock is free."""
+    pauses = []
+
+    class Watched:
+        monotonic = staticmethod(time.monotonic)
+
+        @staticmethod
+        def sleep(seconds: float) -> None:
+            pauses.append(seconds)
+            time.sleep(seconds)
+
+    monkeypatch.setattr(engine, "time", Watched)
     async with sql_side(sqlite_with_tables) as side:
         other = side.connect()
-        for _ in range(3):  # the machine may be busy
-            held = threading.Event()
+        held, let_go = threading.Event(), threading.Event()
 
-            def hold(connection: Connection, held: threading.Event = held) -> float:
-                held.set()
-                time.sleep(0.24)
-                return time.monotonic()
+        def hold(connection: Connection) -> None:
+            held.set()
+            assert let_go.wait(10)
 
-            holding = asyncio.create_task(side.archive.write(hold))
-            assert await asyncio.to_thread(held.wait, 10)
-            taken = await other.write(lambda connection: time.monotonic())
-            late_s.append(taken - await holding)
-    assert min(late_s) < 0.04
+        holding = asyncio.create_task(side.archive.write(hold))
+        assert await asyncio.to_thread(held.wait, 10)
+        waiting = asyncio.create_task(other.write(count_users))
+        async with asyncio.timeout(10):
+            while len(pauses) < 20:
+                await asyncio.sleep(0.005)
+        let_go.set()
+        assert await waiting == 0
+        await holding
+    assert max(pauses) <= 0.005
 
 
 async def test_row_inserted_in_between_is_found_at_the_second_look(mariadb_with_tables: str) -> None:

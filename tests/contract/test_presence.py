@@ -1,6 +1,7 @@
 """`Presence`: who is connected where; only a newer session replaces, only the same one is erased."""
 
 import asyncio
+import itertools
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -11,6 +12,7 @@ from typing import TypeVar
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from redis.asyncio.client import PubSub
 
 from meshim.deploy.embedded import Valkey
 from meshim.errors import BackendUnavailable
@@ -254,6 +256,15 @@ async def test_what_changes_nothing_is_not_told(side: Side) -> None:
         assert await soon(changes) == (BOB,)
 
 
+async def test_devices_of_somebody_without_an_entry_are_told_all_the_same(side: Side) -> None:
+    """The entry may have ended without a word, and be in caches."""
+    presence, elsewhere = side.presence(), side.presence()
+    async with aclosing(elsewhere.changes()) as changes:
+        assert await soon(changes) is None
+        await presence.set_devices(ALICE, (11, 12))
+        assert await soon(changes) == (ALICE,)
+
+
 async def test_changes_are_put_together(side: Side) -> None:
     presence, elsewhere = side.presence(), side.presence()
     async with aclosing(elsewhere.changes()) as changes:
@@ -326,6 +337,28 @@ async def test_a_silent_server_counts_as_a_lost_subscription(servers_folder: Pat
             os.kill(server.pid, signal.SIGCONT)
             assert await again is None
         await client.close()
+
+
+async def test_a_server_that_answers_late_counts_as_lost(
+    valkey_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much it has to say meanwhile: it may be of long ago."""
+    side, client = RedisSide(valkey_url, namespace), RedisClient(valkey_url, LOG, timeout_s=0.1)
+
+    async def unanswered(self: PubSub) -> None:
+        """Lost on its way."""
+
+    monkeypatch.setattr(PubSub, "ping", unanswered)
+    presence = side.presence()
+    async with aclosing(RedisPresence(client, namespace).changes()) as changes:
+        assert await soon(changes) is None
+        session = itertools.count(SESSION)
+        async with asyncio.timeout(10.0):
+            while client.subscription_failures == 0:
+                await presence.online([(Seat(ALICE, 11, HERE, next(session)), (11,))])
+                await anext(changes)
+    await client.close()
+    await side.close()
 
 
 async def test_memory_wiped(namespace: str) -> None:

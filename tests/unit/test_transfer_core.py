@@ -185,10 +185,17 @@ def test_while_presence_is_silent_nothing_is_remembered_for_long() -> None:
     transfer.pass_time(0.1)
     alice.give(route(seq=3))
     assert transfer.looked_up() == [BOB]
+    transfer.present({BOB: here(BOB, B1)})
+    transfer.tell(e.PresenceChanged((CAROL,)))  # perhaps from long ago: more may be on their way
+    alice.give(route(seq=4))
+    assert transfer.looked_up() == [BOB]
+    transfer.present({BOB: here(BOB, B1)})
     transfer.presence_speaks = True
     transfer.nothing_changed()
+    alice.give(route(seq=5))
+    assert transfer.looked_up() == [BOB], "what was kept before the silence may have changed in it"
     transfer.present({BOB: here(BOB, B1)})
-    alice.give(route(seq=4))
+    alice.give(route(seq=6))
     assert not transfer.looked_up()
 
 
