@@ -40,6 +40,7 @@ class Sockets:
 
     def dealer(self, endpoint: str, **options: Any) -> Dealer:
         assert all(dealer.closed for dealer in self.dealers), "one connection at a time"
+        assert options["heartbeat_s"] is None, "one costs its connector as much as a message (adr/0027)"
         self.dealers.append(Dealer(endpoint, options["on_connected"], options["on_lost"]))
         self._made.set()
         return self.dealers[-1]
