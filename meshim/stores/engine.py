@@ -203,7 +203,7 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 def _is_begun(driver: sqlite3.Connection) -> bool:
-    """Begin, unless the lock is taken; whether waiting has an end."""
+    """Begin, unless the lock is taken: False.  Any other failure is True too, and the next attempt raises it."""
     try:
         driver.execute("BEGIN IMMEDIATE").close()
     except sqlite3.OperationalError as error:

@@ -85,7 +85,7 @@ class Presence(Protocol):
         """Those of the users for whom there is an entry.  An entry without seats is left out."""
 
     async def set_devices(self, user: int, devices: Sequence[int]) -> None:
-        """Change the device list of a user who has an entry; nothing otherwise."""
+        """Change the device list of a user who has an entry.  Without one it is only told: caches may have one."""
 
     def changes(self) -> AsyncGenerator[tuple[int, ...] | None]:
         """Users whose entries changed, as it happens; None whenever changes may have been missed (also at first).
