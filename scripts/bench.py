@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import _venv  # noqa: F401  (the project's own Python from here on)
+
+# isort: split
 import click
 
-import _venv  # noqa: F401  (the project's own Python from here on)
 from arguments import end_politely
 from measurements import CONNECTORS, TRANSFERS, USERS, Answer, Bench, slope
 from meshim.errors import MeshimError, UsageError

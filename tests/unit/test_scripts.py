@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-import sys
+import venv
 from pathlib import Path
 
 import pytest
@@ -16,9 +16,19 @@ def test_there_are_programs() -> None:
     assert {path.name for path in PROGRAMS} >= {"check_history.py", "replay.py"}
 
 
+@pytest.fixture(scope="module")
+def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a `python3` that has the standard library and no other package, as on a fresh machine."""
+    folder = tmp_path_factory.mktemp("bare-python")
+    venv.create(folder, with_pip=False, symlinks=True)
+    found = subprocess.run([folder / "bin" / "python3", "-c", "import click"], capture_output=True, check=False)
+    assert found.returncode == 1, "this Python must not find the packages of the project"
+    return folder / "bin"
+
+
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.name)
-def test_it_runs_outside_of_the_venv(program: Path, tmp_path: Path) -> None:
-    path = f"{sys.base_prefix}/bin{os.pathsep}{os.environ['PATH']}"
+def test_a_program_runs_with_a_python_that_has_no_packages(program: Path, bare_python: Path, tmp_path: Path) -> None:
+    path = f"{bare_python}{os.pathsep}{os.environ['PATH']}"
     environment = {"PATH": path, "HOME": str(tmp_path)}
     done = subprocess.run(
         [program, "--help"], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
