@@ -19,6 +19,8 @@ ours is none of these: it is an AssertionError and ends the process.
 """
 
 import enum
+import errno
+import os
 
 
 class Code(enum.IntEnum):
@@ -54,6 +56,20 @@ class Code(enum.IntEnum):
     """This process is leaving: connect to another connector."""
     UNKNOWN_EPOCH = 15
     """The link epoch is not known here: greet again."""
+
+
+def one_line(said: object) -> str:
+    """Return what an error, or its message, says: on one line, without a final period; its type where it is empty."""
+    return " ".join(str(said).split()).rstrip(".") or type(said).__name__
+
+
+def innermost(error: BaseException) -> str:
+    """Return the reason at the bottom of a chain of errors, on one line; the system's words where it has an errno."""
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    if isinstance(error, OSError) and error.errno is not None and error.errno in errno.errorcode:
+        return os.strerror(error.errno).lower()
+    return one_line(error)
 
 
 class MeshimError(Exception):

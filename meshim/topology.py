@@ -17,9 +17,9 @@ import msgspec
 import yaml
 
 from meshim.errors import TopologyError
-from meshim.protocol.allowance import FRAME_ITEMS_MAX, SUBMIT_BYTES
-from meshim.protocol.patience import CLIENT_GIVE_UP_S, CLIENT_RESEND_S
-from meshim.protocol.turn import TICK_S
+from meshim.protocol.flush_queue import TICK_S
+from meshim.protocol.timeouts import CLIENT_GIVE_UP_S, CLIENT_RESEND_S
+from meshim.protocol.token_bucket import FRAME_ITEMS_MAX, SUBMIT_BYTES
 from meshim.wire.bounds import ITEMS_MAX, LIST_MAX
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=10 * 366 * 86400)]
@@ -93,7 +93,7 @@ class RestListener(Frozen, frozen=True, forbid_unknown_fields=True):
 class Timers(Frozen, frozen=True, forbid_unknown_fields=True):
     """Every timer of the mesh, in seconds.  `load` checks their relations.
 
-    Those of clients alone are the same in every mesh: `protocol/patience.py`.
+    Those of clients alone are the same in every mesh: `protocol/timeouts.py`.
     """
 
     # leases: how soon the dead are noticed

@@ -13,10 +13,10 @@ import _venv  # noqa: F401  (the project's own Python from here on)
 # isort: split
 import click
 
-from arguments import end_politely
-from measurements import CONNECTORS, TRANSFERS, USERS, Answer, Bench, slope
 from meshim.errors import MeshimError, UsageError
-from workloads import WINDOW, Worthless
+from scripts.harness.bench.benchmarks import CONNECTORS, TRANSFERS, USERS, Answer, Bench, slope
+from scripts.harness.bench.workloads import WINDOW, Worthless
+from scripts.harness.mesh.options import end_politely
 
 FILES = 20_000
 """Descriptors: a client's connection takes two here, and one in a connector."""
@@ -168,16 +168,16 @@ def scale(seconds: float, repetitions: int, plain: bool, json_: bool) -> None:
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("docs"),
     show_default=True,
-    help="Folder of performance.md, which needs what `scripts/setup test` installs.",
+    help="Folder of report.md, which needs what `scripts/setup test` installs.",
 )
 def report(repetitions: int, soak_minutes: float, out: Path) -> None:
     """Everything, and docs/performance.md with tables, plots and the machine (half an hour)."""
     try:
-        import performance  # here, as matplotlib takes a second
+        from scripts.harness.bench import report  # here, as matplotlib takes a second
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} is missing: run `scripts/setup test` and this again") from error
     try:
-        performance.write(out, Bench(), repetitions, soak_minutes, lambda what: click.echo(what, err=True))
+        report.write(out, Bench(), repetitions, soak_minutes, lambda what: click.echo(what, err=True))
     except OSError as error:
         raise UsageError(f"{out} cannot be written ({error.strerror}): name another folder with --out") from error
 

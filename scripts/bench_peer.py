@@ -20,13 +20,14 @@ from statistics import median
 from typing import Any
 
 import _venv  # noqa: F401  (the project's own Python from here on)
-import own_mesh
-from arguments import count, end_politely
-from enrolled import Enrolled, enrol
-from light import Light
+
 from meshim import topology as topologies
-from population import connectors
-from rude import ZmqContext, context
+from scripts.harness.clients.minimal import Light
+from scripts.harness.clients.misbehaving import ZmqContext, context
+from scripts.harness.mesh import local_mesh
+from scripts.harness.mesh.options import count, end_politely
+from scripts.harness.mesh.seed_database import Enrolled, enrol
+from scripts.harness.mesh.users import connectors
 
 try:
     import common  # type: ignore[import-not-found]
@@ -85,7 +86,7 @@ class Meshim:
     def __init__(self, options: argparse.Namespace) -> None:
         if options.plain:
             self.name = "meshim-plain"
-        self._topology = own_mesh.topology(options.connectors, options.transfers, curve=not options.plain)
+        self._topology = local_mesh.topology(options.connectors, options.transfers, curve=not options.plain)
         self._database = Path(tempfile.mkdtemp(prefix="meshim-bench-"))
         self._enrolled = False
         self._endpoints: list[tuple[str, bytes]] = []

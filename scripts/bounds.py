@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import _venv  # noqa: F401  (the project's own Python from here on)
-import own_mesh
-from arguments import end_politely
+
 from meshim.errors import MeshimError
-from ordeals import GROUPS, Ordeal, endure, topology
+from scripts.harness.abuse.scenarios import GROUPS, Ordeal, endure, topology
+from scripts.harness.mesh import local_mesh
+from scripts.harness.mesh.options import end_politely
 
 FILES = 20_000
 """Descriptors: 5,000 connections need two each in the client, and one or two in the connector."""
@@ -86,7 +87,7 @@ def _run(folder: Path, ordeals: list[Ordeal]) -> list[dict[str, Any]]:
             continue
         place = folder / f"curve-{curve}"
         place.mkdir()
-        with own_mesh.running(place, topology(curve=curve)):
+        with local_mesh.running(place, topology(curve=curve)):
             for ordeal in those:
                 with _told(f"{ordeal.name} ({len(results) + 1} of {len(ordeals)})"):
                     results.append(asyncio.run(endure(place / "data", ordeal)))

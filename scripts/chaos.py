@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import _venv  # noqa: F401  (the project's own Python from here on)
-import faults
-import own_mesh
-import strikes
-from arguments import end_politely, natural, number, whole
-from broken import BREAKS
-from chaos_run import Run, Settings
+
 from meshim import topology as topologies
 from meshim.errors import MeshimError, UsageError
 from meshim.topology import Topology
+from scripts.harness.chaos import fault_plan, injector
+from scripts.harness.chaos.mutations import BREAKS
+from scripts.harness.chaos.run import Run, Settings
+from scripts.harness.mesh import local_mesh
+from scripts.harness.mesh.options import end_politely, natural, number, whole
 
 SECONDS = number(5, 86_400, "a number of seconds, 5 to 86400")
 RATE = number(1, 100_000, "a number of messages a second, 1 to 100000")
@@ -51,7 +51,7 @@ def _options() -> argparse.Namespace:
         "--seconds", type=SECONDS, default=120.0, metavar="N", help="how long there is traffic: 5 at least (120)"
     )
     parser.add_argument("--seed", type=natural, metavar="S", help="makes the faults and the traffic; random by default")
-    parser.add_argument("--only", metavar="KIND,…", help=f"only these faults: {', '.join(faults.KINDS)}")
+    parser.add_argument("--only", metavar="KIND,…", help=f"only these faults: {', '.join(fault_plan.KINDS)}")
     parser.add_argument("--break", dest="breaks", metavar="NAME", help=f"break a rule first: {', '.join(BREAKS)}")
     parser.add_argument("--rate", type=RATE, default=600.0, metavar="N", help="messages a second (600)")
     parser.add_argument("--users", type=USERS, default=60, metavar="N", help="how many people: 7 at least (60)")
@@ -81,21 +81,21 @@ def _chaos(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _topology(options: argparse.Namespace) -> Topology:
-    mesh = topologies.load(options.topology) if options.topology else own_mesh.topology(3, 3, 2)
+    mesh = topologies.load(options.topology) if options.topology else local_mesh.topology(3, 3, 2)
     urls = {name: url for name in ("redis", "nats", "sql") if (url := getattr(options, name)) is not None}
-    mesh = own_mesh.prepared(mesh, urls)
+    mesh = local_mesh.prepared(mesh, urls)
     topologies.check(mesh)
     return mesh
 
 
 def _kinds(only: str | None, mesh: Topology) -> list[str]:
-    possible = strikes.possible(mesh)
+    possible = injector.possible(mesh)
     if only is None:
         return possible
     wanted = [kind.strip() for kind in only.split(",")]
     for kind in wanted:
-        if kind not in faults.KINDS:
-            raise UsageError(f"{kind!r} is no kind of fault: choose out of {', '.join(faults.KINDS)}.")
+        if kind not in fault_plan.KINDS:
+            raise UsageError(f"{kind!r} is no kind of fault: choose out of {', '.join(fault_plan.KINDS)}.")
         if kind not in possible:
             raise UsageError(f"{kind} cannot be done here: that backend is not ours to break.")
     return wanted

@@ -17,7 +17,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from history import COUNT, FORMAT, OUTCOMES, SETTLED, TEXT, VERSION, BadHistory, Record, fits, read
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from scripts.harness.history.format import (
+    COUNT,
+    FORMAT,
+    OUTCOMES,
+    SETTLED,
+    TEXT,
+    VERSION,
+    BadHistory,
+    Record,
+    fits,
+    read,
+)
 
 PROMISES = ("lost", "duplicated", "reordered", "misdelivered", "altered", "unknown")
 """What must not happen; `docs/history.md` defines each."""

@@ -17,8 +17,6 @@ from pathlib import Path
 
 import _venv  # noqa: F401  (the project's own Python from here on)
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from meshim import compiled
 
 OPTIMIZE = {"MYPYC_OPT_LEVEL": "2", "MYPYC_DEBUG_LEVEL": "0"}

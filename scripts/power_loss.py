@@ -2,7 +2,7 @@
 """Take the power from a whole mesh at many moments, and look for every message that was reported as sent.
 
 A mesh and its clients run on this machine under load, and strace writes down what they do to their files
-(`power_load.py`, `syscalls.py`).  From that a disk is rebuilt as a loss of power would leave it (`disk.py` has the
+(`power_load.py`, `strace.py`).  From that a disk is rebuilt as a loss of power would leave it (`disk.py` has the
 rules): what was not synced is gone, or there in part.  NATS, SQLite and the state files are opened on it again
 (`aftermath.py`), and every message whose sender had seen `sent` at that moment must be there, for the device of its
 recipient; so must every message of which `send` had returned, in the outbox of its sender.
@@ -31,12 +31,12 @@ from random import Random
 from typing import Any, NamedTuple
 
 import _venv  # noqa: F401  (the project's own Python from here on)
-import own_mesh
-import syscalls
-import weakened
-from aftermath import Notes, look
-from arguments import count, end_politely, natural, number
+
 from meshim.errors import MeshimError, UsageError
+from scripts.harness.mesh import local_mesh
+from scripts.harness.mesh.options import count, end_politely, natural, number
+from scripts.harness.power_loss import mutations, strace
+from scripts.harness.power_loss.inspection import Notes, look
 
 PARTS = ("data/nats/jetstream/", "data/meshim.db", "states/", "notes")
 """What is on the disk, below the folder of a run.  Everything else there is made anew at each start."""
@@ -59,7 +59,7 @@ def main() -> int:
         else:
             _record(folder, options.seconds, seed, options.weak)
         answer = Losses(folder, options.moments, seed).judge()
-    except (MeshimError, syscalls.Unknown) as error:
+    except (MeshimError, strace.Unknown) as error:
         print(f"power_loss: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -85,7 +85,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--moments", type=count, default=40, metavar="N", help="how often the power goes (40)")
     parser.add_argument("--seed", type=natural, metavar="S", help="makes moments and what a disk keeps (random)")
-    parser.add_argument("--weak", choices=weakened.WHATS, help="leave a sync out, to see that it is missed")
+    parser.add_argument("--weak", choices=mutations.WHATS, help="leave a sync out, to see that it is missed")
     parser.add_argument("--recording", type=Path, metavar="FOLDER", help="use what --keep has kept, and run no load")
     parser.add_argument("--keep", action="store_true", help="keep the recording and the files, and say where")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
@@ -101,10 +101,10 @@ def _check(folder: Path) -> None:
 
 def _record(folder: Path, seconds: float, seed: int, weak: str | None) -> None:
     """Run the load under strace; raises MeshimError with its last words when it fails."""
-    if shutil.which(syscalls.RECORD[0]) is None:
+    if shutil.which(strace.RECORD[0]) is None:
         raise UsageError("strace is missing: install it, as with `apt install strace`.")
-    load = [sys.executable, str(Path(__file__).with_name("power_load.py")), str(folder), str(seconds), str(seed)]
-    command = [*syscalls.RECORD, str(folder / "trace"), *load, *([weak] if weak else [])]
+    load = [sys.executable, "-P", "-m", "scripts.harness.power_loss.workload", str(folder), str(seconds), str(seed)]
+    command = [*strace.RECORD, str(folder / "trace"), *load, *([weak] if weak else [])]
     _tell(f"{seconds:g} s of load")
     # In a group of its own, to be ended with everything that strace follows.
     process = subprocess.Popen(
@@ -149,10 +149,10 @@ class Losses:
 
     def __init__(self, folder: Path, moments: int, seed: int) -> None:
         self._folder = folder.resolve()
-        self._topology = own_mesh.topology()
+        self._topology = local_mesh.topology()
         self._moments = moments
         self._seed = seed
-        self._replay = syscalls.Replay(self._concerns)
+        self._replay = strace.Replay(self._concerns)
 
     def judge(self) -> dict[str, Any]:
         losses = [self._look(number, line) for number, line in enumerate(self._stops())]
@@ -185,10 +185,10 @@ class Losses:
             number: random.choice((0, random.randint(1, CALLS_LATER_MOST)))
             for number in random.sample(range(1, sent + 1), self._moments)
         }
-        a_sent = f'{syscalls.in_hex(str(self._folder / "notes"))}>, "{syscalls.in_hex("sent ")}'
+        a_sent = f'{strace.in_hex(str(self._folder / "notes"))}>, "{strace.in_hex("sent ")}'
         told = 0
         due: list[int] = []  # how many calls later
-        for call in syscalls.calls(self._folder / "trace", self._folder):
+        for call in strace.calls(self._folder / "trace", self._folder):
             self._replay.take(call)
             due = [calls - 1 for calls in due]
             if a_sent in call.arguments:
@@ -227,7 +227,7 @@ class Losses:
         unsure = self._replay.interrupted
         wrong = [path for path in {*shown, *real} - unsure if shown.get(path) != real.get(path)]
         if wrong:
-            raise syscalls.Unknown(
+            raise strace.Unknown(
                 f"The recording does not lead to what is there: {', '.join(sorted(wrong)[:EXAMPLES])}."
             )
 

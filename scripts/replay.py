@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import _venv  # noqa: F401  (the project's own Python from here on)
-import own_mesh
-from arguments import count, end_politely, natural, number
-from history import HistoryWriter
-from irclog import Deed, count_addressed, plan
+
 from meshim.errors import MeshimError, UsageError
-from staging import Stage
+from scripts.harness.history.format import HistoryWriter
+from scripts.harness.mesh import local_mesh
+from scripts.harness.mesh.options import count, end_politely, natural, number
+from scripts.harness.replay.irclog import Deed, count_addressed, plan
+from scripts.harness.replay.run import Stage
 
 SPEEDUP = 1800.0
 """Half an hour of log a second."""
@@ -104,7 +105,7 @@ def _replay(options: argparse.Namespace) -> dict[str, Any]:
         with ExitStack() as stack:
             facts = {"seed": seed, "speedup": options.speedup, "expected_sent": expected}
             writer = stack.enter_context(HistoryWriter(history, time.monotonic, "replay", **facts))
-            api = options.api or stack.enter_context(own_mesh.running(folder, own_mesh.topology()))
+            api = options.api or stack.enter_context(local_mesh.running(folder, local_mesh.topology()))
             states = stack.enter_context(tempfile.TemporaryDirectory(dir=folder))
             report = Stage(api, writer, Path(states), seed, places).perform(steps, options.speedup)
         verdict = _judge(history)

@@ -19,15 +19,12 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import _venv  # noqa: F401  (the project's own Python from here on)
-from arguments import count, end_politely, natural
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from meshim import compiled
+from scripts.harness.mesh.options import count, end_politely, natural
 
 # Before what is compiled is imported; each process of the pool comes here too.
 if "--compiled" in sys.argv and not compiled.use():

@@ -17,8 +17,8 @@ from typing import IO
 import pymysql
 
 from meshim.deploy.embedded import Embedded, Nats, free_port
+from meshim.deploy.pdeathsig import tethered
 from meshim.deploy.probe import probe
-from meshim.deploy.tether import tethered
 from meshim.errors import BackendUnavailable
 
 _START_S = 60.0

@@ -4,8 +4,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import check_history
-from history import HistoryWriter, Record, digest_of
+from scripts import check_history
+from scripts.harness.history.format import HistoryWriter, Record, digest_of
 
 ALICE, TABLET, BOB, CAROL = ("alice", "phone"), ("alice", "tablet"), ("bob", "phone"), ("carol", "phone")
 

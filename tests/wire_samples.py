@@ -20,9 +20,9 @@ from meshim.wire.envelope import (
     encode_envelope,
 )
 from meshim.wire.link import Ack, Close, Data, Ping, Pong, Reset
-from meshim.wire.log import Entry, Record, decode_record, encode_record
 from meshim.wire.mesh import Hello, HelloOk, Place, Return, Route, Stamp
-from meshim.wire.notice import AccountChanged, Kick, Poke, decode_notice, encode_notice
+from meshim.wire.notification import AccountChanged, Kick, Poke, decode_notice, encode_notice
+from meshim.wire.offline_log import Entry, Record, decode_record, encode_record
 from meshim.wire.outcome import How, Outcome
 
 LINK = 0xA1B2C3D4E5F60718

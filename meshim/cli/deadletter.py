@@ -17,14 +17,14 @@ from meshim.deploy import state
 from meshim.deploy.state import DataFolder, Phase
 from meshim.errors import UsageError
 from meshim.runtime.log import Log
-from meshim.stores.dead_letters import JetStreamDeadLetters, retry
-from meshim.stores.log import JetStreamLog
-from meshim.stores.nats_client import NatsClient
+from meshim.stores.nats.client import NatsClient
+from meshim.stores.nats.dead_letters import JetStreamDeadLetters, retry
+from meshim.stores.nats.durability import LogVoucher
+from meshim.stores.nats.offline_log import JetStreamLog
 from meshim.stores.ports import DeadLetter, DeadLetters
-from meshim.stores.vouching import LogVoucher
 from meshim.topology import Topology
 from meshim.wire.envelope import decode_envelope
-from meshim.wire.log import Entry, decode_record
+from meshim.wire.offline_log import Entry, decode_record
 
 _NONE = "There are no dead letters."
 _COLUMNS = "{:>8}  {:>9}  {:>10}  {:<20}  {:>7}  {}"

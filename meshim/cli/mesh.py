@@ -161,7 +161,7 @@ def _print_json(shown: Status) -> None:
 
 async def _probe_backends(mesh: MeshState, data: DataFolder) -> list[BackendStatus]:
     """Ask each backend now, with the credentials that the roles were given."""
-    from meshim.stores.settings import of_backends  # here: the other commands need not wait for httpx
+    from meshim.stores.backends import read_settings  # here: the other commands need not wait for httpx
 
     running = topologies.load(data.topology) if mesh.state is Phase.RUNNING else None
     urls = msgspec.structs.asdict(running.backends) if running else {}
@@ -176,7 +176,7 @@ async def _probe_backends(mesh: MeshState, data: DataFolder) -> list[BackendStat
         return None
 
     reasons = await asyncio.gather(*(reason(backend.name) for backend in mesh.backends))
-    settings = await of_backends(running.backends, running.durability.nats_monitor) if running else []
+    settings = await read_settings(running.backends, running.durability.nats_monitor) if running else []
     return [
         BackendStatus(
             each.name, each.url, each.state, each.pid, each.restarts, why is None, why,

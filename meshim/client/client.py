@@ -40,10 +40,10 @@ from meshim.client.state import StateFile
 from meshim.errors import ClientClosed, Code, MeshimError, Refused, UsageError
 from meshim.protocol.link import LinkOptions
 from meshim.protocol.ordering import OrderingOptions
-from meshim.protocol.patience import CLIENT_ACK_DELAY_S, CLIENT_GIVE_UP_S, GAP_RELEASE_S
+from meshim.protocol.timeouts import CLIENT_ACK_DELAY_S, CLIENT_GIVE_UP_S, GAP_RELEASE_S
 from meshim.protocol.window import WindowOptions
-from meshim.runtime.crank import Crank
 from meshim.runtime.crypto import seal
+from meshim.runtime.driver import Crank
 from meshim.wire.envelope import (
     WIRE_VERSION,
     Destination,

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from meshim.client import events as e
 from meshim.errors import ApiError, BackendUnavailable, Code, PeerError, Refused
-from meshim.runtime.crank import Crank
+from meshim.runtime.driver import Crank
 from meshim.runtime.sockets import Context, Dealer
 from meshim.wire.rest import Connector
 

@@ -23,7 +23,7 @@ from meshim.client.outbox import NewId, Outbox, OutboxOptions, Settled, ranges_o
 from meshim.errors import Code, PeerError
 from meshim.protocol.link import Link, LinkOptions
 from meshim.protocol.ordering import OrderingOptions
-from meshim.protocol.patience import GREET_TIMEOUT_S
+from meshim.protocol.timeouts import GREET_TIMEOUT_S
 from meshim.wire import client as wire
 from meshim.wire.client import ConnectorItem, Delivery, Greet, Stored, Submit, Welcome
 from meshim.wire.envelope import (

@@ -18,7 +18,7 @@ import msgspec
 
 from meshim.client.events import Change, NoteReceipt, Progress, PutOut, PutStream, SettleOut, Snapshot
 from meshim.protocol.outcome import OutStream, OutStreamOptions, Tally
-from meshim.protocol.patience import CLIENT_RESEND_S
+from meshim.protocol.timeouts import CLIENT_RESEND_S
 from meshim.wire.client import Submit
 from meshim.wire.envelope import Destination, Envelope, Receipt, ReceiptKind, encode_envelope
 from meshim.wire.outcome import How, Outcome

@@ -21,24 +21,24 @@ from typing import Any
 import msgspec
 
 from meshim.connector import events as e
-from meshim.connector.door import LEAVING, SEEN_S, Door
-from meshim.connector.mesh import Mesh
+from meshim.connector.authorization import Refusal, busy, judge, rejected
+from meshim.connector.handshake import LEAVING, SEEN_S, Door
 from meshim.connector.options import ConnectorOptions
 from meshim.connector.queues import Queues
 from meshim.connector.session import Placed, Session, State
 from meshim.connector.sessions import Sessions
 from meshim.connector.statistics import Statistics
-from meshim.connector.submit import Refusal, busy, judge, rejected
+from meshim.connector.transfer_links import Mesh
 from meshim.errors import Code, PeerError
+from meshim.protocol.flush_queue import TICK_S
 from meshim.protocol.outcome import outcomes_of
-from meshim.protocol.turn import TICK_S
 from meshim.stores.ports import Seat
 from meshim.wire import client as wire
 from meshim.wire.client import Greet, Submit
 from meshim.wire.envelope import EPHEMERAL_FROM
 from meshim.wire.link import Close, Data, Reset
 from meshim.wire.mesh import Place, Route, Stamp
-from meshim.wire.notice import AccountChanged, Kick, Poke
+from meshim.wire.notification import AccountChanged, Kick, Poke
 from meshim.wire.outcome import How, Outcome
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from meshim.errors import Code
 from meshim.stores.ports import Account, Login, Page, Seat
-from meshim.wire.notice import Kick, Notice
+from meshim.wire.notification import Kick, Notice
 
 # ---------------------------------------------------------------- events
 

@@ -2,9 +2,9 @@
 
 import msgspec
 
-from meshim.connector.drain import DrainOptions
-from meshim.protocol.allowance import FRAME_ITEMS_MAX
+from meshim.connector.offline_sync import DrainOptions
 from meshim.protocol.link import LinkOptions
+from meshim.protocol.token_bucket import FRAME_ITEMS_MAX
 
 
 class ConnectorOptions(msgspec.Struct, frozen=True):

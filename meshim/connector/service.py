@@ -9,28 +9,28 @@ from pathlib import Path
 import msgspec
 
 from meshim.connector import events as e
+from meshim.connector.authenticator import Backends
 from meshim.connector.core import ConnectorCore
-from meshim.connector.drain import DrainOptions
-from meshim.connector.greeter import Backends
+from meshim.connector.offline_sync import DrainOptions
 from meshim.connector.options import ConnectorOptions
 from meshim.connector.shell import CACHED_SHARE, Shell
 from meshim.errors import UsageError
 from meshim.protocol.link import LinkOptions
 from meshim.protocol.window import WindowOptions
 from meshim.runtime import counters
-from meshim.runtime.guard import Guarding
 from meshim.runtime.mesh_links import mesh_links
-from meshim.runtime.options import HANDSHAKE_S
 from meshim.runtime.service import Service
 from meshim.runtime.sockets import Context, KeyPair, Router
-from meshim.stores.accounts import SqlAccounts
-from meshim.stores.connections import Connections, kept
+from meshim.runtime.sockets.guard import Guarding
+from meshim.runtime.sockets.options import HANDSHAKE_S
+from meshim.stores.backends import Connections, kept
 from meshim.stores.lease_keeper import LeaseKeeper
-from meshim.stores.notices import NatsNotices
+from meshim.stores.nats.notifications import NatsNotices
 from meshim.stores.ports import Lease
-from meshim.stores.presence import UNSEEN_S, RedisPresence
-from meshim.stores.queues import SqlQueues
-from meshim.stores.session_cache import RedisSessionCache
+from meshim.stores.redis.presence import UNSEEN_S, RedisPresence
+from meshim.stores.redis.session_cache import RedisSessionCache
+from meshim.stores.sql.accounts import SqlAccounts
+from meshim.stores.sql.queues import SqlQueues
 from meshim.topology import Topology
 
 LINK_WITHIN_S = 3.0

@@ -20,10 +20,10 @@ from collections.abc import Sequence
 from math import inf
 from typing import NamedTuple
 
-from meshim.connector.drain import Drain, DrainOptions
 from meshim.connector.events import Renewal
-from meshim.protocol.allowance import SUBMIT_BYTES, Allowance
+from meshim.connector.offline_sync import Drain, DrainOptions
 from meshim.protocol.link import Link, LinkOptions
+from meshim.protocol.token_bucket import SUBMIT_BYTES, Allowance
 from meshim.stores.ports import Account, Login, Row, Seat
 from meshim.wire.client import ConnectorItem, Delivery, Submit
 from meshim.wire.envelope import Destination

@@ -7,10 +7,10 @@ rows stay unread, its seat is erased if it is still this one (R5), and the lease
 from collections.abc import Iterable
 
 from meshim.connector.events import Action, EraseSeats, NoteSeen, PeekQueues, SendClient
-from meshim.connector.mesh import Mesh
 from meshim.connector.options import ConnectorOptions
 from meshim.connector.session import Session, State
 from meshim.connector.statistics import Statistics
+from meshim.connector.transfer_links import Mesh
 from meshim.wire import client as wire
 from meshim.wire.envelope import EPHEMERAL_FROM
 from meshim.wire.link import Close, Frame

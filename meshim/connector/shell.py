@@ -6,14 +6,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from meshim.connector import events as e
+from meshim.connector.authenticator import Backends, Greeter
 from meshim.connector.core import ConnectorCore
-from meshim.connector.greeter import Backends, Greeter
-from meshim.connector.timely import timely
 from meshim.errors import BackendUnavailable, Fenced
 from meshim.runtime.batches import Batches
-from meshim.runtime.crank import Crank
+from meshim.runtime.driver import Crank
 from meshim.runtime.service import Service
 from meshim.runtime.sockets import Context, Dealer, KeyPair, Router, Sent
+from meshim.runtime.timeouts import timely
 from meshim.stores.ports import Account, Lease, Seat
 from meshim.topology import Topology
 

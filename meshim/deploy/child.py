@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from meshim.deploy.embedded import Embedded
+from meshim.deploy.pdeathsig import tethered
 from meshim.deploy.probe import probe
 from meshim.deploy.state import Phase
-from meshim.deploy.tether import tethered
 from meshim.errors import BackendUnavailable, MeshimError
 from meshim.runtime.log import get as get_log
 

@@ -40,7 +40,7 @@ def role_command(role: str, name: str, data: DataFolder) -> list[str]:
 
 def upgrade_database(url: str) -> None:
     """Bring the database's tables to this version."""
-    from meshim.stores import upgrades  # here: SQLAlchemy and Alembic are slow to import
+    from meshim.stores.sql import upgrades  # here: SQLAlchemy and Alembic are slow to import
 
     upgrades.upgrade(url)
 

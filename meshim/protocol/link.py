@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from meshim.protocol.company import Company
+from meshim.protocol.coalescing import Company
 from meshim.protocol.window import Window, WindowOptions
 from meshim.wire.link import Ack, Close, Data, Frame, Ping, Pong, Reset
 

@@ -17,7 +17,8 @@ from litestar.openapi.spec import Components, SecurityScheme
 
 from meshim.errors import ApiError, BackendUnavailable
 from meshim.rest import core
-from meshim.rest.backends import Backends, Clock, Spread
+from meshim.rest.backends import Backends, Clock
+from meshim.rest.change_notifier import Spread
 from meshim.rest.friends import Friends
 from meshim.rest.passwords import Passwords
 from meshim.rest.routes import BODY_BYTES_MAX, Incoming, routers

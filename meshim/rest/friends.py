@@ -1,7 +1,8 @@
 """Friends: how two users stand, the keys they share, and which of them are connected."""
 
 from meshim.errors import SealBroken, StoreConflict
-from meshim.rest.backends import Backends, Clock, Spread
+from meshim.rest.backends import Backends, Clock
+from meshim.rest.change_notifier import Spread
 from meshim.rest.core import Step, Wish, checked_name, next_step, online_friends, refusal
 from meshim.runtime.crypto import MasterKey, new_content_key, relation_context
 from meshim.runtime.log import Log

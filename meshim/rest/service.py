@@ -21,13 +21,13 @@ from meshim.runtime import counters
 from meshim.runtime.crypto import MasterKey
 from meshim.runtime.log import Log
 from meshim.runtime.service import Service
-from meshim.stores.accounts import SqlAccounts
-from meshim.stores.connections import Connections, kept
+from meshim.stores.backends import Connections, kept
 from meshim.stores.lease_keeper import LeaseKeeper
-from meshim.stores.notices import NatsNotices
+from meshim.stores.nats.notifications import NatsNotices
 from meshim.stores.ports import Lease
-from meshim.stores.presence import RedisPresence
-from meshim.stores.session_cache import RedisSessionCache
+from meshim.stores.redis.presence import RedisPresence
+from meshim.stores.redis.session_cache import RedisSessionCache
+from meshim.stores.sql.accounts import SqlAccounts
 from meshim.topology import Topology
 
 _CONNECTIONS_MAX = 4096

@@ -5,7 +5,8 @@ import math
 import msgspec
 
 from meshim.errors import BackendUnavailable, Code, PeerError, StoreConflict
-from meshim.rest.backends import Backends, Clock, Spread
+from meshim.rest.backends import Backends, Clock
+from meshim.rest.change_notifier import Spread
 from meshim.rest.core import (
     FailureLimit,
     ImportPlan,

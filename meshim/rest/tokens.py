@@ -6,7 +6,8 @@ forgets first: a token that is hidden there is asked for in the database, where 
 """
 
 from meshim.errors import BackendUnavailable
-from meshim.rest.backends import Backends, Spread
+from meshim.rest.backends import Backends
+from meshim.rest.change_notifier import Spread
 from meshim.stores.ports import Login
 
 

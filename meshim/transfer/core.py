@@ -19,18 +19,18 @@ from typing import Any
 import msgspec
 
 from meshim.errors import Code, PeerError
+from meshim.protocol.flush_queue import TICK_S, Turn
 from meshim.protocol.link import Link, LinkOptions
 from meshim.protocol.outcome import outcomes_of
-from meshim.protocol.turn import TICK_S, Turn
 from meshim.transfer import events as e
-from meshim.transfer.directory import Directory, Seated, Whereabouts
+from meshim.transfer.log_batcher import Kept, Store
+from meshim.transfer.presence_cache import Directory, Seated, Whereabouts
 from meshim.transfer.statistics import Statistics
-from meshim.transfer.store import Kept, Store
 from meshim.wire import mesh as wire
 from meshim.wire.envelope import EPHEMERAL_FROM, WIRE_VERSION, To
 from meshim.wire.link import Close, Data, Reset
-from meshim.wire.log import Entry
 from meshim.wire.mesh import FromConnector, FromTransfer, Hello, HelloOk, Place, Return, Route, Stamp
+from meshim.wire.offline_log import Entry
 from meshim.wire.outcome import Copy, How, Outcome
 
 _DEVICE = int(To.DEVICE)  # as a plain number: what is compared with every message

@@ -11,16 +11,16 @@ import msgspec
 from meshim.errors import BackendUnavailable, UsageError
 from meshim.runtime import counters
 from meshim.runtime.batches import Batches
-from meshim.runtime.crank import Crank
+from meshim.runtime.driver import Crank
 from meshim.runtime.mesh_links import mesh_links
 from meshim.runtime.service import Service
 from meshim.runtime.sockets import Context, KeyPair, Router, Sent
-from meshim.stores.connections import Connections, kept
+from meshim.stores.backends import Connections, kept
 from meshim.stores.lease_keeper import LeaseKeeper
-from meshim.stores.log import JetStreamLog
+from meshim.stores.nats.durability import LogVoucher
+from meshim.stores.nats.offline_log import JetStreamLog
 from meshim.stores.ports import Lease, Leases, Log, Presence
-from meshim.stores.presence import RedisPresence
-from meshim.stores.vouching import LogVoucher
+from meshim.stores.redis.presence import RedisPresence
 from meshim.topology import Topology
 from meshim.transfer import events as e
 from meshim.transfer.core import TransferCore, TransferOptions

@@ -41,8 +41,8 @@ from meshim.writer.events import (
     StopRequested,
     WritersSeen,
 )
-from meshim.writer.lane import Lane, spread
 from meshim.writer.pipeline import Pipeline, PipelineOptions
+from meshim.writer.single_flight import Lane, spread
 from meshim.writer.statistics import Statistics
 from meshim.writer.upkeep import Upkeep, UpkeepOptions
 

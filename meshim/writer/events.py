@@ -27,8 +27,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from meshim.stores.ports import LogMessage, UserPresence, Written
-from meshim.wire.log import Entry
-from meshim.wire.notice import Poke
+from meshim.wire.notification import Poke
+from meshim.wire.offline_log import Entry
 
 # ---------------------------------------------------------------- actions
 

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from meshim.wire.envelope import WIRE_VERSION
-from meshim.wire.log import Entry, decode_record, encode_record
+from meshim.wire.offline_log import Entry, decode_record, encode_record
 from meshim.writer.events import (
     BatchWritten,
     Ensure,
@@ -42,8 +42,8 @@ from meshim.writer.events import (
     Read,
     Write,
 )
-from meshim.writer.lane import Lane
-from meshim.writer.settling import Letter, Settling
+from meshim.writer.post_commit import Letter, Settling
+from meshim.writer.single_flight import Lane
 from meshim.writer.statistics import Statistics
 
 _READ_MOST = 64

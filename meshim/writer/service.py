@@ -9,16 +9,17 @@ from pathlib import Path
 from meshim.errors import UsageError
 from meshim.runtime import counters
 from meshim.runtime.service import Service
-from meshim.stores import upgrades
-from meshim.stores.accounts import SqlAccounts
-from meshim.stores.connections import Connections, kept
+from meshim.stores.backends import Connections, kept
 from meshim.stores.lease_keeper import LeaseKeeper
-from meshim.stores.log import JetStreamLog
-from meshim.stores.notices import NatsNotices
-from meshim.stores.partitions import SqlPartitions
+from meshim.stores.nats.durability import LogVoucher
+from meshim.stores.nats.notifications import NatsNotices
+from meshim.stores.nats.offline_log import JetStreamLog
 from meshim.stores.ports import Lease
-from meshim.stores.presence import RedisPresence
-from meshim.stores.vouching import DatabaseVoucher, LogVoucher
+from meshim.stores.redis.presence import RedisPresence
+from meshim.stores.sql import upgrades
+from meshim.stores.sql.accounts import SqlAccounts
+from meshim.stores.sql.durability import DatabaseVoucher
+from meshim.stores.sql.partitions import SqlPartitions
 from meshim.topology import Topology
 from meshim.writer.core import WriterCore, WriterOptions
 from meshim.writer.pipeline import PipelineOptions

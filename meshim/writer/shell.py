@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
 from meshim.errors import BackendUnavailable, Fenced
-from meshim.runtime.crank import Crank
+from meshim.runtime.driver import Crank
 from meshim.runtime.service import Service
 from meshim.stores.ports import Accounts, Lease, Log, Notices, Partitions, Presence
 from meshim.writer import events as e

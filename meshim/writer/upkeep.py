@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from meshim.writer.events import Action, DropIdleDevices, Failed, IdleDevicesDropped, Purge, Purged
-from meshim.writer.lane import Lane
+from meshim.writer.single_flight import Lane
 from meshim.writer.statistics import Statistics
 
 

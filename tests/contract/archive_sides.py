@@ -16,16 +16,16 @@ from typing import Any, NamedTuple, Protocol
 import pytest
 from sqlalchemy import Connection, delete, func, select, update
 
-from meshim.stores.accounts import SqlAccounts
-from meshim.stores.archive import Archive
-from meshim.stores.memory_accounts import MemoryAccounts
-from meshim.stores.memory_archive import MemoryArchive, MemoryPartitions, MemoryQueues
-from meshim.stores.partitions import SqlPartitions
+from meshim.stores.memory.accounts import MemoryAccounts
+from meshim.stores.memory.database import MemoryArchive, MemoryPartitions, MemoryQueues
 from meshim.stores.ports import Accounts, Device, Partitions, Queues, User
-from meshim.stores.queues import SqlQueues
-from meshim.stores.schema import im_device, im_offline, im_position, metadata
+from meshim.stores.sql.accounts import SqlAccounts
+from meshim.stores.sql.database import Archive
+from meshim.stores.sql.partitions import SqlPartitions
+from meshim.stores.sql.queues import SqlQueues
+from meshim.stores.sql.schema import im_device, im_offline, im_position, metadata
 from meshim.wire.envelope import Destination, Envelope, Kind, To, encode_envelope
-from meshim.wire.log import Entry
+from meshim.wire.offline_log import Entry
 
 PARTITIONS = 4
 NOW = 1_800_000_000.0

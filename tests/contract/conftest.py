@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from meshim.stores import upgrades
+from meshim.stores.sql import upgrades
 from tests.contract.archive_sides import MemorySide, Ports, Side, SqlSide, sql_side
 
 

@@ -7,11 +7,11 @@ from contextlib import asynccontextmanager
 from typing import Protocol
 
 from meshim.runtime.log import Log as Output
-from meshim.stores.dead_letters import JetStreamDeadLetters
-from meshim.stores.log import JetStreamLog
-from meshim.stores.memory_broker import MemoryBroker, MemoryDeadLetters, MemoryLog, MemoryNotices
-from meshim.stores.nats_client import NatsClient
-from meshim.stores.notices import NatsNotices
+from meshim.stores.memory.nats import MemoryBroker, MemoryDeadLetters, MemoryLog, MemoryNotices
+from meshim.stores.nats.client import NatsClient
+from meshim.stores.nats.dead_letters import JetStreamDeadLetters
+from meshim.stores.nats.notifications import NatsNotices
+from meshim.stores.nats.offline_log import JetStreamLog
 from meshim.stores.ports import DeadLetters, Log, Notices
 
 LOG = Output("test", "contract")

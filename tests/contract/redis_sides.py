@@ -11,12 +11,12 @@ from contextlib import asynccontextmanager
 from typing import Protocol
 
 from meshim.runtime.log import Log
-from meshim.stores.leases import RedisLeases
-from meshim.stores.memory_redis import MemoryLeases, MemoryPresence, MemoryRedis, MemorySessionCache
+from meshim.stores.memory.redis import MemoryLeases, MemoryPresence, MemoryRedis, MemorySessionCache
 from meshim.stores.ports import Leases, Presence, SessionCache
-from meshim.stores.presence import RedisPresence
-from meshim.stores.redis_client import RedisClient
-from meshim.stores.session_cache import RedisSessionCache
+from meshim.stores.redis.client import RedisClient
+from meshim.stores.redis.leases import RedisLeases
+from meshim.stores.redis.presence import RedisPresence
+from meshim.stores.redis.session_cache import RedisSessionCache
 
 LOG = Log("test", "contract")
 

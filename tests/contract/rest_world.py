@@ -17,14 +17,14 @@ from meshim.rest.backends import Backends
 from meshim.rest.passwords import Passwords
 from meshim.runtime.crypto import MasterKey
 from meshim.runtime.log import Log
-from meshim.stores import upgrades
-from meshim.stores.accounts import SqlAccounts
-from meshim.stores.archive import Archive
-from meshim.stores.memory_accounts import MemoryAccounts
-from meshim.stores.memory_archive import MemoryArchive
+from meshim.stores.memory.accounts import MemoryAccounts
+from meshim.stores.memory.database import MemoryArchive
 from meshim.stores.ports import Accounts, Leases, Notices, Presence, SessionCache
+from meshim.stores.sql import upgrades
+from meshim.stores.sql.accounts import SqlAccounts
+from meshim.stores.sql.database import Archive
 from meshim.topology import Limits, Topology
-from meshim.wire.notice import Notice
+from meshim.wire.notification import Notice
 from tests.contract.redis_sides import Side, side_of
 
 

@@ -11,9 +11,9 @@ from sqlalchemy import Connection, func, insert, select, text, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from meshim.errors import BackendUnavailable, StoreConflict, UsageError
-from meshim.stores import engine
-from meshim.stores.archive import Archive
-from meshim.stores.schema import im_user, now_ms
+from meshim.stores.sql import engine
+from meshim.stores.sql.database import Archive
+from meshim.stores.sql.schema import im_user, now_ms
 from tests.contract.archive_sides import SqlSide, person, sql_side
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from meshim.deploy.embedded import Nats
 from meshim.errors import BackendUnavailable
-from meshim.stores.dead_letters import JetStreamDeadLetters, retry
+from meshim.stores.nats.dead_letters import JetStreamDeadLetters, retry
 from meshim.stores.ports import DeadLetter, DeadLetters, LogMessage
 from tests.contract.nats_sides import NatsSide, Side, side_of
 from tests.contract.outage import up

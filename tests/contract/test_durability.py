@@ -12,13 +12,17 @@ import sqlalchemy
 from meshim.deploy.embedded import Nats
 from meshim.errors import BackendUnavailable, UsageError
 from meshim.runtime.log import Log
-from meshim.stores import engine, settings
-from meshim.stores.archive import Archive
+from meshim.stores.backends import read_settings
 from meshim.stores.durability import Verdict
-from meshim.stores.log import JetStreamLog
-from meshim.stores.nats_client import NatsClient
-from meshim.stores.partitions import SqlPartitions
-from meshim.stores.vouching import DatabaseVoucher, LogVoucher
+from meshim.stores.nats import durability as nats_durability
+from meshim.stores.nats.client import NatsClient
+from meshim.stores.nats.durability import LogVoucher
+from meshim.stores.nats.offline_log import JetStreamLog
+from meshim.stores.sql import durability as sql_durability
+from meshim.stores.sql import engine
+from meshim.stores.sql.database import Archive
+from meshim.stores.sql.durability import DatabaseVoucher
+from meshim.stores.sql.partitions import SqlPartitions
 from meshim.topology import Backends, Durability
 from tests.contract.archive_sides import NOW, SqlSide, claimed, entry, person, sql_side
 from tests.contract.outage import up
@@ -39,7 +43,7 @@ async def connected(url: str) -> AsyncIterator[NatsClient]:
 
 async def verdict_of(server: Server, monitor: str | None) -> tuple[Verdict, str]:
     async with connected(server.url) as client:
-        [setting] = await settings.of_nats(client.server, monitor)
+        [setting] = await nats_durability.read_settings(client.server, monitor)
     assert (setting.backend, setting.name) == ("nats", "sync_interval")
     return setting.verdict, setting.value + setting.reason
 
@@ -102,7 +106,7 @@ async def test_what_is_not_known_is_refused_where_the_topology_says_so(nats_url:
 
 
 async def test_connections_of_ours_sync_what_they_commit(sql: SqlSide) -> None:
-    found = await sql.archive.read(settings.of_sql)
+    found = await sql.archive.read(sql_durability.read_settings)
     assert {setting.verdict for setting in found} == {SAFE}
     names = {setting.name for setting in found}
     assert names in ({"journal_mode", "synchronous"}, {"innodb_flush_log_at_trx_commit", "innodb_doublewrite"})
@@ -161,12 +165,12 @@ async def test_status_asks_both(sqlite_with_tables: str, tmp_path: Path) -> None
     recipe = Nats(tmp_path / "nats")
     with running(recipe) as server:
         backends = Backends("redis://127.0.0.1:1", server.url, sqlite_with_tables)
-        found = await settings.of_backends(backends, recipe.monitor)
+        found = await read_settings(backends, recipe.monitor)
         assert [(setting.backend, setting.name, setting.verdict) for setting in found] == [
             ("nats", "sync_interval", SAFE),
             ("sql", "synchronous", SAFE),
             ("sql", "journal_mode", SAFE),
         ]
     gone = Backends("redis://127.0.0.1:1", server.url, "mysql+pymysql://nobody@127.0.0.1:9/nothing")
-    found = await settings.of_backends(gone, recipe.monitor)
+    found = await read_settings(gone, recipe.monitor)
     assert [(setting.backend, setting.verdict) for setting in found] == [("nats", UNKNOWN), ("sql", UNKNOWN)]

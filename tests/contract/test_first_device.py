@@ -6,12 +6,12 @@ import secrets
 import msgspec
 import pytest
 
-from meshim.stores import accounts as sql_accounts
-from meshim.stores import partitions as sql_partitions
 from meshim.stores.ports import Device, User
-from meshim.stores.rows import first_device
+from meshim.stores.sql import accounts as sql_accounts
+from meshim.stores.sql import partitions as sql_partitions
+from meshim.stores.sql.rows import first_device
 from meshim.wire.envelope import Destination, To, decode_envelope, encode_envelope
-from meshim.wire.log import Entry
+from meshim.wire.offline_log import Entry
 from tests.contract.archive_sides import (
     NOW,
     Ports,

@@ -11,10 +11,10 @@ import redis.exceptions
 
 from meshim.deploy.embedded import Valkey
 from meshim.errors import BackendUnavailable, UsageError
-from meshim.stores.leases import RedisLeases
-from meshim.stores.memory_redis import MemoryLeases, MemoryRedis
+from meshim.stores.memory.redis import MemoryLeases, MemoryRedis
 from meshim.stores.ports import Lease
-from meshim.stores.redis_client import RedisClient
+from meshim.stores.redis.client import RedisClient
+from meshim.stores.redis.leases import RedisLeases
 from tests.contract.outage import up
 from tests.contract.redis_sides import LOG, Side, side_of
 

@@ -11,9 +11,9 @@ import pytest
 
 from meshim.deploy.embedded import Nats
 from meshim.errors import BackendUnavailable, UsageError
-from meshim.stores.log import JetStreamLog
-from meshim.stores.log_pull import position_of
-from meshim.stores.memory_broker import MemoryBroker, MemoryLog
+from meshim.stores.memory.nats import MemoryBroker, MemoryLog
+from meshim.stores.nats.offline_log import JetStreamLog
+from meshim.stores.nats.puller import position_of
 from meshim.stores.ports import DeadLetter, Log, LogMessage
 from tests.contract.nats_sides import MAX_BYTES, NatsSide, Side, side_of
 from tests.contract.outage import up

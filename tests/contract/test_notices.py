@@ -12,10 +12,10 @@ from nats.aio.msg import Msg
 
 from meshim.deploy.embedded import Nats
 from meshim.errors import BackendUnavailable, UsageError
-from meshim.stores.memory_broker import MemoryBroker, MemoryNotices
-from meshim.stores.nats_client import NatsClient
-from meshim.stores.notices import NatsNotices
-from meshim.wire.notice import AccountChanged, Kick, Notice, Poke
+from meshim.stores.memory.nats import MemoryBroker, MemoryNotices
+from meshim.stores.nats.client import NatsClient
+from meshim.stores.nats.notifications import NatsNotices
+from meshim.wire.notification import AccountChanged, Kick, Notice, Poke
 from tests.contract.nats_relay import NatsRelay
 from tests.contract.nats_sides import LOG, NatsSide, Side, side_of
 from tests.contract.outage import up

@@ -7,11 +7,11 @@ import pytest
 from sqlalchemy import Connection, select
 
 from meshim.errors import Fenced
-from meshim.stores import partitions as sql_partitions
 from meshim.stores.ports import Device, User
-from meshim.stores.schema import im_offline, to_ms
+from meshim.stores.sql import partitions as sql_partitions
+from meshim.stores.sql.schema import im_offline, to_ms
 from meshim.wire.envelope import Envelope, Kind, To, decode_envelope, encode_envelope
-from meshim.wire.log import Entry
+from meshim.wire.offline_log import Entry
 from tests.contract.archive_sides import (
     EPOCH,
     NOW,

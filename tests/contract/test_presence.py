@@ -16,10 +16,10 @@ from redis.asyncio.client import PubSub
 
 from meshim.deploy.embedded import Valkey
 from meshim.errors import BackendUnavailable
-from meshim.stores.memory_redis import MemoryPresence, MemoryRedis
+from meshim.stores.memory.redis import MemoryPresence, MemoryRedis
 from meshim.stores.ports import Seat, UserPresence
-from meshim.stores.presence import RedisPresence
-from meshim.stores.redis_client import RedisClient
+from meshim.stores.redis.client import RedisClient
+from meshim.stores.redis.presence import RedisPresence
 from tests.contract.outage import up
 from tests.contract.redis_sides import LOG, MemorySide, RedisSide, Side, side_of
 

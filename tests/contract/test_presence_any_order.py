@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from meshim.stores.memory_redis import MemoryPresence, MemoryRedis
+from meshim.stores.memory.redis import MemoryPresence, MemoryRedis
 from meshim.stores.ports import Presence, Seat
-from meshim.stores.presence import RedisPresence
-from meshim.stores.redis_client import RedisClient
+from meshim.stores.redis.client import RedisClient
+from meshim.stores.redis.presence import RedisPresence
 from tests.contract.redis_sides import LOG
 
 T = TypeVar("T")

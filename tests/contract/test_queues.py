@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from meshim.errors import Fenced
-from meshim.stores import queues as sql_queues
 from meshim.stores.ports import Device, Page, Queues, User
+from meshim.stores.sql import queues as sql_queues
 from meshim.wire.envelope import decode_envelope
 from tests.contract.archive_sides import (
     NOW,

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from meshim.stores.redis_client import RedisClient
+from meshim.stores.redis.client import RedisClient
 from tests.contract.redis_sides import LOG
 
 _TURNS = 60

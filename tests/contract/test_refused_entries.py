@@ -4,10 +4,10 @@ import msgspec
 import pytest
 
 from meshim.stores.ports import Device, User
-from meshim.stores.rows import CONTENT_BYTES_MAX
+from meshim.stores.sql.rows import CONTENT_BYTES_MAX
 from meshim.wire.bounds import MS_MAX, SEQ_MAX
 from meshim.wire.envelope import Destination, Envelope, Kind, encode_envelope
-from meshim.wire.log import Entry
+from meshim.wire.offline_log import Entry
 from tests.contract.archive_sides import NOW, Ports, claimed, device_of, entry, envelope, person, stored
 
 ID_MAX = (1 << 63) - 1

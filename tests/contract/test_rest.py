@@ -14,7 +14,7 @@ from meshim.runtime import crypto
 from meshim.runtime.crypto import MasterKey
 from meshim.stores.ports import CachedLogin, Lease, Login, Seat
 from meshim.wire import rest
-from meshim.wire.notice import AccountChanged, Kick
+from meshim.wire.notification import AccountChanged, Kick
 from tests.contract.rest_world import World, world_of
 
 PASSWORD = "correct horse"

@@ -12,9 +12,9 @@ from sqlalchemy import Connection, Inspector, insert, inspect, text, update
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from meshim.errors import BackendUnavailable, UsageError
-from meshim.stores import upgrades
-from meshim.stores.engine import create
-from meshim.stores.schema import im_position, im_relation, im_user, metadata
+from meshim.stores.sql import upgrades
+from meshim.stores.sql.engine import create
+from meshim.stores.sql.schema import im_position, im_relation, im_user, metadata
 from tests.contract.archive_sides import person, sql_side
 
 

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from meshim.stores.ports import Account, CachedLogin, Login
-from meshim.stores.redis_client import RedisClient
-from meshim.stores.session_cache import RedisSessionCache
+from meshim.stores.redis.client import RedisClient
+from meshim.stores.redis.session_cache import RedisSessionCache
 from tests.contract.redis_sides import LOG, Side, side_of
 
 ONE, OTHER = b"\x00" * 32, b"\xff" * 32

@@ -8,8 +8,8 @@ from random import Random
 
 import pytest
 
-import syscalls
-from syscalls import Replay, Unknown
+from scripts.harness.power_loss import strace
+from scripts.harness.power_loss.strace import Replay, Unknown
 
 PREFACE = "import os; disk = os.getcwd() + '/disk'\n"
 """Of every program: a name that is not absolute cannot be replayed."""
@@ -18,7 +18,7 @@ PREFACE = "import os; disk = os.getcwd() + '/disk'\n"
 def record(folder: Path, program: str) -> Path:
     """Run a Python program in the folder under strace; the recording."""
     recording = folder / "trace"
-    command = [*syscalls.RECORD, str(recording), sys.executable, "-I", "-S", "-c", PREFACE + textwrap.dedent(program)]
+    command = [*strace.RECORD, str(recording), sys.executable, "-I", "-S", "-c", PREFACE + textwrap.dedent(program)]
     subprocess.run(command, cwd=folder, check=True, timeout=60)
     return recording
 
@@ -26,7 +26,7 @@ def record(folder: Path, program: str) -> Path:
 def replayed(folder: Path, program: str) -> Replay:
     replay = Replay(lambda path: path.startswith(f"{folder}/disk/"))
     (folder / "disk").mkdir()
-    for call in syscalls.calls(record(folder, program), folder):
+    for call in strace.calls(record(folder, program), folder):
         replay.take(call)
     return replay
 
@@ -97,10 +97,10 @@ def test_what_is_not_understood_is_refused(tmp_path: Path, program: str) -> None
 
 def test_calls_of_several_threads_are_put_together(tmp_path: Path) -> None:
     folder = tmp_path / "disk"
-    file = f"3<{syscalls.in_hex(str(folder / 'a'))}>"
+    file = f"3<{strace.in_hex(str(folder / 'a'))}>"
     (tmp_path / "trace").write_text(
         f"""\
-1 openat(AT_FDCWD<\\x2f>, "{syscalls.in_hex(str(folder / "a"))}", O_RDWR|O_CREAT, 0600) = {file}
+1 openat(AT_FDCWD<\\x2f>, "{strace.in_hex(str(folder / "a"))}", O_RDWR|O_CREAT, 0600) = {file}
 1 pwrite64({file}, "\\x61", 1, 0) = 1
 2 fsync({file} <unfinished ...>
 1 pwrite64({file}, "\\x62", 1, 0 <unfinished ...>
@@ -111,7 +111,7 @@ def test_calls_of_several_threads_are_put_together(tmp_path: Path) -> None:
 """
     )
     replay = Replay(lambda path: path.startswith(f"{folder}/"))
-    for call in syscalls.calls(tmp_path / "trace", folder):
+    for call in strace.calls(tmp_path / "trace", folder):
         replay.take(call)
     path = str(folder / "a")
     assert replay.disk.shown(path) == b"b"

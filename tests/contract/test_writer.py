@@ -13,13 +13,13 @@ from sqlalchemy import Connection, NullPool, create_engine, select, text
 
 from meshim.deploy.embedded import Nats, Valkey
 from meshim.protocol.routing import partition_of
-from meshim.stores.notices import NatsNotices
+from meshim.stores.nats.notifications import NatsNotices
 from meshim.stores.ports import Seat
-from meshim.stores.presence import RedisPresence
-from meshim.stores.redis_client import RedisClient
-from meshim.stores.schema import im_position
-from meshim.wire.log import Entry, encode_record
-from meshim.wire.notice import Poke
+from meshim.stores.redis.client import RedisClient
+from meshim.stores.redis.presence import RedisPresence
+from meshim.stores.sql.schema import im_position
+from meshim.wire.notification import Poke
+from meshim.wire.offline_log import Entry, encode_record
 from tests.contract.archive_sides import entry
 from tests.contract.outage import up
 from tests.contract.redis_sides import LOG

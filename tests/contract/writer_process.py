@@ -13,13 +13,13 @@ import msgspec
 from sqlalchemy import Connection, select
 
 from meshim.protocol.routing import partition_of
-from meshim.stores import upgrades
-from meshim.stores.log import JetStreamLog
-from meshim.stores.nats_client import NatsClient
+from meshim.stores.nats.client import NatsClient
+from meshim.stores.nats.offline_log import JetStreamLog
 from meshim.stores.ports import Device, User
-from meshim.stores.schema import im_offline
+from meshim.stores.sql import upgrades
+from meshim.stores.sql.schema import im_offline
 from meshim.topology import Backends, Limits, Listener, RestListener, Timers, Topology, Worker, dump
-from meshim.wire.log import encode_record
+from meshim.wire.offline_log import encode_record
 from tests.contract.archive_sides import NOW, Ports, SqlSide, device_of, entry, person
 from tests.contract.redis_sides import LOG
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import msgspec
 
-import own_mesh
 from meshim.client import Client, Message
 from meshim.client.events import ConnectionLost
 from meshim.deploy.embedded import free_port
 from meshim.topology import Backends, RestListener, Topology
 from meshim.wire.rest import Connector
+from scripts.harness.mesh import local_mesh
 from tests.mesh.real_mesh import DEADLINE_S, PASSWORD, RealMesh, running
 
 
@@ -57,7 +57,7 @@ class Restartable:
         rest = (RestListener("r1", f"http://127.0.0.1:{free_port()}"),)
         self._folder = folder
         self._topology: Topology = msgspec.structs.replace(
-            own_mesh.topology(), rest=rest, backends=backends or Backends(), namespace=namespace
+            local_mesh.topology(), rest=rest, backends=backends or Backends(), namespace=namespace
         )
         self._running: AbstractContextManager[RealMesh] | None = None
 

@@ -16,16 +16,16 @@ import msgspec
 import nats
 import redis
 
-import own_mesh
 from meshim import topology as topologies
 from meshim.protocol.routing import conversation_of, pick
 from meshim.runtime import counters
 from meshim.stores.ports import Seat
 from meshim.topology import Timers, Topology
+from scripts.harness.mesh import local_mesh
 from tests.mesh.real_mesh import DEADLINE_S, RealMesh, until
 
 ROLES = {"c": "connector", "t": "transfer", "w": "writer", "r": "rest"}
-"""By the first letter of a name, as `own_mesh.topology` gives them."""
+"""By the first letter of a name, as `local_mesh.topology` gives them."""
 
 
 def brisk(*, writers: int = 1, **timers: float) -> Topology:
@@ -35,7 +35,7 @@ def brisk(*, writers: int = 1, **timers: float) -> Topology:
         mesh_silence_s=1.0,
     )  # fmt: skip
     topology = msgspec.structs.replace(
-        own_mesh.topology(writers=writers), timers=msgspec.structs.replace(quick, **timers)
+        local_mesh.topology(writers=writers), timers=msgspec.structs.replace(quick, **timers)
     )
     topologies.check(topology)
     return topology

@@ -17,11 +17,11 @@ from meshim.deploy.state import read
 from meshim.errors import Code
 from meshim.runtime import log
 from meshim.runtime.crypto import hash_token
-from meshim.stores.accounts import SqlAccounts
-from meshim.stores.archive import Archive
-from meshim.stores.leases import RedisLeases
 from meshim.stores.ports import Lease
-from meshim.stores.redis_client import RedisClient
+from meshim.stores.redis.client import RedisClient
+from meshim.stores.redis.leases import RedisLeases
+from meshim.stores.sql.accounts import SqlAccounts
+from meshim.stores.sql.database import Archive
 from tests.mesh.conversations import client, say
 from tests.mesh.real_mesh import DEADLINE_S, RealMesh
 from tests.mesh.stranger import CLOSE, PING, PONG, Stranger

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import own_mesh
 from meshim.client.rest import Api
 from meshim.deploy.state import DataFolder, Phase, RoleState, read
 from meshim.runtime import counters
 from meshim.topology import Topology
+from scripts.harness.mesh import local_mesh
 
 PASSWORD = "correct horse battery staple"
 DEADLINE_S = 30.0
@@ -124,7 +124,7 @@ class RealMesh:
 @contextmanager
 def running(folder: Path, topology: Topology | None = None) -> Iterator[RealMesh]:
     """Run a mesh of its own, by default two connectors, two transfers, a writer and a rest."""
-    with own_mesh.running(folder, topology or own_mesh.topology()) as api:
+    with local_mesh.running(folder, topology or local_mesh.topology()) as api:
         yield RealMesh(api, folder)
 
 

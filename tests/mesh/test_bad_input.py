@@ -16,8 +16,8 @@ import pytest
 from meshim import topology as topologies
 from meshim.errors import Code
 from meshim.runtime import log
-from meshim.stores.log import JetStreamLog
-from meshim.stores.nats_client import NatsClient
+from meshim.stores.nats.client import NatsClient
+from meshim.stores.nats.offline_log import JetStreamLog
 from tests.mesh.hostile import (
     Cast,
     answers,

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import uvloop
 
-import workloads
-from measured import measured
-from own_mesh import topology
+from scripts.harness.bench import workloads
+from scripts.harness.mesh.local_mesh import topology
+from scripts.harness.mesh.measured_mesh import measured
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 PAIRS, MESSAGES = 3, 60

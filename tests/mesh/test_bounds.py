@@ -6,7 +6,7 @@ Memory is bounded, the two are not cut, and half of their messages take no longe
 
 import pytest
 
-from ordeals import Ordeal, endure
+from scripts.harness.abuse.scenarios import Ordeal, endure
 from tests.mesh.real_mesh import RealMesh
 
 

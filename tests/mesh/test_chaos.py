@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from meshim import topology as topologies
-from own_mesh import topology
+from scripts.harness.mesh.local_mesh import topology
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 

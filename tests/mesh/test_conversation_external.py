@@ -6,9 +6,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-import own_mesh
-from meshim.stores import upgrades
+from meshim.stores.sql import upgrades
 from meshim.topology import Backends
+from scripts.harness.mesh import local_mesh
 from tests.mesh import conversations
 from tests.mesh.conversations import restartable
 from tests.mesh.real_mesh import RealMesh, running
@@ -21,7 +21,7 @@ def external(valkey_url: str, nats_url: str, new_mariadb: Callable[[], str]) -> 
 
 @pytest.fixture(scope="module")
 def mesh(external: Backends, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealMesh]:
-    topology = msgspec.structs.replace(own_mesh.topology(), backends=external, namespace="conversations")
+    topology = msgspec.structs.replace(local_mesh.topology(), backends=external, namespace="conversations")
     with running(tmp_path_factory.mktemp("mesh"), topology) as started:
         yield started
 

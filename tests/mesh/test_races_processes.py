@@ -12,7 +12,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from meshim.protocol.patience import CLIENT_RESEND_S
+from meshim.protocol.timeouts import CLIENT_RESEND_S
 from meshim.topology import load
 from tests.mesh import faults
 from tests.mesh.conversations import client, take

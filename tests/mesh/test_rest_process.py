@@ -15,8 +15,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from meshim.deploy.tether import tethered
-from meshim.stores import upgrades
+from meshim.deploy.pdeathsig import tethered
+from meshim.stores.sql import upgrades
 
 _DEADLINE_S = 30.0
 

@@ -13,19 +13,19 @@ import msgspec
 from meshim.client.inbox import Arrival, Inbox
 from meshim.connector import events as connector_events
 from meshim.connector import session as connector_session
-from meshim.connector.door import Door
-from meshim.connector.drain import Drain
+from meshim.connector.handshake import Door
+from meshim.connector.offline_sync import Drain
 from meshim.protocol.ordering import Flag, Released, StreamOrder
 from meshim.protocol.outcome import Tally, outcomes_of
-from meshim.stores.memory_archive import MemoryPartitions, MemoryQueues
-from meshim.stores.memory_redis import MemoryPresence, MemorySessionCache
+from meshim.stores.memory.database import MemoryPartitions, MemoryQueues
+from meshim.stores.memory.redis import MemoryPresence, MemorySessionCache
 from meshim.stores.ports import Page, Seat
 from meshim.transfer import events as transfer_events
 from meshim.transfer.core import TransferCore
 from meshim.wire.envelope import Envelope
 from meshim.wire.outcome import How
 from meshim.writer import events as writer_events
-from meshim.writer import settling
+from meshim.writer import post_commit
 from meshim.writer.pipeline import Pipeline
 
 Patch = tuple[object, str, Any]
@@ -97,10 +97,10 @@ def _after() -> list[Patch]:
 def _poke() -> list[Patch]:
     """No connector is told that something was stored."""
 
-    def silent(self: settling.Settling, event: writer_events.PresenceSeen, now: float) -> None:
+    def silent(self: post_commit.Settling, event: writer_events.PresenceSeen, now: float) -> None:
         self._announced()
 
-    return [(settling, "_HAPPENED", settling._HAPPENED | {writer_events.PresenceSeen: silent})]
+    return [(post_commit, "_HAPPENED", post_commit._HAPPENED | {writer_events.PresenceSeen: silent})]
 
 
 def _queue_check() -> list[Patch]:

@@ -12,10 +12,10 @@ from meshim.client.saver import Saver
 from meshim.client.state import StateFile
 from meshim.errors import BackendUnavailable, Code, Refused
 from meshim.rest.backends import Backends as RestBackends
-from meshim.rest.backends import Spread
+from meshim.rest.change_notifier import Spread
 from meshim.rest.tokens import Tokens
 from meshim.runtime import crypto
-from meshim.runtime.crank import Crank
+from meshim.runtime.driver import Crank
 from meshim.runtime.log import Log
 from meshim.stores.ports import Login
 from meshim.wire.envelope import (

@@ -17,11 +17,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from meshim.protocol.ordering import Flag
-from meshim.protocol.patience import GAP_RELEASE_S
-from meshim.stores.memory_archive import MemoryArchive
+from meshim.protocol.timeouts import GAP_RELEASE_S
+from meshim.stores.memory.database import MemoryArchive
 from meshim.stores.ports import Written
 from meshim.wire.envelope import Envelope, Kind, decode_envelope
-from meshim.wire.log import Entry
+from meshim.wire.offline_log import Entry
 from tests.sim.world import Process, World
 
 Key = tuple[int, ...]

@@ -8,16 +8,16 @@ import io
 from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
+from meshim.connector import authenticator as connector_greeter
 from meshim.connector import core as connector_core
 from meshim.connector import events as connector_events
-from meshim.connector import greeter as connector_greeter
 from meshim.connector import service as connector_service
 from meshim.connector import shell as connector_shell
 from meshim.errors import MeshimError
 from meshim.runtime import sockets
 from meshim.runtime.log import Log
 from meshim.runtime.service import Service
-from meshim.stores.connections import kept
+from meshim.stores.backends import kept
 from meshim.stores.lease_keeper import LeaseKeeper
 from meshim.stores.ports import Lease
 from meshim.topology import Topology

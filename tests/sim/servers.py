@@ -12,9 +12,10 @@ from functools import partial
 from typing import Any, cast
 
 from meshim.errors import BackendUnavailable, MeshimError
-from meshim.stores import memory_accounts, memory_archive, memory_broker, memory_redis, ports
-from meshim.wire.log import decode_record
-from meshim.wire.notice import Notice, encode_notice
+from meshim.stores import ports
+from meshim.stores.memory import accounts, database, nats, redis
+from meshim.wire.notification import Notice, encode_notice
+from meshim.wire.offline_log import decode_record
 from tests.sim.judge import Judge
 from tests.sim.world import WALL_S, Process, World, current, settle
 
@@ -192,7 +193,7 @@ class _Log(_Remote):
         return cast("list[ports.LogMessage]", await self._server.call("fetch", lambda: fetch(partition, most)))
 
 
-class SimRedis(memory_redis.MemoryRedis):
+class SimRedis(redis.MemoryRedis):
     """Can come back with what it knew a while ago."""
 
     _KEPT = ("leases", "presence", "logins", "accounts", "last_session")
@@ -201,7 +202,7 @@ class SimRedis(memory_redis.MemoryRedis):
         """What it holds now."""
         held = {name: getattr(self, name) for name in self._KEPT}
         return {
-            name: copy.deepcopy(value._held) if isinstance(value, memory_redis.Ending) else copy.deepcopy(value)
+            name: copy.deepcopy(value._held) if isinstance(value, redis.Ending) else copy.deepcopy(value)
             for name, value in held.items()
         }
 
@@ -210,13 +211,13 @@ class SimRedis(memory_redis.MemoryRedis):
         self.start(wiped=True)
         for name, value in dump.items():
             held = getattr(self, name)
-            if isinstance(held, memory_redis.Ending):
+            if isinstance(held, redis.Ending):
                 held._held = copy.deepcopy(value)
             else:
                 setattr(self, name, copy.deepcopy(value))
 
 
-class SimPresence(memory_redis.MemoryPresence):
+class SimPresence(redis.MemoryPresence):
     """Tells the judge which races were met."""
 
     def __init__(self, redis: SimRedis, judge: Judge) -> None:
@@ -245,10 +246,10 @@ class SimPresence(memory_redis.MemoryPresence):
         return found
 
 
-class SimNotices(memory_broker.MemoryNotices):
+class SimNotices(nats.MemoryNotices):
     """At most once: a notice takes its time, and is lost where NATS or its way to the listener is not there."""
 
-    def __init__(self, broker: memory_broker.MemoryBroker, server: "Server") -> None:
+    def __init__(self, broker: nats.MemoryBroker, server: "Server") -> None:
         super().__init__(broker, NAMESPACE)
         self._server = server
         self._listening: dict[int, Process] = {}
@@ -272,10 +273,10 @@ def _hear(heard: "asyncio.Queue[bytes]", data: bytes) -> None:
         heard.put_nowait(data)
 
 
-class SimLog(memory_broker.MemoryLog):
+class SimLog(nats.MemoryLog):
     """Tells the judge what is in the log, and who follows a partition that there is something."""
 
-    def __init__(self, broker: memory_broker.MemoryBroker, ack_wait_s: float, judge: Judge) -> None:
+    def __init__(self, broker: nats.MemoryBroker, ack_wait_s: float, judge: Judge) -> None:
         super().__init__(broker, NAMESPACE, ack_wait_s=ack_wait_s)
         self.followers: dict[int, list[Callable[[], object]]] = {}
         self._judge = judge
@@ -295,10 +296,10 @@ class SimLog(memory_broker.MemoryLog):
         return self._take(self._partition(partition), most)
 
 
-class SimQueues(memory_archive.MemoryQueues):
+class SimQueues(database.MemoryQueues):
     """Tells the judge who drains."""
 
-    def __init__(self, archive: memory_archive.MemoryArchive, partitions: int, sql: Server, judge: Judge) -> None:
+    def __init__(self, archive: database.MemoryArchive, partitions: int, sql: Server, judge: Judge) -> None:
         super().__init__(archive, partitions)
         self.on_claim: Callable[[int, int], None] = lambda device, session: None
         """Gets the device and the session number of who has leased a queue."""
@@ -334,10 +335,10 @@ class SimQueues(memory_archive.MemoryQueues):
         self._judge.marked(device, row_ids)
 
 
-class SimPartitions(memory_archive.MemoryPartitions):
+class SimPartitions(database.MemoryPartitions):
     """Tells the judge who writes."""
 
-    def __init__(self, archive: memory_archive.MemoryArchive, judge: Judge) -> None:
+    def __init__(self, archive: database.MemoryArchive, judge: Judge) -> None:
         super().__init__(archive)
         self.on_stored: Callable[[int], None] = lambda device: None
         """Gets devices that have new rows."""
@@ -373,16 +374,16 @@ class Backends:
         self.nats = Server(world, "nats", (0.0002, 0.001), 2.0)
         self.sql = Server(world, "sql", (0.0005, 0.004), 5.0)
         self.redis_data = SimRedis(self.redis.clock)
-        self.broker = memory_broker.MemoryBroker(self.nats.clock)
-        self.archive = memory_archive.MemoryArchive(self.sql.clock)
-        self._leases = memory_redis.MemoryLeases(self.redis_data, NAMESPACE)
+        self.broker = nats.MemoryBroker(self.nats.clock)
+        self.archive = database.MemoryArchive(self.sql.clock)
+        self._leases = redis.MemoryLeases(self.redis_data, NAMESPACE)
         self._presence = SimPresence(self.redis_data, judge)
-        self.cache_data = memory_redis.MemorySessionCache(self.redis_data, NAMESPACE)
+        self.cache_data = redis.MemorySessionCache(self.redis_data, NAMESPACE)
         self._notices = SimNotices(self.broker, self.nats)
         self._log = SimLog(self.broker, ack_wait_s, judge)
         self.queue_data = SimQueues(self.archive, partitions, self.sql, judge)
         self.partition_data = SimPartitions(self.archive, judge)
-        self.registry = memory_accounts.MemoryAccounts(self.archive)
+        self.registry = accounts.MemoryAccounts(self.archive)
         self.redis.on_failure = lambda what: judge.entered("R9", what == "lookup")
         self.nats.on_failure = lambda what: judge.entered("R7", what == "publish")
         self.sql.on_failure = lambda what: judge.entered("R8", what == "write")

@@ -18,7 +18,7 @@ from unittest.mock import patch
 import msgspec
 
 from meshim.client import connection
-from meshim.connector import greeter as connector_greeter
+from meshim.connector import authenticator as connector_greeter
 from meshim.connector import shell as connector_shell
 from meshim.writer import shell as writer_shell
 from tests.sim.device import Device

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from meshim.connector import events as e
 from meshim.connector.core import ConnectorCore
-from meshim.connector.drain import DrainOptions
+from meshim.connector.offline_sync import DrainOptions
 from meshim.connector.options import ConnectorOptions
 from meshim.protocol.link import LinkOptions
 from meshim.protocol.window import WindowOptions

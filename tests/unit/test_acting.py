@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from acting import Pace, Progress, act
-from irclog import Deed, Step, plan
+from scripts.harness.replay.irclog import Deed, Step, plan
+from scripts.harness.replay.schedule import Pace, Progress, act
 
 
 class Room:

@@ -5,7 +5,7 @@ from math import inf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshim.protocol.allowance import Allowance
+from meshim.protocol.token_bucket import Allowance
 
 
 def test_below_the_rate_everything_is_paid_at_once() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from arguments import count, natural, number, whole
+from scripts.harness.mesh.options import count, natural, number, whole
 
 SECONDS = number(5, 60, "a number of seconds, 5 to 60")
 

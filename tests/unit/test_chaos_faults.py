@@ -2,7 +2,18 @@
 
 import pytest
 
-from faults import AFTERMATH_S, DEEDS, KINDS, LEASE_S, LONE, OTHER_LEASE_S, STOPPED_MOST, Fault, plan, too_few
+from scripts.harness.chaos.fault_plan import (
+    AFTERMATH_S,
+    DEEDS,
+    KINDS,
+    LEASE_S,
+    LONE,
+    OTHER_LEASE_S,
+    STOPPED_MOST,
+    Fault,
+    plan,
+    too_few,
+)
 
 SECONDS = 120.0
 

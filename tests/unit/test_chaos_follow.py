@@ -6,8 +6,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from cast import Cast, Part
-from follow import Follower
+from scripts.harness.chaos.observer import Follower
+from scripts.harness.chaos.users import Cast, Part
 
 ANN, BEN, LAPTOP = "1", "2", "3"
 

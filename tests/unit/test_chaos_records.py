@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from records import Records, remember
+from scripts.harness.history.journal import Records, remember
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from recovery import Recoveries, by_kind
-from strikes import Strike
+from scripts.harness.chaos.injector import Strike
+from scripts.harness.chaos.recovery import Recoveries, by_kind
 
 C1, C2 = "tcp://127.0.0.1:1", "tcp://127.0.0.1:2"
 

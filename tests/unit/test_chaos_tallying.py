@@ -7,7 +7,7 @@ import pytest
 
 from meshim.deploy import state
 from meshim.deploy.state import DataFolder, MeshState, Phase, RoleState
-from tallying import Tally
+from scripts.harness.chaos.counters import Tally
 
 
 class Mesh:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from history import Record
+from scripts.harness.history.format import Record
 from tests.story import Story, broken, verdict_on
 
 

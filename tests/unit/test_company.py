@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshim.protocol.company import ENOUGH, LONELY, Company
+from meshim.protocol.coalescing import ENOUGH, LONELY, Company
 
 DELAY_S = 0.004
 

@@ -25,7 +25,7 @@ def test_the_same_sources_anywhere_have_the_same_folder(copy: Path) -> None:
     assert compiled.folder(copy) == compiled.folder()
 
 
-@pytest.mark.parametrize("file", ["protocol/link.py", "wire/mesh.py", "stores/migrations/env.py"])
+@pytest.mark.parametrize("file", ["protocol/link.py", "wire/mesh.py", "stores/sql/migrations/env.py"])
 def test_any_change_of_the_sources_is_another_folder(copy: Path, file: str) -> None:
     before = compiled.folder(copy)
     with (copy / file).open("a") as source:

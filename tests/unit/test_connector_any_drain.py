@@ -16,7 +16,7 @@ from meshim.stores.ports import Page
 from meshim.wire.client import Delivery
 from meshim.wire.envelope import decode_envelope
 from meshim.wire.link import Close, Data
-from meshim.wire.notice import Poke
+from meshim.wire.notification import Poke
 from tests.unit.connector_world import B1, BOB, LONGEST, RETRY_S, SWEEP_S, Client, Connector, row
 
 PAGE_ROWS = 3

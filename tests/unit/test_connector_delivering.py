@@ -11,7 +11,7 @@ from meshim.wire.client import Delivery, Welcome
 from meshim.wire.envelope import Kind
 from meshim.wire.link import Close, Data
 from meshim.wire.mesh import FromConnector, Place, Return
-from meshim.wire.notice import Poke
+from meshim.wire.notification import Poke
 from meshim.wire.outcome import How, Outcome
 from tests.unit.connector_world import (
     A1,

@@ -7,7 +7,7 @@ from meshim.stores.ports import Page
 from meshim.wire.client import Delivery, Stored
 from meshim.wire.link import Close
 from meshim.wire.mesh import Return
-from meshim.wire.notice import Poke
+from meshim.wire.notification import Poke
 from tests.unit.connector_world import (
     A1,
     B1,

@@ -6,15 +6,15 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from meshim.connector.authenticator import DATABASE_S, TOKENS_AT_ONCE, Backends, Greeter
 from meshim.connector.events import CheckGreet, GreetAccepted, GreetRefused
-from meshim.connector.greeter import DATABASE_S, TOKENS_AT_ONCE, Backends, Greeter
 from meshim.errors import BackendUnavailable, Code
 from meshim.runtime.crypto import hash_token
 from meshim.runtime.service import Service
-from meshim.stores.memory_accounts import MemoryAccounts
-from meshim.stores.memory_archive import MemoryArchive, MemoryQueues
-from meshim.stores.memory_broker import MemoryBroker, MemoryNotices
-from meshim.stores.memory_redis import MemoryPresence, MemoryRedis, MemorySessionCache
+from meshim.stores.memory.accounts import MemoryAccounts
+from meshim.stores.memory.database import MemoryArchive, MemoryQueues
+from meshim.stores.memory.nats import MemoryBroker, MemoryNotices
+from meshim.stores.memory.redis import MemoryPresence, MemoryRedis, MemorySessionCache
 from meshim.stores.ports import Account, Login
 from tests.virtual_time import run
 

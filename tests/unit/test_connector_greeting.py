@@ -8,7 +8,7 @@ from meshim.stores.ports import Seat
 from meshim.wire.client import Welcome
 from meshim.wire.link import Ack, Close, Data, Ping, Pong
 from meshim.wire.mesh import Place
-from meshim.wire.notice import AccountChanged, Kick
+from meshim.wire.notification import AccountChanged, Kick
 from tests.unit.connector_world import (
     A1,
     A2,

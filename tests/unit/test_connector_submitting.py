@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from meshim.connector import events as e
-from meshim.connector.submit import FIELDS_BYTES, RECEIPT_BYTES
+from meshim.connector.authorization import FIELDS_BYTES, RECEIPT_BYTES
 from meshim.errors import Code
 from meshim.protocol.routing import conversation_of, pick
 from meshim.wire.codec import encode

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from meshim.connector.timely import timely
 from meshim.errors import BackendUnavailable, Fenced
+from meshim.runtime.timeouts import timely
 from tests.virtual_time import run
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from meshim.runtime.crank import Crank
+from meshim.runtime.driver import Crank
 from tests.virtual_time import VirtualLoop, run
 
 

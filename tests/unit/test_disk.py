@@ -6,7 +6,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disk import PAGE_BYTES, Disk
+from scripts.harness.power_loss.disk_model import PAGE_BYTES, Disk
 
 SEEDS = range(200)
 

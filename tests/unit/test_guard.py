@@ -7,10 +7,9 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from meshim.runtime import guard, sockets
-from meshim.runtime.guard import Guard, Guarding
-from meshim.runtime.sockets import Context, Router, Sent
-from raw_zmtp import pour_parts
+from meshim.runtime.sockets import Context, Router, Sent, guard, router
+from meshim.runtime.sockets.guard import Guard, Guarding
+from scripts.harness.clients.raw_zmtp import pour_parts
 from tests.unit.test_sockets import until
 
 FRAME_BYTES = 65_536
@@ -60,8 +59,8 @@ class Client:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sockets, "SEARCH_S", 0.02)
-    monkeypatch.setattr(sockets, "SWEEP_S", 0.02)
+    monkeypatch.setattr(router, "SEARCH_S", 0.02)
+    monkeypatch.setattr(router, "SWEEP_S", 0.02)
     monkeypatch.setattr(guard, "GROWTH_BYTES", 4 << 20)
 
 

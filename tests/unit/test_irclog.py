@@ -6,8 +6,8 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from irclog import Deed, Step, Utterance, addressee, count_addressed, parse, plan, user_name
 from meshim.protocol.names import fold_name
+from scripts.harness.replay.irclog import Deed, Step, Utterance, addressee, count_addressed, parse, plan, user_name
 
 deterministic = settings(max_examples=300, derandomize=True, deadline=None, database=None)
 

@@ -9,7 +9,7 @@ import pytest
 from meshim.errors import BackendUnavailable, Fenced, UsageError
 from meshim.runtime.log import Log
 from meshim.stores.lease_keeper import LeaseKeeper
-from meshim.stores.memory_redis import MemoryLeases, MemoryRedis
+from meshim.stores.memory.redis import MemoryLeases, MemoryRedis
 from meshim.stores.ports import Lease
 from meshim.topology import Timers
 from tests.virtual_time import VirtualLoop, run

@@ -10,8 +10,22 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from enrolled import Enrolled
-from light import ACK, CLOSE, DATA, DELIVERED, DELIVERY, GREET, KEPT, OUTCOME, PING, PONG, SUBMIT, WELCOME, Light
+from scripts.harness.clients.minimal import (
+    ACK,
+    CLOSE,
+    DATA,
+    DELIVERED,
+    DELIVERY,
+    GREET,
+    KEPT,
+    OUTCOME,
+    PING,
+    PONG,
+    SUBMIT,
+    WELCOME,
+    Light,
+)
+from scripts.harness.mesh.seed_database import Enrolled
 
 ME = Enrolled.of(1)
 BEN = 77

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-import performance
-from measurements import CONNECTORS, TRANSFERS, USERS, grown, medians, slope
-from workloads import percentiles_ms
+from scripts.harness.bench import report
+from scripts.harness.bench.benchmarks import CONNECTORS, TRANSFERS, USERS, grown, medians, slope
+from scripts.harness.bench.workloads import percentiles_ms
 
 
 def test_the_median_of_each_number_whatever_the_depth() -> None:
@@ -39,7 +39,7 @@ def cost(**more: Any) -> dict[str, Any]:
 
 
 def answers() -> dict[str, Any]:
-    latency = {f"latency {rate}": cost(rate_asked=rate, p50_ms=0.5, p99_ms=1.5) for rate in performance.RATES}
+    latency = {f"latency {rate}": cost(rate_asked=rate, p50_ms=0.5, p99_ms=1.5) for rate in report.RATES}
     scale = {
         name: [cost(**{"users": 100, "connectors": 2, "transfers": 1, name: count}) for count in counts]
         for name, counts in (("users", USERS), ("connectors", CONNECTORS), ("transfers", TRANSFERS))
@@ -49,13 +49,13 @@ def answers() -> dict[str, Any]:
     )
     return {
         "repetitions": 1, "online": cost(), "plain": cost(), "idle": cost(connections=2000, kib=33.3), **latency,
-        "offline": {"messages": 20_000, "away": 100, "came_again": 0} | dict.fromkeys(performance.STEPS, cost()),
+        "offline": {"messages": 20_000, "away": 100, "came_again": 0} | dict.fromkeys(report.STEPS, cost()),
         "scale": scale, "soak": soak,
     }  # fmt: skip
 
 
 def test_the_page_says_everything_that_was_measured(tmp_path: Path) -> None:
-    text = performance.page(answers(), performance.machine(), "## Beside others\n\nThey are slower.\n")
+    text = report.page(answers(), report.machine(), "## Beside others\n\nThey are slower.\n")
     for words in (
         "1,234",
         "21.5",
@@ -68,6 +68,6 @@ def test_the_page_says_everything_that_was_measured(tmp_path: Path) -> None:
     ):
         assert words in text, words
     assert "up 0.0" not in text, "what costs nothing is not listed"
-    performance.draw(tmp_path, answers())
+    report.draw(tmp_path, answers())
     shown = {line.split("(")[1].rstrip(")") for line in text.splitlines() if line.startswith("![")}
     assert shown == {f"performance/{path.name}" for path in tmp_path.iterdir()}

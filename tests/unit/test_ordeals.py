@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from bystanders import Latency, Talk, Talked
-from ordeals import GROUPS, Ordeal, broken
+from scripts.harness.abuse.background_clients import Latency, Talk, Talked
+from scripts.harness.abuse.scenarios import GROUPS, Ordeal, broken
 
 ORDEAL = Ordeal(
     "test", grown_mib=64.0, p50=4.0, p99=20.0, p99_after=3.0, expected=(("sent", 10),), at_most=(("sent", 90),)

@@ -12,11 +12,11 @@ import pytest
 from msgspec import inspect
 
 from meshim import errors, topology
-from meshim.protocol import patience, routing
+from meshim.protocol import routing, timeouts
 from meshim.protocol.ordering import OrderingOptions
 from meshim.protocol.outcome import OutStreamOptions
 from meshim.runtime.crypto import open_sealed
-from meshim.wire import client, codec, envelope, link, log, mesh, notice, outcome
+from meshim.wire import client, codec, envelope, link, mesh, notification, offline_log, outcome
 from meshim.wire.bounds import ITEMS_MAX, LIST_MAX, MS_MAX, SEQ_MAX
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +53,7 @@ BARE = re.compile(r"`([^`]*)`")
 
 TYPES = {
     struct.__name__: struct
-    for module in (link, client, envelope, outcome, mesh, log, notice)
+    for module in (link, client, envelope, outcome, mesh, offline_log, notification)
     for struct in vars(module).values()
     if isinstance(struct, type) and issubclass(struct, msgspec.Struct) and struct.__struct_fields__
 }
@@ -170,7 +170,7 @@ def test_timers_and_limits_have_these_defaults_and_none_is_missing() -> None:
     expected = {
         name: getattr(part, name) for part in (default.timers, default.limits) for name in part.__struct_fields__
     }
-    expected |= {name.lower(): value for name, value in vars(patience).items() if name.endswith("_S")}
+    expected |= {name.lower(): value for name, value in vars(timeouts).items() if name.endswith("_S")}
     rows = CHAPTERS["Timers and limits"].rows() + CHAPTERS["Timers and limits of the mesh"].rows()
     assert {name.strip("`"): float(value) for name, value, _ in rows} == expected
     assert len(rows) == len(expected)
@@ -198,7 +198,7 @@ def test_routing_examples() -> None:
 @pytest.mark.parametrize("chapter", ["Redis", "The log", "Notices"])
 def test_keys_subjects_and_streams_are_in_the_code(chapter: str) -> None:
     """Every name with {ns} in front: what stands between its placeholders is a text of the adapters."""
-    code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "meshim" / "stores").glob("*.py"))
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "meshim" / "stores").rglob("*.py"))
     names = [name for name in BARE.findall(CHAPTERS[chapter].text) if "{ns}" in name]
     assert names
     for name in names:
@@ -216,8 +216,8 @@ DECODERS: dict[str, Callable[[bytes], Any]] = {
     "envelope": envelope.decode_envelope,
     "text": envelope.decode_text,
     "receipt": envelope.decode_receipt,
-    "log": log.decode_record,
-    "notice": notice.decode_notice,
+    "log": offline_log.decode_record,
+    "notice": notification.decode_notice,
 }
 
 EXAMPLES = re.findall(r"^```wire (\w+)\n(.*?)\n\n(.*?)\n```$", DOCUMENT, flags=re.MULTILINE | re.DOTALL)

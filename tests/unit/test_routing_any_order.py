@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from meshim.connector import events as e
-from meshim.connector.mesh import Mesh
 from meshim.connector.statistics import Statistics
+from meshim.connector.transfer_links import Mesh
 from meshim.errors import Code
 from meshim.protocol.link import LinkOptions
 from meshim.protocol.routing import mix

@@ -1,6 +1,6 @@
 """How far session numbers must have come, by the clock of who was given one."""
 
-from meshim.stores.session_clock import SessionClock
+from meshim.stores.redis.session_ids import SessionClock
 
 NUMBER = 1_700_000_000_000_000
 

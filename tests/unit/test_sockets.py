@@ -15,9 +15,8 @@ import uvloop
 import zmq
 
 from meshim.errors import UsageError
-from meshim.runtime import pump
-from meshim.runtime.sockets import Context, Dealer, KeyPair, Router, Sent
-from meshim.runtime.zap import Admit
+from meshim.runtime.sockets import Context, Dealer, KeyPair, Router, Sent, pump
+from meshim.runtime.sockets.zap import Admit
 
 FRAME_BYTES = 4_096
 DEADLINE_S = 10.0
@@ -222,7 +221,7 @@ async def test_a_flood_is_read_in_turns(context: Context) -> None:
 
 @on_each_loop
 async def test_a_turn_is_bounded_in_bytes(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshim.runtime.sockets.TURN_BYTES", 10_000)
+    monkeypatch.setattr("meshim.runtime.sockets.router.TURN_BYTES", 10_000)
     server = Server(context)
     client = await Client(context, server.router.endpoint).connect()
     for _ in range(300):
@@ -235,7 +234,9 @@ async def test_a_turn_is_bounded_in_bytes(context: Context, monkeypatch: pytest.
 async def test_what_was_sent_before_the_end_comes_before_the_end(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meshim.runtime.sockets.TURN_MESSAGES", 10)  # so that the end is known before all is read
+    monkeypatch.setattr(
+        "meshim.runtime.sockets.dealer.TURN_MESSAGES", 10
+    )  # so that the end is known before all is read
     server = Server(context)
     client = await Client(context, server.router.endpoint).connect()
     assert client.dealer.send(b"hello")

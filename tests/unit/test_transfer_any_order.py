@@ -12,8 +12,8 @@ from meshim.stores.ports import Seat, UserPresence
 from meshim.transfer import events as e
 from meshim.wire.envelope import Destination, Kind, To
 from meshim.wire.link import Ping, Reset
-from meshim.wire.log import decode_record
 from meshim.wire.mesh import Place, Return
+from meshim.wire.offline_log import decode_record
 from meshim.wire.outcome import Copy, How
 from tests.unit.transfer_world import A1, ALICE, Connector, Transfer, route
 

@@ -5,8 +5,8 @@ import pytest
 from meshim.stores.ports import Seat, UserPresence
 from meshim.transfer import events as e
 from meshim.wire.envelope import Destination, Kind, To
-from meshim.wire.log import Entry
 from meshim.wire.mesh import Place
+from meshim.wire.offline_log import Entry
 from meshim.wire.outcome import How, Outcome
 from tests.unit.transfer_world import (
     A1,

@@ -5,7 +5,7 @@ import pytest
 from meshim.errors import Code
 from meshim.transfer import events as e
 from meshim.wire.envelope import Kind
-from meshim.wire.log import Entry, decode_record
+from meshim.wire.offline_log import Entry, decode_record
 from meshim.wire.outcome import How
 from tests.unit.transfer_world import ALICE, B1, BOB, CAROL, Transfer, here, route
 

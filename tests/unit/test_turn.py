@@ -4,8 +4,8 @@ from math import inf
 
 import pytest
 
+from meshim.protocol.flush_queue import Turn
 from meshim.protocol.link import Link, LinkOptions
-from meshim.protocol.turn import Turn
 from meshim.protocol.window import WindowOptions
 from meshim.wire.link import Data, Frame
 

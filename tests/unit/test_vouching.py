@@ -9,9 +9,10 @@ import pytest
 
 from meshim.errors import BackendUnavailable
 from meshim.runtime.log import Log
-from meshim.stores import durability, settings
+from meshim.stores import durability
 from meshim.stores.durability import Setting
-from meshim.stores.vouching import ASK_AGAIN_S, LogVoucher
+from meshim.stores.nats import durability as nats_durability
+from meshim.stores.nats.durability import ASK_AGAIN_S, LogVoucher
 from meshim.topology import Durability, Remedy
 from tests.virtual_time import run
 
@@ -31,9 +32,9 @@ class World:
         self.nats = SimpleNamespace(server="A")
         policy = Durability(unknown=unknown, nats_monitor="http://127.0.0.1:8222")
         self.vouch = LogVoucher(cast("Any", self.nats), policy, LOG)
-        patch.setattr(settings, "of_nats", self._of_nats)
+        patch.setattr(nats_durability, "read_settings", self._read_settings)
 
-    async def _of_nats(self, server: str, monitor: str | None) -> list[Setting]:
+    async def _read_settings(self, server: str, monitor: str | None) -> list[Setting]:
         self.asked += 1
         await asyncio.sleep(self.slow_s)
         return [self.says]

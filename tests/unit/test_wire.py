@@ -25,8 +25,8 @@ from meshim.wire.envelope import (
     encode_envelope,
 )
 from meshim.wire.link import Ack, Close, Data, Ping, Pong, Reset
-from meshim.wire.log import Entry, Record
 from meshim.wire.mesh import Place, Return, Route, Stamp
+from meshim.wire.offline_log import Entry, Record
 from meshim.wire.outcome import How, Outcome
 from tests.wire_samples import (
     BOB,

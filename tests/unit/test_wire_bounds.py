@@ -22,9 +22,9 @@ from meshim.wire.envelope import (
     encode_envelope,
 )
 from meshim.wire.link import Ack, Close, Data
-from meshim.wire.log import Entry, decode_record, encode_record
 from meshim.wire.mesh import Place, Return
-from meshim.wire.notice import AccountChanged, Poke, decode_notice, encode_notice
+from meshim.wire.notification import AccountChanged, Poke, decode_notice, encode_notice
+from meshim.wire.offline_log import Entry, decode_record, encode_record
 from tests.wire_samples import BOB, ENVELOPE, OUTCOME, PINNED, STAMP, WAYS, Way
 
 deterministic = settings(max_examples=300, derandomize=True, deadline=None, database=None)

@@ -3,7 +3,7 @@
 import pytest
 
 from meshim.stores.ports import Seat
-from meshim.wire.log import decode_record
+from meshim.wire.offline_log import decode_record
 from meshim.writer.events import (
     Acknowledge,
     Bury,

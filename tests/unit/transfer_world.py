@@ -11,8 +11,8 @@ from meshim.transfer.core import TransferCore, TransferOptions
 from meshim.wire import mesh
 from meshim.wire.envelope import WIRE_VERSION, Destination, Kind, To
 from meshim.wire.link import Ack, Close, Data, Frame, Ping, Pong, Reset
-from meshim.wire.log import Entry, decode_record
 from meshim.wire.mesh import FromConnector, FromTransfer, Hello, HelloOk, Place, Return, Route, Stamp
+from meshim.wire.offline_log import Entry, decode_record
 from meshim.wire.outcome import Copy, Outcome
 
 A = TypeVar("A", bound=e.Action)

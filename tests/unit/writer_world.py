@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 
 from meshim.stores.ports import LogMessage, Seat, UserPresence, Written
 from meshim.wire.codec import encode
-from meshim.wire.log import Entry, Record, decode_record, encode_record
+from meshim.wire.offline_log import Entry, Record, decode_record, encode_record
 from meshim.writer.core import WriterCore, WriterOptions
 from meshim.writer.events import (
     Acknowledge,

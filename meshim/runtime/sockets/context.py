@@ -1,0 +1,138 @@
+"""The ZeroMQ context of one event loop: makes and closes its sockets."""
+
+import asyncio
+import errno
+import functools
+from collections.abc import Callable
+
+import zmq
+
+from meshim.errors import UsageError
+from meshim.runtime.sockets import options
+from meshim.runtime.sockets.dealer import Dealer
+from meshim.runtime.sockets.guard import Guarding
+from meshim.runtime.sockets.options import KeyPair
+from meshim.runtime.sockets.router import Router
+from meshim.runtime.sockets.zap import Admit, Doorkeeper
+
+
+class Context:
+    """Sockets of one event loop.  Make it in the loop it is for; `close` it there."""
+
+    def __init__(self, *, io_threads: int = 1, max_sockets: int = 65_535) -> None:
+        """`max_sockets` counts sockets, not connections; a Dealer takes three."""
+        self._loop = asyncio.get_running_loop()
+        self._zmq = zmq.Context(io_threads)
+        self._zmq.set(zmq.MAX_SOCKETS, max_sockets)
+        self._doorkeeper: Doorkeeper | None = None
+        self._open: set[Router | Dealer] = set()
+
+    def router(
+        self,
+        bind: str,
+        *,
+        keys: KeyPair | None,
+        frame_bytes: int,
+        on_batch: Callable[[list[tuple[bytes, bytes]]], None],
+        domain: str = "",
+        admit: Admit | None = None,
+        hwm: int = 1_000,
+        heartbeat_s: float | None = 2.0,
+        guarding: Guarding | None = None,
+    ) -> "Router":
+        """Bind a ROUTER; `on_batch` gets (peer, frame) pairs in the order they came.
+
+        With `keys` only peers that know the public one can connect, and `admit` decides by their own key; `domain`
+        must be the socket's alone.  Without these two nobody is asked: it is encrypted all the same, and each
+        connection has one pipe less (adr/0022).  Without `keys` the link is plain, and nobody is asked either.
+        At most `hwm` frames wait for a peer, and as many from it.  Without `heartbeat_s` peers that fall silent are
+        the owner's to notice (adr/0027).  With `guarding` connections of peers that are not wanted are ended.
+
+        Raises UsageError when the address is wrong, in use or not this machine's.
+        """
+        assert bool(domain) == (admit is not None), "one without the other would let everybody in"
+        if keys is None or admit is None:
+            domain = ""
+        else:
+            if self._doorkeeper is None:
+                self._doorkeeper = Doorkeeper(self._loop, self._zmq)
+            self._doorkeeper.guard(domain, admit)  # from before the first question
+        socket = self._zmq.socket(zmq.ROUTER)
+        options.set_common(
+            socket, bind, frame_bytes=frame_bytes, curve=keys is not None, hwm=hwm, heartbeat_s=heartbeat_s
+        )
+        options.set_router(socket)
+        if keys is not None:
+            options.set_curve_server(socket, secret=keys.secret, domain=domain)
+        on_closed = functools.partial(self._closed, domain=domain)
+        try:
+            router = Router(self._loop, socket, bind, on_batch, on_closed, guarding)
+        except zmq.ZMQError as error:
+            socket.close(0)
+            on_closed(None)
+            raise UsageError(_cannot_bind(bind, error)) from error
+        self._open.add(router)
+        return router
+
+    def dealer(
+        self,
+        endpoint: str,
+        *,
+        server_key: bytes | None,
+        keys: KeyPair | None,
+        frame_bytes: int,
+        on_batch: Callable[[list[bytes]], None],
+        on_lost: Callable[[], None] | None,
+        on_connected: Callable[[], None] | None = None,
+        hwm: int = 1_000,
+        heartbeat_s: float | None = 2.0,
+    ) -> "Dealer":
+        """Start to connect a DEALER to one endpoint, once: after `on_lost` close it and make another.
+
+        With `server_key` the other end must own that key; ours are `keys`, or new ones.  `on_connected` is called
+        when both ends have proved their keys, `on_lost` once, when the connection failed or ended, after the
+        last batch.  Neither is called after `close`.  An unreachable peer is lost after the time that TCP or
+        the handshake takes, at most 10 s each.
+
+        Raises UsageError when the endpoint is malformed.
+        """
+        socket = self._zmq.socket(zmq.DEALER)
+        options.set_common(
+            socket, endpoint, frame_bytes=frame_bytes, curve=server_key is not None, hwm=hwm, heartbeat_s=heartbeat_s
+        )
+        options.set_dealer(socket, heartbeat_s=heartbeat_s)
+        if server_key is not None:
+            ours = keys or KeyPair.new()
+            options.set_curve_client(socket, server=server_key, public=ours.public, secret=ours.secret)
+        try:
+            dealer = Dealer(self._loop, socket, endpoint, on_batch, on_connected, on_lost, self._closed)
+        except zmq.ZMQError as error:
+            socket.close(0)
+            raise UsageError(f"cannot connect to {endpoint}: write it as tcp://HOST:PORT ({error})") from error
+        self._open.add(dealer)
+        return dealer
+
+    def close(self) -> None:
+        """Close every socket; waits for what lingers (see `Dealer.close` and `Router.close`)."""
+        for each in list(self._open):
+            each.close()
+        if self._doorkeeper is not None:
+            self._doorkeeper.close()
+            self._doorkeeper = None
+        self._zmq.term()
+
+    def _closed(self, socket: "Router | Dealer | None", *, domain: str = "") -> None:
+        if socket is not None:
+            self._open.discard(socket)
+        if domain and self._doorkeeper is not None:
+            self._doorkeeper.leave(domain)
+
+
+def _cannot_bind(bind: str, error: zmq.ZMQError) -> str:
+    if error.errno == zmq.EADDRINUSE:
+        return f"{bind} is in use: stop what listens there, or choose another port (0 takes a free one)"
+    if error.errno in (zmq.EADDRNOTAVAIL, errno.ENODEV):
+        return f"{bind} is not an address of this machine: bind to one of its own, or to 0.0.0.0"
+    if error.errno == errno.EACCES:
+        return f"{bind} is not allowed to this user: choose a port from 1024 on"
+    return f"cannot listen on {bind}: write it as tcp://ADDRESS:PORT ({error})"

@@ -1,0 +1,114 @@
+"""A DEALER socket that connects once."""
+
+import asyncio
+from collections.abc import Callable
+
+import zmq
+
+from meshim.runtime.sockets.pump import (
+    HANDSHAKE_FAILED,
+    NOBLOCK,
+    TURN_BYTES,
+    TURN_MESSAGES,
+    Monitor,
+    Pump,
+    Socket,
+    is_readable,
+    skip,
+)
+
+_ENDED = HANDSHAKE_FAILED | {int(zmq.EVENT_DISCONNECTED), int(zmq.EVENT_CLOSED)}  # closed: it never came about
+_EVENTS = sum(_ENDED) + zmq.EVENT_HANDSHAKE_SUCCEEDED
+
+
+class Dealer:
+    """A DEALER to one peer, for one connection."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        socket: Socket,
+        endpoint: str,
+        on_batch: Callable[[list[bytes]], None],
+        on_connected: Callable[[], None] | None,
+        on_lost: Callable[[], None] | None,
+        on_closed: Callable[["Dealer"], None],
+    ) -> None:
+        self.endpoint = endpoint
+        self.malformed = 0
+        """Messages in several parts or none, dropped."""
+        self._connected = False
+        self._lost = False
+        self._socket = socket
+        self._on_batch = on_batch
+        self._on_connected = on_connected
+        self._on_lost = on_lost
+        self._on_closed = on_closed
+        self._send = super(zmq.Socket, socket).send
+        self._monitor = Monitor(loop, socket, _EVENTS, self._note)
+        try:
+            socket.connect(endpoint)
+        except zmq.ZMQError:
+            self._monitor.close()
+            raise
+        self._pump = Pump(loop, socket, self._take)
+
+    def send(self, frame: bytes) -> bool:
+        """Queue one frame; False when there is no connection or no room.  Never waits."""
+        if not self._connected:
+            return False
+        try:
+            self._send(frame, NOBLOCK)
+        except zmq.Again:
+            return False
+        finally:
+            self._pump.nudge()
+        return True
+
+    def close(self, linger_ms: int = 0) -> None:
+        """End the connection, after at most that many milliseconds for what is queued."""
+        if not self._socket.closed:
+            self._on_connected = self._on_lost = None
+            self._pump.stop()
+            self._monitor.close()
+            self._socket.close(linger_ms)
+            self._on_closed(self)
+
+    def _take(self) -> bool:
+        recv = self._socket.recv
+        batch: list[bytes] = []
+        size = 0
+        full = first = True
+        try:
+            for _ in range(TURN_MESSAGES):
+                part = recv(NOBLOCK, False)
+                if part.more or not (frame := part.bytes):
+                    skip(self._socket, part)
+                    self.malformed += 1
+                else:
+                    batch.append(frame)
+                    size += len(frame)
+                    if size > TURN_BYTES:
+                        break
+                if first and not is_readable(self._socket):  # as after most frames, when there is little to do
+                    full = False
+                    break
+                first = False
+        except zmq.Again:
+            full = False
+        if batch:
+            self._on_batch(batch)
+        return full
+
+    def _note(self, event: int, _: int = 0) -> None:
+        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self._connected = True
+            if self._on_connected is not None:
+                self._on_connected()
+        elif event in _ENDED and not self._lost:
+            self._connected = False
+            self._lost = True
+            while not self._socket.closed and self._take():  # the last words come before the end
+                pass
+            if self._on_lost is not None:  # not closed meanwhile
+                self._on_lost()

@@ -1,0 +1,152 @@
+"""Reading ZeroMQ sockets on an event loop without missing an edge."""
+
+import asyncio
+import itertools
+import struct
+from collections.abc import Callable
+from typing import ClassVar
+
+import zmq
+
+Socket = zmq.Socket[bytes]
+
+TURN_MESSAGES = 1_000
+"""Read in one go before other work of the loop gets its turn."""
+TURN_BYTES = 8 << 20
+"""The same in bytes, as the high-water marks of many peers together are no limit."""
+
+NOBLOCK = int(zmq.NOBLOCK)  # as a plain number: arithmetic with enums costs as much as a send
+
+HANDSHAKE_FAILED = frozenset(
+    map(
+        int,
+        (
+            zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL,
+            zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL,
+            zmq.EVENT_HANDSHAKE_FAILED_AUTH,
+        ),
+    )
+)
+
+_EVENTS = int(zmq.EVENTS)
+_POLLIN = int(zmq.POLLIN)
+
+_MONITOR_EVENTS = 100_000
+"""An I/O thread *waits* when nobody reads its events: more room than a storm of connections takes."""
+_EVENT = struct.Struct("=Hi")
+
+
+class Pump:
+    """Calls `take` whenever there may be something to read, until there is not.
+
+    libzmq's descriptor is edge-triggered: it tells of news once, and any call on the socket may take
+    the news in, sends too.  So it is looked again after each send.  `take` returns True when it stopped because it
+    had enough, and not because nothing was left; the rest of the loop then goes first.
+
+    To ask a socket whether there is something costs a third of a read that finds nothing, so that only the descriptor
+    leads to a read at once.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, socket: Socket, take: Callable[[], bool]) -> None:
+        self._loop = loop
+        self._socket = socket
+        self._take = take
+        self._due = False
+        self._used = False
+        """Since nothing was left to read."""
+        self._stopped = False
+        loop.add_reader(socket.FD, self._turn)  # its news are believed
+        self.nudge()  # for what arrived before
+
+    def nudge(self) -> None:
+        """The socket was used: look again before the loop sleeps."""
+        self._used = True
+        if not self._due:
+            self._due = True
+            self._loop.call_soon(self._look)
+
+    def stop(self) -> None:
+        """Call before the socket is closed."""
+        self._stopped = True
+        self._loop.remove_reader(self._socket.FD)
+
+    def _turn(self) -> None:
+        if self._stopped:
+            return
+        self._due = True  # what `take` sends needs no turn of its own
+        self._used = False
+        more = self._take() or (self._used and self._readable())
+        if more:
+            self._loop.call_soon(self._turn)
+        else:
+            self._due = False
+
+    def _look(self) -> None:
+        if self._stopped:
+            return
+        self._used = False
+        if is_readable(self._socket):
+            self._turn()
+        else:
+            self._due = False
+
+    def _readable(self) -> bool:
+        return not self._stopped and is_readable(self._socket)  # it may have been stopped by `take`
+
+
+def is_readable(socket: Socket) -> bool:
+    """Whether a read finds something now."""
+    events = socket.get(_EVENTS)
+    assert isinstance(events, int)
+    return bool(events & _POLLIN)
+
+
+class Monitor:
+    """What happens to the connections of a socket, as (event, value): a descriptor, where the manual says so.
+
+    Make it before the socket binds or connects.
+    """
+
+    _names: ClassVar = itertools.count(1)
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, watched: Socket, events: int, on_event: Callable[[int, int], None]
+    ) -> None:
+        endpoint = f"inproc://monitor-{next(self._names)}"
+        self._watched = watched
+        self._on_event = on_event
+        watched.monitor(endpoint, events)
+        self._socket = watched.context.socket(zmq.PAIR)
+        self._socket.set(zmq.LINGER, 0)
+        self._socket.set(zmq.RCVHWM, _MONITOR_EVENTS)
+        self._socket.connect(endpoint)
+        self._pump = Pump(loop, self._socket, self._take)
+
+    def drain(self) -> None:
+        """Take in what has happened before now."""
+        while self._take():
+            pass
+
+    def close(self) -> None:
+        """Call before the watched socket is closed."""
+        self._pump.stop()
+        self._watched.monitor(None, 0)  # before the reader is gone, for whom an I/O thread would wait
+        self._socket.close()
+
+    def _take(self) -> bool:
+        try:
+            for _ in range(TURN_MESSAGES):
+                event, value = _EVENT.unpack(self._socket.recv(NOBLOCK))
+                self._socket.recv(NOBLOCK)  # the address
+                self._on_event(event, value)
+                if self._socket.closed:
+                    return False
+        except zmq.Again:
+            return False
+        return True
+
+
+def skip(socket: Socket, part: zmq.Frame) -> None:
+    """Read the rest of a message in several parts; libzmq hands over whole messages, so that it is there."""
+    while part.more:
+        part = socket.recv(NOBLOCK, False)

@@ -1,0 +1,113 @@
+"""Who may connect: ZAP 1.0 (RFC 27), by which libzmq asks about a peer that has proved its CURVE key."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
+
+import zmq
+from zmq.utils import z85
+
+from meshim.runtime.sockets.pump import NOBLOCK, TURN_MESSAGES, Pump
+
+Admit = Callable[[bytes], bool | Awaitable[bool | None] | None]
+"""Given a public key (Z85): whether its owner may connect; None when that cannot be told now."""
+
+_ENDPOINT = "inproc://zeromq.zap.01"  # fixed by the RFC
+_VERSION = b"1.0"
+_KEY_BYTES = 32
+_ADMISSIONS = 4_096
+"""Questions to `admit` under way; beyond, peers are sent away."""
+
+_ADMITTED = (b"200", b"OK")
+_CANNOT_TELL = (b"500", b"cannot tell now")  # not 300, with which libzmq leaves the peer hanging until a timeout
+_REFUSED = (b"400", b"key not known")
+_ANSWERS = {True: _ADMITTED, False: _REFUSED, None: _CANNOT_TELL}
+
+
+class Request(NamedTuple):
+    """One question: may the owner of this public key (32 bytes) use sockets of `domain`?"""
+
+    route: tuple[bytes, ...]
+    number: bytes
+    domain: str
+    public: bytes
+
+
+def parse(parts: Sequence[bytes]) -> Request | None:
+    """What the handler received; None for anything that is not a CURVE request of this version.
+
+    ::
+
+        routing id, "", version, number, domain, address, routing id of the server, mechanism, public key
+    """
+    if len(parts) != 9:
+        return None
+    *route, version, number, domain, _address, _routing_id, mechanism, public = parts
+    if version != _VERSION or mechanism != b"CURVE" or len(public) != _KEY_BYTES:
+        return None
+    return Request(tuple(route), number, domain.decode("ascii", "replace"), public)
+
+
+class Doorkeeper:
+    """The one handler of a context.  It has to run before the first socket with a domain binds."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, context: "zmq.Context[zmq.Socket[bytes]]") -> None:
+        self._admit: dict[str, Admit] = {}
+        self._under_way: set[asyncio.Future[None]] = set()
+        self._socket = context.socket(zmq.ROUTER)
+        self._socket.set(zmq.LINGER, 0)
+        self._socket.bind(_ENDPOINT)
+        self._pump = Pump(loop, self._socket, self._take)
+
+    def guard(self, domain: str, admit: Admit) -> None:
+        """From now on answer for this domain, which belongs to one socket."""
+        assert domain, "libzmq does not ask about the empty domain"
+        assert domain not in self._admit, "each socket has a domain of its own"
+        self._admit[domain] = admit
+
+    def leave(self, domain: str) -> None:
+        del self._admit[domain]
+
+    def close(self) -> None:
+        for task in self._under_way:
+            task.cancel()
+        self._pump.stop()
+        self._socket.close()
+
+    def _take(self) -> bool:
+        try:
+            for _ in range(TURN_MESSAGES):
+                request = parse(self._socket.recv_multipart(NOBLOCK))
+                if request is not None:
+                    self._ask(request)
+        except zmq.Again:
+            return False
+        return True
+
+    def _ask(self, request: Request) -> None:
+        if request.domain not in self._admit:
+            return self._answer(request, _REFUSED)
+        admit = self._admit[request.domain]
+        if len(self._under_way) >= _ADMISSIONS:
+            return self._answer(request, _CANNOT_TELL)
+        verdict = admit(z85.encode(request.public))
+        if verdict is None or isinstance(verdict, bool):
+            return self._answer(request, _ANSWERS[verdict])
+        task = asyncio.ensure_future(self._await(request, verdict))
+        self._under_way.add(task)
+        task.add_done_callback(self._answered)
+        return None
+
+    async def _await(self, request: Request, verdict: Awaitable[bool | None]) -> None:
+        self._answer(request, _ANSWERS[await verdict])
+
+    def _answered(self, task: asyncio.Future[None]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            task.result()  # what `admit` raised is a bug of ours, and the loop's to report
+
+    def _answer(self, request: Request, answer: tuple[bytes, bytes]) -> None:
+        """No user id and no metadata: the mesh has its own greetings."""
+        # A ROUTER: dropped if the connection is gone by now.
+        self._socket.send_multipart([*request.route, _VERSION, request.number, *answer, b"", b""], NOBLOCK)
+        self._pump.nudge()

@@ -1,0 +1,107 @@
+"""What a role is connected to: opened in one way by all of them, and closed when the role's stack unwinds."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from meshim.errors import BackendUnavailable
+from meshim.runtime.service import Service
+from meshim.stores.durability import Setting
+from meshim.stores.lease_keeper import LeaseKeeper
+from meshim.stores.nats import durability as nats_durability
+from meshim.stores.nats.client import NatsClient
+from meshim.stores.redis.client import RedisClient
+from meshim.stores.redis.leases import RedisLeases
+from meshim.stores.sql import durability as sql_durability
+from meshim.stores.sql.database import Archive
+from meshim.topology import Backends, Topology
+
+
+class Connections:
+    """Backends of the topology.  `stack` must outlive the service, whose background work uses them."""
+
+    def __init__(self, topology: Topology, service: Service, stack: AsyncExitStack) -> None:
+        self._topology = topology
+        self._service = service
+        self._stack = stack
+        self._counting: list[Callable[[], Mapping[str, int]]] = []
+
+    def counted(self) -> dict[str, int]:
+        """What those that were opened have counted since the start, for `meshim status`."""
+        return {name: count for counted in self._counting for name, count in counted().items()}
+
+    def redis(self) -> RedisClient:
+        """Connects when it is first used."""
+        redis = self._redis(RedisClient(self._topology.backends.redis, self._service.log))
+        self._counting.append(lambda: {"redis_subscription_failures": redis.subscription_failures})
+        return redis
+
+    def leases(self) -> RedisLeases:
+        """On connections of their own: a renewal must not queue behind a storm of greetings."""
+        redis = self._redis(RedisClient(self._topology.backends.redis, self._service.log, connections=2))
+        return RedisLeases(redis, self._topology.namespace, self._service.log)
+
+    def _redis(self, client: RedisClient) -> RedisClient:
+        self._stack.push_async_callback(client.close)
+        return client
+
+    def archive(self) -> Archive:
+        """Connects when it is first used."""
+        archive = Archive(self._topology.backends.sql, self._topology.limits.db_threads)
+        self._stack.push_async_callback(archive.close)
+        self._counting.append(lambda: _named("database", archive.statistics()._asdict()))
+        return archive
+
+    async def nats(self) -> NatsClient:
+        """Raises BackendUnavailable when NATS does not answer; the role ends when it closes the connection for good."""
+        nats = await NatsClient.connect(self._topology.backends.nats, self._service.log)
+        self._stack.push_async_callback(nats.close)
+        self._counting.append(lambda: _named("nats", nats.statistics()._asdict()))
+        self._service.start(_mourn(nats))
+        return nats
+
+
+def _named(backend: str, counts: Mapping[str, int]) -> dict[str, int]:
+    return {f"{backend}_{name}": count for name, count in counts.items()}
+
+
+async def _mourn(nats: NatsClient) -> None:
+    await nats.lost()
+    raise BackendUnavailable("NATS no longer lets us in: see its log and the URL in the topology.")
+
+
+@asynccontextmanager
+async def kept(keeper: LeaseKeeper, service: Service, *, needed: bool = True) -> AsyncGenerator[None]:
+    """Hold the lease during the block, and give it back.
+
+    With `needed` the block begins when it is held, since others find the role by it; otherwise at once.
+    """
+
+    async def keep() -> None:
+        if not needed:
+            try:
+                await keeper.acquire()
+            except BackendUnavailable as error:
+                service.log.warning("lease not taken", reason=error)  # `run` goes on trying
+        await keeper.run()
+
+    if needed:
+        await keeper.acquire()
+    keeping = asyncio.create_task(keep())
+    service.watch(keeping)
+    try:
+        yield
+    finally:
+        # In this order: a renewal under way would take it again.
+        keeping.cancel()
+        await asyncio.wait([keeping])
+        await keeper.release()
+
+
+async def read_settings(backends: Backends, monitor: str | None) -> list[Setting]:
+    """The durability settings of NATS and the database, over connections made for this; unknown where one is down."""
+    nats, sql = await asyncio.gather(
+        nats_durability.read_settings_at(backends.nats, monitor),
+        asyncio.to_thread(sql_durability.read_settings_at, backends.sql),
+    )
+    return [*nats, *sql]

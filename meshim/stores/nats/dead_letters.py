@@ -1,0 +1,84 @@
+"""Dead letters: what writers bury in the dead-letter stream of `log.py`, and the way back from there."""
+
+from datetime import datetime
+
+import msgspec
+from nats.aio.msg import Msg
+
+from meshim.stores.nats.client import NatsClient
+from meshim.stores.nats.jetstream import NO_SUCH_STREAM, Answer, JetStream, refused
+from meshim.stores.nats.offline_log import POSITION, REASON, dead_stream, dead_subject
+from meshim.stores.ports import DeadLetter, DeadLetters, Log
+
+_TIMEOUT_S = 2.0
+
+
+async def retry(letter: DeadLetter, letters: DeadLetters, log: Log) -> int:
+    """Publish a letter to its partition again, then remove it; returns its position there.
+
+    In this order, and removed only when the log has it safe: whatever ends this in between loses nothing.  Then the
+    next try publishes it twice, which changes nothing: a row that is there stays as it is (`Partitions.write`), and a
+    device that has seen a message is not shown it again.  What still cannot be written comes back as a new letter.
+
+    Raises `BackendUnavailable`: then it was published or not, and may still be a letter.
+    """
+    position = await log.publish(letter.partition, letter.data)
+    await letters.remove(letter.number)
+    return position
+
+
+class _State(msgspec.Struct):
+    last_seq: int = 0
+
+
+class _Information(Answer):
+    state: _State = msgspec.field(default_factory=_State)
+
+
+_information = msgspec.json.Decoder(_Information)
+
+
+class JetStreamDeadLetters:
+    """The port `DeadLetters` on JetStream.  Before a writer made the stream there is none."""
+
+    def __init__(self, client: NatsClient, namespace: str, timeout_s: float = _TIMEOUT_S) -> None:
+        self._jetstream = JetStream(client, timeout_s)
+        self._stream = dead_stream(namespace)
+        self._subjects = f"{dead_subject(namespace)}.*"
+        self._exists = False
+
+    async def last(self) -> int:
+        answer = await self._jetstream.call(f"STREAM.INFO.{self._stream}", {}, _information)
+        if answer.error is not None:
+            if answer.error.err_code == NO_SUCH_STREAM:
+                return 0
+            raise refused(f"a look at the stream {self._stream}", answer.error)
+        return answer.state.last_seq
+
+    async def get(self, number: int) -> DeadLetter | None:
+        return await self._read({"seq": number})
+
+    async def following(self, number: int) -> DeadLetter | None:
+        return await self._read({"seq": number + 1, "next_by_subj": self._subjects})
+
+    async def remove(self, number: int) -> bool:
+        return await self._jetstream.delete(self._stream, number)
+
+    async def _read(self, request: dict[str, object]) -> DeadLetter | None:
+        self._exists = self._exists or await self.last() > 0
+        if not self._exists:  # nobody would answer
+            return None
+        message = await self._jetstream.get(self._stream, request)
+        return None if message is None else _letter(message)
+
+
+def _letter(message: Msg) -> DeadLetter:
+    headers = message.headers or {}
+    return DeadLetter(
+        number=int(headers["Nats-Sequence"]),
+        partition=int(headers["Nats-Subject"].rpartition(".")[2]),
+        position=int(headers.get(POSITION, 0)),
+        buried_at=datetime.fromisoformat(headers["Nats-Time-Stamp"]).timestamp(),
+        reason=headers.get(REASON, "The writer gave no reason."),
+        data=message.data,
+    )

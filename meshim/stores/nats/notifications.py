@@ -1,0 +1,71 @@
+"""Notices over NATS core: at most once, to who listens now."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+import msgspec
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from meshim.errors import BackendUnavailable
+from meshim.runtime.log import Log
+from meshim.stores.nats.client import NatsClient
+from meshim.wire.notification import Notice, decode_notice, encode_notice
+
+_WAITING_MOST = 4096
+_SUBSCRIBE_S = 2.0
+
+
+class NatsNotices:
+    """The port `Notices` on NATS."""
+
+    def __init__(self, client: NatsClient, namespace: str, log: Log) -> None:
+        self._client = client
+        self._to = f"{namespace}.notice"
+        self._log = log
+        self.undecodable = 0
+        """Notices that could not be read here: of another version, or not ours."""
+        self.dropped = 0
+        """Notices for which there was no room, because the listener was too slow."""
+
+    async def tell(self, incarnation: int, notice: Notice) -> None:
+        await self._client.publish(f"{self._to}.{incarnation}", encode_notice(notice))
+
+    async def tell_all(self, notice: Notice) -> None:
+        await self._client.publish(f"{self._to}.all", encode_notice(notice))
+
+    async def listen(self, incarnation: int) -> AsyncGenerator[Notice]:
+        """Whatever is told after this returned is heard, except while the connection is down."""
+        heard: asyncio.Queue[Notice] = asyncio.Queue(_WAITING_MOST)
+
+        async def hear(message: Msg) -> None:
+            try:
+                heard.put_nowait(decode_notice(message.data))
+            except msgspec.DecodeError as error:
+                self.undecodable += 1
+                self._log.warning("notice not understood", reason=error)
+            except asyncio.QueueFull:
+                self.dropped += 1
+
+        subscriptions: list[Subscription] = []
+        try:
+            for subject in (f"{self._to}.{incarnation}", f"{self._to}.all"):
+                subscriptions.append(await self._client.subscribe(subject, hear))  # noqa: PERF401 (ended one by one below)
+            await self._client.round_trip(_SUBSCRIBE_S)
+        except BackendUnavailable:
+            await self._end(subscriptions)
+            raise
+        return self._notices(heard, subscriptions)
+
+    async def _notices(
+        self, heard: "asyncio.Queue[Notice]", subscriptions: list[Subscription]
+    ) -> AsyncGenerator[Notice]:
+        try:
+            while True:
+                yield await heard.get()
+        finally:
+            await self._end(subscriptions)
+
+    async def _end(self, subscriptions: list[Subscription]) -> None:
+        for subscription in subscriptions:
+            await self._client.unsubscribe(subscription)

@@ -1,0 +1,43 @@
+"""The ports: what meshim asks of outside state.  Adapters for Redis, JetStream and SQL, and one in memory, meet them.
+
+Every method is a coroutine, raises `BackendUnavailable` when the backend does not answer,
+and takes and returns whole batches where it is on the way of a message.  Acknowledged
+means kept; a call that raised may or may not have happened, so every write can be repeated.
+"""
+
+from meshim.stores.ports.accounts import Accounts, Device, Relation, RelationKey, User
+from meshim.stores.ports.dead_letters import DeadLetter, DeadLetters
+from meshim.stores.ports.leases import Lease, Leases
+from meshim.stores.ports.notifications import Notices
+from meshim.stores.ports.offline_log import Log, LogMessage
+from meshim.stores.ports.partitions import Partitions, Written
+from meshim.stores.ports.presence import Presence, Seat, UserPresence
+from meshim.stores.ports.queues import Page, Queues, Row
+from meshim.stores.ports.session_cache import Account, CachedLogin, Login, SessionCache
+
+__all__ = [
+    "Account",
+    "Accounts",
+    "CachedLogin",
+    "DeadLetter",
+    "DeadLetters",
+    "Device",
+    "Lease",
+    "Leases",
+    "Log",
+    "LogMessage",
+    "Login",
+    "Notices",
+    "Page",
+    "Partitions",
+    "Presence",
+    "Queues",
+    "Relation",
+    "RelationKey",
+    "Row",
+    "Seat",
+    "SessionCache",
+    "User",
+    "UserPresence",
+    "Written",
+]

@@ -1,0 +1,36 @@
+"""Dead letters: records that can never be written (NATS JetStream)."""
+
+from typing import Protocol
+
+import msgspec
+
+
+class DeadLetter(msgspec.Struct, frozen=True):
+    """What a writer buried: a record, or the entries of one that the database refused, as a record of just those.
+
+    `number` names it among the dead letters, `position` is where it stood in its partition, `buried_at` is
+    in seconds since 1970 (clock of the backend).
+    """
+
+    number: int
+    partition: int
+    position: int
+    buried_at: float
+    reason: str
+    data: bytes
+
+
+class DeadLetters(Protocol):
+    """What `Log.bury` keeps, by ascending numbers; a number is given once."""
+
+    async def last(self) -> int:
+        """The highest number that was given so far; 0 before the first."""
+
+    async def get(self, number: int) -> DeadLetter | None:
+        """The letter of that number; None where there is none (any more)."""
+
+    async def following(self, number: int) -> DeadLetter | None:
+        """The letter with the next higher number; None behind the last."""
+
+    async def remove(self, number: int) -> bool:
+        """Delete it for good; False where there was none."""

@@ -1,0 +1,124 @@
+"""Leases in Redis: one key with a lifetime per (role, name), and per role a set of the names that may live.
+
+The value is the incarnation in decimal, a blank, and the lease in msgpack, so that scripts
+compare incarnations as text: 63 bits do not fit into a Lua number.
+
+Redis keeps the end of a key by its wall clock.  When that steps back a lease would outlive its process by as
+much: so whoever looks at one that lasts longer than it was ever taken for shortens it (adr/0016).
+
+The set only says which keys to look at.  Names whose key has ended are taken out of it by
+whoever looks, in the same script, so that no name of a living lease is ever lost from it.
+"""
+
+from typing import Any
+
+import msgspec
+
+from meshim.runtime.log import Log
+from meshim.stores.ports import Lease
+from meshim.stores.redis.client import RedisClient
+
+_ACQUIRE = """
+local held = redis.call('GET', KEYS[1])
+if held and string.match(held, '^%d+') ~= ARGV[1] then
+    if redis.call('PTTL', KEYS[1]) > tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
+    return 0
+end
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+redis.call('SADD', KEYS[2], ARGV[4])
+return 1
+"""
+
+_EXTEND = """
+local held = redis.call('GET', KEYS[1])
+if not held or string.match(held, '^%d+') ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+return 1
+"""
+
+_RELEASE = """
+local held = redis.call('GET', KEYS[1])
+if held and string.match(held, '^%d+') == ARGV[1] then
+    redis.call('DEL', KEYS[1])
+    redis.call('SREM', KEYS[2], ARGV[2])
+end
+return 0
+"""
+
+_LIVING = """
+local living = {}
+for _, name in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+    local key = KEYS[2] .. name
+    local held = redis.call('GET', key)
+    if held then living[#living + 1] = held else redis.call('SREM', KEYS[1], name) end
+    if held and redis.call('PTTL', key) > tonumber(ARGV[1]) then redis.call('PEXPIRE', key, ARGV[1]) end
+end
+return living
+"""
+
+_FOR_EVER_MS = 1 << 52
+"""Of who holds no lease, and so does not know for how long others take theirs."""
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Lease)
+
+
+class RedisLeases:
+    """The port `Leases` on Redis."""
+
+    def __init__(self, client: RedisClient, namespace: str, log: Log) -> None:
+        self._client = client
+        self._namespace = namespace
+        self._log = log
+        self._longest_ms = 0  # that we ever took one for; the same for all, by the topology
+        self._acquire = client.script(_ACQUIRE)
+        self._extend = client.script(_EXTEND)
+        self._release = client.script(_RELEASE)
+        self._living = client.script(_LIVING)
+
+    async def acquire(self, lease: Lease, ttl_s: float) -> bool:
+        """True also when this incarnation holds it already: the reply to an earlier try may have been lost."""
+        keys = [self._key(lease.role, lease.name), self._names(lease.role)]
+        return bool(await self._acquire(keys, [lease.incarnation, _value(lease), self._ms(ttl_s), lease.name]))
+
+    async def extend(self, lease: Lease, ttl_s: float) -> bool:
+        key = self._key(lease.role, lease.name)
+        return bool(await self._extend([key], [lease.incarnation, _value(lease), self._ms(ttl_s)]))
+
+    async def release(self, lease: Lease) -> None:
+        keys = [self._key(lease.role, lease.name), self._names(lease.role)]
+        await self._release(keys, [lease.incarnation, lease.name])
+
+    async def living(self, role: str) -> list[Lease]:
+        values: list[bytes] = await self._living(
+            [self._names(role), self._key(role, "")], [self._longest_ms or _FOR_EVER_MS]
+        )
+        leases = [lease for lease in map(self._lease, values) if lease is not None]
+        return sorted(leases, key=lambda lease: lease.name)
+
+    async def run_id(self) -> str:
+        information: dict[str, Any] = await self._client.execute("INFO", "server")
+        return str(information["run_id"])
+
+    def _ms(self, ttl_s: float) -> int:
+        ms = max(1, round(ttl_s * 1000))
+        self._longest_ms = max(self._longest_ms, ms)
+        return ms
+
+    def _lease(self, value: bytes) -> Lease | None:
+        """The lease, or None for one of a version that cannot be read here: to us it does not exist."""
+        try:
+            return _decoder.decode(value.partition(b" ")[2])
+        except msgspec.DecodeError as error:
+            self._log.warning("lease not understood", reason=error)
+            return None
+
+    def _key(self, role: str, name: str) -> str:
+        return f"{self._namespace}:lease:{role}:{name}"
+
+    def _names(self, role: str) -> str:
+        return f"{self._namespace}:leases:{role}"
+
+
+def _value(lease: Lease) -> bytes:
+    return b"%d %s" % (lease.incarnation, _encoder.encode(lease))

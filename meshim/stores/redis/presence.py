@@ -1,0 +1,200 @@
+"""Presence in Redis: one hash per user with a connected device.
+
+===========  ==========================================  =======================================
+field        value                                       written by
+===========  ==========================================  =======================================
+`devices`    ``[device,...]``, all known devices         `online` (adds), `set_devices` (replaces)
+``<device>``  ``[user,device,incarnation,session]``        `online`
+===========  ==========================================  =======================================
+
+Values are JSON text, because scripts can put text together without understanding it: a
+look-up of many users is one script, one reply and one decode (4 times faster than a pipeline of
+HGETALL), and no number passes through Lua's doubles, which hold 53 bits: incarnations have 63.
+Only session numbers are compared as numbers: microseconds since 1970 fit until the year 2255.
+
+A hash lives as long as it has a seat, and not longer than `unseen_s` after the last `online`, which connectors
+repeat for every session.  Until then seats of crashed connectors stay, or until the device comes back; they are
+recognised by their incarnation, which holds no lease.
+
+Every script that changed something publishes the user ids, so that caches can forget them.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+import msgspec
+
+from meshim.stores.ports import Seat, UserPresence
+from meshim.stores.redis.client import RedisClient
+from meshim.stores.redis.session_ids import SessionClock
+
+UNSEEN_S = 3_600
+"""Every session is written again within `relation_ttl_s`, a minute by default."""
+_AT_ONCE = 256
+"""Users in one script: Redis does nothing else meanwhile, so a script has to stay around a millisecond."""
+
+# KEYS: last number given.  ARGV: count, least.  Returns the first of `count` numbers.
+_SESSION_NUMBERS = """
+local time = redis.call('TIME')
+local last = tonumber(redis.call('GET', KEYS[1]) or 0)
+local first = math.max(time[1] * 1000000 + time[2], last + 1, tonumber(ARGV[2]))
+redis.call('SET', KEYS[1], first + ARGV[1] - 1)
+return first
+"""
+
+# KEYS: channel, last number given, then the hash of each user.  ARGV: for each user her id, device, session, seat,
+# devices.  Returns JSON: for each user false, null or the seat that was replaced.  Numbers go on above all sessions
+# that were ever written, also where a wiped server is told of them anew.
+_ONLINE = """
+local function merged(old, new)
+    if not old or old == new then return new end
+    local seen, ids = {}, {}
+    for id in string.gmatch(old .. new, '%d+') do
+        if not seen[id] then seen[id] = true; ids[#ids + 1] = id end
+    end
+    table.sort(ids, function(a, b) if #a ~= #b then return #a < #b end return a < b end)
+    return '[' .. table.concat(ids, ',') .. ']'
+end
+
+local results, changed, highest = {}, {}, '0'
+for i = 3, #KEYS do
+    local at = (i - 3) * 5
+    local user, device, session, seat, devices = unpack(ARGV, at + 1, at + 5)
+    if tonumber(session) > tonumber(highest) then highest = session end
+    local held = redis.call('HMGET', KEYS[i], device, 'devices')
+    local session_held = held[1] and tonumber(string.match(held[1], '(%d+)%]$'))
+    if session_held and session_held > tonumber(session) then
+        results[i - 2] = 'false'
+    else
+        local all = merged(held[2], devices)
+        results[i - 2] = held[1] and held[1] ~= seat and held[1] or 'null'
+        if held[1] ~= seat or held[2] ~= all then
+            redis.call('HSET', KEYS[i], device, seat, 'devices', all)
+            changed[#changed + 1] = user
+        end
+        redis.call('EXPIRE', KEYS[i], UNSEEN_S)
+    end
+end
+if tonumber(highest) > tonumber(redis.call('GET', KEYS[2]) or 0) then redis.call('SET', KEYS[2], highest) end
+if #changed > 0 then redis.call('PUBLISH', KEYS[1], table.concat(changed, ',')) end
+return '[' .. table.concat(results, ',') .. ']'
+"""
+
+# KEYS: channel, then the hash of each user.  ARGV: for each user her id, device, seat.
+_OFFLINE = """
+local changed = {}
+for i = 2, #KEYS do
+    local at = (i - 2) * 3
+    local user, device, seat = unpack(ARGV, at + 1, at + 3)
+    if redis.call('HGET', KEYS[i], device) == seat then
+        redis.call('HDEL', KEYS[i], device)
+        if redis.call('HLEN', KEYS[i]) == 1 then redis.call('DEL', KEYS[i]) end
+        changed[#changed + 1] = user
+    end
+end
+if #changed > 0 then redis.call('PUBLISH', KEYS[1], table.concat(changed, ',')) end
+return #changed
+"""
+
+# KEYS: the hash of each user.  Returns JSON: for each user null or her presence.
+_LOOKUP = """
+local results = {}
+for i, key in ipairs(KEYS) do
+    local fields = redis.call('HGETALL', key)
+    local devices, seats = nil, {}
+    for at = 1, #fields, 2 do
+        if fields[at] == 'devices' then devices = fields[at + 1] else seats[#seats + 1] = fields[at + 1] end
+    end
+    results[i] = devices and '{"devices":' .. devices .. ',"seats":[' .. table.concat(seats, ',') .. ']}' or 'null'
+end
+return '[' .. table.concat(results, ',') .. ']'
+"""
+
+# KEYS: channel, hash.  ARGV: user, devices.
+_SET_DEVICES = """
+local held = redis.call('HGET', KEYS[2], 'devices')
+if held and held ~= ARGV[2] then redis.call('HSET', KEYS[2], 'devices', ARGV[2]) end
+-- Also without an entry: one that has ended may be in caches.
+if held ~= ARGV[2] then redis.call('PUBLISH', KEYS[1], ARGV[1]) end
+return 0
+"""
+
+_json = msgspec.json.Encoder()
+_replaced = msgspec.json.Decoder(list[Seat | bool | None])
+_presences = msgspec.json.Decoder(list[UserPresence | None])
+
+
+class RedisPresence:
+    """The port `Presence` on Redis."""
+
+    def __init__(self, client: RedisClient, namespace: str, unseen_s: int = UNSEEN_S) -> None:
+        self._client = client
+        self._namespace = namespace
+        self._channel = f"{namespace}:presence"
+        self._last_number = f"{namespace}:session"
+        self._clock = SessionClock()
+        self._session_numbers = client.script(_SESSION_NUMBERS)
+        self._online = client.script(_ONLINE.replace("UNSEEN_S", str(unseen_s)))
+        self._offline = client.script(_OFFLINE)
+        self._lookup = client.script(_LOOKUP)
+        self._set_devices = client.script(_SET_DEVICES)
+
+    async def session_numbers(self, count: int) -> list[int]:
+        if count == 0:
+            return []
+        loop = asyncio.get_running_loop()
+        first: int = await self._session_numbers([self._last_number], [count, self._clock.least(loop.time())])
+        self._clock.given(first + count - 1, loop.time())
+        return list(range(first, first + count))
+
+    async def online(self, seats: Sequence[tuple[Seat, tuple[int, ...]]]) -> list[Seat | bool | None]:
+        """The devices are added to those of the entry, where there is one.
+
+        A connector may know an older list than the entry.  A device too many costs a copy that the
+        writer leaves out; a device too few would miss its messages.
+        """
+        results: list[Seat | bool | None] = []
+        for start in range(0, len(seats), _AT_ONCE):
+            batch = seats[start : start + _AT_ONCE]
+            keys = [self._channel, self._last_number, *(self._key(seat.user) for seat, _ in batch)]
+            arguments: list[int | bytes] = []
+            for seat, devices in batch:
+                arguments += (seat.user, seat.device, seat.session, _json.encode(seat), _json.encode(sorted(devices)))
+            results += _replaced.decode(await self._online(keys, arguments))
+        return results
+
+    async def offline(self, seats: Sequence[Seat]) -> None:
+        for start in range(0, len(seats), _AT_ONCE):
+            batch = seats[start : start + _AT_ONCE]
+            keys = [self._channel, *(self._key(seat.user) for seat in batch)]
+            arguments: list[int | bytes] = []
+            for seat in batch:
+                arguments += (seat.user, seat.device, _json.encode(seat))
+            await self._offline(keys, arguments)
+
+    async def lookup(self, users: Sequence[int]) -> dict[int, UserPresence]:
+        found: dict[int, UserPresence] = {}
+        for start in range(0, len(users), _AT_ONCE):
+            batch = users[start : start + _AT_ONCE]
+            presences = _presences.decode(await self._lookup([self._key(user) for user in batch]))
+            found.update((user, each) for user, each in zip(batch, presences, strict=True) if each is not None)
+        return found
+
+    async def set_devices(self, user: int, devices: Sequence[int]) -> None:
+        await self._set_devices([self._channel, self._key(user)], [user, _json.encode(sorted(devices))])
+
+    async def changes(self) -> AsyncGenerator[tuple[int, ...] | None]:
+        """Every user once in a tuple, nobody when Redis says that this is all.
+
+        Close the generator (`contextlib.aclosing`) to give its connection back.
+        """
+        async with aclosing(self._client.subscribe(self._channel)) as batches:
+            async for batch in batches:
+                if batch is None:
+                    yield None
+                else:
+                    yield tuple(dict.fromkeys(int(user) for message in batch for user in message.split(b",")))
+
+    def _key(self, user: int) -> str:
+        return f"{self._namespace}:presence:{user}"

@@ -1,0 +1,333 @@
+"""The port `Accounts` on SQL: users, devices, tokens.  Relations are in `relations.py`.
+
+What must not be raced is locked from the user down: user, then device, then tokens.  Rows
+of `im_offline` come last; whoever deletes a device locks the positions before anything else.
+
+A user without devices, because she never logged in or was away for too long, loses nothing: what is stored
+for her waits under `first_device`, and the first device to log in gets it in the same transaction.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy.engine import Connection, CursorResult
+
+from meshim.errors import StoreConflict
+from meshim.stores.ports import Account, Device, Login, Relation, RelationKey, User
+from meshim.stores.sql import relations
+from meshim.stores.sql.database import Archive
+from meshim.stores.sql.rows import first_device
+from meshim.stores.sql.schema import im_device, im_offline, im_position, im_token, im_user, now_ms, to_ms, to_s
+from meshim.wire.envelope import To
+
+T = TypeVar("T")
+
+_CHUNK = 500  # of values in one IN (...)
+
+_NO_DEVICE = Device(0, "", 0, 0.0)
+
+
+class _Token(NamedTuple):
+    """A token to add, as a row has it; `now` is when."""
+
+    token_hash: bytes
+    expires_at: int
+    now: int
+
+
+class SqlAccounts:
+    """Users, devices, tokens, relations."""
+
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
+
+    async def register(self, name: str, password_hash: str) -> User:
+        [user] = await self._archive.write(_register, [(name, password_hash)])
+        if user is None:
+            raise StoreConflict(f"The name {name} is taken.")
+        return user
+
+    async def register_many(self, users: Sequence[tuple[str, str]]) -> list[User | None]:
+        return await self._archive.write(_register, users)
+
+    async def user(self, name: str) -> tuple[User, str] | None:
+        return await self._archive.read(_user, name)
+
+    async def users(self, user_ids: Sequence[int]) -> list[User]:
+        return await self._archive.read(_users, user_ids)
+
+    async def log_in(
+        self,
+        user_id: int,
+        device: str | None,
+        epoch: int,
+        token_hash: bytes,
+        expires_at: float,
+        now: float,
+        most_devices: int,
+    ) -> tuple[Device, tuple[bytes, ...]]:
+        token = _Token(token_hash, to_ms(expires_at), to_ms(now))
+        if device is None:
+            return await self._archive.write(_log_in_to_rest, user_id, token, most_devices)
+        return await self._archive.write(_log_in, user_id, device, epoch, token, most_devices)
+
+    async def tokens(self, user_id: int, device: str) -> tuple[bytes, ...]:
+        return await self._archive.read(_tokens, user_id, device)
+
+    async def log_out(self, token_hash: bytes) -> Login | None:
+        return await self._archive.write(_log_out, token_hash)
+
+    async def login(self, token_hash: bytes, now: float) -> Login | None:
+        return (await self._archive.read(_logins, [token_hash], now)).get(token_hash)
+
+    async def standing(self, token_hashes: Sequence[bytes]) -> set[bytes]:
+        return await self._archive.read(_standing, token_hashes)
+
+    async def devices(self, user_id: int) -> list[Device]:
+        return await self._archive.read(_devices, user_id)
+
+    async def seen(self, device_ids: Sequence[int], now: float) -> None:
+        await self._archive.write(_seen, device_ids, to_ms(now))
+
+    async def drop_idle_devices(self, before: float, most: int) -> int:
+        # Each in a transaction of its own: a queue may be long, and writers wait meanwhile.
+        idle = await self._archive.read(_idle_devices, to_ms(before), most)
+        return sum([await self._archive.write(_drop_device, device, to_ms(before)) for device in idle])
+
+    async def accounts(self, user_ids: Sequence[int], now: float) -> dict[int, Account]:
+        return await self._archive.read(_accounts, user_ids, now)
+
+    async def whose(self, token_hashes: Sequence[bytes], now: float) -> dict[bytes, tuple[Login, Account]]:
+        return await self._archive.read(_whose, token_hashes, now)
+
+    async def relation(self, user_id: int, peer_id: int) -> Relation | None:
+        return await self._archive.read(relations.relation, user_id, peer_id)
+
+    async def relations(self, user_id: int) -> list[Relation]:
+        return await self._archive.read(relations.relations, user_id)
+
+    async def request(self, user_id: int, peer_id: int, now: float, most_relations: int) -> str:
+        return await self._archive.write(relations.request, user_id, peer_id, to_ms(now), most_relations)
+
+    async def accept(self, user_id: int, peer_id: int, key: RelationKey, now: float) -> Relation:
+        return await self._archive.write(relations.accept, user_id, peer_id, key, to_ms(now))
+
+    async def remove(self, user_id: int, peer_id: int, now: float) -> bool:
+        return await self._archive.write(relations.remove, user_id, peer_id, to_ms(now))
+
+    async def ping(self) -> None:
+        await self._archive.read(_ping)
+
+
+# ---------------------------------------------------------------- users
+
+
+def _register(connection: Connection, users: Sequence[tuple[str, str]]) -> list[User | None]:
+    ids: dict[str, int] = {}  # of names that were free and have not been given to an earlier one of `users`
+    now = connection.scalar(select(now_ms()))
+    for chunk in _chunks(users):
+        names = [name for name, _ in chunk]
+        taken = set(connection.scalars(select(im_user.c.name).where(im_user.c.name.in_(names))))
+        free = {name: password_hash for name, password_hash in reversed(chunk) if name not in taken}
+        if free:
+            rows = [{"name": name, "password_hash": hash_, "gmt_create": now} for name, hash_ in free.items()]
+            connection.execute(insert(im_user), rows)
+            found = connection.execute(select(im_user.c.name, im_user.c.id).where(im_user.c.name.in_(free)))
+            ids |= {row.name: row.id for row in found}
+    return [User(ids.pop(name), name) if name in ids else None for name, _ in users]
+
+
+def _user(connection: Connection, name: str) -> tuple[User, str] | None:
+    row = connection.execute(select(im_user.c.id, im_user.c.password_hash).where(im_user.c.name == name)).first()
+    return None if row is None else (User(row.id, name), row.password_hash)
+
+
+def _users(connection: Connection, user_ids: Sequence[int]) -> list[User]:
+    query = select(im_user.c.id, im_user.c.name)
+    return [
+        User(user_id, name)
+        for chunk in _chunks(user_ids)
+        for user_id, name in connection.execute(query.where(im_user.c.id.in_(chunk)).order_by(im_user.c.id))
+    ]
+
+
+# ---------------------------------------------------------------- devices and tokens
+
+
+def _log_in(
+    connection: Connection, user_id: int, name: str, epoch: int, token: _Token, most_devices: int
+) -> tuple[Device, tuple[bytes, ...]]:
+    _lock_user(connection, user_id)
+    device_id = _take_device(connection, user_id, name, epoch, token.now, most_devices)
+    former = connection.scalars(select(im_token.c.token_hash).where(im_token.c.device_id == device_id)).all()
+    revoked = _replace_tokens(connection, former, token, user_id=user_id, device_id=device_id, epoch=epoch)
+    return Device(device_id, name, epoch, to_s(token.now)), revoked
+
+
+def _log_in_to_rest(
+    connection: Connection, user_id: int, token: _Token, most_tokens: int
+) -> tuple[Device, tuple[bytes, ...]]:
+    _lock_user(connection, user_id)
+    others_newest_first = (
+        select(im_token.c.token_hash)
+        .where(im_token.c.user_id == user_id, im_token.c.device_id.is_(None))
+        .where(im_token.c.token_hash != token.token_hash)
+        .order_by(im_token.c.id.desc())
+    )
+    former = [*connection.scalars(others_newest_first).all()[most_tokens - 1 :], token.token_hash]
+    return _NO_DEVICE, _replace_tokens(connection, former, token, user_id=user_id, device_id=None, epoch=0)
+
+
+def _lock_user(connection: Connection, user_id: int) -> None:
+    """One login of a user at a time."""
+    if connection.scalar(select(im_user.c.id).where(im_user.c.id == user_id).with_for_update()) is None:
+        raise StoreConflict("There is no such user.")
+
+
+def _take_device(connection: Connection, user_id: int, name: str, epoch: int, now: int, most_devices: int) -> int:
+    of_user = im_device.c.user_id == user_id
+    named = select(im_device.c.id).where(of_user, im_device.c.name == name)
+    device_id: int | None = connection.scalar(named.with_for_update())  # not to be dropped meanwhile
+    if device_id is not None:
+        # The queue and its lease stay: the new epoch takes them over (R14).
+        connection.execute(update(im_device).where(im_device.c.id == device_id).values(epoch=epoch, last_seen=now))
+        return device_id
+    others = connection.scalars(select(func.count()).select_from(im_device).where(of_user)).one()
+    if others >= most_devices:
+        raise StoreConflict(
+            f"There are {most_devices} devices already, as many as there may be: log in as one of them."
+        )
+    values = {"user_id": user_id, "name": name, "epoch": epoch, "last_seen": now, "gmt_create": now}
+    new_id = _inserted_id(connection.execute(insert(im_device).values(values)))
+    if not others:
+        waiting = im_offline.c.to_device == first_device(user_id)
+        connection.execute(update(im_offline).where(waiting).values(to_device=new_id))
+    return new_id
+
+
+def _inserted_id(result: CursorResult[Any]) -> int:
+    key = result.inserted_primary_key
+    assert key is not None
+    return int(key[0])
+
+
+def _replace_tokens(
+    connection: Connection, former: Sequence[bytes], token: _Token, **stands_for: int | None
+) -> tuple[bytes, ...]:
+    """Delete the former tokens, add this one, and return the others.
+
+    When a call is repeated, the token is among the former ones.
+    """
+    if former:
+        connection.execute(delete(im_token).where(im_token.c.token_hash.in_(former)))
+    values = {"token_hash": token.token_hash, "expires_at": token.expires_at, "gmt_create": token.now}
+    connection.execute(insert(im_token).values(values | stands_for))
+    return tuple(hash_ for hash_ in former if hash_ != token.token_hash)
+
+
+def _tokens(connection: Connection, user_id: int, name: str) -> tuple[bytes, ...]:
+    query = select(im_token.c.token_hash).join(im_device, im_token.c.device_id == im_device.c.id)
+    return tuple(connection.scalars(query.where(im_device.c.user_id == user_id, im_device.c.name == name)))
+
+
+def _logins(connection: Connection, token_hashes: Sequence[bytes], now: float) -> dict[bytes, Login]:
+    token = im_token.c
+    query = select(token.token_hash, token.user_id, token.device_id, token.epoch, token.expires_at)
+    found: dict[bytes, Login] = {}
+    for chunk in _chunks(token_hashes):
+        for token_hash, user, device, epoch, expires_at in connection.execute(query.where(token.token_hash.in_(chunk))):
+            if to_s(expires_at) > now:
+                found[token_hash] = Login(user, device or 0, epoch, to_s(expires_at))
+    return found
+
+
+def _whose(
+    connection: Connection, token_hashes: Sequence[bytes], now: float
+) -> dict[bytes, tuple[Login, Account]]:  # fmt: skip
+    logins = _logins(connection, token_hashes, now)
+    accounts = _accounts_of(connection, sorted({login.user for login in logins.values()}), now)
+    return {token_hash: (login, accounts[login.user]) for token_hash, login in logins.items()}
+
+
+def _standing(connection: Connection, token_hashes: Sequence[bytes]) -> set[bytes]:
+    query = select(im_token.c.token_hash)
+    found = (connection.scalars(query.where(im_token.c.token_hash.in_(chunk))) for chunk in _chunks(token_hashes))
+    return {token_hash for hashes in found for token_hash in hashes}
+
+
+def _log_out(connection: Connection, token_hash: bytes) -> Login | None:
+    login = _logins(connection, [token_hash], 0.0).get(token_hash)
+    gone = connection.execute(delete(im_token).where(im_token.c.token_hash == token_hash)).rowcount
+    return login if gone else None  # of two at once, one revoked it
+
+
+def _devices(connection: Connection, user_id: int) -> list[Device]:
+    device = im_device.c
+    query = select(device.id, device.name, device.epoch, device.last_seen).where(device.user_id == user_id)
+    return [
+        Device(row.id, row.name, row.epoch, to_s(row.last_seen))
+        for row in connection.execute(query.order_by(device.id))
+    ]
+
+
+def _seen(connection: Connection, device_ids: Sequence[int], now: int) -> None:
+    for chunk in _chunks(sorted(device_ids)):  # sorted: two that lock the same rows do so in the same order
+        connection.execute(
+            update(im_device).where(im_device.c.id.in_(chunk), im_device.c.last_seen < now).values(last_seen=now)
+        )
+
+
+def _idle_devices(connection: Connection, before: int, most: int) -> Sequence[int]:
+    idle = select(im_device.c.id).where(im_device.c.last_seen < before)
+    return connection.scalars(idle.order_by(im_device.c.last_seen).limit(most)).all()
+
+
+def _drop_device(connection: Connection, device_id: int, before: int) -> int:
+    """Delete the device with its tokens and queue unless it came back; how many were deleted."""
+    # No writer may be between looking up the devices of a user and committing rows for them.
+    connection.execute(select(im_position.c.partition).order_by(im_position.c.partition).with_for_update()).all()
+    user_id = connection.scalar(select(im_device.c.user_id).where(im_device.c.id == device_id))
+    if user_id is None:
+        return 0
+    _lock_user(connection, user_id)  # which device is her last one must not change
+    idle = delete(im_device).where(im_device.c.id == device_id, im_device.c.last_seen < before)
+    dropped = connection.execute(idle).rowcount  # and its tokens, by their foreign key
+    if dropped:
+        if not _devices(connection, user_id):
+            _keep_for_first_device(connection, user_id, device_id)
+        connection.execute(delete(im_offline).where(im_offline.c.to_device == device_id))
+    return dropped
+
+
+def _keep_for_first_device(connection: Connection, user_id: int, device_id: int) -> None:
+    """What her last device has not read waits for the next one, but for what was addressed to that device alone."""
+    row = im_offline.c
+    unread = (row.to_device == device_id) & (row.has_read == 0) & (row.destination_type != To.DEVICE)
+    connection.execute(update(im_offline).where(unread).values(to_device=first_device(user_id)))
+
+
+def _accounts(connection: Connection, user_ids: Sequence[int], now: float) -> dict[int, Account]:
+    return _accounts_of(connection, [user.user_id for user in _users(connection, user_ids)], now)
+
+
+def _accounts_of(connection: Connection, user_ids: Sequence[int], now: float) -> dict[int, Account]:
+    """The same for users that there are."""
+    device = im_device.c
+    query = select(device.user_id, device.id).order_by(device.id)
+    accounts: dict[int, Account] = {}
+    for chunk in _chunks(user_ids):
+        devices: dict[int, list[int]] = {user: [] for user in chunk}
+        for user, device_id in connection.execute(query.where(device.user_id.in_(chunk))):
+            devices[user].append(device_id)
+        friends = relations.friends(connection, devices.keys())
+        accounts |= {user: Account(user, tuple(ids), friends[user], now) for user, ids in devices.items()}
+    return accounts
+
+
+def _ping(connection: Connection) -> None:
+    connection.execute(select(1)).one()
+
+
+def _chunks(values: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (values[start : start + _CHUNK] for start in range(0, len(values), _CHUNK))

@@ -1,0 +1,66 @@
+"""Whether the database fsyncs what it commits: its settings, and the gate in front of each commit.
+
+`stores/durability.py` holds the rules.  The settings are read in the transaction that depends on them, because an
+operator can change them while the database runs, and because those of SQLite belong to one connection.
+"""
+
+from typing import Any
+
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from meshim.errors import BackendUnavailable, UsageError
+from meshim.runtime.log import Log
+from meshim.stores import durability
+from meshim.stores.durability import Setting, Trust, Verdict
+from meshim.stores.sql.database import Archive
+from meshim.stores.sql.engine import SNAPSHOT, create, is_unknown_variable, reason
+from meshim.topology import Durability
+
+_VARIABLES = ("innodb_flush_log_at_trx_commit", "log_bin", "sync_binlog", "innodb_doublewrite")
+
+
+def read_settings(connection: Connection) -> list[Setting]:
+    """Of a connection as meshim makes them; takes one round trip."""
+    if connection.dialect.name == "sqlite":
+        journal_mode: Any = connection.exec_driver_sql("PRAGMA journal_mode").scalar_one()
+        synchronous: Any = connection.exec_driver_sql("PRAGMA synchronous").scalar_one()
+        return durability.sqlite(str(journal_mode), int(synchronous))
+    try:  # SHOW VARIABLES would take ten times as long
+        values = connection.exec_driver_sql(f"SELECT {', '.join(f'@@global.{name}' for name in _VARIABLES)}").one()
+    except DBAPIError as error:
+        if not is_unknown_variable(error):
+            raise
+        return durability.innodb({})
+    return durability.innodb(dict(zip(_VARIABLES, map(str, values), strict=True)))
+
+
+def read_settings_at(url: str) -> list[Setting]:
+    database = create(url, 1)
+    try:
+        with database.execution_options(**{SNAPSHOT: True}).begin() as connection:
+            return read_settings(connection)
+    except SQLAlchemyError as error:
+        why = f"It is not known how the database syncs: {reason(error)}."
+        return [Setting("sql", "", "", Verdict.UNKNOWN, why)]
+    finally:
+        database.dispose()
+
+
+class DatabaseVoucher:
+    """Vouches for connections of a database; for any thread."""
+
+    def __init__(self, policy: Durability, log: Log) -> None:
+        self._trust = Trust(policy, log)
+
+    async def start(self, archive: Archive) -> None:
+        """Raises `UsageError` where the topology says that this must not be, `BackendUnavailable` when it is away."""
+        refusal = self._trust.refusal(await archive.read(read_settings))
+        if refusal is not None:
+            raise UsageError(refusal)
+
+    def __call__(self, connection: Connection) -> None:
+        """Raises `BackendUnavailable` where what this connection commits would not be safe."""
+        refusal = self._trust.refusal(read_settings(connection))
+        if refusal is not None:
+            raise BackendUnavailable(refusal)

@@ -1,0 +1,203 @@
+"""The port `Partitions` on SQL: the writer's side of the queues.
+
+`write` is on the way of every stored message, so its rows bypass SQLAlchemy: sqlite3 takes
+them as tuples into one prepared statement, MySQL as literals in a few long statements, since
+PyMySQL takes longer to escape a row's parameters one by one than InnoDB to insert it.  All
+literals are made here of integers and hexadecimal digits.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+
+from sqlalchemy import case, delete, insert, select, update
+from sqlalchemy.engine import Connection
+
+from meshim.errors import Fenced
+from meshim.stores.ports import Written
+from meshim.stores.sql.database import Archive
+from meshim.stores.sql.rows import ROW_FORMAT, Draft, NewRow, draft, expand
+from meshim.stores.sql.schema import (
+    OFFLINE_KEY,
+    im_device,
+    im_offline,
+    im_position,
+    im_user,
+    lease_ended,
+    now_ms,
+    to_ms,
+    to_signed,
+)
+from meshim.wire.offline_log import Entry
+
+_CHUNK = 1_000  # of values in one IN (...)
+_STATEMENT_CHARACTERS = 1 << 20  # about; servers take 16 MiB by default
+
+_COLUMNS = (*("index" if name == "place" else name for name in NewRow._fields), "gmt_create", "format")
+_MYSQL_ROW = "(x'%s',%d,x'%s',%d,%d,%d,%d,%d,%d,%d,%d,%d,%d,%d,%d,%d)"
+
+
+class SqlPartitions:
+    """The writer's side of the queues."""
+
+    def __init__(self, archive: Archive, vouch: Callable[[Connection], None] | None = None) -> None:
+        """`vouch`, asked in each `write`, raises `BackendUnavailable` where a commit of its connection is not safe."""
+        self._archive = archive
+        self._vouch = vouch
+
+    async def claim(self, partition: int, owner: str, lease_s: float) -> tuple[int, int] | None:
+        return await self._archive.write(_claim, partition, owner, to_ms(lease_s))
+
+    async def release(self, partition: int, fence: int) -> None:
+        await self._archive.write(_release, partition, fence)
+
+    async def positions(self) -> dict[int, int]:
+        return await self._archive.read(_positions)
+
+    async def write(
+        self, partition: int, fence: int, through: int, records: Sequence[tuple[int, Sequence[Entry]]], now: float
+    ) -> Written:
+        def work(connection: Connection) -> Written:
+            if self._vouch is not None:
+                self._vouch(connection)
+            return _write(connection, partition, fence, through, records, to_ms(now))
+
+        return await self._archive.write(work)
+
+    async def purge(self, read_before: float, most: int) -> int:
+        return await self._archive.write(_purge, to_ms(read_before), most)
+
+
+# ---------------------------------------------------------------- leases
+
+
+def _claim(connection: Connection, partition: int, owner: str, lease_ms: int) -> tuple[int, int] | None:
+    query = (
+        select(im_position.c.owner, im_position.c.fence, im_position.c.position)
+        .add_columns(lease_ended(im_position.c.lease_until, lease_ms).label("ended"))
+        .where(im_position.c.partition == partition)
+        .with_for_update()
+    )
+    held = connection.execute(query).first()
+    until = now_ms() + lease_ms
+    if held is None:
+        first = {"partition": partition, "position": 0, "fence": 1, "owner": owner, "lease_until": until}
+        connection.execute(insert(im_position).values(first))
+        return 1, 0
+    if not (held.owner in {"", owner} or held.ended):
+        return None
+    fence = int(held.fence) + (held.owner != owner)
+    lease = {"fence": fence, "owner": owner, "lease_until": until}
+    connection.execute(update(im_position).where(im_position.c.partition == partition).values(lease))
+    return fence, int(held.position)
+
+
+def _release(connection: Connection, partition: int, fence: int) -> None:
+    this_lease = (im_position.c.partition == partition) & (im_position.c.fence == fence)
+    connection.execute(update(im_position).where(this_lease).values(owner="", lease_until=0))
+
+
+def _positions(connection: Connection) -> dict[int, int]:
+    rows = connection.execute(select(im_position.c.partition, im_position.c.position))
+    return {row.partition: row.position for row in rows}
+
+
+# ---------------------------------------------------------------- rows
+
+
+def _write(
+    connection: Connection,
+    partition: int,
+    fence: int,
+    through: int,
+    records: Sequence[tuple[int, Sequence[Entry]]],
+    now: int,
+) -> Written:
+    # First, so that until the commit nobody else writes this partition or drops a device (R15).
+    _advance(connection, partition, fence, through)
+    drafts, refused = draft(records)
+    rows, left_out = expand(drafts, _registry(connection, drafts))
+    if rows:
+        insert_rows = _insert_into_sqlite if connection.dialect.name == "sqlite" else _insert_into_mysql
+        insert_rows(connection, rows, now)
+    devices = dict.fromkeys((row.to_user_id, row.to_device) for row in rows if row.to_device > 0)
+    return Written(tuple(devices), tuple(refused), left_out)
+
+
+def _advance(connection: Connection, partition: int, fence: int, through: int) -> None:
+    position = im_position.c.position
+    further = case((position < through, through), else_=position)  # a batch given again moves nothing back
+    this_lease = (im_position.c.partition == partition) & (im_position.c.fence == fence)
+    # Both drivers count rows that matched, also where nothing changed.
+    if connection.execute(update(im_position).where(this_lease).values(position=further)).rowcount != 1:
+        raise Fenced("Another writer has taken over this partition.")
+
+
+def _registry(connection: Connection, drafts: Sequence[Draft]) -> dict[int, list[int]]:
+    """The devices of every user of the drafts, none for those who have never logged in."""
+    registry: dict[int, list[int]] = {}
+    users = sorted({entry.user for entry, *_ in drafts})
+    for start in range(0, len(users), _CHUNK):
+        chunk = users[start : start + _CHUNK]
+        devices = _devices_of(connection, chunk)
+        if homeless := [user for user in chunk if user not in devices]:
+            # Locked, then looked up again: whoever logs in for the first time finds our rows, or we her device.
+            query = select(im_user.c.id).where(im_user.c.id.in_(homeless)).order_by(im_user.c.id)
+            registered = connection.scalars(query.with_for_update(read=True)).all()
+            registry.update((user, []) for user in registered)
+            devices |= _devices_of(connection, registered)
+        registry |= devices
+    return registry
+
+
+def _devices_of(connection: Connection, users: Sequence[int]) -> dict[int, list[int]]:
+    devices = defaultdict[int, list[int]](list)
+    query = select(im_device.c.user_id, im_device.c.id).order_by(im_device.c.user_id, im_device.c.id)
+    for user, device in connection.execute(query.where(im_device.c.user_id.in_(users))):
+        devices[user].append(device)
+    return dict(devices)
+
+
+def _insert_into_sqlite(connection: Connection, rows: list[NewRow], now: int) -> None:
+    values = ", ".join("?" * len(_COLUMNS))
+    # Of this key alone: any other conflict is an error.
+    statement = f"{_insert(connection)} ({values}) ON CONFLICT ({', '.join(OFFLINE_KEY)}) DO NOTHING"
+    connection.exec_driver_sql(statement, [(*_with_signed_epoch(row), now, ROW_FORMAT) for row in rows])
+
+
+def _insert_into_mysql(connection: Connection, rows: list[NewRow], now: int) -> None:
+    head = _insert(connection)
+    for values in _mysql_values(rows, now):
+        # Not INSERT IGNORE, which would also swallow every other error.
+        connection.exec_driver_sql(f"{head} {values} ON DUPLICATE KEY UPDATE id = id")
+
+
+def _insert(connection: Connection) -> str:
+    columns = ", ".join(map(connection.dialect.identifier_preparer.quote, _COLUMNS))
+    return f"INSERT INTO im_offline ({columns}) VALUES"
+
+
+def _mysql_values(rows: list[NewRow], now: int) -> Iterator[str]:
+    """The rows as literals, in pieces of at most the size of a statement (or one row)."""
+    pieces: list[str] = []
+    size = 0
+    for row in rows:
+        msg_id, msg_type, content, *numbers = _with_signed_epoch(row)
+        piece = _MYSQL_ROW % (msg_id.hex(), msg_type, content.hex(), *numbers, now, ROW_FORMAT)
+        if pieces and size + len(piece) > _STATEMENT_CHARACTERS:
+            yield ",".join(pieces)
+            pieces, size = [], 0
+        pieces.append(piece)
+        size += len(piece)
+    yield ",".join(pieces)
+
+
+def _with_signed_epoch(row: NewRow) -> NewRow:
+    return row if row.epoch < 1 << 63 else row._replace(epoch=to_signed(row.epoch))
+
+
+def _purge(connection: Connection, read_before: int, most: int) -> int:
+    old = select(im_offline.c.id).where(im_offline.c.gmt_read < read_before).order_by(im_offline.c.gmt_read)
+    ids = sorted(connection.scalars(old.limit(most)))
+    for start in range(0, len(ids), _CHUNK):
+        connection.execute(delete(im_offline).where(im_offline.c.id.in_(ids[start : start + _CHUNK])))
+    return len(ids)

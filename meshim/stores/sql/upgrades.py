@@ -1,0 +1,100 @@
+"""How a database gets its tables, and keeps up with newer ones.
+
+Apart from the tables (schema.py), as most processes need no Alembic, which takes a tenth of a second to import.
+"""
+
+import logging
+from pathlib import Path
+
+import alembic.command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import func, select, text
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import SQLAlchemyError
+
+from meshim.errors import BackendUnavailable, UsageError
+from meshim.stores.sql.engine import SNAPSHOT, create, is_unavailable, reason
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+_UPGRADE_LOCK_S = 60
+_UPGRADE_ANSWER_S = 3600  # a step may rewrite a large table
+
+
+def upgrade(url: str) -> None:
+    """Bring the database to the newest version; nothing happens when it has it.
+
+    One of several processes that do so at once works, the others wait for it.  Raises
+    `BackendUnavailable`, and `UsageError` when the database has a version that this program does not know.
+    """
+    engine = create(url, 1, _UPGRADE_ANSWER_S)
+    try:
+        with engine.begin() as connection:  # SQLite: one transaction, and its lock is ours from here
+            _lock(connection)
+            _known(_version(connection))
+            alembic.command.upgrade(_configuration(connection), "head")
+    except SQLAlchemyError as error:
+        if not is_unavailable(error):
+            raise
+        raise BackendUnavailable(f"The database is not available: {reason(error)}.") from error
+    finally:
+        engine.dispose()  # ends the lock too
+
+
+def check(url: str) -> None:
+    """Raise `UsageError` unless the database has the newest version, `BackendUnavailable` when it does not answer.
+
+    Warns when MySQL or MariaDB is set to acknowledge commits that are not on the disk.
+    """
+    engine = create(url, 1)
+    try:
+        with engine.execution_options(**{SNAPSHOT: True}).connect() as connection:
+            version = _version(connection)
+            durability = "1" if connection.dialect.name == "sqlite" else _flush_at_commit(connection)
+    except SQLAlchemyError as error:
+        if not is_unavailable(error):
+            raise
+        raise BackendUnavailable(f"The database is not available: {reason(error)}.") from error
+    finally:
+        engine.dispose()
+    if version != _known(version):
+        raise UsageError("The database has no tables, or old ones: run `meshim db upgrade`.")
+    if durability != "1":
+        logging.getLogger(__name__).warning(
+            "innodb_flush_log_at_trx_commit is %s: a power loss can take messages that were acknowledged; set it to 1.",
+            durability,
+        )
+
+
+def _known(version: str | None) -> str | None:
+    """Return the newest version; raise `UsageError` if the database is beyond it."""
+    script = ScriptDirectory(str(_MIGRATIONS))
+    if version is not None and version not in {step.revision for step in script.walk_revisions()}:
+        raise UsageError(f"The database has version {version}, made by a newer meshim: install that one.")
+    return script.get_current_head()
+
+
+def _version(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def _flush_at_commit(connection: Connection) -> str:
+    return str(connection.scalar(text("SELECT @@innodb_flush_log_at_trx_commit")))
+
+
+def _configuration(connection: Connection) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    return config
+
+
+def _lock(connection: Connection) -> None:
+    """MySQL commits with every change of a table, so a transaction keeps nobody out there."""
+    if connection.dialect.name == "sqlite":
+        return
+    name = func.concat("meshim upgrade ", func.sha1(func.database()))
+    if connection.scalar(select(func.get_lock(func.left(name, 64), _UPGRADE_LOCK_S))) != 1:
+        raise BackendUnavailable("Another process is upgrading the database; try again when it is done.")

@@ -1,0 +1,179 @@
+"""What follows a commit in one partition: poke the connectors, bury what was refused, acknowledge.
+
+::
+
+    committed ──look up──▶ presence ──tell──▶ connectors ──┐
+    committed with a letter ──bury──▶ dead-letter stream ──┴──acknowledge──▶ log
+
+What arrives while a lane is taken waits and goes with the next action, all of it at once.
+Nothing here is tried again: a poke that was lost is made good by the connector's sweep, and a message that
+was not buried or not acknowledged is given again by the log, and then written, buried and acknowledged again.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from meshim.stores.ports import UserPresence
+from meshim.wire.notification import Poke
+from meshim.writer.events import (
+    Acknowledge,
+    Acknowledged,
+    Bury,
+    Failed,
+    LetterBuried,
+    LookUp,
+    PartitionAction,
+    PresenceSeen,
+    Tell,
+    Told,
+)
+from meshim.writer.single_flight import Lane
+from meshim.writer.statistics import Statistics
+
+_POKE_DEVICES_MOST = 8192
+"""Keeps a poke far below the payload limit of NATS, 1 MiB."""
+
+DeviceKey = tuple[int, int]
+"""(user, device)"""
+
+
+class Letter(NamedTuple):
+    """What goes to the dead-letter stream, and why, for people."""
+
+    reason: str
+    data: bytes
+
+
+class Settling:
+    """The committed messages of a partition that are not acknowledged yet."""
+
+    def __init__(self, partition: int, statistics: Statistics, jitter: Callable[[], float]) -> None:
+        self.held: set[int] = set()
+        self._partition = partition
+        self._count = statistics
+        self._devices: dict[DeviceKey, None] = {}  # to poke, before `_positions` are acknowledged
+        self._positions: list[int] = []
+        self._announcing: tuple[dict[DeviceKey, None], list[int]] = ({}, [])
+        self._pokes: tuple[tuple[int, Poke], ...] = ()
+        self._letters: dict[int, Letter] = {}
+        self._burying = 0
+        self._settled: list[int] = []
+        self._acknowledging: tuple[int, ...] = ()
+        self._announce, self._bury, self._acknowledge = self.lanes = (Lane(jitter), Lane(jitter), Lane(jitter))
+
+    def committed(self, devices: Iterable[DeviceKey], positions: Iterable[int], letters: Mapping[int, Letter]) -> None:
+        """Take over messages whose rows were written, for these devices."""
+        self._devices.update(dict.fromkeys(devices))
+        for position in positions:
+            self.held.add(position)
+            if position not in letters:
+                self._positions.append(position)
+        self._letters.update(letters)
+
+    def receive(self, event: Any, now: float) -> None:
+        """Take in the answer to one of the actions of this module."""
+        if type(event) is Failed:
+            _FAILED[type(event.action)](self, now)
+        else:
+            _HAPPENED[type(event)](self, event, now)
+
+    def advance(self, now: float) -> Iterator[PartitionAction]:
+        """Start whatever can be started."""
+        if self._positions or self._devices:
+            yield from self._look_up(now)
+        if self._pokes:
+            yield Tell(self._partition, self._pokes)
+            self._pokes = ()
+        if self._letters and self._bury.start(now):
+            self._burying, letter = next(iter(self._letters.items()))
+            del self._letters[self._burying]
+            yield Bury(self._partition, self._burying, letter.reason, letter.data)
+        if self._settled and self._acknowledge.start(now):
+            self._acknowledging, self._settled = tuple(self._settled), []
+            yield Acknowledge(self._partition, self._acknowledging)
+
+    # ---- announcing
+
+    def _look_up(self, now: float) -> Iterator[PartitionAction]:
+        if not self._announce.start(now):
+            return
+        self._announcing = (self._devices, self._positions)
+        self._devices, self._positions = {}, []
+        if devices := self._announcing[0]:
+            yield LookUp(self._partition, tuple(dict.fromkeys(user for user, _ in devices)))
+        else:
+            self._announced()
+
+    def _presence_seen(self, event: PresenceSeen, now: float) -> None:
+        self._pokes = tuple(_pokes(self._announcing[0], event.present))
+        if not self._pokes:
+            self._announced()
+
+    def _presence_unknown(self, now: float) -> None:
+        self._count.unpoked += 1
+        self._announced()
+
+    def _told(self, event: Told, now: float) -> None:
+        self._count.poked += event.devices
+        self._count.unpoked += event.missed
+        self._announced()
+
+    def _not_told(self, now: float) -> None:
+        self._count.unpoked += 1
+        self._announced()
+
+    def _announced(self) -> None:
+        self._settled.extend(self._announcing[1])
+        self._announcing = ({}, [])
+        self._announce.done()
+
+    # ---- burying
+
+    def _buried(self, event: LetterBuried, now: float) -> None:
+        self._count.buried += 1
+        self._settled.append(self._burying)
+        self._bury.done()
+
+    def _not_buried(self, now: float) -> None:
+        self._forget((self._burying,))
+        self._bury.failed(now)
+
+    # ---- acknowledging
+
+    def _acknowledged(self, event: Acknowledged, now: float) -> None:
+        self._forget(self._acknowledging)
+        self._acknowledge.done()
+
+    def _not_acknowledged(self, now: float) -> None:
+        self._forget(self._acknowledging)
+        self._acknowledge.failed(now)
+
+    def _forget(self, positions: Iterable[int]) -> None:
+        self.held.difference_update(positions)
+
+
+def _pokes(devices: Mapping[DeviceKey, None], present: Mapping[int, UserPresence]) -> Iterator[tuple[int, Poke]]:
+    """One poke for each connector incarnation that seats some of the devices (more if they are very many)."""
+    seated: dict[int, list[DeviceKey]] = {}
+    for presence in present.values():
+        for seat in presence.seats:
+            if (seat.user, seat.device) in devices:
+                seated.setdefault(seat.incarnation, []).append((seat.user, seat.device))
+    for incarnation, keys in seated.items():
+        for start in range(0, len(keys), _POKE_DEVICES_MOST):
+            yield incarnation, Poke(tuple(keys[start : start + _POKE_DEVICES_MOST]))
+
+
+_HAPPENED: dict[type, Callable[[Settling, Any, float], None]] = {
+    PresenceSeen: Settling._presence_seen,
+    Told: Settling._told,
+    LetterBuried: Settling._buried,
+    Acknowledged: Settling._acknowledged,
+}
+
+_FAILED: dict[type, Callable[[Settling, float], None]] = {
+    LookUp: Settling._presence_unknown,
+    Tell: Settling._not_told,
+    Bury: Settling._not_buried,
+    Acknowledge: Settling._not_acknowledged,
+}

@@ -1,0 +1,84 @@
+"""A mesh, or a client library, in which a mechanism is missing: to see that a chaos run notices.
+
+    python -m scripts.harness.chaos.mutations NAME up|ROLE ARGUMENT...
+
+is the `meshim` command with that mechanism taken away, in every process that it starts.  What each name takes
+away is written once, in `tests/sim/breaks.py`; here are the ones that concern code which runs in real processes
+(others are rules of Redis and SQL, or need state files to be lost), and whose absence shows there soon and surely.
+"""
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from unittest.mock import patch
+
+from meshim import topology as topologies
+from meshim.cli.main import main as meshim
+from meshim.client.events import Change, Drop, PutIn
+from meshim.client.state import StateFile
+from meshim.connector.events import PageRead
+from meshim.connector.queues import Queues
+from meshim.deploy import supervisor
+from meshim.deploy.state import DataFolder
+from scripts.harness.mesh.local_mesh import MESHIM
+from tests.sim.breaks import broken
+
+BREAKS = ("dedup", "read-before-ack", "sent-before-puback", "sent-on-first-copy", "after", "ack-before-commit")
+
+_PROGRAM = (sys.executable, "-P", "-m", "scripts.harness.chaos.mutations")
+_forever = ExitStack()
+
+
+def break_here(name: str) -> None:
+    """Take a mechanism away from this process, for the rest of its life."""
+    _forever.enter_context(broken(name))
+    if name == "read-before-ack":  # on virtual time the mark may be left for the next look: here nobody is so slow
+        _forever.enter_context(patch.object(Queues, "page_read", _page_marked))
+    if name == "dedup":  # the key of a table stands in for it otherwise, for as long as the application has not read
+        _forever.enter_context(patch.object(StateFile, "_apply", _apply_again))
+
+
+_apply = StateFile._apply
+_page_read = Queues.page_read
+
+
+def _page_marked(self: Queues, event: PageRead, now: float) -> None:
+    _page_read(self, event, now)
+    session = self._sessions.of_device(event.device, event.session)
+    if session is not None:
+        self._actions.extend(session.drain._mark())
+
+
+def _apply_again(self: StateFile, change: Change) -> None:
+    if isinstance(change, PutIn):
+        _apply(self, Drop(change.stream, change.seq))
+    _apply(self, change)
+
+
+def mesh_command(name: str) -> Sequence[str]:
+    """The command to run a mesh with: `meshim`, or this module if something is to be broken."""
+    return (*_PROGRAM, name) if name else MESHIM
+
+
+def _up(name: str, file: Path, data: DataFolder) -> None:
+    def role_command(role: str, member: str, folder: DataFolder) -> list[str]:
+        command = supervisor.role_command(role, member, folder)
+        return [*_PROGRAM, name, *command[command.index("meshim") + 1 :]]
+
+    asyncio.run(supervisor.run(topologies.load(file), data, lambda api: None, command=role_command))
+
+
+def _main(name: str, command: str, *arguments: str) -> None:
+    break_here(name)
+    if command == "up":
+        options = dict(zip(arguments[::2], arguments[1::2], strict=True))
+        _up(name, Path(options["-t"]), DataFolder(Path(options["--data"])))
+    else:
+        sys.argv = ["meshim", command, *arguments]
+        meshim()
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -1,0 +1,88 @@
+"""A mesh for one script: real processes in a folder of their own, on ports nobody else uses, gone at the end."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from meshim import topology as topologies
+from meshim.deploy.embedded import free_port
+from meshim.deploy.pdeathsig import tethered
+from meshim.errors import MeshimError
+from meshim.topology import Durability, Listener, Remedy, RestListener, Security, Topology, Worker
+
+MESHIM = (sys.executable, "-m", "meshim")
+
+_ROOT = Path(__file__).resolve().parents[3]
+_ANY_PORT = "http://127.0.0.1:0"
+_START_S = 60.0
+_END_S = 30.0
+
+
+def topology(
+    connectors: int = 2, transfers: int = 2, writers: int = 1, weak: Remedy = "refuse", *, curve: bool = True
+) -> Topology:
+    """Return a mesh on embedded backends whose addresses are all chosen when it starts."""
+    return Topology(
+        connectors=tuple(Listener(f"c{n}") for n in range(1, connectors + 1)),
+        transfers=tuple(Listener(f"t{n}") for n in range(1, transfers + 1)),
+        writers=tuple(Worker(f"w{n}") for n in range(1, writers + 1)),
+        rest=(RestListener("r1", _ANY_PORT),),
+        durability=Durability(weak=weak),
+        security=Security(curve=curve),
+    )
+
+
+def prepared(mesh: Topology, backends: Mapping[str, str]) -> Topology:
+    """Return it with these URLs of backends, and with ports for REST that outlive its processes.
+
+    Clients know one address of REST; a port that is chosen when it starts would be another one each time.
+    """
+    rest = tuple(
+        msgspec.structs.replace(each, bind=f"http://127.0.0.1:{free_port()}") if each.bind == _ANY_PORT else each
+        for each in mesh.rest
+    )
+    urls = msgspec.structs.replace(mesh.backends, **backends)
+    return msgspec.structs.replace(mesh, rest=rest, backends=urls)
+
+
+@contextmanager
+def running(folder: Path, mesh: Topology, program: Sequence[str] = MESHIM) -> Iterator[str]:
+    """Run a mesh with its files in `folder`; yield the URL of its REST service.
+
+    `program` is the command line of meshim.
+    Raises `MeshimError` with the last words of `meshim up` when it does not start.
+    """
+    file, log = folder / "topology.yaml", folder / "mesh.log"
+    file.write_text(topologies.dump(mesh))
+    command = [*program, "up", "-t", str(file), "--data", str(folder / "data")]
+    with log.open("wb") as output:
+        # A session of its own: Ctrl-C is for the script, which ends the mesh in its turn.
+        process = subprocess.Popen(
+            tethered(command), cwd=_ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        yield _until_ready(process, folder / "data" / "run" / "state.json", log)
+    finally:
+        process.terminate()
+        try:
+            process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            process.kill()  # its children are tethered to it
+            process.wait()
+
+
+def _until_ready(process: "subprocess.Popen[bytes]", state: Path, log: Path) -> str:
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline and process.poll() is None:
+        mesh = json.loads(state.read_bytes()) if state.exists() else {}
+        if mesh.get("state") == "running" and mesh.get("api"):
+            return str(mesh["api"])
+        time.sleep(0.05)
+    said = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+    raise MeshimError(f"The mesh did not start: {said[-1].removeprefix('meshim: ').rstrip('.')}.")

@@ -1,0 +1,85 @@
+"""A database full of people, written in one go before a mesh starts on it: a benchmark measures no registrations."""
+
+import hashlib
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from sqlalchemy import create_engine, insert
+
+from meshim.runtime.crypto import hash_token
+from meshim.stores.sql import upgrades
+from meshim.stores.sql.schema import im_device, im_relation, im_token, im_user
+
+TOKEN_S = 86_400.0
+_NO_HASH = "nobody logs in with a password here"
+_DEVICE = "bench"
+
+
+class Enrolled(NamedTuple):
+    """A user who can greet.  User and device have the same id."""
+
+    user: int
+    epoch: int
+    token: bytes
+
+    @classmethod
+    def of(cls, number: int) -> "Enrolled":
+        """The person with this number, counted from 0: the same in every process."""
+        digest = hashlib.sha512(b"enrolled %d" % number).digest()
+        return cls(number + 1, int.from_bytes(digest[:8], "big"), digest[8:40])
+
+
+def enrol(data: Path, count: int, friends: Iterable[tuple[int, int]]) -> Sequence[Enrolled]:
+    """Make the SQLite database of a mesh on embedded backends, with that many people; friends by their numbers."""
+    data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    url = f"sqlite:///{data / 'meshim.db'}"
+    upgrades.upgrade(url)
+    people = [Enrolled.of(number) for number in range(count)]
+    now = int(time.time() * 1000)
+    ends = now + int(TOKEN_S * 1000)
+    pairs = sorted({(min(pair) + 1, max(pair) + 1) for pair in friends})
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(
+            insert(im_user),
+            [{"id": p.user, "name": f"bench{p.user}", "password_hash": _NO_HASH, "gmt_create": now} for p in people],
+        )
+        connection.execute(
+            insert(im_device),
+            [
+                {
+                    "id": p.user,
+                    "user_id": p.user,
+                    "name": _DEVICE,
+                    "epoch": p.epoch,
+                    "last_seen": now,
+                    "gmt_create": now,
+                }
+                for p in people
+            ],
+        )
+        connection.execute(
+            insert(im_token),
+            [
+                {
+                    "token_hash": hash_token(p.token), "user_id": p.user, "device_id": p.user, "epoch": p.epoch,
+                    "expires_at": ends, "gmt_create": now,
+                }
+                for p in people
+            ],
+        )  # fmt: skip
+        if pairs:
+            connection.execute(
+            insert(im_relation),
+            [
+                {
+                    "user_id1": one, "user_id2": other, "state": "friends", "requested_by": one, "gmt_create": now,
+                    "gmt_modified": now,
+                }
+                for one, other in pairs
+            ],
+        )  # fmt: skip
+    engine.dispose()
+    return people
