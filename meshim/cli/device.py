@@ -19,7 +19,7 @@ from meshim.protocol.names import fold_name, is_device_name
 if TYPE_CHECKING:  # brings sockets and cryptography, which `--help` does without
     from meshim.client import Client
 
-_PATIENCE_S = 2.0
+_TIMEOUT_S = 2.0
 """After that long without a connection the person is told what is being waited for."""
 _T = TypeVar("_T")
 
@@ -96,7 +96,7 @@ async def _watch(client: "Client", api: str) -> None:
     try:
         while True:
             try:
-                await asyncio.wait_for(client.online(), _PATIENCE_S)
+                await asyncio.wait_for(client.online(), _TIMEOUT_S)
             except TimeoutError:
                 print(f"Waiting for a connector of the mesh at {api} (what you write is kept) ...", file=sys.stderr)
                 await client.online()

@@ -119,12 +119,12 @@ def _told(after_s: float, what: str) -> Iterator[None]:
 
 async def _leave(client: "Client") -> None:
     """Wait until what we said is safe in the mesh, receipts too, but not for ever."""
-    for patience_s, then in (
+    for timeout_s, then in (
         (_QUICK_S, "Waiting until everything is safe in the mesh; Ctrl-C leaves it for the next time ..."),
         (_LEAVE_S, "Not everything is safe in the mesh yet: it is kept, and goes out when you come back."),
     ):
         try:
-            async with asyncio.timeout(patience_s):
+            async with asyncio.timeout(timeout_s):
                 await client.settled()
                 return
         except TimeoutError:

@@ -43,7 +43,7 @@ from meshim.protocol.ordering import OrderingOptions
 from meshim.protocol.timeouts import CLIENT_ACK_DELAY_S, CLIENT_GIVE_UP_S, GAP_RELEASE_S
 from meshim.protocol.window import WindowOptions
 from meshim.runtime.crypto import seal
-from meshim.runtime.driver import Crank
+from meshim.runtime.driver import Driver
 from meshim.wire.envelope import (
     WIRE_VERSION,
     Destination,
@@ -156,11 +156,11 @@ class Client:
             identity, self._options, snapshot, lambda: secrets.token_bytes(16), _wall_ms,
             asyncio.get_running_loop().time(),
         )  # fmt: skip
-        self._crank: Crank[e.Event, e.Action] = Crank(self._core, self._perform)
-        self._saver = Saver(self._state, self._session.lock, lambda serial: self._crank.receive(e.Saved(serial)))
+        self._driver: Driver[e.Event, e.Action] = Driver(self._core, self._perform)
+        self._saver = Saver(self._state, self._session.lock, lambda serial: self._driver.receive(e.Saved(serial)))
         self._people = People(self._session, self._state)
         self._reading = Reading(self._state, self._session.lock, self._people, self._mark_read)
-        self._connection = Connection(self._crank, self._session.connectors, self._session.token)
+        self._connection = Connection(self._driver, self._session.connectors, self._session.token)
         self._performers: dict[type[Any], Callable[[Any], None]] = {
             e.SendFrame: lambda action: self._connection.send(action.frame),
             e.Save: self._saver.add,
@@ -170,7 +170,7 @@ class Client:
             e.Progress: self._progress,
             e.InboxGrew: lambda action: self._reading.grew(),
         }
-        self._crank.failed.add_done_callback(self._ended)
+        self._driver.failed.add_done_callback(self._ended)
         self._connecting = asyncio.create_task(self._connection.run())
         self._saving = asyncio.create_task(self._saver.run())
         for task in (self._connecting, self._saving):
@@ -211,7 +211,7 @@ class Client:
         if self._failure is not None:
             return
         self._failure = error
-        self._crank.stop()
+        self._driver.stop()
         self._connecting.cancel()
         self._saver.stop()
         for outgoing in list(self._outgoing.values()):
@@ -335,8 +335,8 @@ class Client:
 
     async def _hand(self, event: e.Event) -> None:
         """Hand something to the core; returns when what it made of it is in the state file."""
-        self._crank.receive(event)
-        if self._crank.failed.done():
+        self._driver.receive(event)
+        if self._driver.failed.done():
             await asyncio.sleep(0)  # until `_ended` knows
             self._check()
         await self._saver.saved()

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from meshim.client import events as e
 from meshim.errors import ApiError, BackendUnavailable, Code, PeerError, Refused
-from meshim.runtime.driver import Crank
+from meshim.runtime.driver import Driver
 from meshim.runtime.sockets import Context, Dealer
 from meshim.wire.rest import Connector
 
@@ -50,14 +50,14 @@ class Connection:
 
     def __init__(
         self,
-        crank: Crank[e.Event, e.Action],
+        driver: Driver[e.Event, e.Action],
         connectors: Callable[[bool], Awaitable[Sequence[Connector]]],
         token: Callable[[bytes | None], Awaitable[bytes]],
     ) -> None:
         self.online = asyncio.Event()
         self.offline = asyncio.Event()
         self.offline.set()
-        self._crank = crank
+        self._driver = driver
         self._connectors = connectors
         self._token = token
         self._context = borrow_context()
@@ -155,12 +155,12 @@ class Connection:
             keys=None,
             frame_bytes=FRAME_BYTES,
             heartbeat_s=None,
-            on_batch=lambda batch: self._crank.receive(e.FramesReceived(batch)),
+            on_batch=lambda batch: self._driver.receive(e.FramesReceived(batch)),
             on_connected=lambda: self._connected(token),
             on_lost=self._lost,
         )
         try:
-            async with asyncio.timeout(CONNECT_S) as self._patience:
+            async with asyncio.timeout(CONNECT_S) as self._timeout:
                 return await self._ended
         except TimeoutError:
             return e.Disconnect(None, "the connector does not answer")
@@ -170,11 +170,11 @@ class Connection:
             self._dealer = None
 
     def _connected(self, token: bytes) -> None:
-        self._patience.reschedule(None)
-        self._crank.receive(e.Connected(secrets.randbits(63), token))
+        self._timeout.reschedule(None)
+        self._driver.receive(e.Connected(secrets.randbits(63), token))
 
     def _lost(self) -> None:
-        self._crank.receive(e.ConnectionLost())
+        self._driver.receive(e.ConnectionLost())
         self.ended(e.Disconnect(None, "the connection was lost"))
 
     def close(self) -> None:

@@ -124,7 +124,7 @@ class ClientCore:
             e.Saved: self._saved,
         }
 
-    # ---------------------------------------------------------------- the crank
+    # ---------------------------------------------------------------- the driver
 
     def receive(self, event: e.Event, now: float) -> Sequence[e.Action]:
         self._handlers[type(event)](event, now)
@@ -260,7 +260,7 @@ class ClientCore:
             if Identity(item.user, item.device, item.epoch) == self.identity:
                 self._settled(self.outbox.outcome(item, now))
             return
-        link.window.hurry_ack()  # it is what the sender will see as delivered
+        link.window.ack_at_once()  # it is what the sender will see as delivered
         try:
             envelope = decode_envelope(item.envelope)
         except msgspec.DecodeError:

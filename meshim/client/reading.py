@@ -38,7 +38,7 @@ class Reading:
         self._more = asyncio.Event()
         self._failed = asyncio.Event()
         self._failure: MeshimError | None = None
-        self._turn = 0
+        self._number = 0
         """Of the last message that was given out."""
         self._reader: object = None
         """The loop that reads now."""
@@ -64,18 +64,18 @@ class Reading:
                 if self._reader is not reader:  # both would be given the same messages
                     self._more.set()  # in case that was for the other one
                     raise UsageError("another loop reads the messages of this client now: one at a time")
-                if self._turn:
-                    self._state.handled((self._turn,))  # also when the loop was left and entered again
-                page = self._state.received(self._turn, PAGE)
+                if self._number:
+                    self._state.handled((self._number,))  # also when the loop was left and entered again
+                page = self._state.received(self._number, PAGE)
             for row in page:
                 message = await self._open(row)
                 self._check()
                 if self._reader is not reader:
                     break
                 if message is not None:
-                    self._turn = row.turn
+                    self._number = row.number
                     yield message
-                await self._done(row.turn)
+                await self._done(row.number)
             if not page:
                 await self._more.wait()
 
@@ -83,10 +83,10 @@ class Reading:
         if self._failure is not None:
             raise self._failure
 
-    async def _done(self, turn: int) -> None:
+    async def _done(self, number: int) -> None:
         async with self._lock:
             if self._failure is None:
-                self._state.handled((turn,))
+                self._state.handled((number,))
 
     async def _open(self, row: Received) -> Message | None:
         envelope = decode_envelope(row.envelope)
@@ -108,7 +108,7 @@ class Reading:
             problem=problem,
             stream=row.stream,
             seq=row.seq,
-            done=lambda: self._done(row.turn),
+            done=lambda: self._done(row.number),
             read=lambda: self._mark_read(row.stream, row.seq),
         )
 

@@ -80,9 +80,9 @@ _holes = msgspec.msgpack.Decoder(tuple[tuple[int, int], ...]).decode
 
 
 class Received(NamedTuple):
-    """A message for the application.  `turn` orders them, and names them to `handled`."""
+    """A message for the application.  `number` orders them, and names them to `handled`."""
 
-    turn: int
+    number: int
     stream: Stream
     seq: int
     envelope: bytes
@@ -122,7 +122,7 @@ class StateFile:
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         try:
             self._prepare()
-            self._turn: int = self._one("SELECT coalesce(max(turn), 0) FROM inbox")
+            self._number: int = self._one("SELECT coalesce(max(turn), 0) FROM inbox")
             self.epoch = int.from_bytes(self._one("SELECT value FROM meta WHERE key = 'epoch'"), "big")
             """Made with the file."""
         except sqlite3.DatabaseError as error:
@@ -250,10 +250,10 @@ class StateFile:
                     (_pack(stream), seq, envelope, stored),
                 )
             case Release(stream, seq, flag):
-                self._turn += 1
+                self._number += 1
                 run(
                     "UPDATE inbox SET turn = ?, flag = ? WHERE stream = ? AND seq = ?",
-                    (self._turn, flag, _pack(stream), seq),
+                    (self._number, flag, _pack(stream), seq),
                 )
             case Drop(stream, seq):
                 run("DELETE FROM inbox WHERE stream = ? AND seq = ?", (_pack(stream), seq))
@@ -274,8 +274,8 @@ class StateFile:
     def received(self, after: int, most: int) -> list[Received]:
         """The next messages for the application, in order; `after` is the turn of the last one it was given."""
         return [
-            Received(turn, _stream(stream), seq, envelope, bool(stored), flag)
-            for turn, stream, seq, envelope, stored, flag in self._db.execute(
+            Received(number, _stream(stream), seq, envelope, bool(stored), flag)
+            for number, stream, seq, envelope, stored, flag in self._db.execute(
                 "SELECT turn, stream, seq, envelope, stored, flag FROM inbox WHERE turn > ? ORDER BY turn LIMIT ?",
                 (after, most),
             )
@@ -288,7 +288,7 @@ class StateFile:
         self._db.execute("PRAGMA synchronous=NORMAL")
         try:
             with self._transaction():
-                self._db.executemany("DELETE FROM inbox WHERE turn = ?", [(turn,) for turn in turns])
+                self._db.executemany("DELETE FROM inbox WHERE turn = ?", [(number,) for number in turns])
         finally:
             self._db.execute(f"PRAGMA {_DURABLE}")
 

@@ -32,7 +32,7 @@ from meshim.connector.transfer_links import Mesh
 from meshim.errors import Code, PeerError
 from meshim.protocol.flush_queue import TICK_S
 from meshim.protocol.outcome import outcomes_of
-from meshim.stores.ports import Seat
+from meshim.stores.ports import Binding
 from meshim.wire import client as wire
 from meshim.wire.client import Greet, Submit
 from meshim.wire.envelope import EPHEMERAL_FROM
@@ -71,8 +71,8 @@ class ConnectorCore:
             e.TransferLost: lambda event, now: self._mesh.lost(event.transfer, now),
             e.GreetAccepted: self._door.accepted,
             e.GreetRefused: lambda event, now: self._door.refused(event),
-            e.SeatsWritten: lambda event, now: self._door.seats_written(event),
-            e.SeatsUnwritten: self._door.seats_unwritten,
+            e.BindingsWritten: lambda event, now: self._door.bindings_written(event),
+            e.BindingsUnwritten: self._door.bindings_unwritten,
             e.TokensRevoked: lambda event, now: self._door.tokens_revoked(event),
             e.QueuesPeeked: self._queues.peeked,
             e.QueueClaimed: self._queues.claimed,
@@ -89,7 +89,7 @@ class ConnectorCore:
             e.StopRequested: self._stop_requested,
         }
 
-    # ---------------------------------------------------------------- the crank
+    # ---------------------------------------------------------------- the driver
 
     def receive(self, event: e.Event, now: float) -> Sequence[e.Action]:
         self._handlers[type(event)](event, now)
@@ -111,7 +111,7 @@ class ConnectorCore:
     def next_deadline(self) -> float | None:
         if not len(self._sessions):
             return self._mesh.next_deadline()
-        return min(self._ticked + TICK_S, self._mesh.leave_at)
+        return min(self._ticked + TICK_S, self._mesh.flush_at)
 
     @property
     def ready(self) -> bool:
@@ -149,9 +149,9 @@ class ConnectorCore:
             for frame in link.tick(now):
                 self._sessions.say(session.peer, frame)
             self.statistics.resent += link.window.resent - resent
-        paid = session.allowance.due <= now and session.pay(now)
+        paid = session.token_bucket.due <= now and session.pay(now)
         if paid:
-            self._sessions.touch(session)
+            self._sessions.mark(session)
         if session.held:
             self._sessions.give_back_all(session, session.expire_held(now), absent=False)
         if drain.due(now):
@@ -159,13 +159,13 @@ class ConnectorCore:
         if now >= session.account_due:
             session.account_due = now + self._door.account_period_s(session)
             self._actions.append(e.ReadAccounts((session.login.user,)))
-        if now >= session.seat_due:
-            # Whoever took the seat tells us once; if that was lost, presence says so (R5).  By a rhythm of its own:
+        if now >= session.binding_due:
+            # Whoever took the binding tells us once; if that was lost, presence says so (R5).  By a rhythm of its own:
             # what presence is not told of for long it forgets, however often relations are read.
-            session.seat_due = now + self._door.account_period_s(session)
+            session.binding_due = now + self._door.account_period_s(session)
             # While presence is away there is nothing to write: all are written again when it is back.
             if self._blind_look_at is None:
-                self._actions.append(e.RenewSeats((session.renewal,)))
+                self._actions.append(e.RenewBindings((session.renewal,)))
         if now >= session.seen_due:
             session.seen_due = now + SEEN_S
             self._actions.append(e.NoteSeen((session.login.device,)))
@@ -186,7 +186,7 @@ class ConnectorCore:
                     self._door.greet(peer, frame)
                 elif session is None or frame.link != session.link.epoch:
                     self._stray(peer, frame)
-                elif session.state is not State.SEATING:
+                elif session.state is not State.BINDING:
                     self._frame(session, frame, now)
                 elif isinstance(frame, Close | Reset):
                     self._sessions.close(session)
@@ -225,7 +225,7 @@ class ConnectorCore:
                 sentence = f"the frame has {len(frame.items)} items, {self._options.frame_items} are allowed"
                 raise PeerError(Code.TOO_LARGE, sentence)
         items, taken = session.link.receive(frame, now)
-        self._sessions.touch(session)
+        self._sessions.mark(session)
         if session.link.window.received_number > before:
             session.charge(items)
             self.statistics.slowed += not session.pay(now)
@@ -309,24 +309,24 @@ class ConnectorCore:
 
     def _outcome(self, outcome: Outcome) -> None:
         session = self._sessions.of_device(outcome.device)
-        if session is None or session.login.epoch != outcome.epoch or session.state is State.SEATING:
+        if session is None or session.login.epoch != outcome.epoch or session.state is State.BINDING:
             self.statistics.outcomes_lost += 1
         else:
             self._sessions.tell(session, outcome)
 
     def _place(self, place: Place, now: float) -> None:
         options = self._options
-        for device, number in place.seats:
+        for device, number in place.bindings:
             session = self._sessions.of_device(device)
             if session is None:
-                # Its seat was not erased, or this was under way before.
+                # Its binding was not erased, or this was under way before.
                 self.statistics.misplaced += 1
-                self._actions.append(e.EraseSeats((Seat(place.user, device, self._incarnation, number),)))
+                self._actions.append(e.EraseBindings((Binding(place.user, device, self._incarnation, number),)))
                 self._sessions.give_back(place, (device,), absent=True)
                 continue
             placed = session.place(place, now, options.hold_s, options.session_queue, options.session_bytes)
             if placed is Placed.PUSHED:
-                self._sessions.touch(session)
+                self._sessions.mark(session)
             elif placed is Placed.HELD:
                 self.statistics.held += 1
                 self._sessions.look(session)
@@ -344,7 +344,7 @@ class ConnectorCore:
                     self._sessions.look(session)
         elif isinstance(notice, Kick):
             session = self._sessions.of_device(notice.device)
-            if session is not None and session.seat.session <= notice.session:
+            if session is not None and session.binding.session <= notice.session:
                 self.statistics.replaced += notice.code == Code.REPLACED
                 self._sessions.cut(session, notice.code, notice.sentence)
         elif isinstance(notice, AccountChanged):
@@ -361,7 +361,7 @@ class ConnectorCore:
             session.account_due = now + self._door.account_period_s(session)
             if not set(before).issuperset(session.devices):
                 # Whoever registered the device may not have reached presence.
-                self._actions.append(e.RenewSeats((session.renewal,)))
+                self._actions.append(e.RenewBindings((session.renewal,)))
             self._settle_unsure(session, known=True)
 
     def _accounts_unreadable(self, event: e.AccountsUnreadable, now: float) -> None:
@@ -382,12 +382,12 @@ class ConnectorCore:
         self._blind_look_at = now
 
     def _presence_disturbed(self, event: e.PresenceDisturbed, now: float) -> None:
-        """Register everybody again, who is being seated too; each answer looks at a queue.
+        """Register everybody again, who is being bound too; each answer looks at a queue.
 
         Presence may not know any more who took over from whom (R14): only whose token still stands.
         """
         self._blind_look_at = None
-        self._actions.append(e.RenewSeats([session.renewal for session in self._sessions.all()]))
+        self._actions.append(e.RenewBindings([session.renewal for session in self._sessions.all()]))
 
     def _stop_requested(self, event: e.StopRequested, now: float) -> None:
         self._door.closed = True

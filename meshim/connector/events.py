@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from meshim.errors import Code
-from meshim.stores.ports import Account, Login, Page, Seat
+from meshim.stores.ports import Account, Binding, Login, Page
 from meshim.wire.notification import Kick, Notice
 
 # ---------------------------------------------------------------- events
@@ -65,22 +65,22 @@ class GreetRefused(NamedTuple):
     sentence: str
 
 
-class SeatsWritten(NamedTuple):
-    """For each seat: False if a higher session number holds it, the Seat it replaced, or None."""
+class BindingsWritten(NamedTuple):
+    """For each binding: False if a higher session number holds it, the Binding it replaced, or None."""
 
-    results: Sequence[tuple[Seat, Seat | bool | None]]
+    results: Sequence[tuple[Binding, Binding | bool | None]]
 
 
-class SeatsUnwritten(NamedTuple):
+class BindingsUnwritten(NamedTuple):
     """Presence did not answer."""
 
-    seats: Sequence[Seat]
+    bindings: Sequence[Binding]
 
 
 class TokensRevoked(NamedTuple):
-    """These came in with a token that the database does not know any more; their seats were not written."""
+    """These came in with a token that the database does not know any more; their bindings were not written."""
 
-    seats: Sequence[Seat]
+    bindings: Sequence[Binding]
 
 
 class QueuesPeeked(NamedTuple):
@@ -168,8 +168,8 @@ Event = (
     | TransferLost
     | GreetAccepted
     | GreetRefused
-    | SeatsWritten
-    | SeatsUnwritten
+    | BindingsWritten
+    | BindingsUnwritten
     | TokensRevoked
     | QueuesPeeked
     | QueueClaimed
@@ -221,29 +221,29 @@ class CheckGreet(NamedTuple):
 
 
 class Renewal(NamedTuple):
-    """A seat with all devices of its user, and the SHA-256 of the token that its session came in with."""
+    """A binding with all devices of its user, and the SHA-256 of the token that its session came in with."""
 
-    seat: Seat
+    binding: Binding
     devices: tuple[int, ...]
     token_hash: bytes
 
 
-class WriteSeats(NamedTuple):
-    """Each seat with all devices of its user.  Answered by SeatsWritten or SeatsUnwritten."""
+class WriteBindings(NamedTuple):
+    """Each binding with all devices of its user.  Answered by BindingsWritten or BindingsUnwritten."""
 
-    seats: Sequence[tuple[Seat, tuple[int, ...]]]
+    bindings: Sequence[tuple[Binding, tuple[int, ...]]]
 
 
-class RenewSeats(NamedTuple):
-    """As WriteSeats, where the token was not revoked meanwhile; else answered by TokensRevoked."""
+class RenewBindings(NamedTuple):
+    """As WriteBindings, where the token was not revoked meanwhile; else answered by TokensRevoked."""
 
     renewals: Sequence[Renewal]
 
 
-class EraseSeats(NamedTuple):
-    """Not answered: a seat that stays is corrected by whoever is sent there."""
+class EraseBindings(NamedTuple):
+    """Not answered: a binding that stays is corrected by whoever is sent there."""
 
-    seats: Sequence[Seat]
+    bindings: Sequence[Binding]
 
 
 class PeekQueues(NamedTuple):
@@ -310,9 +310,9 @@ Action = (
     | ConnectTransfer
     | DisconnectTransfer
     | CheckGreet
-    | WriteSeats
-    | RenewSeats
-    | EraseSeats
+    | WriteBindings
+    | RenewBindings
+    | EraseBindings
     | PeekQueues
     | ClaimQueue
     | ReadPage

@@ -1,13 +1,13 @@
-"""Greetings: from a token to a seated, welcomed session.
+"""Greetings: from a token to a bound, welcomed session.
 
 ::
 
-    Greet ──▶ token checked ──▶ seat written in presence ──▶ Welcome, queue looked at
+    Greet ──▶ token checked ──▶ binding written in presence ──▶ Welcome, queue looked at
                   │                    │
-                  └── refused ─────────┴── a later session holds the seat, or presence is away
+                  └── refused ─────────┴── a later session holds the binding, or presence is away
 
 The session number is taken from the clock of presence before the token is checked; only a higher one
-takes a seat, so that a late greeting of a stopped process cannot oust a newer connection (R5).
+takes a binding, so that a late greeting of a stopped process cannot oust a newer connection (R5).
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from meshim.connector.session import Session, State
 from meshim.connector.sessions import Sessions
 from meshim.connector.statistics import Statistics
 from meshim.errors import Code, PeerError
-from meshim.stores.ports import Seat
+from meshim.stores.ports import Binding
 from meshim.wire.client import Greet, Welcome
 from meshim.wire.envelope import WIRE_VERSION
 from meshim.wire.link import Close
@@ -89,51 +89,53 @@ class Door:
         login, options = event.login, self._options
         before = self._sessions.of_device(login.device)
         if before is not None:
-            if before.seat.session > event.session:
+            if before.binding.session > event.session:
                 self._refuse(event.peer, event.link, Code.REPLACED, "a later connection of this device is here")
                 return
             self._statistics.replaced += 1
             self._sessions.cut(before, Code.REPLACED, "another connection of this device took over")
-        seat = Seat(login.user, login.device, self._incarnation, event.session)
+        binding = Binding(login.user, login.device, self._incarnation, event.session)
         session = Session(
-            event.peer, event.link, event.token_hash, login, event.account, seat, options.clients, options.drain,
+            event.peer, event.link, event.token_hash, login, event.account, binding, options.clients, options.drain,
             options.session_rate, now,
         )  # fmt: skip
         session.link.window.credit = max(1, min(greet.window, options.clients.window.credit))
-        session.account_due = session.seat_due = now + self.account_period_s(session)
+        session.account_due = session.binding_due = now + self.account_period_s(session)
         session.seen_due = now + SEEN_S
         self._sessions.add(session)
-        self._actions.append(e.WriteSeats(((seat, session.devices),)))
+        self._actions.append(e.WriteBindings(((binding, session.devices),)))
 
-    def seats_written(self, event: e.SeatsWritten) -> None:
-        for seat, result in event.results:
-            session = self._sessions.of_device(seat.device, seat.session)
+    def bindings_written(self, event: e.BindingsWritten) -> None:
+        for binding, result in event.results:
+            session = self._sessions.of_device(binding.device, binding.session)
             if session is None:
-                # It left while its seat was being written.
-                self._actions.append(e.EraseSeats((seat,)))
+                # It left while its binding was being written.
+                self._actions.append(e.EraseBindings((binding,)))
                 continue
             if result is False:
                 self._statistics.replaced += 1
                 self._sessions.cut(session, Code.REPLACED, "another connection of this device took over")
                 continue
-            if isinstance(result, Seat) and result.incarnation != self._incarnation:
-                kick = Kick(seat.user, seat.device, result.session, Code.REPLACED, "this device connected elsewhere")
+            if isinstance(result, Binding) and result.incarnation != self._incarnation:
+                kick = Kick(
+                    binding.user, binding.device, result.session, Code.REPLACED, "this device connected elsewhere"
+                )
                 self._actions.append(e.TellKick(result.incarnation, kick))
-            if session.state is State.SEATING:
+            if session.state is State.BINDING:
                 self._welcome(session)
             self._sessions.look(session)
 
-    def seats_unwritten(self, event: e.SeatsUnwritten, now: float) -> None:
-        """Who was seated before is written again in a moment; who is new has to come again."""
-        for seat in event.seats:
-            session = self._sessions.of_device(seat.device, seat.session)
+    def bindings_unwritten(self, event: e.BindingsUnwritten, now: float) -> None:
+        """Who was bound before is written again in a moment; who is new has to come again."""
+        for binding in event.bindings:
+            session = self._sessions.of_device(binding.device, binding.session)
             if session is None:
                 # It may have been written all the same.
-                self._actions.append(e.EraseSeats((seat,)))
-            elif session.state is State.SEATING:
+                self._actions.append(e.EraseBindings((binding,)))
+            elif session.state is State.BINDING:
                 self._sessions.cut(session, Code.BUSY, "presence does not answer: try again")
             else:
-                session.seat_due = now + self._options.drain.retry_s
+                session.binding_due = now + self._options.drain.retry_s
 
     def tokens_revoked(self, event: e.TokensRevoked) -> None:
         """Whoever revoked them could not tell us (R14).
@@ -141,21 +143,21 @@ class Door:
         As if it had been replaced: an application that has logged in again since comes back with its new token, and
         another one finds out that it has none (BAD_TOKEN).
         """
-        for seat in event.seats:
-            session = self._sessions.of_device(seat.device, seat.session)
+        for binding in event.bindings:
+            session = self._sessions.of_device(binding.device, binding.session)
             if session is not None:
                 self._sessions.cut(session, Code.REPLACED, "the login of this connection has ended")
 
     def account_period_s(self, session: Session) -> float:
         """Until relations are read again: by session, so that those of one moment do not read together."""
-        return self._options.relation_ttl_s * (0.75 + (session.seat.session % 1024) / 4096)
+        return self._options.relation_ttl_s * (0.75 + (session.binding.session % 1024) / 4096)
 
     def _welcome(self, session: Session) -> None:
         session.state = State.DRAINING
         self._statistics.greeted += 1
         options, login = self._options, session.login
         welcome = Welcome(
-            WIRE_VERSION, session.link.epoch, session.seat.session, login.user, login.device,
+            WIRE_VERSION, session.link.epoch, session.binding.session, login.user, login.device,
             options.clients.window.credit, options.body_bytes, options.frame_bytes,
             int(options.heartbeat_s * 1000), self._wall_ms(),
         )  # fmt: skip

@@ -36,7 +36,7 @@ class Queues:
         session = self._sessions.of_device(event.device, event.session)
         if session is not None:
             session.push_rows(session.drain.page(event.page, session.room, now))
-            self._sessions.touch(session)
+            self._sessions.mark(session)
             self.go_on(session)
             self._went_on(session, now)
 
@@ -85,7 +85,7 @@ class Queues:
         self._tell_delayed(session, delayed=False)
         if session.held:
             self._sessions.give_back_all(session, session.release_held(), absent=False)
-            self._sessions.touch(session)
+            self._sessions.mark(session)
             if session.held:
                 # What they wait for may be another device's copy: then nobody pokes us when it is written.
                 session.drain.look_again(now)

@@ -127,7 +127,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
             heartbeat_s=None,
             hwm=FRAMES_PER_WINDOW * limits.client_window,
             guarding=guarding(topology, core),
-            on_batch=lambda batch: shell.crank.receive(e.ClientsSent(batch)),
+            on_batch=lambda batch: shell.driver.receive(e.ClientsSent(batch)),
         )
         shell.router = router
         endpoint = listener.advertise or router.endpoint
@@ -144,7 +144,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
                     lambda: _counted(core, router) | keeper.counted() | connections.counted(),
                 )
             )  # fmt: skip
-            await shell.crank.until(lambda: core.ready, LINK_WITHIN_S)
+            await shell.driver.until(lambda: core.ready, LINK_WITHIN_S)
             service.ready(endpoint)
             await service.stopping()
         # Without the lease, so that nobody new comes meanwhile.

@@ -2,11 +2,11 @@
 
 ::
 
-    SEATING ──seat written──▶ DRAINING ──last page pushed──▶ LIVE
+    BINDING ──binding written──▶ DRAINING ──last page pushed──▶ LIVE
                                   ▲                           │
                                   └────── queue overflow ─────┘
 
-SEATING   waits for presence; the client is welcomed when its seat is written
+BINDING   waits for presence; the client is welcomed when its binding is written
 DRAINING  what is stored goes first; a live message is returned, to be stored behind it
 LIVE      live messages are pushed in the order they come; one whose `after` lies beyond what was
           drained is held until the drain has passed it (R2), or returned when that takes too long
@@ -23,8 +23,8 @@ from typing import NamedTuple
 from meshim.connector.events import Renewal
 from meshim.connector.offline_sync import Drain, DrainOptions
 from meshim.protocol.link import Link, LinkOptions
-from meshim.protocol.token_bucket import SUBMIT_BYTES, Allowance
-from meshim.stores.ports import Account, Login, Row, Seat
+from meshim.protocol.token_bucket import SUBMIT_BYTES, TokenBucket
+from meshim.stores.ports import Account, Binding, Login, Row
 from meshim.wire.client import ConnectorItem, Delivery, Submit
 from meshim.wire.envelope import Destination
 from meshim.wire.mesh import Place, Stamp
@@ -32,7 +32,7 @@ from meshim.wire.outcome import Copy
 
 
 class State(enum.Enum):
-    SEATING = enum.auto()
+    BINDING = enum.auto()
     DRAINING = enum.auto()
     LIVE = enum.auto()
 
@@ -66,26 +66,47 @@ class Session:
     """One device, connected."""
 
     __slots__ = (
-        "_held_streams", "_queue", "account_due", "allowance", "custody", "devices", "drain", "due", "friends", "held",
-        "link", "live_bytes", "login", "others", "overflowed", "peer", "rows", "seat", "seat_due", "seen_due",
-        "state", "token_hash", "told_delayed", "unsure",
+        "_held_streams",
+        "_queue",
+        "account_due",
+        "binding",
+        "binding_due",
+        "custody",
+        "devices",
+        "drain",
+        "due",
+        "friends",
+        "held",
+        "link",
+        "live_bytes",
+        "login",
+        "others",
+        "overflowed",
+        "peer",
+        "rows",
+        "seen_due",
+        "state",
+        "token_bucket",
+        "token_hash",
+        "told_delayed",
+        "unsure",
     )  # fmt: skip
 
     def __init__(
-        self, peer: bytes, link: int, token_hash: bytes, login: Login, account: Account, seat: Seat,
+        self, peer: bytes, link: int, token_hash: bytes, login: Login, account: Account, binding: Binding,
         options: LinkOptions, drain: DrainOptions, rate: float, now: float,
     ) -> None:  # fmt: skip
         """`account` has to be fresh enough to last until `account_due`, which the caller sets."""
         self.peer = peer
         self.token_hash = token_hash
         self.login = login
-        self.seat = seat
-        self.state = State.SEATING
+        self.binding = binding
+        self.state = State.BINDING
         self.link: Link[ConnectorItem, Submit] = Link(
             link, options, item_size, now, deferred=True, size_of_received=submit_size
         )  # fmt: skip
-        self.allowance = Allowance(rate, now)
-        self.drain = Drain(login.user, login.device, seat.session, drain)
+        self.token_bucket = TokenBucket(rate, now)
+        self.drain = Drain(login.user, login.device, binding.session, drain)
         self.friends: frozenset[int]
         self.devices: tuple[int, ...]
         self.others: tuple[Copy, ...]
@@ -95,8 +116,8 @@ class Session:
         """When time has to be looked at for this session: `next_deadline`, or 0 since something has happened to it."""
         self.account_due = now
         """When relations and devices are read again."""
-        self.seat_due = inf
-        """When the seat is written again: now and then, and soon when presence did not answer."""
+        self.binding_due = inf
+        """When the binding is written again: now and then, and soon when presence did not answer."""
         self.seen_due = now
         """When to note again that the device is connected."""
         self.custody: list[Place | int] = []
@@ -122,12 +143,14 @@ class Session:
 
     @property
     def renewal(self) -> Renewal:
-        """What its seat is written again with."""
-        return Renewal(self.seat, self.devices, self.token_hash)
+        """What its binding is written again with."""
+        return Renewal(self.binding, self.devices, self.token_hash)
 
     def next_deadline(self) -> float:
         """When the first thing is due that this session waits for."""
-        deadline = min(self.link.next_deadline(), self.allowance.due, self.account_due, self.seat_due, self.seen_due)
+        deadline = min(
+            self.link.next_deadline(), self.token_bucket.due, self.account_due, self.binding_due, self.seen_due
+        )
         if self.held:
             deadline = min(deadline, self.held[0].until)
         if self.drain.look_at is not None:
@@ -144,11 +167,11 @@ class Session:
     def charge(self, items: Sequence[Submit]) -> None:
         """These were taken in: they cost what they are, in number or in size."""
         size = sum(map(submit_size, items))
-        self.allowance.charge(self.link.window.received_number, max(1, len(items), size / SUBMIT_BYTES))
+        self.token_bucket.charge(self.link.window.received_number, max(1, len(items), size / SUBMIT_BYTES))
 
     def pay(self, now: float) -> bool:
         """Acknowledge what the device may have sent by now; False when nothing is new."""
-        number = self.allowance.paid(now)
+        number = self.token_bucket.acknowledgeable(now)
         if number:
             self.link.window.processed(number)
         return number > 0

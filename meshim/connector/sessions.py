@@ -1,12 +1,12 @@
 """The sessions of a connector: who is here, what is said to them, and how they leave.
 
 However a session ends, its live copies in custody go back to a transfer to be stored, its stored
-rows stay unread, its seat is erased if it is still this one (R5), and the lease of its queue is given up.
+rows stay unread, its binding is erased if it is still this one (R5), and the lease of its queue is given up.
 """
 
 from collections.abc import Iterable
 
-from meshim.connector.events import Action, EraseSeats, NoteSeen, PeekQueues, SendClient
+from meshim.connector.events import Action, EraseBindings, NoteSeen, PeekQueues, SendClient
 from meshim.connector.options import ConnectorOptions
 from meshim.connector.session import Session, State
 from meshim.connector.statistics import Statistics
@@ -19,7 +19,7 @@ from meshim.wire.outcome import Outcome
 
 
 class Sessions:
-    """All sessions of one connector, found by peer, by seat and by device."""
+    """All sessions of one connector, found by peer, by binding and by device."""
 
     def __init__(self, options: ConnectorOptions, statistics: Statistics, mesh: Mesh, actions: list[Action]) -> None:
         self._options = options
@@ -52,7 +52,7 @@ class Sessions:
     def of_device(self, device: int, session: int | None = None) -> Session | None:
         """The session of a device; with `session`, only if it is still the one of that number."""
         found = self._by_device.get(device)
-        if found is None or session not in (None, found.seat.session):
+        if found is None or session not in (None, found.binding.session):
             return None
         found.due = 0.0
         return found
@@ -80,7 +80,7 @@ class Sessions:
     def say(self, peer: bytes, frame: Frame) -> None:
         self._actions.append(SendClient(peer, wire.encode(frame)))
 
-    def touch(self, session: Session) -> None:
+    def mark(self, session: Session) -> None:
         """Its link has something to say at the end of this turn."""
         self._dirty[session] = None
 
@@ -96,8 +96,8 @@ class Sessions:
 
     def look(self, session: Session) -> None:
         """Have its queue looked at."""
-        if session.state is not State.SEATING and session.drain.look():
-            self._peeks.append((session.login.user, session.login.device, session.seat.session))
+        if session.state is not State.BINDING and session.drain.look():
+            self._peeks.append((session.login.user, session.login.device, session.binding.session))
 
     def flush(self, now: float) -> None:
         """Turn what this turn left to say into actions."""
@@ -145,7 +145,7 @@ class Sessions:
         self._dirty.pop(session, None)
         self._statistics.sessions = len(self._by_peer)
         self._actions.extend(session.drain.close())
-        self._actions.append(EraseSeats((session.seat,)))
-        if session.state is not State.SEATING:
+        self._actions.append(EraseBindings((session.binding,)))
+        if session.state is not State.BINDING:
             self._actions.append(NoteSeen((session.login.device,)))
         self.give_back_all(session, session.abandon(), absent=True)

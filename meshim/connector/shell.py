@@ -10,11 +10,11 @@ from meshim.connector.authenticator import Backends, Greeter
 from meshim.connector.core import ConnectorCore
 from meshim.errors import BackendUnavailable, Fenced
 from meshim.runtime.batches import Batches
-from meshim.runtime.driver import Crank
+from meshim.runtime.driver import Driver
 from meshim.runtime.service import Service
 from meshim.runtime.sockets import Context, Dealer, KeyPair, Router, Sent
 from meshim.runtime.timeouts import timely
-from meshim.stores.ports import Account, Lease, Seat
+from meshim.stores.ports import Account, Binding, Lease
 from meshim.topology import Topology
 
 PAUSE_S = 0.01
@@ -48,13 +48,13 @@ class Shell:
         self._greeter = Greeter(backends, CACHED_SHARE * self._timers.relation_ttl_s, service)
         self._transfers: dict[int, Lease] = {}
         self._dealers: dict[int, Dealer] = {}
-        self._read_turn = asyncio.Semaphore(2 * topology.limits.db_threads)
+        self._read_slots = asyncio.Semaphore(2 * topology.limits.db_threads)
         # More: on SQLite what is under way together shares a transaction (adr/0011).
-        self._write_turn = asyncio.Semaphore(8 * topology.limits.db_threads)
+        self._write_slots = asyncio.Semaphore(8 * topology.limits.db_threads)
         self._greets: Batches[e.CheckGreet] = Batches(self._check_greets, 256, PAUSE_S)
-        self._seats: Batches[tuple[Seat, tuple[int, ...]]] = Batches(self._write_seats, 256, PAUSE_S)
-        self._renewals: Batches[e.Renewal] = Batches(self._renew_seats, 8192)
-        self._erased: Batches[Seat] = Batches(self._erase_seats, 1024)
+        self._bindings: Batches[tuple[Binding, tuple[int, ...]]] = Batches(self._write_bindings, 256, PAUSE_S)
+        self._renewals: Batches[e.Renewal] = Batches(self._renew_bindings, 8192)
+        self._erased: Batches[Binding] = Batches(self._erase_bindings, 1024)
         self._peeks: Batches[tuple[int, int, int]] = Batches(self._peek, 512, PAUSE_S)
         self._marks: Batches[e.MarkRead | e.ReleaseQueue] = Batches(self._mark_and_release, MARKS, MARK_PAUSE_S)
         self._readings: Batches[int] = Batches(self._read_accounts, 64)
@@ -66,9 +66,9 @@ class Shell:
             e.ConnectTransfer: self._connect_transfer,
             e.DisconnectTransfer: self._disconnect_transfer,
             e.CheckGreet: self._greets.add,
-            e.WriteSeats: lambda action: self._add_all(self._seats, action.seats),
-            e.RenewSeats: lambda action: self._add_all(self._renewals, action.renewals),
-            e.EraseSeats: lambda action: self._add_all(self._erased, action.seats),
+            e.WriteBindings: lambda action: self._add_all(self._bindings, action.bindings),
+            e.RenewBindings: lambda action: self._add_all(self._renewals, action.renewals),
+            e.EraseBindings: lambda action: self._add_all(self._erased, action.bindings),
             e.PeekQueues: lambda action: self._add_all(self._peeks, action.devices),
             e.ClaimQueue: lambda action: start(self._claim(action)),
             e.ReadPage: lambda action: start(self._read_page(action)),
@@ -78,10 +78,10 @@ class Shell:
             e.TellKick: lambda action: start(self._tell(action)),
             e.NoteSeen: lambda action: self._add_all(self._seen, action.devices),
         }
-        self.crank: Crank[e.Event, e.Action] = Crank(core, self._perform)
+        self.driver: Driver[e.Event, e.Action] = Driver(core, self._perform)
 
     def start(self, incarnation: int) -> None:
-        self._service.watch(self.crank.failed)
+        self._service.watch(self.driver.failed)
         for batches in self._all_batches():
             self._service.start(batches.run())
         self._service.start(self._listen(incarnation))
@@ -89,10 +89,10 @@ class Shell:
     async def stop(self, within_s: float) -> None:
         """Send every client to another connector, and give back what it had not acknowledged."""
         loop = asyncio.get_running_loop()
-        self.crank.receive(e.StopRequested())
-        await self.crank.until(lambda: self._core.idle, within_s)
+        self.driver.receive(e.StopRequested())
+        await self.driver.until(lambda: self._core.idle, within_s)
         deadline = loop.time() + within_s
-        for batches in (self._renewals, self._seats, self._erased):  # in this order one leads to the other
+        for batches in (self._renewals, self._bindings, self._erased):  # in this order one leads to the other
             await batches.drained(deadline - loop.time())
         for action in self._core.farewell(loop.time()):
             self._perform(action)
@@ -102,7 +102,7 @@ class Shell:
 
     def _all_batches(self) -> list[Batches[Any]]:
         return [
-            self._greets, self._seats, self._renewals, self._erased, self._peeks, self._marks, self._readings,
+            self._greets, self._bindings, self._renewals, self._erased, self._peeks, self._marks, self._readings,
             self._seen,
         ]  # fmt: skip
 
@@ -118,7 +118,7 @@ class Shell:
     def _send_client(self, action: e.SendClient) -> None:
         assert self.router is not None
         if self.router.send(action.peer, action.frame) is Sent.GONE:
-            self.crank.receive(e.ClientGone(action.peer))
+            self.driver.receive(e.ClientGone(action.peer))
 
     def _send_transfer(self, action: e.SendTransfer) -> None:
         dealer = self._dealers.get(action.transfer)
@@ -130,7 +130,7 @@ class Shell:
         transfer = action.transfer
         lease = self._transfers.get(transfer)
         if lease is None:
-            self.crank.receive(e.TransferLost(transfer))
+            self.driver.receive(e.TransferLost(transfer))
             return
         self._disconnect_transfer(e.DisconnectTransfer(transfer))
         self._dealers[transfer] = self._context.dealer(
@@ -138,9 +138,9 @@ class Shell:
             server_key=lease.key.encode() if self._keys else None,
             keys=self._keys,
             frame_bytes=self._limits.bundle_bytes + BUNDLE_OVERHEAD_BYTES,
-            on_batch=lambda batch: self.crank.receive(e.TransferSent(transfer, batch)),
-            on_connected=lambda: self.crank.receive(e.TransferConnected(transfer)),
-            on_lost=lambda: self.crank.receive(e.TransferLost(transfer)),
+            on_batch=lambda batch: self.driver.receive(e.TransferSent(transfer, batch)),
+            on_connected=lambda: self.driver.receive(e.TransferConnected(transfer)),
+            on_lost=lambda: self.driver.receive(e.TransferLost(transfer)),
         )
 
     def _disconnect_transfer(self, action: e.DisconnectTransfer) -> None:
@@ -150,48 +150,50 @@ class Shell:
     def living(self, role: str, leases: Sequence[Lease]) -> None:
         """The transfers whose leases last."""
         self._transfers = {lease.incarnation: lease for lease in leases}
-        self.crank.receive(e.TransfersLiving(tuple(self._transfers)))
+        self.driver.receive(e.TransfersLiving(tuple(self._transfers)))
 
     # ---------------------------------------------------------------- greetings and accounts
 
     async def _check_greets(self, greets: Sequence[e.CheckGreet]) -> None:
         for verdict in await self._greeter.check(greets):
-            self.crank.receive(verdict)
+            self.driver.receive(verdict)
 
     async def _read_accounts(self, users: Sequence[int]) -> None:
         users, now = tuple(dict.fromkeys(users)), time.time()
         try:
             found = await timely(self._backends.accounts.accounts(users, now), self._timers.delivery_timeout_s)
         except BackendUnavailable:
-            self.crank.receive(e.AccountsUnreadable(users))
+            self.driver.receive(e.AccountsUnreadable(users))
             return
-        self.crank.receive(e.AccountsRead([found.get(user) or Account(user, (), (), now) for user in users]))
+        self.driver.receive(e.AccountsRead([found.get(user) or Account(user, (), (), now) for user in users]))
         await self._greeter.cache(list(found.values()))
 
     # ---------------------------------------------------------------- presence
 
-    async def _write_seats(self, seats: Sequence[tuple[Seat, tuple[int, ...]]]) -> None:
+    async def _write_bindings(self, bindings: Sequence[tuple[Binding, tuple[int, ...]]]) -> None:
         try:
-            results = await self._backends.presence.online(seats)
+            results = await self._backends.presence.online(bindings)
         except BackendUnavailable:
-            self.crank.receive(e.SeatsUnwritten([seat for seat, _ in seats]))
+            self.driver.receive(e.BindingsUnwritten([binding for binding, _ in bindings]))
             return
-        self.crank.receive(e.SeatsWritten([(seat, result) for (seat, _), result in zip(seats, results, strict=True)]))
+        self.driver.receive(
+            e.BindingsWritten([(binding, result) for (binding, _), result in zip(bindings, results, strict=True)])
+        )
 
-    async def _renew_seats(self, renewals: Sequence[e.Renewal]) -> None:
+    async def _renew_bindings(self, renewals: Sequence[e.Renewal]) -> None:
         standing = await self._greeter.standing([renewal.token_hash for renewal in renewals])
-        revoked = [renewal.seat for renewal in renewals if renewal.token_hash not in standing]
+        revoked = [renewal.binding for renewal in renewals if renewal.token_hash not in standing]
         if revoked:
-            self.crank.receive(e.TokensRevoked(revoked))
+            self.driver.receive(e.TokensRevoked(revoked))
         for renewal in renewals:
             if renewal.token_hash in standing:
-                self._seats.add((renewal.seat, renewal.devices))
+                self._bindings.add((renewal.binding, renewal.devices))
 
-    async def _erase_seats(self, seats: Sequence[Seat]) -> None:
+    async def _erase_bindings(self, bindings: Sequence[Binding]) -> None:
         try:
-            await self._backends.presence.offline(seats)
+            await self._backends.presence.offline(bindings)
         except BackendUnavailable:
-            self._service.log.warning("seats not erased", count=len(seats))
+            self._service.log.warning("bindings not erased", count=len(bindings))
 
     async def _tell(self, action: e.TellKick) -> None:
         try:
@@ -201,7 +203,7 @@ class Shell:
 
     async def _listen(self, incarnation: int) -> None:
         async for notice in await self._backends.notices.listen(incarnation):
-            self.crank.receive(e.Noticed(notice))
+            self.driver.receive(e.Noticed(notice))
 
     async def _note_seen(self, devices: Sequence[int]) -> None:
         try:
@@ -211,12 +213,12 @@ class Shell:
 
     def lost(self) -> None:
         """Nobody finds us until the lease is held again."""
-        self.crank.receive(e.PresenceLost())
+        self.driver.receive(e.PresenceLost())
 
     def disturbed(self) -> None:
         """Presence may have forgotten us, or be as it was once: register everybody again."""
         self._greeter.doubt()
-        self.crank.receive(e.PresenceDisturbed())
+        self.driver.receive(e.PresenceDisturbed())
 
     # ---------------------------------------------------------------- queues
 
@@ -225,19 +227,19 @@ class Shell:
             look = self._backends.queues.peek([(user, device) for user, device, _ in devices])
             through, waiting = await timely(look, self._timers.delivery_timeout_s)
         except BackendUnavailable:
-            self.crank.receive(e.QueuesUnreachable([(device, session) for _, device, session in devices]))
+            self.driver.receive(e.QueuesUnreachable([(device, session) for _, device, session in devices]))
         else:
-            self.crank.receive(e.QueuesPeeked(devices, through, waiting))
+            self.driver.receive(e.QueuesPeeked(devices, through, waiting))
 
     async def _claim(self, action: e.ClaimQueue) -> None:
         owner = f"{action.session}"
-        async with self._write_turn:
+        async with self._write_slots:
             work = self._backends.queues.claim(action.device, owner, action.session, self._timers.queue_lease_s)
             await self._answer(action, work, lambda fence: e.QueueClaimed(action.device, action.session, fence))
 
     async def _read_page(self, action: e.ReadPage) -> None:
         limits = self._limits
-        async with self._read_turn:
+        async with self._read_slots:
             work = self._backends.queues.page(
                 action.user, action.device, action.fence, action.after, limits.drain_page_rows, limits.drain_page_bytes,
                 self._timers.queue_lease_s,
@@ -250,11 +252,11 @@ class Shell:
         try:
             result = await timely(work, self._timers.delivery_timeout_s)
         except Fenced:
-            self.crank.receive(e.QueueFenced(action.device, action.session))
+            self.driver.receive(e.QueueFenced(action.device, action.session))
         except BackendUnavailable:
-            self.crank.receive(e.QueuesUnreachable(((action.device, action.session),)))
+            self.driver.receive(e.QueuesUnreachable(((action.device, action.session),)))
         else:
-            self.crank.receive(event(result))
+            self.driver.receive(event(result))
 
     async def _mark_and_release(self, actions: Sequence[e.MarkRead | e.ReleaseQueue]) -> None:
         await asyncio.gather(*(self._mark_read(each) for each in actions if isinstance(each, e.MarkRead)))
@@ -264,19 +266,19 @@ class Shell:
     async def _mark_read(self, action: e.MarkRead) -> None:
         device, session, fence, row_ids = action
         try:
-            async with self._write_turn:
+            async with self._write_slots:
                 mark = self._backends.queues.mark_read(device, fence, row_ids)
                 await timely(mark, self._timers.delivery_timeout_s)
         except Fenced:
-            self.crank.receive(e.RowsUnmarked(device, session, fence, fenced=True))
+            self.driver.receive(e.RowsUnmarked(device, session, fence, fenced=True))
         except BackendUnavailable:
-            self.crank.receive(e.RowsUnmarked(device, session, fence, fenced=False))
+            self.driver.receive(e.RowsUnmarked(device, session, fence, fenced=False))
         else:
-            self.crank.receive(e.RowsMarked(device, session, row_ids))
+            self.driver.receive(e.RowsMarked(device, session, row_ids))
 
     async def _release(self, action: e.ReleaseQueue) -> None:
         try:
-            async with self._write_turn:
+            async with self._write_slots:
                 release = self._backends.queues.release(action.device, action.fence)
                 await timely(release, self._timers.delivery_timeout_s)
         except BackendUnavailable:

@@ -19,7 +19,7 @@ class Statistics(msgspec.Struct):
     cut: int = 0
     """Sessions that were closed for what they did or did not do."""
     replaced: int = 0
-    """Sessions, and greetings, that lost their seat to a later session of the device."""
+    """Sessions, and greetings, that lost their binding to a later session of the device."""
     submitted: int = 0
     slowed: int = 0
     """Frames that were not acknowledged at once, because their sender was above the rate."""

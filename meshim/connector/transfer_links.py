@@ -18,7 +18,7 @@ import msgspec
 from meshim.connector.events import Action, ConnectTransfer, DisconnectTransfer, SendTransfer
 from meshim.connector.statistics import Statistics
 from meshim.errors import Code, PeerError
-from meshim.protocol.flush_queue import Turn
+from meshim.protocol.flush_queue import FlushQueue
 from meshim.protocol.link import Link, LinkOptions
 from meshim.protocol.routing import conversation_of, pick
 from meshim.wire import mesh as wire
@@ -76,7 +76,7 @@ class Mesh:
         self._transfers: dict[int, _Transfer] = {}
         self._open: dict[int, Link[FromConnector, FromTransfer]] = {}
         self._routes: dict[tuple[int, int], tuple[int, Link[FromConnector, FromTransfer]]] = {}
-        self._turn: Turn[int] = Turn()
+        self._flush_queue: FlushQueue[int] = FlushQueue()
         self._living: set[int] = set()
         self._epoch = incarnation
 
@@ -89,15 +89,15 @@ class Mesh:
         route = self._route(stamp.user, to.id if to.type != _GROUP else 0)
         if route is None or not route[1].push(item):
             return False
-        self._turn.touch(*route)
+        self._flush_queue.mark(*route)
         return True
 
     def tell(self, outcome: Outcome) -> bool:
         """The same for what became of one, which can wait for others."""
         route = self._route(outcome.user, outcome.to.id)
-        if route is None or not route[1].push(outcome, patient=True):
+        if route is None or not route[1].push(outcome, deferrable=True):
             return False
-        self._turn.touch(*route)
+        self._flush_queue.mark(*route)
         return True
 
     def _route(self, one: int, other: int) -> "tuple[int, Link[FromConnector, FromTransfer]] | None":
@@ -113,9 +113,9 @@ class Mesh:
         return route
 
     @property
-    def leave_at(self) -> float:
+    def flush_at(self) -> float:
         """When something that waits for others has to leave; `inf` when nothing does."""
-        return self._turn.leave_at
+        return self._flush_queue.flush_at
 
     @property
     def open(self) -> int:
@@ -161,7 +161,7 @@ class Mesh:
         self._perform(DisconnectTransfer(transfer))
         if transfer not in self._living:
             del self._transfers[transfer]
-        self._turn.forget(transfer)
+        self._flush_queue.discard(transfer)
         if self._open.pop(transfer, None) is None or link is None:
             return
         self._routes.clear()
@@ -208,7 +208,7 @@ class Mesh:
                 self.lost(transfer, now)
                 break
         if transfer in self._open:
-            self._turn.touch(transfer, self._open[transfer])
+            self._flush_queue.mark(transfer, self._open[transfer])
         return items
 
     def _opened(self, transfer: int, entry: _Transfer, frame: HelloOk) -> None:
@@ -220,7 +220,7 @@ class Mesh:
             self._routes.clear()
 
     def flush(self, now: float) -> None:
-        for transfer, frame in self._turn.speak(now):
+        for transfer, frame in self._flush_queue.flush(now):
             self._perform(SendTransfer(transfer, wire.encode(frame)))
 
     def tick(self, now: float) -> None:

@@ -33,7 +33,7 @@ _LOG_MAX_BYTES = 16 << 20
 
 
 class Child(ABC):
-    """A process under supervision.  Everything here happens in the event loop of the main thread (see tether)."""
+    """A process under supervision.  Everything here happens in the event loop of the main thread (see pdeathsig.py)."""
 
     def __init__(self, kind: str, name: str, log: Path, lock: int, changed: Callable[[], None]) -> None:
         """`lock` is a descriptor that the process inherits; `changed` is called when any of the attributes below is."""

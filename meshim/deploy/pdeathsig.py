@@ -4,7 +4,7 @@
 `prctl(PR_SET_PDEATHSIG)`.  That has to be asked for by the child itself.  `preexec_fn` is not safe
 beside threads, so this file is also a program that asks, and then becomes the command::
 
-    python tether.py PARENT_PID COMMAND [ARGUMENT ...]
+    python pdeathsig.py PARENT_PID COMMAND [ARGUMENT ...]
 
 The signal belongs to the *thread* that forked: start children from the main thread.
 """

@@ -89,7 +89,7 @@ class DataFolder:
 
 
 @contextmanager
-def locked(data: DataFolder, patience_s: float = 2.0) -> Iterator[int]:
+def locked(data: DataFolder, timeout_s: float = 2.0) -> Iterator[int]:
     """Hold the lock of a data folder; yield its descriptor, for children to inherit.
 
     Raises `UsageError` when a mesh runs there.  One that was killed is waited for: its children
@@ -97,7 +97,7 @@ def locked(data: DataFolder, patience_s: float = 2.0) -> Iterator[int]:
     """
     descriptor = os.open(data.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        deadline = time.monotonic() + patience_s
+        deadline = time.monotonic() + timeout_s
         while not _try_lock(descriptor, fcntl.LOCK_EX):
             holder = _holder(data)
             if time.monotonic() > deadline or (holder is not None and _is_alive(holder)):

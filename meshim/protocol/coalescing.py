@@ -14,36 +14,36 @@ wait for a company that waits for them.
 
 from math import inf
 
-ENOUGH = 8
+BATCH_MAX = 8
 """More would cost hardly less each."""
-LONELY = 30
+BACKOFF_DELAYS = 30
 
 
-class Company:
+class Coalescer:
     """Of one direction of one link.  Times are seconds."""
 
-    __slots__ = ("_alone_until", "_delay_s", "_left_at", "leave_at")
+    __slots__ = ("_delay_s", "_flushed_at", "_immediate_until", "flush_at")
 
     def __init__(self, delay_s: float) -> None:
-        self.leave_at = inf
+        self.flush_at = inf
         """When what waits has to leave; `inf` when nothing waits."""
         self._delay_s = delay_s
-        self._left_at = -inf
-        self._alone_until = -inf
+        self._flushed_at = -inf
+        self._immediate_until = -inf
 
-    def waits(self, count: int, now: float) -> bool:
+    def defers(self, count: int, now: float) -> bool:
         """Whether `count` items that can wait do so."""
-        if count >= ENOUGH or now >= self.leave_at or now < self._alone_until:
+        if count >= BATCH_MAX or now >= self.flush_at or now < self._immediate_until:
             return False
-        if self.leave_at == inf:
-            if now - self._left_at >= self._delay_s:
+        if self.flush_at == inf:
+            if now - self._flushed_at >= self._delay_s:
                 return False
-            self.leave_at = self._left_at + self._delay_s
+            self.flush_at = self._flushed_at + self._delay_s
         return True
 
-    def left(self, count: int, now: float) -> None:
+    def flushed(self, count: int, now: float) -> None:
         """So many left, whatever the reason."""
-        if count == 1 and now >= self.leave_at:
-            self._alone_until = now + LONELY * self._delay_s
-        self.leave_at = inf
-        self._left_at = now
+        if count == 1 and now >= self.flush_at:
+            self._immediate_until = now + BACKOFF_DELAYS * self._delay_s
+        self.flush_at = inf
+        self._flushed_at = now

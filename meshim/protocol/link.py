@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from meshim.protocol.coalescing import Company
+from meshim.protocol.coalescing import Coalescer
 from meshim.protocol.window import Window, WindowOptions
 from meshim.wire.link import Ack, Close, Data, Frame, Ping, Pong, Reset
 
@@ -29,7 +29,7 @@ class LinkOptions(msgspec.Struct, frozen=True):
     """Times are seconds; `pings` is false for an end that only listens for the other's.
 
     An acknowledgement waits for `ack_delay_s` for a data frame that carries it, unless the peer waits for it.
-    Items that can wait do so for `company_s` at most (company.py).
+    Items that can wait do so for `coalesce_s` at most (coalescing.py).
     """
 
     window: WindowOptions
@@ -37,14 +37,23 @@ class LinkOptions(msgspec.Struct, frozen=True):
     silence_s: float
     pings: bool = True
     ack_delay_s: float = 0.0
-    company_s: float = 0.0
+    coalesce_s: float = 0.0
 
 
 class Link(Generic[Out, In]):
     """One end of a greeted link."""
 
     __slots__ = (
-        "_ack_at", "_company", "_hurry", "_options", "_pong_due", "epoch", "heard_at", "over", "said_at", "window",
+        "_ack_at",
+        "_coalescer",
+        "_options",
+        "_pong_due",
+        "_urgent",
+        "epoch",
+        "heard_at",
+        "over",
+        "said_at",
+        "window",
     )  # fmt: skip
 
     def __init__(
@@ -63,16 +72,16 @@ class Link(Generic[Out, In]):
         self._pong_due = False
         self._ack_at = inf
         """When the acknowledgement that is owed waits no longer."""
-        self._company = Company(options.company_s)
-        self._hurry = False
+        self._coalescer = Coalescer(options.coalesce_s)
+        self._urgent = False
         """Whether something that is queued cannot wait."""
 
-    def push(self, item: Out, *, patient: bool = False) -> bool:
+    def push(self, item: Out, *, deferrable: bool = False) -> bool:
         """Queue an item; False (and nothing happens) when the queue is full.  A patient one can wait for others."""
         if not self.window.push(item):
             return False
-        if not patient:
-            self._hurry = True
+        if not deferrable:
+            self._urgent = True
         return True
 
     def receive(self, frame: Frame, now: float) -> tuple[list[In], list[Out]]:
@@ -117,18 +126,18 @@ class Link(Generic[Out, In]):
         return frames
 
     @property
-    def leave_at(self) -> float:
+    def flush_at(self) -> float:
         """When what waits for others has to leave; `inf` when nothing does."""
-        return self._company.leave_at
+        return self._coalescer.flush_at
 
     def _take(self, now: float) -> list[Frame]:
-        company, window = self._company, self.window
+        coalescer, window = self._coalescer, self.window
         queued = window.queued
-        if not self._hurry and company.waits(queued, now):
+        if not self._urgent and coalescer.defers(queued, now):
             return []
         frames: list[Frame] = list(window.take(now))
-        company.left(queued, now)
-        self._hurry = window.queued > 0  # what finds no room in the window leaves as soon as there is some
+        coalescer.flushed(queued, now)
+        self._urgent = window.queued > 0  # what finds no room in the window leaves as soon as there is some
         return frames
 
     def _acknowledge(self) -> list[Frame]:
@@ -139,7 +148,7 @@ class Link(Generic[Out, In]):
     def tick(self, now: float) -> list[Frame]:
         """What time demands: items and an acknowledgement that have waited, frames that are due again, a ping."""
         frames: list[Frame] = list(self.window.resend(now))
-        if now >= self._company.leave_at:
+        if now >= self._coalescer.flush_at:
             frames.extend(self._take(now))
         if now >= self._ack_at:
             frames.extend(self._acknowledge())
@@ -162,7 +171,7 @@ class Link(Generic[Out, In]):
     def next_deadline(self) -> float:
         """When `tick` or `failed` should be asked again."""
         options = self._options
-        deadline = min(self.heard_at + options.silence_s, self._ack_at, self._company.leave_at)
+        deadline = min(self.heard_at + options.silence_s, self._ack_at, self._coalescer.flush_at)
         if options.pings:
             deadline = min(
                 deadline,

@@ -14,7 +14,7 @@ FRAME_ITEMS_MAX = 128
 """Messages in one frame of a client."""
 
 
-class Allowance:
+class TokenBucket:
     """The frames of one link that are taken in and not paid."""
 
     __slots__ = ("_at", "_left", "_rate", "_unpaid")
@@ -30,7 +30,7 @@ class Allowance:
         """Everything up to this frame was taken in; `cost` is that of what was not charged before."""
         self._unpaid.append((number, cost))
 
-    def paid(self, now: float) -> int:
+    def acknowledgeable(self, now: float) -> int:
         """The number up to which frames may be acknowledged now; 0 when it is no higher than when last asked."""
         if now > self._at:
             self._left = min(self._rate, self._left + (now - self._at) * self._rate)
@@ -43,5 +43,5 @@ class Allowance:
 
     @property
     def due(self) -> float:
-        """When `paid` should be asked again; infinite when nothing is unpaid."""
+        """When `acknowledgeable` should be asked again; infinite when nothing is unpaid."""
         return self._at + max(0.0, -self._left) / self._rate if self._unpaid else inf

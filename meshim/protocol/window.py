@@ -23,7 +23,7 @@ What waits is bounded in items and in bytes, and so is the stash: early frames a
 
 With `deferred=True` what was received counts as processed only when `processed` says so:
 a client acknowledges what is in its state file, not what is in its memory; a connector what a client may
-send at the rate it is allowed (allowance.py).
+send at the rate it is allowed (token_bucket.py).
 """
 
 from collections.abc import Callable
@@ -74,9 +74,29 @@ class Window(Generic[Out, In]):
     """Both halves of one end of a link."""
 
     __slots__ = (
-        "_ack_due", "_ack_wanted", "_acked", "_awaited", "_deferred", "_flights", "_next_number", "_options",
-        "_patience_s", "_progress_at", "_queue", "_queue_bytes", "_quiet_until", "_received", "_resend_from",
-        "_size_of", "_size_of_received", "_sizes", "_stash", "_stash_bytes", "credit", "link", "processed_number",
+        "_ack_due",
+        "_ack_wanted",
+        "_acked",
+        "_awaited",
+        "_deferred",
+        "_flights",
+        "_next_number",
+        "_options",
+        "_progress_at",
+        "_queue",
+        "_queue_bytes",
+        "_quiet_until",
+        "_received",
+        "_resend_from",
+        "_rto_s",
+        "_size_of",
+        "_size_of_received",
+        "_sizes",
+        "_stash",
+        "_stash_bytes",
+        "credit",
+        "link",
+        "processed_number",
         "resent",
     )  # fmt: skip
 
@@ -105,7 +125,7 @@ class Window(Generic[Out, In]):
         """Nothing is due again before.  Asked for at every turn of every link, so it is not searched for."""
         self._progress_at = -inf
         """When the peer last took a frame."""
-        self._patience_s = options.resend_s
+        self._rto_s = options.resend_s
         """How long it is waited for progress before anything is sent again."""
         self._quiet_until = -inf
         """Nothing is sent again before, whatever is due."""
@@ -195,9 +215,9 @@ class Window(Generic[Out, In]):
             done.extend(taken.items)
         if done:
             # Somebody who took so long takes as long for the next; but what is lost is sent again before giving up.
-            self._patience_s = max(self._options.resend_s, min(2 * waited_s, self._options.give_up_s / 2))
+            self._rto_s = max(self._options.resend_s, min(2 * waited_s, self._options.give_up_s / 2))
             self._progress_at = now
-            self._quiet_until = now + self._patience_s
+            self._quiet_until = now + self._rto_s
         if not flights:
             self._resend_from = inf
         for number in stash:
@@ -220,7 +240,7 @@ class Window(Generic[Out, In]):
                 continue
             size += flight.size
             if frames and size > self._options.frame_bytes:
-                self._quiet_until = now + self._patience_s
+                self._quiet_until = now + self._rto_s
                 return frames
             flight.wait_s *= 2
             flight.resend_at = now + flight.wait_s
@@ -315,7 +335,7 @@ class Window(Generic[Out, In]):
         acked = self._acked
         return self._ack_wanted or acked < self._awaited or 2 * (self.processed_number - acked) >= self.credit
 
-    def hurry_ack(self) -> None:
+    def ack_at_once(self) -> None:
         """Somebody waits for the acknowledgement of what was given out last."""
         self._awaited = self._received
 

@@ -60,10 +60,10 @@ class Spread:
 
     async def _kick(self, login: Login, code: int, sentence: str) -> None:
         entry = (await self._presence.lookup([login.user])).get(login.user)
-        for seat in entry.seats if entry else ():
-            if seat.device == login.device:
-                notice = Kick(login.user, login.device, seat.session, code, sentence)
-                await self._notices.tell(seat.incarnation, notice)
+        for binding in entry.bindings if entry else ():
+            if binding.device == login.device:
+                notice = Kick(login.user, login.device, binding.session, code, sentence)
+                await self._notices.tell(binding.incarnation, notice)
 
     async def _try(self, what: str, call: Awaitable[object]) -> None:
         try:

@@ -202,7 +202,7 @@ def next_step(state: str | None, wish: Wish, peer: str) -> Step:
 def online_friends(
     friends: Iterable[tuple[rest.User, Iterable[int]]], living: Collection[int]
 ) -> tuple[rest.PeerPresence, ...]:
-    """Who is connected, of (friend, connector incarnations of the seats), given the incarnations that live."""
+    """Who is connected, of (friend, connector incarnations of the bindings), given the incarnations that live."""
     return tuple(
         rest.PeerPresence(peer, any(incarnation in living for incarnation in incarnations))
         for peer, incarnations in friends

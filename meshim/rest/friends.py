@@ -86,7 +86,7 @@ class Friends:
         return True
 
     async def presence(self, me: int) -> tuple[rest.PeerPresence, ...]:
-        """Of friends only.  A seat counts while the connector it is on lives."""
+        """Of friends only.  A binding counts while the connector it is on lives."""
         friends = [relation.peer for relation in await self._accounts.relations(me) if relation.state == "friends"]
         entries = await self._presence.lookup([friend.user_id for friend in friends])
         living = {lease.incarnation for lease in await self._leases.living("connector")}
@@ -94,7 +94,9 @@ class Friends:
             (
                 (
                     rest.User(friend.user_id, friend.name),
-                    [seat.incarnation for seat in entries[friend.user_id].seats] if friend.user_id in entries else [],
+                    [binding.incarnation for binding in entries[friend.user_id].bindings]
+                    if friend.user_id in entries
+                    else [],
                 )
                 for friend in friends
             ),

@@ -1,7 +1,7 @@
 """A device gets a token, and loses those it had, in an order that an outage or a crash at any point leaves harmless.
 
 Connectors and this service believe the cache.  A token that the database has revoked and the cache still knows would
-let the application on the old state file in again, and take seat and messages from the new one (R14).  So the cache
+let the application on the old state file in again, and take binding and messages from the new one (R14).  So the cache
 forgets first: a token that is hidden there is asked for in the database, where it is good until the login is committed.
 """
 

@@ -3,7 +3,7 @@
 ::
 
     def on_batch(batch):                      # called by a socket, a task, anything on the loop
-        crank.receive(FramesArrived(batch))
+        driver.receive(FramesArrived(batch))
 
 A core is pure, so that everything here is the same for all of them and for the simulator.
 """
@@ -37,7 +37,7 @@ class Core(Protocol[Event_contra, Action_co]):
         """When to call `tick` at the latest."""
 
 
-class Crank(Generic[Event, Action]):
+class Driver(Generic[Event, Action]):
     """Turns a core.  `failed` gets the exception of a core or of `perform`, after which nothing is done any more:
 
     that is a bug of ours, the state cannot be trusted, and the process has to end (`Service.watch` does that).
@@ -55,62 +55,62 @@ class Crank(Generic[Event, Action]):
         self._perform = perform
         self._clock = clock or self._loop.time
         self._waiting: deque[Event] = deque()
-        self._turning = False
-        self._alarm: asyncio.TimerHandle | None = None
-        self._alarm_at = 0.0
-        self._turned: asyncio.Future[None] | None = None
+        self._running = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._caught_up: asyncio.Future[None] | None = None
         self.failed: asyncio.Future[None] = self._loop.create_future()
-        self._turn()  # a core may have deadlines from the start
+        self._run()  # a core may have deadlines from the start
 
     def receive(self, event: Event) -> None:
         """Hand over an event; from within `perform` it waits until the actions before it are done."""
         if self.failed.done():
             return
         self._waiting.append(event)
-        if not self._turning:
-            self._turn()
+        if not self._running:
+            self._run()
 
     def stop(self) -> None:
         """Do nothing any more, at no time."""
         self.failed.cancel()
         self._waiting.clear()
-        self._disarm()
+        self._cancel_timer()
 
     async def until(self, condition: Callable[[], bool], within_s: float) -> bool:
         """Wait until what a turn left behind meets `condition`; False when that takes longer than `within_s`."""
         deadline = self._loop.time() + within_s
         while not condition():
-            if self._turned is None or self._turned.done():
-                self._turned = self._loop.create_future()
-            done, _ = await asyncio.wait([self._turned], timeout=deadline - self._loop.time())
+            if self._caught_up is None or self._caught_up.done():
+                self._caught_up = self._loop.create_future()
+            done, _ = await asyncio.wait([self._caught_up], timeout=deadline - self._loop.time())
             if not done:
                 return condition()
         return True
 
-    def _turn(self) -> None:
-        self._turning = True
+    def _run(self) -> None:
+        self._running = True
         try:
             while self._waiting and not self.failed.done():
                 assert len(self._waiting) < _EVENTS_WAITING, "actions cause events without end"
                 event = self._waiting.popleft()
                 self._perform_all(self._core.receive(event, self._clock()))
             if not self.failed.done():
-                self._arm(self._core.next_deadline())
+                self._set_timer(self._core.next_deadline())
         except Exception as error:  # noqa: BLE001  # not swallowed: whoever awaits `failed` ends the process
             self._fail(error)
         finally:
-            self._turning = False
-        if self._turned is not None and not self._turned.done():
-            self._turned.set_result(None)
+            self._running = False
+        if self._caught_up is not None and not self._caught_up.done():
+            self._caught_up.set_result(None)
 
     def _perform_all(self, actions: Sequence[Action]) -> None:
         perform = self._perform
         for action in actions:
             perform(action)
 
-    def _ring(self) -> None:
-        self._alarm = None
-        self._turning = True
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._running = True
         try:
             now = self._clock()
             deadline = self._core.next_deadline()
@@ -118,23 +118,23 @@ class Crank(Generic[Event, Action]):
                 self._perform_all(self._core.tick(now))
         except Exception as error:  # noqa: BLE001  # as above
             self._fail(error)
-        self._turn()
+        self._run()
 
-    def _arm(self, deadline: float | None) -> None:
+    def _set_timer(self, deadline: float | None) -> None:
         # An alarm that rings too early looks again: cheaper than setting a new one with every batch.
-        if deadline is None or (self._alarm is not None and self._alarm_at <= deadline):
+        if deadline is None or (self._timer is not None and self._timer_at <= deadline):
             return
-        self._disarm()
-        self._alarm_at = deadline
-        self._alarm = self._loop.call_later(max(deadline - self._clock(), _LEAST_DELAY_S), self._ring)
+        self._cancel_timer()
+        self._timer_at = deadline
+        self._timer = self._loop.call_later(max(deadline - self._clock(), _LEAST_DELAY_S), self._on_timer)
 
-    def _disarm(self) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _fail(self, error: Exception) -> None:
         self._waiting.clear()
-        self._disarm()
+        self._cancel_timer()
         if not self.failed.done():
             self.failed.set_exception(error)

@@ -20,5 +20,5 @@ def mesh_links(topology: Topology) -> LinkOptions:
     )
     return LinkOptions(
         window, timers.mesh_heartbeat_s, timers.mesh_silence_s, ack_delay_s=timers.ack_delay_s,
-        company_s=timers.outcome_delay_s,
+        coalesce_s=timers.outcome_delay_s,
     )  # fmt: skip

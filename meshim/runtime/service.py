@@ -4,7 +4,7 @@
 
     async with AsyncExitStack() as stack, Service("transfer", name, shutdown_s=...) as service:
         ...                                  # bind, connect; raise a MeshimError to give up
-        service.watch(crank.failed)
+        service.watch(driver.failed)
         service.start(keeper.run())
         service.ready(router.endpoint)
         await service.stopping()             # SIGTERM or SIGINT

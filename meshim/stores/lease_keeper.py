@@ -19,7 +19,7 @@ from meshim.runtime.log import Log
 from meshim.stores.ports import Lease, Leases
 from meshim.topology import Timers
 
-_PATIENCE_TTLS = 2.0
+_ACQUIRE_TTLS = 2.0
 """How many lives of a lease another incarnation is waited for; a crash leaves at most one behind."""
 
 
@@ -83,7 +83,7 @@ class LeaseKeeper:
 
         Raises UsageError when another process of this name goes on renewing it, and BackendUnavailable.
         """
-        give_up_at = self._loop.time() + _PATIENCE_TTLS * self._ttl_s
+        give_up_at = self._loop.time() + _ACQUIRE_TTLS * self._ttl_s
         while not await self._take():
             if self._loop.time() >= give_up_at:
                 raise UsageError(
@@ -153,7 +153,7 @@ class LeaseKeeper:
             self._refused_from = None
         elif self._refused_from is None:
             self._refused_from = asked_at
-        elif asked_at - self._refused_from > _PATIENCE_TTLS * self._ttl_s:
+        elif asked_at - self._refused_from > _ACQUIRE_TTLS * self._ttl_s:
             raise Fenced(f"another {self.mine.role} called {self.mine.name} took over: this one ends")
 
     async def _take(self) -> bool:

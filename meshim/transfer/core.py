@@ -2,11 +2,11 @@
 
 A transfer takes envelopes from connectors and finds out, for each copy, where it goes:
 
-    a device that presence seats on a linked connector      Place, to that connector
-    a device that is not seated, or seated elsewhere        an entry for the log
+    a device that presence bindings on a linked connector      Place, to that connector
+    a device that is not bound, or bound elsewhere        an entry for the log
     a recipient of whom presence knows nothing              one entry for all devices
     what a connector gives back, or was lost with           an entry for the log
-    ephemeral and not seated                                dropped
+    ephemeral and not bound                                dropped
 
 An entry that the log acknowledged is an Outcome STORED, one that it did not take an Outcome BUSY; outcomes travel
 to the connector that the message came from.  A transfer remembers nothing that a sender relies on:
@@ -19,12 +19,12 @@ from typing import Any
 import msgspec
 
 from meshim.errors import Code, PeerError
-from meshim.protocol.flush_queue import TICK_S, Turn
+from meshim.protocol.flush_queue import TICK_S, FlushQueue
 from meshim.protocol.link import Link, LinkOptions
 from meshim.protocol.outcome import outcomes_of
 from meshim.transfer import events as e
 from meshim.transfer.log_batcher import Kept, Store
-from meshim.transfer.presence_cache import Directory, Seated, Whereabouts
+from meshim.transfer.presence_cache import Bound, Directory, Whereabouts
 from meshim.transfer.statistics import Statistics
 from meshim.wire import mesh as wire
 from meshim.wire.envelope import EPHEMERAL_FROM, WIRE_VERSION, To
@@ -94,7 +94,7 @@ class TransferCore:
         self._actions: list[e.Action] = []
         self._peers: dict[bytes, _Connector] = {}
         self._connectors: dict[int, _Connector] = {}
-        self._turn: Turn[bytes] = Turn()
+        self._flush_queue: FlushQueue[bytes] = FlushQueue()
         self._ticked = 0.0
         self._directory = Directory(
             options.presence_cache, options.presence_cache_ttl_s, options.presence_silence_s
@@ -118,7 +118,7 @@ class TransferCore:
             e.Unpublished: self._unpublished,
         }
 
-    # ---------------------------------------------------------------- the crank
+    # ---------------------------------------------------------------- the driver
 
     def receive(self, event: e.Event, now: float) -> Sequence[e.Action]:
         self._handlers[type(event)](event, now)
@@ -140,7 +140,7 @@ class TransferCore:
         return self._flush(now)
 
     def next_deadline(self) -> float | None:
-        return min(self._ticked + TICK_S, self._turn.leave_at) if self._peers else None
+        return min(self._ticked + TICK_S, self._flush_queue.flush_at) if self._peers else None
 
     @property
     def idle(self) -> bool:
@@ -166,7 +166,7 @@ class TransferCore:
             self._actions.append(e.ReadPresence(tuple(self._asking)))
             self._asking.clear()
         self._actions.extend(self._store.flush())
-        for peer, frame in self._turn.speak(now):
+        for peer, frame in self._flush_queue.flush(now):
             self._actions.append(e.SendConnector(peer, wire.encode(frame)))
         actions = self._actions.copy()
         self._actions.clear()
@@ -237,7 +237,7 @@ class TransferCore:
         if connector.link.over is not None:
             self._lost(connector)
         else:
-            self._turn.touch(connector.peer, connector.link)
+            self._flush_queue.mark(connector.peer, connector.link)
 
     def _connector_gone(self, event: e.ConnectorGone, now: float) -> None:
         connector = self._peers.get(event.peer)
@@ -247,7 +247,7 @@ class TransferCore:
     def _lost(self, connector: _Connector) -> None:
         """R4: what was under way to it is stored; its devices are found elsewhere or drain later."""
         del self._peers[connector.peer]
-        self._turn.forget(connector.peer)
+        self._flush_queue.discard(connector.peer)
         if self._connectors.get(connector.incarnation) is connector:
             del self._connectors[connector.incarnation]
         self.statistics.connectors = len(self._peers)
@@ -255,8 +255,8 @@ class TransferCore:
             if isinstance(item, Outcome):
                 self.statistics.outcomes_lost += 1
             elif item.stamp.kind < EPHEMERAL_FROM:
-                self.statistics.rescued += len(item.seats)
-                self._keep(item.user, tuple(device for device, _ in item.seats), item.stamp, item.envelope)
+                self.statistics.rescued += len(item.bindings)
+                self._keep(item.user, tuple(device for device, _ in item.bindings), item.stamp, item.envelope)
 
     # ---------------------------------------------------------------- the way of a message
 
@@ -290,28 +290,28 @@ class TransferCore:
         to, own = stamp.to, stamp.copies
         if to.type == _DEVICE:
             copies: tuple[Copy, ...] = ((to.id, to.device),)
-            seated, absent = there.of((to.device,))
+            bound, absent = there.of((to.device,))
         else:
-            copies, seated, absent = there.copies, there.seated, there.absent
+            copies, bound, absent = there.copies, there.bound, there.absent
         stamp = Stamp(
             stamp.origin, stamp.user, stamp.device, stamp.epoch, to, stamp.seq, stamp.kind, stamp.after,
             copies + own, stamp.trace,
         )  # fmt: skip
-        self._copies_of(to.id, seated, absent, stamp, envelope)
+        self._copies_of(to.id, bound, absent, stamp, envelope)
         if own:
             assert here is not None
-            seated, absent = here.of(device for _, device in own)
-            self._copies_of(stamp.user, seated, absent, stamp, envelope)
+            bound, absent = here.of(device for _, device in own)
+            self._copies_of(stamp.user, bound, absent, stamp, envelope)
 
-    def _copies_of(self, user: int, seated: Seated, absent: tuple[int, ...], stamp: Stamp, envelope: bytes) -> None:
+    def _copies_of(self, user: int, bound: Bound, absent: tuple[int, ...], stamp: Stamp, envelope: bytes) -> None:
         """Place the copies of one user that can be, and store the others."""
-        for incarnation, seats in seated:
+        for incarnation, bindings in bound:
             connector = self._connectors.get(incarnation)
-            if connector is not None and connector.link.push(Place(user, seats, stamp, envelope)):
-                self._turn.touch(connector.peer, connector.link)
-                self.statistics.placed += len(seats)
+            if connector is not None and connector.link.push(Place(user, bindings, stamp, envelope)):
+                self._flush_queue.mark(connector.peer, connector.link)
+                self.statistics.placed += len(bindings)
             else:
-                absent += tuple(device for device, _ in seats)
+                absent += tuple(device for device, _ in bindings)
         if absent:
             self._keep(user, absent, stamp, envelope)
 
@@ -347,10 +347,10 @@ class TransferCore:
 
     def _tell(self, outcome: Outcome) -> None:
         connector = self._connectors.get(outcome.origin)
-        if connector is None or not connector.link.push(outcome, patient=True):
+        if connector is None or not connector.link.push(outcome, deferrable=True):
             self.statistics.outcomes_lost += 1
         else:
-            self._turn.touch(connector.peer, connector.link)
+            self._flush_queue.mark(connector.peer, connector.link)
             self.statistics.outcomes += 1
 
     # ---------------------------------------------------------------- from presence and the log

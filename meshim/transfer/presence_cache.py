@@ -3,46 +3,46 @@
 An entry lives for `ttl_s`, until presence says that it changed, or until a connector says that a
 device is not there; and no entry is believed when presence has been silent for `silence_s`, as changes may be on
 their way.  What is not known is looked up once, and everything for that user waits for the answer in order.  Being
-wrong about a seat costs a trip to the store, never a message.
+wrong about a binding costs a trip to the store, never a message.
 """
 
 from collections.abc import Collection, Iterable, Sequence
 
-from meshim.stores.ports import Seat, UserPresence
+from meshim.stores.ports import Binding, UserPresence
 
-Seated = Sequence[tuple[int, tuple[tuple[int, int], ...]]]
-"""For each connector incarnation the seats on it, as (device, session)."""
+Bound = Sequence[tuple[int, tuple[tuple[int, int], ...]]]
+"""For each connector incarnation the bindings on it, as (device, session)."""
 
 
 class Whereabouts:
     """Presence of one user, laid out for the way of her copies."""
 
-    __slots__ = ("_seats", "absent", "copies", "seated", "until")
+    __slots__ = ("_bindings", "absent", "bound", "copies", "until")
 
     def __init__(self, user: int, presence: UserPresence | None) -> None:
         """Of whom presence knows nothing, whoever writes the copy will know the devices: (0,) are all of them."""
         self.until = 0.0
         """When it has to be looked up again."""
-        self._seats: tuple[Seat, ...] = ()
+        self._bindings: tuple[Binding, ...] = ()
         devices: Collection[int] = (0,)
         if presence is not None:
-            self._seats = presence.seats
-            # A device that is seated is one of hers, whatever the list says.
-            devices = dict.fromkeys((*presence.devices, *(seat.device for seat in presence.seats)))
+            self._bindings = presence.bindings
+            # A device that is bound is one of hers, whatever the list says.
+            devices = dict.fromkeys((*presence.devices, *(binding.device for binding in presence.bindings)))
         self.copies = tuple((user, device) for device in devices)
-        self.seated, self.absent = self.of(devices)
+        self.bound, self.absent = self.of(devices)
 
-    def of(self, devices: Iterable[int]) -> tuple[Seated, tuple[int, ...]]:
-        """Where those of these devices are that are seated, and those that are not."""
-        seated = {seat.device: seat for seat in self._seats}
+    def of(self, devices: Iterable[int]) -> tuple[Bound, tuple[int, ...]]:
+        """Where those of these devices are that are bound, and those that are not."""
+        bound = {binding.device: binding for binding in self._bindings}
         places: dict[int, list[tuple[int, int]]] = {}
         absent: list[int] = []
         for device in devices:
-            seat = seated.get(device)
-            if seat is None:
+            binding = bound.get(device)
+            if binding is None:
                 absent.append(device)
             else:
-                places.setdefault(seat.incarnation, []).append((device, seat.session))
+                places.setdefault(binding.incarnation, []).append((device, binding.session))
         return [(incarnation, tuple(each)) for incarnation, each in places.items()], tuple(absent)
 
 

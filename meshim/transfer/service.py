@@ -11,7 +11,7 @@ import msgspec
 from meshim.errors import BackendUnavailable, UsageError
 from meshim.runtime import counters
 from meshim.runtime.batches import Batches
-from meshim.runtime.driver import Crank
+from meshim.runtime.driver import Driver
 from meshim.runtime.mesh_links import mesh_links
 from meshim.runtime.service import Service
 from meshim.runtime.sockets import Context, KeyPair, Router, Sent
@@ -80,7 +80,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
             domain=f"transfer-{name}",
             admit=doors.admit,
             frame_bytes=limits.bundle_bytes + BUNDLE_OVERHEAD_BYTES,
-            on_batch=lambda batch: shell.crank.receive(e.ConnectorsSent(batch)),
+            on_batch=lambda batch: shell.driver.receive(e.ConnectorsSent(batch)),
         )
         shell.router = router
         endpoint = listener.advertise or router.endpoint
@@ -142,10 +142,10 @@ class Shell:
             e.ReadPresence: self._read_presence,
             e.Publish: lambda action: service.start(self._publish(action)),
         }
-        self.crank: Crank[e.Event, e.Action] = Crank(core, self._perform)
+        self.driver: Driver[e.Event, e.Action] = Driver(core, self._perform)
 
     def start(self) -> None:
-        self._service.watch(self.crank.failed)
+        self._service.watch(self.driver.failed)
         self._service.start(self._look_ups.run())
         self._service.start(self._follow_presence())
 
@@ -154,7 +154,7 @@ class Shell:
         loop = asyncio.get_running_loop()
         for action in self._core.stop(loop.time()):
             self._perform(action)
-        await self.crank.until(lambda: self._core.idle, within_s)
+        await self.driver.until(lambda: self._core.idle, within_s)
 
     def _perform(self, action: e.Action) -> None:
         self._performers[type(action)](action)
@@ -162,7 +162,7 @@ class Shell:
     def _send(self, action: e.SendConnector) -> None:
         assert self.router is not None
         if self.router.send(action.peer, action.frame) is Sent.GONE:
-            self.crank.receive(e.ConnectorGone(action.peer))
+            self.driver.receive(e.ConnectorGone(action.peer))
 
     def _read_presence(self, action: e.ReadPresence) -> None:
         for user in action.users:
@@ -172,19 +172,19 @@ class Shell:
         try:
             found = await self._presence.lookup(users)
         except BackendUnavailable:
-            self.crank.receive(e.PresenceUnreadable(users))
+            self.driver.receive(e.PresenceUnreadable(users))
         else:
-            self.crank.receive(e.PresenceRead(users, found))
+            self.driver.receive(e.PresenceRead(users, found))
 
     async def _publish(self, action: e.Publish) -> None:
         try:
             position = await self._log.publish(action.partition, action.data)
         except BackendUnavailable as error:
             self._service.log.warning("not published", partition=action.partition, reason=error.sentence)
-            self.crank.receive(e.Unpublished(action.record))
+            self.driver.receive(e.Unpublished(action.record))
         else:
-            self.crank.receive(e.Published(action.record, position))
+            self.driver.receive(e.Published(action.record, position))
 
     async def _follow_presence(self) -> None:
         async for users in self._presence.changes():
-            self.crank.receive(e.PresenceChanged(users))
+            self.driver.receive(e.PresenceChanged(users))

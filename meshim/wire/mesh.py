@@ -63,7 +63,7 @@ class Place(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=2):
     """Transfer to connector: deliver to these devices of `user`, each as (device, session)."""
 
     user: Id
-    seats: Annotated[tuple[tuple[Id, U63], ...], msgspec.Meta(max_length=LIST_MAX)]
+    bindings: Annotated[tuple[tuple[Id, U63], ...], msgspec.Meta(max_length=LIST_MAX)]
     stamp: Stamp
     envelope: bytes
 

@@ -144,7 +144,7 @@ class WriterCore:
         """What was done since the start; a copy."""
         return replace(self._count)
 
-    # ---- the crank
+    # ---------------------------------------------------------------- the driver
 
     def receive(self, event: Event, now: float) -> list[Action]:
         """Take in what happened; return what to do."""

@@ -153,13 +153,13 @@ class Settling:
 
 
 def _pokes(devices: Mapping[DeviceKey, None], present: Mapping[int, UserPresence]) -> Iterator[tuple[int, Poke]]:
-    """One poke for each connector incarnation that seats some of the devices (more if they are very many)."""
-    seated: dict[int, list[DeviceKey]] = {}
+    """One poke for each connector incarnation that bindings some of the devices (more if they are very many)."""
+    bound: dict[int, list[DeviceKey]] = {}
     for presence in present.values():
-        for seat in presence.seats:
-            if (seat.user, seat.device) in devices:
-                seated.setdefault(seat.incarnation, []).append((seat.user, seat.device))
-    for incarnation, keys in seated.items():
+        for binding in presence.bindings:
+            if (binding.user, binding.device) in devices:
+                bound.setdefault(binding.incarnation, []).append((binding.user, binding.device))
+    for incarnation, keys in bound.items():
         for start in range(0, len(keys), _POKE_DEVICES_MOST):
             yield incarnation, Poke(tuple(keys[start : start + _POKE_DEVICES_MOST]))
 

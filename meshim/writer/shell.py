@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
 from meshim.errors import BackendUnavailable, Fenced
-from meshim.runtime.driver import Crank
+from meshim.runtime.driver import Driver
 from meshim.runtime.service import Service
 from meshim.stores.ports import Accounts, Lease, Log, Notices, Partitions, Presence
 from meshim.writer import events as e
@@ -70,8 +70,8 @@ class Shell:
             e.Purge: self._purge,
             e.DropIdleDevices: self._drop_idle_devices,
         }
-        self._crank: Crank[e.Event, e.Action] = Crank(core, self._start)
-        service.watch(self._crank.failed)
+        self._driver: Driver[e.Event, e.Action] = Driver(core, self._start)
+        service.watch(self._driver.failed)
 
     def see(self, writers: Sequence[Lease]) -> None:
         """Take in which writers live."""
@@ -96,14 +96,14 @@ class Shell:
                 await self._stopped.wait()
         except TimeoutError:
             self._service.log.warning("not everything was given back", limit_s=within_s)
-        self._crank.stop()
+        self._driver.stop()
         statistics = self._core.statistics()
         self._service.log.info("written", records=statistics.records, entries=statistics.entries)
 
-    # ---- the crank
+    # ---------------------------------------------------------------- the driver
 
     def _receive(self, event: e.Event) -> None:
-        self._crank.receive(event)
+        self._driver.receive(event)
         if self._core.ready:
             self._ready.set()
         if self._core.stopped:

@@ -25,7 +25,7 @@ class Statistics:
     retried: int = 0
     """Actions that failed because a backend was away."""
     poked: int = 0
-    """Devices with a seat that a connector was told of."""
+    """Devices with a binding that a connector was told of."""
     unpoked: int = 0
     """Batches of devices, or connectors, that could not be looked up or told; their sweep finds the rows."""
     purged: int = 0

@@ -32,7 +32,7 @@ NOW = 1_800_000_000.0
 EPOCH = (1 << 63) + 7
 """Of every sender here: above what a signed number holds."""
 
-_PATIENCE_S = 10.0
+_TIMEOUT_S = 10.0
 _names = itertools.count(1)
 
 
@@ -125,10 +125,10 @@ class Pause:
     def stop(self) -> None:
         """Called by the transaction."""
         self._reached.set()
-        assert self._go_on.wait(_PATIENCE_S)
+        assert self._go_on.wait(_TIMEOUT_S)
 
     async def reached(self) -> None:
-        assert await asyncio.to_thread(self._reached.wait, _PATIENCE_S)
+        assert await asyncio.to_thread(self._reached.wait, _TIMEOUT_S)
 
     def go_on(self) -> None:
         self._go_on.set()

@@ -2,7 +2,7 @@
 
 Two models at once.  One is the store's: exactly what each call has to answer.  The other is the truth, which no store
 knows: where each device really is.  They may differ (R5: a late hello, a late goodbye; R9: a wipe, old data), but once
-every connector has registered its sessions again, presence seats each device where it really is.
+every connector has registered its sessions again, presence bindings each device where it really is.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from meshim.stores.memory.redis import MemoryPresence, MemoryRedis
-from meshim.stores.ports import Presence, Seat
+from meshim.stores.ports import Binding, Presence
 from meshim.stores.redis.client import RedisClient
 from meshim.stores.redis.presence import RedisPresence
 from tests.contract.redis_sides import LOG
@@ -104,19 +104,19 @@ class WhoIsWhere(RuleBasedStateMachine):
         self.server = server
         self.runner = runner
         self.presence = server.presence()
-        self.here: dict[int, Seat] = {}
+        self.here: dict[int, Binding] = {}
         """Where each connected device really is."""
-        self.seats: dict[int, Seat] = {}
+        self.bindings: dict[int, Binding] = {}
         """By device, as the store has to have them."""
         self.devices: dict[int, set[int]] = {}
-        """By user, of those with a seat."""
-        self.were: list[Seat] = []
-        """Every seat that was ever given out."""
-        self.late: list[Seat] = []
+        """By user, of those with a binding."""
+        self.were: list[Binding] = []
+        """Every binding that was ever given out."""
+        self.late: list[Binding] = []
         """Goodbyes that are still under way."""
-        self.saved: tuple[Any, dict[int, Seat], dict[int, set[int]]] | None = None
+        self.saved: tuple[Any, dict[int, Binding], dict[int, set[int]]] | None = None
         self.registered = True
-        """Whether presence has to seat everybody where she is."""
+        """Whether presence has to binding everybody where she is."""
         self.ghosts = False
         """Whether old data may have brought somebody back to whom nobody says goodbye any more."""
 
@@ -125,23 +125,23 @@ class WhoIsWhere(RuleBasedStateMachine):
 
     # ---- the model of the store
 
-    def answer(self, seat: Seat, devices: set[int]) -> Seat | bool | None:
-        held = self.seats.get(seat.device)
-        if held is not None and held.session > seat.session:
+    def answer(self, binding: Binding, devices: set[int]) -> Binding | bool | None:
+        held = self.bindings.get(binding.device)
+        if held is not None and held.session > binding.session:
             return False
-        self.seats[seat.device] = seat
-        self.devices.setdefault(seat.user, set()).update(devices)
-        return held if held != seat else None
+        self.bindings[binding.device] = binding
+        self.devices.setdefault(binding.user, set()).update(devices)
+        return held if held != binding else None
 
-    def erase(self, seat: Seat) -> None:
-        if self.seats.get(seat.device) == seat:
-            del self.seats[seat.device]
-            if not any(other.user == seat.user for other in self.seats.values()):
-                del self.devices[seat.user]
+    def erase(self, binding: Binding) -> None:
+        if self.bindings.get(binding.device) == binding:
+            del self.bindings[binding.device]
+            if not any(other.user == binding.user for other in self.bindings.values()):
+                del self.devices[binding.user]
 
-    def write(self, seats: list[tuple[Seat, set[int]]]) -> None:
-        expected = [self.answer(seat, devices) for seat, devices in seats]
-        assert self.run(self.presence.online([(seat, tuple(devices)) for seat, devices in seats])) == expected
+    def write(self, bindings: list[tuple[Binding, set[int]]]) -> None:
+        expected = [self.answer(binding, devices) for binding, devices in bindings]
+        assert self.run(self.presence.online([(binding, tuple(devices)) for binding, devices in bindings])) == expected
 
     # ---- devices come and go
 
@@ -150,24 +150,24 @@ class WhoIsWhere(RuleBasedStateMachine):
         """One batch of greetings; where a device was before, it is not any more, whoever knows that."""
         numbers = self.run(self.presence.session_numbers(len(who)))
         assert numbers == sorted(set(numbers))
-        assert not self.were or numbers[0] > max(seat.session for seat in self.were), "a number of the past"
-        seats = []
+        assert not self.were or numbers[0] > max(binding.session for binding in self.were), "a number of the past"
+        bindings = []
         for (device, incarnation, known), number in zip(who, numbers, strict=True):
-            seat = Seat(OWNERS[device], device, incarnation, number)
+            binding = Binding(OWNERS[device], device, incarnation, number)
             if (before := self.here.get(device)) is not None:
                 self.late.append(before)
-            self.here[device] = seat
-            self.were.append(seat)
-            seats.append((seat, known | {device}))
-        self.write(seats)
+            self.here[device] = binding
+            self.were.append(binding)
+            bindings.append((binding, known | {device}))
+        self.write(bindings)
 
     @precondition(lambda self: self.here)
     @rule(which=WHICH, told=st.booleans())
     def leave(self, which: int, told: bool) -> None:
         """With `told` presence hears of it at once, otherwise later."""
-        device, seat = list(self.here.items())[which % len(self.here)]
+        device, binding = list(self.here.items())[which % len(self.here)]
         del self.here[device]
-        self.late.append(seat)
+        self.late.append(binding)
         if told:
             self.late_goodbye(len(self.late) - 1)
 
@@ -175,18 +175,18 @@ class WhoIsWhere(RuleBasedStateMachine):
     @rule(which=WHICH)
     def late_goodbye(self, which: int) -> None:
         """R5."""
-        seat = self.late.pop(which % len(self.late))
-        self.run(self.presence.offline([seat]))
-        self.erase(seat)
+        binding = self.late.pop(which % len(self.late))
+        self.run(self.presence.offline([binding]))
+        self.erase(binding)
 
     @precondition(lambda self: self.were)
     @rule(which=WHICH, known=LIST)
     def late_hello(self, which: int, known: set[int]) -> None:
         """R5: of a session that may be over; its connector says goodbye once it learns that."""
-        seat = self.were[-1 - which % len(self.were)]
-        self.write([(seat, known | {seat.device})])
-        if self.here.get(seat.device) != seat and seat not in self.late:
-            self.late.append(seat)
+        binding = self.were[-1 - which % len(self.were)]
+        self.write([(binding, known | {binding.device})])
+        if self.here.get(binding.device) != binding and binding not in self.late:
+            self.late.append(binding)
 
     @rule(user=st.sampled_from(USERS), devices=LIST)
     def registry_changes(self, user: int, devices: set[int]) -> None:
@@ -200,20 +200,20 @@ class WhoIsWhere(RuleBasedStateMachine):
     def wipe(self) -> None:
         """R9."""
         self.run(self.server.wipe())
-        self.seats.clear()
+        self.bindings.clear()
         self.devices.clear()
         self.registered = False
 
     @rule()
     def save(self) -> None:
-        self.saved = (self.run(self.server.save()), dict(self.seats), copy.deepcopy(self.devices))
+        self.saved = (self.run(self.server.save()), dict(self.bindings), copy.deepcopy(self.devices))
 
     @precondition(lambda self: self.saved is not None)
     @rule()
     def old_data(self) -> None:
         """R9."""
         assert self.saved is not None
-        held, self.seats, self.devices = self.saved[0], dict(self.saved[1]), copy.deepcopy(self.saved[2])
+        held, self.bindings, self.devices = self.saved[0], dict(self.saved[1]), copy.deepcopy(self.saved[2])
         self.run(self.server.restore(held))
         self.registered = False
         self.ghosts = True
@@ -221,7 +221,7 @@ class WhoIsWhere(RuleBasedStateMachine):
     @rule()
     def all_register_again(self) -> None:
         """What connectors do when presence may have forgotten them."""
-        self.write([(seat, {seat.device}) for seat in self.here.values()])
+        self.write([(binding, {binding.device}) for binding in self.here.values()])
         self.registered = True
 
     # ---- what has to hold
@@ -229,16 +229,16 @@ class WhoIsWhere(RuleBasedStateMachine):
     @invariant()
     def presence_is_what_the_dictionary_says(self) -> None:
         found = self.run(self.presence.lookup([*USERS, 99]))
-        assert {user: (each.devices, set(each.seats)) for user, each in found.items()} == {
-            user: (tuple(sorted(devices)), {seat for seat in self.seats.values() if seat.user == user})
+        assert {user: (each.devices, set(each.bindings)) for user, each in found.items()} == {
+            user: (tuple(sorted(devices)), {binding for binding in self.bindings.values() if binding.user == user})
             for user, devices in self.devices.items()
         }
 
     @invariant()
     def who_is_here_is_found_here(self) -> None:
         if self.registered:
-            for device, seat in self.here.items():
-                assert self.seats[device] == seat
+            for device, binding in self.here.items():
+                assert self.bindings[device] == binding
 
     def teardown(self) -> None:
         """When all that was late has arrived and all have registered, nothing but the truth is left."""
@@ -247,7 +247,7 @@ class WhoIsWhere(RuleBasedStateMachine):
         self.all_register_again()
         self.presence_is_what_the_dictionary_says()
         self.who_is_here_is_found_here()
-        assert self.ghosts or self.seats == self.here
+        assert self.ghosts or self.bindings == self.here
 
 
 @pytest.fixture

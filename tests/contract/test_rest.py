@@ -12,7 +12,7 @@ from meshim.errors import ApiError, BackendUnavailable, Code
 from meshim.rest import core, routes
 from meshim.runtime import crypto
 from meshim.runtime.crypto import MasterKey
-from meshim.stores.ports import CachedLogin, Lease, Login, Seat
+from meshim.stores.ports import Binding, CachedLogin, Lease, Login
 from meshim.wire import rest
 from meshim.wire.notification import AccountChanged, Kick
 from tests.contract.rest_world import World, world_of
@@ -163,7 +163,7 @@ async def test_who_is_connected_hears_of_a_new_device(world: World) -> None:
     async with world.api() as api:
         alice = await api.register("alice", PASSWORD)
         phone = await api.login("alice", PASSWORD, "phone", 1)
-        await world.presence.online([(Seat(alice.user_id, phone.device_id, 7, 1), (phone.device_id,))])
+        await world.presence.online([(Binding(alice.user_id, phone.device_id, 7, 1), (phone.device_id,))])
         laptop = await api.login("alice", PASSWORD, "laptop", 2)
     entry = (await world.presence.lookup([alice.user_id]))[alice.user_id]
     assert set(entry.devices) == {phone.device_id, laptop.device_id}
@@ -227,8 +227,8 @@ async def test_a_logout_revokes_the_token_and_kicks_the_session(world: World) ->
         answer = await api.login("alice", PASSWORD, "phone", 1)
         other = await world.api().login("alice", PASSWORD, "laptop", 2)
         devices = (answer.device_id, other.device_id)
-        seats = [Seat(answer.user_id, device, 7, 99) for device in devices]
-        await world.presence.online([(seat, devices) for seat in seats])
+        bindings = [Binding(answer.user_id, device, 7, 99) for device in devices]
+        await world.presence.online([(binding, devices) for binding in bindings])
         world.told.notices.clear()
         await api.logout()
     [(incarnation, kick)] = world.told.notices
@@ -265,7 +265,7 @@ async def test_a_logout_that_redis_missed_is_finished_by_repeating_it(world: Wor
     async with world.api() as api:
         await api.register("alice", PASSWORD)
         answer = await api.login("alice", PASSWORD, "phone", 1)
-        await world.presence.online([(Seat(answer.user_id, answer.device_id, 7, 99), (answer.device_id,))])
+        await world.presence.online([(Binding(answer.user_id, answer.device_id, 7, 99), (answer.device_id,))])
         await world.accounts.log_out(token_hash(answer.token))  # as far as a logout gets when Redis goes away
         world.turn(redis=False)
         with pytest.raises(ApiError) as away:
@@ -377,10 +377,10 @@ async def test_presence_is_of_friends_on_living_connectors(world: World) -> None
         await befriend(world, alice, bob)
         await alice.request("carol")
         await world.leases.acquire(Lease("connector", "c1", 7, "tcp://127.0.0.1:1"), 60.0)
-        await world.presence.online([(Seat(ids[name], n, 7, 1), (n,)) for n, name in enumerate(("bob", "carol"), 1)])
+        await world.presence.online([(Binding(ids[name], n, 7, 1), (n,)) for n, name in enumerate(("bob", "carol"), 1)])
         assert await alice.presence() == (rest.PeerPresence(rest.User(ids["bob"], "bob"), online=True),)
         assert [each.online for each in await bob.presence()] == [False]
-        # The same seat, on a connector that holds no lease any more.
+        # The same binding, on a connector that holds no lease any more.
         await world.leases.release(Lease("connector", "c1", 7))
         assert [each.online for each in await alice.presence()] == [False]
 

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, NullPool, create_engine, select, text
 from meshim.deploy.embedded import Nats, Valkey
 from meshim.protocol.routing import partition_of
 from meshim.stores.nats.notifications import NatsNotices
-from meshim.stores.ports import Seat
+from meshim.stores.ports import Binding
 from meshim.stores.redis.client import RedisClient
 from meshim.stores.redis.presence import RedisPresence
 from meshim.stores.sql.schema import im_position
@@ -56,7 +56,7 @@ async def test_a_lone_message_is_stored_at_once_and_its_connector_poked(mesh: Me
     redis = RedisClient(mesh.topology.backends.redis, LOG)
     stack.push_async_callback(redis.close)
     presence = RedisPresence(redis, mesh.topology.namespace)
-    await presence.online([(Seat(user.user_id, device.device_id, 77, 1), (device.device_id,))])
+    await presence.online([(Binding(user.user_id, device.device_id, 77, 1), (device.device_id,))])
     heard = await NatsNotices(mesh.nats, mesh.topology.namespace, LOG).listen(77)
     stack.push_async_callback(heard.aclose)
     await mesh.start()

@@ -96,7 +96,7 @@ async def cut_off(device: Client) -> AsyncIterator[None]:
         return await ask(fresh)
 
     connection._connectors = when_it_may
-    device._crank.receive(ConnectionLost())
+    device._driver.receive(ConnectionLost())
     try:
         yield
     finally:

@@ -1,6 +1,6 @@
 """What is done to a real mesh to force a race, and how a test sees that it was entered.
 
-Every wait is for something that can be observed: a counter of `meshim status --json`, a row, a seat.  Counters are
+Every wait is for something that can be observed: a counter of `meshim status --json`, a row, a binding.  Counters are
 written once a second and begin anew with each process, so a test notes them before (`Counted`) and waits for a rise.
 """
 
@@ -19,7 +19,7 @@ import redis
 from meshim import topology as topologies
 from meshim.protocol.routing import conversation_of, pick
 from meshim.runtime import counters
-from meshim.stores.ports import Seat
+from meshim.stores.ports import Binding
 from meshim.topology import Timers, Topology
 from scripts.harness.mesh import local_mesh
 from tests.mesh.real_mesh import DEADLINE_S, RealMesh, until
@@ -125,15 +125,15 @@ def redis_of(mesh: RealMesh) -> "redis.Redis":
     return redis.from_url(topologies.load(mesh.data.topology).backends.redis)
 
 
-def seats(mesh: RealMesh, user: int) -> dict[int, Seat]:
-    """The seats of a user in Redis, by device."""
+def bindings(mesh: RealMesh, user: int) -> dict[int, Binding]:
+    """The bindings of a user in Redis, by device."""
     with closing(redis_of(mesh)) as client:
         entry = client.hgetall(f"meshim:presence:{user}")
-    found = [msgspec.json.decode(value, type=Seat) for name, value in entry.items() if name != b"devices"]
-    return {seat.device: seat for seat in found}
+    found = [msgspec.json.decode(value, type=Binding) for name, value in entry.items() if name != b"devices"]
+    return {binding.device: binding for binding in found}
 
 
-def erase_seat(mesh: RealMesh, user: int, device: int) -> None:
+def erase_binding(mesh: RealMesh, user: int, device: int) -> None:
     """So that no writer knows whom to poke."""
     with closing(redis_of(mesh)) as client:
         assert client.hdel(f"meshim:presence:{user}", str(device)) == 1

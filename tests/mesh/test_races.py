@@ -12,7 +12,7 @@ import pytest
 
 from tests.mesh import faults
 from tests.mesh.conversations import client, say, take
-from tests.mesh.faults import Counted, brisk, kill, locked_database, rows, seats, stopped
+from tests.mesh.faults import Counted, bindings, brisk, kill, locked_database, rows, stopped
 from tests.mesh.pairs import doing, drained, nothing_else, people, pinned
 from tests.mesh.real_mesh import DEADLINE_S, PASSWORD, RealMesh, running, until
 from tests.mesh.stranger import CLOSE, Stranger
@@ -41,12 +41,12 @@ async def test_r01_stored_after_the_drain(mesh: RealMesh, poke: str) -> None:
             await drained(bob)
             assert not bob.shown, "it is in the log alone"
             if poke == "is lost":
-                faults.erase_seat(mesh, bob.user, bob.device)
+                faults.erase_binding(mesh, bob.user, bob.device)
         await doing(bob.until, lambda: pair.shown(*LINES, stored=True))
         if poke == "comes":
             await poked.rises()
         if poke == "is lost":
-            assert not seats(mesh, bob.user), "no writer could know whom to poke: it was the sweep"
+            assert not bindings(mesh, bob.user), "no writer could know whom to poke: it was the sweep"
         await nothing_else(pair, *LINES)
         bob.disconnect()
 
@@ -125,18 +125,18 @@ async def test_r05_late_goodbye(mesh: RealMesh) -> None:
         bob = pair.bob
         await doing(bob.connect, on="c1")
         await drained(bob)
-        old = seats(mesh, bob.user)[bob.device]
+        old = bindings(mesh, bob.user)[bob.device]
         second = bob.again()
         with stopped(mesh, "c1"):
             bob.send(CLOSE, bob.link, 14, "bye")  # c1 will find it when it wakes
             await doing(second.connect, on="c2")
             await drained(second)
-            new = seats(mesh, bob.user)[bob.device]
+            new = bindings(mesh, bob.user)[bob.device]
             assert new.session > old.session
             assert new.incarnation == faults.incarnation(mesh, "c2") != old.incarnation
-        # Beside it lies the news that bob is elsewhere: whichever is found first ends the session, and erases its seat.
+        # The kick waits beside it: whichever comes first ends the session and erases its binding.
         await until(lambda: faults.counter(mesh, "c1", "sessions") == 0, "c1 does not notice the goodbye")
-        assert seats(mesh, bob.user) == {bob.device: new}, "the late goodbye erased the new session"
+        assert bindings(mesh, bob.user) == {bob.device: new}, "the late goodbye erased the new session"
         await pair.sends("hello")
         await doing(second.until, lambda: pair.shown("hello", stored=False))
         bob.vanish()
@@ -155,11 +155,11 @@ async def test_r05_late_hello(mesh: RealMesh) -> None:
             await faults.back(mesh, "nats", kill(mesh, "nats"))
             await doing(second.connect, on="c2")
             await drained(second)
-            new = seats(mesh, bob.user)[bob.device]
+            new = bindings(mesh, bob.user)[bob.device]
             await until(lambda: not faults.lives(mesh, "c1"), "the lease of c1 does not end")
         await lost.rises()
         await replaced.rises()
-        assert seats(mesh, bob.user) == {bob.device: new}, "the late hello replaced the new session"
+        assert bindings(mesh, bob.user) == {bob.device: new}, "the late hello replaced the new session"
         await doing(bob.until, lambda: bob.came(CLOSE))
         await pair.sends("hello")
         await doing(second.until, lambda: pair.shown("hello"))

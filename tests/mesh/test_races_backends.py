@@ -14,7 +14,7 @@ from meshim.client.rest import Api
 from meshim.errors import ApiError
 from tests.mesh import faults
 from tests.mesh.conversations import client, take
-from tests.mesh.faults import Counted, back, brisk, kill, rows, seats, stopped
+from tests.mesh.faults import Counted, back, bindings, brisk, kill, rows, stopped
 from tests.mesh.pairs import People, doing, drained, listening, nothing_else, people
 from tests.mesh.real_mesh import DEADLINE_S, PASSWORD, RealMesh, running, until
 from tests.mesh.stranger import STORED
@@ -143,19 +143,19 @@ async def test_r09_redis_begins_anew(mesh: RealMesh, data: str) -> None:
     async with people(mesh, on="c1") as pair:
         bob = pair.bob
         await moved(mesh, pair)
-        here = seats(mesh, bob.user)
+        here = bindings(mesh, bob.user)
         dump = mesh.data.root / "valkey" / "dump.rdb"
         if data == "gone":
             dump.unlink()
         with stopped(mesh, "c1", "c2"):  # so that nobody registers before it was seen
             killed = kill(mesh, "redis")
             await back(mesh, "redis", killed)
-            found = seats(mesh, bob.user)
+            found = bindings(mesh, bob.user)
             assert found == {} if data == "gone" else found[bob.device].session < here[bob.device].session
         dump.unlink(missing_ok=True)
         returned = time.monotonic()
         async with listening(bob):
-            await until(lambda: seats(mesh, bob.user) == here, "presence is not rebuilt")
+            await until(lambda: bindings(mesh, bob.user) == here, "presence is not rebuilt")
         assert time.monotonic() - returned < REBUILT_S
         await pair.sends("m1")
         await doing(bob.until, lambda: pair.shown("m1"))
@@ -164,7 +164,7 @@ async def test_r09_redis_begins_anew(mesh: RealMesh, data: str) -> None:
 
 
 async def test_r09_redis_wiped_while_something_is_stored(mesh: RealMesh) -> None:
-    """Nobody is seated, so the writer pokes nobody: the queue is looked at when bob is registered again."""
+    """Nobody is bound, so the writer pokes nobody: the queue is looked at when bob is registered again."""
     async with people(mesh, on="c1") as pair:
         bob = pair.bob
         await doing(bob.connect, on="c2")
@@ -174,11 +174,11 @@ async def test_r09_redis_wiped_while_something_is_stored(mesh: RealMesh) -> None
                 redis.flushall()
             await pair.says("m1")
             await until(lambda: rows(mesh, bob.device) == (1, 1), "nothing is written")
-            assert not seats(mesh, bob.user), "no writer could know whom to poke"
+            assert not bindings(mesh, bob.user), "no writer could know whom to poke"
         began = time.monotonic()
         await doing(bob.until, lambda: pair.shown("m1", stored=True))
         assert time.monotonic() - began < REBUILT_S
         async with listening(bob):
-            await until(lambda: bob.device in seats(mesh, bob.user), "presence is not rebuilt")
+            await until(lambda: bob.device in bindings(mesh, bob.user), "presence is not rebuilt")
         await nothing_else(pair, "m1")
         bob.disconnect()

@@ -16,7 +16,7 @@ from meshim.protocol.timeouts import CLIENT_RESEND_S
 from meshim.topology import load
 from tests.mesh import faults
 from tests.mesh.conversations import client, take
-from tests.mesh.faults import Counted, back, brisk, kill, rows, seats, stopped
+from tests.mesh.faults import Counted, back, bindings, brisk, kill, rows, stopped
 from tests.mesh.pairs import doing, drained, listening, nothing_else, people
 from tests.mesh.real_mesh import DEADLINE_S, RealMesh, running, until
 from tests.mesh.stranger import DATA, PING, RESET, SUBMIT, pack
@@ -47,7 +47,7 @@ async def test_r04_presence_points_at_the_dead(mesh: RealMesh, how: str) -> None
         with stopped(mesh, "c1"):
             if how == "killed":
                 killed = kill(mesh, "c1")
-            assert seats(mesh, bob.user)[bob.device].incarnation == faults.incarnation(mesh, "c1") == dead
+            assert bindings(mesh, bob.user)[bob.device].incarnation == faults.incarnation(mesh, "c1") == dead
             began = time.monotonic()
             await pair.says("m2")
             assert time.monotonic() - began < load(mesh.data.topology).timers.delivery_timeout_s + CLIENT_RESEND_S

@@ -22,7 +22,7 @@ from meshim.topology import Backends, Listener, RestListener, Timers, Topology, 
 from tests.mesh import fake_mesh
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 20.0
+TIMEOUT_S = 20.0
 
 
 def a_mesh(connector: str = "c1", rest: str = "http://127.0.0.1:0", backends: Backends | None = None) -> Topology:
@@ -64,9 +64,9 @@ def running(mesh: Topology, data: DataFolder) -> Iterator[subprocess.Popen[str]]
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TIMEOUT_S
     while not condition():
-        assert time.monotonic() < deadline, f"not within {PATIENCE_S:g} s: {what}"
+        assert time.monotonic() < deadline, f"not within {TIMEOUT_S:g} s: {what}"
         time.sleep(0.01)
 
 
@@ -119,7 +119,7 @@ async def test_a_mesh_comes_up_whole_and_leaves_nothing_behind(data: DataFolder)
             await probe(url)
         pids = children(data).values()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(PATIENCE_S) == 0
+        assert process.wait(TIMEOUT_S) == 0
         assert all(is_gone(pid) for pid in pids)
     assert shown(data).state is Phase.STOPPED
     assert children(data) == {}
@@ -144,14 +144,14 @@ def test_passwords_are_private_and_not_shown(data: DataFolder) -> None:
 def test_ctrl_c_ends_it_too(data: DataFolder) -> None:
     with running(a_mesh(), data) as process:
         process.send_signal(signal.SIGINT)
-        assert process.wait(PATIENCE_S) == 0
+        assert process.wait(TIMEOUT_S) == 0
 
 
 def test_a_role_that_does_not_end_is_killed(data: DataFolder) -> None:
     with running(a_mesh(connector="stubborn"), data) as process:
         pid = children(data)["stubborn"]
         process.send_signal(signal.SIGTERM)
-        assert process.wait(PATIENCE_S) == 0
+        assert process.wait(TIMEOUT_S) == 0
         assert is_gone(pid)
 
 
@@ -185,7 +185,7 @@ def test_a_killed_supervisor_takes_everything_with_it(data: DataFolder) -> None:
 def test_a_second_mesh_on_the_same_folder_is_refused(data: DataFolder) -> None:
     with running(a_mesh(), data) as first:
         with spawned(a_mesh(), data) as second:
-            _, said = second.communicate(timeout=PATIENCE_S)
+            _, said = second.communicate(timeout=TIMEOUT_S)
         assert second.returncode == 1
         assert said == (f"A mesh runs on {data.root} already: end it with `meshim down`, or choose other --data.\n")
         assert state.supervisor(data) == first.pid

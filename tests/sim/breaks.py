@@ -19,7 +19,7 @@ from meshim.protocol.ordering import Flag, Released, StreamOrder
 from meshim.protocol.outcome import Tally, outcomes_of
 from meshim.stores.memory.database import MemoryPartitions, MemoryQueues
 from meshim.stores.memory.redis import MemoryPresence, MemorySessionCache
-from meshim.stores.ports import Page, Seat
+from meshim.stores.ports import Binding, Page
 from meshim.transfer import events as transfer_events
 from meshim.transfer.core import TransferCore
 from meshim.wire.envelope import Envelope
@@ -104,23 +104,25 @@ def _poke() -> list[Patch]:
 
 
 def _queue_check() -> list[Patch]:
-    """The queue is not looked at when a seat was written."""
-    written = Door.seats_written
+    """The queue is not looked at when a binding was written."""
+    written = Door.bindings_written
 
-    def careless(self: Door, event: connector_events.SeatsWritten) -> None:
+    def careless(self: Door, event: connector_events.BindingsWritten) -> None:
         with patch.object(self._sessions, "look", lambda session: None):
             written(self, event)
 
-    return [(Door, "seats_written", careless)]
+    return [(Door, "bindings_written", careless)]
 
 
 def _late_goodbye() -> list[Patch]:
-    """Erasing a seat does not look whose it is."""
+    """Erasing a binding does not look whose it is."""
     offline = MemoryPresence.offline
 
-    async def careless(self: MemoryPresence, seats: Sequence[Seat]) -> None:
-        held = (self._redis.presence.get((self._namespace, seat.user)) for seat in seats)
-        found = [e.seats.get(seat.device, seat) if e else seat for e, seat in zip(held, seats, strict=True)]
+    async def careless(self: MemoryPresence, bindings: Sequence[Binding]) -> None:
+        held = (self._redis.presence.get((self._namespace, binding.user)) for binding in bindings)
+        found = [
+            e.bindings.get(binding.device, binding) if e else binding for e, binding in zip(held, bindings, strict=True)
+        ]
         await offline(self, found)
 
     return [(MemoryPresence, "offline", careless)]

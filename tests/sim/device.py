@@ -15,7 +15,7 @@ from meshim.rest.backends import Backends as RestBackends
 from meshim.rest.change_notifier import Spread
 from meshim.rest.tokens import Tokens
 from meshim.runtime import crypto
-from meshim.runtime.driver import Crank
+from meshim.runtime.driver import Driver
 from meshim.runtime.log import Log
 from meshim.stores.ports import Login
 from meshim.wire.envelope import (
@@ -208,14 +208,14 @@ class Application:
                 lambda: random.randbytes(16), lambda: int(self._process.wall() * 1000), loop.time(),
             )  # fmt: skip
             self._watch_duplicates(core)
-            crank: Crank[e.Event, e.Action] = Crank(core, self._perform)
-            self._crank = crank
-            saver = Saver(cast("StateFile", self), asyncio.Lock(), lambda serial: crank.receive(e.Saved(serial)))
+            driver: Driver[e.Event, e.Action] = Driver(core, self._perform)
+            self._driver = driver
+            saver = Saver(cast("StateFile", self), asyncio.Lock(), lambda serial: driver.receive(e.Saved(serial)))
             self._saver = saver
-            self._connection = Connection(crank, self._living, self._token)
+            self._connection = Connection(driver, self._living, self._token)
             device.core, device.connection = core, self._connection
             tasks = [asyncio.create_task(work) for work in (self._write(), self._read(), saver.run())]
-            for future in (crank.failed, *tasks):
+            for future in (driver.failed, *tasks):
                 future.add_done_callback(self._ended)
             await self._connection.run()
         except (Refused, BackendUnavailable):
@@ -330,7 +330,7 @@ class Application:
             for _ in range(burst):
                 while self._core.outbox.full(to):
                     await asyncio.sleep(0.1)
-                self._crank.receive(e.Composed((self._compose(to),)))
+                self._driver.receive(e.Composed((self._compose(to),)))
                 await asyncio.sleep(random.uniform(0.0, 0.2))
 
     def _compose(self, to: Destination) -> Envelope:
@@ -350,12 +350,12 @@ class Application:
                 self._more.clear()
                 await self._more.wait()
                 continue
-            turn = row.turn
+            turn = row.number
             key = key_of(decode_envelope(row.envelope))
             self._judge.gave(self._file, key)
             await asyncio.sleep(random.uniform(0.0, 0.01))  # killed in here it is given again
             if random.random() < READ_SHARE:
-                self._crank.receive(e.MessagesRead(((row.stream, row.seq),)))
+                self._driver.receive(e.MessagesRead(((row.stream, row.seq),)))
             self._state.handled(turn)
             self._judge.handled(self._file, key)
 

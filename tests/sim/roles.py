@@ -156,7 +156,7 @@ class Connector(Role):
         shell = connector_shell.Shell(core, ports, context, None, topology, service)
         shell.router = context.router(
             self._endpoint(), keys=None, domain=self.name, admit=None, frame_bytes=0,
-            on_batch=lambda batch: shell.crank.receive(connector_events.ClientsSent(batch)),
+            on_batch=lambda batch: shell.driver.receive(connector_events.ClientsSent(batch)),
         )  # fmt: skip
 
         def disturbed() -> None:
@@ -186,7 +186,7 @@ class Transfer(Role):
         shell = transfer_service.Shell(core, backends.presence(), backends.log(), service)
         router = shell.router = context.router(
             self._endpoint(), keys=None, domain=self.name, admit=None, frame_bytes=0,
-            on_batch=lambda batch: shell.crank.receive(transfer_events.ConnectorsSent(batch)),
+            on_batch=lambda batch: shell.driver.receive(transfer_events.ConnectorsSent(batch)),
         )  # fmt: skip
         lease = Lease(self.kind, self.name, self.incarnation, self._endpoint())
         keeper = LeaseKeeper(backends.leases(), lease, timers, service.log, watch=("connector",))

@@ -35,8 +35,8 @@ class ServerState(enum.Enum):
 class Server:
     """One server.  `wall_s` is by how much its clock is wrong."""
 
-    def __init__(self, world: World, name: str, delay_s: tuple[float, float], patience_s: float) -> None:
-        """`delay_s` is the least and the most that one way takes; callers wait for `patience_s`."""
+    def __init__(self, world: World, name: str, delay_s: tuple[float, float], timeout_s: float) -> None:
+        """`delay_s` is the least and the most that one way takes; callers wait for `timeout_s`."""
         self.world = world
         self.name = name
         self.state = ServerState.UP
@@ -44,7 +44,7 @@ class Server:
         self.loss = 0.0
         """Share of requests, and of answers, that get lost."""
         self.slow = 0.0
-        """Share of requests that take up to `patience_s` / 4, as when a disk is busy."""
+        """Share of requests that take up to `timeout_s` / 4, as when a disk is busy."""
         self.unreachable: set[str] = set()
         """Names of processes that are cut off from it."""
         self.asking: Process | None = None
@@ -52,7 +52,7 @@ class Server:
         self.on_failure: Callable[[str], None] = lambda what: None
         """Gets the names of calls that failed because it was away."""
         self._delay_s = delay_s
-        self._patience_s = patience_s
+        self._patience_s = timeout_s
         self._waiting: list[Callable[[], None]] = []
         self._up_since = -RECONNECT_S
 
@@ -75,11 +75,11 @@ class Server:
         loop = process.loop
         answer = loop.create_future()
         self.world.after(self._travel(), lambda: self._arrived(process, what, work, answer))
-        patience = loop.call_later(self._patience_s, self._give_up, what, answer)
+        timeouts = loop.call_later(self._patience_s, self._give_up, what, answer)
         try:
             return await answer
         finally:
-            patience.cancel()
+            timeouts.cancel()
 
     def tell(self, process: Process, hear: Callable[[], None]) -> None:
         """Push something to a subscriber, who hears it unless the way is cut, or it has just begun to connect again."""
@@ -183,9 +183,9 @@ class _Log(_Remote):
         stored = loop.create_future()
         log = cast("SimLog", self._port)
         log.followers.setdefault(partition, []).append(lambda: settle(stored, None))
-        patience = loop.call_later(wait_s, settle, stored, None)
+        timeouts = loop.call_later(wait_s, settle, stored, None)
         await stored
-        patience.cancel()
+        timeouts.cancel()
         return await self._fetch(partition, most)
 
     async def _fetch(self, partition: int, most: int) -> list[ports.LogMessage]:
@@ -226,22 +226,27 @@ class SimPresence(redis.MemoryPresence):
         self._known = redis.presence
 
     async def online(
-        self, seats: Sequence[tuple[ports.Seat, tuple[int, ...]]]
-    ) -> list[ports.Seat | bool | None]:  # fmt: skip
-        results = await super().online(seats)
+        self, bindings: Sequence[tuple[ports.Binding, tuple[int, ...]]]
+    ) -> list[ports.Binding | bool | None]:  # fmt: skip
+        results = await super().online(bindings)
         self._judge.entered("R5", sum(result is False for result in results))
         return results
 
-    async def offline(self, seats: Sequence[ports.Seat]) -> None:
-        for seat in seats:
-            entry = self._known.get((NAMESPACE, seat.user))
-            held = entry.seats.get(seat.device) if entry is not None else None
-            self._judge.entered("R5", held is not None and held != seat)
-        await super().offline(seats)
+    async def offline(self, bindings: Sequence[ports.Binding]) -> None:
+        for binding in bindings:
+            entry = self._known.get((NAMESPACE, binding.user))
+            held = entry.bindings.get(binding.device) if entry is not None else None
+            self._judge.entered("R5", held is not None and held != binding)
+        await super().offline(bindings)
 
     async def lookup(self, users: Sequence[int]) -> dict[int, ports.UserPresence]:
         found = await super().lookup(users)
-        dead = (seat for entry in found.values() for seat in entry.seats if not self._judge.lives(seat.incarnation))
+        dead = (
+            binding
+            for entry in found.values()
+            for binding in entry.bindings
+            if not self._judge.lives(binding.incarnation)
+        )
         self._judge.entered("R4", any(True for _ in dead))
         return found
 

@@ -22,7 +22,7 @@ from meshim.wire.envelope import Destination, Stream
 class Received(NamedTuple):
     """A message for the application."""
 
-    turn: int
+    number: int
     stream: Stream
     seq: int
     envelope: bytes
@@ -42,10 +42,10 @@ class State:
         self._seen: dict[Stream, PutOrder] = {}
         self._inbox: dict[tuple[Stream, int], Received] = {}
         self._turns: dict[int, tuple[Stream, int]] = {}
-        self._turn = 0
+        self._number = 0
 
     def load(self) -> Snapshot:
-        held = [HeldMessage(row.stream, row.seq, row.envelope) for row in self._inbox.values() if not row.turn]
+        held = [HeldMessage(row.stream, row.seq, row.envelope) for row in self._inbox.values() if not row.number]
         return Snapshot(
             streams=list(self._streams.values()),
             unsettled=list(self._unsettled.values()),
@@ -72,17 +72,17 @@ class State:
                 case PutIn(stream, seq, envelope, stored):
                     self._inbox[stream, seq] = Received(0, stream, seq, envelope, stored, 0)
                 case Release(stream, seq, flag):
-                    self._turn += 1
-                    self._inbox[stream, seq] = self._inbox[stream, seq]._replace(turn=self._turn, flag=flag)
-                    self._turns[self._turn] = stream, seq
+                    self._number += 1
+                    self._inbox[stream, seq] = self._inbox[stream, seq]._replace(number=self._number, flag=flag)
+                    self._turns[self._number] = stream, seq
                 case Drop(stream, seq):
                     self._inbox.pop((stream, seq), None)
 
     def next(self, after: int) -> Received | None:
         """The first message for the application behind a turn."""
-        place = next((place for turn, place in self._turns.items() if turn > after), None)
+        place = next((place for number, place in self._turns.items() if number > after), None)
         return None if place is None else self._inbox[place]
 
-    def handled(self, turn: int) -> None:
+    def handled(self, number: int) -> None:
         """The application is done with it."""
-        self._inbox.pop(self._turns.pop(turn), None)
+        self._inbox.pop(self._turns.pop(number), None)

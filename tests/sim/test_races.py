@@ -72,7 +72,7 @@ def test_r4_presence_points_at_the_dead() -> None:
 
 
 def test_r5_late_goodbye_and_late_hello() -> None:
-    """A connector is stopped, its devices go elsewhere; when it goes on, it erases and writes their seats."""
+    """A connector is stopped, its devices go elsewhere; when it goes on, it erases and writes their bindings."""
     meet("R5", *everybody("pause-connector", 5.0, 9.0, count=2))
 
 

@@ -47,7 +47,7 @@ class Row(msgspec.Struct):
     pushed: bool = False
 
 
-class Seat:
+class Binding:
     """One connected device, as the mesh sees it."""
 
     def __init__(self, link: int, now: float) -> None:
@@ -60,7 +60,7 @@ class Mesh:
     """Connectors, transfers and the store in one."""
 
     def __init__(self) -> None:
-        self.seats: dict[int, Seat] = {}
+        self.bindings: dict[int, Binding] = {}
         self.rows: dict[int, dict[tuple[Stream, int], Row]] = {}
         self.busy = self.storing = self.mute = self.poking = False
         self._positions = itertools.count(1)
@@ -70,55 +70,55 @@ class Mesh:
         message = wire.decode_from_client(frame)
         if isinstance(message, Greet):
             self.leave(user)
-            self.seats[user] = Seat(message.link, now)
+            self.bindings[user] = Binding(message.link, now)
             self.poke(user)
             welcome = Welcome(
                 WIRE_VERSION, message.link, 1, user, user * 10, LINK.window.credit, BODY_BYTES, FRAME_BYTES, 10_000, 0
             )
             return [wire.encode(welcome)]
-        if user not in self.seats or message.link != self.seats[user].link.epoch:
+        if user not in self.bindings or message.link != self.bindings[user].link.epoch:
             return []
         if isinstance(message, Close):
             self.leave(user)
             return []
-        seat = self.seats[user]
-        items, taken = seat.link.receive(message, now)
+        binding = self.bindings[user]
+        items, taken = binding.link.receive(message, now)
         for item in taken:
             if isinstance(item, Delivery):
-                self._taken(user, seat.custody.popleft())
+                self._taken(user, binding.custody.popleft())
         for submit in items:
             self._route(submit)
         return []
 
     def flush(self, user: int, now: float) -> list[bytes]:
-        seat = self.seats.get(user)
-        return [] if seat is None else [wire.encode(f) for f in (*seat.link.tick(now), *seat.link.flush(now))]
+        binding = self.bindings.get(user)
+        return [] if binding is None else [wire.encode(f) for f in (*binding.link.tick(now), *binding.link.flush(now))]
 
     def leave(self, user: int) -> None:
         """The session ends: live copies are stored, rows are pushed again next time."""
-        seat = self.seats.pop(user, None)
-        if seat is not None:
+        binding = self.bindings.pop(user, None)
+        if binding is not None:
             for row in self.rows.get(user, {}).values():
                 row.pushed = False
-            for entry in seat.custody:
+            for entry in binding.custody:
                 if isinstance(entry, bytes):
                     self._store(user, entry)
 
     def poke(self, user: int) -> None:
         """Push what is stored and was not pushed in this session."""
-        seat = self.seats.get(user)
-        if seat is None:
+        binding = self.bindings.get(user)
+        if binding is None:
             return
         for row in sorted(self.rows.get(user, {}).values(), key=lambda row: row.position):
             if not row.pushed:
-                row.pushed = seat.link.push(Delivery(row.envelope, stored=True))
-                seat.custody.append(row)
-            seat.drained = max(seat.drained, row.position)
+                row.pushed = binding.link.push(Delivery(row.envelope, stored=True))
+                binding.custody.append(row)
+            binding.drained = max(binding.drained, row.position)
 
     @property
     def empty(self) -> bool:
         """It owes nobody anything."""
-        return not any(self.rows.values()) and not any(seat.custody for seat in self.seats.values())
+        return not any(self.rows.values()) and not any(binding.custody for binding in self.bindings.values())
 
     def _taken(self, user: int, entry: Row | bytes) -> None:
         if isinstance(entry, bytes):
@@ -133,13 +133,13 @@ class Mesh:
         if self.busy:
             self._tell(envelope, How.BUSY)
             return
-        seat = self.seats.get(user)
+        binding = self.bindings.get(user)
         after = max((at for of, _, at in submit.after if of == user), default=0)
-        if seat is None or self.storing or after > seat.drained:
+        if binding is None or self.storing or after > binding.drained:
             self._store(user, submit.envelope)
             return
-        seat.link.push(Delivery(submit.envelope))
-        seat.custody.append(submit.envelope)
+        binding.link.push(Delivery(submit.envelope))
+        binding.custody.append(submit.envelope)
 
     def _store(self, user: int, data: bytes) -> None:
         envelope = decode_envelope(data)
@@ -150,12 +150,12 @@ class Mesh:
         self._tell(envelope, How.STORED, row.position)
 
     def _tell(self, envelope: Envelope, how: How, position: int = 0) -> None:
-        seat = self.seats.get(envelope.user)
-        if seat is None or self.mute:
+        binding = self.bindings.get(envelope.user)
+        if binding is None or self.mute:
             return
         copy = (envelope.to.id, envelope.to.device or envelope.to.id * 10)
         done = () if how is How.BUSY else (copy,)
-        seat.link.push(
+        binding.link.push(
             Outcome(
                 0, envelope.user, envelope.device, envelope.epoch, envelope.to, envelope.seq, envelope.seq,
                 how, done, (copy,), position,
@@ -193,7 +193,7 @@ class Device:
             Identity(self.user, self.user * 10, self.state.epoch), OPTIONS, self.state.load(),
             lambda: next(self._ids).to_bytes(16), lambda: 0, now,
         )  # fmt: skip
-        self._turn = 0
+        self._last_read = 0
         self._composed: list[int] = []
 
     def kill(self, now: float) -> None:
@@ -207,7 +207,7 @@ class Device:
 
     # ---- the shell
 
-    def turn(self, event: e.Event | None, now: float) -> None:
+    def step(self, event: e.Event | None, now: float) -> None:
         for action in self.core.tick(now) if event is None else self.core.receive(event, now):
             if isinstance(action, e.SendFrame):
                 self.to_mesh.append(action.frame)
@@ -221,13 +221,13 @@ class Device:
                 self.progress[action.seq] = action.state
 
     def connect(self, now: float) -> None:
-        self.turn(e.Connected(next(self._links), b"token"), now)
-        self.connected = True  # the turn may have ended an earlier connection
+        self.step(e.Connected(next(self._links), b"token"), now)
+        self.connected = True  # the step may have ended an earlier connection
 
     def lose_connection(self, now: float) -> None:
         self.connected = False
         self.to_mesh.clear()
-        self.turn(e.ConnectionLost(), now)
+        self.step(e.ConnectionLost(), now)
 
     def save(self, now: float) -> None:
         """Write the Save that was asked for first."""
@@ -235,13 +235,13 @@ class Device:
             save, composed = self.saves.popleft()
             self.state.apply(save.changes)
             self.safe += composed
-            self.turn(e.Saved(save.serial), now)
+            self.step(e.Saved(save.serial), now)
 
     @property
     def at_rest(self) -> bool:
         """Nothing is under way, waits to be written or to be read."""
         core = self.core
-        return not (core.outbox.unsettled or self.saves or self.handling or self.state.received(self._turn, 1))
+        return not (core.outbox.unsettled or self.saves or self.handling or self.state.received(self._last_read, 1))
 
     # ---- the application
 
@@ -254,19 +254,19 @@ class Device:
             envelope = Envelope(
                 WIRE_VERSION, seq.to_bytes(16), who.user, who.device, who.epoch, to, seq, base, Kind.TEXT, 0, 0, b"x"
             )
-            self.turn(e.Composed((envelope,)), now)
+            self.step(e.Composed((envelope,)), now)
 
     def read(self, now: float, *, mark: bool) -> None:
         """Finish with the message in hand, and take the next."""
         if self.handling is not None:
             if mark:
-                self.turn(e.MessagesRead(((self.handling.stream, self.handling.seq),)), now)
-            self.state.handled((self.handling.turn,))
+                self.step(e.MessagesRead(((self.handling.stream, self.handling.seq),)), now)
+            self.state.handled((self.handling.number,))
             self.handling = None
-        page = self.state.received(self._turn, 1)
+        page = self.state.received(self._last_read, 1)
         if page:
             self.handling = page[0]
-            self._turn = page[0].turn
+            self._last_read = page[0].number
             self.handed.append(page[0].seq)
 
 
@@ -295,7 +295,7 @@ class World:
         if self.wires[user]:
             frame = self.wires[user].popleft()
             if not lose and self.devices[user].connected:
-                self.devices[user].turn(e.FramesReceived((frame,)), self.now)
+                self.devices[user].step(e.FramesReceived((frame,)), self.now)
 
     def connect(self, user: int) -> None:
         if not self.devices[user].connected:
@@ -315,7 +315,7 @@ class World:
     def wait(self, seconds: float) -> None:
         self.now += seconds
         for device in self.devices.values():
-            device.turn(None, self.now)
+            device.step(None, self.now)
 
     def settle(self) -> None:
         """Everything works from now on: until nothing moves any more."""

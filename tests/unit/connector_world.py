@@ -9,7 +9,7 @@ from meshim.connector.offline_sync import DrainOptions
 from meshim.connector.options import ConnectorOptions
 from meshim.protocol.link import LinkOptions
 from meshim.protocol.window import WindowOptions
-from meshim.stores.ports import Account, Login, Page, Row, Seat
+from meshim.stores.ports import Account, Binding, Login, Page, Row
 from meshim.wire import client, mesh
 from meshim.wire.bounds import Positions
 from meshim.wire.client import Delivery, Greet, Stored, Submit, Welcome
@@ -172,18 +172,18 @@ class Connector:
         client.greet(**greeting)
         return client
 
-    def seated(self, device: int, friends: Sequence[int] = (ALICE, BOB), devices: Sequence[int] = ()) -> "Client":
+    def bound(self, device: int, friends: Sequence[int] = (ALICE, BOB), devices: Sequence[int] = ()) -> "Client":
         """A client that was welcomed, and whose queue is being looked at."""
         client = self.connect(device)
         client.accepted(friends, devices)
-        write = self.take(e.WriteSeats)[-1]
-        self.tell(e.SeatsWritten([(seat, None) for seat, _ in write.seats]))
+        write = self.take(e.WriteBindings)[-1]
+        self.tell(e.BindingsWritten([(binding, None) for binding, _ in write.bindings]))
         assert client.came(Welcome)
         return client
 
     def online(self, device: int, friends: Sequence[int] = (ALICE, BOB), devices: Sequence[int] = ()) -> "Client":
         """A client with nothing stored for it."""
-        client = self.seated(device, friends, devices)
+        client = self.bound(device, friends, devices)
         self.peeked(through=0)
         self.take(e.NoteSeen)
         assert client.came(Stored) == [Stored(client.link, delayed=False)]
@@ -260,11 +260,11 @@ class Client:
 
     @property
     def renewal(self) -> e.Renewal:
-        return e.Renewal(self.seat, (self.device,), self.token_hash)
+        return e.Renewal(self.binding, (self.device,), self.token_hash)
 
     @property
-    def seat(self) -> Seat:
-        return Seat(self.device // 10, self.device, HERE, self.session)
+    def binding(self) -> Binding:
+        return Binding(self.device // 10, self.device, HERE, self.session)
 
     # ---- talking
 

@@ -52,7 +52,7 @@ class Sockets:
         return self.dealers[-1]
 
 
-class Crank:
+class Driver:
     def __init__(self) -> None:
         self.events: list[e.Event] = []
 
@@ -65,13 +65,13 @@ class World:
 
     def __init__(self) -> None:
         self.sockets = Sockets()
-        self.crank = Crank()
+        self.driver = Driver()
         self.known: Sequence[Connector] = (C1, C2)
         self.asked: list[bool] = []
         self.tokens = [b"token 1", b"token 2", b"token 3"]
         self.refused: list[bytes] = []
         self.trouble: MeshimError | None = None
-        self.connection = Connection(self.crank, self._connectors, self._token)  # type: ignore[arg-type]
+        self.connection = Connection(self.driver, self._connectors, self._token)  # type: ignore[arg-type]
         self.task = asyncio.ensure_future(self.connection.run())
 
     async def _connectors(self, fresh: bool) -> Sequence[Connector]:
@@ -142,7 +142,7 @@ def test_a_lost_connection_is_made_anew_with_another_connector(in_world: InWorld
         assert second.at - first.at < 0.1
         second.lost()
         assert (await world.sockets.next()).endpoint == C1.endpoint
-        assert [type(event) for event in world.crank.events] == [e.Connected, e.ConnectionLost] * 2
+        assert [type(event) for event in world.driver.events] == [e.Connected, e.ConnectionLost] * 2
 
     in_world(test)
 
@@ -252,7 +252,7 @@ def test_a_refused_token_is_replaced_by_a_login(in_world: InWorld) -> None:
         await world.refusal(Code.BAD_TOKEN)
         await world.welcome()
         assert world.refused == [b"token 1", b"token 2"]
-        greeted = [event.token for event in world.crank.events if isinstance(event, e.Connected)]
+        greeted = [event.token for event in world.driver.events if isinstance(event, e.Connected)]
         assert greeted == [b"token 1", b"token 2", b"token 3"]
 
     in_world(test)

@@ -66,7 +66,7 @@ def arrived(stream: Stream, *seqs: int, released: bool = True) -> list[PutIn | R
 
 
 def turns(state: StateFile, after: int = 0) -> list[tuple[int, Stream, int]]:
-    return [(row.turn, row.stream, row.seq) for row in state.received(after, 100)]
+    return [(row.number, row.stream, row.seq) for row in state.received(after, 100)]
 
 
 # ---------------------------------------------------------------- whose file it is

@@ -118,7 +118,7 @@ class AnyDrain(RuleBasedStateMachine):
         self.bob = self.arrive()
 
     def arrive(self) -> Client:
-        return self.connector.seated(B1)
+        return self.connector.bound(B1)
 
     # ---- the database and the network
 

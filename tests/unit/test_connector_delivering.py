@@ -117,7 +117,7 @@ def test_a_copy_for_who_is_not_welcomed_yet_is_given_back() -> None:
     bob.accepted()
     transfer.give(place())
     assert returned(transfer) == [(1, False)]
-    connector.tell(e.SeatsWritten([(bob.seat, None)]))
+    connector.tell(e.BindingsWritten([(bob.binding, None)]))
     assert bob.came(Welcome)
     assert not bob.deliveries
 
@@ -125,7 +125,7 @@ def test_a_copy_for_who_is_not_welcomed_yet_is_given_back() -> None:
 def test_while_the_queue_is_drained_live_copies_are_stored_behind_it() -> None:
     connector = Connector()
     transfer = connector.transfer()
-    bob = connector.seated(B1)
+    bob = connector.bound(B1)
     transfer.give(place(seq=1))
     connector.peeked(waiting=[B1])
     transfer.give(place(seq=2))
@@ -208,7 +208,7 @@ def test_a_copy_that_follows_a_stored_one_is_held_until_that_was_pushed() -> Non
 def test_a_position_that_was_drained_already_holds_nothing() -> None:
     connector = Connector()
     transfer = connector.transfer()
-    bob = connector.seated(B1)
+    bob = connector.bound(B1)
     connector.peeked(through=50)
     transfer.give(place(seq=1, after=50))
     assert bob.seqs == [1]
@@ -221,7 +221,7 @@ def test_what_was_stored_for_other_devices_holds_nothing(after: tuple[int, int, 
     bob = connector.online(B1)
     copy = place(seq=1)
     stamp = msgspec.structs.replace(copy.stamp, after=(after,))
-    transfer.give(Place(BOB, copy.seats, stamp, copy.envelope))
+    transfer.give(Place(BOB, copy.bindings, stamp, copy.envelope))
     assert bob.seqs == [1]
 
 
@@ -231,7 +231,7 @@ def test_what_was_stored_for_all_devices_holds_for_each() -> None:
     bob = connector.online(B1)
     copy = place(seq=1)
     stamp = msgspec.structs.replace(copy.stamp, after=((BOB, 0, 50),))
-    transfer.give(Place(BOB, copy.seats, stamp, copy.envelope))
+    transfer.give(Place(BOB, copy.bindings, stamp, copy.envelope))
     assert bob.seqs == []
 
 

@@ -28,7 +28,7 @@ def poke(connector: Connector) -> None:
 
 def draining(connector: Connector) -> Client:
     """Something waits for bob, and his session has the queue."""
-    bob = connector.seated(B1)
+    bob = connector.bound(B1)
     connector.peeked(waiting=[B1])
     connector.claimed(fence=1)
     return bob
@@ -41,7 +41,7 @@ def unreachable(connector: Connector, bob: Client) -> None:
 def test_what_is_stored_comes_first_and_is_marked_when_the_device_has_it() -> None:
     """R10: not before."""
     connector = Connector()
-    bob = connector.seated(B1)
+    bob = connector.bound(B1)
     connector.peeked(waiting=[B1])
     claim = connector.take_one(e.ClaimQueue)
     assert (claim.device, claim.session) == (B1, bob.session)
@@ -159,7 +159,7 @@ def test_a_mark_that_is_answered_late_takes_nothing_else_with_it() -> None:
 
 def test_an_empty_queue_costs_no_claim() -> None:
     connector = Connector()
-    connector.seated(B1)
+    connector.bound(B1)
     connector.peeked(through=5)
     assert not connector.take(e.ClaimQueue)
 
@@ -179,7 +179,7 @@ def test_a_claim_is_kept_for_the_session_and_given_up_with_it() -> None:
 
 def test_a_claim_that_comes_too_late_is_given_up() -> None:
     connector = Connector()
-    bob = connector.seated(B1)
+    bob = connector.bound(B1)
     connector.peeked(waiting=[B1])
     bob.send(Close(bob.link, 0))
     assert not connector.take(e.ReleaseQueue)
@@ -191,7 +191,7 @@ def test_while_another_drains_it_is_tried_again() -> None:
     """R3: the other connection of the device has the queue."""
     connector = Connector()
     transfer = connector.transfer()
-    bob = connector.seated(B1)
+    bob = connector.bound(B1)
     for _ in range(3):
         connector.peeked(waiting=[B1])
         connector.claimed(fence=None)
@@ -271,7 +271,7 @@ def test_without_the_database_people_talk_and_are_told(at: str) -> None:
     """R8."""
     connector = Connector()
     transfer = connector.transfer()
-    bob = connector.seated(B1)
+    bob = connector.bound(B1)
     if at != "look":
         connector.peeked(waiting=[B1])
     if at == "page":
@@ -328,10 +328,10 @@ def test_a_failed_mark_has_the_queue_looked_at_soon() -> None:
 def test_answers_of_an_earlier_session_are_not_taken_for_those_of_this_one() -> None:
     """It asked before the rows of now were there."""
     connector = Connector()
-    before = connector.seated(B1)
+    before = connector.bound(B1)
     (early,) = connector.take(e.PeekQueues)
     before.send(Close(before.link, 0))
-    bob = connector.seated(B1)
+    bob = connector.bound(B1)
     connector.tell(e.QueuesPeeked(early.devices, {}, set()))
     connector.tell(e.QueuesUnreachable(((B1, before.session),)))
     connector.tell(e.QueueClaimed(B1, before.session, None))
@@ -347,9 +347,9 @@ def test_answers_of_an_earlier_session_are_not_taken_for_those_of_this_one() -> 
     assert bob.seqs == [1]
 
 
-def test_an_answer_for_a_device_that_is_being_seated_again_says_nothing() -> None:
+def test_an_answer_for_a_device_that_is_being_bound_again_says_nothing() -> None:
     connector = Connector()
-    before = connector.seated(B1)
+    before = connector.bound(B1)
     before.send(Close(before.link, 0))
     bob = connector.connect(B1)
     bob.accepted()

@@ -4,7 +4,7 @@ import pytest
 
 from meshim.connector import events as e
 from meshim.errors import Code
-from meshim.stores.ports import Seat
+from meshim.stores.ports import Binding
 from meshim.wire.client import Welcome
 from meshim.wire.link import Ack, Close, Data, Ping, Pong
 from meshim.wire.mesh import Place
@@ -34,15 +34,15 @@ def codes(client: Client) -> list[int]:
     return [code for code, _ in client.closed]
 
 
-def test_a_good_token_is_seated_then_welcomed_then_drained() -> None:
+def test_a_good_token_is_bound_then_welcomed_then_drained() -> None:
     connector = Connector()
     alice = connector.connect(A1)
     alice.accepted()
-    assert not alice.frames, "no welcome before presence has the seat"
-    write = connector.take_one(e.WriteSeats)
-    assert write.seats == ((alice.seat, (A1,)),)
+    assert not alice.frames, "no welcome before presence has the binding"
+    write = connector.take_one(e.WriteBindings)
+    assert write.bindings == ((alice.binding, (A1,)),)
     assert not connector.take(e.PeekQueues), "the queue is looked at behind the presence write"
-    connector.tell(e.SeatsWritten([(alice.seat, None)]))
+    connector.tell(e.BindingsWritten([(alice.binding, None)]))
     (welcome,) = alice.came(Welcome)
     assert (welcome.link, welcome.session, welcome.user, welcome.device) == (alice.link, alice.session, ALICE, A1)
     assert (welcome.window, welcome.body_bytes, welcome.frame_bytes, welcome.heartbeat_ms) == (8, 1_000, 8_000, 10_000)
@@ -78,21 +78,21 @@ def test_a_connector_that_is_full_says_so() -> None:
     assert codes(bob) == [Code.BUSY]
 
 
-@pytest.mark.parametrize("when", ["checking", "seating", "live"])
+@pytest.mark.parametrize("when", ["checking", "binding", "live"])
 def test_a_second_greeting_ends_the_connection(when: str) -> None:
     connector = Connector()
     alice = connector.online(A1) if when == "live" else connector.connect(A1)
-    if when == "seating":
+    if when == "binding":
         alice.accepted()
     alice.greet()
     assert codes(alice) == [Code.NOT_GREETED]
     assert connector.count.malformed == 1
     if when == "checking":
         alice.accepted()
-    connector.tell(e.SeatsWritten([(alice.seat, None)]))
+    connector.tell(e.BindingsWritten([(alice.binding, None)]))
     assert not alice.came(Welcome)
     assert connector.count.sessions == 0
-    assert (alice.seat,) in [erase.seats for erase in connector.take(e.EraseSeats)] or when == "checking"
+    assert (alice.binding,) in [erase.bindings for erase in connector.take(e.EraseBindings)] or when == "checking"
 
 
 def test_what_comes_before_the_welcome_is_dropped_and_counted() -> None:
@@ -103,29 +103,29 @@ def test_what_comes_before_the_welcome_is_dropped_and_counted() -> None:
     alice.ping()
     assert not alice.frames
     assert connector.count.early == 2
-    connector.tell(e.SeatsWritten([(alice.seat, None)]))
+    connector.tell(e.BindingsWritten([(alice.binding, None)]))
     assert alice.came(Welcome)
     alice.submit(envelope())  # number 2: the first has to come again
     (ack,) = alice.came(Ack)
     assert (ack.ack, ack.stash) == (0, (2,))
 
 
-@pytest.mark.parametrize("when", ["checking", "seating"])
+@pytest.mark.parametrize("when", ["checking", "binding"])
 def test_a_client_that_gives_up_before_its_welcome_leaves_nothing(when: str) -> None:
     connector = Connector()
     alice = connector.connect(A1)
-    if when == "seating":
+    if when == "binding":
         alice.accepted()
     alice.send(Close(alice.link, Code.SHUTTING_DOWN))
     if when == "checking":
         alice.accepted()
     assert connector.count.sessions == 0
     assert not alice.frames
-    if when == "seating":
-        connector.take(e.EraseSeats)
+    if when == "binding":
+        connector.take(e.EraseBindings)
         # The erasing may have overtaken the writing.
-        connector.tell(e.SeatsWritten([(alice.seat, None)]))
-        assert connector.take_one(e.EraseSeats).seats == (alice.seat,)
+        connector.tell(e.BindingsWritten([(alice.binding, None)]))
+        assert connector.take_one(e.EraseBindings).bindings == (alice.binding,)
 
 
 def test_answers_for_a_peer_that_left_come_to_nothing() -> None:
@@ -154,24 +154,24 @@ def test_an_answer_to_an_earlier_greeting_of_a_peer_is_not_taken_for_this_one() 
 # ---------------------------------------------------------------- one device, several connections
 
 
-def test_a_seat_that_a_later_session_holds_is_not_taken() -> None:
+def test_a_binding_that_a_later_session_holds_is_not_taken() -> None:
     """R5: a stopped connector's late write, after the new session's greet."""
     connector = Connector()
     alice = connector.connect(A1)
     alice.accepted()
-    connector.take(e.WriteSeats)
-    connector.tell(e.SeatsWritten([(alice.seat, False)]))
+    connector.take(e.WriteBindings)
+    connector.tell(e.BindingsWritten([(alice.binding, False)]))
     assert codes(alice) == [Code.REPLACED]
     assert connector.count.replaced == 1
 
 
-def test_who_held_the_seat_elsewhere_is_kicked() -> None:
+def test_who_held_the_binding_elsewhere_is_kicked() -> None:
     connector = Connector()
     alice = connector.connect(A1)
     alice.accepted()
-    connector.take(e.WriteSeats)
-    before = Seat(ALICE, A1, ELSEWHERE, 42)
-    connector.tell(e.SeatsWritten([(alice.seat, before)]))
+    connector.take(e.WriteBindings)
+    before = Binding(ALICE, A1, ELSEWHERE, 42)
+    connector.tell(e.BindingsWritten([(alice.binding, before)]))
     tell = connector.take_one(e.TellKick)
     assert (tell.incarnation, tell.kick.device, tell.kick.session, tell.kick.code) == (ELSEWHERE, A1, 42, Code.REPLACED)
     assert alice.came(Welcome)
@@ -184,8 +184,8 @@ def test_a_later_connection_of_the_device_here_replaces_the_earlier() -> None:
     second = connector.connect(A1)
     second.accepted()
     assert codes(first) == [Code.REPLACED]
-    assert connector.take_one(e.EraseSeats).seats == (first.seat,)
-    connector.tell(e.SeatsWritten([(second.seat, first.seat)]))
+    assert connector.take_one(e.EraseBindings).bindings == (first.binding,)
+    connector.tell(e.BindingsWritten([(second.binding, first.binding)]))
     assert second.came(Welcome)
     assert not connector.take(e.TellKick), "nobody else has to be told"
 
@@ -209,7 +209,7 @@ def test_a_kick_is_for_sessions_up_to_its_number() -> None:
     assert not alice.closed
     connector.tell(e.Noticed(Kick(ALICE, A1, alice.session, Code.LOGGED_OUT, "logged out")))
     assert alice.closed == [(Code.LOGGED_OUT, "logged out")]
-    assert connector.take_one(e.EraseSeats).seats == (alice.seat,)
+    assert connector.take_one(e.EraseBindings).bindings == (alice.binding,)
     assert connector.count.replaced == 0
 
 
@@ -235,7 +235,7 @@ def test_without_presence_nobody_new_gets_in() -> None:
     connector = Connector()
     alice = connector.connect(A1)
     alice.accepted()
-    connector.tell(e.SeatsUnwritten([alice.seat]))
+    connector.tell(e.BindingsUnwritten([alice.binding]))
     assert codes(alice) == [Code.BUSY]
     assert connector.count.sessions == 0
 
@@ -244,37 +244,37 @@ def test_who_is_here_is_written_again_until_presence_answers() -> None:
     connector = Connector()
     alice = connector.online(A1)
     connector.tell(e.PresenceDisturbed())
-    assert list(connector.take_one(e.RenewSeats).renewals) == [alice.renewal]
+    assert list(connector.take_one(e.RenewBindings).renewals) == [alice.renewal]
     for _ in range(3):
-        connector.tell(e.SeatsUnwritten([alice.seat]))
+        connector.tell(e.BindingsUnwritten([alice.binding]))
         connector.pass_time(0.9 * RETRY_S)
-        assert not connector.take(e.RenewSeats)
+        assert not connector.take(e.RenewBindings)
         connector.pass_time(0.2 * RETRY_S)
-        assert list(connector.take_one(e.RenewSeats).renewals) == [alice.renewal]
-    connector.tell(e.SeatsWritten([(alice.seat, None)]))
+        assert list(connector.take_one(e.RenewBindings).renewals) == [alice.renewal]
+    connector.tell(e.BindingsWritten([(alice.binding, None)]))
     assert connector.take_one(e.PeekQueues), "what was stored meanwhile is looked for"
     assert not alice.closed
 
 
-def test_a_seat_that_may_have_been_written_for_nobody_is_erased() -> None:
+def test_a_binding_that_may_have_been_written_for_nobody_is_erased() -> None:
     connector = Connector()
     alice = connector.online(A1)
     connector.tell(e.PresenceDisturbed())
     alice.send(Close(alice.link, 0))
-    connector.take(e.EraseSeats)
-    connector.tell(e.SeatsUnwritten([alice.seat]))
-    assert connector.take_one(e.EraseSeats).seats == (alice.seat,)
+    connector.take(e.EraseBindings)
+    connector.tell(e.BindingsUnwritten([alice.binding]))
+    assert connector.take_one(e.EraseBindings).bindings == (alice.binding,)
 
 
 def test_after_a_disturbance_everybody_is_registered_again_and_queues_are_looked_at() -> None:
-    """R9, and who is just being seated: her first write may have been lost with the rest."""
+    """R9, and who is just being bound: her first write may have been lost with the rest."""
     connector = Connector()
     alice, bob = connector.online(A1), connector.connect(B1)
     bob.accepted()
     connector.tell(e.PresenceDisturbed())
-    assert list(connector.take_one(e.RenewSeats).renewals) == [alice.renewal, bob.renewal]
-    connector.tell(e.SeatsWritten([(alice.seat, None), (bob.seat, None)]))
-    connector.tell(e.SeatsWritten([(bob.seat, None)]))
+    assert list(connector.take_one(e.RenewBindings).renewals) == [alice.renewal, bob.renewal]
+    connector.tell(e.BindingsWritten([(alice.binding, None), (bob.binding, None)]))
+    connector.tell(e.BindingsWritten([(bob.binding, None)]))
     assert len(bob.came(Welcome)) == 1
     looks = [device for peek in connector.take(e.PeekQueues) for device in peek.devices]
     assert looks == [(ALICE, A1, alice.session), (BOB, B1, bob.session)]
@@ -285,7 +285,7 @@ def test_a_session_replaced_while_its_connector_was_stopped_is_cut() -> None:
     connector = Connector()
     alice = connector.online(A1)
     connector.tell(e.PresenceDisturbed())
-    connector.tell(e.SeatsWritten([(alice.seat, False)]))
+    connector.tell(e.BindingsWritten([(alice.binding, False)]))
     assert codes(alice) == [Code.REPLACED]
 
 
@@ -296,19 +296,19 @@ def test_who_was_replaced_elsewhere_and_not_told_finds_out() -> None:
     for _ in range(3):
         bob.ping()
         connector.pass_time(RELATION_S / 3)
-    assert list(connector.take(e.RenewSeats)[-1].renewals) == [bob.renewal]
-    connector.tell(e.SeatsWritten([(bob.seat, False)]))
+    assert list(connector.take(e.RenewBindings)[-1].renewals) == [bob.renewal]
+    connector.tell(e.BindingsWritten([(bob.binding, False)]))
     assert codes(bob) == [Code.REPLACED]
 
 
 def test_whose_token_was_revoked_and_was_not_told_finds_out() -> None:
-    """R14 and R9: presence forgot who had taken over, and whose connector writes first has the seat for a moment."""
+    """R14 and R9: presence forgot who had taken over, and whose connector writes first has the binding for a moment."""
     connector = Connector()
     alice, bob = connector.online(A1), connector.online(B1)
     connector.tell(e.PresenceDisturbed())
-    connector.tell(e.TokensRevoked([alice.seat, Seat(BOB, B1, HERE, bob.session - 1)]))
+    connector.tell(e.TokensRevoked([alice.binding, Binding(BOB, B1, HERE, bob.session - 1)]))
     assert codes(alice) == [Code.REPLACED]
-    assert connector.take_one(e.EraseSeats).seats == (alice.seat,)
+    assert connector.take_one(e.EraseBindings).bindings == (alice.binding,)
     assert not bob.closed, "that was an earlier session of his"
 
 
@@ -317,20 +317,20 @@ def test_while_presence_is_away_no_token_is_looked_at() -> None:
     connector = Connector()
     alice = connector.online(A1)
     connector.tell(e.PresenceLost())
-    connector.tell(e.SeatsUnwritten([alice.seat]))
-    connector.take(e.RenewSeats)
+    connector.tell(e.BindingsUnwritten([alice.binding]))
+    connector.take(e.RenewBindings)
     connector.pass_time(3 * RETRY_S)
-    assert not connector.take(e.RenewSeats)
+    assert not connector.take(e.RenewBindings)
     connector.tell(e.PresenceDisturbed())
-    assert list(connector.take_one(e.RenewSeats).renewals) == [alice.renewal]
+    assert list(connector.take_one(e.RenewBindings).renewals) == [alice.renewal]
 
 
-def test_a_copy_for_somebody_who_is_not_here_erases_the_seat_that_led_it_here() -> None:
+def test_a_copy_for_somebody_who_is_not_here_erases_the_binding_that_led_it_here() -> None:
     connector = Connector()
     transfer = connector.transfer()
     there = place(B1)
     transfer.give(Place(BOB, ((B1, 42),), there.stamp, there.envelope))
-    assert connector.take_one(e.EraseSeats).seats == (Seat(BOB, B1, HERE, 42),)
+    assert connector.take_one(e.EraseBindings).bindings == (Binding(BOB, B1, HERE, 42),)
     assert connector.count.misplaced == 1
 
 
@@ -360,16 +360,16 @@ def test_a_device_that_presence_may_not_know_yet_is_written_there() -> None:
     connector = Connector()
     alice = connector.online(A1)
     connector.tell(e.AccountsRead([account(ALICE, devices=(A1, A2))]))
-    assert connector.take_one(e.RenewSeats).renewals == (alice.renewal._replace(devices=(A1, A2)),)
+    assert connector.take_one(e.RenewBindings).renewals == (alice.renewal._replace(devices=(A1, A2)),)
     connector.tell(e.AccountsRead([account(ALICE, devices=(A1,))]))
-    assert not connector.take(e.RenewSeats)
+    assert not connector.take(e.RenewBindings)
 
 
 def test_an_account_read_before_the_registration_of_the_device_is_completed() -> None:
     connector = Connector()
     alice = connector.connect(A2)
     alice.accepted(devices=(A1,))
-    assert connector.take_one(e.WriteSeats).seats == ((alice.seat, (A1, A2)),)
+    assert connector.take_one(e.WriteBindings).bindings == ((alice.binding, (A1, A2)),)
 
 
 def test_that_a_device_is_connected_is_noted_at_both_ends_and_every_hour() -> None:
@@ -456,7 +456,7 @@ def test_a_ping_is_answered_and_silence_ends_the_session() -> None:
     assert not alice.closed
     connector.pass_time(6)
     assert codes(alice) == [Code.UNRESPONSIVE]
-    assert connector.take_one(e.EraseSeats).seats == (alice.seat,)
+    assert connector.take_one(e.EraseBindings).bindings == (alice.binding,)
 
 
 def test_queues_are_swept() -> None:

@@ -105,7 +105,7 @@ def test_a_broken_or_false_envelope_ends_the_session(made: bytes, code: Code) ->
     assert [code for code, _ in alice.closed] == [code]
     assert [item.stamp.seq for item in transfer.take() if isinstance(item, Route)] == [1], "what came before it passed"
     assert connector.count.malformed == connector.count.cut == 1
-    assert connector.take_one(e.EraseSeats).seats == (alice.seat,)
+    assert connector.take_one(e.EraseBindings).bindings == (alice.binding,)
 
 
 def test_an_envelope_of_a_later_version_of_ours_passes_with_the_fields_it_has() -> None:
@@ -295,11 +295,11 @@ def test_outcomes_for_nobody_here_are_counted_as_lost() -> None:
     connector = Connector()
     transfer = connector.transfer()
     alice = connector.online(A1)
-    seating = connector.connect(B1)
-    seating.accepted()
+    binding = connector.connect(B1)
+    binding.accepted()
     transfer.give(outcome(A2), outcome(epoch=EPOCH + 1), outcome(B1))
     assert not alice.outcomes
-    assert not seating.frames
+    assert not binding.frames
     assert connector.count.outcomes_lost == 3
 
 

@@ -47,7 +47,7 @@ def test_a_session_to_which_something_happens_is_looked_at_once(looks: list[int]
 def test_what_waits_for_others_is_no_reason_to_look(looks: list[int]) -> None:
     """Outcomes that wait leave after 3 ms, hundreds of times a second: that is no tick."""
     window = options().transfers.window
-    connector = Connector(transfers=LinkOptions(window, heartbeat_s=0.5, silence_s=1.5, company_s=0.003))
+    connector = Connector(transfers=LinkOptions(window, heartbeat_s=0.5, silence_s=1.5, coalesce_s=0.003))
     transfer = connector.transfer()
     bob = connector.online(B1)
     connector.pass_time(1.0)
@@ -80,15 +80,15 @@ def test_what_is_due_between_is_done_in_time() -> None:
     assert connector.take(e.PeekQueues), "the sweep"
 
 
-def test_a_seat_is_written_again_however_often_relations_are_read() -> None:
+def test_a_binding_is_written_again_however_often_relations_are_read() -> None:
     """Presence forgets who was not written for an hour."""
     connector = Connector()
     alice = connector.online(A1)
-    connector.take(e.RenewSeats)
+    connector.take(e.RenewBindings)
     written = 0
     for _ in range(20):
         alice.ping()
         connector.pass_time(RELATION_S / 3)
         connector.tell(e.AccountsRead([account(ALICE, devices=(A1,))]))
-        written += len(connector.take(e.RenewSeats))
+        written += len(connector.take(e.RenewBindings))
     assert written >= 3

@@ -101,7 +101,7 @@ def test_nothing_that_came_is_unacknowledged_for_longer(steps: list[tuple[str, f
 def test_who_waits_to_hear_that_a_message_came_hears_it_at_once() -> None:
     end = link()
     end.receive(data(1), 1.0)
-    end.window.hurry_ack()
+    end.window.ack_at_once()
     assert end.flush(1.0) == [Ack(EPOCH, 1)]
     end.receive(data(2), 1.1)
     assert end.flush(1.1) == [], "nobody waits for this one"
@@ -111,7 +111,7 @@ def test_a_frame_that_goes_before_it_is_processed_does_not_answer_for_it() -> No
     options = WindowOptions(credit=CREDIT, queue=100, frame_items=4, frame_bytes=1_000, resend_s=1.0, give_up_s=5.0)
     end: Link[str, str] = Link(EPOCH, LinkOptions(options, 10.0, 25.0, ack_delay_s=DELAY_S), len, 0.0, deferred=True)
     end.receive(data(1), 1.0)
-    end.window.hurry_ack()
+    end.window.ack_at_once()
     end.push("said before it was written down")
     (frame,) = end.flush(1.0)
     assert isinstance(frame, Data)
@@ -120,37 +120,37 @@ def test_a_frame_that_goes_before_it_is_processed_does_not_answer_for_it() -> No
     assert end.flush(1.001) == [Ack(EPOCH, 1)]
 
 
-def patient() -> Link[str, str]:
+def deferrable() -> Link[str, str]:
     options = WindowOptions(credit=CREDIT, queue=100, frame_items=4, frame_bytes=1_000, resend_s=1.0, give_up_s=5.0)
-    return Link(EPOCH, LinkOptions(options, 10.0, 25.0, company_s=DELAY_S), len, 0.0)
+    return Link(EPOCH, LinkOptions(options, 10.0, 25.0, coalesce_s=DELAY_S), len, 0.0)
 
 
 def test_patient_items_leave_together_and_no_later_than_that() -> None:
-    end = patient()
-    end.push("first", patient=True)
+    end = deferrable()
+    end.push("first", deferrable=True)
     assert end.flush(1.0) == [Data(EPOCH, 1, 0, (), ("first",))], "nothing has left just now"
-    end.push("second", patient=True)
+    end.push("second", deferrable=True)
     assert end.flush(1.01) == []
     assert end.next_deadline() == pytest.approx(1.0 + DELAY_S)
-    end.push("third", patient=True)
+    end.push("third", deferrable=True)
     assert end.tick(1.0 + DELAY_S) == [Data(EPOCH, 2, 0, (), ("second", "third"))]
     assert end.flush(1.0 + DELAY_S) == []
 
 
 def test_what_cannot_wait_takes_everything_along_in_order() -> None:
-    end = patient()
-    end.push("first", patient=True)
+    end = deferrable()
+    end.push("first", deferrable=True)
     end.flush(1.0)
-    end.push("second", patient=True)
+    end.push("second", deferrable=True)
     assert end.flush(1.01) == []
     end.push("now")
     assert end.flush(1.011) == [Data(EPOCH, 2, 0, (), ("second", "now"))]
 
 
 def test_what_found_no_room_leaves_as_soon_as_there_is_some() -> None:
-    end = patient()
+    end = deferrable()
     for number in range(4 * CREDIT + 1):
-        end.push(f"m{number}", patient=True)
+        end.push(f"m{number}", deferrable=True)
     assert len(end.flush(1.0)) == CREDIT, "the window is full"
     assert end.flush(1.01) == []
     end.receive(Ack(EPOCH, 1), 1.02)

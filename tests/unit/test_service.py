@@ -13,7 +13,7 @@ PROLOGUE = """
 import asyncio, sys, time
 import uvloop
 from meshim.errors import BackendUnavailable
-from meshim.runtime.driver import Crank
+from meshim.runtime.driver import Driver
 from meshim.runtime.service import Service
 
 async def fail(error):

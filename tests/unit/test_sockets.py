@@ -215,13 +215,13 @@ async def test_a_flood_is_read_in_turns(context: Context) -> None:
 
     other_work()
     await until(lambda: len(server.got) == 20_000)
-    assert max(server.batches) <= pump.TURN_MESSAGES
+    assert max(server.batches) <= pump.READ_MESSAGES_MAX
     assert max(after - before for before, after in itertools.pairwise(turns)) <= 2
 
 
 @on_each_loop
 async def test_a_turn_is_bounded_in_bytes(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshim.runtime.sockets.router.TURN_BYTES", 10_000)
+    monkeypatch.setattr("meshim.runtime.sockets.router.READ_BYTES_MAX", 10_000)
     server = Server(context)
     client = await Client(context, server.router.endpoint).connect()
     for _ in range(300):
@@ -235,7 +235,7 @@ async def test_what_was_sent_before_the_end_comes_before_the_end(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "meshim.runtime.sockets.dealer.TURN_MESSAGES", 10
+        "meshim.runtime.sockets.dealer.READ_MESSAGES_MAX", 10
     )  # so that the end is known before all is read
     server = Server(context)
     client = await Client(context, server.router.endpoint).connect()

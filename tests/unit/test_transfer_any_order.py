@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from meshim.protocol.outcome import outcomes_of
-from meshim.stores.ports import Seat, UserPresence
+from meshim.stores.ports import Binding, UserPresence
 from meshim.transfer import events as e
 from meshim.wire.envelope import Destination, Kind, To
 from meshim.wire.link import Ping, Reset
@@ -23,7 +23,7 @@ OTHERS = (BOB, CAROL) = (2, 3)
 DEVICES = {ALICE: (A1, 12), BOB: (21, 22), CAROL: (31,)}
 USER = st.sampled_from(OTHERS)
 WHICH = st.integers(0, 7)
-SEATS = st.sampled_from([[ALICE, ALICE, BOB, BOB, CAROL], [CAROL] * 5]) | st.lists(
+BINDINGS = st.sampled_from([[ALICE, ALICE, BOB, BOB, CAROL], [CAROL] * 5]) | st.lists(
     st.sampled_from([0, ALICE, BOB, CAROL, 99]), min_size=5, max_size=5
 )
 
@@ -98,7 +98,7 @@ class Accounting(RuleBasedStateMachine):
         connector = self.others.get(user, self.origin)
         for item in connector.items:
             if isinstance(item, Place):
-                self.held += [(user, item, device) for device, _ in item.seats]
+                self.held += [(user, item, device) for device, _ in item.bindings]
         if connector is not self.origin:
             connector.items.clear()
         else:
@@ -113,7 +113,7 @@ class Accounting(RuleBasedStateMachine):
     # ---- what presence and the log do
 
     @precondition(lambda self: self.transfer.looked_up())
-    @rule(where=SEATS, readable=st.sampled_from([True, True, False]))
+    @rule(where=BINDINGS, readable=st.sampled_from([True, True, False]))
     def presence(self, where: list[int], readable: bool) -> None:
         """Each device is on one of the connectors, on one that is not linked, or nowhere (0)."""
         (read, *later) = self.transfer.take(e.ReadPresence)
@@ -121,9 +121,9 @@ class Accounting(RuleBasedStateMachine):
         places = dict(zip(sorted(d for known in DEVICES.values() for d in known), where, strict=True))
         found = {}
         for user in read.users:
-            seats = tuple(Seat(user, d, places[d], 7) for d in DEVICES[user] if places[d])
-            if seats:
-                found[user] = UserPresence(DEVICES[user], seats)
+            bindings = tuple(Binding(user, d, places[d], 7) for d in DEVICES[user] if places[d])
+            if bindings:
+                found[user] = UserPresence(DEVICES[user], bindings)
         self.transfer.tell(e.PresenceRead(read.users, found) if readable else e.PresenceUnreadable(read.users))
 
     @rule(user=st.none() | USER)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from meshim.stores.ports import Seat, UserPresence
+from meshim.stores.ports import Binding, UserPresence
 from meshim.transfer import events as e
 from meshim.wire.envelope import Destination, Kind, To
 from meshim.wire.mesh import Place
@@ -37,7 +37,7 @@ def test_a_copy_goes_where_presence_says() -> None:
     transfer.present({BOB: here(BOB, B1)})
     (place,) = bob.items
     assert isinstance(place, Place)
-    assert (place.user, place.seats, place.envelope) == (BOB, ((B1, 7),), b"0003")
+    assert (place.user, place.bindings, place.envelope) == (BOB, ((B1, 7),), b"0003")
     assert place.stamp.copies == ((BOB, B1),), "it names all copies, for whoever reports one"
     assert not alice.items
     assert not transfer.asked
@@ -84,7 +84,7 @@ def test_devices_that_are_away_get_an_entry_beside_those_that_are_here() -> None
     assert alice.outcomes[0].copies == ((BOB, B1), (BOB, B2))
 
 
-def test_a_seat_on_a_connector_that_is_not_linked_counts_as_none() -> None:
+def test_a_binding_on_a_connector_that_is_not_linked_counts_as_none() -> None:
     """R4: presence points at the dead."""
     transfer = Transfer()
     transfer.connector(ALICE).give(route())
@@ -96,7 +96,7 @@ def test_devices_on_two_connectors_get_a_copy_each() -> None:
     transfer = Transfer()
     alice, bob, other = (transfer.connector(n) for n in (ALICE, BOB, 9))
     alice.give(route())
-    transfer.present({BOB: UserPresence((B1, B2), (Seat(BOB, B1, BOB, 7), Seat(BOB, B2, 9, 8)))})
+    transfer.present({BOB: UserPresence((B1, B2), (Binding(BOB, B1, BOB, 7), Binding(BOB, B2, 9, 8)))})
     assert (bob.places, other.places) == ([(1, (B1,))], [(1, (B2,))])
 
 
@@ -109,13 +109,13 @@ def test_devices_on_one_connector_share_a_copy() -> None:
     assert bob.items[0].stamp.copies == ((BOB, B1), (BOB, B2))  # type: ignore[union-attr]
 
 
-def test_a_seated_device_that_the_list_lacks_is_not_left_out() -> None:
+def test_a_bound_device_that_the_list_lacks_is_not_left_out() -> None:
     """It has only just been registered, and who wrote the list had an older one."""
     transfer = Transfer()
     alice, bob = transfer.connector(ALICE), transfer.connector(BOB)
     alice.give(route(seq=1), route(seq=2, to=CAROL))
     transfer.present(
-        {BOB: UserPresence((B1,), (Seat(BOB, B2, BOB, 7),)), CAROL: UserPresence((), (Seat(CAROL, C1, BOB, 7),))}
+        {BOB: UserPresence((B1,), (Binding(BOB, B2, BOB, 7),)), CAROL: UserPresence((), (Binding(CAROL, C1, BOB, 7),))}
     )
     assert bob.places == [(1, (B2,)), (2, (C1,))]
     assert transfer.stored() == [(2, [Entry(BOB, (B1,), b"0001")])]

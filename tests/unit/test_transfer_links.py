@@ -146,7 +146,7 @@ def test_a_farewell_ends_the_link() -> None:
 
 def test_before_its_farewell_a_transfer_says_what_has_waited() -> None:
     """What was acknowledged nobody takes elsewhere; what became of a message its sender hears."""
-    links = LinkOptions(options().links.window, 0.5, SILENCE_S, ack_delay_s=0.05, company_s=0.003)
+    links = LinkOptions(options().links.window, 0.5, SILENCE_S, ack_delay_s=0.05, coalesce_s=0.003)
     transfer = Transfer(links=links)
     alice = transfer.connector(ALICE)
     for seq in (1, 2):

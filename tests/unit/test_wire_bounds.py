@@ -178,7 +178,7 @@ BEYOND: list[tuple[str, Callable[[bytes], Any], bytes]] = [
         mesh.encode(Data(1, 1, 1, (), (msgspec.structs.replace(OUTCOME, copies=((1, 1),) * (LIST_MAX + 1)),))),
     ),
     (
-        "seats",
+        "bindings",
         mesh.decode_from_transfer,
         mesh.encode(Data(1, 1, 1, (), (Place(1, ((1, 1),) * (LIST_MAX + 1), STAMP, b""),))),
     ),

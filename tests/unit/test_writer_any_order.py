@@ -4,7 +4,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from meshim.stores.ports import Seat
+from meshim.stores.ports import Binding
 from meshim.writer.events import Acknowledge, Bury, Claim, Fetch, Read, StopRequested, Write, WritersSeen
 from tests.unit.writer_world import GARBAGE, LEASE_S, REFUSED, Process, World, record
 
@@ -25,7 +25,7 @@ class AnyOrder(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.world = World(self.partitions)
-        self.world.seats = {user: Seat(user, user, 9, 1) for user in range(1, 4)}
+        self.world.bindings = {user: Binding(user, user, 9, 1) for user in range(1, 4)}
         self.published: dict[tuple[int, int], bytes] = {}
         self.lost: set[tuple[int, int]] = set()
         self.incarnations = 0

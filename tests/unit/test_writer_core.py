@@ -2,7 +2,7 @@
 
 import pytest
 
-from meshim.stores.ports import Seat
+from meshim.stores.ports import Binding
 from meshim.wire.offline_log import decode_record
 from meshim.writer.events import (
     Acknowledge,
@@ -34,7 +34,7 @@ from tests.unit.writer_world import (
 
 def test_a_lone_message_goes_through_at_once() -> None:
     world = World(1)
-    world.seats[7] = Seat(7, 70, 99, 1)
+    world.bindings[7] = Binding(7, 70, 99, 1)
     process = start(world)
     world.publish(0, record((7, (70, 71), b"m1")))
     step(process, Fetch)
@@ -46,7 +46,7 @@ def test_a_lone_message_goes_through_at_once() -> None:
         "first the connectors are told"
     )
     step(process, Tell)
-    assert world.pokes == [(99, ((7, 70),))], "only devices with a seat"
+    assert world.pokes == [(99, ((7, 70),))], "only devices with a binding"
     step(process, Acknowledge)
     assert world.acknowledged == {(0, 1)}
     count = process.count()
@@ -55,7 +55,7 @@ def test_a_lone_message_goes_through_at_once() -> None:
 
 def test_a_connector_gets_one_poke_for_many_devices() -> None:
     world = World(1)
-    world.seats = {user: Seat(user, 10 * user, user % 2, 1) for user in range(1, 5)}
+    world.bindings = {user: Binding(user, 10 * user, user % 2, 1) for user in range(1, 5)}
     process = start(world)
     for user in range(1, 5):
         world.publish(0, record((user, (10 * user,), b"m%d" % user)))
@@ -128,7 +128,7 @@ def test_what_cannot_be_read_now_is_waited_for() -> None:
 def test_given_again_is_written_again_poked_again_and_acknowledged() -> None:
     """R10 on our side: the acknowledgement was lost."""
     world = World(1)
-    world.seats[1] = Seat(1, 1, 99, 1)
+    world.bindings[1] = Binding(1, 1, 99, 1)
     process = start(world)
     world.publish(0, record((1, (1,), b"m1")))
     for kind in (Fetch, Write, LookUp, Tell):

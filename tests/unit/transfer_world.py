@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from meshim.protocol.link import LinkOptions
 from meshim.protocol.window import WindowOptions
-from meshim.stores.ports import Seat, UserPresence
+from meshim.stores.ports import Binding, UserPresence
 from meshim.transfer import events as e
 from meshim.transfer.core import TransferCore, TransferOptions
 from meshim.wire import mesh
@@ -64,8 +64,8 @@ def returned(seq: int = 1, *devices: int, absent: bool = False, **fields: Any) -
 
 def here(connector: int, *devices: int, known: Sequence[int] = ()) -> UserPresence:
     """The presence of somebody whose `devices` are on one connector, and `known` nowhere."""
-    seats = tuple(Seat(device // 10, device, connector, 7) for device in devices)
-    return UserPresence((*devices, *known), seats)
+    bindings = tuple(Binding(device // 10, device, connector, 7) for device in devices)
+    return UserPresence((*devices, *known), bindings)
 
 
 class Transfer:
@@ -206,7 +206,7 @@ class Connector:
     @property
     def places(self) -> list[tuple[int, tuple[int, ...]]]:
         """(seq, devices) of the copies that came, in order."""
-        return [(i.stamp.seq, tuple(d for d, _ in i.seats)) for i in self.items if isinstance(i, Place)]
+        return [(i.stamp.seq, tuple(d for d, _ in i.bindings)) for i in self.items if isinstance(i, Place)]
 
     @property
     def outcomes(self) -> list[Outcome]:

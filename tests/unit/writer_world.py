@@ -7,7 +7,7 @@ a process may crash after its commit and before it hears of it, or commit late.
 from collections.abc import Iterable
 from typing import NamedTuple, TypeVar
 
-from meshim.stores.ports import LogMessage, Seat, UserPresence, Written
+from meshim.stores.ports import Binding, LogMessage, UserPresence, Written
 from meshim.wire.codec import encode
 from meshim.wire.offline_log import Entry, Record, decode_record, encode_record
 from meshim.writer.core import WriterCore, WriterOptions
@@ -100,7 +100,7 @@ class World:
         self.leases: dict[int, Lease] = {}
         self.rows: list[Row] = []
         self.keys: set[tuple[int, bytes]] = set()
-        self.seats: dict[int, Seat] = {}
+        self.bindings: dict[int, Binding] = {}
         self.pokes: list[tuple[int, tuple[tuple[int, int], ...]]] = []
         self.to_purge = 0
         self.purges: list[str] = []
@@ -128,8 +128,8 @@ class World:
             case Write():
                 return self._write(action)
             case LookUp(partition, users):
-                seats = {user: self.seats[user] for user in users if user in self.seats}
-                return PresenceSeen(partition, {u: UserPresence((s.device,), (s,)) for u, s in seats.items()})
+                bindings = {user: self.bindings[user] for user in users if user in self.bindings}
+                return PresenceSeen(partition, {u: UserPresence((s.device,), (s,)) for u, s in bindings.items()})
             case Tell(partition, pokes):
                 self.pokes.extend((incarnation, poke.devices) for incarnation, poke in pokes)
                 return Told(partition, sum(len(poke.devices) for _, poke in pokes), 0)

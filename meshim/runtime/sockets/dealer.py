@@ -8,8 +8,8 @@ import zmq
 from meshim.runtime.sockets.pump import (
     HANDSHAKE_FAILED,
     NOBLOCK,
-    TURN_BYTES,
-    TURN_MESSAGES,
+    READ_BYTES_MAX,
+    READ_MESSAGES_MAX,
     Monitor,
     Pump,
     Socket,
@@ -80,7 +80,7 @@ class Dealer:
         size = 0
         full = first = True
         try:
-            for _ in range(TURN_MESSAGES):
+            for _ in range(READ_MESSAGES_MAX):
                 part = recv(NOBLOCK, False)
                 if part.more or not (frame := part.bytes):
                     skip(self._socket, part)
@@ -88,7 +88,7 @@ class Dealer:
                 else:
                     batch.append(frame)
                     size += len(frame)
-                    if size > TURN_BYTES:
+                    if size > READ_BYTES_MAX:
                         break
                 if first and not is_readable(self._socket):  # as after most frames, when there is little to do
                     full = False

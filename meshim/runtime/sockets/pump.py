@@ -10,9 +10,9 @@ import zmq
 
 Socket = zmq.Socket[bytes]
 
-TURN_MESSAGES = 1_000
+READ_MESSAGES_MAX = 1_000
 """Read in one go before other work of the loop gets its turn."""
-TURN_BYTES = 8 << 20
+READ_BYTES_MAX = 8 << 20
 """The same in bytes, as the high-water marks of many peers together are no limit."""
 
 NOBLOCK = int(zmq.NOBLOCK)  # as a plain number: arithmetic with enums costs as much as a send
@@ -55,7 +55,7 @@ class Pump:
         self._used = False
         """Since nothing was left to read."""
         self._stopped = False
-        loop.add_reader(socket.FD, self._turn)  # its news are believed
+        loop.add_reader(socket.FD, self._read)  # its news are believed
         self.nudge()  # for what arrived before
 
     def nudge(self) -> None:
@@ -70,14 +70,14 @@ class Pump:
         self._stopped = True
         self._loop.remove_reader(self._socket.FD)
 
-    def _turn(self) -> None:
+    def _read(self) -> None:
         if self._stopped:
             return
         self._due = True  # what `take` sends needs no turn of its own
         self._used = False
         more = self._take() or (self._used and self._readable())
         if more:
-            self._loop.call_soon(self._turn)
+            self._loop.call_soon(self._read)
         else:
             self._due = False
 
@@ -86,7 +86,7 @@ class Pump:
             return
         self._used = False
         if is_readable(self._socket):
-            self._turn()
+            self._read()
         else:
             self._due = False
 
@@ -135,7 +135,7 @@ class Monitor:
 
     def _take(self) -> bool:
         try:
-            for _ in range(TURN_MESSAGES):
+            for _ in range(READ_MESSAGES_MAX):
                 event, value = _EVENT.unpack(self._socket.recv(NOBLOCK))
                 self._socket.recv(NOBLOCK)  # the address
                 self._on_event(event, value)

@@ -12,8 +12,8 @@ from meshim.runtime.sockets.guard import SEARCH_S, SWEEP_S, Guard, Guarding
 from meshim.runtime.sockets.pump import (
     HANDSHAKE_FAILED,
     NOBLOCK,
-    TURN_BYTES,
-    TURN_MESSAGES,
+    READ_BYTES_MAX,
+    READ_MESSAGES_MAX,
     Monitor,
     Pump,
     Socket,
@@ -134,7 +134,7 @@ class Router:
         size = 0
         full = first = True
         try:
-            for _ in range(TURN_MESSAGES):
+            for _ in range(READ_MESSAGES_MAX):
                 peer = recv(NOBLOCK)
                 part = recv(NOBLOCK, False)  # as a Frame: it knows `more`, at half the price of asking the socket
                 if part.more or not (frame := part.bytes):
@@ -145,7 +145,7 @@ class Router:
                 elif guard is None or self._passes(guard, peer, part):
                     batch.append((peer, frame))
                     size += len(frame)
-                    if size > TURN_BYTES:
+                    if size > READ_BYTES_MAX:
                         break
                 if first and not is_readable(self._socket):  # as after most frames, when there is little to do
                     full = False

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import zmq
 from zmq.utils import z85
 
-from meshim.runtime.sockets.pump import NOBLOCK, TURN_MESSAGES, Pump
+from meshim.runtime.sockets.pump import NOBLOCK, READ_MESSAGES_MAX, Pump
 
 Admit = Callable[[bytes], bool | Awaitable[bool | None] | None]
 """Given a public key (Z85): whether its owner may connect; None when that cannot be told now."""
@@ -76,7 +76,7 @@ class Doorkeeper:
 
     def _take(self) -> bool:
         try:
-            for _ in range(TURN_MESSAGES):
+            for _ in range(READ_MESSAGES_MAX):
                 request = parse(self._socket.recv_multipart(NOBLOCK))
                 if request is not None:
                     self._ask(request)

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from typing import Generic, TypeVar
 
 from meshim.errors import BackendUnavailable
-from meshim.stores.ports import Account, CachedLogin, Lease, Login, Seat, UserPresence
+from meshim.stores.ports import Account, Binding, CachedLogin, Lease, Login, UserPresence
 from meshim.stores.redis.session_ids import SessionClock
 
 _Value = TypeVar("_Value")
@@ -127,7 +127,7 @@ class _Entry:
 
     def __init__(self, devices: Iterable[int]) -> None:
         self.devices = set(devices)
-        self.seats: dict[int, Seat] = {}
+        self.bindings: dict[int, Binding] = {}
 
 
 class _Subscriber:
@@ -234,35 +234,35 @@ class MemoryPresence:
             self._clock.given(first + count - 1, now)
         return list(range(first, first + count))
 
-    async def online(self, seats: Sequence[tuple[Seat, tuple[int, ...]]]) -> list[Seat | bool | None]:
+    async def online(self, bindings: Sequence[tuple[Binding, tuple[int, ...]]]) -> list[Binding | bool | None]:
         self._redis.answer()
-        results: list[Seat | bool | None] = []
+        results: list[Binding | bool | None] = []
         changed: list[int] = []
-        for seat, devices in seats:
-            self._redis.last_session = max(self._redis.last_session, seat.session)
-            entry = self._redis.presence.setdefault((self._namespace, seat.user), _Entry(()))
-            held = entry.seats.get(seat.device)
-            if held is not None and held.session > seat.session:
+        for binding, devices in bindings:
+            self._redis.last_session = max(self._redis.last_session, binding.session)
+            entry = self._redis.presence.setdefault((self._namespace, binding.user), _Entry(()))
+            held = entry.bindings.get(binding.device)
+            if held is not None and held.session > binding.session:
                 results.append(False)
                 continue
-            if held != seat or not entry.devices.issuperset(devices):
-                entry.seats[seat.device] = seat
+            if held != binding or not entry.devices.issuperset(devices):
+                entry.bindings[binding.device] = binding
                 entry.devices.update(devices)
-                changed.append(seat.user)
-            results.append(held if held != seat else None)
+                changed.append(binding.user)
+            results.append(held if held != binding else None)
         self._redis.publish(self._namespace, changed)
         return results
 
-    async def offline(self, seats: Sequence[Seat]) -> None:
+    async def offline(self, bindings: Sequence[Binding]) -> None:
         self._redis.answer()
         changed: list[int] = []
-        for seat in seats:
-            entry = self._redis.presence.get((self._namespace, seat.user))
-            if entry is not None and entry.seats.get(seat.device) == seat:
-                del entry.seats[seat.device]
-                if not entry.seats:
-                    del self._redis.presence[self._namespace, seat.user]
-                changed.append(seat.user)
+        for binding in bindings:
+            entry = self._redis.presence.get((self._namespace, binding.user))
+            if entry is not None and entry.bindings.get(binding.device) == binding:
+                del entry.bindings[binding.device]
+                if not entry.bindings:
+                    del self._redis.presence[self._namespace, binding.user]
+                changed.append(binding.user)
         self._redis.publish(self._namespace, changed)
 
     async def lookup(self, users: Sequence[int]) -> dict[int, UserPresence]:
@@ -271,7 +271,7 @@ class MemoryPresence:
         for user in users:
             entry = self._redis.presence.get((self._namespace, user))
             if entry is not None:
-                found[user] = UserPresence(tuple(sorted(entry.devices)), tuple(entry.seats.values()))
+                found[user] = UserPresence(tuple(sorted(entry.devices)), tuple(entry.bindings.values()))
         return found
 
     async def set_devices(self, user: int, devices: Sequence[int]) -> None:

@@ -11,13 +11,14 @@ from meshim.stores.ports.leases import Lease, Leases
 from meshim.stores.ports.notifications import Notices
 from meshim.stores.ports.offline_log import Log, LogMessage
 from meshim.stores.ports.partitions import Partitions, Written
-from meshim.stores.ports.presence import Presence, Seat, UserPresence
+from meshim.stores.ports.presence import Binding, Presence, UserPresence
 from meshim.stores.ports.queues import Page, Queues, Row
 from meshim.stores.ports.session_cache import Account, CachedLogin, Login, SessionCache
 
 __all__ = [
     "Account",
     "Accounts",
+    "Binding",
     "CachedLogin",
     "DeadLetter",
     "DeadLetters",
@@ -35,7 +36,6 @@ __all__ = [
     "Relation",
     "RelationKey",
     "Row",
-    "Seat",
     "SessionCache",
     "User",
     "UserPresence",

@@ -12,8 +12,8 @@ look-up of many users is one script, one reply and one decode (4 times faster th
 HGETALL), and no number passes through Lua's doubles, which hold 53 bits: incarnations have 63.
 Only session numbers are compared as numbers: microseconds since 1970 fit until the year 2255.
 
-A hash lives as long as it has a seat, and not longer than `unseen_s` after the last `online`, which connectors
-repeat for every session.  Until then seats of crashed connectors stay, or until the device comes back; they are
+A hash lives as long as it has a binding, and not longer than `unseen_s` after the last `online`, which connectors
+repeat for every session.  Until then bindings of crashed connectors stay, or until the device comes back; they are
 recognised by their incarnation, which holds no lease.
 
 Every script that changed something publishes the user ids, so that caches can forget them.
@@ -25,7 +25,7 @@ from contextlib import aclosing
 
 import msgspec
 
-from meshim.stores.ports import Seat, UserPresence
+from meshim.stores.ports import Binding, UserPresence
 from meshim.stores.redis.client import RedisClient
 from meshim.stores.redis.session_ids import SessionClock
 
@@ -43,8 +43,8 @@ redis.call('SET', KEYS[1], first + ARGV[1] - 1)
 return first
 """
 
-# KEYS: channel, last number given, then the hash of each user.  ARGV: for each user her id, device, session, seat,
-# devices.  Returns JSON: for each user false, null or the seat that was replaced.  Numbers go on above all sessions
+# KEYS: channel, last number given, then the hash of each user.  ARGV: for each user her id, device, session, binding,
+# devices.  Returns JSON: for each user false, null or the binding that was replaced.  Numbers go on above all sessions
 # that were ever written, also where a wiped server is told of them anew.
 _ONLINE = """
 local function merged(old, new)
@@ -60,7 +60,7 @@ end
 local results, changed, highest = {}, {}, '0'
 for i = 3, #KEYS do
     local at = (i - 3) * 5
-    local user, device, session, seat, devices = unpack(ARGV, at + 1, at + 5)
+    local user, device, session, binding, devices = unpack(ARGV, at + 1, at + 5)
     if tonumber(session) > tonumber(highest) then highest = session end
     local held = redis.call('HMGET', KEYS[i], device, 'devices')
     local session_held = held[1] and tonumber(string.match(held[1], '(%d+)%]$'))
@@ -68,9 +68,9 @@ for i = 3, #KEYS do
         results[i - 2] = 'false'
     else
         local all = merged(held[2], devices)
-        results[i - 2] = held[1] and held[1] ~= seat and held[1] or 'null'
-        if held[1] ~= seat or held[2] ~= all then
-            redis.call('HSET', KEYS[i], device, seat, 'devices', all)
+        results[i - 2] = held[1] and held[1] ~= binding and held[1] or 'null'
+        if held[1] ~= binding or held[2] ~= all then
+            redis.call('HSET', KEYS[i], device, binding, 'devices', all)
             changed[#changed + 1] = user
         end
         redis.call('EXPIRE', KEYS[i], UNSEEN_S)
@@ -81,13 +81,13 @@ if #changed > 0 then redis.call('PUBLISH', KEYS[1], table.concat(changed, ',')) 
 return '[' .. table.concat(results, ',') .. ']'
 """
 
-# KEYS: channel, then the hash of each user.  ARGV: for each user her id, device, seat.
+# KEYS: channel, then the hash of each user.  ARGV: for each user her id, device, binding.
 _OFFLINE = """
 local changed = {}
 for i = 2, #KEYS do
     local at = (i - 2) * 3
-    local user, device, seat = unpack(ARGV, at + 1, at + 3)
-    if redis.call('HGET', KEYS[i], device) == seat then
+    local user, device, binding = unpack(ARGV, at + 1, at + 3)
+    if redis.call('HGET', KEYS[i], device) == binding then
         redis.call('HDEL', KEYS[i], device)
         if redis.call('HLEN', KEYS[i]) == 1 then redis.call('DEL', KEYS[i]) end
         changed[#changed + 1] = user
@@ -102,11 +102,12 @@ _LOOKUP = """
 local results = {}
 for i, key in ipairs(KEYS) do
     local fields = redis.call('HGETALL', key)
-    local devices, seats = nil, {}
+    local devices, bindings = nil, {}
     for at = 1, #fields, 2 do
-        if fields[at] == 'devices' then devices = fields[at + 1] else seats[#seats + 1] = fields[at + 1] end
+        if fields[at] == 'devices' then devices = fields[at + 1] else bindings[#bindings + 1] = fields[at + 1] end
     end
-    results[i] = devices and '{"devices":' .. devices .. ',"seats":[' .. table.concat(seats, ',') .. ']}' or 'null'
+    local list = table.concat(bindings, ',')
+    results[i] = devices and '{"devices":' .. devices .. ',"bindings":[' .. list .. ']}' or 'null'
 end
 return '[' .. table.concat(results, ',') .. ']'
 """
@@ -121,7 +122,7 @@ return 0
 """
 
 _json = msgspec.json.Encoder()
-_replaced = msgspec.json.Decoder(list[Seat | bool | None])
+_replaced = msgspec.json.Decoder(list[Binding | bool | None])
 _presences = msgspec.json.Decoder(list[UserPresence | None])
 
 
@@ -148,29 +149,35 @@ class RedisPresence:
         self._clock.given(first + count - 1, loop.time())
         return list(range(first, first + count))
 
-    async def online(self, seats: Sequence[tuple[Seat, tuple[int, ...]]]) -> list[Seat | bool | None]:
+    async def online(self, bindings: Sequence[tuple[Binding, tuple[int, ...]]]) -> list[Binding | bool | None]:
         """The devices are added to those of the entry, where there is one.
 
         A connector may know an older list than the entry.  A device too many costs a copy that the
         writer leaves out; a device too few would miss its messages.
         """
-        results: list[Seat | bool | None] = []
-        for start in range(0, len(seats), _AT_ONCE):
-            batch = seats[start : start + _AT_ONCE]
-            keys = [self._channel, self._last_number, *(self._key(seat.user) for seat, _ in batch)]
+        results: list[Binding | bool | None] = []
+        for start in range(0, len(bindings), _AT_ONCE):
+            batch = bindings[start : start + _AT_ONCE]
+            keys = [self._channel, self._last_number, *(self._key(binding.user) for binding, _ in batch)]
             arguments: list[int | bytes] = []
-            for seat, devices in batch:
-                arguments += (seat.user, seat.device, seat.session, _json.encode(seat), _json.encode(sorted(devices)))
+            for binding, devices in batch:
+                arguments += (
+                    binding.user,
+                    binding.device,
+                    binding.session,
+                    _json.encode(binding),
+                    _json.encode(sorted(devices)),
+                )
             results += _replaced.decode(await self._online(keys, arguments))
         return results
 
-    async def offline(self, seats: Sequence[Seat]) -> None:
-        for start in range(0, len(seats), _AT_ONCE):
-            batch = seats[start : start + _AT_ONCE]
-            keys = [self._channel, *(self._key(seat.user) for seat in batch)]
+    async def offline(self, bindings: Sequence[Binding]) -> None:
+        for start in range(0, len(bindings), _AT_ONCE):
+            batch = bindings[start : start + _AT_ONCE]
+            keys = [self._channel, *(self._key(binding.user) for binding in batch)]
             arguments: list[int | bytes] = []
-            for seat in batch:
-                arguments += (seat.user, seat.device, _json.encode(seat))
+            for binding in batch:
+                arguments += (binding.user, binding.device, _json.encode(binding))
             await self._offline(keys, arguments)
 
     async def lookup(self, users: Sequence[int]) -> dict[int, UserPresence]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from meshim.client.rest import Api
 from meshim.errors import ApiError, BackendUnavailable
 from meshim.stores.ports import Lease
-from scripts.harness.clients.misbehaving import PATIENCE_S, WINDOW, Rude, ZmqContext, context, until
+from scripts.harness.clients.misbehaving import TIMEOUT_S, WINDOW, Rude, ZmqContext, context, until
 from scripts.harness.clients.raw_zmtp import pour_parts
 from scripts.harness.mesh.users import Person, text
 
@@ -228,7 +228,7 @@ async def everybody_logs_in(_: ZmqContext, means: Means) -> Counts:
     tried = 0
     took_s: list[float] = []
     async with AsyncExitStack() as stack:
-        apis = [await stack.enter_async_context(Api(means.api, timeout_s=PATIENCE_S)) for _ in names]
+        apis = [await stack.enter_async_context(Api(means.api, timeout_s=TIMEOUT_S)) for _ in names]
         for first in range(0, len(names), 100):
             await apis[0].import_users([(name, password) for name in names[first : first + 100]])
         began = time.monotonic()

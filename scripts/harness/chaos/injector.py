@@ -19,7 +19,7 @@ from meshim.topology import Topology
 from scripts.harness.chaos.client_pool import Troupe
 from scripts.harness.chaos.fault_plan import KINDS, SERVERS, Fault
 
-_PATIENCE_S = 30.0
+_TIMEOUT_S = 30.0
 """How long somebody is looked for who can be broken; after that the fault is left out."""
 _LOOK_EVERY_S = 0.05
 _HANGS_S = 1.5
@@ -155,7 +155,7 @@ class Strikes:
 
     def _last_moment(self, fault: Fault) -> float:
         """When it has to have begun, by the clock."""
-        return min(self._clock() + _PATIENCE_S, self._until - fault.lasts_s)
+        return min(self._clock() + _TIMEOUT_S, self._until - fault.lasts_s)
 
     def _children(self) -> list[RoleState]:
         """All processes of the mesh but its supervisor; a backend has its name for a role."""

@@ -18,7 +18,7 @@ from meshim.wire.link import Ack, Close, Data, Frame, Reset
 from scripts.harness.mesh.users import Person
 
 WINDOW = 32
-PATIENCE_S = 20.0
+TIMEOUT_S = 20.0
 
 Socket = zmq.Socket[bytes]
 
@@ -90,7 +90,7 @@ class Rude:
     async def welcome(self) -> Welcome:
         """Greet and wait; raises TimeoutError, or ConnectionRefusedError with what was said."""
         self.greet()
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             return await self.welcomed
 
     def submit(self, envelopes: list[bytes], number: int | None = None) -> bool:

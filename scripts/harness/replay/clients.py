@@ -95,12 +95,12 @@ class Player:
         self._note("offline")
         self._learn()
 
-    async def finish(self, patience_s: float) -> None:
-        """Be online until nothing that was sent to it or by it is open any more, for `patience_s` at most."""
+    async def finish(self, timeout_s: float) -> None:
+        """Be online until nothing that was sent to it or by it is open any more, for `timeout_s` at most."""
         await self.arrive()
         assert self._client is not None
         try:
-            async with asyncio.timeout(patience_s):
+            async with asyncio.timeout(timeout_s):
                 await self._client.online()
                 while self.missing or self.unsettled:
                     await asyncio.sleep(_LOOK_EVERY_S)

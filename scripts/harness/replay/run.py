@@ -20,7 +20,7 @@ from scripts.harness.replay.schedule import Pace, Progress, act
 
 _WORKERS = 8
 """Requests to REST at a time.  Most of their time goes into password hashes, two to a user."""
-_PATIENCE_S = 60.0
+_TIMEOUT_S = 60.0
 """How long somebody waits for what is missing before it counts as lost."""
 _TELL_EVERY_S = 5.0
 
@@ -113,7 +113,7 @@ class Stage:
 
         async def finish(player: Player) -> None:
             async with free:
-                await player.finish(_PATIENCE_S)
+                await player.finish(_TIMEOUT_S)
 
         async with asyncio.TaskGroup() as tasks:
             for player in players:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from meshim.runtime.driver import Crank
+from meshim.runtime.driver import Driver
 from tests.virtual_time import VirtualLoop, run
 
 
@@ -40,11 +40,11 @@ def test_actions_are_performed_in_the_order_of_the_events_also_from_within() -> 
 
         def perform(action: str) -> None:
             if action == "a1":
-                crank.receive("b")
+                driver.receive("b")
             done.append(action)
 
-        crank = Crank(core, perform)
-        crank.receive("a")
+        driver = Driver(core, perform)
+        driver.receive("a")
         assert done == ["a1", "a2", "b1"]  # b waited until a was done with, and is not forgotten
         assert [event for event, _ in core.seen] == ["a", "b"]
 
@@ -54,9 +54,9 @@ def test_actions_are_performed_in_the_order_of_the_events_also_from_within() -> 
 def test_tick_comes_at_the_deadline_and_not_before() -> None:
     async def main() -> None:
         core, done = Recorder(), list[str]()
-        crank = Crank(core, done.append)
+        driver = Driver(core, done.append)
         core.deadline = 5.0
-        crank.receive("a")
+        driver.receive("a")
         await asyncio.sleep(4.9)
         assert done == []
         await asyncio.sleep(0.2)
@@ -73,18 +73,18 @@ def test_tick_comes_at_the_deadline_and_not_before() -> None:
 def test_a_deadline_may_come_nearer_move_away_or_vanish() -> None:
     async def main() -> None:
         core, done = Recorder(), list[str]()
-        crank = Crank(core, done.append)
+        driver = Driver(core, done.append)
         for deadline in (50.0, 10.0, 20.0):  # nearer, then further away
             core.deadline = deadline
-            crank.receive("a")
+            driver.receive("a")
         await asyncio.sleep(19.9)
         assert done == []
         await asyncio.sleep(0.2)
         assert done == ["ticked"]
         core.deadline = 30.0
-        crank.receive("a")
+        driver.receive("a")
         core.deadline = None
-        crank.receive("a")
+        driver.receive("a")
         await asyncio.sleep(100)
         assert done == ["ticked"]
 
@@ -95,7 +95,7 @@ def test_a_deadline_from_the_start_is_kept() -> None:
     async def main() -> None:
         core, done = Recorder(), list[str]()
         core.deadline = 1.0
-        Crank(core, done.append)
+        Driver(core, done.append)
         await asyncio.sleep(1.1)
         assert done == ["ticked"]
 
@@ -107,7 +107,7 @@ def test_periodic_deadlines_go_on() -> None:
         core, done = Recorder(), list[str]()
         core.on_tick = lambda now: setattr(core, "deadline", now + 1.0)
         core.deadline = 1.0
-        Crank(core, done.append)
+        Driver(core, done.append)
         await asyncio.sleep(10.5)
         assert len(done) == 10
 
@@ -119,7 +119,7 @@ def test_another_clock_than_the_loops() -> None:
         loop = asyncio.get_running_loop()
         core, done = Recorder(), list[str]()
         core.deadline = 1005.0
-        Crank(core, done.append, lambda: 1000.0 + loop.time())
+        Driver(core, done.append, lambda: 1000.0 + loop.time())
         await asyncio.sleep(4.9)
         assert done == []
         await asyncio.sleep(0.2)
@@ -136,7 +136,7 @@ def test_overdue_after_a_stop_ticks_once() -> None:
         assert isinstance(loop, VirtualLoop)
         core, done = Recorder(), list[str]()
         core.deadline = 1.0
-        Crank(core, done.append)
+        Driver(core, done.append)
         loop.skip(60)
         await asyncio.sleep(0.1)
         assert done == ["ticked"]
@@ -153,21 +153,21 @@ def test_a_bug_is_told_once_and_ends_everything(where: str) -> None:
             if action == "raise":
                 raise ZeroDivisionError(action)
             if action == "nest":
-                crank.receive("bug")
+                driver.receive("bug")
             done.append(action)
 
-        crank = Crank(core, perform)
+        driver = Driver(core, perform)
         if where == "tick":
             core.on_tick = lambda now: 1 // 0  # type: ignore[assignment]  # raises before it returns
             core.deadline = 1.0
-            crank.receive("harmless")
+            driver.receive("harmless")
             await asyncio.sleep(2)
         else:
-            crank.receive({"core": "bug", "perform": "a", "inside perform": "nested"}[where])
+            driver.receive({"core": "bug", "perform": "a", "inside perform": "nested"}[where])
         with pytest.raises(ZeroDivisionError):
-            await crank.failed
+            await driver.failed
         before = list(core.seen)
-        crank.receive("b")
+        driver.receive("b")
         core.deadline = 3.0
         await asyncio.sleep(100)
         assert core.seen == before  # a core in an unknown state is not asked again
@@ -179,10 +179,10 @@ def test_a_bug_is_told_once_and_ends_everything(where: str) -> None:
 def test_an_endless_exchange_with_itself_is_a_bug() -> None:
     async def main() -> None:
         core = Recorder({"a": ["a"] * 3})
-        crank = Crank(core, lambda action: crank.receive(action))
-        crank.receive("a")
+        driver = Driver(core, lambda action: driver.receive(action))
+        driver.receive("a")
         with pytest.raises(AssertionError, match="without end"):
-            await crank.failed
+            await driver.failed
 
     run(main)
 
@@ -194,16 +194,16 @@ def test_stopped_does_nothing_any_more() -> None:
 
         def perform(action: str) -> None:
             if action == "stop":
-                crank.receive("after")
-                crank.stop()
+                driver.receive("after")
+                driver.stop()
             done.append(action)
 
-        crank = Crank(core, perform)
-        crank.receive("a")
-        crank.receive("b")
+        driver = Driver(core, perform)
+        driver.receive("a")
+        driver.receive("b")
         await asyncio.sleep(10)
         assert [event for event, _ in core.seen] == ["a"]
-        assert crank.failed.cancelled()
+        assert driver.failed.cancelled()
 
     run(main)
 
@@ -214,11 +214,11 @@ def test_until_waits_for_what_a_turn_brings_about_and_no_longer() -> None:
         core, done = Recorder(), list[str]()
         core.on_tick = lambda now: setattr(core, "deadline", now + 1.0)
         core.deadline = 1.0
-        crank = Crank(core, done.append)
-        both = crank.until(lambda: len(done) >= 2, 10.0), crank.until(lambda: len(done) >= 5, 10.0)
+        driver = Driver(core, done.append)
+        both = driver.until(lambda: len(done) >= 2, 10.0), driver.until(lambda: len(done) >= 5, 10.0)
         assert all(await asyncio.gather(*both))
         assert loop.time() == pytest.approx(5.0)
-        assert not await crank.until(lambda: False, 2.5)
+        assert not await driver.until(lambda: False, 2.5)
         assert loop.time() == pytest.approx(7.5)
 
     run(main)
