@@ -155,8 +155,8 @@ class Limits(Frozen, frozen=True, forbid_unknown_fields=True):
     """Connected devices of one connector (a connection needs two file descriptors at times)."""
     devices_per_user: Count = 10
     relations_per_user: Count = 5_000
-    drain_page_rows: Count = 256
-    drain_page_bytes: Count = 1_048_576
+    sync_page_rows: Count = 256
+    sync_page_bytes: Count = 1_048_576
     presence_cache: Count = 200_000
     partitions: Count = 4
     """Fixed share of recipients in the log.  Never change it on a mesh with data."""
@@ -412,7 +412,7 @@ def _relations(topology: Topology) -> Iterator[str]:
         ("frame_bytes", 0, "bundle_bytes", limits.bundle_bytes),
         ("bundle_bytes", 0, "what NATS takes", _BUNDLE_MAX_BYTES),
         ("bundle_bytes", 0, "log_bytes", limits.log_bytes),
-        ("body_bytes", _ENVELOPE_OVERHEAD_BYTES, "drain_page_bytes", limits.drain_page_bytes),
+        ("body_bytes", _ENVELOPE_OVERHEAD_BYTES, "sync_page_bytes", limits.sync_page_bytes),
         ("bundle_items", 0, "link_queue", limits.link_queue),
         ("bundle_bytes", 0, "link_bytes", limits.link_bytes),
         ("client_window", 0, "session_queue", limits.session_queue),

@@ -97,7 +97,7 @@ def offline(messages: int, plain: bool, json_: bool) -> None:
     def show() -> None:
         _cost("messages stored and fsynced", answer["stored"])
         _cost("messages in the database", answer["written"])
-        _cost("messages collected (with the logins)", answer["drained"])
+        _cost("messages collected (with the logins)", answer["collected"])
         _cost("messages collected and marked as read", answer["marked"])
 
     _print(answer, json_, show)

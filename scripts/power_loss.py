@@ -224,8 +224,8 @@ class Losses:
             for path in self._folder.rglob("*")
             if path.is_file() and self._concerns(str(path))
         }
-        unsure = self._replay.interrupted
-        wrong = [path for path in {*shown, *real} - unsure if shown.get(path) != real.get(path)]
+        unauthorized = self._replay.interrupted
+        wrong = [path for path in {*shown, *real} - unauthorized if shown.get(path) != real.get(path)]
         if wrong:
             raise strace.Unknown(
                 f"The recording does not lead to what is there: {', '.join(sorted(wrong)[:EXAMPLES])}."

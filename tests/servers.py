@@ -17,7 +17,7 @@ from typing import IO
 import pymysql
 
 from meshim.deploy.embedded import Embedded, Nats, free_port
-from meshim.deploy.pdeathsig import tethered
+from meshim.deploy.pdeathsig import die_with_parent
 from meshim.deploy.probe import probe
 from meshim.errors import BackendUnavailable
 
@@ -55,7 +55,7 @@ def running(backend: Embedded) -> Iterator[Server]:
 
 
 def _spawn(command: list[str], output: IO[bytes]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(tethered(command), stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+    return subprocess.Popen(die_with_parent(command), stdin=subprocess.DEVNULL, stdout=output, stderr=output)
 
 
 def _wait_until_it_answers(backend: Embedded, process: subprocess.Popen[bytes], deadline: float) -> str | None:

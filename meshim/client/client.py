@@ -311,7 +311,7 @@ class Client:
     def _progress(self, action: e.Progress) -> None:
         self._progressed.set()
         if action.code == Code.NOT_FRIENDS:
-            self._people.doubt(action.to.id)
+            self._people.invalidate(action.to.id)
         if (outgoing := self._outgoing.get((action.to, action.seq))) is not None:
             outgoing.advance(action.state, action.code, action.sentence)
 

@@ -21,9 +21,9 @@ class People:
         self._names: dict[int, str] = {self.me: session.name}
         self._peers: dict[str, tuple[int, str]] = {}
         self._keys: dict[int, dict[int, bytes]] = {}
-        for user, peer, standing in state.peers():
+        for user, peer, unrevoked in state.peers():
             self._names[user] = peer
-            self._peers[peer] = (user, standing)
+            self._peers[peer] = (user, unrevoked)
         for user, version, key in state.content_keys():
             self._keys.setdefault(user, {})[version] = key
         session.on_relations = self._note
@@ -43,13 +43,13 @@ class People:
         known = self._peers.get(folded)
         if known is None or known[1] != "friends" or not self._keys.get(known[0]):
             known = await self._ask(folded)
-        user, standing = known
-        if standing != "friends":
+        user, unrevoked = known
+        if unrevoked != "friends":
             me = self._names[self.me]
             how = {
                 "asked": f"{folded} has asked for your friendship: answer with `meshim friend accept {me} {folded}`.",
                 "requested": f"{folded} has not accepted your friendship yet.",
-            }.get(standing, f"{folded} is not your friend: ask with `meshim friend add {me} {folded}`.")
+            }.get(unrevoked, f"{folded} is not your friend: ask with `meshim friend add {me} {folded}`.")
             raise Refused(Code.NOT_FRIENDS, how)
         version = max(self._keys[user])
         return user, version, self._keys[user][version]
@@ -81,7 +81,7 @@ class People:
         """The name of a user; `user-ID` if nobody could tell when a key was asked for."""
         return self._names.get(user, f"user-{user}")
 
-    def doubt(self, user: int) -> None:
+    def invalidate(self, user: int) -> None:
         """The mesh says that we are no friends (any more): ask before the next message."""
         if (name := self._names.get(user)) in self._peers:
             self._peers[name] = (user, _UNSURE)

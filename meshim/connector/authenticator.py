@@ -9,7 +9,7 @@ from meshim.connector.events import CheckGreet, GreetAccepted, GreetRefused
 from meshim.errors import BackendUnavailable, Code
 from meshim.runtime.crypto import hash_token
 from meshim.runtime.service import Service
-from meshim.runtime.timeouts import timely
+from meshim.runtime.timeouts import with_timeout
 from meshim.stores.ports import Account, Accounts, CachedLogin, Login, Notices, Presence, Queues, SessionCache
 
 DATABASE_S = 1.5
@@ -31,7 +31,7 @@ class Backends(NamedTuple):
     notices: Notices
 
 
-Who = tuple[Login, Account]
+Authenticated = tuple[Login, Account]
 
 
 class _Known(NamedTuple):
@@ -48,12 +48,12 @@ class _Known(NamedTuple):
         how old that is.
         """
         account = self.account
-        if not self.cached.sure or account is None:
+        if not self.cached.verified or account is None:
             return False
         return fresh_from <= account.as_of <= now and self.cached.login.device in account.devices
 
 
-class Greeter:
+class Authenticator:
     """Tells who a token belongs to, and gives her a session number."""
 
     def __init__(self, backends: Backends, fresh_s: float, service: Service) -> None:
@@ -61,11 +61,11 @@ class Greeter:
         self._backends = backends
         self._fresh_s = fresh_s
         self._service = service
-        self._doubted_at = 0.0
+        self._invalidated_at = 0.0
 
-    def doubt(self) -> None:
+    def invalidate(self) -> None:
         """R9: the cache may have come back as it was once.  What was put there before now is not fresh any more."""
-        self._doubted_at = time.time()
+        self._invalidated_at = time.time()
 
     async def check(self, greets: Sequence[CheckGreet]) -> list[GreetAccepted | GreetRefused]:
         """A verdict for each greeting."""
@@ -77,24 +77,26 @@ class Greeter:
             sentence = "presence does not answer: try again"
             return [GreetRefused(greet.peer, greet.link, Code.BUSY, sentence) for greet in greets]
         hashes = [hash_token(greet.token) for greet in greets]
-        whose = await self._whose(hashes)
-        return [_verdict(*each) for each in zip(greets, hashes, whose, numbers, strict=True)]
+        logins_by_token = await self._authenticate(hashes)
+        return [_verdict(*each) for each in zip(greets, hashes, logins_by_token, numbers, strict=True)]
 
-    async def _whose(self, hashes: Sequence[bytes]) -> list[Who | Code]:
+    async def _authenticate(self, hashes: Sequence[bytes]) -> list[Authenticated | Code]:
         """Whose tokens these are: by the cache where that is good enough, else by the database.
 
         While the database is away what the cache knows is good enough, however old it is (R8).
         """
         now = time.time()
-        fresh_from = max(now - self._fresh_s, self._doubted_at)
+        fresh_from = max(now - self._fresh_s, self._invalidated_at)
         known = await self._known(hashes)
-        whose = {each: _said(cached, now) for each, cached in known.items() if cached.is_good(fresh_from, now)}
-        rest = [each for each in hashes if each not in whose]
-        asked = await self._asked(rest, now)
+        logins_by_token = {
+            each: _from_cache(cached, now) for each, cached in known.items() if cached.is_good(fresh_from, now)
+        }
+        rest = [each for each in hashes if each not in logins_by_token]
+        asked = await self._from_database(rest, now)
         await self._remember({each: who for each, who in asked.items() if not isinstance(who, Code)}, known)
         for each in rest:
-            whose[each] = asked[each] if each in asked else _said(known.get(each), now)
-        return [whose[each] for each in hashes]
+            logins_by_token[each] = asked[each] if each in asked else _from_cache(known.get(each), now)
+        return [logins_by_token[each] for each in hashes]
 
     async def _known(self, hashes: Sequence[bytes]) -> dict[bytes, _Known]:
         """What the cache knows of these tokens and their users."""
@@ -108,42 +110,42 @@ class Greeter:
             return {}
         return {hash_: _Known(each, accounts[each.login.user]) for hash_, each in logins.items() if each is not None}
 
-    async def _asked(self, hashes: Sequence[bytes], now: float) -> dict[bytes, Who | Code]:
+    async def _from_database(self, hashes: Sequence[bytes], now: float) -> dict[bytes, Authenticated | Code]:
         """What the database says of these tokens, without those for which it does not answer in time."""
         chunks = [hashes[at : at + GREETINGS_AT_ONCE] for at in range(0, len(hashes), GREETINGS_AT_ONCE)]
-        answers = await asyncio.gather(*(self._found(chunk, now) for chunk in chunks))
+        answers = await asyncio.gather(*(self._query(chunk, now) for chunk in chunks))
         return {token_hash: who for answer in answers for token_hash, who in answer.items()}
 
-    async def _found(self, hashes: Sequence[bytes], now: float) -> dict[bytes, Who | Code]:
+    async def _query(self, hashes: Sequence[bytes], now: float) -> dict[bytes, Authenticated | Code]:
         try:
-            found = await timely(self._backends.accounts.whose(hashes, now), DATABASE_S)
+            found = await with_timeout(self._backends.accounts.logins_by_token(hashes, now), DATABASE_S)
         except BackendUnavailable:
             return {}
         return {token_hash: found.get(token_hash, Code.BAD_TOKEN) for token_hash in hashes}
 
-    async def _remember(self, found: Mapping[bytes, Who], known: Mapping[bytes, _Known]) -> None:
+    async def _remember(self, found: Mapping[bytes, Authenticated], known: Mapping[bytes, _Known]) -> None:
         if not found:
             return
         # Into the run that was asked before the database was: what is revoked since then is dropped there.
-        doubtful = [hash_ for hash_ in found if hash_ in known and not known[hash_].cached.sure]
-        await asyncio.gather(*(self._make_sure(each, found[each][0], known[each].cached.run) for each in doubtful))
+        doubtful = [hash_ for hash_ in found if hash_ in known and not known[hash_].cached.verified]
+        await asyncio.gather(*(self._mark_verified(each, found[each][0], known[each].cached.run) for each in doubtful))
         await self.cache([account for _, account in found.values()])
 
-    async def _make_sure(self, token_hash: bytes, login: Login, run: str) -> None:
+    async def _mark_verified(self, token_hash: bytes, login: Login, run: str) -> None:
         try:
             await self._backends.cache.put_login(token_hash, login, run)
         except BackendUnavailable:
             self._service.log.warning("login not cached", user=login.user)
 
-    async def standing(self, token_hashes: Sequence[bytes]) -> set[bytes]:
+    async def unrevoked(self, token_hashes: Sequence[bytes]) -> set[bytes]:
         """Those that were not revoked, and those of which the database does not say so in time."""
         chunks = [token_hashes[at : at + TOKENS_AT_ONCE] for at in range(0, len(token_hashes), TOKENS_AT_ONCE)]
-        found = await asyncio.gather(*map(self._standing, chunks))
+        found = await asyncio.gather(*map(self._unrevoked, chunks))
         return {token_hash for some in found for token_hash in some}
 
-    async def _standing(self, token_hashes: Sequence[bytes]) -> set[bytes]:
+    async def _unrevoked(self, token_hashes: Sequence[bytes]) -> set[bytes]:
         try:
-            return await timely(self._backends.accounts.standing(token_hashes), DATABASE_S)
+            return await with_timeout(self._backends.accounts.unrevoked(token_hashes), DATABASE_S)
         except BackendUnavailable:
             self._service.log.warning("tokens not checked again", count=len(token_hashes))
             return set(token_hashes)
@@ -156,7 +158,7 @@ class Greeter:
             self._service.log.warning("accounts not cached", count=len(accounts))
 
 
-def _said(known: _Known | None, now: float) -> Who | Code:
+def _from_cache(known: _Known | None, now: float) -> Authenticated | Code:
     """What the cache alone says of a token."""
     if known is None or known.account is None:
         return Code.BUSY
@@ -164,7 +166,9 @@ def _said(known: _Known | None, now: float) -> Who | Code:
     return (login, known.account) if login.expires_at > now else Code.BAD_TOKEN
 
 
-def _verdict(greet: CheckGreet, token_hash: bytes, who: Who | Code, number: int) -> GreetAccepted | GreetRefused:
+def _verdict(
+    greet: CheckGreet, token_hash: bytes, who: Authenticated | Code, number: int
+) -> GreetAccepted | GreetRefused:
     if isinstance(who, Code):
         sentence = BAD_TOKEN if who is Code.BAD_TOKEN else "the database does not answer: try again"
         return GreetRefused(greet.peer, greet.link, who, sentence)

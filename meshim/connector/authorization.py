@@ -34,7 +34,7 @@ FIELDS_BYTES = 4_096
 _RECEIPT, _USER, _DEVICE = int(Kind.RECEIPT), int(To.USER), int(To.DEVICE)
 
 
-class Refusal(NamedTuple):
+class Rejection(NamedTuple):
     """The envelope may not pass, for this reason."""
 
     envelope: Envelope
@@ -42,7 +42,7 @@ class Refusal(NamedTuple):
     sentence: str
 
 
-def judge(session: Session, submit: Submit, origin: int, body_bytes: int) -> Stamp | Refusal:
+def authorize(session: Session, submit: Submit, origin: int, body_bytes: int) -> Stamp | Rejection:
     """The stamp of an envelope that may pass, or why it may not.
 
     Raises PeerError when the session has to be cut.
@@ -64,13 +64,13 @@ def judge(session: Session, submit: Submit, origin: int, body_bytes: int) -> Sta
     receipt = envelope.kind == _RECEIPT
     limit = RECEIPT_BYTES if receipt else body_bytes
     if len(envelope.body) > limit:
-        return Refusal(envelope, Code.TOO_LARGE, f"the body has {len(envelope.body)} bytes, {limit} are allowed")
+        return Rejection(envelope, Code.TOO_LARGE, f"the body has {len(envelope.body)} bytes, {limit} are allowed")
     to = envelope.to
     to_device = to.type == _DEVICE
     if not (to_device or to.type == _USER) or to.id == login.user or to_device != (to.device > 0):
-        return Refusal(envelope, Code.NO_SUCH_RECIPIENT, "there is no such destination")
+        return Rejection(envelope, Code.NO_SUCH_RECIPIENT, "there is no such destination")
     if to.id not in session.friends and not (receipt and to_device):
-        return Refusal(envelope, Code.NOT_FRIENDS, "sender and recipient are not friends")
+        return Rejection(envelope, Code.NOT_FRIENDS, "sender and recipient are not friends")
     # The sender's other devices get a copy too, of everything but receipts.
     others = () if receipt else session.others
     after = submit.after if len(submit.after) <= AFTER_MOST else _concerning((to.id, login.user), submit.after)
@@ -86,7 +86,7 @@ def _concerning(users: tuple[int, ...], after: Positions) -> Positions:
     return tuple((user, 0, position) for user, position in highest.items())
 
 
-def rejected(refusal: Refusal) -> Outcome | None:
+def rejected(refusal: Rejection) -> Outcome | None:
     """What the sender is told; None for ephemeral kinds."""
     envelope = refusal.envelope
     if envelope.kind >= EPHEMERAL_FROM:

@@ -1,12 +1,12 @@
 """What a connector decides.
 
 A connector sits between clients and transfers.  From a client it takes envelopes, checks that the
-session may send them (submit.py), stamps them and routes them to the transfer of the conversation (mesh.py);
-towards a client it drains what is stored (drain.py), then pushes what is live (session.py), and says
+session may send them (authorization.py), stamps them and routes them to the transfer of the conversation (mesh.py);
+towards a client it syncs what is stored (offline_sync.py), then pushes what is live (session.py), and says
 what became of each copy:
 
     the device acknowledged it              Outcome DELIVERED, to the sender's connector
-    not connected, draining, full, gone     Return, to a transfer, which stores it
+    not connected, syncing, full, gone     Return, to a transfer, which stores it
     refused (not friends, too large, …)     Outcome REJECTED, to the client that submitted it
 
 It promises nothing itself: whoever submits keeps the message until its copies are accounted for.
@@ -21,14 +21,14 @@ from typing import Any
 import msgspec
 
 from meshim.connector import events as e
-from meshim.connector.authorization import Refusal, busy, judge, rejected
-from meshim.connector.handshake import LEAVING, SEEN_S, Door
+from meshim.connector.authorization import Rejection, authorize, busy, rejected
+from meshim.connector.handshake import LEAVING, SEEN_S, Handshake
 from meshim.connector.options import ConnectorOptions
 from meshim.connector.queues import Queues
 from meshim.connector.session import Placed, Session, State
 from meshim.connector.sessions import Sessions
 from meshim.connector.statistics import Statistics
-from meshim.connector.transfer_links import Mesh
+from meshim.connector.transfer_links import TransferLinks
 from meshim.errors import Code, PeerError
 from meshim.protocol.flush_queue import TICK_S
 from meshim.protocol.outcome import outcomes_of
@@ -54,26 +54,26 @@ class ConnectorCore:
         self._options = options
         self._actions: list[e.Action] = []
         self._ticked = 0.0
-        self._blind_look_at: float | None = None
+        self._poll_queues_at: float | None = None
         """When to look at every queue, while nobody can poke us."""
-        self._mesh = Mesh(
+        self._links = TransferLinks(
             incarnation, name, options.transfers, options.reconnect_s, self.statistics, self._actions.append
         )  # fmt: skip
-        self._sessions = Sessions(options, self.statistics, self._mesh, self._actions)
-        self._door = Door(incarnation, options, self.statistics, self._sessions, self._actions, wall_ms)
+        self._sessions = Sessions(options, self.statistics, self._links, self._actions)
+        self._handshake = Handshake(incarnation, options, self.statistics, self._sessions, self._actions, wall_ms)
         self._queues = Queues(partitions, self.statistics, self._sessions, self._actions)
         self._handlers: dict[type[Any], Callable[[Any, float], None]] = {
             e.ClientsSent: self._clients_sent,
             e.ClientGone: self._client_gone,
             e.TransferSent: self._transfer_sent,
-            e.TransfersLiving: lambda event, now: self._mesh.living(event.transfers),
-            e.TransferConnected: lambda event, now: self._mesh.connected(event.transfer, now),
-            e.TransferLost: lambda event, now: self._mesh.lost(event.transfer, now),
-            e.GreetAccepted: self._door.accepted,
-            e.GreetRefused: lambda event, now: self._door.refused(event),
-            e.BindingsWritten: lambda event, now: self._door.bindings_written(event),
-            e.BindingsUnwritten: self._door.bindings_unwritten,
-            e.TokensRevoked: lambda event, now: self._door.tokens_revoked(event),
+            e.TransfersLiving: lambda event, now: self._links.living(event.transfers),
+            e.TransferConnected: lambda event, now: self._links.connected(event.transfer, now),
+            e.TransferLost: lambda event, now: self._links.lost(event.transfer, now),
+            e.GreetAccepted: self._handshake.accepted,
+            e.GreetRefused: lambda event, now: self._handshake.refused(event),
+            e.BindingsWritten: lambda event, now: self._handshake.bindings_written(event),
+            e.BindingsUnwritten: self._handshake.bindings_unwritten,
+            e.TokensRevoked: lambda event, now: self._handshake.tokens_revoked(event),
             e.QueuesPeeked: self._queues.peeked,
             e.QueueClaimed: self._queues.claimed,
             e.PageRead: self._queues.page_read,
@@ -99,48 +99,48 @@ class ConnectorCore:
         if len(self._sessions) and now < self._ticked + TICK_S:
             return self._flush(now)  # something that has waited for others leaves, no more
         self._ticked = now
-        self._mesh.tick(now)
+        self._links.tick(now)
         for session in self._sessions.due(now):
             self._tick_session(session, now)
-        if self._blind_look_at is not None and now >= self._blind_look_at:
-            self._blind_look_at = now + self._options.blind_s
+        if self._poll_queues_at is not None and now >= self._poll_queues_at:
+            self._poll_queues_at = now + self._options.queue_poll_s
             for session in self._sessions.all():
                 self._sessions.look(session)
         return self._flush(now)
 
     def next_deadline(self) -> float | None:
         if not len(self._sessions):
-            return self._mesh.next_deadline()
-        return min(self._ticked + TICK_S, self._mesh.flush_at)
+            return self._links.next_deadline()
+        return min(self._ticked + TICK_S, self._links.flush_at)
 
     @property
     def ready(self) -> bool:
         """Whether a transfer is at hand."""
-        return self._mesh.open > 0
+        return self._links.open > 0
 
     def knows(self, peer: bytes) -> bool:
         """Whether the peer has a session, or its token is being checked."""
-        return self._sessions.has(peer) or self._door.waiting(peer)
+        return self._sessions.has(peer) or self._handshake.waiting(peer)
 
     @property
     def idle(self) -> bool:
         """Nothing that was taken from a client or is owed to a transfer is still here."""
-        return not len(self._sessions) and self._mesh.idle
+        return not len(self._sessions) and self._links.idle
 
     def farewell(self, now: float) -> Sequence[e.Action]:
         """The last frames, once nothing is under way any more or time is up."""
-        self._mesh.close()
+        self._links.close()
         return self._flush(now)
 
     def _flush(self, now: float) -> Sequence[e.Action]:
         self._sessions.flush(now)
-        self._mesh.flush(now)
+        self._links.flush(now)
         actions = self._actions.copy()
         self._actions.clear()
         return actions
 
     def _tick_session(self, session: Session, now: float) -> None:
-        link, drain = session.link, session.drain
+        link, sync = session.link, session.sync
         if link.failed(now):
             self._sessions.cut(session, Code.UNRESPONSIVE, "nothing was heard or acknowledged for too long")
             return
@@ -152,19 +152,19 @@ class ConnectorCore:
         paid = session.token_bucket.due <= now and session.pay(now)
         if paid:
             self._sessions.mark(session)
-        if session.held:
-            self._sessions.give_back_all(session, session.expire_held(now), absent=False)
-        if drain.due(now):
+        if session.deferred:
+            self._sessions.give_back_all(session, session.expire_deferred(now), absent=False)
+        if sync.due(now):
             self._sessions.look(session)
         if now >= session.account_due:
-            session.account_due = now + self._door.account_period_s(session)
+            session.account_due = now + self._handshake.account_period_s(session)
             self._actions.append(e.ReadAccounts((session.login.user,)))
         if now >= session.binding_due:
             # Whoever took the binding tells us once; if that was lost, presence says so (R5).  By a rhythm of its own:
             # what presence is not told of for long it forgets, however often relations are read.
-            session.binding_due = now + self._door.account_period_s(session)
+            session.binding_due = now + self._handshake.account_period_s(session)
             # While presence is away there is nothing to write: all are written again when it is back.
-            if self._blind_look_at is None:
+            if self._poll_queues_at is None:
                 self._actions.append(e.RenewBindings((session.renewal,)))
         if now >= session.seen_due:
             session.seen_due = now + SEEN_S
@@ -183,9 +183,9 @@ class ConnectorCore:
                     raise PeerError(Code.TOO_LARGE, sentence)
                 frame = wire.decode_from_client(data)
                 if isinstance(frame, Greet):
-                    self._door.greet(peer, frame)
+                    self._handshake.greet(peer, frame)
                 elif session is None or frame.link != session.link.epoch:
-                    self._stray(peer, frame)
+                    self._unknown_link(peer, frame)
                 elif session.state is not State.BINDING:
                     self._frame(session, frame, now)
                 elif isinstance(frame, Close | Reset):
@@ -197,21 +197,21 @@ class ConnectorCore:
             except PeerError as error:
                 self._misbehaved(peer, session, error)
 
-    def _stray(self, peer: bytes, frame: wire.ClientFrame) -> None:
+    def _unknown_link(self, peer: bytes, frame: wire.ClientFrame) -> None:
         """A frame of no session: R13, queued for an earlier incarnation of this connector; or ahead of the greeting."""
         over = isinstance(frame, Close | Reset)
-        if self._door.waiting(peer):
+        if self._handshake.waiting(peer):
             if over:
-                self._door.forget(peer)
+                self._handshake.forget(peer)
             else:
                 self.statistics.early += 1
         elif not over:
-            self.statistics.strays += 1
+            self.statistics.unknown_links += 1
             self._sessions.say(peer, Reset(frame.link))
 
     def _misbehaved(self, peer: bytes, session: Session | None, error: PeerError) -> None:
         self.statistics.malformed += 1
-        self._door.forget(peer)
+        self._handshake.forget(peer)
         if session is not None:
             self._sessions.cut(session, error.code, error.sentence)
         else:
@@ -239,34 +239,34 @@ class ConnectorCore:
             self._sessions.close(session)
 
     def _client_gone(self, event: e.ClientGone, now: float) -> None:
-        self._door.forget(event.peer)
+        self._handshake.forget(event.peer)
         if (session := self._sessions.of_peer(event.peer)) is not None:
             self._sessions.close(session)
 
     def _submit(self, session: Session, submit: Submit) -> None:
-        verdict = judge(session, submit, self._incarnation, self._options.body_bytes)
-        if isinstance(verdict, Stamp):
-            self._route(session, verdict, submit)
-        elif verdict.code is Code.NOT_FRIENDS:
-            self._unsure(session, submit, verdict)
+        decision = authorize(session, submit, self._incarnation, self._options.body_bytes)
+        if isinstance(decision, Stamp):
+            self._route(session, decision, submit)
+        elif decision.code is Code.NOT_FRIENDS:
+            self._defer_authorization(session, submit, decision)
         else:
-            self._refuse(session, verdict)
+            self._refuse(session, decision)
 
     def _route(self, session: Session, stamp: Stamp, submit: Submit) -> None:
-        if not self._mesh.send(Route(stamp, submit.envelope)):
+        if not self._links.send(Route(stamp, submit.envelope)):
             self.statistics.busy += 1
             self._sessions.tell(session, busy(stamp))
 
-    def _unsure(self, session: Session, submit: Submit, refusal: Refusal) -> None:
+    def _defer_authorization(self, session: Session, submit: Submit, refusal: Rejection) -> None:
         """They may be friends since we last looked, and a rejection is final: look again first."""
-        if len(session.unsure) >= self._options.unsure:
+        if len(session.unauthorized) >= self._options.unauthorized:
             self._refuse(session, _not_now(refusal))
             return
-        session.unsure.append(submit)
-        if len(session.unsure) == 1:
+        session.unauthorized.append(submit)
+        if len(session.unauthorized) == 1:
             self._actions.append(e.ReadAccounts((session.login.user,)))
 
-    def _refuse(self, session: Session, refusal: Refusal) -> None:
+    def _refuse(self, session: Session, refusal: Rejection) -> None:
         if refusal.code is Code.BUSY:
             self.statistics.busy += 1
         else:
@@ -283,25 +283,25 @@ class ConnectorCore:
             for outcome in outcomes_of(durable, How.DELIVERED):
                 self._route_outcome(outcome)
         if rows:
-            self.statistics.drained += len(rows)
-            self._actions.extend(session.drain.acknowledged(rows))
+            self.statistics.synced += len(rows)
+            self._actions.extend(session.sync.acknowledged(rows))
         self._queues.go_on(session)
-        if session.overflowed and not session.custody:
+        if session.overflowed and not session.unacked:
             self.statistics.overflowed += 1
             session.overflowed = False
-            session.state = State.DRAINING
+            session.state = State.SYNCING
             self._sessions.look(session)
 
     def _route_outcome(self, outcome: Outcome) -> None:
         if outcome.origin == self._incarnation:
             self._outcome(outcome)
-        elif not self._mesh.tell(outcome):
+        elif not self._links.tell(outcome):
             self.statistics.outcomes_lost += 1
 
     # ---------------------------------------------------------------- from transfers
 
     def _transfer_sent(self, event: e.TransferSent, now: float) -> None:
-        for item in self._mesh.receive(event.transfer, event.batch, now):
+        for item in self._links.receive(event.transfer, event.batch, now):
             if isinstance(item, Outcome):
                 self._outcome(item)
             else:
@@ -324,11 +324,11 @@ class ConnectorCore:
                 self._actions.append(e.EraseBindings((Binding(place.user, device, self._incarnation, number),)))
                 self._sessions.give_back(place, (device,), absent=True)
                 continue
-            placed = session.place(place, now, options.hold_s, options.session_queue, options.session_bytes)
+            placed = session.place(place, now, options.defer_s, options.session_queue, options.session_bytes)
             if placed is Placed.PUSHED:
                 self._sessions.mark(session)
-            elif placed is Placed.HELD:
-                self.statistics.held += 1
+            elif placed is Placed.DEFERRED:
+                self.statistics.deferred += 1
                 self._sessions.look(session)
             else:
                 self._sessions.give_back(place, (device,), absent=False)
@@ -358,43 +358,43 @@ class ConnectorCore:
             account = accounts[session.login.user]
             before = session.devices
             session.refresh(account)
-            session.account_due = now + self._door.account_period_s(session)
+            session.account_due = now + self._handshake.account_period_s(session)
             if not set(before).issuperset(session.devices):
                 # Whoever registered the device may not have reached presence.
                 self._actions.append(e.RenewBindings((session.renewal,)))
-            self._settle_unsure(session, known=True)
+            self._authorize_deferred(session, known=True)
 
     def _accounts_unreadable(self, event: e.AccountsUnreadable, now: float) -> None:
         for session in self._sessions.of_users(event.users):
-            self._settle_unsure(session, known=False)
+            self._authorize_deferred(session, known=False)
 
-    def _settle_unsure(self, session: Session, *, known: bool) -> None:
-        waiting, session.unsure = session.unsure, []
+    def _authorize_deferred(self, session: Session, *, known: bool) -> None:
+        waiting, session.unauthorized = session.unauthorized, []
         for submit in waiting:
-            verdict = judge(session, submit, self._incarnation, self._options.body_bytes)
-            if isinstance(verdict, Refusal):
-                self._refuse(session, verdict if known else _not_now(verdict))
+            decision = authorize(session, submit, self._incarnation, self._options.body_bytes)
+            if isinstance(decision, Rejection):
+                self._refuse(session, decision if known else _not_now(decision))
             else:
-                self._route(session, verdict, submit)
+                self._route(session, decision, submit)
 
     def _presence_lost(self, event: e.PresenceLost, now: float) -> None:
         """R9: what is said to people here is stored, and no writer finds out whom to poke."""
-        self._blind_look_at = now
+        self._poll_queues_at = now
 
     def _presence_disturbed(self, event: e.PresenceDisturbed, now: float) -> None:
         """Register everybody again, who is being bound too; each answer looks at a queue.
 
         Presence may not know any more who took over from whom (R14): only whose token still stands.
         """
-        self._blind_look_at = None
+        self._poll_queues_at = None
         self._actions.append(e.RenewBindings([session.renewal for session in self._sessions.all()]))
 
     def _stop_requested(self, event: e.StopRequested, now: float) -> None:
-        self._door.closed = True
+        self._handshake.closed = True
         for session in self._sessions.all():
             self._sessions.cut(session, Code.SHUTTING_DOWN, LEAVING)
 
 
-def _not_now(refusal: Refusal) -> Refusal:
+def _not_now(refusal: Rejection) -> Rejection:
     """Whether they are friends cannot be told now."""
     return refusal._replace(code=Code.BUSY, sentence="relations cannot be read now: send it again")

@@ -92,7 +92,7 @@ class QueuesPeeked(NamedTuple):
 
 
 class QueueClaimed(NamedTuple):
-    """`fence` is None while another connector drains."""
+    """`fence` is None while another connector syncs."""
 
     device: int
     session: int

@@ -29,7 +29,7 @@ SEEN_S = 3600.0
 LEAVING = "this connector is leaving: connect to another"
 
 
-class Door:
+class Handshake:
     """Lets clients in."""
 
     def __init__(
@@ -96,7 +96,7 @@ class Door:
             self._sessions.cut(before, Code.REPLACED, "another connection of this device took over")
         binding = Binding(login.user, login.device, self._incarnation, event.session)
         session = Session(
-            event.peer, event.link, event.token_hash, login, event.account, binding, options.clients, options.drain,
+            event.peer, event.link, event.token_hash, login, event.account, binding, options.clients, options.sync,
             options.session_rate, now,
         )  # fmt: skip
         session.link.window.credit = max(1, min(greet.window, options.clients.window.credit))
@@ -135,7 +135,7 @@ class Door:
             elif session.state is State.BINDING:
                 self._sessions.cut(session, Code.BUSY, "presence does not answer: try again")
             else:
-                session.binding_due = now + self._options.drain.retry_s
+                session.binding_due = now + self._options.sync.retry_s
 
     def tokens_revoked(self, event: e.TokensRevoked) -> None:
         """Whoever revoked them could not tell us (R14).
@@ -153,7 +153,7 @@ class Door:
         return self._options.relation_ttl_s * (0.75 + (session.binding.session % 1024) / 4096)
 
     def _welcome(self, session: Session) -> None:
-        session.state = State.DRAINING
+        session.state = State.SYNCING
         self._statistics.greeted += 1
         options, login = self._options, session.login
         welcome = Welcome(

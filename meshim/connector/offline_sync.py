@@ -1,9 +1,9 @@
-"""The drain: how one session reads what is stored for its device.
+"""The sync: how one session reads what is stored for its device.
 
 ::
 
             look                 waiting             fence              more: when there is room
-    RESTING ────▶ PEEKING ──────────────▶ CLAIMING ───────▶ READING ─────────────┐
+    IDLE ────▶ PEEKING ──────────────▶ CLAIMING ───────▶ READING ─────────────┐
        ▲             │ nothing waits         │ None: later     │  ▲             ▼
        └─────────────┴───────────────────────┴─────────────────┘  └─────────── FULL
                                                   last page
@@ -27,7 +27,7 @@ MARKS_AT_ONCE = 8_192
 
 
 class Phase(enum.Enum):
-    RESTING = enum.auto()
+    IDLE = enum.auto()
     PEEKING = enum.auto()
     CLAIMING = enum.auto()
     READING = enum.auto()
@@ -35,14 +35,14 @@ class Phase(enum.Enum):
     """There is more to read, once the device has taken what was read."""
 
 
-class DrainOptions(msgspec.Struct, frozen=True):
+class OfflineSyncOptions(msgspec.Struct, frozen=True):
     """Seconds."""
 
     retry_s: float
     sweep_s: float
 
 
-class Drain:
+class OfflineSync:
     """The queue of one device, as its session sees it."""
 
     __slots__ = (
@@ -50,11 +50,11 @@ class Drain:
         "look_at", "phase", "session", "through", "user",
     )  # fmt: skip
 
-    def __init__(self, user: int, device: int, session: int, options: DrainOptions) -> None:
+    def __init__(self, user: int, device: int, session: int, options: OfflineSyncOptions) -> None:
         self.user = user
         self.device = device
         self.session = session
-        self.phase = Phase.RESTING
+        self.phase = Phase.IDLE
         self.through = -1
         """Every row up to this position of the partition was pushed; -1 before the first look."""
         self.look_at: float | None = None
@@ -72,11 +72,11 @@ class Drain:
     @property
     def caught_up(self) -> bool:
         """Nothing known of is left to push."""
-        return self.phase is Phase.RESTING and self.through >= 0
+        return self.phase is Phase.IDLE and self.through >= 0
 
     def look(self) -> bool:
         """Ask for a look; True when the caller must peek now."""
-        if self.phase is not Phase.RESTING:
+        if self.phase is not Phase.IDLE:
             self._again = True
             return False
         if self._backing_off:
@@ -176,7 +176,7 @@ class Drain:
             self._fence = None
             if self.phase is Phase.FULL:
                 self._later(now)
-        if self.phase is Phase.RESTING:
+        if self.phase is Phase.IDLE:
             self._look_by(now + self._jittered(self._options.retry_s))
 
     def close(self) -> list[Action]:
@@ -203,14 +203,14 @@ class Drain:
         return [MarkRead(self.device, self.session, self._fence, tuple(self._acknowledged[:MARKS_AT_ONCE]))]
 
     def _rest(self, now: float) -> None:
-        self.phase = Phase.RESTING
+        self.phase = Phase.IDLE
         self.look_at = now if self._again else now + self._jittered(self._options.sweep_s)
         self._again = False
         if self._acknowledged and not self._marking:
             self._look_by(now + self._jittered(self._options.retry_s))
 
     def _later(self, now: float) -> None:
-        self.phase = Phase.RESTING
+        self.phase = Phase.IDLE
         self._again = False
         self._backing_off = True
         self.look_at = now + self._jittered(self._options.retry_s)

@@ -1,4 +1,4 @@
-"""A connector as a process: options, bind, run, drain."""
+"""A connector as a process: options, bind, run, sync."""
 
 import resource
 import secrets
@@ -11,7 +11,7 @@ import msgspec
 from meshim.connector import events as e
 from meshim.connector.authenticator import Backends
 from meshim.connector.core import ConnectorCore
-from meshim.connector.offline_sync import DrainOptions
+from meshim.connector.offline_sync import OfflineSyncOptions
 from meshim.connector.options import ConnectorOptions
 from meshim.connector.shell import CACHED_SHARE, Shell
 from meshim.errors import UsageError
@@ -23,7 +23,7 @@ from meshim.runtime.service import Service
 from meshim.runtime.sockets import Context, KeyPair, Router
 from meshim.runtime.sockets.guard import Guarding
 from meshim.runtime.sockets.options import HANDSHAKE_S
-from meshim.stores.backends import Connections, kept
+from meshim.stores.backends import Connections, lease_held
 from meshim.stores.lease_keeper import LeaseKeeper
 from meshim.stores.nats.notifications import NatsNotices
 from meshim.stores.ports import Lease
@@ -40,11 +40,11 @@ FRAME_OVERHEAD_BYTES = 16_384
 FRAME_ITEMS = 64
 FRAMES_PER_WINDOW = 4
 """What may wait in a socket for one client, or from one: a window, resends, acknowledgements, and some room."""
-STRANGERS = 4_096
+UNAUTHENTICATED_MAX = 4_096
 """Connections without a session, beyond the sessions: a storm of honest clients has as many for a moment."""
-STRANGER_FRAMES = 128
+UNAUTHENTICATED_FRAMES = 128
 """A greeting takes one; what an ended session still had under way is a window or two."""
-STRANGER_BYTES = 4 << 20
+UNAUTHENTICATED_BYTES = 4 << 20
 FILES_SHARE = 0.8
 """Of the descriptors of the process: at the limit libzmq stops accepting, and spins."""
 
@@ -54,7 +54,7 @@ def options_of(topology: Topology) -> ConnectorOptions:
     clients = WindowOptions(
         credit=limits.client_window,
         # Live messages, a page, and outcomes each have their share.
-        queue=4 * limits.session_queue + limits.drain_page_rows,
+        queue=4 * limits.session_queue + limits.sync_page_rows,
         frame_items=FRAME_ITEMS,
         # One of the largest bodies, so that a slow client can take each frame in time.
         frame_bytes=min(limits.frame_bytes - FRAME_OVERHEAD_BYTES, limits.body_bytes),
@@ -67,17 +67,17 @@ def options_of(topology: Topology) -> ConnectorOptions:
             clients, timers.client_heartbeat_s, timers.client_silence_s, pings=False, ack_delay_s=timers.ack_delay_s
         ),
         transfers=mesh_links(topology),
-        drain=DrainOptions(retry_s=timers.lease_renew_s, sweep_s=timers.sweep_s),
+        sync=OfflineSyncOptions(retry_s=timers.lease_renew_s, sweep_s=timers.sweep_s),
         body_bytes=limits.body_bytes,
         frame_bytes=limits.frame_bytes,
         sessions=limits.sessions,
         session_queue=limits.session_queue,
-        session_bytes=4 * limits.drain_page_bytes,
+        session_bytes=4 * limits.sync_page_bytes,
         session_rate=limits.session_rate,
         heartbeat_s=timers.client_heartbeat_s,
-        hold_s=timers.delivery_timeout_s,
+        defer_s=timers.delivery_timeout_s,
         relation_ttl_s=(1 - CACHED_SHARE) * timers.relation_ttl_s,
-        blind_s=timers.lease_ttl_s,
+        queue_poll_s=timers.lease_ttl_s,
     )
 
 
@@ -85,13 +85,13 @@ def guarding(topology: Topology, core: ConnectorCore) -> Guarding:
     """Keep who has a session, or is about to have one."""
     limits = topology.limits
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = limits.sessions + STRANGERS
+    most = limits.sessions + UNAUTHENTICATED_MAX
     return Guarding(
         known=core.knows,
         connections=most if files == resource.RLIM_INFINITY else min(most, int(FILES_SHARE * files)),
         unknown_s=2 * HANDSHAKE_S,
-        unknown_frames=STRANGER_FRAMES,
-        unknown_bytes=STRANGER_BYTES,
+        unknown_frames=UNAUTHENTICATED_FRAMES,
+        unknown_bytes=UNAUTHENTICATED_BYTES,
         unread_bytes=2 * limits.client_window * limits.frame_bytes,
     )
 
@@ -136,7 +136,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
             connections.leases(), lease, timers, service.log,
             watch=("transfer",), on_living=shell.living, on_lost=shell.lost, on_disturbed=shell.disturbed,
         )  # fmt: skip
-        async with kept(keeper, service):
+        async with lease_held(keeper, service):
             shell.start(incarnation)
             service.start(
                 counters.keep(

@@ -2,14 +2,14 @@
 
 ::
 
-    BINDING ──binding written──▶ DRAINING ──last page pushed──▶ LIVE
+    BINDING ──binding written──▶ SYNCING ──last page pushed──▶ LIVE
                                   ▲                           │
                                   └────── queue overflow ─────┘
 
 BINDING   waits for presence; the client is welcomed when its binding is written
-DRAINING  what is stored goes first; a live message is returned, to be stored behind it
+SYNCING  what is stored goes first; a live message is returned, to be stored behind it
 LIVE      live messages are pushed in the order they come; one whose `after` lies beyond what was
-          drained is held until the drain has passed it (R2), or returned when that takes too long
+          synced is held until the sync has passed it (R2), or returned when that takes too long
 
 What was pushed and not acknowledged is in custody: when the session ends, live copies are
 returned to be stored, and stored rows simply stay unread.
@@ -21,7 +21,7 @@ from math import inf
 from typing import NamedTuple
 
 from meshim.connector.events import Renewal
-from meshim.connector.offline_sync import Drain, DrainOptions
+from meshim.connector.offline_sync import OfflineSync, OfflineSyncOptions
 from meshim.protocol.link import Link, LinkOptions
 from meshim.protocol.token_bucket import SUBMIT_BYTES, TokenBucket
 from meshim.stores.ports import Account, Binding, Login, Row
@@ -33,7 +33,7 @@ from meshim.wire.outcome import Copy
 
 class State(enum.Enum):
     BINDING = enum.auto()
-    DRAINING = enum.auto()
+    SYNCING = enum.auto()
     LIVE = enum.auto()
 
 
@@ -41,11 +41,11 @@ class Placed(enum.Enum):
     """What became of a live copy."""
 
     PUSHED = enum.auto()
-    HELD = enum.auto()
+    DEFERRED = enum.auto()
     REFUSED = enum.auto()
 
 
-class Held(NamedTuple):
+class Deferred(NamedTuple):
     """A live copy that must not overtake the queue."""
 
     after: int
@@ -66,17 +66,15 @@ class Session:
     """One device, connected."""
 
     __slots__ = (
-        "_held_streams",
+        "_deferred_streams",
         "_queue",
         "account_due",
         "binding",
         "binding_due",
-        "custody",
+        "deferred",
         "devices",
-        "drain",
         "due",
         "friends",
-        "held",
         "link",
         "live_bytes",
         "login",
@@ -86,15 +84,17 @@ class Session:
         "rows",
         "seen_due",
         "state",
+        "sync",
         "token_bucket",
         "token_hash",
         "told_delayed",
-        "unsure",
+        "unacked",
+        "unauthorized",
     )  # fmt: skip
 
     def __init__(
         self, peer: bytes, link: int, token_hash: bytes, login: Login, account: Account, binding: Binding,
-        options: LinkOptions, drain: DrainOptions, rate: float, now: float,
+        options: LinkOptions, sync: OfflineSyncOptions, rate: float, now: float,
     ) -> None:  # fmt: skip
         """`account` has to be fresh enough to last until `account_due`, which the caller sets."""
         self.peer = peer
@@ -106,7 +106,7 @@ class Session:
             link, options, item_size, now, deferred=True, size_of_received=submit_size
         )  # fmt: skip
         self.token_bucket = TokenBucket(rate, now)
-        self.drain = Drain(login.user, login.device, binding.session, drain)
+        self.sync = OfflineSync(login.user, login.device, binding.session, sync)
         self.friends: frozenset[int]
         self.devices: tuple[int, ...]
         self.others: tuple[Copy, ...]
@@ -120,19 +120,19 @@ class Session:
         """When the binding is written again: now and then, and soon when presence did not answer."""
         self.seen_due = now
         """When to note again that the device is connected."""
-        self.custody: list[Place | int] = []
+        self.unacked: list[Place | int] = []
         """For each Delivery in the window, in order: the live copy, or the id of the row."""
         self.rows = 0
-        """How many in `custody` are rows."""
-        self.held: list[Held] = []
+        """How many in `unacked` are rows."""
+        self.deferred: list[Deferred] = []
         self.live_bytes = 0
         """Of the envelopes of live copies, in custody and held."""
-        self.unsure: list[Submit] = []
+        self.unauthorized: list[Submit] = []
         """To people who were not friends when we last looked: judged when relations are read again."""
         self.overflowed = False
         self.told_delayed: bool | None = None
         self._queue = options.window.queue
-        self._held_streams: set[tuple[int, int, Destination]] = set()
+        self._deferred_streams: set[tuple[int, int, Destination]] = set()
 
     def refresh(self, account: Account) -> None:
         """Take over what was read.  A list of devices that is older than this one's registration lacks it."""
@@ -151,10 +151,10 @@ class Session:
         deadline = min(
             self.link.next_deadline(), self.token_bucket.due, self.account_due, self.binding_due, self.seen_due
         )
-        if self.held:
-            deadline = min(deadline, self.held[0].until)
-        if self.drain.look_at is not None:
-            deadline = min(deadline, self.drain.look_at)
+        if self.deferred:
+            deadline = min(deadline, self.deferred[0].until)
+        if self.sync.look_at is not None:
+            deadline = min(deadline, self.sync.look_at)
         return deadline
 
     @property
@@ -178,7 +178,7 @@ class Session:
 
     # ---- towards the device
 
-    def place(self, place: Place, now: float, hold_s: float, most: int, most_bytes: int) -> Placed:
+    def place(self, place: Place, now: float, defer_s: float, most: int, most_bytes: int) -> Placed:
         """Take a live copy: push it, hold it for so long at most, or refuse it because it has to be stored.
 
         It is stored as well when the device takes what it gets more slowly than that: it would wait behind it.
@@ -186,24 +186,24 @@ class Session:
         if self.state is not State.LIVE:
             return Placed.REFUSED
         since = self.link.window.waits_since()
-        lags = since is not None and now - since > hold_s
-        if lags or len(self.custody) + len(self.held) >= most or self.live_bytes >= most_bytes:
+        lags = since is not None and now - since > defer_s
+        if lags or len(self.unacked) + len(self.deferred) >= most or self.live_bytes >= most_bytes:
             self.overflowed = True
             return Placed.REFUSED
         stamp = place.stamp
         after = after_of(stamp, self.login.user, self.login.device) if stamp.after else -1
-        if after > self.drain.through or (self.held and _stream(stamp) in self._held_streams):
-            self.held.append(Held(after, now + hold_s, place))
-            self._held_streams.add(_stream(stamp))
+        if after > self.sync.through or (self.deferred and _stream(stamp) in self._deferred_streams):
+            self.deferred.append(Deferred(after, now + defer_s, place))
+            self._deferred_streams.add(_stream(stamp))
             self.live_bytes += len(place.envelope)
-            return Placed.HELD
+            return Placed.DEFERRED
         return Placed.PUSHED if self._push(place) else Placed.REFUSED
 
     def _push(self, place: Place) -> bool:
         if not self.link.push(Delivery(place.envelope)):
             self.overflowed = True
             return False
-        self.custody.append(place)
+        self.unacked.append(place)
         self.live_bytes += len(place.envelope)
         return True
 
@@ -212,31 +212,31 @@ class Session:
         for row in rows:
             pushed = self.link.push(Delivery(row.envelope, stored=True))
             assert pushed
-            self.custody.append(row.row_id)
+            self.unacked.append(row.row_id)
         self.rows += len(rows)
 
-    def release_held(self) -> list[Place]:
-        """Push what the drain has passed; what could not be pushed has to be stored."""
-        waiting, self.held, refused = self.held, [], []
-        self._held_streams.clear()
-        for held in waiting:
-            stream = _stream(held.place.stamp)
-            if held.after > self.drain.through or stream in self._held_streams:
-                self.held.append(held)
-                self._held_streams.add(stream)
+    def release_deferred(self) -> list[Place]:
+        """Push what the sync has passed; what could not be pushed has to be stored."""
+        waiting, self.deferred, refused = self.deferred, [], []
+        self._deferred_streams.clear()
+        for deferred in waiting:
+            stream = _stream(deferred.place.stamp)
+            if deferred.after > self.sync.through or stream in self._deferred_streams:
+                self.deferred.append(deferred)
+                self._deferred_streams.add(stream)
                 continue
-            self.live_bytes -= len(held.place.envelope)
-            if not self._push(held.place):
-                refused.append(held.place)
+            self.live_bytes -= len(deferred.place.envelope)
+            if not self._push(deferred.place):
+                refused.append(deferred.place)
         return refused
 
-    def expire_held(self, now: float) -> list[Place]:
+    def expire_deferred(self, now: float) -> list[Place]:
         """Everything that is held, once the first was held for too long: what is behind it in its stream goes too."""
-        if not self.held or self.held[0].until > now:
+        if not self.deferred or self.deferred[0].until > now:
             return []
-        late = [held.place for held in self.held]
-        self.held.clear()
-        self._held_streams.clear()
+        late = [deferred.place for deferred in self.deferred]
+        self.deferred.clear()
+        self._deferred_streams.clear()
         self.live_bytes -= sum(len(place.envelope) for place in late)
         return late
 
@@ -245,23 +245,23 @@ class Session:
         places: list[Place] = []
         rows: list[int] = []
         count = sum(isinstance(item, Delivery) for item in items)
-        assert count <= len(self.custody), "the window acknowledges what was pushed"
-        for entry in self.custody[:count]:
+        assert count <= len(self.unacked), "the window acknowledges what was pushed"
+        for entry in self.unacked[:count]:
             if isinstance(entry, int):
                 rows.append(entry)
             else:
                 places.append(entry)
                 self.live_bytes -= len(entry.envelope)
-        del self.custody[:count]
+        del self.unacked[:count]
         self.rows -= len(rows)
         return places, rows
 
     def abandon(self) -> list[Place]:
         """The session ends: the live copies that the device has not acknowledged, in order."""
-        places = [entry for entry in self.custody if not isinstance(entry, int)]
-        places.extend(held.place for held in self.held)
-        self.custody.clear()
-        self.held.clear()
+        places = [entry for entry in self.unacked if not isinstance(entry, int)]
+        places.extend(deferred.place for deferred in self.deferred)
+        self.unacked.clear()
+        self.deferred.clear()
         self.rows = self.live_bytes = 0
         return places
 

@@ -10,7 +10,7 @@ from meshim.connector.events import Action, EraseBindings, NoteSeen, PeekQueues,
 from meshim.connector.options import ConnectorOptions
 from meshim.connector.session import Session, State
 from meshim.connector.statistics import Statistics
-from meshim.connector.transfer_links import Mesh
+from meshim.connector.transfer_links import TransferLinks
 from meshim.wire import client as wire
 from meshim.wire.envelope import EPHEMERAL_FROM
 from meshim.wire.link import Close, Frame
@@ -21,10 +21,12 @@ from meshim.wire.outcome import Outcome
 class Sessions:
     """All sessions of one connector, found by peer, by binding and by device."""
 
-    def __init__(self, options: ConnectorOptions, statistics: Statistics, mesh: Mesh, actions: list[Action]) -> None:
+    def __init__(
+        self, options: ConnectorOptions, statistics: Statistics, links: TransferLinks, actions: list[Action]
+    ) -> None:
         self._options = options
         self._statistics = statistics
-        self._mesh = mesh
+        self._links = links
         self._actions = actions
         self._by_peer: dict[bytes, Session] = {}
         self._by_device: dict[int, Session] = {}
@@ -96,7 +98,7 @@ class Sessions:
 
     def look(self, session: Session) -> None:
         """Have its queue looked at."""
-        if session.state is not State.BINDING and session.drain.look():
+        if session.state is not State.BINDING and session.sync.look():
             self._peeks.append((session.login.user, session.login.device, session.binding.session))
 
     def flush(self, now: float) -> None:
@@ -117,7 +119,7 @@ class Sessions:
             self._statistics.ephemeral_dropped += 1
             return
         item = Return(place.user, tuple(devices), absent, place.stamp, place.envelope)
-        if self._mesh.send(item):
+        if self._links.send(item):
             self._statistics.returned += 1
         else:
             self._statistics.unreturned += 1
@@ -144,7 +146,7 @@ class Sessions:
             del self._by_user[session.login.user]
         self._dirty.pop(session, None)
         self._statistics.sessions = len(self._by_peer)
-        self._actions.extend(session.drain.close())
+        self._actions.extend(session.sync.close())
         self._actions.append(EraseBindings((session.binding,)))
         if session.state is not State.BINDING:
             self._actions.append(NoteSeen((session.login.device,)))

@@ -6,14 +6,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from meshim.connector import events as e
-from meshim.connector.authenticator import Backends, Greeter
+from meshim.connector.authenticator import Authenticator, Backends
 from meshim.connector.core import ConnectorCore
 from meshim.errors import BackendUnavailable, Fenced
 from meshim.runtime.batches import Batches
 from meshim.runtime.driver import Driver
 from meshim.runtime.service import Service
 from meshim.runtime.sockets import Context, Dealer, KeyPair, Router, Sent
-from meshim.runtime.timeouts import timely
+from meshim.runtime.timeouts import with_timeout
 from meshim.stores.ports import Account, Binding, Lease
 from meshim.topology import Topology
 
@@ -45,7 +45,7 @@ class Shell:
         self._timers = topology.timers
         self._limits = topology.limits
         self._service = service
-        self._greeter = Greeter(backends, CACHED_SHARE * self._timers.relation_ttl_s, service)
+        self._authenticator = Authenticator(backends, CACHED_SHARE * self._timers.relation_ttl_s, service)
         self._transfers: dict[int, Lease] = {}
         self._dealers: dict[int, Dealer] = {}
         self._read_slots = asyncio.Semaphore(2 * topology.limits.db_threads)
@@ -93,12 +93,12 @@ class Shell:
         await self.driver.until(lambda: self._core.idle, within_s)
         deadline = loop.time() + within_s
         for batches in (self._renewals, self._bindings, self._erased):  # in this order one leads to the other
-            await batches.drained(deadline - loop.time())
+            await batches.join(deadline - loop.time())
         for action in self._core.farewell(loop.time()):
             self._perform(action)
         for dealer in list(self._dealers.values()):
             dealer.close(linger_ms=200)
-        await self._marks.drained(deadline - loop.time())
+        await self._marks.join(deadline - loop.time())
 
     def _all_batches(self) -> list[Batches[Any]]:
         return [
@@ -155,18 +155,18 @@ class Shell:
     # ---------------------------------------------------------------- greetings and accounts
 
     async def _check_greets(self, greets: Sequence[e.CheckGreet]) -> None:
-        for verdict in await self._greeter.check(greets):
-            self.driver.receive(verdict)
+        for decision in await self._authenticator.check(greets):
+            self.driver.receive(decision)
 
     async def _read_accounts(self, users: Sequence[int]) -> None:
         users, now = tuple(dict.fromkeys(users)), time.time()
         try:
-            found = await timely(self._backends.accounts.accounts(users, now), self._timers.delivery_timeout_s)
+            found = await with_timeout(self._backends.accounts.accounts(users, now), self._timers.delivery_timeout_s)
         except BackendUnavailable:
             self.driver.receive(e.AccountsUnreadable(users))
             return
         self.driver.receive(e.AccountsRead([found.get(user) or Account(user, (), (), now) for user in users]))
-        await self._greeter.cache(list(found.values()))
+        await self._authenticator.cache(list(found.values()))
 
     # ---------------------------------------------------------------- presence
 
@@ -181,12 +181,12 @@ class Shell:
         )
 
     async def _renew_bindings(self, renewals: Sequence[e.Renewal]) -> None:
-        standing = await self._greeter.standing([renewal.token_hash for renewal in renewals])
-        revoked = [renewal.binding for renewal in renewals if renewal.token_hash not in standing]
+        unrevoked = await self._authenticator.unrevoked([renewal.token_hash for renewal in renewals])
+        revoked = [renewal.binding for renewal in renewals if renewal.token_hash not in unrevoked]
         if revoked:
             self.driver.receive(e.TokensRevoked(revoked))
         for renewal in renewals:
-            if renewal.token_hash in standing:
+            if renewal.token_hash in unrevoked:
                 self._bindings.add((renewal.binding, renewal.devices))
 
     async def _erase_bindings(self, bindings: Sequence[Binding]) -> None:
@@ -217,7 +217,7 @@ class Shell:
 
     def disturbed(self) -> None:
         """Presence may have forgotten us, or be as it was once: register everybody again."""
-        self._greeter.doubt()
+        self._authenticator.invalidate()
         self.driver.receive(e.PresenceDisturbed())
 
     # ---------------------------------------------------------------- queues
@@ -225,7 +225,7 @@ class Shell:
     async def _peek(self, devices: Sequence[tuple[int, int, int]]) -> None:
         try:
             look = self._backends.queues.peek([(user, device) for user, device, _ in devices])
-            through, waiting = await timely(look, self._timers.delivery_timeout_s)
+            through, waiting = await with_timeout(look, self._timers.delivery_timeout_s)
         except BackendUnavailable:
             self.driver.receive(e.QueuesUnreachable([(device, session) for _, device, session in devices]))
         else:
@@ -241,7 +241,7 @@ class Shell:
         limits = self._limits
         async with self._read_slots:
             work = self._backends.queues.page(
-                action.user, action.device, action.fence, action.after, limits.drain_page_rows, limits.drain_page_bytes,
+                action.user, action.device, action.fence, action.after, limits.sync_page_rows, limits.sync_page_bytes,
                 self._timers.queue_lease_s,
             )  # fmt: skip
             await self._answer(action, work, lambda page: e.PageRead(action.device, action.session, page))
@@ -250,7 +250,7 @@ class Shell:
         self, action: e.ClaimQueue | e.ReadPage, work: Awaitable[Any], event: Callable[[Any], e.Event]
     ) -> None:
         try:
-            result = await timely(work, self._timers.delivery_timeout_s)
+            result = await with_timeout(work, self._timers.delivery_timeout_s)
         except Fenced:
             self.driver.receive(e.QueueFenced(action.device, action.session))
         except BackendUnavailable:
@@ -268,7 +268,7 @@ class Shell:
         try:
             async with self._write_slots:
                 mark = self._backends.queues.mark_read(device, fence, row_ids)
-                await timely(mark, self._timers.delivery_timeout_s)
+                await with_timeout(mark, self._timers.delivery_timeout_s)
         except Fenced:
             self.driver.receive(e.RowsUnmarked(device, session, fence, fenced=True))
         except BackendUnavailable:
@@ -280,6 +280,6 @@ class Shell:
         try:
             async with self._write_slots:
                 release = self._backends.queues.release(action.device, action.fence)
-                await timely(release, self._timers.delivery_timeout_s)
+                await with_timeout(release, self._timers.delivery_timeout_s)
         except BackendUnavailable:
             self._service.log.warning("queue not released", device=action.device)

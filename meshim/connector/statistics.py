@@ -12,7 +12,7 @@ class Statistics(msgspec.Struct):
     """Greetings that were refused."""
     malformed: int = 0
     """Frames or envelopes that broke the protocol."""
-    strays: int = 0
+    unknown_links: int = 0
     """Frames of links that are not known here, answered with Reset."""
     early: int = 0
     """Frames that came between a greeting and its welcome, dropped."""
@@ -32,9 +32,9 @@ class Statistics(msgspec.Struct):
     """Live copies that could not be given back because no transfer lived; their senders send them again."""
     unrouted: int = 0
     """Messages that went down with their transfer when no other lived; their senders send them again."""
-    drained: int = 0
+    synced: int = 0
     """Stored copies that devices acknowledged."""
-    held: int = 0
+    deferred: int = 0
     """Live copies that had to wait for the queue (R2)."""
     overflowed: int = 0
     """Times that a device took so little that live copies for it had to be stored."""

@@ -60,7 +60,7 @@ def received_size(item: FromTransfer) -> int:
     return len(item.envelope) if isinstance(item, Place) else 0
 
 
-class Mesh:
+class TransferLinks:
     """All links of one connector."""
 
     def __init__(

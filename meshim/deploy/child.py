@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from meshim.deploy.embedded import Embedded
-from meshim.deploy.pdeathsig import tethered
+from meshim.deploy.pdeathsig import die_with_parent
 from meshim.deploy.probe import probe
 from meshim.deploy.state import Phase
 from meshim.errors import BackendUnavailable, MeshimError
@@ -61,7 +61,7 @@ class Child(ABC):
         command = self._command()
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *tethered(command),
+                *die_with_parent(command),
                 stdin=DEVNULL,
                 stdout=PIPE if self._speaks else log,
                 stderr=log,

@@ -17,7 +17,7 @@ import sys
 _PR_SET_PDEATHSIG = 1
 
 
-def tethered(command: list[str]) -> list[str]:
+def die_with_parent(command: list[str]) -> list[str]:
     """Return the command line that runs `command` (same pid) until this process ends, however it ends."""
     return [sys.executable, "-I", "-S", __file__, str(os.getpid()), *command]
 

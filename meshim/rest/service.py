@@ -21,7 +21,7 @@ from meshim.runtime import counters
 from meshim.runtime.crypto import MasterKey
 from meshim.runtime.log import Log
 from meshim.runtime.service import Service
-from meshim.stores.backends import Connections, kept
+from meshim.stores.backends import Connections, lease_held
 from meshim.stores.lease_keeper import LeaseKeeper
 from meshim.stores.nats.notifications import NatsNotices
 from meshim.stores.ports import Lease
@@ -57,7 +57,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         lease = Lease("rest", name, secrets.randbits(63), endpoint)
         # Nobody finds us by it (they have a URL), so serving does not wait for it.
         keeper = LeaseKeeper(backends.leases, lease, timers, log)
-        async with kept(keeper, service, needed=False):
+        async with lease_held(keeper, service, needed=False):
             service.start(
                 counters.keep(
                     data, "rest", name, log,

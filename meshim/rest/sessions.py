@@ -146,7 +146,7 @@ class Sessions:
         except BackendUnavailable as error:
             self._log.warning("token cache away", reason=error)
             cached = None
-        if cached is not None and cached.sure:
+        if cached is not None and cached.verified:
             return cached.login
         return await self._accounts.login(token_hash, now)
 

@@ -32,7 +32,7 @@ class Batches(Generic[T]):
         self._arrived.set()
         self._idle.clear()
 
-    async def drained(self, within_s: float) -> bool:
+    async def join(self, within_s: float) -> bool:
         """Wait until nothing waits and nothing is under way; False when that takes longer."""
         try:
             async with asyncio.timeout(within_s):

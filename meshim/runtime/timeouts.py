@@ -9,7 +9,7 @@ from meshim.errors import BackendUnavailable
 T = TypeVar("T")
 
 
-async def timely(work: Awaitable[T], within_s: float) -> T:
+async def with_timeout(work: Awaitable[T], within_s: float) -> T:
     """What `work` gives; raises BackendUnavailable when that takes longer, and then it may happen or not."""
     try:
         async with asyncio.timeout(within_s):

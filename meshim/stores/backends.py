@@ -57,7 +57,7 @@ class Connections:
         nats = await NatsClient.connect(self._topology.backends.nats, self._service.log)
         self._stack.push_async_callback(nats.close)
         self._counting.append(lambda: _named("nats", nats.statistics()._asdict()))
-        self._service.start(_mourn(nats))
+        self._service.start(_fail_when_closed(nats))
         return nats
 
 
@@ -65,13 +65,13 @@ def _named(backend: str, counts: Mapping[str, int]) -> dict[str, int]:
     return {f"{backend}_{name}": count for name, count in counts.items()}
 
 
-async def _mourn(nats: NatsClient) -> None:
+async def _fail_when_closed(nats: NatsClient) -> None:
     await nats.lost()
     raise BackendUnavailable("NATS no longer lets us in: see its log and the URL in the topology.")
 
 
 @asynccontextmanager
-async def kept(keeper: LeaseKeeper, service: Service, *, needed: bool = True) -> AsyncGenerator[None]:
+async def lease_held(keeper: LeaseKeeper, service: Service, *, needed: bool = True) -> AsyncGenerator[None]:
     """Hold the lease during the block, and give it back.
 
     With `needed` the block begins when it is held, since others find the role by it; otherwise at once.

@@ -185,7 +185,7 @@ class TransferCore:
                     self._frame(connector, frame, now)
                 elif not isinstance(frame, Close | Reset):
                     # R13: queued for an earlier incarnation of this transfer.
-                    self.statistics.strays += 1
+                    self.statistics.unknown_links += 1
                     self._actions.append(e.SendConnector(peer, wire.encode(Reset(frame.link))))
             except (msgspec.DecodeError, PeerError) as error:
                 self.statistics.malformed += 1

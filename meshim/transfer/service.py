@@ -15,7 +15,7 @@ from meshim.runtime.driver import Driver
 from meshim.runtime.mesh_links import mesh_links
 from meshim.runtime.service import Service
 from meshim.runtime.sockets import Context, KeyPair, Router, Sent
-from meshim.stores.backends import Connections, kept
+from meshim.stores.backends import Connections, lease_held
 from meshim.stores.lease_keeper import LeaseKeeper
 from meshim.stores.nats.durability import LogVoucher
 from meshim.stores.nats.offline_log import JetStreamLog
@@ -73,20 +73,20 @@ async def run(topology: Topology, name: str, data: Path) -> None:
             ),
             service,
         )
-        doors = Doors(leases)
+        allowlist = ConnectorAllowlist(leases)
         router = context.router(
             listener.bind,
             keys=keys,
             domain=f"transfer-{name}",
-            admit=doors.admit,
+            admit=allowlist.admit,
             frame_bytes=limits.bundle_bytes + BUNDLE_OVERHEAD_BYTES,
             on_batch=lambda batch: shell.driver.receive(e.ConnectorsSent(batch)),
         )
         shell.router = router
         endpoint = listener.advertise or router.endpoint
         lease = Lease("transfer", name, incarnation, endpoint, keys.public.decode() if keys else "")
-        keeper = LeaseKeeper(leases, lease, timers, service.log, watch=("connector",), on_living=doors.living)
-        async with kept(keeper, service):
+        keeper = LeaseKeeper(leases, lease, timers, service.log, watch=("connector",), on_living=allowlist.living)
+        async with lease_held(keeper, service):
             shell.start()
             service.start(
                 counters.keep(
@@ -106,7 +106,7 @@ def _counted(core: TransferCore, router: Router) -> dict[str, int]:
     return msgspec.structs.asdict(core.statistics) | sockets
 
 
-class Doors:
+class ConnectorAllowlist:
     """Lets the connectors in whose leases live: their CURVE keys stand there."""
 
     def __init__(self, leases: Leases) -> None:

@@ -9,7 +9,7 @@ class Statistics(msgspec.Struct):
     connectors: int = 0
     malformed: int = 0
     """Frames that broke the protocol."""
-    strays: int = 0
+    unknown_links: int = 0
     """Frames of links that are not known here, answered with Reset."""
     routed: int = 0
     placed: int = 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from meshim.errors import UsageError
 from meshim.runtime import counters
 from meshim.runtime.service import Service
-from meshim.stores.backends import Connections, kept
+from meshim.stores.backends import Connections, lease_held
 from meshim.stores.lease_keeper import LeaseKeeper
 from meshim.stores.nats.durability import LogVoucher
 from meshim.stores.nats.notifications import NatsNotices
@@ -73,7 +73,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
             watch=("writer",),
             on_living=lambda _, leases: shell.see(leases),
         )
-        async with kept(keeper, service):
+        async with lease_held(keeper, service):
             service.start(
                 counters.keep(
                     data, "writer", name, service.log,

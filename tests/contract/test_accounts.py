@@ -123,8 +123,8 @@ async def test_a_token_stands_until_it_is_revoked_even_when_it_has_expired(ports
     await ports.accounts.log_out(logged_out)
     others = [secrets.token_bytes(32) for _ in range(600)]  # more than one question
     asked = [expired, taken_over, logged_out, *others, renewed, unknown]
-    assert await ports.accounts.standing(asked) == {expired, renewed}
-    assert await ports.accounts.standing([]) == set()
+    assert await ports.accounts.unrevoked(asked) == {expired, renewed}
+    assert await ports.accounts.unrevoked([]) == set()
 
 
 async def test_log_in_repeated_revokes_nothing(ports: Ports) -> None:
@@ -435,10 +435,10 @@ async def test_whose_tokens_they_are(ports: Ports) -> None:
     await ports.accounts.log_in(bob.user_id, "phone", 8, ended, NOW + 30, NOW, 10)
     account = Account(alice.user_id, (phone.device_id,), (bob.user_id,), NOW + 40)
     login = Login(alice.user_id, phone.device_id, 7, NOW + 60)
-    assert await ports.accounts.whose([good, ended, unknown], NOW + 40) == {good: (login, account)}
-    assert await ports.accounts.whose([], NOW) == {}
+    assert await ports.accounts.logins_by_token([good, ended, unknown], NOW + 40) == {good: (login, account)}
+    assert await ports.accounts.logins_by_token([], NOW) == {}
     await ports.accounts.log_out(good)
-    assert await ports.accounts.whose([good], NOW) == {}
+    assert await ports.accounts.logins_by_token([good], NOW) == {}
 
 
 async def test_ping_answers(ports: Ports) -> None:

@@ -1,4 +1,4 @@
-"""The port `Queues`: what waits for a device and who may drain it, in memory, on SQLite and on MariaDB."""
+"""The port `Queues`: what waits for a device and who may sync it, in memory, on SQLite and on MariaDB."""
 
 import asyncio
 
@@ -277,7 +277,7 @@ async def test_many_rows_are_marked_at_once(bob: Mailbox) -> None:
 
 
 async def test_fenced_drain_neither_reads_nor_marks(ports: Ports, bob: Mailbox) -> None:
-    """R3, R11: the old connector learns late that the device is drained elsewhere; nothing is lost."""
+    """R3, R11: the old connector learns late that the device is synced elsewhere; nothing is lost."""
     await bob.store(1, 2, position=1)
     late = await bob.claim("a", 1)
     rows = (await bob.page(late)).rows

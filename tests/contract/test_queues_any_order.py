@@ -1,4 +1,4 @@
-"""The drain lease against a dictionary: whoever claims, reads, marks and lets go in whatever order.
+"""The sync lease against a dictionary: whoever claims, reads, marks and lets go in whatever order.
 
 Two devices of one user, whose queues grow; connectors that keep every fencing number they ever had and go on using
 it, as a stopped one does when it wakes (R3, R11).  The dictionary says what each call has to answer.  In memory, on
@@ -51,7 +51,7 @@ class Queue:
     """row id -> seq, of every row that was ever paged."""
 
 
-class DrainLease(RuleBasedStateMachine):
+class QueueLease(RuleBasedStateMachine):
     def __init__(self, side: Side, processes: Sequence[Ports], runner: asyncio.Runner) -> None:
         super().__init__()
         self.side = side
@@ -199,7 +199,7 @@ def runner() -> Iterator[asyncio.Runner]:
 def check(side: Side, runner: asyncio.Runner, examples: int) -> None:
     processes = (side.process(), side.process())
     run_state_machine_as_test(
-        lambda: DrainLease(side, processes, runner),  # type: ignore[arg-type]  # annotated as a class, documented as a factory
+        lambda: QueueLease(side, processes, runner),  # type: ignore[arg-type]  # annotated as a class, documented as a factory
         settings=settings(
             max_examples=examples,
             stateful_step_count=40,
@@ -212,12 +212,12 @@ def check(side: Side, runner: asyncio.Runner, examples: int) -> None:
     )
 
 
-def test_drain_lease_in_memory(runner: asyncio.Runner) -> None:
+def test_queue_lease_in_memory(runner: asyncio.Runner) -> None:
     check(MemorySide(), runner, 150)
 
 
 @pytest.mark.parametrize(("database", "examples"), [("sqlite", 25), ("mariadb", 12)])
-def test_drain_lease_on_sql(
+def test_queue_lease_on_sql(
     request: pytest.FixtureRequest, runner: asyncio.Runner, database: str, examples: int
 ) -> None:
     url = str(request.getfixturevalue(f"{database}_with_tables"))

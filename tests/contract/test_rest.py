@@ -133,7 +133,7 @@ async def test_a_login_registers_its_device_and_says_where_to_connect(world: Wor
     login = Login(alice.user_id, answer.device_id, EPOCH, answer.expires_at)
     [cached] = await world.cache.logins([token_hash(answer.token)])
     assert cached is not None
-    assert (cached.login, cached.sure) == (login, True)
+    assert (cached.login, cached.verified) == (login, True)
     stored = await world.accounts.login(token_hash(answer.token), 0.0)
     assert stored is not None
     assert (stored.user, stored.device, stored.epoch) == (login.user, login.device, login.epoch)
@@ -249,7 +249,7 @@ async def test_a_token_from_an_old_dump_is_asked_for_in_the_database(
     read = world.cache.logins
 
     async def after_a_restart(hashes: Sequence[bytes]) -> list[CachedLogin | None]:
-        return [each and each._replace(sure=False) for each in await read(hashes)]
+        return [each and each._replace(verified=False) for each in await read(hashes)]
 
     async with world.api() as api:
         await api.register("alice", PASSWORD)

@@ -27,7 +27,7 @@ async def test_a_login_is_kept_until_it_is_dropped(side: Side) -> None:
     await cache.put_login(ONE, login)
     await cache.put_login(ONE, login)
     run = await side.leases().run_id()
-    assert await elsewhere.logins([OTHER, ONE, OTHER]) == [None, CachedLogin(login, run, sure=True), None]
+    assert await elsewhere.logins([OTHER, ONE, OTHER]) == [None, CachedLogin(login, run, verified=True), None]
     await cache.drop_logins([])
     await cache.drop_logins([ONE, OTHER])
     assert await elsewhere.logins([ONE, OTHER]) == [None, None]
@@ -48,7 +48,7 @@ async def test_a_put_for_another_run_is_nothing(side: Side) -> None:
     assert await cache.logins([ONE]) == [None]
     run = await side.leases().run_id()
     await cache.put_login(ONE, login, run)
-    assert await cache.logins([ONE]) == [CachedLogin(login, run, sure=True)]
+    assert await cache.logins([ONE]) == [CachedLogin(login, run, verified=True)]
 
 
 async def test_a_login_from_an_old_dump_is_not_sure_until_it_is_put_again(valkey_url: str, namespace: str) -> None:
@@ -60,9 +60,9 @@ async def test_a_login_from_an_old_dump_is_not_sure_until_it_is_put_again(valkey
     await client.execute("SET", key, b"0" * 40 + value[40:])
     [cached] = await cache.logins([ONE])
     assert cached is not None
-    assert (cached.login, cached.sure) == (login, False)
+    assert (cached.login, cached.verified) == (login, False)
     await cache.put_login(ONE, login, cached.run)
-    assert await cache.logins([ONE]) == [CachedLogin(login, cached.run, sure=True)]
+    assert await cache.logins([ONE]) == [CachedLogin(login, cached.run, verified=True)]
     await client.close()
 
 

@@ -175,7 +175,7 @@ class Mesh:
     # ---- what became of them
 
     async def stored(self, recipient: tuple[User, Device]) -> list[int]:
-        """The `seq` of every row of the device, in the order it is drained in."""
+        """The `seq` of every row of the device, in the order it is synced in."""
 
         def read(connection: Connection) -> list[int]:
             rows = im_offline.c

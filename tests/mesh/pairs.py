@@ -96,6 +96,6 @@ def pinned(device: Client, name: str) -> None:
     connection._connectors = that_one
 
 
-async def drained(device: Stranger) -> None:
+async def synced(device: Stranger) -> None:
     """Wait until its queue was looked at and nothing is left in it."""
     await asyncio.to_thread(device.until, lambda: [frame[2] for frame in device.came(STORED)][-1:] == [False])

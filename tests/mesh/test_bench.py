@@ -33,9 +33,9 @@ def test_every_workload_on_one_mesh() -> None:
         idle = uvloop.run(workloads.idle(mesh, 5, 15, 0.1, told))
         assert idle["things"] == 15
         offline = uvloop.run(workloads.offline(mesh, PAIRS, 4, PAIRS, MESSAGES, told))
-        assert [offline[step]["things"] for step in ("stored", "written", "drained", "marked")] == [MESSAGES] * 4
+        assert [offline[step]["things"] for step in ("stored", "written", "collected", "marked")] == [MESSAGES] * 4
         assert offline["stored"]["seconds"] <= offline["written"]["seconds"]
-        assert offline["drained"]["seconds"] <= offline["marked"]["seconds"]
+        assert offline["collected"]["seconds"] <= offline["marked"]["seconds"]
 
 
 def test_who_is_nobodys_friend_makes_it_worthless() -> None:

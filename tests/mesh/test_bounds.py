@@ -27,7 +27,7 @@ def slice_of(
         slice_of("early_frames", "thrown", 100, people=16, seconds=2.0),
         slice_of("endless_submits", "submitted", 1_000, people=4, size=128, seconds=2.0, at_most=40_000),
         slice_of("nonsense", "thrown", 200, seconds=2.0, at_most=25_000),
-        slice_of("drains", "drained", 10_000, size=10_000, stored=10_000, seconds=20.0),
+        slice_of("syncs", "synced", 10_000, size=10_000, stored=10_000, seconds=20.0),
         slice_of("everybody_greets", "welcomed", 300, people=300, grown_mib=64.0, files_left=700),
     ],
     ids=lambda ordeal: ordeal.name,

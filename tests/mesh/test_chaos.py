@@ -48,7 +48,7 @@ def test_chaos_slice(run: Any) -> None:
     assert answer["recovery_s"]["kill-connector"]["max"] < 5
     assert answer["sent"] > 500
     assert answer["delivered"] == answer["sent"]
-    for name in ("via_offline", "stored", "drained"):
+    for name in ("via_offline", "stored", "synced"):
         assert answer[name] > 0
     notes = [json.loads(line) for line in Path(answer["history"]).read_text().splitlines() if '"fault"' in line]
     assert [note["fault"] for note in notes] == [strike["kind"] for strike in answer["kills"]]

@@ -13,7 +13,7 @@ import pytest
 from tests.mesh import faults
 from tests.mesh.conversations import client, say, take
 from tests.mesh.faults import Counted, bindings, brisk, kill, locked_database, rows, stopped
-from tests.mesh.pairs import doing, drained, nothing_else, people, pinned
+from tests.mesh.pairs import doing, nothing_else, people, pinned, synced
 from tests.mesh.real_mesh import DEADLINE_S, PASSWORD, RealMesh, running, until
 from tests.mesh.stranger import CLOSE, Stranger
 
@@ -31,14 +31,14 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealMesh]:
 
 
 @pytest.mark.parametrize("poke", ["comes", "is lost"])
-async def test_r01_stored_after_the_drain(mesh: RealMesh, poke: str) -> None:
+async def test_r01_stored_after_the_sync(mesh: RealMesh, poke: str) -> None:
     async with people(mesh) as pair:
         bob = pair.bob
         poked = Counted(mesh, "poked", ("c1", "c2"))
         with stopped(mesh, "w1"):
             await pair.says(*LINES)
             await doing(bob.connect)
-            await drained(bob)
+            await synced(bob)
             assert not bob.shown, "it is in the log alone"
             if poke == "is lost":
                 faults.erase_binding(mesh, bob.user, bob.device)
@@ -62,7 +62,7 @@ async def test_r02_live_overtakes_stored(mesh: RealMesh, transfer: str) -> None:
         with stopped(mesh, "w1"):
             await pair.says("m1")
             await doing(bob.connect)
-            await drained(bob)
+            await synced(bob)
             if transfer == "another":
                 first = await faults.handler(mesh, pair.alice.user_id, bob.user)
                 killed = kill(mesh, first)
@@ -124,13 +124,13 @@ async def test_r05_late_goodbye(mesh: RealMesh) -> None:
     async with people(mesh, on="c2") as pair:
         bob = pair.bob
         await doing(bob.connect, on="c1")
-        await drained(bob)
+        await synced(bob)
         old = bindings(mesh, bob.user)[bob.device]
         second = bob.again()
         with stopped(mesh, "c1"):
             bob.send(CLOSE, bob.link, 14, "bye")  # c1 will find it when it wakes
             await doing(second.connect, on="c2")
-            await drained(second)
+            await synced(second)
             new = bindings(mesh, bob.user)[bob.device]
             assert new.session > old.session
             assert new.incarnation == faults.incarnation(mesh, "c2") != old.incarnation
@@ -148,13 +148,13 @@ async def test_r05_late_hello(mesh: RealMesh) -> None:
     async with people(mesh, on="c2") as pair:
         bob = pair.bob
         await doing(bob.connect, on="c1")
-        await drained(bob)
+        await synced(bob)
         second = bob.again()
         replaced, lost = Counted(mesh, "replaced", ("c1",)), Counted(mesh, "lease_losses", ("c1",))
         with stopped(mesh, "c1"):
             await faults.back(mesh, "nats", kill(mesh, "nats"))
             await doing(second.connect, on="c2")
-            await drained(second)
+            await synced(second)
             new = bindings(mesh, bob.user)[bob.device]
             await until(lambda: not faults.lives(mesh, "c1"), "the lease of c1 does not end")
         await lost.rises()
@@ -180,7 +180,7 @@ async def test_r10_acknowledgement_lost(mesh: RealMesh, kind: str) -> None:
             await until(lambda: rows(mesh, bob.device) == (1, 1), "nothing is written")
         await doing(bob.connect, on="c1", acknowledges=False)
         if kind == "live":
-            await drained(bob)
+            await synced(bob)
             outgoing = await pair.alice.send(pair.bob_name, "m1")
         await doing(bob.until, lambda: pair.shown("m1", stored=kind == "stored"))
         killed = kill(mesh, "c1")
@@ -203,7 +203,7 @@ async def test_r10_acknowledgement_not_marked(mesh: RealMesh) -> None:
         await until(lambda: rows(mesh, bob.device) == (1, 1), "nothing is written")
         await doing(bob.connect, on="c1", acknowledges=False)
         await doing(bob.until, lambda: pair.shown("m1", stored=True))
-        acknowledged = Counted(mesh, "drained", ("c1",))
+        acknowledged = Counted(mesh, "synced", ("c1",))
         with locked_database(mesh):
             bob.acknowledge()
             await acknowledged.rises()
@@ -228,7 +228,7 @@ async def test_r12_resend_elsewhere(mesh: RealMesh) -> None:
         async with client(mesh, pair.bob_name, "laptop") as laptop:
             laptop_id = laptop.device_id
         await doing(bob.connect, on="c2", acknowledges=False)
-        await drained(bob)
+        await synced(bob)
         written = Counted(mesh, "entries", ("w1",))
         outgoing = await pair.alice.send(pair.bob_name, "m1")
         await doing(bob.until, lambda: pair.shown("m1", stored=False))

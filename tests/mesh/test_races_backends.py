@@ -1,6 +1,6 @@
 """Races R1 to R16 on real processes: those of a backend that is away, hangs, or has forgotten.
 
-The database is SQLite, which is away for all who write when somebody keeps its lock: nobody stores, drains or logs in.
+The database is SQLite, which is away for all who write when somebody keeps its lock: nobody stores, syncs or logs in.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from meshim.errors import ApiError
 from tests.mesh import faults
 from tests.mesh.conversations import client, take
 from tests.mesh.faults import Counted, back, bindings, brisk, kill, rows, stopped
-from tests.mesh.pairs import People, doing, drained, listening, nothing_else, people
+from tests.mesh.pairs import People, doing, listening, nothing_else, people, synced
 from tests.mesh.real_mesh import DEADLINE_S, PASSWORD, RealMesh, running, until
 from tests.mesh.stranger import STORED
 
@@ -66,7 +66,7 @@ async def test_r08_mysql_away(mesh: RealMesh) -> None:
     async with people(mesh) as pair:
         bob = pair.bob
         await doing(bob.connect)
-        await drained(bob)
+        await synced(bob)
         bob.disconnect()
         await pair.says("m1")
         await until(lambda: rows(mesh, bob.device) == (1, 1), "nothing is written")
@@ -83,7 +83,7 @@ async def test_r08_mysql_away(mesh: RealMesh) -> None:
             assert not bob.shown
             assert rows(mesh, bob.device) == (1, 1), "the log has it"
         await doing(bob.until, lambda: pair.shown("m1", "m2", stored=True))
-        await drained(bob)
+        await synced(bob)
         await nothing_else(pair, "m1", "m2")
         bob.disconnect()
 
@@ -96,7 +96,7 @@ async def test_r09_redis_away(mesh: RealMesh) -> None:
     async with people(mesh, on="c2") as pair:
         bob = pair.bob
         await doing(bob.connect, on="c1")
-        await drained(bob)
+        await synced(bob)
         await pair.sends("m1")
         await doing(bob.until, lambda: pair.shown("m1", stored=False))
         unreadable = Counted(mesh, "unreadable", ("t1", "t2"))
@@ -130,12 +130,12 @@ async def moved(mesh: RealMesh, pair: People) -> None:
     """bob is on c2, and what Redis has saved says that he is on c1."""
     bob = pair.bob
     await doing(bob.connect, on="c1")
-    await drained(bob)
+    await synced(bob)
     with closing(faults.redis_of(mesh)) as redis:
         redis.save()
     bob.disconnect()
     await doing(bob.connect, on="c2")
-    await drained(bob)
+    await synced(bob)
 
 
 @pytest.mark.parametrize("data", ["gone", "old"])
@@ -168,7 +168,7 @@ async def test_r09_redis_wiped_while_something_is_stored(mesh: RealMesh) -> None
     async with people(mesh, on="c1") as pair:
         bob = pair.bob
         await doing(bob.connect, on="c2")
-        await drained(bob)
+        await synced(bob)
         with stopped(mesh, "c2"):
             with closing(faults.redis_of(mesh)) as redis:
                 redis.flushall()

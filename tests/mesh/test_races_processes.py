@@ -17,7 +17,7 @@ from meshim.topology import load
 from tests.mesh import faults
 from tests.mesh.conversations import client, take
 from tests.mesh.faults import Counted, back, bindings, brisk, kill, rows, stopped
-from tests.mesh.pairs import doing, drained, listening, nothing_else, people
+from tests.mesh.pairs import doing, listening, nothing_else, people, synced
 from tests.mesh.real_mesh import DEADLINE_S, RealMesh, running, until
 from tests.mesh.stranger import DATA, PING, RESET, SUBMIT, pack
 
@@ -39,7 +39,7 @@ async def test_r04_presence_points_at_the_dead(mesh: RealMesh, how: str) -> None
     async with people(mesh, on="c2") as pair:
         bob = pair.bob
         await doing(bob.connect, on="c1")
-        await drained(bob)
+        await synced(bob)
         await pair.sends("m1")  # transfers know where he is
         await doing(bob.until, lambda: pair.shown("m1", stored=False))
         dead = faults.incarnation(mesh, "c1")
@@ -73,7 +73,7 @@ async def test_r06_transfer_dies_with_bundles_in_flight(mesh: RealMesh) -> None:
         async with client(mesh, pair.bob_name, "laptop"):
             pass
         await doing(bob.connect, on="c2")
-        await drained(bob)
+        await synced(bob)
         rerouted = Counted(mesh, "rerouted", ("c1", "c2"))
         submitted = Counted(mesh, "submitted", ("c1",))
         outgoing = await pair.sends(*lines[:30])
@@ -99,11 +99,11 @@ async def test_r06_transfer_dies_with_bundles_in_flight(mesh: RealMesh) -> None:
 
 
 async def test_r11_connector_stopped_not_dead(mesh: RealMesh) -> None:
-    """Its users are stored for meanwhile, and drained when it wakes."""
+    """Its users are stored for meanwhile, and synced when it wakes."""
     async with people(mesh, on="c2") as pair:
         bob = pair.bob
         await doing(bob.connect, on="c1")
-        await drained(bob)
+        await synced(bob)
         lost = Counted(mesh, "lease_losses", ("c1",))
         with stopped(mesh, "c1"):
             await pair.says("m1", "m2", "m3")
@@ -124,7 +124,7 @@ async def test_r11_transfer_stopped_not_dead(mesh: RealMesh) -> None:
     async with people(mesh, on="c1") as pair:
         bob = pair.bob
         await doing(bob.connect, on="c2")
-        await drained(bob)
+        await synced(bob)
         await pair.sends("m0")
         await doing(bob.until, lambda: pair.shown("m0"))
         sleeping = await faults.handler(mesh, pair.alice.user_id, bob.user)
@@ -150,18 +150,18 @@ async def test_r13_restarted_peer(mesh: RealMesh) -> None:
     async with people(mesh, on="c2") as pair:
         bob = pair.bob
         await doing(bob.connect, on="c1")
-        await drained(bob)
+        await synced(bob)
         first = await doing(bob.text, pair.alice.user_id, "m1")
         await doing(bob.until, lambda: bob.states[first] >= {"sent", "delivered"})
         await back(mesh, "c1", kill(mesh, "c1"))
-        old, strays = bob.link, Counted(mesh, "strays", ("c1",))
+        old, unknown_links = bob.link, Counted(mesh, "unknown_links", ("c1",))
         bob.vanish()
         await doing(bob.find_connectors)
         queued = [[SUBMIT, envelope, []] for envelope in bob.pending.values()]
         frames = [pack([DATA, old, bob.sent_number + 1, 0, [], queued]), pack([PING, old])]
         await doing(bob.connect, on="c1", ahead=frames)
         assert bob.came(RESET) == [[RESET, old]] * 2
-        await strays.rises(2)
+        await unknown_links.rises(2)
         second = await doing(bob.text, pair.alice.user_id, "m2")
         await doing(bob.until, lambda: bob.states[second] >= {"sent", "delivered"})
         assert [message.text for message in await take(pair.alice, 2)] == ["m1", "m2"]
@@ -206,7 +206,7 @@ async def test_r16_one_copy_live_one_stored(mesh: RealMesh, dies: str) -> None:
         async with client(mesh, pair.bob_name, "laptop") as laptop:
             laptop_id = laptop.device_id
         await doing(bob.connect, on="c2", acknowledges=dies == "who stores")
-        await drained(bob)
+        await synced(bob)
         if dies == "who stores":
             with stopped(mesh, "nats"):
                 [outgoing] = await pair.sends("m1")

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from meshim.deploy.pdeathsig import tethered
+from meshim.deploy.pdeathsig import die_with_parent
 from meshim.stores.sql import upgrades
 
 _DEADLINE_S = 30.0
@@ -70,7 +70,7 @@ def running(topology: Path) -> Iterator[Rest]:
     command = [sys.executable, "-m", "meshim", "rest", "r1", "-t", str(topology), "--data", str(folder / "data")]
     with (folder / "rest.log").open("a") as log:
         process = subprocess.Popen(
-            tethered(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True
+            die_with_parent(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True
         )
     assert process.stdout is not None
     with process.stdout:

@@ -13,8 +13,8 @@ import msgspec
 from meshim.client.inbox import Arrival, Inbox
 from meshim.connector import events as connector_events
 from meshim.connector import session as connector_session
-from meshim.connector.handshake import Door
-from meshim.connector.offline_sync import Drain
+from meshim.connector.handshake import Handshake
+from meshim.connector.offline_sync import OfflineSync
 from meshim.protocol.ordering import Flag, Released, StreamOrder
 from meshim.protocol.outcome import Tally, outcomes_of
 from meshim.stores.memory.database import MemoryPartitions, MemoryQueues
@@ -43,8 +43,8 @@ def _dedup() -> list[Patch]:
     return [(StreamOrder, "receive", forgetful)]
 
 
-def _drain_lease() -> list[Patch]:
-    """Everybody may drain a queue, at any time, and nobody is fenced off."""
+def _queue_lease() -> list[Patch]:
+    """Everybody may sync a queue, at any time, and nobody is fenced off."""
 
     async def claim(self: MemoryQueues, device: int, owner: str, session: int, lease_s: float) -> int | None:
         return 1 if device in self._archive.devices else None
@@ -58,14 +58,14 @@ def _unfenced(self: MemoryQueues, device: int, fence: int) -> Any:
 
 def _read_before_ack() -> list[Patch]:
     """Rows are marked read when they are pushed."""
-    page = Drain.page
+    page = OfflineSync.page
 
-    def hasty(self: Drain, rows: Page, room: int, now: float) -> Sequence[Any]:
+    def hasty(self: OfflineSync, rows: Page, room: int, now: float) -> Sequence[Any]:
         pushed = page(self, rows, room, now)
         self._acknowledged.extend(row.row_id for row in pushed)
         return pushed
 
-    return [(Drain, "page", hasty)]
+    return [(OfflineSync, "page", hasty)]
 
 
 def _sent_before_puback() -> list[Patch]:
@@ -105,13 +105,13 @@ def _poke() -> list[Patch]:
 
 def _queue_check() -> list[Patch]:
     """The queue is not looked at when a binding was written."""
-    written = Door.bindings_written
+    written = Handshake.bindings_written
 
-    def careless(self: Door, event: connector_events.BindingsWritten) -> None:
+    def careless(self: Handshake, event: connector_events.BindingsWritten) -> None:
         with patch.object(self._sessions, "look", lambda session: None):
             written(self, event)
 
-    return [(Door, "bindings_written", careless)]
+    return [(Handshake, "bindings_written", careless)]
 
 
 def _late_goodbye() -> list[Patch]:
@@ -173,7 +173,7 @@ def _revoke() -> list[Patch]:
 
 BREAKS: dict[str, Callable[[], list[Patch]]] = {
     "dedup": _dedup,
-    "drain-lease": _drain_lease,
+    "queue-lease": _queue_lease,
     "read-before-ack": _read_before_ack,
     "sent-before-puback": _sent_before_puback,
     "sent-on-first-copy": _sent_on_first_copy,

@@ -227,7 +227,7 @@ class Application:
             self._process.fail(error)
 
     def _watch_duplicates(self, core: ClientCore) -> None:
-        """R10: what the device has is drained again."""
+        """R10: what the device has is synced again."""
         receive = core.inbox.receive
 
         def watched(envelope: Envelope, data: bytes, *, stored: bool, now: float) -> Any:

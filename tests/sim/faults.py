@@ -16,7 +16,7 @@ KINDS: dict[str, tuple[float, float]] = {
     "kill-transfer": (0.2, 2.0),
     "kill-writer": (0.2, 2.0),
     "kill-device": (0.1, 1.0),
-    # kill -9 of who drains next, while it does; how long the trap is set
+    # kill -9 of who syncs next, while it does; how long the trap is set
     "trap-device": (2.0, 8.0),
     "trap-connector": (2.0, 8.0),
     # SIGTERM and start again

@@ -38,7 +38,7 @@ def topology() -> Topology:
         writers=tuple(Worker(f"w{n}") for n in (1, 2)),
         rest=(RestListener("r1"),),
         timers=Timers(),
-        limits=Limits(partitions=PARTITIONS, session_queue=24, drain_page_rows=8, client_window=8, mesh_window=8),
+        limits=Limits(partitions=PARTITIONS, session_queue=24, sync_page_rows=8, client_window=8, mesh_window=8),
     )
 
 
@@ -121,7 +121,7 @@ class Mesh:
                     self.judge.draining(device, found.login.epoch)
 
     def _stored(self, device: int) -> None:
-        """R1: the device has drained, and now there is something."""
+        """R1: the device has synced, and now there is something."""
         for role in self.connectors:
             if isinstance(role.core, ConnectorCore):
                 session = role.core._sessions.of_device(device)

@@ -8,7 +8,7 @@ import io
 from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
-from meshim.connector import authenticator as connector_greeter
+from meshim.connector import authenticator as connector_authenticator
 from meshim.connector import core as connector_core
 from meshim.connector import events as connector_events
 from meshim.connector import service as connector_service
@@ -17,7 +17,7 @@ from meshim.errors import MeshimError
 from meshim.runtime import sockets
 from meshim.runtime.log import Log
 from meshim.runtime.service import Service
-from meshim.stores.backends import kept
+from meshim.stores.backends import lease_held
 from meshim.stores.lease_keeper import LeaseKeeper
 from meshim.stores.ports import Lease
 from meshim.topology import Topology
@@ -146,7 +146,7 @@ class Connector(Role):
         backends, topology, process = self.backends, self.topology, self.process
         assert process is not None
         timers = topology.timers
-        ports = connector_greeter.Backends(
+        ports = connector_authenticator.Backends(
             backends.presence(), backends.cache(), backends.accounts(), backends.queues(), backends.notices()
         )
         core = connector_core.ConnectorCore(
@@ -169,7 +169,7 @@ class Connector(Role):
             watch=("transfer",), on_living=shell.living, on_lost=shell.lost, on_disturbed=disturbed,
         )  # fmt: skip
         self._keep(core)
-        async with kept(keeper, service):
+        async with lease_held(keeper, service):
             shell.start(self.incarnation)
             await service.stopping()
         await shell.stop(timers.shutdown_s * 0.6)
@@ -191,7 +191,7 @@ class Transfer(Role):
         lease = Lease(self.kind, self.name, self.incarnation, self._endpoint())
         keeper = LeaseKeeper(backends.leases(), lease, timers, service.log, watch=("connector",))
         self._keep(core)
-        async with kept(keeper, service):
+        async with lease_held(keeper, service):
             shell.start()
             await service.stopping()
         await shell.stop(timers.shutdown_s * 0.6)
@@ -220,7 +220,7 @@ class Writer(Role):
             watch=("writer",), on_living=lambda _, leases: shell.see(leases),
         )  # fmt: skip
         self._keep(core)
-        async with kept(keeper, service):
+        async with lease_held(keeper, service):
             if await shell.until_ready():
                 await service.stopping()
             await shell.stop(timers.shutdown_s * 0.6)

@@ -302,7 +302,7 @@ class SimLog(nats.MemoryLog):
 
 
 class SimQueues(database.MemoryQueues):
-    """Tells the judge who drains."""
+    """Tells the judge who syncs."""
 
     def __init__(self, archive: database.MemoryArchive, partitions: int, sql: Server, judge: Judge) -> None:
         super().__init__(archive, partitions)

@@ -18,7 +18,7 @@ from unittest.mock import patch
 import msgspec
 
 from meshim.client import connection
-from meshim.connector import authenticator as connector_greeter
+from meshim.connector import authenticator as connector_authenticator
 from meshim.connector import shell as connector_shell
 from meshim.writer import shell as writer_shell
 from tests.sim.device import Device
@@ -31,7 +31,7 @@ HEALED_S = 6.0
 """Until the last consequences of the faults are over: leases, detection, reconnects."""
 CALM_S = 8.0
 CALM_CRASHES = 3
-"""Phones that crash in the calm while they drain."""
+"""Phones that crash in the calm while they sync."""
 CALM_SLOW = 0.2
 """Share of calls to the database that are slow in the calm."""
 BOUND_S = 75.0
@@ -136,7 +136,7 @@ def _until_everything_has_arrived(mesh: Mesh) -> None:
 
 def _outcome(seed: int, mesh: Mesh, began: float) -> Outcome:
     judge, world, counters = mesh.judge, mesh.world, mesh.counters()
-    judge.entered("R2", counters["connector_held"])
+    judge.entered("R2", counters["connector_deferred"])
     return Outcome(
         seed=seed,
         messages=sum(device.sent for device in mesh.devices),
@@ -169,7 +169,7 @@ def seeded(mesh: Mesh) -> Iterator[None]:
             return mesh.world.random.getrandbits(bits)
 
     with ExitStack() as stack:
-        for module in (connector_greeter, connector_shell, writer_shell):
+        for module in (connector_authenticator, connector_shell, writer_shell):
             stack.enter_context(patch.object(module, "time", Clock))
         stack.enter_context(patch.object(connection, "secrets", Secrets))
         stack.enter_context(patch.object(connection, "_random", mesh.world.random))

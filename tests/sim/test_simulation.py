@@ -19,7 +19,7 @@ SEEDS = range(1, 21)
 
 NOTICED = {
     "dedup": "once",
-    "drain-lease": "fenced",
+    "queue-lease": "fenced",
     "read-before-ack": "marked",
     "sent-before-puback": "sent",
     "sent-on-first-copy": "sent",
@@ -34,7 +34,7 @@ NOTICED = {
 }
 """Which promise is seen to be broken."""
 FAULTS = {
-    "drain-lease": Faults(kinds=("pause-connector", "away", "sql-stalled"), kinds_share=1.0),
+    "queue-lease": Faults(kinds=("pause-connector", "away", "sql-stalled"), kinds_share=1.0),
     "epoch": Faults(kinds=("lost-file",), kinds_share=1.0),
     "fencing": Faults(kinds=("pause-writer", "sql-away", "away"), kinds_share=1.0),
     "revoke": Faults(kinds=("taken-over", "redis-away", "kill-connector"), kinds_share=1.0),

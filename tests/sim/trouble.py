@@ -19,7 +19,7 @@ STORM_S = 2.0
 AGAIN_S = 0.5
 """After that a fault that found nothing to hit is tried again."""
 TRAP_S = 0.03
-"""From the page of a queue until who drains it is killed, at most."""
+"""From the page of a queue until who syncs it is killed, at most."""
 DUMP_S = 3.0
 """How often Redis writes what it may come back with; it is the third last."""
 

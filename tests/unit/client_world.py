@@ -52,8 +52,8 @@ class Binding:
 
     def __init__(self, link: int, now: float) -> None:
         self.link: Link[ConnectorItem, Submit] = Link(link, LINK, connector_item_size, now)
-        self.custody: deque[Row | bytes] = deque()
-        self.drained = 0
+        self.unacked: deque[Row | bytes] = deque()
+        self.synced = 0
 
 
 class Mesh:
@@ -85,7 +85,7 @@ class Mesh:
         items, taken = binding.link.receive(message, now)
         for item in taken:
             if isinstance(item, Delivery):
-                self._taken(user, binding.custody.popleft())
+                self._taken(user, binding.unacked.popleft())
         for submit in items:
             self._route(submit)
         return []
@@ -100,7 +100,7 @@ class Mesh:
         if binding is not None:
             for row in self.rows.get(user, {}).values():
                 row.pushed = False
-            for entry in binding.custody:
+            for entry in binding.unacked:
                 if isinstance(entry, bytes):
                     self._store(user, entry)
 
@@ -112,13 +112,13 @@ class Mesh:
         for row in sorted(self.rows.get(user, {}).values(), key=lambda row: row.position):
             if not row.pushed:
                 row.pushed = binding.link.push(Delivery(row.envelope, stored=True))
-                binding.custody.append(row)
-            binding.drained = max(binding.drained, row.position)
+                binding.unacked.append(row)
+            binding.synced = max(binding.synced, row.position)
 
     @property
     def empty(self) -> bool:
         """It owes nobody anything."""
-        return not any(self.rows.values()) and not any(binding.custody for binding in self.bindings.values())
+        return not any(self.rows.values()) and not any(binding.unacked for binding in self.bindings.values())
 
     def _taken(self, user: int, entry: Row | bytes) -> None:
         if isinstance(entry, bytes):
@@ -135,11 +135,11 @@ class Mesh:
             return
         binding = self.bindings.get(user)
         after = max((at for of, _, at in submit.after if of == user), default=0)
-        if binding is None or self.storing or after > binding.drained:
+        if binding is None or self.storing or after > binding.synced:
             self._store(user, submit.envelope)
             return
         binding.link.push(Delivery(submit.envelope))
-        binding.custody.append(submit.envelope)
+        binding.unacked.append(submit.envelope)
 
     def _store(self, user: int, data: bytes) -> None:
         envelope = decode_envelope(data)

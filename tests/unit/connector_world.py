@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from meshim.connector import events as e
 from meshim.connector.core import ConnectorCore
-from meshim.connector.offline_sync import DrainOptions
+from meshim.connector.offline_sync import OfflineSyncOptions
 from meshim.connector.options import ConnectorOptions
 from meshim.protocol.link import LinkOptions
 from meshim.protocol.window import WindowOptions
@@ -29,7 +29,7 @@ ALICE, BOB, CAROL = 1, 2, 3
 A1, A2, B1, B2, C1 = 11, 12, 21, 22, 31
 """Devices: tens are the user."""
 RETRY_S, SWEEP_S = 1.0, 30.0
-HOLD_S, DELIVERY_S = 2.5, 2.5
+DEFER_S, DELIVERY_S = 2.5, 2.5
 RELATION_S = 45.0
 LONGEST = 1.25
 """What jitter adds at most."""
@@ -40,7 +40,7 @@ def options(**changes: Any) -> ConnectorOptions:
     values: dict[str, Any] = {
         "clients": LinkOptions(window, heartbeat_s=10.0, silence_s=25.0, pings=False),
         "transfers": LinkOptions(window, heartbeat_s=0.5, silence_s=1.5),
-        "drain": DrainOptions(RETRY_S, SWEEP_S),
+        "sync": OfflineSyncOptions(RETRY_S, SWEEP_S),
         "body_bytes": 1_000,
         "frame_bytes": 8_000,
         "sessions": 8,
@@ -48,9 +48,9 @@ def options(**changes: Any) -> ConnectorOptions:
         "session_bytes": 3_000,
         "session_rate": 100.0,
         "heartbeat_s": 10.0,
-        "hold_s": HOLD_S,
+        "defer_s": DEFER_S,
         "relation_ttl_s": RELATION_S,
-        "unsure": 4,
+        "unauthorized": 4,
     }
     return ConnectorOptions(**(values | changes))
 

@@ -35,8 +35,8 @@ def test_what_comes_meanwhile_is_the_next_batch() -> None:
         await asyncio.sleep(0.1)
         for item in (2, 3, 4, 5):
             batches.add(item)
-        assert not await batches.drained(0.2)
-        assert await batches.drained(10.0)
+        assert not await batches.join(0.2)
+        assert await batches.join(10.0)
         assert backend.got == [(0.0, [1]), (1.0, [2, 3, 4]), (2.0, [5])]
         backend.task.cancel()
 
@@ -51,7 +51,7 @@ def test_a_lone_item_waits_for_nobody_and_what_follows_for_the_pause() -> None:
         await asyncio.sleep(1.1)
         batches.add(2)
         batches.add(3)
-        assert await batches.drained(10.0)
+        assert await batches.join(10.0)
         assert backend.got == [(0.0, [1]), (1.5, [2, 3])]
         backend.task.cancel()
 
@@ -64,7 +64,7 @@ def test_there_is_no_pause_when_a_full_batch_waits() -> None:
         batches = await backend.start(2, PAUSE_S)
         for item in range(1, 6):
             batches.add(item)
-        assert await batches.drained(20.0)
+        assert await batches.join(20.0)
         assert backend.got == [(0.0, [1, 2]), (1.0, [3, 4]), (2.5, [5])]
         backend.task.cancel()
 

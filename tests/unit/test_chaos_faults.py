@@ -41,13 +41,13 @@ def test_everything_is_over_when_the_traffic_ends(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_whoever_stands_still_does_so_for_longer_than_its_lease(seed: int) -> None:
-    for fault in standing(seed):
+    for fault in unrevoked(seed):
         assert fault.lasts_s > LEASE_S.get(fault.what, OTHER_LEASE_S), fault
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_few_stand_still_at_a_time(seed: int) -> None:
-    still = standing(seed)
+    still = unrevoked(seed)
     for fault in still:
         assert sum(other.at_s <= fault.at_s < other.at_s + other.lasts_s for other in still) <= STOPPED_MOST
 
@@ -81,5 +81,5 @@ def test_kinds_say_what_is_done_to_what() -> None:
     assert {kind.partition("-")[0] for kind in KINDS} == {*DEEDS, "wipe", "lock"}
 
 
-def standing(seed: int) -> list[Fault]:
+def unrevoked(seed: int) -> list[Fault]:
     return [fault for fault in plan(seed, SECONDS, KINDS) if fault.deed in ("stop", "lock")]

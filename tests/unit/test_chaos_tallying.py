@@ -34,12 +34,12 @@ def mesh(tmp_path: Path) -> Mesh:
 
 def test_the_lives_of_a_process_are_added_up(mesh: Mesh) -> None:
     tally = Tally(mesh.data)
-    for pid, drained in ((10, 3), (10, 5), (11, 2)):
+    for pid, synced in ((10, 3), (10, 5), (11, 2)):
         mesh.runs("connector", pid)
-        mesh.counted("connector", pid, drained=drained, fenced=1)
+        mesh.counted("connector", pid, synced=synced, fenced=1)
         tally.look()
-    assert (tally.sums()["drained"], tally.sums()["fenced"]) == (7, 2)
-    assert tally.all() == {"connector": {"drained": 7, "fenced": 2}}
+    assert (tally.sums()["synced"], tally.sums()["fenced"]) == (7, 2)
+    assert tally.all() == {"connector": {"synced": 7, "fenced": 2}}
 
 
 def test_what_a_process_counted_last_before_it_ended_is_taken_in(mesh: Mesh) -> None:

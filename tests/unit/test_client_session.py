@@ -245,8 +245,8 @@ async def test_a_friendship_in_doubt_is_asked_for(service: RestService, state: S
     known = await people(service, state)
     service.relations = (rest.Relation(PEER, "removed", service.relations[0].keys),)
     await known.key_for("bob")
-    known.doubt(PEER.user_id)
-    known.doubt(99)
+    known.invalidate(PEER.user_id)
+    known.invalidate(99)
     with pytest.raises(Refused, match="bob is not your friend: ask with `meshim friend add alice bob`"):
         await known.key_for("bob")
     service.relations = (

@@ -23,7 +23,7 @@ from tests.unit.connector_world import (
     DELIVERY_S,
     ELSEWHERE,
     HERE,
-    HOLD_S,
+    DEFER_S,
     Connector,
     Transfer,
     envelope,
@@ -122,7 +122,7 @@ def test_a_copy_for_who_is_not_welcomed_yet_is_given_back() -> None:
     assert not bob.deliveries
 
 
-def test_while_the_queue_is_drained_live_copies_are_stored_behind_it() -> None:
+def test_while_the_queue_is_synced_live_copies_are_stored_behind_it() -> None:
     connector = Connector()
     transfer = connector.transfer()
     bob = connector.bound(B1)
@@ -196,16 +196,16 @@ def test_a_copy_that_follows_a_stored_one_is_held_until_that_was_pushed() -> Non
     bob = connector.online(B1)
     transfer.give(place(seq=2, after=50))
     assert not bob.deliveries
-    assert connector.count.held == 1
+    assert connector.count.deferred == 1
     connector.peeked(waiting=[B1])
     connector.claimed(fence=1)
     connector.page(row(1), through=50)
     assert bob.deliveries == [envelope(A1, BOB, 1), envelope(A1, BOB, 2)]
     bob.acknowledge()
-    assert (connector.count.drained, connector.count.delivered) == (1, 1)
+    assert (connector.count.synced, connector.count.delivered) == (1, 1)
 
 
-def test_a_position_that_was_drained_already_holds_nothing() -> None:
+def test_a_position_that_was_synced_already_holds_nothing() -> None:
     connector = Connector()
     transfer = connector.transfer()
     bob = connector.bound(B1)
@@ -281,7 +281,7 @@ def test_who_is_held_for_too_long_is_given_back() -> None:
     transfer.give(place(seq=1, after=50, body=bytes(1_000)))
     connector.pass_time(1.0)
     transfer.give(place(seq=2, after=50, body=bytes(1_000)))
-    connector.pass_time(HOLD_S - 1.1)
+    connector.pass_time(DEFER_S - 1.1)
     connector.peeked(through=0)
     assert not returned(transfer)
     connector.pass_time(0.2)
@@ -309,7 +309,7 @@ def test_a_slow_reader_gets_the_rest_through_the_store() -> None:
     assert connector.count.overflowed == 1
     transfer.take()
     transfer.give(place(seq=11))
-    assert returned(transfer) == [(11, False)], "back to draining, so that the store is emptied first"
+    assert returned(transfer) == [(11, False)], "back to syncing, so that the store is emptied first"
     connector.peeked(waiting=[B1])
     connector.claimed(fence=1)
     connector.page(row(7), row(8), row(9), row(11), through=11)
@@ -362,7 +362,7 @@ def test_frames_are_sent_again_until_the_device_acknowledges() -> None:
 
 
 def test_a_poke_has_the_queue_looked_at() -> None:
-    """R1: committed after he drained."""
+    """R1: committed after he synced."""
     connector = Connector()
     bob = connector.online(B1)
     connector.tell(e.Noticed(Poke(((BOB, B1), (ALICE, A1)))))
@@ -387,11 +387,11 @@ def test_for_a_device_that_takes_little_by_little_what_comes_is_stored() -> None
     for seq in (1, 2, 3):
         transfer.give(place(seq=seq))
     for taken in (1, 2):
-        connector.pass_time(HOLD_S * 0.9)
+        connector.pass_time(DEFER_S * 0.9)
         bob.acknowledge(taken)
     assert not bob.closed, "it goes on taking"
     transfer.take()
     transfer.give(place(seq=4))
     assert returned(transfer) == [(4, False)]
     bob.acknowledge()
-    assert connector.take(e.PeekQueues), "it has caught up: what was stored meanwhile is drained"
+    assert connector.take(e.PeekQueues), "it has caught up: what was stored meanwhile is synced"

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from meshim.connector import events as e
 from meshim.connector.statistics import Statistics
-from meshim.connector.transfer_links import Mesh
+from meshim.connector.transfer_links import TransferLinks
 from meshim.errors import Code
 from meshim.protocol.link import LinkOptions
 from meshim.protocol.routing import mix
@@ -54,7 +54,7 @@ class Connector:
 
     def __init__(self, number: int) -> None:
         self.actions: list[e.Action] = []
-        self.mesh = Mesh(number, f"c{number}", OPTIONS, RECONNECT_S, Statistics(), self.actions.append)
+        self.mesh = TransferLinks(number, f"c{number}", OPTIONS, RECONNECT_S, Statistics(), self.actions.append)
         self.links: dict[int, int] = {}
         """Epochs of open links, by transfer."""
         self.numbers: dict[int, int] = {}

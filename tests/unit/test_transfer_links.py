@@ -42,7 +42,7 @@ def test_a_frame_of_a_link_that_is_not_known_here_is_reset() -> None:
     stranger.send(Reset(1236))
     assert [frame.link for frame in stranger.came(Reset)] == [stranger.link, 1234]
     assert not transfer.asked
-    assert transfer.count.strays == 2
+    assert transfer.count.unknown_links == 2
 
 
 def test_a_connector_that_reconnects_leaves_one_link() -> None:

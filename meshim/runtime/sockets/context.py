@@ -13,7 +13,7 @@ from meshim.runtime.sockets.dealer import Dealer
 from meshim.runtime.sockets.guard import Guarding
 from meshim.runtime.sockets.options import KeyPair
 from meshim.runtime.sockets.router import Router
-from meshim.runtime.sockets.zap import Admit, Doorkeeper
+from meshim.runtime.sockets.zap import Admit, ZapHandler
 
 
 class Context:
@@ -24,7 +24,7 @@ class Context:
         self._loop = asyncio.get_running_loop()
         self._zmq = zmq.Context(io_threads)
         self._zmq.set(zmq.MAX_SOCKETS, max_sockets)
-        self._doorkeeper: Doorkeeper | None = None
+        self._zap_handler: ZapHandler | None = None
         self._open: set[Router | Dealer] = set()
 
     def router(
@@ -54,9 +54,9 @@ class Context:
         if keys is None or admit is None:
             domain = ""
         else:
-            if self._doorkeeper is None:
-                self._doorkeeper = Doorkeeper(self._loop, self._zmq)
-            self._doorkeeper.guard(domain, admit)  # from before the first question
+            if self._zap_handler is None:
+                self._zap_handler = ZapHandler(self._loop, self._zmq)
+            self._zap_handler.guard(domain, admit)  # from before the first question
         socket = self._zmq.socket(zmq.ROUTER)
         options.set_common(
             socket, bind, frame_bytes=frame_bytes, curve=keys is not None, hwm=hwm, heartbeat_s=heartbeat_s
@@ -116,16 +116,16 @@ class Context:
         """Close every socket; waits for what lingers (see `Dealer.close` and `Router.close`)."""
         for each in list(self._open):
             each.close()
-        if self._doorkeeper is not None:
-            self._doorkeeper.close()
-            self._doorkeeper = None
+        if self._zap_handler is not None:
+            self._zap_handler.close()
+            self._zap_handler = None
         self._zmq.term()
 
     def _closed(self, socket: "Router | Dealer | None", *, domain: str = "") -> None:
         if socket is not None:
             self._open.discard(socket)
-        if domain and self._doorkeeper is not None:
-            self._doorkeeper.leave(domain)
+        if domain and self._zap_handler is not None:
+            self._zap_handler.leave(domain)
 
 
 def _cannot_bind(bind: str, error: zmq.ZMQError) -> str:

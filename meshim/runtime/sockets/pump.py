@@ -122,7 +122,7 @@ class Monitor:
         self._socket.connect(endpoint)
         self._pump = Pump(loop, self._socket, self._take)
 
-    def drain(self) -> None:
+    def read_events(self) -> None:
         """Take in what has happened before now."""
         while self._take():
             pass

@@ -160,13 +160,13 @@ class Router:
     def _passes(self, guard: Guard, peer: bytes, frame: zmq.Frame) -> bool:
         connection = guard.connection(peer)
         if connection is None:
-            self._monitor.drain()  # whose descriptor it is was told before its first frame came
+            self._monitor.read_events()  # whose descriptor it is was told before its first frame came
             connection = guard.heard(peer, int(frame.get(zmq.SRCFD)))
         # Of one that has ended meanwhile nothing is known: its last words.
         return connection is None or guard.may_pass(connection, len(frame))
 
     def _sweep(self, guard: Guard) -> None:
-        self._monitor.drain()
+        self._monitor.read_events()
         now = self._loop.time()
         guard.search(now)
         if now - self._swept_at >= SWEEP_S:

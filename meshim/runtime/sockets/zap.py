@@ -48,7 +48,7 @@ def parse(parts: Sequence[bytes]) -> Request | None:
     return Request(tuple(route), number, domain.decode("ascii", "replace"), public)
 
 
-class Doorkeeper:
+class ZapHandler:
     """The one handler of a context.  It has to run before the first socket with a domain binds."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, context: "zmq.Context[zmq.Socket[bytes]]") -> None:

@@ -94,7 +94,7 @@ class MemoryAccounts:
         login = self._archive.tokens.get(token_hash)
         return login if login is not None and login.expires_at > now else None
 
-    async def standing(self, token_hashes: Sequence[bytes]) -> set[bytes]:
+    async def unrevoked(self, token_hashes: Sequence[bytes]) -> set[bytes]:
         return {token_hash for token_hash in token_hashes if token_hash in self._archive.tokens}
 
     async def devices(self, user_id: int) -> list[Device]:
@@ -126,7 +126,7 @@ class MemoryAccounts:
     async def accounts(self, user_ids: Sequence[int], now: float) -> dict[int, Account]:
         return {user: self._account(user, now) for user in user_ids if user in self._archive.names}
 
-    async def whose(self, token_hashes: Sequence[bytes], now: float) -> dict[bytes, tuple[Login, Account]]:
+    async def logins_by_token(self, token_hashes: Sequence[bytes], now: float) -> dict[bytes, tuple[Login, Account]]:
         logins = {token_hash: await self.login(token_hash, now) for token_hash in token_hashes}
         return {hash_: (login, self._account(login.user, now)) for hash_, login in logins.items() if login}
 

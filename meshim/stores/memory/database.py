@@ -113,7 +113,7 @@ class MemoryArchive:
 
 
 class MemoryQueues:
-    """What is stored for a device, and the lease that lets one connector drain it."""
+    """What is stored for a device, and the lease that lets one connector sync it."""
 
     def __init__(self, archive: MemoryArchive, partitions: int) -> None:
         self._archive = archive

@@ -85,7 +85,7 @@ class Accounts(Protocol):
     async def login(self, token_hash: bytes, now: float) -> Login | None:
         """What the token stands for, unless it has expired."""
 
-    async def standing(self, token_hashes: Sequence[bytes]) -> set[bytes]:
+    async def unrevoked(self, token_hashes: Sequence[bytes]) -> set[bytes]:
         """Those of them that were not revoked, whether they have expired or not."""
 
     async def devices(self, user_id: int) -> list[Device]: ...
@@ -102,7 +102,7 @@ class Accounts(Protocol):
     async def accounts(self, user_ids: Sequence[int], now: float) -> dict[int, Account]:
         """What a connector must know of those users that there are."""
 
-    async def whose(self, token_hashes: Sequence[bytes], now: float) -> dict[bytes, tuple[Login, Account]]:
+    async def logins_by_token(self, token_hashes: Sequence[bytes], now: float) -> dict[bytes, tuple[Login, Account]]:
         """For those tokens that are good: what they stand for, and the accounts of their users, in one snapshot."""
 
     async def relation(self, user_id: int, peer_id: int) -> Relation | None: ...

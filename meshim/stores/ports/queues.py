@@ -27,7 +27,7 @@ class Page(NamedTuple):
 
 
 class Queues(Protocol):
-    """What is stored for a device, and the lease that lets one connector drain it."""
+    """What is stored for a device, and the lease that lets one connector sync it."""
 
     async def peek(self, devices: Sequence[tuple[int, int]]) -> tuple[dict[int, int], set[int]]:
         """For (user, device) pairs, in one snapshot: positions by partition, and which devices have unread rows.

@@ -30,12 +30,12 @@ class Account(msgspec.Struct, frozen=True):
 class CachedLogin(NamedTuple):
     """What the cache knows of a token.  `run` names the run of the backend that answered (as `Leases.run_id`).
 
-    `sure` says that it was put there in that run: of one from an older run nobody knows what was revoked since.
+    `verified` says that it was put there in that run: of one from an older run nobody knows what was revoked since.
     """
 
     login: Login
     run: str
-    sure: bool
+    verified: bool
 
 
 class SessionCache(Protocol):

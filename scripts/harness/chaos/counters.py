@@ -14,7 +14,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "resent": ("connector", "transfer", "client"),
     "rerouted": ("connector",),
     "stored": ("transfer",),
-    "drained": ("connector",),
+    "synced": ("connector",),
     "deduplicated": ("connector", "transfer", "client"),
     "fenced": ("connector", "writer"),
     "poked": ("connector",),

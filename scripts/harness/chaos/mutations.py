@@ -48,7 +48,7 @@ def _page_marked(self: Queues, event: PageRead, now: float) -> None:
     _page_read(self, event, now)
     session = self._sessions.of_device(event.device, event.session)
     if session is not None:
-        self._actions.extend(session.drain._mark())
+        self._actions.extend(session.sync._mark())
 
 
 def _apply_again(self: StateFile, change: Change) -> None:

@@ -12,7 +12,7 @@ import msgspec
 
 from meshim import topology as topologies
 from meshim.deploy.embedded import free_port
-from meshim.deploy.pdeathsig import tethered
+from meshim.deploy.pdeathsig import die_with_parent
 from meshim.errors import MeshimError
 from meshim.topology import Durability, Listener, Remedy, RestListener, Security, Topology, Worker
 
@@ -64,7 +64,12 @@ def running(folder: Path, mesh: Topology, program: Sequence[str] = MESHIM) -> It
     with log.open("wb") as output:
         # A session of its own: Ctrl-C is for the script, which ends the mesh in its turn.
         process = subprocess.Popen(
-            tethered(command), cwd=_ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            die_with_parent(command),
+            cwd=_ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
     try:
         yield _until_ready(process, folder / "data" / "run" / "state.json", log)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from meshim.connector.authenticator import DATABASE_S, TOKENS_AT_ONCE, Backends, Greeter
+from meshim.connector.authenticator import DATABASE_S, TOKENS_AT_ONCE, Authenticator, Backends
 from meshim.connector.events import CheckGreet, GreetAccepted, GreetRefused
 from meshim.errors import BackendUnavailable, Code
 from meshim.runtime.crypto import hash_token
@@ -31,16 +31,16 @@ class Accounts(MemoryAccounts):
     hangs_for = b""
     asked = 0
 
-    async def whose(self, token_hashes: Sequence[bytes], now: float) -> dict[bytes, tuple[Login, Account]]:
+    async def logins_by_token(self, token_hashes: Sequence[bytes], now: float) -> dict[bytes, tuple[Login, Account]]:
         self.asked += 1
         await self._answer()
-        return await super().whose(token_hashes, now)
+        return await super().logins_by_token(token_hashes, now)
 
-    async def standing(self, token_hashes: Sequence[bytes]) -> set[bytes]:
+    async def unrevoked(self, token_hashes: Sequence[bytes]) -> set[bytes]:
         if self.hangs_for in token_hashes:
             await asyncio.sleep(10)
         await self._answer()
-        return await super().standing(token_hashes)
+        return await super().unrevoked(token_hashes)
 
     async def _answer(self) -> None:
         if self.away:
@@ -84,20 +84,20 @@ class World:
         verdict = await self.verdict(self.accounts, token, epoch)
         return verdict.code if isinstance(verdict, GreetRefused) else None
 
-    def greeter(self, accounts: Accounts) -> Greeter:
+    def authenticator(self, accounts: Accounts) -> Authenticator:
         backends = Backends(
             self.presence, self.cache, accounts, MemoryQueues(self.archive, 4),
             MemoryNotices(MemoryBroker(time.time), "test"),
         )  # fmt: skip
-        return Greeter(backends, FRESH_S, Service("connector", "c1", shutdown_s=1.0))
+        return Authenticator(backends, FRESH_S, Service("connector", "c1", shutdown_s=1.0))
 
     async def verdict(
         self, accounts: Accounts, token: bytes = TOKEN, epoch: int = EPOCH
     ) -> GreetAccepted | GreetRefused:  # fmt: skip
-        greeter = self.greeter(accounts)
+        authenticator = self.authenticator(accounts)
         if self.doubts:
-            greeter.doubt()
-        (verdict,) = await greeter.check([CheckGreet(b"peer", 1, token, epoch)])
+            authenticator.invalidate()
+        (verdict,) = await authenticator.check([CheckGreet(b"peer", 1, token, epoch)])
         return verdict
 
 
@@ -140,8 +140,8 @@ async def test_who_is_checked_while_another_file_takes_over_cannot_replace_it() 
     taker = hash_token(b"n" * 32)
 
     class Slow(Accounts):
-        async def whose(self, token_hashes: Sequence[bytes], now: float) -> dict[bytes, tuple[Login, Account]]:
-            found = await super().whose(token_hashes, now)
+        async def logins_by_token(self, token_hashes: Sequence[bytes], now: float) -> dict[bytes, tuple[Login, Account]]:
+            found = await super().logins_by_token(token_hashes, now)
             await world.accounts.log_in(login.user, "phone", EPOCH + 1, taker, now + 60, now, 10)
             await world.cache.drop_logins([hash_token(TOKEN)])
             (self.later,) = await world.presence.session_numbers(1)
@@ -222,8 +222,8 @@ async def test_an_answer_of_the_database_is_not_put_into_a_later_run_of_the_cach
     world.redis.restart(dump)
 
     class Slow(Accounts):
-        async def whose(self, token_hashes: Sequence[bytes], now: float) -> dict[bytes, tuple[Login, Account]]:
-            found = await super().whose(token_hashes, now)
+        async def logins_by_token(self, token_hashes: Sequence[bytes], now: float) -> dict[bytes, tuple[Login, Account]]:
+            found = await super().logins_by_token(token_hashes, now)
             await world.accounts.log_out(hash_token(TOKEN))
             await world.cache.drop_logins([hash_token(TOKEN)])
             world.redis.restart(dump)
@@ -265,11 +265,13 @@ async def test_a_token_stands_until_it_is_revoked() -> None:
     world = World()
     await world.log_in()
     other = hash_token(b"x" * 32)
-    greeter = world.greeter(world.accounts)
-    assert await greeter.standing([hash_token(TOKEN), other]) == {hash_token(TOKEN)}
-    assert await greeter.standing([]) == set()
+    authenticator = world.authenticator(world.accounts)
+    assert await authenticator.unrevoked([hash_token(TOKEN), other]) == {hash_token(TOKEN)}
+    assert await authenticator.unrevoked([]) == set()
     world.accounts.away = True
-    assert await greeter.standing([hash_token(TOKEN), other]) == {hash_token(TOKEN), other}, "nobody can tell now"
+    assert await authenticator.unrevoked([hash_token(TOKEN), other]) == {hash_token(TOKEN), other}, (
+        "nobody can tell now"
+    )
 
 
 def test_what_the_database_does_not_say_in_time_is_taken_for_good_without_the_rest() -> None:
@@ -279,7 +281,7 @@ def test_what_the_database_does_not_say_in_time_is_taken_for_good_without_the_re
         world.accounts.hangs_for = revoked[-1]
         loop = asyncio.get_running_loop()
         before = loop.time()
-        assert await world.greeter(world.accounts).standing(revoked) == {revoked[-1]}
+        assert await world.authenticator(world.accounts).unrevoked(revoked) == {revoked[-1]}
         assert loop.time() - before <= 1.01 * DATABASE_S
 
     run(main)
@@ -293,7 +295,7 @@ async def test_many_greetings_are_one_question() -> None:
     for user, token in zip(people, tokens, strict=True):
         await world.accounts.log_in(user.user_id, "phone", EPOCH, hash_token(token), now + 60, now, 10)
     greets = [CheckGreet(token, number, token, EPOCH) for number, token in enumerate(tokens)]
-    verdicts = await world.greeter(world.accounts).check([*greets, CheckGreet(b"x", 99, b"x" * 32, EPOCH)])
+    verdicts = await world.authenticator(world.accounts).check([*greets, CheckGreet(b"x", 99, b"x" * 32, EPOCH)])
     assert [each.login.user for each in verdicts if isinstance(each, GreetAccepted)] == [p.user_id for p in people]
     assert [each.code for each in verdicts if isinstance(each, GreetRefused)] == [Code.BAD_TOKEN]
     assert world.accounts.asked == 1

@@ -34,7 +34,7 @@ def codes(client: Client) -> list[int]:
     return [code for code, _ in client.closed]
 
 
-def test_a_good_token_is_bound_then_welcomed_then_drained() -> None:
+def test_a_good_token_is_bound_then_welcomed_then_synced() -> None:
     connector = Connector()
     alice = connector.connect(A1)
     alice.accepted()
@@ -290,7 +290,7 @@ def test_a_session_replaced_while_its_connector_was_stopped_is_cut() -> None:
 
 
 def test_who_was_replaced_elsewhere_and_not_told_finds_out() -> None:
-    """Or it would go on draining the queue of the device, perhaps into a state file that was given up."""
+    """Or it would go on syncing the queue of the device, perhaps into a state file that was given up."""
     connector = Connector()
     bob = connector.online(B1)
     for _ in range(3):
@@ -398,7 +398,7 @@ def test_a_frame_of_a_link_that_is_not_known_here_is_reset() -> None:
     alice.send(Ping(1235))
     alice.send(Close(1236, 0))
     assert alice.resets == [1234, 1235]
-    assert connector.count.strays == 2
+    assert connector.count.unknown_links == 2
 
 
 @pytest.mark.parametrize("frame", [b"garbage", b"\xc1", b"", b"\x90"])

@@ -54,7 +54,7 @@ def test_what_is_stored_comes_first_and_is_marked_when_the_device_has_it() -> No
     bob.acknowledge()
     mark = connector.take_one(e.MarkRead)
     assert (mark.device, mark.fence, mark.row_ids) == (B1, 7, (3, 5))
-    assert connector.count.drained == 2
+    assert connector.count.synced == 2
 
 
 def test_what_a_device_had_taken_when_its_session_ended_is_marked() -> None:
@@ -368,7 +368,7 @@ def test_one_look_at_a_time() -> None:
 
 def test_queues_are_looked_at_often_while_nobody_can_poke() -> None:
     """R9: what is stored meanwhile for people who are here must not wait for the sweep."""
-    connector = Connector(blind_s=3.0)
+    connector = Connector(queue_poll_s=3.0)
     connector.online(A1)
     connector.online(B1)
     connector.tell(e.PresenceLost())

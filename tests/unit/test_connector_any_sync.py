@@ -1,6 +1,6 @@
 """Whatever happens to a queue, its rows are pushed in order, once a session, and marked only for who has them.
 
-The queue is a dictionary.  Two connectors drain it for one device: a core, whose device reconnects as it likes, and
+The queue is a dictionary.  Two connectors sync it for one device: a core, whose device reconnects as it likes, and
 a rival that claims, marks and lets go (R3).  Any kind of request may be slow on its way there or back, so that anything
 comes between, or fail before or after it has happened.
 """
@@ -104,7 +104,7 @@ def failure(action: e.Action) -> e.Event | None:
 REQUESTS = e.PeekQueues | e.ClaimQueue | e.ReadPage | e.MarkRead | e.ReleaseQueue
 
 
-class AnyDrain(RuleBasedStateMachine):
+class AnySync(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.queue = Queue()
@@ -253,7 +253,7 @@ class AnyDrain(RuleBasedStateMachine):
         assert self.bob.seqs[-1] == self.queue.position, "a poke was enough"
 
 
-TestAnyDrain = AnyDrain.TestCase
-TestAnyDrain.settings = settings(
+TestAnySync = AnySync.TestCase
+TestAnySync.settings = settings(
     max_examples=300, stateful_step_count=50, derandomize=True, deadline=None, database=None
 )

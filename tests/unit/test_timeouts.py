@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from meshim.errors import BackendUnavailable, Fenced
-from meshim.runtime.timeouts import timely
+from meshim.runtime.timeouts import with_timeout
 from tests.virtual_time import run
 
 
@@ -16,7 +16,7 @@ async def answer(after_s: float) -> str:
 
 def test_an_answer_in_time_is_given() -> None:
     async def main() -> None:
-        assert await timely(answer(1.0), 2.0) == "answer"
+        assert await with_timeout(answer(1.0), 2.0) == "answer"
 
     run(main)
 
@@ -24,7 +24,7 @@ def test_an_answer_in_time_is_given() -> None:
 def test_what_takes_longer_is_away_and_not_waited_for() -> None:
     async def main() -> None:
         with pytest.raises(BackendUnavailable, match="too long"):
-            await timely(answer(10.0), 2.0)
+            await with_timeout(answer(10.0), 2.0)
         assert asyncio.get_running_loop().time() == pytest.approx(2.0)
 
     run(main)
@@ -36,6 +36,6 @@ def test_what_the_work_raises_is_raised() -> None:
 
     async def main() -> None:
         with pytest.raises(Fenced):
-            await timely(fenced(), 2.0)
+            await with_timeout(fenced(), 2.0)
 
     run(main)
