@@ -49,7 +49,7 @@ class Security(Frozen, frozen=True, forbid_unknown_fields=True):
     """File that wraps relation keys at rest (mode 0600); `master.key` in the data folder when null."""
 
 
-Remedy: TypeAlias = Literal["refuse", "warn"]
+OnWeak: TypeAlias = Literal["refuse", "warn"]
 """To store nothing where it would not be safe, or to say so and go on."""
 
 
@@ -59,9 +59,9 @@ class Durability(Frozen, frozen=True, forbid_unknown_fields=True):
     The settings of the log and the database that decide it are read from the servers as they run.
     """
 
-    weak: Remedy = "refuse"
+    weak: OnWeak = "refuse"
     """When a setting says that what is acknowledged is not yet synced."""
-    unknown: Remedy = "warn"
+    unknown: OnWeak = "warn"
     """When a setting cannot be read."""
     nats_monitor: str | None = None
     """Where the monitoring of NATS answers, as http://HOST:8222: only there it tells how it syncs."""

@@ -7,12 +7,12 @@ from meshim.wire import client, mesh
 from meshim.wire.client import Delivery, Greet, Stored, Submit, Welcome
 from meshim.wire.envelope import (
     Destination,
+    DestinationType,
     Envelope,
     Kind,
     Receipt,
     ReceiptKind,
     Text,
-    To,
     decode_envelope,
     decode_receipt,
     decode_text,
@@ -20,20 +20,20 @@ from meshim.wire.envelope import (
     encode_envelope,
 )
 from meshim.wire.link import Ack, Close, Data, Ping, Pong, Reset
-from meshim.wire.mesh import Hello, HelloOk, Place, Return, Route, Stamp
+from meshim.wire.mesh import Deliver, Hello, HelloOk, Return, Route, Stamp
 from meshim.wire.notification import AccountChanged, Kick, Poke, decode_notice, encode_notice
 from meshim.wire.offline_log import Entry, Record, decode_record, encode_record
-from meshim.wire.outcome import How, Outcome
+from meshim.wire.outcome import Outcome, OutcomeStatus
 
 LINK = 0xA1B2C3D4E5F60718
 EPOCH = 0xFEDCBA9876543210
-BOB = Destination(To.USER, 42)
+BOB = Destination(DestinationType.USER, 42)
 ENVELOPE = Envelope(
     1, bytes(range(16)), 7, 8, EPOCH, BOB, 300, 299, Kind.TEXT, 2, 1_700_000_000_123, b"sealed"
 )  # fmt: skip
 ENVELOPE_BYTES = encode_envelope(ENVELOPE)
 STAMP = Stamp(2**62, 7, 8, EPOCH, BOB, 300, Kind.TEXT, ((42, 5, 9),), ((42, 5), (7, 6)), 77)
-OUTCOME = Outcome(2**62, 7, 8, EPOCH, BOB, 300, 301, How.STORED, ((42, 5),), ((42, 5), (7, 6)), 9)
+OUTCOME = Outcome(2**62, 7, 8, EPOCH, BOB, 300, 301, OutcomeStatus.STORED, ((42, 5),), ((42, 5), (7, 6)), 9)
 
 
 class Way(NamedTuple):
@@ -93,7 +93,7 @@ PINNED: list[tuple[str, Any, str]] = [
      ("9603cfa1b2c3d4e5f6071802009092"
       "96042a9105c39acf40000000000000000708cffedcba987654321093012a00cd012c0191932a050992922a059207064dc403656e76"
       "9e03cf40000000000000000708cffedcba987654321093012a00cd012ccd012d0291922a0592922a059207060900a0")),
-    ("transfer", Data(LINK, 1, 0, (), (Place(42, ((5, 2**50),), STAMP, b"env"),)),
+    ("transfer", Data(LINK, 1, 0, (), (Deliver(42, ((5, 2**50),), STAMP, b"env"),)),
      ("9603cfa1b2c3d4e5f6071801009091"
       "95022a919205cf00040000000000009acf40000000000000000708cffedcba987654321093012a00cd012c"
       "0191932a050992922a059207064dc403656e76")),

@@ -19,7 +19,7 @@ from meshim.errors import UsageError
 from meshim.runtime.log import Log
 from meshim.stores.nats.client import NatsClient
 from meshim.stores.nats.dead_letters import JetStreamDeadLetters, retry
-from meshim.stores.nats.durability import LogVoucher
+from meshim.stores.nats.durability import LogDurabilityGate
 from meshim.stores.nats.offline_log import JetStreamLog
 from meshim.stores.ports import DeadLetter, DeadLetters
 from meshim.topology import Topology
@@ -50,7 +50,7 @@ class ShownLetter(msgspec.Struct, frozen=True):
     number: int
     partition: int
     position: int
-    buried_at: str
+    dead_lettered_at: str
     reason: str
     bytes: int
     entries: list[ShownEntry]
@@ -77,7 +77,7 @@ def deadletter() -> None:
 @data_option
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def list_(file: Path | None, data: DataFolder, as_json: bool) -> None:
-    """Show every dead letter: where it was, when and why it was buried, and whose messages are in it."""
+    """Show every dead letter: where it was, when and why it was dead-lettered, and whose messages are in it."""
     asyncio.run(_list(file, data, as_json))
 
 
@@ -122,7 +122,7 @@ async def _list(file: Path | None, data: DataFolder, as_json: bool) -> None:
         count = 0
         async for letter in _all(backend.letters):
             if count == 0:
-                print(_COLUMNS.format("NUMBER", "PARTITION", "POSITION", "BURIED", "BYTES", "REASON"))
+                print(_COLUMNS.format("NUMBER", "PARTITION", "POSITION", "DEAD_LETTERED", "BYTES", "REASON"))
             count += 1
             _print(_shown(letter))
         if count == 0:
@@ -175,7 +175,7 @@ def _check_choice(numbers: Sequence[int], everything: bool) -> None:
 async def _chosen(numbers: Sequence[int], everything: bool, letters: DeadLetters) -> list[int]:
     """The numbers of the letters that are meant.  Raises UsageError before anything is done to any of them."""
     if everything:
-        # Those that there are now: what is buried meanwhile, perhaps one of them again, has higher numbers.
+        # Those that there are now: what is dead-lettered meanwhile, perhaps one of them again, has higher numbers.
         last = await letters.last()
         return [letter.number async for letter in _all(letters) if letter.number <= last]
     for number in numbers:
@@ -215,8 +215,10 @@ async def _connected(file: Path | None, data: DataFolder) -> AsyncIterator[_Back
     nats = await NatsClient.connect(topology.backends.nats, log)
     try:
         namespace = topology.namespace
-        vouch = LogVoucher(nats, topology.durability, log)  # as transfers do: a letter is removed once the log has it
-        yield _Backend(topology, JetStreamDeadLetters(nats, namespace), JetStreamLog(nats, namespace, vouch=vouch))
+        gate = LogDurabilityGate(
+            nats, topology.durability, log
+        )  # as transfers do: a letter is removed once the log has it
+        yield _Backend(topology, JetStreamDeadLetters(nats, namespace), JetStreamLog(nats, namespace, gate=gate))
     finally:
         await nats.close()
 
@@ -237,9 +239,9 @@ def _topology(file: Path | None, data: DataFolder) -> Topology:
 
 
 def _shown(letter: DeadLetter) -> ShownLetter:
-    at = datetime.fromtimestamp(letter.buried_at, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    at = datetime.fromtimestamp(letter.dead_lettered_at, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     fields: dict[str, Any] = {
-        "number": letter.number, "partition": letter.partition, "position": letter.position, "buried_at": at,
+        "number": letter.number, "partition": letter.partition, "position": letter.position, "dead_lettered_at": at,
         "reason": letter.reason, "bytes": len(letter.data),
     }  # fmt: skip
     try:
@@ -262,7 +264,9 @@ def _entry(entry: Entry) -> ShownEntry | None:
 
 def _print(letter: ShownLetter) -> None:
     print(
-        _COLUMNS.format(letter.number, letter.partition, letter.position, letter.buried_at, letter.bytes, letter.reason)
+        _COLUMNS.format(
+            letter.number, letter.partition, letter.position, letter.dead_lettered_at, letter.bytes, letter.reason
+        )
     )
     indent = " " * 10
     for entry in letter.entries:

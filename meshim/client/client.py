@@ -47,11 +47,11 @@ from meshim.runtime.driver import Driver
 from meshim.wire.envelope import (
     WIRE_VERSION,
     Destination,
+    DestinationType,
     Envelope,
     Kind,
     Stream,
     Text,
-    To,
     associated_data,
     encode_content,
 )
@@ -267,7 +267,7 @@ class Client:
         """
         self._check()
         peer, version, key = await self._people.key_for(recipient)
-        to = Destination(To.USER, peer)
+        to = Destination(DestinationType.USER, peer)
         plain = _encoded(text)
         if len(plain) + _SEAL_BYTES > self._body_bytes:
             most = self._body_bytes - _SEAL_BYTES

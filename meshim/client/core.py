@@ -30,12 +30,12 @@ from meshim.wire.envelope import (
     EPHEMERAL_FROM,
     WIRE_VERSION,
     Destination,
+    DestinationType,
     Envelope,
     Kind,
     Receipt,
     ReceiptKind,
     Stream,
-    To,
     decode_envelope,
     decode_receipt,
     encode_content,
@@ -312,7 +312,7 @@ class ClientCore:
     def _compose_receipts(self) -> None:
         """One receipt for all messages of a stream that this turn brought."""
         for (kind, stream), numbers in self._owed.items():
-            to = Destination(To.DEVICE, stream.user, stream.device)
+            to = Destination(DestinationType.DEVICE, stream.user, stream.device)
             ranges = ranges_of(numbers)
             most = self._options.receipt_ranges
             for at in range(0, len(ranges), most):

@@ -12,7 +12,7 @@ from meshim.protocol.ordering import Flag
 from meshim.wire.envelope import Stream
 
 
-class Place(enum.IntEnum):
+class OrderFlag(enum.IntEnum):
     """How a message came to be shown."""
 
     IN_ORDER = Flag.IN_ORDER
@@ -38,7 +38,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     sent_at: datetime
     own: bool
     stored: bool
-    place: Place
+    place: OrderFlag
     problem: str = ""
     stream: Stream
     seq: int

@@ -17,11 +17,11 @@ from typing import NamedTuple
 import msgspec
 
 from meshim.client.events import Change, NoteReceipt, Progress, PutOut, PutStream, SettleOut, Snapshot
-from meshim.protocol.outcome import OutStream, OutStreamOptions, Tally
+from meshim.protocol.outcome import DeliveryStatus, OutStream, OutStreamOptions
 from meshim.protocol.timeouts import CLIENT_RESEND_S
 from meshim.wire.client import Submit
 from meshim.wire.envelope import Destination, Envelope, Receipt, ReceiptKind, encode_envelope
-from meshim.wire.outcome import How, Outcome
+from meshim.wire.outcome import Outcome, OutcomeStatus
 
 Key = tuple[Destination, int]
 """(to, seq): a message of ours."""
@@ -44,11 +44,11 @@ class OutboxOptions(msgspec.Struct, frozen=True):
 
 
 class _Message:
-    __slots__ = ("busy_s", "due", "envelope", "receipt", "resend_s", "saved", "tally")
+    __slots__ = ("busy_s", "due", "envelope", "progress", "receipt", "resend_s", "saved")
 
     def __init__(self, envelope: bytes, options: OutboxOptions, *, saved: bool, receipt: str = "") -> None:
         self.envelope = envelope
-        self.tally = Tally()
+        self.progress = DeliveryStatus()
         self.saved = saved
         self.receipt = receipt
         self.resend_s = options.resend_s
@@ -172,7 +172,7 @@ class Outbox:
         stream = self._streams.get(outcome.to)
         if stream is None or outcome.last - outcome.first > self._options.tracked:
             return result
-        if outcome.how == How.STORED:
+        if outcome.status == OutcomeStatus.STORED:
             for copy in outcome.done:
                 stream.stored(copy, outcome.position)
             result.changes.append(self._saved_stream(outcome.to))
@@ -183,28 +183,28 @@ class Outbox:
     def _one_outcome(self, key: Key, outcome: Outcome, stream: OutStream, now: float, result: Settled) -> None:
         message = self._pending.get(key)
         if message is None:
-            if outcome.how == How.DELIVERED and any(user != self._user for user, _ in outcome.done):
+            if outcome.status == OutcomeStatus.DELIVERED and any(user != self._user for user, _ in outcome.done):
                 self._advance(key, "delivered", result)
             return
-        if outcome.how == How.BUSY:
+        if outcome.status == OutcomeStatus.BUSY:
             self._unsent.pop(key, None)
             self._wait(key, message, now + message.busy_s)
             message.busy_s = min(2 * message.busy_s, self._options.resend_s)
             return
-        tally = message.tally
-        if not tally.add(outcome, self._user) or not tally.settled:
+        progress = message.progress
+        if not progress.add(outcome, self._user) or not progress.settled:
             return
         del self._pending[key]
         self._unsent.pop(key, None)
-        if stream.settle(key[1], tally):
+        if stream.settle(key[1], progress):
             result.owing_base.append(key[0])
         self._settled[key] = "pending"
         while len(self._settled) > self._options.tracked:
             self._settled.popitem(last=False)
-        if tally.state == Tally.REJECTED:
-            self._advance(key, "rejected", result, tally.code, tally.sentence)
+        if progress.state == DeliveryStatus.REJECTED:
+            self._advance(key, "rejected", result, progress.code, progress.sentence)
         else:
-            self._advance(key, max("delivered" if tally.delivered else "sent", message.receipt, key=_rank), result)
+            self._advance(key, max("delivered" if progress.delivered else "sent", message.receipt, key=_rank), result)
 
     def receipt(self, sender: int, receipt: Receipt) -> Settled:
         """Take in a receipt of a recipient's device; one from anybody else changes nothing."""

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from meshim.client.message import Message, Place
+from meshim.client.message import Message, OrderFlag
 from meshim.client.people import People
 from meshim.client.state import Received, StateFile
 from meshim.errors import BackendUnavailable, MeshimError, SealBroken, UsageError
@@ -104,7 +104,7 @@ class Reading:
             sent_at=datetime.fromtimestamp(envelope.sent_at / 1000, UTC),
             own=own,
             stored=row.stored,
-            place=Place(row.flag),
+            place=OrderFlag(row.flag),
             problem=problem,
             stream=row.stream,
             seq=row.seq,

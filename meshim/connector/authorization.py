@@ -21,9 +21,9 @@ from meshim.errors import Code, PeerError
 from meshim.protocol.outcome import AFTER_MOST
 from meshim.wire.bounds import Positions
 from meshim.wire.client import Submit
-from meshim.wire.envelope import EPHEMERAL_FROM, WIRE_VERSION, Envelope, Kind, To, decode_envelope
+from meshim.wire.envelope import EPHEMERAL_FROM, WIRE_VERSION, DestinationType, Envelope, Kind, decode_envelope
 from meshim.wire.mesh import Stamp
-from meshim.wire.outcome import How, Outcome
+from meshim.wire.outcome import Outcome, OutcomeStatus
 
 RECEIPT_BYTES = 4_096
 """A receipt needs no friendship, so that its body is kept small."""
@@ -31,7 +31,7 @@ FIELDS_BYTES = 4_096
 """Of an envelope beside its body: far more than its fields take, also with some of a later version."""
 
 # As plain numbers: what is compared with every message.
-_RECEIPT, _USER, _DEVICE = int(Kind.RECEIPT), int(To.USER), int(To.DEVICE)
+_RECEIPT, _USER, _DEVICE = int(Kind.RECEIPT), int(DestinationType.USER), int(DestinationType.DEVICE)
 
 
 class Rejection(NamedTuple):
@@ -91,9 +91,9 @@ def rejected(refusal: Rejection) -> Outcome | None:
     envelope = refusal.envelope
     if envelope.kind >= EPHEMERAL_FROM:
         return None
-    how = How.BUSY if refusal.code == Code.BUSY else How.REJECTED
+    status = OutcomeStatus.BUSY if refusal.code == Code.BUSY else OutcomeStatus.REJECTED
     return Outcome(
-        0, envelope.user, envelope.device, envelope.epoch, envelope.to, envelope.seq, envelope.seq, how,
+        0, envelope.user, envelope.device, envelope.epoch, envelope.to, envelope.seq, envelope.seq, status,
         code=refusal.code, sentence=refusal.sentence,
     )  # fmt: skip
 
@@ -103,6 +103,6 @@ def busy(stamp: Stamp) -> Outcome | None:
     if stamp.kind >= EPHEMERAL_FROM:
         return None
     return Outcome(
-        0, stamp.user, stamp.device, stamp.epoch, stamp.to, stamp.seq, stamp.seq, How.BUSY,
+        0, stamp.user, stamp.device, stamp.epoch, stamp.to, stamp.seq, stamp.seq, OutcomeStatus.BUSY,
         code=Code.BUSY, sentence="no transfer can take it now",
     )  # fmt: skip

@@ -25,7 +25,7 @@ from meshim.connector.authorization import Rejection, authorize, busy, rejected
 from meshim.connector.handshake import LEAVING, SEEN_S, Handshake
 from meshim.connector.options import ConnectorOptions
 from meshim.connector.queues import Queues
-from meshim.connector.session import Placed, Session, State
+from meshim.connector.session import DeliverResult, Session, State
 from meshim.connector.sessions import Sessions
 from meshim.connector.statistics import Statistics
 from meshim.connector.transfer_links import TransferLinks
@@ -37,9 +37,9 @@ from meshim.wire import client as wire
 from meshim.wire.client import Greet, Submit
 from meshim.wire.envelope import EPHEMERAL_FROM
 from meshim.wire.link import Close, Data, Reset
-from meshim.wire.mesh import Place, Route, Stamp
+from meshim.wire.mesh import Deliver, Route, Stamp
 from meshim.wire.notification import AccountChanged, Kick, Poke
-from meshim.wire.outcome import How, Outcome
+from meshim.wire.outcome import Outcome, OutcomeStatus
 
 
 class ConnectorCore:
@@ -275,12 +275,12 @@ class ConnectorCore:
 
     def _taken(self, session: Session, items: list[wire.ConnectorItem]) -> None:
         """The device acknowledged these: the sender is told, or the rows are marked."""
-        places, rows = session.taken(items)
-        if places:
-            self.statistics.delivered += len(places)
+        delivers, rows = session.taken(items)
+        if delivers:
+            self.statistics.delivered += len(delivers)
             done = ((session.login.user, session.login.device),)
-            durable = [(place.stamp, done) for place in places if place.stamp.kind < EPHEMERAL_FROM]
-            for outcome in outcomes_of(durable, How.DELIVERED):
+            durable = [(deliver.stamp, done) for deliver in delivers if deliver.stamp.kind < EPHEMERAL_FROM]
+            for outcome in outcomes_of(durable, OutcomeStatus.DELIVERED):
                 self._route_outcome(outcome)
         if rows:
             self.statistics.synced += len(rows)
@@ -305,7 +305,7 @@ class ConnectorCore:
             if isinstance(item, Outcome):
                 self._outcome(item)
             else:
-                self._place(item, now)
+                self._deliver(item, now)
 
     def _outcome(self, outcome: Outcome) -> None:
         session = self._sessions.of_device(outcome.device)
@@ -314,24 +314,24 @@ class ConnectorCore:
         else:
             self._sessions.tell(session, outcome)
 
-    def _place(self, place: Place, now: float) -> None:
+    def _deliver(self, deliver: Deliver, now: float) -> None:
         options = self._options
-        for device, number in place.bindings:
+        for device, number in deliver.bindings:
             session = self._sessions.of_device(device)
             if session is None:
                 # Its binding was not erased, or this was under way before.
-                self.statistics.misplaced += 1
-                self._actions.append(e.EraseBindings((Binding(place.user, device, self._incarnation, number),)))
-                self._sessions.give_back(place, (device,), absent=True)
+                self.statistics.not_connected += 1
+                self._actions.append(e.EraseBindings((Binding(deliver.user, device, self._incarnation, number),)))
+                self._sessions.give_back(deliver, (device,), absent=True)
                 continue
-            placed = session.place(place, now, options.defer_s, options.session_queue, options.session_bytes)
-            if placed is Placed.PUSHED:
+            result = session.deliver(deliver, now, options.defer_s, options.session_queue, options.session_bytes)
+            if result is DeliverResult.PUSHED:
                 self._sessions.mark(session)
-            elif placed is Placed.DEFERRED:
+            elif result is DeliverResult.DEFERRED:
                 self.statistics.deferred += 1
                 self._sessions.look(session)
             else:
-                self._sessions.give_back(place, (device,), absent=False)
+                self._sessions.give_back(deliver, (device,), absent=False)
 
     # ---------------------------------------------------------------- from the stores
 

@@ -27,7 +27,7 @@ from meshim.protocol.token_bucket import SUBMIT_BYTES, TokenBucket
 from meshim.stores.ports import Account, Binding, Login, Row
 from meshim.wire.client import ConnectorItem, Delivery, Submit
 from meshim.wire.envelope import Destination
-from meshim.wire.mesh import Place, Stamp
+from meshim.wire.mesh import Deliver, Stamp
 from meshim.wire.outcome import Copy
 
 
@@ -37,12 +37,12 @@ class State(enum.Enum):
     LIVE = enum.auto()
 
 
-class Placed(enum.Enum):
+class DeliverResult(enum.Enum):
     """What became of a live copy."""
 
     PUSHED = enum.auto()
     DEFERRED = enum.auto()
-    REFUSED = enum.auto()
+    STORE = enum.auto()
 
 
 class Deferred(NamedTuple):
@@ -50,7 +50,7 @@ class Deferred(NamedTuple):
 
     after: int
     until: float
-    place: Place
+    deliver: Deliver
 
 
 def item_size(item: ConnectorItem) -> int:
@@ -120,7 +120,7 @@ class Session:
         """When the binding is written again: now and then, and soon when presence did not answer."""
         self.seen_due = now
         """When to note again that the device is connected."""
-        self.unacked: list[Place | int] = []
+        self.unacked: list[Deliver | int] = []
         """For each Delivery in the window, in order: the live copy, or the id of the row."""
         self.rows = 0
         """How many in `unacked` are rows."""
@@ -178,33 +178,33 @@ class Session:
 
     # ---- towards the device
 
-    def place(self, place: Place, now: float, defer_s: float, most: int, most_bytes: int) -> Placed:
+    def deliver(self, deliver: Deliver, now: float, defer_s: float, most: int, most_bytes: int) -> DeliverResult:
         """Take a live copy: push it, hold it for so long at most, or refuse it because it has to be stored.
 
         It is stored as well when the device takes what it gets more slowly than that: it would wait behind it.
         """
         if self.state is not State.LIVE:
-            return Placed.REFUSED
+            return DeliverResult.STORE
         since = self.link.window.waits_since()
         lags = since is not None and now - since > defer_s
         if lags or len(self.unacked) + len(self.deferred) >= most or self.live_bytes >= most_bytes:
             self.overflowed = True
-            return Placed.REFUSED
-        stamp = place.stamp
+            return DeliverResult.STORE
+        stamp = deliver.stamp
         after = after_of(stamp, self.login.user, self.login.device) if stamp.after else -1
         if after > self.sync.through or (self.deferred and _stream(stamp) in self._deferred_streams):
-            self.deferred.append(Deferred(after, now + defer_s, place))
+            self.deferred.append(Deferred(after, now + defer_s, deliver))
             self._deferred_streams.add(_stream(stamp))
-            self.live_bytes += len(place.envelope)
-            return Placed.DEFERRED
-        return Placed.PUSHED if self._push(place) else Placed.REFUSED
+            self.live_bytes += len(deliver.envelope)
+            return DeliverResult.DEFERRED
+        return DeliverResult.PUSHED if self._push(deliver) else DeliverResult.STORE
 
-    def _push(self, place: Place) -> bool:
-        if not self.link.push(Delivery(place.envelope)):
+    def _push(self, deliver: Deliver) -> bool:
+        if not self.link.push(Delivery(deliver.envelope)):
             self.overflowed = True
             return False
-        self.unacked.append(place)
-        self.live_bytes += len(place.envelope)
+        self.unacked.append(deliver)
+        self.live_bytes += len(deliver.envelope)
         return True
 
     def push_rows(self, rows: Sequence[Row]) -> None:
@@ -215,34 +215,34 @@ class Session:
             self.unacked.append(row.row_id)
         self.rows += len(rows)
 
-    def release_deferred(self) -> list[Place]:
+    def release_deferred(self) -> list[Deliver]:
         """Push what the sync has passed; what could not be pushed has to be stored."""
         waiting, self.deferred, refused = self.deferred, [], []
         self._deferred_streams.clear()
         for deferred in waiting:
-            stream = _stream(deferred.place.stamp)
+            stream = _stream(deferred.deliver.stamp)
             if deferred.after > self.sync.through or stream in self._deferred_streams:
                 self.deferred.append(deferred)
                 self._deferred_streams.add(stream)
                 continue
-            self.live_bytes -= len(deferred.place.envelope)
-            if not self._push(deferred.place):
-                refused.append(deferred.place)
+            self.live_bytes -= len(deferred.deliver.envelope)
+            if not self._push(deferred.deliver):
+                refused.append(deferred.deliver)
         return refused
 
-    def expire_deferred(self, now: float) -> list[Place]:
+    def expire_deferred(self, now: float) -> list[Deliver]:
         """Everything that is held, once the first was held for too long: what is behind it in its stream goes too."""
         if not self.deferred or self.deferred[0].until > now:
             return []
-        late = [deferred.place for deferred in self.deferred]
+        late = [deferred.deliver for deferred in self.deferred]
         self.deferred.clear()
         self._deferred_streams.clear()
-        self.live_bytes -= sum(len(place.envelope) for place in late)
+        self.live_bytes -= sum(len(deliver.envelope) for deliver in late)
         return late
 
-    def taken(self, items: list[ConnectorItem]) -> tuple[list[Place], list[int]]:
+    def taken(self, items: list[ConnectorItem]) -> tuple[list[Deliver], list[int]]:
         """The device acknowledged these: (live copies, ids of rows)."""
-        places: list[Place] = []
+        delivers: list[Deliver] = []
         rows: list[int] = []
         count = sum(isinstance(item, Delivery) for item in items)
         assert count <= len(self.unacked), "the window acknowledges what was pushed"
@@ -250,20 +250,20 @@ class Session:
             if isinstance(entry, int):
                 rows.append(entry)
             else:
-                places.append(entry)
+                delivers.append(entry)
                 self.live_bytes -= len(entry.envelope)
         del self.unacked[:count]
         self.rows -= len(rows)
-        return places, rows
+        return delivers, rows
 
-    def abandon(self) -> list[Place]:
+    def abandon(self) -> list[Deliver]:
         """The session ends: the live copies that the device has not acknowledged, in order."""
-        places = [entry for entry in self.unacked if not isinstance(entry, int)]
-        places.extend(deferred.place for deferred in self.deferred)
+        delivers = [entry for entry in self.unacked if not isinstance(entry, int)]
+        delivers.extend(deferred.deliver for deferred in self.deferred)
         self.unacked.clear()
         self.deferred.clear()
         self.rows = self.live_bytes = 0
-        return places
+        return delivers
 
 
 def after_of(stamp: Stamp, user: int, device: int) -> int:

@@ -14,7 +14,7 @@ from meshim.connector.transfer_links import TransferLinks
 from meshim.wire import client as wire
 from meshim.wire.envelope import EPHEMERAL_FROM
 from meshim.wire.link import Close, Frame
-from meshim.wire.mesh import Place, Return
+from meshim.wire.mesh import Deliver, Return
 from meshim.wire.outcome import Outcome
 
 
@@ -113,20 +113,20 @@ class Sessions:
 
     # ---- giving back
 
-    def give_back(self, place: Place, devices: Iterable[int], *, absent: bool) -> None:
+    def give_back(self, deliver: Deliver, devices: Iterable[int], *, absent: bool) -> None:
         """Return a live copy to be stored for these devices."""
-        if place.stamp.kind >= EPHEMERAL_FROM:
+        if deliver.stamp.kind >= EPHEMERAL_FROM:
             self._statistics.ephemeral_dropped += 1
             return
-        item = Return(place.user, tuple(devices), absent, place.stamp, place.envelope)
+        item = Return(deliver.user, tuple(devices), absent, deliver.stamp, deliver.envelope)
         if self._links.send(item):
             self._statistics.returned += 1
         else:
             self._statistics.unreturned += 1
 
-    def give_back_all(self, session: Session, places: Iterable[Place], *, absent: bool) -> None:
-        for place in places:
-            self.give_back(place, (session.login.device,), absent=absent)
+    def give_back_all(self, session: Session, delivers: Iterable[Deliver], *, absent: bool) -> None:
+        for deliver in delivers:
+            self.give_back(deliver, (session.login.device,), absent=absent)
 
     # ---- leaving
 

@@ -42,7 +42,7 @@ class Statistics(msgspec.Struct):
     """Devices here that a writer has stored something for."""
     fenced: int = 0
     """Times that another connector had claimed a queue after us."""
-    misplaced: int = 0
+    not_connected: int = 0
     """Live copies for devices that are not connected here, whatever presence said."""
     resent: int = 0
     """Frames sent again because they were not acknowledged."""

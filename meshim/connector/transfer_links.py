@@ -22,14 +22,14 @@ from meshim.protocol.flush_queue import FlushQueue
 from meshim.protocol.link import Link, LinkOptions
 from meshim.protocol.routing import conversation_of, pick
 from meshim.wire import mesh as wire
-from meshim.wire.envelope import EPHEMERAL_FROM, WIRE_VERSION, To
+from meshim.wire.envelope import EPHEMERAL_FROM, WIRE_VERSION, DestinationType
 from meshim.wire.link import Close, Data
-from meshim.wire.mesh import FromConnector, FromTransfer, Hello, HelloOk, Place, Return, Route
+from meshim.wire.mesh import Deliver, FromConnector, FromTransfer, Hello, HelloOk, Return, Route
 from meshim.wire.outcome import Outcome
 
 ROUTES = 100_000
 """Conversations whose link is remembered."""
-_GROUP = int(To.GROUP)  # as a plain number: what is compared with every message
+_GROUP = int(DestinationType.GROUP)  # as a plain number: what is compared with every message
 
 
 class State(enum.Enum):
@@ -57,7 +57,7 @@ def item_size(item: FromConnector) -> int:
 
 
 def received_size(item: FromTransfer) -> int:
-    return len(item.envelope) if isinstance(item, Place) else 0
+    return len(item.envelope) if isinstance(item, Deliver) else 0
 
 
 class TransferLinks:

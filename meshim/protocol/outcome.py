@@ -19,11 +19,15 @@ import msgspec
 
 from meshim.wire.bounds import Positions
 from meshim.wire.mesh import Stamp
-from meshim.wire.outcome import Copy, How, Outcome
+from meshim.wire.outcome import Copy, Outcome, OutcomeStatus
 
 
 def outcomes_of(
-    copies: Sequence[tuple[Stamp, tuple[Copy, ...]]], how: How, position: int = 0, code: int = 0, sentence: str = ""
+    copies: Sequence[tuple[Stamp, tuple[Copy, ...]]],
+    status: OutcomeStatus,
+    position: int = 0,
+    code: int = 0,
+    sentence: str = "",
 ) -> list[Outcome]:
     """What is told of messages with one fate, each (stamp, copies done); neighbours of a stream share an outcome."""
     outcomes: list[Outcome] = []
@@ -49,13 +53,13 @@ def outcomes_of(
         outcomes.append(
             Outcome(
                 stamp.origin, stamp.user, stamp.device, stamp.epoch, stamp.to, stamp.seq, last,
-                how, done, stamp.copies, position, code, sentence,
+                status, done, stamp.copies, position, code, sentence,
             )
         )  # fmt: skip
     return outcomes
 
 
-class Tally:
+class DeliveryStatus:
     """What is known of one message."""
 
     __slots__ = ("accounted", "code", "copies", "delivered", "sentence", "state")
@@ -65,7 +69,7 @@ class Tally:
     REJECTED: ClassVar = "rejected"
 
     def __init__(self) -> None:
-        self.state = Tally.PENDING
+        self.state = DeliveryStatus.PENDING
         self.delivered = False
         self.code = 0
         self.sentence = ""
@@ -74,21 +78,21 @@ class Tally:
 
     @property
     def settled(self) -> bool:
-        return self.state != Tally.PENDING
+        return self.state != DeliveryStatus.PENDING
 
     def add(self, outcome: Outcome, sender: int) -> bool:
         """Take in an outcome; whether it changed what is known.  `sender` is the sending user's id."""
         before = (self.state, self.delivered)
-        if outcome.how == How.REJECTED:
+        if outcome.status == OutcomeStatus.REJECTED:
             if not self.settled:
-                self.state, self.code, self.sentence = Tally.REJECTED, outcome.code, outcome.sentence
-        elif outcome.how in (How.DELIVERED, How.STORED):
+                self.state, self.code, self.sentence = DeliveryStatus.REJECTED, outcome.code, outcome.sentence
+        elif outcome.status in (OutcomeStatus.DELIVERED, OutcomeStatus.STORED):
             self.copies = outcome.copies
             self.accounted.update(outcome.done)
-            if outcome.how == How.DELIVERED and any(user != sender for user, _ in outcome.done):
+            if outcome.status == OutcomeStatus.DELIVERED and any(user != sender for user, _ in outcome.done):
                 self.delivered = True
             if not self.settled and self.copies and all(self._accounted(copy) for copy in self.copies):
-                self.state = Tally.SENT
+                self.state = DeliveryStatus.SENT
         return before != (self.state, self.delivered)
 
     def _accounted(self, copy: Copy) -> bool:
@@ -115,7 +119,7 @@ class OutStream:
     with no body, and belongs into the outbox in the transaction that settles the last of the run.
     """
 
-    __slots__ = ("_after", "_fate", "_options", "next_seq", "owes_base", "unsettled")
+    __slots__ = ("_after", "_last_result", "_options", "next_seq", "owes_base", "unsettled")
 
     def __init__(self, options: OutStreamOptions, next_seq: int = 1, after: Positions = ()) -> None:
         self._options = options
@@ -124,7 +128,7 @@ class OutStream:
         self.unsettled: dict[int, int] = {}
         """seq -> base it was first sent with, in order."""
         self.owes_base = False
-        self._fate: tuple[str, tuple[Copy, ...]] | None = None
+        self._last_result: tuple[str, tuple[Copy, ...]] | None = None
         """What became of the message of this run that was settled last."""
 
     @property
@@ -141,7 +145,7 @@ class OutStream:
         if not self.unsettled:
             # Whoever waits is released by the base of this very message.
             self.owes_base = False
-            self._fate = None
+            self._last_result = None
         seq, base = self.next_seq, self.base
         self.next_seq = seq + 1
         self.unsettled[seq] = base
@@ -173,13 +177,16 @@ class OutStream:
         else:
             self._after[copy] = position
 
-    def settle(self, seq: int, tally: Tally) -> bool:
+    def settle(self, seq: int, progress: DeliveryStatus) -> bool:
         """Mark it settled; True when a base update is owed now and nothing else is under way to carry it."""
-        assert tally.settled
+        assert progress.settled
         if self.unsettled.pop(seq, None) is None:
             return False
-        fate = (tally.state, () if tally.state == Tally.REJECTED else tuple(sorted(tally.copies)))
-        if self._fate is not None and fate != self._fate:
+        last_result = (
+            progress.state,
+            () if progress.state == DeliveryStatus.REJECTED else tuple(sorted(progress.copies)),
+        )
+        if self._last_result is not None and last_result != self._last_result:
             self.owes_base = True
-        self._fate = fate
+        self._last_result = last_result
         return self.owes_base and not self.unsettled

@@ -18,7 +18,7 @@ from litestar.openapi.spec import Components, SecurityScheme
 from meshim.errors import ApiError, BackendUnavailable
 from meshim.rest import core
 from meshim.rest.backends import Backends, Clock
-from meshim.rest.change_notifier import Spread
+from meshim.rest.change_notifier import ChangeNotifier
 from meshim.rest.friends import Friends
 from meshim.rest.passwords import Passwords
 from meshim.rest.routes import BODY_BYTES_MAX, Incoming, routers
@@ -49,10 +49,10 @@ def build(
     log: Log,
     clock: Clock = time.time,
 ) -> Litestar:
-    """The application; it closes nothing of what it was given.  Its `state.spread` counts what did not get through."""
-    spread = Spread(backends, clock, log)
-    friends = Friends(backends, spread, master, topology, clock, log)
-    sessions = Sessions(backends, spread, friends, passwords, topology, clock, log)
+    """The application; it closes nothing of what it was given.  Its `state.notifier` counts what did not get through."""
+    notifier = ChangeNotifier(backends, clock, log)
+    friends = Friends(backends, notifier, master, topology, clock, log)
+    sessions = Sessions(backends, notifier, friends, passwords, topology, clock, log)
 
     async def me(request: Incoming) -> Login:
         return await sessions.authenticate(request.headers.get("authorization"))
@@ -79,7 +79,7 @@ def build(
             HTTPException: lambda _, error: _answer(_framework(error)),
             Exception: fell_over,
         },
-        state=State({"spread": spread}),
+        state=State({"notifier": notifier}),
         request_class=JsonRequest,
         request_max_body_size=BODY_BYTES_MAX,
         openapi_config=OpenAPIConfig(

@@ -15,8 +15,8 @@ from meshim.stores.ports import Account, Login
 from meshim.wire.notification import AccountChanged, Kick
 
 
-class Spread:
-    """Tells the mesh what was committed.  `missed` counts what did not get through."""
+class ChangeNotifier:
+    """Tells the mesh what was committed.  `failures` counts what did not get through."""
 
     def __init__(self, backends: Backends, clock: Clock, log: Log) -> None:
         self._accounts = backends.accounts
@@ -25,7 +25,7 @@ class Spread:
         self._notices = backends.notices
         self._clock = clock
         self._log = log
-        self.missed = 0
+        self.failures = 0
 
     async def logged_in(self, token_hash: bytes, login: Login, revoked: Sequence[bytes]) -> None:
         """A device got a new token, and perhaps is new itself."""
@@ -69,5 +69,5 @@ class Spread:
         try:
             await call
         except BackendUnavailable as error:
-            self.missed += 1
+            self.failures += 1
             self._log.warning("not spread", what=what, reason=error)

@@ -154,7 +154,7 @@ def name_taken(name: str) -> ApiError:
 # ---------------------------------------------------------------- friendship
 
 
-class Wish(enum.Enum):
+class FriendAction(enum.Enum):
     """What one wants of a peer."""
 
     REQUEST = enum.auto()
@@ -163,36 +163,36 @@ class Wish(enum.Enum):
     REMOVE = enum.auto()
 
 
-class Step(enum.Enum):
+class Transition(enum.Enum):
     """What the store is asked to do."""
 
     ASK = enum.auto()
     ACCEPT = enum.auto()
     END = enum.auto()
-    STAY = enum.auto()
+    NONE = enum.auto()
 
 
-_STEPS: dict[tuple[str | None, Wish], Step] = {
-    (None, Wish.REQUEST): Step.ASK,
-    ("removed", Wish.REQUEST): Step.ASK,
-    ("requested", Wish.REQUEST): Step.STAY,
-    ("asked", Wish.REQUEST): Step.ACCEPT,
-    ("friends", Wish.REQUEST): Step.STAY,
-    ("asked", Wish.ACCEPT): Step.ACCEPT,
-    ("friends", Wish.ACCEPT): Step.STAY,
-    ("asked", Wish.REFUSE): Step.END,
-    ("requested", Wish.REMOVE): Step.END,
-    ("asked", Wish.REMOVE): Step.END,
-    ("friends", Wish.REMOVE): Step.END,
+_TRANSITIONS: dict[tuple[str | None, FriendAction], Transition] = {
+    (None, FriendAction.REQUEST): Transition.ASK,
+    ("removed", FriendAction.REQUEST): Transition.ASK,
+    ("requested", FriendAction.REQUEST): Transition.NONE,
+    ("asked", FriendAction.REQUEST): Transition.ACCEPT,
+    ("friends", FriendAction.REQUEST): Transition.NONE,
+    ("asked", FriendAction.ACCEPT): Transition.ACCEPT,
+    ("friends", FriendAction.ACCEPT): Transition.NONE,
+    ("asked", FriendAction.REFUSE): Transition.END,
+    ("requested", FriendAction.REMOVE): Transition.END,
+    ("asked", FriendAction.REMOVE): Transition.END,
+    ("friends", FriendAction.REMOVE): Transition.END,
 }
 
 
-def next_step(state: str | None, wish: Wish, peer: str) -> Step:
+def transition(state: str | None, action: FriendAction, peer: str) -> Transition:
     """How to fulfil a wish towards a peer we stand so with (None: not at all); raises ApiError where it cannot be."""
-    step = _STEPS.get((state, wish))
+    step = _TRANSITIONS.get((state, action))
     if step is not None:
         return step
-    if wish is Wish.REMOVE:
+    if action is FriendAction.REMOVE:
         raise refusal("no_such_relation", f"You and {peer} are not friends, and neither has asked.")
     if state == "requested":
         raise refusal("not_asked", f"You have asked {peer} already: now it is for {peer} to accept.")

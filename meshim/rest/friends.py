@@ -2,8 +2,8 @@
 
 from meshim.errors import SealBroken, StoreConflict
 from meshim.rest.backends import Backends, Clock
-from meshim.rest.change_notifier import Spread
-from meshim.rest.core import Step, Wish, checked_name, next_step, online_friends, refusal
+from meshim.rest.change_notifier import ChangeNotifier
+from meshim.rest.core import FriendAction, Transition, checked_name, online_friends, refusal, transition
 from meshim.runtime.crypto import MasterKey, new_content_key, relation_context
 from meshim.runtime.log import Log
 from meshim.stores.ports import Relation, RelationKey, User
@@ -18,12 +18,18 @@ class Friends:
     """Relations as one user (`me`, a user id) sees and changes them."""
 
     def __init__(
-        self, backends: Backends, spread: Spread, master: MasterKey, topology: Topology, clock: Clock, log: Log
+        self,
+        backends: Backends,
+        notifier: ChangeNotifier,
+        master: MasterKey,
+        topology: Topology,
+        clock: Clock,
+        log: Log,
     ) -> None:
         self._accounts = backends.accounts
         self._presence = backends.presence
         self._leases = backends.leases
-        self._spread = spread
+        self._notifier = notifier
         self._master = master
         self.mesh = master.fingerprint
         """Names the mesh: content keys of another one are of no use here."""
@@ -49,40 +55,40 @@ class Friends:
             raise refusal("no_such_relation", f"You and {peer.name} are not friends, and neither has asked.")
         return self._shown(me, relation)
 
-    async def fulfil(self, me: int, name: str, wish: Wish) -> rest.Relation:
+    async def apply(self, me: int, name: str, action: FriendAction) -> rest.Relation:
         """Do what the table of `core` says; how the two stand after it.  Raises ApiError where it cannot be."""
         peer = await self.user(name)
         if peer.user_id == me:
             raise refusal("yourself", "Nobody is their own friend here: name somebody else.")
         for _ in range(_TRIES):
             relation = await self._accounts.relation(me, peer.user_id)
-            step = next_step(relation.state if relation else None, wish, peer.name)
+            step = transition(relation.state if relation else None, action, peer.name)
             if await self._take(me, peer.user_id, step, relation):
                 after = await self._accounts.relation(me, peer.user_id)
                 return self._shown(me, after or Relation(peer, "removed", ()))
         raise refusal("changed_meanwhile", f"{peer.name} changed this in the same moment: look again.")
 
-    async def _take(self, me: int, peer: int, step: Step, before: Relation | None) -> bool:
+    async def _take(self, me: int, peer: int, step: Transition, before: Relation | None) -> bool:
         """Take the step; False when the two no longer stand as `before` says."""
         now = self._clock()
-        if step is Step.ASK:
+        if step is Transition.ASK:
             try:
                 return await self._accounts.request(me, peer, now, self._most_relations) == "requested"
             except StoreConflict:
                 raise refusal("too_many_relations", "One of you knows too many people already.") from None
-        if step is Step.ACCEPT:
+        if step is Transition.ACCEPT:
             version = before.keys[-1].version + 1 if before and before.keys else 1
             wrapped = self._master.wrap(new_content_key(), relation_context(me, peer, version))
             try:
                 await self._accounts.accept(me, peer, RelationKey(version, wrapped), now)
             except StoreConflict:
                 return False
-            await self._spread.friends_changed((me, peer))
-        if step is Step.END:
+            await self._notifier.friends_changed((me, peer))
+        if step is Transition.END:
             if not await self._accounts.remove(me, peer, now):
                 return False
             if before is not None and before.state == "friends":
-                await self._spread.friends_changed((me, peer))
+                await self._notifier.friends_changed((me, peer))
         return True
 
     async def presence(self, me: int) -> tuple[rest.PeerPresence, ...]:

@@ -12,7 +12,7 @@ from litestar.params import FromPath, JSONBody
 
 from meshim.errors import BackendUnavailable
 from meshim.rest.backends import Backends
-from meshim.rest.core import Wish, refusal
+from meshim.rest.core import FriendAction, refusal
 from meshim.rest.friends import Friends
 from meshim.rest.sessions import Sessions, bearer_hash
 from meshim.stores.ports import Login
@@ -108,7 +108,7 @@ async def relation(name: FromPath[str], friends: TheFriends, me: Me) -> rest.Rel
     summary="Ask for friendship, or accept it from someone who has asked",
 )
 async def request_friendship(name: FromPath[str], friends: TheFriends, me: Me) -> rest.Relation:
-    return await friends.fulfil(me.user, name, Wish.REQUEST)
+    return await friends.apply(me.user, name, FriendAction.REQUEST)
 
 
 @post(
@@ -119,7 +119,7 @@ async def request_friendship(name: FromPath[str], friends: TheFriends, me: Me) -
     summary="Accept a request",
 )
 async def accept(name: FromPath[str], friends: TheFriends, me: Me) -> rest.Relation:
-    return await friends.fulfil(me.user, name, Wish.ACCEPT)
+    return await friends.apply(me.user, name, FriendAction.ACCEPT)
 
 
 @post(
@@ -130,7 +130,7 @@ async def accept(name: FromPath[str], friends: TheFriends, me: Me) -> rest.Relat
     summary="Refuse a request",
 )
 async def refuse(name: FromPath[str], friends: TheFriends, me: Me) -> None:
-    await friends.fulfil(me.user, name, Wish.REFUSE)
+    await friends.apply(me.user, name, FriendAction.REFUSE)
 
 
 @delete(
@@ -140,7 +140,7 @@ async def refuse(name: FromPath[str], friends: TheFriends, me: Me) -> None:
     summary="End a friendship, or withdraw a request",
 )
 async def remove(name: FromPath[str], friends: TheFriends, me: Me) -> None:
-    await friends.fulfil(me.user, name, Wish.REMOVE)
+    await friends.apply(me.user, name, FriendAction.REMOVE)
 
 
 @get("/presence", security=_TOKEN, responses=_refusals(401), summary="Which of my friends are connected")

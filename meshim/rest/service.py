@@ -61,7 +61,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
             service.start(
                 counters.keep(
                     data, "rest", name, log,
-                    lambda: {"not_spread": app.state.spread.missed} | keeper.counted() | connections.counted(),
+                    lambda: {"not_spread": app.state.notifier.failures} | keeper.counted() | connections.counted(),
                 )
             )  # fmt: skip
             service.ready(endpoint)

@@ -6,7 +6,7 @@ import msgspec
 
 from meshim.errors import BackendUnavailable, Code, PeerError, StoreConflict
 from meshim.rest.backends import Backends, Clock
-from meshim.rest.change_notifier import Spread
+from meshim.rest.change_notifier import ChangeNotifier
 from meshim.rest.core import (
     FailureLimit,
     ImportPlan,
@@ -32,7 +32,7 @@ class Sessions:
     def __init__(
         self,
         backends: Backends,
-        spread: Spread,
+        notifier: ChangeNotifier,
         friends: Friends,
         passwords: Passwords,
         topology: Topology,
@@ -42,8 +42,8 @@ class Sessions:
         self._accounts = backends.accounts
         self._cache = backends.cache
         self._leases = backends.leases
-        self._spread = spread
-        self._tokens = Tokens(backends, spread, topology.limits.devices_per_user)
+        self._notifier = notifier
+        self._tokens = Tokens(backends, notifier, topology.limits.devices_per_user)
         self._friends = friends
         self._passwords = passwords
         self._token_ttl_s = topology.timers.token_ttl_s
@@ -128,7 +128,7 @@ class Sessions:
         await self._cache.drop_logins([token_hash])
         # After the cache, or the device would be back before it is forgotten.
         if login is not None and login.device:
-            await self._spread.kick(login, Code.LOGGED_OUT, "This device was logged out.")
+            await self._notifier.kick(login, Code.LOGGED_OUT, "This device was logged out.")
 
     async def authenticate(self, authorization: str | None) -> Login:
         """Whose `Authorization` header this is; raises ApiError when it is nobody's."""

@@ -7,18 +7,18 @@ forgets first: a token that is hidden there is asked for in the database, where 
 
 from meshim.errors import BackendUnavailable
 from meshim.rest.backends import Backends
-from meshim.rest.change_notifier import Spread
+from meshim.rest.change_notifier import ChangeNotifier
 from meshim.stores.ports import Login
 
 
 class Tokens:
     """Gives out tokens."""
 
-    def __init__(self, backends: Backends, spread: Spread, most_devices: int) -> None:
+    def __init__(self, backends: Backends, notifier: ChangeNotifier, most_devices: int) -> None:
         """A user has `most_devices` at most, and as many tokens for REST alone."""
         self._accounts = backends.accounts
         self._cache = backends.cache
-        self._spread = spread
+        self._notifier = notifier
         self._most_devices = most_devices
 
     async def give(
@@ -37,7 +37,7 @@ class Tokens:
         login = Login(user_id, found.device_id, found.epoch, expires_at)
         if device is not None:  # no connector will ever ask for another token, so no cache has to know it
             # All that were revoked, as another login of the device may have come between.
-            await self._spread.logged_in(token_hash, login, revoked)
+            await self._notifier.logged_in(token_hash, login, revoked)
         return login
 
     async def _hide(self, token_hashes: tuple[bytes, ...]) -> None:

@@ -12,7 +12,7 @@ InnoDB     `innodb_flush_log_at_trx_commit`    1, in MariaDB also 3
            `innodb_doublewrite`                on; off only the storage can make it safe, which cannot be read
 =========  ==================================  =====================================================================
 
-What cannot be read is unknown, never safe.  Pure: who reads is `settings.py`.
+What cannot be read is unknown, never safe.  Pure: who reads is `durability.py`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from enum import StrEnum
 import msgspec
 
 from meshim.runtime.log import Log
-from meshim.topology import Durability, Remedy
+from meshim.topology import Durability, OnWeak
 
 
 class Verdict(StrEnum):
@@ -45,7 +45,7 @@ class Setting(msgspec.Struct, frozen=True):
     """Unless it is safe: a sentence that says what is wrong and what to do."""
 
 
-class Trust:
+class DurabilityPolicy:
     """Decides as the topology says, and tells the log of a process what is not safe, once until it changes."""
 
     def __init__(self, policy: Durability, log: Log) -> None:
@@ -53,19 +53,19 @@ class Trust:
         self._log = log
         self._told: Sequence[Setting] = ()
 
-    def refusal(self, settings: Sequence[Setting]) -> str | None:
+    def violation(self, settings: Sequence[Setting]) -> str | None:
         """The sentence why nothing may be stored with these settings, or None when it may."""
         doubtful = [setting for setting in settings if setting.verdict is not Verdict.SAFE]
         if doubtful != self._told:
             self._told = doubtful
             for setting in doubtful:
                 self._log.warning("not safe from a loss of power", verdict=setting.verdict, reason=setting.reason)
-        refused = next((setting for setting in doubtful if self._remedy(setting) == "refuse"), None)
+        refused = next((setting for setting in doubtful if self._on_weak(setting) == "refuse"), None)
         if refused is None:
             return None
         return f"{refused.reason} (To go on all the same set `durability.{refused.verdict}: warn` in the topology.)"
 
-    def _remedy(self, setting: Setting) -> Remedy:
+    def _on_weak(self, setting: Setting) -> OnWeak:
         return self._policy.weak if setting.verdict is Verdict.WEAK else self._policy.unknown
 
 

@@ -2,7 +2,7 @@
 
 A transfer takes envelopes from connectors and finds out, for each copy, where it goes:
 
-    a device that presence bindings on a linked connector      Place, to that connector
+    a device that presence binds to a linked connector          Deliver, to that connector
     a device that is not bound, or bound elsewhere        an entry for the log
     a recipient of whom presence knows nothing              one entry for all devices
     what a connector gives back, or was lost with           an entry for the log
@@ -23,17 +23,17 @@ from meshim.protocol.flush_queue import TICK_S, FlushQueue
 from meshim.protocol.link import Link, LinkOptions
 from meshim.protocol.outcome import outcomes_of
 from meshim.transfer import events as e
-from meshim.transfer.log_batcher import Kept, Store
-from meshim.transfer.presence_cache import Bound, Directory, Whereabouts
+from meshim.transfer.log_batcher import LogBatcher, PendingEntry
+from meshim.transfer.presence_cache import Bound, Locations, PresenceCache
 from meshim.transfer.statistics import Statistics
 from meshim.wire import mesh as wire
-from meshim.wire.envelope import EPHEMERAL_FROM, WIRE_VERSION, To
+from meshim.wire.envelope import EPHEMERAL_FROM, WIRE_VERSION, DestinationType
 from meshim.wire.link import Close, Data, Reset
-from meshim.wire.mesh import FromConnector, FromTransfer, Hello, HelloOk, Place, Return, Route, Stamp
+from meshim.wire.mesh import Deliver, FromConnector, FromTransfer, Hello, HelloOk, Return, Route, Stamp
 from meshim.wire.offline_log import Entry
-from meshim.wire.outcome import Copy, How, Outcome
+from meshim.wire.outcome import Copy, Outcome, OutcomeStatus
 
-_DEVICE = int(To.DEVICE)  # as a plain number: what is compared with every message
+_DEVICE = int(DestinationType.DEVICE)  # as a plain number: what is compared with every message
 
 
 class TransferOptions(msgspec.Struct, frozen=True):
@@ -80,7 +80,7 @@ class _Pending:
 
     def __init__(self, route: Route) -> None:
         self.route = route
-        self.where: dict[int, Whereabouts] = {}
+        self.where: dict[int, Locations] = {}
         self.missing = 0
 
 
@@ -96,7 +96,7 @@ class TransferCore:
         self._connectors: dict[int, _Connector] = {}
         self._flush_queue: FlushQueue[bytes] = FlushQueue()
         self._ticked = 0.0
-        self._directory = Directory(
+        self._presence = PresenceCache(
             options.presence_cache, options.presence_cache_ttl_s, options.presence_silence_s
         )  # fmt: skip
         self._waiting: dict[int, list[_Pending]] = {}
@@ -104,7 +104,7 @@ class TransferCore:
         self._waiting_bytes = 0
         self._asking: list[int] = []
         self._stopping = False
-        self._store = Store(
+        self._batcher = LogBatcher(
             options.partitions, options.publishes, options.waiting, options.waiting_bytes, options.record_bytes,
             options.record_items,
         )  # fmt: skip
@@ -146,7 +146,7 @@ class TransferCore:
     def idle(self) -> bool:
         """Nothing that was taken from a connector is still here."""
         return (
-            self._store.idle
+            self._batcher.idle
             and not self._waiting_count
             and all(connector.link.window.idle for connector in self._peers.values())
         )
@@ -165,7 +165,7 @@ class TransferCore:
         if self._asking:
             self._actions.append(e.ReadPresence(tuple(self._asking)))
             self._asking.clear()
-        self._actions.extend(self._store.flush())
+        self._actions.extend(self._batcher.flush())
         for peer, frame in self._flush_queue.flush(now):
             self._actions.append(e.SendConnector(peer, wire.encode(frame)))
         actions = self._actions.copy()
@@ -255,28 +255,28 @@ class TransferCore:
             if isinstance(item, Outcome):
                 self.statistics.outcomes_lost += 1
             elif item.stamp.kind < EPHEMERAL_FROM:
-                self.statistics.rescued += len(item.bindings)
-                self._keep(item.user, tuple(device for device, _ in item.bindings), item.stamp, item.envelope)
+                self.statistics.stored_after_loss += len(item.bindings)
+                self._store(item.user, tuple(device for device, _ in item.bindings), item.stamp, item.envelope)
 
     # ---------------------------------------------------------------- the way of a message
 
     def _route(self, route: Route, now: float) -> None:
-        """Place or store all copies, once presence of everybody concerned is known."""
+        """Deliver or store all copies, once presence of everybody concerned is known."""
         stamp = route.stamp
         to = stamp.to.id
-        there = self._directory.get(to, now)
+        there = self._presence.get(to, now)
         if there is not None and not stamp.copies and to not in self._waiting:
             self._copy(route, there, None)
             return
         pending = _Pending(route)
         for user in _users_of(stamp):
-            where = self._directory.get(user, now)
+            where = self._presence.get(user, now)
             if where is not None and user not in self._waiting:
                 pending.where[user] = where
                 continue
             pending.missing += 1
             self._waiting.setdefault(user, []).append(pending)
-            if self._directory.ask(user):
+            if self._presence.ask(user):
                 self._asking.append(user)
         if not pending.missing:
             self._copy(route, pending.where[to], pending.where.get(stamp.user))
@@ -284,7 +284,7 @@ class TransferCore:
             self._waiting_count += 1
             self._waiting_bytes += len(route.envelope)
 
-    def _copy(self, route: Route, there: Whereabouts, here: Whereabouts | None) -> None:
+    def _copy(self, route: Route, there: Locations, here: Locations | None) -> None:
         """`here` is where the sender's other devices are, if they get copies."""
         stamp, envelope = route.stamp, route.envelope
         to, own = stamp.to, stamp.copies
@@ -304,30 +304,30 @@ class TransferCore:
             self._copies_of(stamp.user, bound, absent, stamp, envelope)
 
     def _copies_of(self, user: int, bound: Bound, absent: tuple[int, ...], stamp: Stamp, envelope: bytes) -> None:
-        """Place the copies of one user that can be, and store the others."""
+        """Deliver the copies of one user that can be, and store the others."""
         for incarnation, bindings in bound:
             connector = self._connectors.get(incarnation)
-            if connector is not None and connector.link.push(Place(user, bindings, stamp, envelope)):
+            if connector is not None and connector.link.push(Deliver(user, bindings, stamp, envelope)):
                 self._flush_queue.mark(connector.peer, connector.link)
-                self.statistics.placed += len(bindings)
+                self.statistics.forwarded += len(bindings)
             else:
                 absent += tuple(device for device, _ in bindings)
         if absent:
-            self._keep(user, absent, stamp, envelope)
+            self._store(user, absent, stamp, envelope)
 
     def _returned(self, item: Return) -> None:
         self.statistics.returned += len(item.devices)
         if item.absent:
-            self._directory.forget(item.user)
-        self._keep(item.user, item.devices, item.stamp, item.envelope)
+            self._presence.forget(item.user)
+        self._store(item.user, item.devices, item.stamp, item.envelope)
 
-    def _keep(self, user: int, devices: tuple[int, ...], stamp: Stamp, envelope: bytes) -> None:
+    def _store(self, user: int, devices: tuple[int, ...], stamp: Stamp, envelope: bytes) -> None:
         """Store a message for devices of a user; (0,) are all of them."""
         if stamp.kind >= EPHEMERAL_FROM:
             self.statistics.ephemeral_dropped += 1
             return
         entry = Entry(user, () if devices == (0,) else devices, envelope)
-        if not self._store.add(Kept(entry, stamp, tuple((user, device) for device in devices))):
+        if not self._batcher.add(PendingEntry(entry, stamp, tuple((user, device) for device in devices))):
             self._refuse(stamp)
 
     def _refuse(self, stamp: Stamp) -> None:
@@ -342,7 +342,7 @@ class TransferCore:
     def _busy(self, stamps: Iterable[Stamp]) -> None:
         refused = [(stamp, ()) for stamp in stamps]
         self.statistics.busy += len(refused)
-        for outcome in outcomes_of(refused, How.BUSY, code=Code.BUSY, sentence="the log cannot take it now"):
+        for outcome in outcomes_of(refused, OutcomeStatus.BUSY, code=Code.BUSY, sentence="the log cannot take it now"):
             self._tell(outcome)
 
     def _tell(self, outcome: Outcome) -> None:
@@ -357,14 +357,14 @@ class TransferCore:
 
     def _presence_read(self, event: e.PresenceRead, now: float) -> None:
         self.statistics.looked_up += len(event.users)
-        self._resume({user: self._directory.answer(user, event.found.get(user), now) for user in event.users})
+        self._resume({user: self._presence.answer(user, event.found.get(user), now) for user in event.users})
 
     def _presence_unreadable(self, event: e.PresenceUnreadable, now: float) -> None:
         """R9: unknown is never guessed, it is stored."""
         self.statistics.unreadable += len(event.users)
-        self._resume({user: self._directory.unanswered(user) for user in event.users})
+        self._resume({user: self._presence.unanswered(user) for user in event.users})
 
-    def _resume(self, found: Mapping[int, Whereabouts]) -> None:
+    def _resume(self, found: Mapping[int, Locations]) -> None:
         """Take up what waited for these users, in order, with this answer even where it may not be kept."""
         for user, where in found.items():
             for pending in self._waiting.pop(user, []):
@@ -379,23 +379,23 @@ class TransferCore:
 
     def _presence_changed(self, event: e.PresenceChanged, now: float) -> None:
         if event.users is None:
-            self._directory.forget_all()
+            self._presence.forget_all()
         elif not event.users:
-            self._directory.heard(now)
+            self._presence.heard(now)
         else:
             for user in event.users:
-                self._directory.forget(user)
+                self._presence.forget(user)
 
     def _published(self, event: e.Published, now: float) -> None:
-        batch = self._store.ended(event.record)
+        batch = self._batcher.ended(event.record)
         self.statistics.stored += len(batch)
-        done = [(kept.stamp, kept.done) for kept in batch]
-        for outcome in outcomes_of(done, How.STORED, event.position):
+        done = [(pending.stamp, pending.done) for pending in batch]
+        for outcome in outcomes_of(done, OutcomeStatus.STORED, event.position):
             self._tell(outcome)
 
     def _unpublished(self, event: e.Unpublished, now: float) -> None:
         """R7: no `sent` without an acknowledgement of every copy."""
-        self._busy(kept.stamp for kept in self._store.ended(event.record))
+        self._busy(pending.stamp for pending in self._batcher.ended(event.record))
 
 
 def _users_of(stamp: Stamp) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from meshim.wire.offline_log import Entry, encode_record
 from meshim.wire.outcome import Copy
 
 
-class Kept(NamedTuple):
+class PendingEntry(NamedTuple):
     """An entry, and what its sender has to be told."""
 
     entry: Entry
@@ -23,7 +23,7 @@ class Kept(NamedTuple):
     done: tuple[Copy, ...]
 
 
-class Store:
+class LogBatcher:
     """Publishes of one transfer."""
 
     def __init__(
@@ -34,9 +34,9 @@ class Store:
         self._most_bytes = most_bytes
         self._record_bytes = record_bytes
         self._record_items = record_items
-        self._waiting: list[deque[Kept]] = [deque() for _ in range(partitions)]
+        self._waiting: list[deque[PendingEntry]] = [deque() for _ in range(partitions)]
         self._under_way: list[int] = [0] * partitions
-        self._records: dict[int, tuple[int, Sequence[Kept]]] = {}
+        self._records: dict[int, tuple[int, Sequence[PendingEntry]]] = {}
         self._count = 0
         self._bytes = 0
         self._next = 1
@@ -45,13 +45,13 @@ class Store:
     def idle(self) -> bool:
         return not self._count and not self._records
 
-    def add(self, kept: Kept) -> bool:
+    def add(self, pending: PendingEntry) -> bool:
         """Take an entry; False when too much waits already."""
         if self._count >= self._most or self._bytes >= self._most_bytes:
             return False
         self._count += 1
-        self._bytes += len(kept.entry.envelope)
-        self._waiting[partition_of(kept.entry.user, len(self._waiting))].append(kept)
+        self._bytes += len(pending.entry.envelope)
+        self._waiting[partition_of(pending.entry.user, len(self._waiting))].append(pending)
         return True
 
     def flush(self) -> list[Action]:
@@ -63,11 +63,11 @@ class Store:
                 record, self._next = self._next, self._next + 1
                 self._records[record] = (partition, batch)
                 self._under_way[partition] += 1
-                actions.append(Publish(record, partition, encode_record(tuple(kept.entry for kept in batch))))
+                actions.append(Publish(record, partition, encode_record(tuple(pending.entry for pending in batch))))
         return actions
 
-    def _take(self, waiting: deque[Kept]) -> list[Kept]:
-        batch: list[Kept] = []
+    def _take(self, waiting: deque[PendingEntry]) -> list[PendingEntry]:
+        batch: list[PendingEntry] = []
         size = 0
         while waiting and len(batch) < self._record_items:
             size += len(waiting[0].entry.envelope) + 10 * len(waiting[0].entry.devices) + 32
@@ -75,10 +75,10 @@ class Store:
                 break
             batch.append(waiting.popleft())
         self._count -= len(batch)
-        self._bytes -= sum(len(kept.entry.envelope) for kept in batch)
+        self._bytes -= sum(len(pending.entry.envelope) for pending in batch)
         return batch
 
-    def ended(self, record: int) -> Sequence[Kept]:
+    def ended(self, record: int) -> Sequence[PendingEntry]:
         """The publish of this record ended, one way or the other; what was in it."""
         partition, batch = self._records.pop(record)
         self._under_way[partition] -= 1

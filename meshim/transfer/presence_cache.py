@@ -14,7 +14,7 @@ Bound = Sequence[tuple[int, tuple[tuple[int, int], ...]]]
 """For each connector incarnation the bindings on it, as (device, session)."""
 
 
-class Whereabouts:
+class Locations:
     """Presence of one user, laid out for the way of her copies."""
 
     __slots__ = ("_bindings", "absent", "bound", "copies", "until")
@@ -35,41 +35,41 @@ class Whereabouts:
     def of(self, devices: Iterable[int]) -> tuple[Bound, tuple[int, ...]]:
         """Where those of these devices are that are bound, and those that are not."""
         bound = {binding.device: binding for binding in self._bindings}
-        places: dict[int, list[tuple[int, int]]] = {}
+        by_connector: dict[int, list[tuple[int, int]]] = {}
         absent: list[int] = []
         for device in devices:
             binding = bound.get(device)
             if binding is None:
                 absent.append(device)
             else:
-                places.setdefault(binding.incarnation, []).append((device, binding.session))
-        return [(incarnation, tuple(each)) for incarnation, each in places.items()], tuple(absent)
+                by_connector.setdefault(binding.incarnation, []).append((device, binding.session))
+        return [(incarnation, tuple(each)) for incarnation, each in by_connector.items()], tuple(absent)
 
 
-class Directory:
+class PresenceCache:
     """Presence of users, as last heard."""
 
     def __init__(self, most: int, ttl_s: float, silence_s: float) -> None:
         self._most = most
         self._ttl_s = ttl_s
         self._silence_s = silence_s
-        self._believed_until = 0.0
-        self._known: dict[int, Whereabouts] = {}
+        self._trusted_until = 0.0
+        self._known: dict[int, Locations] = {}
         self._asked: dict[int, bool] = {}
         """Users whose look-up is under way -> whether the answer may be kept."""
 
-    def get(self, user: int, now: float) -> Whereabouts | None:
+    def get(self, user: int, now: float) -> Locations | None:
         """None when the user has to be looked up."""
         known = self._known.get(user)
-        if known is None or known.until <= now or self._believed_until <= now:
+        if known is None or known.until <= now or self._trusted_until <= now:
             return None
         return known
 
     def heard(self, now: float) -> None:
         """Presence says that it has told all changes.  After a silence nothing from before is believed again."""
-        if self._believed_until <= now:
+        if self._trusted_until <= now:
             self.forget_all()
-        self._believed_until = now + self._silence_s
+        self._trusted_until = now + self._silence_s
 
     def ask(self, user: int) -> bool:
         """Note that the user is looked up; False when she is already."""
@@ -78,20 +78,20 @@ class Directory:
         self._asked[user] = True
         return True
 
-    def answer(self, user: int, presence: UserPresence | None, now: float) -> Whereabouts:
+    def answer(self, user: int, presence: UserPresence | None, now: float) -> Locations:
         """The answer of a look-up.  It is not kept when the entry changed meanwhile."""
-        whereabouts = Whereabouts(user, presence)
+        locations = Locations(user, presence)
         if self._asked.pop(user, False):
             if len(self._known) >= self._most:
                 del self._known[next(iter(self._known))]
-            whereabouts.until = now + self._ttl_s
-            self._known[user] = whereabouts
-        return whereabouts
+            locations.until = now + self._ttl_s
+            self._known[user] = locations
+        return locations
 
-    def unanswered(self, user: int) -> Whereabouts:
+    def unanswered(self, user: int) -> Locations:
         """Nobody could say: nothing is known of her (R9)."""
         self._asked.pop(user, None)
-        return Whereabouts(user, None)
+        return Locations(user, None)
 
     def forget(self, user: int) -> None:
         self._known.pop(user, None)

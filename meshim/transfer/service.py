@@ -17,7 +17,7 @@ from meshim.runtime.service import Service
 from meshim.runtime.sockets import Context, KeyPair, Router, Sent
 from meshim.stores.backends import Connections, lease_held
 from meshim.stores.lease_keeper import LeaseKeeper
-from meshim.stores.nats.durability import LogVoucher
+from meshim.stores.nats.durability import LogDurabilityGate
 from meshim.stores.nats.offline_log import JetStreamLog
 from meshim.stores.ports import Lease, Leases, Log, Presence
 from meshim.stores.redis.presence import RedisPresence
@@ -56,8 +56,8 @@ async def run(topology: Topology, name: str, data: Path) -> None:
     async with AsyncExitStack() as stack, Service("transfer", name, shutdown_s=timers.shutdown_s) as service:
         connections = Connections(topology, service, stack)
         redis, leases, nats = connections.redis(), connections.leases(), await connections.nats()
-        vouch = LogVoucher(nats, topology.durability, service.log)
-        await vouch.start()
+        gate = LogDurabilityGate(nats, topology.durability, service.log)
+        await gate.start()
         context = Context()
         stack.callback(context.close)
         core = TransferCore(incarnation, options_of(topology))
@@ -69,7 +69,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
                 topology.namespace,
                 publish_timeout_s=timers.publish_timeout_s,
                 max_bytes=limits.log_bytes,
-                vouch=vouch,
+                gate=gate,
             ),
             service,
         )

@@ -12,7 +12,7 @@ class Statistics(msgspec.Struct):
     unknown_links: int = 0
     """Frames of links that are not known here, answered with Reset."""
     routed: int = 0
-    placed: int = 0
+    forwarded: int = 0
     """Copies forwarded to the connectors of their devices."""
     returned: int = 0
     """Copies that connectors gave back."""
@@ -20,7 +20,7 @@ class Statistics(msgspec.Struct):
     """Entries that the log acknowledged."""
     busy: int = 0
     """Messages refused for now, because the log does not take them."""
-    rescued: int = 0
+    stored_after_loss: int = 0
     """Copies under way to a connector that was lost, stored instead."""
     outcomes: int = 0
     outcomes_lost: int = 0

@@ -36,7 +36,7 @@ class Kind(enum.IntEnum):
 EPHEMERAL_FROM = 128
 
 
-class To(enum.IntEnum):
+class DestinationType(enum.IntEnum):
     """The type of a destination."""
 
     USER = 1

@@ -59,7 +59,7 @@ class Route(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=1):
     envelope: bytes
 
 
-class Place(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=2):
+class Deliver(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=2):
     """Transfer to connector: deliver to these devices of `user`, each as (device, session)."""
 
     user: Id
@@ -82,7 +82,7 @@ class Return(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=4):
 
 
 FromConnector = Route | Return | Outcome
-FromTransfer = Place | Outcome
+FromTransfer = Deliver | Outcome
 
 ConnectorToTransfer = Hello | Data[FromConnector] | Ack | Ping | Pong | Close | Reset
 TransferToConnector = HelloOk | Data[FromTransfer] | Ack | Ping | Pong | Close | Reset

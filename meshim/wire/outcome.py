@@ -16,7 +16,7 @@ Copy = tuple[int, int]
 """(user, device), or (user, 0) for all devices of the user."""
 
 
-class How(enum.IntEnum):
+class OutcomeStatus(enum.IntEnum):
     DELIVERED = 1
     """The devices in `done` acknowledged it."""
     STORED = 2
@@ -41,7 +41,7 @@ class Outcome(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=3):
     to: Destination
     first: Seq
     last: Seq
-    how: U8
+    status: U8
     done: Copies = ()
     copies: Copies = ()
     position: U63 = 0

@@ -11,7 +11,7 @@ A partition goes through these states; `answers` are those of actions that were 
 Shares: with n living writers each owns a n-th of the partitions, the first ones one more.  It claims one partition
 after the other until it has its share, and gives the surplus back when other writers appear or leave
 (and now and then without a reason, in case an outage left the shares uneven).  When nothing has changed for
-`settle_s`, what can still be claimed belongs to somebody who lives but cannot write: it is taken, above the
+`stable_s`, what can still be claimed belongs to somebody who lives but cannot write: it is taken, above the
 share.  While Redis is away the writers last seen count.  The fencing number of the claim, not the
 share, decides who writes: shares may disagree for a while without harm.
 
@@ -42,7 +42,7 @@ from meshim.writer.events import (
     WritersSeen,
 )
 from meshim.writer.pipeline import Pipeline, PipelineOptions
-from meshim.writer.single_flight import Lane, spread
+from meshim.writer.single_flight import SingleFlight, jitter
 from meshim.writer.statistics import Statistics
 from meshim.writer.upkeep import Upkeep, UpkeepOptions
 
@@ -67,7 +67,7 @@ class WriterOptions(msgspec.Struct, frozen=True):
         return self.partition_lease_s / 3
 
     @property
-    def settle_s(self) -> float:
+    def stable_s(self) -> float:
         return self.partition_lease_s * 2
 
     @property
@@ -75,7 +75,7 @@ class WriterOptions(msgspec.Struct, frozen=True):
         return self.partition_lease_s * 100
 
 
-class Has(enum.Enum):
+class PartitionState(enum.Enum):
     """The state of a partition."""
 
     FREE = enum.auto()
@@ -93,16 +93,16 @@ class Partition:
 
     def __init__(self, number: int, jitter: Callable[[], float]) -> None:
         self.number = number
-        self.state = Has.FREE
+        self.state = PartitionState.FREE
         self.pipeline: Pipeline | None = None
-        self.renew = Lane(jitter)
+        self.renew = SingleFlight(jitter)
         self.pending = 0
         """Actions under way."""
 
     @property
     def renews(self) -> bool:
         """The lease is needed, and not about to be released."""
-        return self.pipeline is not None and not (self.state is Has.DRAINING and self.pipeline.empty)
+        return self.pipeline is not None and not (self.state is PartitionState.DRAINING and self.pipeline.empty)
 
 
 class WriterCore:
@@ -110,16 +110,16 @@ class WriterCore:
 
     def __init__(self, options: WriterOptions) -> None:
         self._options = options
-        self._jitter = spread(options.seed)
+        self._jitter = jitter(options.seed)
         self._count = Statistics()
         self._partitions = [Partition(number, self._jitter) for number in range(options.partitions)]
         self._upkeep = Upkeep(options.upkeep, self._count, self._jitter)
         self._writers: tuple[str, ...] | None = None
-        self._settled_at: float | None = None
+        self._stable_at: float | None = None
         self._even_at = float("inf")
         self._looking: list[Partition] | None = None
         """What is still to be claimed in this look, last first; None between two looks."""
-        self._look = Lane(self._jitter)
+        self._look = SingleFlight(self._jitter)
         self._looked = False
         self._stopping = False
 
@@ -133,12 +133,14 @@ class WriterCore:
     @property
     def stopped(self) -> bool:
         """After StopRequested: everything was given back and every answer is in."""
-        return self._stopping and all(p.state is Has.FREE for p in self._partitions) and not self._upkeep.busy
+        return (
+            self._stopping and all(p.state is PartitionState.FREE for p in self._partitions) and not self._upkeep.busy
+        )
 
     @property
     def owned(self) -> tuple[int, ...]:
         """The partitions it writes to now."""
-        return tuple(p.number for p in self._partitions if p.state is Has.OWNED)
+        return tuple(p.number for p in self._partitions if p.state is PartitionState.OWNED)
 
     def statistics(self) -> Statistics:
         """What was done since the start; a copy."""
@@ -176,8 +178,8 @@ class WriterCore:
         return min(deadlines, default=None)
 
     def _advance(self, partitions: Iterable[Partition], now: float) -> list[Action]:
-        if self._settled_at is None:
-            self._settled_at = now + self._options.settle_s
+        if self._stable_at is None:
+            self._stable_at = now + self._options.stable_s
         if now >= self._even_at:
             self._share_out(now)
         actions: list[Action] = []
@@ -192,11 +194,11 @@ class WriterCore:
     @property
     def _look_from(self) -> float:
         """Before it knows the writers it claims nothing, until it is clear that Redis will not tell."""
-        return self._settled_at or 0.0 if self._writers is None else 0.0
+        return self._stable_at or 0.0 if self._writers is None else 0.0
 
     @property
     def _keeps_up(self) -> bool:
-        return self._partitions[0].state is Has.OWNED
+        return self._partitions[0].state is PartitionState.OWNED
 
     # ---- events
 
@@ -218,7 +220,7 @@ class WriterCore:
                 raise AssertionError(f"nothing was asked that {type(event).__name__} answers")
 
     def _for_a_partition(self, partition: Partition, event: Event, now: float) -> None:
-        if partition.state is Has.LOST:
+        if partition.state is PartitionState.LOST:
             return  # answers of a time that is over
         answered = _FAILED.get(type(event.action)) if isinstance(event, Failed) else _HAPPENED.get(type(event))
         if answered is not None:
@@ -228,12 +230,12 @@ class WriterCore:
             partition.pipeline.receive(event, now)
 
     def _claimed(self, partition: Partition, event: Claimed, now: float) -> None:
-        if partition.state is Has.CLAIMING:
+        if partition.state is PartitionState.CLAIMING:
             self._look.done()
             partition.pipeline = Pipeline(
                 partition.number, event.fence, event.position, self._options.pipeline, self._count, self._jitter
             )
-            partition.state = Has.OWNED
+            partition.state = PartitionState.OWNED
             if self._stopping:
                 self._drain(partition)
         elif partition.pipeline is None or partition.pipeline.fence != event.fence:
@@ -242,18 +244,18 @@ class WriterCore:
         partition.renew.done(not_before=now + self._options.renew_s)
 
     def _denied(self, partition: Partition, event: ClaimDenied, now: float) -> None:
-        if partition.state is Has.CLAIMING:
+        if partition.state is PartitionState.CLAIMING:
             self._look.done()
-            partition.state = Has.FREE
+            partition.state = PartitionState.FREE
         else:
             self._lose(partition)
 
     def _not_claimed(self, partition: Partition, event: Failed, now: float) -> None:
         self._count.retried += 1
-        if partition.state is Has.CLAIMING:
+        if partition.state is PartitionState.CLAIMING:
             self._look.failed(now)
             self._looking = None
-            partition.state = Has.FREE
+            partition.state = PartitionState.FREE
         else:
             partition.renew.failed(now)  # it stays ours until the database says otherwise
 
@@ -263,18 +265,18 @@ class WriterCore:
     def _lose(self, partition: Partition) -> None:
         """Drop everything in flight: the new owner reads it from the log."""
         self._count.fenced += 1
-        partition.state = Has.LOST
+        partition.state = PartitionState.LOST
         partition.pipeline = None
 
     def _released(self, partition: Partition, event: Released | Failed, now: float) -> None:
-        partition.state = Has.FREE  # where it failed, the lease ends by itself
+        partition.state = PartitionState.FREE  # where it failed, the lease ends by itself
 
     # ---- one partition
 
     def _work(self, partition: Partition, now: float) -> Iterator[Action]:
-        if partition.state is Has.LOST and not partition.pending:
-            partition.state = Has.FREE
-            partition.renew = Lane(self._jitter)
+        if partition.state is PartitionState.LOST and not partition.pending:
+            partition.state = PartitionState.FREE
+            partition.renew = SingleFlight(self._jitter)
         pipeline = partition.pipeline
         if pipeline is None:
             return
@@ -286,15 +288,15 @@ class WriterCore:
                 partition.pending += 1
                 yield Claim(partition.number)
         elif not partition.pending:
-            partition.state = Has.RELEASING
+            partition.state = PartitionState.RELEASING
             partition.pipeline = None
             partition.pending += 1
             yield Release(partition.number, pipeline.fence)
 
     def _drain(self, partition: Partition) -> None:
-        if partition.state is Has.OWNED:
+        if partition.state is PartitionState.OWNED:
             assert partition.pipeline is not None
-            partition.state = Has.DRAINING
+            partition.state = PartitionState.DRAINING
             partition.pipeline.drain()
 
     # ---- shares
@@ -307,33 +309,33 @@ class WriterCore:
         rank, each, more = self._writers.index(self._options.name), *divmod(most, len(self._writers))
         return each + (rank < more), (rank * each + min(rank, more)) % most
 
-    def _by_preference(self, state: Has) -> list[Partition]:
+    def _by_preference(self, state: PartitionState) -> list[Partition]:
         _, first = self._share()
         return [p for p in (*self._partitions[first:], *self._partitions[:first]) if p.state is state]
 
     def _share_out(self, now: float) -> None:
         """Give back what is above our share, and see after a while whether others took it."""
         share, _ = self._share()
-        for surplus in self._by_preference(Has.OWNED)[share:]:
+        for surplus in self._by_preference(PartitionState.OWNED)[share:]:
             self._drain(surplus)
-        self._settled_at = now + self._options.settle_s
+        self._stable_at = now + self._options.stable_s
         self._even_at = now + self._options.even_s * (1 + self._jitter())
         self._look.not_before = now
 
     def _claim(self, now: float) -> Iterator[Action]:
         """Claim the next partition of this look, or begin a look, or end it."""
-        assert self._settled_at is not None
+        assert self._stable_at is not None
         if now < self._look_from or not self._look.start(now):
             return
-        settled = now >= self._settled_at
+        settled = now >= self._stable_at
         if self._looking is None:
-            self._looking = self._by_preference(Has.FREE)[::-1]
+            self._looking = self._by_preference(PartitionState.FREE)[::-1]
         wanted = self._options.partitions if settled else self._share()[0]
-        have = sum(p.state is Has.OWNED for p in self._partitions)
+        have = sum(p.state is PartitionState.OWNED for p in self._partitions)
         while self._looking and have < wanted:
             partition = self._looking.pop()
-            if partition.state is Has.FREE:  # still
-                partition.state = Has.CLAIMING
+            if partition.state is PartitionState.FREE:  # still
+                partition.state = PartitionState.CLAIMING
                 partition.pending += 1
                 yield Claim(partition.number)
                 return

@@ -89,7 +89,7 @@ class Acknowledge(NamedTuple):
     positions: tuple[int, ...]
 
 
-class Bury(NamedTuple):
+class PublishDeadLetter(NamedTuple):
     """Put into the dead-letter stream, with a reason for people."""
 
     partition: int
@@ -113,7 +113,9 @@ class DropIdleDevices(NamedTuple):
     most: int
 
 
-PartitionAction = Claim | Release | Ensure | Fetch | Read | Write | LookUp | Tell | Acknowledge | Bury | Extend
+PartitionAction = (
+    Claim | Release | Ensure | Fetch | Read | Write | LookUp | Tell | Acknowledge | PublishDeadLetter | Extend
+)
 Action = PartitionAction | Purge | DropIdleDevices
 
 
@@ -190,7 +192,7 @@ class Acknowledged(NamedTuple):
     partition: int
 
 
-class LetterBuried(NamedTuple):
+class DeadLetterPublished(NamedTuple):
     partition: int
 
 
@@ -226,7 +228,7 @@ Event = (
     | PresenceSeen
     | Told
     | Acknowledged
-    | LetterBuried
+    | DeadLetterPublished
     | Extended
     | Purged
     | IdleDevicesDropped

@@ -2,7 +2,7 @@
 
 ::
 
-    log ──fetch──▶ waiting ──write──▶ database ──▶ settling.py
+    log ──fetch──▶ waiting ──write──▶ database ──▶ post_commit.py
      └────read (gaps)──▶┘
 
 Each arrow is a lane: one action at a time, the lanes at the same time as each other, so that
@@ -42,8 +42,8 @@ from meshim.writer.events import (
     Read,
     Write,
 )
-from meshim.writer.post_commit import Letter, Settling
-from meshim.writer.single_flight import Lane
+from meshim.writer.post_commit import PendingDeadLetter, PostCommit
+from meshim.writer.single_flight import SingleFlight
 from meshim.writer.statistics import Statistics
 
 _READ_MOST = 64
@@ -63,7 +63,7 @@ class Batch(NamedTuple):
     through: int
     records: tuple[tuple[int, tuple[Entry, ...]], ...]
     positions: frozenset[int]
-    letters: dict[int, Letter]
+    letters: dict[int, PendingDeadLetter]
 
 
 class Pipeline:
@@ -91,16 +91,16 @@ class Pipeline:
         self._waiting: dict[int, bytes] = {}
         self._gone: set[int] = set()  # from `_next` on: was read, and does not exist
         self._batch: Batch | None = None
-        self._settling = Settling(partition, statistics, jitter)
-        self._follow, self._read, self._write, self._extend = lanes = tuple(Lane(jitter) for _ in range(4))
-        self._lanes = (*lanes, *self._settling.lanes)
+        self._post_commit = PostCommit(partition, statistics, jitter)
+        self._follow, self._read, self._write, self._extend = flights = tuple(SingleFlight(jitter) for _ in range(4))
+        self._flights = (*flights, *self._post_commit.flights)
 
     # ---- what the core asks
 
     @property
     def empty(self) -> bool:
         """Nothing is held that is not acknowledged."""
-        return not (self._waiting or self._batch or self._settling.held)
+        return not (self._waiting or self._batch or self._post_commit.held)
 
     def drain(self) -> None:
         """Fetch no more; write what is held, but let go of it when the database fails."""
@@ -109,7 +109,8 @@ class Pipeline:
     def next_deadline(self) -> float | None:
         """When `advance` is worth a call though nothing happened; None if it is not."""
         return min(
-            (lane.not_before for lane in self._lanes if not lane.busy and lane.not_before > self._now), default=None
+            (flight.not_before for flight in self._flights if not flight.busy and flight.not_before > self._now),
+            default=None,
         )
 
     def receive(self, event: Any, now: float) -> None:
@@ -120,14 +121,14 @@ class Pipeline:
         else:
             handle = _HAPPENED.get(type(event))
         if handle is None:
-            self._settling.receive(event, now)
+            self._post_commit.receive(event, now)
         else:
             handle(self, event, now)
 
     def advance(self, now: float) -> list[PartitionAction]:
         """Start whatever can be started."""
         self._now = now
-        return [*self._take_in(now), *self._store(now), *self._settling.advance(now)]
+        return [*self._take_in(now), *self._store(now), *self._post_commit.advance(now)]
 
     # ---- from the log
 
@@ -158,7 +159,7 @@ class Pipeline:
 
     def _hold(self, position: int, data: bytes) -> None:
         """Put a message where the next transaction finds it, unless it is on its way already."""
-        if position in self._settling.held or (self._batch and position in self._batch.positions):
+        if position in self._post_commit.held or (self._batch and position in self._batch.positions):
             return
         self._highest = max(self._highest, position)
         self._waiting[position] = data
@@ -191,7 +192,7 @@ class Pipeline:
 
     def _held(self) -> tuple[int, ...]:
         batch = self._batch.positions if self._batch else ()
-        return (*self._waiting, *batch, *self._settling.held)
+        return (*self._waiting, *batch, *self._post_commit.held)
 
     def _extended(self, event: Extended, now: float) -> None:
         self._extend.done(not_before=now + self._options.extend_s)
@@ -203,7 +204,7 @@ class Pipeline:
 
     def _store(self, now: float) -> Iterator[PartitionAction]:
         # Slow connectors and acknowledgements hold the writing back, so that this is bounded too.
-        if self._batch is None and len(self._settling.held) <= self._options.records:
+        if self._batch is None and len(self._post_commit.held) <= self._options.records:
             self._batch = self._pack()
         if self._batch is not None and self._write.start(now):
             yield Write(self.partition, self.fence, self._batch.through, self._batch.records)
@@ -211,12 +212,12 @@ class Pipeline:
     def _pack(self) -> Batch | None:
         """The next transaction: what was given again, then what comes next; None if there is neither."""
         records: list[tuple[int, tuple[Entry, ...]]] = []
-        letters: dict[int, Letter] = {}
+        letters: dict[int, PendingDeadLetter] = {}
         size = 0
         for position in self._ready():
             data = self._waiting.pop(position)
             entries = _open(data)
-            if isinstance(entries, Letter):
+            if isinstance(entries, PendingDeadLetter):
                 letters[position] = entries
                 entries = ()
             records.append((position, entries))
@@ -246,7 +247,7 @@ class Pipeline:
         self._count.entries += sum(len(entries) for _, entries in batch.records)
         self._count.left_out += event.written.left_out
         letters = batch.letters | _letters(event.written.refused)
-        self._settling.committed(event.written.devices, sorted(batch.positions), letters)
+        self._post_commit.committed(event.written.devices, sorted(batch.positions), letters)
 
     def _not_written(self, event: Failed, now: float) -> None:
         self._write.failed(now)
@@ -259,25 +260,25 @@ class Pipeline:
             self._waiting.clear()
 
 
-def _open(data: bytes) -> tuple[Entry, ...] | Letter:
+def _open(data: bytes) -> tuple[Entry, ...] | PendingDeadLetter:
     """The entries of a record, or why they cannot be known."""
     try:
         record = decode_record(data)
     except msgspec.DecodeError as error:
-        return Letter(f"The record does not decode: {error}.", data)
+        return PendingDeadLetter(f"The record does not decode: {error}.", data)
     if record.version != WIRE_VERSION:
-        return Letter(f"The record has version {record.version}, this writer reads {WIRE_VERSION}.", data)
+        return PendingDeadLetter(f"The record has version {record.version}, this writer reads {WIRE_VERSION}.", data)
     return record.entries
 
 
-def _letters(refused: Sequence[tuple[int, Entry, str]]) -> dict[int, Letter]:
+def _letters(refused: Sequence[tuple[int, Entry, str]]) -> dict[int, PendingDeadLetter]:
     """One letter for each position of which the database refused entries: a record of just those."""
     entries: dict[int, list[Entry]] = {}
     reasons: dict[int, str] = {}
     for position, entry, reason in refused:
         entries.setdefault(position, []).append(entry)
         reasons.setdefault(position, reason)
-    return {at: Letter(reasons[at], encode_record(tuple(entries[at]))) for at in entries}
+    return {at: PendingDeadLetter(reasons[at], encode_record(tuple(entries[at]))) for at in entries}
 
 
 _HAPPENED: dict[type, Callable[[Pipeline, Any, float], None]] = {

@@ -1,13 +1,13 @@
-"""What follows a commit in one partition: poke the connectors, bury what was refused, acknowledge.
+"""What follows a commit in one partition: poke the connectors, dead-letter what was refused, acknowledge.
 
 ::
 
     committed ──look up──▶ presence ──tell──▶ connectors ──┐
-    committed with a letter ──bury──▶ dead-letter stream ──┴──acknowledge──▶ log
+    committed with a letter ──dead-letter──▶ dead-letter stream ──┴──acknowledge──▶ log
 
 What arrives while a lane is taken waits and goes with the next action, all of it at once.
 Nothing here is tried again: a poke that was lost is made good by the connector's sweep, and a message that
-was not buried or not acknowledged is given again by the log, and then written, buried and acknowledged again.
+was not dead-lettered or not acknowledged is given again by the log, and then written, dead-lettered and acknowledged again.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,16 +18,16 @@ from meshim.wire.notification import Poke
 from meshim.writer.events import (
     Acknowledge,
     Acknowledged,
-    Bury,
+    DeadLetterPublished,
     Failed,
-    LetterBuried,
     LookUp,
     PartitionAction,
     PresenceSeen,
+    PublishDeadLetter,
     Tell,
     Told,
 )
-from meshim.writer.single_flight import Lane
+from meshim.writer.single_flight import SingleFlight
 from meshim.writer.statistics import Statistics
 
 _POKE_DEVICES_MOST = 8192
@@ -37,14 +37,14 @@ DeviceKey = tuple[int, int]
 """(user, device)"""
 
 
-class Letter(NamedTuple):
+class PendingDeadLetter(NamedTuple):
     """What goes to the dead-letter stream, and why, for people."""
 
     reason: str
     data: bytes
 
 
-class Settling:
+class PostCommit:
     """The committed messages of a partition that are not acknowledged yet."""
 
     def __init__(self, partition: int, statistics: Statistics, jitter: Callable[[], float]) -> None:
@@ -55,13 +55,19 @@ class Settling:
         self._positions: list[int] = []
         self._announcing: tuple[dict[DeviceKey, None], list[int]] = ({}, [])
         self._pokes: tuple[tuple[int, Poke], ...] = ()
-        self._letters: dict[int, Letter] = {}
-        self._burying = 0
-        self._settled: list[int] = []
+        self._letters: dict[int, PendingDeadLetter] = {}
+        self._dead_lettering = 0
+        self._acknowledgeable: list[int] = []
         self._acknowledging: tuple[int, ...] = ()
-        self._announce, self._bury, self._acknowledge = self.lanes = (Lane(jitter), Lane(jitter), Lane(jitter))
+        self._announce, self._dead_letter, self._acknowledge = self.flights = (
+            SingleFlight(jitter),
+            SingleFlight(jitter),
+            SingleFlight(jitter),
+        )
 
-    def committed(self, devices: Iterable[DeviceKey], positions: Iterable[int], letters: Mapping[int, Letter]) -> None:
+    def committed(
+        self, devices: Iterable[DeviceKey], positions: Iterable[int], letters: Mapping[int, PendingDeadLetter]
+    ) -> None:
         """Take over messages whose rows were written, for these devices."""
         self._devices.update(dict.fromkeys(devices))
         for position in positions:
@@ -84,12 +90,12 @@ class Settling:
         if self._pokes:
             yield Tell(self._partition, self._pokes)
             self._pokes = ()
-        if self._letters and self._bury.start(now):
-            self._burying, letter = next(iter(self._letters.items()))
-            del self._letters[self._burying]
-            yield Bury(self._partition, self._burying, letter.reason, letter.data)
-        if self._settled and self._acknowledge.start(now):
-            self._acknowledging, self._settled = tuple(self._settled), []
+        if self._letters and self._dead_letter.start(now):
+            self._dead_lettering, letter = next(iter(self._letters.items()))
+            del self._letters[self._dead_lettering]
+            yield PublishDeadLetter(self._partition, self._dead_lettering, letter.reason, letter.data)
+        if self._acknowledgeable and self._acknowledge.start(now):
+            self._acknowledging, self._acknowledgeable = tuple(self._acknowledgeable), []
             yield Acknowledge(self._partition, self._acknowledging)
 
     # ---- announcing
@@ -123,20 +129,20 @@ class Settling:
         self._announced()
 
     def _announced(self) -> None:
-        self._settled.extend(self._announcing[1])
+        self._acknowledgeable.extend(self._announcing[1])
         self._announcing = ({}, [])
         self._announce.done()
 
     # ---- burying
 
-    def _buried(self, event: LetterBuried, now: float) -> None:
-        self._count.buried += 1
-        self._settled.append(self._burying)
-        self._bury.done()
+    def _dead_lettered(self, event: DeadLetterPublished, now: float) -> None:
+        self._count.dead_lettered += 1
+        self._acknowledgeable.append(self._dead_lettering)
+        self._dead_letter.done()
 
-    def _not_buried(self, now: float) -> None:
-        self._forget((self._burying,))
-        self._bury.failed(now)
+    def _not_dead_lettered(self, now: float) -> None:
+        self._forget((self._dead_lettering,))
+        self._dead_letter.failed(now)
 
     # ---- acknowledging
 
@@ -164,16 +170,16 @@ def _pokes(devices: Mapping[DeviceKey, None], present: Mapping[int, UserPresence
             yield incarnation, Poke(tuple(keys[start : start + _POKE_DEVICES_MOST]))
 
 
-_HAPPENED: dict[type, Callable[[Settling, Any, float], None]] = {
-    PresenceSeen: Settling._presence_seen,
-    Told: Settling._told,
-    LetterBuried: Settling._buried,
-    Acknowledged: Settling._acknowledged,
+_HAPPENED: dict[type, Callable[[PostCommit, Any, float], None]] = {
+    PresenceSeen: PostCommit._presence_seen,
+    Told: PostCommit._told,
+    DeadLetterPublished: PostCommit._dead_lettered,
+    Acknowledged: PostCommit._acknowledged,
 }
 
-_FAILED: dict[type, Callable[[Settling, float], None]] = {
-    LookUp: Settling._presence_unknown,
-    Tell: Settling._not_told,
-    Bury: Settling._not_buried,
-    Acknowledge: Settling._not_acknowledged,
+_FAILED: dict[type, Callable[[PostCommit, float], None]] = {
+    LookUp: PostCommit._presence_unknown,
+    Tell: PostCommit._not_told,
+    PublishDeadLetter: PostCommit._not_dead_lettered,
+    Acknowledge: PostCommit._not_acknowledged,
 }

@@ -11,14 +11,14 @@ from meshim.runtime import counters
 from meshim.runtime.service import Service
 from meshim.stores.backends import Connections, lease_held
 from meshim.stores.lease_keeper import LeaseKeeper
-from meshim.stores.nats.durability import LogVoucher
+from meshim.stores.nats.durability import LogDurabilityGate
 from meshim.stores.nats.notifications import NatsNotices
 from meshim.stores.nats.offline_log import JetStreamLog
 from meshim.stores.ports import Lease
 from meshim.stores.redis.presence import RedisPresence
 from meshim.stores.sql import upgrades
 from meshim.stores.sql.accounts import SqlAccounts
-from meshim.stores.sql.durability import DatabaseVoucher
+from meshim.stores.sql.durability import DatabaseDurabilityGate
 from meshim.stores.sql.partitions import SqlPartitions
 from meshim.topology import Topology
 from meshim.writer.core import WriterCore, WriterOptions
@@ -94,21 +94,21 @@ async def _connected(topology: Topology, connections: Connections, service: Serv
     """
     timers, namespace = topology.timers, topology.namespace
     nats, archive = await connections.nats(), connections.archive()
-    vouch_log = LogVoucher(nats, topology.durability, service.log)  # dead letters go there
-    vouch_database = DatabaseVoucher(topology.durability, service.log)
-    await vouch_log.start()
-    await vouch_database.start(archive)
+    log_gate = LogDurabilityGate(nats, topology.durability, service.log)  # dead letters go there
+    database_gate = DatabaseDurabilityGate(topology.durability, service.log)
+    await log_gate.start()
+    await database_gate.start(archive)
     log = JetStreamLog(
         nats,
         namespace,
         max_bytes=topology.limits.log_bytes,
         # What a writer that died had fetched comes again when its partition has been taken over.
         ack_wait_s=timers.partition_lease_s,
-        vouch=vouch_log,
+        gate=log_gate,
     )
     return Backends(
         log=log,
-        partitions=SqlPartitions(archive, vouch_database),
+        partitions=SqlPartitions(archive, database_gate),
         accounts=SqlAccounts(archive),
         presence=RedisPresence(connections.redis(), namespace),
         notices=NatsNotices(nats, namespace, service.log),

@@ -65,7 +65,7 @@ class Shell:
             e.LookUp: self._look_up,
             e.Tell: self._tell,
             e.Acknowledge: self._acknowledge,
-            e.Bury: self._bury,
+            e.PublishDeadLetter: self._dead_letter,
             e.Extend: self._extend,
             e.Purge: self._purge,
             e.DropIdleDevices: self._drop_idle_devices,
@@ -166,12 +166,16 @@ class Shell:
         await self._log.acknowledge(action.partition, action.positions)
         return e.Acknowledged(action.partition)
 
-    async def _bury(self, action: e.Bury) -> e.Event:
-        await self._log.bury(action.partition, action.position, action.reason, action.data)
+    async def _dead_letter(self, action: e.PublishDeadLetter) -> e.Event:
+        await self._log.dead_letter(action.partition, action.position, action.reason, action.data)
         self._service.log.error(
-            "buried", partition=action.partition, position=action.position, reason=action.reason, bytes=len(action.data)
+            "dead_lettered",
+            partition=action.partition,
+            position=action.position,
+            reason=action.reason,
+            bytes=len(action.data),
         )
-        return e.LetterBuried(action.partition)
+        return e.DeadLetterPublished(action.partition)
 
     async def _extend(self, action: e.Extend) -> e.Event:
         await self._log.extend(action.partition, action.positions)

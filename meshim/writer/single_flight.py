@@ -7,7 +7,7 @@ _LONGEST_PAUSE_S = 2.0
 _GOLDEN = 0.6180339887498949
 
 
-def spread(seed: int) -> Callable[[], float]:
+def jitter(seed: int) -> Callable[[], float]:
     """Numbers in [0, 1) that differ from one seed to the next: jitter for a core, which has no randomness."""
     state = seed % (1 << 53) * _GOLDEN % 1.0
 
@@ -19,7 +19,7 @@ def spread(seed: int) -> Callable[[], float]:
     return following
 
 
-class Lane:
+class SingleFlight:
     """Whether an action of one sort is under way, and when the next may start."""
 
     __slots__ = ("_failures", "_jitter", "busy", "not_before")

@@ -20,7 +20,7 @@ class Statistics:
     """Positions that were passed over because there is no such message in the log any more."""
     fenced: int = 0
     """Times that a partition was lost to another writer with work under way."""
-    buried: int = 0
+    dead_lettered: int = 0
     """Records, or what of a record could not be written, that went to the dead-letter stream."""
     retried: int = 0
     """Actions that failed because a backend was away."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from meshim.writer.events import Action, DropIdleDevices, Failed, IdleDevicesDropped, Purge, Purged
-from meshim.writer.single_flight import Lane
+from meshim.writer.single_flight import SingleFlight
 from meshim.writer.statistics import Statistics
 
 
@@ -28,8 +28,8 @@ class Upkeep:
     def __init__(self, options: UpkeepOptions, statistics: Statistics, jitter: Callable[[], float]) -> None:
         self._options = options
         self._count = statistics
-        self._purge = Lane(jitter)
-        self._drop = Lane(jitter)
+        self._purge = SingleFlight(jitter)
+        self._drop = SingleFlight(jitter)
 
     @property
     def busy(self) -> bool:
@@ -54,9 +54,9 @@ class Upkeep:
             case Failed(action):
                 (self._purge if isinstance(action, Purge) else self._drop).failed(now)
 
-    def _done(self, lane: Lane, full: bool, now: float) -> None:
-        lane.done(not_before=now + (self._options.full_pause_s if full else self._options.long_pause_s))
+    def _done(self, flight: SingleFlight, full: bool, now: float) -> None:
+        flight.done(not_before=now + (self._options.full_pause_s if full else self._options.long_pause_s))
 
     def next_deadline(self) -> float | None:
         """When the next job is due; None while both are under way."""
-        return min((lane.not_before for lane in (self._purge, self._drop) if not lane.busy), default=None)
+        return min((flight.not_before for flight in (self._purge, self._drop) if not flight.busy), default=None)

@@ -24,7 +24,7 @@ from meshim.stores.sql.database import Archive
 from meshim.stores.sql.partitions import SqlPartitions
 from meshim.stores.sql.queues import SqlQueues
 from meshim.stores.sql.schema import im_device, im_offline, im_position, metadata
-from meshim.wire.envelope import Destination, Envelope, Kind, To, encode_envelope
+from meshim.wire.envelope import Destination, DestinationType, Envelope, Kind, encode_envelope
 from meshim.wire.offline_log import Entry
 
 PARTITIONS = 4
@@ -188,7 +188,7 @@ async def device_of(
 
 
 def envelope(seq: int, *, sender: int = 900, device: int = 901, to: int = 902, body: bytes = b"body") -> bytes:
-    destination = Destination(To.USER, to)
+    destination = Destination(DestinationType.USER, to)
     return encode_envelope(
         Envelope(1, seq.to_bytes(16), sender, device, EPOCH, destination, seq, 1, Kind.TEXT, 1, 1_800_000_000_000, body)
     )

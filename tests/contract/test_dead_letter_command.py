@@ -81,14 +81,14 @@ async def test_poisoned_records_stop_nobody_and_are_listed_with_their_reasons(me
 
 
 async def test_after_mending_a_retry_delivers_and_a_doubled_one_changes_nothing(mesh: Mesh) -> None:
-    """As after an upgrade: what an old writer buried for its version, the new one writes."""
+    """As after an upgrade: what an old writer dead-lettered for its version, the new one writes."""
     [bob] = await mesh.people(1)
     user, device = bob
     partition = partition_of(user.user_id, PARTITIONS)
     await mesh.start()
     good = encode_record((entry(user, 1, (device,)),))
     for _ in range(2):  # twice, as when a retry was killed before it removed the letter
-        await mesh.log.bury(partition, 5, "The record has version 1, this writer reads 0.", good)
+        await mesh.log.dead_letter(partition, 5, "The record has version 1, this writer reads 0.", good)
     code, said = await mesh.deadletter("retry", "1")
     assert (code, said.splitlines()[0]) == (0, f"Letter 1 is in partition {partition} again, at position 1.")
     code, said = await mesh.deadletter("retry", "--all")
@@ -114,7 +114,7 @@ async def test_what_is_still_bad_comes_back_with_a_new_number(mesh: Mesh) -> Non
 async def test_dropping_asks_first(mesh: Mesh) -> None:
     await mesh.start()
     for _ in range(3):
-        await mesh.log.bury(0, 1, "why", GARBAGE)
+        await mesh.log.dead_letter(0, 1, "why", GARBAGE)
     code, said = await mesh.deadletter("drop", "2", answer="n\n")
     assert (code, said) == (0, "Drop dead letter 2 for good? [y/N]: Nothing is dropped.\n")
     assert len(await shown(mesh)) == 3
@@ -130,8 +130,8 @@ async def test_what_cannot_be_done_is_one_sentence(mesh: Mesh) -> None:
     for what in (("list",), ("retry", "--all"), ("drop", "--all")):
         assert await mesh.deadletter(*what) == (0, "There are no dead letters.\n"), "nor a stream, nor a writer yet"
     await mesh.start()
-    await mesh.log.bury(0, 1, "why", GARBAGE)
-    await mesh.log.bury(PARTITIONS, 1, "why", GARBAGE)
+    await mesh.log.dead_letter(0, 1, "why", GARBAGE)
+    await mesh.log.dead_letter(PARTITIONS, 1, "why", GARBAGE)
     unknown = (2, f"meshim: There is no dead letter 7: {HINT}.\n")
     assert await mesh.deadletter("retry", "1", "7") == unknown
     assert await mesh.deadletter("drop", "1", "7", "--yes") == unknown
@@ -150,7 +150,7 @@ async def test_what_cannot_be_done_is_one_sentence(mesh: Mesh) -> None:
 async def test_a_letter_stays_where_the_log_would_not_keep_it_safe(mesh: Mesh) -> None:
     for partition in range(PARTITIONS):
         await mesh.log.ensure(partition, 1)
-    await mesh.log.bury(0, 1, "why", GARBAGE)
+    await mesh.log.dead_letter(0, 1, "why", GARBAGE)
     mesh.topology = msgspec.structs.replace(mesh.topology, durability=Durability(unknown="refuse"))
     mesh.write_topology()
     code, said = await mesh.deadletter("retry", "--all")

@@ -1,4 +1,4 @@
-"""`DeadLetters`: what was buried is kept by number until it is removed; a retry loses nothing."""
+"""`DeadLetters`: what was dead-lettered is kept by number until it is removed; a retry loses nothing."""
 
 import time
 from collections.abc import AsyncIterator
@@ -42,11 +42,11 @@ async def test_before_the_first_there_is_nothing(side: Side) -> None:
 async def test_what_was_buried_is_there_with_its_place_and_reason(side: Side) -> None:
     log, letters = await side.log(), await side.dead_letters()
     await log.ensure(0, 1)
-    await log.bury(0, 17, "The id is “too long”.", b"data")
-    await log.bury(3, 1 << 40, "another", b"")
+    await log.dead_letter(0, 17, "The id is “too long”.", b"data")
+    await log.dead_letter(3, 1 << 40, "another", b"")
     [first, second] = await all_of(letters)
-    assert first == DeadLetter(1, 0, 17, first.buried_at, "The id is “too long”.", b"data")
-    assert second == DeadLetter(2, 3, 1 << 40, second.buried_at, "another", b"")
+    assert first == DeadLetter(1, 0, 17, first.dead_lettered_at, "The id is “too long”.", b"data")
+    assert second == DeadLetter(2, 3, 1 << 40, second.dead_lettered_at, "another", b"")
     assert await letters.get(2) == second
     assert await letters.get(3) is None
     assert await letters.last() == 2
@@ -56,10 +56,10 @@ async def test_when_it_was_buried_is_told_by_the_server(nats_url: str, namespace
     side = NatsSide(nats_url, namespace)
     log = await side.log()
     await log.ensure(0, 1)
-    await log.bury(0, 1, "why", b"data")
+    await log.dead_letter(0, 1, "why", b"data")
     letter = await (await side.dead_letters()).get(1)
     assert letter is not None
-    assert abs(letter.buried_at - time.time()) < 60
+    assert abs(letter.dead_lettered_at - time.time()) < 60
     await side.close()
 
 
@@ -67,13 +67,13 @@ async def test_a_number_that_was_removed_is_passed_over_and_never_given_again(si
     log, letters = await side.log(), await side.dead_letters()
     await log.ensure(0, 1)
     for data in (b"1", b"2", b"3"):
-        await log.bury(0, 1, "why", data)
+        await log.dead_letter(0, 1, "why", data)
     assert await letters.remove(2)
     assert not await letters.remove(2)
     assert await letters.get(2) is None
     assert [letter.number for letter in await all_of(letters)] == [1, 3]
     assert await letters.remove(3)
-    await log.bury(0, 1, "why", b"4")
+    await log.dead_letter(0, 1, "why", b"4")
     assert [(letter.number, letter.data) for letter in await all_of(letters)] == [(1, b"1"), (4, b"4")]
 
 
@@ -81,7 +81,7 @@ async def test_a_retry_gives_it_to_its_partition_again(side: Side) -> None:
     log, letters = await side.log(), await side.dead_letters()
     await log.ensure(0, 1)
     await log.ensure(3, 500)
-    await log.bury(3, 17, "why", b"data")
+    await log.dead_letter(3, 17, "why", b"data")
     letter = await letters.get(1)
     assert letter is not None
     assert await retry(letter, letters, log) == 500
@@ -93,7 +93,7 @@ async def test_a_retry_that_ends_in_the_middle_loses_nothing(side: Side, monkeyp
     """It may be in the log twice: test_dead_letter_command shows that this changes nothing."""
     log, letters = await side.log(), await side.dead_letters()
     await log.ensure(0, 1)
-    await log.bury(0, 17, "why", b"data")
+    await log.dead_letter(0, 17, "why", b"data")
     letter = await letters.get(1)
     assert letter is not None
 
@@ -113,7 +113,7 @@ async def test_a_retry_that_ends_in_the_middle_loses_nothing(side: Side, monkeyp
 async def test_a_letter_that_the_log_does_not_take_stays(side: Side) -> None:
     log, letters = await side.log(max_bytes=1000), await side.dead_letters()
     await log.ensure(0, 1)
-    await log.bury(0, 17, "why", bytes(600))
+    await log.dead_letter(0, 17, "why", bytes(600))
     await log.publish(0, bytes(600))
     letter = await letters.get(1)
     assert letter is not None
@@ -129,7 +129,7 @@ async def test_nats_away(servers_folder: Path, namespace: str) -> None:
         client = await side.client()
         log, letters = await side.log(), JetStreamDeadLetters(client, namespace)
         await log.ensure(0, 1)
-        await log.bury(0, 17, "why", b"data")
+        await log.dead_letter(0, 17, "why", b"data")
         letter = await letters.get(1)
         assert letter is not None
 

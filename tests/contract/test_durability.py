@@ -16,12 +16,12 @@ from meshim.stores.backends import read_settings
 from meshim.stores.durability import Verdict
 from meshim.stores.nats import durability as nats_durability
 from meshim.stores.nats.client import NatsClient
-from meshim.stores.nats.durability import LogVoucher
+from meshim.stores.nats.durability import LogDurabilityGate
 from meshim.stores.nats.offline_log import JetStreamLog
 from meshim.stores.sql import durability as sql_durability
 from meshim.stores.sql import engine
 from meshim.stores.sql.database import Archive
-from meshim.stores.sql.durability import DatabaseVoucher
+from meshim.stores.sql.durability import DatabaseDurabilityGate
 from meshim.stores.sql.partitions import SqlPartitions
 from meshim.topology import Backends, Durability
 from tests.contract.archive_sides import NOW, SqlSide, claimed, entry, person, sql_side
@@ -71,9 +71,9 @@ async def test_a_log_that_comes_back_weaker_gets_nothing_until_it_is_right(tmp_p
     async with AsyncExitStack() as stack:
         async with up(recipe) as server:
             client = await stack.enter_async_context(connected(server.url))
-            vouch = LogVoucher(client, Durability(nats_monitor=recipe.monitor), LOG)
-            await vouch.start()
-            log = JetStreamLog(client, namespace, max_bytes=1 << 20, dead_bytes=1 << 20, vouch=vouch)
+            gate = LogDurabilityGate(client, Durability(nats_monitor=recipe.monitor), LOG)
+            await gate.start()
+            log = JetStreamLog(client, namespace, max_bytes=1 << 20, dead_bytes=1 << 20, gate=gate)
             await log.ensure(0, 1)
             assert await log.publish(0, b"1") == 1
         recipe.weak = True
@@ -83,7 +83,7 @@ async def test_a_log_that_comes_back_weaker_gets_nothing_until_it_is_right(tmp_p
             with pytest.raises(BackendUnavailable, match=r"sync_interval: always"):
                 await log.publish(0, b"2")
             with pytest.raises(UsageError, match=r"durability.weak: warn"):
-                await LogVoucher(client, Durability(nats_monitor=recipe.monitor), LOG).start()
+                await LogDurabilityGate(client, Durability(nats_monitor=recipe.monitor), LOG).start()
             run = client.server
         recipe.weak = False
         async with up(recipe):
@@ -100,9 +100,9 @@ async def another_run(client: NatsClient, before: str) -> None:
 
 async def test_what_is_not_known_is_refused_where_the_topology_says_so(nats_url: str, namespace: str) -> None:
     async with connected(nats_url) as client:
-        await LogVoucher(client, Durability(), LOG).start()
+        await LogDurabilityGate(client, Durability(), LOG).start()
         with pytest.raises(UsageError, match=r"durability.nats_monitor"):
-            await LogVoucher(client, Durability(unknown="refuse"), LOG).start()
+            await LogDurabilityGate(client, Durability(unknown="refuse"), LOG).start()
 
 
 async def test_connections_of_ours_sync_what_they_commit(sql: SqlSide) -> None:
@@ -123,11 +123,11 @@ async def test_nothing_is_written_to_a_sqlite_that_is_weak(
 
 async def test_nothing_is_written_to_a_mariadb_that_turns_weak(mariadb_with_tables: str) -> None:
     async with sql_side(mariadb_with_tables) as side:
-        await DatabaseVoucher(Durability(), LOG).start(side.archive)
+        await DatabaseDurabilityGate(Durability(), LOG).start(side.archive)
         with global_variable(mariadb_with_tables, "innodb_flush_log_at_trx_commit", "2", "1"):
             await _refuses(side, side.archive)
         with global_variable(mariadb_with_tables, "sync_binlog", "0", "1"):  # without a binary log
-            await DatabaseVoucher(Durability(unknown="refuse"), LOG).start(side.archive)
+            await DatabaseDurabilityGate(Durability(unknown="refuse"), LOG).start(side.archive)
 
 
 async def _refuses(side: SqlSide, weak: Archive) -> None:
@@ -136,12 +136,12 @@ async def _refuses(side: SqlSide, weak: Archive) -> None:
     fence = await claimed(ports.partitions)
     records = [(1, [entry(await person(ports), 1)])]
     with pytest.raises(BackendUnavailable, match=r"has to be FULL|Set it to 1"):
-        await SqlPartitions(weak, DatabaseVoucher(Durability(), LOG)).write(0, fence, 1, records, NOW)
+        await SqlPartitions(weak, DatabaseDurabilityGate(Durability(), LOG)).write(0, fence, 1, records, NOW)
     assert await ports.partitions.positions() == {0: 0}
     with pytest.raises(UsageError, match=r"durability.weak: warn"):
-        await DatabaseVoucher(Durability(), LOG).start(weak)
-    await DatabaseVoucher(Durability(weak="warn"), LOG).start(weak)
-    await SqlPartitions(weak, DatabaseVoucher(Durability(weak="warn"), LOG)).write(0, fence, 1, records, NOW)
+        await DatabaseDurabilityGate(Durability(), LOG).start(weak)
+    await DatabaseDurabilityGate(Durability(weak="warn"), LOG).start(weak)
+    await SqlPartitions(weak, DatabaseDurabilityGate(Durability(weak="warn"), LOG)).write(0, fence, 1, records, NOW)
     assert await ports.partitions.positions() == {0: 1}
 
 

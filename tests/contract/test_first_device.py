@@ -10,7 +10,7 @@ from meshim.stores.ports import Device, User
 from meshim.stores.sql import accounts as sql_accounts
 from meshim.stores.sql import partitions as sql_partitions
 from meshim.stores.sql.rows import first_device
-from meshim.wire.envelope import Destination, To, decode_envelope, encode_envelope
+from meshim.wire.envelope import Destination, DestinationType, decode_envelope, encode_envelope
 from meshim.wire.offline_log import Entry
 from tests.contract.archive_sides import (
     NOW,
@@ -85,7 +85,9 @@ async def test_queue_of_the_last_idle_device_is_kept_for_the_next(side: Side) ->
     ports = side.process()
     bob = await person(ports)
     first, last = await device_of(ports, bob, "first"), await device_of(ports, bob, "last", now=NOW + 1)
-    receipt = msgspec.structs.replace(decode_envelope(envelope(9)), to=Destination(To.DEVICE, bob.user_id, 7))
+    receipt = msgspec.structs.replace(
+        decode_envelope(envelope(9)), to=Destination(DestinationType.DEVICE, bob.user_id, 7)
+    )
     for_last_alone = Entry(bob.user_id, (last.device_id,), encode_envelope(receipt))
     await write(ports, 1, entry(bob, 1), entry(bob, 2), for_last_alone)
     fence = await ports.queues.claim(last.device_id, "c", 1, 60.0)

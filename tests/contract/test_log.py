@@ -173,7 +173,7 @@ async def test_memory_outage_and_dead_letters() -> None:
     broker = MemoryBroker(lambda: 0.0)
     log = MemoryLog(broker, "n")
     await log.ensure(0, 1)
-    await log.bury(0, 1, "too long", b"data")
+    await log.dead_letter(0, 1, "too long", b"data")
     assert broker.dead == {"n": [DeadLetter(1, 0, 1, 0.0, "too long", b"data")]}
     broker.stop()
     with pytest.raises(BackendUnavailable):
@@ -189,7 +189,7 @@ async def test_dead_letters_are_kept_with_their_reason(nats_url: str, namespace:
     side = NatsSide(nats_url, namespace)
     log, client = await side.log(), await side.client()
     await log.ensure(3, 1)
-    await log.bury(3, 17, "the id\r\nis “too long” " + "x" * 1000, b"data")
+    await log.dead_letter(3, 17, "the id\r\nis “too long” " + "x" * 1000, b"data")
     letter = await client.ask(f"$JS.API.STREAM.MSG.GET.{namespace}-dead", b'{"seq":1}', 2.0)
     assert f"{namespace}.dead.3".encode() in letter.data
     direct = await client.ask(f"$JS.API.DIRECT.GET.{namespace}-dead", b'{"seq":1}', 2.0)

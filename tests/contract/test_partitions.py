@@ -10,7 +10,7 @@ from meshim.errors import Fenced
 from meshim.stores.ports import Device, User
 from meshim.stores.sql import partitions as sql_partitions
 from meshim.stores.sql.schema import im_offline, to_ms
-from meshim.wire.envelope import Envelope, Kind, To, decode_envelope, encode_envelope
+from meshim.wire.envelope import DestinationType, Envelope, Kind, decode_envelope, encode_envelope
 from meshim.wire.offline_log import Entry
 from tests.contract.archive_sides import (
     EPOCH,
@@ -216,7 +216,7 @@ def variations(of: Envelope) -> list[Envelope]:
         replace(of, epoch=of.epoch - 1),
         replace(of, epoch=of.epoch - (1 << 63)),
         replace(of, seq=of.seq + 1),
-        replace(of, to=replace(of.to, type=To.GROUP)),
+        replace(of, to=replace(of.to, type=DestinationType.GROUP)),
         replace(of, to=replace(of.to, id=of.to.id + 1)),
         replace(of, to=replace(of.to, device=1)),
     ]
@@ -360,7 +360,7 @@ async def test_row_keeps_what_the_article_and_the_design_name(sql: SqlSide) -> N
         "from_user_id": 900,
         "from_device": 901,
         "epoch": EPOCH,
-        "destination_type": To.USER,
+        "destination_type": DestinationType.USER,
         "destination_id": bob.user_id,
         "destination_device": 0,
         "seq": 7,

@@ -94,7 +94,7 @@ async def test_what_can_never_be_written_goes_to_the_dead_letters(mesh: Mesh) ->
         for seq in (1, 2)
     ]
     assert dead == [b"\xc1 not a record", encode_record((bad,))]
-    assert writer.errors.count(" buried ") == 2
+    assert writer.errors.count(" dead-lettered ") == 2
 
 
 async def test_killed_in_the_middle_of_a_burst(mesh: Mesh) -> None:

@@ -197,27 +197,27 @@ class Stranger:
         return to, seq
 
     def outcome(
-        self, _: int, user: int, device: int, epoch: int, to: list[int], first: int, last: int, how: int,
+        self, _: int, user: int, device: int, epoch: int, to: list[int], first: int, last: int, status: int,
         done: list[Any], copies: list[Any], position: int, code: int, *more: Any,
     ) -> None:  # fmt: skip
         assert (user, device, epoch) == (self.user, self.device, self.epoch)
         for seq in range(first, last + 1):
             key = (tuple(to), seq)
             accounted = self.accounted.setdefault(key, set())
-            if how in (DELIVERED_NOW, KEPT):
+            if status in (DELIVERED_NOW, KEPT):
                 accounted |= {(u, d) for u, d in done}
                 if copies and all((u, d) in accounted or (u, 0) in accounted for u, d in copies):
                     self.states[key].add("sent")
                     self.pending.pop(key, None)
-            if how == DELIVERED_NOW and any(u != self.user for u, _ in done):
+            if status == DELIVERED_NOW and any(u != self.user for u, _ in done):
                 self.states[key].add("delivered")
-            if how == KEPT:
+            if status == KEPT:
                 for u, d in done:
                     after = self.after.setdefault(tuple(to), {})
                     after[u, d] = max(position, after.get((u, d), 0))
-            if how == BUSY:
+            if status == BUSY:
                 self.busy[key] = time.monotonic() + BUSY_S
-            if how == REJECTED:
+            if status == REJECTED:
                 self.states[key].add("rejected")
                 self.codes[key] = code
                 self.pending.pop(key, None)

@@ -230,7 +230,7 @@ async def test_messages_to_strangers_are_rejected(mesh: RealMesh, mallory: Stran
         mallory.until(lambda: len(told) == 400)
 
     await doing(attack)
-    assert {(how, code) for _, how, code, _ in told} <= {(REJECTED, Code.NOT_FRIENDS), (BUSY, Code.BUSY)}
+    assert {(status, code) for _, status, code, _ in told} <= {(REJECTED, Code.NOT_FRIENDS), (BUSY, Code.BUSY)}
     assert (1, REJECTED, Code.NOT_FRIENDS, "sender and recipient are not friends") in told
 
 
@@ -239,8 +239,8 @@ def outcomes_of(stranger: Stranger) -> list[tuple[int, int, int, str]]:
     told: list[tuple[int, int, int, str]] = []
 
     def outcome(*fields: Any) -> None:
-        first, how, code, sentence = fields[5], fields[7], fields[11], fields[12]
-        told.append((first, how, code, sentence))
+        first, status, code, sentence = fields[5], fields[7], fields[11], fields[12]
+        told.append((first, status, code, sentence))
 
     stranger.outcome = outcome  # type: ignore[method-assign, assignment]
     return told
@@ -323,14 +323,14 @@ async def test_a_friend_who_sends_what_cannot_be_read(mesh: RealMesh, mallory: S
 
 async def test_a_record_that_nobody_can_read_becomes_a_dead_letter(mesh: RealMesh) -> None:
     """Found through the data folder, as nobody else knows where embedded backends are."""
-    buried = mesh.counted("buried")
+    dead_lettered = mesh.counted("dead_lettered")
     topology = topologies.load(mesh.data.topology)
     nats = await NatsClient.connect(topology.backends.nats, log.get("test", "poison"))
     try:
         await JetStreamLog(nats, topology.namespace).publish(0, b"\xc1 not a record")
     finally:
         await nats.close()
-    await until(lambda: mesh.counted("buried") > buried, "it is not buried")
+    await until(lambda: mesh.counted("dead_lettered") > dead_lettered, "it is not dead-lettered")
     data = ("--data", str(mesh.data.root))
     (letter,) = json.loads(mesh.meshim("deadletter", "list", "--json", *data).stdout)["letters"]
     assert letter["reason"].startswith("The record does not decode")

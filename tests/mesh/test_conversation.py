@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from meshim.client import Client, Place
+from meshim.client import Client, OrderFlag
 from meshim.client.rest import Api
 from meshim.errors import ApiError, Code, Refused, UsageError
 from tests.mesh import conversations
@@ -226,7 +226,7 @@ async def test_a_transfer_that_is_killed_loses_nothing(mesh: RealMesh) -> None:
                 await mesh.restarted(name, mesh.signal(name, signal.SIGKILL))
         messages = await reading
         assert [message.text for message in messages] == lines
-        assert {message.place for message in messages} == {Place.IN_ORDER}
+        assert {message.place for message in messages} == {OrderFlag.IN_ORDER}
         await asyncio.wait_for(alice.settled(), DEADLINE_S)
         await nothing_more(bob, alice, bob_name)
 

@@ -43,7 +43,7 @@ async def test_r04_presence_points_at_the_dead(mesh: RealMesh, how: str) -> None
         await pair.sends("m1")  # transfers know where he is
         await doing(bob.until, lambda: pair.shown("m1", stored=False))
         dead = faults.incarnation(mesh, "c1")
-        rescued = Counted(mesh, "rescued", ("t1", "t2"))
+        stored_after_loss = Counted(mesh, "stored_after_loss", ("t1", "t2"))
         with stopped(mesh, "c1"):
             if how == "killed":
                 killed = kill(mesh, "c1")
@@ -52,7 +52,7 @@ async def test_r04_presence_points_at_the_dead(mesh: RealMesh, how: str) -> None
             await pair.says("m2")
             assert time.monotonic() - began < load(mesh.data.topology).timers.delivery_timeout_s + CLIENT_RESEND_S
             if how == "silent":
-                await rescued.rises()
+                await stored_after_loss.rises()
                 killed = kill(mesh, "c1")
         bob.vanish()
         await doing(bob.connect, on="c2")

@@ -16,14 +16,14 @@ from meshim.connector import session as connector_session
 from meshim.connector.handshake import Handshake
 from meshim.connector.offline_sync import OfflineSync
 from meshim.protocol.ordering import Flag, Released, StreamOrder
-from meshim.protocol.outcome import Tally, outcomes_of
+from meshim.protocol.outcome import DeliveryStatus, outcomes_of
 from meshim.stores.memory.database import MemoryPartitions, MemoryQueues
 from meshim.stores.memory.redis import MemoryPresence, MemorySessionCache
 from meshim.stores.ports import Binding, Page
 from meshim.transfer import events as transfer_events
 from meshim.transfer.core import TransferCore
 from meshim.wire.envelope import Envelope
-from meshim.wire.outcome import How
+from meshim.wire.outcome import OutcomeStatus
 from meshim.writer import events as writer_events
 from meshim.writer import post_commit
 from meshim.writer.pipeline import Pipeline
@@ -76,8 +76,8 @@ def _sent_before_puback() -> list[Patch]:
         actions = list(flush(self, now))
         for action in actions:
             if isinstance(action, transfer_events.Publish):
-                _, batch = self._store._records[action.record]
-                for outcome in outcomes_of([(kept.stamp, kept.done) for kept in batch], How.STORED, 1):
+                _, batch = self._batcher._records[action.record]
+                for outcome in outcomes_of([(kept.stamp, kept.done) for kept in batch], OutcomeStatus.STORED, 1):
                     self._tell(outcome)
         return [*actions, *flush(self, now)]
 
@@ -86,7 +86,7 @@ def _sent_before_puback() -> list[Patch]:
 
 def _sent_on_first_copy() -> list[Patch]:
     """One copy that is accounted for is enough."""
-    return [(Tally, "_accounted", lambda self, copy: bool(self.accounted))]
+    return [(DeliveryStatus, "_accounted", lambda self, copy: bool(self.accounted))]
 
 
 def _after() -> list[Patch]:
@@ -97,7 +97,7 @@ def _after() -> list[Patch]:
 def _poke() -> list[Patch]:
     """No connector is told that something was stored."""
 
-    def silent(self: post_commit.Settling, event: writer_events.PresenceSeen, now: float) -> None:
+    def silent(self: post_commit.PostCommit, event: writer_events.PresenceSeen, now: float) -> None:
         self._announced()
 
     return [(post_commit, "_HAPPENED", post_commit._HAPPENED | {writer_events.PresenceSeen: silent})]
@@ -156,8 +156,8 @@ def _ack_before_commit() -> list[Patch]:
         actions = advance(self, now)
         writes = [action for action in actions if isinstance(action, writer_events.Write)]
         for write in writes:
-            self._settling._settled.extend(position for position, _ in write.records)
-        return [*actions, *self._settling.advance(now)] if writes else actions
+            self._post_commit._acknowledgeable.extend(position for position, _ in write.records)
+        return [*actions, *self._post_commit.advance(now)] if writes else actions
 
     return [(Pipeline, "advance", hasty)]
 

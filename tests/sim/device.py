@@ -12,7 +12,7 @@ from meshim.client.saver import Saver
 from meshim.client.state import StateFile
 from meshim.errors import BackendUnavailable, Code, Refused
 from meshim.rest.backends import Backends as RestBackends
-from meshim.rest.change_notifier import Spread
+from meshim.rest.change_notifier import ChangeNotifier
 from meshim.rest.tokens import Tokens
 from meshim.runtime import crypto
 from meshim.runtime.driver import Driver
@@ -21,11 +21,11 @@ from meshim.stores.ports import Login
 from meshim.wire.envelope import (
     WIRE_VERSION,
     Destination,
+    DestinationType,
     Envelope,
     Kind,
     Stream,
     Text,
-    To,
     decode_envelope,
     encode_content,
 )
@@ -256,8 +256,8 @@ class Application:
         rest = RestBackends(
             backends.accounts(), backends.leases(), backends.presence(), backends.cache(), backends.notices(), {}
         )
-        spread = Spread(rest, lambda: WALL_S + self._process.world.now, _Silent())
-        login = await Tokens(rest, spread, 10).give(
+        jitter = ChangeNotifier(rest, lambda: WALL_S + self._process.world.now, _Silent())
+        login = await Tokens(rest, jitter, 10).give(
             device.user, device.name, self._state.epoch, crypto.hash_token(token), now + TOKEN_TTL_S, now
         )
         device.id = login.device
@@ -326,7 +326,7 @@ class Application:
         while world.now < plan.until or len(self._judge.messages) < MESSAGES_LEAST:
             burst = random.randint(1, BURST_MOST)
             await asyncio.sleep(random.uniform(0.0, 2 * burst * plan.pause_s))
-            to = Destination(To.USER, random.choice(plan.peers))
+            to = Destination(DestinationType.USER, random.choice(plan.peers))
             for _ in range(burst):
                 while self._core.outbox.full(to):
                     await asyncio.sleep(0.1)

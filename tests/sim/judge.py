@@ -255,9 +255,9 @@ class Judge:
         unread = [decode_envelope(row.new.content) for row in rows if row.read_at is None]
         return [envelope for envelope in unread if envelope.kind == Kind.TEXT]
 
-    def queue_used(self, how: str, device: int, process: Process | None, fence: int) -> None:
+    def queue_used(self, status: str, device: int, process: Process | None, fence: int) -> None:
         if self._holders[device] != (process, fence):
-            self.violated("fenced", f"the queue of device {device} was {how} by who had lost it")
+            self.violated("fenced", f"the queue of device {device} was {status} by who had lost it")
 
     def marked(self, device: int, row_ids: Sequence[int]) -> None:
         rows = {row.row_id: row.new for row in self.archive.devices[device].queue}

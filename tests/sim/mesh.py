@@ -132,12 +132,12 @@ class Mesh:
         core = role.core
         self.judge.entered("R6", isinstance(core, TransferCore) and not core.idle)
         halves = (
-            message.tally
+            message.progress
             for device in self.devices
             if device.core is not None
             for message in device.core.outbox._pending.values()
         )
-        self.judge.entered("R16", any(tally.accounted and len(tally.copies) > 1 for tally in halves))
+        self.judge.entered("R16", any(progress.accounted and len(progress.copies) > 1 for progress in halves))
 
     def counters(self) -> Counter[str]:
         """What all roles have counted, by `role_counter`."""

@@ -92,9 +92,9 @@ def test_r8_the_database_away() -> None:
     meet("R8", *everybody("away", 3.0, 2.0, count=5), fault("sql-away", 4.0, 6.0))
 
 
-@pytest.mark.parametrize("how", ["redis-away", "redis-wiped", "redis-old", "redis-stalled"])
-def test_r9_redis_away_wiped_or_old(how: str) -> None:
-    meet("R9", fault(how, 6.0, 3.0), *everybody("away", 5.0, 2.0, count=4))
+@pytest.mark.parametrize("status", ["redis-away", "redis-wiped", "redis-old", "redis-stalled"])
+def test_r9_redis_away_wiped_or_old(status: str) -> None:
+    meet("R9", fault(status, 6.0, 3.0), *everybody("away", 5.0, 2.0, count=4))
 
 
 def test_r10_an_acknowledgement_is_lost() -> None:

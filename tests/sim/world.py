@@ -62,7 +62,7 @@ class World:
     def close(self) -> None:
         """Forget all processes, wherever they are."""
         for process in self.processes:
-            process.bury()
+            process.dead_letter()
         self.processes.clear()
         self._heap.clear()
 
@@ -118,7 +118,7 @@ class Process:
             self.life = Life.RUNNING
             self._wake()
 
-    def bury(self) -> None:
+    def dead_letter(self) -> None:
         """Call off all that it was doing, also when it was killed in the middle: nobody looks any more."""
         self.life = Life.RUNNING
         self.on_end = lambda: None

@@ -20,9 +20,9 @@ from meshim.protocol.ordering import OrderingOptions
 from meshim.protocol.window import WindowOptions
 from meshim.wire import client as wire
 from meshim.wire.client import ConnectorItem, Delivery, Greet, Submit, Welcome
-from meshim.wire.envelope import WIRE_VERSION, Destination, Envelope, Kind, Stream, To, decode_envelope
+from meshim.wire.envelope import WIRE_VERSION, Destination, DestinationType, Envelope, Kind, Stream, decode_envelope
 from meshim.wire.link import Close
-from meshim.wire.outcome import How, Outcome
+from meshim.wire.outcome import Outcome, OutcomeStatus
 
 LINK = LinkOptions(
     WindowOptions(credit=4, queue=100_000, frame_items=3, frame_bytes=65_536, resend_s=1.0, give_up_s=4.0),
@@ -122,7 +122,7 @@ class Mesh:
 
     def _taken(self, user: int, entry: Row | bytes) -> None:
         if isinstance(entry, bytes):
-            self._tell(decode_envelope(entry), How.DELIVERED)
+            self._tell(decode_envelope(entry), OutcomeStatus.DELIVERED)
         else:
             envelope = decode_envelope(entry.envelope)
             self.rows[user].pop((envelope.stream, envelope.seq), None)
@@ -131,7 +131,7 @@ class Mesh:
         envelope = decode_envelope(submit.envelope)
         user = envelope.to.id
         if self.busy:
-            self._tell(envelope, How.BUSY)
+            self._tell(envelope, OutcomeStatus.BUSY)
             return
         binding = self.bindings.get(user)
         after = max((at for of, _, at in submit.after if of == user), default=0)
@@ -147,18 +147,18 @@ class Mesh:
         row = rows.setdefault((envelope.stream, envelope.seq), Row(next(self._positions), data))
         if self.poking:
             self.poke(user)
-        self._tell(envelope, How.STORED, row.position)
+        self._tell(envelope, OutcomeStatus.STORED, row.position)
 
-    def _tell(self, envelope: Envelope, how: How, position: int = 0) -> None:
+    def _tell(self, envelope: Envelope, status: OutcomeStatus, position: int = 0) -> None:
         binding = self.bindings.get(envelope.user)
         if binding is None or self.mute:
             return
         copy = (envelope.to.id, envelope.to.device or envelope.to.id * 10)
-        done = () if how is How.BUSY else (copy,)
+        done = () if status is OutcomeStatus.BUSY else (copy,)
         binding.link.push(
             Outcome(
                 0, envelope.user, envelope.device, envelope.epoch, envelope.to, envelope.seq, envelope.seq,
-                how, done, (copy,), position,
+                status, done, (copy,), position,
             )
         )  # fmt: skip
 
@@ -217,7 +217,7 @@ class Device:
             elif isinstance(action, e.Disconnect):
                 self.connected = False
                 self.to_mesh.clear()
-            elif isinstance(action, e.Progress) and action.to.type == To.USER:
+            elif isinstance(action, e.Progress) and action.to.type == DestinationType.USER:
                 self.progress[action.seq] = action.state
 
     def connect(self, now: float) -> None:
@@ -246,7 +246,7 @@ class Device:
     # ---- the application
 
     def send(self, peer: int, now: float) -> None:
-        to = Destination(To.USER, peer)
+        to = Destination(DestinationType.USER, peer)
         if not self.core.outbox.full(to):
             seq, base = self.core.reserve(to)
             who = self.core.identity

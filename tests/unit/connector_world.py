@@ -13,9 +13,17 @@ from meshim.stores.ports import Account, Binding, Login, Page, Row
 from meshim.wire import client, mesh
 from meshim.wire.bounds import Positions
 from meshim.wire.client import Delivery, Greet, Stored, Submit, Welcome
-from meshim.wire.envelope import WIRE_VERSION, Destination, Envelope, Kind, To, decode_envelope, encode_envelope
+from meshim.wire.envelope import (
+    WIRE_VERSION,
+    Destination,
+    DestinationType,
+    Envelope,
+    Kind,
+    decode_envelope,
+    encode_envelope,
+)
 from meshim.wire.link import Ack, Close, Data, Frame, Ping, Pong, Reset
-from meshim.wire.mesh import FromConnector, FromTransfer, Hello, HelloOk, Place, Stamp
+from meshim.wire.mesh import Deliver, FromConnector, FromTransfer, Hello, HelloOk, Stamp
 from meshim.wire.outcome import Outcome
 
 A = TypeVar("A", bound=e.Action)
@@ -68,7 +76,7 @@ def envelope(
     **fields: Any,
 ) -> bytes:
     """`to` may be a user."""
-    to = to if isinstance(to, Destination) else Destination(To.USER, to)
+    to = to if isinstance(to, Destination) else Destination(DestinationType.USER, to)
     values: dict[str, Any] = {
         "version": WIRE_VERSION, "id": bytes(16), "user": device // 10, "device": device, "epoch": EPOCH,
         "to": to, "seq": seq, "base": seq, "kind": kind, "key": 0, "sent_at": 0, "body": body,
@@ -76,18 +84,18 @@ def envelope(
     return encode_envelope(Envelope(**(values | fields)))
 
 
-def place(device: int = B1, seq: int = 1, sender: int = A1, **fields: Any) -> Place:
+def place(device: int = B1, seq: int = 1, sender: int = A1, **fields: Any) -> Deliver:
     """A live copy for one device; `after` is where an earlier one was stored for it."""
     user = device // 10
     after = ((user, device, fields.pop("after")),) if "after" in fields else ()
     body = fields.pop("body", b"hello")
     kind = fields.pop("kind", Kind.TEXT)
     stamp = Stamp(
-        fields.pop("origin", ELSEWHERE), sender // 10, sender, EPOCH, Destination(To.USER, user), seq, kind, after,
+        fields.pop("origin", ELSEWHERE), sender // 10, sender, EPOCH, Destination(DestinationType.USER, user), seq, kind, after,
         ((user, device),),
     )  # fmt: skip
     assert not fields
-    return Place(user, ((device, 0),), stamp, envelope(sender, user, seq, body, kind))
+    return Deliver(user, ((device, 0),), stamp, envelope(sender, user, seq, body, kind))
 
 
 def row(number: int, sender: int = A1, to: int = BOB, body: bytes = b"hello") -> Row:

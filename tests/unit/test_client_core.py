@@ -13,22 +13,22 @@ from meshim.wire.client import ConnectorItem, Delivery, Greet, Stored, Welcome
 from meshim.wire.envelope import (
     WIRE_VERSION,
     Destination,
+    DestinationType,
     Envelope,
     Kind,
     Receipt,
     ReceiptKind,
-    To,
     decode_envelope,
     decode_receipt,
     encode_content,
     encode_envelope,
 )
 from meshim.wire.link import Ack, Close, Data, Frame, Ping, Pong, Reset
-from meshim.wire.outcome import How, Outcome
+from meshim.wire.outcome import Outcome, OutcomeStatus
 from tests.unit.client_world import OPTIONS
 
 ME = Identity(1, 10, 7)
-TO_ME, TO_BOB = Destination(To.USER, 1), Destination(To.USER, 2)
+TO_ME, TO_BOB = Destination(DestinationType.USER, 1), Destination(DestinationType.USER, 2)
 LINK = 55
 EMPTY = e.Snapshot([], [], [], [], [])
 
@@ -111,7 +111,7 @@ def from_bob(seq: int, base: int = 1, *, stored: bool = False, **changes: object
 
 
 def delivered(seq: int, who: Identity = ME) -> Outcome:
-    return Outcome(0, *who, TO_BOB, seq, seq, How.DELIVERED, ((2, 20),), ((2, 20),))
+    return Outcome(0, *who, TO_BOB, seq, seq, OutcomeStatus.DELIVERED, ((2, 20),), ((2, 20),))
 
 
 # ---------------------------------------------------------------- connecting
@@ -337,7 +337,7 @@ def test_a_base_update_is_composed_with_the_settling_of_the_last_in_one_save() -
     connector.composes()
     connector.composes()
     connector.saves()
-    rejected = Outcome(0, *ME, TO_BOB, 1, 1, How.REJECTED, code=Code.TOO_LARGE, sentence="too large")
+    rejected = Outcome(0, *ME, TO_BOB, 1, 1, OutcomeStatus.REJECTED, code=Code.TOO_LARGE, sentence="too large")
     connector.delivers(rejected, delivered(2), ack=1)
     [save] = connector.did(e.Save)
     assert isinstance(save, e.Save)
@@ -358,7 +358,7 @@ def test_stored_messages_of_one_turn_earn_one_receipt() -> None:
     connector = Connector().online()
     connector.delivers(*(from_bob(seq, stored=True) for seq in (1, 2, 3, 5)))
     connector.saves()
-    to_bobs_device = Destination(To.DEVICE, 2, 20)
+    to_bobs_device = Destination(DestinationType.DEVICE, 2, 20)
     assert receipts(connector.submits) == [(to_bobs_device, Receipt(ReceiptKind.DELIVERED, 5, TO_ME, ((1, 3), (5, 5))))]
 
 
@@ -396,7 +396,7 @@ def test_reading_is_told_to_the_device_that_sent() -> None:
     connector.happens(e.MessagesRead(((stream, 1), (stream, 2))))
     connector.saves()
     assert receipts(connector.submits) == [
-        (Destination(To.DEVICE, 2, 20), Receipt(ReceiptKind.READ, 5, TO_ME, ((1, 2),)))
+        (Destination(DestinationType.DEVICE, 2, 20), Receipt(ReceiptKind.READ, 5, TO_ME, ((1, 2),)))
     ]
     own = decode_envelope(from_bob(1, user=1, device=11, to=TO_BOB).envelope).stream
     assert connector.happens(e.MessagesRead(((own, 1),))) == []
@@ -418,7 +418,7 @@ def test_a_receipt_counts_for_the_state_file_that_sent(epoch: int, progress: lis
     connector.saves()
     connector.delivers(delivered(1), ack=1)
     body = encode_content(Receipt(ReceiptKind.READ, epoch, TO_BOB, ((1, 1),)))
-    connector.delivers(from_bob(1, kind=Kind.RECEIPT, body=body, to=Destination(To.DEVICE, 1, 10)))
+    connector.delivers(from_bob(1, kind=Kind.RECEIPT, body=body, to=Destination(DestinationType.DEVICE, 1, 10)))
     assert [action.state for action in connector.did(e.Progress) if isinstance(action, e.Progress)] == progress
     assert not connector.did(e.InboxGrew)
 

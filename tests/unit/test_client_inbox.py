@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from meshim.client.events import Change, Drop, HeldMessage, PutIn, PutOrder, Release, Snapshot
 from meshim.client.inbox import Arrival, Inbox
 from meshim.protocol.ordering import Flag, OrderingOptions
-from meshim.wire.envelope import WIRE_VERSION, Destination, Envelope, Kind, Stream, To, encode_envelope
+from meshim.wire.envelope import WIRE_VERSION, Destination, DestinationType, Envelope, Kind, Stream, encode_envelope
 
 OPTIONS = OrderingOptions(gap_release_s=30.0, most_early=4)
 EMPTY = Snapshot([], [], [], [], [])
-ME = Destination(To.USER, 1)
+ME = Destination(DestinationType.USER, 1)
 BOB = Stream(2, 20, 5, ME)
 CAROL = Stream(3, 30, 5, ME)
 
@@ -35,7 +35,7 @@ def released(changes: Sequence[Change]) -> list[tuple[int, int]]:
     return [(change.seq, change.flag) for change in changes if isinstance(change, Release)]
 
 
-class Kept:
+class PendingEntry:
     """A state file as far as the inbox goes."""
 
     def __init__(self) -> None:
@@ -128,7 +128,7 @@ def test_the_next_deadline_is_that_of_the_oldest_gap() -> None:
 
 
 def test_after_a_restart_everything_is_as_it_was() -> None:
-    kept = Kept()
+    kept = PendingEntry()
     box = inbox()
     for seq in (1, 2, 5, 4, 7):
         kept.apply(receive(box, seq).changes)
@@ -146,7 +146,7 @@ def test_after_a_restart_everything_is_as_it_was() -> None:
 
 
 def test_a_restart_with_less_room_releases_what_does_not_fit() -> None:
-    kept = Kept()
+    kept = PendingEntry()
     box = inbox()
     for seq in (2, 3, 5, 7):
         kept.apply(receive(box, seq).changes)
@@ -162,7 +162,7 @@ def test_a_restart_with_less_room_releases_what_does_not_fit() -> None:
 
 def test_a_message_above_its_base_waits_after_a_restart_too() -> None:
     """Its base was taken in when it came: it must not release it now."""
-    kept = Kept()
+    kept = PendingEntry()
     box = inbox()
     kept.apply(receive(box, 5, 3).changes)
     assert kept.shown == []

@@ -10,19 +10,19 @@ from meshim.errors import Code
 from meshim.wire.envelope import (
     WIRE_VERSION,
     Destination,
+    DestinationType,
     Envelope,
     Kind,
     Receipt,
     ReceiptKind,
-    To,
     decode_envelope,
     encode_envelope,
 )
-from meshim.wire.outcome import Copy, How, Outcome
+from meshim.wire.outcome import Copy, Outcome, OutcomeStatus
 
 ME, DEVICE, EPOCH, PEER = 1, 10, 7, 2
-BOB = Destination(To.USER, PEER)
-CAROL = Destination(To.USER, 3)
+BOB = Destination(DestinationType.USER, PEER)
+CAROL = Destination(DestinationType.USER, 3)
 OPTIONS = OutboxOptions(resend_s=4.0, busy_s=0.5, longest_s=15.0, tracked=4)
 EMPTY = Snapshot([], [], [], [], [])
 PHONE, LAPTOP, MY_OTHER = (PEER, 20), (PEER, 21), (ME, 11)
@@ -50,7 +50,7 @@ def submitted(box: Outbox, now: float = 0.0, room: int = 99) -> list[int]:
 
 def outcome(
     seq: int,
-    how: How,
+    status: OutcomeStatus,
     done: Sequence[Copy] = (PHONE,),
     copies: Sequence[Copy] = (PHONE,),
     *,
@@ -60,7 +60,7 @@ def outcome(
     code: int = 0,
 ) -> Outcome:
     return Outcome(
-        0, ME, DEVICE, EPOCH, to, seq, last or seq, how, tuple(done), tuple(copies), position, code, "why"
+        0, ME, DEVICE, EPOCH, to, seq, last or seq, status, tuple(done), tuple(copies), position, code, "why"
     )  # fmt: skip
 
 
@@ -110,7 +110,7 @@ def test_another_connection_gets_everything_that_is_not_settled_at_once_and_in_o
     for _ in range(3):
         composed(box)
     assert submitted(box, 0.0) == [1, 2, 3]
-    box.outcome(outcome(2, How.DELIVERED), 0.0)
+    box.outcome(outcome(2, OutcomeStatus.DELIVERED), 0.0)
     assert submitted(box, 4.0) == [1, 3]
     box.disconnected()
     assert box.next_deadline() is None
@@ -127,7 +127,7 @@ def test_busy_is_tried_again_soon_and_then_less_often() -> None:
     while len(times) < 6:
         if submitted(box, now):
             times.append(now)
-            box.outcome(outcome(1, How.BUSY, (), ()), now)
+            box.outcome(outcome(1, OutcomeStatus.BUSY, (), ()), now)
         now += 0.25
     assert times == [0.0, 0.5, 1.5, 3.5, 7.5, 11.5]
 
@@ -136,8 +136,8 @@ def test_busy_for_what_has_been_settled_changes_nothing() -> None:
     box = outbox()
     composed(box)
     submitted(box)
-    box.outcome(outcome(1, How.DELIVERED), 0.0)
-    assert box.outcome(outcome(1, How.BUSY, (), ()), 0.0) == ([], [], [])
+    box.outcome(outcome(1, OutcomeStatus.DELIVERED), 0.0)
+    assert box.outcome(outcome(1, OutcomeStatus.BUSY, (), ()), 0.0) == ([], [], [])
     assert submitted(box, 99.0) == []
 
 
@@ -146,9 +146,9 @@ def test_later_messages_name_the_position_that_earlier_ones_were_stored_at() -> 
     composed(box)
     [first] = box.take(9, 0.0)
     assert first.after == ()
-    settled = box.outcome(outcome(1, How.STORED, position=17), 0.0)
+    settled = box.outcome(outcome(1, OutcomeStatus.STORED, position=17), 0.0)
     assert settled.changes[0] == PutStream(BOB, 2, ((*PHONE, 17),))
-    box.outcome(outcome(1, How.STORED, position=5), 0.0)  # late, of an earlier attempt
+    box.outcome(outcome(1, OutcomeStatus.STORED, position=5), 0.0)  # late, of an earlier attempt
     composed(box)
     [second] = box.take(9, 0.0)
     assert second.after == ((*PHONE, 17),)
@@ -164,9 +164,9 @@ def test_a_stream_is_full_until_its_lowest_is_settled_and_others_are_not() -> No
         composed(box)
     assert box.full(BOB)
     assert not box.full(CAROL)
-    box.outcome(outcome(2, How.DELIVERED, last=256), 0.0)
+    box.outcome(outcome(2, OutcomeStatus.DELIVERED, last=256), 0.0)
     assert box.full(BOB)
-    box.outcome(outcome(1, How.DELIVERED), 0.0)
+    box.outcome(outcome(1, OutcomeStatus.DELIVERED), 0.0)
     assert not box.full(BOB)
 
 
@@ -177,10 +177,10 @@ def test_sent_when_every_copy_is_accounted_for_and_delivered_with_the_first_devi
     box = outbox()
     composed(box)
     copies = (PHONE, LAPTOP, MY_OTHER)
-    assert reached(box.outcome(outcome(1, How.STORED, (LAPTOP,), copies, position=3), 0.0)) == []
-    assert reached(box.outcome(outcome(1, How.DELIVERED, (MY_OTHER,), copies), 0.0)) == []
+    assert reached(box.outcome(outcome(1, OutcomeStatus.STORED, (LAPTOP,), copies, position=3), 0.0)) == []
+    assert reached(box.outcome(outcome(1, OutcomeStatus.DELIVERED, (MY_OTHER,), copies), 0.0)) == []
     assert box.unsettled == 1
-    settled = box.outcome(outcome(1, How.DELIVERED, (PHONE,), copies), 0.0)
+    settled = box.outcome(outcome(1, OutcomeStatus.DELIVERED, (PHONE,), copies), 0.0)
     assert reached(settled) == [(1, "delivered")]
     assert settled.changes == [SettleOut(BOB, 1, "delivered")]
     assert box.unsettled == 0
@@ -190,37 +190,39 @@ def test_my_own_other_device_is_nobody_it_was_delivered_to() -> None:
     box = outbox()
     composed(box)
     copies = (PHONE, MY_OTHER)
-    box.outcome(outcome(1, How.DELIVERED, (MY_OTHER,), copies), 0.0)
-    assert reached(box.outcome(outcome(1, How.STORED, (PHONE,), copies, position=1), 0.0)) == [(1, "sent")]
-    assert reached(box.outcome(outcome(1, How.DELIVERED, (MY_OTHER,), copies), 0.0)) == []
-    assert reached(box.outcome(outcome(1, How.DELIVERED, (PHONE,), copies), 0.0)) == [(1, "delivered")]
+    box.outcome(outcome(1, OutcomeStatus.DELIVERED, (MY_OTHER,), copies), 0.0)
+    assert reached(box.outcome(outcome(1, OutcomeStatus.STORED, (PHONE,), copies, position=1), 0.0)) == [(1, "sent")]
+    assert reached(box.outcome(outcome(1, OutcomeStatus.DELIVERED, (MY_OTHER,), copies), 0.0)) == []
+    assert reached(box.outcome(outcome(1, OutcomeStatus.DELIVERED, (PHONE,), copies), 0.0)) == [(1, "delivered")]
 
 
 def test_one_outcome_for_many_messages() -> None:
     box = outbox()
     for _ in range(3):
         composed(box)
-    assert reached(box.outcome(outcome(1, How.DELIVERED, last=3), 0.0)) == [(n, "delivered") for n in (1, 2, 3)]
+    assert reached(box.outcome(outcome(1, OutcomeStatus.DELIVERED, last=3), 0.0)) == [
+        (n, "delivered") for n in (1, 2, 3)
+    ]
 
 
 @pytest.mark.parametrize("last", [OPTIONS.tracked + 2, 1 << 62])
 def test_an_outcome_for_more_messages_than_there_can_be_is_no_work(last: int) -> None:
     box = outbox()
     composed(box)
-    assert box.outcome(outcome(1, How.DELIVERED, last=last), 0.0) == ([], [], [])
+    assert box.outcome(outcome(1, OutcomeStatus.DELIVERED, last=last), 0.0) == ([], [], [])
 
 
 def test_outcomes_of_streams_that_there_are_not_change_nothing() -> None:
-    assert outbox().outcome(outcome(1, How.DELIVERED), 0.0) == ([], [], [])
+    assert outbox().outcome(outcome(1, OutcomeStatus.DELIVERED), 0.0) == ([], [], [])
 
 
 def test_rejected_is_told_with_its_reason_and_stays() -> None:
     box = outbox()
     composed(box)
-    settled = box.outcome(outcome(1, How.REJECTED, (), (), code=Code.NOT_FRIENDS), 0.0)
+    settled = box.outcome(outcome(1, OutcomeStatus.REJECTED, (), (), code=Code.NOT_FRIENDS), 0.0)
     assert settled.progress == [Progress(BOB, 1, "rejected", Code.NOT_FRIENDS, "why")]
     assert settled.changes == [SettleOut(BOB, 1, "rejected", Code.NOT_FRIENDS, "why")]
-    assert reached(box.outcome(outcome(1, How.DELIVERED), 0.0)) == []
+    assert reached(box.outcome(outcome(1, OutcomeStatus.DELIVERED), 0.0)) == []
     assert reached(box.receipt(PEER, receipt(ReceiptKind.READ, (1, 1)))) == []
     assert submitted(box, 99.0) == []
 
@@ -229,8 +231,8 @@ def test_a_base_update_is_owed_when_not_all_copies_of_a_run_were_the_same() -> N
     box = outbox()
     composed(box)
     composed(box)
-    assert box.outcome(outcome(1, How.REJECTED, (), ()), 0.0).owing_base == []
-    assert box.outcome(outcome(2, How.DELIVERED), 0.0).owing_base == [BOB]
+    assert box.outcome(outcome(1, OutcomeStatus.REJECTED, (), ()), 0.0).owing_base == []
+    assert box.outcome(outcome(2, OutcomeStatus.DELIVERED), 0.0).owing_base == [BOB]
 
 
 # ---------------------------------------------------------------- receipts
@@ -239,12 +241,12 @@ def test_a_base_update_is_owed_when_not_all_copies_of_a_run_were_the_same() -> N
 def test_receipts_carry_a_settled_message_on_and_never_back() -> None:
     box = outbox()
     composed(box)
-    box.outcome(outcome(1, How.STORED, position=1), 0.0)
+    box.outcome(outcome(1, OutcomeStatus.STORED, position=1), 0.0)
     assert reached(box.receipt(PEER, receipt(ReceiptKind.DELIVERED, (1, 1)))) == [(1, "delivered")]
     assert reached(box.receipt(PEER, receipt(ReceiptKind.READ, (1, 1)))) == [(1, "read")]
     for late in (receipt(ReceiptKind.DELIVERED, (1, 1)), receipt(ReceiptKind.READ, (1, 1))):
         assert box.receipt(PEER, late) == ([], [], [])
-    assert reached(box.outcome(outcome(1, How.DELIVERED), 0.0)) == []
+    assert reached(box.outcome(outcome(1, OutcomeStatus.DELIVERED), 0.0)) == []
 
 
 def test_a_receipt_that_outran_the_outcome_is_kept_and_settles_nothing() -> None:
@@ -254,20 +256,20 @@ def test_a_receipt_that_outran_the_outcome_is_kept_and_settles_nothing() -> None
     assert early == ([], [NoteReceipt(BOB, 1, "read")], [])
     assert box.receipt(PEER, receipt(ReceiptKind.DELIVERED, (1, 1))) == ([], [], [])
     assert box.unsettled == 1
-    assert reached(box.outcome(outcome(1, How.STORED, position=1), 0.0)) == [(1, "read")]
+    assert reached(box.outcome(outcome(1, OutcomeStatus.STORED, position=1), 0.0)) == [(1, "read")]
 
 
 def test_a_receipt_of_somebody_else_changes_nothing() -> None:
     box = outbox()
     composed(box)
-    box.outcome(outcome(1, How.STORED, position=1), 0.0)
+    box.outcome(outcome(1, OutcomeStatus.STORED, position=1), 0.0)
     assert box.receipt(3, receipt(ReceiptKind.READ, (1, 1))) == ([], [], [])
 
 
 def test_a_receipt_for_messages_that_there_never_were_is_little_work() -> None:
     box = outbox(options=OutboxOptions(tracked=1_000))
     composed(box)
-    box.outcome(outcome(1, How.STORED, position=1), 0.0)
+    box.outcome(outcome(1, OutcomeStatus.STORED, position=1), 0.0)
     endless = receipt(ReceiptKind.READ, (1, 1), (5, 1 << 62), (1, 1 << 62))
     assert reached(box.receipt(PEER, endless)) == [(1, "read")]
 
@@ -276,7 +278,7 @@ def test_only_the_latest_settled_messages_are_followed() -> None:
     box = outbox()
     for seq in range(1, 7):
         composed(box)
-        box.outcome(outcome(seq, How.STORED, position=seq), 0.0)
+        box.outcome(outcome(seq, OutcomeStatus.STORED, position=seq), 0.0)
     assert reached(box.receipt(PEER, receipt(ReceiptKind.READ, (1, 2)))) == []
     assert reached(box.receipt(PEER, receipt(ReceiptKind.READ, (3, 6)))) == [(n, "read") for n in (3, 4, 5, 6)]
 
@@ -303,10 +305,10 @@ def test_after_a_restart_the_outbox_goes_on_where_it_was() -> None:
     assert box.reserve(BOB) == (8, 4)
     box.add(envelope(8, 4))
     assert reached(box.receipt(PEER, receipt(ReceiptKind.DELIVERED, (3, 5)))) == [(5, "delivered")]
-    assert reached(box.outcome(outcome(6, How.STORED, position=9), 0.0)) == [(6, "read")]
+    assert reached(box.outcome(outcome(6, OutcomeStatus.STORED, position=9), 0.0)) == [(6, "read")]
     # What became of 5 and 7 was forgotten, so that somebody may wait for them: the last one of the run says so.
-    assert box.outcome(outcome(4, How.DELIVERED), 0.0).owing_base == []
-    assert box.outcome(outcome(8, How.DELIVERED), 0.0).owing_base == [BOB]
+    assert box.outcome(outcome(4, OutcomeStatus.DELIVERED), 0.0).owing_base == []
+    assert box.outcome(outcome(8, OutcomeStatus.DELIVERED), 0.0).owing_base == [BOB]
 
 
 @pytest.mark.parametrize(

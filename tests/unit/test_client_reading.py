@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from meshim.client.events import PutIn, Release
-from meshim.client.message import Message, Place
+from meshim.client.message import Message, OrderFlag
 from meshim.client.people import People
 from meshim.client.reading import Reading
 from meshim.client.state import StateFile
@@ -19,11 +19,11 @@ from meshim.runtime.crypto import seal
 from meshim.wire.envelope import (
     WIRE_VERSION,
     Destination,
+    DestinationType,
     Envelope,
     Kind,
     Stream,
     Text,
-    To,
     associated_data,
     encode_content,
     encode_envelope,
@@ -31,7 +31,7 @@ from meshim.wire.envelope import (
 
 KEY = bytes(32)
 ME, PEER = 1, 2
-TO_ME = Destination(To.USER, ME)
+TO_ME = Destination(DestinationType.USER, ME)
 STREAM = Stream(PEER, 20, 0, TO_ME)
 
 
@@ -171,7 +171,7 @@ async def test_kinds_of_the_future_are_passed_over_and_counted(state: StateFile)
     reading = Reading(state, asyncio.Lock(), answering(), no_receipt)
     assert (await read_one(reading)).text == "two"
     last = await read_one(reading)
-    assert (last.text, last.stored, last.place, last.own) == ("four", True, Place.LATE, False)
+    assert (last.text, last.stored, last.place, last.own) == ("four", True, OrderFlag.LATE, False)
     assert reading.skipped == 1
     assert [row.seq for row in state.received(0, 9)] == [4]
 

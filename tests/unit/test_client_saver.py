@@ -11,9 +11,9 @@ from meshim.client.events import PutIn, Release, Save
 from meshim.client.saver import Saver
 from meshim.client.state import StateFile
 from meshim.errors import ClientClosed, UsageError
-from meshim.wire.envelope import Destination, Stream, To
+from meshim.wire.envelope import Destination, DestinationType, Stream
 
-STREAM = Stream(2, 20, 5, Destination(To.USER, 1))
+STREAM = Stream(2, 20, 5, Destination(DestinationType.USER, 1))
 
 
 class Running:

@@ -18,9 +18,9 @@ from meshim.wire import rest
 from meshim.wire.envelope import (
     WIRE_VERSION,
     Destination,
+    DestinationType,
     Envelope,
     Kind,
-    To,
     associated_data,
     decode_envelope,
     encode_envelope,
@@ -269,7 +269,7 @@ async def test_a_login_brings_new_keys_to_who_is_running(service: RestService, s
 
 
 async def test_what_a_forgotten_device_had_not_sent_is_addressed_and_sealed_anew(state: StateFile) -> None:
-    bob, bobs_phone, key = Destination(To.USER, 2), Destination(To.DEVICE, 2, 20), b"k" * 32
+    bob, bobs_phone, key = Destination(DestinationType.USER, 2), Destination(DestinationType.DEVICE, 2, 20), b"k" * 32
     state.put_peers([(2, "bob", "friends")], [(2, 1, key)])
     text = Envelope(WIRE_VERSION, bytes(16), 1, 10, state.epoch, bob, 3, 2, Kind.TEXT, 1, 7, b"")
     text = _sealed(text, key, b"hello")

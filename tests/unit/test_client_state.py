@@ -27,12 +27,12 @@ from meshim.client.events import (
 )
 from meshim.client.state import StateFile
 from meshim.errors import ClientClosed, UsageError
-from meshim.wire.envelope import Destination, Stream, To
+from meshim.wire.envelope import Destination, DestinationType, Stream
 
-BOB = Destination(To.USER, 2)
-BOBS_PHONE = Destination(To.DEVICE, 2, 20)
-FROM_BOB = Stream(2, 20, (1 << 64) - 1, Destination(To.USER, 1))
-FROM_CAROL = Stream(3, 30, 0, Destination(To.USER, 1))
+BOB = Destination(DestinationType.USER, 2)
+BOBS_PHONE = Destination(DestinationType.DEVICE, 2, 20)
+FROM_BOB = Stream(2, 20, (1 << 64) - 1, Destination(DestinationType.USER, 1))
+FROM_CAROL = Stream(3, 30, 0, Destination(DestinationType.USER, 1))
 
 
 @pytest.fixture

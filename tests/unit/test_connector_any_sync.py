@@ -190,13 +190,13 @@ class AnySync(RuleBasedStateMachine):
             self.bob.acknowledge(pending[-1])
         self.works()
 
-    @rule(how=st.sampled_from(["", "", "", "close", "gone", "replaced"]))
-    def reconnect(self, how: str) -> None:
-        if not how:
+    @rule(status=st.sampled_from(["", "", "", "close", "gone", "replaced"]))
+    def reconnect(self, status: str) -> None:
+        if not status:
             return
-        if how == "close":
+        if status == "close":
             self.bob.send(Close(self.bob.link, 0))
-        elif how == "gone":
+        elif status == "gone":
             self.connector.tell(e.ClientGone(self.bob.peer))
         self.bob = self.arrive()
         self.works()

@@ -140,7 +140,9 @@ async def test_who_is_checked_while_another_file_takes_over_cannot_replace_it() 
     taker = hash_token(b"n" * 32)
 
     class Slow(Accounts):
-        async def logins_by_token(self, token_hashes: Sequence[bytes], now: float) -> dict[bytes, tuple[Login, Account]]:
+        async def logins_by_token(
+            self, token_hashes: Sequence[bytes], now: float
+        ) -> dict[bytes, tuple[Login, Account]]:
             found = await super().logins_by_token(token_hashes, now)
             await world.accounts.log_in(login.user, "phone", EPOCH + 1, taker, now + 60, now, 10)
             await world.cache.drop_logins([hash_token(TOKEN)])
@@ -222,7 +224,9 @@ async def test_an_answer_of_the_database_is_not_put_into_a_later_run_of_the_cach
     world.redis.restart(dump)
 
     class Slow(Accounts):
-        async def logins_by_token(self, token_hashes: Sequence[bytes], now: float) -> dict[bytes, tuple[Login, Account]]:
+        async def logins_by_token(
+            self, token_hashes: Sequence[bytes], now: float
+        ) -> dict[bytes, tuple[Login, Account]]:
             found = await super().logins_by_token(token_hashes, now)
             await world.accounts.log_out(hash_token(TOKEN))
             await world.cache.drop_logins([hash_token(TOKEN)])

@@ -8,10 +8,10 @@ from meshim.connector.authorization import FIELDS_BYTES, RECEIPT_BYTES
 from meshim.errors import Code
 from meshim.protocol.routing import conversation_of, pick
 from meshim.wire.codec import encode
-from meshim.wire.envelope import Destination, Kind, To, decode_envelope
+from meshim.wire.envelope import Destination, DestinationType, Kind, decode_envelope
 from meshim.wire.link import Data
 from meshim.wire.mesh import Route
-from meshim.wire.outcome import How, Outcome
+from meshim.wire.outcome import Outcome, OutcomeStatus
 from tests.unit.connector_world import (
     A1,
     A2,
@@ -38,7 +38,7 @@ def test_an_envelope_is_stamped_with_who_the_session_proves_and_routed_as_it_is(
     assert route.envelope == made
     stamp = route.stamp
     assert (stamp.origin, stamp.user, stamp.device, stamp.epoch) == (HERE, ALICE, A1, EPOCH)
-    assert (stamp.to, stamp.seq, stamp.kind) == (Destination(To.USER, BOB), 7, Kind.TEXT)
+    assert (stamp.to, stamp.seq, stamp.kind) == (Destination(DestinationType.USER, BOB), 7, Kind.TEXT)
     assert stamp.after == ((BOB, B1, 12), (ALICE, A2, 5))
     assert stamp.copies == ((ALICE, A2),), "her other devices get one too"
     assert connector.count.submitted == 1
@@ -131,9 +131,13 @@ def test_an_envelope_of_a_later_version_of_ours_passes_with_the_fields_it_has() 
             "the body has 4097 bytes, 4096 are allowed",
         ),
         (envelope(to=ALICE), Code.NO_SUCH_RECIPIENT, "there is no such destination"),
-        (envelope(to=Destination(To.GROUP, BOB)), Code.NO_SUCH_RECIPIENT, "there is no such destination"),
-        (envelope(to=Destination(To.DEVICE, BOB)), Code.NO_SUCH_RECIPIENT, "there is no such destination"),
-        (envelope(to=Destination(To.USER, BOB, B1)), Code.NO_SUCH_RECIPIENT, "there is no such destination"),
+        (envelope(to=Destination(DestinationType.GROUP, BOB)), Code.NO_SUCH_RECIPIENT, "there is no such destination"),
+        (envelope(to=Destination(DestinationType.DEVICE, BOB)), Code.NO_SUCH_RECIPIENT, "there is no such destination"),
+        (
+            envelope(to=Destination(DestinationType.USER, BOB, B1)),
+            Code.NO_SUCH_RECIPIENT,
+            "there is no such destination",
+        ),
         (envelope(to=Destination(200, BOB)), Code.NO_SUCH_RECIPIENT, "there is no such destination"),
     ],
     ids=["body", "receipt", "oneself", "group", "device without number", "user with one", "of the future"],
@@ -144,7 +148,7 @@ def test_what_may_not_pass_is_rejected_and_the_rest_of_the_frame_passes(made: by
     alice = connector.online(A1)
     alice.submit(envelope(seq=1), made, envelope(seq=2))
     (outcome,) = alice.outcomes
-    assert (outcome.how, outcome.code, outcome.sentence) == (How.REJECTED, code, sentence)
+    assert (outcome.status, outcome.code, outcome.sentence) == (OutcomeStatus.REJECTED, code, sentence)
     sent = decode_envelope(made)
     assert (outcome.to, outcome.first, outcome.last, outcome.epoch) == (sent.to, sent.seq, sent.seq, EPOCH)
     assert len(transfer.take()) == 2
@@ -163,7 +167,7 @@ def test_a_receipt_to_a_device_needs_no_friendship_and_makes_no_copies() -> None
     connector = Connector()
     transfer = connector.transfer()
     alice = connector.online(A1, friends=(), devices=(A1, A2))
-    alice.submit(envelope(to=Destination(To.DEVICE, CAROL, 31), kind=Kind.RECEIPT))
+    alice.submit(envelope(to=Destination(DestinationType.DEVICE, CAROL, 31), kind=Kind.RECEIPT))
     (route,) = transfer.take()
     assert isinstance(route, Route)
     assert route.stamp.copies == ()
@@ -212,7 +216,7 @@ def test_who_is_no_friend_still_is_rejected() -> None:
     alice.submit(envelope(to=CAROL))
     connector.tell(e.AccountsRead([account(ALICE)]))
     (outcome,) = alice.outcomes
-    assert (outcome.how, outcome.code) == (How.REJECTED, Code.NOT_FRIENDS)
+    assert (outcome.status, outcome.code) == (OutcomeStatus.REJECTED, Code.NOT_FRIENDS)
     assert not transfer.take()
     assert (connector.count.rejected, connector.count.busy) == (1, 0)
 
@@ -223,7 +227,7 @@ def test_nothing_is_rejected_for_relations_that_cannot_be_read() -> None:
     alice.submit(envelope(to=CAROL))
     connector.take(e.ReadAccounts)
     connector.tell(e.AccountsUnreadable((ALICE,)))
-    assert [(outcome.how, outcome.code) for outcome in alice.outcomes] == [(How.BUSY, Code.BUSY)]
+    assert [(outcome.status, outcome.code) for outcome in alice.outcomes] == [(OutcomeStatus.BUSY, Code.BUSY)]
     alice.submit(envelope(to=CAROL))
     assert connector.take_one(e.ReadAccounts).users == (ALICE,), "they are read for the next one again"
     assert (connector.count.rejected, connector.count.busy) == (0, 1)
@@ -233,7 +237,10 @@ def test_what_waits_for_relations_is_bounded() -> None:
     connector = Connector()
     alice = connector.online(A1)
     alice.submit(*(envelope(to=CAROL, seq=seq) for seq in range(1, 7)))
-    assert [(outcome.how, outcome.first) for outcome in alice.outcomes] == [(How.BUSY, 5), (How.BUSY, 6)]
+    assert [(outcome.status, outcome.first) for outcome in alice.outcomes] == [
+        (OutcomeStatus.BUSY, 5),
+        (OutcomeStatus.BUSY, 6),
+    ]
     assert len(connector.take(e.ReadAccounts)) == 1
 
 
@@ -254,7 +261,9 @@ def test_without_a_transfer_the_sender_is_told_to_wait() -> None:
     connector = Connector()
     alice = connector.online(A1)
     alice.submit(envelope())
-    assert [(outcome.how, outcome.code, outcome.first) for outcome in alice.outcomes] == [(How.BUSY, Code.BUSY, 1)]
+    assert [(outcome.status, outcome.code, outcome.first) for outcome in alice.outcomes] == [
+        (OutcomeStatus.BUSY, Code.BUSY, 1)
+    ]
     assert connector.count.busy == 1
     connector.transfer()
     alice.submit(envelope())
@@ -277,16 +286,18 @@ def test_a_transfer_that_takes_nothing_is_not_waited_for() -> None:
 # ---------------------------------------------------------------- outcomes
 
 
-def outcome(device: int = A1, seq: int = 1, epoch: int = EPOCH, how: How = How.STORED) -> Outcome:
-    to = Destination(To.USER, BOB)
-    return Outcome(HERE, device // 10, device, epoch, to, seq, seq, how, ((BOB, 0),), ((BOB, 0),), 5)
+def outcome(
+    device: int = A1, seq: int = 1, epoch: int = EPOCH, status: OutcomeStatus = OutcomeStatus.STORED
+) -> Outcome:
+    to = Destination(DestinationType.USER, BOB)
+    return Outcome(HERE, device // 10, device, epoch, to, seq, seq, status, ((BOB, 0),), ((BOB, 0),), 5)
 
 
 def test_outcomes_reach_the_device_they_are_for() -> None:
     connector = Connector()
     transfer = connector.transfer()
     alice, other = connector.online(A1), connector.online(A2)
-    transfer.give(outcome(seq=1), outcome(seq=2, how=How.BUSY), outcome(A2, seq=9))
+    transfer.give(outcome(seq=1), outcome(seq=2, status=OutcomeStatus.BUSY), outcome(A2, seq=9))
     assert [each.first for each in alice.outcomes] == [1, 2]
     assert [each.first for each in other.outcomes] == [9]
 

@@ -10,9 +10,9 @@ from meshim.errors import Code
 from meshim.wire.client import Delivery, Welcome
 from meshim.wire.envelope import Kind
 from meshim.wire.link import Close, Data
-from meshim.wire.mesh import FromConnector, Place, Return
+from meshim.wire.mesh import Deliver, FromConnector, Return
 from meshim.wire.notification import Poke
-from meshim.wire.outcome import How, Outcome
+from meshim.wire.outcome import Outcome, OutcomeStatus
 from tests.unit.connector_world import (
     A1,
     A2,
@@ -20,10 +20,10 @@ from tests.unit.connector_world import (
     B1,
     B2,
     BOB,
+    DEFER_S,
     DELIVERY_S,
     ELSEWHERE,
     HERE,
-    DEFER_S,
     Connector,
     Transfer,
     envelope,
@@ -39,7 +39,7 @@ def returned(transfer: Transfer) -> list[tuple[int, bool]]:
 
 
 def delivered(items: Sequence[FromConnector]) -> list[tuple[int, int]]:
-    assert all(isinstance(item, Outcome) and item.how == How.DELIVERED for item in items)
+    assert all(isinstance(item, Outcome) and item.status == OutcomeStatus.DELIVERED for item in items)
     return [(item.first, item.last) for item in items if isinstance(item, Outcome)]
 
 
@@ -53,7 +53,12 @@ def test_a_live_copy_is_pushed_and_the_sender_told_when_the_device_has_it() -> N
     bob.acknowledge()
     (outcome,) = transfer.take()
     assert isinstance(outcome, Outcome)
-    assert (outcome.how, outcome.origin, outcome.user, outcome.device) == (How.DELIVERED, ELSEWHERE, ALICE, A1)
+    assert (outcome.status, outcome.origin, outcome.user, outcome.device) == (
+        OutcomeStatus.DELIVERED,
+        ELSEWHERE,
+        ALICE,
+        A1,
+    )
     assert (outcome.first, outcome.last, outcome.done, outcome.copies) == (3, 3, ((BOB, B1),), ((BOB, B1),))
     assert connector.count.delivered == 1
 
@@ -73,7 +78,7 @@ def test_a_sender_on_the_same_connector_is_told_without_a_detour() -> None:
     alice, bob = connector.online(A1), connector.online(B1)
     transfer.give(place(origin=HERE))
     bob.acknowledge()
-    assert [(outcome.how, outcome.done) for outcome in alice.outcomes] == [(How.DELIVERED, ((BOB, B1),))]
+    assert [(outcome.status, outcome.done) for outcome in alice.outcomes] == [(OutcomeStatus.DELIVERED, ((BOB, B1),))]
     assert not transfer.take()
 
 
@@ -92,7 +97,7 @@ def test_a_copy_for_two_devices_here_goes_to_both() -> None:
     transfer = connector.transfer()
     one, other = connector.online(A1), connector.online(A2)
     both = place(A1, sender=B1)
-    transfer.give(Place(ALICE, ((A1, 0), (A2, 0)), both.stamp, both.envelope))
+    transfer.give(Deliver(ALICE, ((A1, 0), (A2, 0)), both.stamp, both.envelope))
     one.acknowledge()
     other.acknowledge()
     outcomes = [item for item in transfer.take() if isinstance(item, Outcome)]
@@ -221,7 +226,7 @@ def test_what_was_stored_for_other_devices_holds_nothing(after: tuple[int, int, 
     bob = connector.online(B1)
     copy = place(seq=1)
     stamp = msgspec.structs.replace(copy.stamp, after=(after,))
-    transfer.give(Place(BOB, copy.bindings, stamp, copy.envelope))
+    transfer.give(Deliver(BOB, copy.bindings, stamp, copy.envelope))
     assert bob.seqs == [1]
 
 
@@ -231,7 +236,7 @@ def test_what_was_stored_for_all_devices_holds_for_each() -> None:
     bob = connector.online(B1)
     copy = place(seq=1)
     stamp = msgspec.structs.replace(copy.stamp, after=((BOB, 0, 50),))
-    transfer.give(Place(BOB, copy.bindings, stamp, copy.envelope))
+    transfer.give(Deliver(BOB, copy.bindings, stamp, copy.envelope))
     assert bob.seqs == []
 
 

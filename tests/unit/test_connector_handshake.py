@@ -7,7 +7,7 @@ from meshim.errors import Code
 from meshim.stores.ports import Binding
 from meshim.wire.client import Welcome
 from meshim.wire.link import Ack, Close, Data, Ping, Pong
-from meshim.wire.mesh import Place
+from meshim.wire.mesh import Deliver
 from meshim.wire.notification import AccountChanged, Kick
 from tests.unit.connector_world import (
     A1,
@@ -329,9 +329,9 @@ def test_a_copy_for_somebody_who_is_not_here_erases_the_binding_that_led_it_here
     connector = Connector()
     transfer = connector.transfer()
     there = place(B1)
-    transfer.give(Place(BOB, ((B1, 42),), there.stamp, there.envelope))
+    transfer.give(Deliver(BOB, ((B1, 42),), there.stamp, there.envelope))
     assert connector.take_one(e.EraseBindings).bindings == (Binding(BOB, B1, HERE, 42),)
-    assert connector.count.misplaced == 1
+    assert connector.count.not_connected == 1
 
 
 # ---------------------------------------------------------------- accounts

@@ -5,7 +5,7 @@ import io
 import pytest
 
 from meshim.runtime.log import Log
-from meshim.stores.durability import Setting, Trust, Verdict, innodb, jetstream, jetstream_unknown, sqlite
+from meshim.stores.durability import DurabilityPolicy, Setting, Verdict, innodb, jetstream, jetstream_unknown, sqlite
 from meshim.topology import Durability
 
 SAFE, WEAK, UNKNOWN = Verdict.SAFE, Verdict.WEAK, Verdict.UNKNOWN
@@ -92,7 +92,7 @@ def test_what_a_database_does_not_tell_is_unknown() -> None:
 def test_the_topology_decides(policy: Durability, refused: set[Verdict]) -> None:
     samples = {SAFE: jetstream(True, 0), WEAK: jetstream(False, 9), UNKNOWN: jetstream_unknown("it is away")}
     for verdict, setting in samples.items():
-        refusal = Trust(policy, Log("test", "t", io.StringIO())).refusal([samples[SAFE], setting])
+        refusal = DurabilityPolicy(policy, Log("test", "t", io.StringIO())).violation([samples[SAFE], setting])
         assert (refusal is not None) == (verdict in refused)
         if refusal is not None:
             assert setting.reason in refusal
@@ -101,7 +101,7 @@ def test_the_topology_decides(policy: Durability, refused: set[Verdict]) -> None
 
 def test_what_is_not_safe_is_told_once_until_it_changes() -> None:
     output = io.StringIO()
-    trust = Trust(Durability(weak="warn"), Log("test", "t", output))
+    trust = DurabilityPolicy(Durability(weak="warn"), Log("test", "t", output))
     for settings in ([jetstream(False, 9)], [jetstream(False, 9)], [jetstream(True, 9)], [jetstream(False, 9)]):
-        assert trust.refusal(settings) is None
+        assert trust.violation(settings) is None
     assert output.getvalue().count("not-safe-from-a-loss-of-power") == 2

@@ -98,9 +98,9 @@ def submitted(frame: list[Any]) -> list[tuple[int, list[Any]]]:
 
 
 def outcome(
-    seq: int, how: int, *, last: int = 0, done: Any = ((BEN, 7),), copies: Any = ((BEN, 7),), at: int = 0
+    seq: int, status: int, *, last: int = 0, done: Any = ((BEN, 7),), copies: Any = ((BEN, 7),), at: int = 0
 ) -> Any:
-    return (OUTCOME, 9, ME.user, ME.user, ME.epoch, (1, BEN, 0), seq, last or seq, how, done, copies, at, 0, "")
+    return (OUTCOME, 9, ME.user, ME.user, ME.epoch, (1, BEN, 0), seq, last or seq, status, done, copies, at, 0, "")
 
 
 def delivery(seq: int, base: int = 1, *, stored: bool = False, body: bytes = b"hello") -> Any:
@@ -111,7 +111,7 @@ def delivery(seq: int, base: int = 1, *, stored: bool = False, body: bytes = b"h
 async def test_what_is_said_in_one_turn_is_one_frame_and_settled_by_its_outcome() -> None:
     async with linked() as (connector, light):
         settled: list[tuple[Any, int, int]] = []
-        light.on_settled = lambda to, seq, how: settled.append((to, seq, how))
+        light.on_settled = lambda to, seq, status: settled.append((to, seq, status))
         assert [light.send(BEN, b"x") for _ in range(3)] == [1, 2, 3]
         assert submitted(await connector.frame()) == [(1, []), (2, []), (3, [])]
         await connector.data(outcome(1, DELIVERED, last=2))
@@ -125,7 +125,7 @@ async def test_what_is_said_in_one_turn_is_one_frame_and_settled_by_its_outcome(
 async def test_several_copies_are_settled_by_the_last() -> None:
     async with linked() as (connector, light):
         settled: list[int] = []
-        light.on_settled = lambda to, seq, how: settled.append(seq)
+        light.on_settled = lambda to, seq, status: settled.append(seq)
         light.send(BEN, b"x")
         await connector.frame()
         copies = ((BEN, 7), (BEN, 8))

@@ -7,22 +7,35 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from meshim.errors import Code
 from meshim.protocol.ordering import OrderingOptions, StreamOrder
-from meshim.protocol.outcome import AFTER_MOST, OutStream, OutStreamOptions, Tally, outcomes_of
-from meshim.wire.envelope import Destination, To
+from meshim.protocol.outcome import AFTER_MOST, DeliveryStatus, OutStream, OutStreamOptions, outcomes_of
+from meshim.wire.envelope import Destination, DestinationType
 from meshim.wire.mesh import Stamp
-from meshim.wire.outcome import Copy, How, Outcome
+from meshim.wire.outcome import Copy, Outcome, OutcomeStatus
 
 ALICE, BOB = 1, 2
 PHONE, LAPTOP, OWN = (BOB, 21), (BOB, 22), (ALICE, 12)
 ALL_OF_BOB = (BOB, 0)
 
 
-def outcome(how: How, done: tuple[Copy, ...], *copies: Copy, code: int = 0, sentence: str = "") -> Outcome:
-    return Outcome(9, ALICE, 11, 5, Destination(To.USER, BOB), 1, 1, how, done, copies, code=code, sentence=sentence)
+def outcome(status: OutcomeStatus, done: tuple[Copy, ...], *copies: Copy, code: int = 0, sentence: str = "") -> Outcome:
+    return Outcome(
+        9,
+        ALICE,
+        11,
+        5,
+        Destination(DestinationType.USER, BOB),
+        1,
+        1,
+        status,
+        done,
+        copies,
+        code=code,
+        sentence=sentence,
+    )
 
 
-def tally(*outcomes: Outcome) -> Tally:
-    book = Tally()
+def progress(*outcomes: Outcome) -> DeliveryStatus:
+    book = DeliveryStatus()
     for each in outcomes:
         book.add(each, ALICE)
     return book
@@ -32,102 +45,104 @@ def tally(*outcomes: Outcome) -> Tally:
 
 
 def test_a_message_is_sent_and_delivered_by_one_outcome_when_there_is_one_copy() -> None:
-    book = Tally()
-    assert book.add(outcome(How.DELIVERED, (PHONE,), PHONE), ALICE)
-    assert (book.state, book.delivered, book.settled) == (Tally.SENT, True, True)
+    book = DeliveryStatus()
+    assert book.add(outcome(OutcomeStatus.DELIVERED, (PHONE,), PHONE), ALICE)
+    assert (book.state, book.delivered, book.settled) == (DeliveryStatus.SENT, True, True)
 
 
 def test_stored_is_sent_and_not_delivered() -> None:
-    book = tally(outcome(How.STORED, (PHONE,), PHONE))
-    assert (book.state, book.delivered) == (Tally.SENT, False)
+    book = progress(outcome(OutcomeStatus.STORED, (PHONE,), PHONE))
+    assert (book.state, book.delivered) == (DeliveryStatus.SENT, False)
 
 
 def test_a_message_is_sent_when_its_last_copy_is_accounted_for() -> None:
-    book = Tally()
+    book = DeliveryStatus()
     copies = (PHONE, LAPTOP, OWN)
-    assert book.add(outcome(How.DELIVERED, (PHONE,), *copies), ALICE)
-    assert not book.add(outcome(How.STORED, (LAPTOP,), *copies), ALICE)
-    assert (book.state, book.delivered) == (Tally.PENDING, True)
-    assert book.add(outcome(How.STORED, (OWN,), *copies), ALICE)
-    assert book.state == Tally.SENT
+    assert book.add(outcome(OutcomeStatus.DELIVERED, (PHONE,), *copies), ALICE)
+    assert not book.add(outcome(OutcomeStatus.STORED, (LAPTOP,), *copies), ALICE)
+    assert (book.state, book.delivered) == (DeliveryStatus.PENDING, True)
+    assert book.add(outcome(OutcomeStatus.STORED, (OWN,), *copies), ALICE)
+    assert book.state == DeliveryStatus.SENT
 
 
 def test_ones_own_other_device_does_not_make_it_delivered() -> None:
-    book = tally(outcome(How.DELIVERED, (OWN,), OWN, PHONE), outcome(How.STORED, (PHONE,), OWN, PHONE))
-    assert (book.state, book.delivered) == (Tally.SENT, False)
+    book = progress(
+        outcome(OutcomeStatus.DELIVERED, (OWN,), OWN, PHONE), outcome(OutcomeStatus.STORED, (PHONE,), OWN, PHONE)
+    )
+    assert (book.state, book.delivered) == (DeliveryStatus.SENT, False)
 
 
 def test_stored_for_all_devices_accounts_for_each_of_them() -> None:
-    assert tally(outcome(How.STORED, (ALL_OF_BOB,), ALL_OF_BOB)).state == Tally.SENT
-    later = outcome(How.DELIVERED, (OWN,), OWN, PHONE, LAPTOP)
-    assert tally(outcome(How.STORED, (ALL_OF_BOB,), ALL_OF_BOB, OWN), later).state == Tally.SENT
+    assert progress(outcome(OutcomeStatus.STORED, (ALL_OF_BOB,), ALL_OF_BOB)).state == DeliveryStatus.SENT
+    later = outcome(OutcomeStatus.DELIVERED, (OWN,), OWN, PHONE, LAPTOP)
+    assert progress(outcome(OutcomeStatus.STORED, (ALL_OF_BOB,), ALL_OF_BOB, OWN), later).state == DeliveryStatus.SENT
 
 
 def test_some_devices_do_not_account_for_all_that_the_registry_knows() -> None:
-    assert tally(outcome(How.DELIVERED, (PHONE, LAPTOP), ALL_OF_BOB)).state == Tally.PENDING
+    assert progress(outcome(OutcomeStatus.DELIVERED, (PHONE, LAPTOP), ALL_OF_BOB)).state == DeliveryStatus.PENDING
 
 
 def test_the_copies_of_the_latest_attempt_count_and_what_was_accounted_for_stays_so() -> None:
-    first = outcome(How.DELIVERED, (PHONE,), PHONE, LAPTOP)
-    assert tally(first, outcome(How.STORED, (OWN,), PHONE, OWN)).state == Tally.SENT
-    assert tally(first, outcome(How.STORED, (OWN,), PHONE, OWN, LAPTOP)).state == Tally.PENDING
+    first = outcome(OutcomeStatus.DELIVERED, (PHONE,), PHONE, LAPTOP)
+    assert progress(first, outcome(OutcomeStatus.STORED, (OWN,), PHONE, OWN)).state == DeliveryStatus.SENT
+    assert progress(first, outcome(OutcomeStatus.STORED, (OWN,), PHONE, OWN, LAPTOP)).state == DeliveryStatus.PENDING
 
 
 def test_nothing_is_sent_to_no_copies_at_all() -> None:
-    assert tally(outcome(How.DELIVERED, ())).state == Tally.PENDING
-    assert tally(outcome(How.STORED, (PHONE,))).state == Tally.PENDING
+    assert progress(outcome(OutcomeStatus.DELIVERED, ())).state == DeliveryStatus.PENDING
+    assert progress(outcome(OutcomeStatus.STORED, (PHONE,))).state == DeliveryStatus.PENDING
 
 
 def test_rejected_is_for_good_and_says_why() -> None:
-    book = Tally()
-    assert book.add(outcome(How.REJECTED, (), code=Code.NOT_FRIENDS, sentence="not friends"), ALICE)
-    assert (book.state, book.code, book.sentence) == (Tally.REJECTED, Code.NOT_FRIENDS, "not friends")
-    assert not book.add(outcome(How.REJECTED, (), code=Code.TOO_LARGE, sentence="another"), ALICE)
+    book = DeliveryStatus()
+    assert book.add(outcome(OutcomeStatus.REJECTED, (), code=Code.NOT_FRIENDS, sentence="not friends"), ALICE)
+    assert (book.state, book.code, book.sentence) == (DeliveryStatus.REJECTED, Code.NOT_FRIENDS, "not friends")
+    assert not book.add(outcome(OutcomeStatus.REJECTED, (), code=Code.TOO_LARGE, sentence="another"), ALICE)
     assert book.code == Code.NOT_FRIENDS
 
 
 def test_an_earlier_attempt_of_a_rejected_message_may_have_arrived() -> None:
-    book = tally(outcome(How.REJECTED, (), code=Code.NOT_FRIENDS))
-    assert book.add(outcome(How.DELIVERED, (PHONE,), PHONE), ALICE)
-    assert (book.state, book.delivered) == (Tally.REJECTED, True)
+    book = progress(outcome(OutcomeStatus.REJECTED, (), code=Code.NOT_FRIENDS))
+    assert book.add(outcome(OutcomeStatus.DELIVERED, (PHONE,), PHONE), ALICE)
+    assert (book.state, book.delivered) == (DeliveryStatus.REJECTED, True)
 
 
 def test_a_sent_message_is_not_rejected_any_more_but_may_still_be_delivered() -> None:
-    book = tally(outcome(How.STORED, (PHONE,), PHONE))
-    assert not book.add(outcome(How.REJECTED, (), code=Code.NOT_FRIENDS), ALICE)
-    assert (book.state, book.code) == (Tally.SENT, 0)
-    assert book.add(outcome(How.DELIVERED, (PHONE,), PHONE), ALICE)
+    book = progress(outcome(OutcomeStatus.STORED, (PHONE,), PHONE))
+    assert not book.add(outcome(OutcomeStatus.REJECTED, (), code=Code.NOT_FRIENDS), ALICE)
+    assert (book.state, book.code) == (DeliveryStatus.SENT, 0)
+    assert book.add(outcome(OutcomeStatus.DELIVERED, (PHONE,), PHONE), ALICE)
     assert book.delivered
 
 
-@pytest.mark.parametrize("how", [How.BUSY, 99])
-def test_busy_and_what_a_later_version_may_say_settle_nothing(how: How) -> None:
-    book = Tally()
-    assert not book.add(outcome(how, (PHONE,), PHONE), ALICE)
-    assert (book.state, book.delivered, book.accounted) == (Tally.PENDING, False, set())
+@pytest.mark.parametrize("status", [OutcomeStatus.BUSY, 99])
+def test_busy_and_what_a_later_version_may_say_settle_nothing(status: OutcomeStatus) -> None:
+    book = DeliveryStatus()
+    assert not book.add(outcome(status, (PHONE,), PHONE), ALICE)
+    assert (book.state, book.delivered, book.accounted) == (DeliveryStatus.PENDING, False, set())
 
 
 _copies = st.lists(st.sampled_from((PHONE, LAPTOP, OWN, ALL_OF_BOB)), unique=True, max_size=4).map(tuple)
 
 
 @settings(max_examples=300, derandomize=True, deadline=None, database=None)
-@given(st.lists(st.tuples(st.sampled_from(How), _copies, _copies), max_size=8))
+@given(st.lists(st.tuples(st.sampled_from(OutcomeStatus), _copies, _copies), max_size=8))
 def test_sent_exactly_when_all_copies_of_the_latest_attempt_are_accounted_for(
-    told: list[tuple[How, tuple[Copy, ...], tuple[Copy, ...]]],
+    told: list[tuple[OutcomeStatus, tuple[Copy, ...], tuple[Copy, ...]]],
 ) -> None:
-    book = Tally()
-    state, delivered, known = Tally.PENDING, False, set[Copy]()
-    for how, done, copies in told:
+    book = DeliveryStatus()
+    state, delivered, known = DeliveryStatus.PENDING, False, set[Copy]()
+    for status, done, copies in told:
         before = (state, delivered)
-        if how in (How.DELIVERED, How.STORED):
+        if status in (OutcomeStatus.DELIVERED, OutcomeStatus.STORED):
             known.update(done)
             expanded = known | ({PHONE, LAPTOP} if ALL_OF_BOB in known else set())
-            if state == Tally.PENDING and copies and expanded.issuperset(copies):
-                state = Tally.SENT
-            delivered |= how == How.DELIVERED and any(user == BOB for user, _ in done)
-        elif how == How.REJECTED and state == Tally.PENDING:
-            state = Tally.REJECTED
-        assert book.add(outcome(how, done, *copies), ALICE) == (before != (state, delivered))
+            if state == DeliveryStatus.PENDING and copies and expanded.issuperset(copies):
+                state = DeliveryStatus.SENT
+            delivered |= status == OutcomeStatus.DELIVERED and any(user == BOB for user, _ in done)
+        elif status == OutcomeStatus.REJECTED and state == DeliveryStatus.PENDING:
+            state = DeliveryStatus.REJECTED
+        assert book.add(outcome(status, done, *copies), ALICE) == (before != (state, delivered))
         assert (book.state, book.delivered) == (state, delivered)
 
 
@@ -135,22 +150,22 @@ def test_sent_exactly_when_all_copies_of_the_latest_attempt_are_accounted_for(
 
 
 def stamp(seq: int, *, to: int = BOB, device: int = 11, copies: tuple[Copy, ...] = (PHONE,)) -> Stamp:
-    return Stamp(9, ALICE, device, 5, Destination(To.USER, to), seq, 1, (), copies)
+    return Stamp(9, ALICE, device, 5, Destination(DestinationType.USER, to), seq, 1, (), copies)
 
 
 def told(*copies: tuple[Stamp, tuple[Copy, ...]]) -> list[tuple[int, int, tuple[Copy, ...]]]:
-    return [(each.first, each.last, each.done) for each in outcomes_of(copies, How.STORED, 77)]
+    return [(each.first, each.last, each.done) for each in outcomes_of(copies, OutcomeStatus.STORED, 77)]
 
 
 def test_neighbours_with_one_fate_share_an_outcome() -> None:
     assert told(*((stamp(seq), (PHONE,)) for seq in (4, 5, 6))) == [(4, 6, (PHONE,))]
-    assert outcomes_of([], How.STORED) == []
+    assert outcomes_of([], OutcomeStatus.STORED) == []
 
 
 def test_an_outcome_says_all_that_the_sender_has_to_know() -> None:
-    (only,) = outcomes_of([(stamp(4), (PHONE,))], How.BUSY, code=Code.BUSY, sentence="later")
-    to = Destination(To.USER, BOB)
-    assert only == Outcome(9, ALICE, 11, 5, to, 4, 4, How.BUSY, (PHONE,), (PHONE,), 0, Code.BUSY, "later")
+    (only,) = outcomes_of([(stamp(4), (PHONE,))], OutcomeStatus.BUSY, code=Code.BUSY, sentence="later")
+    to = Destination(DestinationType.USER, BOB)
+    assert only == Outcome(9, ALICE, 11, 5, to, 4, 4, OutcomeStatus.BUSY, (PHONE,), (PHONE,), 0, Code.BUSY, "later")
 
 
 @pytest.mark.parametrize(
@@ -168,9 +183,9 @@ def test_copies_done_tell_neighbours_apart() -> None:
 
 # ---------------------------------------------------------------- a stream
 
-SENT = tally(outcome(How.STORED, (PHONE,), PHONE))
-SENT_TO_BOTH = tally(outcome(How.STORED, (PHONE, LAPTOP), LAPTOP, PHONE))
-REJECTED = tally(outcome(How.REJECTED, (), code=Code.TOO_LARGE))
+SENT = progress(outcome(OutcomeStatus.STORED, (PHONE,), PHONE))
+SENT_TO_BOTH = progress(outcome(OutcomeStatus.STORED, (PHONE, LAPTOP), LAPTOP, PHONE))
+REJECTED = progress(outcome(OutcomeStatus.REJECTED, (), code=Code.TOO_LARGE))
 OPTIONS = OutStreamOptions(in_flight=4)
 
 
@@ -226,12 +241,12 @@ def test_neighbours_that_went_to_other_copies_owe_one() -> None:
     assert out.settle(2, SENT_TO_BOTH)
 
 
-@pytest.mark.parametrize("fate", [SENT, SENT_TO_BOTH, REJECTED])
-def test_one_fate_for_all_owes_nothing(fate: Tally) -> None:
+@pytest.mark.parametrize("last_result", [SENT, SENT_TO_BOTH, REJECTED])
+def test_one_fate_for_all_owes_nothing(last_result: DeliveryStatus) -> None:
     out = stream()
     for _ in range(3):
         out.assign()
-    assert not any(out.settle(seq, fate) for seq in (3, 1, 2))
+    assert not any(out.settle(seq, last_result) for seq in (3, 1, 2))
     assert not out.owes_base
 
 
@@ -240,22 +255,27 @@ def test_copies_are_the_same_in_any_order() -> None:
     out.assign()
     out.assign()
     out.settle(1, SENT_TO_BOTH)
-    assert not out.settle(2, tally(outcome(How.STORED, (PHONE, LAPTOP), PHONE, LAPTOP)))
+    assert not out.settle(2, progress(outcome(OutcomeStatus.STORED, (PHONE, LAPTOP), PHONE, LAPTOP)))
 
 
 def test_rejected_is_one_fate_whatever_an_earlier_attempt_had_reached() -> None:
     out = stream()
     out.assign()
     out.assign()
-    out.settle(1, tally(outcome(How.DELIVERED, (PHONE,), PHONE, LAPTOP), outcome(How.REJECTED, (), code=6)))
+    out.settle(
+        1,
+        progress(
+            outcome(OutcomeStatus.DELIVERED, (PHONE,), PHONE, LAPTOP), outcome(OutcomeStatus.REJECTED, (), code=6)
+        ),
+    )
     assert not out.settle(2, REJECTED)
 
 
 def test_messages_that_never_overlapped_owe_nothing() -> None:
     out = stream()
-    for seq, fate in enumerate((SENT, REJECTED, SENT_TO_BOTH, SENT), 1):
+    for seq, last_result in enumerate((SENT, REJECTED, SENT_TO_BOTH, SENT), 1):
         assert out.assign() == (seq, seq)
-        assert not out.settle(seq, fate)
+        assert not out.settle(seq, last_result)
 
 
 def test_what_is_owed_waits_while_something_is_under_way() -> None:
@@ -284,7 +304,7 @@ def test_a_message_is_settled_by_a_settled_tally_only() -> None:
     out = stream()
     out.assign()
     with pytest.raises(AssertionError):
-        out.settle(1, Tally())
+        out.settle(1, DeliveryStatus())
 
 
 def test_after_a_restart_all_is_known_when_the_whole_run_is_unsettled() -> None:
@@ -382,9 +402,9 @@ class Conversation(RuleBasedStateMachine):
             released = self.orders[device].receive(seq, base, seq, 0.0)
             assert released is not None
         copies = tuple((BOB, device) for device in to)
-        fate = tally(outcome(How.STORED, copies, *copies)) if copies else REJECTED
+        last_result = progress(outcome(OutcomeStatus.STORED, copies, *copies)) if copies else REJECTED
         self.fates.append(tuple(sorted(to)))
-        owed = self.out.settle(seq, fate)
+        owed = self.out.settle(seq, last_result)
         assert owed == (not self.out.unsettled and (self.unknown or len(set(self.fates)) > 1))
         if owed:
             self.assign(update=True)

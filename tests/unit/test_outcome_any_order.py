@@ -9,9 +9,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from meshim.protocol.outcome import AFTER_MOST, OutStream, OutStreamOptions, Tally
-from meshim.wire.envelope import Destination, To
-from meshim.wire.outcome import Copy, How, Outcome
+from meshim.protocol.outcome import AFTER_MOST, DeliveryStatus, OutStream, OutStreamOptions
+from meshim.wire.envelope import Destination, DestinationType
+from meshim.wire.outcome import Copy, Outcome, OutcomeStatus
 
 ALICE, BOB = 1, 2
 DEVICES: tuple[Copy, ...] = ((BOB, 21), (BOB, 22), (BOB, 23), (ALICE, 12))
@@ -25,7 +25,7 @@ class Book(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.out = OutStream(OPTIONS)
-        self.tallies: dict[int, Tally] = {}
+        self.tallies: dict[int, DeliveryStatus] = {}
         self.registry = set(DEVICES[:1])
         self.attempts: dict[int, list[frozenset[Copy]]] = {}
         """By seq: whom each attempt meant."""
@@ -46,7 +46,7 @@ class Book(RuleBasedStateMachine):
         seq, base = self.out.assign()
         assert seq == len(self.attempts) + 1
         assert base == min(self.out.unsettled)
-        self.tallies[seq] = Tally()
+        self.tallies[seq] = DeliveryStatus()
         self.safe[seq], self.on_device[seq], self.attempts[seq] = set(), set(), []
 
     @precondition(lambda self: self.told)
@@ -56,16 +56,16 @@ class Book(RuleBasedStateMachine):
         seq, outcome = self.told[which]
         if not again:
             del self.told[which]
-        tally = self.tallies[seq]
-        settled, before = tally.settled, (tally.state, tally.delivered)
-        assert tally.add(outcome, ALICE) == ((tally.state, tally.delivered) != before)
-        assert not (settled and tally.state != before[0]), "settled is for good"
-        if outcome.how == How.STORED:
+        progress = self.tallies[seq]
+        settled, before = progress.settled, (progress.state, progress.delivered)
+        assert progress.add(outcome, ALICE) == ((progress.state, progress.delivered) != before)
+        assert not (settled and progress.state != before[0]), "settled is for good"
+        if outcome.status == OutcomeStatus.STORED:
             for copy in outcome.done:
                 self.out.stored(copy, outcome.position)
                 self.positions[copy] = max(self.positions.get(copy, 0), outcome.position)
-        if tally.settled:
-            self.out.settle(seq, tally)
+        if progress.settled:
+            self.out.settle(seq, progress)
 
     @rule()
     def restart(self) -> None:
@@ -74,7 +74,7 @@ class Book(RuleBasedStateMachine):
         self.out = OutStream(OPTIONS, known.next_seq, known.after)
         for seq, base in known.unsettled.items():
             self.out.restore(seq, base)
-            self.tallies[seq] = Tally()
+            self.tallies[seq] = DeliveryStatus()
 
     # ---- the mesh
 
@@ -96,51 +96,51 @@ class Book(RuleBasedStateMachine):
             copies = (EVERYBODY, *sorted(meant - bobs))
             if not lost:
                 self.safe[seq] |= bobs
-                self.tell(seq, How.STORED, copies, (EVERYBODY,))
+                self.tell(seq, OutcomeStatus.STORED, copies, (EVERYBODY,))
         else:
             copies = tuple(sorted(meant))
         for copy in sorted((meant & live) - lost):
             self.safe[seq].add(copy)
             self.on_device[seq].add(copy)
-            self.tell(seq, How.DELIVERED, copies, (copy,))
+            self.tell(seq, OutcomeStatus.DELIVERED, copies, (copy,))
         absent = tuple(copy for copy in copies if copy not in live | lost and copy != EVERYBODY)
         if absent:
             self.safe[seq].update(absent)
-            self.tell(seq, How.STORED, copies, absent)
+            self.tell(seq, OutcomeStatus.STORED, copies, absent)
 
     @precondition(lambda self: self.out.unsettled)
     @rule(which=WHICH, for_good=st.booleans())
     def refuse(self, which: int, for_good: bool) -> None:
         seq = list(self.out.unsettled)[which % len(self.out.unsettled)]
         self.refused |= {seq} if for_good else set()
-        self.tell(seq, How.REJECTED if for_good else How.BUSY, (), ())
+        self.tell(seq, OutcomeStatus.REJECTED if for_good else OutcomeStatus.BUSY, (), ())
 
     @precondition(lambda self: self.told)
     @rule(which=WHICH)
     def lose(self, which: int) -> None:
         del self.told[which % len(self.told)]
 
-    def tell(self, seq: int, how: How, copies: tuple[Copy, ...], done: tuple[Copy, ...]) -> None:
-        self.position += how == How.STORED
-        position = self.position if how == How.STORED else 0
-        to = Destination(To.USER, BOB)
-        self.told.append((seq, Outcome(9, ALICE, 11, 5, to, seq, seq, how, done, copies, position)))
+    def tell(self, seq: int, status: OutcomeStatus, copies: tuple[Copy, ...], done: tuple[Copy, ...]) -> None:
+        self.position += status == OutcomeStatus.STORED
+        position = self.position if status == OutcomeStatus.STORED else 0
+        to = Destination(DestinationType.USER, BOB)
+        self.told.append((seq, Outcome(9, ALICE, 11, 5, to, seq, seq, status, done, copies, position)))
 
     # ---- what has to hold
 
     @invariant()
     def sent_is_safe(self) -> None:
-        for seq, tally in self.tallies.items():
-            if tally.state == Tally.SENT:
+        for seq, progress in self.tallies.items():
+            if progress.state == DeliveryStatus.SENT:
                 assert any(meant <= self.safe[seq] for meant in self.attempts[seq]), "sent before all copies are safe"
-            if tally.delivered:
+            if progress.delivered:
                 assert any(user == BOB for user, _ in self.on_device[seq])
-            if tally.state == Tally.REJECTED:
+            if progress.state == DeliveryStatus.REJECTED:
                 assert seq in self.refused
 
     @invariant()
     def unsettled_is_what_is_not_settled(self) -> None:
-        assert list(self.out.unsettled) == [seq for seq, tally in self.tallies.items() if not tally.settled]
+        assert list(self.out.unsettled) == [seq for seq, progress in self.tallies.items() if not progress.settled]
         assert self.out.next_seq - self.out.base <= OPTIONS.in_flight
 
     @invariant()

@@ -121,7 +121,7 @@ def test_frames_have_the_types_that_the_table_says() -> None:
     assert {(number, name) for number, name, *_ in CHAPTERS["Frames"].rows() if number.isdigit()} == expected
 
 
-@pytest.mark.parametrize("name", ["Submit", "Delivery", "Outcome", "Route", "Place", "Return", "Poke", "Kick"])
+@pytest.mark.parametrize("name", ["Submit", "Delivery", "Outcome", "Route", "Deliver", "Return", "Poke", "Kick"])
 def test_items_and_notices_have_the_type_that_their_text_says(name: str) -> None:
     assert re.match(rf"\n(Item|Notice) {_tag(TYPES[name])}\b", STRUCTS[name].text)
 
@@ -155,14 +155,14 @@ def test_kinds() -> None:
 
 def test_types_of_destinations_receipts_and_outcomes() -> None:
     for numbers, text in (
-        (envelope.To, STRUCTS["Destination"].text),
+        (envelope.DestinationType, STRUCTS["Destination"].text),
         (envelope.ReceiptKind, STRUCTS["Receipt"].text),
-        (outcome.How, STRUCTS["Outcome"].text),
+        (outcome.OutcomeStatus, STRUCTS["Outcome"].text),
     ):
         for number in numbers:
             assert re.search(rf"\b{number.value} {number.name}\b", text), f"{number!r} is not documented"
     rows = CHAPTERS["The outbox: sent, delivered, read"].rows()
-    assert {tuple(row[0].split()) for row in rows if row[0][:1].isdigit()} == named(outcome.How)
+    assert {tuple(row[0].split()) for row in rows if row[0][:1].isdigit()} == named(outcome.OutcomeStatus)
 
 
 def test_timers_and_limits_have_these_defaults_and_none_is_missing() -> None:

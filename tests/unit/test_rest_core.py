@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from meshim.errors import ApiError
 from meshim.protocol.names import fold_name, is_device_name
 from meshim.rest import core
-from meshim.rest.core import FailureLimit, ImportPlan, Step, Wish
+from meshim.rest.core import FailureLimit, FriendAction, ImportPlan, Transition
 from meshim.wire import rest
 from meshim.wire.rest import Credentials
 
@@ -95,27 +95,27 @@ class Pair:
         self.states: dict[str, str | None] = {"alice": None, "bob": None}
         self.keys = 0
 
-    def wish(self, me: str, wish: Wish) -> None:
+    def action(self, me: str, action: FriendAction) -> None:
         peer = "bob" if me == "alice" else "alice"
-        match core.next_step(self.states[me], wish, peer):
-            case Step.ASK:
+        match core.transition(self.states[me], action, peer):
+            case Transition.ASK:
                 self.states = {me: "requested", peer: "asked"}
-            case Step.ACCEPT:
+            case Transition.ACCEPT:
                 self.states = {me: "friends", peer: "friends"}
                 self.keys += 1
-            case Step.END:
+            case Transition.END:
                 self.states = {me: "removed", peer: "removed"}
-            case Step.STAY:
+            case Transition.NONE:
                 pass
 
 
-@given(st.lists(st.tuples(st.sampled_from(["alice", "bob"]), st.sampled_from(Wish))))
-def test_friendship_needs_both_and_ends_for_both(wishes: list[tuple[str, Wish]]) -> None:
+@given(st.lists(st.tuples(st.sampled_from(["alice", "bob"]), st.sampled_from(FriendAction))))
+def test_friendship_needs_both_and_ends_for_both(wishes: list[tuple[str, FriendAction]]) -> None:
     pair = Pair()
-    for me, wish in wishes:
+    for me, action in wishes:
         before = dict(pair.states)
         try:
-            pair.wish(me, wish)
+            pair.action(me, action)
         except ApiError:
             assert pair.states == before
             continue
@@ -128,34 +128,34 @@ def test_friendship_needs_both_and_ends_for_both(wishes: list[tuple[str, Wish]])
         )
         if after[me] == "friends" != before[me]:
             assert before[me] == "asked", "nobody makes a friend who did not want it"
-        if wish in (Wish.REMOVE, Wish.REFUSE):
+        if action in (FriendAction.REMOVE, FriendAction.REFUSE):
             assert after[me] == "removed"
 
 
 def test_asking_who_has_asked_is_accepting() -> None:
     pair = Pair()
-    pair.wish("alice", Wish.REQUEST)
-    pair.wish("bob", Wish.REQUEST)
+    pair.action("alice", FriendAction.REQUEST)
+    pair.action("bob", FriendAction.REQUEST)
     assert pair.states == {"alice": "friends", "bob": "friends"}
-    pair.wish("alice", Wish.REQUEST)
-    pair.wish("bob", Wish.ACCEPT)
+    pair.action("alice", FriendAction.REQUEST)
+    pair.action("bob", FriendAction.ACCEPT)
     assert pair.keys == 1, "saying it again makes no new key"
 
 
 @pytest.mark.parametrize(
-    ("state", "wish", "code"),
+    ("state", "action", "code"),
     [
-        (None, Wish.ACCEPT, "not_asked"),
-        ("requested", Wish.ACCEPT, "not_asked"),
-        ("requested", Wish.REFUSE, "not_asked"),
-        ("friends", Wish.REFUSE, "not_asked"),
-        (None, Wish.REMOVE, "no_such_relation"),
-        ("removed", Wish.REMOVE, "no_such_relation"),
+        (None, FriendAction.ACCEPT, "not_asked"),
+        ("requested", FriendAction.ACCEPT, "not_asked"),
+        ("requested", FriendAction.REFUSE, "not_asked"),
+        ("friends", FriendAction.REFUSE, "not_asked"),
+        (None, FriendAction.REMOVE, "no_such_relation"),
+        ("removed", FriendAction.REMOVE, "no_such_relation"),
     ],
 )
-def test_a_missing_cell_is_a_refusal(state: str | None, wish: Wish, code: str) -> None:
+def test_a_missing_cell_is_a_refusal(state: str | None, action: FriendAction, code: str) -> None:
     with pytest.raises(ApiError) as refused:
-        core.next_step(state, wish, "bob")
+        core.transition(state, action, "bob")
     assert refused.value.code == code
     assert "bob" in refused.value.sentence
 

@@ -18,10 +18,10 @@ from meshim.protocol.link import LinkOptions
 from meshim.protocol.routing import mix
 from meshim.protocol.window import WindowOptions
 from meshim.wire import mesh as wire
-from meshim.wire.envelope import WIRE_VERSION, Destination, Kind, To
+from meshim.wire.envelope import WIRE_VERSION, Destination, DestinationType, Kind
 from meshim.wire.link import Ack, Close, Data, Pong
 from meshim.wire.mesh import FromConnector, Hello, HelloOk, Return, Route, Stamp
-from meshim.wire.outcome import How, Outcome
+from meshim.wire.outcome import Outcome, OutcomeStatus
 
 PAIRS = [(one, other) for other in range(2, 7) for one in range(1, other)]
 TRANSFER = st.integers(0, 5).map(lambda number: mix(number) >> 2)
@@ -40,11 +40,11 @@ def items(pair: Pair) -> list[FromConnector]:
     """Everything that connectors say of a conversation, from both ends of it."""
     found: list[FromConnector] = []
     for sender, to in (pair, pair[::-1]):
-        stamp = Stamp(1, sender, sender * 10, 7, Destination(To.USER, to), 1, Kind.TEXT)
+        stamp = Stamp(1, sender, sender * 10, 7, Destination(DestinationType.USER, to), 1, Kind.TEXT)
         found.append(Route(stamp, b""))
         found.append(Return(to, (to * 10,), True, stamp, b""))
-        found.append(Outcome(1, sender, sender * 10, 7, stamp.to, 1, 1, How.DELIVERED))
-        receipt = Stamp(1, sender, sender * 10, 7, Destination(To.DEVICE, to, to * 10), 1, Kind.RECEIPT)
+        found.append(Outcome(1, sender, sender * 10, 7, stamp.to, 1, 1, OutcomeStatus.DELIVERED))
+        receipt = Stamp(1, sender, sender * 10, 7, Destination(DestinationType.DEVICE, to, to * 10), 1, Kind.RECEIPT)
         found.append(Route(receipt, b""))
     return found
 

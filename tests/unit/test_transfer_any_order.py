@@ -10,11 +10,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from meshim.protocol.outcome import outcomes_of
 from meshim.stores.ports import Binding, UserPresence
 from meshim.transfer import events as e
-from meshim.wire.envelope import Destination, Kind, To
+from meshim.wire.envelope import Destination, DestinationType, Kind
 from meshim.wire.link import Ping, Reset
-from meshim.wire.mesh import Place, Return
+from meshim.wire.mesh import Deliver, Return
 from meshim.wire.offline_log import decode_record
-from meshim.wire.outcome import Copy, How
+from meshim.wire.outcome import Copy, OutcomeStatus
 from tests.unit.transfer_world import A1, ALICE, Connector, Transfer, route
 
 ORIGIN = ALICE
@@ -38,7 +38,7 @@ class Accounting(RuleBasedStateMachine):
         self.others: dict[int, Connector] = {user: self.transfer.connector(user) for user in OTHERS}
         self.sent: dict[int, bool] = {}
         """By seq: whether it is durable."""
-        self.held: list[tuple[int, Place, int]] = []
+        self.held: list[tuple[int, Deliver, int]] = []
         """Copies that a connector has in its hands, as (connector, place, device)."""
         self.died: set[tuple[int, Copy]] = set()
         self.logged: dict[tuple[int, int], set[bytes]] = {}
@@ -51,7 +51,11 @@ class Accounting(RuleBasedStateMachine):
         seq = len(self.sent) + 1
         self.sent[seq] = durable
         known = DEVICES[user]
-        destination = Destination(To.DEVICE, user, known[to % len(known)]) if to == 2 else Destination(To.USER, user)
+        destination = (
+            Destination(DestinationType.DEVICE, user, known[to % len(known)])
+            if to == 2
+            else Destination(DestinationType.USER, user)
+        )
         mine = ((ALICE, 12),) if copies else ()
         kind = Kind.TEXT if durable else Kind.TYPING
         self.origin.give(route(seq, destination, A1, origin=ORIGIN, kind=kind, copies=mine))
@@ -73,15 +77,15 @@ class Accounting(RuleBasedStateMachine):
         self.others[user].mute = True
 
     @precondition(lambda self: self._receive_all())
-    @rule(which=WHICH, how=st.sampled_from(["delivered", "returned", "absent"]))
-    def settles(self, which: int, how: str) -> None:
+    @rule(which=WHICH, status=st.sampled_from(["delivered", "returned", "absent"]))
+    def settles(self, which: int, status: str) -> None:
         user, place, device = self.held.pop(which % len(self.held))
         connector = self.others.get(user, self.origin)
-        if how == "delivered":
+        if status == "delivered":
             if place.stamp.kind < 128:
-                connector.give(*outcomes_of([(place.stamp, ((place.user, device),))], How.DELIVERED))
+                connector.give(*outcomes_of([(place.stamp, ((place.user, device),))], OutcomeStatus.DELIVERED))
         else:
-            connector.give(Return(place.user, (device,), how == "absent", place.stamp, place.envelope))
+            connector.give(Return(place.user, (device,), status == "absent", place.stamp, place.envelope))
 
     @rule(user=USER, greets=st.booleans())
     def dies(self, user: int, greets: bool) -> None:
@@ -97,12 +101,12 @@ class Accounting(RuleBasedStateMachine):
     def _receive(self, user: int) -> None:
         connector = self.others.get(user, self.origin)
         for item in connector.items:
-            if isinstance(item, Place):
+            if isinstance(item, Deliver):
                 self.held += [(user, item, device) for device, _ in item.bindings]
         if connector is not self.origin:
             connector.items.clear()
         else:
-            connector.items = [item for item in connector.items if not isinstance(item, Place)]
+            connector.items = [item for item in connector.items if not isinstance(item, Deliver)]
 
     def _receive_all(self) -> bool:
         """Whether any connector holds something."""
@@ -161,7 +165,7 @@ class Accounting(RuleBasedStateMachine):
         for outcome in self.origin.outcomes:
             for seq in range(outcome.first, outcome.last + 1):
                 assert self.sent[seq], "nothing is said of ephemeral ones"
-                if outcome.how == How.STORED:
+                if outcome.status == OutcomeStatus.STORED:
                     assert all(b"%04d" % seq in self.logged[copy] for copy in outcome.done)
         ephemeral = {b"%04d" % seq for seq, durable in self.sent.items() if not durable}
         assert not any(ephemeral & envelopes for envelopes in self.logged.values())
@@ -176,12 +180,12 @@ class Accounting(RuleBasedStateMachine):
             while any(isinstance(action, e.Publish) for action in self.transfer.asked):
                 self.log(which=0, taken=True)
             while self._receive_all():
-                self.settles(which=0, how="delivered")
+                self.settles(which=0, status="delivered")
         assert self.transfer.core.idle
         self.nothing_is_claimed_that_is_not_so()
         for seq in (seq for seq, durable in self.sent.items() if durable):
             told = [outcome for outcome in self.origin.outcomes if outcome.first <= seq <= outcome.last]
-            if any(outcome.how == How.BUSY for outcome in told):
+            if any(outcome.status == OutcomeStatus.BUSY for outcome in told):
                 continue
             copies = {copy for outcome in told for copy in outcome.copies}
             done = {copy for outcome in told for copy in outcome.done}

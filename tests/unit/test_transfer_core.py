@@ -4,10 +4,10 @@ import pytest
 
 from meshim.stores.ports import Binding, UserPresence
 from meshim.transfer import events as e
-from meshim.wire.envelope import Destination, Kind, To
-from meshim.wire.mesh import Place
+from meshim.wire.envelope import Destination, DestinationType, Kind
+from meshim.wire.mesh import Deliver
 from meshim.wire.offline_log import Entry
-from meshim.wire.outcome import How, Outcome
+from meshim.wire.outcome import Outcome, OutcomeStatus
 from tests.unit.transfer_world import (
     A1,
     A2,
@@ -36,18 +36,29 @@ def test_a_copy_goes_where_presence_says() -> None:
     assert transfer.looked_up() == [BOB]
     transfer.present({BOB: here(BOB, B1)})
     (place,) = bob.items
-    assert isinstance(place, Place)
+    assert isinstance(place, Deliver)
     assert (place.user, place.bindings, place.envelope) == (BOB, ((B1, 7),), b"0003")
     assert place.stamp.copies == ((BOB, B1),), "it names all copies, for whoever reports one"
     assert not alice.items
     assert not transfer.asked
-    assert (transfer.count.routed, transfer.count.placed, transfer.count.looked_up) == (1, 1, 1)
+    assert (transfer.count.routed, transfer.count.forwarded, transfer.count.looked_up) == (1, 1, 1)
 
 
 def test_what_connectors_say_of_a_copy_is_told_to_the_origin() -> None:
     transfer = Transfer()
     alice, bob = transfer.connector(ALICE), transfer.connector(BOB)
-    told = Outcome(ALICE, ALICE, A1, 1, Destination(To.USER, BOB), 1, 1, How.DELIVERED, ((BOB, B1),), ((BOB, B1),))
+    told = Outcome(
+        ALICE,
+        ALICE,
+        A1,
+        1,
+        Destination(DestinationType.USER, BOB),
+        1,
+        1,
+        OutcomeStatus.DELIVERED,
+        ((BOB, B1),),
+        ((BOB, B1),),
+    )
     bob.give(told)
     assert alice.items == [told]
     assert transfer.count.outcomes == 1
@@ -56,7 +67,7 @@ def test_what_connectors_say_of_a_copy_is_told_to_the_origin() -> None:
 def test_an_outcome_for_a_connector_that_is_not_linked_is_counted() -> None:
     transfer = Transfer()
     bob = transfer.connector(BOB)
-    bob.give(Outcome(ALICE, ALICE, A1, 1, Destination(To.USER, BOB), 1, 1, How.DELIVERED))
+    bob.give(Outcome(ALICE, ALICE, A1, 1, Destination(DestinationType.USER, BOB), 1, 1, OutcomeStatus.DELIVERED))
     assert transfer.count.outcomes_lost == 1
 
 
@@ -67,7 +78,7 @@ def test_who_is_nowhere_gets_one_entry_for_all_devices() -> None:
     transfer.absent()
     assert transfer.stored(position=9) == [(BOB % 4, [Entry(BOB, (), b"0001"), Entry(BOB, (), b"0002")])]
     (outcome,) = alice.outcomes
-    assert (outcome.first, outcome.last, outcome.how, outcome.position) == (1, 2, How.STORED, 9)
+    assert (outcome.first, outcome.last, outcome.status, outcome.position) == (1, 2, OutcomeStatus.STORED, 9)
     assert outcome.done == outcome.copies == ((BOB, 0),)
     assert transfer.count.stored == 2
 
@@ -79,8 +90,8 @@ def test_devices_that_are_away_get_an_entry_beside_those_that_are_here() -> None
     transfer.present({BOB: here(BOB, B1, known=(B2,))})
     assert bob.places == [(1, (B1,))]
     assert transfer.stored() == [(2, [Entry(BOB, (B2,), b"0001")])]
-    ((_, _, how, done),) = alice.told()
-    assert (how, done) == (How.STORED, ((BOB, B2),))
+    ((_, _, status, done),) = alice.told()
+    assert (status, done) == (OutcomeStatus.STORED, ((BOB, B2),))
     assert alice.outcomes[0].copies == ((BOB, B1), (BOB, B2))
 
 
@@ -131,7 +142,7 @@ def test_the_other_devices_of_the_sender_get_a_copy_too() -> None:
     assert alice.places == [(1, (A2,))], "not the sending device itself"
     assert transfer.stored() == [(1, [Entry(ALICE, (13,), b"0001")])]
     everybody = ((BOB, B1), (ALICE, A2), (ALICE, 13))
-    assert all(i.stamp.copies == everybody for i in (*bob.items, *alice.items) if isinstance(i, Place))
+    assert all(i.stamp.copies == everybody for i in (*bob.items, *alice.items) if isinstance(i, Deliver))
     assert [o.copies for o in alice.outcomes] == [everybody]
 
 
@@ -139,7 +150,7 @@ def test_the_other_devices_of_the_sender_get_a_copy_too() -> None:
 def test_a_device_can_be_addressed_alone(there: bool) -> None:
     transfer = Transfer()
     alice, bob = transfer.connector(ALICE), transfer.connector(BOB)
-    alice.give(route(to=Destination(To.DEVICE, BOB, B2), kind=Kind.RECEIPT))
+    alice.give(route(to=Destination(DestinationType.DEVICE, BOB, B2), kind=Kind.RECEIPT))
     transfer.present({BOB: here(BOB, B1, *([B2] if there else []), known=() if there else (B2,))})
     assert bob.places == ([(1, (B2,))] if there else [])
     assert transfer.stored() == ([] if there else [(2, [Entry(BOB, (B2,), b"0001")])])
@@ -285,7 +296,11 @@ def test_what_a_connector_gives_back_is_stored() -> None:
     bob.give(returned(4, B1, copies=((BOB, B1), (BOB, B2))))
     assert transfer.stored(position=8) == [(2, [Entry(BOB, (B1,), b"0004")])]
     (outcome,) = alice.outcomes
-    assert (outcome.how, outcome.done, outcome.copies) == (How.STORED, ((BOB, B1),), ((BOB, B1), (BOB, B2)))
+    assert (outcome.status, outcome.done, outcome.copies) == (
+        OutcomeStatus.STORED,
+        ((BOB, B1),),
+        ((BOB, B1), (BOB, B2)),
+    )
     assert outcome.position == 8
     assert transfer.count.returned == 1
 
@@ -308,8 +323,8 @@ def test_an_ephemeral_copy_that_comes_back_is_dropped() -> None:
     assert transfer.count.ephemeral_dropped == 1
 
 
-@pytest.mark.parametrize("how", ["gone", "silent", "garbage", "greets again"])
-def test_what_was_under_way_to_a_lost_connector_is_stored(how: str) -> None:
+@pytest.mark.parametrize("status", ["gone", "silent", "garbage", "greets again"])
+def test_what_was_under_way_to_a_lost_connector_is_stored(status: str) -> None:
     """R4."""
     transfer = Transfer()
     alice, bob = transfer.connector(ALICE), transfer.connector(BOB)
@@ -319,19 +334,19 @@ def test_what_was_under_way_to_a_lost_connector_is_stored(how: str) -> None:
     alice.give(route(seq=2), route(seq=3, kind=Kind.TYPING), route(seq=4))
     bob.give(route(seq=1, sender=B1, to=ALICE))
     transfer.present({ALICE: here(BOB, A1)})
-    if how == "gone":
+    if status == "gone":
         transfer.tell(e.ConnectorGone(bob.peer))
-    elif how == "silent":
+    elif status == "silent":
         transfer.pass_time(SILENCE_S + 0.1)
-    elif how == "garbage":
+    elif status == "garbage":
         bob.send_bytes(b"garbage")
     else:
         bob.link += 1
         bob.greet()
     entries = [entry for _, record in transfer.stored() for entry in record]
     assert entries == [Entry(ALICE, (A1,), b"0001"), Entry(BOB, (B1, B2), b"0002"), Entry(BOB, (B1, B2), b"0004")]
-    assert transfer.count.rescued == 5
-    assert [told for told in alice.told() if told[0] == 4] == [(4, 4, How.STORED, ((BOB, B1), (BOB, B2)))]
+    assert transfer.count.stored_after_loss == 5
+    assert [told for told in alice.told() if told[0] == 4] == [(4, 4, OutcomeStatus.STORED, ((BOB, B1), (BOB, B2)))]
     alice.give(route(seq=5))
-    if how != "greets again":
+    if status != "greets again":
         assert transfer.stored(), "nothing goes there any more"

@@ -6,7 +6,7 @@ from meshim.errors import Code
 from meshim.transfer import events as e
 from meshim.wire.envelope import Kind
 from meshim.wire.offline_log import Entry, decode_record
-from meshim.wire.outcome import How
+from meshim.wire.outcome import OutcomeStatus
 from tests.unit.transfer_world import ALICE, B1, BOB, CAROL, Transfer, here, route
 
 # The connector of each user has the number of the user.
@@ -50,7 +50,7 @@ def test_one_outcome_tells_of_all_of_a_record() -> None:
     transfer.absent()
     while transfer.stored():
         pass
-    assert alice.told() == [(1, 3, How.STORED, ((BOB, 0),)), (4, 4, How.STORED, ((BOB, 0),))]
+    assert alice.told() == [(1, 3, OutcomeStatus.STORED, ((BOB, 0),)), (4, 4, OutcomeStatus.STORED, ((BOB, 0),))]
 
 
 def test_what_the_log_does_not_take_is_busy_and_the_sender_keeps_it() -> None:
@@ -60,11 +60,11 @@ def test_what_the_log_does_not_take_is_busy_and_the_sender_keeps_it() -> None:
     alice.give(route(seq=1))
     transfer.absent()
     assert transfer.refused() == 1
-    assert [(o.first, o.how, o.code, o.done) for o in alice.outcomes] == [(1, How.BUSY, Code.BUSY, ())]
+    assert [(o.first, o.status, o.code, o.done) for o in alice.outcomes] == [(1, OutcomeStatus.BUSY, Code.BUSY, ())]
     assert transfer.count.busy == 1
     alice.give(route(seq=1))
     assert transfer.stored()
-    assert [o.how for o in alice.outcomes] == [How.BUSY, How.STORED]
+    assert [o.status for o in alice.outcomes] == [OutcomeStatus.BUSY, OutcomeStatus.STORED]
 
 
 def test_what_waits_for_the_log_is_bounded_in_entries() -> None:
@@ -74,7 +74,7 @@ def test_what_waits_for_the_log_is_bounded_in_entries() -> None:
     transfer.absent()
     for seq in range(2, 10):
         alice.give(route(seq=seq), route(seq=seq, kind=Kind.TYPING))
-    assert [(o.first, o.how) for o in alice.outcomes] == [(8, How.BUSY), (9, How.BUSY)]
+    assert [(o.first, o.status) for o in alice.outcomes] == [(8, OutcomeStatus.BUSY), (9, OutcomeStatus.BUSY)]
 
 
 def test_what_waits_for_the_log_is_bounded_in_bytes() -> None:
@@ -83,7 +83,9 @@ def test_what_waits_for_the_log_is_bounded_in_bytes() -> None:
     for seq in range(1, 6):
         alice.give(route(seq=seq, size=400))
         transfer.absent()
-    assert [(o.first, o.how) for o in alice.outcomes] == [(5, How.BUSY)], "one under way, and the last may exceed it"
+    assert [(o.first, o.status) for o in alice.outcomes] == [(5, OutcomeStatus.BUSY)], (
+        "one under way, and the last may exceed it"
+    )
     while transfer.stored():
         pass
     alice.give(route(seq=6, size=400))
@@ -96,7 +98,7 @@ def test_what_waits_for_presence_is_bounded(size: int, most: int) -> None:
     alice, bob = transfer.connector(ALICE), transfer.connector(BOB)
     alice.give(*(route(seq=seq, size=size) for seq in range(1, most + 1)))
     alice.give(route(seq=most + 1, kind=Kind.TYPING), route(seq=most + 1))
-    assert [(o.first, o.how) for o in alice.outcomes] == [(most + 1, How.BUSY)]
+    assert [(o.first, o.status) for o in alice.outcomes] == [(most + 1, OutcomeStatus.BUSY)]
     assert transfer.count.ephemeral_dropped == 1
     transfer.present({BOB: here(BOB, B1)})
     assert [seq for seq, _ in bob.places] == list(range(1, most + 1))
@@ -114,4 +116,4 @@ def test_a_connector_that_takes_too_little_costs_its_devices_a_trip_to_the_store
         alice.give(route(seq=seq))
     entries = [entry.envelope for _, record in transfer.stored() for entry in record]
     assert entries[0] == b"0026", "8 bundles of one under way, and 16 in the queue"
-    assert not any(o.how == How.BUSY for o in alice.outcomes)
+    assert not any(o.status == OutcomeStatus.BUSY for o in alice.outcomes)

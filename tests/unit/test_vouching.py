@@ -12,8 +12,8 @@ from meshim.runtime.log import Log
 from meshim.stores import durability
 from meshim.stores.durability import Setting
 from meshim.stores.nats import durability as nats_durability
-from meshim.stores.nats.durability import ASK_AGAIN_S, LogVoucher
-from meshim.topology import Durability, Remedy
+from meshim.stores.nats.durability import ASK_AGAIN_S, LogDurabilityGate
+from meshim.topology import Durability, OnWeak
 from tests.virtual_time import run
 
 LOG = Log("test", "vouching", io.StringIO())
@@ -25,13 +25,13 @@ SILENT = durability.jetstream_unknown("its monitoring did not answer (ReadTimeou
 class World:
     """A server that is asked `asked` times and says what it is told to, `slow_s` seconds later."""
 
-    def __init__(self, patch: pytest.MonkeyPatch, unknown: Remedy) -> None:
+    def __init__(self, patch: pytest.MonkeyPatch, unknown: OnWeak) -> None:
         self.says = SAFE
         self.slow_s = 0.0
         self.asked = 0
         self.nats = SimpleNamespace(server="A")
         policy = Durability(unknown=unknown, nats_monitor="http://127.0.0.1:8222")
-        self.vouch = LogVoucher(cast("Any", self.nats), policy, LOG)
+        self.gate = LogDurabilityGate(cast("Any", self.nats), policy, LOG)
         patch.setattr(nats_durability, "read_settings", self._read_settings)
 
     async def _read_settings(self, server: str, monitor: str | None) -> list[Setting]:
@@ -40,7 +40,7 @@ class World:
         return [self.says]
 
     async def restarts(self, says: Setting) -> None:
-        await self.vouch.start()
+        await self.gate.start()
         self.nats.server, self.says = "B", says
 
 
@@ -50,13 +50,13 @@ def test_a_server_that_was_slow_to_tell_is_asked_again(monkeypatch: pytest.Monke
         await world.restarts(SILENT)
         for _ in range(3):
             with pytest.raises(BackendUnavailable, match="did not answer"):
-                await world.vouch()
+                await world.gate()
         assert world.asked == 2, "not on each publish"
         world.says = SAFE
         await asyncio.sleep(ASK_AGAIN_S)
-        await world.vouch()
+        await world.gate()
         await asyncio.sleep(10 * ASK_AGAIN_S)
-        await world.vouch()
+        await world.gate()
         assert world.asked == 3, "it has told"
 
     run(main)
@@ -66,11 +66,11 @@ def test_a_weak_server_is_found_out_though_it_was_slow_to_tell(monkeypatch: pyte
     async def main() -> None:
         world = World(monkeypatch, "warn")
         await world.restarts(SILENT)
-        await world.vouch()
+        await world.gate()
         world.says = WEAK
         await asyncio.sleep(ASK_AGAIN_S)
         with pytest.raises(BackendUnavailable, match="sync_interval: always"):
-            await world.vouch()
+            await world.gate()
 
     run(main)
 
@@ -79,13 +79,13 @@ def test_who_publishes_does_not_wait_for_a_server_that_is_asked_again(monkeypatc
     async def main() -> None:
         world = World(monkeypatch, "warn")
         await world.restarts(SILENT)
-        await world.vouch()
+        await world.gate()
         world.slow_s = 1.5
         await asyncio.sleep(ASK_AGAIN_S)
         before = asyncio.get_running_loop().time()
-        asking = asyncio.create_task(world.vouch())
+        asking = asyncio.create_task(world.gate())
         await asyncio.sleep(0)
-        await world.vouch()
+        await world.gate()
         assert asyncio.get_running_loop().time() == before
         await asking
         assert world.asked == 3

@@ -14,20 +14,20 @@ from meshim.wire.client import Delivery, Greet, Submit
 from meshim.wire.envelope import (
     EPHEMERAL_FROM,
     Destination,
+    DestinationType,
     Envelope,
     Kind,
     Receipt,
     Stream,
     Text,
-    To,
     associated_data,
     decode_envelope,
     encode_envelope,
 )
 from meshim.wire.link import Ack, Close, Data, Ping, Pong, Reset
-from meshim.wire.mesh import Place, Return, Route, Stamp
+from meshim.wire.mesh import Deliver, Return, Route, Stamp
 from meshim.wire.offline_log import Entry, Record
-from meshim.wire.outcome import How, Outcome
+from meshim.wire.outcome import Outcome, OutcomeStatus
 from tests.wire_samples import (
     BOB,
     ENVELOPE,
@@ -134,7 +134,7 @@ def _plain(value: Any, grows: list[bool]) -> Any:
         (
             TO_CLIENT,
             [3, 1, 1, 0, [], [[3, 9, 7, 8, 5, [1, 42], 1, 1, 4]]],
-            Data(1, 1, 0, (), (Outcome(9, 7, 8, 5, BOB, 1, 1, How.BUSY),)),
+            Data(1, 1, 0, (), (Outcome(9, 7, 8, 5, BOB, 1, 1, OutcomeStatus.BUSY),)),
         ),
         (
             FROM_CONNECTOR,
@@ -150,7 +150,7 @@ def test_fields_with_defaults_may_be_left_out_at_the_end(way: Way, plain: list[A
 def test_kinds_ways_and_codes_that_are_not_known_here_decode() -> None:
     strange = msgspec.structs.replace(ENVELOPE, kind=99, to=Destination(77, 1, 2), version=2, key=2**31 - 1)
     assert decode_envelope(encode_envelope(strange)) == strange
-    outcome = Data(LINK, 1, 0, (), (msgspec.structs.replace(OUTCOME, how=99, code=9_999),))
+    outcome = Data(LINK, 1, 0, (), (msgspec.structs.replace(OUTCOME, status=99, code=9_999),))
     assert client.decode_from_connector(client.encode(outcome)) == outcome
 
 
@@ -193,7 +193,7 @@ controls = st.one_of(
 )
 devices = st.lists(ids, max_size=4).map(tuple)
 returns = st.builds(Return, ids, devices, st.booleans(), stamps, st.binary(max_size=50))
-places = st.builds(Place, ids, pairs, stamps, st.binary(max_size=50))
+places = st.builds(Deliver, ids, pairs, stamps, st.binary(max_size=50))
 EVERYTHING: dict[str, st.SearchStrategy[Any]] = {
     "client": controls | data_of(st.builds(Submit, st.binary(max_size=50), positions)),
     "connector to client": controls | data_of(st.builds(Delivery, st.binary(max_size=50), st.booleans()), outcomes),
@@ -227,7 +227,7 @@ def test_associated_data_covers_every_field_but_base_and_body() -> None:
     sealed = associated_data(ENVELOPE)
     other: dict[str, Any] = {
         "version": 2, "id": bytes(16), "user": 1, "device": 1, "epoch": 1, "seq": 1, "kind": 2, "key": 3, "sent_at": 0,
-        "to": Destination(To.USER, 43), "base": 1, "body": b"other",
+        "to": Destination(DestinationType.USER, 43), "base": 1, "body": b"other",
     }  # fmt: skip
     assert other.keys() == set(Envelope.__struct_fields__)
     covered = {
@@ -235,7 +235,7 @@ def test_associated_data_covers_every_field_but_base_and_body() -> None:
         if associated_data(msgspec.structs.replace(ENVELOPE, **{name: value})) != sealed
     }  # fmt: skip
     assert covered == other.keys() - {"base", "body"}
-    for to in (Destination(To.DEVICE, 42), Destination(To.USER, 42, 1)):
+    for to in (Destination(DestinationType.DEVICE, 42), Destination(DestinationType.USER, 42, 1)):
         assert associated_data(msgspec.structs.replace(ENVELOPE, to=to)) != sealed
 
 

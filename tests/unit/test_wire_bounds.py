@@ -22,7 +22,7 @@ from meshim.wire.envelope import (
     encode_envelope,
 )
 from meshim.wire.link import Ack, Close, Data
-from meshim.wire.mesh import Place, Return
+from meshim.wire.mesh import Deliver, Return
 from meshim.wire.notification import AccountChanged, Poke, decode_notice, encode_notice
 from meshim.wire.offline_log import Entry, decode_record, encode_record
 from tests.wire_samples import BOB, ENVELOPE, OUTCOME, PINNED, STAMP, WAYS, Way
@@ -180,7 +180,7 @@ BEYOND: list[tuple[str, Callable[[bytes], Any], bytes]] = [
     (
         "bindings",
         mesh.decode_from_transfer,
-        mesh.encode(Data(1, 1, 1, (), (Place(1, ((1, 1),) * (LIST_MAX + 1), STAMP, b""),))),
+        mesh.encode(Data(1, 1, 1, (), (Deliver(1, ((1, 1),) * (LIST_MAX + 1), STAMP, b""),))),
     ),
     (
         "returned devices",

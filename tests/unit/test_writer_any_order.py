@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from meshim.stores.ports import Binding
-from meshim.writer.events import Acknowledge, Bury, Claim, Fetch, Read, StopRequested, Write, WritersSeen
+from meshim.writer.events import Acknowledge, Claim, Fetch, PublishDeadLetter, Read, StopRequested, Write, WritersSeen
 from tests.unit.writer_world import GARBAGE, LEASE_S, REFUSED, Process, World, record
 
 PARTITION = st.integers(0, 1)
@@ -51,10 +51,10 @@ class AnyOrder(RuleBasedStateMachine):
                 data = record((1, (1,), unique), (2, (2,), REFUSED))
             self.published[partition, self.world.publish(partition, data)] = data
 
-    @rule(who=WHO, how=st.lists(st.tuples(WHICH, st.sampled_from(HOW)), min_size=1, max_size=8))
-    def act(self, who: int, how: list[tuple[int, str]]) -> None:
+    @rule(who=WHO, status=st.lists(st.tuples(WHICH, st.sampled_from(HOW)), min_size=1, max_size=8))
+    def act(self, who: int, status: list[tuple[int, str]]) -> None:
         process = self.processes[who]
-        for which, outcome in how:
+        for which, outcome in status:
             if outcome == "answer" and process.answers:
                 process.answer(which % len(process.answers))
             elif outcome != "answer" and process.pending:
@@ -72,7 +72,11 @@ class AnyOrder(RuleBasedStateMachine):
     def work(self, who: int) -> None:
         self.processes[who].run()
 
-    @rule(who=WHO, kind=st.sampled_from([Write, Write, Acknowledge, Bury, Fetch, Read, Claim]), late=st.booleans())
+    @rule(
+        who=WHO,
+        kind=st.sampled_from([Write, Write, Acknowledge, PublishDeadLetter, Fetch, Read, Claim]),
+        late=st.booleans(),
+    )
     def fail(self, who: int, kind: type, late: bool) -> None:
         """A backend is away for the actions of one sort; with `late` they took effect all the same."""
         process = self.processes[who]

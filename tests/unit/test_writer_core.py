@@ -6,11 +6,11 @@ from meshim.stores.ports import Binding
 from meshim.wire.offline_log import decode_record
 from meshim.writer.events import (
     Acknowledge,
-    Bury,
     Claim,
     Extend,
     Fetch,
     LookUp,
+    PublishDeadLetter,
     Read,
     StopRequested,
     Tell,
@@ -163,17 +163,17 @@ def test_what_does_not_decode_is_buried_before_it_is_acknowledged(data: bytes) -
     step(process, Fetch)
     step(process, Write)
     assert world.positions == {0: 2}
-    letter = take(process, Bury)
+    letter = take(process, PublishDeadLetter)
     assert (letter.position, letter.data) == (1, data)
     assert letter.reason.startswith("The record ")
-    fail(process, Bury)
+    fail(process, PublishDeadLetter)
     process.run()
     assert world.acknowledged == {(0, 2)}, "the others do not wait for it"
     world.redeliver(0)
     world.now += 5
     process.tick()
     process.run()
-    assert world.buried == {(0, 1): [data]}
+    assert world.dead_lettered == {(0, 1): [data]}
     assert not world.log[0]
 
 
@@ -183,7 +183,7 @@ def test_what_the_database_refuses_is_buried_and_the_rest_is_written() -> None:
     world.publish(0, record((1, (1,), b"m1"), (2, (2,), REFUSED), (3, (3,), b"m3")))
     process.run()
     assert [row.envelope for row in world.rows] == [b"m1", b"m3"]
-    (letter,) = world.buried[0, 1]
+    (letter,) = world.dead_lettered[0, 1]
     assert [entry.user for entry in decode_record(letter).entries] == [2]
     assert not world.log[0]
 

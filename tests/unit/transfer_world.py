@@ -9,9 +9,9 @@ from meshim.stores.ports import Binding, UserPresence
 from meshim.transfer import events as e
 from meshim.transfer.core import TransferCore, TransferOptions
 from meshim.wire import mesh
-from meshim.wire.envelope import WIRE_VERSION, Destination, Kind, To
+from meshim.wire.envelope import WIRE_VERSION, Destination, DestinationType, Kind
 from meshim.wire.link import Ack, Close, Data, Frame, Ping, Pong, Reset
-from meshim.wire.mesh import FromConnector, FromTransfer, Hello, HelloOk, Place, Return, Route, Stamp
+from meshim.wire.mesh import Deliver, FromConnector, FromTransfer, Hello, HelloOk, Return, Route, Stamp
 from meshim.wire.offline_log import Entry, decode_record
 from meshim.wire.outcome import Copy, Outcome
 
@@ -47,7 +47,7 @@ def options(**changes: Any) -> TransferOptions:
 
 def stamp(seq: int = 1, to: int | Destination = BOB, sender: int = A1, origin: int = 0, **fields: Any) -> Stamp:
     """`to` may be a user; `origin` is by default the connector numbered like the user of the sender."""
-    to = to if isinstance(to, Destination) else Destination(To.USER, to)
+    to = to if isinstance(to, Destination) else Destination(DestinationType.USER, to)
     values: dict[str, Any] = {"kind": Kind.TEXT, "after": (), "copies": ()}
     return Stamp(origin or sender // 10, sender // 10, sender, EPOCH, to, seq, **(values | fields))
 
@@ -206,7 +206,7 @@ class Connector:
     @property
     def places(self) -> list[tuple[int, tuple[int, ...]]]:
         """(seq, devices) of the copies that came, in order."""
-        return [(i.stamp.seq, tuple(d for d, _ in i.bindings)) for i in self.items if isinstance(i, Place)]
+        return [(i.stamp.seq, tuple(d for d, _ in i.bindings)) for i in self.items if isinstance(i, Deliver)]
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -214,4 +214,4 @@ class Connector:
 
     def told(self) -> list[tuple[int, int, int, tuple[Copy, ...]]]:
         """(first, last, how, done) of the outcomes that came."""
-        return [(o.first, o.last, o.how, o.done) for o in self.outcomes]
+        return [(o.first, o.last, o.status, o.done) for o in self.outcomes]

@@ -16,10 +16,10 @@ from meshim.writer.events import (
     Acknowledged,
     Action,
     BatchWritten,
-    Bury,
     Claim,
     ClaimDenied,
     Claimed,
+    DeadLetterPublished,
     DropIdleDevices,
     Ensure,
     Event,
@@ -29,12 +29,12 @@ from meshim.writer.events import (
     FencedOff,
     Fetch,
     IdleDevicesDropped,
-    LetterBuried,
     LogEnsured,
     LookUp,
     MessagesFetched,
     MessagesRead,
     PresenceSeen,
+    PublishDeadLetter,
     Purge,
     Purged,
     Read,
@@ -94,7 +94,7 @@ class World:
         self.last: dict[int, int] = dict.fromkeys(range(partitions), 0)
         self.delivered: dict[int, set[int]] = {p: set() for p in range(partitions)}
         self.acknowledged: set[tuple[int, int]] = set()
-        self.buried: dict[tuple[int, int], list[bytes]] = {}
+        self.dead_lettered: dict[tuple[int, int], list[bytes]] = {}
         self.positions: dict[int, int] = dict.fromkeys(range(partitions), 0)
         self.fences: dict[int, int] = dict.fromkeys(range(partitions), 0)
         self.leases: dict[int, Lease] = {}
@@ -143,7 +143,7 @@ class World:
             case _:
                 return self._log(action)
 
-    def _log(self, action: Ensure | Fetch | Read | Extend | Acknowledge | Bury) -> Event:
+    def _log(self, action: Ensure | Fetch | Read | Extend | Acknowledge | PublishDeadLetter) -> Event:
         match action:
             case Ensure(partition, first):
                 if partition not in self.streams:
@@ -165,9 +165,9 @@ class World:
                     self.acknowledged.add((partition, position))
                     self.log[partition].pop(position, None)
                 return Acknowledged(partition)
-            case Bury(partition, position, _, data):
-                self.buried.setdefault((partition, position), []).append(data)
-                return LetterBuried(partition)
+            case PublishDeadLetter(partition, position, _, data):
+                self.dead_lettered.setdefault((partition, position), []).append(data)
+                return DeadLetterPublished(partition)
 
     def _claim(self, partition: int, owner: str) -> Event:
         held = self.leases.get(partition)
@@ -213,7 +213,7 @@ class World:
             self._check_written(partition, at, published[partition, at])
             assert at <= self.positions[partition]
             if published[partition, at] == GARBAGE or REFUSED in published[partition, at]:
-                assert (partition, at) in self.buried, "acknowledged only once it is buried"
+                assert (partition, at) in self.dead_lettered, "acknowledged only once it is dead-lettered"
 
     def _check_written(self, partition: int, at: int, data: bytes) -> None:
         if data == GARBAGE:

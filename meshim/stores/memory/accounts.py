@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from meshim.errors import StoreConflict
 from meshim.stores.memory.database import MemoryArchive, StoredDevice, StoredRelation
 from meshim.stores.ports import Account, Device, Login, Relation, RelationKey, User
-from meshim.wire.envelope import To
+from meshim.wire.envelope import DestinationType
 
 
 class MemoryAccounts:
@@ -120,7 +120,7 @@ class MemoryAccounts:
     def _keep_for_first_device(self, last: StoredDevice) -> None:
         waiting = self._archive.first_device_of(last.user_id)
         for row in last.queue:
-            if row.read_at is None and row.new.destination_type != To.DEVICE:
+            if row.read_at is None and row.new.destination_type != DestinationType.DEVICE:
                 waiting.keep(row)
 
     async def accounts(self, user_ids: Sequence[int], now: float) -> dict[int, Account]:

@@ -161,7 +161,7 @@ class MemoryLog:
     async def read(self, partition: int, position: int) -> bytes | None:
         return self._partition(partition).messages.get(position)
 
-    async def bury(self, partition: int, position: int, reason: str, data: bytes) -> None:
+    async def dead_letter(self, partition: int, position: int, reason: str, data: bytes) -> None:
         self._broker.answer()
         dead = self._broker.dead.setdefault(self._namespace, [])
         dead.append(DeadLetter(len(dead) + 1, partition, position, self._broker.clock(), reason, data))

@@ -47,7 +47,7 @@ class NatsClient:
     """A connection, made by `connect`."""
 
     def __init__(self, place: str, log: Log) -> None:
-        self._place = place
+        self._address = place
         self._log = log
         self._nats = Client()
         self._waiting: set[asyncio.Future[Any]] = set()
@@ -109,9 +109,9 @@ class NatsClient:
             unreachable = isinstance(cause, OSError | TimeoutError | nats.errors.NoServersError)
             if unreachable and not isinstance(cause, ssl.SSLError):
                 raise BackendUnavailable(
-                    f"NATS at {self._place} does not answer: start it, or correct `backends.nats` ({reason})."
+                    f"NATS at {self._address} does not answer: start it, or correct `backends.nats` ({reason})."
                 ) from error
-            raise BackendUnavailable(f"NATS at {self._place} did not let us in: {reason}.") from error
+            raise BackendUnavailable(f"NATS at {self._address} did not let us in: {reason}.") from error
         self._connecting = None
         self._replayed = True
         self._limit_unsent_data()
@@ -155,7 +155,7 @@ class NatsClient:
         inbox, answer = self._question(timeout_s)
         message = await self._answer(answer, self._send(subject, data, inbox, headers))
         if message.headers and message.headers.get("Status") == _NO_RESPONDERS:
-            raise BackendUnavailable(f"NATS at {self._place} has nobody who answers on {subject}.")
+            raise BackendUnavailable(f"NATS at {self._address} has nobody who answers on {subject}.")
         return message
 
     async def round_trip(self, timeout_s: float) -> None:
@@ -229,16 +229,16 @@ class NatsClient:
             async with asyncio.timeout(_CLOSE_S):  # a server that was stopped does not take what is in the socket
                 await self._nats.close()
         except TimeoutError:
-            self._log.warning("nats closed with unsent data", place=self._place)
+            self._log.warning("nats closed with unsent data", place=self._address)
         writer = self._writer()
         if writer is not None:
             writer.transport.abort()  # does nothing after a close that came to its end
 
     async def _send(self, subject: str, data: bytes, reply: str, headers: dict[str, str] | None) -> None:
         if not self.connected:
-            raise BackendUnavailable(f"NATS at {self._place} is not connected.")
+            raise BackendUnavailable(f"NATS at {self._address} is not connected.")
         if self._nats.pending_data_size + len(data) > _UNSENT_BYTES_MOST:
-            raise BackendUnavailable(f"NATS at {self._place} takes nothing at the moment.")
+            raise BackendUnavailable(f"NATS at {self._address} takes nothing at the moment.")
         try:
             # Up to the buffer this runs without a pause, so that it cannot lose the connection before.
             await self._nats.publish(subject, data, reply, headers)
@@ -246,11 +246,11 @@ class NatsClient:
             raise self._unavailable(error) from error
 
     def _unavailable(self, error: Exception) -> BackendUnavailable:
-        return BackendUnavailable(f"NATS at {self._place} is not available: {_reason(error)}.")
+        return BackendUnavailable(f"NATS at {self._address} is not available: {_reason(error)}.")
 
     def _fail(self, future: "asyncio.Future[Any]", why: str) -> None:
         if not future.done():
-            future.set_exception(BackendUnavailable(f"NATS at {self._place} {why}."))
+            future.set_exception(BackendUnavailable(f"NATS at {self._address} {why}."))
 
     def _limit_unsent_data(self) -> None:
         """Have the kernel give up on a connection whose other end takes nothing for a while.
@@ -295,13 +295,13 @@ class NatsClient:
         for future in tuple(self._waiting):
             self._fail(future, "closed the connection")
         if not self._closing:
-            self._log.warning("nats disconnected", place=self._place)
+            self._log.warning("nats disconnected", place=self._address)
 
     async def _on_reconnected(self) -> None:
         self._replayed = True  # it has answered a ping that was sent behind the subscriptions
         self._limit_unsent_data()
         self._told.clear()
-        self._log.info("nats reconnected", place=self._place)
+        self._log.info("nats reconnected", place=self._address)
 
     async def _on_closed(self) -> None:
         if not self._closing:

@@ -1,4 +1,4 @@
-"""Dead letters: what writers bury in the dead-letter stream of `log.py`, and the way back from there."""
+"""Dead letters: what writers dead-letter in the dead-letter stream of `log.py`, and the way back from there."""
 
 from datetime import datetime
 
@@ -78,7 +78,7 @@ def _letter(message: Msg) -> DeadLetter:
         number=int(headers["Nats-Sequence"]),
         partition=int(headers["Nats-Subject"].rpartition(".")[2]),
         position=int(headers.get(POSITION, 0)),
-        buried_at=datetime.fromisoformat(headers["Nats-Time-Stamp"]).timestamp(),
+        dead_lettered_at=datetime.fromisoformat(headers["Nats-Time-Stamp"]).timestamp(),
         reason=headers.get(REASON, "The writer gave no reason."),
         data=message.data,
     )

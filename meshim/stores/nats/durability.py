@@ -14,7 +14,7 @@ import msgspec
 from meshim.errors import BackendUnavailable, UsageError
 from meshim.runtime.log import Log
 from meshim.stores import durability
-from meshim.stores.durability import Setting, Trust, Verdict
+from meshim.stores.durability import DurabilityPolicy, Setting, Verdict
 from meshim.stores.nats.client import NatsClient
 from meshim.topology import Durability
 
@@ -75,30 +75,30 @@ async def read_settings_at(url: str, monitor: str | None) -> list[Setting]:
         await client.close()
 
 
-class LogVoucher:
+class LogDurabilityGate:
     """Vouches for a NATS server.  Call it before each publish; free once this run of the server has told."""
 
     def __init__(self, nats: NatsClient, policy: Durability, log: Log) -> None:
         self._nats = nats
         self._monitor = policy.nats_monitor
-        self._trust = Trust(policy, log)
+        self._policy = DurabilityPolicy(policy, log)
         self._reading = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
         self._server = ""
         self._ask_again_at = math.inf
-        self._refusal: str | None = None
+        self._violation: str | None = None
 
     async def start(self) -> None:
         """Read for the first time; raises `UsageError` where the topology says that this must not be."""
         await self._read()
-        if self._refusal is not None:
-            raise UsageError(self._refusal)
+        if self._violation is not None:
+            raise UsageError(self._violation)
 
     async def __call__(self) -> None:
         """Raises `BackendUnavailable` where what is stored now would not be safe."""
         await self._read()
-        if self._refusal is not None:
-            raise BackendUnavailable(self._refusal)
+        if self._violation is not None:
+            raise BackendUnavailable(self._violation)
 
     async def _read(self) -> None:
         while self._is_due():  # again if it was replaced meanwhile
@@ -109,7 +109,7 @@ class LogVoucher:
                     continue  # somebody else has read it while we waited
                 server = self._nats.server
                 found = await read_settings(server, self._monitor)
-                self._refusal = self._trust.refusal(found)
+                self._violation = self._policy.violation(found)
                 self._server = server
                 told = self._monitor is None or all(each.verdict is not Verdict.UNKNOWN for each in found)
                 self._ask_again_at = math.inf if told else self._loop.time() + ASK_AGAIN_S

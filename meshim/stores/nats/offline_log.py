@@ -8,7 +8,7 @@ dead-letter stream     `{namespace}-dead`, subjects `{namespace}.dead.{partition
 =====================  =============================================================
 
 What is acknowledged is as durable as the server's `sync_interval` says; meshim's own server
-runs with `always`.  With `vouch` (see `vouching.py`) that is read from every run of the server before anything is
+runs with `always`.  With `gate` (see `durability.py`) that is read from every run of the server before anything is
 given to it.
 """
 
@@ -73,11 +73,11 @@ class JetStreamLog:
         ack_wait_s: float = 30.0,
         unacknowledged_most: int = 8192,
         fetch_bytes: int = 16 << 20,
-        vouch: Callable[[], Awaitable[None]] | None = None,
+        gate: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """`max_bytes` limits each partition, `dead_bytes` the dead-letter stream; the server reserves both.
 
-        `vouch` is awaited before anything is stored, and raises `BackendUnavailable` where it would not be safe.
+        `gate` is awaited before anything is stored, and raises `BackendUnavailable` where it would not be safe.
 
         A message that was not acknowledged or extended for `ack_wait_s` is given again.  At most
         `unacknowledged_most` are given out at a time, and about `fetch_bytes` by one fetch.
@@ -93,7 +93,7 @@ class JetStreamLog:
         self._ack_wait_s = ack_wait_s
         self._unacknowledged_most = unacknowledged_most
         self._fetch_bytes = fetch_bytes
-        self._vouch = vouch
+        self._gate = gate
         self._pullers: dict[int, Puller] = {}
 
     # ---------------------------------------------------------------- on the way of a message
@@ -128,13 +128,13 @@ class JetStreamLog:
         message = await self._jetstream.get(self._name(partition), {"seq": position})
         return None if message is None else message.data
 
-    async def bury(self, partition: int, position: int, reason: str, data: bytes) -> None:
+    async def dead_letter(self, partition: int, position: int, reason: str, data: bytes) -> None:
         headers = {POSITION: str(position), REASON: reason[:_REASON_CHARACTERS_MOST]}
         await self._append(f"{dead_subject(self._namespace)}.{partition}", data, headers)
 
     async def _append(self, subject: str, data: bytes, headers: dict[str, str] | None = None) -> int:
-        if self._vouch is not None:
-            await self._vouch()
+        if self._gate is not None:
+            await self._gate()
         return await self._jetstream.append(subject, data, self._publish_timeout_s, headers)
 
     async def _delete(self, partition: int, position: int) -> None:

@@ -6,22 +6,22 @@ import msgspec
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
-    """What a writer buried: a record, or the entries of one that the database refused, as a record of just those.
+    """What a writer dead-lettered: a record, or the entries of one that the database refused, as a record of just those.
 
-    `number` names it among the dead letters, `position` is where it stood in its partition, `buried_at` is
+    `number` names it among the dead letters, `position` is where it stood in its partition, `dead_lettered_at` is
     in seconds since 1970 (clock of the backend).
     """
 
     number: int
     partition: int
     position: int
-    buried_at: float
+    dead_lettered_at: float
     reason: str
     data: bytes
 
 
 class DeadLetters(Protocol):
-    """What `Log.bury` keeps, by ascending numbers; a number is given once."""
+    """What `Log.dead-letter` keeps, by ascending numbers; a number is given once."""
 
     async def last(self) -> int:
         """The highest number that was given so far; 0 before the first."""

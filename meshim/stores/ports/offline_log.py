@@ -35,5 +35,5 @@ class Log(Protocol):
     async def read(self, partition: int, position: int) -> bytes | None:
         """One message by its position; None when there is none any more."""
 
-    async def bury(self, partition: int, position: int, reason: str, data: bytes) -> None:
+    async def dead_letter(self, partition: int, position: int, reason: str, data: bytes) -> None:
         """Keep what can never be written in the dead-letter stream; returns once it is fsynced."""

@@ -63,7 +63,7 @@ class RedisClient:
                 driver_info=None,
             )
             place = urlsplit(url)
-            self._place = f"{place.hostname or 'localhost'}:{place.port or 6379}"
+            self._address = f"{place.hostname or 'localhost'}:{place.port or 6379}"
         except ValueError as error:
             raise UsageError(f"backends.redis is not a Redis URL: {error}.") from error
         self._redis = redis.asyncio.Redis.from_pool(pool)
@@ -158,7 +158,7 @@ class RedisClient:
         except redis.exceptions.RedisError as error:
             if not _unavailable(error):
                 raise
-            raise BackendUnavailable(f"Redis at {self._place} is not available: {one_line(error)}.") from error
+            raise BackendUnavailable(f"Redis at {self._address} is not available: {one_line(error)}.") from error
 
 
 def _unavailable(error: redis.exceptions.RedisError) -> bool:

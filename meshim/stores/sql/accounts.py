@@ -19,7 +19,7 @@ from meshim.stores.sql import relations
 from meshim.stores.sql.database import Archive
 from meshim.stores.sql.rows import first_device
 from meshim.stores.sql.schema import im_device, im_offline, im_position, im_token, im_user, now_ms, to_ms, to_s
-from meshim.wire.envelope import To
+from meshim.wire.envelope import DestinationType
 
 T = TypeVar("T")
 
@@ -303,7 +303,7 @@ def _drop_device(connection: Connection, device_id: int, before: int) -> int:
 def _keep_for_first_device(connection: Connection, user_id: int, device_id: int) -> None:
     """What her last device has not read waits for the next one, but for what was addressed to that device alone."""
     row = im_offline.c
-    unread = (row.to_device == device_id) & (row.has_read == 0) & (row.destination_type != To.DEVICE)
+    unread = (row.to_device == device_id) & (row.has_read == 0) & (row.destination_type != DestinationType.DEVICE)
     connection.execute(update(im_offline).where(unread).values(to_device=first_device(user_id)))
 
 

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from meshim.errors import BackendUnavailable, UsageError
 from meshim.runtime.log import Log
 from meshim.stores import durability
-from meshim.stores.durability import Setting, Trust, Verdict
+from meshim.stores.durability import DurabilityPolicy, Setting, Verdict
 from meshim.stores.sql.database import Archive
 from meshim.stores.sql.engine import SNAPSHOT, create, is_unknown_variable, reason
 from meshim.topology import Durability
@@ -47,20 +47,20 @@ def read_settings_at(url: str) -> list[Setting]:
         database.dispose()
 
 
-class DatabaseVoucher:
+class DatabaseDurabilityGate:
     """Vouches for connections of a database; for any thread."""
 
     def __init__(self, policy: Durability, log: Log) -> None:
-        self._trust = Trust(policy, log)
+        self._policy = DurabilityPolicy(policy, log)
 
     async def start(self, archive: Archive) -> None:
         """Raises `UsageError` where the topology says that this must not be, `BackendUnavailable` when it is away."""
-        refusal = self._trust.refusal(await archive.read(read_settings))
-        if refusal is not None:
-            raise UsageError(refusal)
+        violation = self._policy.violation(await archive.read(read_settings))
+        if violation is not None:
+            raise UsageError(violation)
 
     def __call__(self, connection: Connection) -> None:
         """Raises `BackendUnavailable` where what this connection commits would not be safe."""
-        refusal = self._trust.refusal(read_settings(connection))
-        if refusal is not None:
-            raise BackendUnavailable(refusal)
+        violation = self._policy.violation(read_settings(connection))
+        if violation is not None:
+            raise BackendUnavailable(violation)

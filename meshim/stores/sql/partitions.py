@@ -39,10 +39,10 @@ _MYSQL_ROW = "(x'%s',%d,x'%s',%d,%d,%d,%d,%d,%d,%d,%d,%d,%d,%d,%d,%d)"
 class SqlPartitions:
     """The writer's side of the queues."""
 
-    def __init__(self, archive: Archive, vouch: Callable[[Connection], None] | None = None) -> None:
-        """`vouch`, asked in each `write`, raises `BackendUnavailable` where a commit of its connection is not safe."""
+    def __init__(self, archive: Archive, gate: Callable[[Connection], None] | None = None) -> None:
+        """`gate`, asked in each `write`, raises `BackendUnavailable` where a commit of its connection is not safe."""
         self._archive = archive
-        self._vouch = vouch
+        self._gate = gate
 
     async def claim(self, partition: int, owner: str, lease_s: float) -> tuple[int, int] | None:
         return await self._archive.write(_claim, partition, owner, to_ms(lease_s))
@@ -57,8 +57,8 @@ class SqlPartitions:
         self, partition: int, fence: int, through: int, records: Sequence[tuple[int, Sequence[Entry]]], now: float
     ) -> Written:
         def work(connection: Connection) -> Written:
-            if self._vouch is not None:
-                self._vouch(connection)
+            if self._gate is not None:
+                self._gate(connection)
             return _write(connection, partition, fence, through, records, to_ms(now))
 
         return await self._archive.write(work)

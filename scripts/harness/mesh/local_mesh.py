@@ -14,7 +14,7 @@ from meshim import topology as topologies
 from meshim.deploy.embedded import free_port
 from meshim.deploy.pdeathsig import die_with_parent
 from meshim.errors import MeshimError
-from meshim.topology import Durability, Listener, Remedy, RestListener, Security, Topology, Worker
+from meshim.topology import Durability, Listener, OnWeak, RestListener, Security, Topology, Worker
 
 MESHIM = (sys.executable, "-m", "meshim")
 
@@ -25,7 +25,7 @@ _END_S = 30.0
 
 
 def topology(
-    connectors: int = 2, transfers: int = 2, writers: int = 1, weak: Remedy = "refuse", *, curve: bool = True
+    connectors: int = 2, transfers: int = 2, writers: int = 1, weak: OnWeak = "refuse", *, curve: bool = True
 ) -> Topology:
     """Return a mesh on embedded backends whose addresses are all chosen when it starts."""
     return Topology(

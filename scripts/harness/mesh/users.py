@@ -22,7 +22,7 @@ from meshim.stores.sql.accounts import SqlAccounts
 from meshim.stores.sql.database import Archive
 from meshim.stores.sql.partitions import SqlPartitions
 from meshim.stores.sql.schema import im_position
-from meshim.wire.envelope import WIRE_VERSION, Destination, Envelope, Kind, To, encode_envelope
+from meshim.wire.envelope import WIRE_VERSION, Destination, DestinationType, Envelope, Kind, encode_envelope
 from meshim.wire.offline_log import Entry
 
 TOKEN_S = 86_400.0
@@ -91,7 +91,7 @@ def _fence_and_position(connection: Connection, partition: int) -> tuple[int, in
 
 def text(sender: Person, to: int, seq: int, body: bytes) -> bytes:
     """An envelope of a sender who has settled everything before it."""
-    where = Destination(To.USER, to)
+    where = Destination(DestinationType.USER, to)
     return encode_envelope(
         Envelope(
             WIRE_VERSION, secrets.token_bytes(16), sender.user, sender.device, sender.epoch, where, seq, seq,

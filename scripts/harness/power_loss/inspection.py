@@ -23,7 +23,7 @@ from meshim.runtime.log import Log
 from meshim.stores.nats.client import NatsClient
 from meshim.stores.nats.offline_log import JetStreamLog
 from meshim.topology import Topology
-from meshim.wire.envelope import Destination, Stream, To, decode_envelope
+from meshim.wire.envelope import Destination, DestinationType, Stream, decode_envelope
 from meshim.wire.offline_log import decode_record
 
 _ANSWER_S = 5.0
@@ -55,7 +55,7 @@ class Notes:
                     self.users[name] = int(user)
                     devices[name] = int(user), int(device), int(epoch)
                 case ["queued", message, sender, recipient, seq]:
-                    stream = Stream(*devices[sender], Destination(To.USER, self.users[recipient]))
+                    stream = Stream(*devices[sender], Destination(DestinationType.USER, self.users[recipient]))
                     self.queued[bytes.fromhex(message)] = Sending(
                         bytes.fromhex(message), sender, recipient, stream, int(seq)
                     )

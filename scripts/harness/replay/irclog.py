@@ -69,10 +69,10 @@ def parse(log: bytes) -> list[Utterance]:
             wrapped += _HALF_A_DAY
         latest = max(latest, minute + wrapped)
         spoken.append((latest, match))
-    return list(_spread(spoken))
+    return list(_notifier(spoken))
 
 
-def _spread(spoken: Sequence[tuple[int, re.Match[str]]]) -> Iterator[Utterance]:
+def _notifier(spoken: Sequence[tuple[int, re.Match[str]]]) -> Iterator[Utterance]:
     in_minute: defaultdict[int, int] = defaultdict(int)
     for minute, _ in spoken:
         in_minute[minute] += 1
