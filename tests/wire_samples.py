@@ -21,7 +21,7 @@ from meshim.wire.envelope import (
 )
 from meshim.wire.link import Ack, Close, Data, Ping, Pong, Reset
 from meshim.wire.mesh import Deliver, Hello, HelloOk, Return, Route, Stamp
-from meshim.wire.notification import AccountChanged, Kick, Poke, decode_notice, encode_notice
+from meshim.wire.notification import AccountChanged, Kick, WakeUp, decode_notification, encode_notification
 from meshim.wire.offline_log import Entry, Record, decode_record, encode_record
 from meshim.wire.outcome import Outcome, OutcomeStatus
 
@@ -56,7 +56,7 @@ WAYS = {
     "text": Way(encode_content, decode_text),
     "receipt": Way(encode_content, decode_receipt),
     "log": Way(lambda record: encode_record(record.entries), decode_record),
-    "notice": Way(encode_notice, decode_notice),
+    "notification": Way(encode_notification, decode_notification),
 }
 
 # A change of one of these lines is a change of the protocol.
@@ -106,10 +106,10 @@ PINNED: list[tuple[str, Any, str]] = [
      "9402cffedcba987654321093012a0092920103920505"),
     ("log", Record(1, (Entry(42, (5, 6), b"env"),)),
      "920191932a920506c403656e76"),
-    ("notice", Poke(((42, 5),)),
+    ("notification", WakeUp(((42, 5),)),
      "920191922a05"),
-    ("notice", Kick(42, 5, 2**50, 11, "replaced"),
+    ("notification", Kick(42, 5, 2**50, 11, "replaced"),
      "96022a05cf00040000000000000ba87265706c61636564"),
-    ("notice", AccountChanged((42, 7)),
+    ("notification", AccountChanged((42, 7)),
      "9203922a07"),
 ]  # fmt: skip

@@ -20,7 +20,7 @@ from meshim.runtime.log import Log
 from meshim.stores.nats.client import NatsClient
 from meshim.stores.nats.dead_letters import JetStreamDeadLetters, retry
 from meshim.stores.nats.durability import LogDurabilityGate
-from meshim.stores.nats.offline_log import JetStreamLog
+from meshim.stores.nats.offline_log import JetStreamOfflineLog
 from meshim.stores.ports import DeadLetter, DeadLetters
 from meshim.topology import Topology
 from meshim.wire.envelope import decode_envelope
@@ -61,7 +61,7 @@ class ShownLetter(msgspec.Struct, frozen=True):
 class _Backend(NamedTuple):
     topology: Topology
     letters: DeadLetters
-    log: JetStreamLog
+    log: JetStreamOfflineLog
 
 
 @click.group()
@@ -218,7 +218,7 @@ async def _connected(file: Path | None, data: DataFolder) -> AsyncIterator[_Back
         gate = LogDurabilityGate(
             nats, topology.durability, log
         )  # as transfers do: a letter is removed once the log has it
-        yield _Backend(topology, JetStreamDeadLetters(nats, namespace), JetStreamLog(nats, namespace, gate=gate))
+        yield _Backend(topology, JetStreamDeadLetters(nats, namespace), JetStreamOfflineLog(nats, namespace, gate=gate))
     finally:
         await nats.close()
 

@@ -10,7 +10,7 @@ from meshim.errors import BackendUnavailable, Code
 from meshim.runtime.crypto import hash_token
 from meshim.runtime.service import Service
 from meshim.runtime.timeouts import with_timeout
-from meshim.stores.ports import Account, Accounts, CachedLogin, Login, Notices, Presence, Queues, SessionCache
+from meshim.stores.ports import Account, Accounts, CachedLogin, Login, Notifications, Presence, Queues, SessionCache
 
 DATABASE_S = 1.5
 """How long a greeting waits for the database: the next batch of them waits too, and clients for `greet_timeout_s`."""
@@ -28,7 +28,7 @@ class Backends(NamedTuple):
     cache: SessionCache
     accounts: Accounts
     queues: Queues
-    notices: Notices
+    notifications: Notifications
 
 
 Authenticated = tuple[Login, Account]

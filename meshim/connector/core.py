@@ -11,8 +11,8 @@ what became of each copy:
 
 It promises nothing itself: whoever submits keeps the message until its copies are accounted for.
 
-The queue of a device is looked at after every presence write, after a poke, and in a jittered sweep, so that
-no single lost signal leaves anybody waiting; and often while presence is away, when no poke can come.
+The queue of a device is looked at after every presence write, after a wake-up, and in a jittered sweep, so that
+no single lost signal leaves anybody waiting; and often while presence is away, when no wake-up can come.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,7 +38,7 @@ from meshim.wire.client import Greet, Submit
 from meshim.wire.envelope import EPHEMERAL_FROM
 from meshim.wire.link import Close, Data, Reset
 from meshim.wire.mesh import Deliver, Route, Stamp
-from meshim.wire.notification import AccountChanged, Kick, Poke
+from meshim.wire.notification import AccountChanged, Kick, WakeUp
 from meshim.wire.outcome import Outcome, OutcomeStatus
 
 
@@ -55,7 +55,7 @@ class ConnectorCore:
         self._actions: list[e.Action] = []
         self._ticked = 0.0
         self._poll_queues_at: float | None = None
-        """When to look at every queue, while nobody can poke us."""
+        """When to look at every queue, while nobody can wake-up us."""
         self._links = TransferLinks(
             incarnation, name, options.transfers, options.reconnect_s, self.statistics, self._actions.append
         )  # fmt: skip
@@ -81,7 +81,7 @@ class ConnectorCore:
             e.RowsUnmarked: self._queues.unmarked,
             e.QueueFenced: self._queues.fenced,
             e.QueuesUnreachable: self._queues.unreachable,
-            e.Noticed: self._noticed,
+            e.NotificationReceived: self._notification_received,
             e.AccountsRead: self._accounts_read,
             e.AccountsUnreadable: self._accounts_unreadable,
             e.PresenceLost: self._presence_lost,
@@ -335,20 +335,20 @@ class ConnectorCore:
 
     # ---------------------------------------------------------------- from the stores
 
-    def _noticed(self, event: e.Noticed, now: float) -> None:
-        notice = event.notice
-        if isinstance(notice, Poke):
-            for _, device in notice.devices:
+    def _notification_received(self, event: e.NotificationReceived, now: float) -> None:
+        notification = event.notification
+        if isinstance(notification, WakeUp):
+            for _, device in notification.devices:
                 if (session := self._sessions.of_device(device)) is not None:
-                    self.statistics.poked += 1
+                    self.statistics.woken += 1
                     self._sessions.look(session)
-        elif isinstance(notice, Kick):
-            session = self._sessions.of_device(notice.device)
-            if session is not None and session.binding.session <= notice.session:
-                self.statistics.replaced += notice.code == Code.REPLACED
-                self._sessions.cut(session, notice.code, notice.sentence)
-        elif isinstance(notice, AccountChanged):
-            users = dict.fromkeys(session.login.user for session in self._sessions.of_users(notice.users))
+        elif isinstance(notification, Kick):
+            session = self._sessions.of_device(notification.device)
+            if session is not None and session.binding.session <= notification.session:
+                self.statistics.replaced += notification.code == Code.REPLACED
+                self._sessions.cut(session, notification.code, notification.sentence)
+        elif isinstance(notification, AccountChanged):
+            users = dict.fromkeys(session.login.user for session in self._sessions.of_users(notification.users))
             if users:
                 self._actions.append(e.ReadAccounts(tuple(users)))
 
@@ -378,7 +378,7 @@ class ConnectorCore:
                 self._route(session, decision, submit)
 
     def _presence_lost(self, event: e.PresenceLost, now: float) -> None:
-        """R9: what is said to people here is stored, and no writer finds out whom to poke."""
+        """R9: what is said to people here is stored, and no writer finds out whom to wake-up."""
         self._poll_queues_at = now
 
     def _presence_disturbed(self, event: e.PresenceDisturbed, now: float) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from meshim.errors import Code
 from meshim.stores.ports import Account, Binding, Login, Page
-from meshim.wire.notification import Kick, Notice
+from meshim.wire.notification import Kick, Notification
 
 # ---------------------------------------------------------------- events
 
@@ -133,8 +133,8 @@ class QueuesUnreachable(NamedTuple):
     devices: Sequence[tuple[int, int]]
 
 
-class Noticed(NamedTuple):
-    notice: Notice
+class NotificationReceived(NamedTuple):
+    notification: Notification
 
 
 class AccountsRead(NamedTuple):
@@ -148,7 +148,7 @@ class AccountsUnreadable(NamedTuple):
 
 
 class PresenceLost(NamedTuple):
-    """Our lease ended: to the others we are not here, and nobody pokes us.  `PresenceDisturbed` ends that."""
+    """Our lease ended: to the others we are not here, and nobody wake-ups us.  `PresenceDisturbed` ends that."""
 
 
 class PresenceDisturbed(NamedTuple):
@@ -178,7 +178,7 @@ Event = (
     | RowsUnmarked
     | QueueFenced
     | QueuesUnreachable
-    | Noticed
+    | NotificationReceived
     | AccountsRead
     | AccountsUnreadable
     | PresenceLost

@@ -12,7 +12,7 @@ class ConnectorOptions(msgspec.Struct, frozen=True):
 
     `session_queue`, `frame_items` and `unauthorized` are counts per session, `session_rate` submits a second of one;
     `session_bytes` bounds the live copies under way to one, beyond its last.  `relation_ttl_s` is after how long
-    relations are read again; `queue_poll_s` is how often queues are looked at while nobody can poke us.
+    relations are read again; `queue_poll_s` is how often queues are looked at while nobody can wake-up us.
     """
 
     clients: LinkOptions

@@ -87,7 +87,7 @@ class Queues:
             self._sessions.give_back_all(session, session.release_deferred(), absent=False)
             self._sessions.mark(session)
             if session.deferred:
-                # What they wait for may be another device's copy: then nobody pokes us when it is written.
+                # What they wait for may be another device's copy: then nobody wake-ups us when it is written.
                 session.sync.look_again(now)
 
     def _tell_delayed(self, session: Session, *, delayed: bool) -> None:

@@ -25,7 +25,7 @@ from meshim.runtime.sockets.guard import Guarding
 from meshim.runtime.sockets.options import HANDSHAKE_S
 from meshim.stores.backends import Connections, lease_held
 from meshim.stores.lease_keeper import LeaseKeeper
-from meshim.stores.nats.notifications import NatsNotices
+from meshim.stores.nats.notifications import NatsNotifications
 from meshim.stores.ports import Lease
 from meshim.stores.redis.presence import UNSEEN_S, RedisPresence
 from meshim.stores.redis.session_cache import RedisSessionCache
@@ -106,15 +106,15 @@ async def run(topology: Topology, name: str, data: Path) -> None:
     keys = KeyPair.new() if topology.security.curve else None
     async with AsyncExitStack() as stack, Service("connector", name, shutdown_s=timers.shutdown_s) as service:
         connections = Connections(topology, service, stack)
-        redis, archive, nats = connections.redis(), connections.archive(), await connections.nats()
+        redis, database, nats = connections.redis(), connections.database(), await connections.nats()
         context = Context()
         stack.callback(context.close)
         backends = Backends(
             presence=RedisPresence(redis, namespace, unseen_s=max(UNSEEN_S, int(4 * timers.relation_ttl_s))),
             cache=RedisSessionCache(redis, namespace),
-            accounts=SqlAccounts(archive),
-            queues=SqlQueues(archive, limits.partitions),
-            notices=NatsNotices(nats, namespace, service.log),
+            accounts=SqlAccounts(database),
+            queues=SqlQueues(database, limits.partitions),
+            notifications=NatsNotifications(nats, namespace, service.log),
         )
         core = ConnectorCore(
             incarnation, name, limits.partitions, options_of(topology), lambda: int(time.time() * 1000)

@@ -197,13 +197,13 @@ class Shell:
 
     async def _tell(self, action: e.TellKick) -> None:
         try:
-            await self._backends.notices.tell(action.incarnation, action.kick)
+            await self._backends.notifications.tell(action.incarnation, action.kick)
         except BackendUnavailable:
             self._service.log.warning("kick not told", device=action.kick.device)
 
     async def _listen(self, incarnation: int) -> None:
-        async for notice in await self._backends.notices.listen(incarnation):
-            self.driver.receive(e.Noticed(notice))
+        async for notification in await self._backends.notifications.listen(incarnation):
+            self.driver.receive(e.NotificationReceived(notification))
 
     async def _note_seen(self, devices: Sequence[int]) -> None:
         try:

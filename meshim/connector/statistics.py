@@ -38,7 +38,7 @@ class Statistics(msgspec.Struct):
     """Live copies that had to wait for the queue (R2)."""
     overflowed: int = 0
     """Times that a device took so little that live copies for it had to be stored."""
-    poked: int = 0
+    woken: int = 0
     """Devices here that a writer has stored something for."""
     fenced: int = 0
     """Times that another connector had claimed a queue after us."""

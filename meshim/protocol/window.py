@@ -15,7 +15,7 @@ stay the sender's until the cumulative acknowledgement passes them, but are sent
 later than others.  A frame is sent again after `resend_s`, doubling; when the peer has taken nothing for
 `give_up_s` the link has failed and `abandon` hands back everything that was not acknowledged.
 
-A slow peer is not a dead one: both times are counted anew from each frame that it takes.  And nobody is dead-lettered under
+A slow peer is not a dead one: both times are counted anew from each frame that it takes.  And nobody is buried under
 copies of what he has not read yet: they wait for twice as long as he took for the last frame, half of `give_up_s` at
 most, and at most one full frame is sent again at a time.
 

@@ -49,7 +49,7 @@ def build(
     log: Log,
     clock: Clock = time.time,
 ) -> Litestar:
-    """The application; it closes nothing of what it was given.  Its `state.notifier` counts what did not get through."""
+    """Return the application.  It closes none of its arguments; `state.notifier` counts lost notifications."""
     notifier = ChangeNotifier(backends, clock, log)
     friends = Friends(backends, notifier, master, topology, clock, log)
     sessions = Sessions(backends, notifier, friends, passwords, topology, clock, log)

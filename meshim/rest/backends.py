@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
-from meshim.stores.ports import Accounts, Leases, Notices, Presence, SessionCache
+from meshim.stores.ports import Accounts, Leases, Notifications, Presence, SessionCache
 
 Clock = Callable[[], float]
 """Seconds since 1970."""
@@ -16,5 +16,5 @@ class Backends(NamedTuple):
     leases: Leases
     presence: Presence
     cache: SessionCache
-    notices: Notices
+    notifications: Notifications
     probes: Mapping[str, Callable[[], Awaitable[object]]]

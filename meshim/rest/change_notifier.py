@@ -2,7 +2,7 @@
 
 The database is the truth.  What follows a commit only makes others see it sooner, so it
 is done in an order that a crash at any point leaves to the lifetimes of caches: first the
-cache (a connector that is told looks there), then presence, then the notice.  A backend that
+cache (a connector that is told looks there), then presence, then the notification.  A backend that
 is away is logged and counted, and does not undo what is committed.
 """
 
@@ -22,7 +22,7 @@ class ChangeNotifier:
         self._accounts = backends.accounts
         self._cache = backends.cache
         self._presence = backends.presence
-        self._notices = backends.notices
+        self._notifications = backends.notifications
         self._clock = clock
         self._log = log
         self.failures = 0
@@ -38,7 +38,7 @@ class ChangeNotifier:
         """These two became friends, or ended it."""
         for user in users:
             await self._try("friends", self._put_account(user))
-        await self._try("notice", self._notices.tell_all(AccountChanged(users)))
+        await self._try("notification", self._notifications.tell_all(AccountChanged(users)))
 
     async def kick(self, login: Login, code: int, sentence: str) -> None:
         """Close the session of a device, wherever it is."""
@@ -50,7 +50,7 @@ class ChangeNotifier:
         if account is None or (cached is not None and cached.devices == account.devices):
             return  # nearly every login is of a device that all know
         await self._presence.set_devices(user, account.devices)
-        await self._notices.tell_all(AccountChanged((user,)))
+        await self._notifications.tell_all(AccountChanged((user,)))
 
     async def _put_account(self, user: int) -> Account | None:
         account = (await self._accounts.accounts([user], self._clock())).get(user)
@@ -62,8 +62,8 @@ class ChangeNotifier:
         entry = (await self._presence.lookup([login.user])).get(login.user)
         for binding in entry.bindings if entry else ():
             if binding.device == login.device:
-                notice = Kick(login.user, login.device, binding.session, code, sentence)
-                await self._notices.tell(binding.incarnation, notice)
+                notification = Kick(login.user, login.device, binding.session, code, sentence)
+                await self._notifications.tell(binding.incarnation, notification)
 
     async def _try(self, what: str, call: Awaitable[object]) -> None:
         try:

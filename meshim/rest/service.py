@@ -23,7 +23,7 @@ from meshim.runtime.log import Log
 from meshim.runtime.service import Service
 from meshim.stores.backends import Connections, lease_held
 from meshim.stores.lease_keeper import LeaseKeeper
-from meshim.stores.nats.notifications import NatsNotices
+from meshim.stores.nats.notifications import NatsNotifications
 from meshim.stores.ports import Lease
 from meshim.stores.redis.presence import RedisPresence
 from meshim.stores.redis.session_cache import RedisSessionCache
@@ -141,13 +141,13 @@ async def _connected(topology: Topology, connections: Connections, service: Serv
     """The real ports; raises BackendUnavailable when NATS is away (the others are connected when first used)."""
     space, log = topology.namespace, service.log
     redis, leases, nats = connections.redis(), connections.leases(), await connections.nats()
-    accounts = SqlAccounts(connections.archive())
+    accounts = SqlAccounts(connections.database())
     return Backends(
         accounts=accounts,
         leases=leases,
         presence=RedisPresence(redis, space),
         cache=RedisSessionCache(redis, space, account_ttl_s=topology.timers.token_ttl_s),
-        notices=NatsNotices(nats, space, log),
+        notifications=NatsNotifications(nats, space, log),
         probes={"sql": accounts.ping, "redis": leases.run_id, "nats": lambda: nats.round_trip(_NATS_PROBE_S)},
     )
 

@@ -13,7 +13,7 @@ from meshim.stores.nats.client import NatsClient
 from meshim.stores.redis.client import RedisClient
 from meshim.stores.redis.leases import RedisLeases
 from meshim.stores.sql import durability as sql_durability
-from meshim.stores.sql.database import Archive
+from meshim.stores.sql.database import Database
 from meshim.topology import Backends, Topology
 
 
@@ -45,12 +45,12 @@ class Connections:
         self._stack.push_async_callback(client.close)
         return client
 
-    def archive(self) -> Archive:
+    def database(self) -> Database:
         """Connects when it is first used."""
-        archive = Archive(self._topology.backends.sql, self._topology.limits.db_threads)
-        self._stack.push_async_callback(archive.close)
-        self._counting.append(lambda: _named("database", archive.statistics()._asdict()))
-        return archive
+        database = Database(self._topology.backends.sql, self._topology.limits.db_threads)
+        self._stack.push_async_callback(database.close)
+        self._counting.append(lambda: _named("database", database.statistics()._asdict()))
+        return database
 
     async def nats(self) -> NatsClient:
         """Raises BackendUnavailable when NATS does not answer; the role ends when it closes the connection for good."""

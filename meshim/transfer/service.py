@@ -18,8 +18,8 @@ from meshim.runtime.sockets import Context, KeyPair, Router, Sent
 from meshim.stores.backends import Connections, lease_held
 from meshim.stores.lease_keeper import LeaseKeeper
 from meshim.stores.nats.durability import LogDurabilityGate
-from meshim.stores.nats.offline_log import JetStreamLog
-from meshim.stores.ports import Lease, Leases, Log, Presence
+from meshim.stores.nats.offline_log import JetStreamOfflineLog
+from meshim.stores.ports import Lease, Leases, OfflineLog, Presence
 from meshim.stores.redis.presence import RedisPresence
 from meshim.topology import Topology
 from meshim.transfer import events as e
@@ -64,7 +64,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         shell = Shell(
             core,
             RedisPresence(redis, topology.namespace),
-            JetStreamLog(
+            JetStreamOfflineLog(
                 nats,
                 topology.namespace,
                 publish_timeout_s=timers.publish_timeout_s,
@@ -130,7 +130,7 @@ class ConnectorAllowlist:
 class Shell:
     """Performs what the core decides."""
 
-    def __init__(self, core: TransferCore, presence: Presence, log: Log, service: Service) -> None:
+    def __init__(self, core: TransferCore, presence: Presence, log: OfflineLog, service: Service) -> None:
         self.router: Router | None = None
         self._core = core
         self._presence = presence

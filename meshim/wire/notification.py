@@ -1,8 +1,8 @@
-"""Notices: small messages to connectors over NATS, at most once.
+"""Notifications: small messages to connectors over NATS, at most once.
 
 Each only makes something happen sooner that a sweep or a time limit makes happen anyway; but a session whose
 logout was not heard lasts until its connection ends, and is then refused.
-Poke and Kick go to the subject of one connector incarnation, the others to all connectors.
+WakeUp and Kick go to the subject of one connector incarnation, the others to all connectors.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from meshim.wire.bounds import ITEMS_MAX, U31, U63, Id, Sentence
 from meshim.wire.codec import decoder, encode
 
 
-class Poke(msgspec.Struct, array_like=True, frozen=True, tag=1):
+class WakeUp(msgspec.Struct, array_like=True, frozen=True, tag=1):
     """Something was stored for these devices, each (user, device): look at their queues."""
 
     devices: Annotated[tuple[tuple[Id, Id], ...], msgspec.Meta(max_length=ITEMS_MAX)]
@@ -36,12 +36,12 @@ class AccountChanged(msgspec.Struct, array_like=True, frozen=True, tag=3):
     users: Annotated[tuple[Id, ...], msgspec.Meta(max_length=ITEMS_MAX)]
 
 
-Notice = Poke | Kick | AccountChanged
+Notification = WakeUp | Kick | AccountChanged
 
 
-def encode_notice(notice: Notice) -> bytes:
-    return encode(notice)
+def encode_notification(notification: Notification) -> bytes:
+    return encode(notification)
 
 
-decode_notice: Callable[[bytes], Notice] = decoder(Notice)
+decode_notification: Callable[[bytes], Notification] = decoder(Notification)
 """Raises `msgspec.DecodeError` (also for wrong types and numbers out of bounds)."""

@@ -27,7 +27,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from meshim.stores.ports import LogMessage, UserPresence, Written
-from meshim.wire.notification import Poke
+from meshim.wire.notification import WakeUp
 from meshim.wire.offline_log import Entry
 
 # ---------------------------------------------------------------- actions
@@ -78,10 +78,10 @@ class LookUp(NamedTuple):
 
 
 class Tell(NamedTuple):
-    """Poke connectors, each by its incarnation.  A poke that cannot be sent is passed over."""
+    """WakeUp connectors, each by its incarnation.  A wake-up that cannot be sent is passed over."""
 
     partition: int
-    pokes: tuple[tuple[int, Poke], ...]
+    wake_ups: tuple[tuple[int, WakeUp], ...]
 
 
 class Acknowledge(NamedTuple):
@@ -181,7 +181,7 @@ class PresenceSeen(NamedTuple):
 
 
 class Told(NamedTuple):
-    """How many devices were told of, and how many pokes could not be sent."""
+    """How many devices were told of, and how many wake-ups could not be sent."""
 
     partition: int
     devices: int

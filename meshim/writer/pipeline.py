@@ -14,7 +14,7 @@ Rules, by where a message stands to the next position to be written:
     equal       it goes into the next transaction, and what follows it without a gap
     above       read what is missing: what exists is written first, what is gone is passed over
     below       given again: written again.  Its rows are there and stay as they are, but only the
-                database can say once more which devices to poke, and which entries it refuses
+                database can say once more which devices to wake-up, and which entries it refuses
 
 So the position of the partition never passes a message that exists (R15), and a message is
 acknowledged only behind its commit: a crash anywhere makes the log give it again.  While the database

@@ -1,4 +1,4 @@
-"""What follows a commit in one partition: poke the connectors, dead-letter what was refused, acknowledge.
+"""What follows a commit in one partition: wake-up the connectors, dead-letter what was refused, acknowledge.
 
 ::
 
@@ -6,15 +6,15 @@
     committed with a letter ──dead-letter──▶ dead-letter stream ──┴──acknowledge──▶ log
 
 What arrives while a lane is taken waits and goes with the next action, all of it at once.
-Nothing here is tried again: a poke that was lost is made good by the connector's sweep, and a message that
-was not dead-lettered or not acknowledged is given again by the log, and then written, dead-lettered and acknowledged again.
+Nothing here is tried again: a wake-up that was lost is made good by the connector's sweep, and a message that
+was not dead-lettered or not acknowledged is redelivered by the log, and all of it is done again.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from meshim.stores.ports import UserPresence
-from meshim.wire.notification import Poke
+from meshim.wire.notification import WakeUp
 from meshim.writer.events import (
     Acknowledge,
     Acknowledged,
@@ -30,8 +30,8 @@ from meshim.writer.events import (
 from meshim.writer.single_flight import SingleFlight
 from meshim.writer.statistics import Statistics
 
-_POKE_DEVICES_MOST = 8192
-"""Keeps a poke far below the payload limit of NATS, 1 MiB."""
+_WAKE_UP_DEVICES_MAX = 8192
+"""Keeps a wake-up far below the payload limit of NATS, 1 MiB."""
 
 DeviceKey = tuple[int, int]
 """(user, device)"""
@@ -51,10 +51,10 @@ class PostCommit:
         self.held: set[int] = set()
         self._partition = partition
         self._count = statistics
-        self._devices: dict[DeviceKey, None] = {}  # to poke, before `_positions` are acknowledged
+        self._devices: dict[DeviceKey, None] = {}  # to wake-up, before `_positions` are acknowledged
         self._positions: list[int] = []
         self._announcing: tuple[dict[DeviceKey, None], list[int]] = ({}, [])
-        self._pokes: tuple[tuple[int, Poke], ...] = ()
+        self._wake_ups: tuple[tuple[int, WakeUp], ...] = ()
         self._letters: dict[int, PendingDeadLetter] = {}
         self._dead_lettering = 0
         self._acknowledgeable: list[int] = []
@@ -87,9 +87,9 @@ class PostCommit:
         """Start whatever can be started."""
         if self._positions or self._devices:
             yield from self._look_up(now)
-        if self._pokes:
-            yield Tell(self._partition, self._pokes)
-            self._pokes = ()
+        if self._wake_ups:
+            yield Tell(self._partition, self._wake_ups)
+            self._wake_ups = ()
         if self._letters and self._dead_letter.start(now):
             self._dead_lettering, letter = next(iter(self._letters.items()))
             del self._letters[self._dead_lettering]
@@ -111,21 +111,21 @@ class PostCommit:
             self._announced()
 
     def _presence_seen(self, event: PresenceSeen, now: float) -> None:
-        self._pokes = tuple(_pokes(self._announcing[0], event.present))
-        if not self._pokes:
+        self._wake_ups = tuple(_wake_ups(self._announcing[0], event.present))
+        if not self._wake_ups:
             self._announced()
 
     def _presence_unknown(self, now: float) -> None:
-        self._count.unpoked += 1
+        self._count.wake_ups_lost += 1
         self._announced()
 
     def _told(self, event: Told, now: float) -> None:
-        self._count.poked += event.devices
-        self._count.unpoked += event.missed
+        self._count.woken += event.devices
+        self._count.wake_ups_lost += event.missed
         self._announced()
 
     def _not_told(self, now: float) -> None:
-        self._count.unpoked += 1
+        self._count.wake_ups_lost += 1
         self._announced()
 
     def _announced(self) -> None:
@@ -158,16 +158,16 @@ class PostCommit:
         self.held.difference_update(positions)
 
 
-def _pokes(devices: Mapping[DeviceKey, None], present: Mapping[int, UserPresence]) -> Iterator[tuple[int, Poke]]:
-    """One poke for each connector incarnation that bindings some of the devices (more if they are very many)."""
+def _wake_ups(devices: Mapping[DeviceKey, None], present: Mapping[int, UserPresence]) -> Iterator[tuple[int, WakeUp]]:
+    """One wake-up for each connector incarnation that bindings some of the devices (more if they are very many)."""
     bound: dict[int, list[DeviceKey]] = {}
     for presence in present.values():
         for binding in presence.bindings:
             if (binding.user, binding.device) in devices:
                 bound.setdefault(binding.incarnation, []).append((binding.user, binding.device))
     for incarnation, keys in bound.items():
-        for start in range(0, len(keys), _POKE_DEVICES_MOST):
-            yield incarnation, Poke(tuple(keys[start : start + _POKE_DEVICES_MOST]))
+        for start in range(0, len(keys), _WAKE_UP_DEVICES_MAX):
+            yield incarnation, WakeUp(tuple(keys[start : start + _WAKE_UP_DEVICES_MAX]))
 
 
 _HAPPENED: dict[type, Callable[[PostCommit, Any, float], None]] = {

@@ -12,8 +12,8 @@ from meshim.runtime.service import Service
 from meshim.stores.backends import Connections, lease_held
 from meshim.stores.lease_keeper import LeaseKeeper
 from meshim.stores.nats.durability import LogDurabilityGate
-from meshim.stores.nats.notifications import NatsNotices
-from meshim.stores.nats.offline_log import JetStreamLog
+from meshim.stores.nats.notifications import NatsNotifications
+from meshim.stores.nats.offline_log import JetStreamOfflineLog
 from meshim.stores.ports import Lease
 from meshim.stores.redis.presence import RedisPresence
 from meshim.stores.sql import upgrades
@@ -93,12 +93,12 @@ async def _connected(topology: Topology, connections: Connections, service: Serv
     Raises BackendUnavailable when NATS or the database is away, UsageError when the topology does not trust them.
     """
     timers, namespace = topology.timers, topology.namespace
-    nats, archive = await connections.nats(), connections.archive()
+    nats, database = await connections.nats(), connections.database()
     log_gate = LogDurabilityGate(nats, topology.durability, service.log)  # dead letters go there
     database_gate = DatabaseDurabilityGate(topology.durability, service.log)
     await log_gate.start()
-    await database_gate.start(archive)
-    log = JetStreamLog(
+    await database_gate.start(database)
+    log = JetStreamOfflineLog(
         nats,
         namespace,
         max_bytes=topology.limits.log_bytes,
@@ -108,8 +108,8 @@ async def _connected(topology: Topology, connections: Connections, service: Serv
     )
     return Backends(
         log=log,
-        partitions=SqlPartitions(archive, database_gate),
-        accounts=SqlAccounts(archive),
+        partitions=SqlPartitions(database, database_gate),
+        accounts=SqlAccounts(database),
         presence=RedisPresence(connections.redis(), namespace),
-        notices=NatsNotices(nats, namespace, service.log),
+        notifications=NatsNotifications(nats, namespace, service.log),
     )

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from meshim.errors import BackendUnavailable, Fenced
 from meshim.runtime.driver import Driver
 from meshim.runtime.service import Service
-from meshim.stores.ports import Accounts, Lease, Log, Notices, Partitions, Presence
+from meshim.stores.ports import Accounts, Lease, Notifications, OfflineLog, Partitions, Presence
 from meshim.writer import events as e
 from meshim.writer.core import WriterCore
 
@@ -19,11 +19,11 @@ _FETCH_WAIT_S = 1.0
 class Backends(NamedTuple):
     """The ports of a writer."""
 
-    log: Log
+    log: OfflineLog
     partitions: Partitions
     accounts: Accounts
     presence: Presence
-    notices: Notices
+    notifications: Notifications
 
 
 class Retention(NamedTuple):
@@ -47,7 +47,7 @@ class Shell:
     ) -> None:
         """`owner` names this incarnation in the claims of partitions."""
         self._core = core
-        self._log, self._partitions, self._accounts, self._presence, self._notices = backends
+        self._log, self._partitions, self._accounts, self._presence, self._notifications = backends
         self._owner = owner
         self._lease_s = lease_s
         self._retention = retention
@@ -188,10 +188,10 @@ class Shell:
 
     async def _tell(self, action: e.Tell) -> e.Event:
         devices = missed = 0
-        for incarnation, poke in action.pokes:
+        for incarnation, wake_up in action.wake_ups:
             try:
-                await self._notices.tell(incarnation, poke)
-                devices += len(poke.devices)
+                await self._notifications.tell(incarnation, wake_up)
+                devices += len(wake_up.devices)
             except BackendUnavailable:
                 missed += 1
         return e.Told(action.partition, devices, missed)

@@ -24,9 +24,9 @@ class Statistics:
     """Records, or what of a record could not be written, that went to the dead-letter stream."""
     retried: int = 0
     """Actions that failed because a backend was away."""
-    poked: int = 0
+    woken: int = 0
     """Devices with a binding that a connector was told of."""
-    unpoked: int = 0
+    wake_ups_lost: int = 0
     """Batches of devices, or connectors, that could not be looked up or told; their sweep finds the rows."""
     purged: int = 0
     """Rows deleted after they were read and `read_retention_s` had passed."""

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from meshim.stores.sql import upgrades
-from tests.contract.archive_sides import MemorySide, Ports, Side, SqlSide, sql_side
+from tests.contract.database_sides import MemorySide, Ports, Side, SqlSide, sql_side
 
 
 @pytest.fixture(scope="session")

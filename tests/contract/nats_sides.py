@@ -7,21 +7,21 @@ from contextlib import asynccontextmanager
 from typing import Protocol
 
 from meshim.runtime.log import Log as Output
-from meshim.stores.memory.nats import MemoryBroker, MemoryDeadLetters, MemoryLog, MemoryNotices
+from meshim.stores.memory.nats import MemoryBroker, MemoryDeadLetters, MemoryNotifications, MemoryOfflineLog
 from meshim.stores.nats.client import NatsClient
 from meshim.stores.nats.dead_letters import JetStreamDeadLetters
-from meshim.stores.nats.notifications import NatsNotices
-from meshim.stores.nats.offline_log import JetStreamLog
-from meshim.stores.ports import DeadLetters, Log, Notices
+from meshim.stores.nats.notifications import NatsNotifications
+from meshim.stores.nats.offline_log import JetStreamOfflineLog
+from meshim.stores.ports import DeadLetters, Notifications, OfflineLog
 
 LOG = Output("test", "contract")
 MAX_BYTES = 1 << 20
 
 
 class Side(Protocol):
-    async def log(self, ack_wait_s: float = 60.0, max_bytes: int = MAX_BYTES) -> Log: ...
+    async def log(self, ack_wait_s: float = 60.0, max_bytes: int = MAX_BYTES) -> OfflineLog: ...
 
-    async def notices(self) -> Notices: ...
+    async def notifications(self) -> Notifications: ...
 
     async def dead_letters(self) -> DeadLetters: ...
 
@@ -35,11 +35,11 @@ class MemorySide:
         self._now = 0.0
         self.broker = MemoryBroker(lambda: self._now)
 
-    async def log(self, ack_wait_s: float = 60.0, max_bytes: int = MAX_BYTES) -> Log:
-        return MemoryLog(self.broker, self._namespace, ack_wait_s=ack_wait_s, max_bytes=max_bytes)
+    async def log(self, ack_wait_s: float = 60.0, max_bytes: int = MAX_BYTES) -> OfflineLog:
+        return MemoryOfflineLog(self.broker, self._namespace, ack_wait_s=ack_wait_s, max_bytes=max_bytes)
 
-    async def notices(self) -> Notices:
-        return MemoryNotices(self.broker, self._namespace)
+    async def notifications(self) -> Notifications:
+        return MemoryNotifications(self.broker, self._namespace)
 
     async def dead_letters(self) -> DeadLetters:
         return MemoryDeadLetters(self.broker, self._namespace)
@@ -62,13 +62,13 @@ class NatsSide:
         self._clients.append(client)
         return client
 
-    async def log(self, ack_wait_s: float = 60.0, max_bytes: int = MAX_BYTES) -> Log:
-        return JetStreamLog(
+    async def log(self, ack_wait_s: float = 60.0, max_bytes: int = MAX_BYTES) -> OfflineLog:
+        return JetStreamOfflineLog(
             await self.client(), self._namespace, ack_wait_s=ack_wait_s, max_bytes=max_bytes, dead_bytes=MAX_BYTES
         )
 
-    async def notices(self) -> Notices:
-        return NatsNotices(await self.client(), self._namespace, LOG)
+    async def notifications(self) -> Notifications:
+        return NatsNotifications(await self.client(), self._namespace, LOG)
 
     async def dead_letters(self) -> DeadLetters:
         return JetStreamDeadLetters(await self.client(), self._namespace)

@@ -18,13 +18,13 @@ from meshim.rest.passwords import Passwords
 from meshim.runtime.crypto import MasterKey
 from meshim.runtime.log import Log
 from meshim.stores.memory.accounts import MemoryAccounts
-from meshim.stores.memory.database import MemoryArchive
-from meshim.stores.ports import Accounts, Leases, Notices, Presence, SessionCache
+from meshim.stores.memory.database import MemoryDatabase
+from meshim.stores.ports import Accounts, Leases, Notifications, Presence, SessionCache
 from meshim.stores.sql import upgrades
 from meshim.stores.sql.accounts import SqlAccounts
-from meshim.stores.sql.database import Archive
+from meshim.stores.sql.database import Database
 from meshim.topology import Limits, Topology
-from meshim.wire.notification import Notice
+from meshim.wire.notification import Notification
 from tests.contract.redis_sides import Side, side_of
 
 
@@ -46,18 +46,18 @@ class Switch:
 
 
 class Told:
-    """Notices that were told, each with the incarnation it went to, or None for all."""
+    """Notifications that were told, each with the incarnation it went to, or None for all."""
 
     def __init__(self) -> None:
-        self.notices: list[tuple[int | None, Notice]] = []
+        self.notifications: list[tuple[int | None, Notification]] = []
 
-    async def tell(self, incarnation: int, notice: Notice) -> None:
-        self.notices.append((incarnation, notice))
+    async def tell(self, incarnation: int, notification: Notification) -> None:
+        self.notifications.append((incarnation, notification))
 
-    async def tell_all(self, notice: Notice) -> None:
-        self.notices.append((None, notice))
+    async def tell_all(self, notification: Notification) -> None:
+        self.notifications.append((None, notification))
 
-    def listen(self, incarnation: int) -> AsyncIterator[Notice]:
+    def listen(self, incarnation: int) -> AsyncIterator[Notification]:
         raise AssertionError("the service never listens")
 
 
@@ -84,14 +84,14 @@ class World:
         cache, presence, leases = self.redis
 
         async def nats() -> None:
-            await cast("Notices", self.nats).tell(0, cast("Any", None))
+            await cast("Notifications", self.nats).tell(0, cast("Any", None))
 
         backends = Backends(
             accounts=cast("Accounts", self.sql),
             leases=cast("Leases", leases),
             presence=cast("Presence", presence),
             cache=cast("SessionCache", cache),
-            notices=cast("Notices", self.nats),
+            notifications=cast("Notifications", self.nats),
             probes={"sql": self.sql.ping, "redis": leases.run_id, "nats": nats},
         )
         return build(backends, self.passwords, master or self.master, self.topology, Log("rest", "r1", self.log))
@@ -136,13 +136,13 @@ async def world_of(
         side = await stack.enter_async_context(side_of("memory" if kind == "memory" else "redis", redis_url, namespace))
         accounts: Accounts
         if kind == "memory":
-            accounts = MemoryAccounts(MemoryArchive())
+            accounts = MemoryAccounts(MemoryDatabase())
         else:
             url = sql_url()
             upgrades.upgrade(url)
-            archive = Archive(url, 2)
-            stack.push_async_callback(archive.close)
-            accounts = SqlAccounts(archive)
+            database = Database(url, 2)
+            stack.push_async_callback(database.close)
+            accounts = SqlAccounts(database)
         world = World(accounts, side, StringIO())
         set_clock = getattr(side, "set_clock", None)
         if set_clock is not None:

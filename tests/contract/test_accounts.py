@@ -7,7 +7,7 @@ import pytest
 
 from meshim.errors import StoreConflict
 from meshim.stores.ports import Account, Login, RelationKey, User
-from tests.contract.archive_sides import EPOCH, NOW, Ports, Side, device_of, entry, person, processes
+from tests.contract.database_sides import EPOCH, NOW, Ports, Side, device_of, entry, person, processes
 
 # ---------------------------------------------------------------- users
 

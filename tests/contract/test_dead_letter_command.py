@@ -14,7 +14,7 @@ from meshim.stores.ports import Device, User
 from meshim.topology import Durability
 from meshim.wire.envelope import WIRE_VERSION, Kind, decode_envelope, encode_envelope
 from meshim.wire.offline_log import Record, encode_record
-from tests.contract.archive_sides import entry
+from tests.contract.database_sides import entry
 from tests.contract.writer_process import PARTITIONS, Mesh, topology_of, until
 
 Person = tuple[User, Device]

@@ -17,14 +17,14 @@ from meshim.stores.durability import Verdict
 from meshim.stores.nats import durability as nats_durability
 from meshim.stores.nats.client import NatsClient
 from meshim.stores.nats.durability import LogDurabilityGate
-from meshim.stores.nats.offline_log import JetStreamLog
+from meshim.stores.nats.offline_log import JetStreamOfflineLog
 from meshim.stores.sql import durability as sql_durability
 from meshim.stores.sql import engine
-from meshim.stores.sql.database import Archive
+from meshim.stores.sql.database import Database
 from meshim.stores.sql.durability import DatabaseDurabilityGate
 from meshim.stores.sql.partitions import SqlPartitions
 from meshim.topology import Backends, Durability
-from tests.contract.archive_sides import NOW, SqlSide, claimed, entry, person, sql_side
+from tests.contract.database_sides import NOW, SqlSide, claimed, entry, person, sql_side
 from tests.contract.outage import up
 from tests.servers import Server, UnsyncedNats, running
 
@@ -73,7 +73,7 @@ async def test_a_log_that_comes_back_weaker_gets_nothing_until_it_is_right(tmp_p
             client = await stack.enter_async_context(connected(server.url))
             gate = LogDurabilityGate(client, Durability(nats_monitor=recipe.monitor), LOG)
             await gate.start()
-            log = JetStreamLog(client, namespace, max_bytes=1 << 20, dead_bytes=1 << 20, gate=gate)
+            log = JetStreamOfflineLog(client, namespace, max_bytes=1 << 20, dead_bytes=1 << 20, gate=gate)
             await log.ensure(0, 1)
             assert await log.publish(0, b"1") == 1
         recipe.weak = True
@@ -106,7 +106,7 @@ async def test_what_is_not_known_is_refused_where_the_topology_says_so(nats_url:
 
 
 async def test_connections_of_ours_sync_what_they_commit(sql: SqlSide) -> None:
-    found = await sql.archive.read(sql_durability.read_settings)
+    found = await sql.database.read(sql_durability.read_settings)
     assert {setting.verdict for setting in found} == {SAFE}
     names = {setting.name for setting in found}
     assert names in ({"journal_mode", "synchronous"}, {"innodb_flush_log_at_trx_commit", "innodb_doublewrite"})
@@ -123,14 +123,14 @@ async def test_nothing_is_written_to_a_sqlite_that_is_weak(
 
 async def test_nothing_is_written_to_a_mariadb_that_turns_weak(mariadb_with_tables: str) -> None:
     async with sql_side(mariadb_with_tables) as side:
-        await DatabaseDurabilityGate(Durability(), LOG).start(side.archive)
+        await DatabaseDurabilityGate(Durability(), LOG).start(side.database)
         with global_variable(mariadb_with_tables, "innodb_flush_log_at_trx_commit", "2", "1"):
-            await _refuses(side, side.archive)
+            await _refuses(side, side.database)
         with global_variable(mariadb_with_tables, "sync_binlog", "0", "1"):  # without a binary log
-            await DatabaseDurabilityGate(Durability(unknown="refuse"), LOG).start(side.archive)
+            await DatabaseDurabilityGate(Durability(unknown="refuse"), LOG).start(side.database)
 
 
-async def _refuses(side: SqlSide, weak: Archive) -> None:
+async def _refuses(side: SqlSide, weak: Database) -> None:
     """What a voucher does with a weak connection: nothing is written, and it goes on where that is not so."""
     ports = side.process()
     fence = await claimed(ports.partitions)

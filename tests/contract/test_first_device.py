@@ -12,7 +12,7 @@ from meshim.stores.sql import partitions as sql_partitions
 from meshim.stores.sql.rows import first_device
 from meshim.wire.envelope import Destination, DestinationType, decode_envelope, encode_envelope
 from meshim.wire.offline_log import Entry
-from tests.contract.archive_sides import (
+from tests.contract.database_sides import (
     NOW,
     Ports,
     Side,
@@ -47,7 +47,7 @@ async def test_first_device_gets_what_was_stored_for_a_user_without_any(side: Si
     ports = side.process()
     bob, carol = await person(ports), await person(ports)
     for _ in range(2):  # the same again changes nothing
-        assert await write(ports, 2, entry(bob, 3), entry(carol, 9)) == ()  # nobody to poke
+        assert await write(ports, 2, entry(bob, 3), entry(carol, 9)) == ()  # nobody to wake-up
         assert await write(ports, 1, entry(bob, 1), entry(bob, 2)) == ()
 
     phone, laptop = await device_of(ports, bob, "phone"), await device_of(ports, bob, "laptop")

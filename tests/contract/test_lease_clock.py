@@ -3,7 +3,7 @@
 import pytest
 
 from meshim.errors import Fenced
-from tests.contract.archive_sides import Side, device_of, person
+from tests.contract.database_sides import Side, device_of, person
 
 HOUR_S = 3600.0
 LEASE_S = 10.0

@@ -12,7 +12,7 @@ from meshim.stores.sql import partitions as sql_partitions
 from meshim.stores.sql.schema import im_offline, to_ms
 from meshim.wire.envelope import DestinationType, Envelope, Kind, decode_envelope, encode_envelope
 from meshim.wire.offline_log import Entry
-from tests.contract.archive_sides import (
+from tests.contract.database_sides import (
     EPOCH,
     NOW,
     Ports,
@@ -346,7 +346,7 @@ async def test_row_keeps_what_the_article_and_the_design_name(sql: SqlSide) -> N
     def only_row(connection: Connection) -> dict[str, object]:
         return dict(connection.execute(select(im_offline)).mappings().one())
 
-    row = await sql.archive.read(only_row)
+    row = await sql.database.read(only_row)
     assert isinstance(row.pop("id"), int)
     assert row == {
         "msg_id": (7).to_bytes(16),

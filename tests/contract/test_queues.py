@@ -8,7 +8,7 @@ from meshim.errors import Fenced
 from meshim.stores.ports import Device, Page, Queues, User
 from meshim.stores.sql import queues as sql_queues
 from meshim.wire.envelope import decode_envelope
-from tests.contract.archive_sides import (
+from tests.contract.database_sides import (
     NOW,
     PARTITIONS,
     Ports,

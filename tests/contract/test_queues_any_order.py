@@ -20,7 +20,7 @@ from meshim.errors import Fenced
 from meshim.protocol.routing import partition_of
 from meshim.stores.ports import Device, Page, User
 from meshim.wire.envelope import decode_envelope
-from tests.contract.archive_sides import NOW, PARTITIONS, MemorySide, Ports, Side, device_of, entry, person, sql_side
+from tests.contract.database_sides import NOW, PARTITIONS, MemorySide, Ports, Side, device_of, entry, person, sql_side
 
 T = TypeVar("T")
 

@@ -51,7 +51,7 @@ async def new_user(world: World, name: str) -> Api:
 async def befriend(world: World, alice: Api, bob: Api) -> rest.Relation:
     await alice.request("bob")
     relation = await bob.accept("alice")
-    world.told.notices.clear()
+    world.told.notifications.clear()
     return relation
 
 
@@ -140,18 +140,18 @@ async def test_a_login_registers_its_device_and_says_where_to_connect(world: Wor
     [account] = await world.cache.accounts([alice.user_id])
     assert account is not None
     assert account.devices == (answer.device_id,)
-    assert world.told.notices == [(None, AccountChanged((alice.user_id,)))]
+    assert world.told.notifications == [(None, AccountChanged((alice.user_id,)))]
 
 
 async def test_logging_in_again_takes_the_device_over(world: World) -> None:
     async with world.api() as api:
         await api.register("alice", PASSWORD)
         first = await api.login("alice", PASSWORD, "phone", 1)
-        world.told.notices.clear()
+        world.told.notifications.clear()
         second = await api.login("alice", PASSWORD, "phone", 2)
         assert (second.device_id, second.epoch) == (first.device_id, "0" * 15 + "2")
         assert second.token != first.token
-        assert world.told.notices == [], "nobody has to hear of a device that all know"
+        assert world.told.notifications == [], "nobody has to hear of a device that all know"
         assert await world.cache.logins([token_hash(first.token)]) == [None]
         assert await world.accounts.login(token_hash(first.token), 0.0) is None
         async with world.api(first.token) as old:
@@ -173,12 +173,12 @@ async def test_a_login_without_a_device_touches_none(world: World) -> None:
     async with world.api() as api, world.api() as other:
         await api.register("alice", PASSWORD)
         phone = await api.login("alice", PASSWORD, "phone", EPOCH)
-        world.told.notices.clear()
+        world.told.notifications.clear()
         answer = await other.login("alice", PASSWORD)
         assert (answer.device_id, answer.epoch, answer.connectors) == (0, "0" * 16, ())
         assert await world.cache.logins([token_hash(answer.token)]) == [None], "no connector will ask for it"
         assert [device.epoch for device in await world.accounts.devices(phone.user_id)] == [EPOCH]
-        assert world.told.notices == []
+        assert world.told.notifications == []
         assert await other.relations() == await api.relations() == ()
 
 
@@ -229,9 +229,9 @@ async def test_a_logout_revokes_the_token_and_kicks_the_session(world: World) ->
         devices = (answer.device_id, other.device_id)
         bindings = [Binding(answer.user_id, device, 7, 99) for device in devices]
         await world.presence.online([(binding, devices) for binding in bindings])
-        world.told.notices.clear()
+        world.told.notifications.clear()
         await api.logout()
-    [(incarnation, kick)] = world.told.notices
+    [(incarnation, kick)] = world.told.notifications
     assert incarnation == 7
     assert isinstance(kick, Kick)
     assert (kick.user, kick.device, kick.session) == (answer.user_id, answer.device_id, 99)
@@ -272,9 +272,9 @@ async def test_a_logout_that_redis_missed_is_finished_by_repeating_it(world: Wor
             await api.logout()
         assert away.value.status == 503
         world.turn()
-        world.told.notices.clear()
+        world.told.notifications.clear()
         await api.logout()
-    assert [incarnation for incarnation, _ in world.told.notices] == [7]
+    assert [incarnation for incarnation, _ in world.told.notifications] == [7]
     assert await world.cache.logins([token_hash(answer.token)]) == [None]
 
 
@@ -293,7 +293,7 @@ async def test_friends_share_a_key_that_only_they_and_the_master_key_can_open(wo
         asked = await alice.request("Bob")
         assert (asked.peer.name, asked.state, asked.keys) == ("bob", "requested", ())
         assert [(each.peer.name, each.state) for each in await bob.relations()] == [("alice", "asked")]
-        assert world.told.notices == []
+        assert world.told.notifications == []
         accepted = await bob.accept("alice")
         assert (accepted.state, [key.version for key in accepted.keys]) == ("friends", [1])
         seen_by_alice = await alice.relation("bob")
@@ -302,7 +302,7 @@ async def test_friends_share_a_key_that_only_they_and_the_master_key_can_open(wo
         phone = await alice.login("alice", PASSWORD, "phone", 1)
         assert phone.relations == (seen_by_alice,)
     ids = (accepted.peer.user_id, asked.peer.user_id)
-    assert world.told.notices[0] == (None, AccountChanged((ids[1], ids[0])))
+    assert world.told.notifications[0] == (None, AccountChanged((ids[1], ids[0])))
     [first, second] = await world.cache.accounts(ids)
     assert first is not None
     assert second is not None
@@ -328,7 +328,7 @@ async def test_ending_a_friendship_keeps_the_keys_for_old_messages(world: World)
         [account] = await world.cache.accounts([before.peer.user_id])
         assert account is not None
         assert account.friends == ()
-        assert len(world.told.notices) == 1
+        assert len(world.told.notifications) == 1
         [ended] = await bob.relations()
         assert (ended.state, ended.keys) == ("removed", before.keys)
         with pytest.raises(ApiError, match="not friends"):
@@ -353,7 +353,7 @@ async def test_requests_are_refused_and_withdrawn_without_telling_the_mesh(world
         with pytest.raises(ApiError) as missing:
             await bob.relation("alice")
         assert (missing.value.status, missing.value.code) == (404, "no_such_relation")
-    assert world.told.notices == []
+    assert world.told.notifications == []
 
 
 async def test_whom_one_cannot_befriend(world: World) -> None:
@@ -423,7 +423,7 @@ async def test_redis_is_away(world: World) -> None:
         assert answer.connectors == before != (), "those that lived last"
         await alice.request("bob")
         assert (await bob.accept("alice")).state == "friends"
-        assert len(world.told.notices) == 1, "connectors are told all the same"
+        assert len(world.told.notifications) == 1, "connectors are told all the same"
         with pytest.raises(ApiError) as away:
             await alice.presence()
         assert (away.value.status, away.value.code) == (503, "backend_unavailable")

@@ -15,7 +15,7 @@ from meshim.errors import BackendUnavailable, UsageError
 from meshim.stores.sql import upgrades
 from meshim.stores.sql.engine import create
 from meshim.stores.sql.schema import im_position, im_relation, im_user, metadata
-from tests.contract.archive_sides import person, sql_side
+from tests.contract.database_sides import person, sql_side
 
 
 @pytest.fixture(params=["sqlite", "mariadb"])

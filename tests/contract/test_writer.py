@@ -13,14 +13,14 @@ from sqlalchemy import Connection, NullPool, create_engine, select, text
 
 from meshim.deploy.embedded import Nats, Valkey
 from meshim.protocol.routing import partition_of
-from meshim.stores.nats.notifications import NatsNotices
+from meshim.stores.nats.notifications import NatsNotifications
 from meshim.stores.ports import Binding
 from meshim.stores.redis.client import RedisClient
 from meshim.stores.redis.presence import RedisPresence
 from meshim.stores.sql.schema import im_position
-from meshim.wire.notification import Poke
+from meshim.wire.notification import WakeUp
 from meshim.wire.offline_log import Entry, encode_record
-from tests.contract.archive_sides import entry
+from tests.contract.database_sides import entry
 from tests.contract.outage import up
 from tests.contract.redis_sides import LOG
 from tests.contract.writer_process import PARTITIONS, Mesh, Writer, topology_of, until
@@ -49,7 +49,7 @@ async def test_ready_means_that_the_logs_are_there(mesh: Mesh) -> None:
     await until(mesh.log_is_empty)
 
 
-async def test_a_lone_message_is_stored_at_once_and_its_connector_poked(mesh: Mesh, stack: AsyncExitStack) -> None:
+async def test_a_lone_message_is_stored_at_once_and_its_connector_woken(mesh: Mesh, stack: AsyncExitStack) -> None:
     """R1."""
     [recipient, absent] = await mesh.people(2)
     user, device = recipient
@@ -57,13 +57,13 @@ async def test_a_lone_message_is_stored_at_once_and_its_connector_poked(mesh: Me
     stack.push_async_callback(redis.close)
     presence = RedisPresence(redis, mesh.topology.namespace)
     await presence.online([(Binding(user.user_id, device.device_id, 77, 1), (device.device_id,))])
-    heard = await NatsNotices(mesh.nats, mesh.topology.namespace, LOG).listen(77)
+    heard = await NatsNotifications(mesh.nats, mesh.topology.namespace, LOG).listen(77)
     stack.push_async_callback(heard.aclose)
     await mesh.start()
     await mesh.publish(absent)
     await mesh.publish(recipient, to_all=True)
     async with asyncio.timeout(5):
-        assert await anext(heard) == Poke(((user.user_id, device.device_id),))
+        assert await anext(heard) == WakeUp(((user.user_id, device.device_id),))
     assert await mesh.stored(recipient) == [1]
 
 
@@ -199,7 +199,7 @@ async def owners(mesh: Mesh) -> set[str]:
     def read(connection: Connection) -> set[str]:
         return set(connection.scalars(select(im_position.c.owner)))
 
-    return await mesh.side.archive.read(read)
+    return await mesh.side.database.read(read)
 
 
 async def test_database_away(mesh: Mesh, sqlite_url: str) -> None:

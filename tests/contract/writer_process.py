@@ -14,13 +14,13 @@ from sqlalchemy import Connection, select
 
 from meshim.protocol.routing import partition_of
 from meshim.stores.nats.client import NatsClient
-from meshim.stores.nats.offline_log import JetStreamLog
+from meshim.stores.nats.offline_log import JetStreamOfflineLog
 from meshim.stores.ports import Device, User
 from meshim.stores.sql import upgrades
 from meshim.stores.sql.schema import im_offline
 from meshim.topology import Backends, Limits, Listener, RestListener, Timers, Topology, Worker, dump
 from meshim.wire.offline_log import encode_record
-from tests.contract.archive_sides import NOW, Ports, SqlSide, device_of, entry, person
+from tests.contract.database_sides import NOW, Ports, SqlSide, device_of, entry, person
 from tests.contract.redis_sides import LOG
 
 PARTITIONS = 2
@@ -126,7 +126,7 @@ class Mesh:
         self.ports: Ports = self.side.process()
         self.nats = await NatsClient.connect(self.topology.backends.nats, LOG)
         self._stack.push_async_callback(self.nats.close)
-        self.log = JetStreamLog(self.nats, self.topology.namespace, max_bytes=self.topology.limits.log_bytes)
+        self.log = JetStreamOfflineLog(self.nats, self.topology.namespace, max_bytes=self.topology.limits.log_bytes)
         return self
 
     async def launch(self, name: str = "w1") -> Writer:
@@ -182,7 +182,7 @@ class Mesh:
             query = select(rows.seq).where(rows.to_device == recipient[1].device_id)
             return list(connection.scalars(query.order_by(rows.position, rows.index)))
 
-        return await self.side.archive.read(read)
+        return await self.side.database.read(read)
 
     async def all_stored(self, recipients: Sequence[tuple[User, Device]]) -> bool:
         """Whether everything that was published is there.  Too much, or in another order, is a failure."""

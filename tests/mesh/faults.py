@@ -134,7 +134,7 @@ def bindings(mesh: RealMesh, user: int) -> dict[int, Binding]:
 
 
 def erase_binding(mesh: RealMesh, user: int, device: int) -> None:
-    """So that no writer knows whom to poke."""
+    """So that no writer knows whom to wake-up."""
     with closing(redis_of(mesh)) as client:
         assert client.hdel(f"meshim:presence:{user}", str(device)) == 1
 

@@ -21,7 +21,7 @@ from meshim.stores.ports import Lease
 from meshim.stores.redis.client import RedisClient
 from meshim.stores.redis.leases import RedisLeases
 from meshim.stores.sql.accounts import SqlAccounts
-from meshim.stores.sql.database import Archive
+from meshim.stores.sql.database import Database
 from tests.mesh.conversations import client, say
 from tests.mesh.real_mesh import DEADLINE_S, RealMesh
 from tests.mesh.stranger import CLOSE, PING, PONG, Stranger
@@ -90,12 +90,12 @@ def raw(token: str) -> bytes:
 async def ended_token(mesh: RealMesh, client: Stranger) -> bytes:
     """A token of this very device and epoch, which ended a second ago."""
     token = secrets.token_bytes(32)
-    archive = Archive(topologies.load(mesh.data.topology).backends.sql, 1)
+    database = Database(topologies.load(mesh.data.topology).backends.sql, 1)
     try:
         now = time.time()
-        await SqlAccounts(archive).log_in(client.user, "foreign", client.epoch, hash_token(token), now - 1, now, 10)
+        await SqlAccounts(database).log_in(client.user, "foreign", client.epoch, hash_token(token), now - 1, now, 10)
     finally:
-        await archive.close()
+        await database.close()
     return token
 
 

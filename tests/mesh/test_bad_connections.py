@@ -134,8 +134,8 @@ async def test_rest_refuses_hostile_paths_and_bodies_with_a_problem(mesh: RealMe
 
 async def test_each_of_it_is_counted(mesh: RealMesh, mallory: Stranger, cast: Cast) -> None:
     expected = (
-        "malformed", "unknown_links", "refused", "rejected", "cut", "replaced", "greeted", "submitted", "socket_accepted",
-        "socket_malformed", "socket_foreign", "socket_failed_handshakes", "socket_lost",
+        "malformed", "unknown_links", "refused", "rejected", "cut", "replaced", "greeted", "submitted",
+        "socket_accepted", "socket_malformed", "socket_foreign", "socket_failed_handshakes", "socket_lost",
     )  # fmt: skip
     before = {name: mesh.counted(name) for name in expected}
 

@@ -17,7 +17,7 @@ from meshim import topology as topologies
 from meshim.errors import Code
 from meshim.runtime import log
 from meshim.stores.nats.client import NatsClient
-from meshim.stores.nats.offline_log import JetStreamLog
+from meshim.stores.nats.offline_log import JetStreamOfflineLog
 from tests.mesh.hostile import (
     Cast,
     answers,
@@ -327,7 +327,7 @@ async def test_a_record_that_nobody_can_read_becomes_a_dead_letter(mesh: RealMes
     topology = topologies.load(mesh.data.topology)
     nats = await NatsClient.connect(topology.backends.nats, log.get("test", "poison"))
     try:
-        await JetStreamLog(nats, topology.namespace).publish(0, b"\xc1 not a record")
+        await JetStreamOfflineLog(nats, topology.namespace).publish(0, b"\xc1 not a record")
     finally:
         await nats.close()
     await until(lambda: mesh.counted("dead_lettered") > dead_lettered, "it is not dead-lettered")

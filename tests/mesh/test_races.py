@@ -30,23 +30,23 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealMesh]:
 # ---------------------------------------------------------------- R1
 
 
-@pytest.mark.parametrize("poke", ["comes", "is lost"])
-async def test_r01_stored_after_the_sync(mesh: RealMesh, poke: str) -> None:
+@pytest.mark.parametrize("wake_up", ["comes", "is lost"])
+async def test_r01_stored_after_the_sync(mesh: RealMesh, wake_up: str) -> None:
     async with people(mesh) as pair:
         bob = pair.bob
-        poked = Counted(mesh, "poked", ("c1", "c2"))
+        woken = Counted(mesh, "woken", ("c1", "c2"))
         with stopped(mesh, "w1"):
             await pair.says(*LINES)
             await doing(bob.connect)
             await synced(bob)
             assert not bob.shown, "it is in the log alone"
-            if poke == "is lost":
+            if wake_up == "is lost":
                 faults.erase_binding(mesh, bob.user, bob.device)
         await doing(bob.until, lambda: pair.shown(*LINES, stored=True))
-        if poke == "comes":
-            await poked.rises()
-        if poke == "is lost":
-            assert not bindings(mesh, bob.user), "no writer could know whom to poke: it was the sweep"
+        if wake_up == "comes":
+            await woken.rises()
+        if wake_up == "is lost":
+            assert not bindings(mesh, bob.user), "no writer could know whom to wake-up: it was the sweep"
         await nothing_else(pair, *LINES)
         bob.disconnect()
 

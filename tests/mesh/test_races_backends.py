@@ -164,7 +164,7 @@ async def test_r09_redis_begins_anew(mesh: RealMesh, data: str) -> None:
 
 
 async def test_r09_redis_wiped_while_something_is_stored(mesh: RealMesh) -> None:
-    """Nobody is bound, so the writer pokes nobody: the queue is looked at when bob is registered again."""
+    """Nobody is bound, so the writer wake-ups nobody: the queue is looked at when bob is registered again."""
     async with people(mesh, on="c1") as pair:
         bob = pair.bob
         await doing(bob.connect, on="c2")
@@ -174,7 +174,7 @@ async def test_r09_redis_wiped_while_something_is_stored(mesh: RealMesh) -> None
                 redis.flushall()
             await pair.says("m1")
             await until(lambda: rows(mesh, bob.device) == (1, 1), "nothing is written")
-            assert not bindings(mesh, bob.user), "no writer could know whom to poke"
+            assert not bindings(mesh, bob.user), "no writer could know whom to wake-up"
         began = time.monotonic()
         await doing(bob.until, lambda: pair.shown("m1", stored=True))
         assert time.monotonic() - began < REBUILT_S

@@ -21,7 +21,7 @@ from tests.mesh.pairs import doing, listening, nothing_else, people, synced
 from tests.mesh.real_mesh import DEADLINE_S, RealMesh, running, until
 from tests.mesh.stranger import DATA, PING, RESET, SUBMIT, pack
 
-NOTICE_S = 5.0
+NOTIFICATION_S = 5.0
 """Far less than the sweep: what is seen by then was not found by it."""
 
 
@@ -111,7 +111,7 @@ async def test_r11_connector_stopped_not_dead(mesh: RealMesh) -> None:
             await until(lambda: not faults.lives(mesh, "c1"), "its lease does not end")
         woke = time.monotonic()
         await doing(bob.until, lambda: pair.shown("m1", "m2", "m3", stored=True))
-        assert time.monotonic() - woke < NOTICE_S
+        assert time.monotonic() - woke < NOTIFICATION_S
         async with listening(bob):
             await lost.rises()
         await nothing_else(pair, "m1", "m2", "m3")

@@ -216,7 +216,7 @@ def test_a_ping_is_answered_and_a_link_that_nobody_knows_reset(alice: Stranger) 
     assert alice.came(RESET) == [[RESET, other]]
 
 
-def test_tokens_that_are_wrong_and_versions_that_are_not_spoken(unconnected: Stranger) -> None:
+def test_tokens_that_are_wrong_and_versions_that_are_not_swake_upn(unconnected: Stranger) -> None:
     alice = unconnected
     for token in (b"", bytes(32), bytes(33)):
         alice.connect(token=token, wait=False)

@@ -47,13 +47,13 @@ def _queue_lease() -> list[Patch]:
     """Everybody may sync a queue, at any time, and nobody is fenced off."""
 
     async def claim(self: MemoryQueues, device: int, owner: str, session: int, lease_s: float) -> int | None:
-        return 1 if device in self._archive.devices else None
+        return 1 if device in self._database.devices else None
 
     return [(MemoryQueues, "claim", claim), (MemoryQueues, "_fenced", _unfenced)]
 
 
 def _unfenced(self: MemoryQueues, device: int, fence: int) -> Any:
-    return self._archive.devices[device]
+    return self._database.devices[device]
 
 
 def _read_before_ack() -> list[Patch]:
@@ -94,7 +94,7 @@ def _after() -> list[Patch]:
     return [(connector_session, "after_of", lambda stamp, user, device: -1)]
 
 
-def _poke() -> list[Patch]:
+def _wake_up() -> list[Patch]:
     """No connector is told that something was stored."""
 
     def silent(self: post_commit.PostCommit, event: writer_events.PresenceSeen, now: float) -> None:
@@ -143,7 +143,7 @@ def _fencing() -> list[Patch]:
     write = MemoryPartitions.write
 
     async def unfenced(self: MemoryPartitions, partition: int, fence: int, *arguments: Any) -> Any:
-        return await write(self, partition, self._archive.partitions[partition].lease.fence, *arguments)
+        return await write(self, partition, self._database.partitions[partition].lease.fence, *arguments)
 
     return [(MemoryPartitions, "write", unfenced)]
 
@@ -178,7 +178,7 @@ BREAKS: dict[str, Callable[[], list[Patch]]] = {
     "sent-before-puback": _sent_before_puback,
     "sent-on-first-copy": _sent_on_first_copy,
     "after": _after,
-    "poke": _poke,
+    "wake_up": _wake_up,
     "queue-check": _queue_check,
     "late-goodbye": _late_goodbye,
     "epoch": _epoch,

@@ -132,7 +132,7 @@ class Device:
     def lose_file(self, *, keep_running: bool) -> None:
         """Go on with a new state file; with `keep_running` the application on the old one does not know yet."""
         before = self.process
-        waits = any(row.read_at is None for row in self._backends.archive.devices[self.id].queue)
+        waits = any(row.read_at is None for row in self._backends.database.devices[self.id].queue)
         self._judge.entered("R14", waits)
         self._state = State(self.world.random.getrandbits(63))
         self.process = self.core = None
@@ -254,7 +254,7 @@ class Application:
         token = self._process.world.random.randbytes(32)
         now = WALL_S + self._process.world.now
         rest = RestBackends(
-            backends.accounts(), backends.leases(), backends.presence(), backends.cache(), backends.notices(), {}
+            backends.accounts(), backends.leases(), backends.presence(), backends.cache(), backends.notifications(), {}
         )
         jitter = ChangeNotifier(rest, lambda: WALL_S + self._process.world.now, _Silent())
         login = await Tokens(rest, jitter, 10).give(

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from meshim.protocol.ordering import Flag
 from meshim.protocol.timeouts import GAP_RELEASE_S
-from meshim.stores.memory.database import MemoryArchive
+from meshim.stores.memory.database import MemoryDatabase
 from meshim.stores.ports import Written
 from meshim.wire.envelope import Envelope, Kind, decode_envelope
 from meshim.wire.offline_log import Entry
@@ -83,7 +83,7 @@ class Judge:
         self.lives = lives
         self.quiet_from: float | None = None
         """When nothing is wrong any more."""
-        self.archive: MemoryArchive
+        self.database: MemoryDatabase
         self._world = world
         self._files: dict[int, File] = {}
         self._had: dict[int, set[Key]] = {}
@@ -130,7 +130,7 @@ class Judge:
         """A message of the application is in the outbox."""
         if envelope.kind != Kind.TEXT:
             return
-        devices = [d.device_id for user in (envelope.to.id, envelope.user) for d in self.archive.devices_of(user)]
+        devices = [d.device_id for user in (envelope.to.id, envelope.user) for d in self.database.devices_of(user)]
         owed = {device for device in devices if device != envelope.device}
         self.messages[key_of(envelope)] = _Message(file, envelope, owed)
 
@@ -140,7 +140,7 @@ class Judge:
         if message is None:
             return
         before, message.state = message.state, state
-        has_it = any(key in self._had[device.device_id] for device in self.archive.devices_of(key[4]))
+        has_it = any(key in self._had[device.device_id] for device in self.database.devices_of(key[4]))
         if state == "rejected":
             self.violated("sent", f"{key} was rejected")
         elif (state == "delivered" and not has_it) or (state == "read" and key not in self._given):
@@ -151,7 +151,7 @@ class Judge:
                     self.violated("sent", f"{key} is {state}, and there is no copy for device {device}")
 
     def _is_safe(self, key: Key, device: int) -> bool:
-        stored = self.archive.devices.get(device)
+        stored = self.database.devices.get(device)
         return (
             key in self._had[device]
             or stored is None
@@ -229,9 +229,9 @@ class Judge:
         for position in positions:
             for key, devices, user in self._log.pop((partition, position), ()):
                 self._logged.subtract((key, user, device) for device in devices)
-                everybody = [d.device_id for d in self.archive.devices_of(user)]
+                everybody = [d.device_id for d in self.database.devices_of(user)]
                 for device in everybody if devices == (0,) else devices:
-                    if (stored := self.archive.devices.get(device)) is not None and key not in stored.messages:
+                    if (stored := self.database.devices.get(device)) is not None and key not in stored.messages:
                         self.violated("acknowledged", f"{key} is out of the log, and has no row for device {device}")
 
     # ---- the database
@@ -251,7 +251,7 @@ class Judge:
                 message.owed.add(device)
 
     def _unread(self, device: int) -> list[Envelope]:
-        rows = self.archive.devices[device].queue
+        rows = self.database.devices[device].queue
         unread = [decode_envelope(row.new.content) for row in rows if row.read_at is None]
         return [envelope for envelope in unread if envelope.kind == Kind.TEXT]
 
@@ -260,7 +260,7 @@ class Judge:
             self.violated("fenced", f"the queue of device {device} was {status} by who had lost it")
 
     def marked(self, device: int, row_ids: Sequence[int]) -> None:
-        rows = {row.row_id: row.new for row in self.archive.devices[device].queue}
+        rows = {row.row_id: row.new for row in self.database.devices[device].queue}
         file = self._files[device]
         has = file.has if file.drains else self._had[device]
         for row_id in row_ids:
@@ -313,7 +313,7 @@ class Judge:
         left = []
         for key, message in self.messages.items():
             current = self._is_current(message.file)
-            earlier = any(key in self._earlier[device.device_id] for device in self.archive.devices_of(key[4]))
+            earlier = any(key in self._earlier[device.device_id] for device in self.database.devices_of(key[4]))
             if message.state == "pending":
                 if current:  # otherwise nobody has it who would send it again
                     left.append(f"{key} is not settled")

@@ -51,7 +51,7 @@ class Mesh:
         self.network = Network(world, replayed=schedule.replayed)
         self.judge = Judge(world, self._lives)
         self.backends = Backends(world, self.judge, PARTITIONS, ack_wait_s=mesh.timers.partition_lease_s)
-        self.judge.archive = self.backends.archive
+        self.judge.database = self.backends.database
         around = (world, self.network, self.backends, mesh)
         self.connectors = [Connector(*around, each.name) for each in mesh.connectors]
         self.transfers = [Transfer(*around, each.name) for each in mesh.transfers]

@@ -70,7 +70,7 @@ class Network:
             def is_silent(wire: "Wire", heartbeats: bool = heartbeats) -> bool:
                 return self.is_cut(wire) and wire.dealer.heartbeats == heartbeats
 
-            self.world.after(within_s, functools.partial(self._notice, is_silent))
+            self.world.after(within_s, functools.partial(self._notification, is_silent))
 
     def mend(self, one: str, other: str) -> None:
         self.cuts -= {(one, other), (other, one)}
@@ -88,9 +88,9 @@ class Network:
             still = not process.running and process.paused_at == since
             return process in ends and still and wire.dealer.heartbeats
 
-        self.world.after(HEARTBEATS_S, lambda: self._notice(is_silent))
+        self.world.after(HEARTBEATS_S, lambda: self._notification(is_silent))
 
-    def _notice(self, is_silent: Callable[["Wire"], bool]) -> None:
+    def _notification(self, is_silent: Callable[["Wire"], bool]) -> None:
         for router in list(self.routers.values()):
             for wire in list(router.wires.values()):
                 if is_silent(wire):

@@ -147,7 +147,7 @@ class Connector(Role):
         assert process is not None
         timers = topology.timers
         ports = connector_authenticator.Backends(
-            backends.presence(), backends.cache(), backends.accounts(), backends.queues(), backends.notices()
+            backends.presence(), backends.cache(), backends.accounts(), backends.queues(), backends.notifications()
         )
         core = connector_core.ConnectorCore(
             self.incarnation, self.name, topology.limits.partitions, connector_service.options_of(topology),
@@ -208,7 +208,11 @@ class Writer(Role):
         shell = writer_shell.Shell(
             core,
             writer_shell.Backends(
-                backends.log(), backends.partitions(), backends.accounts(), backends.presence(), backends.notices()
+                backends.log(),
+                backends.partitions(),
+                backends.accounts(),
+                backends.presence(),
+                backends.notifications(),
             ),
             f"{self.incarnation:016x}",
             timers.partition_lease_s,

@@ -14,7 +14,7 @@ from typing import Any, cast
 from meshim.errors import BackendUnavailable, MeshimError
 from meshim.stores import ports
 from meshim.stores.memory import accounts, database, nats, redis
-from meshim.wire.notification import Notice, encode_notice
+from meshim.wire.notification import Notification, encode_notification
 from meshim.wire.offline_log import decode_record
 from tests.sim.judge import Judge
 from tests.sim.world import WALL_S, Process, World, current, settle
@@ -251,7 +251,7 @@ class SimPresence(redis.MemoryPresence):
         return found
 
 
-class SimNotices(nats.MemoryNotices):
+class SimNotifications(nats.MemoryNotifications):
     """At most once: a notice takes its time, and is lost where NATS or its way to the listener is not there."""
 
     def __init__(self, broker: nats.MemoryBroker, server: "Server") -> None:
@@ -260,17 +260,17 @@ class SimNotices(nats.MemoryNotices):
         self._listening: dict[int, Process] = {}
         """Who has made which queue, by its identity."""
 
-    async def listen(self, incarnation: int) -> AsyncGenerator[Notice]:
-        notices = await super().listen(incarnation)
+    async def listen(self, incarnation: int) -> AsyncGenerator[Notification]:
+        notifications = await super().listen(incarnation)
         _, heard = self._broker.listeners[-1]
         self._listening[id(heard)] = current()
-        return notices
+        return notifications
 
-    def _publish(self, to: str, notice: Notice) -> None:
+    def _publish(self, to: str, notification: Notification) -> None:
         for subjects, heard in self._broker.listeners:
             if f"{NAMESPACE}.{to}" in subjects:
                 process = self._listening[id(heard)]
-                self._server.tell(process, partial(_hear, heard, encode_notice(notice)))
+                self._server.tell(process, partial(_hear, heard, encode_notification(notification)))
 
 
 def _hear(heard: "asyncio.Queue[bytes]", data: bytes) -> None:
@@ -278,7 +278,7 @@ def _hear(heard: "asyncio.Queue[bytes]", data: bytes) -> None:
         heard.put_nowait(data)
 
 
-class SimLog(nats.MemoryLog):
+class SimLog(nats.MemoryOfflineLog):
     """Tells the judge what is in the log, and who follows a partition that there is something."""
 
     def __init__(self, broker: nats.MemoryBroker, ack_wait_s: float, judge: Judge) -> None:
@@ -304,8 +304,8 @@ class SimLog(nats.MemoryLog):
 class SimQueues(database.MemoryQueues):
     """Tells the judge who syncs."""
 
-    def __init__(self, archive: database.MemoryArchive, partitions: int, sql: Server, judge: Judge) -> None:
-        super().__init__(archive, partitions)
+    def __init__(self, database: database.MemoryDatabase, partitions: int, sql: Server, judge: Judge) -> None:
+        super().__init__(database, partitions)
         self.on_claim: Callable[[int, int], None] = lambda device, session: None
         """Gets the device and the session number of who has leased a queue."""
         self.on_page: Callable[[int], None] = lambda device: None
@@ -314,10 +314,10 @@ class SimQueues(database.MemoryQueues):
         self._judge = judge
 
     async def claim(self, device: int, owner: str, session: int, lease_s: float) -> int | None:
-        found = self._archive.devices.get(device)
+        found = self._database.devices.get(device)
         if found is not None:
             lease = found.lease
-            others = lease.owner not in {"", owner} and lease.until > self._archive.clock()
+            others = lease.owner not in {"", owner} and lease.until > self._database.clock()
             self._judge.entered("R3", others)
         fence = await super().claim(device, owner, session, lease_s)
         if fence is not None:
@@ -343,8 +343,8 @@ class SimQueues(database.MemoryQueues):
 class SimPartitions(database.MemoryPartitions):
     """Tells the judge who writes."""
 
-    def __init__(self, archive: database.MemoryArchive, judge: Judge) -> None:
-        super().__init__(archive)
+    def __init__(self, database: database.MemoryDatabase, judge: Judge) -> None:
+        super().__init__(database)
         self.on_stored: Callable[[int], None] = lambda device: None
         """Gets devices that have new rows."""
         self._judge = judge
@@ -358,14 +358,14 @@ class SimPartitions(database.MemoryPartitions):
     async def write(
         self, partition: int, fence: int, through: int, records: Sequence[tuple[int, Sequence[Any]]], now: float
     ) -> ports.Written:
-        before = {device: len(stored.queue) for device, stored in self._archive.devices.items()}
+        before = {device: len(stored.queue) for device, stored in self._database.devices.items()}
         try:
             written = await super().write(partition, fence, through, records, now)
         except MeshimError:
             self._judge.entered("R15")
             raise
         for _, device in written.devices:
-            if len(self._archive.devices[device].queue) > before[device]:
+            if len(self._database.devices[device].queue) > before[device]:
                 self.on_stored(device)
         self._judge.partition_written(partition, fence, written)
         return written
@@ -380,15 +380,15 @@ class Backends:
         self.sql = Server(world, "sql", (0.0005, 0.004), 5.0)
         self.redis_data = SimRedis(self.redis.clock)
         self.broker = nats.MemoryBroker(self.nats.clock)
-        self.archive = database.MemoryArchive(self.sql.clock)
+        self.database = database.MemoryDatabase(self.sql.clock)
         self._leases = redis.MemoryLeases(self.redis_data, NAMESPACE)
         self._presence = SimPresence(self.redis_data, judge)
         self.cache_data = redis.MemorySessionCache(self.redis_data, NAMESPACE)
-        self._notices = SimNotices(self.broker, self.nats)
+        self._notifications = SimNotifications(self.broker, self.nats)
         self._log = SimLog(self.broker, ack_wait_s, judge)
-        self.queue_data = SimQueues(self.archive, partitions, self.sql, judge)
-        self.partition_data = SimPartitions(self.archive, judge)
-        self.registry = accounts.MemoryAccounts(self.archive)
+        self.queue_data = SimQueues(self.database, partitions, self.sql, judge)
+        self.partition_data = SimPartitions(self.database, judge)
+        self.registry = accounts.MemoryAccounts(self.database)
         self.redis.on_failure = lambda what: judge.entered("R9", what == "lookup")
         self.nats.on_failure = lambda what: judge.entered("R7", what == "publish")
         self.sql.on_failure = lambda what: judge.entered("R8", what == "write")
@@ -402,11 +402,11 @@ class Backends:
     def cache(self) -> ports.SessionCache:
         return cast("ports.SessionCache", _Remote(self.redis, self.cache_data))
 
-    def notices(self) -> ports.Notices:
-        return cast("ports.Notices", _Remote(self.nats, self._notices, near=("listen",)))
+    def notifications(self) -> ports.Notifications:
+        return cast("ports.Notifications", _Remote(self.nats, self._notifications, near=("listen",)))
 
-    def log(self) -> ports.Log:
-        return cast("ports.Log", _Log(self.nats, self._log))
+    def log(self) -> ports.OfflineLog:
+        return cast("ports.OfflineLog", _Log(self.nats, self._log))
 
     def queues(self) -> ports.Queues:
         return cast("ports.Queues", _Remote(self.sql, self.queue_data))

@@ -49,7 +49,7 @@ def test_r1_stored_after_the_sync() -> None:
     meet("R1", *everybody("away", 4.0, 2.0, count=5), fault("sql-stalled", 5.0, 4.0))
 
 
-def test_r1_with_every_poke_lost() -> None:
+def test_r1_with_every_wake_up_lost() -> None:
     """The same, and nobody is told: the sweep finds it."""
     meet("R1", *everybody("away", 4.0, 2.0, count=5), fault("sql-stalled", 5.0, 4.0), fault("nats-away", 8.5, 3.0))
 

@@ -24,7 +24,7 @@ NOTICED = {
     "sent-before-puback": "sent",
     "sent-on-first-copy": "sent",
     "after": "in order",
-    "poke": "soon",
+    "wake_up": "soon",
     "queue-check": "soon",
     "late-goodbye": "soon",
     "epoch": "sent",

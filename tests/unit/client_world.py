@@ -71,7 +71,7 @@ class Mesh:
         if isinstance(message, Greet):
             self.leave(user)
             self.bindings[user] = Binding(message.link, now)
-            self.poke(user)
+            self.wake_up(user)
             welcome = Welcome(
                 WIRE_VERSION, message.link, 1, user, user * 10, LINK.window.credit, BODY_BYTES, FRAME_BYTES, 10_000, 0
             )
@@ -104,7 +104,7 @@ class Mesh:
                 if isinstance(entry, bytes):
                     self._store(user, entry)
 
-    def poke(self, user: int) -> None:
+    def wake_up(self, user: int) -> None:
         """Push what is stored and was not pushed in this session."""
         binding = self.bindings.get(user)
         if binding is None:
@@ -146,7 +146,7 @@ class Mesh:
         rows = self.rows.setdefault(user, {})
         row = rows.setdefault((envelope.stream, envelope.seq), Row(next(self._positions), data))
         if self.poking:
-            self.poke(user)
+            self.wake_up(user)
         self._tell(envelope, OutcomeStatus.STORED, row.position)
 
     def _tell(self, envelope: Envelope, status: OutcomeStatus, position: int = 0) -> None:
@@ -325,7 +325,7 @@ class World:
         for _ in range(200):
             for user, device in self.devices.items():
                 self.connect(user)
-                mesh.poke(user)
+                mesh.wake_up(user)
                 while device.saves or device.to_mesh or self.wires[user]:
                     device.save(self.now)
                     self.carry_up(user)

@@ -90,10 +90,9 @@ def place(device: int = B1, seq: int = 1, sender: int = A1, **fields: Any) -> De
     after = ((user, device, fields.pop("after")),) if "after" in fields else ()
     body = fields.pop("body", b"hello")
     kind = fields.pop("kind", Kind.TEXT)
-    stamp = Stamp(
-        fields.pop("origin", ELSEWHERE), sender // 10, sender, EPOCH, Destination(DestinationType.USER, user), seq, kind, after,
-        ((user, device),),
-    )  # fmt: skip
+    origin = fields.pop("origin", ELSEWHERE)
+    to = Destination(DestinationType.USER, user)
+    stamp = Stamp(origin, sender // 10, sender, EPOCH, to, seq, kind, after, ((user, device),))
     assert not fields
     return Deliver(user, ((device, 0),), stamp, envelope(sender, user, seq, body, kind))
 

@@ -26,7 +26,7 @@ def steps(world: World, chance: Random) -> list[Callable[[], object]]:
         *[lambda: world.carry_down(user, lose=chance.random() < 0.05)] * 25,
         *[lambda: device.read(world.now, mark=chance.random() < 0.5)] * 10,
         *[lambda: world.wait(chance.choice((0.1, 0.5, 1.0, 5.0)))] * 4,
-        *[lambda: world.mesh.poke(user)] * 3,
+        *[lambda: world.mesh.wake_up(user)] * 3,
         *[lambda: setattr(world.mesh, mood, chance.random() < 0.3)] * 3,
         *[lambda: world.connect(user)] * 12,
         lambda: world.disconnect(user),

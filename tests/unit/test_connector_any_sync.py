@@ -16,7 +16,7 @@ from meshim.stores.ports import Page
 from meshim.wire.client import Delivery
 from meshim.wire.envelope import decode_envelope
 from meshim.wire.link import Close, Data
-from meshim.wire.notification import Poke
+from meshim.wire.notification import WakeUp
 from tests.unit.connector_world import B1, BOB, LONGEST, RETRY_S, SWEEP_S, Client, Connector, row
 
 PAGE_ROWS = 3
@@ -156,17 +156,17 @@ class AnySync(RuleBasedStateMachine):
         self.trouble[kind] = trouble
         self.works()
 
-    @rule(count=st.integers(1, 5), poked=st.booleans())
-    def store(self, count: int, poked: bool) -> None:
+    @rule(count=st.integers(1, 5), woken=st.booleans())
+    def store(self, count: int, woken: bool) -> None:
         for _ in range(count):
             self.queue.store()
-        if poked:
-            self.connector.tell(e.Noticed(Poke(((BOB, B1),))))
+        if woken:
+            self.connector.tell(e.NotificationReceived(WakeUp(((BOB, B1),))))
         self.works()
 
     @rule(count=st.integers(1, 5))
     def store_and_acknowledge(self, count: int) -> None:
-        self.store(count, poked=True)
+        self.store(count, woken=True)
         self.acknowledge(frames=99)
 
     @rule(seconds=st.sampled_from([0.3, LONGEST * RETRY_S]))
@@ -246,11 +246,11 @@ class AnySync(RuleBasedStateMachine):
         assert not self.queue.unread
         assert self.had == set(range(1, self.queue.position + 1))
         self.promises()
-        self.store(count=1, poked=True)
+        self.store(count=1, woken=True)
         for _ in range(3):
             self.time_passes(seconds=LONGEST * RETRY_S)
             self.acknowledge(frames=99)
-        assert self.bob.seqs[-1] == self.queue.position, "a poke was enough"
+        assert self.bob.seqs[-1] == self.queue.position, "a wake-up was enough"
 
 
 TestAnySync = AnySync.TestCase

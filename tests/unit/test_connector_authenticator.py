@@ -12,8 +12,8 @@ from meshim.errors import BackendUnavailable, Code
 from meshim.runtime.crypto import hash_token
 from meshim.runtime.service import Service
 from meshim.stores.memory.accounts import MemoryAccounts
-from meshim.stores.memory.database import MemoryArchive, MemoryQueues
-from meshim.stores.memory.nats import MemoryBroker, MemoryNotices
+from meshim.stores.memory.database import MemoryDatabase, MemoryQueues
+from meshim.stores.memory.nats import MemoryBroker, MemoryNotifications
 from meshim.stores.memory.redis import MemoryPresence, MemoryRedis, MemorySessionCache
 from meshim.stores.ports import Account, Login
 from tests.virtual_time import run
@@ -64,9 +64,9 @@ class World:
     """One user with one device, whose token is in the database and in the cache."""
 
     def __init__(self) -> None:
-        self.archive, self.redis = MemoryArchive(time.time), OldRedis(time.time)
+        self.database, self.redis = MemoryDatabase(time.time), OldRedis(time.time)
         redis = self.redis
-        self.accounts = Accounts(self.archive)
+        self.accounts = Accounts(self.database)
         self.presence = MemoryPresence(redis, "test")
         self.cache = MemorySessionCache(redis, "test")
         self.doubts = False
@@ -86,8 +86,8 @@ class World:
 
     def authenticator(self, accounts: Accounts) -> Authenticator:
         backends = Backends(
-            self.presence, self.cache, accounts, MemoryQueues(self.archive, 4),
-            MemoryNotices(MemoryBroker(time.time), "test"),
+            self.presence, self.cache, accounts, MemoryQueues(self.database, 4),
+            MemoryNotifications(MemoryBroker(time.time), "test"),
         )  # fmt: skip
         return Authenticator(backends, FRESH_S, Service("connector", "c1", shutdown_s=1.0))
 
@@ -149,7 +149,7 @@ async def test_who_is_checked_while_another_file_takes_over_cannot_replace_it() 
             (self.later,) = await world.presence.session_numbers(1)
             return found
 
-    slow = Slow(world.archive)
+    slow = Slow(world.database)
     verdict = await world.verdict(slow)
     assert isinstance(verdict, GreetAccepted)
     assert verdict.login == login
@@ -234,7 +234,7 @@ async def test_an_answer_of_the_database_is_not_put_into_a_later_run_of_the_cach
             await world.cache.put_accounts([Account(login.user, (login.device,), (), time.time())])
             return found
 
-    await world.verdict(Slow(world.archive))
+    await world.verdict(Slow(world.database))
     assert await world.greet() is Code.BAD_TOKEN
 
 

@@ -11,7 +11,7 @@ from meshim.wire.client import Delivery, Welcome
 from meshim.wire.envelope import Kind
 from meshim.wire.link import Close, Data
 from meshim.wire.mesh import Deliver, FromConnector, Return
-from meshim.wire.notification import Poke
+from meshim.wire.notification import WakeUp
 from meshim.wire.outcome import Outcome, OutcomeStatus
 from tests.unit.connector_world import (
     A1,
@@ -248,10 +248,10 @@ def test_what_follows_in_the_stream_of_a_held_copy_waits_too_and_others_do_not()
     assert len(bob.deliveries) == 1
     connector.peeked(through=49)
     assert len(bob.deliveries) == 1
-    connector.tell(e.Noticed(Poke(((BOB, B1),))))
+    connector.tell(e.NotificationReceived(WakeUp(((BOB, B1),))))
     connector.peeked(through=50)
     assert bob.deliveries[1:] == [envelope(A1, BOB, 1), envelope(A1, BOB, 2)]
-    assert connector.count.poked == 1
+    assert connector.count.woken == 1
 
 
 def test_a_resent_copy_without_its_position_does_not_pass_the_one_that_is_held() -> None:
@@ -266,7 +266,7 @@ def test_a_resent_copy_without_its_position_does_not_pass_the_one_that_is_held()
     assert bob.seqs == [1, 2]
 
 
-def test_what_is_held_for_what_a_writer_is_still_writing_is_looked_for_again_without_a_poke() -> None:
+def test_what_is_held_for_what_a_writer_is_still_writing_is_looked_for_again_without_a_wake_up() -> None:
     connector = Connector()
     transfer = connector.transfer()
     bob = connector.online(B1)
@@ -274,7 +274,7 @@ def test_what_is_held_for_what_a_writer_is_still_writing_is_looked_for_again_wit
     connector.peeked(through=49)
     connector.pass_time(0.2)
     connector.peeked(through=50)
-    assert bob.seqs == [1], "what was stored there was for another device: nobody pokes this one"
+    assert bob.seqs == [1], "what was stored there was for another device: nobody wake-ups this one"
     connector.pass_time(1.0)
     assert not connector.take(e.PeekQueues), "and no oftener than somebody waits"
 
@@ -363,23 +363,23 @@ def test_frames_are_sent_again_until_the_device_acknowledges() -> None:
     assert delivered(transfer.take()) == [(1, 1)]
 
 
-# ---------------------------------------------------------------- pokes
+# ---------------------------------------------------------------- wake-ups
 
 
-def test_a_poke_has_the_queue_looked_at() -> None:
+def test_a_wake_up_has_the_queue_looked_at() -> None:
     """R1: committed after he synced."""
     connector = Connector()
     bob = connector.online(B1)
-    connector.tell(e.Noticed(Poke(((BOB, B1), (ALICE, A1)))))
+    connector.tell(e.NotificationReceived(WakeUp(((BOB, B1), (ALICE, A1)))))
     assert connector.take_one(e.PeekQueues).devices == ((BOB, B1, bob.session),)
-    assert connector.count.poked == 1
+    assert connector.count.woken == 1
 
 
-def test_a_poke_during_a_look_is_not_forgotten() -> None:
+def test_a_wake_up_during_a_look_is_not_forgotten() -> None:
     connector = Connector()
     connector.online(B1)
-    connector.tell(e.Noticed(Poke(((BOB, B1),))))
-    connector.tell(e.Noticed(Poke(((BOB, B1),))))
+    connector.tell(e.NotificationReceived(WakeUp(((BOB, B1),))))
+    connector.tell(e.NotificationReceived(WakeUp(((BOB, B1),))))
     connector.peeked()
     connector.pass_time(0.2)
     assert connector.take(e.PeekQueues), "the first look may have been too early"

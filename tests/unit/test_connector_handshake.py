@@ -204,10 +204,10 @@ def test_a_kick_is_for_sessions_up_to_its_number() -> None:
     connector = Connector()
     alice = connector.online(A1)
     kick = Kick(ALICE, A1, alice.session - 1, Code.LOGGED_OUT, "logged out")
-    connector.tell(e.Noticed(kick))
-    connector.tell(e.Noticed(Kick(BOB, B1, alice.session, Code.LOGGED_OUT, "somebody else")))
+    connector.tell(e.NotificationReceived(kick))
+    connector.tell(e.NotificationReceived(Kick(BOB, B1, alice.session, Code.LOGGED_OUT, "somebody else")))
     assert not alice.closed
-    connector.tell(e.Noticed(Kick(ALICE, A1, alice.session, Code.LOGGED_OUT, "logged out")))
+    connector.tell(e.NotificationReceived(Kick(ALICE, A1, alice.session, Code.LOGGED_OUT, "logged out")))
     assert alice.closed == [(Code.LOGGED_OUT, "logged out")]
     assert connector.take_one(e.EraseBindings).bindings == (alice.binding,)
     assert connector.count.replaced == 0
@@ -216,7 +216,7 @@ def test_a_kick_is_for_sessions_up_to_its_number() -> None:
 def test_who_was_replaced_elsewhere_is_counted() -> None:
     connector = Connector()
     alice = connector.online(A1)
-    connector.tell(e.Noticed(Kick(ALICE, A1, alice.session, Code.REPLACED, "elsewhere")))
+    connector.tell(e.NotificationReceived(Kick(ALICE, A1, alice.session, Code.REPLACED, "elsewhere")))
     assert codes(alice) == [Code.REPLACED]
     assert connector.count.replaced == 1
 
@@ -224,7 +224,7 @@ def test_who_was_replaced_elsewhere_is_counted() -> None:
 def test_a_kick_with_a_code_of_the_future_kicks_too() -> None:
     connector = Connector()
     alice = connector.online(A1)
-    connector.tell(e.Noticed(Kick(ALICE, A1, alice.session, 4711, "?")))
+    connector.tell(e.NotificationReceived(Kick(ALICE, A1, alice.session, 4711, "?")))
     assert alice.closed == [(4711, "?")]
 
 
@@ -352,7 +352,7 @@ def test_a_change_of_an_account_is_read_once_however_many_devices_it_has() -> No
     connector = Connector()
     connector.online(A1)
     connector.online(A2)
-    connector.tell(e.Noticed(AccountChanged((ALICE, CAROL))))
+    connector.tell(e.NotificationReceived(AccountChanged((ALICE, CAROL))))
     assert connector.take_one(e.ReadAccounts).users == (ALICE,)
 
 

@@ -7,7 +7,7 @@ from meshim.stores.ports import Page
 from meshim.wire.client import Delivery, Stored
 from meshim.wire.link import Close
 from meshim.wire.mesh import Return
-from meshim.wire.notification import Poke
+from meshim.wire.notification import WakeUp
 from tests.unit.connector_world import (
     A1,
     B1,
@@ -22,8 +22,8 @@ from tests.unit.connector_world import (
 )
 
 
-def poke(connector: Connector) -> None:
-    connector.tell(e.Noticed(Poke(((BOB, B1),))))
+def wake_up(connector: Connector) -> None:
+    connector.tell(e.NotificationReceived(WakeUp(((BOB, B1),))))
 
 
 def draining(connector: Connector) -> Client:
@@ -90,7 +90,7 @@ def test_the_next_page_does_not_wait_for_live_messages() -> None:
     connector = Connector()
     transfer = connector.transfer()
     bob = connector.online(B1)
-    poke(connector)
+    wake_up(connector)
     connector.peeked(waiting=[B1])
     connector.claimed(fence=1)
     connector.page(row(1), row(2), through=20, more=True)
@@ -120,7 +120,7 @@ def test_rows_that_were_pushed_are_not_pushed_again() -> None:
     bob = draining(connector)
     connector.page(row(1), row(2), through=2)
     bob.acknowledge()
-    poke(connector)
+    wake_up(connector)
     connector.peeked(waiting=[B1])
     connector.page(row(1), row(2), row(3), through=3)
     assert bob.seqs == [1, 2, 3]
@@ -147,9 +147,9 @@ def test_a_mark_that_is_answered_late_takes_nothing_else_with_it() -> None:
     connector.page(row(1), row(2), through=2)
     bob.acknowledge()
     late = connector.take_one(e.MarkRead)
-    poke(connector)
+    wake_up(connector)
     connector.peeked(through=2)
-    poke(connector)
+    wake_up(connector)
     connector.peeked(waiting=[B1])
     connector.page(row(3), through=3)
     bob.acknowledge()
@@ -168,7 +168,7 @@ def test_a_claim_is_kept_for_the_session_and_given_up_with_it() -> None:
     connector = Connector()
     bob = draining(connector)
     connector.page(row(1), through=1)
-    poke(connector)
+    wake_up(connector)
     connector.peeked(waiting=[B1])
     assert not connector.take(e.ClaimQueue)
     connector.page(row(1), through=1)
@@ -302,7 +302,7 @@ def test_a_mark_that_fails_is_tried_again_and_disturbs_no_reading() -> None:
     bob = draining(connector)
     connector.page(row(1), row(2), through=2)
     bob.acknowledge()
-    poke(connector)
+    wake_up(connector)
     connector.peeked(waiting=[B1])
     connector.tell(e.RowsUnmarked(B1, bob.session, 1, fenced=False))
     connector.take(e.MarkRead)
@@ -362,11 +362,11 @@ def test_one_look_at_a_time() -> None:
     connector.online(B1)
     connector.online(A1)
     for _ in range(5):
-        poke(connector)
+        wake_up(connector)
     assert len(connector.take(e.PeekQueues)) == 1
 
 
-def test_queues_are_looked_at_often_while_nobody_can_poke() -> None:
+def test_queues_are_looked_at_often_while_nobody_can_wake_up() -> None:
     """R9: what is stored meanwhile for people who are here must not wait for the sweep."""
     connector = Connector(queue_poll_s=3.0)
     connector.online(A1)

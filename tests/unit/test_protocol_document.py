@@ -121,7 +121,7 @@ def test_frames_have_the_types_that_the_table_says() -> None:
     assert {(number, name) for number, name, *_ in CHAPTERS["Frames"].rows() if number.isdigit()} == expected
 
 
-@pytest.mark.parametrize("name", ["Submit", "Delivery", "Outcome", "Route", "Deliver", "Return", "Poke", "Kick"])
+@pytest.mark.parametrize("name", ["Submit", "Delivery", "Outcome", "Route", "Deliver", "Return", "WakeUp", "Kick"])
 def test_items_and_notices_have_the_type_that_their_text_says(name: str) -> None:
     assert re.match(rf"\n(Item|Notice) {_tag(TYPES[name])}\b", STRUCTS[name].text)
 
@@ -195,7 +195,7 @@ def test_routing_examples() -> None:
     assert len(examples) == 3
 
 
-@pytest.mark.parametrize("chapter", ["Redis", "The log", "Notices"])
+@pytest.mark.parametrize("chapter", ["Redis", "The log", "Notifications"])
 def test_keys_subjects_and_streams_are_in_the_code(chapter: str) -> None:
     """Every name with {ns} in front: what stands between its placeholders is a text of the adapters."""
     code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "meshim" / "stores").rglob("*.py"))
@@ -217,7 +217,7 @@ DECODERS: dict[str, Callable[[bytes], Any]] = {
     "text": envelope.decode_text,
     "receipt": envelope.decode_receipt,
     "log": offline_log.decode_record,
-    "notice": notification.decode_notice,
+    "notification": notification.decode_notification,
 }
 
 EXAMPLES = re.findall(r"^```wire (\w+)\n(.*?)\n\n(.*?)\n```$", DOCUMENT, flags=re.MULTILINE | re.DOTALL)

@@ -63,7 +63,7 @@ def test_what_is_encoded_is_decoded(way: Way, value: Any) -> None:
 
 def test_every_struct_of_the_wire_is_pinned() -> None:
     pinned: set[Any] = {type(each) for _, value, _ in PINNED for each in _structs(value)}
-    modules = ("envelope", "link", "outcome", "client", "mesh", "log", "notice")
+    modules = ("envelope", "link", "outcome", "client", "mesh", "log", "notification")
     named: set[Any] = {
         each
         for each in _subclasses(msgspec.Struct)

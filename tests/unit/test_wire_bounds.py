@@ -23,7 +23,7 @@ from meshim.wire.envelope import (
 )
 from meshim.wire.link import Ack, Close, Data
 from meshim.wire.mesh import Deliver, Return
-from meshim.wire.notification import AccountChanged, Poke, decode_notice, encode_notice
+from meshim.wire.notification import AccountChanged, WakeUp, decode_notification, encode_notification
 from meshim.wire.offline_log import Entry, decode_record, encode_record
 from tests.wire_samples import BOB, ENVELOPE, OUTCOME, PINNED, STAMP, WAYS, Way
 
@@ -191,8 +191,8 @@ BEYOND: list[tuple[str, Callable[[bytes], Any], bytes]] = [
     ("range from 0", decode_receipt, encode_content(Receipt(1, 1, BOB, ((0, 1),)))),
     ("devices of an entry", decode_record, encode_record((Entry(1, (1,) * (LIST_MAX + 1), b""),))),
     ("entries", decode_record, encode_record((Entry(1, (1,), b""),) * (ITEMS_MAX + 1))),
-    ("poked devices", decode_notice, encode_notice(Poke(((1, 1),) * (ITEMS_MAX + 1)))),
-    ("changed users", decode_notice, encode_notice(AccountChanged((1,) * (ITEMS_MAX + 1)))),
+    ("woken devices", decode_notification, encode_notification(WakeUp(((1, 1),) * (ITEMS_MAX + 1)))),
+    ("changed users", decode_notification, encode_notification(AccountChanged((1,) * (ITEMS_MAX + 1)))),
 ]
 
 

@@ -46,21 +46,21 @@ def test_a_lone_message_goes_through_at_once() -> None:
         "first the connectors are told"
     )
     step(process, Tell)
-    assert world.pokes == [(99, ((7, 70),))], "only devices with a binding"
+    assert world.wake_ups == [(99, ((7, 70),))], "only devices with a binding"
     step(process, Acknowledge)
     assert world.acknowledged == {(0, 1)}
     count = process.count()
-    assert (count.records, count.entries, count.poked, count.retried) == (1, 1, 1, 0)
+    assert (count.records, count.entries, count.woken, count.retried) == (1, 1, 1, 0)
 
 
-def test_a_connector_gets_one_poke_for_many_devices() -> None:
+def test_a_connector_gets_one_wake_up_for_many_devices() -> None:
     world = World(1)
     world.bindings = {user: Binding(user, 10 * user, user % 2, 1) for user in range(1, 5)}
     process = start(world)
     for user in range(1, 5):
         world.publish(0, record((user, (10 * user,), b"m%d" % user)))
     process.run()
-    assert sorted(world.pokes) == [(0, ((2, 20), (4, 40))), (1, ((1, 10), (3, 30)))]
+    assert sorted(world.wake_ups) == [(0, ((2, 20), (4, 40))), (1, ((1, 10), (3, 30)))]
 
 
 def test_one_transaction_is_bounded_and_the_rest_follows() -> None:
@@ -125,7 +125,7 @@ def test_what_cannot_be_read_now_is_waited_for() -> None:
     assert [row.position for row in world.rows] == [1, 2]
 
 
-def test_given_again_is_written_again_poked_again_and_acknowledged() -> None:
+def test_given_again_is_written_again_woken_again_and_acknowledged() -> None:
     """R10 on our side: the acknowledgement was lost."""
     world = World(1)
     world.bindings[1] = Binding(1, 1, 99, 1)
@@ -138,7 +138,7 @@ def test_given_again_is_written_again_poked_again_and_acknowledged() -> None:
     world.now += 5
     process.run()
     assert len(world.rows) == 1
-    assert world.pokes == [(99, ((1, 1),))] * 2
+    assert world.wake_ups == [(99, ((1, 1),))] * 2
     assert not world.log[0]
     assert process.count().duplicates == 1
 
@@ -230,7 +230,7 @@ def test_a_commit_that_was_not_heard_of_is_repeated() -> None:
 
 
 def test_presence_away_leaves_it_to_the_sweep() -> None:
-    """R1 with the poke lost."""
+    """R1 with the wake-up lost."""
     world = World(1)
     process = start(world)
     world.publish(0, record((1, (1,), b"m1")))
@@ -239,7 +239,7 @@ def test_presence_away_leaves_it_to_the_sweep() -> None:
     fail(process, LookUp)
     step(process, Acknowledge)
     assert not world.log[0]
-    assert process.count().unpoked == 1
+    assert process.count().wake_ups_lost == 1
 
 
 def test_log_away_is_asked_again_and_made_anew_without_giving_a_position_twice() -> None:

@@ -101,7 +101,7 @@ class World:
         self.rows: list[Row] = []
         self.keys: set[tuple[int, bytes]] = set()
         self.bindings: dict[int, Binding] = {}
-        self.pokes: list[tuple[int, tuple[tuple[int, int], ...]]] = []
+        self.wake_ups: list[tuple[int, tuple[tuple[int, int], ...]]] = []
         self.to_purge = 0
         self.purges: list[str] = []
 
@@ -130,9 +130,9 @@ class World:
             case LookUp(partition, users):
                 bindings = {user: self.bindings[user] for user in users if user in self.bindings}
                 return PresenceSeen(partition, {u: UserPresence((s.device,), (s,)) for u, s in bindings.items()})
-            case Tell(partition, pokes):
-                self.pokes.extend((incarnation, poke.devices) for incarnation, poke in pokes)
-                return Told(partition, sum(len(poke.devices) for _, poke in pokes), 0)
+            case Tell(partition, wake_ups):
+                self.wake_ups.extend((incarnation, wake_up.devices) for incarnation, wake_up in wake_ups)
+                return Told(partition, sum(len(wake_up.devices) for _, wake_up in wake_ups), 0)
             case Purge(most):
                 self.purges.append(owner)
                 rows = min(most, self.to_purge)

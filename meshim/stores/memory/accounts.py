@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from meshim.errors import StoreConflict
-from meshim.stores.memory.database import MemoryArchive, StoredDevice, StoredRelation
+from meshim.stores.memory.database import MemoryDatabase, StoredDevice, StoredRelation
 from meshim.stores.ports import Account, Device, Login, Relation, RelationKey, User
 from meshim.wire.envelope import DestinationType
 
@@ -11,8 +11,8 @@ from meshim.wire.envelope import DestinationType
 class MemoryAccounts:
     """Users, devices, tokens, relations."""
 
-    def __init__(self, archive: MemoryArchive) -> None:
-        self._archive = archive
+    def __init__(self, database: MemoryDatabase) -> None:
+        self._database = database
 
     async def register(self, name: str, password_hash: str) -> User:
         [user] = await self.register_many([(name, password_hash)])
@@ -24,18 +24,18 @@ class MemoryAccounts:
         return [self._register(name, password_hash) for name, password_hash in users]
 
     def _register(self, name: str, password_hash: str) -> User | None:
-        if name in self._archive.users:
+        if name in self._database.users:
             return None
-        user = User(next(self._archive.ids), name)
-        self._archive.users[name] = user, password_hash
-        self._archive.names[user.user_id] = name
+        user = User(next(self._database.ids), name)
+        self._database.users[name] = user, password_hash
+        self._database.names[user.user_id] = name
         return user
 
     async def user(self, name: str) -> tuple[User, str] | None:
-        return self._archive.users.get(name)
+        return self._database.users.get(name)
 
     async def users(self, user_ids: Sequence[int]) -> list[User]:
-        names = self._archive.names
+        names = self._database.names
         return [User(user_id, names[user_id]) for user_id in sorted(set(user_ids)) if user_id in names]
 
     async def log_in(
@@ -48,13 +48,13 @@ class MemoryAccounts:
         now: float,
         most_devices: int,
     ) -> tuple[Device, tuple[bytes, ...]]:
-        if user_id not in self._archive.names:
+        if user_id not in self._database.names:
             raise StoreConflict("There is no such user.")
         if device is None:
             stands_for = Device(0, "", 0, 0.0)
         else:
             stands_for = self._take_device(user_id, device, epoch, now, most_devices)
-        tokens = self._archive.tokens
+        tokens = self._database.tokens
         former = [
             hash_
             for hash_, login in tokens.items()
@@ -69,96 +69,96 @@ class MemoryAccounts:
         return stands_for, tuple(former)
 
     def _take_device(self, user_id: int, name: str, epoch: int, now: float, most_devices: int) -> Device:
-        devices = self._archive.devices_of(user_id)
+        devices = self._database.devices_of(user_id)
         device = next((device for device in devices if device.name == name), None)
         if device is None:
             if len(devices) >= most_devices:
                 raise StoreConflict(
                     f"There are {most_devices} devices already, as many as there may be: log in as one of them."
                 )
-            device = StoredDevice(next(self._archive.ids), user_id, name, epoch, now)
-            if (waiting := self._archive.first_devices.pop(user_id, None)) is not None:
+            device = StoredDevice(next(self._database.ids), user_id, name, epoch, now)
+            if (waiting := self._database.first_devices.pop(user_id, None)) is not None:
                 device.queue, device.messages = waiting.queue, waiting.messages
-            self._archive.devices[device.device_id] = device
+            self._database.devices[device.device_id] = device
         device.epoch, device.last_seen = epoch, now
         return Device(device.device_id, name, epoch, now)
 
     async def tokens(self, user_id: int, device: str) -> tuple[bytes, ...]:
-        named = {found.device_id for found in self._archive.devices_of(user_id) if found.name == device}
-        return tuple(hash_ for hash_, login in self._archive.tokens.items() if login.device in named)
+        named = {found.device_id for found in self._database.devices_of(user_id) if found.name == device}
+        return tuple(hash_ for hash_, login in self._database.tokens.items() if login.device in named)
 
     async def log_out(self, token_hash: bytes) -> Login | None:
-        return self._archive.tokens.pop(token_hash, None)
+        return self._database.tokens.pop(token_hash, None)
 
     async def login(self, token_hash: bytes, now: float) -> Login | None:
-        login = self._archive.tokens.get(token_hash)
+        login = self._database.tokens.get(token_hash)
         return login if login is not None and login.expires_at > now else None
 
     async def unrevoked(self, token_hashes: Sequence[bytes]) -> set[bytes]:
-        return {token_hash for token_hash in token_hashes if token_hash in self._archive.tokens}
+        return {token_hash for token_hash in token_hashes if token_hash in self._database.tokens}
 
     async def devices(self, user_id: int) -> list[Device]:
-        return [Device(d.device_id, d.name, d.epoch, d.last_seen) for d in self._archive.devices_of(user_id)]
+        return [Device(d.device_id, d.name, d.epoch, d.last_seen) for d in self._database.devices_of(user_id)]
 
     async def seen(self, device_ids: Sequence[int], now: float) -> None:
         for device_id in device_ids:
-            if device_id in self._archive.devices:
-                device = self._archive.devices[device_id]
+            if device_id in self._database.devices:
+                device = self._database.devices[device_id]
                 device.last_seen = max(device.last_seen, now)
 
     async def drop_idle_devices(self, before: float, most: int) -> int:
-        devices = self._archive.devices
+        devices = self._database.devices
         idle = sorted((d for d in devices.values() if d.last_seen < before), key=lambda d: d.last_seen)[:most]
         for device in idle:
             del devices[device.device_id]
-            for hash_ in [h for h, login in self._archive.tokens.items() if login.device == device.device_id]:
-                del self._archive.tokens[hash_]
-            if not self._archive.devices_of(device.user_id):
+            for hash_ in [h for h, login in self._database.tokens.items() if login.device == device.device_id]:
+                del self._database.tokens[hash_]
+            if not self._database.devices_of(device.user_id):
                 self._keep_for_first_device(device)
         return len(idle)
 
     def _keep_for_first_device(self, last: StoredDevice) -> None:
-        waiting = self._archive.first_device_of(last.user_id)
+        waiting = self._database.first_device_of(last.user_id)
         for row in last.queue:
             if row.read_at is None and row.new.destination_type != DestinationType.DEVICE:
                 waiting.keep(row)
 
     async def accounts(self, user_ids: Sequence[int], now: float) -> dict[int, Account]:
-        return {user: self._account(user, now) for user in user_ids if user in self._archive.names}
+        return {user: self._account(user, now) for user in user_ids if user in self._database.names}
 
     async def logins_by_token(self, token_hashes: Sequence[bytes], now: float) -> dict[bytes, tuple[Login, Account]]:
         logins = {token_hash: await self.login(token_hash, now) for token_hash in token_hashes}
         return {hash_: (login, self._account(login.user, now)) for hash_, login in logins.items() if login}
 
     def _account(self, user_id: int, now: float) -> Account:
-        related = self._archive.relations_of(user_id)
+        related = self._database.relations_of(user_id)
         friends = sorted(peer.user_id for peer, relation in related if relation.state == "friends")
-        return Account(user_id, tuple(d.device_id for d in self._archive.devices_of(user_id)), tuple(friends), now)
+        return Account(user_id, tuple(d.device_id for d in self._database.devices_of(user_id)), tuple(friends), now)
 
     async def relation(self, user_id: int, peer_id: int) -> Relation | None:
         return next((found for found in await self.relations(user_id) if found.peer.user_id == peer_id), None)
 
     async def relations(self, user_id: int) -> list[Relation]:
-        related = self._archive.relations_of(user_id)
+        related = self._database.relations_of(user_id)
         return [Relation(peer, relation.state_for(user_id), tuple(relation.keys)) for peer, relation in related]
 
     async def request(self, user_id: int, peer_id: int, now: float, most_relations: int) -> str:
         if user_id == peer_id:
             raise StoreConflict("Nobody can be a friend of themselves.")
-        if not {user_id, peer_id} <= self._archive.names.keys():
+        if not {user_id, peer_id} <= self._database.names.keys():
             raise StoreConflict("There is no such user.")
-        relation = self._archive.relations.get(_pair(user_id, peer_id))
+        relation = self._database.relations.get(_pair(user_id, peer_id))
         if relation is None:
             for one, who in ((user_id, "You have"), (peer_id, "That user has")):
-                if len(self._archive.relations_of(one)) >= most_relations:
+                if len(self._database.relations_of(one)) >= most_relations:
                     raise StoreConflict(f"{who} {most_relations} relations, as many as there may be.")
-            relation = self._archive.relations[_pair(user_id, peer_id)] = StoredRelation("requested", user_id)
+            relation = self._database.relations[_pair(user_id, peer_id)] = StoredRelation("requested", user_id)
         elif relation.state == "removed":
             relation.state, relation.requested_by = "requested", user_id
         return relation.state_for(user_id)
 
     async def accept(self, user_id: int, peer_id: int, key: RelationKey, now: float) -> Relation:
-        relation = self._archive.relations.get(_pair(user_id, peer_id))
+        relation = self._database.relations.get(_pair(user_id, peer_id))
         if relation is not None and relation.state_for(user_id) == "asked":
             last = relation.keys[-1].version if relation.keys else 0
             if key.version != last + 1:
@@ -167,16 +167,16 @@ class MemoryAccounts:
             relation.state = "friends"
         elif relation is None or relation.state != "friends" or relation.keys[-1] != key:
             raise StoreConflict("That user has not asked for friendship.")
-        return Relation(User(peer_id, self._archive.names[peer_id]), relation.state, tuple(relation.keys))
+        return Relation(User(peer_id, self._database.names[peer_id]), relation.state, tuple(relation.keys))
 
     async def remove(self, user_id: int, peer_id: int, now: float) -> bool:
-        relation = self._archive.relations.get(_pair(user_id, peer_id))
+        relation = self._database.relations.get(_pair(user_id, peer_id))
         if relation is None or relation.state == "removed":
             return False
         if relation.keys:
             relation.state = "removed"
         else:
-            del self._archive.relations[_pair(user_id, peer_id)]
+            del self._database.relations[_pair(user_id, peer_id)]
         return True
 
     async def ping(self) -> None:

@@ -1,4 +1,4 @@
-"""The archive in memory, for tests and demonstrations, with the answers of SQL: its state, `Queues`, `Partitions`.
+"""The database in memory, for tests and demonstrations, with the answers of SQL: its state, `Queues`, `Partitions`.
 
 The port `Accounts` is in `memory_accounts.py`.  Nothing here awaits in the middle, so each method is one transaction.
 """
@@ -81,7 +81,7 @@ class StoredPartition:
     lease: Lease = field(default_factory=Lease)
 
 
-class MemoryArchive:
+class MemoryDatabase:
     """What the three ports share.  `clock` is that of the database, in seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
@@ -115,25 +115,25 @@ class MemoryArchive:
 class MemoryQueues:
     """What is stored for a device, and the lease that lets one connector sync it."""
 
-    def __init__(self, archive: MemoryArchive, partitions: int) -> None:
-        self._archive = archive
+    def __init__(self, database: MemoryDatabase, partitions: int) -> None:
+        self._database = database
         self._partitions = partitions
 
     async def peek(self, devices: Sequence[tuple[int, int]]) -> tuple[dict[int, int], set[int]]:
         positions = {partition_of(user, self._partitions): self._position(user) for user, _ in devices}
-        known = self._archive.devices
+        known = self._database.devices
         waiting = {d for _, d in devices if d in known and any(row.read_at is None for row in known[d].queue)}
         return positions, waiting
 
     def _position(self, user: int) -> int:
-        partition = self._archive.partitions.get(partition_of(user, self._partitions))
+        partition = self._database.partitions.get(partition_of(user, self._partitions))
         return partition.position if partition is not None else 0
 
     async def claim(self, device: int, owner: str, session: int, lease_s: float) -> int | None:
-        found = self._archive.devices.get(device)
+        found = self._database.devices.get(device)
         if found is None:
             return None
-        lease, now = found.lease, self._archive.clock()
+        lease, now = found.lease, self._database.clock()
         if not (lease.is_free_for(owner, now, lease_s) or lease.session <= session):
             return None
         lease.owner, lease.session, lease.fence, lease.until = owner, session, lease.fence + 1, now + lease_s
@@ -144,7 +144,7 @@ class MemoryQueues:
     ) -> Page:
         found = self._fenced(device, fence)
         if found.lease.owner:
-            found.lease.until = self._archive.clock() + lease_s
+            found.lease.until = self._database.clock() + lease_s
         unread = [row for row in found.queue if row.read_at is None and row.order > after]
         page: list[Row] = []
         total = 0
@@ -159,15 +159,15 @@ class MemoryQueues:
         acknowledged = set(row_ids)
         for row in self._fenced(device, fence).queue:
             if row.row_id in acknowledged and row.read_at is None:
-                row.read_at = self._archive.clock()
+                row.read_at = self._database.clock()
 
     async def release(self, device: int, fence: int) -> None:
-        found = self._archive.devices.get(device)
+        found = self._database.devices.get(device)
         if found is not None and found.lease.fence == fence:
             found.lease.end()
 
     def _fenced(self, device: int, fence: int) -> StoredDevice:
-        found = self._archive.devices.get(device)
+        found = self._database.devices.get(device)
         if found is None or found.lease.fence != fence:
             raise Fenced("Another connector has taken over the queue of this device.")
         return found
@@ -176,12 +176,12 @@ class MemoryQueues:
 class MemoryPartitions:
     """The writer's side of the queues."""
 
-    def __init__(self, archive: MemoryArchive) -> None:
-        self._archive = archive
+    def __init__(self, database: MemoryDatabase) -> None:
+        self._database = database
 
     async def claim(self, partition: int, owner: str, lease_s: float) -> tuple[int, int] | None:
-        found = self._archive.partitions.setdefault(partition, StoredPartition())
-        lease, now = found.lease, self._archive.clock()
+        found = self._database.partitions.setdefault(partition, StoredPartition())
+        lease, now = found.lease, self._database.clock()
         if not lease.is_free_for(owner, now, lease_s):
             return None
         lease.fence += lease.owner != owner
@@ -189,37 +189,37 @@ class MemoryPartitions:
         return lease.fence, found.position
 
     async def release(self, partition: int, fence: int) -> None:
-        found = self._archive.partitions.get(partition)
+        found = self._database.partitions.get(partition)
         if found is not None and found.lease.fence == fence:
             found.lease.end()
 
     async def positions(self) -> dict[int, int]:
-        return {partition: found.position for partition, found in self._archive.partitions.items()}
+        return {partition: found.position for partition, found in self._database.partitions.items()}
 
     async def write(
         self, partition: int, fence: int, through: int, records: Sequence[tuple[int, Sequence[Entry]]], now: float
     ) -> Written:
-        found = self._archive.partitions.get(partition)
+        found = self._database.partitions.get(partition)
         if found is None or found.lease.fence != fence:
             raise Fenced("Another writer has taken over this partition.")
         found.position = max(found.position, through)
         drafts, refused = draft(records)
         users = {entry.user for entry, *_ in drafts}
         registry = {
-            user: [device.device_id for device in self._archive.devices_of(user)]
-            for user in users & self._archive.names.keys()
+            user: [device.device_id for device in self._database.devices_of(user)]
+            for user in users & self._database.names.keys()
         }
         rows, left_out = expand(drafts, registry)
         for row in rows:
-            device = self._archive.devices.get(row.to_device) or self._archive.first_device_of(row.to_user_id)
-            device.keep(StoredRow(next(self._archive.ids), row))
+            device = self._database.devices.get(row.to_device) or self._database.first_device_of(row.to_user_id)
+            device.keep(StoredRow(next(self._database.ids), row))
         devices = dict.fromkeys((row.to_user_id, row.to_device) for row in rows if row.to_device > 0)
         return Written(tuple(devices), tuple(refused), left_out)
 
     async def purge(self, read_before: float, most: int) -> int:
         old = [
             (row.read_at, device, row)
-            for device in self._archive.devices.values()
+            for device in self._database.devices.values()
             for row in device.queue
             if row.read_at is not None and row.read_at < read_before
         ]

@@ -1,4 +1,4 @@
-"""Notices and the log in memory, for tests and demos.
+"""Notifications and the log in memory, for tests and demos.
 
 One `MemoryBroker` is the server; any number of port instances made with it and the same
 namespace are its clients.  Messages are given again by the clock it was given; only waiting for
@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 
 from meshim.errors import BackendUnavailable, UsageError
 from meshim.stores.ports import DeadLetter, LogMessage
-from meshim.wire.notification import Notice, decode_notice, encode_notice
+from meshim.wire.notification import Notification, decode_notification, encode_notification
 
 _WAITING_MOST = 4096
 
@@ -26,11 +26,11 @@ class MemoryBroker:
         """Dead letters of a namespace, by number - 1; None where one was removed."""
         self.listeners: list[tuple[frozenset[str], asyncio.Queue[bytes]]] = []
         self.dropped = 0
-        """Notices for which a listener had no room."""
+        """Notifications for which a listener had no room."""
         self._away = False
 
     def stop(self) -> None:
-        """From now on every call raises `BackendUnavailable`; the log stays, notices are lost."""
+        """From now on every call raises `BackendUnavailable`; the log stays, notifications are lost."""
         self._away = True
 
     def start(self) -> None:
@@ -71,34 +71,36 @@ class _Partition:
         self.given_until.pop(position, None)
 
 
-class MemoryNotices:
-    """The port `Notices` in memory."""
+class MemoryNotifications:
+    """The port `Notifications` in memory."""
 
     def __init__(self, broker: MemoryBroker, namespace: str) -> None:
         self._broker = broker
         self._namespace = namespace
 
-    async def tell(self, incarnation: int, notice: Notice) -> None:
-        self._publish(str(incarnation), notice)
+    async def tell(self, incarnation: int, notification: Notification) -> None:
+        self._publish(str(incarnation), notification)
 
-    async def tell_all(self, notice: Notice) -> None:
-        self._publish("all", notice)
+    async def tell_all(self, notification: Notification) -> None:
+        self._publish("all", notification)
 
-    async def listen(self, incarnation: int) -> AsyncGenerator[Notice]:
+    async def listen(self, incarnation: int) -> AsyncGenerator[Notification]:
         self._broker.answer()
         subjects = frozenset((f"{self._namespace}.{incarnation}", f"{self._namespace}.all"))
         listener = subjects, asyncio.Queue[bytes](_WAITING_MOST)
         self._broker.listeners.append(listener)
-        return self._notices(listener)
+        return self._notifications(listener)
 
-    async def _notices(self, listener: tuple[frozenset[str], "asyncio.Queue[bytes]"]) -> AsyncGenerator[Notice]:
+    async def _notifications(
+        self, listener: tuple[frozenset[str], "asyncio.Queue[bytes]"]
+    ) -> AsyncGenerator[Notification]:
         try:
             while True:
-                yield decode_notice(await listener[1].get())
+                yield decode_notification(await listener[1].get())
         finally:
             self._broker.listeners.remove(listener)
 
-    def _publish(self, to: str, notice: Notice) -> None:
+    def _publish(self, to: str, notification: Notification) -> None:
         self._broker.answer()
         subject = f"{self._namespace}.{to}"
         for subjects, heard in self._broker.listeners:
@@ -107,11 +109,11 @@ class MemoryNotices:
             if heard.full():
                 self._broker.dropped += 1
             else:
-                heard.put_nowait(encode_notice(notice))
+                heard.put_nowait(encode_notification(notification))
 
 
-class MemoryLog:
-    """The port `Log` in memory."""
+class MemoryOfflineLog:
+    """The port `OfflineLog` in memory."""
 
     def __init__(
         self, broker: MemoryBroker, namespace: str, *, max_bytes: int = 4 << 30, ack_wait_s: float = 30.0

@@ -8,12 +8,12 @@ from nats.aio.msg import Msg
 from meshim.stores.nats.client import NatsClient
 from meshim.stores.nats.jetstream import NO_SUCH_STREAM, Answer, JetStream, refused
 from meshim.stores.nats.offline_log import POSITION, REASON, dead_stream, dead_subject
-from meshim.stores.ports import DeadLetter, DeadLetters, Log
+from meshim.stores.ports import DeadLetter, DeadLetters, OfflineLog
 
 _TIMEOUT_S = 2.0
 
 
-async def retry(letter: DeadLetter, letters: DeadLetters, log: Log) -> int:
+async def retry(letter: DeadLetter, letters: DeadLetters, log: OfflineLog) -> int:
     """Publish a letter to its partition again, then remove it; returns its position there.
 
     In this order, and removed only when the log has it safe: whatever ends this in between loses nothing.  Then the

@@ -1,4 +1,4 @@
-"""Notices over NATS core: at most once, to who listens now."""
+"""Notifications over NATS core: at most once, to who listens now."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -10,37 +10,37 @@ from nats.aio.subscription import Subscription
 from meshim.errors import BackendUnavailable
 from meshim.runtime.log import Log
 from meshim.stores.nats.client import NatsClient
-from meshim.wire.notification import Notice, decode_notice, encode_notice
+from meshim.wire.notification import Notification, decode_notification, encode_notification
 
 _WAITING_MOST = 4096
 _SUBSCRIBE_S = 2.0
 
 
-class NatsNotices:
-    """The port `Notices` on NATS."""
+class NatsNotifications:
+    """The port `Notifications` on NATS."""
 
     def __init__(self, client: NatsClient, namespace: str, log: Log) -> None:
         self._client = client
-        self._to = f"{namespace}.notice"
+        self._to = f"{namespace}.notification"
         self._log = log
         self.undecodable = 0
-        """Notices that could not be read here: of another version, or not ours."""
+        """Notifications that could not be read here: of another version, or not ours."""
         self.dropped = 0
-        """Notices for which there was no room, because the listener was too slow."""
+        """Notifications for which there was no room, because the listener was too slow."""
 
-    async def tell(self, incarnation: int, notice: Notice) -> None:
-        await self._client.publish(f"{self._to}.{incarnation}", encode_notice(notice))
+    async def tell(self, incarnation: int, notification: Notification) -> None:
+        await self._client.publish(f"{self._to}.{incarnation}", encode_notification(notification))
 
-    async def tell_all(self, notice: Notice) -> None:
-        await self._client.publish(f"{self._to}.all", encode_notice(notice))
+    async def tell_all(self, notification: Notification) -> None:
+        await self._client.publish(f"{self._to}.all", encode_notification(notification))
 
-    async def listen(self, incarnation: int) -> AsyncGenerator[Notice]:
+    async def listen(self, incarnation: int) -> AsyncGenerator[Notification]:
         """Whatever is told after this returned is heard, except while the connection is down."""
-        heard: asyncio.Queue[Notice] = asyncio.Queue(_WAITING_MOST)
+        heard: asyncio.Queue[Notification] = asyncio.Queue(_WAITING_MOST)
 
         async def hear(message: Msg) -> None:
             try:
-                heard.put_nowait(decode_notice(message.data))
+                heard.put_nowait(decode_notification(message.data))
             except msgspec.DecodeError as error:
                 self.undecodable += 1
                 self._log.warning("notice not understood", reason=error)
@@ -55,11 +55,11 @@ class NatsNotices:
         except BackendUnavailable:
             await self._end(subscriptions)
             raise
-        return self._notices(heard, subscriptions)
+        return self._notifications(heard, subscriptions)
 
-    async def _notices(
-        self, heard: "asyncio.Queue[Notice]", subscriptions: list[Subscription]
-    ) -> AsyncGenerator[Notice]:
+    async def _notifications(
+        self, heard: "asyncio.Queue[Notification]", subscriptions: list[Subscription]
+    ) -> AsyncGenerator[Notification]:
         try:
             while True:
                 yield await heard.get()

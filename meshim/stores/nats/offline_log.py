@@ -58,7 +58,7 @@ _answer = msgspec.json.Decoder(Answer)
 _stream = msgspec.json.Decoder(_Stream)
 
 
-class JetStreamLog:
+class JetStreamOfflineLog:
     """The port `Log` on JetStream."""
 
     def __init__(

@@ -8,8 +8,8 @@ means kept; a call that raised may or may not have happened, so every write can 
 from meshim.stores.ports.accounts import Accounts, Device, Relation, RelationKey, User
 from meshim.stores.ports.dead_letters import DeadLetter, DeadLetters
 from meshim.stores.ports.leases import Lease, Leases
-from meshim.stores.ports.notifications import Notices
-from meshim.stores.ports.offline_log import Log, LogMessage
+from meshim.stores.ports.notifications import Notifications
+from meshim.stores.ports.offline_log import LogMessage, OfflineLog
 from meshim.stores.ports.partitions import Partitions, Written
 from meshim.stores.ports.presence import Binding, Presence, UserPresence
 from meshim.stores.ports.queues import Page, Queues, Row
@@ -25,10 +25,10 @@ __all__ = [
     "Device",
     "Lease",
     "Leases",
-    "Log",
     "LogMessage",
     "Login",
-    "Notices",
+    "Notifications",
+    "OfflineLog",
     "Page",
     "Partitions",
     "Presence",

@@ -6,7 +6,7 @@ import msgspec
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
-    """What a writer dead-lettered: a record, or the entries of one that the database refused, as a record of just those.
+    """A record that can never be written, or a record of just those entries that the database refused.
 
     `number` names it among the dead letters, `position` is where it stood in its partition, `dead_lettered_at` is
     in seconds since 1970 (clock of the backend).
@@ -21,7 +21,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
 
 
 class DeadLetters(Protocol):
-    """What `Log.dead-letter` keeps, by ascending numbers; a number is given once."""
+    """What `OfflineLog.dead-letter` keeps, by ascending numbers; a number is given once."""
 
     async def last(self) -> int:
         """The highest number that was given so far; 0 before the first."""

@@ -11,7 +11,7 @@ class LogMessage(NamedTuple):
     data: bytes
 
 
-class Log(Protocol):
+class OfflineLog(Protocol):
     """One JetStream stream per partition: work queue, discard new, file storage."""
 
     async def ensure(self, partition: int, first: int) -> None:

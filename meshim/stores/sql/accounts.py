@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection, CursorResult
 from meshim.errors import StoreConflict
 from meshim.stores.ports import Account, Device, Login, Relation, RelationKey, User
 from meshim.stores.sql import relations
-from meshim.stores.sql.database import Archive
+from meshim.stores.sql.database import Database
 from meshim.stores.sql.rows import first_device
 from meshim.stores.sql.schema import im_device, im_offline, im_position, im_token, im_user, now_ms, to_ms, to_s
 from meshim.wire.envelope import DestinationType
@@ -39,23 +39,23 @@ class _Token(NamedTuple):
 class SqlAccounts:
     """Users, devices, tokens, relations."""
 
-    def __init__(self, archive: Archive) -> None:
-        self._archive = archive
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     async def register(self, name: str, password_hash: str) -> User:
-        [user] = await self._archive.write(_register, [(name, password_hash)])
+        [user] = await self._database.write(_register, [(name, password_hash)])
         if user is None:
             raise StoreConflict(f"The name {name} is taken.")
         return user
 
     async def register_many(self, users: Sequence[tuple[str, str]]) -> list[User | None]:
-        return await self._archive.write(_register, users)
+        return await self._database.write(_register, users)
 
     async def user(self, name: str) -> tuple[User, str] | None:
-        return await self._archive.read(_user, name)
+        return await self._database.read(_user, name)
 
     async def users(self, user_ids: Sequence[int]) -> list[User]:
-        return await self._archive.read(_users, user_ids)
+        return await self._database.read(_users, user_ids)
 
     async def log_in(
         self,
@@ -69,55 +69,55 @@ class SqlAccounts:
     ) -> tuple[Device, tuple[bytes, ...]]:
         token = _Token(token_hash, to_ms(expires_at), to_ms(now))
         if device is None:
-            return await self._archive.write(_log_in_to_rest, user_id, token, most_devices)
-        return await self._archive.write(_log_in, user_id, device, epoch, token, most_devices)
+            return await self._database.write(_log_in_to_rest, user_id, token, most_devices)
+        return await self._database.write(_log_in, user_id, device, epoch, token, most_devices)
 
     async def tokens(self, user_id: int, device: str) -> tuple[bytes, ...]:
-        return await self._archive.read(_tokens, user_id, device)
+        return await self._database.read(_tokens, user_id, device)
 
     async def log_out(self, token_hash: bytes) -> Login | None:
-        return await self._archive.write(_log_out, token_hash)
+        return await self._database.write(_log_out, token_hash)
 
     async def login(self, token_hash: bytes, now: float) -> Login | None:
-        return (await self._archive.read(_logins, [token_hash], now)).get(token_hash)
+        return (await self._database.read(_logins, [token_hash], now)).get(token_hash)
 
     async def unrevoked(self, token_hashes: Sequence[bytes]) -> set[bytes]:
-        return await self._archive.read(_unrevoked, token_hashes)
+        return await self._database.read(_unrevoked, token_hashes)
 
     async def devices(self, user_id: int) -> list[Device]:
-        return await self._archive.read(_devices, user_id)
+        return await self._database.read(_devices, user_id)
 
     async def seen(self, device_ids: Sequence[int], now: float) -> None:
-        await self._archive.write(_seen, device_ids, to_ms(now))
+        await self._database.write(_seen, device_ids, to_ms(now))
 
     async def drop_idle_devices(self, before: float, most: int) -> int:
         # Each in a transaction of its own: a queue may be long, and writers wait meanwhile.
-        idle = await self._archive.read(_idle_devices, to_ms(before), most)
-        return sum([await self._archive.write(_drop_device, device, to_ms(before)) for device in idle])
+        idle = await self._database.read(_idle_devices, to_ms(before), most)
+        return sum([await self._database.write(_drop_device, device, to_ms(before)) for device in idle])
 
     async def accounts(self, user_ids: Sequence[int], now: float) -> dict[int, Account]:
-        return await self._archive.read(_accounts, user_ids, now)
+        return await self._database.read(_accounts, user_ids, now)
 
     async def logins_by_token(self, token_hashes: Sequence[bytes], now: float) -> dict[bytes, tuple[Login, Account]]:
-        return await self._archive.read(_authenticate, token_hashes, now)
+        return await self._database.read(_authenticate, token_hashes, now)
 
     async def relation(self, user_id: int, peer_id: int) -> Relation | None:
-        return await self._archive.read(relations.relation, user_id, peer_id)
+        return await self._database.read(relations.relation, user_id, peer_id)
 
     async def relations(self, user_id: int) -> list[Relation]:
-        return await self._archive.read(relations.relations, user_id)
+        return await self._database.read(relations.relations, user_id)
 
     async def request(self, user_id: int, peer_id: int, now: float, most_relations: int) -> str:
-        return await self._archive.write(relations.request, user_id, peer_id, to_ms(now), most_relations)
+        return await self._database.write(relations.request, user_id, peer_id, to_ms(now), most_relations)
 
     async def accept(self, user_id: int, peer_id: int, key: RelationKey, now: float) -> Relation:
-        return await self._archive.write(relations.accept, user_id, peer_id, key, to_ms(now))
+        return await self._database.write(relations.accept, user_id, peer_id, key, to_ms(now))
 
     async def remove(self, user_id: int, peer_id: int, now: float) -> bool:
-        return await self._archive.write(relations.remove, user_id, peer_id, to_ms(now))
+        return await self._database.write(relations.remove, user_id, peer_id, to_ms(now))
 
     async def ping(self) -> None:
-        await self._archive.read(_ping)
+        await self._database.read(_ping)
 
 
 # ---------------------------------------------------------------- users

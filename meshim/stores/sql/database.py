@@ -1,4 +1,4 @@
-"""The archive: one SQL database, and the bounded threads that talk to it.
+"""The database: one SQL database, and the bounded threads that talk to it.
 
 The drivers block, so every transaction runs in one of a few threads, and only so many may
 wait for one: beyond that callers are told at once that the database is busy.  Reads and writes have threads of
@@ -40,7 +40,7 @@ _SHARING = 64
 """Writes that share a transaction at most: the first of them waits for the last."""
 
 
-class ArchiveStatistics(NamedTuple):
+class DatabaseStatistics(NamedTuple):
     """Counts since the start.
 
     `transactions` were begun, `retries` of them after a deadlock or the like; `failures` ended
@@ -71,7 +71,7 @@ class _Write(NamedTuple):
     future: "Future[Any]"
 
 
-class Archive:
+class Database:
     """Runs transactions, each given as a function of a connection and further arguments.
 
     A function may run more than once, and each time nothing is left of the time before.  It may raise to roll back what
@@ -85,11 +85,11 @@ class Archive:
         self._engine = create(url, threads + writers)
         self._snapshots = self._engine.execution_options(**{SNAPSHOT: True})
         waiting = threads * _WAITING_PER_THREAD
-        self._reading = _Threads(threads, waiting, "archive-read")
-        self._writing = _Threads(writers, waiting, "archive-write")
+        self._reading = _Threads(threads, waiting, "sql-read")
+        self._writing = _Threads(writers, waiting, "sql-write")
         self._sharing: deque[_Write] = deque()
         self._counting = threading.Lock()
-        self._statistics = ArchiveStatistics(0, 0, 0, 0)
+        self._statistics = DatabaseStatistics(0, 0, 0, 0)
         self._closed = False
 
     async def read(self, work: Callable[[Connection, *Arguments], T], *arguments: *Arguments) -> T:
@@ -107,7 +107,7 @@ class Archive:
             self._writing, lambda: self._submit_write(lambda connection: work(connection, *arguments))
         )
 
-    def statistics(self) -> ArchiveStatistics:
+    def statistics(self) -> DatabaseStatistics:
         return self._statistics
 
     async def close(self) -> None:
@@ -181,7 +181,7 @@ class Archive:
     def _count(self, transactions: int = 0, retries: int = 0, failures: int = 0, refused: int = 0) -> None:
         with self._counting:
             had = self._statistics
-            self._statistics = ArchiveStatistics(
+            self._statistics = DatabaseStatistics(
                 had.transactions + transactions, had.retries + retries, had.failures + failures, had.refused + refused
             )
 

@@ -13,7 +13,7 @@ from meshim.errors import BackendUnavailable, UsageError
 from meshim.runtime.log import Log
 from meshim.stores import durability
 from meshim.stores.durability import DurabilityPolicy, Setting, Verdict
-from meshim.stores.sql.database import Archive
+from meshim.stores.sql.database import Database
 from meshim.stores.sql.engine import SNAPSHOT, create, is_unknown_variable, reason
 from meshim.topology import Durability
 
@@ -53,9 +53,9 @@ class DatabaseDurabilityGate:
     def __init__(self, policy: Durability, log: Log) -> None:
         self._policy = DurabilityPolicy(policy, log)
 
-    async def start(self, archive: Archive) -> None:
+    async def start(self, database: Database) -> None:
         """Raises `UsageError` where the topology says that this must not be, `BackendUnavailable` when it is away."""
-        violation = self._policy.violation(await archive.read(read_settings))
+        violation = self._policy.violation(await database.read(read_settings))
         if violation is not None:
             raise UsageError(violation)
 

@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection
 
 from meshim.errors import Fenced
 from meshim.stores.ports import Written
-from meshim.stores.sql.database import Archive
+from meshim.stores.sql.database import Database
 from meshim.stores.sql.rows import ROW_FORMAT, Draft, NewRow, draft, expand
 from meshim.stores.sql.schema import (
     OFFLINE_KEY,
@@ -39,19 +39,19 @@ _MYSQL_ROW = "(x'%s',%d,x'%s',%d,%d,%d,%d,%d,%d,%d,%d,%d,%d,%d,%d,%d)"
 class SqlPartitions:
     """The writer's side of the queues."""
 
-    def __init__(self, archive: Archive, gate: Callable[[Connection], None] | None = None) -> None:
+    def __init__(self, database: Database, gate: Callable[[Connection], None] | None = None) -> None:
         """`gate`, asked in each `write`, raises `BackendUnavailable` where a commit of its connection is not safe."""
-        self._archive = archive
+        self._database = database
         self._gate = gate
 
     async def claim(self, partition: int, owner: str, lease_s: float) -> tuple[int, int] | None:
-        return await self._archive.write(_claim, partition, owner, to_ms(lease_s))
+        return await self._database.write(_claim, partition, owner, to_ms(lease_s))
 
     async def release(self, partition: int, fence: int) -> None:
-        await self._archive.write(_release, partition, fence)
+        await self._database.write(_release, partition, fence)
 
     async def positions(self) -> dict[int, int]:
-        return await self._archive.read(_positions)
+        return await self._database.read(_positions)
 
     async def write(
         self, partition: int, fence: int, through: int, records: Sequence[tuple[int, Sequence[Entry]]], now: float
@@ -61,10 +61,10 @@ class SqlPartitions:
                 self._gate(connection)
             return _write(connection, partition, fence, through, records, to_ms(now))
 
-        return await self._archive.write(work)
+        return await self._database.write(work)
 
     async def purge(self, read_before: float, most: int) -> int:
-        return await self._archive.write(_purge, to_ms(read_before), most)
+        return await self._database.write(_purge, to_ms(read_before), most)
 
 
 # ---------------------------------------------------------------- leases

@@ -8,7 +8,7 @@ from sqlalchemy.engine import Connection
 from meshim.errors import Fenced
 from meshim.protocol.routing import partition_of
 from meshim.stores.ports import Page, Row
-from meshim.stores.sql.database import Archive
+from meshim.stores.sql.database import Database
 from meshim.stores.sql.schema import im_device, im_offline, im_position, lease_ended, now_ms, to_ms
 
 _CHUNK = 500  # of values in one IN (...)
@@ -18,31 +18,31 @@ _TAKEN_OVER = "Another connector has taken over the queue of this device."
 class SqlQueues:
     """What is stored for a device, and the lease that lets one connector sync it."""
 
-    def __init__(self, archive: Archive, partitions: int) -> None:
-        self._archive = archive
+    def __init__(self, database: Database, partitions: int) -> None:
+        self._database = database
         self._partitions = partitions
 
     async def peek(self, devices: Sequence[tuple[int, int]]) -> tuple[dict[int, int], set[int]]:
         partitions = {partition_of(user, self._partitions) for user, _ in devices}
-        return await self._archive.read(_peek, sorted(partitions), [device for _, device in devices])
+        return await self._database.read(_peek, sorted(partitions), [device for _, device in devices])
 
     async def claim(self, device: int, owner: str, session: int, lease_s: float) -> int | None:
-        return await self._archive.write(_claim, device, owner, session, to_ms(lease_s))
+        return await self._database.write(_claim, device, owner, session, to_ms(lease_s))
 
     async def page(
         self, user: int, device: int, fence: int, after: tuple[int, int], rows: int, size: int, lease_s: float
     ) -> Page:
         partition = partition_of(user, self._partitions)
-        page, left_ms = await self._archive.read(_page, partition, device, fence, after, rows, size)
+        page, left_ms = await self._database.read(_page, partition, device, fence, after, rows, size)
         if not to_ms(lease_s) // 2 <= left_ms <= to_ms(lease_s):  # not each time: it costs a commit
-            await self._archive.write(_renew, device, fence, to_ms(lease_s))
+            await self._database.write(_renew, device, fence, to_ms(lease_s))
         return page
 
     async def mark_read(self, device: int, fence: int, row_ids: Sequence[int]) -> None:
-        await self._archive.write(_mark_read, device, fence, sorted(row_ids))
+        await self._database.write(_mark_read, device, fence, sorted(row_ids))
 
     async def release(self, device: int, fence: int) -> None:
-        await self._archive.write(_release, device, fence)
+        await self._database.write(_release, device, fence)
 
 
 def _peek(connection: Connection, partitions: list[int], devices: list[int]) -> tuple[dict[int, int], set[int]]:

@@ -17,7 +17,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "synced": ("connector",),
     "deduplicated": ("connector", "transfer", "client"),
     "fenced": ("connector", "writer"),
-    "poked": ("connector",),
+    "woken": ("connector",),
     "held": ("connector",),
 }
 """What a chaos run shows, and which roles count it (`statistics.py` of each says what it means)."""

@@ -19,7 +19,7 @@ from meshim.stores.ports import Lease, RelationKey
 from meshim.stores.redis.client import RedisClient
 from meshim.stores.redis.leases import RedisLeases
 from meshim.stores.sql.accounts import SqlAccounts
-from meshim.stores.sql.database import Archive
+from meshim.stores.sql.database import Database
 from meshim.stores.sql.partitions import SqlPartitions
 from meshim.stores.sql.schema import im_position
 from meshim.wire.envelope import WIRE_VERSION, Destination, DestinationType, Envelope, Kind, encode_envelope
@@ -43,10 +43,10 @@ class Person(NamedTuple):
 class Population:
     """Makes people, friendships and stored messages in the database of a mesh."""
 
-    def __init__(self, archive: Archive, partitions: int) -> None:
-        self._archive = archive
-        self._accounts = SqlAccounts(archive)
-        self._partitions = SqlPartitions(archive)
+    def __init__(self, database: Database, partitions: int) -> None:
+        self._database = database
+        self._accounts = SqlAccounts(database)
+        self._partitions = SqlPartitions(database)
         self._count = partitions
 
     async def people(self, count: int, prefix: str) -> list[Person]:
@@ -79,7 +79,7 @@ class Population:
             Entry(recipient.user, (recipient.device,), text(sender, recipient.user, seq, body))
             for seq in range(1, count + 1)
         ]
-        fence, position = await self._archive.read(_fence_and_position, partition)
+        fence, position = await self._database.read(_fence_and_position, partition)
         await self._partitions.write(partition, fence, position, [(position, entries)], time.time())
 
 
@@ -104,11 +104,11 @@ def text(sender: Person, to: int, seq: int, body: bytes) -> bytes:
 async def population(data: Path) -> AsyncIterator[Population]:
     """The population of the mesh that runs on a data folder."""
     topology = topologies.load(DataFolder(data).topology)
-    archive = Archive(topology.backends.sql, 2)
+    database = Database(topology.backends.sql, 2)
     try:
-        yield Population(archive, topology.limits.partitions)
+        yield Population(database, topology.limits.partitions)
     finally:
-        await archive.close()
+        await database.close()
 
 
 async def connectors(data: Path) -> Sequence[Lease]:

@@ -21,7 +21,7 @@ from meshim.deploy.child import BackendChild
 from meshim.deploy.embedded import Nats
 from meshim.runtime.log import Log
 from meshim.stores.nats.client import NatsClient
-from meshim.stores.nats.offline_log import JetStreamLog
+from meshim.stores.nats.offline_log import JetStreamOfflineLog
 from meshim.topology import Topology
 from meshim.wire.envelope import Destination, DestinationType, Stream, decode_envelope
 from meshim.wire.offline_log import decode_record
@@ -142,7 +142,7 @@ async def _log(folder: Path, topology: Topology, positions: Mapping[int, int]) -
     found: set[tuple[int, bytes]] = set()
     limits = topology.limits
     async with _nats(folder, topology) as nats:
-        log = JetStreamLog(nats, topology.namespace, max_bytes=limits.log_bytes, publish_timeout_s=_ANSWER_S)
+        log = JetStreamOfflineLog(nats, topology.namespace, max_bytes=limits.log_bytes, publish_timeout_s=_ANSWER_S)
         for partition in range(limits.partitions):
             await log.ensure(partition, positions.get(partition, 0) + 1)  # as a writer begins
             for position in await _positions(nats, f"{topology.namespace}-offline-{partition}"):
@@ -156,7 +156,7 @@ async def _positions(nats: NatsClient, stream: str) -> range:
     return range(state["first_seq"], state["last_seq"] + 1) if state["messages"] else range(0)
 
 
-async def _copies(log: JetStreamLog, partition: int, position: int) -> set[tuple[int, bytes]]:
+async def _copies(log: JetStreamOfflineLog, partition: int, position: int) -> set[tuple[int, bytes]]:
     data = await log.read(partition, position)
     if data is None:
         return set()

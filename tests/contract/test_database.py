@@ -12,9 +12,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from meshim.errors import BackendUnavailable, StoreConflict, UsageError
 from meshim.stores.sql import engine
-from meshim.stores.sql.database import Archive
+from meshim.stores.sql.database import Database
 from meshim.stores.sql.schema import im_user, now_ms
-from tests.contract.archive_sides import SqlSide, person, sql_side
+from tests.contract.database_sides import SqlSide, person, sql_side
 
 
 def count_users(connection: Connection) -> int:
@@ -35,8 +35,8 @@ async def test_what_raises_leaves_nothing(sql: SqlSide) -> None:
         raise StoreConflict("No.")
 
     with pytest.raises(StoreConflict):
-        await sql.archive.write(add_and_raise)
-    assert await sql.archive.read(count_users) == 0
+        await sql.database.write(add_and_raise)
+    assert await sql.database.read(count_users) == 0
 
 
 async def test_all_that_is_read_belongs_to_one_state(sql: SqlSide) -> None:
@@ -48,21 +48,21 @@ async def test_all_that_is_read_belongs_to_one_state(sql: SqlSide) -> None:
         assert go_on.wait(10)
         return first, count_users(connection)
 
-    reading = asyncio.create_task(sql.archive.read(count_twice))
+    reading = asyncio.create_task(sql.database.read(count_twice))
     assert await asyncio.to_thread(looked.wait, 10)
     await person(sql.process())
     go_on.set()
     assert await reading == (0, 0)
-    assert await sql.archive.read(count_users) == 1
+    assert await sql.database.read(count_users) == 1
 
 
 async def test_clock_of_the_database_is_in_milliseconds(sql: SqlSide) -> None:
     def clock(connection: Connection) -> int:
         return connection.scalars(select(now_ms())).one()
 
-    first = await sql.archive.read(clock)
+    first = await sql.database.read(clock)
     assert 1_700_000_000_000 < first < 10_000_000_000_000
-    assert first <= await sql.archive.read(clock) < first + 60_000
+    assert first <= await sql.database.read(clock) < first + 60_000
 
 
 async def test_clock_of_the_database_knows_no_time_zone(mariadb_with_tables: str) -> None:
@@ -71,7 +71,7 @@ async def test_clock_of_the_database_knows_no_time_zone(mariadb_with_tables: str
         return connection.scalars(select(now_ms())).one()
 
     async with sql_side(mariadb_with_tables) as side:
-        west, east = [await side.archive.read(clock, zone) for zone in ("-11:00", "+12:00")]
+        west, east = [await side.database.read(clock, zone) for zone in ("-11:00", "+12:00")]
     assert abs(east - west) < 60_000
 
 
@@ -117,7 +117,7 @@ async def test_lock_that_is_held_too_long_is_given_up(
             held.set()
             assert let_go.wait(10)
 
-        holding = asyncio.create_task(side.archive.write(hold))
+        holding = asyncio.create_task(side.database.write(hold))
         assert await asyncio.to_thread(held.wait, 10)
         monkeypatch.setattr(engine, "_MYSQL_SESSION", "SET SESSION innodb_lock_wait_timeout = 0")
         impatient = side.connect()
@@ -138,7 +138,7 @@ async def test_file_that_is_locked_too_long_is_given_up(
             held.set()
             assert let_go.wait(10)
 
-        holding = asyncio.create_task(side.archive.write(hold))
+        holding = asyncio.create_task(side.database.write(hold))
         assert await asyncio.to_thread(held.wait, 10)
         monkeypatch.setattr(engine, "_SQLITE_BUSY_TIMEOUT_MS", 1)
         impatient = side.connect()
@@ -172,7 +172,7 @@ async def test_who_waits_for_a_file_looks_every_few_milliseconds(
             held.set()
             assert let_go.wait(10)
 
-        holding = asyncio.create_task(side.archive.write(hold))
+        holding = asyncio.create_task(side.database.write(hold))
         assert await asyncio.to_thread(held.wait, 10)
         waiting = asyncio.create_task(other.write(count_users))
         async with asyncio.timeout(10):
@@ -202,9 +202,9 @@ async def test_row_inserted_in_between_is_found_at_the_second_look(mariadb_with_
             connection.execute(insert(im_user).values(name="alice", password_hash="x", gmt_create=1))
 
         loop = asyncio.get_running_loop()
-        assert await side.archive.write(look_and_insert) == "found"
+        assert await side.database.write(look_and_insert) == "found"
         assert looks == [0, 1]
-        assert side.archive.statistics().retries == 1
+        assert side.database.statistics().retries == 1
 
 
 # ---------------------------------------------------------------- away
@@ -218,8 +218,8 @@ async def test_our_own_mistakes_are_not_blamed_on_the_database(sql: SqlSide) -> 
         "INSERT INTO im_user (name) VALUES ('a')",
     ):
         with pytest.raises(SQLAlchemyError):
-            await sql.archive.write(lambda connection, sql_text: connection.execute(text(sql_text)), mistake)
-    assert sql.archive.statistics().failures == 0
+            await sql.database.write(lambda connection, sql_text: connection.execute(text(sql_text)), mistake)
+    assert sql.database.statistics().failures == 0
 
 
 async def test_connection_that_was_closed_while_idle_is_replaced(mariadb_with_tables: str) -> None:
@@ -230,9 +230,9 @@ async def test_connection_that_was_closed_while_idle_is_replaced(mariadb_with_ta
         connection.execute(text(f"KILL {number}"))
 
     async with sql_side(mariadb_with_tables) as side:
-        idle = Archive(side.url, 1)
+        idle = Database(side.url, 1)
         former = await idle.read(connection_id)
-        await side.archive.read(kill, former)
+        await side.database.read(kill, former)
         assert await idle.read(connection_id) != former
         assert idle.statistics().failures == 0
         await idle.close()
@@ -245,27 +245,27 @@ async def test_connection_lost_in_a_transaction_is_unavailable_and_the_next_one_
 
     async with sql_side(mariadb_with_tables) as side:
         with pytest.raises(BackendUnavailable, match="is not available"):
-            await side.archive.write(lose)
-        assert await side.archive.read(count_users) == 0
-        assert side.archive.statistics().failures == 1
+            await side.database.write(lose)
+        assert await side.database.read(count_users) == 0
+        assert side.database.statistics().failures == 1
 
 
 @pytest.mark.parametrize(
     "url", ["mysql+pymysql://meshim:test@127.0.0.1:1/meshim", "sqlite:////nowhere/at/all.db", "sqlite:////proc/version"]
 )
 async def test_database_out_of_reach_is_unavailable(url: str) -> None:
-    archive = Archive(url, 1)
+    database = Database(url, 1)
     with pytest.raises(BackendUnavailable, match=r"^The database is not available: .*[^.]\.$"):
-        await archive.write(count_users)
-    await archive.close()
+        await database.write(count_users)
+    await database.close()
 
 
 async def test_wrong_password_is_told_without_the_password(mariadb_with_tables: str) -> None:
-    archive = Archive(mariadb_with_tables.replace(":test@", ":secret@"), 1)
+    database = Database(mariadb_with_tables.replace(":test@", ":secret@"), 1)
     with pytest.raises(BackendUnavailable, match="Access denied") as caught:
-        await archive.read(count_users)
+        await database.read(count_users)
     assert "secret" not in caught.value.sentence
-    await archive.close()
+    await database.close()
 
 
 @pytest.mark.parametrize(
@@ -280,51 +280,51 @@ async def test_wrong_password_is_told_without_the_password(mariadb_with_tables: 
 )
 def test_url_of_another_database_is_refused(url: str, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
-        Archive(url, 1)
+        Database(url, 1)
 
 
 # ---------------------------------------------------------------- bounded
 
 
 async def test_only_so_many_wait(sql: SqlSide) -> None:
-    archive = Archive(sql.url, 1)
+    database = Database(sql.url, 1)
     started, go_on = threading.Event(), threading.Event()
 
     def stay(connection: Connection) -> None:
         started.set()
         assert go_on.wait(10)
 
-    staying = asyncio.create_task(archive.read(stay))
+    staying = asyncio.create_task(database.read(stay))
     assert await asyncio.to_thread(started.wait, 10)
-    waiting = [asyncio.create_task(archive.read(count_users)) for _ in range(64)]
+    waiting = [asyncio.create_task(database.read(count_users)) for _ in range(64)]
     await asyncio.sleep(0)
     with pytest.raises(BackendUnavailable, match="Too much is waiting"):
-        await archive.read(count_users)
-    assert archive.statistics().refused == 1
+        await database.read(count_users)
+    assert database.statistics().refused == 1
 
     waiting.pop().cancel()  # whoever gives up makes room
     await asyncio.sleep(0)
-    waiting.append(asyncio.create_task(archive.read(count_users)))
+    waiting.append(asyncio.create_task(database.read(count_users)))
     go_on.set()
     await asyncio.gather(staying, *waiting)
-    assert archive.statistics() == (65, 0, 0, 1)
-    await archive.close()
+    assert database.statistics() == (65, 0, 0, 1)
+    await database.close()
 
 
 async def test_who_waits_for_a_lock_keeps_no_reader_waiting(sql: SqlSide) -> None:
-    archive = Archive(sql.url, 1)
+    database = Database(sql.url, 1)
     started, go_on = threading.Event(), threading.Event()
 
     def stay(connection: Connection) -> None:
         started.set()
         assert go_on.wait(10)
 
-    staying = asyncio.create_task(archive.write(stay))
+    staying = asyncio.create_task(database.write(stay))
     assert await asyncio.to_thread(started.wait, 10)
-    assert await asyncio.wait_for(archive.read(count_users), 5) == 0
+    assert await asyncio.wait_for(database.read(count_users), 5) == 0
     go_on.set()
     await staying
-    await archive.close()
+    await database.close()
 
 
 # ---------------------------------------------------------------- shared transactions
@@ -332,7 +332,7 @@ async def test_who_waits_for_a_lock_keeps_no_reader_waiting(sql: SqlSide) -> Non
 
 async def test_what_waits_shares_a_transaction_and_each_is_told_its_own(sqlite_with_tables: str) -> None:
     async with sql_side(sqlite_with_tables) as side:
-        archive = Archive(side.url, 1)
+        database = Database(side.url, 1)
         started, go_on = threading.Event(), threading.Event()
 
         def stay(connection: Connection) -> None:
@@ -345,10 +345,10 @@ async def test_what_waits_shares_a_transaction_and_each_is_told_its_own(sqlite_w
                 raise StoreConflict("No.")
             return name
 
-        staying = asyncio.create_task(archive.write(stay))
+        staying = asyncio.create_task(database.write(stay))
         assert await asyncio.to_thread(started.wait, 10)
         names = ("alice", "mallory", "bob", "alice", "carol")
-        adding = [asyncio.create_task(archive.write(add, name)) for name in names]
+        adding = [asyncio.create_task(database.write(add, name)) for name in names]
         await asyncio.sleep(0)
         adding.pop().cancel()  # carol
         await asyncio.sleep(0)
@@ -358,9 +358,9 @@ async def test_what_waits_shares_a_transaction_and_each_is_told_its_own(sqlite_w
         assert (alice, bob) == ("alice", "bob")
         assert isinstance(mallory, StoreConflict)
         assert isinstance(again, SQLAlchemyError)
-        assert await archive.read(count_users) == 2
-        assert archive.statistics() == (3, 0, 0, 0)
-        await archive.close()
+        assert await database.read(count_users) == 2
+        assert database.statistics() == (3, 0, 0, 0)
+        await database.close()
 
 
 def fill_up(connection: Connection) -> None:
@@ -390,7 +390,7 @@ async def test_who_shares_with_one_that_found_the_disk_full_is_told_so(
     sqlite_with_tables: str, fill: Callable[[Connection], None]
 ) -> None:
     async with sql_side(sqlite_with_tables) as side:
-        archive = Archive(side.url, 1)
+        database = Database(side.url, 1)
         started, go_on = threading.Event(), threading.Event()
 
         def prepare(connection: Connection) -> None:
@@ -401,12 +401,12 @@ async def test_who_shares_with_one_that_found_the_disk_full_is_told_so(
         def add(connection: Connection, name: str) -> None:
             connection.execute(insert(im_user).values(name=name, password_hash="x", gmt_create=1))
 
-        preparing = asyncio.create_task(archive.write(prepare))
+        preparing = asyncio.create_task(database.write(prepare))
         assert await asyncio.to_thread(started.wait, 10)
         writing = [
-            asyncio.create_task(archive.write(add, "alice")),
-            asyncio.create_task(archive.write(fill)),
-            asyncio.create_task(archive.write(add, "bob")),
+            asyncio.create_task(database.write(add, "alice")),
+            asyncio.create_task(database.write(fill)),
+            asyncio.create_task(database.write(add, "bob")),
         ]
         await asyncio.sleep(0)
         go_on.set()
@@ -414,18 +414,18 @@ async def test_who_shares_with_one_that_found_the_disk_full_is_told_so(
         await preparing
         assert [type(result) for result in results] == [BackendUnavailable] * 3
         assert len({id(result) for result in results}) == 3
-        assert await archive.read(count_users) == 0
-        assert archive.statistics().failures == 1
-        await archive.write(add, "carol")
-        assert await archive.read(count_users) == 1
-        await archive.close()
+        assert await database.read(count_users) == 0
+        assert database.statistics().failures == 1
+        await database.write(add, "carol")
+        assert await database.read(count_users) == 1
+        await database.close()
 
 
 async def test_nobody_is_told_of_success_when_the_transaction_is_gone(sqlite_with_tables: str) -> None:
     async with sql_side(sqlite_with_tables) as side:
-        await side.archive.write(lambda connection: connection.execute(text("CREATE TABLE ballast (bytes BLOB)")))
+        await side.database.write(lambda connection: connection.execute(text("CREATE TABLE ballast (bytes BLOB)")))
         with pytest.raises(BackendUnavailable, match="ended the transaction by itself"):
-            await side.archive.write(fill_up_and_go_on)
+            await side.database.write(fill_up_and_go_on)
 
 
 async def test_without_the_database_all_that_share_fail(
@@ -433,26 +433,26 @@ async def test_without_the_database_all_that_share_fail(
 ) -> None:
     async with sql_side(sqlite_with_tables) as side:
         monkeypatch.setattr(engine, "_SQLITE_BUSY_TIMEOUT_MS", 300)
-        archive = Archive(side.url, 1)
+        database = Database(side.url, 1)
         held, let_go = threading.Event(), threading.Event()
 
         def hold(connection: Connection) -> None:
             held.set()
             assert let_go.wait(10)
 
-        holding = asyncio.create_task(side.archive.write(hold))
+        holding = asyncio.create_task(side.database.write(hold))
         assert await asyncio.to_thread(held.wait, 10)
-        writing = [asyncio.create_task(archive.write(count_users)) for _ in range(5)]
+        writing = [asyncio.create_task(database.write(count_users)) for _ in range(5)]
         results = await asyncio.gather(*writing, return_exceptions=True)
         assert [type(result) for result in results] == [BackendUnavailable] * 5
         let_go.set()
         await holding
-        assert await archive.write(count_users) == 0
-        await archive.close()
+        assert await database.write(count_users) == 0
+        await database.close()
 
 
 async def test_close_waits_for_what_runs_and_refuses_the_rest(sql: SqlSide) -> None:
-    archive = Archive(sql.url, 1)
+    database = Database(sql.url, 1)
     started, go_on = threading.Event(), threading.Event()
 
     def add_slowly(connection: Connection) -> None:
@@ -460,17 +460,17 @@ async def test_close_waits_for_what_runs_and_refuses_the_rest(sql: SqlSide) -> N
         assert go_on.wait(10)
         connection.execute(insert(im_user).values(name="alice", password_hash="x", gmt_create=1))
 
-    adding = asyncio.create_task(archive.write(add_slowly))
+    adding = asyncio.create_task(database.write(add_slowly))
     assert await asyncio.to_thread(started.wait, 10)
-    waiting = asyncio.create_task(archive.write(count_users))
+    waiting = asyncio.create_task(database.write(count_users))
     await asyncio.sleep(0)
-    closing = asyncio.create_task(archive.close())
+    closing = asyncio.create_task(database.close())
     await asyncio.sleep(0)
     with pytest.raises(BackendUnavailable, match="was closed"):
-        await archive.read(count_users)
+        await database.read(count_users)
     with pytest.raises(asyncio.CancelledError):
         await waiting  # before the thread is free for it
     go_on.set()
     await closing
     await adding
-    assert await sql.archive.read(count_users) == 1
+    assert await sql.database.read(count_users) == 1

@@ -17,10 +17,10 @@ import pytest
 from sqlalchemy import Connection, delete, func, select, update
 
 from meshim.stores.memory.accounts import MemoryAccounts
-from meshim.stores.memory.database import MemoryArchive, MemoryPartitions, MemoryQueues
+from meshim.stores.memory.database import MemoryDatabase, MemoryPartitions, MemoryQueues
 from meshim.stores.ports import Accounts, Device, Partitions, Queues, User
 from meshim.stores.sql.accounts import SqlAccounts
-from meshim.stores.sql.database import Archive
+from meshim.stores.sql.database import Database
 from meshim.stores.sql.partitions import SqlPartitions
 from meshim.stores.sql.queues import SqlQueues
 from meshim.stores.sql.schema import im_device, im_offline, im_position, metadata
@@ -58,11 +58,11 @@ class Side(Protocol):
 class MemorySide:
     def __init__(self) -> None:
         self._now = NOW
-        self._archive = MemoryArchive(lambda: self._now)
+        self._database = MemoryDatabase(lambda: self._now)
 
     def process(self) -> Ports:
-        archive = self._archive
-        return Ports(MemoryAccounts(archive), MemoryQueues(archive, PARTITIONS), MemoryPartitions(archive))
+        database = self._database
+        return Ports(MemoryAccounts(database), MemoryQueues(database, PARTITIONS), MemoryPartitions(database))
 
     async def end_leases(self) -> None:
         self._now += 86_400.0
@@ -71,7 +71,7 @@ class MemorySide:
         self._now -= seconds
 
     async def rows(self, device: int) -> int:
-        queues = [*self._archive.devices.values(), *self._archive.first_devices.values()]
+        queues = [*self._database.devices.values(), *self._database.first_devices.values()]
         return sum(len(found.queue) for found in queues if found.device_id == device)
 
 
@@ -81,23 +81,23 @@ class SqlSide:
     def __init__(self, url: str, stack: AsyncExitStack) -> None:
         self.url = url
         self._stack = stack
-        self.archive = self.connect()
+        self.database = self.connect()
 
-    def connect(self) -> Archive:
-        archive = Archive(self.url, 2)
-        self._stack.push_async_callback(archive.close)
-        return archive
+    def connect(self) -> Database:
+        database = Database(self.url, 2)
+        self._stack.push_async_callback(database.close)
+        return database
 
     def process(self) -> Ports:
-        archive = self.connect()
-        return Ports(SqlAccounts(archive), SqlQueues(archive, PARTITIONS), SqlPartitions(archive))
+        database = self.connect()
+        return Ports(SqlAccounts(database), SqlQueues(database, PARTITIONS), SqlPartitions(database))
 
     async def end_leases(self) -> None:
         def end(connection: Connection) -> None:
             connection.execute(update(im_device).values(queue_until=1))
             connection.execute(update(im_position).values(lease_until=1))
 
-        await self.archive.write(end)
+        await self.database.write(end)
 
     async def step_clock_back(self, seconds: float) -> None:
         def lengthen(connection: Connection) -> None:
@@ -105,14 +105,14 @@ class SqlSide:
             for until in (im_device.c.queue_until, im_position.c.lease_until):
                 connection.execute(update(until.table).where(until > 0).values({until: until + by_ms}))
 
-        await self.archive.write(lengthen)
+        await self.database.write(lengthen)
 
     async def rows(self, device: int) -> int:
         def count(connection: Connection) -> int:
             query = select(func.count()).select_from(im_offline).where(im_offline.c.to_device == device)
             return connection.scalars(query).one()
 
-        return await self.archive.read(count)
+        return await self.database.read(count)
 
 
 class Pause:
@@ -164,7 +164,7 @@ async def processes(side: Side, count: int) -> list[Ports]:
 async def sql_side(url: str) -> AsyncIterator[SqlSide]:
     async with AsyncExitStack() as stack:
         side = SqlSide(url, stack)
-        await side.archive.write(_empty)
+        await side.database.write(_empty)
         yield side
 
 

@@ -1,4 +1,4 @@
-"""`Log`: what was published has a position and stays until it is acknowledged."""
+"""`OfflineLog`: what was published has a position and stays until it is acknowledged."""
 
 import asyncio
 import os
@@ -11,10 +11,10 @@ import pytest
 
 from meshim.deploy.embedded import Nats
 from meshim.errors import BackendUnavailable, UsageError
-from meshim.stores.memory.nats import MemoryBroker, MemoryLog
-from meshim.stores.nats.offline_log import JetStreamLog
+from meshim.stores.memory.nats import MemoryBroker, MemoryOfflineLog
+from meshim.stores.nats.offline_log import JetStreamOfflineLog
 from meshim.stores.nats.puller import position_of
-from meshim.stores.ports import DeadLetter, Log, LogMessage
+from meshim.stores.ports import DeadLetter, LogMessage, OfflineLog
 from tests.contract.nats_sides import MAX_BYTES, NatsSide, Side, side_of
 from tests.contract.outage import up
 
@@ -27,7 +27,7 @@ async def side(request: pytest.FixtureRequest, namespace: str) -> AsyncIterator[
         yield side
 
 
-async def publish(log: Log, *data: bytes) -> list[int]:
+async def publish(log: OfflineLog, *data: bytes) -> list[int]:
     return [await log.publish(0, each) for each in data]
 
 
@@ -171,7 +171,7 @@ async def test_without_a_stream_nothing_is_taken(side: Side) -> None:
 
 async def test_memory_outage_and_dead_letters() -> None:
     broker = MemoryBroker(lambda: 0.0)
-    log = MemoryLog(broker, "n")
+    log = MemoryOfflineLog(broker, "n")
     await log.ensure(0, 1)
     await log.dead_letter(0, 1, "too long", b"data")
     assert broker.dead == {"n": [DeadLetter(1, 0, 1, 0.0, "too long", b"data")]}
@@ -221,7 +221,9 @@ async def test_a_limit_beyond_the_disk_is_refused_with_the_reason(nats_url: str,
 
 async def test_a_fetch_is_bounded_in_bytes(nats_url: str, namespace: str) -> None:
     side = NatsSide(nats_url, namespace)
-    log = JetStreamLog(await side.client(), namespace, max_bytes=8 << 20, dead_bytes=MAX_BYTES, fetch_bytes=1 << 20)
+    log = JetStreamOfflineLog(
+        await side.client(), namespace, max_bytes=8 << 20, dead_bytes=MAX_BYTES, fetch_bytes=1 << 20
+    )
     await log.ensure(0, 1)
     await publish(log, *[bytes(400_000)] * 5)
     assert [len(await log.fetch(0, 100, SOON_S)) for _ in range(3)] == [2, 2, 1]
@@ -231,7 +233,7 @@ async def test_a_fetch_is_bounded_in_bytes(nats_url: str, namespace: str) -> Non
 async def test_a_fetch_at_the_limit_of_unacknowledged_messages_returns(nats_url: str, namespace: str) -> None:
     """The server does not tell the end of such a request."""
     side = NatsSide(nats_url, namespace)
-    log = JetStreamLog(
+    log = JetStreamOfflineLog(
         await side.client(), namespace, max_bytes=MAX_BYTES, dead_bytes=MAX_BYTES, unacknowledged_most=4, timeout_s=0.3
     )
     await log.ensure(0, 1)
@@ -307,7 +309,7 @@ async def test_a_stopped_server_is_given_up_and_nothing_is_sent_to_it_later(
     async with up(Nats(servers_folder / namespace)) as server:
         side = NatsSide(server.url, namespace)
         client = await side.client()
-        log = JetStreamLog(client, namespace, max_bytes=256 << 20, dead_bytes=MAX_BYTES, publish_timeout_s=0.3)
+        log = JetStreamOfflineLog(client, namespace, max_bytes=256 << 20, dead_bytes=MAX_BYTES, publish_timeout_s=0.3)
         await log.ensure(0, 1)
         large = bytes(512 * 1024)
 

@@ -1,4 +1,4 @@
-"""`Notices`: to one connector or all of them, to whoever listens."""
+"""`Notifications`: to one connector or all of them, to whoever listens."""
 
 import asyncio
 import os
@@ -12,16 +12,16 @@ from nats.aio.msg import Msg
 
 from meshim.deploy.embedded import Nats
 from meshim.errors import BackendUnavailable, UsageError
-from meshim.stores.memory.nats import MemoryBroker, MemoryNotices
+from meshim.stores.memory.nats import MemoryBroker, MemoryNotifications
 from meshim.stores.nats.client import NatsClient
-from meshim.stores.nats.notifications import NatsNotices
-from meshim.wire.notification import AccountChanged, Kick, Notice, Poke
+from meshim.stores.nats.notifications import NatsNotifications
+from meshim.wire.notification import AccountChanged, Kick, Notification, WakeUp
 from tests.contract.nats_relay import NatsRelay
 from tests.contract.nats_sides import LOG, NatsSide, Side, side_of
 from tests.contract.outage import up
 
 ONE, OTHER = 2**62 + 1, 2**62 + 2
-POKE = Poke(((1, 2), (3, 4)))
+WAKE_UP = WakeUp(((1, 2), (3, 4)))
 KICK = Kick(1, 2, 2**50, 12, "You logged out.")
 CHANGED = AccountChanged((1, 2**62))
 
@@ -32,64 +32,64 @@ async def side(request: pytest.FixtureRequest, namespace: str) -> AsyncIterator[
         yield side
 
 
-async def soon(notices: AsyncIterator[Notice]) -> Notice:
+async def soon(notifications: AsyncIterator[Notification]) -> Notification:
     async with asyncio.timeout(10.0):
-        return await anext(notices)
+        return await anext(notifications)
 
 
 async def test_each_hears_its_own_and_what_is_told_to_all(side: Side) -> None:
-    teller = await side.notices()
+    teller = await side.notifications()
     async with (
-        aclosing(await (await side.notices()).listen(ONE)) as one,
-        aclosing(await (await side.notices()).listen(OTHER)) as other,
+        aclosing(await (await side.notifications()).listen(ONE)) as one,
+        aclosing(await (await side.notifications()).listen(OTHER)) as other,
     ):
-        await teller.tell(ONE, POKE)
+        await teller.tell(ONE, WAKE_UP)
         await teller.tell(OTHER, KICK)
         await teller.tell_all(CHANGED)
-        assert [await soon(one), await soon(one)] == [POKE, CHANGED]
+        assert [await soon(one), await soon(one)] == [WAKE_UP, CHANGED]
         assert [await soon(other), await soon(other)] == [KICK, CHANGED]
 
 
 async def test_nobody_listening_is_no_error(side: Side) -> None:
-    teller = await side.notices()
-    await teller.tell(ONE, POKE)
+    teller = await side.notifications()
+    await teller.tell(ONE, WAKE_UP)
     await teller.tell_all(CHANGED)
 
 
 async def test_who_has_closed_hears_no_more(side: Side) -> None:
-    notices = await side.notices()  # one connection: what it says is heard in the order it was said
-    async with aclosing(await notices.listen(ONE)) as first:
-        await notices.tell(ONE, POKE)
-        assert await soon(first) == POKE
-    await notices.tell(ONE, KICK)
-    async with aclosing(await notices.listen(ONE)) as second:
-        await notices.tell(ONE, CHANGED)
+    notifications = await side.notifications()  # one connection: what it says is heard in the order it was said
+    async with aclosing(await notifications.listen(ONE)) as first:
+        await notifications.tell(ONE, WAKE_UP)
+        assert await soon(first) == WAKE_UP
+    await notifications.tell(ONE, KICK)
+    async with aclosing(await notifications.listen(ONE)) as second:
+        await notifications.tell(ONE, CHANGED)
         assert await soon(second) == CHANGED
 
 
 async def test_undecodable_notices_are_counted_and_skipped(nats_url: str, namespace: str) -> None:
     side = NatsSide(nats_url, namespace)
     client = await side.client()
-    notices = NatsNotices(client, namespace, LOG)
-    async with aclosing(await notices.listen(ONE)) as heard:
-        await client.publish(f"{namespace}.notice.{ONE}", b"\xc1")
-        await client.publish(f"{namespace}.notice.all", b"\x92\x63\x01")
-        await notices.tell(ONE, POKE)
-        assert await soon(heard) == POKE
-    assert notices.undecodable == 2
+    notifications = NatsNotifications(client, namespace, LOG)
+    async with aclosing(await notifications.listen(ONE)) as heard:
+        await client.publish(f"{namespace}.notification.{ONE}", b"\xc1")
+        await client.publish(f"{namespace}.notification.all", b"\x92\x63\x01")
+        await notifications.tell(ONE, WAKE_UP)
+        assert await soon(heard) == WAKE_UP
+    assert notifications.undecodable == 2
     await side.close()
 
 
 async def test_a_listener_that_does_not_read_costs_only_its_own(nats_url: str, namespace: str) -> None:
     side = NatsSide(nats_url, namespace)
-    slow, quick = NatsNotices(await side.client(), namespace, LOG), await side.notices()
+    slow, quick = NatsNotifications(await side.client(), namespace, LOG), await side.notifications()
     async with (
         aclosing(await slow.listen(ONE)),
         aclosing(await quick.listen(OTHER)) as heard,
     ):
         for _ in range(5000):
-            await quick.tell_all(POKE)
-            assert await soon(heard) == POKE
+            await quick.tell_all(WAKE_UP)
+            assert await soon(heard) == WAKE_UP
 
         async def dropped() -> bool:
             return slow.dropped == 5000 - 4096
@@ -103,10 +103,10 @@ async def test_listening_goes_on_after_a_restart_of_the_server(servers_folder: P
     async with up(nats) as server:
         side = NatsSide(server.url, namespace)
         listener, teller = await side.client(), await side.client()
-        heard = await NatsNotices(listener, namespace, LOG).listen(ONE)
-        telling = NatsNotices(teller, namespace, LOG)
-        await telling.tell(ONE, POKE)
-        assert await soon(heard) == POKE
+        heard = await NatsNotifications(listener, namespace, LOG).listen(ONE)
+        telling = NatsNotifications(teller, namespace, LOG)
+        await telling.tell(ONE, WAKE_UP)
+        assert await soon(heard) == WAKE_UP
 
     async def noticed() -> bool:
         return not teller.connected and not listener.connected
@@ -142,7 +142,7 @@ async def test_connected_again_means_that_it_is_listening_again(nats_url: str, n
     async with NatsRelay(nats_url) as relay:
         side, behind = NatsSide(nats_url, namespace), NatsSide(relay.url, namespace)
         teller, listener = await side.client(), await behind.client()
-        heard = await NatsNotices(listener, namespace, LOG).listen(ONE)
+        heard = await NatsNotifications(listener, namespace, LOG).listen(ONE)
         relay.hold_after_the_handshake()
         relay.cut()
         await relay.holding()
@@ -156,8 +156,8 @@ async def test_connected_again_means_that_it_is_listening_again(nats_url: str, n
             return listener.connected
 
         await side.until(back)
-        await NatsNotices(teller, namespace, LOG).tell(ONE, POKE)
-        assert await soon(heard) == POKE
+        await NatsNotifications(teller, namespace, LOG).tell(ONE, WAKE_UP)
+        assert await soon(heard) == WAKE_UP
         await heard.aclose()
         await behind.close()
         await side.close()
@@ -177,7 +177,7 @@ async def test_a_connection_that_the_server_ends_for_good_is_told(nats_url: str,
 
     await client.subscribe(namespace, say_nothing)
     asking = asyncio.ensure_future(client.ask(namespace, b"", 60.0))
-    async with aclosing(await NatsNotices(await side.client(), namespace, LOG).listen(ONE)):
+    async with aclosing(await NatsNotifications(await side.client(), namespace, LOG).listen(ONE)):
         client._nats._transport.write(b"NONSENSE\r\n")  # type: ignore[union-attr]  # nothing public is wrong enough
         async with asyncio.timeout(10.0):
             await client.lost()
@@ -186,7 +186,7 @@ async def test_a_connection_that_the_server_ends_for_good_is_told(nats_url: str,
         with pytest.raises(BackendUnavailable):
             await client.publish(namespace, b"")
         with pytest.raises(BackendUnavailable):
-            await NatsNotices(client, namespace, LOG).listen(ONE)
+            await NatsNotifications(client, namespace, LOG).listen(ONE)
     await side.close()
 
 
@@ -204,9 +204,9 @@ async def test_closing_does_not_wait_for_a_stopped_server(servers_folder: Path, 
 
 async def test_memory_outage() -> None:
     broker = MemoryBroker(lambda: 0.0)
-    notices = MemoryNotices(broker, "n")
+    notifications = MemoryNotifications(broker, "n")
     broker.stop()
     with pytest.raises(BackendUnavailable):
-        await notices.tell_all(CHANGED)
+        await notifications.tell_all(CHANGED)
     broker.start()
-    await notices.tell_all(CHANGED)
+    await notifications.tell_all(CHANGED)
