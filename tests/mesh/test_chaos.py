@@ -68,7 +68,7 @@ def test_chaos_without_dedup_is_noticed(run: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--break", "wake_up"), "'wake-up' cannot be broken on a real mesh: choose one of dedup, "),
+        (("--break", "wake-up"), "'wake-up' cannot be broken on a real mesh: choose one of dedup, "),
         (("--only", "kill-nobody"), "'kill-nobody' is no kind of fault: choose out of "),
         (("--only", "kill-nats", "--nats", "nats://127.0.0.1:9"), "kill-nats cannot be done here: "),
         (("--folder", "/"), "/ cannot be made: "),

@@ -178,7 +178,7 @@ BREAKS: dict[str, Callable[[], list[Patch]]] = {
     "sent-before-puback": _sent_before_puback,
     "sent-on-first-copy": _sent_on_first_copy,
     "after": _after,
-    "wake_up": _wake_up,
+    "wake-up": _wake_up,
     "queue-check": _queue_check,
     "late-goodbye": _late_goodbye,
     "epoch": _epoch,

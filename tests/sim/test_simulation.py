@@ -24,7 +24,7 @@ NOTICED = {
     "sent-before-puback": "sent",
     "sent-on-first-copy": "sent",
     "after": "in order",
-    "wake_up": "soon",
+    "wake-up": "soon",
     "queue-check": "soon",
     "late-goodbye": "soon",
     "epoch": "sent",
