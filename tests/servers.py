@@ -43,7 +43,7 @@ def running(backend: Embedded) -> Iterator[Server]:
             try:
                 url = _wait_until_it_answers(backend, process, deadline)
                 if url is not None:
-                    backend.settle()
+                    backend.keep_port()
                     yield Server(url, process.pid)
                     return
             finally:
@@ -139,7 +139,7 @@ class MariaDB:
             cursor.execute("GRANT ALL ON *.* TO meshim@'127.0.0.1'")
         return f"mysql+pymysql://meshim:test@127.0.0.1:{self._port}"
 
-    def settle(self) -> None:
+    def keep_port(self) -> None:
         """Its port is not taken anew."""
 
     def create(self, database: str) -> str:

@@ -4,7 +4,6 @@ Every method raises `ApiError` when the service refuses (`temporary` tells what 
 try), and `BackendUnavailable` when it is not there, or something else is.
 """
 
-import ipaddress
 import ssl
 from collections.abc import Sequence
 from types import TracebackType
@@ -15,6 +14,7 @@ import httpx
 import msgspec
 
 from meshim.errors import ApiError, BackendUnavailable, ClientClosed, UsageError
+from meshim.runtime.addresses import is_loopback
 from meshim.wire import rest
 from meshim.wire.rest import PREFIX, PROBLEM_JSON
 
@@ -190,22 +190,13 @@ def _check_url(url: str, insecure: bool) -> bool:
         host, scheme = "", ""
     if scheme not in ("http", "https") or not host:
         raise UsageError(f"{url!r} is not the URL of a REST service: write it like {DEFAULT_URL}.")
-    local = _is_loopback(host)
+    local = is_loopback(host)
     if scheme == "http" and not local and not insecure:
         raise UsageError(
             f"{url} would carry passwords and keys in the clear to another machine: use https "
             "(or --insecure, in Python insecure=True, if that is meant)."
         )
     return local
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name
-        return False
 
 
 def _certificates(url: str) -> ssl.SSLContext:

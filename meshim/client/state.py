@@ -12,7 +12,6 @@ WAL with `synchronous=FULL`: what `apply` has returned from survives a power los
 has the file; another one is refused with a sentence.
 """
 
-import fcntl
 import os
 import sqlite3
 import threading
@@ -38,6 +37,7 @@ from meshim.client.events import (
     Snapshot,
 )
 from meshim.errors import ClientClosed, UsageError
+from meshim.runtime.file_lock import try_lock
 from meshim.wire.envelope import Destination, Stream
 
 _APPLICATION = 0x6D657368
@@ -316,14 +316,13 @@ def _lock(path: Path) -> int:
     """Make the file if it is missing, and lock it for this process; the descriptor that holds the lock."""
     lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)  # it holds keys: for nobody else to read
     try:
-        # Beside the locks of SQLite, which are of another kind and come and go.
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise UsageError(
-            f"another process uses the state file {path}: stop it, or be another device with a file of its own"
-        ) from None
+        # A lock of another kind than those of SQLite, which come and go.
+        if try_lock(lock):
+            return lock
     except OSError:
         os.close(lock)
         raise
-    return lock
+    os.close(lock)
+    raise UsageError(
+        f"another process uses the state file {path}: stop it, or be another device with a file of its own"
+    )

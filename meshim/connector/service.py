@@ -139,7 +139,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         async with lease_held(keeper, service):
             shell.start(incarnation)
             service.start(
-                counters.keep(
+                counters.write_periodically(
                     data, "connector", name, service.log,
                     lambda: _counted(core, router) | keeper.counted() | connections.counted(),
                 )

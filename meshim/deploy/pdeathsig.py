@@ -1,8 +1,8 @@
-"""Processes that never outlive the one that started them.
+"""Child processes that the kernel kills when their parent dies: `prctl(PR_SET_PDEATHSIG)`.
 
-`kill -9` gives a supervisor no chance to end its children, so the kernel does it:
-`prctl(PR_SET_PDEATHSIG)`.  That has to be asked for by the child itself.  `preexec_fn` is not safe
-beside threads, so this file is also a program that asks, and then becomes the command::
+A supervisor that gets `kill -9` cannot end its children itself.  The child has to make the system call, and
+`preexec_fn` is not safe beside threads.  So this file is also a program that makes the call and then becomes the
+command::
 
     python pdeathsig.py PARENT_PID COMMAND [ARGUMENT ...]
 
@@ -18,14 +18,14 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(command: list[str]) -> list[str]:
-    """Return the command line that runs `command` (same pid) until this process ends, however it ends."""
+    """Return a command line that runs `command` under the same pid, and dies with this process."""
     return [sys.executable, "-I", "-S", __file__, str(os.getpid()), *command]
 
 
 def _main(parent: str, *command: str) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(parent):  # it ended before we asked
+    if os.getppid() != int(parent):  # the parent died before the call
         sys.exit(1)
     os.execv(command[0], command)  # noqa: S606  (that is the point)
 

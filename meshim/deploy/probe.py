@@ -1,4 +1,4 @@
-"""Ask a backend whether it answers: a real round trip with the credentials of its URL."""
+"""Probes a backend: one round trip with the credentials of its URL."""
 
 import asyncio
 from urllib.parse import urlsplit
@@ -25,6 +25,6 @@ async def probe(url: str, timeout_s: float = 2.0) -> None:
 
 
 def public(url: str) -> str:
-    """The URL without its credentials, for people and logs."""
+    """Return the URL without its credentials, for people and logs."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if parts.netloc else url

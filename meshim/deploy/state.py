@@ -1,14 +1,13 @@
-"""What runs on a data folder: `run/lock`, held as long as anything does, and `run/state.json`, which says what.
+"""The state of a mesh in its data folder: `run/lock` while a process runs, and `run/state.json` with all processes.
 
 The folder::
 
-    run/lock             flock held by the supervisor and all its children; its text is the supervisor's pid
-    run/state.json       `MeshState`, replaced whenever something changes
+    run/lock             flock held by the supervisor and all its children; its text is the pid of the supervisor
+    run/state.json       `MeshState`, replaced at each change
     run/topology.yaml    the topology with every `embedded` replaced by a URL (mode 0600: it holds passwords)
-    log/NAME.log         what each process says
+    log/NAME.log         the log of each process
 """
 
-import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -19,19 +18,20 @@ from pathlib import Path
 import msgspec
 
 from meshim.errors import UsageError
+from meshim.runtime.file_lock import try_lock
 
 
 class Phase(StrEnum):
-    """Where a process, or the whole mesh, is in its life."""
+    """The state of a process, or of the whole mesh."""
 
     STARTING = "starting"
     RUNNING = "running"
     RESTARTING = "restarting"
-    """It ended by itself and is waiting for its next start."""
+    """It ended by itself and waits for its next start."""
     STOPPING = "stopping"
     STOPPED = "stopped"
     EXTERNAL = "external"
-    """A backend that somebody else runs."""
+    """A backend that meshim does not run."""
 
 
 class RoleState(msgspec.Struct, frozen=True):
@@ -55,10 +55,10 @@ class BackendState(msgspec.Struct, frozen=True):
 
 class MeshState(msgspec.Struct, frozen=True):
     pid: int
-    """Of the supervisor."""
+    """The pid of the supervisor."""
     state: Phase
     api: str | None
-    """Where REST answers, once it does."""
+    """The URL of REST; None until it is ready."""
     roles: list[RoleState]
     backends: list[BackendState]
 
@@ -75,16 +75,16 @@ class DataFolder:
         self.topology = self.run / "topology.yaml"
 
     def create(self) -> None:
-        """Make what is missing; only the owner can look inside (messages, keys, passwords).
+        """Make the folders that are missing, readable for their owner alone (messages, keys, passwords).
 
-        A folder that was there keeps its mode; what meshim writes into it is private by itself (umask).
+        A folder that exists keeps its mode; the files that meshim writes are private through its umask.
         """
         for folder in (self.root, self.run, self.logs):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     @property
     def sqlite_url(self) -> str:
-        """What `embedded` means for SQL."""
+        """The URL that `embedded` stands for."""
         return f"sqlite:///{self.root / 'meshim.db'}"
 
 
@@ -92,13 +92,13 @@ class DataFolder:
 def locked(data: DataFolder, timeout_s: float = 2.0) -> Iterator[int]:
     """Hold the lock of a data folder; yield its descriptor, for children to inherit.
 
-    Raises `UsageError` when a mesh runs there.  One that was killed is waited for: its children
-    hold the lock until the kernel has ended them.
+    Raises `UsageError` when a mesh runs there.  After a supervisor was killed its children hold the lock until the
+    kernel has ended them: that is waited for, `timeout_s` at most.
     """
     descriptor = os.open(data.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         deadline = time.monotonic() + timeout_s
-        while not _try_lock(descriptor, fcntl.LOCK_EX):
+        while not try_lock(descriptor):
             holder = _holder(data)
             if time.monotonic() > deadline or (holder is not None and _is_alive(holder)):
                 raise UsageError(
@@ -113,43 +113,35 @@ def locked(data: DataFolder, timeout_s: float = 2.0) -> Iterator[int]:
 
 
 def supervisor(data: DataFolder) -> int:
-    """Return the pid of the supervisor that runs on a data folder; raise `UsageError` when none does."""
-    nobody = UsageError(f"No mesh runs on {data.root}: start one with `meshim up`.")
+    """Return the pid of the supervisor that runs on a data folder; raises `UsageError` when none does."""
+    not_running = UsageError(f"No mesh runs on {data.root}: start one with `meshim up`.")
     try:
         descriptor = os.open(data.lock, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise nobody from None
+        raise not_running from None
     try:
-        free = _try_lock(descriptor, fcntl.LOCK_SH)
+        free = try_lock(descriptor, shared=True)
     finally:
         os.close(descriptor)
     holder = _holder(data)
     if free or holder is None or not _is_alive(holder):
-        raise nobody
+        raise not_running
     return holder
 
 
 def write(data: DataFolder, state: MeshState) -> None:
-    """Replace the state file: whoever reads it sees the old or the new one, whole."""
+    """Replace the state file atomically: a reader sees the old or the new one."""
     new = data.state.with_suffix(".new")
     new.write_bytes(msgspec.json.format(msgspec.json.encode(state)) + b"\n")
     new.replace(data.state)
 
 
 def read(data: DataFolder) -> MeshState | None:
-    """Return what the state file says, or None as long as there is none."""
+    """Return the content of the state file; None when there is none."""
     try:
         return msgspec.json.decode(data.state.read_bytes(), type=MeshState)
     except FileNotFoundError:
         return None
-
-
-def _try_lock(descriptor: int, how: int) -> bool:
-    try:
-        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _holder(data: DataFolder) -> int | None:
@@ -162,6 +154,6 @@ def _is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # somebody else's, but there
+    except PermissionError:  # it belongs to another user, but it lives
         return True
     return True

@@ -1,7 +1,7 @@
-"""A whole mesh as one process tree: `meshim up`.
+"""Runs a whole mesh as one process tree: `meshim up`.
 
-Up: backends, side by side; then the database's tables; then the roles, side by side.  Down: the
-roles first, each of which hands on what it holds, then the backends they need for that.
+Start: the backends in parallel, then the tables of the database, then the roles in parallel.  Stop: the roles in
+parallel, because draining needs the backends, and the backends afterwards.
 """
 
 import asyncio
@@ -26,20 +26,20 @@ from meshim.errors import UsageError
 from meshim.topology import Listener, RestListener, Topology, Worker, dump
 
 RoleCommand: TypeAlias = Callable[[str, str, DataFolder], list[str]]
-"""Role, name and data folder to the command line that runs it."""
+"""Maps role, name and data folder to the command line of the process."""
 
 _BACKEND_GRACE_S = 5.0
 _EXTRA_GRACE_S = 2.0
-"""A role drains for `shutdown_s`; after so much more it is killed."""
+"""A role may drain for `shutdown_s`.  It is killed this much later."""
 
 
 def role_command(role: str, name: str, data: DataFolder) -> list[str]:
-    """The command line that runs one role of the mesh on a data folder."""
+    """Return the command line that runs one role of the mesh on a data folder."""
     return [sys.executable, "-P", "-m", "meshim", role, name, "-t", str(data.topology), "--data", str(data.root)]
 
 
 def upgrade_database(url: str) -> None:
-    """Bring the database's tables to this version."""
+    """Upgrade the tables of the database to this version."""
     from meshim.stores.sql import upgrades  # here: SQLAlchemy and Alembic are slow to import
 
     upgrades.upgrade(url)
@@ -53,9 +53,9 @@ async def run(
     command: RoleCommand = role_command,
     upgrade: Callable[[str], None] = upgrade_database,
 ) -> None:
-    """Run the mesh until SIGTERM, SIGINT or SIGHUP; call `announce` with the API's URL once it is ready.
+    """Run the mesh until SIGTERM, SIGINT or SIGHUP; call `announce` with the URL of REST once all roles are ready.
 
-    Raises `MeshimError` when it cannot start; whatever was started is ended again.
+    Raises `MeshimError` when the mesh cannot start; every process that was started is stopped again.
     """
     data.create()
     with state.locked(data) as lock:
@@ -65,16 +65,16 @@ async def run(
             loop.add_signal_handler(number, asked_to_stop.set)
         mesh = _Mesh(topology, data, lock, command, upgrade)
         try:
-            await _until(asked_to_stop, mesh.start())
+            await _run_until(asked_to_stop, mesh.start())
             if not asked_to_stop.is_set():
                 announce(mesh.api)
-                await _until(asked_to_stop, mesh.keep())
+                await _run_until(asked_to_stop, mesh.supervise())
         finally:
             await mesh.stop()
 
 
 class _Mesh:
-    """The children, and the state file that tells about them."""
+    """The child processes, and the state file that describes them."""
 
     def __init__(
         self, topology: Topology, data: DataFolder, lock: int, command: RoleCommand, upgrade: Callable[[str], None]
@@ -98,21 +98,21 @@ class _Mesh:
         await asyncio.to_thread(self._upgrade, self._urls["sql"])
         self._write_topology()
         self._roles = [self._role(role, member.name) for role, member in _members(self._topology)]
-        await _all(role.start() for role in self._roles)
+        await _gather(role.start() for role in self._roles)
         self.api = next(role.endpoint for role in self._roles if role.kind == "rest" and role.endpoint)
         self._phase = Phase.RUNNING
         self._write_state()
 
-    async def keep(self) -> None:
-        """Start again what ends; returns only by cancellation."""
-        await _all(child.keep() for child in (*self._backends.values(), *self._roles))
+    async def supervise(self) -> None:
+        """Restart children that end, until cancelled."""
+        await _gather(child.supervise() for child in (*self._backends.values(), *self._roles))
 
     async def stop(self) -> None:
         self._phase = Phase.STOPPING
         self._write_state()
         grace_s = self._topology.timers.shutdown_s + _EXTRA_GRACE_S
-        await _all(role.stop(grace_s) for role in self._roles)
-        await _all(backend.stop(_BACKEND_GRACE_S) for backend in self._backends.values())
+        await _gather(role.stop(grace_s) for role in self._roles)
+        await _gather(backend.stop(_BACKEND_GRACE_S) for backend in self._backends.values())
         self._phase = Phase.STOPPED
         self._write_state()
 
@@ -122,14 +122,14 @@ class _Mesh:
         if wanted.redis == "embedded":
             self._backends["redis"] = self._backend(Valkey(self._data.root / "valkey"))
         if wanted.nats == "embedded":
-            # The log's partitions, and as much as two more for what meshim keeps beside them.
+            # The partitions of the offline log, and room of two more for the other streams.
             store_bytes = (limits.partitions + 2) * limits.log_bytes
             self._nats = Nats(self._data.root / "nats", store_bytes=store_bytes)
             self._backends["nats"] = self._backend(self._nats)
         if wanted.sql == "embedded":
             self._urls["sql"] = self._data.sqlite_url
         external = [url for name, url in self._urls.items() if name not in self._backends]
-        await _all([*(child.start() for child in self._backends.values()), *(probe(url) for url in external)])
+        await _gather([*(child.start() for child in self._backends.values()), *(probe(url) for url in external)])
         for name, child in self._backends.items():
             self._urls[name] = child.endpoint
 
@@ -142,7 +142,7 @@ class _Mesh:
         return RoleChild(role, name, self._command(role, name, self._data), log, self._lock, self._write_state)
 
     def _write_topology(self) -> None:
-        """For the roles: where the backends really are.  It holds their passwords."""
+        """Write the topology for the roles, with the real URLs of the backends.  It holds their passwords."""
         durability = self._topology.durability
         if self._nats is not None:
             durability = msgspec.structs.replace(durability, nats_monitor=self._nats.monitor)
@@ -161,13 +161,13 @@ class _Mesh:
             child = self._backends.get(name)
             shown = "embedded" if url == "embedded" else public(url)
             if child is None:
-                # Embedded SQL is a file: there is no process, but nobody else runs it either.
+                # Embedded SQL is a file without a process.
                 is_ours = getattr(self._topology.backends, name) == "embedded"
                 backends.append(BackendState(name, shown, None, Phase.RUNNING if is_ours else Phase.EXTERNAL, 0))
             else:
                 backends.append(BackendState(name, shown, child.pid, child.state, child.restarts))
         roles = [
-            # A role that nobody connects to says `-`.
+            # A role that accepts no connections prints `-`.
             RoleState(r.name, r.kind, r.pid, r.state, None if r.endpoint == "-" else r.endpoint, r.restarts)
             for r in self._roles
         ]
@@ -175,7 +175,7 @@ class _Mesh:
 
 
 def _members(topology: Topology) -> Iterator[tuple[str, Listener | Worker | RestListener]]:
-    """Every process of a mesh with its role."""
+    """Yield (role, member) for every process of a mesh, in the order in which they are listed."""
     yield from (("transfer", member) for member in topology.transfers)
     yield from (("writer", member) for member in topology.writers)
     yield from (("connector", member) for member in topology.connectors)
@@ -183,7 +183,7 @@ def _members(topology: Topology) -> Iterator[tuple[str, Listener | Worker | Rest
 
 
 def _check_addresses(topology: Topology) -> None:
-    """Raise `UsageError` for an address that cannot be bound: better now than by a role that dies of it."""
+    """Raise `UsageError` for an address that cannot be bound, before any role is started."""
     for _, member in _members(topology):
         if isinstance(member, Worker):
             continue
@@ -203,8 +203,8 @@ def _check_addresses(topology: Topology) -> None:
             ) from error
 
 
-async def _all(work: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Run side by side to the end; the first error cancels the others and is raised as it is."""
+async def _gather(work: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run coroutines in parallel until all are done; the first error cancels the others and is raised as it is."""
     try:
         async with asyncio.TaskGroup() as group:
             for each in work:
@@ -213,8 +213,8 @@ async def _all(work: Iterable[Coroutine[Any, Any, None]]) -> None:
         raise errors.exceptions[0] from None
 
 
-async def _until(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
-    """Work until it is done, or cancel it when the event comes first; raises what it raised."""
+async def _run_until(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Run `work` to its end, or cancel it when `event` is set first; raises what `work` raises."""
     task = asyncio.create_task(work)
     waiter = asyncio.create_task(event.wait())
     try:

@@ -1,6 +1,5 @@
 """Every endpoint: method, path, bodies, status, what OpenAPI shows.  Deciding and storing is done elsewhere."""
 
-import ipaddress
 from typing import Any
 
 from litestar import Request, Response, Router, delete, get, post
@@ -15,6 +14,7 @@ from meshim.rest.backends import Backends
 from meshim.rest.core import FriendAction, refusal
 from meshim.rest.friends import Friends
 from meshim.rest.sessions import Sessions, bearer_hash
+from meshim.runtime.addresses import is_loopback
 from meshim.stores.ports import Login
 from meshim.wire import rest
 
@@ -195,9 +195,5 @@ def _require_this_machine(request: Incoming) -> None:
     Requests that a proxy on this machine passes on come from this machine too; proxies say so.
     """
     forwarded = any(header in request.headers for header in ("forwarded", "x-forwarded-for", "x-real-ip"))
-    try:
-        local = ipaddress.ip_address(_address(request)).is_loopback
-    except ValueError:
-        local = False
-    if forwarded or not local:
+    if forwarded or not is_loopback(_address(request)):
         raise refusal("forbidden", "Imports are taken from the machine that the service runs on: call it there.")

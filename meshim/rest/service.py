@@ -2,7 +2,6 @@
 
 import asyncio
 import errno
-import ipaddress
 import secrets
 import socket
 from collections.abc import Generator
@@ -18,6 +17,7 @@ from meshim.rest.app import build
 from meshim.rest.backends import Backends
 from meshim.rest.passwords import Passwords
 from meshim.runtime import counters
+from meshim.runtime.addresses import is_loopback
 from meshim.runtime.crypto import MasterKey
 from meshim.runtime.log import Log
 from meshim.runtime.service import Service
@@ -59,7 +59,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         keeper = LeaseKeeper(backends.leases, lease, timers, log)
         async with lease_held(keeper, service, needed=False):
             service.start(
-                counters.keep(
+                counters.write_periodically(
                     data, "rest", name, log,
                     lambda: {"not_spread": app.state.notifier.failures} | keeper.counted() | connections.counted(),
                 )
@@ -153,10 +153,5 @@ async def _connected(topology: Topology, connections: Connections, service: Serv
 
 
 def _warn_off_loopback(address: str, log: Log) -> None:
-    host = urlsplit(address).hostname or ""
-    try:
-        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name
-        local = False
-    if not local:
+    if not is_loopback(urlsplit(address).hostname or ""):
         log.warning("plain http off loopback", address=address, advice="put a TLS proxy in front: answers carry keys")

@@ -1,7 +1,7 @@
-"""Work for a backend, gathered: what comes while one batch is under way travels together in the next.
+"""Batches requests to a backend: items that arrive during one request travel together in the next.
 
-A lone item does not wait for company, and a storm of items costs one round trip for many: at the latest when the
-backend is the slower one, and with a pause between batches before that.
+A lone item leaves at once.  Under load many items share one round trip, because the backend is slower than the
+items arrive, or because of the pause between two batches.
 """
 
 import asyncio
@@ -12,13 +12,10 @@ T = TypeVar("T")
 
 
 class Batches(Generic[T]):
-    """Calls `work` with what was added, in order, at most `most` items at once and one call at a time."""
+    """Calls `work` with the added items in order: at most `most` items in a call, one call at a time."""
 
     def __init__(self, work: Callable[[Sequence[T]], Awaitable[None]], most: int, pause_s: float = 0.0) -> None:
-        """`pause_s` is how long the work is left alone after each batch, so that in a storm batches are worth it.
-
-        When a full batch waits already there is no pause.
-        """
+        """`pause_s` is the pause after each batch, which lets the next grow; a full batch does not wait for it."""
         self._work = work
         self._most = most
         self._pause_s = pause_s
@@ -28,12 +25,13 @@ class Batches(Generic[T]):
         self._idle.set()
 
     def add(self, item: T) -> None:
+        """Queue an item for the next batch."""
         self._waiting.append(item)
         self._arrived.set()
         self._idle.clear()
 
     async def join(self, within_s: float) -> bool:
-        """Wait until nothing waits and nothing is under way; False when that takes longer."""
+        """Wait until no item waits or is being worked on; return False when `within_s` seconds pass first."""
         try:
             async with asyncio.timeout(within_s):
                 await self._idle.wait()
@@ -42,7 +40,7 @@ class Batches(Generic[T]):
         return True
 
     async def run(self) -> None:
-        """Work until cancelled; raises what `work` raises."""
+        """Call `work` until cancelled; raises what `work` raises."""
         while True:
             await self._arrived.wait()
             batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]

@@ -1,4 +1,4 @@
-"""Being cancelled while a library waits that keeps the cancellation to itself."""
+"""Cancellation that survives libraries which swallow it."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -8,15 +8,15 @@ T = TypeVar("T")
 
 
 async def cancellable(work: Awaitable[T]) -> T:
-    """What `work` gives or raises; CancelledError when this task was cancelled meanwhile, even if `work` swallowed it.
+    """Return or raise what `work` does; raises CancelledError if this task was cancelled, even if `work` swallowed it.
 
-    `asyncio.wait_for` does before Python 3.12, when what it waits for ends or fails in the same turn of the loop.
-    redis-py sends every command with it: a loop around commands that takes failures would go on for ever, and whoever
-    waits for its end too.
+    Before Python 3.12, `asyncio.wait_for` swallows a cancellation when the awaited future ends or fails in the same
+    iteration of the loop.  redis-py sends every command with it, so a loop that retries failed commands would never
+    end, and neither would a task that waits for that loop.
     """
     task = asyncio.current_task()
     assert task is not None
-    before = task.cancelling()  # more than 0 in what is done behind a cancellation, such as giving a lease back
+    before = task.cancelling()  # above 0 in clean-up after a cancellation, such as the release of a lease
     try:
         result = await work
     except Exception as error:

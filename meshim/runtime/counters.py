@@ -1,9 +1,9 @@
-"""What a role has counted, for whoever asks: `run/counters/ROLE-NAME.json` in its data folder.
+"""The counters of a role as a file: `run/counters/ROLE-NAME.json` in its data folder.
 
-Written at most once a second, whole or not at all, and a last time when the role ends; `meshim status --json`
-shows it as `counters`.  A file, because it can be read when Redis or NATS is what is wrong, and when the process
-that wrote it is stopped or dead.  Counters begin anew with each process; which ones there are is said by the
-`statistics.py` of the role, and by the clients of its backends.  Nothing is done for them on the way of a message.
+The role replaces the file at most once a second, and a last time when it ends; `meshim status --json` shows it as
+`counters`.  A file can be read while Redis or NATS is down, and after the process was stopped or killed.  Counters
+start at zero with each process.  `statistics.py` of the role and the clients of its backends define them.  The
+message path does nothing for this file.
 """
 
 import asyncio
@@ -15,35 +15,37 @@ import msgspec
 
 from meshim.runtime.log import Log
 
-_EVERY_S = 1.0
+_PERIOD_S = 1.0
 
 
-class _Counted(msgspec.Struct):
+class _File(msgspec.Struct):
     pid: int
     counters: dict[str, int]
 
 
-async def keep(data: Path, role: str, name: str, log: Log, count: Callable[[], Mapping[str, int]]) -> None:
-    """Write what `count` returns whenever it has changed, until cancelled."""
-    writer = _Writer(_file(data, role, name), log)
+async def write_periodically(
+    data: Path, role: str, name: str, log: Log, count: Callable[[], Mapping[str, int]]
+) -> None:
+    """Write what `count` returns once a second if it has changed, until cancelled."""
+    writer = _Writer(_path(data, role, name), log)
     try:
         while True:
             writer.write(count())
-            await asyncio.sleep(_EVERY_S)
+            await asyncio.sleep(_PERIOD_S)
     finally:
         writer.write(count())
 
 
 def read(data: Path, role: str, name: str, pid: int | None) -> dict[str, int]:
-    """What the process `pid` has counted; empty when it has not written anything (yet)."""
+    """Return the counters that the process `pid` has written; empty when it has written none yet."""
     try:
-        counted = msgspec.json.decode(_file(data, role, name).read_bytes(), type=_Counted)
+        counted = msgspec.json.decode(_path(data, role, name).read_bytes(), type=_File)
     except (FileNotFoundError, msgspec.DecodeError):
         return {}
     return counted.counters if counted.pid == pid else {}
 
 
-def _file(data: Path, role: str, name: str) -> Path:
+def _path(data: Path, role: str, name: str) -> Path:
     return data / "run" / "counters" / f"{role}-{name}.json"
 
 
@@ -55,13 +57,13 @@ class _Writer:
         self._failing = False
 
     def write(self, counters: Mapping[str, int]) -> None:
-        """A disk that is full must not end a role that does not need it: that is logged, once."""
+        """Write the file if the counters have changed.  A full disk is logged once and does not end the role."""
         if counters == self._written:
             return
         new = self._file.with_suffix(".new")
         try:
             self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            new.write_bytes(msgspec.json.encode(_Counted(os.getpid(), dict(counters))))
+            new.write_bytes(msgspec.json.encode(_File(os.getpid(), dict(counters))))
             new.replace(self._file)
         except OSError as error:
             if not self._failing:

@@ -2,7 +2,7 @@
 
 Everything sealed is `nonce || ciphertext || tag` of AES-256-GCM with a random 96-bit nonce.
 Random nonces are safe for 2**32 messages under one key (NIST SP 800-38D, 8.3): far more than
-one pair of people ever sends.  Passwords are hashed with Argon2id at the second choice of the
+one pair of users ever sends.  Passwords are hashed with Argon2id at the second choice of the
 OWASP password storage cheat sheet (19 MiB, two passes, one lane) and kept as PHC strings, which
 carry their parameters: they can be raised later without touching what is stored.
 """
@@ -37,18 +37,18 @@ _HASH_BYTES = 32
 
 
 def new_content_key() -> bytes:
-    """A key for `seal`: 32 random bytes."""
+    """Return a key for `seal`: 32 random bytes."""
     return secrets.token_bytes(KEY_BYTES)
 
 
 def seal(key: bytes, plaintext: bytes, associated_data: bytes) -> bytes:
-    """Encrypt, and bind to `associated_data`; 28 bytes longer than `plaintext`."""
+    """Encrypt `plaintext` and authenticate `associated_data` with it; the result is 28 bytes longer."""
     nonce = secrets.token_bytes(NONCE_BYTES)
     return nonce + AESGCM(key).encrypt(nonce, plaintext, associated_data)
 
 
 def open_sealed(key: bytes, sealed: bytes, associated_data: bytes) -> bytes:
-    """Return the plaintext; raise `SealBroken` unless exactly this was sealed with this key and data."""
+    """Return the plaintext; raises `SealBroken` unless it was sealed with this key and these associated data."""
     try:
         return AESGCM(key).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], associated_data)
     except (InvalidTag, ValueError):  # ValueError: too short to hold a nonce
@@ -59,17 +59,17 @@ def open_sealed(key: bytes, sealed: bytes, associated_data: bytes) -> bytes:
 
 
 def new_token() -> bytes:
-    """What a login hands out: raw in the greeting, `format_token` in REST, `hash_token` at rest."""
+    """Return a token: 32 random bytes.  Greetings carry it raw, REST as `format_token`, stores as `hash_token`."""
     return secrets.token_bytes(TOKEN_BYTES)
 
 
 def format_token(token: bytes) -> str:
-    """base64url without padding (RFC 4648, 5)."""
+    """Return the token as base64url without padding (RFC 4648, section 5)."""
     return base64.urlsafe_b64encode(token).rstrip(b"=").decode()
 
 
 def parse_token(text: str) -> bytes:
-    """The other way; raises `PeerError` (BAD_TOKEN) for what cannot be a token."""
+    """Return the token that `format_token` wrote; raises `PeerError` (BAD_TOKEN) for any other text."""
     try:
         token = base64.b64decode(text + "=", altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):  # ValueError: not ASCII
@@ -80,7 +80,7 @@ def parse_token(text: str) -> bytes:
 
 
 def hash_token(token: bytes) -> bytes:
-    """What stores keep of a token: SHA-256.  A token is random, so it needs neither salt nor stretching."""
+    """Return the SHA-256 of a token, which stores keep.  A token is random: it needs neither salt nor stretching."""
     return hashlib.sha256(token).digest()
 
 
@@ -88,7 +88,7 @@ def hash_token(token: bytes) -> bytes:
 
 
 def hash_password(password: str) -> str:
-    """Return a PHC string.  Takes about 27 ms and 19 MiB, and lets other threads run meanwhile."""
+    """Return the hash as a PHC string.  It takes about 27 ms and 19 MiB, without holding the GIL."""
     argon2 = Argon2id(
         salt=secrets.token_bytes(_SALT_BYTES),
         length=_HASH_BYTES,
@@ -100,9 +100,9 @@ def hash_password(password: str) -> str:
 
 
 def verify_password(password: str, password_hash: str | None) -> bool:
-    """Whether the password is right.  Takes as long for None (no such user), and then is False."""
+    """Return whether the password is right.  For None (no such user) it takes as long and returns False."""
     try:
-        Argon2id.verify_phc_encoded(_password_bytes(password), password_hash or _nobody())
+        Argon2id.verify_phc_encoded(_password_bytes(password), password_hash or _unknown_user_hash())
     except InvalidKey:
         return False
     return password_hash is not None
@@ -113,8 +113,8 @@ def _password_bytes(password: str) -> bytes:
     return unicodedata.normalize("NFC", password).encode()
 
 
-def _nobody() -> str:
-    """The hash of no password: it costs as much to check as a real one, so that time tells nothing about names."""
+def _unknown_user_hash() -> str:
+    """Return a hash that no password has.  Checking it takes as long, so that time does not tell which names exist."""
     salt, digest = (
         base64.b64encode(secrets.token_bytes(size)).rstrip(b"=").decode() for size in (_SALT_BYTES, _HASH_BYTES)
     )
@@ -125,24 +125,24 @@ def _nobody() -> str:
 
 
 def relation_context(user: int, peer: int, version: int) -> bytes:
-    """What a content key is bound to when it is wrapped: the pair, in either order, and its version."""
+    """Return the context that a content key is wrapped in: the pair, in either order, and the version of the key."""
     low, high = sorted((user, peer))
     return f"relation {low} {high} {version}".encode()
 
 
 class MasterKey:
-    """Wraps content keys at rest.  Whoever has it and the database can read what is stored."""
+    """Wraps content keys at rest.  Its holder can read all stored messages if they have the database too."""
 
     def __init__(self, key: bytes) -> None:
         assert len(key) == KEY_BYTES
         self._key = key
 
     def wrap(self, key: bytes, context: bytes) -> bytes:
-        """Seal a key so that it only opens in the same context."""
+        """Return the key sealed: it opens only in the same context."""
         return seal(self._key, key, context)
 
     def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
-        """Return the key; raise `SealBroken` when it was wrapped by another master key or in another context."""
+        """Return the key; raises `SealBroken` when another master key or another context wrapped it."""
         try:
             return open_sealed(self._key, wrapped, context)
         except SealBroken:
@@ -150,14 +150,14 @@ class MasterKey:
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that tell this key from another one, and nothing else of it."""
+        """16 hexadecimal digits that tell this key from others and reveal nothing else of it."""
         return hashlib.sha256(b"meshim master key " + self._key).hexdigest()[:16]
 
     @classmethod
     def load(cls, path: Path) -> "MasterKey":
-        """Read the key from a file of mode 0600, or make one at the first start.
+        """Return the key in the file, which has mode 0600; at the first start, make one.
 
-        Raises `UsageError` when others may read the file, or it is not 32 bytes long.
+        Raises `UsageError` when other users may read the file, or it is not 32 bytes long.
         """
         if not path.exists():
             _create_key_file(path)
@@ -175,7 +175,7 @@ class MasterKey:
 
 
 def _create_key_file(path: Path) -> None:
-    """Make the key appear under its name whole and on disk, or not at all; somebody else's stays."""
+    """Create the file whole and fsynced, or not at all; a file that another process made meanwhile stays."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -184,7 +184,7 @@ def _create_key_file(path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         try:
-            os.link(draft, path)  # unlike a rename it does not replace the one that another process just made
+            os.link(draft, path)  # unlike a rename, it does not replace the file of another process
         except FileExistsError:
             return
         finally:

@@ -1,11 +1,11 @@
-"""The one shape of every shell: events go into a core, what it decides is performed, one timer is kept.
+"""Drives a core: passes events in, performs the actions that come out, keeps one timer.
 
 ::
 
     def on_batch(batch):                      # called by a socket, a task, anything on the loop
         driver.receive(FramesArrived(batch))
 
-A core is pure, so that everything here is the same for all of them and for the simulator.
+Cores have no I/O and no clock, so one driver serves all of them, in processes and in the simulation.
 """
 
 import asyncio
@@ -19,28 +19,29 @@ Event = TypeVar("Event")
 Action = TypeVar("Action")
 
 _EVENTS_WAITING = 100_000
-"""More than ever wait while an action is performed: beyond it is an endless exchange with itself."""
+"""Events that may wait while an action is performed.  More means that actions cause events without end: a bug."""
 _LEAST_DELAY_S = 0.001
-"""uvloop counts milliseconds, and rounds: never ask it for less."""
+"""uvloop rounds timers to milliseconds: never ask it for less than one."""
 
 
 class Core(Protocol[Event_contra, Action_co]):
-    """What decides.  Times are seconds of a monotonic clock."""
+    """The part of a role that decides, without I/O.  Times are seconds of a monotonic clock."""
 
     def receive(self, event: Event_contra, now: float) -> Sequence[Action_co]:
-        """What to do about `event`, in this order."""
+        """Return the actions that `event` causes, in the order in which to perform them."""
 
     def tick(self, now: float) -> Sequence[Action_co]:
-        """What to do because time has passed; nothing when nothing is due."""
+        """Return the actions that are due at `now`; none when nothing is due."""
 
     def next_deadline(self) -> float | None:
-        """When to call `tick` at the latest."""
+        """Return when to call `tick` at the latest; None while no timer is needed."""
 
 
 class Driver(Generic[Event, Action]):
-    """Turns a core.  `failed` gets the exception of a core or of `perform`, after which nothing is done any more:
+    """Runs one core.
 
-    that is a bug of ours, the state cannot be trusted, and the process has to end (`Service.watch` does that).
+    An exception of the core or of `perform` is a bug of ours.  The state cannot be trusted afterwards, so the driver
+    stops, and `failed` gets the exception; `Service.watch` then ends the process.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Driver(Generic[Event, Action]):
         perform: Callable[[Action], None],
         clock: Callable[[], float] | None = None,
     ) -> None:
-        """`perform` must not wait; it may call `receive`.  `clock` is the running loop's by default."""
+        """`perform` must not block; it may call `receive`.  `clock` returns seconds, by default those of the loop."""
         self._loop = asyncio.get_running_loop()
         self._core = core
         self._perform = perform
@@ -63,7 +64,7 @@ class Driver(Generic[Event, Action]):
         self._run()  # a core may have deadlines from the start
 
     def receive(self, event: Event) -> None:
-        """Hand over an event; from within `perform` it waits until the actions before it are done."""
+        """Pass an event to the core.  From within `perform` it waits until the actions before it are done."""
         if self.failed.done():
             return
         self._waiting.append(event)
@@ -71,13 +72,13 @@ class Driver(Generic[Event, Action]):
             self._run()
 
     def stop(self) -> None:
-        """Do nothing any more, at no time."""
+        """Stop for good: ignore later events and cancel the timer."""
         self.failed.cancel()
         self._waiting.clear()
         self._cancel_timer()
 
     async def until(self, condition: Callable[[], bool], within_s: float) -> bool:
-        """Wait until what a turn left behind meets `condition`; False when that takes longer than `within_s`."""
+        """Wait until `condition` holds after a batch of events; return False when `within_s` seconds pass first."""
         deadline = self._loop.time() + within_s
         while not condition():
             if self._caught_up is None or self._caught_up.done():
@@ -96,7 +97,7 @@ class Driver(Generic[Event, Action]):
                 self._perform_all(self._core.receive(event, self._clock()))
             if not self.failed.done():
                 self._set_timer(self._core.next_deadline())
-        except Exception as error:  # noqa: BLE001  # not swallowed: whoever awaits `failed` ends the process
+        except Exception as error:  # noqa: BLE001  # not swallowed: `failed` ends the process
             self._fail(error)
         finally:
             self._running = False
@@ -121,7 +122,7 @@ class Driver(Generic[Event, Action]):
         self._run()
 
     def _set_timer(self, deadline: float | None) -> None:
-        # An alarm that rings too early looks again: cheaper than setting a new one with every batch.
+        # A timer that fires too early is set again: cheaper than a new timer with every batch.
         if deadline is None or (self._timer is not None and self._timer_at <= deadline):
             return
         self._cancel_timer()

@@ -1,4 +1,4 @@
-"""A process's log: one event per line on stderr, `time level role name event key=value ...`.
+"""The log of a process: one event per line on stderr, `time level role name event key=value ...`.
 
 ::
 
@@ -6,9 +6,9 @@
     log.warning("lease lost", after_s=3.2)
     # 2024-05-17T09:30:00.123Z warning connector c1 lease-lost after_s=3.2
 
-Nothing is logged per message: what happens often is counted, not logged.  What may come with every request
-while a backend is away is bounded: `BURST_LINES` of one event in `BURST_S`, and the next one that
-is written says how many were `left_out`.
+No message is logged: frequent events are counted instead.  Events that may come with every request while a backend
+is down are limited to `BURST_LINES` lines of one event in `BURST_S` seconds; the next line of that event says in
+`left_out` how many were dropped.
 """
 
 import json
@@ -26,7 +26,7 @@ _BARE = re.compile(r"[\w.:/@+-]+\Z", re.ASCII)
 
 
 class _Burst(NamedTuple):
-    """One event: how often it was written since then, and how often it was not."""
+    """How many lines of one event were written and left out since a time."""
 
     since: float
     written: int
@@ -34,27 +34,27 @@ class _Burst(NamedTuple):
 
 
 class Log:
-    """The log of one role; lines are flushed, so that the last one before a crash is there."""
+    """The log of one role.  Each line is flushed, so that the last one before a crash is there."""
 
     def __init__(
         self, role: str, name: str, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`clock` counts seconds."""
-        self._who = f"{role} {name}"
+        """`clock` returns seconds of a monotonic clock; `stream` is stderr by default."""
+        self._source = f"{role} {name}"
         self._stream = stream
         self._clock = clock
-        self._bursts: dict[str, _Burst] = {}  # as many as there are events in the code
+        self._bursts: dict[str, _Burst] = {}  # bounded by the number of events in the code
 
     def info(self, event: str, /, **values: object) -> None:
-        """Something that happens once in a while in a healthy mesh."""
+        """Log an event that is rare and normal in a healthy mesh."""
         self._write("info", event, values)
 
     def warning(self, event: str, /, **values: object) -> None:
-        """Something is not as it should be, and meshim deals with it."""
+        """Log a fault that meshim handles by itself."""
         self._write("warning", event, values)
 
     def error(self, event: str, /, **values: object) -> None:
-        """Somebody has to look at it."""
+        """Log a fault that the operator has to look at."""
         self._write("error", event, values)
 
     def _write(self, level: str, event: str, values: dict[str, object]) -> None:
@@ -65,16 +65,16 @@ class Log:
             values = values | {"left_out": left_out}
         now = datetime.now(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00")
         pairs = "".join(f" {key}={_value(value)}" for key, value in values.items())
-        # One write for one line: several processes may share the file.
+        # One write per line, because several processes may share the file.
         print(
-            f"{now}Z {level} {self._who} {event.replace(' ', '-')}{pairs}\n",
+            f"{now}Z {level} {self._source} {event.replace(' ', '-')}{pairs}\n",
             end="",
             file=self._stream or sys.stderr,
             flush=True,
         )
 
     def _left_out(self, event: str) -> int | None:
-        """How many lines of this event were left out before this one; None when this one is too."""
+        """Return how many lines of this event were left out before this one; None when this one is left out too."""
         now = self._clock()
         since, written, left_out = self._bursts.get(event, _Burst(now, 0, 0))
         if now - since >= BURST_S:
@@ -92,7 +92,7 @@ def get(role: str, name: str) -> Log:
 
 
 def _value(value: object) -> str:
-    """The value on one line, quoted as in JSON where it would not be read back as one word."""
+    """Return the value on one line, quoted as in JSON unless it is one word."""
     if isinstance(value, float):
         return f"{value:.6g}"
     text = str(value)

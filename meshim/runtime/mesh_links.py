@@ -1,4 +1,4 @@
-"""What both ends of a link between a connector and a transfer have to agree on."""
+"""The options that both ends of a link between a connector and a transfer must share."""
 
 from meshim.protocol.link import LinkOptions
 from meshim.protocol.window import WindowOptions
@@ -6,7 +6,7 @@ from meshim.topology import Topology
 
 
 def mesh_links(topology: Topology) -> LinkOptions:
-    """Return the options of these links, which are the same at both ends."""
+    """Return the options of these links: the same at both ends."""
     timers, limits = topology.timers, topology.limits
     window = WindowOptions(
         credit=limits.mesh_window,

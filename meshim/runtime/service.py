@@ -1,4 +1,4 @@
-"""The life of a process: it comes up, says so, runs until it is told to stop, and leaves within a deadline.
+"""The life cycle of a process: start, announce that it is ready, run until a signal, drain within a deadline.
 
 ::
 
@@ -10,10 +10,10 @@
         await service.stopping()             # SIGTERM or SIGINT
         ...                                  # drain
 
-In this order: what runs in the background ends before what it uses is closed.
+The order matters: background tasks end before the connections they use are closed.
 
-Crash-only: a bug anywhere (a core, a callback of the loop, a background task) ends the process
-with exit code 70, without draining; the promises hold for `kill -9`, so they hold for this.
+Crash-only: a bug anywhere (a core, a callback of the loop, a background task) ends the process with exit code 70
+and without draining.  The promises hold under `kill -9`, so they hold here too.
 """
 
 import asyncio
@@ -36,18 +36,18 @@ EXIT_BUG = 70
 """EX_SOFTWARE of sysexits.h."""
 
 _GARBAGE = 20_000
-"""Young objects before a search for cycles.  We make none with a message, and of 700 many are still in use: the usual
-threshold costs 3 % of the work of a core."""
+"""Threshold of the youngest generation of the garbage collector.  No message makes a cycle, and the default threshold
+(700) costs 3 % of the CPU of a core."""
 _DESCRIPTORS = 1 << 20
-"""As many as we ask for.  A ROUTER at the limit spins, and the usual limit is 1,024."""
+"""File descriptors to ask for.  A ROUTER at the limit spins, and the usual limit is 1,024."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Service:
-    """Supervises one role in one process.  Enter it in the main task; `log` is the role's log.
+    """Supervises one role in one process.  Enter it in the main task; `log` is the log of the role.
 
-    Leaving cancels what was started.  A `MeshimError` from anywhere leaves as itself (the command
-    says its sentence), every other exception as `SystemExit(70)`, after its traceback was written.
+    Leaving the block cancels the background tasks.  It raises the first `MeshimError` of any task (the command prints
+    its sentence), and `SystemExit(70)` for any other exception, after the traceback is printed.
     """
 
     def __init__(self, role: str, name: str, *, shutdown_s: float) -> None:
@@ -71,7 +71,7 @@ class Service:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._main = None  # what fails from here on ends nothing else
+        self._main = None  # later failures must not cancel the main task
         for task in self._background:
             task.cancel()
         if self._background:
@@ -90,7 +90,7 @@ class Service:
         raise SystemExit(EXIT_BUG) from cause
 
     def start(self, work: Coroutine[Any, Any, None], name: str | None = None) -> None:
-        """Run `work` in the background; when it raises, the process ends."""
+        """Run `work` as a background task; an exception in it ends the process."""
         task = asyncio.create_task(work, name=name)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
@@ -101,8 +101,8 @@ class Service:
         future.add_done_callback(self._on_done)
 
     def ready(self, endpoint: str) -> None:
-        """Announce on stdout that others can come: `ready <role> <name> <endpoint>`."""
-        # What was loaded until now stays: a full collection need not look at it.
+        """Print `ready <role> <name> <endpoint>` on stdout: the process accepts connections from now on."""
+        # Objects that exist by now live as long as the process: exclude them from full collections.
         gc.collect()
         gc.freeze()
         gc.set_threshold(_GARBAGE)
@@ -122,7 +122,7 @@ class Service:
         self._set_deadline()
 
     def _set_deadline(self) -> None:
-        # A thread, so that it ends also what blocks the loop, and what waits for threads after the loop.
+        # A thread also ends a process whose loop is blocked, or that waits for other threads after the loop.
         deadline = threading.Timer(self._shutdown_s, self._overdue)
         deadline.daemon = True
         deadline.start()
@@ -139,7 +139,7 @@ class Service:
         self._fail(context.get("exception") or RuntimeError(context["message"]))
 
     def _fail(self, error: BaseException) -> None:
-        if self._failure is None:  # the first one is the cause, the others its consequences
+        if self._failure is None:  # the first failure is the cause, the others are its consequences
             self._failure = error
             if self._main is not None:
                 self._main.cancel()
@@ -147,7 +147,7 @@ class Service:
 
 
 def raise_descriptor_limit() -> None:
-    """Allow this process as many descriptors as it may have; a connection takes one, a Dealer four."""
+    """Raise the soft limit of descriptors to the hard limit; a connection takes one, a Dealer four."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -89,7 +89,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         async with lease_held(keeper, service):
             shell.start()
             service.start(
-                counters.keep(
+                counters.write_periodically(
                     data, "transfer", name, service.log,
                     lambda: _counted(core, router) | keeper.counted() | connections.counted(),
                 )

@@ -75,7 +75,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         )
         async with lease_held(keeper, service):
             service.start(
-                counters.keep(
+                counters.write_periodically(
                     data, "writer", name, service.log,
                     lambda: dataclasses.asdict(core.statistics()) | keeper.counted() | connections.counted(),
                 )

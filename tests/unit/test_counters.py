@@ -23,7 +23,9 @@ class Role:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         log = Log("connector", "c1", self.said)
-        keeping = asyncio.create_task(counters.keep(self.data, "connector", "c1", log, lambda: self.count))
+        keeping = asyncio.create_task(
+            counters.write_periodically(self.data, "connector", "c1", log, lambda: self.count)
+        )
         await asyncio.sleep(0)
         try:
             yield
