@@ -169,7 +169,7 @@ class Shell:
     async def _dead_letter(self, action: e.PublishDeadLetter) -> e.Event:
         await self._log.dead_letter(action.partition, action.position, action.reason, action.data)
         self._service.log.error(
-            "dead_lettered",
+            "dead-lettered",
             partition=action.partition,
             position=action.position,
             reason=action.reason,
