@@ -233,9 +233,9 @@ def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
         topology.load(tmp_path)
 
 
-def test_every_timer_and_limit_is_read_by_somebody() -> None:
-    """A field that nothing reads is a promise to the operator that nobody keeps."""
-    package = Path(topology.__file__).parent
-    code = "\n".join(path.read_text(encoding="utf-8") for path in package.rglob("*.py") if path.name != "topology.py")
+def test_some_module_reads_every_timer_and_limit() -> None:
+    """A field that no module reads would promise an operator what it does not do."""
+    modules = (path for path in (ROOT / "meshim").rglob("*.py") if path.parent.name != "topology")
+    code = "\n".join(path.read_text(encoding="utf-8") for path in modules)
     read = set(re.findall(r"(?:timers|limits)\.(\w+)", code))
     assert {*Timers.__struct_fields__, *Limits.__struct_fields__} - read == set()
