@@ -43,6 +43,7 @@ MODULES = (
     "meshim.transfer.core",
     "meshim.transfer.log_batcher",
     "meshim.transfer.presence_cache",
+    "meshim.wire.sizes",
 )
 """Modules that define what is encoded are never among them: a compiled class forgets the options of msgspec.Struct."""
 

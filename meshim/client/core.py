@@ -41,9 +41,7 @@ from meshim.wire.envelope import (
     encode_content,
 )
 from meshim.wire.link import Close, Reset
-
-FRAME_OVERHEAD_BYTES = 16_384
-"""Of a frame, beside the items in it."""
+from meshim.wire.sizes import FRAME_OVERHEAD_BYTES, submit_size
 
 
 class ClientOptions(msgspec.Struct, frozen=True):
@@ -82,11 +80,6 @@ class _Unsaved(NamedTuple):
     number: int
     composed: Sequence[tuple[Destination, int]]
     grew: bool
-
-
-def submit_size(submit: Submit) -> int:
-    """Bytes on the wire, rounded up."""
-    return len(submit.envelope) + 16 + 30 * len(submit.after)
 
 
 class ClientCore:
