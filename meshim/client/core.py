@@ -189,9 +189,7 @@ class ClientCore:
         self._link = Link(event.link, options, submit_size, now, deferred=True)
         self._greeted_at = now
         self.state = State.GREETING
-        greet = Greet(
-            WIRE_VERSION, event.token, self.identity.epoch, event.link, options.window.credit, "meshim-python"
-        )
+        greet = Greet(WIRE_VERSION, event.token, self.identity.epoch, event.link, options.window.credit)
         self._actions.append(e.SendFrame(wire.encode(greet)))
 
     def _offline(self, code: Code | None, sentence: str) -> None:

@@ -285,7 +285,7 @@ class TransferCore:
             copies, bound, absent = there.copies, there.bound, there.absent
         stamp = Stamp(
             stamp.origin, stamp.user, stamp.device, stamp.epoch, to, stamp.seq, stamp.kind, stamp.after,
-            copies + own, stamp.trace,
+            copies + own,
         )  # fmt: skip
         self._copies_of(to.id, bound, absent, stamp, envelope)
         if own:

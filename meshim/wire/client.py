@@ -5,7 +5,7 @@ from collections.abc import Callable
 import msgspec
 
 from meshim.wire import codec
-from meshim.wire.bounds import U31, U63, U64, Id, Milliseconds, Name, Positions, Token, WindowSize
+from meshim.wire.bounds import U31, U63, U64, Id, Milliseconds, Positions, Token, WindowSize
 from meshim.wire.link import Ack, Close, Data, Frame, Ping, Pong, Reset
 from meshim.wire.outcome import Outcome
 
@@ -22,7 +22,6 @@ class Greet(Frame, array_like=True, frozen=True, gc=False, tag=1):
     epoch: U64
     link: U64
     window: WindowSize
-    software: Name = ""
 
 
 class Welcome(Frame, array_like=True, frozen=True, gc=False, tag=2):

@@ -37,7 +37,7 @@ class Stamp(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Who sent an envelope, as the session that it came through proves, and where it goes.
 
     `origin` is the incarnation of the sender's connector.  `copies` are at first those for the sender's
-    other devices; the transfer adds the recipient's.  `trace` is 0, or a number that hops write to their logs.
+    other devices; the transfer adds the recipient's.
     """
 
     origin: U63
@@ -49,7 +49,6 @@ class Stamp(msgspec.Struct, array_like=True, frozen=True, gc=False):
     kind: U8
     after: Positions = ()
     copies: Copies = ()
-    trace: U63 = 0
 
 
 class Route(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=1):

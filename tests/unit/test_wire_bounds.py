@@ -22,7 +22,7 @@ from meshim.wire.envelope import (
     encode_envelope,
 )
 from meshim.wire.link import Ack, Close, Data
-from meshim.wire.mesh import Deliver, Return
+from meshim.wire.mesh import Deliver, Hello, Return
 from meshim.wire.notification import AccountChanged, WakeUp, decode_notification, encode_notification
 from meshim.wire.offline_log import Entry, decode_record, encode_record
 from tests.wire_samples import BOB, ENVELOPE, OUTCOME, PINNED, STAMP, WAYS, Way
@@ -161,7 +161,7 @@ BEYOND: list[tuple[str, Callable[[bytes], Any], bytes]] = [
     ("window 0", client.decode_from_client, client.encode(Greet(1, b"t", 1, 1, 0))),
     ("window beyond a stash", client.decode_from_client, client.encode(Greet(1, b"t", 1, 1, LIST_MAX + 1))),
     ("token of 65 bytes", client.decode_from_client, client.encode(Greet(1, bytes(65), 1, 1, 1))),
-    ("software of 129 characters", client.decode_from_client, client.encode(Greet(1, b"t", 1, 1, 1, "x" * 129))),
+    ("name of 129 characters", mesh.decode_from_connector, mesh.encode(Hello(1, 1, 1, "x" * 129, 1))),
     ("sentence of 1025 characters", client.decode_from_client, client.encode(Close(1, 1, "x" * 1025))),
     ("frame number 0", client.decode_from_client, client.encode(Data(1, 0, 0, (), ()))),
     ("stash", client.decode_from_client, client.encode(Ack(1, 1, (2,) * (LIST_MAX + 1)))),
@@ -209,8 +209,10 @@ def test_what_is_just_within_its_bounds_decodes() -> None:
     assert decode_envelope(encode_envelope(widest)) == widest
     ack = Ack(2**64 - 1, 2**63 - 1, (1,) * LIST_MAX)
     assert client.decode_from_client(client.encode(ack)) == ack
-    greet = Greet(0, bytes(64), 0, 0, LIST_MAX, "é" * 128)
+    greet = Greet(0, bytes(64), 0, 0, LIST_MAX)
     assert client.decode_from_client(client.encode(greet)) == greet
+    hello = Hello(0, 0, 0, "é" * 128, LIST_MAX)
+    assert mesh.decode_from_connector(mesh.encode(hello)) == hello
 
 
 def test_every_time_that_decodes_is_a_date() -> None:
