@@ -186,7 +186,7 @@ class ClientCore:
         if self._link is not None:
             self._offline(None, "another connection was made")
         options = self._options.link
-        self._link = Link(event.link, options, submit_size, now, deferred=True)
+        self._link = Link(event.link, options, submit_size, now, manual_ack=True)
         self._greeted_at = now
         self.state = State.GREETING
         greet = Greet(WIRE_VERSION, event.token, self.identity.epoch, event.link, options.window.credit)
@@ -238,7 +238,7 @@ class ClientCore:
             return
         self.state = State.ONLINE
         link = Link[Submit, ConnectorItem](
-            self._link.epoch, _agreed(self._options.link, welcome), submit_size, now, deferred=True
+            self._link.epoch, _agreed(self._options.link, welcome), submit_size, now, manual_ack=True
         )
         link.window.credit = max(1, min(welcome.window, self._options.link.window.credit))
         self._link = link  # nothing was said on it before

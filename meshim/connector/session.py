@@ -95,7 +95,7 @@ class Session:
         self.binding = binding
         self.state = State.BINDING
         self.link: Link[ConnectorItem, Submit] = Link(
-            link, options, connector_item_size, now, deferred=True, size_of_received=submit_size
+            link, options, connector_item_size, now, manual_ack=True, size_of_received=submit_size
         )  # fmt: skip
         self.token_bucket = TokenBucket(rate, now)
         self.sync = OfflineSync(login.user, login.device, binding.session, sync)
@@ -177,7 +177,7 @@ class Session:
         """
         if self.state is not State.LIVE:
             return DeliverResult.STORE
-        since = self.link.window.waits_since()
+        since = self.link.window.unacknowledged_since()
         lags = since is not None and now - since > defer_s
         if lags or len(self.unacked) + len(self.deferred) >= most or self.live_bytes >= most_bytes:
             self.overflowed = True

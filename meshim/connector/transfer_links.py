@@ -194,7 +194,7 @@ class TransferLinks:
                 self._statistics.malformed += 1
                 self.lost(transfer, now)
                 break
-            if entry.link.over is not None:
+            if entry.link.closed_by is not None:
                 self.lost(transfer, now)
                 break
         if transfer in self._open:
@@ -242,6 +242,6 @@ class TransferLinks:
                 deadlines.append(entry.retry_at)
             elif entry.link is not None:
                 # While greeting there is nothing to do but give up.
-                silent = entry.link.heard_at + self._options.silence_s
+                silent = entry.link.received_at + self._options.silence_s
                 deadlines.append(entry.link.next_deadline() if entry.state is State.OPEN else silent)
         return min(deadlines, default=None)

@@ -146,7 +146,7 @@ class TransferCore:
         self._stopping = True
         actions = list(self._flush(now))
         for peer, connector in self._peers.items():
-            actions.extend(e.SendConnector(peer, wire.encode(frame)) for frame in connector.link.say_all(now))
+            actions.extend(e.SendConnector(peer, wire.encode(frame)) for frame in connector.link.flush_all(now))
             close = Close(connector.link.epoch, Code.SHUTTING_DOWN, "this transfer is leaving")
             actions.append(e.SendConnector(peer, wire.encode(close)))
         return actions
@@ -224,7 +224,7 @@ class TransferCore:
                 self._tell(item)
             else:
                 self._returned(item)
-        if connector.link.over is not None:
+        if connector.link.closed_by is not None:
             self._lost(connector)
         else:
             self._flush_queue.mark(connector.peer, connector.link)

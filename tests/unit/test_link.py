@@ -109,7 +109,7 @@ def test_who_waits_to_hear_that_a_message_came_hears_it_at_once() -> None:
 
 def test_a_frame_that_goes_before_it_is_processed_does_not_answer_for_it() -> None:
     options = WindowOptions(credit=CREDIT, queue=100, frame_items=4, frame_bytes=1_000, resend_s=1.0, give_up_s=5.0)
-    end: Link[str, str] = Link(EPOCH, LinkOptions(options, 10.0, 25.0, ack_delay_s=DELAY_S), len, 0.0, deferred=True)
+    end: Link[str, str] = Link(EPOCH, LinkOptions(options, 10.0, 25.0, ack_delay_s=DELAY_S), len, 0.0, manual_ack=True)
     end.receive(data(1), 1.0)
     end.window.ack_at_once()
     end.push("said before it was written down")

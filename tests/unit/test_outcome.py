@@ -7,7 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from meshim.errors import Code
 from meshim.protocol.ordering import OrderingOptions, StreamOrder
-from meshim.protocol.outcome import AFTER_MOST, DeliveryStatus, OutStream, OutStreamOptions, outcomes_of
+from meshim.protocol.outcome import AFTER_MAX, DeliveryStatus, OutStream, OutStreamOptions, outcomes_of
 from meshim.wire.envelope import Destination, DestinationType
 from meshim.wire.mesh import Stamp
 from meshim.wire.outcome import Copy, Outcome, OutcomeStatus
@@ -352,11 +352,11 @@ def test_a_position_for_all_devices_of_a_user_stands_for_each_until_one_has_a_hi
 
 def test_positions_of_many_devices_become_one_for_all() -> None:
     out = OutStream(OPTIONS)
-    for device in range(1, AFTER_MOST + 1):
+    for device in range(1, AFTER_MAX + 1):
         out.stored((BOB, device), 100 + device)
     out.stored((BOB, 3), 200)
-    assert len(out.after) == AFTER_MOST
-    out.stored((BOB, AFTER_MOST + 1), 150)
+    assert len(out.after) == AFTER_MAX
+    out.stored((BOB, AFTER_MAX + 1), 150)
     assert out.after == ((BOB, 0, 200),)
 
 

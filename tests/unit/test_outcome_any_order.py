@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from meshim.protocol.outcome import AFTER_MOST, DeliveryStatus, OutStream, OutStreamOptions
+from meshim.protocol.outcome import AFTER_MAX, DeliveryStatus, OutStream, OutStreamOptions
 from meshim.wire.envelope import Destination, DestinationType
 from meshim.wire.outcome import Copy, Outcome, OutcomeStatus
 
@@ -145,7 +145,7 @@ class Book(RuleBasedStateMachine):
 
     @invariant()
     def after_is_the_highest_position_told_of_each(self) -> None:
-        assert len(self.out.after) <= AFTER_MOST
+        assert len(self.out.after) <= AFTER_MAX
         after = {(user, device): position for user, device, position in self.out.after}
         for copy in DEVICES:
             all_of_them = (copy[0], 0)

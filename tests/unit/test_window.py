@@ -21,8 +21,8 @@ Frame = Data[int] | Ack
 Numbers = Window[int, int]
 
 
-def window(*, deferred: bool = False, options: WindowOptions = OPTIONS) -> Numbers:
-    return Window(LINK, options, size_of, deferred=deferred)
+def window(*, manual_ack: bool = False, options: WindowOptions = OPTIONS) -> Numbers:
+    return Window(LINK, options, size_of, manual_ack=manual_ack)
 
 
 def size_of(item: int) -> int:
@@ -327,7 +327,7 @@ def test_data_carries_the_acknowledgement_that_is_owed() -> None:
 
 
 def test_deferred_acknowledges_what_was_processed_and_nothing_else() -> None:
-    end = window(deferred=True)
+    end = window(manual_ack=True)
     assert end.receive(1, (10,)) == [10]
     assert end.receive(2, (20,)) == [20]
     assert end.received_number == 2
@@ -376,7 +376,7 @@ class TwoWindows(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.ends = (End(window()), End(window(deferred=True)))
+        self.ends = (End(window()), End(window(manual_ack=True)))
 
     @initialize(credit=st.integers(1, 4))
     def greet(self, credit: int) -> None:
@@ -483,10 +483,10 @@ TestTwoWindows.settings = settings(
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("deferred", [False, True])
-def test_a_long_conversation_over_a_bad_link(seed: int, deferred: bool) -> None:
+@pytest.mark.parametrize("manual_ack", [False, True])
+def test_a_long_conversation_over_a_bad_link(seed: int, manual_ack: bool) -> None:
     chance = random.Random(seed)
-    ends = (End(window()), End(window(deferred=deferred)))
+    ends = (End(window()), End(window(manual_ack=manual_ack)))
     most, now, tick_s = 2_000, 0.0, 0.05
     arrivals: list[tuple[float, int, Frame]] = []
     while any(len(end.acknowledged) < most for end in ends):
@@ -506,7 +506,7 @@ def test_a_long_conversation_over_a_bad_link(seed: int, deferred: bool) -> None:
         for _, at, frame in due:
             receive(frame, ends[at], ends[1 - at], now)
         last = ends[1].window
-        if deferred and chance.random() < 0.3:
+        if manual_ack and chance.random() < 0.3:
             last.processed(last.received_number)
     for end in ends:
         assert end.given == end.acknowledged == end.pushed
