@@ -1,4 +1,4 @@
-"""A value of every type that travels, with its bytes: what the tests of the wire and of docs/protocol.md share."""
+"""A value of every type of the wire, with its bytes: shared by the tests of the wire."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -36,30 +36,30 @@ STAMP = Stamp(2**62, 7, 8, EPOCH, BOB, 300, Kind.TEXT, ((42, 5, 9),), ((42, 5), 
 OUTCOME = Outcome(2**62, 7, 8, EPOCH, BOB, 300, 301, OutcomeStatus.STORED, ((42, 5),), ((42, 5), (7, 6)), 9)
 
 
-class Way(NamedTuple):
-    """What a kind of value is encoded and decoded with."""
+class Coding(NamedTuple):
+    """The functions that encode and decode one kind of value."""
 
     encode: Callable[[Any], bytes]
     decode: Callable[[bytes], Any]
 
 
-FROM_CLIENT = Way(client.encode, client.decode_from_client)
-TO_CLIENT = Way(client.encode, client.decode_from_connector)
-FROM_CONNECTOR = Way(mesh.encode, mesh.decode_from_connector)
-FROM_TRANSFER = Way(mesh.encode, mesh.decode_from_transfer)
-WAYS = {
+FROM_CLIENT = Coding(client.encode, client.decode_from_client)
+TO_CLIENT = Coding(client.encode, client.decode_from_connector)
+FROM_CONNECTOR = Coding(mesh.encode, mesh.decode_from_connector)
+FROM_TRANSFER = Coding(mesh.encode, mesh.decode_from_transfer)
+CODINGS = {
     "client": FROM_CLIENT,
     "connector to client": TO_CLIENT,
     "connector to transfer": FROM_CONNECTOR,
     "transfer": FROM_TRANSFER,
-    "envelope": Way(encode_envelope, decode_envelope),
-    "text": Way(encode_content, decode_text),
-    "receipt": Way(encode_content, decode_receipt),
-    "log": Way(lambda record: encode_record(record.entries), decode_record),
-    "notification": Way(encode_notification, decode_notification),
+    "envelope": Coding(encode_envelope, decode_envelope),
+    "text": Coding(encode_content, decode_text),
+    "receipt": Coding(encode_content, decode_receipt),
+    "log": Coding(lambda record: encode_record(record.entries), decode_record),
+    "notification": Coding(encode_notification, decode_notification),
 }
 
-# A change of one of these lines is a change of the protocol.
+# To change one of these lines is to change the protocol.
 PINNED: list[tuple[str, Any, str]] = [
     ("client", Greet(1, b"token", EPOCH, LINK, 32),
      "960101c405746f6b656ecffedcba9876543210cfa1b2c3d4e5f6071820"),
