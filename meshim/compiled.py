@@ -1,11 +1,12 @@
-"""The modules that each message passes through, compiled where there is a compiler.
+"""The modules that every message passes through, and the import of their compiled form.
 
-They are plain Python and stay it: `scripts/compile.py` makes extension modules of them with mypyc, in a folder of the
-virtual environment whose name tells what they were made of, and `use` takes them from there.  What was made of other
-sources, or for another Python, is never taken: then they run as they are.  The environment variable
-MESHIM_PLAIN=1 asks for that.
+They are plain Python.  Where there is a C compiler, `scripts/compile.py` makes extension modules of them with mypyc, in
+a folder of the virtual environment, and `use` imports them from there.  The name of the folder is a digest of the
+sources and of the Python version, so that extension modules of other sources are never imported; without a folder of
+that name the plain modules run.  MESHIM_PLAIN=1 in the environment selects the plain modules.
 
-A folder holds all of them or does not exist.  They know each other's insides, so that they are taken together.
+Compiled modules access each other's attributes directly, so either all of them are imported or none.  A folder
+contains all of them or does not exist.
 """
 
 import hashlib
@@ -43,11 +44,11 @@ MODULES = (
     "meshim.transfer.core",
     "meshim.transfer.log_batcher",
     "meshim.transfer.presence_cache",
+    "meshim.wire.sizes",
 )
-"""Modules that define what is encoded are never among them: a compiled class forgets the options of msgspec.Struct."""
+"""Never a module that defines an encoded struct: mypyc loses the class options of msgspec.Struct."""
 
 SUFFIX = importlib.machinery.EXTENSION_SUFFIXES[0]
-
 
 _SOURCES = Path(__file__).parent
 
@@ -64,37 +65,37 @@ class _Finder(MetaPathFinder):
 
 
 def folder(sources: Path = _SOURCES) -> Path:
-    """Where the extension modules of these very sources are, if there are any; it takes some milliseconds."""
-    seen = hashlib.sha256(f"{sys.version} {SUFFIX} {MODULES}".encode())
+    """Return the folder for the extension modules of these sources, which need not exist.  Takes some milliseconds."""
+    digest = hashlib.sha256(f"{sys.version} {SUFFIX} {MODULES}".encode())
     for file in sorted(sources.rglob("*.py")):
         data = file.read_bytes()
-        seen.update(f"{file.relative_to(sources)} {len(data)} ".encode() + data)
-    return Path(sys.prefix) / "compiled" / seen.hexdigest()[:32]
+        digest.update(f"{file.relative_to(sources)} {len(data)} ".encode() + data)
+    return Path(sys.prefix) / "compiled" / digest.hexdigest()[:32]
 
 
 def available() -> Path | None:
-    """The folder, when these sources are compiled and that is wanted."""
+    """Return the folder of extension modules; None without one, or with MESHIM_PLAIN."""
     if os.environ.get("MESHIM_PLAIN", "0") not in ("", "0"):
         return None
-    here = folder()
-    return here if here.is_dir() else None
+    compiled = folder()
+    return compiled if compiled.is_dir() else None
 
 
 def use() -> bool:
-    """Take compiled modules from now on; False when they are not available.
+    """Import compiled modules from now on; return False when they are not available.
 
-    Call it before anything else of meshim is imported.
+    Call it before any other module of meshim is imported.
     """
-    here = available()
-    if here is None:
+    compiled = available()
+    if compiled is None:
         return False
-    early = [name for name in MODULES if name in sys.modules]
-    assert not early, f"imported already: {early}"
-    files = {str(file.relative_to(here)).removesuffix(SUFFIX): file for file in here.rglob(f"*{SUFFIX}")}
+    imported = [name for name in MODULES if name in sys.modules]
+    assert not imported, f"imported already: {imported}"
+    files = {str(file.relative_to(compiled)).removesuffix(SUFFIX): file for file in compiled.rglob(f"*{SUFFIX}")}
     sys.meta_path.insert(0, _Finder({name.replace(os.sep, "."): file for name, file in files.items()}))
     return True
 
 
 def used() -> bool:
-    """Whether this process runs compiled modules."""
+    """Return whether this process runs compiled modules."""
     return any(isinstance(finder, _Finder) for finder in sys.meta_path)

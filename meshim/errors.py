@@ -3,19 +3,19 @@
 ::
 
     MeshimError                 sentence
-    ├── UsageError              the person at the keyboard can mend it (exit code 2)
-    │   └── TopologyError       a topology file is wrong; `path` says where
+    ├── UsageError              the person who typed the command can correct it (exit code 2)
+    │   └── TopologyError       a topology file is wrong; the sentence names the field
     ├── BackendUnavailable      Redis, NATS or the database does not answer; try again later
     ├── StoreConflict           the row is not as the caller believed (name taken, no such user, fenced off)
-    │   └── Fenced              somebody with a higher fencing number took over
+    │   └── Fenced              a process with a higher fencing token took over
     ├── SealBroken              sealed bytes were altered, or sealed with another key or for another purpose
-    ├── ClientClosed            the client library stopped while something waited for it
-    ├── PeerError               the other end broke the protocol; carries the code that is sent to it
-    ├── Refused                 the other end refused us; carries the code it sent
-    └── ApiError                the REST service refused us; carries its status and code
+    ├── ClientClosed            the client library stopped while a caller waited for it
+    ├── PeerError               the peer broke the protocol; carries the code that is sent to it
+    ├── Refused                 the peer refused a request; carries the code that it sent
+    └── ApiError                the REST service refused a request; carries its status and code
 
-Codes are the wire's: `docs/protocol.md` lists them with their numbers.  A bug of
-ours is none of these: it is an AssertionError and ends the process.
+Codes are part of the protocol: `docs/protocol.md` lists them with their numbers.  A bug of meshim is none of these: it
+is an AssertionError and ends the process.
 """
 
 import enum
@@ -24,14 +24,14 @@ import os
 
 
 class Code(enum.IntEnum):
-    """Why something was refused.  The numbers are part of the protocol and never change."""
+    """The reason of a refusal.  The numbers are part of the protocol and never change."""
 
     MALFORMED = 1
     """The frame or envelope does not decode, or a field is out of range."""
     VERSION = 2
-    """The version is not spoken here."""
+    """This end does not support the version."""
     NOT_GREETED = 3
-    """Data before a greeting, or a greeting that came twice."""
+    """A frame came before the greeting, or a second greeting."""
     BAD_TOKEN = 4
     """The token is unknown, expired or revoked: log in again."""
     IMPERSONATION = 5
@@ -41,30 +41,30 @@ class Code(enum.IntEnum):
     NO_SUCH_RECIPIENT = 7
     """There is no such user, device or destination type."""
     TOO_LARGE = 8
-    """The body or frame is over the limit."""
+    """The body or the frame is larger than the limit."""
     WINDOW_EXCEEDED = 9
-    """More frames unacknowledged than credit was given for."""
+    """More unacknowledged frames than the credit allows."""
     BUSY = 10
-    """The mesh cannot take it now; nothing is wrong with it: send it again later."""
+    """The mesh cannot take the message now.  The message is valid: submit it again later."""
     REPLACED = 11
-    """Another connection of the same device took over."""
+    """Another connection of the same device took over the session."""
     LOGGED_OUT = 12
     """The token of this session was revoked."""
     UNRESPONSIVE = 13
-    """The device did not acknowledge in time, or was silent for too long."""
+    """The device did not acknowledge a frame in time, or was silent for too long."""
     SHUTTING_DOWN = 14
-    """This process is leaving: connect to another connector."""
+    """This process shuts down: connect to another connector."""
     UNKNOWN_EPOCH = 15
-    """The link epoch is not known here: greet again."""
+    """This end does not know the link epoch: greet again."""
 
 
-def one_line(said: object) -> str:
-    """Return what an error, or its message, says: on one line, without a final period; its type where it is empty."""
-    return " ".join(str(said).split()).rstrip(".") or type(said).__name__
+def one_line(error: object) -> str:
+    """Return the text of an error, or of a message, on one line and without a final period; its type if it is empty."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 def innermost(error: BaseException) -> str:
-    """Return the reason at the bottom of a chain of errors, on one line; the system's words where it has an errno."""
+    """Return the text of the first error of a chain, on one line; for an errno the text of the operating system."""
     while inner := error.__cause__ or error.__context__:
         error = inner
     if isinstance(error, OSError) and error.errno is not None and error.errno in errno.errorcode:
@@ -73,7 +73,7 @@ def innermost(error: BaseException) -> str:
 
 
 class MeshimError(Exception):
-    """The root: everything meshim raises on purpose."""
+    """The root of every error that meshim raises on purpose.  `sentence` is for people."""
 
     def __init__(self, sentence: str) -> None:
         super().__init__(sentence)
@@ -81,11 +81,11 @@ class MeshimError(Exception):
 
 
 class UsageError(MeshimError):
-    """Something the person who typed the command can mend; the sentence says how."""
+    """The person who typed the command can correct this; the sentence says how."""
 
 
 class TopologyError(UsageError):
-    """A topology is wrong.  The sentence carries the path of the field, as `$.timers.sweep_s`."""
+    """A topology is wrong.  The sentence contains the path of the field, such as `$.timers.sweep_s`."""
 
 
 class BackendUnavailable(MeshimError):
@@ -93,19 +93,19 @@ class BackendUnavailable(MeshimError):
 
 
 class StoreConflict(MeshimError):
-    """The store is not in the state the caller asked for; nothing was changed."""
+    """The store is not in the state that the call requires; the call changed nothing."""
 
 
 class Fenced(StoreConflict):
-    """A higher fencing number exists: the caller no longer owns what it tried to change."""
+    """A higher fencing token exists: the caller no longer owns the row or partition that it tried to change."""
 
 
 class SealBroken(MeshimError):
-    """What was sealed does not open: altered on the way, another key, or other associated data."""
+    """Sealed bytes do not open: they were altered, or the key or the associated data is another one."""
 
 
 class PeerError(MeshimError):
-    """The other end broke the protocol.  The link ends, and it is told the code and the sentence."""
+    """The peer broke the protocol.  The link ends with a Close that carries `code` and the sentence."""
 
     def __init__(self, code: Code, sentence: str) -> None:
         super().__init__(sentence)
@@ -113,7 +113,7 @@ class PeerError(MeshimError):
 
 
 class Refused(MeshimError):
-    """The other end refused what we asked, with this code."""
+    """The peer refused a request, with `code`."""
 
     def __init__(self, code: Code, sentence: str) -> None:
         super().__init__(sentence)
@@ -123,8 +123,8 @@ class Refused(MeshimError):
 class ApiError(MeshimError):
     """The REST service refused a request.
 
-    `status` is that of HTTP, `code` the word of the problem (`meshim.wire.rest.Problem`), and
-    `retry_after_s` how long the service asks to wait, where it said.
+    `status` is that of HTTP, `code` that of the problem (`meshim.wire.rest.Problem`), and `retry_after_s` the value of
+    Retry-After, or None.
     """
 
     def __init__(self, status: int, code: str, sentence: str, retry_after_s: float | None = None) -> None:
@@ -140,4 +140,4 @@ class ApiError(MeshimError):
 
 
 class ClientClosed(MeshimError):
-    """The client was closed, or failed, while something waited for it."""
+    """The client was closed, or failed, while a caller waited for it."""

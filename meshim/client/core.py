@@ -41,9 +41,7 @@ from meshim.wire.envelope import (
     encode_content,
 )
 from meshim.wire.link import Close, Reset
-
-FRAME_OVERHEAD_BYTES = 16_384
-"""Of a frame, beside the items in it."""
+from meshim.wire.sizes import FRAME_OVERHEAD_BYTES, submit_size
 
 
 class ClientOptions(msgspec.Struct, frozen=True):
@@ -82,11 +80,6 @@ class _Unsaved(NamedTuple):
     number: int
     composed: Sequence[tuple[Destination, int]]
     grew: bool
-
-
-def submit_size(submit: Submit) -> int:
-    """Bytes on the wire, rounded up."""
-    return len(submit.envelope) + 16 + 30 * len(submit.after)
 
 
 class ClientCore:
@@ -193,12 +186,10 @@ class ClientCore:
         if self._link is not None:
             self._offline(None, "another connection was made")
         options = self._options.link
-        self._link = Link(event.link, options, submit_size, now, deferred=True)
+        self._link = Link(event.link, options, submit_size, now, manual_ack=True)
         self._greeted_at = now
         self.state = State.GREETING
-        greet = Greet(
-            WIRE_VERSION, event.token, self.identity.epoch, event.link, options.window.credit, "meshim-python"
-        )
+        greet = Greet(WIRE_VERSION, event.token, self.identity.epoch, event.link, options.window.credit)
         self._actions.append(e.SendFrame(wire.encode(greet)))
 
     def _offline(self, code: Code | None, sentence: str) -> None:
@@ -247,7 +238,7 @@ class ClientCore:
             return
         self.state = State.ONLINE
         link = Link[Submit, ConnectorItem](
-            self._link.epoch, _agreed(self._options.link, welcome), submit_size, now, deferred=True
+            self._link.epoch, _agreed(self._options.link, welcome), submit_size, now, manual_ack=True
         )
         link.window.credit = max(1, min(welcome.window, self._options.link.window.credit))
         self._link = link  # nothing was said on it before

@@ -18,7 +18,7 @@ import msgspec
 
 from meshim.connector.session import Session
 from meshim.errors import Code, PeerError
-from meshim.protocol.outcome import AFTER_MOST
+from meshim.protocol.outcome import AFTER_MAX
 from meshim.wire.bounds import Positions
 from meshim.wire.client import Submit
 from meshim.wire.envelope import EPHEMERAL_FROM, WIRE_VERSION, DestinationType, Envelope, Kind, decode_envelope
@@ -73,7 +73,7 @@ def authorize(session: Session, submit: Submit, origin: int, body_bytes: int) ->
         return Rejection(envelope, Code.NOT_FRIENDS, "sender and recipient are not friends")
     # The sender's other devices get a copy too, of everything but receipts.
     others = () if receipt else session.others
-    after = submit.after if len(submit.after) <= AFTER_MOST else _concerning((to.id, login.user), submit.after)
+    after = submit.after if len(submit.after) <= AFTER_MAX else _concerning((to.id, login.user), submit.after)
     return Stamp(origin, login.user, login.device, login.epoch, to, envelope.seq, envelope.kind, after, others)
 
 

@@ -235,7 +235,7 @@ class ConnectorCore:
             self.statistics.submitted += len(items)
             for submit in items:
                 self._submit(session, submit)
-        if session.link.over is not None:
+        if session.link.closed_by is not None:
             self._sessions.close(session)
 
     def _client_gone(self, event: e.ClientGone, now: float) -> None:

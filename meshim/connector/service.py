@@ -32,11 +32,10 @@ from meshim.stores.redis.session_cache import RedisSessionCache
 from meshim.stores.sql.accounts import SqlAccounts
 from meshim.stores.sql.queues import SqlQueues
 from meshim.topology import Topology
+from meshim.wire.sizes import FRAME_OVERHEAD_BYTES
 
 LINK_WITHIN_S = 3.0
 """How long a start waits for a transfer, so that what is ready takes messages.  Without any it serves all the same."""
-FRAME_OVERHEAD_BYTES = 16_384
-"""Of a frame beyond its items.  A frame up to twice the limit is answered with a code; beyond that libzmq cuts."""
 FRAME_ITEMS = 64
 FRAMES_PER_WINDOW = 4
 """What may wait in a socket for one client, or from one: a window, resends, acknowledgements, and some room."""
@@ -123,7 +122,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         router = context.router(
             listener.bind,
             keys=keys,
-            frame_bytes=2 * limits.frame_bytes,
+            frame_bytes=2 * limits.frame_bytes,  # the core answers a larger frame with a code; libzmq cuts beyond twice
             heartbeat_s=None,
             hwm=FRAMES_PER_WINDOW * limits.client_window,
             guarding=guarding(topology, core),

@@ -29,6 +29,7 @@ from meshim.wire.client import ConnectorItem, Delivery, Submit
 from meshim.wire.envelope import Destination
 from meshim.wire.mesh import Deliver, Stamp
 from meshim.wire.outcome import Copy
+from meshim.wire.sizes import connector_item_size, submit_size
 
 
 class State(enum.Enum):
@@ -51,15 +52,6 @@ class Deferred(NamedTuple):
     after: int
     until: float
     deliver: Deliver
-
-
-def item_size(item: ConnectorItem) -> int:
-    """Bytes on the wire, rounded up."""
-    return len(item.envelope) + 16 if isinstance(item, Delivery) else 96 + 24 * len(item.copies)
-
-
-def submit_size(submit: Submit) -> int:
-    return len(submit.envelope) + 30 * len(submit.after)
 
 
 class Session:
@@ -103,7 +95,7 @@ class Session:
         self.binding = binding
         self.state = State.BINDING
         self.link: Link[ConnectorItem, Submit] = Link(
-            link, options, item_size, now, deferred=True, size_of_received=submit_size
+            link, options, connector_item_size, now, manual_ack=True, size_of_received=submit_size
         )  # fmt: skip
         self.token_bucket = TokenBucket(rate, now)
         self.sync = OfflineSync(login.user, login.device, binding.session, sync)
@@ -185,7 +177,7 @@ class Session:
         """
         if self.state is not State.LIVE:
             return DeliverResult.STORE
-        since = self.link.window.waits_since()
+        since = self.link.window.unacknowledged_since()
         lags = since is not None and now - since > defer_s
         if lags or len(self.unacked) + len(self.deferred) >= most or self.live_bytes >= most_bytes:
             self.overflowed = True

@@ -16,6 +16,7 @@ from meshim.runtime.sockets import Context, Dealer, KeyPair, Router, Sent
 from meshim.runtime.timeouts import with_timeout
 from meshim.stores.ports import Account, Binding, Lease
 from meshim.topology import Topology
+from meshim.wire.sizes import BUNDLE_OVERHEAD_BYTES
 
 PAUSE_S = 0.01
 """Between questions for the same thing: when thousands connect at once each is one for many."""
@@ -25,7 +26,6 @@ MARK_PAUSE_S = 0.1
 """Between gatherings of rows to mark: what a device has can wait for what others do not have yet, and rows of many
 devices that are marked together lie on the same pages."""
 MARKS = 256
-BUNDLE_OVERHEAD_BYTES = 65_536
 CACHED_SHARE = 0.25
 """Of `relation_ttl_s`: how old relations may be at a greeting.  The rest is how long a session goes on with them."""
 

@@ -24,8 +24,9 @@ from meshim.protocol.routing import conversation_of, pick
 from meshim.wire import mesh as wire
 from meshim.wire.envelope import EPHEMERAL_FROM, WIRE_VERSION, DestinationType
 from meshim.wire.link import Close, Data
-from meshim.wire.mesh import Deliver, FromConnector, FromTransfer, Hello, HelloOk, Return, Route
+from meshim.wire.mesh import FromConnector, FromTransfer, Hello, HelloOk, Return, Route
 from meshim.wire.outcome import Outcome
+from meshim.wire.sizes import mesh_item_size
 
 ROUTES = 100_000
 """Conversations whose link is remembered."""
@@ -47,17 +48,6 @@ class _Transfer:
         self.state = State.CONNECTING
         self.link: Link[FromConnector, FromTransfer] | None = None
         self.retry_at = 0.0
-
-
-def item_size(item: FromConnector) -> int:
-    """Bytes on the wire, rounded up."""
-    if isinstance(item, Outcome):
-        return 96 + 24 * len(item.copies)
-    return len(item.envelope) + 96 + 30 * (len(item.stamp.copies) + len(item.stamp.after))
-
-
-def received_size(item: FromTransfer) -> int:
-    return len(item.envelope) if isinstance(item, Deliver) else 0
 
 
 class TransferLinks:
@@ -146,7 +136,7 @@ class TransferLinks:
             return
         self._epoch = (self._epoch + 1) & ((1 << 63) - 1)
         entry.state = State.GREETING
-        entry.link = Link(self._epoch, self._options, item_size, now, size_of_received=received_size)
+        entry.link = Link(self._epoch, self._options, mesh_item_size, now, size_of_received=mesh_item_size)
         hello = Hello(WIRE_VERSION, self._epoch, self._incarnation, self._name, self._options.window.credit)
         self._perform(SendTransfer(transfer, wire.encode(hello)))
 
@@ -204,7 +194,7 @@ class TransferLinks:
                 self._statistics.malformed += 1
                 self.lost(transfer, now)
                 break
-            if entry.link.over is not None:
+            if entry.link.closed_by is not None:
                 self.lost(transfer, now)
                 break
         if transfer in self._open:
@@ -252,6 +242,6 @@ class TransferLinks:
                 deadlines.append(entry.retry_at)
             elif entry.link is not None:
                 # While greeting there is nothing to do but give up.
-                silent = entry.link.heard_at + self._options.silence_s
+                silent = entry.link.received_at + self._options.silence_s
                 deadlines.append(entry.link.next_deadline() if entry.state is State.OPEN else silent)
         return min(deadlines, default=None)

@@ -1,39 +1,42 @@
-"""When what can wait leaves: not each by itself, but soon.
+"""Coalescing: items that can wait a moment leave together, in one frame.
 
-What became of a message can wait a moment; the message cannot.  While many come after each other,
-each frame of its own would wake three processes, and what comes within a few milliseconds travels as well in one:
+Like Nagle's algorithm and the interrupt coalescing of network cards.  Each frame wakes three processes, so a frame for
+each of several outcomes within a few milliseconds costs more than one frame for all of them.  Messages never wait;
+outcomes may.
 
-    nothing has left for `delay_s`                        it leaves at once: a lone one waits for nobody
-    something has left since                              it leaves `delay_s` after that,
-    ENOUGH have gathered, or something urgent is there    or at once
-    one has waited, and nobody came                       for LONELY times `delay_s` everything leaves at once
+    no flush within the last `delay_s`                  flush at once: a lone item does not wait
+    a flush within the last `delay_s`                   flush `delay_s` after it
+    BATCH_MAX items are queued                          flush at once
+    an item waited and no other item came               flush at once for BACKOFF_DELAYS times `delay_s`
 
-The last line is for those who say the next thing only when they have heard of the last: they would
-wait for a company that waits for them.
+The back-off in the last rule is for request and response: a sender that waits for each outcome before its next message
+would otherwise pay `delay_s` on every message.
 """
 
 from math import inf
 
 BATCH_MAX = 8
-"""More would cost hardly less each."""
+"""Items that are not worth delaying: a ninth item hardly lowers the cost per item."""
 BACKOFF_DELAYS = 30
+"""How many times `delay_s` items leave at once after one waited in vain."""
 
 
 class Coalescer:
-    """Of one direction of one link.  Times are seconds."""
+    """Decides when the items of one direction of one link leave.  Times are seconds."""
 
-    __slots__ = ("_delay_s", "_flushed_at", "_immediate_until", "flush_at")
+    __slots__ = ("_backoff_until", "_delay_s", "_flushed_at", "flush_at")
 
     def __init__(self, delay_s: float) -> None:
+        """`delay_s` is the longest that an item waits; with 0 no item waits."""
         self.flush_at = inf
-        """When what waits has to leave; `inf` when nothing waits."""
+        """When the waiting items must leave; `inf` when none wait."""
         self._delay_s = delay_s
         self._flushed_at = -inf
-        self._immediate_until = -inf
+        self._backoff_until = -inf
 
     def defers(self, count: int, now: float) -> bool:
-        """Whether `count` items that can wait do so."""
-        if count >= BATCH_MAX or now >= self.flush_at or now < self._immediate_until:
+        """Return whether the `count` queued items, none of which is urgent, wait longer."""
+        if count >= BATCH_MAX or now >= self.flush_at or now < self._backoff_until:
             return False
         if self.flush_at == inf:
             if now - self._flushed_at >= self._delay_s:
@@ -42,8 +45,8 @@ class Coalescer:
         return True
 
     def flushed(self, count: int, now: float) -> None:
-        """So many left, whatever the reason."""
+        """Note that `count` items left, for whatever reason."""
         if count == 1 and now >= self.flush_at:
-            self._immediate_until = now + BACKOFF_DELAYS * self._delay_s
+            self._backoff_until = now + BACKOFF_DELAYS * self._delay_s
         self.flush_at = inf
         self._flushed_at = now

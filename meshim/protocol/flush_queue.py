@@ -1,8 +1,8 @@
-"""Which links have something to say at the end of a turn.
+"""The set of links that may have frames to send.
 
-A turn takes in a batch and speaks once.  Asking every link what it has to say would make each message cost more the
-more links there are; so whoever does something to a link touches it.  What can wait (coalescing.py) is asked
-for again when it has to leave.
+A core takes in a batch of events and then flushes once.  Asking every link for frames would make the cost of a message
+grow with the number of links, so a core marks each link that it changes, and `flush` asks the marked links only.
+A link whose items wait (coalescing.py) is asked again when they must leave.
 """
 
 from math import inf
@@ -12,34 +12,34 @@ from meshim.protocol.link import Link
 from meshim.wire.link import Frame
 
 TICK_S = 0.1
-"""How finely a core looks at time while it has links: the first of their deadlines would be searched for with every
-message.  What waits for others is looked at when it has to leave."""
+"""How often a core with links compares their deadlines with the clock.  Searching for the earliest deadline after every
+message would cost more than a tick ten times a second.  Coalesced items do not wait for a tick: see `flush_at`."""
 
 Peer = TypeVar("Peer")
 
 
 class FlushQueue(Generic[Peer]):
-    """Links by the peer at their other end."""
+    """Marked links, by the peer at the other end."""
 
     __slots__ = ("_deferred", "_marked", "flush_at")
 
     def __init__(self) -> None:
         self.flush_at = inf
-        """When to speak at the latest; `inf` when nothing waits."""
+        """When to call `flush` at the latest; `inf` when no items wait."""
         self._marked: dict[Peer, Link[Any, Any]] = {}
         self._deferred: dict[Peer, Link[Any, Any]] = {}
 
     def mark(self, peer: Peer, link: Link[Any, Any]) -> None:
-        """It may have something to say."""
+        """Note that this link may have frames to send."""
         self._marked[peer] = link
 
     def discard(self, peer: Peer) -> None:
-        """Its link is over."""
+        """Forget the link of this peer: it ended."""
         self._marked.pop(peer, None)
         self._deferred.pop(peer, None)
 
     def flush(self, now: float) -> list[tuple[Peer, Frame]]:
-        """What is to be said now, link by link."""
+        """Return the frames to send now, link by link, each with its peer."""
         if now >= self.flush_at:
             self._marked |= self._deferred
             self._deferred.clear()

@@ -1,14 +1,16 @@
-"""A link: a window, its epoch, and the heartbeat that tells a quiet peer from a dead one.
+"""A link: a window, its epoch, and the heartbeat that distinguishes a quiet peer from a dead one.
 
-Frame in                        What it does
-Data                            acknowledges ours, and gives items to process
-Ack                             acknowledges ours
-Ping                            a Pong is owed
-Pong                            proves life, as every frame does
-Close, Reset                    the link is over; `abandon` what it held and greet again
+::
 
-An end pings when it has neither heard nor said anything for `heartbeat_s`, so that both ends
-hear of each other at least that often; after `silence_s` without a frame the peer counts as dead.
+    frame in        effect
+    Data            acknowledges our frames, and brings items to process
+    Ack             acknowledges our frames
+    Ping            the link owes a Pong
+    Pong            none beyond that of every frame: the peer lives
+    Close, Reset    the link has ended: the owner takes back what it held (`Window.abandon`) and greets again
+
+An end sends a Ping when it has neither sent nor received a frame for `heartbeat_s`, so that both ends receive a frame
+at least that often.  After `silence_s` without a frame the peer counts as dead.
 """
 
 from collections.abc import Callable
@@ -26,10 +28,10 @@ In = TypeVar("In")
 
 
 class LinkOptions(msgspec.Struct, frozen=True):
-    """Times are seconds; `pings` is false for an end that only listens for the other's.
+    """Times are seconds.  `pings` is false for an end that leaves the heartbeat to its peer.
 
-    An acknowledgement waits for `ack_delay_s` for a data frame that carries it, unless the peer waits for it.
-    Items that can wait do so for `coalesce_s` at most (coalescing.py).
+    A delayed acknowledgement waits up to `ack_delay_s` for a data frame that carries it, unless it is urgent
+    (`Window.ack_is_urgent`).  Deferrable items wait up to `coalesce_s` for others (coalescing.py).
     """
 
     window: WindowOptions
@@ -49,35 +51,38 @@ class Link(Generic[Out, In]):
         "_options",
         "_pong_due",
         "_urgent",
+        "closed_by",
         "epoch",
-        "heard_at",
-        "over",
-        "said_at",
+        "received_at",
+        "sent_at",
         "window",
     )  # fmt: skip
 
     def __init__(
-        self, epoch: int, options: LinkOptions, size_of: Callable[[Out], int], now: float, *, deferred: bool = False,
+        self, epoch: int, options: LinkOptions, size_of: Callable[[Out], int], now: float, *, manual_ack: bool = False,
         size_of_received: Callable[[In], int] | None = None,
     ) -> None:  # fmt: skip
+        """The last three arguments are those of `Window`."""
         self.epoch = epoch
         self.window: Window[Out, In] = Window(
-            epoch, options.window, size_of, deferred=deferred, size_of_received=size_of_received
+            epoch, options.window, size_of, manual_ack=manual_ack, size_of_received=size_of_received
         )  # fmt: skip
-        self.heard_at = now
-        self.said_at = now
-        self.over: Close | Reset | None = None
+        self.received_at = now
+        """When the last frame came in."""
+        self.sent_at = now
+        """When the last frame went out."""
+        self.closed_by: Close | Reset | None = None
         """The frame with which the peer ended the link."""
         self._options = options
         self._pong_due = False
         self._ack_at = inf
-        """When the acknowledgement that is owed waits no longer."""
+        """When the delayed acknowledgement must leave; `inf` when none is delayed."""
         self._coalescer = Coalescer(options.coalesce_s)
         self._urgent = False
-        """Whether something that is queued cannot wait."""
+        """Whether a queued item must not wait."""
 
     def push(self, item: Out, *, deferrable: bool = False) -> bool:
-        """Queue an item; False (and nothing happens) when the queue is full.  A patient one can wait for others."""
+        """Queue an item; return False, and do nothing, when the queue is full.  A deferrable item may be coalesced."""
         if not self.window.push(item):
             return False
         if not deferrable:
@@ -85,24 +90,24 @@ class Link(Generic[Out, In]):
         return True
 
     def receive(self, frame: Frame, now: float) -> tuple[list[In], list[Out]]:
-        """Take in a frame of this epoch: (items to process in order, our items that are acknowledged).
+        """Take in a frame of this epoch; return (items to process, in order; our items that the peer acknowledged).
 
         Raises PeerError when the peer broke the rules of the window.
         """
-        self.heard_at = now
+        self.received_at = now
         if isinstance(frame, Data):
-            done = self.window.acknowledged(frame.ack, frame.stash, now)
-            return self.window.receive(frame.number, frame.items), done
+            acknowledged = self.window.acknowledged(frame.ack, frame.stash, now)
+            return self.window.receive(frame.number, frame.items), acknowledged
         if isinstance(frame, Ack):
             return [], self.window.acknowledged(frame.ack, frame.stash, now)
         if isinstance(frame, Ping):
             self._pong_due = True
         elif isinstance(frame, Close | Reset):
-            self.over = frame
+            self.closed_by = frame
         return [], []
 
     def flush(self, now: float) -> list[Frame]:
-        """What should be said now: new data, and whatever is owed."""
+        """Return the frames to send now: data that need not wait, an acknowledgement that is due, a Pong."""
         window = self.window
         frames: list[Frame] = self._take(now) if window.queued else []
         if window.owes_ack:
@@ -116,18 +121,21 @@ class Link(Generic[Out, In]):
             self._pong_due = False
             frames.append(Pong(self.epoch))
         if frames:
-            self.said_at = now
+            self.sent_at = now
         return frames
 
-    def say_all(self, now: float) -> list[Frame]:
-        """What is to be said before a goodbye, whatever it waits for."""
+    def flush_all(self, now: float) -> list[Frame]:
+        """Return the frames to send before a Close: all data that the window has room for, and an owed acknowledgement.
+
+        Neither waits any longer.
+        """
         frames: list[Frame] = list(self.window.take(now))
         frames.extend(self._acknowledge())
         return frames
 
     @property
     def flush_at(self) -> float:
-        """When what waits for others has to leave; `inf` when nothing does."""
+        """When the coalesced items must leave; `inf` when none wait."""
         return self._coalescer.flush_at
 
     def _take(self, now: float) -> list[Frame]:
@@ -137,7 +145,7 @@ class Link(Generic[Out, In]):
             return []
         frames: list[Frame] = list(window.take(now))
         coalescer.flushed(queued, now)
-        self._urgent = window.queued > 0  # what finds no room in the window leaves as soon as there is some
+        self._urgent = window.queued > 0  # items that found no room leave as soon as the window has some
         return frames
 
     def _acknowledge(self) -> list[Frame]:
@@ -146,36 +154,36 @@ class Link(Generic[Out, In]):
         return [] if ack is None else [ack]
 
     def tick(self, now: float) -> list[Frame]:
-        """What time demands: items and an acknowledgement that have waited, frames that are due again, a ping."""
+        """Return the frames that are due by the clock: resends, coalesced items, a delayed acknowledgement, a Ping."""
         frames: list[Frame] = list(self.window.resend(now))
         if now >= self._coalescer.flush_at:
             frames.extend(self._take(now))
         if now >= self._ack_at:
             frames.extend(self._acknowledge())
-        heartbeat = self._options.heartbeat_s
+        heartbeat_s = self._options.heartbeat_s
         if (
             not frames
             and self._options.pings
-            and now - self.said_at >= heartbeat / 4
-            and now - min(self.said_at, self.heard_at) >= heartbeat
+            and now - self.sent_at >= heartbeat_s / 4
+            and now - min(self.sent_at, self.received_at) >= heartbeat_s
         ):
             frames.append(Ping(self.epoch))
         if frames:
-            self.said_at = now
+            self.sent_at = now
         return frames
 
     def failed(self, now: float) -> bool:
-        """Whether the peer is silent, or takes nothing, for too long."""
-        return now - self.heard_at >= self._options.silence_s or self.window.failed(now)
+        """Return whether the peer has been silent, or has acknowledged nothing, for too long."""
+        return now - self.received_at >= self._options.silence_s or self.window.failed(now)
 
     def next_deadline(self) -> float:
-        """When `tick` or `failed` should be asked again."""
+        """Return when to call `tick` and `failed` again."""
         options = self._options
-        deadline = min(self.heard_at + options.silence_s, self._ack_at, self._coalescer.flush_at)
+        deadline = min(self.received_at + options.silence_s, self._ack_at, self._coalescer.flush_at)
         if options.pings:
             deadline = min(
                 deadline,
-                max(min(self.said_at, self.heard_at) + options.heartbeat_s, self.said_at + options.heartbeat_s / 4),
+                max(min(self.sent_at, self.received_at) + options.heartbeat_s, self.sent_at + options.heartbeat_s / 4),
             )
         window = self.window.next_deadline()
         return deadline if window is None else min(deadline, window)

@@ -1,26 +1,27 @@
-"""Order and uniqueness at the recipient: each message of a stream once, in the order of `seq`.
+"""Order and uniqueness at the recipient: each message of a stream is shown once, in the order of `seq`.
 
 State of a stream:
 
-    watermark   every seq below it was seen, or is in `holes`
-    holes       ranges below the watermark that were passed over and may still come
+    watermark   every seq below it was shown, or is in `holes`
+    holes       ranges below the watermark that were passed over and may still arrive
     early       messages above a missing seq, held back
 
-Rules:
+Rules for a message that arrives:
 
-    seq < watermark, in holes       show it, as late if a later one was shown; it leaves the holes
+    seq < watermark, in holes       show it, flagged LATE if a later message was shown; it leaves the holes
     seq < watermark, not in holes   duplicate
     seq in early                    duplicate
-    otherwise                       hold it; then release what is contiguous
+    otherwise                       hold it, then release the messages that are contiguous with the watermark
 
-`base` of an envelope says that everything below it is settled: it was delivered, stored
-(and then came first), or never meant for us.  Nothing below it is waited for, but what was not
-seen becomes a hole: settled is not seen, and a message is never taken for a duplicate unless it was
-shown.  When a message was held back for `gap_release_s`, all gaps before it are given up in the same
-way, and so is the lowest one when more than `most_early` are held back; a message with a gap right
-before it is then released as `after_gap`.
+`base` of an envelope says that every message below it is settled: it was delivered, or stored (then it came first), or
+it was never meant for this device.  No message waits for a seq below `base`.  A seq that was not shown becomes a hole,
+since settled does not mean shown: a message counts as a duplicate only if it was shown.
 
-Holes are bounded: beyond `most_holes` ranges the lowest is forgotten, and counted.
+A gap is given up in the same way when it has held a message back for `gap_release_s`, together with all gaps before
+it; and the lowest gap when more than `early_max` messages are held back.  The message right behind a gap that was given
+up is flagged AFTER_GAP.
+
+At most `holes_max` ranges are kept: beyond that the lowest is forgotten, and counted.
 """
 
 import enum
@@ -32,23 +33,25 @@ T = TypeVar("T")
 
 
 class OrderingOptions(msgspec.Struct, frozen=True):
+    """`gap_release_s` is seconds; `early_max` is messages and `holes_max` ranges, per stream."""
+
     gap_release_s: float
-    most_early: int = 1024
-    most_holes: int = 64
+    early_max: int = 1024
+    holes_max: int = 64
 
 
 class Flag(enum.IntEnum):
-    """How a message came to be released."""
+    """In what order a message was released."""
 
     IN_ORDER = 0
     AFTER_GAP = 1
-    """The message before it did not come in time."""
+    """The message before it did not arrive in time."""
     LATE = 2
-    """It was given up before: later messages were shown already."""
+    """The recipient had given it up: later messages are already shown."""
 
 
 class Released(NamedTuple, Generic[T]):
-    """A message that may be shown now."""
+    """A message to show now."""
 
     seq: int
     item: T
@@ -56,25 +59,25 @@ class Released(NamedTuple, Generic[T]):
 
 
 class StreamOrder(Generic[T]):
-    """What one device knows of one stream."""
+    """The state of one stream on one device."""
 
-    __slots__ = ("_arrived", "_options", "early", "forgotten", "holes", "watermark")
+    __slots__ = ("_arrived_at", "_options", "early", "forgotten", "holes", "watermark")
 
     def __init__(self, options: OrderingOptions, watermark: int = 1, holes: tuple[tuple[int, int], ...] = ()) -> None:
-        """`watermark` and `holes` are as they were saved; early messages are given to `receive` again."""
+        """`watermark` and `holes` are as saved; after a restart the owner gives early messages to `receive` again."""
         self._options = options
         self.watermark = watermark
         self.holes: list[tuple[int, int]] = list(holes)
         self.early: dict[int, T] = {}
         self.forgotten = 0
-        """How many seqs were forgotten: if one of them comes after all, it is taken for a duplicate."""
-        self._arrived: dict[int, float] = {}
-        """When each of `early` came, the first to come first."""
+        """How many seqs were forgotten.  If such a message arrives after all, it counts as a duplicate."""
+        self._arrived_at: dict[int, float] = {}
+        """When each early message arrived, in the order of arrival."""
 
     def receive(self, seq: int, base: int, item: T, now: float) -> list[Released[T]] | None:
-        """Take in a message; what may be shown now, in order, or None for a duplicate."""
+        """Take in a message; return the messages to show now, in order, or None for a duplicate."""
         if seq < self.watermark:
-            # Above a hole that reaches up to the watermark nothing was shown.
+            # No message above a hole that reaches up to the watermark was shown.
             late = not self.holes or seq < self.holes[-1][0] or self.holes[-1][1] < self.watermark - 1
             if not self._fill(seq):
                 return None
@@ -82,14 +85,14 @@ class StreamOrder(Generic[T]):
         if seq in self.early:
             return None
         self.early[seq] = item
-        self._arrived[seq] = now
+        self._arrived_at[seq] = now
         released = self.settle_below(base)
-        if len(self.early) > self._options.most_early:
+        if len(self.early) > self._options.early_max:
             released += self._give_up_before(min(self.early))
         return released
 
     def settle_below(self, base: int) -> list[Released[T]]:
-        """Nothing below `base` is waited for any longer; what may be shown now."""
+        """Stop waiting for messages below `base`; return the messages to show now."""
         released: list[Released[T]] = []
         if base > self.watermark:
             for seq in sorted(seq for seq in self.early if seq < base):
@@ -99,19 +102,15 @@ class StreamOrder(Generic[T]):
         return released + self._release_contiguous()
 
     def tick(self, now: float) -> list[Released[T]]:
-        """Give up gaps that held something back for too long; what may be shown now."""
-        due = [seq for seq, at in self._arrived.items() if at + self._options.gap_release_s <= now]
+        """Give up the gaps that have held a message back for too long; return the messages to show now."""
+        due = [seq for seq, at in self._arrived_at.items() if at + self._options.gap_release_s <= now]
         return self._give_up_before(max(due)) if due else []
 
-    @property
-    def gap_since(self) -> float | None:
-        """When the message came that is held back for the longest time; None while nothing is."""
-        return next(iter(self._arrived.values()), None)
-
     def next_deadline(self) -> float | None:
-        """When `tick` gives up a gap; None while nothing is held back."""
-        since = self.gap_since
-        return None if since is None else since + self._options.gap_release_s
+        """Return when `tick` gives up a gap; None while no message is held back."""
+        for arrived_at in self._arrived_at.values():
+            return arrived_at + self._options.gap_release_s
+        return None
 
     def _give_up_before(self, last: int) -> list[Released[T]]:
         released: list[Released[T]] = []
@@ -130,11 +129,11 @@ class StreamOrder(Generic[T]):
     def _release(self, flag: Flag) -> Released[T]:
         seq = self.watermark
         self.watermark = seq + 1
-        del self._arrived[seq]
+        del self._arrived_at[seq]
         return Released(seq, self.early.pop(seq), flag)
 
     def _pass_over(self, until: int) -> None:
-        """Everything from the watermark up to `until` was not seen."""
+        """Raise the watermark to `until`; the seqs below it that were not shown become a hole."""
         first, last = self.watermark, until - 1
         if first > last:
             return
@@ -145,15 +144,16 @@ class StreamOrder(Generic[T]):
         self._forget_lowest()
 
     def _fill(self, seq: int) -> bool:
+        """Take this seq out of the holes; return whether it was in one."""
         for at, (first, last) in enumerate(self.holes):
             if first <= seq <= last:
-                rest = [(first, seq - 1), (seq + 1, last)]
-                self.holes[at : at + 1] = [(low, high) for low, high in rest if low <= high]
+                remaining = [(first, seq - 1), (seq + 1, last)]
+                self.holes[at : at + 1] = [(low, high) for low, high in remaining if low <= high]
                 self._forget_lowest()
                 return True
         return False
 
     def _forget_lowest(self) -> None:
-        if len(self.holes) > self._options.most_holes:
+        if len(self.holes) > self._options.holes_max:
             first, last = self.holes.pop(0)
             self.forgotten += last - first + 1

@@ -1,15 +1,15 @@
-"""The sender's book: when is a message sent, delivered, settled.
+"""The sender's side of delivery: when a message is sent, delivered, settled.
 
-Every outcome names all copies of its message as the mesh knew them at that attempt, and what
-became of some.  A copy is (user, device); (user, 0) stands for all devices of the user.
+Every outcome names all copies of its message as the mesh knew them at that attempt, and the copies that it reports on.
+A copy is (user, device); (user, 0) stands for all devices of the user.
 
-    sent        all copies of the latest attempt are accounted for: delivered or stored
-    delivered   a device of the recipient acknowledged it
+    sent        every copy of the latest attempt is accounted for: delivered or stored
+    delivered   a device of the recipient acknowledged the message
     rejected    refused for good
-    settled     sent or rejected: it is not sent again
+    settled     sent or rejected: the sender does not submit it again
 
-A later attempt may find other devices than an earlier one; the latest counts, and
-what was accounted for stays so.
+A later attempt may find other devices than an earlier one.  The copies of the latest attempt count, and a copy that was
+accounted for once stays so.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,10 @@ def outcomes_of(
     code: int = 0,
     sentence: str = "",
 ) -> list[Outcome]:
-    """What is told of messages with one fate, each (stamp, copies done); neighbours of a stream share an outcome."""
+    """Return the outcomes that report one status for these messages, each given as (stamp, the copies it is true of).
+
+    Neighbours in a stream share an outcome where all else is equal.
+    """
     outcomes: list[Outcome] = []
     at, count = 0, len(copies)
     while at < count:
@@ -52,15 +55,26 @@ def outcomes_of(
             at += 1
         outcomes.append(
             Outcome(
-                stamp.origin, stamp.user, stamp.device, stamp.epoch, stamp.to, stamp.seq, last,
-                status, done, stamp.copies, position, code, sentence,
+                origin=stamp.origin,
+                user=stamp.user,
+                device=stamp.device,
+                epoch=stamp.epoch,
+                to=stamp.to,
+                first=stamp.seq,
+                last=last,
+                status=status,
+                done=done,
+                copies=stamp.copies,
+                position=position,
+                code=code,
+                sentence=sentence,
             )
-        )  # fmt: skip
+        )
     return outcomes
 
 
 class DeliveryStatus:
-    """What is known of one message."""
+    """The progress of one message, as its outcomes tell it."""
 
     __slots__ = ("accounted", "code", "copies", "delivered", "sentence", "state")
 
@@ -74,14 +88,17 @@ class DeliveryStatus:
         self.code = 0
         self.sentence = ""
         self.copies: tuple[Copy, ...] = ()
+        """All copies of the latest attempt."""
         self.accounted: set[Copy] = set()
+        """The copies that are delivered or stored, of any attempt."""
 
     @property
     def settled(self) -> bool:
+        """Whether the message is sent or rejected."""
         return self.state != DeliveryStatus.PENDING
 
     def add(self, outcome: Outcome, sender: int) -> bool:
-        """Take in an outcome; whether it changed what is known.  `sender` is the sending user's id."""
+        """Take in an outcome; return whether `state` or `delivered` changed.  `sender` is the sending user's id."""
         before = (self.state, self.delivered)
         if outcome.status == OutcomeStatus.REJECTED:
             if not self.settled:
@@ -100,23 +117,23 @@ class DeliveryStatus:
 
 
 class OutStreamOptions(msgspec.Struct, frozen=True):
-    """`in_flight` bounds the messages from the lowest unsettled one on, and so what a recipient holds back."""
+    """`in_flight` is how many messages there may be from the lowest unsettled one on: recipients hold back no more."""
 
     in_flight: int = 256
 
 
-AFTER_MOST = 32
-"""Of the positions a stream carries along: the devices of two users, and some that they had."""
+AFTER_MAX = 32
+"""Positions that a stream carries along: enough for the devices of two users, and for some that they replaced."""
 
 
 class OutStream:
-    """The sending end of one stream: which `seq` is next, what is unsettled, what is owed.
+    """The sending end of one stream: the next `seq`, the unsettled messages, and whether a base update is owed.
 
-    A run is the messages from one that was assigned while none was unsettled to the last before the
-    next such one: only within a run does a message make recipients wait for others.  When they did not
-    all go to the same copies, or only some were rejected, recipients may wait for one that will
-    not come to all of them: a base update is owed as soon as the run is settled.  It is a message
-    with no body, and belongs into the outbox in the transaction that settles the last of the run.
+    A run starts with a message that is assigned while none is unsettled, and ends before the next such message.  Only
+    within a run can a message make recipients wait for earlier ones.  When the messages of a run went to different
+    copies, or only some were rejected, a recipient may wait for a message that will never arrive there.  So a base
+    update is owed as soon as such a run is settled: a message without a body, which belongs into the outbox in the
+    transaction that settles the last message of the run.
     """
 
     __slots__ = ("_after", "_last_result", "_options", "next_seq", "owes_base", "unsettled")
@@ -126,10 +143,10 @@ class OutStream:
         self.next_seq = next_seq
         self._after: dict[Copy, int] = {(user, device): position for user, device, position in after}
         self.unsettled: dict[int, int] = {}
-        """seq -> base it was first sent with, in order."""
+        """seq -> the base that the message was first sent with, in order of seq."""
         self.owes_base = False
         self._last_result: tuple[str, tuple[Copy, ...]] | None = None
-        """What became of the message of this run that was settled last."""
+        """State and sorted copies of the message of this run that was settled last."""
 
     @property
     def base(self) -> int:
@@ -138,12 +155,13 @@ class OutStream:
 
     @property
     def full(self) -> bool:
+        """Whether `in_flight` is reached: no further message may be assigned now."""
         return self.next_seq - self.base >= self._options.in_flight
 
     def assign(self) -> tuple[int, int]:
-        """(seq, base) of a new message."""
+        """Return (seq, base) of a new message."""
         if not self.unsettled:
-            # Whoever waits is released by the base of this very message.
+            # The base of this very message releases recipients that wait.
             self.owes_base = False
             self._last_result = None
         seq, base = self.next_seq, self.base
@@ -152,24 +170,24 @@ class OutStream:
         return seq, base
 
     def restore(self, seq: int, base: int) -> None:
-        """An unsettled message of an earlier life of this process, in order of seq."""
+        """Add an unsettled message from the state file after a restart; call it in order of seq."""
         assert base <= seq < self.next_seq
         self.unsettled[seq] = base
-        # What became of the settled ones of its run was forgotten.
+        # The results of the settled messages of its run are not in the state file.
         first = next(iter(self.unsettled.values()))
         self.owes_base = self.next_seq - first > len(self.unsettled)
 
     @property
     def after(self) -> Positions:
-        """Where copies were stored that a later live copy for the same device must not overtake."""
+        """The highest position stored for each copy: a later live copy for the same device must not overtake it."""
         return tuple((user, device, position) for (user, device), position in self._after.items())
 
     def stored(self, copy: Copy, position: int) -> None:
-        """A copy was stored there."""
+        """Note that a copy was stored at this position of the log."""
         if position <= max(self._after.get(copy, 0), self._after.get((copy[0], 0), 0)):
             return
-        if copy[1] == 0 or (copy not in self._after and len(self._after) >= AFTER_MOST):
-            # One for all devices says no less of each, and keeps the list short.
+        if copy[1] == 0 or (copy not in self._after and len(self._after) >= AFTER_MAX):
+            # The highest position, for all devices of the user, holds for each of them and keeps the list short.
             user = copy[0]
             highest = max((p for (of, _), p in self._after.items() if of == user), default=0)
             self._after = {key: p for key, p in self._after.items() if key[0] != user}
@@ -178,7 +196,7 @@ class OutStream:
             self._after[copy] = position
 
     def settle(self, seq: int, progress: DeliveryStatus) -> bool:
-        """Mark it settled; True when a base update is owed now and nothing else is under way to carry it."""
+        """Mark a message settled; return whether a base update is owed and no unsettled message is left to carry it."""
         assert progress.settled
         if self.unsettled.pop(seq, None) is None:
             return False

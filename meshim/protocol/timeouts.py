@@ -1,17 +1,17 @@
-"""How long clients wait.
+"""The timeouts of clients.
 
-The same in every mesh, since a client decides it by itself and nobody tells it: `docs/protocol.md`, section 14.
-What a topology may choose is checked against these.
+They are the same in every mesh, since no frame announces them: `docs/protocol.md`, section 14.  A topology whose timers
+do not fit them is refused (`meshim/topology/checks.py`).
 """
 
 GREET_TIMEOUT_S = 5.0
-"""For Welcome; then another connector is tried."""
+"""How long a client waits for Welcome before it tries another connector."""
 CLIENT_RESEND_S = 4.0
-"""Until a message that is not settled is submitted again, at first."""
+"""How long a client waits before it submits an unsettled message again for the first time."""
 CLIENT_GIVE_UP_S = 4.0
-"""Without an acknowledgement of anything that is under way; then the link is given up."""
+"""How long a client with frames in flight waits for any acknowledgement before it gives up the link."""
 CLIENT_ACK_DELAY_S = 0.05
-"""Until an acknowledgement that nobody waits for is sent alone: less than any connector takes to send a frame again,
-since that looks at its clock less often (flush_queue.py)."""
+"""How long a client delays an acknowledgement that is not urgent.  A connector resends a frame later than that: it
+compares its timers with the clock only once in `TICK_S` (flush_queue.py)."""
 GAP_RELEASE_S = 30.0
-"""Until a gap that holds messages back is given up: several resends have had their chance."""
+"""How long a gap holds messages back before it is given up: time for several resends."""

@@ -1,47 +1,51 @@
-"""What one sender may have acknowledged in a second: how a window slows down whoever floods.
+"""The rate limit of a session: a token bucket that delays acknowledgements.
 
-Every frame is taken in at once, so that nothing is kept for it here, and costs something; it is acknowledged when its
-cost is paid.  What is paid grows with time at `rate`, up to a second's worth that was not used.
-Whoever stays below the rate is acknowledged at once.  Whoever is above it runs out of window, and waits,
-which costs nobody else anything; and who does not wait has left the window, which is an error.
+The connector takes in every frame at once, so it queues nothing for the rate limit, and charges the frame; it
+acknowledges the frame when the bucket has paid its cost.  Tokens come at `rate` a second; the bucket holds the tokens
+of one second at most.  A sender below the rate gets each acknowledgement at once.  A sender above the rate fills its
+window and has to wait, which costs other sessions nothing.  A sender that keeps sending past its window gets
+WINDOW_EXCEEDED (window.py).
 """
 
 from math import inf
 
 SUBMIT_BYTES = 2_048
-"""A message above it costs its sender as much as several."""
+"""A frame costs one token for each message, or one for each 2,048 bytes where that is more."""
 FRAME_ITEMS_MAX = 128
 """Messages in one frame of a client."""
 
 
 class TokenBucket:
-    """The frames of one link that are taken in and not paid."""
+    """The frames of one link that were taken in and are not yet paid."""
 
-    __slots__ = ("_at", "_left", "_rate", "_unpaid")
+    __slots__ = ("_rate", "_refilled_at", "_tokens", "_unpaid")
 
     def __init__(self, rate: float, now: float) -> None:
-        """`rate` is cost a second."""
+        """`rate` is tokens a second, and also the capacity; the bucket is full at first."""
         self._rate = rate
-        self._left = rate
-        self._at = now
-        self._unpaid: list[tuple[int, float]] = []  # short: what is beyond the window is an error
+        self._tokens = rate
+        self._refilled_at = now
+        self._unpaid: list[tuple[int, float]] = []  # short: a frame beyond the window is an error
 
     def charge(self, number: int, cost: float) -> None:
-        """Everything up to this frame was taken in; `cost` is that of what was not charged before."""
+        """Charge `cost` tokens for the frames that were taken in since the last call; `number` is the last of them."""
         self._unpaid.append((number, cost))
 
     def acknowledgeable(self, now: float) -> int:
-        """The number up to which frames may be acknowledged now; 0 when it is no higher than when last asked."""
-        if now > self._at:
-            self._left = min(self._rate, self._left + (now - self._at) * self._rate)
-            self._at = now
+        """Pay with the tokens there are; return the last frame that is paid, or 0 when none was paid by this call.
+
+        One frame may overdraw the bucket, so that a frame that costs more than `rate` is paid, too.
+        """
+        if now > self._refilled_at:
+            self._tokens = min(self._rate, self._tokens + (now - self._refilled_at) * self._rate)
+            self._refilled_at = now
         number = 0
-        while self._unpaid and self._left > 0:
+        while self._unpaid and self._tokens > 0:
             number, cost = self._unpaid.pop(0)
-            self._left -= cost
+            self._tokens -= cost
         return number
 
     @property
     def due(self) -> float:
-        """When `acknowledgeable` should be asked again; infinite when nothing is unpaid."""
-        return self._at + max(0.0, -self._left) / self._rate if self._unpaid else inf
+        """When to call `acknowledgeable` again; `inf` when every frame is paid."""
+        return self._refilled_at + max(0.0, -self._tokens) / self._rate if self._unpaid else inf

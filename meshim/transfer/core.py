@@ -32,6 +32,7 @@ from meshim.wire.link import Close, Data, Reset
 from meshim.wire.mesh import Deliver, FromConnector, FromTransfer, Hello, HelloOk, Return, Route, Stamp
 from meshim.wire.offline_log import Entry
 from meshim.wire.outcome import Copy, Outcome, OutcomeStatus
+from meshim.wire.sizes import mesh_item_size
 
 _DEVICE = int(DestinationType.DEVICE)  # as a plain number: what is compared with every message
 
@@ -51,17 +52,6 @@ class TransferOptions(msgspec.Struct, frozen=True):
     presence_cache: int
     presence_cache_ttl_s: float
     presence_silence_s: float
-
-
-def item_size(item: FromTransfer) -> int:
-    """Bytes on the wire, rounded up."""
-    if isinstance(item, Outcome):
-        return 96 + 24 * len(item.copies)
-    return len(item.envelope) + 128 + 30 * (len(item.stamp.copies) + len(item.stamp.after))
-
-
-def received_size(item: FromConnector) -> int:
-    return 0 if isinstance(item, Outcome) else len(item.envelope)
 
 
 class _Connector:
@@ -156,7 +146,7 @@ class TransferCore:
         self._stopping = True
         actions = list(self._flush(now))
         for peer, connector in self._peers.items():
-            actions.extend(e.SendConnector(peer, wire.encode(frame)) for frame in connector.link.say_all(now))
+            actions.extend(e.SendConnector(peer, wire.encode(frame)) for frame in connector.link.flush_all(now))
             close = Close(connector.link.epoch, Code.SHUTTING_DOWN, "this transfer is leaving")
             actions.append(e.SendConnector(peer, wire.encode(close)))
         return actions
@@ -209,7 +199,7 @@ class TransferCore:
                 self._lost(known)
         options = self._options.links
         link: Link[FromTransfer, FromConnector] = Link(
-            hello.link, options, item_size, now, size_of_received=received_size
+            hello.link, options, mesh_item_size, now, size_of_received=mesh_item_size
         )  # fmt: skip
         link.window.credit = max(1, min(hello.window, options.window.credit))
         connector = _Connector(peer, hello.incarnation, link)
@@ -234,7 +224,7 @@ class TransferCore:
                 self._tell(item)
             else:
                 self._returned(item)
-        if connector.link.over is not None:
+        if connector.link.closed_by is not None:
             self._lost(connector)
         else:
             self._flush_queue.mark(connector.peer, connector.link)
@@ -295,7 +285,7 @@ class TransferCore:
             copies, bound, absent = there.copies, there.bound, there.absent
         stamp = Stamp(
             stamp.origin, stamp.user, stamp.device, stamp.epoch, to, stamp.seq, stamp.kind, stamp.after,
-            copies + own, stamp.trace,
+            copies + own,
         )  # fmt: skip
         self._copies_of(to.id, bound, absent, stamp, envelope)
         if own:

@@ -13,6 +13,7 @@ from meshim.transfer.events import Action, Publish
 from meshim.wire.mesh import Stamp
 from meshim.wire.offline_log import Entry, encode_record
 from meshim.wire.outcome import Copy
+from meshim.wire.sizes import entry_size
 
 
 class PendingEntry(NamedTuple):
@@ -70,7 +71,7 @@ class LogBatcher:
         batch: list[PendingEntry] = []
         size = 0
         while waiting and len(batch) < self._record_items:
-            size += len(waiting[0].entry.envelope) + 10 * len(waiting[0].entry.devices) + 32
+            size += entry_size(waiting[0].entry)
             if batch and size > self._record_bytes:
                 break
             batch.append(waiting.popleft())

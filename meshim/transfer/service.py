@@ -24,9 +24,7 @@ from meshim.stores.redis.presence import RedisPresence
 from meshim.topology import Topology
 from meshim.transfer import events as e
 from meshim.transfer.core import TransferCore, TransferOptions
-
-BUNDLE_OVERHEAD_BYTES = 65_536
-"""Of a bundle beyond its items, generously: the limit of the socket only stops what is absurd."""
+from meshim.wire.sizes import BUNDLE_OVERHEAD_BYTES
 
 
 def options_of(topology: Topology) -> TransferOptions:

@@ -5,16 +5,16 @@ from collections.abc import Callable
 import msgspec
 
 from meshim.wire import codec
-from meshim.wire.bounds import U31, U63, U64, Id, Milliseconds, Name, Positions, Token, WindowSize
+from meshim.wire.bounds import U31, U63, U64, Id, Milliseconds, Positions, Token, WindowSize
 from meshim.wire.link import Ack, Close, Data, Frame, Ping, Pong, Reset
 from meshim.wire.outcome import Outcome
 
 
 class Greet(Frame, array_like=True, frozen=True, gc=False, tag=1):
-    """First frame of a client: who it is, and the link epoch all later frames will carry.
+    """The first frame of a client: its token, and the link epoch that all later frames carry.
 
-    `epoch` is that of the client's state file, and must be the one it logged in with.
-    `window` is how many unacknowledged data frames it will take.
+    `epoch` is that of the client's state file, and must be the one that it logged in with.  `window` is how many
+    unacknowledged data frames the client takes.
     """
 
     version: U31
@@ -22,11 +22,10 @@ class Greet(Frame, array_like=True, frozen=True, gc=False, tag=1):
     epoch: U64
     link: U64
     window: WindowSize
-    software: Name = ""
 
 
 class Welcome(Frame, array_like=True, frozen=True, gc=False, tag=2):
-    """The greeting is accepted.  `now` is the server's clock, milliseconds since 1970 UTC."""
+    """The connector accepts the greeting.  `now` is its clock, in milliseconds since 1970-01-01 UTC."""
 
     version: U31
     link: U64
@@ -41,7 +40,7 @@ class Welcome(Frame, array_like=True, frozen=True, gc=False, tag=2):
 
 
 class Stored(Frame, array_like=True, frozen=True, gc=False, tag=10):
-    """How the device's stored messages stand: all pushed, or delayed because the database is away."""
+    """The state of the offline queue: all messages are pushed, or `delayed` because the database does not answer."""
 
     link: U64
     delayed: bool
@@ -50,8 +49,8 @@ class Stored(Frame, array_like=True, frozen=True, gc=False, tag=10):
 class Submit(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=1):
     """Client to connector: an envelope to deliver.
 
-    `after` names, for each device for which a copy of this stream was stored (0: all of a user), the highest
-    position that the sender was told; live copies for it wait until it was sent everything up to there.
+    `after` names, for each device for which a copy of this stream was stored (0: all devices of a user), the highest
+    position that an outcome reported.  A live copy for that device waits until the offline queue is pushed up to there.
     """
 
     envelope: bytes
@@ -59,7 +58,7 @@ class Submit(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=1):
 
 
 class Delivery(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=2):
-    """Connector to client: an envelope for this device.  `stored` is true when it waited in the store."""
+    """Connector to client: an envelope for this device.  `stored` is true for one from the offline queue."""
 
     envelope: bytes
     stored: bool = False
@@ -73,5 +72,5 @@ ConnectorFrame = Welcome | Stored | Data[ConnectorItem] | Ack | Ping | Pong | Cl
 
 encode: Callable[[Frame], bytes] = codec.encode
 decode_from_client: Callable[[bytes], ClientFrame] = codec.decoder(ClientFrame)
-"""Raises `msgspec.DecodeError` (also for wrong types and numbers out of bounds), as the other does."""
+"""Raises `msgspec.DecodeError`, also for wrong types and for values out of bounds; so does the next one."""
 decode_from_connector: Callable[[bytes], ConnectorFrame] = codec.decoder(ConnectorFrame)

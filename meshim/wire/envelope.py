@@ -1,12 +1,10 @@
-"""The envelope: what the sending device made, moved byte for byte to every receiving one.
+"""The envelope: the sending device makes it, and the mesh moves it byte for byte to every receiving device.
 
-A stream is everything one sending device (user, device, epoch) addresses to one
-destination; `seq` counts it from 1 without gaps.  `(stream, seq)` names a message
-for ever and is what everybody deduplicates by.
+A stream is the messages of one sending device (user, device, epoch) to one destination; `seq` counts them from 1
+without gaps.  `(stream, seq)` names a message for ever; every deduplication uses it.
 
-Destinations are typed, and kinds are open: a hop forwards kinds it has never heard of.
-Kinds from 128 are ephemeral: delivered to who is connected, never stored, resent or
-acknowledged.
+Destinations are typed.  Kinds are an open list: a hop forwards kinds that it does not know.  Kinds from 128 on are
+ephemeral: they reach connected devices only, and are never stored, resent or acknowledged.
 """
 
 import enum
@@ -19,21 +17,22 @@ from meshim.wire.bounds import LIST_MAX, U8, U31, U64, AnyId, Id, MessageId, Mil
 from meshim.wire.codec import decoder, encode
 
 WIRE_VERSION = 1
-"""Of envelopes, greetings, hellos, log records and rows."""
+"""The version in envelopes, greetings, hellos, records of the log, and rows."""
 
 
 class Kind(enum.IntEnum):
-    """What a body is.  Unknown kinds are forwarded, and unknown bodies skipped by clients."""
+    """The kind of a body.  Hops forward unknown kinds; clients skip them."""
 
     TEXT = 1
     FILE = 2
     RECEIPT = 3
     BASE = 4
-    """No body: tells the recipients that everything below `base` is settled."""
+    """A base update, without a body: it tells the recipients that every message below `base` is settled."""
     TYPING = 128
 
 
 EPHEMERAL_FROM = 128
+"""The first ephemeral kind."""
 
 
 class DestinationType(enum.IntEnum):
@@ -45,7 +44,7 @@ class DestinationType(enum.IntEnum):
 
 
 class Destination(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """Where a stream leads.
+    """The destination of a stream.
 
     `id` is a user id for USER and DEVICE, a group id for GROUP; `device` is 0 except for DEVICE.
     """
@@ -56,7 +55,7 @@ class Destination(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class Stream(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """The messages of one sending device to one destination."""
+    """The name of a stream: its sending device and its destination."""
 
     user: Id
     device: Id
@@ -65,11 +64,11 @@ class Stream(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class Envelope(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """One message.  `sent_at` is the sender's clock, milliseconds since 1970 UTC.
+    """One message.  `sent_at` is the sender's clock, in milliseconds since 1970-01-01 UTC.
 
-    `base` is the lowest `seq` of the stream that was not settled when this envelope was first
-    sent; it is the only field that is not associated data of the sealed body.
-    `key` is the version of the content key; 0 says that the body is not sealed.
+    `base` is the lowest `seq` of the stream that was not settled when this envelope was first sent; apart from the body
+    it is the only field that is not associated data of the sealed body.  `key` is the version of the content key; 0
+    means that the body is not sealed.
     """
 
     version: U31
@@ -87,26 +86,27 @@ class Envelope(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     @property
     def stream(self) -> Stream:
+        """The stream that this message belongs to."""
         return Stream(self.user, self.device, self.epoch, self.to)
 
 
 class Text(msgspec.Struct, array_like=True, frozen=True):
-    """The content of a TEXT body, once opened."""
+    """The content of an opened TEXT body."""
 
     text: str
 
 
 class ReceiptKind(enum.IntEnum):
-    """What a RECEIPT body says of the messages it names."""
+    """What a receipt confirms."""
 
     DELIVERED = 1
     READ = 2
 
 
 class Receipt(msgspec.Struct, array_like=True, frozen=True):
-    """The content of a RECEIPT body: these messages of your stream reached, or were read at, my device.
+    """The content of an opened RECEIPT body: these messages of a stream reached a device, or were read on it.
 
-    `epoch` and `to` complete the stream (its user and device are the destination of the receipt);
+    `epoch` and `to` complete the name of the stream, whose user and device are the destination of the receipt.
     `ranges` are inclusive pairs of `seq`.
     """
 
@@ -117,20 +117,22 @@ class Receipt(msgspec.Struct, array_like=True, frozen=True):
 
 
 def encode_envelope(envelope: Envelope) -> bytes:
+    """Return the bytes of an envelope."""
     return encode(envelope)
 
 
 def encode_content(content: Text | Receipt) -> bytes:
+    """Return the plaintext of a body."""
     return encode(content)
 
 
 decode_envelope: Callable[[bytes], Envelope] = decoder(Envelope)
-"""Raises `msgspec.DecodeError` (also for wrong types and numbers out of bounds), as the other two do."""
+"""Raises `msgspec.DecodeError`, also for wrong types and for values out of bounds; so do the next two."""
 decode_text: Callable[[bytes], Text] = decoder(Text)
 decode_receipt: Callable[[bytes], Receipt] = decoder(Receipt)
 
 
 def associated_data(envelope: Envelope) -> bytes:
-    """What AES-GCM authenticates beside the body: every field but `base` and `body`, as one msgpack array."""
+    """Return what AES-GCM authenticates beside the body: every field but `base` and `body`, as one msgpack array."""
     e = envelope
     return encode((e.version, e.id, e.user, e.device, e.epoch, e.to, e.seq, e.kind, e.key, e.sent_at))

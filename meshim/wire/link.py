@@ -1,11 +1,10 @@
-"""Frames that every link speaks, between client and connector and between connector and transfer.
+"""The frames of every link, between client and connector and between connector and transfer.
 
-A frame is one ZeroMQ message of one part: a msgpack array whose first element is the
-type.  `link` is the epoch of the link, 64 random bits chosen by the end that connected;
-a frame with an epoch that is not known here is answered with `Reset`.
+A frame is one ZeroMQ message of one part: a msgpack array whose first element is the type.  `link` is the epoch of the
+link, 64 random bits chosen by the end that connected; an end answers a frame with an unknown epoch with `Reset`.
 
-Data frames are numbered from 1 in each direction.  `ack` says that everything up to it was
-processed, `stash` lists later numbers that arrived early and are kept.
+Data frames are numbered from 1 in each direction.  `ack` is the last number that was processed; every frame up to it
+was.  `stash` lists the later frames that arrived early and are kept.
 """
 
 from typing import Annotated, Generic, TypeVar
@@ -20,11 +19,11 @@ Stash = Annotated[tuple[FrameNumber, ...], msgspec.Meta(max_length=LIST_MAX)]
 
 
 class Frame(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """One ZeroMQ message on a link."""
+    """The base of all frames."""
 
 
 class Data(Frame, Generic[Item], array_like=True, frozen=True, gc=False, tag=3):
-    """Numbered items, delivered in order and once; carries an acknowledgement of the other direction."""
+    """Items, delivered in order and once, and an acknowledgement of the other direction."""
 
     link: U64
     number: FrameNumber
@@ -34,7 +33,7 @@ class Data(Frame, Generic[Item], array_like=True, frozen=True, gc=False, tag=3):
 
 
 class Ack(Frame, array_like=True, frozen=True, gc=False, tag=4):
-    """An acknowledgement for which no data was at hand to carry it."""
+    """An acknowledgement that no data frame carries."""
 
     link: U64
     ack: U63
@@ -42,17 +41,19 @@ class Ack(Frame, array_like=True, frozen=True, gc=False, tag=4):
 
 
 class Ping(Frame, array_like=True, frozen=True, gc=False, tag=5):
-    """Are you there?  Answered by `Pong`."""
+    """Asks for a Pong."""
 
     link: U64
 
 
 class Pong(Frame, array_like=True, frozen=True, gc=False, tag=6):
+    """Answers a Ping."""
+
     link: U64
 
 
 class Close(Frame, array_like=True, frozen=True, gc=False, tag=7):
-    """The link ends, for this reason.  Nothing that comes after it on this epoch is read."""
+    """Ends the link, with the reason.  The receiver ignores later frames of this epoch."""
 
     link: U64
     code: U31
@@ -60,6 +61,6 @@ class Close(Frame, array_like=True, frozen=True, gc=False, tag=7):
 
 
 class Reset(Frame, array_like=True, frozen=True, gc=False, tag=8):
-    """This link epoch is not known here: greet again."""
+    """Answers a frame of an unknown epoch: greet again."""
 
     link: U64

@@ -1,7 +1,7 @@
 """The link between a connector (DEALER) and a transfer (ROUTER).
 
-Bundles are `Data` frames with many items.  The stamp is what the mesh knows of an
-envelope; hops read and write stamps and move envelopes as bytes.
+A bundle is a `Data` frame with many items.  Hops read and write the stamp in front of an envelope; they move the
+envelope as bytes.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from meshim.wire.outcome import Outcome
 
 
 class Hello(Frame, array_like=True, frozen=True, gc=False, tag=1):
-    """First frame of a connector: which incarnation it is, and the epoch of this link."""
+    """The first frame of a connector: its incarnation, and the epoch of the link."""
 
     version: U31
     link: U64
@@ -27,6 +27,8 @@ class Hello(Frame, array_like=True, frozen=True, gc=False, tag=1):
 
 
 class HelloOk(Frame, array_like=True, frozen=True, gc=False, tag=2):
+    """The transfer accepts the hello.  `incarnation` is that of the transfer."""
+
     version: U31
     link: U64
     incarnation: U63
@@ -34,10 +36,10 @@ class HelloOk(Frame, array_like=True, frozen=True, gc=False, tag=2):
 
 
 class Stamp(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """Who sent an envelope, as the session that it came through proves, and where it goes.
+    """The routing header of an envelope: its sender, as the authenticated session proves, and its destination.
 
-    `origin` is the incarnation of the sender's connector.  `copies` are at first those for the sender's
-    other devices; the transfer adds the recipient's.  `trace` is 0, or a number that hops write to their logs.
+    `origin` is the incarnation of the sender's connector.  The connector fills `copies` with those for the sender's
+    other devices; the transfer adds those of the recipient.
     """
 
     origin: U63
@@ -49,11 +51,10 @@ class Stamp(msgspec.Struct, array_like=True, frozen=True, gc=False):
     kind: U8
     after: Positions = ()
     copies: Copies = ()
-    trace: U63 = 0
 
 
 class Route(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=1):
-    """Connector to transfer: find the recipient's devices and deliver or store."""
+    """Connector to transfer: find the recipient's devices, and deliver or store a copy for each."""
 
     stamp: Stamp
     envelope: bytes
@@ -69,9 +70,9 @@ class Deliver(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=2):
 
 
 class Return(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=4):
-    """Connector to transfer: could not deliver to these devices of `user`; store for them.
+    """Connector to transfer: it could not deliver to these devices of `user`; store for them.
 
-    `absent` says that they are not connected here, which corrects the transfer's cache.
+    `absent` means that they are not connected to this connector, which corrects the transfer's cache.
     """
 
     user: Id
@@ -89,5 +90,5 @@ TransferToConnector = HelloOk | Data[FromTransfer] | Ack | Ping | Pong | Close |
 
 encode: Callable[[Frame], bytes] = codec.encode
 decode_from_connector: Callable[[bytes], ConnectorToTransfer] = codec.decoder(ConnectorToTransfer)
-"""Raises `msgspec.DecodeError` (also for wrong types and numbers out of bounds), as the other does."""
+"""Raises `msgspec.DecodeError`, also for wrong types and for values out of bounds; so does the next one."""
 decode_from_transfer: Callable[[bytes], TransferToConnector] = codec.decoder(TransferToConnector)

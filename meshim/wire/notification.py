@@ -1,8 +1,8 @@
-"""Notifications: small messages to connectors over NATS, at most once.
+"""Notifications: small messages to connectors over NATS, delivered at most once.
 
-Each only makes something happen sooner that a sweep or a time limit makes happen anyway; but a session whose
-logout was not heard lasts until its connection ends, and is then refused.
-WakeUp and Kick go to the subject of one connector incarnation, the others to all connectors.
+A connector that misses one does the same later: a sweep looks at the offline queues again, and relations, devices and
+tokens are read again within `relation_ttl_s` (docs/protocol.md, section 20).  WakeUp and Kick go to the subject of one
+connector incarnation, AccountChanged to all connectors.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from meshim.wire.codec import decoder, encode
 
 
 class WakeUp(msgspec.Struct, array_like=True, frozen=True, tag=1):
-    """Something was stored for these devices, each (user, device): look at their queues."""
+    """Messages were stored for these devices, each (user, device): look at their queues."""
 
     devices: Annotated[tuple[tuple[Id, Id], ...], msgspec.Meta(max_length=ITEMS_MAX)]
 
@@ -40,8 +40,9 @@ Notification = WakeUp | Kick | AccountChanged
 
 
 def encode_notification(notification: Notification) -> bytes:
+    """Return the bytes of a notification."""
     return encode(notification)
 
 
 decode_notification: Callable[[bytes], Notification] = decoder(Notification)
-"""Raises `msgspec.DecodeError` (also for wrong types and numbers out of bounds)."""
+"""Raises `msgspec.DecodeError`, also for wrong types and for values out of bounds."""

@@ -1,4 +1,4 @@
-"""What transfers publish to the log and writers read from it."""
+"""The records that transfers publish to the log and writers read from it."""
 
 from collections.abc import Callable
 from typing import Annotated
@@ -11,7 +11,7 @@ from meshim.wire.envelope import WIRE_VERSION
 
 
 class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """An envelope to keep for devices of `user`; no devices means all that the registry knows."""
+    """An envelope to store for devices of `user`; an empty list means all devices that the database knows."""
 
     user: Id
     devices: Annotated[tuple[Id, ...], msgspec.Meta(max_length=LIST_MAX)]
@@ -19,15 +19,16 @@ class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class Record(msgspec.Struct, array_like=True, frozen=True):
-    """One message of the log: a bundle of entries for one partition."""
+    """One JetStream message: a bundle of entries for one partition."""
 
     version: U31
     entries: Annotated[tuple[Entry, ...], msgspec.Meta(max_length=ITEMS_MAX)]
 
 
 def encode_record(entries: tuple[Entry, ...]) -> bytes:
+    """Return the bytes of a record with these entries."""
     return encode(Record(WIRE_VERSION, entries))
 
 
 decode_record: Callable[[bytes], Record] = decoder(Record)
-"""Raises `msgspec.DecodeError` (also for wrong types and numbers out of bounds)."""
+"""Raises `msgspec.DecodeError`, also for wrong types and for values out of bounds."""

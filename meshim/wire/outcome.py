@@ -1,8 +1,8 @@
-"""Outcomes: what became of the copies of a message, told to the device that sent it.
+"""Outcomes: they report to the sending device what became of the copies of a message.
 
-A copy is (user, device); device 0 stands for all devices of that user, when nobody in the
-mesh could say which they are and the writer expands them.  Every outcome names all copies
-of its message, so that whoever collects outcomes knows when all are accounted for.
+A copy is (user, device).  Device 0 stands for all devices of the user: presence does not know them, and the writer
+expands the copy.  Every outcome names all copies of its message, so that its receiver knows when all of them are
+accounted for.
 """
 
 import enum
@@ -17,21 +17,23 @@ Copy = tuple[int, int]
 
 
 class OutcomeStatus(enum.IntEnum):
+    """What an outcome reports."""
+
     DELIVERED = 1
-    """The devices in `done` acknowledged it."""
+    """The devices in `done` acknowledged the message."""
     STORED = 2
     """The copies in `done` are fsynced in the log at `position` of the partition of their user."""
     REJECTED = 3
-    """This attempt was refused, with `code`; it will be refused again."""
+    """The mesh refused the message, with `code`, and would refuse it again."""
     BUSY = 4
-    """It could not be taken now; send it again later."""
+    """The mesh cannot take the message now; the client submits it again later."""
 
 
 class Outcome(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=3):
-    """What became of messages `first` to `last` of the stream (sending device, `epoch`, `to`).
+    """One status for the messages `first` to `last` of the stream (`user`, `device`, `epoch`, `to`).
 
-    `origin` is the incarnation of the connector the device submitted them to, `user` and `device`
-    the sending device: the way back.  `position` is 0 except for STORED.
+    It travels to the connector incarnation `origin`, where the device submitted the messages, and on to the device.
+    `position` is 0 except for STORED.
     """
 
     origin: U63

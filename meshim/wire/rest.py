@@ -1,9 +1,8 @@
-"""What travels between clients and the REST service: one struct per body, JSON.
+"""The JSON bodies between clients and the REST service: one struct for each.
 
-Both sides ignore fields they do not know, and every field that is added later has a
-default, so that older and newer versions talk.  Bytes are base64 in JSON (RFC 4648,
-with padding).  64-bit epochs are 16 hexadecimal digits: numbers of JSON are doubles to
-many readers.  Times are seconds since 1970 UTC.
+Both sides ignore unknown fields, and every field that is added later has a default, so that older and newer versions
+understand each other.  Bytes are base64 (RFC 4648, with padding).  64-bit epochs are 16 hexadecimal digits, since many
+readers of JSON turn numbers into doubles.  Times are seconds since 1970-01-01 UTC.
 """
 
 from typing import Annotated
@@ -11,7 +10,7 @@ from typing import Annotated
 import msgspec
 
 PREFIX = "/v1"
-"""First part of the path of every endpoint but the probes."""
+"""The first part of the path of every endpoint but the probes."""
 
 PROBLEM_JSON = "application/problem+json"
 
@@ -19,9 +18,9 @@ Epoch = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$", description="64 bi
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """The body of every answer from 400 on (RFC 9457).
+    """The body of every answer with a status from 400 on (RFC 9457).
 
-    `detail` is one sentence for people; `code` is one word for programs, and the end of `type`.
+    `detail` is one sentence for people; `code` is one word for programs, which also ends `type`.
     """
 
     type: str
@@ -32,6 +31,8 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class User(msgspec.Struct, frozen=True):
+    """A user, by id and name."""
+
     user_id: int
     name: str
 
@@ -47,13 +48,13 @@ class Credentials(msgspec.Struct, frozen=True):
 
 
 class Import(msgspec.Struct, frozen=True):
-    """Registers many at once."""
+    """Registers many users in one request."""
 
     users: tuple[Credentials, ...]
 
 
 class Imported(msgspec.Struct, frozen=True):
-    """What became of one name of an import: a user, or why not (as in `Problem`)."""
+    """The result for one name of an import: the user, or `code` and `detail` as in `Problem`."""
 
     name: str
     user: User | None = None
@@ -62,7 +63,7 @@ class Imported(msgspec.Struct, frozen=True):
 
 
 class ImportAnswer(msgspec.Struct, frozen=True):
-    """In the order of the request."""
+    """The results of an import, in the order of the request."""
 
     users: tuple[Imported, ...]
 
@@ -71,9 +72,9 @@ class ImportAnswer(msgspec.Struct, frozen=True):
 
 
 class LoginRequest(msgspec.Struct, frozen=True):
-    """Logs a device in: registers it, or takes it over with this epoch.
+    """Logs in on a device: registers the device, or takes it over with this epoch.
 
-    Without a device the token is for REST alone: it touches no device and no connector accepts it.
+    Without a device the token is for REST only: the login changes no device, and no connector accepts the token.
     """
 
     name: str
@@ -91,20 +92,22 @@ class Connector(msgspec.Struct, frozen=True):
 
 
 class Connectors(msgspec.Struct, frozen=True):
+    """All living connectors."""
+
     connectors: tuple[Connector, ...]
 
 
 class ContentKey(msgspec.Struct, frozen=True):
-    """32 bytes for AES-256-GCM; `version` is what envelopes call it."""
+    """32 bytes for AES-256-GCM; the `key` field of an envelope holds `version`."""
 
     version: int
     key: bytes
 
 
 class Relation(msgspec.Struct, frozen=True):
-    """How one stands with `peer`.
+    """The relation of a user with `peer`.
 
-    `requested`: we asked; `asked`: the peer did; `removed`: it ended, was withdrawn or refused.
+    `state` is `friends`; `requested` by the user; `asked` by the peer; or `removed`: ended, withdrawn or refused.
     `keys` are all versions, oldest first: the last one seals, the others open old messages.
     """
 
@@ -114,13 +117,13 @@ class Relation(msgspec.Struct, frozen=True):
 
 
 class Relations(msgspec.Struct, frozen=True):
-    """By name of the peer."""
+    """All relations of a user, ordered by the name of the peer."""
 
     relations: tuple[Relation, ...]
 
 
 class LoginAnswer(msgspec.Struct, frozen=True):
-    """`token` is 32 bytes as base64url without padding: `Bearer` in REST, raw in the greeting.
+    """`token` is 32 bytes as base64url without padding: REST takes it as `Bearer`, the greeting takes the raw bytes.
 
     Without a device `device_id` is 0 and `connectors` and `relations` are empty.
     """
@@ -134,45 +137,45 @@ class LoginAnswer(msgspec.Struct, frozen=True):
     connectors: tuple[Connector, ...] = ()
     relations: tuple[Relation, ...] = ()
     mesh: str = ""
-    """Names this mesh: what a device keeps of another one (ids, keys, messages) is of no use here."""
+    """The identity of this mesh: ids, keys and messages that a device keeps of another mesh are useless here."""
 
 
 # ---------------------------------------------------------------- presence, probes
 
 
 class PeerPresence(msgspec.Struct, frozen=True):
-    """Whether any device of this friend is connected."""
+    """Whether a device of this friend is connected."""
 
     peer: User
     online: bool
 
 
 class PresenceAnswer(msgspec.Struct, frozen=True):
-    """All friends, by name."""
+    """All friends, ordered by name."""
 
     friends: tuple[PeerPresence, ...]
 
 
 class Probe(msgspec.Struct, frozen=True):
-    """Whether a backend answers, and why not."""
+    """Whether a backend answers, or the reason why not."""
 
     ok: bool
     reason: str = ""
 
 
 class Readiness(msgspec.Struct, frozen=True):
-    """Of each backend by name (`redis`, `nats`, `sql`)."""
+    """Whether the service is ready: the probe of each backend, by name (`redis`, `nats`, `sql`)."""
 
     ready: bool
     backends: dict[str, Probe]
 
 
 def format_epoch(epoch: int) -> str:
-    """A 64-bit epoch as JSON carries it."""
+    """Return a 64-bit epoch in the form of JSON."""
     assert 0 <= epoch < 1 << 64
     return f"{epoch:016x}"
 
 
 def parse_epoch(text: str) -> int:
-    """The other way; the pattern of `Epoch` was checked when the struct was decoded."""
+    """Return the number of an `Epoch`, whose pattern was checked when its struct was decoded."""
     return int(text, 16)

@@ -109,7 +109,7 @@ class Stranger:
         self.welcome: Any = None
         for frame in ahead:
             self.socket.send(frame)
-        self.send(GREET, version, self.token if token is None else token, self.epoch, self.link, WINDOW, "stranger")
+        self.send(GREET, version, self.token if token is None else token, self.epoch, self.link, WINDOW)
         if wait:
             self.until(lambda: self.welcome is not None)
             for (to, _), envelope in list(self.pending.items()):

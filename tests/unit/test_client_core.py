@@ -120,7 +120,7 @@ def delivered(seq: int, who: Identity = ME) -> Outcome:
 def test_a_connection_is_greeted_and_welcomed() -> None:
     connector = Connector()
     connector.greeted()
-    assert connector.frames == [Greet(WIRE_VERSION, b"token", ME.epoch, LINK, 4, "meshim-python")]
+    assert connector.frames == [Greet(WIRE_VERSION, b"token", ME.epoch, LINK, 4)]
     assert connector.says(connector.welcome(body_bytes=99)) == [e.Online(99)]
     assert connector.core.state is Stage.ONLINE
     assert connector.says(connector.welcome()) == []

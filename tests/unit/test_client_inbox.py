@@ -7,7 +7,7 @@ from meshim.client.inbox import Arrival, Inbox
 from meshim.protocol.ordering import Flag, OrderingOptions
 from meshim.wire.envelope import WIRE_VERSION, Destination, DestinationType, Envelope, Kind, Stream, encode_envelope
 
-OPTIONS = OrderingOptions(gap_release_s=30.0, most_early=4)
+OPTIONS = OrderingOptions(gap_release_s=30.0, early_max=4)
 EMPTY = Snapshot([], [], [], [], [])
 ME = Destination(DestinationType.USER, 1)
 BOB = Stream(2, 20, 5, ME)
@@ -150,7 +150,7 @@ def test_a_restart_with_less_room_releases_what_does_not_fit() -> None:
     box = inbox()
     for seq in (2, 3, 5, 7):
         kept.apply(receive(box, seq).changes)
-    box = inbox(kept.snapshot(), options=OrderingOptions(gap_release_s=30.0, most_early=1))
+    box = inbox(kept.snapshot(), options=OrderingOptions(gap_release_s=30.0, early_max=1))
     assert box.next_deadline() == 0.0
     arrival = box.tick(0.0)
     assert arrival.grew

@@ -1,4 +1,4 @@
-"""When a link acknowledges: with the next data, or alone once that has waited."""
+"""When a link acknowledges, with data or alone, and when it coalesces items."""
 
 import pytest
 from hypothesis import given
@@ -22,31 +22,31 @@ def data(number: int, ack: int = 0) -> Data[str]:
     return Data(EPOCH, number, ack, (), (f"m{number}",))
 
 
-def test_an_acknowledgement_travels_with_what_is_said_next() -> None:
+def test_an_acknowledgement_travels_with_the_next_data_frame() -> None:
     end = link()
     end.receive(data(1), 1.0)
     assert end.flush(1.0) == []
     end.push("answer")
     assert end.flush(1.01) == [Data(EPOCH, 1, 1, (), ("answer",))]
-    assert end.tick(1.5) == [], "it was told"
+    assert end.tick(1.5) == [], "already acknowledged"
 
 
-def test_alone_it_waits_no_longer_than_that() -> None:
+def test_an_acknowledgement_without_data_waits_for_ack_delay_s() -> None:
     end = link()
     end.receive(data(1), 1.0)
     assert end.flush(1.0) == []
     end.receive(data(2), 1.04)
-    assert end.flush(1.04) == [], "the second does not put it off"
+    assert end.flush(1.04) == [], "a second frame does not delay it further"
     assert end.next_deadline() == pytest.approx(1.0 + DELAY_S)
     assert end.tick(1.049) == []
     assert end.tick(1.051) == [Ack(EPOCH, 2)]
     assert end.tick(2.0) == []
     end.receive(data(3), 3.0)
     assert end.flush(3.0) == []
-    assert end.flush(3.06) == [Ack(EPOCH, 3)], "whoever comes first says it"
+    assert end.flush(3.06) == [Ack(EPOCH, 3)], "`flush` sends it as well as `tick`"
 
 
-def test_whoever_may_soon_say_no_more_is_answered_at_once() -> None:
+def test_a_peer_that_used_half_its_credit_gets_an_acknowledgement_at_once() -> None:
     end = link()
     for number in range(1, CREDIT // 2):
         end.receive(data(number), 1.0)
@@ -55,64 +55,64 @@ def test_whoever_may_soon_say_no_more_is_answered_at_once() -> None:
     assert end.flush(1.0) == [Ack(EPOCH, CREDIT // 2)]
 
 
-@pytest.mark.parametrize(("numbers", "told"), [((1, 1), Ack(EPOCH, 1)), ((1, 3), Ack(EPOCH, 1, (3,)))])
-def test_who_is_not_sure_what_came_is_answered_at_once(numbers: tuple[int, int], told: Ack) -> None:
+@pytest.mark.parametrize(("numbers", "ack"), [((1, 1), Ack(EPOCH, 1)), ((1, 3), Ack(EPOCH, 1, (3,)))])
+def test_a_duplicate_or_early_frame_is_acknowledged_at_once(numbers: tuple[int, int], ack: Ack) -> None:
     end = link()
     end.receive(data(numbers[0]), 1.0)
     assert end.flush(1.0) == []
     end.receive(data(numbers[1]), 1.01)
-    assert end.flush(1.01) == [told]
+    assert end.flush(1.01) == [ack]
 
 
-def test_without_a_delay_it_is_said_at_once() -> None:
+def test_without_a_delay_an_acknowledgement_leaves_at_once() -> None:
     end = link(0.0)
     end.receive(data(1), 1.0)
     assert end.flush(1.0) == [Ack(EPOCH, 1)]
 
 
-@given(st.lists(st.tuples(st.sampled_from(["hear", "say", "flush"]), st.floats(0.0, 0.04)), max_size=40))
-def test_nothing_that_came_is_unacknowledged_for_longer(steps: list[tuple[str, float]]) -> None:
-    """Whatever is said and heard, and however often: the peer knows after `DELAY_S`, at the deadlines of the link."""
-    end, now, number, heard_at, acked = link(), 0.0, 0, {}, 0
+@given(st.lists(st.tuples(st.sampled_from(["receive", "push", "flush"]), st.floats(0.0, 0.04)), max_size=40))
+def test_no_frame_is_unacknowledged_for_longer_than_ack_delay_s(steps: list[tuple[str, float]]) -> None:
+    """In any sequence of calls, with `tick` at the deadlines of the link."""
+    end, now, number, received_at, acked = link(), 0.0, 0, {}, 0
 
-    def told(frames: list[Frame]) -> None:
+    def sent(frames: list[Frame]) -> None:
         nonlocal acked
         for frame in frames:
             assert isinstance(frame, Data | Ack)
             acked = max(acked, frame.ack)
 
-    for what, passes_s in steps:
-        until = now + passes_s
+    for step, pause_s in steps:
+        until = now + pause_s
         while end.next_deadline() <= until and end.window.owes_ack:
             now = max(now, end.next_deadline())
-            told(end.tick(now))
+            sent(end.tick(now))
         now = until
-        if what == "hear":
+        if step == "receive":
             number += 1
             end.receive(data(number), now)
-            heard_at[number] = now
-        elif what == "say" and end.window.unacknowledged < CREDIT:
+            received_at[number] = now
+        elif step == "push" and end.window.unacknowledged < CREDIT:
             end.push("x")
-        told(end.flush(now))
+        sent(end.flush(now))
         for each in range(acked + 1, number + 1):
-            assert now - heard_at[each] < DELAY_S + 1e-9
+            assert now - received_at[each] < DELAY_S + 1e-9
 
 
-def test_who_waits_to_hear_that_a_message_came_hears_it_at_once() -> None:
+def test_ack_at_once_sends_the_acknowledgement_at_once() -> None:
     end = link()
     end.receive(data(1), 1.0)
     end.window.ack_at_once()
     assert end.flush(1.0) == [Ack(EPOCH, 1)]
     end.receive(data(2), 1.1)
-    assert end.flush(1.1) == [], "nobody waits for this one"
+    assert end.flush(1.1) == [], "the request held for the frames before it"
 
 
-def test_a_frame_that_goes_before_it_is_processed_does_not_answer_for_it() -> None:
+def test_a_frame_that_leaves_before_processing_does_not_acknowledge() -> None:
     options = WindowOptions(credit=CREDIT, queue=100, frame_items=4, frame_bytes=1_000, resend_s=1.0, give_up_s=5.0)
-    end: Link[str, str] = Link(EPOCH, LinkOptions(options, 10.0, 25.0, ack_delay_s=DELAY_S), len, 0.0, deferred=True)
+    end: Link[str, str] = Link(EPOCH, LinkOptions(options, 10.0, 25.0, ack_delay_s=DELAY_S), len, 0.0, manual_ack=True)
     end.receive(data(1), 1.0)
     end.window.ack_at_once()
-    end.push("said before it was written down")
+    end.push("sent before processing")
     (frame,) = end.flush(1.0)
     assert isinstance(frame, Data)
     assert frame.ack == 0
@@ -125,10 +125,10 @@ def deferrable() -> Link[str, str]:
     return Link(EPOCH, LinkOptions(options, 10.0, 25.0, coalesce_s=DELAY_S), len, 0.0)
 
 
-def test_patient_items_leave_together_and_no_later_than_that() -> None:
+def test_deferrable_items_leave_together_within_coalesce_s() -> None:
     end = deferrable()
     end.push("first", deferrable=True)
-    assert end.flush(1.0) == [Data(EPOCH, 1, 0, (), ("first",))], "nothing has left just now"
+    assert end.flush(1.0) == [Data(EPOCH, 1, 0, (), ("first",))], "no frame left just before"
     end.push("second", deferrable=True)
     assert end.flush(1.01) == []
     assert end.next_deadline() == pytest.approx(1.0 + DELAY_S)
@@ -137,7 +137,7 @@ def test_patient_items_leave_together_and_no_later_than_that() -> None:
     assert end.flush(1.0 + DELAY_S) == []
 
 
-def test_what_cannot_wait_takes_everything_along_in_order() -> None:
+def test_an_urgent_item_takes_the_deferrable_ones_along_in_order() -> None:
     end = deferrable()
     end.push("first", deferrable=True)
     end.flush(1.0)
@@ -147,7 +147,7 @@ def test_what_cannot_wait_takes_everything_along_in_order() -> None:
     assert end.flush(1.011) == [Data(EPOCH, 2, 0, (), ("second", "now"))]
 
 
-def test_what_found_no_room_leaves_as_soon_as_there_is_some() -> None:
+def test_items_beyond_the_window_leave_as_soon_as_it_has_room() -> None:
     end = deferrable()
     for number in range(4 * CREDIT + 1):
         end.push(f"m{number}", deferrable=True)

@@ -1,4 +1,4 @@
-"""Order at the recipient: each rule of the file, and a stream against a dictionary of what was shown."""
+"""Order at the recipient: each rule of the module, and a stream against a dictionary of the shown messages."""
 
 import itertools
 
@@ -9,13 +9,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from meshim.protocol.ordering import Flag, OrderingOptions, Released, StreamOrder
 
-OPTIONS = OrderingOptions(gap_release_s=30.0, most_early=4, most_holes=3)
+OPTIONS = OrderingOptions(gap_release_s=30.0, early_max=4, holes_max=3)
 
 IN_ORDER, AFTER_GAP, LATE = Flag.IN_ORDER, Flag.AFTER_GAP, Flag.LATE
 
 
 class Stream(StreamOrder[str]):
-    """Items name their seq; flags and seqs are what a test looks at."""
+    """A stream whose items name their seq; `take` returns seqs and flags."""
 
     def take(self, seq: int, base: int = 1, now: float = 0.0) -> list[tuple[int, Flag]] | None:
         released = self.receive(seq, base, f"item {seq}", now)
@@ -31,7 +31,7 @@ def shown(released: list[Released[str]]) -> list[tuple[int, Flag]]:
     return [(seq, flag) for seq, _, flag in released]
 
 
-def test_what_comes_in_order_is_shown_at_once() -> None:
+def test_a_message_in_order_is_shown_at_once() -> None:
     order = stream()
     assert order.take(1) == [(1, IN_ORDER)]
     assert order.take(2) == [(2, IN_ORDER)]
@@ -39,7 +39,7 @@ def test_what_comes_in_order_is_shown_at_once() -> None:
     assert order.next_deadline() is None
 
 
-def test_what_comes_early_is_held_until_the_gap_is_closed() -> None:
+def test_an_early_message_is_held_back_until_the_gap_is_closed() -> None:
     order = stream()
     assert order.take(3) == []
     assert order.take(2) == []
@@ -47,7 +47,7 @@ def test_what_comes_early_is_held_until_the_gap_is_closed() -> None:
     assert order.next_deadline() is None
 
 
-def test_duplicates_are_known_whether_shown_or_held_back() -> None:
+def test_duplicates_of_shown_and_of_held_messages_are_recognized() -> None:
     order = stream()
     order.take(1)
     assert order.take(1) is None
@@ -58,17 +58,17 @@ def test_duplicates_are_known_whether_shown_or_held_back() -> None:
 
 
 @pytest.mark.parametrize("seq", [0, -1])
-def test_what_no_stream_counts_is_taken_for_a_duplicate(seq: int) -> None:
+def test_a_seq_below_1_counts_as_a_duplicate(seq: int) -> None:
     assert stream().take(seq) is None
 
 
-def test_nothing_below_base_is_waited_for() -> None:
+def test_no_message_waits_for_a_seq_below_base() -> None:
     order = stream()
     assert order.take(3, base=3) == [(3, IN_ORDER)]
     assert order.holes == [(1, 2)]
 
 
-def test_base_releases_what_was_held_back_below_it() -> None:
+def test_base_releases_the_messages_held_back_below_it() -> None:
     order = stream()
     order.take(2)
     order.take(4)
@@ -78,7 +78,7 @@ def test_base_releases_what_was_held_back_below_it() -> None:
     assert order.take(5) == [(5, IN_ORDER), (6, IN_ORDER), (7, IN_ORDER)]
 
 
-def test_what_was_passed_over_is_shown_late_and_once() -> None:
+def test_a_message_of_a_hole_is_shown_late_and_once() -> None:
     order = stream()
     order.take(4, base=4)
     assert order.take(2) == [(2, LATE)]
@@ -89,7 +89,7 @@ def test_what_was_passed_over_is_shown_late_and_once() -> None:
     assert order.holes == []
 
 
-def test_what_was_passed_over_is_in_order_while_nothing_later_was_shown() -> None:
+def test_a_message_of_a_hole_is_in_order_while_no_later_one_was_shown() -> None:
     order = stream()
     order.take(7, base=5)
     assert order.holes == [(1, 4)]
@@ -108,11 +108,10 @@ def test_a_late_message_carries_its_base_like_any_other() -> None:
     assert order.holes == [(1, 1), (3, 3), (5, 5)]
 
 
-def test_a_gap_is_given_up_when_it_held_something_back_for_long_enough() -> None:
+def test_a_gap_is_given_up_after_gap_release_s() -> None:
     order = stream()
     order.take(2, now=10.0)
     order.take(3, now=20.0)
-    assert order.gap_since == 10.0
     assert order.next_deadline() == 40.0
     assert order.tick(39.9) == []
     assert shown(order.tick(40.0)) == [(2, AFTER_GAP), (3, IN_ORDER)]
@@ -120,7 +119,7 @@ def test_a_gap_is_given_up_when_it_held_something_back_for_long_enough() -> None
     assert order.take(1) == [(1, LATE)]
 
 
-def test_gaps_do_not_wait_for_one_another() -> None:
+def test_each_gap_has_its_own_deadline() -> None:
     order = stream()
     order.take(4, now=0.0)
     order.take(2, now=1.0)
@@ -130,14 +129,14 @@ def test_gaps_do_not_wait_for_one_another() -> None:
     assert shown(order.tick(32.0)) == [(6, AFTER_GAP)]
 
 
-def test_what_lies_right_behind_the_gap_alone_is_flagged() -> None:
+def test_only_the_message_right_behind_a_gap_is_flagged() -> None:
     order = stream()
     for seq in (2, 3, 5):
         order.take(seq)
     assert shown(order.tick(30.0)) == [(2, AFTER_GAP), (3, IN_ORDER), (5, AFTER_GAP)]
 
 
-def test_no_more_than_most_early_is_held_back() -> None:
+def test_no_more_than_early_max_messages_are_held_back() -> None:
     order = stream()
     for seq in (2, 3, 5, 6):
         assert order.take(seq) == []
@@ -145,7 +144,7 @@ def test_no_more_than_most_early_is_held_back() -> None:
     assert sorted(order.early) == [5, 6, 8]
 
 
-def test_holes_side_by_side_are_one() -> None:
+def test_adjacent_holes_are_merged() -> None:
     order = stream()
     order.settle_below(3)
     order.settle_below(5)
@@ -169,7 +168,7 @@ def test_filling_a_hole_keeps_the_bound() -> None:
     assert order.forgotten == 3
 
 
-def test_settling_below_what_is_known_changes_nothing() -> None:
+def test_a_base_below_the_watermark_changes_nothing() -> None:
     order = stream()
     order.take(1)
     order.take(3)
@@ -178,7 +177,7 @@ def test_settling_below_what_is_known_changes_nothing() -> None:
     assert (order.watermark, order.holes) == (2, [])
 
 
-def test_a_stream_goes_on_from_what_was_saved() -> None:
+def test_a_stream_continues_from_its_saved_state() -> None:
     order = stream(6, (2, 3))
     assert order.take(5) is None
     assert order.take(3) == [(3, LATE)]
@@ -195,14 +194,14 @@ def test_a_watermark_beyond_every_seq_of_the_wire_still_counts() -> None:
 
 @settings(max_examples=200, derandomize=True, deadline=None, database=None)
 @given(st.lists(st.tuples(st.integers(-3, 40), st.integers(-3, 60)), max_size=60))
-def test_no_base_however_wrong_shows_a_message_twice_or_grows_anything(arrivals: list[tuple[int, int]]) -> None:
+def test_no_wrong_base_shows_a_message_twice_or_breaks_a_bound(arrivals: list[tuple[int, int]]) -> None:
     order = stream()
     seen: list[int] = []
     for now, (seq, base) in enumerate(arrivals):
         seen += [seq for seq, _ in order.take(seq, base, float(now)) or []]
         seen += [seq for seq, _ in shown(order.tick(float(now)))]
-        assert len(order.early) <= OPTIONS.most_early
-        assert len(order.holes) <= OPTIONS.most_holes
+        assert len(order.early) <= OPTIONS.early_max
+        assert len(order.holes) <= OPTIONS.holes_max
     assert len(seen) == len(set(seen))
 
 
@@ -210,22 +209,22 @@ def test_no_base_however_wrong_shows_a_message_twice_or_grows_anything(arrivals:
 
 
 class Recipient(RuleBasedStateMachine):
-    """A sender who settles in any order, a mesh that delivers in any order and twice, a device that restarts.
+    """A sender that settles in any order, a mesh that delivers in any order and twice, a device that restarts.
 
-    Restarting keeps what a client keeps: watermark, holes, and the messages that are held back.
+    A restart keeps the state file of a client: watermark, holes, and the messages that are held back.
     """
 
-    options = OrderingOptions(gap_release_s=30.0, most_early=6, most_holes=1_000)
+    options = OrderingOptions(gap_release_s=30.0, early_max=6, holes_max=1_000)
 
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
         self.order: StreamOrder[int] = StreamOrder(self.options)
         self.bases: dict[int, int] = {}
-        """Everything sent, with its base."""
+        """Every sent seq -> its base."""
         self.unsettled: list[int] = []
         self.arrived: dict[int, float] = {}
-        """Everything that arrived, and when first."""
+        """Every seq that arrived -> when it first did."""
         self.shown: dict[int, Flag] = {}
         self.sequence: list[int] = []
 
@@ -234,7 +233,7 @@ class Recipient(RuleBasedStateMachine):
             assert item == seq
             assert seq not in self.shown, "shown twice"
             above = [other for other in self.sequence if other > seq]
-            assert bool(above) == (flag == Flag.LATE), "out of order without being flagged, or the other way round"
+            assert bool(above) == (flag == Flag.LATE), "late without a flag, or flagged and not late"
             gap = range(max(self.sequence, default=0) + 1, seq)
             settled_below = max(self.bases[other] for other in self.arrived)
             assert flag != Flag.IN_ORDER or len(gap) == 0 or gap[-1] < settled_below, "an open gap was not flagged"
@@ -277,13 +276,13 @@ class Recipient(RuleBasedStateMachine):
         early = dict(self.order.early)
         self.order = StreamOrder(self.options, self.order.watermark, tuple(self.order.holes))
         for seq in early:
-            # Their time starts again: a device does not know how long it was away.
+            # Their deadlines start again: a device does not know how long it was off.
             self.arrived[seq] = self.now
             assert self.order.receive(seq, self.bases[seq], seq, self.now) == []
 
     @invariant()
     def never_lost(self) -> None:
-        """What arrived was shown, or is held back for a reason that will pass."""
+        """Every message that arrived is shown, or held back for less than gap_release_s."""
         assert self.arrived.keys() == self.shown.keys() | self.order.early.keys()
         for seq in self.order.early:
             assert self.now - self.arrived[seq] < self.options.gap_release_s
@@ -298,18 +297,18 @@ class Recipient(RuleBasedStateMachine):
 
     @invariant()
     def bounds(self) -> None:
-        assert len(self.order.early) <= self.options.most_early
+        assert len(self.order.early) <= self.options.early_max
         holes = self.order.holes
         assert all(first <= last for first, last in holes)
-        assert all(one[1] + 1 < other[0] for one, other in itertools.pairwise(holes)), "not in order, or side by side"
+        assert all(one[1] + 1 < other[0] for one, other in itertools.pairwise(holes)), "not in order, or adjacent"
 
     @invariant()
-    def the_deadline_is_that_of_what_waits_longest(self) -> None:
+    def the_deadline_is_that_of_the_oldest_early_message(self) -> None:
         times = [self.arrived[seq] for seq in self.order.early]
         assert self.order.next_deadline() == (min(times) + self.options.gap_release_s if times else None)
 
     def teardown(self) -> None:
-        """When everything comes at last, everything was shown, and in the end nothing is held back."""
+        """When every message has arrived, every message is shown and none is held back."""
         for seq, base in self.bases.items():
             self.arrived.setdefault(seq, self.now)
             self.take_in(self.order.receive(seq, base, seq, self.now) or [])

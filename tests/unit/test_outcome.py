@@ -1,4 +1,4 @@
-"""The sender's book: a tally against its rules, and a stream whose devices must never wait for nothing."""
+"""The delivery status of a message against its rules, and streams whose recipients must not wait in vain."""
 
 import pytest
 from hypothesis import given, settings
@@ -7,7 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from meshim.errors import Code
 from meshim.protocol.ordering import OrderingOptions, StreamOrder
-from meshim.protocol.outcome import AFTER_MOST, DeliveryStatus, OutStream, OutStreamOptions, outcomes_of
+from meshim.protocol.outcome import AFTER_MAX, DeliveryStatus, OutStream, OutStreamOptions, outcomes_of
 from meshim.wire.envelope import Destination, DestinationType
 from meshim.wire.mesh import Stamp
 from meshim.wire.outcome import Copy, Outcome, OutcomeStatus
@@ -19,57 +19,57 @@ ALL_OF_BOB = (BOB, 0)
 
 def outcome(status: OutcomeStatus, done: tuple[Copy, ...], *copies: Copy, code: int = 0, sentence: str = "") -> Outcome:
     return Outcome(
-        9,
-        ALICE,
-        11,
-        5,
-        Destination(DestinationType.USER, BOB),
-        1,
-        1,
-        status,
-        done,
-        copies,
+        origin=9,
+        user=ALICE,
+        device=11,
+        epoch=5,
+        to=Destination(DestinationType.USER, BOB),
+        first=1,
+        last=1,
+        status=status,
+        done=done,
+        copies=copies,
         code=code,
         sentence=sentence,
     )
 
 
 def progress(*outcomes: Outcome) -> DeliveryStatus:
-    book = DeliveryStatus()
+    message = DeliveryStatus()
     for each in outcomes:
-        book.add(each, ALICE)
-    return book
+        message.add(each, ALICE)
+    return message
 
 
 # ---------------------------------------------------------------- one message
 
 
 def test_a_message_is_sent_and_delivered_by_one_outcome_when_there_is_one_copy() -> None:
-    book = DeliveryStatus()
-    assert book.add(outcome(OutcomeStatus.DELIVERED, (PHONE,), PHONE), ALICE)
-    assert (book.state, book.delivered, book.settled) == (DeliveryStatus.SENT, True, True)
+    message = DeliveryStatus()
+    assert message.add(outcome(OutcomeStatus.DELIVERED, (PHONE,), PHONE), ALICE)
+    assert (message.state, message.delivered, message.settled) == (DeliveryStatus.SENT, True, True)
 
 
 def test_stored_is_sent_and_not_delivered() -> None:
-    book = progress(outcome(OutcomeStatus.STORED, (PHONE,), PHONE))
-    assert (book.state, book.delivered) == (DeliveryStatus.SENT, False)
+    message = progress(outcome(OutcomeStatus.STORED, (PHONE,), PHONE))
+    assert (message.state, message.delivered) == (DeliveryStatus.SENT, False)
 
 
 def test_a_message_is_sent_when_its_last_copy_is_accounted_for() -> None:
-    book = DeliveryStatus()
+    message = DeliveryStatus()
     copies = (PHONE, LAPTOP, OWN)
-    assert book.add(outcome(OutcomeStatus.DELIVERED, (PHONE,), *copies), ALICE)
-    assert not book.add(outcome(OutcomeStatus.STORED, (LAPTOP,), *copies), ALICE)
-    assert (book.state, book.delivered) == (DeliveryStatus.PENDING, True)
-    assert book.add(outcome(OutcomeStatus.STORED, (OWN,), *copies), ALICE)
-    assert book.state == DeliveryStatus.SENT
+    assert message.add(outcome(OutcomeStatus.DELIVERED, (PHONE,), *copies), ALICE)
+    assert not message.add(outcome(OutcomeStatus.STORED, (LAPTOP,), *copies), ALICE)
+    assert (message.state, message.delivered) == (DeliveryStatus.PENDING, True)
+    assert message.add(outcome(OutcomeStatus.STORED, (OWN,), *copies), ALICE)
+    assert message.state == DeliveryStatus.SENT
 
 
-def test_ones_own_other_device_does_not_make_it_delivered() -> None:
-    book = progress(
+def test_the_senders_other_device_does_not_make_it_delivered() -> None:
+    message = progress(
         outcome(OutcomeStatus.DELIVERED, (OWN,), OWN, PHONE), outcome(OutcomeStatus.STORED, (PHONE,), OWN, PHONE)
     )
-    assert (book.state, book.delivered) == (DeliveryStatus.SENT, False)
+    assert (message.state, message.delivered) == (DeliveryStatus.SENT, False)
 
 
 def test_stored_for_all_devices_accounts_for_each_of_them() -> None:
@@ -78,7 +78,7 @@ def test_stored_for_all_devices_accounts_for_each_of_them() -> None:
     assert progress(outcome(OutcomeStatus.STORED, (ALL_OF_BOB,), ALL_OF_BOB, OWN), later).state == DeliveryStatus.SENT
 
 
-def test_some_devices_do_not_account_for_all_that_the_registry_knows() -> None:
+def test_some_devices_do_not_account_for_all_registered_devices() -> None:
     assert progress(outcome(OutcomeStatus.DELIVERED, (PHONE, LAPTOP), ALL_OF_BOB)).state == DeliveryStatus.PENDING
 
 
@@ -88,38 +88,38 @@ def test_the_copies_of_the_latest_attempt_count_and_what_was_accounted_for_stays
     assert progress(first, outcome(OutcomeStatus.STORED, (OWN,), PHONE, OWN, LAPTOP)).state == DeliveryStatus.PENDING
 
 
-def test_nothing_is_sent_to_no_copies_at_all() -> None:
+def test_a_message_without_copies_is_not_sent() -> None:
     assert progress(outcome(OutcomeStatus.DELIVERED, ())).state == DeliveryStatus.PENDING
     assert progress(outcome(OutcomeStatus.STORED, (PHONE,))).state == DeliveryStatus.PENDING
 
 
-def test_rejected_is_for_good_and_says_why() -> None:
-    book = DeliveryStatus()
-    assert book.add(outcome(OutcomeStatus.REJECTED, (), code=Code.NOT_FRIENDS, sentence="not friends"), ALICE)
-    assert (book.state, book.code, book.sentence) == (DeliveryStatus.REJECTED, Code.NOT_FRIENDS, "not friends")
-    assert not book.add(outcome(OutcomeStatus.REJECTED, (), code=Code.TOO_LARGE, sentence="another"), ALICE)
-    assert book.code == Code.NOT_FRIENDS
+def test_rejected_is_final_and_has_a_reason() -> None:
+    message = DeliveryStatus()
+    assert message.add(outcome(OutcomeStatus.REJECTED, (), code=Code.NOT_FRIENDS, sentence="not friends"), ALICE)
+    assert (message.state, message.code, message.sentence) == (DeliveryStatus.REJECTED, Code.NOT_FRIENDS, "not friends")
+    assert not message.add(outcome(OutcomeStatus.REJECTED, (), code=Code.TOO_LARGE, sentence="another"), ALICE)
+    assert message.code == Code.NOT_FRIENDS
 
 
 def test_an_earlier_attempt_of_a_rejected_message_may_have_arrived() -> None:
-    book = progress(outcome(OutcomeStatus.REJECTED, (), code=Code.NOT_FRIENDS))
-    assert book.add(outcome(OutcomeStatus.DELIVERED, (PHONE,), PHONE), ALICE)
-    assert (book.state, book.delivered) == (DeliveryStatus.REJECTED, True)
+    message = progress(outcome(OutcomeStatus.REJECTED, (), code=Code.NOT_FRIENDS))
+    assert message.add(outcome(OutcomeStatus.DELIVERED, (PHONE,), PHONE), ALICE)
+    assert (message.state, message.delivered) == (DeliveryStatus.REJECTED, True)
 
 
 def test_a_sent_message_is_not_rejected_any_more_but_may_still_be_delivered() -> None:
-    book = progress(outcome(OutcomeStatus.STORED, (PHONE,), PHONE))
-    assert not book.add(outcome(OutcomeStatus.REJECTED, (), code=Code.NOT_FRIENDS), ALICE)
-    assert (book.state, book.code) == (DeliveryStatus.SENT, 0)
-    assert book.add(outcome(OutcomeStatus.DELIVERED, (PHONE,), PHONE), ALICE)
-    assert book.delivered
+    message = progress(outcome(OutcomeStatus.STORED, (PHONE,), PHONE))
+    assert not message.add(outcome(OutcomeStatus.REJECTED, (), code=Code.NOT_FRIENDS), ALICE)
+    assert (message.state, message.code) == (DeliveryStatus.SENT, 0)
+    assert message.add(outcome(OutcomeStatus.DELIVERED, (PHONE,), PHONE), ALICE)
+    assert message.delivered
 
 
 @pytest.mark.parametrize("status", [OutcomeStatus.BUSY, 99])
-def test_busy_and_what_a_later_version_may_say_settle_nothing(status: OutcomeStatus) -> None:
-    book = DeliveryStatus()
-    assert not book.add(outcome(status, (PHONE,), PHONE), ALICE)
-    assert (book.state, book.delivered, book.accounted) == (DeliveryStatus.PENDING, False, set())
+def test_busy_and_unknown_statuses_settle_nothing(status: OutcomeStatus) -> None:
+    message = DeliveryStatus()
+    assert not message.add(outcome(status, (PHONE,), PHONE), ALICE)
+    assert (message.state, message.delivered, message.accounted) == (DeliveryStatus.PENDING, False, set())
 
 
 _copies = st.lists(st.sampled_from((PHONE, LAPTOP, OWN, ALL_OF_BOB)), unique=True, max_size=4).map(tuple)
@@ -128,11 +128,11 @@ _copies = st.lists(st.sampled_from((PHONE, LAPTOP, OWN, ALL_OF_BOB)), unique=Tru
 @settings(max_examples=300, derandomize=True, deadline=None, database=None)
 @given(st.lists(st.tuples(st.sampled_from(OutcomeStatus), _copies, _copies), max_size=8))
 def test_sent_exactly_when_all_copies_of_the_latest_attempt_are_accounted_for(
-    told: list[tuple[OutcomeStatus, tuple[Copy, ...], tuple[Copy, ...]]],
+    outcomes: list[tuple[OutcomeStatus, tuple[Copy, ...], tuple[Copy, ...]]],
 ) -> None:
-    book = DeliveryStatus()
+    message = DeliveryStatus()
     state, delivered, known = DeliveryStatus.PENDING, False, set[Copy]()
-    for status, done, copies in told:
+    for status, done, copies in outcomes:
         before = (state, delivered)
         if status in (OutcomeStatus.DELIVERED, OutcomeStatus.STORED):
             known.update(done)
@@ -142,27 +142,28 @@ def test_sent_exactly_when_all_copies_of_the_latest_attempt_are_accounted_for(
             delivered |= status == OutcomeStatus.DELIVERED and any(user == BOB for user, _ in done)
         elif status == OutcomeStatus.REJECTED and state == DeliveryStatus.PENDING:
             state = DeliveryStatus.REJECTED
-        assert book.add(outcome(status, done, *copies), ALICE) == (before != (state, delivered))
-        assert (book.state, book.delivered) == (state, delivered)
+        assert message.add(outcome(status, done, *copies), ALICE) == (before != (state, delivered))
+        assert (message.state, message.delivered) == (state, delivered)
 
 
-# ---------------------------------------------------------------- what the mesh tells
+# ---------------------------------------------------------------- outcomes of copies
 
 
 def stamp(seq: int, *, to: int = BOB, device: int = 11, copies: tuple[Copy, ...] = (PHONE,)) -> Stamp:
     return Stamp(9, ALICE, device, 5, Destination(DestinationType.USER, to), seq, 1, (), copies)
 
 
-def told(*copies: tuple[Stamp, tuple[Copy, ...]]) -> list[tuple[int, int, tuple[Copy, ...]]]:
+def shared(*copies: tuple[Stamp, tuple[Copy, ...]]) -> list[tuple[int, int, tuple[Copy, ...]]]:
+    """First, last and done of each outcome for these copies."""
     return [(each.first, each.last, each.done) for each in outcomes_of(copies, OutcomeStatus.STORED, 77)]
 
 
-def test_neighbours_with_one_fate_share_an_outcome() -> None:
-    assert told(*((stamp(seq), (PHONE,)) for seq in (4, 5, 6))) == [(4, 6, (PHONE,))]
+def test_neighbours_with_one_status_share_an_outcome() -> None:
+    assert shared(*((stamp(seq), (PHONE,)) for seq in (4, 5, 6))) == [(4, 6, (PHONE,))]
     assert outcomes_of([], OutcomeStatus.STORED) == []
 
 
-def test_an_outcome_says_all_that_the_sender_has_to_know() -> None:
+def test_an_outcome_has_every_field_of_its_message_and_status() -> None:
     (only,) = outcomes_of([(stamp(4), (PHONE,))], OutcomeStatus.BUSY, code=Code.BUSY, sentence="later")
     to = Destination(DestinationType.USER, BOB)
     assert only == Outcome(9, ALICE, 11, 5, to, 4, 4, OutcomeStatus.BUSY, (PHONE,), (PHONE,), 0, Code.BUSY, "later")
@@ -171,14 +172,14 @@ def test_an_outcome_says_all_that_the_sender_has_to_know() -> None:
 @pytest.mark.parametrize(
     "other", [stamp(6), stamp(4), stamp(5, to=3), stamp(5, device=12), stamp(5, copies=(PHONE, LAPTOP))]
 )
-def test_what_differs_in_anything_has_an_outcome_of_its_own(other: Stamp) -> None:
-    assert told((stamp(4), (PHONE,)), (other, (PHONE,))) == [(4, 4, (PHONE,)), (other.seq, other.seq, (PHONE,))]
+def test_messages_that_differ_in_any_field_have_separate_outcomes(other: Stamp) -> None:
+    assert shared((stamp(4), (PHONE,)), (other, (PHONE,))) == [(4, 4, (PHONE,)), (other.seq, other.seq, (PHONE,))]
 
 
-def test_copies_done_tell_neighbours_apart() -> None:
+def test_neighbours_with_different_copies_done_have_separate_outcomes() -> None:
     copies = (PHONE, LAPTOP)
     one, other = stamp(4, copies=copies), stamp(5, copies=copies)
-    assert told((one, (PHONE,)), (other, (LAPTOP,))) == [(4, 4, (PHONE,)), (5, 5, (LAPTOP,))]
+    assert shared((one, (PHONE,)), (other, (LAPTOP,))) == [(4, 4, (PHONE,)), (5, 5, (LAPTOP,))]
 
 
 # ---------------------------------------------------------------- a stream
@@ -204,7 +205,7 @@ def test_base_is_the_lowest_unsettled_or_the_message_itself() -> None:
     assert out.assign() == (5, 5)
 
 
-def test_a_stream_is_full_by_what_recipients_may_hold_back() -> None:
+def test_a_stream_is_full_from_its_lowest_unsettled_message_on() -> None:
     out = stream()
     for _ in range(4):
         assert not out.full
@@ -217,7 +218,7 @@ def test_a_stream_is_full_by_what_recipients_may_hold_back() -> None:
     assert not out.full
 
 
-def test_a_rejected_message_that_held_others_up_owes_a_base_update() -> None:
+def test_a_rejected_message_before_a_sent_one_owes_a_base_update() -> None:
     out = stream()
     out.assign()
     out.assign()
@@ -225,7 +226,7 @@ def test_a_rejected_message_that_held_others_up_owes_a_base_update() -> None:
     assert out.settle(2, SENT)
 
 
-def test_a_rejected_message_that_is_settled_last_owes_one_as_well() -> None:
+def test_a_rejected_message_that_is_settled_last_owes_a_base_update() -> None:
     out = stream()
     out.assign()
     out.assign()
@@ -233,7 +234,7 @@ def test_a_rejected_message_that_is_settled_last_owes_one_as_well() -> None:
     assert out.settle(1, REJECTED)
 
 
-def test_neighbours_that_went_to_other_copies_owe_one() -> None:
+def test_neighbours_with_different_copies_owe_a_base_update() -> None:
     out = stream()
     out.assign()
     out.assign()
@@ -241,16 +242,16 @@ def test_neighbours_that_went_to_other_copies_owe_one() -> None:
     assert out.settle(2, SENT_TO_BOTH)
 
 
-@pytest.mark.parametrize("last_result", [SENT, SENT_TO_BOTH, REJECTED])
-def test_one_fate_for_all_owes_nothing(last_result: DeliveryStatus) -> None:
+@pytest.mark.parametrize("result", [SENT, SENT_TO_BOTH, REJECTED])
+def test_one_result_for_all_owes_no_base_update(result: DeliveryStatus) -> None:
     out = stream()
     for _ in range(3):
         out.assign()
-    assert not any(out.settle(seq, last_result) for seq in (3, 1, 2))
+    assert not any(out.settle(seq, result) for seq in (3, 1, 2))
     assert not out.owes_base
 
 
-def test_copies_are_the_same_in_any_order() -> None:
+def test_the_order_of_copies_does_not_matter() -> None:
     out = stream()
     out.assign()
     out.assign()
@@ -258,7 +259,7 @@ def test_copies_are_the_same_in_any_order() -> None:
     assert not out.settle(2, progress(outcome(OutcomeStatus.STORED, (PHONE, LAPTOP), PHONE, LAPTOP)))
 
 
-def test_rejected_is_one_fate_whatever_an_earlier_attempt_had_reached() -> None:
+def test_rejected_is_one_result_regardless_of_earlier_attempts() -> None:
     out = stream()
     out.assign()
     out.assign()
@@ -271,14 +272,14 @@ def test_rejected_is_one_fate_whatever_an_earlier_attempt_had_reached() -> None:
     assert not out.settle(2, REJECTED)
 
 
-def test_messages_that_never_overlapped_owe_nothing() -> None:
+def test_messages_that_never_overlapped_owe_no_base_update() -> None:
     out = stream()
-    for seq, last_result in enumerate((SENT, REJECTED, SENT_TO_BOTH, SENT), 1):
+    for seq, result in enumerate((SENT, REJECTED, SENT_TO_BOTH, SENT), 1):
         assert out.assign() == (seq, seq)
-        assert not out.settle(seq, last_result)
+        assert not out.settle(seq, result)
 
 
-def test_what_is_owed_waits_while_something_is_under_way() -> None:
+def test_a_base_update_waits_while_a_message_is_unsettled() -> None:
     out = stream()
     for _ in range(3):
         out.assign()
@@ -300,14 +301,14 @@ def test_a_second_outcome_of_a_settled_message_changes_nothing() -> None:
     assert not out.settle(77, SENT)
 
 
-def test_a_message_is_settled_by_a_settled_tally_only() -> None:
+def test_settle_requires_a_settled_message() -> None:
     out = stream()
     out.assign()
     with pytest.raises(AssertionError):
         out.settle(1, DeliveryStatus())
 
 
-def test_after_a_restart_all_is_known_when_the_whole_run_is_unsettled() -> None:
+def test_after_a_restart_an_unsettled_run_owes_no_base_update() -> None:
     out = stream(next_seq=4)
     out.restore(2, 2)
     out.restore(3, 2)
@@ -317,14 +318,14 @@ def test_after_a_restart_all_is_known_when_the_whole_run_is_unsettled() -> None:
 
 
 @pytest.mark.parametrize("restored", [{2: 1}, {1: 1}, {1: 1, 3: 1}])
-def test_after_a_restart_what_became_of_the_settled_ones_is_unknown(restored: dict[int, int]) -> None:
+def test_after_a_restart_a_partly_settled_run_owes_a_base_update(restored: dict[int, int]) -> None:
     out = stream(next_seq=4)
     for seq, base in restored.items():
         out.restore(seq, base)
     assert [out.settle(seq, SENT) for seq in restored] == [False] * (len(restored) - 1) + [True]
 
 
-def test_only_what_was_assigned_can_be_restored() -> None:
+def test_only_an_assigned_seq_can_be_restored() -> None:
     for seq, base in ((1, 1), (3, 4)):
         with pytest.raises(AssertionError):
             stream().restore(seq, base)
@@ -340,7 +341,7 @@ def test_after_names_the_highest_position_for_each_device() -> None:
     assert out.after == ((BOB, 21, 5), (ALICE, 11, 1), (BOB, 22, 6))
 
 
-def test_a_position_for_all_devices_of_a_user_stands_for_each_until_one_has_a_higher() -> None:
+def test_a_position_for_all_devices_holds_for_each_until_one_has_a_higher() -> None:
     out = OutStream(OPTIONS, after=((BOB, 21, 5), (ALICE, 11, 1)))
     out.stored((BOB, 0), 4)
     assert sorted(out.after) == [(ALICE, 11, 1), (BOB, 0, 5)]
@@ -352,18 +353,18 @@ def test_a_position_for_all_devices_of_a_user_stands_for_each_until_one_has_a_hi
 
 def test_positions_of_many_devices_become_one_for_all() -> None:
     out = OutStream(OPTIONS)
-    for device in range(1, AFTER_MOST + 1):
+    for device in range(1, AFTER_MAX + 1):
         out.stored((BOB, device), 100 + device)
     out.stored((BOB, 3), 200)
-    assert len(out.after) == AFTER_MOST
-    out.stored((BOB, AFTER_MOST + 1), 150)
+    assert len(out.after) == AFTER_MAX
+    out.stored((BOB, AFTER_MAX + 1), 150)
     assert out.after == ((BOB, 0, 200),)
 
 
 class Conversation(RuleBasedStateMachine):
-    """One sending device, three receiving ones, and no time that passes: whoever waits, waits for ever.
+    """One sending device, three receiving ones, and a clock that stands still: a device that waits, waits for ever.
 
-    Messages go to some of the devices or are rejected, arrive in any order, and the sender restarts.
+    Messages go to some of the devices or are rejected; they arrive in any order, and the sender restarts.
     """
 
     devices = (21, 22, 23)
@@ -374,13 +375,13 @@ class Conversation(RuleBasedStateMachine):
         self.out = OutStream(self.options)
         self.orders = {device: StreamOrder[int](OrderingOptions(gap_release_s=1.0)) for device in self.devices}
         self.updates: set[int] = set()
-        self.fates: list[tuple[int, ...]] = []
-        """Of the settled messages of this run."""
+        self.results: list[tuple[int, ...]] = []
+        """The devices of each settled message of this run."""
         self.unknown = False
 
     def assign(self, *, update: bool = False) -> None:
         if not self.out.unsettled:
-            self.fates, self.unknown = [], False
+            self.results, self.unknown = [], False
         seq, base = self.out.assign()
         assert base == min(self.out.unsettled)
         if update:
@@ -396,16 +397,16 @@ class Conversation(RuleBasedStateMachine):
     def settle(self, which: int, to: set[int]) -> None:
         seq, base = list(self.out.unsettled.items())[which % len(self.out.unsettled)]
         if seq in self.updates:
-            # One that is rejected cannot be mended: friendship ended, and gap_release_s does the rest.
+            # A rejected update cannot be repaired: friendship ended, and gap_release_s releases the messages.
             to = set(self.devices)
         for device in to:
             released = self.orders[device].receive(seq, base, seq, 0.0)
             assert released is not None
         copies = tuple((BOB, device) for device in to)
-        last_result = progress(outcome(OutcomeStatus.STORED, copies, *copies)) if copies else REJECTED
-        self.fates.append(tuple(sorted(to)))
-        owed = self.out.settle(seq, last_result)
-        assert owed == (not self.out.unsettled and (self.unknown or len(set(self.fates)) > 1))
+        result = progress(outcome(OutcomeStatus.STORED, copies, *copies)) if copies else REJECTED
+        self.results.append(tuple(sorted(to)))
+        owed = self.out.settle(seq, result)
+        assert owed == (not self.out.unsettled and (self.unknown or len(set(self.results)) > 1))
         if owed:
             self.assign(update=True)
 
@@ -415,11 +416,11 @@ class Conversation(RuleBasedStateMachine):
         self.out = OutStream(self.options, known.next_seq, known.after)
         for seq, base in known.unsettled.items():
             self.out.restore(seq, base)
-        self.unknown |= bool(self.fates) and bool(known.unsettled)
-        self.fates = []
+        self.unknown |= bool(self.results) and bool(known.unsettled)
+        self.results = []
 
     @invariant()
-    def nobody_waits_when_all_is_settled(self) -> None:
+    def no_device_waits_when_all_is_settled(self) -> None:
         if not self.out.unsettled:
             assert not any(order.early for order in self.orders.values())
 
@@ -432,7 +433,7 @@ class Conversation(RuleBasedStateMachine):
     def teardown(self) -> None:
         while self.out.unsettled:
             self.settle(0, set(self.devices))
-        self.nobody_waits_when_all_is_settled()
+        self.no_device_waits_when_all_is_settled()
 
 
 TestConversation = Conversation.TestCase

@@ -1,4 +1,4 @@
-"""docs/protocol.md says what the code does: every field, number and bound in its tables, every byte in its examples."""
+"""docs/protocol.md agrees with the code: each field, number and bound in its tables, each byte in its examples."""
 
 import ast
 import enum
@@ -38,7 +38,7 @@ class Section(NamedTuple):
 
 
 def sections(marks: str) -> Iterator[Section]:
-    """Every section under a heading with so many marks, up to the next heading of its rank or above."""
+    """Yield each section under a heading with these marks, up to the next heading of its level or above."""
     pattern = rf"^{marks} (.*)\n((?:(?!#{{1,{len(marks)}}} ).*\n)*)"
     for title, text in re.findall(pattern, DOCUMENT, flags=re.MULTILINE):
         yield Section(title, text)
@@ -57,7 +57,7 @@ TYPES = {
     for struct in vars(module).values()
     if isinstance(struct, type) and issubclass(struct, msgspec.Struct) and struct.__struct_fields__
 }
-"""What travels, by name."""
+"""Every struct of the wire, by name."""
 
 RANGES: dict[tuple[int | None, int | None], str] = {
     (0, None): "u64",
@@ -75,7 +75,7 @@ DEFAULTS = {"()": "empty", "''": "empty", "False": "false", "0": "0"}
 
 
 def written(kind: inspect.Type) -> str:
-    """A type as the document writes it."""
+    """Return a type in the notation of the document."""
     match kind:
         case inspect.IntType(ge=low, le=high):
             return RANGES[low, high]
@@ -96,7 +96,7 @@ def written(kind: inspect.Type) -> str:
     raise AssertionError(f"the document has no word for {kind}")
 
 
-def test_every_struct_that_travels_has_a_table() -> None:
+def test_every_struct_of_the_wire_has_a_table() -> None:
     assert STRUCTS.keys() == TYPES.keys() - {"Stream"}
 
 
@@ -115,14 +115,14 @@ def test_fields_types_and_defaults_are_those_of_the_code(name: str) -> None:
     assert documented == fields
 
 
-def test_frames_have_the_types_that_the_table_says() -> None:
+def test_frame_types_are_those_of_the_table() -> None:
     frames = get_args(client.ClientFrame) + get_args(client.ConnectorFrame)
     expected = {(str(_tag(frame)), _origin(frame).__name__) for frame in frames}
     assert {(number, name) for number, name, *_ in CHAPTERS["Frames"].rows() if number.isdigit()} == expected
 
 
 @pytest.mark.parametrize("name", ["Submit", "Delivery", "Outcome", "Route", "Deliver", "Return", "WakeUp", "Kick"])
-def test_items_and_notices_have_the_type_that_their_text_says(name: str) -> None:
+def test_types_of_items_and_notifications_are_those_of_the_text(name: str) -> None:
     assert re.match(rf"\n(Item|Notice) {_tag(TYPES[name])}\b", STRUCTS[name].text)
 
 
@@ -165,7 +165,7 @@ def test_types_of_destinations_receipts_and_outcomes() -> None:
     assert {tuple(row[0].split()) for row in rows if row[0][:1].isdigit()} == named(outcome.OutcomeStatus)
 
 
-def test_timers_and_limits_have_these_defaults_and_none_is_missing() -> None:
+def test_every_timer_and_limit_is_documented_with_its_default() -> None:
     default = topology.default()
     expected = {
         name: getattr(part, name) for part in (default.timers, default.limits) for name in part.__struct_fields__
@@ -180,7 +180,7 @@ def test_bounds_in_the_text_are_those_of_the_code() -> None:
     assert OutStreamOptions().in_flight == 256
     assert "lowest unsettled seq` ≤ 256" in DOCUMENT
     options = OrderingOptions(gap_release_s=30.0)
-    assert (options.most_early, options.most_holes) == (1024, 64)
+    assert (options.early_max, options.holes_max) == (1024, 64)
     assert "more than 1024 are held" in DOCUMENT
     assert "beyond 64 ranges" in DOCUMENT
     assert (LIST_MAX, ITEMS_MAX) == (1024, 65536)
@@ -197,13 +197,13 @@ def test_routing_examples() -> None:
 
 @pytest.mark.parametrize("chapter", ["Redis", "The log", "Notifications"])
 def test_keys_subjects_and_streams_are_in_the_code(chapter: str) -> None:
-    """Every name with {ns} in front: what stands between its placeholders is a text of the adapters."""
+    """Each name with {ns}: the text between its placeholders occurs in the adapters."""
     code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "meshim" / "stores").rglob("*.py"))
     names = [name for name in BARE.findall(CHAPTERS[chapter].text) if "{ns}" in name]
     assert names
     for name in names:
         for fixed in re.split(r"\{\w+\}|\.", name):
-            assert fixed.strip(":-") in code, f"nothing in meshim/stores says {fixed!r} of {name!r}"
+            assert fixed.strip(":-") in code, f"meshim/stores does not contain {fixed!r} of {name!r}"
 
 
 # ---------------------------------------------------------------- examples
@@ -224,19 +224,19 @@ EXAMPLES = re.findall(r"^```wire (\w+)\n(.*?)\n\n(.*?)\n```$", DOCUMENT, flags=r
 
 
 def value_of(text: str) -> Any:
-    """What an example writes: numbers, arrays, "text", true, false, h'bytes'."""
+    """Return the value of an example: numbers, arrays, "text", true, false, h'bytes'."""
     text = re.sub(r"h'([0-9a-f\s]*)'", lambda found: repr(bytes.fromhex("".join(found[1].split()))), text)
     return ast.literal_eval(re.sub(r"\b(true|false)\b", lambda found: found[1].capitalize(), text))
 
 
 @pytest.mark.parametrize(("side", "text", "hexadecimal"), EXAMPLES)
-def test_examples_are_what_meshim_sends(side: str, text: str, hexadecimal: str) -> None:
+def test_examples_are_the_bytes_that_meshim_sends(side: str, text: str, hexadecimal: str) -> None:
     data = bytes.fromhex(hexadecimal)
     assert codec.encode(value_of(text)) == data
-    assert codec.encode(DECODERS[side](data)) == data, "meshim writes it otherwise"
+    assert codec.encode(DECODERS[side](data)) == data, "meshim encodes it differently"
 
 
-def test_there_is_an_example_of_everything_that_travels() -> None:
+def test_every_struct_of_the_wire_has_an_example() -> None:
     shown = {name for side, _, data in EXAMPLES for name in _names(DECODERS[side](bytes.fromhex(data)))}
     assert shown == STRUCTS.keys()
     assert len(EXAMPLES) == DOCUMENT.count("```wire")

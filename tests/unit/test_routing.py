@@ -1,4 +1,4 @@
-"""Where things go: the same answer in every process, spread evenly, and moved no more than needed."""
+"""Partitions and transfers: every process picks the same one, shares are even, and no share moves without need."""
 
 from collections import Counter
 
@@ -20,7 +20,7 @@ TRANSFERS = [mix(number) >> 1 for number in range(5)]
     [(0, 0xE220A8397B1DCDAF), (1, 0x910A2DEC89025CC1), (2**64 - 1, 0xE4D971771B652C20)],
 )
 def test_mix_is_pinned(value: int, mixed: int) -> None:
-    """Processes of different versions have to agree; the first value is the first output of SplitMix64 with seed 0."""
+    """Processes of different versions must agree; the first value is the first output of SplitMix64 with seed 0."""
     assert mix(value) == mixed
 
 
@@ -52,15 +52,13 @@ def test_ascending_users_fill_partitions_evenly() -> None:
 
 @deterministic
 @given(st.integers(0, 2**64 - 1), incarnations)
-def test_a_conversation_has_one_transfer_whatever_the_order_they_are_known_in(
-    conversation: int, transfers: list[int]
-) -> None:
+def test_the_order_of_transfers_does_not_matter(conversation: int, transfers: list[int]) -> None:
     picked = pick(conversation, transfers)
     assert picked in transfers
     assert picked == pick(conversation, reversed(transfers)) == pick(conversation, iter(sorted(transfers)))
 
 
-def test_nobody_is_picked_from_nobody() -> None:
+def test_pick_without_transfers_returns_none() -> None:
     assert pick(1, []) is None
 
 

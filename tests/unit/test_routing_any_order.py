@@ -1,7 +1,8 @@
-"""Transfers come, go and come back; connectors learn of it one by one, in any order: who handles which conversation?
+"""Transfers come, go and come back, and connectors learn of it one by one, in any order.
 
-The dictionary remembers who handled what, for each set of open transfers that ever was.  Against it: the same set gives
-the same answer in every connector, whatever happened there before, and who comes or goes moves only its own share.
+A dictionary records the transfer of each conversation, for each set of open transfers that occurred.  The same set must
+give the same answer in every connector, whatever happened there before, and a transfer that comes or goes must move
+its own share only.
 """
 
 from collections.abc import Sequence
@@ -25,8 +26,8 @@ from meshim.wire.outcome import Outcome, OutcomeStatus
 
 PAIRS = [(one, other) for other in range(2, 7) for one in range(1, other)]
 TRANSFER = st.integers(0, 5).map(lambda number: mix(number) >> 2)
-"""One of six, so that what left comes back."""
-WHO = st.integers(0, 1)
+"""One of six, so that a transfer that left comes back."""
+CONNECTOR = st.integers(0, 1)
 RECONNECT_S = 0.5
 WINDOW = WindowOptions(
     credit=64, queue=10_000, frame_items=64, frame_bytes=1 << 20, resend_s=100.0, give_up_s=1_000.0
@@ -37,7 +38,7 @@ Pair = tuple[int, int]
 
 
 def items(pair: Pair) -> list[FromConnector]:
-    """Everything that connectors say of a conversation, from both ends of it."""
+    """Every kind of item that connectors send about a conversation, from both ends of it."""
     found: list[FromConnector] = []
     for sender, to in (pair, pair[::-1]):
         stamp = Stamp(1, sender, sender * 10, 7, Destination(DestinationType.USER, to), 1, Kind.TEXT)
@@ -50,20 +51,20 @@ def items(pair: Pair) -> list[FromConnector]:
 
 
 class Connector:
-    """The links of one connector, over connections that work at once to transfers that acknowledge when told to."""
+    """The links of one connector to transfers that accept every connection and acknowledge on request."""
 
     def __init__(self, number: int) -> None:
         self.actions: list[e.Action] = []
         self.mesh = TransferLinks(number, f"c{number}", OPTIONS, RECONNECT_S, Statistics(), self.actions.append)
         self.links: dict[int, int] = {}
-        """Epochs of open links, by transfer."""
+        """Transfer -> epoch of its open link."""
         self.numbers: dict[int, int] = {}
-        """Of the last frame on each."""
-        self.held: list[tuple[int, FromConnector]] = []
-        """What came and is not acknowledged, each with its transfer."""
+        """Transfer -> number of the last frame on its link."""
+        self.unacked: list[tuple[int, FromConnector]] = []
+        """The items that are not acknowledged, each with its transfer."""
 
     def work(self, now: float) -> None:
-        """Let the transfers do what is asked of them, until nothing is."""
+        """Perform the actions of the core until there are none."""
         self.mesh.flush(now)
         while self.actions:
             action = self.actions.pop(0)
@@ -71,38 +72,38 @@ class Connector:
                 self.mesh.connected(action.transfer, now)
             elif isinstance(action, e.DisconnectTransfer):
                 self.links.pop(action.transfer, None)
-                self.held = [(transfer, item) for transfer, item in self.held if transfer != action.transfer]
+                self.unacked = [(transfer, item) for transfer, item in self.unacked if transfer != action.transfer]
             elif isinstance(action, e.SendTransfer):
-                self.heard(action.transfer, wire.decode_from_connector(action.frame), now)
+                self.receive(action.transfer, wire.decode_from_connector(action.frame), now)
             self.mesh.flush(now)
 
-    def heard(self, transfer: int, frame: wire.ConnectorToTransfer, now: float) -> None:
+    def receive(self, transfer: int, frame: wire.ConnectorToTransfer, now: float) -> None:
         if isinstance(frame, Hello):
             self.links[transfer] = frame.link
-            self.say(transfer, HelloOk(WIRE_VERSION, frame.link, transfer, WINDOW.credit), now)
+            self.send(transfer, HelloOk(WIRE_VERSION, frame.link, transfer, WINDOW.credit), now)
         elif isinstance(frame, Data):
             self.numbers[transfer] = frame.number
-            self.held += [(transfer, item) for item in frame.items]
+            self.unacked += [(transfer, item) for item in frame.items]
 
-    def say(self, transfer: int, frame: wire.TransferToConnector, now: float) -> None:
+    def send(self, transfer: int, frame: wire.TransferToConnector, now: float) -> None:
         self.mesh.receive(transfer, [wire.encode(frame)], now)
 
     def acknowledge(self, now: float) -> None:
-        for transfer in {transfer for transfer, _ in self.held}:
-            self.say(transfer, Ack(self.links[transfer], self.numbers[transfer], ()), now)
-        self.held.clear()
+        for transfer in {transfer for transfer, _ in self.unacked}:
+            self.send(transfer, Ack(self.links[transfer], self.numbers[transfer], ()), now)
+        self.unacked.clear()
 
-    def give(self, now: float) -> dict[Pair, int]:
-        """Send everything of every conversation; who handles each.  Empty when no transfer is open."""
+    def send_all(self, now: float) -> dict[Pair, int]:
+        """Send every item of every conversation; return the transfer of each.  Empty when no transfer is open."""
         handlers: dict[Pair, set[int]] = {}
         for pair in PAIRS:
             for item in items(pair):
                 sent = self.mesh.tell(item) if isinstance(item, Outcome) else self.mesh.send(item)
-                assert sent == bool(self.links), "somebody is picked from anybody, nobody from nobody"
+                assert sent == bool(self.links), "an open transfer takes each item; without one no item is sent"
         self.work(now)
-        for transfer, item in self.held:
+        for transfer, item in self.unacked:
             handlers.setdefault(pair_of(item), set()).add(transfer)
-        assert all(len(each) == 1 for each in handlers.values()), "a conversation has one transfer, both ways"
+        assert all(len(each) == 1 for each in handlers.values()), "a conversation has one transfer, in both directions"
         assert handlers.keys() == (set(PAIRS) if self.links else set())
         return {pair: next(iter(each)) for pair, each in handlers.items()}
 
@@ -123,7 +124,7 @@ class ComingAndGoing(RuleBasedStateMachine):
         self.living: set[int] = set()
         self.connectors = [Connector(1), Connector(2)]
         self.handlers: dict[frozenset[int], dict[Pair, int]] = {}
-        """Who handles each conversation, by the set of open transfers."""
+        """Set of open transfers -> conversation -> the transfer that handles it."""
 
     @rule(transfer=TRANSFER)
     def comes(self, transfer: int) -> None:
@@ -131,50 +132,50 @@ class ComingAndGoing(RuleBasedStateMachine):
 
     @rule(transfer=TRANSFER)
     def ends(self, transfer: int) -> None:
-        """Its lease ended; whose link still works goes on with it."""
+        """Its lease ends; a link that works remains."""
         self.living.discard(transfer)
 
-    @rule(who=WHO, backwards=st.booleans())
-    def learns(self, who: int, backwards: bool) -> None:
-        connector = self.connectors[who]
+    @rule(which_connector=CONNECTOR, backwards=st.booleans())
+    def learns(self, which_connector: int, backwards: bool) -> None:
+        connector = self.connectors[which_connector]
         connector.mesh.living(sorted(self.living, reverse=backwards))
         connector.work(self.now)
 
     @precondition(lambda self: any(connector.links for connector in self.connectors))
-    @rule(who=WHO, which=st.integers(0, 5), leaves=st.booleans())
-    def link_is_lost(self, who: int, which: int, leaves: bool) -> None:
-        """What it had under way goes to whoever handles it now, and nothing else moves (R6)."""
-        connector = self.connectors[who]
+    @rule(which_connector=CONNECTOR, which=st.integers(0, 5), leaves=st.booleans())
+    def link_is_lost(self, which_connector: int, which: int, leaves: bool) -> None:
+        """Its unacknowledged items go to the transfers that handle them now; no other item moves (R6)."""
+        connector = self.connectors[which_connector]
         if not connector.links:
             return
         lost = list(connector.links)[which % len(connector.links)]
-        connector.give(self.now)
-        held, connector.held = connector.held, []
+        connector.send_all(self.now)
+        unacked, connector.unacked = connector.unacked, []
         if leaves:
-            connector.say(lost, Close(connector.links[lost], Code.SHUTTING_DOWN), self.now)
+            connector.send(lost, Close(connector.links[lost], Code.SHUTTING_DOWN), self.now)
         else:
             connector.mesh.lost(lost, self.now)
         connector.work(self.now)
-        rerouted = by_pair([item for transfer, item in held if transfer == lost])
-        assert by_pair([item for _, item in connector.held]) == (rerouted if connector.links else {})
+        rerouted = by_pair([item for transfer, item in unacked if transfer == lost])
+        assert by_pair([item for _, item in connector.unacked]) == (rerouted if connector.links else {})
         for transfer, link in connector.links.items():
-            connector.say(transfer, Ack(link, connector.numbers.get(transfer, 0), ()), self.now)
-        connector.held.clear()
+            connector.send(transfer, Ack(link, connector.numbers.get(transfer, 0), ()), self.now)
+        connector.unacked.clear()
 
     @rule(seconds=st.sampled_from([0.1, RECONNECT_S]))
     def time_passes(self, seconds: float) -> None:
-        """A link that was lost is made anew while the transfer lives."""
+        """A lost link is connected again while the transfer lives."""
         self.now += seconds
         for connector in self.connectors:
             for transfer, link in connector.links.items():
-                connector.say(transfer, Pong(link), self.now)
+                connector.send(transfer, Pong(link), self.now)
             connector.mesh.tick(self.now)
             connector.work(self.now)
 
     @invariant()
-    def the_dictionary_agrees(self) -> None:
+    def every_connector_agrees_with_the_dictionary(self) -> None:
         for connector in self.connectors:
-            now = connector.give(self.now)
+            now = connector.send_all(self.now)
             connector.acknowledge(self.now)
             transfers = frozenset(connector.links)
             assert set(now.values()) <= transfers

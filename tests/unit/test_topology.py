@@ -1,4 +1,4 @@
-"""A topology is read as written, or refused in one sentence that says where and why."""
+"""A topology is loaded as written, or refused in one sentence with path and reason."""
 
 import re
 from pathlib import Path
@@ -48,14 +48,14 @@ def topologies(draw: st.DrawFn) -> Topology:
 
 
 @given(topologies())
-def test_what_is_dumped_is_read_back(tmp_path_factory: pytest.TempPathFactory, written: Topology) -> None:
+def test_a_dumped_topology_is_loaded_again(tmp_path_factory: pytest.TempPathFactory, written: Topology) -> None:
     file = tmp_path_factory.getbasetemp() / "topology.yaml"
     file.write_text(topology.dump(written), encoding="utf-8")
     assert topology.load(file) == written
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_a_topology_or_one_sentence(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+def test_any_bytes_are_a_topology_or_one_error(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     file = tmp_path_factory.getbasetemp() / "any.yaml"
     file.write_bytes(content)
     assert_one_sentence(file)
@@ -65,7 +65,7 @@ scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_
 
 
 @given(st.sampled_from(["timers", "limits", "backends", "security"]), st.data())
-def test_any_value_in_a_known_field_is_taken_or_one_sentence(
+def test_any_value_of_a_known_field_is_valid_or_one_error(
     tmp_path_factory: pytest.TempPathFactory, part: str, data: st.DataObject
 ) -> None:
     written: dict[str, Any] = msgspec.to_builtins(topology.default())
@@ -99,7 +99,7 @@ def test_the_mysql_topology_is_the_same_mesh_on_other_backends() -> None:
 
 
 def refusal(tmp_path: Path, old: str, new: str) -> str:
-    """The sentence for the default topology after one change to its text."""
+    """Return the sentence for the default topology after one change to its text."""
     text = topology.dump(topology.default())
     assert old in text
     file = tmp_path / "topology.yaml"
@@ -196,7 +196,7 @@ def refusal(tmp_path: Path, old: str, new: str) -> str:
         ("devices_per_user: 10", "devices_per_user: 513", "`$.limits.devices_per_user`", "an outcome can list (512)"),
     ],
 )
-def test_what_is_wrong_is_refused_with_path_and_reason(
+def test_a_wrong_value_is_refused_with_path_and_reason(
     tmp_path: Path, old: str, new: str, where: str, why: str
 ) -> None:
     sentence = refusal(tmp_path, old, new)
@@ -213,17 +213,17 @@ def test_one_address_belongs_to_one_process(tmp_path: Path) -> None:
 
 
 def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
-    said = refusal(tmp_path, "sweep_s: 30.0", "sweep_s: 30.0\n  sweep_s: 31.0")
-    assert "'sweep_s' is given twice" in said
+    sentence = refusal(tmp_path, "sweep_s: 30.0", "sweep_s: 30.0\n  sweep_s: 31.0")
+    assert "'sweep_s' is given twice" in sentence
     lines = (tmp_path / "topology.yaml").read_text(encoding="utf-8").splitlines()
-    assert f"line {lines.index('  sweep_s: 31.0') + 1}," in said, "where it is given again"
+    assert f"line {lines.index('  sweep_s: 31.0') + 1}," in sentence, "the line of the second one"
 
 
 def test_a_password_is_never_repeated(tmp_path: Path) -> None:
     assert "hunter2" not in refusal(tmp_path, "sql: embedded", "sql: mysql+pymysql://u:hunter2@h")
 
 
-def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
+def test_a_missing_or_empty_file_is_refused_with_advice(tmp_path: Path) -> None:
     with pytest.raises(TopologyError, match=r"none\.yaml does not exist: name a topology file"):
         topology.load(tmp_path / "none.yaml")
     (tmp_path / "empty.yaml").write_text("# nothing yet\n", encoding="utf-8")
@@ -233,9 +233,9 @@ def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
         topology.load(tmp_path)
 
 
-def test_every_timer_and_limit_is_read_by_somebody() -> None:
-    """A field that nothing reads is a promise to the operator that nobody keeps."""
-    package = Path(topology.__file__).parent
-    code = "\n".join(path.read_text(encoding="utf-8") for path in package.rglob("*.py") if path.name != "topology.py")
+def test_some_module_reads_every_timer_and_limit() -> None:
+    """A field that no module reads would promise an operator what it does not do."""
+    modules = (path for path in (ROOT / "meshim").rglob("*.py") if path.parent.name != "topology")
+    code = "\n".join(path.read_text(encoding="utf-8") for path in modules)
     read = set(re.findall(r"(?:timers|limits)\.(\w+)", code))
     assert {*Timers.__struct_fields__, *Limits.__struct_fields__} - read == set()

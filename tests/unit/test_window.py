@@ -1,9 +1,10 @@
-"""Windows: against each rule of the file, and two of them over a link that does everything a link may do."""
+"""Windows: each rule of the module, and two windows over a link that loses, duplicates and reorders frames."""
 
 import copy
 import random
 from dataclasses import dataclass, field
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -21,12 +22,12 @@ Frame = Data[int] | Ack
 Numbers = Window[int, int]
 
 
-def window(*, deferred: bool = False, options: WindowOptions = OPTIONS) -> Numbers:
-    return Window(LINK, options, size_of, deferred=deferred)
+def window(*, manual_ack: bool = False, options: WindowOptions = OPTIONS) -> Numbers:
+    return Window(LINK, options, size_of, manual_ack=manual_ack)
 
 
 def size_of(item: int) -> int:
-    """The last two digits, so that packing can be foretold and items can be told apart."""
+    """The last two digits, so that tests can predict the packing and distinguish the items."""
     return item % 100
 
 
@@ -59,7 +60,7 @@ def test_an_item_beyond_the_limit_of_a_frame_travels_alone() -> None:
     assert [frame.items for frame in end.take(0.0)] == [(1,), (99,), (1,)]
 
 
-def test_no_more_than_credit_is_under_way_and_the_queue_is_bounded() -> None:
+def test_no_more_frames_than_credit_are_in_flight_and_the_queue_is_bounded() -> None:
     end = window()
     push(end, *[9] * 8)
     assert not end.push(9)
@@ -70,14 +71,14 @@ def test_no_more_than_credit_is_under_way_and_the_queue_is_bounded() -> None:
     assert [frame.number for frame in end.take(0.0)] == [5]
 
 
-def test_credit_may_be_lowered_to_what_the_peer_takes() -> None:
+def test_credit_may_be_lowered_to_the_window_of_the_peer() -> None:
     end = window()
     end.credit = 1
     push(end, 9, 9)
     assert len(end.take(0.0)) == 1
 
 
-def test_an_acknowledgement_is_cumulative_and_hands_items_over_once() -> None:
+def test_an_acknowledgement_is_cumulative_and_returns_each_item_once() -> None:
     end = window()
     push(end, 9, 8, 7)
     end.take(0.0)
@@ -88,7 +89,7 @@ def test_an_acknowledgement_is_cumulative_and_hands_items_over_once() -> None:
     assert end.idle
 
 
-def test_stashed_frames_stay_the_senders() -> None:
+def test_stashed_frames_remain_with_the_sender() -> None:
     end = window()
     push(end, 9, 8)
     end.take(0.0)
@@ -126,7 +127,7 @@ def test_resending_backs_off_by_doubling() -> None:
     assert end.resent == 3
 
 
-def test_what_the_peer_stashed_is_sent_again_later_and_a_repeated_acknowledgement_does_not_put_it_off() -> None:
+def test_a_stashed_frame_is_resent_later_and_a_repeated_acknowledgement_does_not_delay_it_further() -> None:
     end = window()
     push(end, 5)
     end.take(0.0)
@@ -139,7 +140,7 @@ def test_what_the_peer_stashed_is_sent_again_later_and_a_repeated_acknowledgemen
     assert [frame.number for frame in end.resend(4.5)] == [1, 2]
 
 
-def test_what_is_sent_again_at_a_time_is_one_full_frame_at_most() -> None:
+def test_one_full_frame_at_most_is_resent_at_a_time() -> None:
     end = window()
     push(end, 9, 8, 1, 7)
     assert [sum(frame.items) for frame in end.take(0.0)] == [9, 9, 7]
@@ -147,35 +148,35 @@ def test_what_is_sent_again_at_a_time_is_one_full_frame_at_most() -> None:
     assert end.next_deadline() == 2.0
     assert not end.resend(1.9)
     assert [frame.number for frame in end.resend(2.0)] == [2]
-    assert [frame.number for frame in end.resend(3.0)] == [1], "the oldest that is due"
+    assert [frame.number for frame in end.resend(3.0)] == [1], "the oldest frame that is due"
 
 
-def test_nothing_is_sent_again_while_the_peer_takes_frames() -> None:
+def test_nothing_is_resent_while_the_peer_acknowledges_frames() -> None:
     end = window()
     push(end, 9, 8, 7)
     end.take(0.0)
     for number, now in ((1, 0.9), (2, 1.8)):
         end.acknowledged(number, (), now)
         assert not end.resend(now + 0.9)
-    assert end.next_deadline() == 3.6, "twice as long as it took for the last"
+    assert end.next_deadline() == 3.6, "twice the last acknowledgement delay"
     assert [frame.number for frame in end.resend(3.6)] == [3]
 
 
-def test_what_is_lost_behind_a_slow_frame_is_sent_again_before_the_link_has_failed() -> None:
+def test_a_frame_lost_behind_a_slow_one_is_resent_before_the_link_has_failed() -> None:
     end = window()
     push(end, 9)
     end.take(0.0)
     end.acknowledged(1, (), 6.0)
     push(end, 8)
     end.take(6.0)
-    assert end.next_deadline() == 11.0, "half of the time after which it has failed"
+    assert end.next_deadline() == 11.0, "half of give_up_s"
     assert [frame.number for frame in end.resend(11.0)] == [2]
     assert not end.failed(15.9)
     assert end.failed(16.0)
 
 
-def test_what_waits_is_bounded_in_bytes_too() -> None:
-    end = window(options=WindowOptions(4, 8, 3, 10, 1.0, 10.0, queue_bytes=10))
+def test_the_queue_is_bounded_in_bytes_too() -> None:
+    end = window(options=msgspec.structs.replace(OPTIONS, queue_bytes=10))
     push(end, 9, 1)
     assert not end.push(1)
     end.take(0.0)
@@ -185,7 +186,7 @@ def test_what_waits_is_bounded_in_bytes_too() -> None:
     assert end.push(1)
 
 
-def test_a_link_has_failed_when_the_peer_took_nothing_for_too_long() -> None:
+def test_a_link_has_failed_when_the_peer_acknowledged_nothing_for_too_long() -> None:
     end = window()
     assert not end.failed(1e9)
     push(end, 9)
@@ -199,7 +200,7 @@ def test_a_link_has_failed_when_the_peer_took_nothing_for_too_long() -> None:
     assert end.failed(20.0)
 
 
-def test_waiting_for_the_first_frame_does_not_count_as_taking_nothing() -> None:
+def test_an_idle_time_before_the_first_frame_does_not_count_as_failure() -> None:
     end = window()
     push(end, 9)
     end.take(0.0)
@@ -210,7 +211,7 @@ def test_waiting_for_the_first_frame_does_not_count_as_taking_nothing() -> None:
     assert end.failed(60.0)
 
 
-def test_the_next_deadline_is_that_of_resending_or_of_giving_up() -> None:
+def test_the_next_deadline_is_a_resend_or_giving_up() -> None:
     end = window()
     assert end.next_deadline() is None
     push(end, 9)
@@ -221,7 +222,7 @@ def test_the_next_deadline_is_that_of_resending_or_of_giving_up() -> None:
     assert end.next_deadline() == 10.0
 
 
-def test_a_deadline_of_a_frame_that_was_acknowledged_is_put_off_when_it_is_asked_about() -> None:
+def test_a_deadline_of_an_acknowledged_frame_is_moved_when_it_passes() -> None:
     end = window()
     push(end, 1)
     end.take(0.0)
@@ -241,7 +242,7 @@ def test_a_deadline_of_a_frame_that_was_acknowledged_is_put_off_when_it_is_asked
     assert end.next_deadline() == 6.0
 
 
-def test_abandon_returns_what_was_not_acknowledged_in_order_and_empties_the_window() -> None:
+def test_abandon_returns_unacknowledged_items_in_order_and_empties_the_window() -> None:
     end = window()
     push(end, 9, 8, 7, 6, 5)
     end.take(0.0)
@@ -252,15 +253,15 @@ def test_abandon_returns_what_was_not_acknowledged_in_order_and_empties_the_wind
     assert end.abandon() == []
 
 
-def test_credit_beyond_what_an_acknowledgement_can_list_is_our_mistake() -> None:
+def test_credit_beyond_the_list_of_an_acknowledgement_is_an_assertion_error() -> None:
     with pytest.raises(AssertionError):
-        window(options=WindowOptions(LIST_MAX + 1, 8, 3, 10, 1.0, 10.0))
+        window(options=msgspec.structs.replace(OPTIONS, credit=LIST_MAX + 1))
 
 
 # ---------------------------------------------------------------- receiving
 
 
-def test_what_comes_early_is_stashed_and_given_out_behind_what_was_missing() -> None:
+def test_an_early_frame_is_stashed_and_returned_behind_the_missing_one() -> None:
     end = window()
     assert end.receive(3, (30,)) == []
     assert end.receive(2, (20, 21)) == []
@@ -270,7 +271,7 @@ def test_what_comes_early_is_stashed_and_given_out_behind_what_was_missing() -> 
     assert end.pending_ack() is None
 
 
-def test_a_duplicate_is_acknowledged_again_and_not_given_out() -> None:
+def test_a_duplicate_is_acknowledged_again_and_not_returned() -> None:
     end = window()
     assert end.receive(1, (10,)) == [10]
     assert end.pending_ack() == Ack(LINK, 1, ())
@@ -285,20 +286,20 @@ def test_the_first_of_two_early_frames_with_one_number_counts() -> None:
     assert end.receive(1, ()) == [20]
 
 
-def test_what_came_early_is_bounded_in_bytes() -> None:
+def test_the_stash_is_bounded_in_bytes() -> None:
     end: Numbers = Window(
-        LINK, WindowOptions(4, 8, 3, 10, 1.0, 10.0, stash_bytes=15), size_of, size_of_received=size_of
+        LINK, msgspec.structs.replace(OPTIONS, stash_bytes=15), size_of, size_of_received=size_of
     )  # fmt: skip
     for number, item in ((2, 9), (3, 8), (4, 6)):
         end.receive(number, (item,))
-    assert end.pending_ack() == Ack(LINK, 0, (2, 4)), "3 is sent again by who sent it"
+    assert end.pending_ack() == Ack(LINK, 0, (2, 4)), "the sender resends 3"
     end.receive(2, (9,))
     assert end.receive(1, (1,)) == [1, 9]
     end.receive(5, (9,))
-    assert end.receive(3, (8,)) == [8, 6, 9], "what left the stash made room"
+    assert end.receive(3, (8,)) == [8, 6, 9], "taken frames made room in the stash"
 
 
-def test_beyond_credit_is_forgotten_and_far_beyond_is_an_error() -> None:
+def test_a_frame_beyond_credit_is_dropped_and_far_beyond_is_an_error() -> None:
     end = window()
     assert end.receive(4, (40,)) == []
     assert end.receive(5, (50,)) == []
@@ -317,7 +318,7 @@ def test_frames_are_numbered_from_one(number: int) -> None:
     assert caught.value.code == Code.MALFORMED
 
 
-def test_data_carries_the_acknowledgement_that_is_owed() -> None:
+def test_data_carries_an_owed_acknowledgement() -> None:
     end = window()
     end.receive(1, (10,))
     assert not end.idle
@@ -326,8 +327,8 @@ def test_data_carries_the_acknowledgement_that_is_owed() -> None:
     assert end.pending_ack() is None
 
 
-def test_deferred_acknowledges_what_was_processed_and_nothing_else() -> None:
-    end = window(deferred=True)
+def test_manual_ack_acknowledges_processed_frames_only() -> None:
+    end = window(manual_ack=True)
     assert end.receive(1, (10,)) == [10]
     assert end.receive(2, (20,)) == [20]
     assert end.received_number == 2
@@ -345,38 +346,38 @@ def test_deferred_acknowledges_what_was_processed_and_nothing_else() -> None:
 
 @dataclass
 class End:
-    """One of two ends, and what an observer knows of it."""
+    """One of two ends, and what a test records of it."""
 
     window: Numbers
-    way_out: list[Frame] = field(default_factory=list)
-    """Frames on their way to the other end."""
+    outbound: list[Frame] = field(default_factory=list)
+    """Frames in flight to the other end."""
     pushed: list[int] = field(default_factory=list)
-    given: list[int] = field(default_factory=list)
-    """What the other end was given."""
+    received: list[int] = field(default_factory=list)
+    """The items that the other end received."""
     acknowledged: list[int] = field(default_factory=list)
     frames: dict[int, int] = field(default_factory=dict)
-    """How many items were in each frame that arrived."""
+    """The number of items in each frame that arrived."""
 
     def flush(self, now: float) -> None:
-        self.way_out += self.window.take(now)
+        self.outbound += self.window.take(now)
         if (ack := self.window.pending_ack()) is not None:
-            self.way_out.append(ack)
+            self.outbound.append(ack)
 
 
 def receive(frame: Frame, sender: End, receiver: End, now: float) -> None:
     receiver.acknowledged += receiver.window.acknowledged(frame.ack, frame.stash, now)
     if isinstance(frame, Data):
-        sender.given += receiver.window.receive(frame.number, frame.items)
+        sender.received += receiver.window.receive(frame.number, frame.items)
         sender.frames[frame.number] = len(frame.items)
 
 
 class TwoWindows(RuleBasedStateMachine):
-    """One end acknowledges what it received, the other what it processed; the link does what it likes."""
+    """One end acknowledges received frames, the other processed ones; the link loses, duplicates and reorders."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.ends = (End(window()), End(window(deferred=True)))
+        self.ends = (End(window()), End(window(manual_ack=True)))
 
     @initialize(credit=st.integers(1, 4))
     def greet(self, credit: int) -> None:
@@ -397,19 +398,19 @@ class TwoWindows(RuleBasedStateMachine):
 
     @rule(at=st.integers(0, 1), which=st.integers(0, 100), again=st.booleans())
     def deliver(self, at: int, which: int, again: bool) -> None:
-        """Any frame under way, not the first; some stay to be delivered once more."""
+        """Deliver any frame in flight, not only the first; with `again` it stays in flight to arrive twice."""
         sender, receiver = self.ends[at], self.ends[1 - at]
-        if sender.way_out:
-            which %= len(sender.way_out)
-            receive(sender.way_out[which], sender, receiver, self.now)
+        if sender.outbound:
+            which %= len(sender.outbound)
+            receive(sender.outbound[which], sender, receiver, self.now)
             if not again:
-                del sender.way_out[which]
+                del sender.outbound[which]
 
     @rule(at=st.integers(0, 1), which=st.integers(0, 100))
     def lose(self, at: int, which: int) -> None:
-        way_out = self.ends[at].way_out
-        if way_out:
-            del way_out[which % len(way_out)]
+        outbound = self.ends[at].outbound
+        if outbound:
+            del outbound[which % len(outbound)]
 
     @rule(at=st.integers(0, 1), seconds=st.floats(0.0, 3.0))
     def resend(self, at: int, seconds: float) -> None:
@@ -418,22 +419,22 @@ class TwoWindows(RuleBasedStateMachine):
         deadline = end.window.next_deadline()
         frames = end.window.resend(self.now)
         assert not frames or (deadline is not None and deadline <= self.now)
-        end.way_out += frames
+        end.outbound += frames
 
     @precondition(lambda self: self.ends[1].window.processed_number < self.ends[1].window.received_number)
     @rule(share=st.floats(0.0, 1.0))
     def process(self, share: float) -> None:
-        deferred = self.ends[1].window
-        waiting = deferred.received_number - deferred.processed_number
-        deferred.processed(deferred.processed_number + round(waiting * share))
+        manual = self.ends[1].window
+        waiting = manual.received_number - manual.processed_number
+        manual.processed(manual.processed_number + round(waiting * share))
 
     @invariant()
     def once_and_in_order(self) -> None:
         for end in self.ends:
-            assert end.given == end.pushed[: len(end.given)]
+            assert end.received == end.pushed[: len(end.received)]
 
     @invariant()
-    def acknowledged_is_what_was_processed(self) -> None:
+    def only_processed_items_are_acknowledged(self) -> None:
         for end, other in (self.ends, self.ends[::-1]):
             processed = other.window.processed_number
             safe = sum(count for number, count in end.frames.items() if number <= processed)
@@ -445,7 +446,7 @@ class TwoWindows(RuleBasedStateMachine):
         for end, other in (self.ends, self.ends[::-1]):
             assert end.window.unacknowledged <= end.window.credit
             assert end.window.queued <= OPTIONS.queue
-            for frame in end.way_out:
+            for frame in end.outbound:
                 assert len(frame.stash) < OPTIONS.credit
                 assert frame.ack <= end.window.processed_number
                 if isinstance(frame, Data):
@@ -454,26 +455,26 @@ class TwoWindows(RuleBasedStateMachine):
                     assert frame.number <= other.window.received_number + OPTIONS.credit
 
     @invariant()
-    def abandon_returns_what_was_not_acknowledged(self) -> None:
+    def abandon_returns_the_unacknowledged_items(self) -> None:
         for end in self.ends:
             assert copy.deepcopy(end.window).abandon() == end.pushed[len(end.acknowledged) :]
 
     def teardown(self) -> None:
-        """Once the link behaves, everything arrives and is acknowledged."""
+        """Over a reliable link every item arrives and is acknowledged."""
         for _ in range(100):
-            if all(end.window.idle and not end.way_out for end in self.ends):
+            if all(end.window.idle and not end.outbound for end in self.ends):
                 break
             self.now += 100.0
             for at, end in enumerate(self.ends):
-                end.way_out += end.window.resend(self.now)
+                end.outbound += end.window.resend(self.now)
                 end.flush(self.now)
-                while end.way_out:
-                    receive(end.way_out.pop(0), end, self.ends[1 - at], self.now)
-            deferred = self.ends[1].window
-            if deferred.processed_number < deferred.received_number:
-                deferred.processed(deferred.received_number)
+                while end.outbound:
+                    receive(end.outbound.pop(0), end, self.ends[1 - at], self.now)
+            manual = self.ends[1].window
+            if manual.processed_number < manual.received_number:
+                manual.processed(manual.received_number)
         for end in self.ends:
-            assert end.given == end.acknowledged == end.pushed
+            assert end.received == end.acknowledged == end.pushed
 
 
 TestTwoWindows = TwoWindows.TestCase
@@ -483,10 +484,10 @@ TestTwoWindows.settings = settings(
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("deferred", [False, True])
-def test_a_long_conversation_over_a_bad_link(seed: int, deferred: bool) -> None:
+@pytest.mark.parametrize("manual_ack", [False, True])
+def test_a_long_conversation_over_a_bad_link(seed: int, manual_ack: bool) -> None:
     chance = random.Random(seed)
-    ends = (End(window()), End(window(deferred=deferred)))
+    ends = (End(window()), End(window(manual_ack=manual_ack)))
     most, now, tick_s = 2_000, 0.0, 0.05
     arrivals: list[tuple[float, int, Frame]] = []
     while any(len(end.acknowledged) < most for end in ends):
@@ -496,18 +497,18 @@ def test_a_long_conversation_over_a_bad_link(seed: int, deferred: bool) -> None:
             while len(end.pushed) < most and end.window.push(item := 100 * len(end.pushed) + len(end.pushed) % 7):
                 end.pushed.append(item)
             end.flush(now)
-            end.way_out += end.window.resend(now)
-            for frame in end.way_out:
+            end.outbound += end.window.resend(now)
+            for frame in end.outbound:
                 copies = chance.choices((0, 1, 2), (15, 75, 10))[0]
                 arrivals += [(now + chance.expovariate(10.0), at, frame) for _ in range(copies)]
-            end.way_out.clear()
+            end.outbound.clear()
         due = sorted((arrival for arrival in arrivals if arrival[0] <= now), key=lambda arrival: arrival[0])
         arrivals = [arrival for arrival in arrivals if arrival[0] > now]
         for _, at, frame in due:
             receive(frame, ends[at], ends[1 - at], now)
         last = ends[1].window
-        if deferred and chance.random() < 0.3:
+        if manual_ack and chance.random() < 0.3:
             last.processed(last.received_number)
     for end in ends:
-        assert end.given == end.acknowledged == end.pushed
+        assert end.received == end.acknowledged == end.pushed
         assert end.window.resent > 0

@@ -1,4 +1,4 @@
-"""What travels: pinned bytes, round trips, tolerance for what is new, and what seals authenticate."""
+"""The wire: pinned bytes, round trips, tolerance for new fields, and associated data."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -30,6 +30,7 @@ from meshim.wire.offline_log import Entry, Record
 from meshim.wire.outcome import Outcome, OutcomeStatus
 from tests.wire_samples import (
     BOB,
+    CODINGS,
     ENVELOPE,
     ENVELOPE_BYTES,
     EPOCH,
@@ -39,37 +40,36 @@ from tests.wire_samples import (
     OUTCOME,
     PINNED,
     TO_CLIENT,
-    WAYS,
-    Way,
+    Coding,
 )
 
 deterministic = settings(max_examples=300, derandomize=True, deadline=None, database=None)
 
 every_pinned = pytest.mark.parametrize(
-    ("way", "value"),
-    [pytest.param(WAYS[way], value, id=f"{way} {type(value).__name__}") for way, value, _ in PINNED],
+    ("coding", "value"),
+    [pytest.param(CODINGS[coding], value, id=f"{coding} {type(value).__name__}") for coding, value, _ in PINNED],
 )
 
 
-@pytest.mark.parametrize(("way", "value", "pinned"), PINNED)
-def test_bytes_are_pinned(way: str, value: Any, pinned: str) -> None:
-    assert WAYS[way].encode(value).hex() == pinned
+@pytest.mark.parametrize(("coding", "value", "pinned"), PINNED)
+def test_bytes_are_pinned(coding: str, value: Any, pinned: str) -> None:
+    assert CODINGS[coding].encode(value).hex() == pinned
 
 
 @every_pinned
-def test_what_is_encoded_is_decoded(way: Way, value: Any) -> None:
-    assert way.decode(way.encode(value)) == value
+def test_every_pinned_value_round_trips(coding: Coding, value: Any) -> None:
+    assert coding.decode(coding.encode(value)) == value
 
 
 def test_every_struct_of_the_wire_is_pinned() -> None:
     pinned: set[Any] = {type(each) for _, value, _ in PINNED for each in _structs(value)}
-    modules = ("envelope", "link", "outcome", "client", "mesh", "log", "notification")
+    modules = ("envelope", "link", "outcome", "client", "mesh", "offline_log", "notification")
     named: set[Any] = {
         each
         for each in _subclasses(msgspec.Struct)
         if each.__module__ in {f"meshim.wire.{module}" for module in modules} and each.__struct_fields__
     }
-    assert named - pinned == {Stream}  # which names, but does not travel
+    assert named - pinned == {Stream}  # a name, which is never sent by itself
 
 
 def _subclasses(base: Any) -> Iterator[Any]:
@@ -92,19 +92,19 @@ def _structs(value: Any) -> Iterator[Any]:
 
 
 @every_pinned
-def test_fields_that_a_newer_peer_adds_are_ignored_in_every_struct(way: Way, value: Any) -> None:
-    """At the end of each array that is a struct, on its own and of all at once; in a pair there is no room for more."""
+def test_fields_that_a_newer_peer_adds_are_ignored_in_every_struct(coding: Coding, value: Any) -> None:
+    """At the end of each struct alone, and of all at once.  Pairs are not structs and cannot grow."""
     grown = list(_grown(value))
     assert len(grown) == 1 + sum(1 for _ in _structs(value))
     for each in grown:
-        assert way.decode(codec.encode(each)) == value
+        assert coding.decode(codec.encode(each)) == value
 
 
 NEW_FIELDS: list[Any] = [12345, None, {"new": [1.5, True]}, b"bytes", "text", [[]], msgspec.msgpack.Ext(5, b"new")]
 
 
 def _grown(value: Any) -> Iterator[Any]:
-    """The value as plain arrays, with new fields in all structs, then in each."""
+    """The value as plain arrays, with new fields in all structs, then in each struct alone."""
     count = sum(1 for _ in _structs(value))
     yield _plain(value, [True] * count)
     for target in range(count):
@@ -112,7 +112,7 @@ def _grown(value: Any) -> Iterator[Any]:
 
 
 def _plain(value: Any, grows: list[bool]) -> Any:
-    """`grows` says of each struct that is still to come whether it has new fields."""
+    """`grows` says for each remaining struct whether it gets new fields."""
     if isinstance(value, msgspec.Struct):
         tag = value.__struct_config__.tag
         more = NEW_FIELDS if grows.pop(0) else []
@@ -124,7 +124,7 @@ def _plain(value: Any, grows: list[bool]) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("way", "plain", "value"),
+    ("coding", "plain", "value"),
     [
         (FROM_CLIENT, [1, 1, b"t", 1, 2, 3], Greet(1, b"t", 1, 2, 3)),
         (FROM_CLIENT, [3, 1, 1, 0, [], [[1, b"e"]]], Data(1, 1, 0, (), (Submit(b"e"),))),
@@ -143,11 +143,11 @@ def _plain(value: Any, grows: list[bool]) -> Any:
         ),
     ],
 )
-def test_fields_with_defaults_may_be_left_out_at_the_end(way: Way, plain: list[Any], value: Any) -> None:
-    assert way.decode(codec.encode(plain)) == value
+def test_fields_with_defaults_may_be_left_out_at_the_end(coding: Coding, plain: list[Any], value: Any) -> None:
+    assert coding.decode(codec.encode(plain)) == value
 
 
-def test_kinds_ways_and_codes_that_are_not_known_here_decode() -> None:
+def test_unknown_kinds_statuses_and_codes_decode() -> None:
     strange = msgspec.structs.replace(ENVELOPE, kind=99, to=Destination(77, 1, 2), version=2, key=2**31 - 1)
     assert decode_envelope(encode_envelope(strange)) == strange
     outcome = Data(LINK, 1, 0, (), (msgspec.structs.replace(OUTCOME, status=99, code=9_999),))
@@ -175,7 +175,7 @@ envelopes = st.builds(
 outcomes = st.builds(
     Outcome, any_ids, ids, ids, u64, destinations, seqs, seqs, u8, pairs, pairs, any_ids, u31, st.text(max_size=20)
 )
-stamps = st.builds(Stamp, any_ids, ids, ids, u64, destinations, seqs, u8, positions, pairs, any_ids)
+stamps = st.builds(Stamp, any_ids, ids, ids, u64, destinations, seqs, u8, positions, pairs)
 stashes = st.lists(ids, max_size=5).map(tuple)
 
 
@@ -193,12 +193,12 @@ controls = st.one_of(
 )
 devices = st.lists(ids, max_size=4).map(tuple)
 returns = st.builds(Return, ids, devices, st.booleans(), stamps, st.binary(max_size=50))
-places = st.builds(Deliver, ids, pairs, stamps, st.binary(max_size=50))
+deliveries = st.builds(Deliver, ids, pairs, stamps, st.binary(max_size=50))
 EVERYTHING: dict[str, st.SearchStrategy[Any]] = {
     "client": controls | data_of(st.builds(Submit, st.binary(max_size=50), positions)),
     "connector to client": controls | data_of(st.builds(Delivery, st.binary(max_size=50), st.booleans()), outcomes),
     "connector to transfer": controls | data_of(st.builds(Route, stamps, st.binary(max_size=50)), returns, outcomes),
-    "transfer": controls | data_of(places, outcomes),
+    "transfer": controls | data_of(deliveries, outcomes),
     "envelope": envelopes,
     "text": st.builds(Text, st.text()),
     "receipt": st.builds(Receipt, u8, u64, destinations, st.lists(st.tuples(seqs, seqs), max_size=5).map(tuple)),
@@ -206,12 +206,12 @@ EVERYTHING: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
-@pytest.mark.parametrize("way", EVERYTHING)
+@pytest.mark.parametrize("coding", EVERYTHING)
 @deterministic
 @given(st.data())
-def test_round_trips(way: str, data: st.DataObject) -> None:
-    value = data.draw(EVERYTHING[way])
-    assert WAYS[way].decode(WAYS[way].encode(value)) == value
+def test_round_trips(coding: str, data: st.DataObject) -> None:
+    value = data.draw(EVERYTHING[coding])
+    assert CODINGS[coding].decode(CODINGS[coding].encode(value)) == value
 
 
 # ---------------------------------------------------------------- associated data
@@ -241,15 +241,13 @@ def test_associated_data_covers_every_field_but_base_and_body() -> None:
 
 @deterministic
 @given(envelopes, envelopes)
-def test_two_envelopes_have_the_same_associated_data_only_if_all_of_it_is_the_same(
-    one: Envelope, other: Envelope
-) -> None:
+def test_associated_data_is_equal_only_for_equal_fields(one: Envelope, other: Envelope) -> None:
     alike = msgspec.structs.replace(other, base=one.base, body=one.body) == one
     assert (associated_data(one) == associated_data(other)) == alike
 
 
-def test_associated_data_is_made_of_values_so_that_every_encoding_of_them_opens() -> None:
-    """Also of one that leaves out a default, spends more bytes on a number than it needs, or has new fields."""
+def test_associated_data_does_not_depend_on_the_encoding_of_the_envelope() -> None:
+    """The encoding may leave out a default, use more bytes for a number than needed, or have new fields."""
     plain = [1, ENVELOPE.id, 7, 8, EPOCH, [1, 42], 300, 299, 1, 2, ENVELOPE.sent_at, b"sealed", "new"]
     assert associated_data(decode_envelope(codec.encode(plain))) == associated_data(ENVELOPE)
     wide = ENVELOPE_BYTES.replace(b"\xcd\x01\x2c", b"\xcf\0\0\0\0\0\0\x01\x2c")
@@ -257,6 +255,6 @@ def test_associated_data_is_made_of_values_so_that_every_encoding_of_them_opens(
     assert associated_data(decode_envelope(wide)) == associated_data(ENVELOPE)
 
 
-def test_a_stream_is_named_by_who_made_it_and_where_it_goes() -> None:
+def test_a_stream_is_named_by_sending_device_and_destination() -> None:
     assert ENVELOPE.stream == Stream(7, 8, EPOCH, BOB)
     assert len({ENVELOPE.stream, msgspec.structs.replace(ENVELOPE, seq=1).stream}) == 1

@@ -1,4 +1,4 @@
-"""What a peer may send instead: whatever it is, it decodes within the bounds or raises DecodeError, at once."""
+"""Any bytes of a peer decode within the bounds, or raise DecodeError at once."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -22,53 +22,53 @@ from meshim.wire.envelope import (
     encode_envelope,
 )
 from meshim.wire.link import Ack, Close, Data
-from meshim.wire.mesh import Deliver, Return
+from meshim.wire.mesh import Deliver, Hello, Return
 from meshim.wire.notification import AccountChanged, WakeUp, decode_notification, encode_notification
 from meshim.wire.offline_log import Entry, decode_record, encode_record
-from tests.wire_samples import BOB, ENVELOPE, OUTCOME, PINNED, STAMP, WAYS, Way
+from tests.wire_samples import BOB, CODINGS, ENVELOPE, OUTCOME, PINNED, STAMP, Coding
 
 deterministic = settings(max_examples=300, derandomize=True, deadline=None, database=None)
 
 every_pinned = pytest.mark.parametrize(
-    ("way", "value"),
-    [pytest.param(WAYS[way], value, id=f"{way} {type(value).__name__}") for way, value, _ in PINNED],
+    ("coding", "value"),
+    [pytest.param(CODINGS[coding], value, id=f"{coding} {type(value).__name__}") for coding, value, _ in PINNED],
 )
 
 
-# ---------------------------------------------------------------- what a peer may send instead
+# ---------------------------------------------------------------- malformed bytes
 
 
 @deterministic
 @given(st.binary(max_size=200))
-def test_garbage_raises_decode_error_only(data: bytes) -> None:
-    for way in WAYS.values():
-        _refused_or_decoded(way, data)
+def test_garbage_raises_only_decode_error(data: bytes) -> None:
+    for coding in CODINGS.values():
+        _refused_or_decoded(coding, data)
 
 
-def _refused_or_decoded(way: Way, data: bytes) -> None:
+def _refused_or_decoded(coding: Coding, data: bytes) -> None:
     try:
-        value = way.decode(data)
+        value = coding.decode(data)
     except msgspec.DecodeError:
         return
-    assert way.decode(codec.encode(value)) == value
+    assert coding.decode(codec.encode(value)) == value
 
 
 @every_pinned
-def test_what_is_cut_off_or_continued_does_not_decode(way: Way, value: Any) -> None:
-    data = way.encode(value)
+def test_truncated_and_continued_bytes_do_not_decode(coding: Coding, value: Any) -> None:
+    data = coding.encode(value)
     for length in range(len(data)):
         with pytest.raises(msgspec.DecodeError):
-            way.decode(data[:length])
+            coding.decode(data[:length])
     with pytest.raises(msgspec.DecodeError):
-        way.decode(data + b"\xc0")
+        coding.decode(data + b"\xc0")
 
 
 @every_pinned
-def test_any_single_byte_may_change_and_nothing_but_decode_error_is_raised(way: Way, value: Any) -> None:
-    data = way.encode(value)
+def test_any_changed_byte_raises_only_decode_error(coding: Coding, value: Any) -> None:
+    data = coding.encode(value)
     for at in range(len(data)):
         for byte in range(256):
-            _refused_or_decoded(way, data[:at] + bytes((byte,)) + data[at + 1 :])
+            _refused_or_decoded(coding, data[:at] + bytes((byte,)) + data[at + 1 :])
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_any_single_byte_may_change_and_nothing_but_decode_error_is_raised(way: 
         pytest.param(b"", id="nothing"),
         pytest.param(b"\x90", id="no type"),
         pytest.param(b"\x80", id="a map"),
-        pytest.param(b"\x92\x63\x01", id="a type that no version has"),
+        pytest.param(b"\x92\x63\x01", id="an unknown type"),
         pytest.param(b"\x92\xff\x01", id="a negative type"),
         pytest.param(b"\x92\xa1a\x01", id="a type that is text"),
         pytest.param(b"\x92\x02\x01", id="a frame of the other side"),
@@ -97,7 +97,7 @@ def test_any_single_byte_may_change_and_nothing_but_decode_error_is_raised(way: 
         pytest.param(b"\x92\x05\xc3", id="a truth value for a number"),
     ],
 )
-def test_hostile_frames_fail_in_one_way_and_at_once(data: bytes) -> None:
+def test_hostile_frames_raise_decode_error_at_once(data: bytes) -> None:
     begin = time.perf_counter()
     with pytest.raises(msgspec.DecodeError):
         client.decode_from_client(data)
@@ -125,20 +125,20 @@ def _with_number(value: Any, number: int) -> Iterator[tuple[str, Any]]:
 
 @every_pinned
 @pytest.mark.parametrize("number", [-1, -(2**63)])
-def test_no_number_is_negative(way: Way, value: Any, number: int) -> None:
+def test_no_number_is_negative(coding: Coding, value: Any, number: int) -> None:
     for field, changed in _with_number(value, number):
         with pytest.raises(msgspec.DecodeError):
-            assert way.decode(codec.encode(changed)) is None, field
+            assert coding.decode(codec.encode(changed)) is None, field
 
 
 @every_pinned
-def test_epochs_have_64_bits_and_all_other_numbers_at_most_63(way: Way, value: Any) -> None:
+def test_epochs_have_64_bits_and_all_other_numbers_at_most_63(coding: Coding, value: Any) -> None:
     for field, changed in _with_number(value, 2**64 - 1):
         if field in U64_FIELDS:
-            assert way.decode(codec.encode(changed)) == changed
+            assert coding.decode(codec.encode(changed)) == changed
         else:
             with pytest.raises(msgspec.DecodeError):
-                assert way.decode(codec.encode(changed)) is None, field
+                assert coding.decode(codec.encode(changed)) is None, field
 
 
 def _envelope(**fields: Any) -> bytes:
@@ -161,7 +161,7 @@ BEYOND: list[tuple[str, Callable[[bytes], Any], bytes]] = [
     ("window 0", client.decode_from_client, client.encode(Greet(1, b"t", 1, 1, 0))),
     ("window beyond a stash", client.decode_from_client, client.encode(Greet(1, b"t", 1, 1, LIST_MAX + 1))),
     ("token of 65 bytes", client.decode_from_client, client.encode(Greet(1, bytes(65), 1, 1, 1))),
-    ("software of 129 characters", client.decode_from_client, client.encode(Greet(1, b"t", 1, 1, 1, "x" * 129))),
+    ("name of 129 characters", mesh.decode_from_connector, mesh.encode(Hello(1, 1, 1, "x" * 129, 1))),
     ("sentence of 1025 characters", client.decode_from_client, client.encode(Close(1, 1, "x" * 1025))),
     ("frame number 0", client.decode_from_client, client.encode(Data(1, 0, 0, (), ()))),
     ("stash", client.decode_from_client, client.encode(Ack(1, 1, (2,) * (LIST_MAX + 1)))),
@@ -197,22 +197,24 @@ BEYOND: list[tuple[str, Callable[[bytes], Any], bytes]] = [
 
 
 @pytest.mark.parametrize(("decode", "data"), [pytest.param(*each[1:], id=each[0]) for each in BEYOND])
-def test_what_is_beyond_its_bounds_does_not_decode(decode: Callable[[bytes], Any], data: bytes) -> None:
+def test_a_value_beyond_its_bounds_does_not_decode(decode: Callable[[bytes], Any], data: bytes) -> None:
     with pytest.raises(msgspec.ValidationError):
         decode(data)
 
 
-def test_what_is_just_within_its_bounds_decodes() -> None:
+def test_the_largest_values_decode() -> None:
     widest = msgspec.structs.replace(
         ENVELOPE, user=2**63 - 1, device=2**63 - 1, epoch=2**64 - 1, seq=SEQ_MAX, base=SEQ_MAX, kind=255, sent_at=MS_MAX
     )
     assert decode_envelope(encode_envelope(widest)) == widest
     ack = Ack(2**64 - 1, 2**63 - 1, (1,) * LIST_MAX)
     assert client.decode_from_client(client.encode(ack)) == ack
-    greet = Greet(0, bytes(64), 0, 0, LIST_MAX, "é" * 128)
+    greet = Greet(0, bytes(64), 0, 0, LIST_MAX)
     assert client.decode_from_client(client.encode(greet)) == greet
+    hello = Hello(0, 0, 0, "é" * 128, LIST_MAX)
+    assert mesh.decode_from_connector(mesh.encode(hello)) == hello
 
 
-def test_every_time_that_decodes_is_a_date() -> None:
-    """Or a friend could send what no application can show."""
+def test_every_decoded_time_is_a_date() -> None:
+    """Otherwise a friend could send a time that no application can show."""
     assert datetime.fromtimestamp(MS_MAX / 1000, UTC).year == 9999

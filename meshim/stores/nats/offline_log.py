@@ -22,9 +22,8 @@ from meshim.stores.nats.client import NatsClient
 from meshim.stores.nats.jetstream import Answer, JetStream, refused
 from meshim.stores.nats.puller import Puller
 from meshim.stores.ports import LogMessage
+from meshim.wire.sizes import RECORD_BYTES_MAX
 
-RECORD_BYTES_MOST = 900 * 1024
-"""Of one record; the server's `max_payload` is 1 MiB and counts headers too."""
 _REASON_CHARACTERS_MOST = 500
 _DUPLICATE_WINDOW_NS = 100_000_000  # the least that is allowed: records carry no message ids
 POSITION, REASON = "Meshim-Position", "Meshim-Reason"
@@ -82,7 +81,7 @@ class JetStreamOfflineLog:
         A message that was not acknowledged or extended for `ack_wait_s` is given again.  At most
         `unacknowledged_most` are given out at a time, and about `fetch_bytes` by one fetch.
         """
-        assert fetch_bytes > RECORD_BYTES_MOST
+        assert fetch_bytes > RECORD_BYTES_MAX
         self._client = client
         self._jetstream = JetStream(client, timeout_s)
         self._namespace = namespace
@@ -99,7 +98,7 @@ class JetStreamOfflineLog:
     # ---------------------------------------------------------------- on the way of a message
 
     async def publish(self, partition: int, data: bytes) -> int:
-        assert len(data) <= RECORD_BYTES_MOST
+        assert len(data) <= RECORD_BYTES_MAX
         subject = f"{self._namespace}.offline.{partition}"
         return await self._append(subject, data)
 
@@ -170,7 +169,7 @@ class JetStreamOfflineLog:
                 "subjects": [f"{self._namespace}.offline.{partition}"],
                 "retention": "workqueue",
                 "max_bytes": self._max_bytes,
-                "max_msg_size": RECORD_BYTES_MOST,
+                "max_msg_size": RECORD_BYTES_MAX,
                 "first_seq": first,
             }
         )

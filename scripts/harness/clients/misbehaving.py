@@ -85,7 +85,7 @@ class Rude:
 
     def greet(self) -> None:
         assert self.person is not None
-        self.say(Greet(WIRE_VERSION, self.person.token, self.person.epoch, self.link, WINDOW, "rude"))
+        self.say(Greet(WIRE_VERSION, self.person.token, self.person.epoch, self.link, WINDOW))
 
     async def welcome(self) -> Welcome:
         """Greet and wait; raises TimeoutError, or ConnectionRefusedError with what was said."""

@@ -1,0 +1,286 @@
+"""What a topology must satisfy beyond its types.
+
+Each function below yields one sentence for each thing that is wrong, with the path of the field.  Relations between
+two timers, and between a limit and what holds it, are tables.
+"""
+
+from collections.abc import Callable, Iterator
+from ipaddress import ip_address
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from meshim.errors import TopologyError
+from meshim.protocol.flush_queue import TICK_S
+from meshim.protocol.timeouts import CLIENT_GIVE_UP_S, CLIENT_RESEND_S
+from meshim.protocol.token_bucket import FRAME_ITEMS_MAX, SUBMIT_BYTES
+from meshim.topology.structs import Listener, RestListener, Topology, Worker
+from meshim.wire.bounds import ITEMS_MAX, LIST_MAX
+from meshim.wire.sizes import RECORD_BYTES_MAX
+
+_ENVELOPE_OVERHEAD_BYTES = 4_096
+"""Room for what stamp, envelope fields and framing add to a body."""
+_DETECTION_S_MAX = 5.0
+"""A dead process must be noticed within it: lease and silence together."""
+_PRESENCE_ANSWER_S_MAX = 3.0
+"""Between two answers of Redis: it is asked every second and has two seconds for its answer."""
+
+
+def check(topology: Topology) -> None:
+    """Raise `TopologyError` for the first thing that is wrong.  `load` calls it; so should code that makes one."""
+    for violations in _CHECKS:
+        for sentence in violations(topology):
+            raise TopologyError(sentence)
+
+
+# ---------------------------------------------------------------- processes and backends
+
+
+def _processes(topology: Topology) -> Iterator[str]:
+    names: dict[str, str] = {}
+    binds: dict[tuple[str, int], str] = {}
+    for group, members in _groups(topology).items():
+        if not members:
+            yield f"A mesh needs at least one process here - at `$.{group}`."
+        for index, member in enumerate(members):
+            path = f"$.{group}[{index}]"
+            if member.name in names:
+                yield f"The name {member.name!r} is taken by `{names[member.name]}` - at `{path}.name`."
+            names[member.name] = path
+            if isinstance(member, Worker):
+                continue
+            try:
+                address = _address(member.bind, "http" if isinstance(member, RestListener) else "tcp")
+            except ValueError as reason:
+                yield f"{member.bind!r} is not an address to bind: {reason} - at `{path}.bind`."
+                continue
+            if address in binds:
+                yield f"The address {member.bind!r} is taken by `{binds[address]}` - at `{path}.bind`."
+            if address[1] != 0:
+                binds[address] = path
+            if isinstance(member, Listener):
+                yield from _advertise(member, address, path)
+
+
+def _groups(topology: Topology) -> dict[str, tuple[Listener | Worker | RestListener, ...]]:
+    return {
+        "connectors": topology.connectors,
+        "transfers": topology.transfers,
+        "writers": topology.writers,
+        "rest": topology.rest,
+    }
+
+
+def _advertise(listener: Listener, bound: tuple[str, int], path: str) -> Iterator[str]:
+    if listener.advertise is None:
+        if _is_wildcard(bound[0]):
+            yield f"Nobody can connect to {listener.bind!r}: say in `advertise` what others connect to - at `{path}`."
+        return
+    try:
+        host, port = _address(listener.advertise, "tcp")
+        if port == 0:
+            raise ValueError("its port is 0")
+        if _is_wildcard(host):
+            raise ValueError("it is no address of one host")
+    except ValueError as reason:
+        yield f"Nobody can connect to {listener.advertise!r}: {reason} - at `{path}.advertise`."
+
+
+def _address(url: str, scheme: str) -> tuple[str, int]:
+    """Return host and port of SCHEME://HOST:PORT.  Raises ValueError with the reason for any other text."""
+    parts = urlsplit(url)
+    if not url.startswith(f"{scheme}://"):
+        raise ValueError(f"it does not begin with {scheme}://")
+    if any(character.isspace() for character in url):  # `urlsplit` would drop some of them
+        raise ValueError("there is a space in it")
+    if not parts.hostname:
+        raise ValueError("it has no host")
+    if parts.path or parts.query or parts.fragment or "@" in parts.netloc:
+        raise ValueError("there is more than host and port")
+    if parts.port is None:
+        raise ValueError("it has no port (0 takes a free one)")
+    return parts.hostname, parts.port
+
+
+def _is_wildcard(host: str) -> bool:
+    if host == "*":
+        return True
+    try:
+        return ip_address(host).is_unspecified
+    except ValueError:  # a name
+        return False
+
+
+def _backends(topology: Topology) -> Iterator[str]:
+    backends = topology.backends
+    forms = {
+        "redis": (backends.redis, ("redis", "rediss"), "redis://HOST:PORT/0"),
+        "nats": (backends.nats, ("nats", "tls"), "nats://HOST:PORT"),
+        "sql": (
+            backends.sql,
+            ("mysql+pymysql", "sqlite"),
+            "mysql+pymysql://USER:PASSWORD@HOST:PORT/DATABASE or sqlite:///FILE",
+        ),
+    }
+    for name, (url, schemes, form) in forms.items():
+        if url != "embedded" and not _is_backend(
+            url, schemes
+        ):  # the sentence leaves out the URL: it may hold a password
+            yield f"This is neither `embedded` nor a URL like {form} - at `$.backends.{name}`."
+
+
+def _is_backend(url: str, schemes: tuple[str, ...]) -> bool:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return False
+    if parts.scheme not in schemes:
+        return False
+    if parts.scheme == "sqlite":  # SQLite in memory would be another database in each process
+        return not parts.netloc and len(parts.path) > 1 and parts.path != "/:memory:"
+    if parts.scheme == "mysql+pymysql" and len(parts.path) < 2:
+        return False
+    return bool(parts.hostname) and port != 0
+
+
+def _monitor(topology: Topology) -> Iterator[str]:
+    url = topology.durability.nats_monitor
+    if url is not None and not _is_backend(url, ("http", "https")):
+        yield "This is no URL like http://HOST:8222 - at `$.durability.nats_monitor`."
+
+
+# ---------------------------------------------------------------- timers
+
+
+class _Below(NamedTuple):
+    """`factor` times the timer `low` must be less than the timer `high`, or else."""
+
+    factor: int
+    low: str
+    high: str
+    otherwise: str
+
+
+_BELOW = (
+    _Below(2, "lease_renew_s", "lease_ttl_s", "one lost renewal ends a lease"),
+    _Below(1, "lease_ttl_s", "partition_lease_s", "a partition changes hands before its writer counts as dead"),
+    _Below(2, "mesh_heartbeat_s", "mesh_silence_s", "one lost heartbeat cuts a link"),
+    _Below(10, "outcome_delay_s", "mesh_resend_s", "senders wait longer for what became of a message than it takes"),
+    _Below(1, "mesh_resend_s", "delivery_timeout_s", "a bundle is given up before it was sent again"),
+    _Below(1, "link_resend_s", "delivery_timeout_s", "a frame is given up before it was sent again"),
+    _Below(2, "client_heartbeat_s", "client_silence_s", "one lost heartbeat cuts a client"),
+)
+_TIMES = {1: "Its value of", 2: "Twice", 10: "Ten times"}
+
+
+def _timers_below(topology: Topology) -> Iterator[str]:
+    for factor, low, high, otherwise in _BELOW:
+        low_s, high_s = getattr(topology.timers, low), getattr(topology.timers, high)
+        if factor * low_s >= high_s:
+            yield (
+                f"{_TIMES[factor]} {low_s:g} s must be less than {high} ({high_s:g} s), "
+                f"or {otherwise} - at `$.timers.{low}`."
+            )
+
+
+def _client_timeouts(topology: Topology) -> Iterator[str]:
+    for timer, still in (("delivery_timeout_s", "delivering"), ("publish_timeout_s", "storing")):
+        value_s = getattr(topology.timers, timer)
+        if value_s >= CLIENT_RESEND_S:
+            yield (
+                f"Its value of {value_s:g} s must be less than what every client waits ({CLIENT_RESEND_S:g} s), "
+                f"or clients resend what the mesh is still {still} - at `$.timers.{timer}`."
+            )
+
+
+def _acknowledgements(topology: Topology) -> Iterator[str]:
+    acknowledged_s = topology.timers.ack_delay_s + TICK_S
+    for resend in ("mesh_resend_s", "link_resend_s"):
+        resend_s = getattr(topology.timers, resend)
+        if acknowledged_s >= resend_s:
+            yield (
+                f"An acknowledgement may take {acknowledged_s:g} s, it and the {TICK_S:g} s between two looks at the "
+                f"clock; that must be less than {resend} ({resend_s:g} s), or frames are sent twice "
+                "- at `$.timers.ack_delay_s`."
+            )
+
+
+def _detection(topology: Topology) -> Iterator[str]:
+    detection_s = topology.timers.lease_ttl_s + topology.timers.mesh_silence_s
+    if detection_s >= _DETECTION_S_MAX:
+        yield (
+            f"Together with mesh_silence_s it is {detection_s:g} s and must be less than {_DETECTION_S_MAX:g} s, "
+            "or a dead process is noticed too late - at `$.timers.lease_ttl_s`."
+        )
+
+
+def _presence_silence(topology: Topology) -> Iterator[str]:
+    silence_s = topology.timers.presence_silence_s
+    if silence_s <= _PRESENCE_ANSWER_S_MAX:
+        yield (
+            f"Its value of {silence_s:g} s must be more than {_PRESENCE_ANSWER_S_MAX:g} s, as so much may "
+            "pass between two answers of Redis - at `$.timers.presence_silence_s`."
+        )
+
+
+# ---------------------------------------------------------------- limits
+
+
+def _rate(topology: Topology) -> Iterator[str]:
+    rate = topology.limits.session_rate
+    largest = max(FRAME_ITEMS_MAX, topology.limits.frame_bytes // SUBMIT_BYTES)
+    paid_s = largest / rate
+    if paid_s >= CLIENT_GIVE_UP_S / 2:
+        yield (
+            f"At {rate} a second the largest frame, which counts as {largest} messages, is acknowledged "
+            f"after {paid_s:g} s; it must be less than {CLIENT_GIVE_UP_S / 2:g} s, half of what every client waits "
+            "before it gives its link up: raise the rate - at `$.limits.session_rate`."
+        )
+
+
+class _Fits(NamedTuple):
+    """The limit `low` plus `overhead` must be at most the limit `high`, or the number behind its description."""
+
+    low: str
+    overhead: int
+    high: str
+    most: int | None = None
+
+
+_FITS = (
+    _Fits("body_bytes", _ENVELOPE_OVERHEAD_BYTES, "frame_bytes"),
+    _Fits("frame_bytes", 0, "bundle_bytes"),
+    _Fits("bundle_bytes", 0, "what NATS takes", RECORD_BYTES_MAX),
+    _Fits("bundle_bytes", 0, "log_bytes"),
+    _Fits("body_bytes", _ENVELOPE_OVERHEAD_BYTES, "sync_page_bytes"),
+    _Fits("bundle_items", 0, "link_queue"),
+    _Fits("bundle_bytes", 0, "link_bytes"),
+    _Fits("client_window", 0, "session_queue"),
+    _Fits("client_window", 0, "what an acknowledgement can list", LIST_MAX),
+    _Fits("mesh_window", 0, "what an acknowledgement can list", LIST_MAX),
+    _Fits("devices_per_user", 0, "half of what an outcome can list", LIST_MAX // 2),
+    _Fits("bundle_items", 0, "what decodes", ITEMS_MAX),
+)
+
+
+def _fits(topology: Topology) -> Iterator[str]:
+    limits = topology.limits
+    for low, overhead, high, number in _FITS:
+        value, most = getattr(limits, low), getattr(limits, high) if number is None else number
+        if value + overhead > most:
+            plus = f" + {overhead}" if overhead else ""
+            yield f"{value}{plus} must be at most {high} ({most}) - at `$.limits.{low}`."
+
+
+_CHECKS: tuple[Callable[[Topology], Iterator[str]], ...] = (
+    _processes,
+    _backends,
+    _monitor,
+    _timers_below,
+    _client_timeouts,
+    _acknowledgements,
+    _detection,
+    _presence_silence,
+    _rate,
+    _fits,
+)

@@ -1,0 +1,181 @@
+"""The structs of a topology: frozen, with defaults, and without unknown fields.
+
+One file describes the whole mesh.  Every process reads the same file and finds its own part by name.  The names of the
+fields carry the units: `_s` seconds, `_bytes` bytes; the other numbers are counts.
+"""
+
+from typing import Annotated, Literal, TypeAlias
+
+import msgspec
+
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=10 * 366 * 86400)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}\Z")]
+"""It is part of file names, Redis keys and NATS subjects."""
+
+
+class Frozen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The base of every part of the topology: frozen, and an unknown field is an error."""
+
+
+class Backends(Frozen, frozen=True, forbid_unknown_fields=True):
+    """The servers that hold all state: for each a URL, or `embedded` for one that `meshim up` starts."""
+
+    redis: str = "embedded"
+    nats: str = "embedded"
+    sql: str = "embedded"
+
+
+class Security(Frozen, frozen=True, forbid_unknown_fields=True):
+    """Encryption of links and of stored keys."""
+
+    curve: bool = True
+    """CURVE on every ZeroMQ link.  Turn it off for measurements on one machine only."""
+    master_key_file: str | None = None
+    """The file of the key that wraps relation keys at rest (mode 0600); null: `master.key` in the data folder."""
+
+
+OnWeak: TypeAlias = Literal["refuse", "warn"]
+"""`refuse` stores nothing where a loss of power could take it; `warn` logs that and stores."""
+
+
+class Durability(Frozen, frozen=True, forbid_unknown_fields=True):
+    """What a process does where a loss of power could take messages that were reported as `sent` (docs/adr/0013).
+
+    The deciding settings of the log and the database are read from the running servers.
+    """
+
+    weak: OnWeak = "refuse"
+    """Applies when a setting lets a server acknowledge what it has not yet synced."""
+    unknown: OnWeak = "warn"
+    """Applies when a setting cannot be read."""
+    nats_monitor: str | None = None
+    """The monitoring of NATS, as http://HOST:8222: NATS shows `sync_interval` nowhere else."""
+
+
+class Listener(Frozen, frozen=True, forbid_unknown_fields=True):
+    """A process that accepts connections."""
+
+    name: Name
+    bind: str = "tcp://127.0.0.1:0"
+    """Port 0 takes a free port, which the lease in Redis publishes."""
+    advertise: str | None = None
+    """The address that others connect to, where it differs from the bound one (NAT, 0.0.0.0)."""
+
+
+class Worker(Frozen, frozen=True, forbid_unknown_fields=True):
+    """A process that accepts no connections."""
+
+    name: Name
+
+
+class RestListener(Frozen, frozen=True, forbid_unknown_fields=True):
+    """One process of the REST service."""
+
+    name: Name
+    bind: str = "http://127.0.0.1:8100"
+
+
+class Timers(Frozen, frozen=True, forbid_unknown_fields=True):
+    """Every timer of the mesh, in seconds.  checks.py says how they depend on each other.
+
+    The timers that only clients use are the same in every mesh: `protocol/timeouts.py`.
+    """
+
+    # leases: how soon a dead process is noticed
+    lease_renew_s: Seconds = 1.0
+    lease_ttl_s: Seconds = 3.0
+    partition_lease_s: Seconds = 6.0
+    queue_lease_s: Seconds = 10.0
+    # links between processes of the mesh
+    mesh_heartbeat_s: Seconds = 0.5
+    mesh_silence_s: Seconds = 1.5
+    mesh_resend_s: Seconds = 0.5
+    # links between clients and connectors
+    client_heartbeat_s: Seconds = 10.0
+    client_silence_s: Seconds = 25.0
+    link_resend_s: Seconds = 1.0
+    ack_delay_s: Seconds = 0.05
+    """How long an acknowledgement waits for a data frame that carries it, unless half the window waits for it."""
+    outcome_delay_s: Seconds = 0.003
+    """How long an outcome waits for others on a mesh link that has just sent one (protocol/coalescing.py)."""
+    delivery_timeout_s: Seconds = 2.5
+    publish_timeout_s: Seconds = 2.0
+    # caches and sweeps
+    presence_cache_ttl_s: Seconds = 30.0
+    presence_silence_s: Seconds = 5.0
+    """A transfer asks Redis for changes every second; it ignores its presence cache after so long without an answer."""
+    relation_ttl_s: Seconds = 60.0
+    sweep_s: Seconds = 30.0
+    # retention in the database
+    token_ttl_s: Seconds = 30 * 86400.0
+    device_idle_s: Seconds = 90 * 86400.0
+    read_retention_s: Seconds = 7 * 86400.0
+    # process
+    shutdown_s: Seconds = 5.0
+
+
+class Limits(Frozen, frozen=True, forbid_unknown_fields=True):
+    """Every bound of the mesh."""
+
+    body_bytes: Count = 65_536
+    """Of the encrypted body of one envelope."""
+    frame_bytes: Count = 262_144
+    """Of one frame between client and connector."""
+    bundle_bytes: Count = 524_288
+    """Of one bundle on a mesh link, and of one record of the log."""
+    bundle_items: Count = 512
+    client_window: Count = 32
+    """Unacknowledged frames on a client link, in each direction."""
+    mesh_window: Count = 64
+    """Unacknowledged bundles on a mesh link, in each direction."""
+    link_queue: Count = 65_536
+    """Envelopes that may wait for room in the window of a mesh link."""
+    link_bytes: Count = 33_554_432
+    """Bytes that may wait there."""
+    session_queue: Count = 1_024
+    """Envelopes that may wait for one device in its connector."""
+    session_rate: Count = 2_000
+    """Messages that one device may submit in a second; a message above 2 KiB counts as several."""
+    sessions: Count = 9_000
+    """Connected devices of one connector (a connection needs up to two file descriptors)."""
+    devices_per_user: Count = 10
+    relations_per_user: Count = 5_000
+    sync_page_rows: Count = 256
+    sync_page_bytes: Count = 1_048_576
+    presence_cache: Count = 200_000
+    partitions: Count = 4
+    """Parts of the log, each with a fixed share of the recipients.  Never change it on a mesh with data."""
+    log_bytes: Count = 4_294_967_296
+    """Of one partition.  While it is full, senders get BUSY and keep their messages."""
+    writer_records: Count = 256
+    """Log records in one transaction."""
+    db_threads: Count = 4
+    publishes: Count = 64
+    """Concurrent publishes to the log of one transfer."""
+
+
+class Topology(Frozen, frozen=True, forbid_unknown_fields=True):
+    """The whole mesh."""
+
+    connectors: tuple[Listener, ...]
+    transfers: tuple[Listener, ...]
+    writers: tuple[Worker, ...]
+    rest: tuple[RestListener, ...]
+    namespace: Name = "meshim"
+    """First part of every Redis key, NATS subject and stream name."""
+    backends: Backends = Backends()
+    durability: Durability = Durability()
+    security: Security = Security()
+    timers: Timers = Timers()
+    limits: Limits = Limits()
+
+
+def default() -> Topology:
+    """Return the mesh of the repository's `topology.yaml`: one host, embedded backends."""
+    return Topology(
+        connectors=(Listener("c1"), Listener("c2")),
+        transfers=(Listener("t1"), Listener("t2")),
+        writers=(Worker("w1"),),
+        rest=(RestListener("r1"),),
+    )

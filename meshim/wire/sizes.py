@@ -1,0 +1,40 @@
+"""The size of items on the wire: one function for each direction, and the limits of the frames that hold them.
+
+Windows pack frames by these sizes, and bound queues.  They are estimates from the lengths of the fields that vary most:
+encoding an item to measure it would cost more than sending it.  The overheads leave room for the difference, so that a
+full frame stays below the limit of its socket.
+"""
+
+from meshim.wire.client import ConnectorItem, Delivery, Submit
+from meshim.wire.mesh import FromConnector, FromTransfer
+from meshim.wire.offline_log import Entry
+from meshim.wire.outcome import Outcome
+
+FRAME_OVERHEAD_BYTES = 16_384
+"""Room in a frame between client and connector, beside its items."""
+BUNDLE_OVERHEAD_BYTES = 65_536
+"""Room in a bundle between connector and transfer, beside its items.  Beyond both, a socket cuts the connection."""
+RECORD_BYTES_MAX = 900 * 1024
+"""Of one record of the log: NATS takes messages up to 1 MiB (`max_payload`), headers included."""
+
+
+def submit_size(submit: Submit) -> int:
+    """Return the bytes of an item from client to connector.  The rate limit of a session charges them."""
+    return len(submit.envelope) + 16 + 30 * len(submit.after)
+
+
+def connector_item_size(item: ConnectorItem) -> int:
+    """Return the bytes of an item from connector to client."""
+    return len(item.envelope) + 16 if isinstance(item, Delivery) else 96 + 24 * len(item.copies)
+
+
+def mesh_item_size(item: FromConnector | FromTransfer) -> int:
+    """Return the bytes of an item between connector and transfer, in either direction."""
+    if isinstance(item, Outcome):
+        return 96 + 24 * len(item.copies)
+    return len(item.envelope) + 128 + 30 * (len(item.stamp.copies) + len(item.stamp.after))
+
+
+def entry_size(entry: Entry) -> int:
+    """Return the bytes of an entry in a record of the log."""
+    return len(entry.envelope) + 32 + 10 * len(entry.devices)
