@@ -41,6 +41,7 @@ MODULES = (
     "meshim.runtime.sockets.guard",
     "meshim.runtime.sockets.pump",
     "meshim.runtime.sockets.router",
+    "meshim.transfer.connector_links",
     "meshim.transfer.core",
     "meshim.transfer.log_batcher",
     "meshim.transfer.presence_cache",

@@ -1,4 +1,4 @@
-"""What happens to a transfer, and what its core asks to be done."""
+"""What happens to a transfer, and what its core asks its shell to do."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -21,18 +21,23 @@ class ConnectorGone(NamedTuple):
 
 
 class PresenceRead(NamedTuple):
-    """For all users that were asked for; those who are missing from `found` have no entry."""
+    """The answer to ReadPresence.  Users that `found` lacks have no entry in presence."""
 
     users: Sequence[int]
     found: Mapping[int, UserPresence]
 
 
 class PresenceUnreadable(NamedTuple):
+    """Redis did not answer the look-up of these users."""
+
     users: Sequence[int]
 
 
 class PresenceChanged(NamedTuple):
-    """Entries of these users changed; nobody: that is all so far; None when any may have."""
+    """The presence of these users changed.
+
+    Empty: a heartbeat, all changes so far were reported.  None: changes may have been missed.
+    """
 
     users: Sequence[int] | None
 
@@ -44,18 +49,33 @@ class Published(NamedTuple):
     position: int
 
 
-class Unpublished(NamedTuple):
-    """The log did not take it, or did not say so in time: it may be there or not."""
+class PublishFailed(NamedTuple):
+    """The log refused the record or did not answer in time: the record may be there or not."""
 
     record: int
 
 
-Event = ConnectorsSent | ConnectorGone | PresenceRead | PresenceUnreadable | PresenceChanged | Published | Unpublished
+class StopRequested(NamedTuple):
+    """Leave: end all links, and finish what was taken from connectors."""
+
+
+Event = (
+    ConnectorsSent
+    | ConnectorGone
+    | PresenceRead
+    | PresenceUnreadable
+    | PresenceChanged
+    | Published
+    | PublishFailed
+    | StopRequested
+)
 
 # ---------------------------------------------------------------- actions
 
 
 class SendConnector(NamedTuple):
+    """Send one frame; answered by ConnectorGone when the peer is not connected."""
+
     peer: bytes
     frame: bytes
 
@@ -67,7 +87,7 @@ class ReadPresence(NamedTuple):
 
 
 class Publish(NamedTuple):
-    """Answered by Published or Unpublished."""
+    """Answered by Published or PublishFailed."""
 
     record: int
     partition: int

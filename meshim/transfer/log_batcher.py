@@ -1,7 +1,8 @@
-"""What goes to the log: entries gathered into records, one bundle per partition and publish.
+"""Batches entries into records for the log: one bundle per partition and publish.
 
-A lone entry is published at once; while `at_once` publishes of a partition are under way, what comes
-waits and travels together.  What waits is bounded: beyond that the mesh is busy, and senders keep their messages.
+An entry is published at once while fewer than `publishes / partitions` records of its partition are in flight;
+otherwise it waits, and goes out in one record with the others that wait.  The queues are bounded: what finds no room
+is refused, its sender is told BUSY and keeps the message.
 """
 
 from collections import deque
@@ -10,6 +11,7 @@ from typing import NamedTuple
 
 from meshim.protocol.routing import partition_of
 from meshim.transfer.events import Action, Publish
+from meshim.transfer.options import TransferOptions
 from meshim.wire.mesh import Stamp
 from meshim.wire.offline_log import Entry, encode_record
 from meshim.wire.outcome import Copy
@@ -17,7 +19,7 @@ from meshim.wire.sizes import entry_size
 
 
 class PendingEntry(NamedTuple):
-    """An entry, and what its sender has to be told."""
+    """An entry, and what its outcome names: the stamp of the message, and the copies that the entry stands for."""
 
     entry: Entry
     stamp: Stamp
@@ -25,62 +27,66 @@ class PendingEntry(NamedTuple):
 
 
 class LogBatcher:
-    """Publishes of one transfer."""
+    """The entries of one transfer that the log has not acknowledged."""
 
-    def __init__(
-        self, partitions: int, at_once: int, most: int, most_bytes: int, record_bytes: int, record_items: int
-    ) -> None:
-        self._at_once = max(1, at_once // partitions)
-        self._most = most
-        self._most_bytes = most_bytes
-        self._record_bytes = record_bytes
-        self._record_items = record_items
-        self._waiting: list[deque[PendingEntry]] = [deque() for _ in range(partitions)]
-        self._under_way: list[int] = [0] * partitions
+    def __init__(self, options: TransferOptions) -> None:
+        self._in_flight_max = max(1, options.publishes // options.partitions)
+        self._pending_max = options.pending
+        self._pending_bytes_max = options.pending_bytes
+        self._record_bytes = options.record_bytes
+        self._record_items = options.record_items
+        self._queues: list[deque[PendingEntry]] = [deque() for _ in range(options.partitions)]
+        """By partition."""
+        self._pending = 0
+        """Entries in the queues."""
+        self._pending_bytes = 0
+        """Of their envelopes."""
+        self._in_flight: list[int] = [0] * options.partitions
+        """By partition: how many records."""
         self._records: dict[int, tuple[int, Sequence[PendingEntry]]] = {}
-        self._count = 0
-        self._bytes = 0
-        self._next = 1
+        """Those in flight: (partition, entries) by record number."""
+        self._next_record = 1
 
     @property
     def idle(self) -> bool:
-        return not self._count and not self._records
+        """Nothing waits, nothing is in flight."""
+        return not self._pending and not self._records
 
     def add(self, pending: PendingEntry) -> bool:
-        """Take an entry; False when too much waits already."""
-        if self._count >= self._most or self._bytes >= self._most_bytes:
+        """Queue an entry; False (and nothing happens) when the queues are full."""
+        if self._pending >= self._pending_max or self._pending_bytes >= self._pending_bytes_max:
             return False
-        self._count += 1
-        self._bytes += len(pending.entry.envelope)
-        self._waiting[partition_of(pending.entry.user, len(self._waiting))].append(pending)
+        self._pending += 1
+        self._pending_bytes += len(pending.entry.envelope)
+        self._queues[partition_of(pending.entry.user, len(self._queues))].append(pending)
         return True
 
     def flush(self) -> list[Action]:
-        """What can be published now."""
+        """Return the publishes that may start now; their records are in flight from here on."""
         actions: list[Action] = []
-        for partition, waiting in enumerate(self._waiting):
-            while waiting and self._under_way[partition] < self._at_once:
-                batch = self._take(waiting)
-                record, self._next = self._next, self._next + 1
+        for partition, queue in enumerate(self._queues):
+            while queue and self._in_flight[partition] < self._in_flight_max:
+                batch = self._take_batch(queue)
+                record, self._next_record = self._next_record, self._next_record + 1
                 self._records[record] = (partition, batch)
-                self._under_way[partition] += 1
+                self._in_flight[partition] += 1
                 actions.append(Publish(record, partition, encode_record(tuple(pending.entry for pending in batch))))
         return actions
 
-    def _take(self, waiting: deque[PendingEntry]) -> list[PendingEntry]:
+    def _take_batch(self, queue: deque[PendingEntry]) -> list[PendingEntry]:
         batch: list[PendingEntry] = []
         size = 0
-        while waiting and len(batch) < self._record_items:
-            size += entry_size(waiting[0].entry)
+        while queue and len(batch) < self._record_items:
+            size += entry_size(queue[0].entry)
             if batch and size > self._record_bytes:
                 break
-            batch.append(waiting.popleft())
-        self._count -= len(batch)
-        self._bytes -= sum(len(pending.entry.envelope) for pending in batch)
+            batch.append(queue.popleft())
+        self._pending -= len(batch)
+        self._pending_bytes -= sum(len(pending.entry.envelope) for pending in batch)
         return batch
 
-    def ended(self, record: int) -> Sequence[PendingEntry]:
-        """The publish of this record ended, one way or the other; what was in it."""
+    def complete(self, record: int) -> Sequence[PendingEntry]:
+        """End the flight of a record, published or not; return its entries."""
         partition, batch = self._records.pop(record)
-        self._under_way[partition] -= 1
+        self._in_flight[partition] -= 1
         return batch

@@ -1,104 +1,106 @@
-"""Who is where, as a transfer remembers it: a bounded cache of presence.
+"""A bounded cache of presence: which connectors hold the devices of a user.
 
-An entry lives for `ttl_s`, until presence says that it changed, or until a connector says that a
-device is not there; and no entry is believed when presence has been silent for `silence_s`, as changes may be on
-their way.  What is not known is looked up once, and everything for that user waits for the answer in order.  Being
-wrong about a binding costs a trip to the store, never a message.
+An entry is valid for `ttl_s`, or until presence reports a change, or until a connector returns a copy because the
+device is not connected there.  When presence has sent no heartbeat for `silence_s`, no entry is valid: changes may be
+on their way.  A user without a valid entry is looked up once at a time; the answer is not kept when the user changed
+in the meantime.  A wrong binding costs a trip to the store, never a message.
 """
 
 from collections.abc import Collection, Iterable, Sequence
 
 from meshim.stores.ports import Binding, UserPresence
 
-Bound = Sequence[tuple[int, tuple[tuple[int, int], ...]]]
+BoundDevices = Sequence[tuple[int, tuple[tuple[int, int], ...]]]
 """For each connector incarnation the bindings on it, as (device, session)."""
 
 
 class Locations:
-    """Presence of one user, laid out for the way of her copies."""
+    """The presence of one user, laid out for routing: computed once for each look-up, used for many messages."""
 
-    __slots__ = ("_bindings", "absent", "bound", "copies", "until")
+    __slots__ = ("_bindings", "bound", "copies", "expires_at", "unbound")
 
     def __init__(self, user: int, presence: UserPresence | None) -> None:
-        """Of whom presence knows nothing, whoever writes the copy will know the devices: (0,) are all of them."""
-        self.until = 0.0
-        """When it has to be looked up again."""
+        """Without an entry in presence the only copy is for device 0, all devices: the writer knows which exist."""
+        self.expires_at = 0.0
         self._bindings: tuple[Binding, ...] = ()
         devices: Collection[int] = (0,)
         if presence is not None:
             self._bindings = presence.bindings
-            # A device that is bound is one of hers, whatever the list says.
+            # A bound device counts even where the device list lacks it: the list may be older than the binding.
             devices = dict.fromkeys((*presence.devices, *(binding.device for binding in presence.bindings)))
         self.copies = tuple((user, device) for device in devices)
-        self.bound, self.absent = self.of(devices)
+        self.bound, self.unbound = self.split(devices)
 
-    def of(self, devices: Iterable[int]) -> tuple[Bound, tuple[int, ...]]:
-        """Where those of these devices are that are bound, and those that are not."""
-        bound = {binding.device: binding for binding in self._bindings}
+    def split(self, devices: Iterable[int]) -> tuple[BoundDevices, tuple[int, ...]]:
+        """Split the devices into those with a binding, by connector, and those without."""
+        bindings = {binding.device: binding for binding in self._bindings}
         by_connector: dict[int, list[tuple[int, int]]] = {}
-        absent: list[int] = []
+        unbound: list[int] = []
         for device in devices:
-            binding = bound.get(device)
+            binding = bindings.get(device)
             if binding is None:
-                absent.append(device)
+                unbound.append(device)
             else:
                 by_connector.setdefault(binding.incarnation, []).append((device, binding.session))
-        return [(incarnation, tuple(each)) for incarnation, each in by_connector.items()], tuple(absent)
+        return [(incarnation, tuple(bound)) for incarnation, bound in by_connector.items()], tuple(unbound)
 
 
 class PresenceCache:
-    """Presence of users, as last heard."""
+    """Users by id, and the look-ups in flight."""
 
-    def __init__(self, most: int, ttl_s: float, silence_s: float) -> None:
-        self._most = most
+    def __init__(self, users_max: int, ttl_s: float, silence_s: float) -> None:
+        self._users_max = users_max
         self._ttl_s = ttl_s
         self._silence_s = silence_s
-        self._trusted_until = 0.0
-        self._known: dict[int, Locations] = {}
-        self._asked: dict[int, bool] = {}
-        """Users whose look-up is under way -> whether the answer may be kept."""
+        self._valid_until = 0.0
+        """For all entries: the last heartbeat plus `silence_s`."""
+        self._entries: dict[int, Locations] = {}
+        self._lookups: dict[int, bool] = {}
+        """Users whose look-up is in flight -> whether its answer may be kept."""
 
     def get(self, user: int, now: float) -> Locations | None:
-        """None when the user has to be looked up."""
-        known = self._known.get(user)
-        if known is None or known.until <= now or self._trusted_until <= now:
+        """Return the entry of the user, or None when it has to be looked up."""
+        entry = self._entries.get(user)
+        if entry is None or entry.expires_at <= now or self._valid_until <= now:
             return None
-        return known
+        return entry
 
-    def heard(self, now: float) -> None:
-        """Presence says that it has told all changes.  After a silence nothing from before is believed again."""
-        if self._trusted_until <= now:
-            self.forget_all()
-        self._trusted_until = now + self._silence_s
+    def heartbeat(self, now: float) -> None:
+        """Note that presence has reported all changes so far; after a silence, drop what was kept before it."""
+        if self._valid_until <= now:
+            self.invalidate_all()
+        self._valid_until = now + self._silence_s
 
-    def ask(self, user: int) -> bool:
-        """Note that the user is looked up; False when she is already."""
-        if user in self._asked:
+    def begin_lookup(self, user: int) -> bool:
+        """Note a look-up of the user; False when one is in flight already."""
+        if user in self._lookups:
             return False
-        self._asked[user] = True
+        self._lookups[user] = True
         return True
 
-    def answer(self, user: int, presence: UserPresence | None, now: float) -> Locations:
-        """The answer of a look-up.  It is not kept when the entry changed meanwhile."""
+    def complete_lookup(self, user: int, presence: UserPresence | None, now: float) -> Locations:
+        """Return the answer, and keep it unless the user was invalidated meanwhile; the oldest entry makes room."""
         locations = Locations(user, presence)
-        if self._asked.pop(user, False):
-            if len(self._known) >= self._most:
-                del self._known[next(iter(self._known))]
-            locations.until = now + self._ttl_s
-            self._known[user] = locations
+        if self._lookups.pop(user, False):
+            if len(self._entries) >= self._users_max:
+                del self._entries[next(iter(self._entries))]
+            locations.expires_at = now + self._ttl_s
+            self._entries[user] = locations
         return locations
 
-    def unanswered(self, user: int) -> Locations:
-        """Nobody could say: nothing is known of her (R9)."""
-        self._asked.pop(user, None)
+    def fail_lookup(self, user: int) -> Locations:
+        """Return what to use when presence did not answer: as if it had no entry, not kept (R9)."""
+        self._lookups.pop(user, None)
         return Locations(user, None)
 
-    def forget(self, user: int) -> None:
-        self._known.pop(user, None)
-        if user in self._asked:
-            self._asked[user] = False
+    def invalidate(self, user: int) -> None:
+        """Drop the entry of the user, and do not keep the answer of a look-up in flight."""
+        self._entries.pop(user, None)
+        if user in self._lookups:
+            self._lookups[user] = False
 
-    def forget_all(self) -> None:
-        self._known.clear()
-        for user in self._asked:
-            self._asked[user] = False
+    def invalidate_all(self) -> None:
+        """The same for all users."""
+        self._entries.clear()
+        for user in self._lookups:
+            self._lookups[user] = False

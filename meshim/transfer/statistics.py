@@ -4,32 +4,37 @@ import msgspec
 
 
 class Statistics(msgspec.Struct):
-    """Counters since start; `connectors` is how many are linked now."""
+    """Counters since the process started, except for `connectors`."""
 
     connectors: int = 0
+    """Connectors that are linked now."""
     malformed: int = 0
-    """Frames that broke the protocol."""
+    """Frames that broke the protocol; each ended its link."""
     unknown_links: int = 0
-    """Frames of links that are not known here, answered with Reset."""
+    """Frames of links that this transfer does not know, answered with Reset."""
     routed: int = 0
+    """Messages received from connectors."""
     forwarded: int = 0
-    """Copies forwarded to the connectors of their devices."""
+    """Copies sent to the connectors of their devices."""
     returned: int = 0
-    """Copies that connectors gave back."""
+    """Copies that connectors could not deliver and returned."""
     stored: int = 0
     """Entries that the log acknowledged."""
     busy: int = 0
-    """Messages refused for now, because the log does not take them."""
+    """Messages answered with BUSY: no room for them here, or the log did not take an entry."""
     stored_after_loss: int = 0
-    """Copies under way to a connector that was lost, stored instead."""
+    """Copies that a lost connector had not acknowledged, stored instead."""
     outcomes: int = 0
+    """Outcomes sent to the connectors of the senders."""
     outcomes_lost: int = 0
-    """Outcomes for connectors that are not linked."""
+    """Outcomes for connectors that are not linked, or whose link is full."""
     looked_up: int = 0
+    """Users looked up in presence."""
     unreadable: int = 0
-    """Users stored for because presence did not answer."""
+    """Users whose look-up failed; their messages were stored (R9)."""
     ephemeral_dropped: int = 0
+    """Ephemeral messages and copies that could not be delivered at once."""
     resent: int = 0
-    """Bundles sent again because they were not acknowledged."""
+    """Bundles sent again because they were not acknowledged in time."""
     deduplicated: int = 0
-    """Bundles that had been taken before."""
+    """Bundles received twice, ignored the second time."""

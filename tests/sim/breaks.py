@@ -77,8 +77,9 @@ def _sent_before_puback() -> list[Patch]:
         for action in actions:
             if isinstance(action, transfer_events.Publish):
                 _, batch = self._batcher._records[action.record]
-                for outcome in outcomes_of([(kept.stamp, kept.done) for kept in batch], OutcomeStatus.STORED, 1):
-                    self._tell(outcome)
+                done = [(pending.stamp, pending.done) for pending in batch]
+                for outcome in outcomes_of(done, OutcomeStatus.STORED, 1):
+                    self._send_outcome(outcome)
         return [*actions, *flush(self, now)]
 
     return [(TransferCore, "_flush", hasty)]

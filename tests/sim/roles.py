@@ -24,6 +24,7 @@ from meshim.topology import Topology
 from meshim.transfer import core as transfer_core
 from meshim.transfer import events as transfer_events
 from meshim.transfer import service as transfer_service
+from meshim.transfer import shell as transfer_shell
 from meshim.writer import core as writer_core
 from meshim.writer import service as writer_service
 from meshim.writer import shell as writer_shell
@@ -183,7 +184,7 @@ class Transfer(Role):
         backends, topology = self.backends, self.topology
         timers = topology.timers
         core = transfer_core.TransferCore(self.incarnation, transfer_service.options_of(topology))
-        shell = transfer_service.Shell(core, backends.presence(), backends.log(), service)
+        shell = transfer_shell.Shell(core, transfer_shell.Backends(backends.presence(), backends.log()), service)
         router = shell.router = context.router(
             self._endpoint(), keys=None, domain=self.name, admit=None, frame_bytes=0,
             on_batch=lambda batch: shell.driver.receive(transfer_events.ConnectorsSent(batch)),

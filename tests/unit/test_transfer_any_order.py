@@ -1,6 +1,6 @@
-"""Whatever order things happen in, each message ends in outcomes for all its copies, in `busy`, or in an honest loss.
+"""In any order of events each message ends in outcomes for all its copies, in BUSY, or in a loss that is allowed.
 
-Honest is: a copy that a connector had acknowledged when it died (its sender sends the message again); nothing else.
+One loss is allowed: a copy that a connector had acknowledged before it died.  Its sender resends the message.
 """
 
 from hypothesis import settings
@@ -19,7 +19,7 @@ from tests.unit.transfer_world import A1, ALICE, Connector, Transfer, route
 
 ORIGIN = ALICE
 OTHERS = (BOB, CAROL) = (2, 3)
-"""Users, and the connectors that their devices like to be on."""
+"""Users, and the connectors with their numbers."""
 DEVICES = {ALICE: (A1, 12), BOB: (21, 22), CAROL: (31,)}
 USER = st.sampled_from(OTHERS)
 WHICH = st.integers(0, 7)
@@ -29,19 +29,21 @@ BINDINGS = st.sampled_from([[ALICE, ALICE, BOB, BOB, CAROL], [CAROL] * 5]) | st.
 
 
 class Accounting(RuleBasedStateMachine):
-    """alice submits everything through a connector that lives; the others come and go."""
+    """Alice submits all messages through one connector, which lives on; the other connectors come and go."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.transfer = Transfer(waiting=8, publishes=4, presence_cache_ttl_s=3.0)
+        self.transfer = Transfer(pending=8, publishes=4, presence_cache_ttl_s=3.0)
         self.origin = self.transfer.connector(ORIGIN)
         self.others: dict[int, Connector] = {user: self.transfer.connector(user) for user in OTHERS}
         self.sent: dict[int, bool] = {}
-        """By seq: whether it is durable."""
-        self.held: list[tuple[int, Deliver, int]] = []
-        """Copies that a connector has in its hands, as (connector, place, device)."""
+        """seq -> whether the message is durable."""
+        self.unsettled: list[tuple[int, Deliver, int]] = []
+        """Copies that a connector acknowledged and has no outcome for, as (connector, deliver, device)."""
         self.died: set[tuple[int, Copy]] = set()
-        self.logged: dict[tuple[int, int], set[bytes]] = {}
+        """(seq, copy) of those whose connector died."""
+        self.logged: dict[Copy, set[bytes]] = {}
+        """The envelopes in the log."""
         self.position = 0
 
     # ---- what connectors do
@@ -58,42 +60,44 @@ class Accounting(RuleBasedStateMachine):
         )
         mine = ((ALICE, 12),) if copies else ()
         kind = Kind.TEXT if durable else Kind.TYPING
-        self.origin.give(route(seq, destination, A1, origin=ORIGIN, kind=kind, copies=mine))
+        self.origin.send_items(route(seq, destination, A1, origin=ORIGIN, kind=kind, copies=mine))
 
     @rule(user=USER)
-    def takes_in(self, user: int) -> None:
-        """A connector acknowledges what came; from here on the copies are in its hands."""
+    def acknowledge(self, user: int) -> None:
+        """A connector acknowledges all frames so far; from here on their copies are unsettled there."""
         connector = self.others[user]
         connector.mute = False
         frames = list(connector.frames)
         connector.frames.clear()
         connector.items.clear()
         for frame in frames:
-            connector.hear(frame)
+            connector.receive(frame)
         self._receive(user)
 
     @rule(user=USER)
-    def stops_reading(self, user: int) -> None:
+    def mute(self, user: int) -> None:
         self.others[user].mute = True
 
     @precondition(lambda self: self._receive_all())
-    @rule(which=WHICH, status=st.sampled_from(["delivered", "returned", "absent"]))
-    def settles(self, which: int, status: str) -> None:
-        user, place, device = self.held.pop(which % len(self.held))
+    @rule(which=WHICH, result=st.sampled_from(["delivered", "returned", "absent"]))
+    def settle(self, which: int, result: str) -> None:
+        user, deliver, device = self.unsettled.pop(which % len(self.unsettled))
         connector = self.others.get(user, self.origin)
-        if status == "delivered":
-            if place.stamp.kind < 128:
-                connector.give(*outcomes_of([(place.stamp, ((place.user, device),))], OutcomeStatus.DELIVERED))
+        if result == "delivered":
+            if deliver.stamp.kind < 128:
+                connector.send_items(
+                    *outcomes_of([(deliver.stamp, ((deliver.user, device),))], OutcomeStatus.DELIVERED)
+                )
         else:
-            connector.give(Return(place.user, (device,), status == "absent", place.stamp, place.envelope))
+            connector.send_items(Return(deliver.user, (device,), result == "absent", deliver.stamp, deliver.envelope))
 
     @rule(user=USER, greets=st.booleans())
-    def dies(self, user: int, greets: bool) -> None:
+    def die(self, user: int, greets: bool) -> None:
         self._receive(user)
         before = self.others[user]
-        for _, place, device in [each for each in self.held if each[0] == user]:
-            self.died.add((place.stamp.seq, (place.user, device)))
-        self.held = [each for each in self.held if each[0] != user]
+        for _, deliver, device in [each for each in self.unsettled if each[0] == user]:
+            self.died.add((deliver.stamp.seq, (deliver.user, device)))
+        self.unsettled = [each for each in self.unsettled if each[0] != user]
         if not greets:
             self.transfer.tell(e.ConnectorGone(before.peer))
         self.others[user] = self.transfer.connector(user)
@@ -102,46 +106,46 @@ class Accounting(RuleBasedStateMachine):
         connector = self.others.get(user, self.origin)
         for item in connector.items:
             if isinstance(item, Deliver):
-                self.held += [(user, item, device) for device, _ in item.bindings]
+                self.unsettled += [(user, item, device) for device, _ in item.bindings]
         if connector is not self.origin:
             connector.items.clear()
         else:
             connector.items = [item for item in connector.items if not isinstance(item, Deliver)]
 
     def _receive_all(self) -> bool:
-        """Whether any connector holds something."""
+        """Return whether a connector has unsettled copies."""
         for user in (*self.others, ORIGIN):
             self._receive(user)
-        return bool(self.held)
+        return bool(self.unsettled)
 
     # ---- what presence and the log do
 
-    @precondition(lambda self: self.transfer.looked_up())
+    @precondition(lambda self: self.transfer.lookups())
     @rule(where=BINDINGS, readable=st.sampled_from([True, True, False]))
-    def presence(self, where: list[int], readable: bool) -> None:
-        """Each device is on one of the connectors, on one that is not linked, or nowhere (0)."""
-        (read, *later) = self.transfer.take(e.ReadPresence)
-        self.transfer.asked += later
-        places = dict(zip(sorted(d for known in DEVICES.values() for d in known), where, strict=True))
+    def answer_lookup(self, where: list[int], readable: bool) -> None:
+        """`where` is the connector of each device: a linked one, one that is not linked, or 0 for none."""
+        (read, *others) = self.transfer.take(e.ReadPresence)
+        self.transfer.pending += others
+        connectors = dict(zip(sorted(d for known in DEVICES.values() for d in known), where, strict=True))
         found = {}
         for user in read.users:
-            bindings = tuple(Binding(user, d, places[d], 7) for d in DEVICES[user] if places[d])
+            bindings = tuple(Binding(user, d, connectors[d], 7) for d in DEVICES[user] if connectors[d])
             if bindings:
                 found[user] = UserPresence(DEVICES[user], bindings)
         self.transfer.tell(e.PresenceRead(read.users, found) if readable else e.PresenceUnreadable(read.users))
 
     @rule(user=st.none() | USER)
-    def changes(self, user: int | None) -> None:
+    def change_presence(self, user: int | None) -> None:
         self.transfer.tell(e.PresenceChanged(None if user is None else (user,)))
 
-    @precondition(lambda self: any(isinstance(action, e.Publish) for action in self.transfer.asked))
+    @precondition(lambda self: any(isinstance(action, e.Publish) for action in self.transfer.pending))
     @rule(which=WHICH, taken=st.booleans())
-    def log(self, which: int, taken: bool) -> None:
+    def answer_publish(self, which: int, taken: bool) -> None:
         publishes = self.transfer.take(e.Publish)
         publish = publishes.pop(which % len(publishes))
-        self.transfer.asked += publishes
+        self.transfer.pending += publishes
         if not taken:
-            self.transfer.tell(e.Unpublished(publish.record))
+            self.transfer.tell(e.PublishFailed(publish.record))
             return
         self.position += 1
         for entry in decode_record(publish.data).entries:
@@ -150,47 +154,47 @@ class Accounting(RuleBasedStateMachine):
         self.transfer.tell(e.Published(publish.record, self.position))
 
     @rule(seconds=st.sampled_from([0.3, 1.0, 4.0]))
-    def time_passes(self, seconds: float) -> None:
+    def pass_time(self, seconds: float) -> None:
         self.transfer.pass_time(seconds)
         for user, connector in list(self.others.items()):
             connector.send(Ping(connector.link))
-            if connector.came(Reset):
-                # It was mute for too long: what it had not acknowledged is the transfer's again.
-                self.dies(user=user, greets=True)
+            if connector.received(Reset):
+                # It was mute for too long: the transfer has stored what the connector had not acknowledged.
+                self.die(user=user, greets=True)
 
-    # ---- what has to hold
+    # ---- promises
 
     @invariant()
-    def nothing_is_claimed_that_is_not_so(self) -> None:
+    def outcomes_are_true(self) -> None:
         for outcome in self.origin.outcomes:
             for seq in range(outcome.first, outcome.last + 1):
-                assert self.sent[seq], "nothing is said of ephemeral ones"
+                assert self.sent[seq], "ephemeral messages have no outcomes"
                 if outcome.status == OutcomeStatus.STORED:
                     assert all(b"%04d" % seq in self.logged[copy] for copy in outcome.done)
         ephemeral = {b"%04d" % seq for seq, durable in self.sent.items() if not durable}
         assert not any(ephemeral & envelopes for envelopes in self.logged.values())
 
     def teardown(self) -> None:
-        """Everything is answered in the end; the connectors deliver what they hold."""
+        """In the end all look-ups and publishes succeed, and the connectors deliver their copies."""
         for _ in range(30):
             for user in OTHERS:
-                self.takes_in(user=user)
-            while self.transfer.looked_up():
-                self.presence(where=[0] * 5, readable=True)
-            while any(isinstance(action, e.Publish) for action in self.transfer.asked):
-                self.log(which=0, taken=True)
+                self.acknowledge(user=user)
+            while self.transfer.lookups():
+                self.answer_lookup(where=[0] * 5, readable=True)
+            while any(isinstance(action, e.Publish) for action in self.transfer.pending):
+                self.answer_publish(which=0, taken=True)
             while self._receive_all():
-                self.settles(which=0, status="delivered")
+                self.settle(which=0, result="delivered")
         assert self.transfer.core.idle
-        self.nothing_is_claimed_that_is_not_so()
+        self.outcomes_are_true()
         for seq in (seq for seq, durable in self.sent.items() if durable):
-            told = [outcome for outcome in self.origin.outcomes if outcome.first <= seq <= outcome.last]
-            if any(outcome.status == OutcomeStatus.BUSY for outcome in told):
+            outcomes = [outcome for outcome in self.origin.outcomes if outcome.first <= seq <= outcome.last]
+            if any(outcome.status == OutcomeStatus.BUSY for outcome in outcomes):
                 continue
-            copies = {copy for outcome in told for copy in outcome.copies}
-            done = {copy for outcome in told for copy in outcome.done}
+            copies = {copy for outcome in outcomes for copy in outcome.copies}
+            done = {copy for outcome in outcomes for copy in outcome.done}
             lost = {copy for number, copy in self.died if number == seq}
-            assert told or lost, f"nothing was said of {seq}"
+            assert outcomes or lost, f"{seq} has no outcome"
             assert copies <= done | lost, f"{seq}: {copies - done - lost} are not accounted for"
 
 

@@ -1,4 +1,4 @@
-"""The way of each copy: placed, stored, given back, rescued; and what the sender is told."""
+"""Each copy is delivered or stored, also when it is returned or its connector is lost; and the outcomes."""
 
 import pytest
 
@@ -21,7 +21,7 @@ from tests.unit.transfer_world import (
     PRESENCE_SILENCE_S,
     SILENCE_S,
     Transfer,
-    here,
+    presence_of,
     returned,
     route,
 )
@@ -29,25 +29,25 @@ from tests.unit.transfer_world import (
 # The connector of each user has the number of the user.
 
 
-def test_a_copy_goes_where_presence_says() -> None:
+def test_a_copy_goes_to_the_connector_in_presence() -> None:
     transfer = Transfer()
     alice, bob = transfer.connector(ALICE), transfer.connector(BOB)
-    alice.give(route(seq=3))
-    assert transfer.looked_up() == [BOB]
-    transfer.present({BOB: here(BOB, B1)})
-    (place,) = bob.items
-    assert isinstance(place, Deliver)
-    assert (place.user, place.bindings, place.envelope) == (BOB, ((B1, 7),), b"0003")
-    assert place.stamp.copies == ((BOB, B1),), "it names all copies, for whoever reports one"
+    alice.send_items(route(seq=3))
+    assert transfer.lookups() == [BOB]
+    transfer.answer_lookups({BOB: presence_of(BOB, B1)})
+    (deliver,) = bob.items
+    assert isinstance(deliver, Deliver)
+    assert (deliver.user, deliver.bindings, deliver.envelope) == (BOB, ((B1, 7),), b"0003")
+    assert deliver.stamp.copies == ((BOB, B1),), "the stamp names all copies, for the outcomes"
     assert not alice.items
-    assert not transfer.asked
+    assert not transfer.pending
     assert (transfer.count.routed, transfer.count.forwarded, transfer.count.looked_up) == (1, 1, 1)
 
 
-def test_what_connectors_say_of_a_copy_is_told_to_the_origin() -> None:
+def test_an_outcome_from_a_connector_goes_to_the_origin() -> None:
     transfer = Transfer()
     alice, bob = transfer.connector(ALICE), transfer.connector(BOB)
-    told = Outcome(
+    outcome = Outcome(
         ALICE,
         ALICE,
         A1,
@@ -59,110 +59,110 @@ def test_what_connectors_say_of_a_copy_is_told_to_the_origin() -> None:
         ((BOB, B1),),
         ((BOB, B1),),
     )
-    bob.give(told)
-    assert alice.items == [told]
+    bob.send_items(outcome)
+    assert alice.items == [outcome]
     assert transfer.count.outcomes == 1
 
 
 def test_an_outcome_for_a_connector_that_is_not_linked_is_counted() -> None:
     transfer = Transfer()
     bob = transfer.connector(BOB)
-    bob.give(Outcome(ALICE, ALICE, A1, 1, Destination(DestinationType.USER, BOB), 1, 1, OutcomeStatus.DELIVERED))
+    bob.send_items(Outcome(ALICE, ALICE, A1, 1, Destination(DestinationType.USER, BOB), 1, 1, OutcomeStatus.DELIVERED))
     assert transfer.count.outcomes_lost == 1
 
 
-def test_who_is_nowhere_gets_one_entry_for_all_devices() -> None:
+def test_a_user_without_presence_gets_one_entry_for_all_devices() -> None:
     transfer = Transfer()
     alice = transfer.connector(ALICE)
-    alice.give(route(seq=1), route(seq=2))
-    transfer.absent()
-    assert transfer.stored(position=9) == [(BOB % 4, [Entry(BOB, (), b"0001"), Entry(BOB, (), b"0002")])]
+    alice.send_items(route(seq=1), route(seq=2))
+    transfer.answer_lookups()
+    assert transfer.publish_all(position=9) == [(BOB % 4, [Entry(BOB, (), b"0001"), Entry(BOB, (), b"0002")])]
     (outcome,) = alice.outcomes
     assert (outcome.first, outcome.last, outcome.status, outcome.position) == (1, 2, OutcomeStatus.STORED, 9)
     assert outcome.done == outcome.copies == ((BOB, 0),)
     assert transfer.count.stored == 2
 
 
-def test_devices_that_are_away_get_an_entry_beside_those_that_are_here() -> None:
+def test_bound_devices_get_a_copy_and_the_others_an_entry() -> None:
     transfer = Transfer()
     alice, bob = transfer.connector(ALICE), transfer.connector(BOB)
-    alice.give(route())
-    transfer.present({BOB: here(BOB, B1, known=(B2,))})
-    assert bob.places == [(1, (B1,))]
-    assert transfer.stored() == [(2, [Entry(BOB, (B2,), b"0001")])]
-    ((_, _, status, done),) = alice.told()
+    alice.send_items(route())
+    transfer.answer_lookups({BOB: presence_of(BOB, B1, unbound=(B2,))})
+    assert bob.delivered == [(1, (B1,))]
+    assert transfer.publish_all() == [(2, [Entry(BOB, (B2,), b"0001")])]
+    ((_, _, status, done),) = alice.brief_outcomes()
     assert (status, done) == (OutcomeStatus.STORED, ((BOB, B2),))
     assert alice.outcomes[0].copies == ((BOB, B1), (BOB, B2))
 
 
-def test_a_binding_on_a_connector_that_is_not_linked_counts_as_none() -> None:
-    """R4: presence points at the dead."""
+def test_a_binding_to_a_connector_that_is_not_linked_is_ignored() -> None:
+    """R4: presence names a dead connector."""
     transfer = Transfer()
-    transfer.connector(ALICE).give(route())
-    transfer.present({BOB: here(4711, B1)})
-    assert transfer.stored() == [(2, [Entry(BOB, (B1,), b"0001")])]
+    transfer.connector(ALICE).send_items(route())
+    transfer.answer_lookups({BOB: presence_of(4711, B1)})
+    assert transfer.publish_all() == [(2, [Entry(BOB, (B1,), b"0001")])]
 
 
-def test_devices_on_two_connectors_get_a_copy_each() -> None:
+def test_devices_on_two_connectors_get_a_deliver_each() -> None:
     transfer = Transfer()
     alice, bob, other = (transfer.connector(n) for n in (ALICE, BOB, 9))
-    alice.give(route())
-    transfer.present({BOB: UserPresence((B1, B2), (Binding(BOB, B1, BOB, 7), Binding(BOB, B2, 9, 8)))})
-    assert (bob.places, other.places) == ([(1, (B1,))], [(1, (B2,))])
+    alice.send_items(route())
+    transfer.answer_lookups({BOB: UserPresence((B1, B2), (Binding(BOB, B1, BOB, 7), Binding(BOB, B2, 9, 8)))})
+    assert (bob.delivered, other.delivered) == ([(1, (B1,))], [(1, (B2,))])
 
 
-def test_devices_on_one_connector_share_a_copy() -> None:
+def test_devices_on_one_connector_share_a_deliver() -> None:
     transfer = Transfer()
     alice, bob = transfer.connector(ALICE), transfer.connector(BOB)
-    alice.give(route())
-    transfer.present({BOB: here(BOB, B1, B2)})
-    assert bob.places == [(1, (B1, B2))]
+    alice.send_items(route())
+    transfer.answer_lookups({BOB: presence_of(BOB, B1, B2)})
+    assert bob.delivered == [(1, (B1, B2))]
     assert bob.items[0].stamp.copies == ((BOB, B1), (BOB, B2))  # type: ignore[union-attr]
 
 
-def test_a_bound_device_that_the_list_lacks_is_not_left_out() -> None:
-    """It has only just been registered, and who wrote the list had an older one."""
+def test_a_bound_device_that_the_device_list_lacks_gets_a_copy() -> None:
+    """The device was registered a moment ago, and the list in presence is older."""
     transfer = Transfer()
     alice, bob = transfer.connector(ALICE), transfer.connector(BOB)
-    alice.give(route(seq=1), route(seq=2, to=CAROL))
-    transfer.present(
+    alice.send_items(route(seq=1), route(seq=2, to=CAROL))
+    transfer.answer_lookups(
         {BOB: UserPresence((B1,), (Binding(BOB, B2, BOB, 7),)), CAROL: UserPresence((), (Binding(CAROL, C1, BOB, 7),))}
     )
-    assert bob.places == [(1, (B2,)), (2, (C1,))]
-    assert transfer.stored() == [(2, [Entry(BOB, (B1,), b"0001")])]
+    assert bob.delivered == [(1, (B2,)), (2, (C1,))]
+    assert transfer.publish_all() == [(2, [Entry(BOB, (B1,), b"0001")])]
 
 
-def test_the_other_devices_of_the_sender_get_a_copy_too() -> None:
+def test_the_other_devices_of_the_sender_get_a_copy() -> None:
     transfer = Transfer()
     alice, bob = transfer.connector(ALICE), transfer.connector(BOB)
-    alice.give(route(copies=((ALICE, A2), (ALICE, 13))))
-    assert transfer.looked_up() == [BOB, ALICE]
-    transfer.present({BOB: here(BOB, B1), ALICE: here(ALICE, A1, A2, known=(13,))})
-    assert bob.places == [(1, (B1,))]
-    assert alice.places == [(1, (A2,))], "not the sending device itself"
-    assert transfer.stored() == [(1, [Entry(ALICE, (13,), b"0001")])]
-    everybody = ((BOB, B1), (ALICE, A2), (ALICE, 13))
-    assert all(i.stamp.copies == everybody for i in (*bob.items, *alice.items) if isinstance(i, Deliver))
-    assert [o.copies for o in alice.outcomes] == [everybody]
+    alice.send_items(route(copies=((ALICE, A2), (ALICE, 13))))
+    assert transfer.lookups() == [BOB, ALICE]
+    transfer.answer_lookups({BOB: presence_of(BOB, B1), ALICE: presence_of(ALICE, A1, A2, unbound=(13,))})
+    assert bob.delivered == [(1, (B1,))]
+    assert alice.delivered == [(1, (A2,))], "not the sending device itself"
+    assert transfer.publish_all() == [(1, [Entry(ALICE, (13,), b"0001")])]
+    all_copies = ((BOB, B1), (ALICE, A2), (ALICE, 13))
+    assert all(i.stamp.copies == all_copies for i in (*bob.items, *alice.items) if isinstance(i, Deliver))
+    assert [o.copies for o in alice.outcomes] == [all_copies]
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_a_device_can_be_addressed_alone(there: bool) -> None:
+@pytest.mark.parametrize("bound", [True, False])
+def test_a_message_to_one_device(bound: bool) -> None:
     transfer = Transfer()
     alice, bob = transfer.connector(ALICE), transfer.connector(BOB)
-    alice.give(route(to=Destination(DestinationType.DEVICE, BOB, B2), kind=Kind.RECEIPT))
-    transfer.present({BOB: here(BOB, B1, *([B2] if there else []), known=() if there else (B2,))})
-    assert bob.places == ([(1, (B2,))] if there else [])
-    assert transfer.stored() == ([] if there else [(2, [Entry(BOB, (B2,), b"0001")])])
+    alice.send_items(route(to=Destination(DestinationType.DEVICE, BOB, B2), kind=Kind.RECEIPT))
+    transfer.answer_lookups({BOB: presence_of(BOB, B1, *([B2] if bound else []), unbound=() if bound else (B2,))})
+    assert bob.delivered == ([(1, (B2,))] if bound else [])
+    assert transfer.publish_all() == ([] if bound else [(2, [Entry(BOB, (B2,), b"0001")])])
 
 
-def test_an_ephemeral_copy_is_placed_or_dropped() -> None:
+def test_an_ephemeral_copy_is_delivered_or_dropped() -> None:
     transfer = Transfer()
     alice, bob = transfer.connector(ALICE), transfer.connector(BOB)
-    alice.give(route(kind=Kind.TYPING), route(kind=Kind.TYPING, to=CAROL))
-    transfer.present({BOB: here(BOB, B1, known=(B2,))})
-    assert bob.places == [(1, (B1,))]
-    assert not transfer.asked
+    alice.send_items(route(kind=Kind.TYPING), route(kind=Kind.TYPING, to=CAROL))
+    transfer.answer_lookups({BOB: presence_of(BOB, B1, unbound=(B2,))})
+    assert bob.delivered == [(1, (B1,))]
+    assert not transfer.pending
     assert not alice.items
     assert transfer.count.ephemeral_dropped == 2
 
@@ -170,131 +170,131 @@ def test_an_ephemeral_copy_is_placed_or_dropped() -> None:
 # ---------------------------------------------------------------- presence
 
 
-def test_presence_is_remembered_for_its_time() -> None:
+def test_presence_is_cached_until_the_entry_expires() -> None:
     transfer = Transfer()
     alice, bob = transfer.connector(ALICE), transfer.connector(BOB)
-    alice.give(route(seq=1))
-    transfer.present({BOB: here(BOB, B1)})
+    alice.send_items(route(seq=1))
+    transfer.answer_lookups({BOB: presence_of(BOB, B1)})
     transfer.pass_time(CACHE_S - 0.1)
-    alice.give(route(seq=2))
-    assert bob.places == [(1, (B1,)), (2, (B1,))]
+    alice.send_items(route(seq=2))
+    assert bob.delivered == [(1, (B1,)), (2, (B1,))]
     transfer.pass_time(0.2)
-    alice.give(route(seq=3))
-    assert transfer.looked_up() == [BOB]
+    alice.send_items(route(seq=3))
+    assert transfer.lookups() == [BOB]
 
 
-def test_while_presence_is_silent_nothing_is_remembered_for_long() -> None:
-    """A device that has just been registered would miss what is sent to the others of its user."""
+def test_without_heartbeats_of_presence_the_cache_is_not_used() -> None:
+    """Otherwise a device registered meanwhile would miss messages to its user."""
     transfer = Transfer()
     alice, bob = transfer.connector(ALICE), transfer.connector(BOB)
-    alice.give(route(seq=1))
-    transfer.present({BOB: here(BOB, B1)})
-    transfer.presence_speaks = False
+    alice.send_items(route(seq=1))
+    transfer.answer_lookups({BOB: presence_of(BOB, B1)})
+    transfer.presence_beats = False
     transfer.pass_time(PRESENCE_SILENCE_S - 0.1)
-    alice.give(route(seq=2))
-    assert bob.places == [(1, (B1,)), (2, (B1,))]
+    alice.send_items(route(seq=2))
+    assert bob.delivered == [(1, (B1,)), (2, (B1,))]
     transfer.pass_time(0.1)
-    alice.give(route(seq=3))
-    assert transfer.looked_up() == [BOB]
-    transfer.present({BOB: here(BOB, B1)})
-    transfer.tell(e.PresenceChanged((CAROL,)))  # perhaps from long ago: more may be on their way
-    alice.give(route(seq=4))
-    assert transfer.looked_up() == [BOB]
-    transfer.present({BOB: here(BOB, B1)})
-    transfer.presence_speaks = True
-    transfer.nothing_changed()
-    alice.give(route(seq=5))
-    assert transfer.looked_up() == [BOB], "what was kept before the silence may have changed in it"
-    transfer.present({BOB: here(BOB, B1)})
-    alice.give(route(seq=6))
-    assert not transfer.looked_up()
+    alice.send_items(route(seq=3))
+    assert transfer.lookups() == [BOB]
+    transfer.answer_lookups({BOB: presence_of(BOB, B1)})
+    transfer.tell(e.PresenceChanged((CAROL,)))  # may be old: more changes may be on their way
+    alice.send_items(route(seq=4))
+    assert transfer.lookups() == [BOB]
+    transfer.answer_lookups({BOB: presence_of(BOB, B1)})
+    transfer.presence_beats = True
+    transfer.heartbeat()
+    alice.send_items(route(seq=5))
+    assert transfer.lookups() == [BOB], "entries from before the silence may have changed"
+    transfer.answer_lookups({BOB: presence_of(BOB, B1)})
+    alice.send_items(route(seq=6))
+    assert not transfer.lookups()
 
 
 @pytest.mark.parametrize("change", [(BOB,), None])
-def test_a_change_is_looked_up_again(change: tuple[int, ...] | None) -> None:
+def test_a_changed_user_is_looked_up_again(change: tuple[int, ...] | None) -> None:
     transfer = Transfer()
     alice = transfer.connector(ALICE)
-    alice.give(route(seq=1))
-    transfer.absent()
+    alice.send_items(route(seq=1))
+    transfer.answer_lookups()
     transfer.tell(e.PresenceChanged((CAROL,)))
-    alice.give(route(seq=2))
-    assert not transfer.looked_up()
+    alice.send_items(route(seq=2))
+    assert not transfer.lookups()
     transfer.tell(e.PresenceChanged(change))
-    alice.give(route(seq=3))
-    assert transfer.looked_up() == [BOB]
+    alice.send_items(route(seq=3))
+    assert transfer.lookups() == [BOB]
 
 
 @pytest.mark.parametrize("change", [(BOB,), None])
-def test_an_answer_from_before_a_change_is_used_once_and_not_kept(change: tuple[int, ...] | None) -> None:
+def test_an_answer_that_a_change_overtook_is_used_once_and_not_kept(change: tuple[int, ...] | None) -> None:
     transfer = Transfer()
     alice = transfer.connector(ALICE)
-    alice.give(route(seq=1))
+    alice.send_items(route(seq=1))
     transfer.tell(e.PresenceChanged(change))
-    transfer.absent()
-    assert transfer.stored()
-    alice.give(route(seq=2))
-    assert transfer.looked_up() == [BOB]
+    transfer.answer_lookups()
+    assert transfer.publish_all()
+    alice.send_items(route(seq=2))
+    assert transfer.lookups() == [BOB]
 
 
-def test_who_is_looked_up_is_looked_up_once_and_everything_waits_in_order() -> None:
+def test_a_user_is_looked_up_once_and_messages_wait_in_order() -> None:
     transfer = Transfer()
     alice, bob = transfer.connector(ALICE), transfer.connector(BOB)
-    alice.give(route(seq=1), route(seq=2, to=CAROL))
-    alice.give(route(seq=3))
-    assert transfer.looked_up() == [BOB, CAROL]
+    alice.send_items(route(seq=1), route(seq=2, to=CAROL))
+    alice.send_items(route(seq=3))
+    assert transfer.lookups() == [BOB, CAROL]
     first, *_ = transfer.take(e.ReadPresence)
-    transfer.tell(e.PresenceRead(first.users, {BOB: here(BOB, B1), CAROL: here(BOB, C1)}))
-    assert bob.places == [(1, (B1,)), (3, (B1,)), (2, (C1,))]
+    transfer.tell(e.PresenceRead(first.users, {BOB: presence_of(BOB, B1), CAROL: presence_of(BOB, C1)}))
+    assert bob.delivered == [(1, (B1,)), (3, (B1,)), (2, (C1,))]
 
 
-def test_what_comes_during_a_look_up_of_one_known_before_does_not_overtake() -> None:
+def test_a_message_does_not_overtake_those_that_wait_for_a_look_up() -> None:
     transfer = Transfer()
     alice, bob = transfer.connector(ALICE), transfer.connector(BOB)
-    alice.give(route(seq=1))
-    transfer.present({BOB: here(BOB, B1)})
+    alice.send_items(route(seq=1))
+    transfer.answer_lookups({BOB: presence_of(BOB, B1)})
     transfer.pass_time(CACHE_S + 0.1)
-    alice.give(route(seq=2, copies=((ALICE, A2),)))
+    alice.send_items(route(seq=2, copies=((ALICE, A2),)))
     read = transfer.take(e.ReadPresence)
-    transfer.tell(e.PresenceRead((BOB,), {BOB: here(BOB, B1)}))
-    alice.give(route(seq=3, copies=((ALICE, A2),)))
-    assert bob.places == [(1, (B1,))]
+    transfer.tell(e.PresenceRead((BOB,), {BOB: presence_of(BOB, B1)}))
+    alice.send_items(route(seq=3, copies=((ALICE, A2),)))
+    assert bob.delivered == [(1, (B1,))]
     transfer.tell(e.PresenceRead((ALICE,), {}))
-    assert bob.places == [(1, (B1,)), (2, (B1,)), (3, (B1,))]
+    assert bob.delivered == [(1, (B1,)), (2, (B1,)), (3, (B1,))]
     assert read
 
 
-def test_who_cannot_be_looked_up_is_stored_for() -> None:
-    """R9: unknown is never guessed."""
+def test_messages_are_stored_while_presence_is_away() -> None:
+    """R9."""
     transfer = Transfer()
     alice = transfer.connector(ALICE)
-    alice.give(route(seq=1))
+    alice.send_items(route(seq=1))
     (read,) = transfer.take(e.ReadPresence)
     transfer.tell(e.PresenceUnreadable(read.users))
-    assert transfer.stored() == [(2, [Entry(BOB, (), b"0001")])]
+    assert transfer.publish_all() == [(2, [Entry(BOB, (), b"0001")])]
     assert transfer.count.unreadable == 1
-    alice.give(route(seq=2))
-    assert transfer.looked_up() == [BOB], "and asked for the next one again"
+    alice.send_items(route(seq=2))
+    assert transfer.lookups() == [BOB], "the failure is not cached"
 
 
-def test_the_memory_of_presence_is_bounded() -> None:
-    transfer = Transfer(waiting=99, presence_cache=3)
+def test_the_presence_cache_is_bounded() -> None:
+    transfer = Transfer(pending=99, presence_cache=3)
     alice = transfer.connector(ALICE)
     for user in range(20, 25):
-        alice.give(route(to=user))
-        transfer.absent()
-    for user, known in ((20, False), (21, False), (22, True), (23, True), (24, True)):
-        alice.give(route(to=user))
-        assert (user not in transfer.looked_up()) == known
+        alice.send_items(route(to=user))
+        transfer.answer_lookups()
+    for user, cached in ((20, False), (21, False), (22, True), (23, True), (24, True)):
+        alice.send_items(route(to=user))
+        assert (user not in transfer.lookups()) == cached
 
 
-# ---------------------------------------------------------------- given back
+# ---------------------------------------------------------------- returned
 
 
-def test_what_a_connector_gives_back_is_stored() -> None:
+def test_a_returned_copy_is_stored() -> None:
     transfer = Transfer()
     alice, bob = transfer.connector(ALICE), transfer.connector(BOB)
-    bob.give(returned(4, B1, copies=((BOB, B1), (BOB, B2))))
-    assert transfer.stored(position=8) == [(2, [Entry(BOB, (B1,), b"0004")])]
+    bob.send_items(returned(4, B1, copies=((BOB, B1), (BOB, B2))))
+    assert transfer.publish_all(position=8) == [(2, [Entry(BOB, (B1,), b"0004")])]
     (outcome,) = alice.outcomes
     assert (outcome.status, outcome.done, outcome.copies) == (
         OutcomeStatus.STORED,
@@ -306,47 +306,48 @@ def test_what_a_connector_gives_back_is_stored() -> None:
 
 
 @pytest.mark.parametrize("absent", [True, False])
-def test_not_here_corrects_what_is_known_of_presence(absent: bool) -> None:
+def test_a_return_of_an_absent_device_invalidates_the_cache(absent: bool) -> None:
     transfer = Transfer()
     alice, bob = transfer.connector(ALICE), transfer.connector(BOB)
-    alice.give(route(seq=1))
-    transfer.present({BOB: here(BOB, B1)})
-    bob.give(returned(1, B1, absent=absent))
-    alice.give(route(seq=2))
-    assert transfer.looked_up() == ([BOB] if absent else [])
+    alice.send_items(route(seq=1))
+    transfer.answer_lookups({BOB: presence_of(BOB, B1)})
+    bob.send_items(returned(1, B1, absent=absent))
+    alice.send_items(route(seq=2))
+    assert transfer.lookups() == ([BOB] if absent else [])
 
 
-def test_an_ephemeral_copy_that_comes_back_is_dropped() -> None:
+def test_a_returned_ephemeral_copy_is_dropped() -> None:
     transfer = Transfer()
-    transfer.connector(BOB).give(returned(4, B1, kind=Kind.TYPING))
-    assert not transfer.asked
+    transfer.connector(BOB).send_items(returned(4, B1, kind=Kind.TYPING))
+    assert not transfer.pending
     assert transfer.count.ephemeral_dropped == 1
 
 
-@pytest.mark.parametrize("status", ["gone", "silent", "garbage", "greets again"])
-def test_what_was_under_way_to_a_lost_connector_is_stored(status: str) -> None:
+@pytest.mark.parametrize("loss", ["gone", "silent", "garbage", "greets again"])
+def test_copies_that_a_lost_connector_had_not_acknowledged_are_stored(loss: str) -> None:
     """R4."""
     transfer = Transfer()
     alice, bob = transfer.connector(ALICE), transfer.connector(BOB)
-    alice.give(route(seq=1))
-    transfer.present({BOB: here(BOB, B1, B2)})
+    alice.send_items(route(seq=1))
+    transfer.answer_lookups({BOB: presence_of(BOB, B1, B2)})
     bob.mute = True
-    alice.give(route(seq=2), route(seq=3, kind=Kind.TYPING), route(seq=4))
-    bob.give(route(seq=1, sender=B1, to=ALICE))
-    transfer.present({ALICE: here(BOB, A1)})
-    if status == "gone":
+    alice.send_items(route(seq=2), route(seq=3, kind=Kind.TYPING), route(seq=4))
+    bob.send_items(route(seq=1, sender=B1, to=ALICE))
+    transfer.answer_lookups({ALICE: presence_of(BOB, A1)})
+    if loss == "gone":
         transfer.tell(e.ConnectorGone(bob.peer))
-    elif status == "silent":
+    elif loss == "silent":
         transfer.pass_time(SILENCE_S + 0.1)
-    elif status == "garbage":
+    elif loss == "garbage":
         bob.send_bytes(b"garbage")
     else:
         bob.link += 1
         bob.greet()
-    entries = [entry for _, record in transfer.stored() for entry in record]
+    entries = [entry for _, record in transfer.publish_all() for entry in record]
     assert entries == [Entry(ALICE, (A1,), b"0001"), Entry(BOB, (B1, B2), b"0002"), Entry(BOB, (B1, B2), b"0004")]
     assert transfer.count.stored_after_loss == 5
-    assert [told for told in alice.told() if told[0] == 4] == [(4, 4, OutcomeStatus.STORED, ((BOB, B1), (BOB, B2)))]
-    alice.give(route(seq=5))
-    if status != "greets again":
-        assert transfer.stored(), "nothing goes there any more"
+    last = [outcome for outcome in alice.brief_outcomes() if outcome[0] == 4]
+    assert last == [(4, 4, OutcomeStatus.STORED, ((BOB, B1), (BOB, B2)))]
+    alice.send_items(route(seq=5))
+    if loss != "greets again":
+        assert transfer.publish_all(), "no copy goes to the lost connector"

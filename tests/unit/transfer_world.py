@@ -1,4 +1,4 @@
-"""A transfer core in virtual time: connectors that speak frames, presence and a log that answer when a test says so."""
+"""A transfer core in virtual time: connectors that speak frames; presence and the log answer when the test says so."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -7,7 +7,9 @@ from meshim.protocol.link import LinkOptions
 from meshim.protocol.window import WindowOptions
 from meshim.stores.ports import Binding, UserPresence
 from meshim.transfer import events as e
-from meshim.transfer.core import TransferCore, TransferOptions
+from meshim.transfer.core import TransferCore
+from meshim.transfer.options import TransferOptions
+from meshim.transfer.statistics import Statistics
 from meshim.wire import mesh
 from meshim.wire.envelope import WIRE_VERSION, Destination, DestinationType, Kind
 from meshim.wire.link import Ack, Close, Data, Frame, Ping, Pong, Reset
@@ -21,7 +23,7 @@ F = TypeVar("F", bound=Frame)
 HERE = 901
 ALICE, BOB, CAROL = 1, 2, 3
 A1, A2, B1, B2, C1 = 11, 12, 21, 22, 31
-"""Devices: tens are the user."""
+"""Devices: the tens digit is the user."""
 EPOCH = 0xE90C
 PARTITIONS = 4
 SILENCE_S, GIVE_UP_S = 1.5, 2.5
@@ -34,8 +36,8 @@ def options(**changes: Any) -> TransferOptions:
         "links": LinkOptions(window, heartbeat_s=0.5, silence_s=SILENCE_S),
         "partitions": PARTITIONS,
         "publishes": 4,
-        "waiting": 6,
-        "waiting_bytes": 1_000,
+        "pending": 6,
+        "pending_bytes": 1_000,
         "record_bytes": 300,
         "record_items": 3,
         "presence_cache": 3,
@@ -46,7 +48,7 @@ def options(**changes: Any) -> TransferOptions:
 
 
 def stamp(seq: int = 1, to: int | Destination = BOB, sender: int = A1, origin: int = 0, **fields: Any) -> Stamp:
-    """`to` may be a user; `origin` is by default the connector numbered like the user of the sender."""
+    """`to` may be a user; `origin` defaults to the connector that has the number of the sender's user."""
     to = to if isinstance(to, Destination) else Destination(DestinationType.USER, to)
     values: dict[str, Any] = {"kind": Kind.TEXT, "after": (), "copies": ()}
     return Stamp(origin or sender // 10, sender // 10, sender, EPOCH, to, seq, **(values | fields))
@@ -57,42 +59,42 @@ def route(seq: int = 1, to: int | Destination = BOB, sender: int = A1, size: int
 
 
 def returned(seq: int = 1, *devices: int, absent: bool = False, **fields: Any) -> Return:
-    """A live copy given back for these devices of bob."""
+    """A Return for these devices of bob."""
     copies = fields.pop("copies", tuple((BOB, device) for device in devices))
     return Return(BOB, devices, absent, stamp(seq, copies=copies, **fields), b"%04d" % seq)
 
 
-def here(connector: int, *devices: int, known: Sequence[int] = ()) -> UserPresence:
-    """The presence of somebody whose `devices` are on one connector, and `known` nowhere."""
+def presence_of(connector: int, *devices: int, unbound: Sequence[int] = ()) -> UserPresence:
+    """The presence of a user: `devices` are bound to one connector, the `unbound` ones to none."""
     bindings = tuple(Binding(device // 10, device, connector, 7) for device in devices)
-    return UserPresence((*devices, *known), bindings)
+    return UserPresence((*devices, *unbound), bindings)
 
 
 class Transfer:
-    """The core and its surroundings."""
+    """The core with its connectors; `pending` are the actions that the test has not answered."""
 
     def __init__(self, **changes: Any) -> None:
         self.now = 1000.0
         self.core = TransferCore(HERE, options(**changes))
-        self.asked: list[e.Action] = []
+        self.pending: list[e.Action] = []
         self.connectors: dict[bytes, Connector] = {}
-        self.presence_speaks = True
-        self.nothing_changed()
+        self.presence_beats = True
+        self.heartbeat()
 
-    def nothing_changed(self) -> None:
-        """What presence says now and then, unless it is away."""
-        if self.presence_speaks:
+    def heartbeat(self) -> None:
+        """Presence reports that nothing changed, unless it is away."""
+        if self.presence_beats:
             self.tell(e.PresenceChanged(()))
 
     @property
-    def count(self) -> Any:
+    def count(self) -> Statistics:
         return self.core.statistics
 
     def tell(self, event: e.Event) -> None:
         self.perform(self.core.receive(event, self.now))
 
     def pass_time(self, seconds: float) -> None:
-        """Turn the core whenever it wants to."""
+        """Tick the core at each of its deadlines."""
         end = self.now + seconds
         idle = 0
         while True:
@@ -100,68 +102,64 @@ class Transfer:
             if deadline is None or deadline > end:
                 break
             idle = idle + 1 if deadline <= self.now else 0
-            assert idle < 3, "a deadline that a tick does not put off: the process would spin"
+            assert idle < 3, "a tick does not move the deadline: the process would spin"
             self.now = max(self.now, deadline)
-            self.nothing_changed()
+            self.heartbeat()
             self.perform(self.core.tick(self.now))
         self.now = end
-        self.nothing_changed()
+        self.heartbeat()
 
     def take(self, kind: type[A]) -> list[A]:
-        """What was asked of this kind, which counts as done from now on."""
-        found: list[A] = [action for action in self.asked if isinstance(action, kind)]
-        self.asked = [action for action in self.asked if not isinstance(action, kind)]
+        """Remove and return the pending actions of this type."""
+        found: list[A] = [action for action in self.pending if isinstance(action, kind)]
+        self.pending = [action for action in self.pending if not isinstance(action, kind)]
         return found
 
     def perform(self, actions: Sequence[e.Action]) -> None:
         for action in actions:
             if isinstance(action, e.SendConnector):
-                self.connectors[action.peer].hear(mesh.decode_from_transfer(action.frame))
+                self.connectors[action.peer].receive(mesh.decode_from_transfer(action.frame))
             else:
-                self.asked.append(action)
+                self.pending.append(action)
 
     # ---- connectors
 
     def connector(self, incarnation: int) -> "Connector":
-        """A connector that is linked."""
+        """Link a new connector."""
         connector = Connector(self, incarnation)
         connector.greet()
         return connector
 
     # ---- presence
 
-    def looked_up(self) -> list[int]:
-        """Who was asked for and not answered, in order."""
-        return [user for read in self.asked if isinstance(read, e.ReadPresence) for user in read.users]
+    def lookups(self) -> list[int]:
+        """The users whose look-up is not answered, in order."""
+        return [user for read in self.pending if isinstance(read, e.ReadPresence) for user in read.users]
 
-    def present(self, found: Mapping[int, UserPresence] | None = None) -> None:
-        """Answer every look-up."""
+    def answer_lookups(self, found: Mapping[int, UserPresence] | None = None) -> None:
+        """Answer all look-ups; users that `found` lacks have no entry."""
         for read in self.take(e.ReadPresence):
-            there = {user: (found or {})[user] for user in read.users if user in (found or {})}
-            self.tell(e.PresenceRead(read.users, there))
-
-    def absent(self) -> None:
-        self.present({})
+            self.tell(e.PresenceRead(read.users, {u: (found or {})[u] for u in read.users if u in (found or {})}))
 
     # ---- the log
 
-    def stored(self, position: int = 5) -> list[tuple[int, list[Entry]]]:
-        """The log takes everything, at this position; what, as (partition, entries)."""
+    def publish_all(self, position: int = 5) -> list[tuple[int, list[Entry]]]:
+        """The log takes all records at this position; return them as (partition, entries)."""
         publishes = self.take(e.Publish)
         for publish in publishes:
             self.tell(e.Published(publish.record, position))
         return [(publish.partition, list(decode_record(publish.data).entries)) for publish in publishes]
 
-    def refused(self) -> int:
-        """The log takes nothing; how many records that were."""
+    def fail_publishes(self) -> int:
+        """The log takes no record; return how many there were."""
         publishes = self.take(e.Publish)
         for publish in publishes:
-            self.tell(e.Unpublished(publish.record))
+            self.tell(e.PublishFailed(publish.record))
         return len(publishes)
 
 
 class Connector:
-    """One connector, as the transfer sees it; acknowledges bundles as they come, unless `mute`."""
+    """One connector, as the transfer sees it; acknowledges every bundle at once, unless it is `mute`."""
 
     def __init__(self, transfer: Transfer, incarnation: int, peer: bytes | None = None) -> None:
         self.transfer = transfer
@@ -183,12 +181,12 @@ class Connector:
     def send_bytes(self, *frames: bytes) -> None:
         self.transfer.tell(e.ConnectorsSent([(self.peer, frame) for frame in frames]))
 
-    def give(self, *items: FromConnector) -> None:
-        """One bundle."""
+    def send_items(self, *items: FromConnector) -> None:
+        """Send one bundle."""
         self.number += 1
         self.send(Data(self.link, self.number, 0, (), items))
 
-    def hear(self, frame: Frame) -> None:
+    def receive(self, frame: Frame) -> None:
         self.frames.append(frame)
         if isinstance(frame, Data) and not self.mute:
             self.items.extend(frame.items)
@@ -196,22 +194,22 @@ class Connector:
         elif isinstance(frame, Ping) and not self.mute:
             self.send(Pong(self.link))
 
-    def came(self, kind: type[F]) -> list[F]:
+    def received(self, kind: type[F]) -> list[F]:
         return [frame for frame in self.frames if isinstance(frame, kind)]
 
     @property
     def linked(self) -> bool:
-        return bool(self.came(HelloOk)) and not self.came(Close) and not self.came(Reset)
+        return bool(self.received(HelloOk)) and not self.received(Close) and not self.received(Reset)
 
     @property
-    def places(self) -> list[tuple[int, tuple[int, ...]]]:
-        """(seq, devices) of the copies that came, in order."""
+    def delivered(self) -> list[tuple[int, tuple[int, ...]]]:
+        """(seq, devices) of each Deliver received, in order."""
         return [(i.stamp.seq, tuple(d for d, _ in i.bindings)) for i in self.items if isinstance(i, Deliver)]
 
     @property
     def outcomes(self) -> list[Outcome]:
         return [item for item in self.items if isinstance(item, Outcome)]
 
-    def told(self) -> list[tuple[int, int, int, tuple[Copy, ...]]]:
-        """(first, last, how, done) of the outcomes that came."""
+    def brief_outcomes(self) -> list[tuple[int, int, int, tuple[Copy, ...]]]:
+        """(first, last, status, done) of each outcome received."""
         return [(o.first, o.last, o.status, o.done) for o in self.outcomes]
