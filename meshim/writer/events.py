@@ -1,26 +1,25 @@
-"""What a writer core is told, and what it asks for.
+"""What happens to a writer, and what its core asks its shell to do.
 
-Every action is answered by exactly one event: the one named beside it, `Failed` when the
-backend did not answer, or `FencedOff`.  An action that failed may have happened; all of them
-can be repeated.
+Every action is answered by exactly one event: one of those named beside it, or `Failed` when the backend did not
+answer.  An action that failed may have taken effect; all of them can be repeated.
 
-=================  ======================================
+=================  =======================
 action             event
-=================  ======================================
+=================  =======================
 Claim              Claimed, ClaimDenied
 Release            Released
 Ensure             LogEnsured
 Fetch              MessagesFetched
 Read               MessagesRead
 Write              BatchWritten, FencedOff
-LookUp             PresenceSeen
-Tell               Told
+ReadPresence       PresenceRead
+SendWakeUps        WakeUpsSent
 Acknowledge        Acknowledged
-Bury               LetterBuried
+PublishDeadLetter  DeadLetterPublished
 Extend             Extended
 Purge              Purged
 DropIdleDevices    IdleDevicesDropped
-=================  ======================================
+=================  =======================
 """
 
 from collections.abc import Mapping
@@ -40,31 +39,35 @@ class Claim(NamedTuple):
 
 
 class Release(NamedTuple):
+    """End the lease, if `fence` is still its fencing number."""
+
     partition: int
     fence: int
 
 
 class Ensure(NamedTuple):
-    """Create the partition's log if it is missing; `first` is above every position ever seen."""
+    """Create the partition's log if it does not exist; `first` is above every position ever seen."""
 
     partition: int
     first: int
 
 
 class Fetch(NamedTuple):
+    """Get the next messages of the log, `most` at most."""
+
     partition: int
     most: int
 
 
 class Read(NamedTuple):
-    """Look whether these messages, which were not delivered here, exist."""
+    """Read messages that were delivered to another consumer, or do not exist."""
 
     partition: int
     positions: tuple[int, ...]
 
 
 class Write(NamedTuple):
-    """One transaction."""
+    """Write records, each (position, entries), and the position of the partition, in one transaction."""
 
     partition: int
     fence: int
@@ -72,25 +75,29 @@ class Write(NamedTuple):
     records: tuple[tuple[int, tuple[Entry, ...]], ...]
 
 
-class LookUp(NamedTuple):
+class ReadPresence(NamedTuple):
+    """Look up where the devices of these users are bound."""
+
     partition: int
     users: tuple[int, ...]
 
 
-class Tell(NamedTuple):
-    """WakeUp connectors, each by its incarnation.  A wake-up that cannot be sent is passed over."""
+class SendWakeUps(NamedTuple):
+    """Send a wake-up to each of these connector incarnations; one that cannot be sent is counted, not repeated."""
 
     partition: int
     wake_ups: tuple[tuple[int, WakeUp], ...]
 
 
 class Acknowledge(NamedTuple):
+    """Tell the log that these messages are done."""
+
     partition: int
     positions: tuple[int, ...]
 
 
 class PublishDeadLetter(NamedTuple):
-    """Put into the dead-letter stream, with a reason for people."""
+    """Put data of this position into the dead-letter stream; `reason` is a sentence for people."""
 
     partition: int
     position: int
@@ -99,22 +106,36 @@ class PublishDeadLetter(NamedTuple):
 
 
 class Extend(NamedTuple):
+    """Tell the log that these messages are still in work, so that it does not redeliver them."""
+
     partition: int
     positions: tuple[int, ...]
 
 
 class Purge(NamedTuple):
-    """Delete rows that were read long ago."""
+    """Delete rows that were read long ago, `most` at most."""
 
     most: int
 
 
 class DropIdleDevices(NamedTuple):
+    """Drop devices that were not seen for long, `most` at most."""
+
     most: int
 
 
 PartitionAction = (
-    Claim | Release | Ensure | Fetch | Read | Write | LookUp | Tell | Acknowledge | PublishDeadLetter | Extend
+    Claim
+    | Release
+    | Ensure
+    | Fetch
+    | Read
+    | Write
+    | ReadPresence
+    | SendWakeUps
+    | Acknowledge
+    | PublishDeadLetter
+    | Extend
 )
 Action = PartitionAction | Purge | DropIdleDevices
 
@@ -122,17 +143,19 @@ Action = PartitionAction | Purge | DropIdleDevices
 # ---------------------------------------------------------------- events
 
 
-class WritersSeen(NamedTuple):
-    """The names of all writers whose leases live.  Not told while Redis is away."""
+class WritersLiving(NamedTuple):
+    """The names of all writers whose leases last.  Does not happen while Redis is away."""
 
     names: tuple[str, ...]
 
 
 class StopRequested(NamedTuple):
-    """Finish what is under way and give everything back."""
+    """Finish what was fetched, and give all partitions back."""
 
 
 class Claimed(NamedTuple):
+    """The lease is ours: its fencing number, and the position up to which the partition was written."""
+
     partition: int
     fence: int
     position: int
@@ -158,34 +181,38 @@ class MessagesFetched(NamedTuple):
 
 
 class MessagesRead(NamedTuple):
-    """For each position the data, or None when there is no such message any more."""
+    """For each position the data, or None when the log has no such message (any more)."""
 
     partition: int
     found: tuple[tuple[int, bytes | None], ...]
 
 
 class BatchWritten(NamedTuple):
+    """The transaction was committed."""
+
     partition: int
     written: Written
 
 
 class FencedOff(NamedTuple):
-    """Another writer owns the partition now; nothing was written."""
+    """Another writer has claimed the partition since; nothing was written."""
 
     partition: int
 
 
-class PresenceSeen(NamedTuple):
+class PresenceRead(NamedTuple):
+    """Users that `found` lacks have no entry in presence."""
+
     partition: int
-    present: Mapping[int, UserPresence]
+    found: Mapping[int, UserPresence]
 
 
-class Told(NamedTuple):
-    """How many devices were told of, and how many wake-ups could not be sent."""
+class WakeUpsSent(NamedTuple):
+    """How many devices the wake-ups that were sent named, and how many wake-ups could not be sent."""
 
     partition: int
     devices: int
-    missed: int
+    lost: int
 
 
 class Acknowledged(NamedTuple):
@@ -209,13 +236,13 @@ class IdleDevicesDropped(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """The backend of this action is not available."""
+    """The backend of this action did not answer; the action may have taken effect."""
 
     action: Action
 
 
 Event = (
-    WritersSeen
+    WritersLiving
     | StopRequested
     | Claimed
     | ClaimDenied
@@ -225,8 +252,8 @@ Event = (
     | MessagesRead
     | BatchWritten
     | FencedOff
-    | PresenceSeen
-    | Told
+    | PresenceRead
+    | WakeUpsSent
     | Acknowledged
     | DeadLetterPublished
     | Extended

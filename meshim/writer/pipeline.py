@@ -2,23 +2,22 @@
 
 ::
 
-    log ──fetch──▶ waiting ──write──▶ database ──▶ post_commit.py
-     └────read (gaps)──▶┘
+    log ──fetch──▶ messages ──write──▶ database ──▶ post_commit.py
+     └─────read (gaps)──▶┘
 
-Each arrow is a lane: one action at a time, the lanes at the same time as each other, so that
-the next messages arrive while a transaction is under way.  Nothing waits for company:
-a transaction takes what is there.
+At most one action of each kind is in flight, and the kinds do not wait for one another: the next messages arrive while
+a transaction is under way.  No transaction waits to be full: it takes what is there.
 
-Rules, by where a message stands to the next position to be written:
+What happens to a message depends on how its position compares with the next one to be written:
 
-    equal       it goes into the next transaction, and what follows it without a gap
-    above       read what is missing: what exists is written first, what is gone is passed over
-    below       given again: written again.  Its rows are there and stay as they are, but only the
-                database can say once more which devices to wake-up, and which entries it refuses
+    equal       it goes into the next transaction, with those that follow it without a gap
+    above       the gap before it is read: what exists is written first, what does not is passed over
+    below       it was redelivered, and is written again: its rows stay as they are, but only the database can
+                say once more which devices to wake up, and which entries it refuses
 
-So the position of the partition never passes a message that exists (R15), and a message is
-acknowledged only behind its commit: a crash anywhere makes the log give it again.  While the database
-is away messages are kept, and the log is told that they are being worked on (R8).
+So the position of the partition never passes a message that exists (R15), and a message is acknowledged only after its
+commit: after a crash at any point the log redelivers it.  While the database is away the messages are kept, and the
+log is told that they are still in work (R8).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -42,35 +41,30 @@ from meshim.writer.events import (
     Read,
     Write,
 )
+from meshim.writer.options import PipelineOptions
 from meshim.writer.post_commit import PendingDeadLetter, PostCommit
 from meshim.writer.single_flight import SingleFlight
 from meshim.writer.statistics import Statistics
 
 _READ_MOST = 64
-
-
-class PipelineOptions(msgspec.Struct, frozen=True):
-    """`records` and `batch_bytes` bound one transaction; `records` also bounds what waits and what settles."""
-
-    records: int
-    batch_bytes: int
-    extend_s: float
+"""Positions in one look at a gap, so that it is quick."""
 
 
 class Batch(NamedTuple):
-    """One transaction, and the messages in it that cannot be decoded."""
+    """One transaction: the records, and the dead letters for those of them that do not decode."""
 
     through: int
     records: tuple[tuple[int, tuple[Entry, ...]], ...]
     positions: frozenset[int]
-    letters: dict[int, PendingDeadLetter]
+    dead_letters: dict[int, PendingDeadLetter]
 
 
 class Pipeline:
-    """What is under way in a partition that this writer owns."""
+    """What is in flight in a partition that this writer owns."""
 
     def __init__(
         self,
+        *,
         partition: int,
         fence: int,
         position: int,
@@ -79,35 +73,66 @@ class Pipeline:
         jitter: Callable[[], float],
     ) -> None:
         """`fence` and `position` are those of the claim."""
-        self.partition = partition
+        self._post_commit = PostCommit(partition, statistics, jitter)
+        self._handlers: dict[type[Any], Callable[[Any, float], None]] = {
+            LogEnsured: self._log_ensured,
+            MessagesFetched: self._messages_fetched,
+            MessagesRead: self._messages_read,
+            Extended: self._extended,
+            BatchWritten: self._batch_written,
+            Failed: self._failed,
+            **self._post_commit.handlers,
+        }
+        self._failure_handlers: dict[type[Any], Callable[[Any, float], None]] = {
+            Ensure: self._fetch_failed,
+            Fetch: self._fetch_failed,
+            Read: self._read_failed,
+            Extend: self._extend_failed,
+            Write: self._write_failed,
+            **self._post_commit.failure_handlers,
+        }
         self.fence = fence
         self.ensured = False
+        """Whether the log of the partition is known to exist."""
+        self._partition = partition
         self._options = options
-        self._count = statistics
+        self._statistics = statistics
         self._now = 0.0
         self._draining = False
-        self._next = position + 1  # lowest position that went into no transaction
-        self._highest = position  # that was ever seen here
-        self._waiting: dict[int, bytes] = {}
-        self._gone: set[int] = set()  # from `_next` on: was read, and does not exist
+        self._next = position + 1
+        """The lowest position that went into no transaction."""
+        self._highest = position
+        """The highest position ever seen here."""
+        self._messages: dict[int, bytes] = {}
+        """By position: fetched, and not in a transaction yet."""
+        self._absent: set[int] = set()
+        """Positions from `_next` on that were read, and that the log does not have."""
         self._batch: Batch | None = None
-        self._post_commit = PostCommit(partition, statistics, jitter)
-        self._follow, self._read, self._write, self._extend = flights = tuple(SingleFlight(jitter) for _ in range(4))
-        self._flights = (*flights, *self._post_commit.flights)
+        self._fetch_flight = SingleFlight(jitter)
+        self._read_flight = SingleFlight(jitter)
+        self._write_flight = SingleFlight(jitter)
+        self._extend_flight = SingleFlight(jitter)
+        self._flights = (
+            self._fetch_flight,
+            self._read_flight,
+            self._write_flight,
+            self._extend_flight,
+            *self._post_commit.flights,
+        )
 
-    # ---- what the core asks
+    # ---------------------------------------------------------------- what the core asks
 
     @property
     def empty(self) -> bool:
-        """Nothing is held that is not acknowledged."""
-        return not (self._waiting or self._batch or self._post_commit.held)
+        """Whether everything that was fetched is acknowledged."""
+        return not (self._messages or self._batch or self._post_commit.unacknowledged)
 
     def drain(self) -> None:
-        """Fetch no more; write what is held, but let go of it when the database fails."""
+        """Fetch nothing more; write what was fetched, but drop it when the database fails."""
         self._draining = True
 
     def next_deadline(self) -> float | None:
-        """When `advance` is worth a call though nothing happened; None if it is not."""
+        """Return when to call `advance` although nothing happened; None when that would start nothing."""
         return min(
             (flight.not_before for flight in self._flights if not flight.busy and flight.not_before > self._now),
             default=None,
@@ -115,110 +140,106 @@ class Pipeline:
 
     def receive(self, event: Any, now: float) -> None:
         """Take in the answer to one of the actions."""
-        if type(event) is Failed:
-            self._count.retried += 1
-            handle = _FAILED.get(type(event.action))
-        else:
-            handle = _HAPPENED.get(type(event))
-        if handle is None:
-            self._post_commit.receive(event, now)
-        else:
-            handle(self, event, now)
+        self._handlers[type(event)](event, now)
+
+    def _failed(self, event: Failed, now: float) -> None:
+        self._statistics.retried += 1
+        self._failure_handlers[type(event.action)](event, now)
 
     def advance(self, now: float) -> list[PartitionAction]:
-        """Start whatever can be started."""
+        """Start all that can be started."""
         self._now = now
-        return [*self._take_in(now), *self._store(now), *self._post_commit.advance(now)]
+        return [*self._read_log(now), *self._write_batch(now), *self._post_commit.advance(now)]
 
-    # ---- from the log
+    # ---------------------------------------------------------------- from the log
 
-    def _take_in(self, now: float) -> Iterator[PartitionAction]:
-        room = self._options.records - len(self._waiting)
-        if room > 0 and not self._draining and self._follow.start(now):
-            # A log that was lost and is made anew must give no position twice, committed or not.
-            yield Fetch(self.partition, room) if self.ensured else Ensure(self.partition, self._highest + 1)
-        if (missing := self._missing()) and self._read.start(now):
-            yield Read(self.partition, missing)
-        if not self.empty and self._extend.start(now):
-            yield Extend(self.partition, self._held())
+    def _read_log(self, now: float) -> Iterator[PartitionAction]:
+        room = self._options.records - len(self._messages)
+        if room > 0 and not self._draining and self._fetch_flight.start(now):
+            # A log that was lost and is created anew must not give a position twice, committed or not.
+            yield Fetch(self._partition, room) if self.ensured else Ensure(self._partition, self._highest + 1)
+        if (gap := self._gap()) and self._read_flight.start(now):
+            yield Read(self._partition, gap)
+        if not self.empty and self._extend_flight.start(now):
+            yield Extend(self._partition, self._unacknowledged())
 
-    def _ensured(self, event: LogEnsured, now: float) -> None:
+    def _log_ensured(self, event: LogEnsured, now: float) -> None:
         self.ensured = True
-        self._follow.done()
+        self._fetch_flight.done()
 
-    def _fetched(self, event: MessagesFetched, now: float) -> None:
-        self._follow.done()
+    def _messages_fetched(self, event: MessagesFetched, now: float) -> None:
+        self._fetch_flight.done()
         if self.empty:
-            self._extend.not_before = now + self._options.extend_s
+            self._extend_flight.not_before = now + self._options.extend_s
         for position, data in event.messages:
-            self._hold(position, data)
+            self._take(position, data)
 
-    def _not_fetched(self, event: Failed, now: float) -> None:
-        self.ensured = False  # the log may have come back empty
-        self._follow.failed(now)
+    def _fetch_failed(self, event: Failed, now: float) -> None:
+        self.ensured = False  # the log may come back empty
+        self._fetch_flight.failed(now)
 
-    def _hold(self, position: int, data: bytes) -> None:
-        """Put a message where the next transaction finds it, unless it is on its way already."""
-        if position in self._post_commit.held or (self._batch and position in self._batch.positions):
+    def _take(self, position: int, data: bytes) -> None:
+        """Keep a message for a transaction, unless it is in one already, or committed and not acknowledged."""
+        if position in self._post_commit.unacknowledged or (self._batch and position in self._batch.positions):
             return
         self._highest = max(self._highest, position)
-        self._waiting[position] = data
+        self._messages[position] = data
 
-    def _missing(self) -> tuple[int, ...]:
-        """The positions right before a message that arrived early; at most so many that one look at them is quick."""
-        if not self._waiting or self._next in self._waiting:
+    def _gap(self) -> tuple[int, ...]:
+        """Return the positions before the first message that came early, `_READ_MOST` at most."""
+        if not self._messages or self._next in self._messages:
             return ()
-        following = min((position for position in self._waiting if position > self._next), default=self._next)
-        return tuple(range(self._next, min(following, self._next + _READ_MOST)))
+        early = min((position for position in self._messages if position > self._next), default=self._next)
+        return tuple(range(self._next, min(early, self._next + _READ_MOST)))
 
-    def _looked(self, event: MessagesRead, now: float) -> None:
-        self._read.done()
+    def _messages_read(self, event: MessagesRead, now: float) -> None:
+        self._read_flight.done()
         for position, data in event.found:
             if data is not None:
-                self._hold(position, data)
+                self._take(position, data)
             elif position >= self._next:
-                self._gone.add(position)
-        self._pass_over()
+                self._absent.add(position)
+        self._skip_absent()
 
-    def _pass_over(self) -> None:
-        while self._next in self._gone and self._next not in self._waiting:
-            self._gone.remove(self._next)
-            self._count.skipped += 1
+    def _skip_absent(self) -> None:
+        while self._next in self._absent and self._next not in self._messages:
+            self._absent.remove(self._next)
+            self._statistics.skipped += 1
             self._next += 1
 
-    def _not_looked(self, event: Failed, now: float) -> None:
-        self._read.failed(now)
-        self._let_go()
+    def _read_failed(self, event: Failed, now: float) -> None:
+        self._read_flight.failed(now)
+        self._drop_uncommitted()
 
-    def _held(self) -> tuple[int, ...]:
+    def _unacknowledged(self) -> tuple[int, ...]:
         batch = self._batch.positions if self._batch else ()
-        return (*self._waiting, *batch, *self._post_commit.held)
+        return (*self._messages, *batch, *self._post_commit.unacknowledged)
 
     def _extended(self, event: Extended, now: float) -> None:
-        self._extend.done(not_before=now + self._options.extend_s)
+        self._extend_flight.done(not_before=now + self._options.extend_s)
 
-    def _not_extended(self, event: Failed, now: float) -> None:
-        self._extend.failed(now)
+    def _extend_failed(self, event: Failed, now: float) -> None:
+        self._extend_flight.failed(now)
 
-    # ---- to the database
+    # ---------------------------------------------------------------- to the database
 
-    def _store(self, now: float) -> Iterator[PartitionAction]:
-        # Slow connectors and acknowledgements hold the writing back, so that this is bounded too.
-        if self._batch is None and len(self._post_commit.held) <= self._options.records:
-            self._batch = self._pack()
-        if self._batch is not None and self._write.start(now):
-            yield Write(self.partition, self.fence, self._batch.through, self._batch.records)
+    def _write_batch(self, now: float) -> Iterator[PartitionAction]:
+        # No transaction while too many messages wait for wake-ups and acknowledgements: these are bounded too.
+        if self._batch is None and len(self._post_commit.unacknowledged) <= self._options.records:
+            self._batch = self._next_batch()
+        if self._batch is not None and self._write_flight.start(now):
+            yield Write(self._partition, self.fence, self._batch.through, self._batch.records)
 
-    def _pack(self) -> Batch | None:
-        """The next transaction: what was given again, then what comes next; None if there is neither."""
+    def _next_batch(self) -> Batch | None:
+        """Return the next transaction: what was redelivered, then what comes next; None when there is neither."""
         records: list[tuple[int, tuple[Entry, ...]]] = []
-        letters: dict[int, PendingDeadLetter] = {}
+        dead_letters: dict[int, PendingDeadLetter] = {}
         size = 0
-        for position in self._ready():
-            data = self._waiting.pop(position)
-            entries = _open(data)
+        for position in self._writable():
+            data = self._messages.pop(position)
+            entries = _decode(data)
             if isinstance(entries, PendingDeadLetter):
-                letters[position] = entries
+                dead_letters[position] = entries
                 entries = ()
             records.append((position, entries))
             size += len(data)
@@ -226,42 +247,43 @@ class Pipeline:
                 break
         if not records:
             return None
-        return Batch(self._next - 1, tuple(records), frozenset(position for position, _ in records), letters)
+        return Batch(self._next - 1, tuple(records), frozenset(position for position, _ in records), dead_letters)
 
-    def _ready(self) -> Iterator[int]:
-        for position in sorted(position for position in self._waiting if position < self._next):
-            self._count.duplicates += 1
+    def _writable(self) -> Iterator[int]:
+        """Yield the positions that may be written now, in order; each one that is taken moves `_next` behind it."""
+        for position in sorted(position for position in self._messages if position < self._next):
+            self._statistics.duplicates += 1
             yield position
-        while self._next in self._waiting:
+        while self._next in self._messages:
             position = self._next
             self._next += 1
-            self._pass_over()
+            self._skip_absent()
             yield position
 
-    def _written(self, event: BatchWritten, now: float) -> None:
+    def _batch_written(self, event: BatchWritten, now: float) -> None:
         assert self._batch is not None
         batch, self._batch = self._batch, None
-        self._write.done()
-        self._count.transactions += 1
-        self._count.records += len(batch.records)
-        self._count.entries += sum(len(entries) for _, entries in batch.records)
-        self._count.left_out += event.written.left_out
-        letters = batch.letters | _letters(event.written.refused)
-        self._post_commit.committed(event.written.devices, sorted(batch.positions), letters)
+        self._write_flight.done()
+        self._statistics.transactions += 1
+        self._statistics.records += len(batch.records)
+        self._statistics.entries += sum(len(entries) for _, entries in batch.records)
+        self._statistics.left_out += event.written.left_out
+        dead_letters = batch.dead_letters | _dead_letters_of(event.written.refused)
+        self._post_commit.committed(event.written.devices, sorted(batch.positions), dead_letters)
 
-    def _not_written(self, event: Failed, now: float) -> None:
-        self._write.failed(now)
-        self._let_go()
+    def _write_failed(self, event: Failed, now: float) -> None:
+        self._write_flight.failed(now)
+        self._drop_uncommitted()
 
-    def _let_go(self) -> None:
-        """Leaving, and the database or the log is away: somebody else will be given what is not committed."""
+    def _drop_uncommitted(self) -> None:
+        """While draining, do not wait for a database or a log that is away: the log redelivers to the next owner."""
         if self._draining:
             self._batch = None
-            self._waiting.clear()
+            self._messages.clear()
 
 
-def _open(data: bytes) -> tuple[Entry, ...] | PendingDeadLetter:
-    """The entries of a record, or why they cannot be known."""
+def _decode(data: bytes) -> tuple[Entry, ...] | PendingDeadLetter:
+    """Return the entries of a record, or a dead letter when it does not decode."""
     try:
         record = decode_record(data)
     except msgspec.DecodeError as error:
@@ -271,28 +293,11 @@ def _open(data: bytes) -> tuple[Entry, ...] | PendingDeadLetter:
     return record.entries
 
 
-def _letters(refused: Sequence[tuple[int, Entry, str]]) -> dict[int, PendingDeadLetter]:
-    """One letter for each position of which the database refused entries: a record of just those."""
+def _dead_letters_of(refused: Sequence[tuple[int, Entry, str]]) -> dict[int, PendingDeadLetter]:
+    """Return, by position, one dead letter with all entries that the database refused: a record of just those."""
     entries: dict[int, list[Entry]] = {}
     reasons: dict[int, str] = {}
     for position, entry, reason in refused:
         entries.setdefault(position, []).append(entry)
         reasons.setdefault(position, reason)
     return {at: PendingDeadLetter(reasons[at], encode_record(tuple(entries[at]))) for at in entries}
-
-
-_HAPPENED: dict[type, Callable[[Pipeline, Any, float], None]] = {
-    LogEnsured: Pipeline._ensured,
-    MessagesFetched: Pipeline._fetched,
-    MessagesRead: Pipeline._looked,
-    Extended: Pipeline._extended,
-    BatchWritten: Pipeline._written,
-}
-
-_FAILED: dict[type, Callable[[Pipeline, Any, float], None]] = {
-    Ensure: Pipeline._not_fetched,
-    Fetch: Pipeline._not_fetched,
-    Read: Pipeline._not_looked,
-    Extend: Pipeline._not_extended,
-    Write: Pipeline._not_written,
-}

@@ -1,18 +1,19 @@
-"""What follows a commit in one partition: wake-up the connectors, dead-letter what was refused, acknowledge.
+"""What follows a commit in one partition: wake up the connectors, publish dead letters, acknowledge.
 
 ::
 
-    committed ──look up──▶ presence ──tell──▶ connectors ──┐
-    committed with a letter ──dead-letter──▶ dead-letter stream ──┴──acknowledge──▶ log
+    committed ──read presence──▶ wake up connectors ──▶ acknowledge to the log
+    committed, refused by the database ──publish dead letter──▶ acknowledge to the log
 
-What arrives while a lane is taken waits and goes with the next action, all of it at once.
-Nothing here is tried again: a wake-up that was lost is made good by the connector's sweep, and a message that
-was not dead-lettered or not acknowledged is redelivered by the log, and all of it is done again.
+At most one action of each kind is in flight; what comes meanwhile goes out with the next one, all of it at once.
+Nothing here is repeated: a lost wake-up is made good by the sweep of the connector, and a message whose dead letter or
+acknowledgement failed is redelivered by the log and goes through all of it again.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from meshim.chunks import chunks
 from meshim.stores.ports import UserPresence
 from meshim.wire.notification import WakeUp
 from meshim.writer.events import (
@@ -20,12 +21,12 @@ from meshim.writer.events import (
     Acknowledged,
     DeadLetterPublished,
     Failed,
-    LookUp,
     PartitionAction,
-    PresenceSeen,
+    PresenceRead,
     PublishDeadLetter,
-    Tell,
-    Told,
+    ReadPresence,
+    SendWakeUps,
+    WakeUpsSent,
 )
 from meshim.writer.single_flight import SingleFlight
 from meshim.writer.statistics import Statistics
@@ -38,148 +39,140 @@ DeviceKey = tuple[int, int]
 
 
 class PendingDeadLetter(NamedTuple):
-    """What goes to the dead-letter stream, and why, for people."""
+    """What goes to the dead-letter stream, and why, as a sentence for people."""
 
     reason: str
     data: bytes
 
 
 class PostCommit:
-    """The committed messages of a partition that are not acknowledged yet."""
+    """The committed messages of one partition that are not acknowledged yet."""
 
     def __init__(self, partition: int, statistics: Statistics, jitter: Callable[[], float]) -> None:
-        self.held: set[int] = set()
+        self.handlers: dict[type[Any], Callable[[Any, float], None]] = {
+            PresenceRead: self._presence_read,
+            WakeUpsSent: self._wake_ups_sent,
+            DeadLetterPublished: self._dead_letter_published,
+            Acknowledged: self._acknowledged,
+        }
+        self.failure_handlers: dict[type[Any], Callable[[Any, float], None]] = {
+            ReadPresence: self._wake_up_failed,
+            SendWakeUps: self._wake_up_failed,
+            PublishDeadLetter: self._dead_letter_failed,
+            Acknowledge: self._acknowledge_failed,
+        }
+        self.unacknowledged: set[int] = set()
+        """Positions."""
         self._partition = partition
-        self._count = statistics
-        self._devices: dict[DeviceKey, None] = {}  # to wake-up, before `_positions` are acknowledged
+        self._statistics = statistics
+        self._devices: dict[DeviceKey, None] = {}
+        """To wake up with the next round."""
         self._positions: list[int] = []
-        self._announcing: tuple[dict[DeviceKey, None], list[int]] = ({}, [])
+        """To acknowledge when the next round of wake-ups is over."""
+        self._waking_devices: dict[DeviceKey, None] = {}
+        """The same of the round in flight."""
+        self._waking_positions: list[int] = []
         self._wake_ups: tuple[tuple[int, WakeUp], ...] = ()
-        self._letters: dict[int, PendingDeadLetter] = {}
-        self._dead_lettering = 0
-        self._acknowledgeable: list[int] = []
+        self._dead_letters: dict[int, PendingDeadLetter] = {}
+        self._dead_letter_position = 0
+        """Of the dead letter in flight."""
+        self._to_acknowledge: list[int] = []
         self._acknowledging: tuple[int, ...] = ()
-        self._announce, self._dead_letter, self._acknowledge = self.flights = (
-            SingleFlight(jitter),
-            SingleFlight(jitter),
-            SingleFlight(jitter),
-        )
+        self._wake_up_flight = SingleFlight(jitter)
+        self._dead_letter_flight = SingleFlight(jitter)
+        self._acknowledge_flight = SingleFlight(jitter)
+
+    @property
+    def flights(self) -> tuple[SingleFlight, ...]:
+        """All of them, for their deadlines."""
+        return (self._wake_up_flight, self._dead_letter_flight, self._acknowledge_flight)
 
     def committed(
-        self, devices: Iterable[DeviceKey], positions: Iterable[int], letters: Mapping[int, PendingDeadLetter]
+        self, devices: Iterable[DeviceKey], positions: Iterable[int], dead_letters: Mapping[int, PendingDeadLetter]
     ) -> None:
-        """Take over messages whose rows were written, for these devices."""
+        """Take over committed messages: the devices to wake up, all positions, dead letters for some of them."""
         self._devices.update(dict.fromkeys(devices))
         for position in positions:
-            self.held.add(position)
-            if position not in letters:
+            self.unacknowledged.add(position)
+            if position not in dead_letters:
                 self._positions.append(position)
-        self._letters.update(letters)
-
-    def receive(self, event: Any, now: float) -> None:
-        """Take in the answer to one of the actions of this module."""
-        if type(event) is Failed:
-            _FAILED[type(event.action)](self, now)
-        else:
-            _HAPPENED[type(event)](self, event, now)
+        self._dead_letters.update(dead_letters)
 
     def advance(self, now: float) -> Iterator[PartitionAction]:
-        """Start whatever can be started."""
+        """Start all that can be started."""
         if self._positions or self._devices:
-            yield from self._look_up(now)
+            yield from self._start_wake_up(now)
         if self._wake_ups:
-            yield Tell(self._partition, self._wake_ups)
+            yield SendWakeUps(self._partition, self._wake_ups)
             self._wake_ups = ()
-        if self._letters and self._dead_letter.start(now):
-            self._dead_lettering, letter = next(iter(self._letters.items()))
-            del self._letters[self._dead_lettering]
-            yield PublishDeadLetter(self._partition, self._dead_lettering, letter.reason, letter.data)
-        if self._acknowledgeable and self._acknowledge.start(now):
-            self._acknowledging, self._acknowledgeable = tuple(self._acknowledgeable), []
+        if self._dead_letters and self._dead_letter_flight.start(now):
+            self._dead_letter_position, letter = next(iter(self._dead_letters.items()))
+            del self._dead_letters[self._dead_letter_position]
+            yield PublishDeadLetter(self._partition, self._dead_letter_position, letter.reason, letter.data)
+        if self._to_acknowledge and self._acknowledge_flight.start(now):
+            self._acknowledging, self._to_acknowledge = tuple(self._to_acknowledge), []
             yield Acknowledge(self._partition, self._acknowledging)
 
-    # ---- announcing
+    # ---------------------------------------------------------------- wake-ups
 
-    def _look_up(self, now: float) -> Iterator[PartitionAction]:
-        if not self._announce.start(now):
+    def _start_wake_up(self, now: float) -> Iterator[PartitionAction]:
+        if not self._wake_up_flight.start(now):
             return
-        self._announcing = (self._devices, self._positions)
-        self._devices, self._positions = {}, []
-        if devices := self._announcing[0]:
-            yield LookUp(self._partition, tuple(dict.fromkeys(user for user, _ in devices)))
+        self._waking_devices, self._devices = self._devices, {}
+        self._waking_positions, self._positions = self._positions, []
+        if self._waking_devices:
+            yield ReadPresence(self._partition, tuple(dict.fromkeys(user for user, _ in self._waking_devices)))
         else:
-            self._announced()
+            self._end_wake_up()
 
-    def _presence_seen(self, event: PresenceSeen, now: float) -> None:
-        self._wake_ups = tuple(_wake_ups(self._announcing[0], event.present))
+    def _presence_read(self, event: PresenceRead, now: float) -> None:
+        self._wake_ups = tuple(_wake_ups(self._waking_devices, event.found))
         if not self._wake_ups:
-            self._announced()
+            self._end_wake_up()
 
-    def _presence_unknown(self, now: float) -> None:
-        self._count.wake_ups_lost += 1
-        self._announced()
+    def _wake_ups_sent(self, event: WakeUpsSent, now: float) -> None:
+        self._statistics.woken += event.devices
+        self._statistics.wake_ups_lost += event.lost
+        self._end_wake_up()
 
-    def _told(self, event: Told, now: float) -> None:
-        self._count.woken += event.devices
-        self._count.wake_ups_lost += event.missed
-        self._announced()
+    def _wake_up_failed(self, event: Failed, now: float) -> None:
+        self._statistics.wake_ups_lost += 1
+        self._end_wake_up()
 
-    def _not_told(self, now: float) -> None:
-        self._count.wake_ups_lost += 1
-        self._announced()
+    def _end_wake_up(self) -> None:
+        self._to_acknowledge.extend(self._waking_positions)
+        self._waking_devices, self._waking_positions = {}, []
+        self._wake_up_flight.done()
 
-    def _announced(self) -> None:
-        self._acknowledgeable.extend(self._announcing[1])
-        self._announcing = ({}, [])
-        self._announce.done()
+    # ---------------------------------------------------------------- dead letters
 
-    # ---- burying
+    def _dead_letter_published(self, event: DeadLetterPublished, now: float) -> None:
+        self._statistics.dead_lettered += 1
+        self._to_acknowledge.append(self._dead_letter_position)
+        self._dead_letter_flight.done()
 
-    def _dead_lettered(self, event: DeadLetterPublished, now: float) -> None:
-        self._count.dead_lettered += 1
-        self._acknowledgeable.append(self._dead_lettering)
-        self._dead_letter.done()
+    def _dead_letter_failed(self, event: Failed, now: float) -> None:
+        self.unacknowledged.discard(self._dead_letter_position)  # the log redelivers it
+        self._dead_letter_flight.failed(now)
 
-    def _not_dead_lettered(self, now: float) -> None:
-        self._forget((self._dead_lettering,))
-        self._dead_letter.failed(now)
-
-    # ---- acknowledging
+    # ---------------------------------------------------------------- acknowledgements
 
     def _acknowledged(self, event: Acknowledged, now: float) -> None:
-        self._forget(self._acknowledging)
-        self._acknowledge.done()
+        self.unacknowledged.difference_update(self._acknowledging)
+        self._acknowledge_flight.done()
 
-    def _not_acknowledged(self, now: float) -> None:
-        self._forget(self._acknowledging)
-        self._acknowledge.failed(now)
-
-    def _forget(self, positions: Iterable[int]) -> None:
-        self.held.difference_update(positions)
+    def _acknowledge_failed(self, event: Failed, now: float) -> None:
+        self.unacknowledged.difference_update(self._acknowledging)  # the log redelivers them
+        self._acknowledge_flight.failed(now)
 
 
-def _wake_ups(devices: Mapping[DeviceKey, None], present: Mapping[int, UserPresence]) -> Iterator[tuple[int, WakeUp]]:
-    """One wake-up for each connector incarnation that bindings some of the devices (more if they are very many)."""
+def _wake_ups(devices: Mapping[DeviceKey, None], found: Mapping[int, UserPresence]) -> Iterator[tuple[int, WakeUp]]:
+    """Yield (incarnation, wake-up) for each connector to which some of the devices are bound, more if they are many."""
     bound: dict[int, list[DeviceKey]] = {}
-    for presence in present.values():
+    for presence in found.values():
         for binding in presence.bindings:
             if (binding.user, binding.device) in devices:
                 bound.setdefault(binding.incarnation, []).append((binding.user, binding.device))
     for incarnation, keys in bound.items():
-        for start in range(0, len(keys), _WAKE_UP_DEVICES_MAX):
-            yield incarnation, WakeUp(tuple(keys[start : start + _WAKE_UP_DEVICES_MAX]))
-
-
-_HAPPENED: dict[type, Callable[[PostCommit, Any, float], None]] = {
-    PresenceSeen: PostCommit._presence_seen,
-    Told: PostCommit._told,
-    DeadLetterPublished: PostCommit._dead_lettered,
-    Acknowledged: PostCommit._acknowledged,
-}
-
-_FAILED: dict[type, Callable[[PostCommit, float], None]] = {
-    LookUp: PostCommit._presence_unknown,
-    Tell: PostCommit._not_told,
-    PublishDeadLetter: PostCommit._not_dead_lettered,
-    Acknowledge: PostCommit._not_acknowledged,
-}
+        for some in chunks(keys, _WAKE_UP_DEVICES_MAX):
+            yield incarnation, WakeUp(tuple(some))

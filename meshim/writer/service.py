@@ -1,10 +1,11 @@
-"""A writer as a process: options, connect, run, give everything back."""
+"""A writer as a process: options, bind, run, drain."""
 
 import asyncio
-import dataclasses
 import secrets
 from contextlib import AsyncExitStack
 from pathlib import Path
+
+import msgspec
 
 from meshim.errors import UsageError
 from meshim.runtime import counters
@@ -21,16 +22,16 @@ from meshim.stores.sql.accounts import SqlAccounts
 from meshim.stores.sql.durability import DatabaseDurabilityGate
 from meshim.stores.sql.partitions import SqlPartitions
 from meshim.topology import Topology
-from meshim.writer.core import WriterCore, WriterOptions
-from meshim.writer.pipeline import PipelineOptions
-from meshim.writer.shell import Backends, Retention, Shell
-from meshim.writer.upkeep import UpkeepOptions
+from meshim.writer.core import WriterCore
+from meshim.writer.options import MaintenanceOptions, PipelineOptions, Retention, WriterOptions
+from meshim.writer.shell import Backends, Shell
 
-_OWNER_CHARACTERS_MOST = 64
-"""Of the column that says who holds a partition."""
+OWNER_CHARACTERS_MAX = 64
+"""Of the column that names the owner of a partition."""
 
 
 def options_of(topology: Topology, name: str, seed: int) -> WriterOptions:
+    """Return the options of this writer; `seed` should differ from writer to writer and from start to start."""
     timers, limits = topology.timers, topology.limits
     return WriterOptions(
         name=name,
@@ -42,7 +43,7 @@ def options_of(topology: Topology, name: str, seed: int) -> WriterOptions:
             batch_bytes=2 * limits.bundle_bytes,
             extend_s=timers.partition_lease_s / 3,
         ),
-        upkeep=UpkeepOptions(),
+        maintenance=MaintenanceOptions(),
     )
 
 
@@ -55,46 +56,42 @@ async def run(topology: Topology, name: str, data: Path) -> None:
     async with AsyncExitStack() as stack, Service("writer", name, shutdown_s=timers.shutdown_s) as service:
         await asyncio.to_thread(upgrades.check, topology.backends.sql)
         connections = Connections(topology, service, stack)
-        backends = await _connected(topology, connections, service)
+        backends = await _open(topology, connections, service)
         core = WriterCore(options_of(topology, name, incarnation))
         shell = Shell(
             core,
             backends,
-            f"{incarnation:016x}-{name}"[:_OWNER_CHARACTERS_MOST],
-            timers.partition_lease_s,
-            Retention(timers.read_retention_s, timers.device_idle_s),
-            service,
+            owner=f"{incarnation:016x}-{name}"[:OWNER_CHARACTERS_MAX],
+            lease_s=timers.partition_lease_s,
+            retention=Retention(read_s=timers.read_retention_s, device_idle_s=timers.device_idle_s),
+            service=service,
         )
+        lease = Lease("writer", name, incarnation)
         keeper = LeaseKeeper(
-            connections.leases(),
-            Lease("writer", name, incarnation),
-            timers,
-            service.log,
-            watch=("writer",),
-            on_living=lambda _, leases: shell.see(leases),
-        )
+            connections.leases(), lease, timers, service.log, watch=("writer",), on_living=shell.living
+        )  # fmt: skip
+
+        def counted() -> dict[str, int]:
+            return msgspec.structs.asdict(core.statistics) | keeper.counted() | connections.counted()
+
         async with lease_held(keeper, service):
-            service.start(
-                counters.write_periodically(
-                    data, "writer", name, service.log,
-                    lambda: dataclasses.asdict(core.statistics()) | keeper.counted() | connections.counted(),
-                )
-            )  # fmt: skip
+            service.start(counters.write_periodically(data, "writer", name, service.log, counted))
             if await shell.until_ready():
                 service.ready("-")
             await service.stopping()
-            # With the lease, so that the others look for what is free when it is free.
+            # With the lease: once it is gone the others rebalance, and then they shall find the partitions free.
             await shell.stop(timers.shutdown_s * 0.6)
 
 
-async def _connected(topology: Topology, connections: Connections, service: Service) -> Backends:
-    """The real ports.
+async def _open(topology: Topology, connections: Connections, service: Service) -> Backends:
+    """Open the backends.
 
-    Raises BackendUnavailable when NATS or the database is away, UsageError when the topology does not trust them.
+    Raises BackendUnavailable when NATS or the database is away, UsageError when their settings violate the durability
+    policy.
     """
     timers, namespace = topology.timers, topology.namespace
     nats, database = await connections.nats(), connections.database()
-    log_gate = LogDurabilityGate(nats, topology.durability, service.log)  # dead letters go there
+    log_gate = LogDurabilityGate(nats, topology.durability, service.log)  # for dead letters
     database_gate = DatabaseDurabilityGate(topology.durability, service.log)
     await log_gate.start()
     await database_gate.start(database)
@@ -102,7 +99,7 @@ async def _connected(topology: Topology, connections: Connections, service: Serv
         nats,
         namespace,
         max_bytes=topology.limits.log_bytes,
-        # What a writer that died had fetched comes again when its partition has been taken over.
+        # So that the log redelivers what a dead writer had fetched when its partition is taken over.
         ack_wait_s=timers.partition_lease_s,
         gate=log_gate,
     )

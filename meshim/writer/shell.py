@@ -1,4 +1,4 @@
-"""Performs what the core decides: each action a task, each answer an event."""
+"""Performs what the core of a writer decides: each action is a task, each answer an event."""
 
 import asyncio
 import time
@@ -11,9 +11,10 @@ from meshim.runtime.service import Service
 from meshim.stores.ports import Accounts, Lease, Notifications, OfflineLog, Partitions, Presence
 from meshim.writer import events as e
 from meshim.writer.core import WriterCore
+from meshim.writer.options import Retention
 
 _FETCH_WAIT_S = 1.0
-"""How long a fetch waits for the first message; leaving takes that long at most."""
+"""How long a fetch waits for the first message; so a stop waits that long at most for a fetch in flight."""
 
 
 class Backends(NamedTuple):
@@ -26,15 +27,8 @@ class Backends(NamedTuple):
     notifications: Notifications
 
 
-class Retention(NamedTuple):
-    """How long, in seconds, rows are kept after they were read, and devices after they were last seen."""
-
-    read_s: float
-    device_idle_s: float
-
-
 class Shell:
-    """Turns a core against its backends."""
+    """The backends around a writer core."""
 
     def __init__(
         self,
@@ -45,7 +39,22 @@ class Shell:
         retention: Retention,
         service: Service,
     ) -> None:
-        """`owner` names this incarnation in the claims of partitions."""
+        """`owner` names this incarnation in the claims of partitions, `lease_s` is how long a claim lasts."""
+        self._performers: dict[type[e.Action], Callable[[Any], Awaitable[e.Event]]] = {
+            e.Claim: self._claim,
+            e.Release: self._release,
+            e.Ensure: self._ensure,
+            e.Fetch: self._fetch,
+            e.Read: self._read,
+            e.Write: self._write,
+            e.ReadPresence: self._read_presence,
+            e.SendWakeUps: self._send_wake_ups,
+            e.Acknowledge: self._acknowledge,
+            e.PublishDeadLetter: self._publish_dead_letter,
+            e.Extend: self._extend,
+            e.Purge: self._purge,
+            e.DropIdleDevices: self._drop_idle_devices,
+        }
         self._core = core
         self._log, self._partitions, self._accounts, self._presence, self._notifications = backends
         self._owner = owner
@@ -55,30 +64,16 @@ class Shell:
         self._ready = asyncio.Event()
         self._stopped = asyncio.Event()
         self._failing: set[str] = set()
-        self._performers: dict[type[e.Action], Callable[[Any], Awaitable[e.Event]]] = {
-            e.Claim: self._claim,
-            e.Release: self._release,
-            e.Ensure: self._ensure,
-            e.Fetch: self._fetch,
-            e.Read: self._read,
-            e.Write: self._write,
-            e.LookUp: self._look_up,
-            e.Tell: self._tell,
-            e.Acknowledge: self._acknowledge,
-            e.PublishDeadLetter: self._dead_letter,
-            e.Extend: self._extend,
-            e.Purge: self._purge,
-            e.DropIdleDevices: self._drop_idle_devices,
-        }
+        """Names of actions whose last attempt failed: an outage is logged once."""
         self._driver: Driver[e.Event, e.Action] = Driver(core, self._start)
         service.watch(self._driver.failed)
 
-    def see(self, writers: Sequence[Lease]) -> None:
-        """Take in which writers live."""
-        self._receive(e.WritersSeen(tuple(lease.name for lease in writers)))
+    def living(self, role: str, writers: Sequence[Lease]) -> None:
+        """Take in which writers hold a lease."""
+        self._receive(e.WritersLiving(tuple(lease.name for lease in writers)))
 
     async def until_ready(self) -> bool:
-        """Wait until partitions were looked for and their logs exist; False when it is told to stop before."""
+        """Wait for one round of claims and the logs of the partitions it owns; False when it has to stop before."""
         ready = asyncio.ensure_future(self._ready.wait())
         stopping = asyncio.ensure_future(self._service.stopping())
         try:
@@ -89,7 +84,7 @@ class Shell:
         return self._ready.is_set()
 
     async def stop(self, within_s: float) -> None:
-        """Finish what is under way and give the partitions back; what takes longer is left to others."""
+        """Write what was fetched and give the partitions back; after `within_s` the next owners do the rest."""
         self._receive(e.StopRequested())
         try:
             async with asyncio.timeout(within_s):
@@ -97,7 +92,7 @@ class Shell:
         except TimeoutError:
             self._service.log.warning("not everything was given back", limit_s=within_s)
         self._driver.stop()
-        statistics = self._core.statistics()
+        statistics = self._core.statistics
         self._service.log.info("written", records=statistics.records, entries=statistics.entries)
 
     # ---------------------------------------------------------------- the driver
@@ -113,7 +108,7 @@ class Shell:
         self._service.start(self._perform(action))
 
     async def _perform(self, action: e.Action) -> None:
-        what = type(action).__name__
+        name = type(action).__name__
         event: e.Event
         try:
             event = await self._performers[type(action)](action)
@@ -122,17 +117,17 @@ class Shell:
             self._service.log.warning("fenced off", partition=action.partition, reason=error.sentence)
             event = e.FencedOff(action.partition)
         except BackendUnavailable as error:
-            if what not in self._failing:  # once for an outage, not once for each attempt
-                self._failing.add(what)
-                self._service.log.warning("failing", action=what, reason=error.sentence)
+            if name not in self._failing:
+                self._failing.add(name)
+                self._service.log.warning("failing", action=name, reason=error.sentence)
             event = e.Failed(action)
         else:
-            if what in self._failing:
-                self._failing.remove(what)
-                self._service.log.info("working again", action=what)
+            if name in self._failing:
+                self._failing.remove(name)
+                self._service.log.info("working again", action=name)
         self._receive(event)
 
-    # ---- partitions
+    # ---------------------------------------------------------------- partitions
 
     async def _claim(self, action: e.Claim) -> e.Event:
         claim = await self._partitions.claim(action.partition, self._owner, self._lease_s)
@@ -148,7 +143,7 @@ class Shell:
         )
         return e.BatchWritten(action.partition, written)
 
-    # ---- the log
+    # ---------------------------------------------------------------- the log
 
     async def _ensure(self, action: e.Ensure) -> e.Event:
         await self._log.ensure(action.partition, action.first)
@@ -166,7 +161,7 @@ class Shell:
         await self._log.acknowledge(action.partition, action.positions)
         return e.Acknowledged(action.partition)
 
-    async def _dead_letter(self, action: e.PublishDeadLetter) -> e.Event:
+    async def _publish_dead_letter(self, action: e.PublishDeadLetter) -> e.Event:
         await self._log.dead_letter(action.partition, action.position, action.reason, action.data)
         self._service.log.error(
             "dead-lettered",
@@ -181,22 +176,22 @@ class Shell:
         await self._log.extend(action.partition, action.positions)
         return e.Extended(action.partition)
 
-    # ---- connectors
+    # ---------------------------------------------------------------- connectors
 
-    async def _look_up(self, action: e.LookUp) -> e.Event:
-        return e.PresenceSeen(action.partition, await self._presence.lookup(action.users))
+    async def _read_presence(self, action: e.ReadPresence) -> e.Event:
+        return e.PresenceRead(action.partition, await self._presence.lookup(action.users))
 
-    async def _tell(self, action: e.Tell) -> e.Event:
-        devices = missed = 0
+    async def _send_wake_ups(self, action: e.SendWakeUps) -> e.Event:
+        devices = lost = 0
         for incarnation, wake_up in action.wake_ups:
             try:
                 await self._notifications.tell(incarnation, wake_up)
                 devices += len(wake_up.devices)
             except BackendUnavailable:
-                missed += 1
-        return e.Told(action.partition, devices, missed)
+                lost += 1
+        return e.WakeUpsSent(action.partition, devices, lost)
 
-    # ---- upkeep
+    # ---------------------------------------------------------------- maintenance
 
     async def _purge(self, action: e.Purge) -> e.Event:
         return e.Purged(await self._partitions.purge(time.time() - self._retention.read_s, action.most))

@@ -1,34 +1,33 @@
-"""What a writer has done since it started."""
+"""What a writer counts."""
 
-from dataclasses import dataclass
+import msgspec
 
 
-@dataclass(slots=True)
-class Statistics:
-    """Counts.  Nothing of what a writer does to messages is missing here."""
+class Statistics(msgspec.Struct):
+    """Counters since the process started.  Together they account for every message that the writer fetched."""
 
     records: int = 0
-    """Log messages whose entries were committed, those given again included."""
+    """Log messages whose entries were committed, redelivered ones included."""
     entries: int = 0
     """Entries in those records."""
     left_out: int = 0
-    """Copies for users and devices that there are not any more."""
+    """Copies for users and devices that do not exist (any more)."""
     transactions: int = 0
     duplicates: int = 0
-    """Of `records`: given again by the log although they were committed before."""
+    """Of `records`: redelivered by the log although they were committed before."""
     skipped: int = 0
-    """Positions that were passed over because there is no such message in the log any more."""
+    """Positions passed over because the log has no such message any more."""
     fenced: int = 0
-    """Times that a partition was lost to another writer with work under way."""
+    """Partitions lost to another writer."""
     dead_lettered: int = 0
-    """Records, or what of a record could not be written, that went to the dead-letter stream."""
+    """Records, or the entries of a record that the database refused, put into the dead-letter stream."""
     retried: int = 0
-    """Actions that failed because a backend was away."""
+    """Actions on a partition that failed because a backend was away."""
     woken: int = 0
-    """Devices with a binding that a connector was told of."""
+    """Bound devices named in a wake-up that was sent."""
     wake_ups_lost: int = 0
-    """Batches of devices, or connectors, that could not be looked up or told; their sweep finds the rows."""
+    """Batches of devices that could not be looked up, and wake-ups that could not be sent; sweeps find those rows."""
     purged: int = 0
-    """Rows deleted after they were read and `read_retention_s` had passed."""
+    """Rows deleted `read_retention_s` after they were read."""
     idle_devices: int = 0
-    """Devices dropped because they were not seen for `device_idle_s`."""
+    """Devices dropped `device_idle_s` after they were last seen."""

@@ -1,4 +1,7 @@
-"""What a writer can never write: refused with the reason, and in nobody's way.  In memory, on SQLite, on MariaDB."""
+"""Entries that can never be written are refused with a reason, and the others written.
+
+In memory, on SQLite, on MariaDB.
+"""
 
 import msgspec
 import pytest
@@ -28,7 +31,7 @@ MOST = Envelope(
 )
 
 
-async def test_every_limit_can_be_reached(ports: Ports) -> None:
+async def test_entries_at_the_limits_are_written(ports: Ports) -> None:
     bob = await person(ports)
     phone = await device_of(ports, bob)
     largest = msgspec.structs.replace(MOST, seq=2, base=2, body=b"")
@@ -60,7 +63,7 @@ async def test_every_limit_can_be_reached(ports: Ports) -> None:
         ({"body": bytes(CONTENT_BYTES_MAX)}, "bytes, more than 1048576"),
     ],
 )
-async def test_message_beyond_a_limit_is_refused_and_the_others_are_written(
+async def test_an_entry_beyond_a_limit_is_refused_and_the_others_are_written(
     ports: Ports, change: dict[str, object], reason: str
 ) -> None:
     bob = await person(ports)
@@ -70,7 +73,7 @@ async def test_message_beyond_a_limit_is_refused_and_the_others_are_written(
 
 
 @pytest.mark.parametrize("data", [b"", b"\xc1", b"\x90", envelope(1)[:-1], b"\x93\x01\x02\x03"])
-async def test_undecodable_envelope_is_refused_and_the_others_are_written(ports: Ports, data: bytes) -> None:
+async def test_an_undecodable_envelope_is_refused_and_the_others_are_written(ports: Ports, data: bytes) -> None:
     bob = await person(ports)
     phone = await device_of(ports, bob)
     await assert_refused(ports, bob, phone, Entry(bob.user_id, (), data), "does not decode")

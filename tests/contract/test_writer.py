@@ -1,4 +1,4 @@
-"""Writer processes on real NATS, SQL and Redis: whatever ends or stops, every message is stored once and in order."""
+"""Writer processes on real NATS, SQL and Redis: each message is stored once and in order, whatever ends or stops."""
 
 import asyncio
 import signal
@@ -39,7 +39,7 @@ async def mesh(
     return await Mesh(topology_of(valkey_url, nats_url, sqlite_url, namespace), tmp_path, stack).open()
 
 
-async def test_ready_means_that_the_logs_are_there(mesh: Mesh) -> None:
+async def test_a_writer_is_ready_when_the_logs_exist(mesh: Mesh) -> None:
     await mesh.start()
     recipients = await mesh.people(4)
     assert {partition_of(user.user_id, PARTITIONS) for user, _ in recipients} == set(range(PARTITIONS))
@@ -57,13 +57,13 @@ async def test_a_lone_message_is_stored_at_once_and_its_connector_woken(mesh: Me
     stack.push_async_callback(redis.close)
     presence = RedisPresence(redis, mesh.topology.namespace)
     await presence.online([(Binding(user.user_id, device.device_id, 77, 1), (device.device_id,))])
-    heard = await NatsNotifications(mesh.nats, mesh.topology.namespace, LOG).listen(77)
-    stack.push_async_callback(heard.aclose)
+    notifications = await NatsNotifications(mesh.nats, mesh.topology.namespace, LOG).listen(77)
+    stack.push_async_callback(notifications.aclose)
     await mesh.start()
     await mesh.publish(absent)
     await mesh.publish(recipient, to_all=True)
     async with asyncio.timeout(5):
-        assert await anext(heard) == WakeUp(((user.user_id, device.device_id),))
+        assert await anext(notifications) == WakeUp(((user.user_id, device.device_id),))
     assert await mesh.stored(recipient) == [1]
 
 
@@ -80,7 +80,7 @@ async def test_a_burst_is_stored_in_order(mesh: Mesh) -> None:
     }
 
 
-async def test_what_can_never_be_written_goes_to_the_dead_letters(mesh: Mesh) -> None:
+async def test_what_can_never_be_written_is_dead_lettered(mesh: Mesh) -> None:
     [recipient] = await mesh.people(1)
     user, device = recipient
     writer = await mesh.start()
@@ -97,8 +97,8 @@ async def test_what_can_never_be_written_goes_to_the_dead_letters(mesh: Mesh) ->
     assert writer.errors.count(" dead-lettered ") == 2
 
 
-async def test_killed_in_the_middle_of_a_burst(mesh: Mesh) -> None:
-    """Crash between commit and acknowledgement, or anywhere: the next one goes on where it ended."""
+async def test_a_writer_is_killed_during_a_burst(mesh: Mesh) -> None:
+    """After a crash at any point, also between commit and acknowledgement, the next writer goes on."""
     recipients = await mesh.people(3)
     writer = await mesh.start()
     for round_ in range(60):
@@ -111,15 +111,15 @@ async def test_killed_in_the_middle_of_a_burst(mesh: Mesh) -> None:
     await until(mesh.log_is_empty)
 
 
-async def test_stopped_beyond_its_lease(mesh: Mesh, sqlite_url: str) -> None:
-    """R11, R15: what a woken writer does is refused or changes nothing."""
+async def test_a_writer_is_stopped_for_longer_than_its_lease(mesh: Mesh, sqlite_url: str) -> None:
+    """R11, R15: what it does after it wakes up is refused or changes nothing."""
     recipients = await mesh.people(3)
     first = await mesh.start("w1")
     for _ in range(5):
         await asyncio.gather(*(mesh.publish(recipient) for recipient in recipients))
     await until(mesh.log_is_empty)
     with closing(sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None, timeout=20.0)) as writing:
-        # Who is stopped within a transaction of SQLite keeps everybody else from writing: now it is in none.
+        # A process that is stopped within a transaction of SQLite blocks all other writers: now it is in none.
         writing.execute("BEGIN IMMEDIATE")
         await first.stop()
     for _ in range(20):
@@ -136,7 +136,7 @@ async def test_stopped_beyond_its_lease(mesh: Mesh, sqlite_url: str) -> None:
     assert [await writer.ended() for writer in (first, second)] == [0, 0], first.errors + second.errors
 
 
-async def test_stopped_within_a_transaction(
+async def test_a_writer_is_stopped_within_a_transaction(
     valkey_url: str, nats_url: str, mariadb_url: str, namespace: str, tmp_path: Path, stack: AsyncExitStack
 ) -> None:
     """R11: the locks of a stopped process end with its session in the database."""
@@ -154,7 +154,7 @@ async def test_stopped_within_a_transaction(
 
         await until(first_waits_for_a_lock, every_s=0.2)  # InnoDB refreshes this table ten times a second at most
         first.send(signal.SIGSTOP)
-        locking.rollback()  # and now the first one has it
+        locking.rollback()  # and now the first writer has the lock
     await mesh.start("w2")
     for recipient in recipients:
         await mesh.publish(recipient)
@@ -164,7 +164,7 @@ async def test_stopped_within_a_transaction(
     assert await first.ended() == 0
 
 
-async def test_sigterm_gives_everything_back_at_once(mesh: Mesh) -> None:
+async def test_sigterm_releases_all_partitions_at_once(mesh: Mesh) -> None:
     [recipient] = await mesh.people(1)
     first = await mesh.start("w1")
     await mesh.publish(recipient)
@@ -173,13 +173,13 @@ async def test_sigterm_gives_everything_back_at_once(mesh: Mesh) -> None:
     assert await first.ended() == 0
     assert time.monotonic() - began < mesh.topology.timers.shutdown_s
     for partition in range(PARTITIONS):
-        assert await mesh.ports.partitions.claim(partition, "test", 0.0) is not None, "it was released"
+        assert await mesh.ports.partitions.claim(partition, "test", 0.0) is not None, "the partition was released"
     await mesh.start("w2")
     await mesh.publish(recipient)
     await until(lambda: mesh.all_stored([recipient]))
 
 
-async def test_two_writers_share_and_one_takes_over(mesh: Mesh) -> None:
+async def test_a_writer_takes_over_from_a_dead_one(mesh: Mesh) -> None:
     recipients = await mesh.people(4)
     await mesh.start("w1")
     second = await mesh.start("w2")
@@ -202,8 +202,8 @@ async def owners(mesh: Mesh) -> set[str]:
     return await mesh.side.database.read(read)
 
 
-async def test_database_away(mesh: Mesh, sqlite_url: str) -> None:
-    """R8: the log keeps what is published meanwhile, and nothing is acknowledged."""
+async def test_the_database_is_away(mesh: Mesh, sqlite_url: str) -> None:
+    """R8: the log keeps what is published meanwhile, and no message is acknowledged."""
     recipients = await mesh.people(2)
     writer = await mesh.start()
     locked = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
@@ -211,7 +211,7 @@ async def test_database_away(mesh: Mesh, sqlite_url: str) -> None:
         locked.execute("BEGIN IMMEDIATE")
         for recipient in recipients:
             await mesh.publish(recipient)
-        await until(lambda: said(writer, "failing action=Write"))
+        await until(lambda: logged(writer, "failing action=Write"))
         assert await mesh.left_in_log() == 2
     finally:
         locked.close()
@@ -219,12 +219,12 @@ async def test_database_away(mesh: Mesh, sqlite_url: str) -> None:
     await until(mesh.log_is_empty)
 
 
-async def said(writer: Writer, words: str) -> bool:
-    return words in writer.errors
+async def logged(writer: Writer, text: str) -> bool:
+    return text in writer.errors
 
 
-async def test_nats_and_redis_away(sqlite_url: str, namespace: str, tmp_path: Path, stack: AsyncExitStack) -> None:
-    """R7, R9: it goes on as soon as the log is back, with or without Redis."""
+async def test_nats_and_redis_are_away(sqlite_url: str, namespace: str, tmp_path: Path, stack: AsyncExitStack) -> None:
+    """R7, R9: the writer goes on as soon as the log is back, with or without Redis."""
     valkey, nats = Valkey(tmp_path / "valkey"), Nats(tmp_path / "nats")
     async with up(nats) as nats_server, up(valkey) as valkey_server:
         mesh = await Mesh(
@@ -234,7 +234,7 @@ async def test_nats_and_redis_away(sqlite_url: str, namespace: str, tmp_path: Pa
         writer = await mesh.start()
         await mesh.publish(recipients[0])
         await until(lambda: mesh.all_stored(recipients))
-    await until(lambda: said(writer, "failing action=Fetch"))
+    await until(lambda: logged(writer, "failing action=Fetch"))
     async with up(nats):
         await until(lambda: connected(mesh))
         for recipient in recipients:
@@ -242,7 +242,7 @@ async def test_nats_and_redis_away(sqlite_url: str, namespace: str, tmp_path: Pa
         await until(lambda: mesh.all_stored(recipients))
         await until(mesh.log_is_empty)
         async with up(valkey):
-            await until(lambda: said(writer, "lease-held-again"))
+            await until(lambda: logged(writer, "lease-held-again"))
         writer.send(signal.SIGTERM)
         assert await writer.ended() == 0
 
@@ -251,7 +251,7 @@ async def connected(mesh: Mesh) -> bool:
     return mesh.nats.connected
 
 
-async def test_a_database_without_tables_is_one_sentence(
+async def test_a_database_without_tables_is_refused_with_one_sentence(
     valkey_url: str, nats_url: str, namespace: str, tmp_path: Path, stack: AsyncExitStack
 ) -> None:
     mesh = Mesh(topology_of(valkey_url, nats_url, f"sqlite:///{tmp_path / 'empty.db'}", namespace), tmp_path, stack)

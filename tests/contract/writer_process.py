@@ -1,4 +1,4 @@
-"""Writers as real processes on real backends, and what a test needs to look at them from outside."""
+"""Writers as real processes on real backends, and ways to look at them from outside."""
 
 import asyncio
 import os
@@ -32,7 +32,7 @@ async def until(condition: Callable[[], Awaitable[bool]], *, every_s: float = 0.
     """Wait until the condition holds."""
     end = time.monotonic() + DEADLINE_S
     while not await condition():
-        assert time.monotonic() < end, "it did not come true"
+        assert time.monotonic() < end, "the condition does not hold in time"
         await asyncio.sleep(every_s)
 
 
@@ -61,7 +61,7 @@ _info = msgspec.json.Decoder(_Info)
 
 
 class Writer:
-    """A process; what it wrote to stderr is at `errors`."""
+    """A process; `errors` is what it wrote to stderr."""
 
     def __init__(self, process: asyncio.subprocess.Process, errors: Path) -> None:
         self._process = process
@@ -72,7 +72,7 @@ class Writer:
         return self._errors.read_text()
 
     async def line(self) -> str:
-        """The next line it writes to stdout; empty when it has ended."""
+        """Return the next line it writes to stdout; empty when it has ended."""
         assert self._process.stdout is not None
         async with asyncio.timeout(DEADLINE_S):
             return (await self._process.stdout.readline()).decode()
@@ -81,7 +81,7 @@ class Writer:
         os.kill(self._process.pid, number)
 
     async def stop(self) -> None:
-        """SIGSTOP, and wait until it has stopped: the signal takes a moment."""
+        """Send SIGSTOP, and wait until it has stopped: the signal takes a moment."""
         self.send(signal.SIGSTOP)
 
         async def stopped() -> bool:
@@ -105,7 +105,7 @@ def _has_stopped(pid: int) -> bool:
 
 
 class Mesh:
-    """The backends of a namespace, a log to publish to, a database to look into, and writers."""
+    """The backends of a namespace: a log to publish to, a database to look into, and writers."""
 
     def __init__(self, topology: Topology, folder: Path, stack: AsyncExitStack) -> None:
         self.topology = topology
@@ -147,14 +147,14 @@ class Mesh:
         return writer
 
     async def deadletter(self, *arguments: str, answer: str = "") -> tuple[int, str]:
-        """Run `meshim deadletter`, with the topology; returns its exit code and all that it wrote."""
+        """Run `meshim deadletter` with the topology; return its exit code and all that it wrote."""
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "meshim", "deadletter", *arguments, "-t", str(self._file),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
         )  # fmt: skip
-        said, _ = await process.communicate(answer.encode())
+        output, _ = await process.communicate(answer.encode())
         assert process.returncode is not None
-        return process.returncode, said.decode()
+        return process.returncode, output.decode()
 
     # ---- people and messages
 
@@ -163,7 +163,7 @@ class Mesh:
         return [(user, await device_of(self.ports, user, now=max(NOW, time.time()))) for user in users]
 
     async def publish(self, recipient: tuple[User, Device], *, to_all: bool = False) -> int:
-        """Store the next message for somebody; returns its `seq`."""
+        """Publish the next message for the recipient; return its `seq`."""
         user, device = recipient
         seq = self._sequences[user.user_id] = self._sequences.get(user.user_id, 0) + 1
         await self.publish_raw(user, encode_record((entry(user, seq, () if to_all else (device,)),)))
@@ -172,10 +172,10 @@ class Mesh:
     async def publish_raw(self, user: User, data: bytes) -> int:
         return await self.log.publish(partition_of(user.user_id, PARTITIONS), data)
 
-    # ---- what became of them
+    # ---- what is stored
 
     async def stored(self, recipient: tuple[User, Device]) -> list[int]:
-        """The `seq` of every row of the device, in the order it is synced in."""
+        """Return the `seq` of every row of the device, in the order of a sync."""
 
         def read(connection: Connection) -> list[int]:
             rows = im_offline.c
@@ -185,7 +185,7 @@ class Mesh:
         return await self.side.database.read(read)
 
     async def all_stored(self, recipients: Sequence[tuple[User, Device]]) -> bool:
-        """Whether everything that was published is there.  Too much, or in another order, is a failure."""
+        """Return whether all published messages are stored; assert that they are in order and none is there twice."""
         complete = True
         for recipient in recipients:
             seqs = await self.stored(recipient)
@@ -194,7 +194,7 @@ class Mesh:
         return complete
 
     async def left_in_log(self) -> int:
-        """Messages that are not acknowledged."""
+        """Return how many messages are not acknowledged."""
         count = 0
         for partition in range(PARTITIONS):
             name = f"$JS.API.STREAM.INFO.{self.topology.namespace}-offline-{partition}"

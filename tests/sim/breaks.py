@@ -25,8 +25,8 @@ from meshim.transfer.core import TransferCore
 from meshim.wire.envelope import Envelope
 from meshim.wire.outcome import OutcomeStatus
 from meshim.writer import events as writer_events
-from meshim.writer import post_commit
 from meshim.writer.pipeline import Pipeline
+from meshim.writer.post_commit import PostCommit
 
 Patch = tuple[object, str, Any]
 """An object, the name of an attribute, and what stands there instead."""
@@ -98,10 +98,10 @@ def _after() -> list[Patch]:
 def _wake_up() -> list[Patch]:
     """No connector is told that something was stored."""
 
-    def silent(self: post_commit.PostCommit, event: writer_events.PresenceSeen, now: float) -> None:
-        self._announced()
+    def silent(self: PostCommit, event: writer_events.PresenceRead, now: float) -> None:
+        self._end_wake_up()
 
-    return [(post_commit, "_HAPPENED", post_commit._HAPPENED | {writer_events.PresenceSeen: silent})]
+    return [(PostCommit, "_presence_read", silent)]
 
 
 def _queue_check() -> list[Patch]:
@@ -157,7 +157,7 @@ def _ack_before_commit() -> list[Patch]:
         actions = advance(self, now)
         writes = [action for action in actions if isinstance(action, writer_events.Write)]
         for write in writes:
-            self._post_commit._acknowledgeable.extend(position for position, _ in write.records)
+            self._post_commit._to_acknowledge.extend(position for position, _ in write.records)
         return [*actions, *self._post_commit.advance(now)] if writes else actions
 
     return [(Pipeline, "advance", hasty)]

@@ -10,7 +10,6 @@ from meshim.connector.session import State as Session
 from meshim.stores.ports import RelationKey
 from meshim.topology import Limits, Listener, RestListener, Timers, Topology, Worker
 from meshim.transfer.core import TransferCore
-from meshim.writer.core import WriterCore
 from tests.sim.device import Device, Plan
 from tests.sim.faults import Schedule
 from tests.sim.judge import Judge
@@ -149,7 +148,4 @@ class Mesh:
 
 
 def _counted(core: Core) -> dict[str, int]:
-    if isinstance(core, WriterCore):
-        statistics = core.statistics()
-        return {name: getattr(statistics, name) for name in statistics.__slots__}
     return msgspec.structs.asdict(core.statistics)

@@ -26,6 +26,7 @@ from meshim.transfer import events as transfer_events
 from meshim.transfer import service as transfer_service
 from meshim.transfer import shell as transfer_shell
 from meshim.writer import core as writer_core
+from meshim.writer import options as writer_options
 from meshim.writer import service as writer_service
 from meshim.writer import shell as writer_shell
 from tests.sim.network import Context, Network
@@ -215,14 +216,14 @@ class Writer(Role):
                 backends.presence(),
                 backends.notifications(),
             ),
-            f"{self.incarnation:016x}",
-            timers.partition_lease_s,
-            writer_shell.Retention(timers.read_retention_s, timers.device_idle_s),
-            service,
+            owner=f"{self.incarnation:016x}",
+            lease_s=timers.partition_lease_s,
+            retention=writer_options.Retention(timers.read_retention_s, timers.device_idle_s),
+            service=service,
         )
         keeper = LeaseKeeper(
             backends.leases(), Lease(self.kind, self.name, self.incarnation), timers, service.log,
-            watch=("writer",), on_living=lambda _, leases: shell.see(leases),
+            watch=("writer",), on_living=shell.living,
         )  # fmt: skip
         self._keep(core)
         async with lease_held(keeper, service):

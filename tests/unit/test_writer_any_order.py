@@ -1,23 +1,23 @@
-"""Whatever happens in between, writers write each message once, in order, and skip none."""
+"""In any order of events, writers write each message once, in order, and skip none."""
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from meshim.stores.ports import Binding
-from meshim.writer.events import Acknowledge, Claim, Fetch, PublishDeadLetter, Read, StopRequested, Write, WritersSeen
+from meshim.writer.events import Acknowledge, Claim, Fetch, PublishDeadLetter, Read, StopRequested, Write, WritersLiving
 from tests.unit.writer_world import GARBAGE, LEASE_S, REFUSED, Process, World, record
 
 PARTITION = st.integers(0, 1)
-WHO = st.integers(0, 1)
+WRITER = st.integers(0, 1)
 WHICH = st.integers(0, 11)
-HOW = ("happen", "answer", "fail", "fail late", *("at once",) * 6)
+STEPS = ("happen", "answer", "fail", "fail late", *("at once",) * 6)
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Two writers, one of them often dead; actions happen, fail and are answered in any order.
+    """Two writers that restart at times; actions happen, fail and are answered in any order.
 
-    What was under way when a process crashed may still happen: a fenced-off writer commits late (R15).
+    An action in flight when its process crashed may still happen: a fenced-off writer commits late (R15).
     """
 
     partitions = 2
@@ -37,7 +37,7 @@ class AnyOrder(RuleBasedStateMachine):
     def new(self, name: str) -> Process:
         self.incarnations += 1
         process = Process(self.world, name, self.incarnations, self.partitions, records=3)
-        process.tell(WritersSeen(("a", "b")))
+        process.tell(WritersLiving(("a", "b")))
         return process
 
     @rule(partition=PARTITION, sorts=st.text("eeeegr", min_size=1, max_size=4))
@@ -51,40 +51,40 @@ class AnyOrder(RuleBasedStateMachine):
                 data = record((1, (1,), unique), (2, (2,), REFUSED))
             self.published[partition, self.world.publish(partition, data)] = data
 
-    @rule(who=WHO, status=st.lists(st.tuples(WHICH, st.sampled_from(HOW)), min_size=1, max_size=8))
-    def act(self, who: int, status: list[tuple[int, str]]) -> None:
-        process = self.processes[who]
-        for which, outcome in status:
-            if outcome == "answer" and process.answers:
+    @rule(writer=WRITER, steps=st.lists(st.tuples(WHICH, st.sampled_from(STEPS)), min_size=1, max_size=8))
+    def act(self, writer: int, steps: list[tuple[int, str]]) -> None:
+        process = self.processes[writer]
+        for which, step in steps:
+            if step == "answer" and process.answers:
                 process.answer(which % len(process.answers))
-            elif outcome != "answer" and process.pending:
-                self.perform(process, which % len(process.pending), outcome)
+            elif step != "answer" and process.pending:
+                self.perform(process, which % len(process.pending), step)
 
-    def perform(self, process: Process, which: int, outcome: str) -> None:
-        if outcome.startswith("fail"):
-            process.fail(which, after_the_effect=outcome == "fail late")
+    def perform(self, process: Process, which: int, step: str) -> None:
+        if step.startswith("fail"):
+            process.fail(which, after_the_effect=step == "fail late")
         else:
             process.happen(which)
-        if outcome != "happen":
+        if step != "happen":
             process.answer(len(process.answers) - 1)
 
-    @rule(who=WHO)
-    def work(self, who: int) -> None:
-        self.processes[who].run()
+    @rule(writer=WRITER)
+    def work(self, writer: int) -> None:
+        self.processes[writer].run()
 
     @rule(
-        who=WHO,
+        writer=WRITER,
         kind=st.sampled_from([Write, Write, Acknowledge, PublishDeadLetter, Fetch, Read, Claim]),
         late=st.booleans(),
     )
-    def fail(self, who: int, kind: type, late: bool) -> None:
-        """A backend is away for the actions of one sort; with `late` they took effect all the same."""
-        process = self.processes[who]
+    def fail(self, writer: int, kind: type, late: bool) -> None:
+        """A backend is away for the pending actions of one type; with `late` they take effect all the same."""
+        process = self.processes[writer]
         for action in [action for action in process.pending if isinstance(action, kind)]:
             self.perform(process, process.pending.index(action), "fail late" if late else "fail")
 
-    @rule(seconds=st.sampled_from([0.1, 1.0, LEASE_S + 1]), asleep=st.none() | WHO)
-    def time_passes(self, seconds: float, asleep: int | None) -> None:
+    @rule(seconds=st.sampled_from([0.1, 1.0, LEASE_S + 1]), asleep=st.none() | WRITER)
+    def pass_time(self, seconds: float, asleep: int | None) -> None:
         self.world.now += seconds
         for number, process in enumerate(self.processes):
             if number != asleep:
@@ -96,20 +96,20 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(partition=PARTITION, which=WHICH)
     def lose(self, partition: int, which: int) -> None:
-        """Somebody deletes a message from the log."""
+        """A message disappears from the log."""
         if there := sorted(self.world.log[partition]):
             position = there[which % len(there)]
             del self.world.log[partition][position]
             self.lost.add((partition, position))
 
-    @rule(who=WHO, told=st.booleans())
-    def restart(self, who: int, told: bool) -> None:
-        process = self.processes[who]
-        if told:
+    @rule(writer=WRITER, stops=st.booleans())
+    def restart(self, writer: int, stops: bool) -> None:
+        process = self.processes[writer]
+        if stops:
             process.tell(StopRequested())
             process.run()
         self.ghosts = [*self.ghosts[-1:], process]
-        self.processes[who] = self.new(process.name)
+        self.processes[writer] = self.new(process.name)
 
     @precondition(lambda self: self.ghosts)
     @rule(which=WHICH)
@@ -123,7 +123,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.world.check(self.published, self.lost)
 
     def teardown(self) -> None:
-        """With everything well again, all that is in the log comes to its end."""
+        """When all backends are back and the writers have restarted, every message in the log is acknowledged."""
         self.processes = [self.new("a"), self.new("b")]
         for _ in range(12):
             self.world.now += LEASE_S + 1

@@ -1,4 +1,4 @@
-"""One partition of a writer, step by step, against dictionaries."""
+"""One partition of a writer, action by action."""
 
 import pytest
 
@@ -9,13 +9,13 @@ from meshim.writer.events import (
     Claim,
     Extend,
     Fetch,
-    LookUp,
     PublishDeadLetter,
     Read,
+    ReadPresence,
+    SendWakeUps,
     StopRequested,
-    Tell,
     Write,
-    WritersSeen,
+    WritersLiving,
 )
 from tests.unit.writer_world import (
     GARBAGE,
@@ -32,28 +32,28 @@ from tests.unit.writer_world import (
 )
 
 
-def test_a_lone_message_goes_through_at_once() -> None:
+def test_a_lone_message_is_written_at_once() -> None:
     world = World(1)
     world.bindings[7] = Binding(7, 70, 99, 1)
     process = start(world)
     world.publish(0, record((7, (70, 71), b"m1")))
     step(process, Fetch)
-    assert take(process, Fetch), "the next messages are waited for during the transaction"
+    assert take(process, Fetch), "the next fetch runs beside the transaction"
     step(process, Write)
     assert world.positions == {0: 1}
-    step(process, LookUp)
+    step(process, ReadPresence)
     assert not [action for action in process.pending if isinstance(action, Acknowledge)], (
-        "first the connectors are told"
+        "wake-ups come before the acknowledgement"
     )
-    step(process, Tell)
-    assert world.wake_ups == [(99, ((7, 70),))], "only devices with a binding"
+    step(process, SendWakeUps)
+    assert world.wake_ups == [(99, ((7, 70),))], "only bound devices are woken"
     step(process, Acknowledge)
     assert world.acknowledged == {(0, 1)}
-    count = process.count()
-    assert (count.records, count.entries, count.woken, count.retried) == (1, 1, 1, 0)
+    statistics = process.statistics()
+    assert (statistics.records, statistics.entries, statistics.woken, statistics.retried) == (1, 1, 1, 0)
 
 
-def test_a_connector_gets_one_wake_up_for_many_devices() -> None:
+def test_a_connector_gets_one_wake_up_for_all_its_devices() -> None:
     world = World(1)
     world.bindings = {user: Binding(user, 10 * user, user % 2, 1) for user in range(1, 5)}
     process = start(world)
@@ -63,14 +63,14 @@ def test_a_connector_gets_one_wake_up_for_many_devices() -> None:
     assert sorted(world.wake_ups) == [(0, ((2, 20), (4, 40))), (1, ((1, 10), (3, 30)))]
 
 
-def test_one_transaction_is_bounded_and_the_rest_follows() -> None:
+def test_a_transaction_is_bounded_in_records() -> None:
     world = World(1)
     process = start(world, records=4)
     for number in range(10):
         world.publish(0, record((1, (1,), b"m%d" % number)))
     process.run()
     assert [row.envelope for row in world.rows] == [b"m%d" % number for number in range(10)]
-    assert process.count().transactions >= 3
+    assert process.statistics().transactions >= 3
 
 
 def test_a_transaction_is_bounded_in_bytes() -> None:
@@ -82,12 +82,12 @@ def test_a_transaction_is_bounded_in_bytes() -> None:
     assert [position for position, _ in take(process, Write).records] == [1, 2]
 
 
-def test_what_is_missing_is_read_and_written_first() -> None:
+def test_a_gap_is_read_and_written_first() -> None:
     world = World(1)
     process = start(world)
     for number in range(1, 5):
         world.publish(0, record((1, (1,), b"m%d" % number)))
-    world.delivered[0] = {1, 2, 3}  # to a writer that died
+    world.delivered[0] = {1, 2, 3}  # to a writer that is dead
     step(process, Fetch)
     assert take(process, Read) == Read(0, (1, 2, 3))
     process.run()
@@ -97,7 +97,7 @@ def test_what_is_missing_is_read_and_written_first() -> None:
     assert not world.log[0]
 
 
-def test_what_is_gone_is_passed_over() -> None:
+def test_positions_that_the_log_does_not_have_are_passed_over() -> None:
     world = World(1)
     process = start(world)
     for number in range(1, 101):
@@ -106,10 +106,10 @@ def test_what_is_gone_is_passed_over() -> None:
         del world.log[0][position]
     process.run()
     assert [row.position for row in world.rows] == [1, 100]
-    assert process.count().skipped == 98
+    assert process.statistics().skipped == 98
 
 
-def test_what_cannot_be_read_now_is_waited_for() -> None:
+def test_a_gap_that_cannot_be_read_blocks_the_messages_after_it() -> None:
     world = World(1)
     process = start(world)
     for number in range(1, 3):
@@ -125,13 +125,13 @@ def test_what_cannot_be_read_now_is_waited_for() -> None:
     assert [row.position for row in world.rows] == [1, 2]
 
 
-def test_given_again_is_written_again_woken_again_and_acknowledged() -> None:
-    """R10 on our side: the acknowledgement was lost."""
+def test_a_redelivered_message_is_written_woken_and_acknowledged_again() -> None:
+    """R10: the acknowledgement was lost."""
     world = World(1)
     world.bindings[1] = Binding(1, 1, 99, 1)
     process = start(world)
     world.publish(0, record((1, (1,), b"m1")))
-    for kind in (Fetch, Write, LookUp, Tell):
+    for kind in (Fetch, Write, ReadPresence, SendWakeUps):
         step(process, kind)
     fail(process, Acknowledge)
     world.redeliver(0)
@@ -140,10 +140,10 @@ def test_given_again_is_written_again_woken_again_and_acknowledged() -> None:
     assert len(world.rows) == 1
     assert world.wake_ups == [(99, ((1, 1),))] * 2
     assert not world.log[0]
-    assert process.count().duplicates == 1
+    assert process.statistics().duplicates == 1
 
 
-def test_given_again_while_it_is_on_its_way_is_not_written_twice() -> None:
+def test_a_message_redelivered_during_its_transaction_is_not_written_twice() -> None:
     world = World(1)
     process = start(world)
     world.publish(0, record((1, (1,), b"m1")))
@@ -155,7 +155,7 @@ def test_given_again_while_it_is_on_its_way_is_not_written_twice() -> None:
 
 
 @pytest.mark.parametrize("data", [GARBAGE, b"", record_of_version(2)])
-def test_what_does_not_decode_is_buried_before_it_is_acknowledged(data: bytes) -> None:
+def test_a_record_that_does_not_decode_is_dead_lettered_before_it_is_acknowledged(data: bytes) -> None:
     world = World(1)
     process = start(world)
     world.publish(0, data)
@@ -168,7 +168,7 @@ def test_what_does_not_decode_is_buried_before_it_is_acknowledged(data: bytes) -
     assert letter.reason.startswith("The record ")
     fail(process, PublishDeadLetter)
     process.run()
-    assert world.acknowledged == {(0, 2)}, "the others do not wait for it"
+    assert world.acknowledged == {(0, 2)}, "other messages do not wait for the dead letter"
     world.redeliver(0)
     world.now += 5
     process.tick()
@@ -177,7 +177,7 @@ def test_what_does_not_decode_is_buried_before_it_is_acknowledged(data: bytes) -
     assert not world.log[0]
 
 
-def test_what_the_database_refuses_is_buried_and_the_rest_is_written() -> None:
+def test_entries_that_the_database_refuses_are_dead_lettered_and_the_others_written() -> None:
     world = World(1)
     process = start(world)
     world.publish(0, record((1, (1,), b"m1"), (2, (2,), REFUSED), (3, (3,), b"m3")))
@@ -188,7 +188,7 @@ def test_what_the_database_refuses_is_buried_and_the_rest_is_written() -> None:
     assert not world.log[0]
 
 
-def test_database_away_keeps_extends_and_tries_again() -> None:
+def test_while_the_database_is_away_messages_are_kept_and_extended() -> None:
     """R8."""
     world = World(1)
     process = start(world)
@@ -206,7 +206,7 @@ def test_database_away_keeps_extends_and_tries_again() -> None:
                 step(process, Extend)
         world.now += 0.1
         process.tick()
-    assert 8 <= tries <= 20, "with growing pauses"
+    assert 8 <= tries <= 20, "the pauses grow"
     assert extended >= 4
     assert not world.acknowledged
     assert process.owned() == (0,)
@@ -216,7 +216,7 @@ def test_database_away_keeps_extends_and_tries_again() -> None:
     assert world.acknowledged == {(0, 1)}
 
 
-def test_a_commit_that_was_not_heard_of_is_repeated() -> None:
+def test_a_commit_without_an_answer_is_repeated() -> None:
     world = World(1)
     process = start(world)
     world.publish(0, record((1, (1,), b"m1")))
@@ -229,20 +229,20 @@ def test_a_commit_that_was_not_heard_of_is_repeated() -> None:
     assert not world.log[0]
 
 
-def test_presence_away_leaves_it_to_the_sweep() -> None:
-    """R1 with the wake-up lost."""
+def test_while_presence_is_away_messages_are_acknowledged_without_wake_ups() -> None:
+    """R1: the sweep of the connector finds the rows."""
     world = World(1)
     process = start(world)
     world.publish(0, record((1, (1,), b"m1")))
     step(process, Fetch)
     step(process, Write)
-    fail(process, LookUp)
+    fail(process, ReadPresence)
     step(process, Acknowledge)
     assert not world.log[0]
-    assert process.count().wake_ups_lost == 1
+    assert process.statistics().wake_ups_lost == 1
 
 
-def test_log_away_is_asked_again_and_made_anew_without_giving_a_position_twice() -> None:
+def test_a_lost_log_is_created_anew_above_all_positions_seen() -> None:
     """R7, and a log that lost its disk."""
     world = World(1)
     process = start(world)
@@ -263,8 +263,8 @@ def test_log_away_is_asked_again_and_made_anew_without_giving_a_position_twice()
     assert [row.envelope for row in world.rows] == [b"m1", b"m2", b"m3"]
 
 
-def test_fenced_off_drops_what_is_in_flight_and_claims_again_later() -> None:
-    """R11, R15: stopped beyond the lease, woken after another took over."""
+def test_a_fenced_writer_drops_its_messages_and_claims_again_later() -> None:
+    """R11, R15: it was stopped for longer than its lease, and another writer took over."""
     world = World(1)
     process = start(world)
     for number in range(1, 4):
@@ -272,7 +272,7 @@ def test_fenced_off_drops_what_is_in_flight_and_claims_again_later() -> None:
     step(process, Fetch)
     late = take(process, Write)
     other = Process(world, "w2", partitions=1)
-    other.tell(WritersSeen(("w2",)))
+    other.tell(WritersLiving(("w2",)))
     world.now += 2 * LEASE_S
     other.tick()
     other.run()
@@ -283,17 +283,17 @@ def test_fenced_off_drops_what_is_in_flight_and_claims_again_later() -> None:
     process.answer()
     assert len(world.rows) == 3
     assert process.owned() == ()
-    assert process.count().fenced == 1
+    assert process.statistics().fenced == 1
     assert not [action for action in process.pending if isinstance(action, Write | Claim | Acknowledge)]
 
 
-def test_the_database_away_and_a_renewal_denied_afterwards() -> None:
+def test_a_denied_renewal_after_an_outage_loses_the_partition() -> None:
     world = World(1)
     process = start(world)
     world.now += LEASE_S / 3
     process.tick()
     fail(process, Claim)
-    assert process.owned() == (0,), "nobody else can have claimed it either"
+    assert process.owned() == (0,), "no other writer can have claimed it either"
     world.now += 2 * LEASE_S
     world.happen(Claim(0), "w2-1")
     process.tick()
@@ -306,14 +306,14 @@ def test_the_database_away_and_a_renewal_denied_afterwards() -> None:
     assert process.owned() == (0,)
 
 
-def test_a_renewal_that_is_a_new_claim_begins_anew() -> None:
-    """Somebody else had it, wrote, and gave it back."""
+def test_a_renewal_with_another_fencing_number_loses_the_partition() -> None:
+    """Another writer had claimed it, written to it, and given it back."""
     world = World(1)
     process = start(world)
     world.now += 2 * LEASE_S
     world.publish(0, record((1, (1,), b"m1")))
     other = Process(world, "w2", partitions=1)
-    other.tell(WritersSeen(("w2",)))
+    other.tell(WritersLiving(("w2",)))
     other.run()
     other.tell(StopRequested())
     other.answer_idle_fetches()

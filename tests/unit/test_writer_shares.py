@@ -1,4 +1,4 @@
-"""Which partitions writers own: shares, coming, going, and what one does for all."""
+"""Which partitions writers own: shares, writers that come and go, and maintenance."""
 
 from meshim.writer.events import (
     Claim,
@@ -8,13 +8,13 @@ from meshim.writer.events import (
     Release,
     StopRequested,
     Write,
-    WritersSeen,
+    WritersLiving,
 )
 from tests.unit.writer_world import LEASE_S, Process, World, fail, record, start, step
 
 
 class Mesh:
-    """Writers that see each other, and time that passes for all."""
+    """Writers that know one another, and time that passes for all."""
 
     def __init__(self, *names: str, partitions: int) -> None:
         self.world = World(partitions)
@@ -25,11 +25,11 @@ class Mesh:
 
     def join(self, name: str) -> None:
         self.processes[name] = Process(self.world, name, partitions=self.partitions)
-        self.see()
+        self.announce()
 
-    def see(self) -> None:
+    def announce(self) -> None:
         for process in self.processes.values():
-            process.tell(WritersSeen(tuple(self.processes)))
+            process.tell(WritersLiving(tuple(self.processes)))
 
     def pass_time(self, seconds: float) -> None:
         for _ in range(int(seconds * 4)):
@@ -45,17 +45,17 @@ class Mesh:
         return sorted(len(process.owned()) for process in self.processes.values())
 
     def check(self) -> None:
-        everything = [number for process in self.processes.values() for number in process.owned()]
-        assert sorted(everything) == list(range(self.partitions))
+        owned = [number for process in self.processes.values() for number in process.owned()]
+        assert sorted(owned) == list(range(self.partitions))
 
 
-def test_a_lone_writer_takes_everything_at_once() -> None:
+def test_a_lone_writer_claims_all_partitions_at_once() -> None:
     mesh = Mesh("a", partitions=4)
     mesh.processes["a"].run()
     assert mesh.owned == [4]
 
 
-def test_shares_even_out_when_writers_come_and_go() -> None:
+def test_shares_are_rebalanced_when_writers_come_and_go() -> None:
     mesh = Mesh("a", partitions=7)
     mesh.pass_time(2)
     mesh.join("b")
@@ -66,7 +66,7 @@ def test_shares_even_out_when_writers_come_and_go() -> None:
     assert mesh.owned == [2, 2, 3]
     mesh.check()
     del mesh.processes["a"]  # killed
-    mesh.see()
+    mesh.announce()
     mesh.pass_time(LEASE_S + 3)
     assert mesh.owned == [3, 4]
     mesh.check()
@@ -80,18 +80,18 @@ def test_more_writers_than_partitions() -> None:
     mesh.check()
 
 
-def test_partitions_of_a_writer_that_lives_but_cannot_write_are_taken() -> None:
+def test_partitions_of_a_living_writer_that_cannot_write_are_taken_over() -> None:
     mesh = Mesh("a", "b", partitions=4)
-    sick = mesh.processes.pop("b")  # seen by its lease in Redis, but never ticked again
+    sick = mesh.processes.pop("b")  # its lease in Redis lasts, but it is never ticked again
     mesh.pass_time(4 * LEASE_S)
     assert mesh.owned == [4]
     mesh.processes["b"] = sick
     mesh.pass_time(4 * LEASE_S)
     mesh.pass_time(3 * 100 * LEASE_S)
-    assert mesh.owned == [2, 2], "uneven shares are mended in the end"
+    assert mesh.owned == [2, 2], "uneven shares are rebalanced in the end"
 
 
-def test_without_redis_it_waits_a_while_and_takes_what_nobody_owns() -> None:
+def test_without_redis_free_partitions_are_claimed_after_a_while() -> None:
     world = World(2)
     process = Process(world, "w1")
     process.tick()
@@ -99,7 +99,7 @@ def test_without_redis_it_waits_a_while_and_takes_what_nobody_owns() -> None:
     assert not process.ready()
     deadline = process.core.next_deadline()
     assert deadline is not None
-    assert deadline >= world.now + LEASE_S, "no spinning until then"
+    assert deadline >= world.now + LEASE_S, "the process does not spin until then"
     world.now = deadline
     process.tick()
     process.run()
@@ -109,7 +109,7 @@ def test_without_redis_it_waits_a_while_and_takes_what_nobody_owns() -> None:
 def test_not_ready_before_the_log_exists() -> None:
     world = World(1)
     process = Process(world, "w1", partitions=1)
-    process.tell(WritersSeen(("w1",)))
+    process.tell(WritersLiving(("w1",)))
     assert not process.ready()
     step(process, Claim)
     fail(process, Ensure)
@@ -120,11 +120,11 @@ def test_not_ready_before_the_log_exists() -> None:
     assert process.ready()
 
 
-def test_ready_though_others_own_everything() -> None:
+def test_ready_although_others_own_all_partitions() -> None:
     world = World(1)
     world.happen(Claim(0), "w0-1")
     process = Process(world, "w1", partitions=1)
-    process.tell(WritersSeen(("w1", "w0")))
+    process.tell(WritersLiving(("w1", "w0")))
     process.run()
     assert process.ready()
     assert process.owned() == ()
@@ -133,7 +133,7 @@ def test_ready_though_others_own_everything() -> None:
 def test_not_ready_while_the_database_is_away() -> None:
     world = World(1)
     process = Process(world, "w1", partitions=1)
-    process.tell(WritersSeen(("w1",)))
+    process.tell(WritersLiving(("w1",)))
     fail(process, Claim)
     assert not process.ready()
     world.now += 1
@@ -145,7 +145,7 @@ def test_not_ready_while_the_database_is_away() -> None:
 # ---------------------------------------------------------------- leaving
 
 
-def test_stop_finishes_what_is_held_and_gives_back() -> None:
+def test_stop_writes_what_was_fetched_and_gives_the_partitions_back() -> None:
     world = World(2)
     process = start(world, partitions=2)
     world.publish(0, record((1, (1,), b"m1")))
@@ -175,10 +175,10 @@ def test_stop_does_not_wait_for_a_database_that_is_away() -> None:
     assert process.stopped()
 
 
-def test_stop_gives_back_a_claim_that_is_answered_late() -> None:
+def test_stop_releases_a_partition_whose_claim_is_answered_late() -> None:
     world = World(1)
     process = Process(world, "w1", partitions=1)
-    process.tell(WritersSeen(("w1",)))
+    process.tell(WritersLiving(("w1",)))
     process.tell(StopRequested())
     assert not process.stopped()
     step(process, Claim)
@@ -187,10 +187,10 @@ def test_stop_gives_back_a_claim_that_is_answered_late() -> None:
     assert not world.leases
 
 
-# ---------------------------------------------------------------- upkeep
+# ---------------------------------------------------------------- maintenance
 
 
-def test_upkeep_is_done_by_the_owner_of_partition_0_alone() -> None:
+def test_maintenance_is_done_by_the_owner_of_partition_0_alone() -> None:
     mesh = Mesh("a", "b", partitions=2)
     mesh.pass_time(5)
     assert mesh.owned == [1, 1]
@@ -198,15 +198,15 @@ def test_upkeep_is_done_by_the_owner_of_partition_0_alone() -> None:
     assert set(mesh.world.purges) == {owner}
 
 
-def test_full_batches_follow_soon_and_the_next_one_late() -> None:
+def test_a_batch_follows_soon_after_a_full_one_and_late_after_another() -> None:
     world = World(1)
     world.to_purge = 700
     process = start(world)
-    assert process.count().purged == 500
+    assert process.statistics().purged == 500
     world.now += 1
     process.tick()
     process.run()
-    assert process.count().purged == 700
+    assert process.statistics().purged == 700
     world.now += 60
     process.tick()
     assert not [action for action in process.pending if isinstance(action, Purge)]

@@ -1,7 +1,7 @@
-"""The outside of writer cores as dictionaries: a log, a database, a dead-letter stream, connectors.
+"""The backends of writer cores as dictionaries: a log, a database, a dead-letter stream, connectors.
 
-Every action is in two steps, `happen` and `answer`, in which a test may do anything else in between:
-a process may crash after its commit and before it hears of it, or commit late.
+Every action takes two steps, `happen` and `answer`, and a test may do anything in between: so a process may crash
+after its commit and before the answer, or commit late.
 """
 
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 from meshim.stores.ports import Binding, LogMessage, UserPresence, Written
 from meshim.wire.codec import encode
 from meshim.wire.offline_log import Entry, Record, decode_record, encode_record
-from meshim.writer.core import WriterCore, WriterOptions
+from meshim.writer.core import WriterCore
 from meshim.writer.events import (
     Acknowledge,
     Acknowledged,
@@ -30,24 +30,23 @@ from meshim.writer.events import (
     Fetch,
     IdleDevicesDropped,
     LogEnsured,
-    LookUp,
     MessagesFetched,
     MessagesRead,
-    PresenceSeen,
+    PresenceRead,
     PublishDeadLetter,
     Purge,
     Purged,
     Read,
+    ReadPresence,
     Release,
     Released,
-    Tell,
-    Told,
+    SendWakeUps,
+    WakeUpsSent,
     Write,
-    WritersSeen,
+    WritersLiving,
 )
-from meshim.writer.pipeline import PipelineOptions
+from meshim.writer.options import MaintenanceOptions, PipelineOptions, WriterOptions
 from meshim.writer.statistics import Statistics
-from meshim.writer.upkeep import UpkeepOptions
 
 REFUSED = b"refused"
 """The database refuses an entry with this envelope."""
@@ -63,7 +62,7 @@ def options(name: str, partitions: int = 2, records: int = 4) -> WriterOptions:
         partitions=partitions,
         partition_lease_s=LEASE_S,
         pipeline=PipelineOptions(records=records, batch_bytes=4096, extend_s=2.0),
-        upkeep=UpkeepOptions(),
+        maintenance=MaintenanceOptions(),
     )
 
 
@@ -73,7 +72,7 @@ A = TypeVar("A", bound=Action)
 class Row(NamedTuple):
     partition: int
     position: int
-    place: int
+    entry_index: int
     user: int
     device: int
     envelope: bytes
@@ -85,11 +84,12 @@ class Lease(NamedTuple):
 
 
 class World:
-    """`rows` is in the order of the inserts."""
+    """The backends; `rows` are in the order of the inserts."""
 
     def __init__(self, partitions: int = 2) -> None:
         self.now = 1000.0
         self.log: dict[int, dict[int, bytes]] = {p: {} for p in range(partitions)}
+        """By partition and position: the messages that are not acknowledged."""
         self.streams: set[int] = set()
         self.last: dict[int, int] = dict.fromkeys(range(partitions), 0)
         self.delivered: dict[int, set[int]] = {p: set() for p in range(partitions)}
@@ -111,13 +111,13 @@ class World:
         return self.last[partition]
 
     def redeliver(self, partition: int) -> None:
-        """What is not acknowledged is given again."""
+        """Let the log deliver all its messages again."""
         self.delivered[partition].clear()
 
-    # ---- performing
+    # ---- actions
 
     def happen(self, action: Action, owner: str) -> Event:
-        """Let the action take effect; return the answer."""
+        """Let the action of this writer take effect; return the answer."""
         match action:
             case Claim(partition):
                 return self._claim(partition, owner)
@@ -127,12 +127,12 @@ class World:
                 return Released(partition)
             case Write():
                 return self._write(action)
-            case LookUp(partition, users):
+            case ReadPresence(partition, users):
                 bindings = {user: self.bindings[user] for user in users if user in self.bindings}
-                return PresenceSeen(partition, {u: UserPresence((s.device,), (s,)) for u, s in bindings.items()})
-            case Tell(partition, wake_ups):
+                return PresenceRead(partition, {u: UserPresence((s.device,), (s,)) for u, s in bindings.items()})
+            case SendWakeUps(partition, wake_ups):
                 self.wake_ups.extend((incarnation, wake_up.devices) for incarnation, wake_up in wake_ups)
-                return Told(partition, sum(len(wake_up.devices) for _, wake_up in wake_ups), 0)
+                return WakeUpsSent(partition, sum(len(wake_up.devices) for _, wake_up in wake_ups), 0)
             case Purge(most):
                 self.purges.append(owner)
                 rows = min(most, self.to_purge)
@@ -198,14 +198,14 @@ class World:
         self.positions[partition] = action.through
         return BatchWritten(partition, Written(tuple(devices), tuple(refused)))
 
-    # ---- judging
+    # ---- promises
 
     def check(self, published: dict[tuple[int, int], bytes], lost: Iterable[tuple[int, int]] = ()) -> None:
-        """The promises that hold at every moment."""
+        """Assert the promises that hold at every moment."""
         for partition, position in self.positions.items():
-            rows = [(row.position, row.place) for row in self.rows if row.partition == partition]
+            rows = [(row.position, row.entry_index) for row in self.rows if row.partition == partition]
             assert rows == sorted(rows), "rows are inserted in the order of the log"
-            assert all(at <= position for at, _ in rows), "rows and position are committed together"
+            assert all(at <= position for at, _ in rows), "no row is beyond the position that was committed with it"
             for at in range(1, position + 1):
                 if (partition, at) in published and (partition, at) not in lost:
                     self._check_written(partition, at, published[partition, at])
@@ -213,7 +213,7 @@ class World:
             self._check_written(partition, at, published[partition, at])
             assert at <= self.positions[partition]
             if published[partition, at] == GARBAGE or REFUSED in published[partition, at]:
-                assert (partition, at) in self.dead_lettered, "acknowledged only once it is dead-lettered"
+                assert (partition, at) in self.dead_lettered, "a message is acknowledged only after its dead letter"
 
     def _check_written(self, partition: int, at: int, data: bytes) -> None:
         if data == GARBAGE:
@@ -221,11 +221,11 @@ class World:
         for entry in decode_record(data).entries:
             expected = [] if entry.envelope == REFUSED else [(partition, at, device) for device in entry.devices]
             found = [(r.partition, r.position, r.device) for r in self.rows if r.envelope == entry.envelope]
-            assert found == expected, "every entry once"
+            assert found == expected, "each entry is written once"
 
 
 class Process:
-    """A writer process: a core, and what it has under way."""
+    """A writer process: a core, its actions that have not happened, and the answers that it has not got."""
 
     def __init__(self, world: World, name: str, incarnation: int = 1, partitions: int = 2, records: int = 4) -> None:
         self.world = world
@@ -244,8 +244,8 @@ class Process:
     def stopped(self) -> bool:
         return self.core.stopped
 
-    def count(self) -> Statistics:
-        return self.core.statistics()
+    def statistics(self) -> Statistics:
+        return self.core.statistics
 
     def tell(self, event: Event) -> None:
         self.pending.extend(self.core.receive(event, self.world.now))
@@ -254,11 +254,11 @@ class Process:
         self.pending.extend(self.core.tick(self.world.now))
 
     def happen(self, which: int = 0) -> None:
-        """One of the pending actions takes effect; its answer is under way."""
+        """Let a pending action take effect; its answer is under way."""
         self.answers.append(self.world.happen(self.pending.pop(which), self.owner))
 
     def fail(self, which: int = 0, *, after_the_effect: bool = False) -> None:
-        """One of the pending actions fails, with or without having taken effect."""
+        """Let a pending action fail, with or without its effect."""
         action = self.pending.pop(which)
         if after_the_effect:
             self.world.happen(action, self.owner)
@@ -268,7 +268,7 @@ class Process:
         self.tell(self.answers.pop(which))
 
     def run(self, rounds: int = 1000) -> None:
-        """Perform everything until only fetches that would find nothing are left."""
+        """Perform all actions until only fetches are left that would find nothing."""
         for _ in range(rounds):
             which = next((i for i, action in enumerate(self.pending) if not self._idle(action)), None)
             if which is not None:
@@ -277,7 +277,7 @@ class Process:
                 return
             if self.answers:
                 self.answer()
-        raise AssertionError("it does not come to rest")
+        raise AssertionError("the actions do not end")
 
     def _idle(self, action: Action) -> bool:
         if not isinstance(action, Fetch):
@@ -299,9 +299,9 @@ def record_of_version(version: int) -> bytes:
 
 
 def start(world: World, partitions: int = 1, records: int = 4) -> Process:
-    """A lone writer that has claimed everything and waits for messages."""
+    """Return a lone writer that has claimed all partitions and waits for messages."""
     process = Process(world, "w1", partitions=partitions, records=records)
-    process.tell(WritersSeen(("w1",)))
+    process.tell(WritersLiving(("w1",)))
     process.run()
     assert process.ready()
     assert process.owned() == tuple(range(partitions))
@@ -309,18 +309,18 @@ def start(world: World, partitions: int = 1, records: int = 4) -> Process:
 
 
 def take(process: Process, kind: type[A]) -> A:
-    """The one pending action of this type, left pending."""
+    """Return the only pending action of this type; it stays pending."""
     (action,) = [action for action in process.pending if isinstance(action, kind)]
     return action
 
 
 def step(process: Process, kind: type[Action]) -> None:
-    """Let the one pending action of this type happen, and answer it."""
+    """Let the only pending action of this type happen, and answer it."""
     process.happen(process.pending.index(take(process, kind)))
     process.answer()
 
 
 def fail(process: Process, kind: type[Action], *, after_the_effect: bool = False) -> None:
-    """Let the one pending action of this type fail, and say so."""
+    """Let the only pending action of this type fail, and answer it."""
     process.fail(process.pending.index(take(process, kind)), after_the_effect=after_the_effect)
     process.answer()
