@@ -1,7 +1,7 @@
 """What a transfer decides: whether each copy of a message is delivered now or stored.
 
-A transfer takes messages from connectors and looks their devices up in presence.  For each copy
-(`TransferCore._deliver_or_store`):
+A transfer takes messages from connectors and looks up in presence which connectors hold the devices.  Then it decides
+for each copy (`TransferCore._deliver_or_store`):
 
     bound to a linked connector                            Deliver, to that connector
     not bound, connector not linked, or its link full      an entry for the log
@@ -11,7 +11,7 @@ A transfer takes messages from connectors and looks their devices up in presence
 
 An entry that the log acknowledged becomes an Outcome STORED; an entry that it did not take, or that finds no room
 here, becomes an Outcome BUSY.  Outcomes go to the connector that the message came from.  No sender relies on the
-memory of a transfer: what dies with a transfer, its sender sends again.
+memory of a transfer: senders resend what was lost with one.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -237,7 +237,7 @@ class TransferCore:
             self._refuse(stamp)
 
     def _refuse(self, stamp: Stamp) -> None:
-        """There is no room for the message, or for an entry of it."""
+        """Answer BUSY: there is no room for the message, or for an entry of it."""
         if stamp.kind >= EPHEMERAL_FROM:
             self.statistics.ephemeral_dropped += 1
         else:

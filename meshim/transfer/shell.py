@@ -46,7 +46,7 @@ class Shell:
         self._service.start(self._follow_presence())
 
     async def stop(self, within_s: float) -> None:
-        """Close the links, and finish what was taken from connectors; what takes longer its senders send again."""
+        """Close the links, and finish the messages in hand; senders resend those that take longer than `within_s`."""
         self.driver.receive(e.StopRequested())
         await self.driver.until(lambda: self._core.idle, within_s)
 
