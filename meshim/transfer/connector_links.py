@@ -61,13 +61,18 @@ class ConnectorLinks:
 
     # ---- items out
 
-    def send(self, connector: int, item: FromTransfer, *, deferrable: bool = False) -> bool:
-        """Queue an item for a connector incarnation; False when it is not linked or its link is full.
-
-        A `deferrable` item may wait for others (`meshim/protocol/coalescing.py`).
-        """
+    def send(self, connector: int, deliver: Deliver) -> bool:
+        """Queue copies for a connector incarnation; False when it is not linked or its link is full."""
         entry = self._by_incarnation.get(connector)
-        if entry is None or not entry.link.push(item, deferrable=deferrable):
+        if entry is None or not entry.link.push(deliver):
+            return False
+        self._flush_queue.mark(entry.peer, entry.link)
+        return True
+
+    def send_outcome(self, outcome: Outcome) -> bool:
+        """Queue an outcome for its origin; it may wait for others (`meshim/protocol/coalescing.py`)."""
+        entry = self._by_incarnation.get(outcome.origin)
+        if entry is None or not entry.link.push(outcome, deferrable=True):
             return False
         self._flush_queue.mark(entry.peer, entry.link)
         return True

@@ -252,7 +252,7 @@ class TransferCore:
             self._send_outcome(outcome)
 
     def _send_outcome(self, outcome: Outcome) -> None:
-        if self._links.send(outcome.origin, outcome, deferrable=True):
+        if self._links.send_outcome(outcome):
             self.statistics.outcomes += 1
         else:
             self.statistics.outcomes_lost += 1
