@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from meshim.chunks import chunks
 from meshim.client import events as e
 from meshim.client.inbox import Inbox
 from meshim.client.outbox import NewId, Outbox, OutboxOptions, Settled, ranges_of
@@ -304,10 +305,8 @@ class ClientCore:
         """One receipt for all messages of a stream that this turn brought."""
         for (kind, stream), numbers in self._owed.items():
             to = Destination(DestinationType.DEVICE, stream.user, stream.device)
-            ranges = ranges_of(numbers)
-            most = self._options.receipt_ranges
-            for at in range(0, len(ranges), most):
-                receipt = Receipt(kind, stream.epoch, stream.to, ranges[at : at + most])
+            for ranges in chunks(ranges_of(numbers), self._options.receipt_ranges):
+                receipt = Receipt(kind, stream.epoch, stream.to, tuple(ranges))
                 self._compose(to, Kind.RECEIPT, encode_content(receipt))
         self._owed.clear()
 

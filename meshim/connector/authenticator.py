@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from meshim.chunks import chunks
 from meshim.connector.events import CheckGreet, GreetAccepted, GreetRefused
 from meshim.errors import BackendUnavailable, Code
 from meshim.runtime.crypto import hash_token
@@ -112,8 +113,7 @@ class Authenticator:
 
     async def _from_database(self, hashes: Sequence[bytes], now: float) -> dict[bytes, Authenticated | Code]:
         """What the database says of these tokens, without those for which it does not answer in time."""
-        chunks = [hashes[at : at + GREETINGS_AT_ONCE] for at in range(0, len(hashes), GREETINGS_AT_ONCE)]
-        answers = await asyncio.gather(*(self._query(chunk, now) for chunk in chunks))
+        answers = await asyncio.gather(*(self._query(chunk, now) for chunk in chunks(hashes, GREETINGS_AT_ONCE)))
         return {token_hash: who for answer in answers for token_hash, who in answer.items()}
 
     async def _query(self, hashes: Sequence[bytes], now: float) -> dict[bytes, Authenticated | Code]:
@@ -139,8 +139,7 @@ class Authenticator:
 
     async def unrevoked(self, token_hashes: Sequence[bytes]) -> set[bytes]:
         """Those that were not revoked, and those of which the database does not say so in time."""
-        chunks = [token_hashes[at : at + TOKENS_AT_ONCE] for at in range(0, len(token_hashes), TOKENS_AT_ONCE)]
-        found = await asyncio.gather(*map(self._unrevoked, chunks))
+        found = await asyncio.gather(*map(self._unrevoked, chunks(token_hashes, TOKENS_AT_ONCE)))
         return {token_hash for some in found for token_hash in some}
 
     async def _unrevoked(self, token_hashes: Sequence[bytes]) -> set[bytes]:

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from meshim.chunks import chunks
 from meshim.connector.events import Action, ClaimQueue, MarkRead, ReadPage, ReleaseQueue
 from meshim.stores.ports import Page, Row
 
@@ -184,9 +185,8 @@ class OfflineSync:
         if self._fence is None:
             return []
         # Nobody waits for an answer any more, so that all goes out; to mark again what is under way changes nothing.
-        left = self._acknowledged
-        chunks = (tuple(left[at : at + MARKS_AT_ONCE]) for at in range(0, len(left), MARKS_AT_ONCE))
-        marks = [MarkRead(self.device, self.session, self._fence, chunk) for chunk in chunks]
+        left = chunks(self._acknowledged, MARKS_AT_ONCE)
+        marks = [MarkRead(self.device, self.session, self._fence, tuple(chunk)) for chunk in left]
         return [*marks, ReleaseQueue(self.device, self._fence)]
 
     # ----

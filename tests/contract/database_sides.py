@@ -205,6 +205,18 @@ async def claimed(partitions: Partitions, owner: str = "writer", partition: int 
     return claim[0]
 
 
+async def positions(ports: Ports) -> dict[int, int]:
+    """The position of each partition that has one above 0."""
+    found, _ = await ports.queues.peek([(user, 0) for user in range(PARTITIONS)])  # one user of each partition
+    return {partition: position for partition, position in found.items() if position}
+
+
+async def device_ids(ports: Ports, user: User) -> list[int]:
+    """The devices of the user, by id."""
+    accounts = await ports.accounts.accounts([user.user_id], NOW)
+    return list(accounts[user.user_id].devices)
+
+
 async def stored(ports: Ports, user: User, device: Device) -> list[bytes]:
     """The envelopes in the queue, in order."""
     fence = await ports.queues.claim(device.device_id, "reader", 1 << 62, 60.0)

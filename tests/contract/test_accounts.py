@@ -7,15 +7,14 @@ import pytest
 
 from meshim.errors import StoreConflict
 from meshim.stores.ports import Account, Login, RelationKey, User
-from tests.contract.database_sides import EPOCH, NOW, Ports, Side, device_of, entry, person, processes
+from tests.contract.database_sides import EPOCH, NOW, Ports, Side, device_ids, device_of, entry, person, processes
 
 # ---------------------------------------------------------------- users
 
 
-async def test_registered_user_is_found_by_name_and_id(ports: Ports) -> None:
+async def test_registered_user_is_found_by_name(ports: Ports) -> None:
     alice = await ports.accounts.register("alice", "phc-string")
     assert await ports.accounts.user("alice") == (alice, "phc-string")
-    assert await ports.accounts.users([alice.user_id, alice.user_id, 1 << 62]) == [alice]
     assert await ports.accounts.user("bob") is None
 
 
@@ -51,9 +50,9 @@ async def test_register_many_takes_more_than_one_statement_holds(ports: Ports) -
     assert found[-1] is None
     registered = [user for user in found if user is not None]
     assert [user.name for user in registered] == [name for name, _ in users]
-    assert await ports.accounts.users([user.user_id for user in registered]) == sorted(
-        registered, key=lambda user: user.user_id
-    )
+    assert set(await ports.accounts.accounts([user.user_id for user in registered], NOW)) == {
+        user.user_id for user in registered
+    }
 
 
 async def test_one_of_many_at_once_gets_the_name(side: Side) -> None:
@@ -71,7 +70,7 @@ async def test_log_in_registers_the_device_and_the_token(ports: Ports) -> None:
     token = secrets.token_bytes(32)
     device, revoked = await ports.accounts.log_in(alice.user_id, "phone", EPOCH, token, NOW + 60.5, NOW, 10)
     assert (device.name, device.epoch, device.last_seen, revoked) == ("phone", EPOCH, NOW, ())
-    assert await ports.accounts.devices(alice.user_id) == [device]
+    assert await device_ids(ports, alice) == [device.device_id]
     login = Login(alice.user_id, device.device_id, EPOCH, NOW + 60.5)
     assert await ports.accounts.login(token, NOW) == login
     assert await ports.accounts.login(token, NOW + 60.5) is None
@@ -81,9 +80,10 @@ async def test_log_in_registers_the_device_and_the_token(ports: Ports) -> None:
 @pytest.mark.parametrize("epoch", [0, 1, (1 << 63) - 1, 1 << 63, (1 << 64) - 1])
 async def test_every_epoch_is_kept(ports: Ports, epoch: int) -> None:
     alice = await person(ports)
-    device = await device_of(ports, alice, epoch=epoch)
+    token = secrets.token_bytes(32)
+    device, _ = await ports.accounts.log_in(alice.user_id, "phone", epoch, token, NOW + 60, NOW, 10)
     assert device.epoch == epoch
-    assert await ports.accounts.devices(alice.user_id) == [device]
+    assert await ports.accounts.login(token, NOW) == Login(alice.user_id, device.device_id, epoch, NOW + 60)
 
 
 async def test_second_log_in_takes_the_device_over(ports: Ports) -> None:
@@ -143,7 +143,7 @@ async def test_devices_are_limited_and_other_users_do_not_count(ports: Ports) ->
     laptop = await device_of(ports, alice, "laptop", most=2)
     with pytest.raises(StoreConflict, match="2 devices"):
         await device_of(ports, alice, "tablet", most=2)
-    assert await ports.accounts.devices(alice.user_id) == [phone, laptop]
+    assert await device_ids(ports, alice) == [phone.device_id, laptop.device_id]
 
 
 async def test_devices_are_limited_for_many_at_once(side: Side) -> None:
@@ -154,7 +154,7 @@ async def test_devices_are_limited_for_many_at_once(side: Side) -> None:
     )
     answers = await asyncio.gather(*logins, return_exceptions=True)
     assert sum(isinstance(answer, StoreConflict) for answer in answers) == 2
-    assert len(await ports.accounts.devices(alice.user_id)) == 2
+    assert len(await device_ids(ports, alice)) == 2
 
 
 async def test_one_device_for_many_logins_at_once(side: Side) -> None:
@@ -176,7 +176,7 @@ async def test_token_for_rest_alone_touches_no_device(ports: Ports) -> None:
     device, revoked = await ports.accounts.log_in(alice.user_id, None, 0, token, NOW + 60, NOW, 10)
     assert (device.device_id, device.name, device.epoch, revoked) == (0, "", 0, ())
     assert await ports.accounts.login(token, NOW) == Login(alice.user_id, 0, 0, NOW + 60)
-    assert await ports.accounts.devices(alice.user_id) == []
+    assert await device_ids(ports, alice) == []
 
 
 async def test_user_keeps_the_newest_tokens_for_rest(ports: Ports) -> None:
@@ -204,14 +204,16 @@ async def test_log_out_revokes_once(side: Side) -> None:
     login = Login(alice.user_id, device.device_id, EPOCH, NOW + 60)
     assert sorted(answers, key=lambda answer: answer is None) == [login, None, None]
     assert await ports.accounts.login(token, NOW) is None
-    assert await ports.accounts.devices(alice.user_id) == [device]
+    assert await device_ids(ports, alice) == [device.device_id]
 
 
 async def test_last_seen_only_rises(ports: Ports) -> None:
     alice = await person(ports)
     phone, laptop = await device_of(ports, alice, "phone"), await device_of(ports, alice, "laptop", now=NOW + 20)
     await ports.accounts.seen([laptop.device_id, phone.device_id, 1 << 62], NOW + 10)
-    assert [device.last_seen for device in await ports.accounts.devices(alice.user_id)] == [NOW + 10, NOW + 20]
+    for idle_before, left in ((NOW + 10, [phone, laptop]), (NOW + 20, [laptop]), (NOW + 21, [])):
+        await ports.accounts.drop_idle_devices(idle_before, 10)
+        assert await device_ids(ports, alice) == [device.device_id for device in left]
 
 
 async def test_idle_device_goes_with_its_tokens_and_queue(side: Side) -> None:
@@ -227,7 +229,7 @@ async def test_idle_device_goes_with_its_tokens_and_queue(side: Side) -> None:
 
     assert await ports.accounts.drop_idle_devices(NOW + 10, 10) == 1
 
-    assert await ports.accounts.devices(alice.user_id) == [used]
+    assert await device_ids(ports, alice) == [used.device_id]
     assert await ports.accounts.login(token, NOW) is None
     assert await ports.accounts.login(rest_token, NOW) is not None
     assert (await side.rows(old.device_id), await side.rows(used.device_id)) == (0, 1)
@@ -239,10 +241,11 @@ async def test_idle_device_goes_with_its_tokens_and_queue(side: Side) -> None:
 
 async def test_idle_devices_go_longest_idle_first_and_so_many_at_most(ports: Ports) -> None:
     alice = await person(ports)
-    for name, seen in (("c", NOW + 3), ("a", NOW + 1), ("b", NOW + 2)):
-        await device_of(ports, alice, name, now=seen)
+    last, *_ = [
+        await device_of(ports, alice, name, now=seen) for name, seen in (("c", NOW + 3), ("a", NOW + 1), ("b", NOW + 2))
+    ]
     assert await ports.accounts.drop_idle_devices(NOW + 60, 2) == 2
-    assert [device.name for device in await ports.accounts.devices(alice.user_id)] == ["c"]
+    assert await device_ids(ports, alice) == [last.device_id]
 
 
 async def test_id_of_a_dropped_device_is_not_given_again(ports: Ports) -> None:

@@ -24,7 +24,7 @@ from meshim.stores.sql.database import Database
 from meshim.stores.sql.durability import DatabaseDurabilityGate
 from meshim.stores.sql.partitions import SqlPartitions
 from meshim.topology import Backends, Durability
-from tests.contract.database_sides import NOW, SqlSide, claimed, entry, person, sql_side
+from tests.contract.database_sides import NOW, SqlSide, claimed, entry, person, positions, sql_side
 from tests.contract.outage import up
 from tests.servers import Server, UnsyncedNats, running
 
@@ -137,12 +137,12 @@ async def _refuses(side: SqlSide, weak: Database) -> None:
     records = [(1, [entry(await person(ports), 1)])]
     with pytest.raises(BackendUnavailable, match=r"has to be FULL|Set it to 1"):
         await SqlPartitions(weak, DatabaseDurabilityGate(Durability(), LOG)).write(0, fence, 1, records, NOW)
-    assert await ports.partitions.positions() == {0: 0}
+    assert await positions(ports) == {}
     with pytest.raises(UsageError, match=r"durability.weak: warn"):
         await DatabaseDurabilityGate(Durability(), LOG).start(weak)
     await DatabaseDurabilityGate(Durability(weak="warn"), LOG).start(weak)
     await SqlPartitions(weak, DatabaseDurabilityGate(Durability(weak="warn"), LOG)).write(0, fence, 1, records, NOW)
-    assert await ports.partitions.positions() == {0: 1}
+    assert await positions(ports) == {0: 1}
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from tests.contract.database_sides import (
     Ports,
     Side,
     SqlSide,
+    device_ids,
     device_of,
     entry,
     envelope,
@@ -151,5 +152,5 @@ async def test_last_device_is_dropped_after_a_login_with_another_one(
     pause.go_on()
     new = await logging_in
     assert await dropping == 1
-    assert await ports.accounts.devices(bob.user_id) == [new]
+    assert await device_ids(ports, bob) == [new.device_id]
     assert (await sql.rows(last.device_id), await sql.rows(first_device(bob.user_id))) == (0, 0)

@@ -11,7 +11,7 @@ from meshim.stores.sql.rows import CONTENT_BYTES_MAX
 from meshim.wire.bounds import MS_MAX, SEQ_MAX
 from meshim.wire.envelope import Destination, Envelope, Kind, encode_envelope
 from meshim.wire.offline_log import Entry
-from tests.contract.database_sides import NOW, Ports, claimed, device_of, entry, envelope, person, stored
+from tests.contract.database_sides import NOW, Ports, claimed, device_of, entry, envelope, person, positions, stored
 
 ID_MAX = (1 << 63) - 1
 LEAST = Envelope(0, bytes(16), 1, 1, 0, Destination(0, 1, 0), 1, 1, 0, 0, 0, b"")
@@ -44,7 +44,7 @@ async def test_entries_at_the_limits_are_written(ports: Ports) -> None:
     written = await ports.partitions.write(0, fence, ID_MAX, [(ID_MAX, entries)], NOW)
     assert written.refused == ()
     assert await stored(ports, bob, phone) == messages
-    assert await ports.partitions.positions() == {0: ID_MAX}
+    assert await positions(ports) == {0: ID_MAX}
 
 
 @pytest.mark.parametrize(
@@ -87,4 +87,4 @@ async def assert_refused(ports: Ports, user: User, device: Device, wrong: Entry,
     assert (position, refused) == (4, wrong)
     assert reason in sentence
     assert await stored(ports, user, device) == [envelope(seq, to=user.user_id) for seq in (1, 2)]
-    assert await ports.partitions.positions() == {0: 5}
+    assert await positions(ports) == {0: 5}

@@ -20,7 +20,7 @@ from meshim.stores.redis.presence import RedisPresence
 from meshim.stores.sql.schema import im_position
 from meshim.wire.notification import WakeUp
 from meshim.wire.offline_log import Entry, encode_record
-from tests.contract.database_sides import entry
+from tests.contract.database_sides import entry, positions
 from tests.contract.outage import up
 from tests.contract.redis_sides import LOG
 from tests.contract.writer_process import PARTITIONS, Mesh, Writer, topology_of, until
@@ -74,7 +74,7 @@ async def test_a_burst_is_stored_in_order(mesh: Mesh) -> None:
         await asyncio.gather(*(mesh.publish(recipient) for recipient in recipients))
     await until(lambda: mesh.all_stored(recipients))
     await until(mesh.log_is_empty)
-    assert await mesh.ports.partitions.positions() == {
+    assert await positions(mesh.ports) == {
         partition: 40 * sum(partition_of(user.user_id, PARTITIONS) == partition for user, _ in recipients)
         for partition in range(PARTITIONS)
     }

@@ -34,10 +34,6 @@ class MemoryAccounts:
     async def user(self, name: str) -> tuple[User, str] | None:
         return self._database.users.get(name)
 
-    async def users(self, user_ids: Sequence[int]) -> list[User]:
-        names = self._database.names
-        return [User(user_id, names[user_id]) for user_id in sorted(set(user_ids)) if user_id in names]
-
     async def log_in(
         self,
         user_id: int,
@@ -96,9 +92,6 @@ class MemoryAccounts:
 
     async def unrevoked(self, token_hashes: Sequence[bytes]) -> set[bytes]:
         return {token_hash for token_hash in token_hashes if token_hash in self._database.tokens}
-
-    async def devices(self, user_id: int) -> list[Device]:
-        return [Device(d.device_id, d.name, d.epoch, d.last_seen) for d in self._database.devices_of(user_id)]
 
     async def seen(self, device_ids: Sequence[int], now: float) -> None:
         for device_id in device_ids:

@@ -193,9 +193,6 @@ class MemoryPartitions:
         if found is not None and found.lease.fence == fence:
             found.lease.end()
 
-    async def positions(self) -> dict[int, int]:
-        return {partition: found.position for partition, found in self._database.partitions.items()}
-
     async def write(
         self, partition: int, fence: int, through: int, records: Sequence[tuple[int, Sequence[Entry]]], now: float
     ) -> Written:

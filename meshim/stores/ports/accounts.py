@@ -52,9 +52,6 @@ class Accounts(Protocol):
     async def user(self, name: str) -> tuple[User, str] | None:
         """The user and her password hash."""
 
-    async def users(self, user_ids: Sequence[int]) -> list[User]:
-        """Those that there are."""
-
     async def log_in(
         self,
         user_id: int,
@@ -87,8 +84,6 @@ class Accounts(Protocol):
 
     async def unrevoked(self, token_hashes: Sequence[bytes]) -> set[bytes]:
         """Those of them that were not revoked, whether they have expired or not."""
-
-    async def devices(self, user_id: int) -> list[Device]: ...
 
     async def seen(self, device_ids: Sequence[int], now: float) -> None:
         """Note when these devices were last connected."""

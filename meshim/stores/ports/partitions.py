@@ -32,9 +32,6 @@ class Partitions(Protocol):
     async def release(self, partition: int, fence: int) -> None:
         """End the lease if it is still this one."""
 
-    async def positions(self) -> dict[int, int]:
-        """The position of every partition that ever had a writer."""
-
     async def write(
         self, partition: int, fence: int, through: int, records: Sequence[tuple[int, Sequence[Entry]]], now: float
     ) -> Written:

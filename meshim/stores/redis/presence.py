@@ -25,13 +25,14 @@ from contextlib import aclosing
 
 import msgspec
 
+from meshim.chunks import chunks
 from meshim.stores.ports import Binding, UserPresence
 from meshim.stores.redis.client import RedisClient
 from meshim.stores.redis.session_ids import SessionClock
 
 UNSEEN_S = 3_600
 """Every session is written again within `relation_ttl_s`, a minute by default."""
-_AT_ONCE = 256
+_USERS_PER_SCRIPT = 256
 """Users in one script: Redis does nothing else meanwhile, so a script has to stay around a millisecond."""
 
 # KEYS: last number given.  ARGV: count, least.  Returns the first of `count` numbers.
@@ -156,8 +157,7 @@ class RedisPresence:
         writer leaves out; a device too few would miss its messages.
         """
         results: list[Binding | bool | None] = []
-        for start in range(0, len(bindings), _AT_ONCE):
-            batch = bindings[start : start + _AT_ONCE]
+        for batch in chunks(bindings, _USERS_PER_SCRIPT):
             keys = [self._channel, self._last_number, *(self._key(binding.user) for binding, _ in batch)]
             arguments: list[int | bytes] = []
             for binding, devices in batch:
@@ -172,8 +172,7 @@ class RedisPresence:
         return results
 
     async def offline(self, bindings: Sequence[Binding]) -> None:
-        for start in range(0, len(bindings), _AT_ONCE):
-            batch = bindings[start : start + _AT_ONCE]
+        for batch in chunks(bindings, _USERS_PER_SCRIPT):
             keys = [self._channel, *(self._key(binding.user) for binding in batch)]
             arguments: list[int | bytes] = []
             for binding in batch:
@@ -182,8 +181,7 @@ class RedisPresence:
 
     async def lookup(self, users: Sequence[int]) -> dict[int, UserPresence]:
         found: dict[int, UserPresence] = {}
-        for start in range(0, len(users), _AT_ONCE):
-            batch = users[start : start + _AT_ONCE]
+        for batch in chunks(users, _USERS_PER_SCRIPT):
             presences = _presences.decode(await self._lookup([self._key(user) for user in batch]))
             found.update((user, each) for user, each in zip(batch, presences, strict=True) if each is not None)
         return found

@@ -7,12 +7,13 @@ A user without devices, because she never logged in or was away for too long, lo
 for her waits under `first_device`, and the first device to log in gets it in the same transaction.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.engine import Connection, CursorResult
 
+from meshim.chunks import chunks
 from meshim.errors import StoreConflict
 from meshim.stores.ports import Account, Device, Login, Relation, RelationKey, User
 from meshim.stores.sql import relations
@@ -21,9 +22,8 @@ from meshim.stores.sql.rows import first_device
 from meshim.stores.sql.schema import im_device, im_offline, im_position, im_token, im_user, now_ms, to_ms, to_s
 from meshim.wire.envelope import DestinationType
 
-T = TypeVar("T")
-
-_CHUNK = 500  # of values in one IN (...)
+_IN_MAX = 500
+"""Values in one IN (...)."""
 
 _NO_DEVICE = Device(0, "", 0, 0.0)
 
@@ -54,9 +54,6 @@ class SqlAccounts:
     async def user(self, name: str) -> tuple[User, str] | None:
         return await self._database.read(_user, name)
 
-    async def users(self, user_ids: Sequence[int]) -> list[User]:
-        return await self._database.read(_users, user_ids)
-
     async def log_in(
         self,
         user_id: int,
@@ -83,9 +80,6 @@ class SqlAccounts:
 
     async def unrevoked(self, token_hashes: Sequence[bytes]) -> set[bytes]:
         return await self._database.read(_unrevoked, token_hashes)
-
-    async def devices(self, user_id: int) -> list[Device]:
-        return await self._database.read(_devices, user_id)
 
     async def seen(self, device_ids: Sequence[int], now: float) -> None:
         await self._database.write(_seen, device_ids, to_ms(now))
@@ -126,7 +120,7 @@ class SqlAccounts:
 def _register(connection: Connection, users: Sequence[tuple[str, str]]) -> list[User | None]:
     ids: dict[str, int] = {}  # of names that were free and have not been given to an earlier one of `users`
     now = connection.scalar(select(now_ms()))
-    for chunk in _chunks(users):
+    for chunk in chunks(users, _IN_MAX):
         names = [name for name, _ in chunk]
         taken = set(connection.scalars(select(im_user.c.name).where(im_user.c.name.in_(names))))
         free = {name: password_hash for name, password_hash in reversed(chunk) if name not in taken}
@@ -141,15 +135,6 @@ def _register(connection: Connection, users: Sequence[tuple[str, str]]) -> list[
 def _user(connection: Connection, name: str) -> tuple[User, str] | None:
     row = connection.execute(select(im_user.c.id, im_user.c.password_hash).where(im_user.c.name == name)).first()
     return None if row is None else (User(row.id, name), row.password_hash)
-
-
-def _users(connection: Connection, user_ids: Sequence[int]) -> list[User]:
-    query = select(im_user.c.id, im_user.c.name)
-    return [
-        User(user_id, name)
-        for chunk in _chunks(user_ids)
-        for user_id, name in connection.execute(query.where(im_user.c.id.in_(chunk)).order_by(im_user.c.id))
-    ]
 
 
 # ---------------------------------------------------------------- devices and tokens
@@ -235,7 +220,7 @@ def _logins(connection: Connection, token_hashes: Sequence[bytes], now: float) -
     token = im_token.c
     query = select(token.token_hash, token.user_id, token.device_id, token.epoch, token.expires_at)
     found: dict[bytes, Login] = {}
-    for chunk in _chunks(token_hashes):
+    for chunk in chunks(token_hashes, _IN_MAX):
         for token_hash, user, device, epoch, expires_at in connection.execute(query.where(token.token_hash.in_(chunk))):
             if to_s(expires_at) > now:
                 found[token_hash] = Login(user, device or 0, epoch, to_s(expires_at))
@@ -252,8 +237,10 @@ def _authenticate(
 
 def _unrevoked(connection: Connection, token_hashes: Sequence[bytes]) -> set[bytes]:
     query = select(im_token.c.token_hash)
-    found = (connection.scalars(query.where(im_token.c.token_hash.in_(chunk))) for chunk in _chunks(token_hashes))
-    return {token_hash for hashes in found for token_hash in hashes}
+    found: set[bytes] = set()
+    for chunk in chunks(token_hashes, _IN_MAX):
+        found.update(connection.scalars(query.where(im_token.c.token_hash.in_(chunk))))
+    return found
 
 
 def _log_out(connection: Connection, token_hash: bytes) -> Login | None:
@@ -262,17 +249,8 @@ def _log_out(connection: Connection, token_hash: bytes) -> Login | None:
     return login if gone else None  # of two at once, one revoked it
 
 
-def _devices(connection: Connection, user_id: int) -> list[Device]:
-    device = im_device.c
-    query = select(device.id, device.name, device.epoch, device.last_seen).where(device.user_id == user_id)
-    return [
-        Device(row.id, row.name, row.epoch, to_s(row.last_seen))
-        for row in connection.execute(query.order_by(device.id))
-    ]
-
-
 def _seen(connection: Connection, device_ids: Sequence[int], now: int) -> None:
-    for chunk in _chunks(sorted(device_ids)):  # sorted: two that lock the same rows do so in the same order
+    for chunk in chunks(sorted(device_ids), _IN_MAX):  # sorted: two that lock the same rows do so in the same order
         connection.execute(
             update(im_device).where(im_device.c.id.in_(chunk), im_device.c.last_seen < now).values(last_seen=now)
         )
@@ -294,7 +272,8 @@ def _drop_device(connection: Connection, device_id: int, before: int) -> int:
     idle = delete(im_device).where(im_device.c.id == device_id, im_device.c.last_seen < before)
     dropped = connection.execute(idle).rowcount  # and its tokens, by their foreign key
     if dropped:
-        if not _devices(connection, user_id):
+        others = select(im_device.c.id).where(im_device.c.user_id == user_id).limit(1)
+        if connection.scalar(others) is None:
             _keep_for_first_device(connection, user_id, device_id)
         connection.execute(delete(im_offline).where(im_offline.c.to_device == device_id))
     return dropped
@@ -308,7 +287,9 @@ def _keep_for_first_device(connection: Connection, user_id: int, device_id: int)
 
 
 def _accounts(connection: Connection, user_ids: Sequence[int], now: float) -> dict[int, Account]:
-    return _accounts_of(connection, [user.user_id for user in _users(connection, user_ids)], now)
+    query = select(im_user.c.id).order_by(im_user.c.id)
+    found = (connection.scalars(query.where(im_user.c.id.in_(chunk))) for chunk in chunks(user_ids, _IN_MAX))
+    return _accounts_of(connection, [user_id for ids in found for user_id in ids], now)
 
 
 def _accounts_of(connection: Connection, user_ids: Sequence[int], now: float) -> dict[int, Account]:
@@ -316,7 +297,7 @@ def _accounts_of(connection: Connection, user_ids: Sequence[int], now: float) ->
     device = im_device.c
     query = select(device.user_id, device.id).order_by(device.id)
     accounts: dict[int, Account] = {}
-    for chunk in _chunks(user_ids):
+    for chunk in chunks(user_ids, _IN_MAX):
         devices: dict[int, list[int]] = {user: [] for user in chunk}
         for user, device_id in connection.execute(query.where(device.user_id.in_(chunk))):
             devices[user].append(device_id)
@@ -327,7 +308,3 @@ def _accounts_of(connection: Connection, user_ids: Sequence[int], now: float) ->
 
 def _ping(connection: Connection) -> None:
     connection.execute(select(1)).one()
-
-
-def _chunks(values: Sequence[T]) -> Iterator[Sequence[T]]:
-    return (values[start : start + _CHUNK] for start in range(0, len(values), _CHUNK))

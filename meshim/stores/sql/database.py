@@ -24,10 +24,10 @@ from meshim.stores.sql.engine import (
     SNAPSHOT,
     check_transaction,
     create,
+    driver_message,
     is_contention,
     is_sqlite,
     is_unavailable,
-    reason,
 )
 
 Arguments = TypeVarTuple("Arguments")
@@ -151,7 +151,7 @@ class Database:
                     self._count(retries=1)
                 elif is_unavailable(error):
                     self._count(failures=1)
-                    raise BackendUnavailable(f"The database is not available: {reason(error)}.") from error
+                    raise BackendUnavailable(f"The database is not available: {driver_message(error)}.") from error
                 else:
                     raise
             time.sleep(_RETRY_DELAY_S * attempt)  # lets whom we ran into finish

@@ -14,7 +14,7 @@ from meshim.runtime.log import Log
 from meshim.stores import durability
 from meshim.stores.durability import DurabilityPolicy, Setting, Verdict
 from meshim.stores.sql.database import Database
-from meshim.stores.sql.engine import SNAPSHOT, create, is_unknown_variable, reason
+from meshim.stores.sql.engine import SNAPSHOT, create, driver_message, is_unknown_variable
 from meshim.topology import Durability
 
 _VARIABLES = ("innodb_flush_log_at_trx_commit", "log_bin", "sync_binlog", "innodb_doublewrite")
@@ -41,7 +41,7 @@ def read_settings_at(url: str) -> list[Setting]:
         with database.execution_options(**{SNAPSHOT: True}).begin() as connection:
             return read_settings(connection)
     except SQLAlchemyError as error:
-        why = f"It is not known how the database syncs: {reason(error)}."
+        why = f"It is not known how the database syncs: {driver_message(error)}."
         return [Setting("sql", "", "", Verdict.UNKNOWN, why)]
     finally:
         database.dispose()

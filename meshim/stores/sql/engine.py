@@ -157,7 +157,7 @@ def is_unavailable(error: SQLAlchemyError) -> bool:
     return number in _MYSQL_ACCESS or not (state.startswith(_MYSQL_OUR_FAULT) or number == _MYSQL_NO_DEFAULT)
 
 
-def reason(error: SQLAlchemyError) -> str:
+def driver_message(error: SQLAlchemyError) -> str:
     """What the driver said, on one line, without the statement and its values."""
     cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
     return one_line(cause.args[-1] if cause.args else cause)

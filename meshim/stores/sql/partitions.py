@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from sqlalchemy import case, delete, insert, select, update
 from sqlalchemy.engine import Connection
 
+from meshim.chunks import chunks
 from meshim.errors import Fenced
 from meshim.stores.ports import Written
 from meshim.stores.sql.database import Database
@@ -29,7 +30,8 @@ from meshim.stores.sql.schema import (
 )
 from meshim.wire.offline_log import Entry
 
-_CHUNK = 1_000  # of values in one IN (...)
+_IN_MAX = 1_000
+"""Values in one IN (...)."""
 _STATEMENT_CHARACTERS = 1 << 20  # about; servers take 16 MiB by default
 
 _COLUMNS = (*("index" if name == "place" else name for name in NewRow._fields), "gmt_create", "format")
@@ -49,9 +51,6 @@ class SqlPartitions:
 
     async def release(self, partition: int, fence: int) -> None:
         await self._database.write(_release, partition, fence)
-
-    async def positions(self) -> dict[int, int]:
-        return await self._database.read(_positions)
 
     async def write(
         self, partition: int, fence: int, through: int, records: Sequence[tuple[int, Sequence[Entry]]], now: float
@@ -96,11 +95,6 @@ def _release(connection: Connection, partition: int, fence: int) -> None:
     connection.execute(update(im_position).where(this_lease).values(owner="", lease_until=0))
 
 
-def _positions(connection: Connection) -> dict[int, int]:
-    rows = connection.execute(select(im_position.c.partition, im_position.c.position))
-    return {row.partition: row.position for row in rows}
-
-
 # ---------------------------------------------------------------- rows
 
 
@@ -136,8 +130,7 @@ def _registry(connection: Connection, drafts: Sequence[Draft]) -> dict[int, list
     """The devices of every user of the drafts, none for those who have never logged in."""
     registry: dict[int, list[int]] = {}
     users = sorted({entry.user for entry, *_ in drafts})
-    for start in range(0, len(users), _CHUNK):
-        chunk = users[start : start + _CHUNK]
+    for chunk in chunks(users, _IN_MAX):
         devices = _devices_of(connection, chunk)
         if homeless := [user for user in chunk if user not in devices]:
             # Locked, then looked up again: whoever logs in for the first time finds our rows, or we her device.
@@ -198,6 +191,6 @@ def _with_signed_epoch(row: NewRow) -> NewRow:
 def _purge(connection: Connection, read_before: int, most: int) -> int:
     old = select(im_offline.c.id).where(im_offline.c.gmt_read < read_before).order_by(im_offline.c.gmt_read)
     ids = sorted(connection.scalars(old.limit(most)))
-    for start in range(0, len(ids), _CHUNK):
-        connection.execute(delete(im_offline).where(im_offline.c.id.in_(ids[start : start + _CHUNK])))
+    for chunk in chunks(ids, _IN_MAX):
+        connection.execute(delete(im_offline).where(im_offline.c.id.in_(chunk)))
     return len(ids)

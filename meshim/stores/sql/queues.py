@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from sqlalchemy import Integer, Select, bindparam, func, or_, select, update
 from sqlalchemy.engine import Connection
 
+from meshim.chunks import chunks
 from meshim.errors import Fenced
 from meshim.protocol.routing import partition_of
 from meshim.stores.ports import Page, Row
 from meshim.stores.sql.database import Database
 from meshim.stores.sql.schema import im_device, im_offline, im_position, lease_ended, now_ms, to_ms
 
-_CHUNK = 500  # of values in one IN (...)
+_IN_MAX = 500
+"""Values in one IN (...)."""
 _TAKEN_OVER = "Another connector has taken over the queue of this device."
 
 
@@ -56,8 +58,8 @@ def _peek(connection: Connection, partitions: list[int], devices: list[int]) -> 
     unread = select(im_offline.c.id).where(im_offline.c.to_device == im_device.c.id, im_offline.c.has_read == 0)
     waiting = select(im_device.c.id).where(unread.limit(1).scalar_subquery().is_not(None))
     found: set[int] = set()
-    for start in range(0, len(devices), _CHUNK):
-        found.update(connection.scalars(waiting.where(im_device.c.id.in_(devices[start : start + _CHUNK]))))
+    for chunk in chunks(devices, _IN_MAX):
+        found.update(connection.scalars(waiting.where(im_device.c.id.in_(chunk))))
     return positions, found
 
 
@@ -133,8 +135,8 @@ def _renew(connection: Connection, device: int, fence: int, lease_ms: int) -> No
 def _mark_read(connection: Connection, device: int, fence: int, row_ids: list[int]) -> None:
     if connection.scalar(_FENCE, {"device": device}) != fence:
         raise Fenced(_TAKEN_OVER)
-    for start in range(0, len(row_ids), _CHUNK):
-        connection.execute(_MARK, {"ids": row_ids[start : start + _CHUNK], "device": device})
+    for chunk in chunks(row_ids, _IN_MAX):
+        connection.execute(_MARK, {"ids": chunk, "device": device})
 
 
 def _release(connection: Connection, device: int, fence: int) -> None:

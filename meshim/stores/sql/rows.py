@@ -1,7 +1,7 @@
 """From entries of the log to rows of `im_offline`: what is refused, what is left out, what is written.
 
-Pure, and the same for every database.  Decoding an envelope checks nearly all that the columns
-demand (`meshim.wire.bounds`); `defect` is the rest, for a transfer to check before it publishes.
+Pure, and the same for every database.  Decoding an envelope checks nearly all that the columns demand
+(`meshim.wire.bounds`); `defect` checks the rest.
 """
 
 from collections.abc import Collection, Mapping, Sequence

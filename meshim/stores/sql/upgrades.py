@@ -3,19 +3,18 @@
 Apart from the tables (schema.py), as most processes need no Alembic, which takes a tenth of a second to import.
 """
 
-import logging
 from pathlib import Path
 
 import alembic.command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from meshim.errors import BackendUnavailable, UsageError
-from meshim.stores.sql.engine import SNAPSHOT, create, is_unavailable, reason
+from meshim.stores.sql.engine import SNAPSHOT, create, driver_message, is_unavailable
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _UPGRADE_LOCK_S = 60
@@ -37,34 +36,25 @@ def upgrade(url: str) -> None:
     except SQLAlchemyError as error:
         if not is_unavailable(error):
             raise
-        raise BackendUnavailable(f"The database is not available: {reason(error)}.") from error
+        raise BackendUnavailable(f"The database is not available: {driver_message(error)}.") from error
     finally:
         engine.dispose()  # ends the lock too
 
 
 def check(url: str) -> None:
-    """Raise `UsageError` unless the database has the newest version, `BackendUnavailable` when it does not answer.
-
-    Warns when MySQL or MariaDB is set to acknowledge commits that are not on the disk.
-    """
+    """Raise `UsageError` unless the database has the newest version, `BackendUnavailable` when it does not answer."""
     engine = create(url, 1)
     try:
         with engine.execution_options(**{SNAPSHOT: True}).connect() as connection:
             version = _version(connection)
-            durability = "1" if connection.dialect.name == "sqlite" else _flush_at_commit(connection)
     except SQLAlchemyError as error:
         if not is_unavailable(error):
             raise
-        raise BackendUnavailable(f"The database is not available: {reason(error)}.") from error
+        raise BackendUnavailable(f"The database is not available: {driver_message(error)}.") from error
     finally:
         engine.dispose()
     if version != _known(version):
         raise UsageError("The database has no tables, or old ones: run `meshim db upgrade`.")
-    if durability != "1":
-        logging.getLogger(__name__).warning(
-            "innodb_flush_log_at_trx_commit is %s: a power loss can take messages that were acknowledged; set it to 1.",
-            durability,
-        )
 
 
 def _known(version: str | None) -> str | None:
@@ -77,10 +67,6 @@ def _known(version: str | None) -> str | None:
 
 def _version(connection: Connection) -> str | None:
     return MigrationContext.configure(connection).get_current_revision()
-
-
-def _flush_at_commit(connection: Connection) -> str:
-    return str(connection.scalar(text("SELECT @@innodb_flush_log_at_trx_commit")))
 
 
 def _configuration(connection: Connection) -> Config:
