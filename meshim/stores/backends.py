@@ -1,8 +1,10 @@
 """What a role is connected to: opened in one way by all of them, and closed when the role's stack unwinds."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
+
+import msgspec
 
 from meshim.errors import BackendUnavailable
 from meshim.runtime.service import Service
@@ -24,16 +26,21 @@ class Connections:
         self._topology = topology
         self._service = service
         self._stack = stack
-        self._counting: list[Callable[[], Mapping[str, int]]] = []
+        self._statistics: list[tuple[str, msgspec.Struct]] = []
+        """Of each client that was opened, with the prefix of its counters."""
 
     def counted(self) -> dict[str, int]:
-        """What those that were opened have counted since the start, for `meshim status`."""
-        return {name: count for counted in self._counting for name, count in counted().items()}
+        """Return the counters of every client that was opened, for `meshim status`: `nats_dropped` and the like."""
+        return {
+            f"{backend}_{name}": count
+            for backend, statistics in self._statistics
+            for name, count in msgspec.structs.asdict(statistics).items()
+        }
 
     def redis(self) -> RedisClient:
         """Connects when it is first used."""
         redis = self._redis(RedisClient(self._topology.backends.redis, self._service.log))
-        self._counting.append(lambda: {"redis_subscription_failures": redis.subscription_failures})
+        self._statistics.append(("redis", redis.statistics))
         return redis
 
     def leases(self) -> RedisLeases:
@@ -49,20 +56,16 @@ class Connections:
         """Connects when it is first used."""
         database = Database(self._topology.backends.sql, self._topology.limits.db_threads)
         self._stack.push_async_callback(database.close)
-        self._counting.append(lambda: _named("database", database.statistics()._asdict()))
+        self._statistics.append(("database", database.statistics))
         return database
 
     async def nats(self) -> NatsClient:
         """Raises BackendUnavailable when NATS does not answer; the role ends when it closes the connection for good."""
         nats = await NatsClient.connect(self._topology.backends.nats, self._service.log)
         self._stack.push_async_callback(nats.close)
-        self._counting.append(lambda: _named("nats", nats.statistics()._asdict()))
+        self._statistics.append(("nats", nats.statistics))
         self._service.start(_fail_when_closed(nats))
         return nats
-
-
-def _named(backend: str, counts: Mapping[str, int]) -> dict[str, int]:
-    return {f"{backend}_{name}": count for name, count in counts.items()}
 
 
 async def _fail_when_closed(nats: NatsClient) -> None:

@@ -14,6 +14,8 @@ Give it a connection to Redis of its own: a renewal must not queue behind a stor
 import asyncio
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from meshim.errors import BackendUnavailable, Fenced, UsageError
 from meshim.runtime.log import Log
 from meshim.stores.ports import Lease, Leases
@@ -21,6 +23,15 @@ from meshim.topology import Timers
 
 _ACQUIRE_TTLS = 2.0
 """How many lives of a lease another incarnation is waited for; a crash leaves at most one behind."""
+
+
+class LeaseStatistics(msgspec.Struct):
+    """Counters of one keeper since its start, named as `meshim status` shows them."""
+
+    lease_losses: int = 0
+    """Times the lease was not certain any more."""
+    lease_failed_renewals: int = 0
+    """Renewals that Redis did not answer in time."""
 
 
 class LeaseKeeper:
@@ -44,8 +55,7 @@ class LeaseKeeper:
         on_disturbed: Callable[[], None] | None = None,
     ) -> None:
         self.mine = mine
-        self.failed_renewals = 0
-        self.losses = 0
+        self.statistics = LeaseStatistics()
         self._leases = leases
         self._renew_s = timers.lease_renew_s
         self._ttl_s = timers.lease_ttl_s
@@ -76,7 +86,7 @@ class LeaseKeeper:
 
     def counted(self) -> dict[str, int]:
         """For `meshim status`."""
-        return {"lease_losses": self.losses, "lease_failed_renewals": self.failed_renewals}
+        return msgspec.structs.asdict(self.statistics)
 
     async def acquire(self) -> None:
         """Take the lease for the first time, once that of an incarnation that crashed has ended.
@@ -127,7 +137,7 @@ class LeaseKeeper:
                 await self._extend_or_take()
                 run_id = await self._leases.run_id()
         except (BackendUnavailable, TimeoutError) as error:
-            self.failed_renewals += 1
+            self.statistics.lease_failed_renewals += 1
             self._disturb("renewal failed", str(error) or "redis is too slow")
             return
         if run_id != self._run_id:
@@ -175,7 +185,7 @@ class LeaseKeeper:
         self._expiry.cancel()
         self._expiry = None
         self._valid_until = 0.0
-        self.losses += 1
+        self.statistics.lease_losses += 1
         self._disturb("lease lost", "not renewed in time")
         self._on_lost()
 

@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from meshim.errors import BackendUnavailable, StoreConflict, UsageError
 from meshim.stores.sql import engine
-from meshim.stores.sql.database import Database
+from meshim.stores.sql.database import Database, DatabaseStatistics
 from meshim.stores.sql.schema import im_user, now_ms
 from tests.contract.database_sides import SqlSide, person, sql_side
 
@@ -101,8 +101,8 @@ async def test_deadlock_is_resolved_by_beginning_again(mariadb_with_tables: str)
         await asyncio.gather(
             one.write(meet, alice.user_id, bob.user_id, "one"), other.write(meet, bob.user_id, alice.user_id, "other")
         )
-        assert one.statistics().retries + other.statistics().retries == 1
-        assert one.statistics().failures + other.statistics().failures == 0
+        assert one.statistics.retries + other.statistics.retries == 1
+        assert one.statistics.failures + other.statistics.failures == 0
 
 
 async def test_lock_that_is_held_too_long_is_given_up(
@@ -123,7 +123,7 @@ async def test_lock_that_is_held_too_long_is_given_up(
         impatient = side.connect()
         with pytest.raises(BackendUnavailable, match="Lock wait timeout"):
             await impatient.write(rename, alice.user_id, "mine")
-        assert impatient.statistics() == (4, 3, 1, 0)
+        assert impatient.statistics == DatabaseStatistics(4, 3, 1, 0)
         let_go.set()
         await holding
 
@@ -204,7 +204,7 @@ async def test_row_inserted_in_between_is_found_at_the_second_look(mariadb_with_
         loop = asyncio.get_running_loop()
         assert await side.database.write(look_and_insert) == "found"
         assert looks == [0, 1]
-        assert side.database.statistics().retries == 1
+        assert side.database.statistics.retries == 1
 
 
 # ---------------------------------------------------------------- away
@@ -219,7 +219,7 @@ async def test_our_own_mistakes_are_not_blamed_on_the_database(sql: SqlSide) -> 
     ):
         with pytest.raises(SQLAlchemyError):
             await sql.database.write(lambda connection, sql_text: connection.execute(text(sql_text)), mistake)
-    assert sql.database.statistics().failures == 0
+    assert sql.database.statistics.failures == 0
 
 
 async def test_connection_that_was_closed_while_idle_is_replaced(mariadb_with_tables: str) -> None:
@@ -234,7 +234,7 @@ async def test_connection_that_was_closed_while_idle_is_replaced(mariadb_with_ta
         former = await idle.read(connection_id)
         await side.database.read(kill, former)
         assert await idle.read(connection_id) != former
-        assert idle.statistics().failures == 0
+        assert idle.statistics.failures == 0
         await idle.close()
 
 
@@ -247,7 +247,7 @@ async def test_connection_lost_in_a_transaction_is_unavailable_and_the_next_one_
         with pytest.raises(BackendUnavailable, match="is not available"):
             await side.database.write(lose)
         assert await side.database.read(count_users) == 0
-        assert side.database.statistics().failures == 1
+        assert side.database.statistics.failures == 1
 
 
 @pytest.mark.parametrize(
@@ -300,14 +300,14 @@ async def test_only_so_many_wait(sql: SqlSide) -> None:
     await asyncio.sleep(0)
     with pytest.raises(BackendUnavailable, match="Too much is waiting"):
         await database.read(count_users)
-    assert database.statistics().refused == 1
+    assert database.statistics.refused == 1
 
     waiting.pop().cancel()  # whoever gives up makes room
     await asyncio.sleep(0)
     waiting.append(asyncio.create_task(database.read(count_users)))
     go_on.set()
     await asyncio.gather(staying, *waiting)
-    assert database.statistics() == (65, 0, 0, 1)
+    assert database.statistics == DatabaseStatistics(65, 0, 0, 1)
     await database.close()
 
 
@@ -359,7 +359,7 @@ async def test_what_waits_shares_a_transaction_and_each_is_told_its_own(sqlite_w
         assert isinstance(mallory, StoreConflict)
         assert isinstance(again, SQLAlchemyError)
         assert await database.read(count_users) == 2
-        assert database.statistics() == (3, 0, 0, 0)
+        assert database.statistics == DatabaseStatistics(3, 0, 0, 0)
         await database.close()
 
 
@@ -415,7 +415,7 @@ async def test_who_shares_with_one_that_found_the_disk_full_is_told_so(
         assert [type(result) for result in results] == [BackendUnavailable] * 3
         assert len({id(result) for result in results}) == 3
         assert await database.read(count_users) == 0
-        assert database.statistics().failures == 1
+        assert database.statistics.failures == 1
         await database.write(add, "carol")
         assert await database.read(count_users) == 1
         await database.close()

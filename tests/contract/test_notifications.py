@@ -76,7 +76,7 @@ async def test_undecodable_notices_are_counted_and_skipped(nats_url: str, namesp
         await client.publish(f"{namespace}.notification.all", b"\x92\x63\x01")
         await notifications.tell(ONE, WAKE_UP)
         assert await soon(heard) == WAKE_UP
-    assert notifications.undecodable == 2
+    assert notifications.statistics.undecodable == 2
     await side.close()
 
 
@@ -92,7 +92,7 @@ async def test_a_listener_that_does_not_read_costs_only_its_own(nats_url: str, n
             assert await soon(heard) == WAKE_UP
 
         async def dropped() -> bool:
-            return slow.dropped == 5000 - 4096
+            return slow.statistics.dropped == 5000 - 4096
 
         await side.until(dropped)
     await side.close()
@@ -126,7 +126,7 @@ async def test_listening_goes_on_after_a_restart_of_the_server(servers_folder: P
         assert await soon(heard) == CHANGED, "and not the one that could not be told"
         await heard.aclose()
         await side.close()
-    assert teller.statistics().reconnects == 1
+    assert teller.statistics.reconnects == 1
 
 
 async def test_who_is_not_let_in_is_told_why(nats_url: str) -> None:

@@ -331,7 +331,7 @@ async def test_a_silent_server_counts_as_a_lost_subscription(servers_folder: Pat
             os.kill(server.pid, signal.SIGSTOP)
 
             async def noticed() -> bool:
-                return client.subscription_failures > 0
+                return client.statistics.subscription_failures > 0
 
             await side.until(noticed)
             os.kill(server.pid, signal.SIGCONT)
@@ -354,7 +354,7 @@ async def test_a_server_that_answers_late_counts_as_lost(
         assert await soon(changes) is None
         session = itertools.count(SESSION)
         async with asyncio.timeout(10.0):
-            while client.subscription_failures == 0:
+            while client.statistics.subscription_failures == 0:
                 await presence.online([(Binding(ALICE, 11, HERE, next(session)), (11,))])
                 await anext(changes)
     await client.close()

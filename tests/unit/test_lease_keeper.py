@@ -89,7 +89,7 @@ def test_we_know_of_the_end_no_later_than_redis() -> None:
         await asyncio.sleep(0.2)
         assert not stage.keeper.held
         assert stage.told == [(13.0, "lost")]
-        assert stage.keeper.failed_renewals == 3
+        assert stage.keeper.statistics.lease_failed_renewals == 3
 
     play(scene)
 
@@ -141,7 +141,7 @@ def test_a_long_outage_is_a_loss_and_told_again_when_it_is_over() -> None:
         await asyncio.sleep(1)
         assert stage.told == [(3.0, "lost"), (11.0, "disturbed")]
         assert stage.keeper.held
-        assert stage.keeper.losses == 1
+        assert stage.keeper.statistics.lease_losses == 1
 
     play(scene)
 
@@ -155,7 +155,7 @@ def test_redis_that_hangs_is_redis_that_is_away() -> None:
         running = asyncio.create_task(stage.keeper.run())
         await asyncio.sleep(4)
         assert stage.told == [(3.0, "lost")]
-        assert stage.keeper.failed_renewals >= 3
+        assert stage.keeper.statistics.lease_failed_renewals >= 3
         running.cancel()
 
     run(main)

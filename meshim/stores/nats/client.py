@@ -14,9 +14,10 @@ import socket
 import ssl
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
+import msgspec
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -35,18 +36,21 @@ _UNSENT_MS = 3000
 _NO_RESPONDERS = "503"
 
 
-class NatsStatistics(NamedTuple):
-    """Counts since the start: reconnections, errors of the connection, messages dropped because nobody took them."""
+class NatsStatistics(msgspec.Struct):
+    """Counters of one client since its start."""
 
-    reconnects: int
-    errors: int
-    dropped: int
+    reconnects: int = 0
+    errors: int = 0
+    """Errors that nats-py reported about the connection, without `dropped`."""
+    dropped: int = 0
+    """Times a subscription was full and nats-py dropped a message of it."""
 
 
 class NatsClient:
     """A connection, made by `connect`."""
 
     def __init__(self, place: str, log: Log) -> None:
+        self.statistics = NatsStatistics()
         self._address = place
         self._log = log
         self._nats = Client()
@@ -60,8 +64,6 @@ class NatsClient:
         self._told: set[str] = set()
         self._last_error: Exception | None = None
         self._connecting: asyncio.Timeout | None = None
-        self._errors = 0
-        self._dropped = 0
 
     @classmethod
     async def connect(cls, url: str, log: Log, *, name: str = "meshim", timeout_s: float = 5.0) -> Self:
@@ -131,9 +133,6 @@ class NatsClient:
     def server(self) -> str:
         """Which run of which server the connection is, or was last, to: each start of a server has another id."""
         return str(self._nats._server_info.get("server_id", ""))  # there is no public way to it
-
-    def statistics(self) -> NatsStatistics:
-        return NatsStatistics(self._nats.stats["reconnects"], self._errors, self._dropped)
 
     async def lost(self) -> None:
         """Return when the server has closed the connection for good (it no longer lets us in).
@@ -276,9 +275,9 @@ class NatsClient:
     async def _on_error(self, error: Exception) -> None:
         self._last_error = error
         if isinstance(error, nats.errors.SlowConsumerError):
-            self._dropped += 1
+            self.statistics.dropped += 1
         else:
-            self._errors += 1
+            self.statistics.errors += 1
         if self._connecting is not None and "authorization" in str(error).lower():
             self._connecting.reschedule(0.0)  # trying again will not help
         # Once for each connection, not once for each attempt or message.
@@ -298,6 +297,7 @@ class NatsClient:
             self._log.warning("nats disconnected", place=self._address)
 
     async def _on_reconnected(self) -> None:
+        self.statistics.reconnects += 1
         self._replayed = True  # it has answered a ping that was sent behind the subscriptions
         self._limit_unsent_data()
         self._told.clear()

@@ -16,6 +16,15 @@ _WAITING_MOST = 4096
 _SUBSCRIBE_S = 2.0
 
 
+class NotificationStatistics(msgspec.Struct):
+    """Counters of one listener since its start."""
+
+    undecodable: int = 0
+    """Notifications of another version, or of a foreign publisher."""
+    dropped: int = 0
+    """Notifications for which the queue of the listener had no room."""
+
+
 class NatsNotifications:
     """The port `Notifications` on NATS."""
 
@@ -23,10 +32,7 @@ class NatsNotifications:
         self._client = client
         self._to = f"{namespace}.notification"
         self._log = log
-        self.undecodable = 0
-        """Notifications that could not be read here: of another version, or not ours."""
-        self.dropped = 0
-        """Notifications for which there was no room, because the listener was too slow."""
+        self.statistics = NotificationStatistics()
 
     async def tell(self, incarnation: int, notification: Notification) -> None:
         await self._client.publish(f"{self._to}.{incarnation}", encode_notification(notification))
@@ -42,10 +48,10 @@ class NatsNotifications:
             try:
                 heard.put_nowait(decode_notification(message.data))
             except msgspec.DecodeError as error:
-                self.undecodable += 1
+                self.statistics.undecodable += 1
                 self._log.warning("notice not understood", reason=error)
             except asyncio.QueueFull:
-                self.dropped += 1
+                self.statistics.dropped += 1
 
         subscriptions: list[Subscription] = []
         try:

@@ -15,6 +15,7 @@ from contextlib import aclosing, contextmanager
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+import msgspec
 import redis.asyncio
 import redis.exceptions
 from redis.asyncio.client import PubSub
@@ -34,6 +35,13 @@ _LATE_TIMEOUTS = 2.0
 
 # The server is there and says "not now": it is full, read-only, loading, busy with a script, without its replicas.
 _NOT_NOW = ("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "OOM", "READONLY", "TRYAGAIN")
+
+
+class RedisStatistics(msgspec.Struct):
+    """Counters of one client since its start."""
+
+    subscription_failures: int = 0
+    """Subscriptions that were lost or could not be made."""
 
 
 class Script(Protocol):
@@ -70,8 +78,7 @@ class RedisClient:
         self._execute: Callable[..., Awaitable[Any]] = self._redis.execute_command
         self._timeout_s = timeout_s
         self._log = log
-        self.subscription_failures = 0
-        """How often a subscription was lost, or could not be had."""
+        self.statistics = RedisStatistics()
 
     async def execute(self, command: str, *arguments: Argument) -> Any:
         """Run one command and return its reply.  Raises `BackendUnavailable`."""
@@ -106,7 +113,7 @@ class RedisClient:
             except redis.exceptions.RedisError as error:
                 if not _unavailable(error):
                     raise
-                self.subscription_failures += 1
+                self.statistics.subscription_failures += 1
                 if pause_s == 0.0:
                     self._log.warning("redis subscription lost", channel=channel, reason=one_line(error))
             pause_s = min(max(2 * pause_s, _BACKOFF_FIRST_S), _BACKOFF_MOST_S)

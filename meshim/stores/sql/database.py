@@ -16,6 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar, TypeVarTuple
 
+import msgspec
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
@@ -40,17 +41,17 @@ _SHARING = 64
 """Writes that share a transaction at most: the first of them waits for the last."""
 
 
-class DatabaseStatistics(NamedTuple):
-    """Counts since the start.
+class DatabaseStatistics(msgspec.Struct):
+    """Counters of one client since its start."""
 
-    `transactions` were begun, `retries` of them after a deadlock or the like; `failures` ended
-    because the database was not available; `refused` found too many waiting for a thread.
-    """
-
-    transactions: int
-    retries: int
-    failures: int
-    refused: int
+    transactions: int = 0
+    """Transactions begun, `retries` included."""
+    retries: int = 0
+    """Transactions begun again after a deadlock, a lock timeout or a duplicate key."""
+    failures: int = 0
+    """Transactions that ended because the database was not available."""
+    refused: int = 0
+    """Calls that found too many others waiting for a thread."""
 
 
 class _Threads:
@@ -80,6 +81,7 @@ class Database:
 
     def __init__(self, url: str, threads: int) -> None:
         """Opens nothing yet.  Raises `UsageError` for a URL of another kind of database."""
+        self.statistics = DatabaseStatistics()
         self._shares = is_sqlite(url)
         writers = 1 if self._shares else threads
         self._engine = create(url, threads + writers)
@@ -89,7 +91,6 @@ class Database:
         self._writing = _Threads(writers, waiting, "sql-write")
         self._sharing: deque[_Write] = deque()
         self._counting = threading.Lock()
-        self._statistics = DatabaseStatistics(0, 0, 0, 0)
         self._closed = False
 
     async def read(self, work: Callable[[Connection, *Arguments], T], *arguments: *Arguments) -> T:
@@ -106,9 +107,6 @@ class Database:
         return await self._submit(
             self._writing, lambda: self._submit_write(lambda connection: work(connection, *arguments))
         )
-
-    def statistics(self) -> DatabaseStatistics:
-        return self._statistics
 
     async def close(self) -> None:
         """Wait for what is running, which takes no longer than the timeouts of the driver, and disconnect."""
@@ -180,10 +178,10 @@ class Database:
 
     def _count(self, transactions: int = 0, retries: int = 0, failures: int = 0, refused: int = 0) -> None:
         with self._counting:
-            had = self._statistics
-            self._statistics = DatabaseStatistics(
-                had.transactions + transactions, had.retries + retries, had.failures + failures, had.refused + refused
-            )
+            self.statistics.transactions += transactions
+            self.statistics.retries += retries
+            self.statistics.failures += failures
+            self.statistics.refused += refused
 
 
 def _each(connection: Connection, writes: list[_Write]) -> list[Any]:
