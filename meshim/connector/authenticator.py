@@ -128,7 +128,9 @@ class Authenticator:
             return
         # Into the run that was asked before the database was: what is revoked since then is dropped there.
         doubtful = [hash_ for hash_ in found if hash_ in known and not known[hash_].cached.verified]
-        await asyncio.gather(*(self._mark_verified(each, found[each][0], known[each].cached.run) for each in doubtful))
+        await asyncio.gather(
+            *(self._mark_verified(each, found[each][0], known[each].cached.run_id) for each in doubtful)
+        )
         await self.cache([account for _, account in found.values()])
 
     async def _mark_verified(self, token_hash: bytes, login: Login, run: str) -> None:

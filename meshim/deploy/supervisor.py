@@ -40,9 +40,9 @@ def role_command(role: str, name: str, data: DataFolder) -> list[str]:
 
 def upgrade_database(url: str) -> None:
     """Upgrade the tables of the database to this version."""
-    from meshim.stores.sql import upgrades  # here: SQLAlchemy and Alembic are slow to import
+    from meshim.stores.sql import migrate  # here: SQLAlchemy and Alembic are slow to import
 
-    upgrades.upgrade(url)
+    migrate.upgrade(url)
 
 
 async def run(

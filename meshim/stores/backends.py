@@ -1,4 +1,4 @@
-"""What a role is connected to: opened in one way by all of them, and closed when the role's stack unwinds."""
+"""The connections of a role to Redis, NATS and SQL: every role opens them here, and its exit stack closes them."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -20,7 +20,10 @@ from meshim.topology import Backends, Topology
 
 
 class Connections:
-    """Backends of the topology.  `stack` must outlive the service, whose background work uses them."""
+    """Opens clients of the backends in the topology, and counts what they count.
+
+    `stack` closes the clients; it must outlive the service, whose background work uses them.
+    """
 
     def __init__(self, topology: Topology, service: Service, stack: AsyncExitStack) -> None:
         self._topology = topology
@@ -38,13 +41,13 @@ class Connections:
         }
 
     def redis(self) -> RedisClient:
-        """Connects when it is first used."""
+        """Return a new client, which connects when it is first used."""
         redis = self._redis(RedisClient(self._topology.backends.redis, self._service.log))
         self._statistics.append(("redis", redis.statistics))
         return redis
 
     def leases(self) -> RedisLeases:
-        """On connections of their own: a renewal must not queue behind a storm of greetings."""
+        """Return leases on two connections of their own: a renewal must not queue behind a connection storm."""
         redis = self._redis(RedisClient(self._topology.backends.redis, self._service.log, connections=2))
         return RedisLeases(redis, self._topology.namespace, self._service.log)
 
@@ -53,14 +56,17 @@ class Connections:
         return client
 
     def database(self) -> Database:
-        """Connects when it is first used."""
+        """Return a new client, which connects when it is first used."""
         database = Database(self._topology.backends.sql, self._topology.limits.db_threads)
         self._stack.push_async_callback(database.close)
         self._statistics.append(("database", database.statistics))
         return database
 
     async def nats(self) -> NatsClient:
-        """Raises BackendUnavailable when NATS does not answer; the role ends when it closes the connection for good."""
+        """Return a connected client.  The role ends when NATS closes the connection for good.
+
+        Raises `BackendUnavailable` when NATS does not answer.
+        """
         nats = await NatsClient.connect(self._topology.backends.nats, self._service.log)
         self._stack.push_async_callback(nats.close)
         self._statistics.append(("nats", nats.statistics))
@@ -69,15 +75,15 @@ class Connections:
 
 
 async def _fail_when_closed(nats: NatsClient) -> None:
-    await nats.lost()
+    await nats.wait_closed()
     raise BackendUnavailable("NATS no longer lets us in: see its log and the URL in the topology.")
 
 
 @asynccontextmanager
 async def lease_held(keeper: LeaseKeeper, service: Service, *, needed: bool = True) -> AsyncGenerator[None]:
-    """Hold the lease during the block, and give it back.
+    """Hold the lease during the block, and release it afterwards.
 
-    With `needed` the block begins when it is held, since others find the role by it; otherwise at once.
+    With `needed` the block begins when the lease is held, since other roles find this one by it; otherwise at once.
     """
 
     async def keep() -> None:
@@ -95,14 +101,17 @@ async def lease_held(keeper: LeaseKeeper, service: Service, *, needed: bool = Tr
     try:
         yield
     finally:
-        # In this order: a renewal under way would take it again.
+        # In this order: a renewal under way would take the lease again.
         keeping.cancel()
         await asyncio.wait([keeping])
         await keeper.release()
 
 
 async def read_settings(backends: Backends, monitor: str | None) -> list[Setting]:
-    """The durability settings of NATS and the database, over connections made for this; unknown where one is down."""
+    """Return the durability settings of NATS and the database, read over new connections.
+
+    Settings of a backend that is down are unknown.
+    """
     nats, sql = await asyncio.gather(
         nats_durability.read_settings_at(backends.nats, monitor),
         asyncio.to_thread(sql_durability.read_settings_at, backends.sql),

@@ -1,4 +1,4 @@
-"""Would a loss of power take what is acknowledged?  What a backend says of its settings, judged.
+"""Whether an acknowledged message survives a power loss, by the settings of NATS and of the database.
 
 =========  ==================================  =====================================================================
 backend    setting                             safe
@@ -7,12 +7,13 @@ NATS       `sync_interval`                     `always`; otherwise an acknowledg
 SQLite     `synchronous`                       FULL or EXTRA; NORMAL syncs no commit in WAL mode
            `journal_mode`                      any on disk
 InnoDB     `innodb_flush_log_at_trx_commit`    1, in MariaDB also 3
-           `sync_binlog`                       1, where `log_bin` is on: a transaction that the binary log has lost
-                                               is rolled back after a crash
-           `innodb_doublewrite`                on; off only the storage can make it safe, which cannot be read
+           `sync_binlog`                       1, where `log_bin` is on: a transaction missing from the binary log is
+                                               rolled back after a crash
+           `innodb_doublewrite`                on; without it only the storage can be safe, which cannot be read
 =========  ==================================  =====================================================================
 
-What cannot be read is unknown, never safe.  Pure: who reads is `durability.py`.
+A setting that cannot be read is unknown, never safe.  Pure: `nats/durability.py` and `sql/durability.py` read the
+settings.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,7 @@ from meshim.topology import Durability, OnWeak
 
 
 class Verdict(StrEnum):
-    """Whether what is acknowledged survives a loss of power."""
+    """Whether acknowledged messages survive a power loss with this setting."""
 
     SAFE = "safe"
     WEAK = "weak"
@@ -39,25 +40,28 @@ class Setting(msgspec.Struct, frozen=True):
     """`nats` or `sql`."""
     name: str
     value: str
-    """As the backend says it; empty when it was not read."""
+    """As the backend reports it; empty when it was not read."""
     verdict: Verdict
     reason: str = ""
-    """Unless it is safe: a sentence that says what is wrong and what to do."""
+    """Empty when safe; otherwise a sentence that says what is wrong and what to do."""
 
 
 class DurabilityPolicy:
-    """Decides as the topology says, and tells the log of a process what is not safe, once until it changes."""
+    """Applies `durability.weak` and `durability.unknown` of the topology.
+
+    Logs each setting that is not safe, once until the settings change.
+    """
 
     def __init__(self, policy: Durability, log: Log) -> None:
         self._policy = policy
         self._log = log
-        self._told: Sequence[Setting] = ()
+        self._logged: Sequence[Setting] = ()
 
     def violation(self, settings: Sequence[Setting]) -> str | None:
-        """The sentence why nothing may be stored with these settings, or None when it may."""
+        """Return the sentence why nothing may be stored with these settings; None when storing is allowed."""
         doubtful = [setting for setting in settings if setting.verdict is not Verdict.SAFE]
-        if doubtful != self._told:
-            self._told = doubtful
+        if doubtful != self._logged:
+            self._logged = doubtful
             for setting in doubtful:
                 self._log.warning("not safe from a loss of power", verdict=setting.verdict, reason=setting.reason)
         refused = next((setting for setting in doubtful if self._on_weak(setting) == "refuse"), None)
@@ -70,7 +74,7 @@ class DurabilityPolicy:
 
 
 def jetstream(sync_always: bool, sync_interval_s: float) -> Setting:
-    """`sync_interval` of a NATS server."""
+    """Judge `sync_interval` of a NATS server."""
     if sync_always:
         return Setting("nats", "sync_interval", "always", Verdict.SAFE)
     reason = (
@@ -81,12 +85,12 @@ def jetstream(sync_always: bool, sync_interval_s: float) -> Setting:
 
 
 def jetstream_unknown(why: str) -> Setting:
-    """`why` completes the sentence "It is not known how NATS syncs: "."""
+    """Return the setting of a NATS server that cannot be read; `why` completes "It is not known how NATS syncs: "."""
     return Setting("nats", "sync_interval", "", Verdict.UNKNOWN, f"It is not known how NATS syncs: {why}.")
 
 
 def sqlite(journal_mode: str, synchronous: int) -> list[Setting]:
-    """The two pragmas of a connection."""
+    """Judge the two pragmas of a connection."""
     level = dict(enumerate(("OFF", "NORMAL", "FULL", "EXTRA"))).get(synchronous, str(synchronous))
     unsynced = f"SQLite runs with `synchronous={level}`, which does not sync what it commits: it has to be FULL."
     unwritten = f"SQLite runs with `journal_mode={journal_mode}`, which keeps its journal in memory: it has to be WAL."
@@ -97,7 +101,7 @@ def sqlite(journal_mode: str, synchronous: int) -> list[Setting]:
 
 
 def innodb(variables: Mapping[str, str]) -> list[Setting]:
-    """The global variables of a MySQL or MariaDB server; those that it does not tell are unknown."""
+    """Judge the global variables of a MySQL or MariaDB server; missing ones are unknown."""
     found = [_flush(variables.get("innodb_flush_log_at_trx_commit"))]
     if not _is_off(variables.get("log_bin", "")):
         found.append(_sync_binlog(variables.get("sync_binlog")))
@@ -108,7 +112,7 @@ def innodb(variables: Mapping[str, str]) -> list[Setting]:
 def _flush(value: str | None) -> Setting:
     name = "innodb_flush_log_at_trx_commit"
     if value is None:
-        return _untold(name)
+        return _unreadable(name)
     reason = f"The database runs with `{name}={value}`: it syncs what it has committed a second later. Set it to 1."
     return _judged(name, value, value in ("1", "3"), reason)
 
@@ -116,7 +120,7 @@ def _flush(value: str | None) -> Setting:
 def _sync_binlog(value: str | None) -> Setting:
     name = "sync_binlog"
     if value is None:
-        return _untold(name)
+        return _unreadable(name)
     reason = (
         f"The database runs with `{name}={value}` and a binary log: after a crash it rolls back what that log "
         "has not synced. Set it to 1."
@@ -127,7 +131,7 @@ def _sync_binlog(value: str | None) -> Setting:
 def _doublewrite(value: str | None) -> Setting:
     name = "innodb_doublewrite"
     if value is None:
-        return _untold(name)
+        return _unreadable(name)
     if _is_off(value) or value.upper() == "DETECT_ONLY":
         reason = f"The database runs with `{name}={value}`: only storage that never tears a page is safe then."
         return Setting("sql", name, value, Verdict.UNKNOWN, reason)
@@ -138,7 +142,7 @@ def _is_off(value: str) -> bool:
     return value.upper() in ("OFF", "0")
 
 
-def _untold(name: str) -> Setting:
+def _unreadable(name: str) -> Setting:
     return Setting("sql", name, "", Verdict.UNKNOWN, f"The database does not tell its `{name}`.")
 
 

@@ -17,7 +17,7 @@ from meshim.stores.nats.notifications import NatsNotifications
 from meshim.stores.nats.offline_log import JetStreamOfflineLog
 from meshim.stores.ports import Lease
 from meshim.stores.redis.presence import RedisPresence
-from meshim.stores.sql import upgrades
+from meshim.stores.sql import migrate
 from meshim.stores.sql.accounts import SqlAccounts
 from meshim.stores.sql.durability import DatabaseDurabilityGate
 from meshim.stores.sql.partitions import SqlPartitions
@@ -54,7 +54,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
     timers = topology.timers
     incarnation = secrets.randbits(62) + 1
     async with AsyncExitStack() as stack, Service("writer", name, shutdown_s=timers.shutdown_s) as service:
-        await asyncio.to_thread(upgrades.check, topology.backends.sql)
+        await asyncio.to_thread(migrate.check, topology.backends.sql)
         connections = Connections(topology, service, stack)
         backends = await _open(topology, connections, service)
         core = WriterCore(options_of(topology, name, incarnation))

@@ -1,4 +1,4 @@
-"""A wire to a NATS server that a test can cut, and that can hold back what the client says after its handshake."""
+"""A TCP relay to a NATS server that a test can cut, or make hold back data after the client's handshake."""
 
 import asyncio
 from typing import Self
@@ -9,7 +9,7 @@ _SOON_S = 10.0
 
 
 class NatsRelay:
-    """Listens on a port of its own while it is entered; `url` is that of the server, through here."""
+    """Listens on a port of its own while it is entered; `url` is the URL of the server through the relay."""
 
     def __init__(self, server_url: str) -> None:
         parts = urlsplit(server_url)
@@ -39,11 +39,11 @@ class NatsRelay:
             wire.close()
 
     def hold_after_the_handshake(self) -> None:
-        """Let the next connection say CONNECT and PING, and nothing more until `let_go`."""
+        """Forward only CONNECT and PING of the next connection until `let_go`."""
         self._open.clear()
 
     async def holding(self) -> None:
-        """Return when there is something that is held back."""
+        """Return when the relay holds back data."""
         async with asyncio.timeout(_SOON_S):
             await self._held.wait()
 

@@ -1,4 +1,4 @@
-"""A server of a test's own, that it may end and start again while its event loop runs."""
+"""A server of one test, which the test may end and start again while its event loop runs."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,7 +10,7 @@ from tests.servers import Server, running
 
 @asynccontextmanager
 async def up(backend: Embedded) -> AsyncIterator[Server]:
-    """Run the backend during the block; the next time it answers under the same URL."""
+    """Run the server during the block; a later block runs it under the same URL."""
     context = running(backend)
     server = await asyncio.to_thread(context.__enter__)
     try:

@@ -20,12 +20,12 @@ from meshim.runtime.log import Log
 from meshim.stores.memory.accounts import MemoryAccounts
 from meshim.stores.memory.database import MemoryDatabase
 from meshim.stores.ports import Accounts, Leases, Notifications, Presence, SessionCache
-from meshim.stores.sql import upgrades
+from meshim.stores.sql import migrate
 from meshim.stores.sql.accounts import SqlAccounts
 from meshim.stores.sql.database import Database
 from meshim.topology import Limits, Topology
 from meshim.wire.notification import Notification
-from tests.contract.redis_sides import Side, side_of
+from tests.contract.redis_backends import Backend, open_backend
 
 
 class Switch:
@@ -64,11 +64,11 @@ class Told:
 class World:
     """`app` is the application; the switches are named like the backends behind the ports."""
 
-    def __init__(self, accounts: Accounts, side: Side, log: StringIO) -> None:
+    def __init__(self, accounts: Accounts, backend: Backend, log: StringIO) -> None:
         self.accounts = accounts
-        self.cache = side.session_cache()
-        self.presence = side.presence()
-        self.leases = side.leases()
+        self.cache = backend.session_cache()
+        self.presence = backend.presence()
+        self.leases = backend.leases()
         self.told = Told()
         self.log = log
         self.master = MasterKey(bytes(32))
@@ -133,18 +133,20 @@ async def world_of(
 ) -> AsyncIterator[World]:
     """`kind` is `memory` or the kind of a database; URLs are only asked for when they are needed."""
     async with AsyncExitStack() as stack:
-        side = await stack.enter_async_context(side_of("memory" if kind == "memory" else "redis", redis_url, namespace))
+        backend = await stack.enter_async_context(
+            open_backend("memory" if kind == "memory" else "redis", redis_url, namespace)
+        )
         accounts: Accounts
         if kind == "memory":
             accounts = MemoryAccounts(MemoryDatabase())
         else:
             url = sql_url()
-            upgrades.upgrade(url)
+            migrate.upgrade(url)
             database = Database(url, 2)
             stack.push_async_callback(database.close)
             accounts = SqlAccounts(database)
-        world = World(accounts, side, StringIO())
-        set_clock = getattr(side, "set_clock", None)
+        world = World(accounts, backend, StringIO())
+        set_clock = getattr(backend, "set_clock", None)
         if set_clock is not None:
             set_clock(time.time())
         stack.callback(world.passwords.close)

@@ -7,7 +7,7 @@ import pytest
 
 from meshim.errors import StoreConflict
 from meshim.stores.ports import Account, Login, RelationKey, User
-from tests.contract.database_sides import EPOCH, NOW, Ports, Side, device_ids, device_of, entry, person, processes
+from tests.contract.database_backends import EPOCH, NOW, Backend, Ports, device_ids, device_of, entry, person, processes
 
 # ---------------------------------------------------------------- users
 
@@ -32,7 +32,7 @@ async def test_names_are_compared_byte_by_byte(ports: Ports, other: str) -> None
     await ports.accounts.register(other, "hash")
 
 
-async def test_register_many_gives_none_for_what_is_taken(ports: Ports) -> None:
+async def test_register_many_gives_none_for_taken_names(ports: Ports) -> None:
     await ports.accounts.register("bob", "first")
     found = await ports.accounts.register_many([("alice", "a"), ("bob", "b"), ("carol", "c"), ("alice", "d")])
     alice = await ports.accounts.user("alice")
@@ -55,8 +55,8 @@ async def test_register_many_takes_more_than_one_statement_holds(ports: Ports) -
     }
 
 
-async def test_one_of_many_at_once_gets_the_name(side: Side) -> None:
-    registrations = (process.accounts.register("alice", "hash") for process in await processes(side, 4))
+async def test_one_of_several_registrations_at_once_gets_the_name(backend: Backend) -> None:
+    registrations = (process.accounts.register("alice", "hash") for process in await processes(backend, 4))
     answers = await asyncio.gather(*registrations, return_exceptions=True)
     assert sum(isinstance(answer, User) for answer in answers) == 1
     assert sum(isinstance(answer, StoreConflict) for answer in answers) == 3
@@ -87,7 +87,7 @@ async def test_every_epoch_is_kept(ports: Ports, epoch: int) -> None:
 
 
 async def test_second_log_in_takes_the_device_over(ports: Ports) -> None:
-    """R14: the queue stays with the device, whatever its epoch."""
+    """R14: the device keeps its id, and so its queue, under a new epoch."""
     alice = await person(ports)
     first_token, second_token = secrets.token_bytes(32), secrets.token_bytes(32)
     first, _ = await ports.accounts.log_in(alice.user_id, "phone", 1, first_token, NOW + 60, NOW, 1)
@@ -98,7 +98,7 @@ async def test_second_log_in_takes_the_device_over(ports: Ports) -> None:
     assert await ports.accounts.login(second_token, NOW) == Login(alice.user_id, first.device_id, 2, NOW + 60)
 
 
-async def test_tokens_are_those_of_one_device_of_one_user(ports: Ports) -> None:
+async def test_tokens_belong_to_one_device_of_one_user(ports: Ports) -> None:
     alice, bob = await person(ports), await person(ports)
     of_phone, renewed, of_laptop, of_bob, for_rest = (secrets.token_bytes(32) for _ in range(5))
     logins = ((alice, "phone", of_phone), (alice, "laptop", of_laptop), (bob, "phone", of_bob), (alice, None, for_rest))
@@ -115,13 +115,13 @@ async def test_tokens_are_those_of_one_device_of_one_user(ports: Ports) -> None:
     assert await ports.accounts.tokens(alice.user_id, "laptop") == (of_laptop,)
 
 
-async def test_a_token_stands_until_it_is_revoked_even_when_it_has_expired(ports: Ports) -> None:
+async def test_an_expired_token_counts_as_unrevoked(ports: Ports) -> None:
     alice = await person(ports)
     expired, taken_over, logged_out, renewed, unknown = (secrets.token_bytes(32) for _ in range(5))
     for device, token in (("watch", expired), ("phone", taken_over), ("laptop", logged_out), ("phone", renewed)):
         await ports.accounts.log_in(alice.user_id, device, 1, token, NOW - 1, NOW, 10)
     await ports.accounts.log_out(logged_out)
-    others = [secrets.token_bytes(32) for _ in range(600)]  # more than one question
+    others = [secrets.token_bytes(32) for _ in range(600)]  # more than one query takes
     asked = [expired, taken_over, logged_out, *others, renewed, unknown]
     assert await ports.accounts.unrevoked(asked) == {expired, renewed}
     assert await ports.accounts.unrevoked([]) == set()
@@ -136,7 +136,7 @@ async def test_log_in_repeated_revokes_nothing(ports: Ports) -> None:
     assert await ports.accounts.login(token, NOW) is not None
 
 
-async def test_devices_are_limited_and_other_users_do_not_count(ports: Ports) -> None:
+async def test_devices_are_limited_per_user(ports: Ports) -> None:
     alice, bob = await person(ports), await person(ports)
     await device_of(ports, bob, "laptop", most=2)
     phone = await device_of(ports, alice, "phone", most=2)
@@ -146,31 +146,32 @@ async def test_devices_are_limited_and_other_users_do_not_count(ports: Ports) ->
     assert await device_ids(ports, alice) == [phone.device_id, laptop.device_id]
 
 
-async def test_devices_are_limited_for_many_at_once(side: Side) -> None:
-    ports = side.process()
+async def test_devices_are_limited_for_logins_at_once(backend: Backend) -> None:
+    ports = backend.process()
     alice = await person(ports)
     logins = (
-        device_of(process, alice, f"device {number}", most=2) for number, process in enumerate(await processes(side, 4))
+        device_of(process, alice, f"device {number}", most=2)
+        for number, process in enumerate(await processes(backend, 4))
     )
     answers = await asyncio.gather(*logins, return_exceptions=True)
     assert sum(isinstance(answer, StoreConflict) for answer in answers) == 2
     assert len(await device_ids(ports, alice)) == 2
 
 
-async def test_one_device_for_many_logins_at_once(side: Side) -> None:
-    ports = side.process()
+async def test_logins_at_once_share_one_device(backend: Backend) -> None:
+    ports = backend.process()
     alice = await person(ports)
-    devices = await asyncio.gather(*(device_of(process, alice) for process in await processes(side, 4)))
+    devices = await asyncio.gather(*(device_of(process, alice) for process in await processes(backend, 4)))
     assert len({device.device_id for device in devices}) == 1
 
 
-async def test_nobody_logs_in_as_nobody(ports: Ports) -> None:
+async def test_login_of_an_unknown_user_is_refused(ports: Ports) -> None:
     for device in ("phone", None):
         with pytest.raises(StoreConflict, match="no such user"):
             await ports.accounts.log_in(1 << 62, device, 1, secrets.token_bytes(32), NOW, NOW, 10)
 
 
-async def test_token_for_rest_alone_touches_no_device(ports: Ports) -> None:
+async def test_token_for_rest_only_touches_no_device(ports: Ports) -> None:
     alice = await person(ports)
     token = secrets.token_bytes(32)
     device, revoked = await ports.accounts.log_in(alice.user_id, None, 0, token, NOW + 60, NOW, 10)
@@ -195,12 +196,12 @@ async def test_user_keeps_the_newest_tokens_for_rest(ports: Ports) -> None:
     assert await ports.accounts.login(device_token, NOW) is not None
 
 
-async def test_log_out_revokes_once(side: Side) -> None:
-    ports = side.process()
+async def test_log_out_revokes_once(backend: Backend) -> None:
+    ports = backend.process()
     alice = await person(ports)
     token = secrets.token_bytes(32)
     device, _ = await ports.accounts.log_in(alice.user_id, "phone", EPOCH, token, NOW + 60, NOW, 10)
-    answers = await asyncio.gather(*(process.accounts.log_out(token) for process in await processes(side, 3)))
+    answers = await asyncio.gather(*(process.accounts.log_out(token) for process in await processes(backend, 3)))
     login = Login(alice.user_id, device.device_id, EPOCH, NOW + 60)
     assert sorted(answers, key=lambda answer: answer is None) == [login, None, None]
     assert await ports.accounts.login(token, NOW) is None
@@ -216,8 +217,8 @@ async def test_last_seen_only_rises(ports: Ports) -> None:
         assert await device_ids(ports, alice) == [device.device_id for device in left]
 
 
-async def test_idle_device_goes_with_its_tokens_and_queue(side: Side) -> None:
-    ports = side.process()
+async def test_idle_device_goes_with_its_tokens_and_queue(backend: Backend) -> None:
+    ports = backend.process()
     alice = await person(ports)
     old, token = await device_of(ports, alice, "old"), secrets.token_bytes(32)
     await ports.accounts.log_in(alice.user_id, "old", 1, token, NOW + 60, NOW, 10)
@@ -232,14 +233,14 @@ async def test_idle_device_goes_with_its_tokens_and_queue(side: Side) -> None:
     assert await device_ids(ports, alice) == [used.device_id]
     assert await ports.accounts.login(token, NOW) is None
     assert await ports.accounts.login(rest_token, NOW) is not None
-    assert (await side.rows(old.device_id), await side.rows(used.device_id)) == (0, 1)
-    # A writer that still has the device in a record leaves it out.
+    assert (await backend.rows(old.device_id), await backend.rows(used.device_id)) == (0, 1)
+    # A writer whose record still names the device leaves it out.
     written = await ports.partitions.write(0, fence, 2, [(2, [entry(alice, 2, [old, used])])], NOW)
     assert written.devices == ((alice.user_id, used.device_id),)
     assert written.left_out == 1
 
 
-async def test_idle_devices_go_longest_idle_first_and_so_many_at_most(ports: Ports) -> None:
+async def test_idle_devices_go_longest_idle_first_up_to_the_limit(ports: Ports) -> None:
     alice = await person(ports)
     last, *_ = [
         await device_of(ports, alice, name, now=seen) for name, seen in (("c", NOW + 3), ("a", NOW + 1), ("b", NOW + 2))
@@ -274,7 +275,7 @@ async def _states(ports: Ports, one: User, other: User) -> tuple[str | None, str
 
 
 @pytest.mark.parametrize("later_asks", [False, True], ids=["lower id asks", "higher id asks"])
-async def test_friendship_is_asked_for_and_accepted(ports: Ports, later_asks: bool) -> None:
+async def test_friendship_is_requested_and_accepted(ports: Ports, later_asks: bool) -> None:
     one, other = await person(ports), await person(ports)
     if later_asks:
         one, other = other, one
@@ -292,7 +293,7 @@ async def test_friendship_is_asked_for_and_accepted(ports: Ports, later_asks: bo
     assert await ports.accounts.request(one.user_id, other.user_id, NOW, 100) == "friends"
 
 
-async def test_who_asked_cannot_accept(ports: Ports) -> None:
+async def test_the_requester_cannot_accept(ports: Ports) -> None:
     alice, bob = await person(ports), await person(ports)
     for ask_first in (False, True):
         if ask_first:
@@ -301,7 +302,7 @@ async def test_who_asked_cannot_accept(ports: Ports) -> None:
             await ports.accounts.accept(alice.user_id, bob.user_id, RelationKey(1, b"k"), NOW)
 
 
-async def test_accept_repeated_gives_the_same_and_another_key_is_refused(ports: Ports) -> None:
+async def test_accept_can_be_repeated_with_the_same_key_only(ports: Ports) -> None:
     alice, bob = await person(ports), await person(ports)
     await ports.accounts.request(alice.user_id, bob.user_id, NOW, 100)
     first = await ports.accounts.accept(bob.user_id, alice.user_id, RelationKey(1, b"k"), NOW)
@@ -320,7 +321,7 @@ async def test_key_versions_follow_one_another(ports: Ports) -> None:
     assert await _states(ports, alice, bob) == ("requested", "asked")
 
 
-async def test_former_friends_keep_their_keys_and_get_another(ports: Ports) -> None:
+async def test_former_friends_keep_their_keys_and_add_one(ports: Ports) -> None:
     alice, bob = await person(ports), await person(ports)
     await _befriend(ports, alice, bob)
     assert await ports.accounts.remove(bob.user_id, alice.user_id, NOW)
@@ -333,7 +334,7 @@ async def test_former_friends_keep_their_keys_and_get_another(ports: Ports) -> N
     assert (relation.state, [key.version for key in relation.keys]) == ("friends", [1, 2])
 
 
-async def test_former_friends_keep_their_keys_when_asking_again_is_refused(ports: Ports) -> None:
+async def test_former_friends_keep_their_keys_when_a_new_request_is_refused(ports: Ports) -> None:
     alice, bob = await person(ports), await person(ports)
     await _befriend(ports, alice, bob)
     await ports.accounts.remove(bob.user_id, alice.user_id, NOW)
@@ -345,7 +346,7 @@ async def test_former_friends_keep_their_keys_when_asking_again_is_refused(ports
 
 
 @pytest.mark.parametrize("who", ["withdrawn", "refused"])
-async def test_request_taken_back_leaves_nothing(ports: Ports, who: str) -> None:
+async def test_withdrawn_or_refused_request_leaves_nothing(ports: Ports, who: str) -> None:
     alice, bob = await person(ports), await person(ports)
     await ports.accounts.request(alice.user_id, bob.user_id, NOW, 100)
     one, other = (alice, bob) if who == "withdrawn" else (bob, alice)
@@ -354,7 +355,7 @@ async def test_request_taken_back_leaves_nothing(ports: Ports, who: str) -> None
     assert not await ports.accounts.remove(one.user_id, other.user_id, NOW)
 
 
-async def test_request_to_oneself_or_nobody_is_refused(ports: Ports) -> None:
+async def test_request_to_oneself_or_an_unknown_user_is_refused(ports: Ports) -> None:
     alice = await person(ports)
     for peer, sentence in ((alice.user_id, "themselves"), (1 << 62, "no such user")):
         with pytest.raises(StoreConflict, match=sentence):
@@ -372,22 +373,22 @@ async def test_relations_are_limited_on_both_sides(ports: Ports) -> None:
     assert await ports.accounts.relation(alice.user_id, carol.user_id) is None
 
 
-async def test_relations_are_limited_for_many_at_once(side: Side) -> None:
-    ports = side.process()
+async def test_relations_are_limited_for_requests_at_once(backend: Backend) -> None:
+    ports = backend.process()
     alice, *others = [await person(ports) for _ in range(7)]
     requests = (
         process.accounts.request(alice.user_id, other.user_id, NOW, 2)
-        for process, other in zip(await processes(side, 6), others, strict=True)
+        for process, other in zip(await processes(backend, 6), others, strict=True)
     )
     answers = await asyncio.gather(*requests, return_exceptions=True)
     assert answers.count("requested") == 2
     assert len(await ports.accounts.relations(alice.user_id)) == 2
 
 
-async def test_two_who_ask_each_other_at_once_have_one_relation(side: Side) -> None:
-    ports = side.process()
+async def test_two_requests_to_each_other_at_once_make_one_relation(backend: Backend) -> None:
+    ports = backend.process()
     alice, bob = await person(ports), await person(ports)
-    one, other = await processes(side, 2)
+    one, other = await processes(backend, 2)
     answers = await asyncio.gather(
         one.accounts.request(alice.user_id, bob.user_id, NOW, 100),
         other.accounts.request(bob.user_id, alice.user_id, NOW, 100),
@@ -396,7 +397,7 @@ async def test_two_who_ask_each_other_at_once_have_one_relation(side: Side) -> N
     assert await _states(ports, alice, bob) in {("requested", "asked"), ("asked", "requested")}
 
 
-async def test_relations_come_by_name_with_all_keys(ports: Ports) -> None:
+async def test_relations_are_ordered_by_name_and_have_all_keys(ports: Ports) -> None:
     me = await ports.accounts.register("me", "hash")
     zoe, adam, eve = [await ports.accounts.register(name, "hash") for name in ("zoe", "adam", "eve")]
     await _befriend(ports, me, zoe)
@@ -414,7 +415,7 @@ async def test_relations_come_by_name_with_all_keys(ports: Ports) -> None:
     assert await ports.accounts.relations(eve.user_id + 1000) == []
 
 
-async def test_account_names_devices_and_friends(ports: Ports) -> None:
+async def test_account_has_devices_and_friends(ports: Ports) -> None:
     alice, bob, carol, dave = [await person(ports) for _ in range(4)]
     phone, laptop = await device_of(ports, alice, "phone"), await device_of(ports, alice, "laptop")
     await _befriend(ports, dave, alice)
@@ -430,7 +431,7 @@ async def test_account_names_devices_and_friends(ports: Ports) -> None:
     assert await ports.accounts.accounts([], NOW) == {}
 
 
-async def test_whose_tokens_they_are(ports: Ports) -> None:
+async def test_logins_by_token(ports: Ports) -> None:
     alice, bob = [await person(ports) for _ in range(2)]
     await _befriend(ports, alice, bob)
     good, ended, unknown = [secrets.token_bytes(32) for _ in range(3)]

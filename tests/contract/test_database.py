@@ -1,4 +1,4 @@
-"""How transactions run on SQLite and MariaDB: bounded, begun again where that helps, honest without a database."""
+"""Transactions on SQLite and MariaDB: bounded, retried after contention, and unavailable when the database is down."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ from meshim.errors import BackendUnavailable, StoreConflict, UsageError
 from meshim.stores.sql import engine
 from meshim.stores.sql.database import Database, DatabaseStatistics
 from meshim.stores.sql.schema import im_user, now_ms
-from tests.contract.database_sides import SqlSide, person, sql_side
+from tests.contract.database_backends import SqlBackend, open_sql_backend, person
 
 
 def count_users(connection: Connection) -> int:
@@ -28,7 +28,7 @@ def rename(connection: Connection, user_id: int, name: str) -> None:
 # ---------------------------------------------------------------- transactions
 
 
-async def test_what_raises_leaves_nothing(sql: SqlSide) -> None:
+async def test_a_transaction_that_raises_is_rolled_back(sql: SqlBackend) -> None:
     def add_and_raise(connection: Connection) -> None:
         connection.execute(insert(im_user).values(name="alice", password_hash="x", gmt_create=1))
         assert count_users(connection) == 1
@@ -39,7 +39,7 @@ async def test_what_raises_leaves_nothing(sql: SqlSide) -> None:
     assert await sql.database.read(count_users) == 0
 
 
-async def test_all_that_is_read_belongs_to_one_state(sql: SqlSide) -> None:
+async def test_reads_of_one_transaction_share_a_snapshot(sql: SqlBackend) -> None:
     looked, go_on = threading.Event(), threading.Event()
 
     def count_twice(connection: Connection) -> tuple[int, int]:
@@ -56,7 +56,7 @@ async def test_all_that_is_read_belongs_to_one_state(sql: SqlSide) -> None:
     assert await sql.database.read(count_users) == 1
 
 
-async def test_clock_of_the_database_is_in_milliseconds(sql: SqlSide) -> None:
+async def test_clock_of_the_database_is_in_milliseconds(sql: SqlBackend) -> None:
     def clock(connection: Connection) -> int:
         return connection.scalars(select(now_ms())).one()
 
@@ -65,22 +65,22 @@ async def test_clock_of_the_database_is_in_milliseconds(sql: SqlSide) -> None:
     assert first <= await sql.database.read(clock) < first + 60_000
 
 
-async def test_clock_of_the_database_knows_no_time_zone(mariadb_with_tables: str) -> None:
+async def test_clock_of_the_database_is_independent_of_time_zones(mariadb_with_tables: str) -> None:
     def clock(connection: Connection, zone: str) -> int:
         connection.execute(text(f"SET time_zone = '{zone}'"))
         return connection.scalars(select(now_ms())).one()
 
-    async with sql_side(mariadb_with_tables) as side:
-        west, east = [await side.database.read(clock, zone) for zone in ("-11:00", "+12:00")]
+    async with open_sql_backend(mariadb_with_tables) as backend:
+        west, east = [await backend.database.read(clock, zone) for zone in ("-11:00", "+12:00")]
     assert abs(east - west) < 60_000
 
 
 # ---------------------------------------------------------------- again
 
 
-async def test_deadlock_is_resolved_by_beginning_again(mariadb_with_tables: str) -> None:
-    async with sql_side(mariadb_with_tables) as side:
-        ports = side.process()
+async def test_deadlock_is_retried(mariadb_with_tables: str) -> None:
+    async with open_sql_backend(mariadb_with_tables) as backend:
+        ports = backend.process()
         alice, bob = await person(ports), await person(ports)
         both_hold_one = threading.Barrier(2)
 
@@ -97,7 +97,7 @@ async def test_deadlock_is_resolved_by_beginning_again(mariadb_with_tables: str)
             except threading.BrokenBarrierError:
                 rename(connection, second, f"{name} 2")
 
-        one, other = side.connect(), side.connect()
+        one, other = backend.connect(), backend.connect()
         await asyncio.gather(
             one.write(meet, alice.user_id, bob.user_id, "one"), other.write(meet, bob.user_id, alice.user_id, "other")
         )
@@ -105,11 +105,9 @@ async def test_deadlock_is_resolved_by_beginning_again(mariadb_with_tables: str)
         assert one.statistics.failures + other.statistics.failures == 0
 
 
-async def test_lock_that_is_held_too_long_is_given_up(
-    mariadb_with_tables: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with sql_side(mariadb_with_tables) as side:
-        alice = await person(side.process())
+async def test_lock_held_too_long_is_unavailable(mariadb_with_tables: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_sql_backend(mariadb_with_tables) as backend:
+        alice = await person(backend.process())
         held, let_go = threading.Event(), threading.Event()
 
         def hold(connection: Connection) -> None:
@@ -117,10 +115,10 @@ async def test_lock_that_is_held_too_long_is_given_up(
             held.set()
             assert let_go.wait(10)
 
-        holding = asyncio.create_task(side.database.write(hold))
+        holding = asyncio.create_task(backend.database.write(hold))
         assert await asyncio.to_thread(held.wait, 10)
         monkeypatch.setattr(engine, "_MYSQL_SESSION", "SET SESSION innodb_lock_wait_timeout = 0")
-        impatient = side.connect()
+        impatient = backend.connect()
         with pytest.raises(BackendUnavailable, match="Lock wait timeout"):
             await impatient.write(rename, alice.user_id, "mine")
         assert impatient.statistics == DatabaseStatistics(4, 3, 1, 0)
@@ -128,20 +126,18 @@ async def test_lock_that_is_held_too_long_is_given_up(
         await holding
 
 
-async def test_file_that_is_locked_too_long_is_given_up(
-    sqlite_with_tables: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with sql_side(sqlite_with_tables) as side:
+async def test_file_locked_too_long_is_unavailable(sqlite_with_tables: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_sql_backend(sqlite_with_tables) as backend:
         held, let_go = threading.Event(), threading.Event()
 
         def hold(connection: Connection) -> None:
             held.set()
             assert let_go.wait(10)
 
-        holding = asyncio.create_task(side.database.write(hold))
+        holding = asyncio.create_task(backend.database.write(hold))
         assert await asyncio.to_thread(held.wait, 10)
         monkeypatch.setattr(engine, "_SQLITE_BUSY_TIMEOUT_MS", 1)
-        impatient = side.connect()
+        impatient = backend.connect()
         with pytest.raises(BackendUnavailable, match="database is locked"):
             await impatient.write(rename, 1, "mine")
         assert await impatient.read(count_users) == 0  # readers do not wait for writers
@@ -149,10 +145,10 @@ async def test_file_that_is_locked_too_long_is_given_up(
         await holding
 
 
-async def test_who_waits_for_a_file_looks_every_few_milliseconds(
+async def test_lock_of_a_file_is_polled_every_few_milliseconds(
     sqlite_with_tables: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Left to itself SQLite would sleep for up to 100 ms, and find out so much later that the lock is free."""
+    """SQLite's own busy handler would sleep for up to 100 ms, and take a free lock that much later."""
     pauses = []
 
     class Watched:
@@ -164,15 +160,15 @@ async def test_who_waits_for_a_file_looks_every_few_milliseconds(
             time.sleep(seconds)
 
     monkeypatch.setattr(engine, "time", Watched)
-    async with sql_side(sqlite_with_tables) as side:
-        other = side.connect()
+    async with open_sql_backend(sqlite_with_tables) as backend:
+        other = backend.connect()
         held, let_go = threading.Event(), threading.Event()
 
         def hold(connection: Connection) -> None:
             held.set()
             assert let_go.wait(10)
 
-        holding = asyncio.create_task(side.database.write(hold))
+        holding = asyncio.create_task(backend.database.write(hold))
         assert await asyncio.to_thread(held.wait, 10)
         waiting = asyncio.create_task(other.write(count_users))
         async with asyncio.timeout(10):
@@ -184,16 +180,16 @@ async def test_who_waits_for_a_file_looks_every_few_milliseconds(
     assert max(pauses) <= 0.005
 
 
-async def test_row_inserted_in_between_is_found_at_the_second_look(mariadb_with_tables: str) -> None:
-    async with sql_side(mariadb_with_tables) as side:
-        other = side.connect()
+async def test_row_inserted_in_between_is_found_by_the_retry(mariadb_with_tables: str) -> None:
+    async with open_sql_backend(mariadb_with_tables) as backend:
+        other = backend.connect()
         looks = []
 
         def look_and_insert(connection: Connection) -> str:
             looks.append(count_users(connection))
             if looks[-1]:
                 return "found"
-            # As another process would, after our look.
+            # As another process would, after our select.
             asyncio.run_coroutine_threadsafe(other.write(insert_alice), loop).result(10)
             insert_alice(connection)
             return "inserted"
@@ -202,15 +198,15 @@ async def test_row_inserted_in_between_is_found_at_the_second_look(mariadb_with_
             connection.execute(insert(im_user).values(name="alice", password_hash="x", gmt_create=1))
 
         loop = asyncio.get_running_loop()
-        assert await side.database.write(look_and_insert) == "found"
+        assert await backend.database.write(look_and_insert) == "found"
         assert looks == [0, 1]
-        assert side.database.statistics.retries == 1
+        assert backend.database.statistics.retries == 1
 
 
 # ---------------------------------------------------------------- away
 
 
-async def test_our_own_mistakes_are_not_blamed_on_the_database(sql: SqlSide) -> None:
+async def test_our_bugs_are_not_reported_as_outages(sql: SqlBackend) -> None:
     for mistake in (
         "SELECT * FROM no_such_table",
         "SELECT no_such_column FROM im_user",
@@ -229,10 +225,10 @@ async def test_connection_that_was_closed_while_idle_is_replaced(mariadb_with_ta
     def kill(connection: Connection, number: int) -> None:
         connection.execute(text(f"KILL {number}"))
 
-    async with sql_side(mariadb_with_tables) as side:
-        idle = Database(side.url, 1)
+    async with open_sql_backend(mariadb_with_tables) as backend:
+        idle = Database(backend.url, 1)
         former = await idle.read(connection_id)
-        await side.database.read(kill, former)
+        await backend.database.read(kill, former)
         assert await idle.read(connection_id) != former
         assert idle.statistics.failures == 0
         await idle.close()
@@ -243,24 +239,24 @@ async def test_connection_lost_in_a_transaction_is_unavailable_and_the_next_one_
         connection.execute(text("KILL CONNECTION_ID()"))
         count_users(connection)
 
-    async with sql_side(mariadb_with_tables) as side:
+    async with open_sql_backend(mariadb_with_tables) as backend:
         with pytest.raises(BackendUnavailable, match="is not available"):
-            await side.database.write(lose)
-        assert await side.database.read(count_users) == 0
-        assert side.database.statistics.failures == 1
+            await backend.database.write(lose)
+        assert await backend.database.read(count_users) == 0
+        assert backend.database.statistics.failures == 1
 
 
 @pytest.mark.parametrize(
     "url", ["mysql+pymysql://meshim:test@127.0.0.1:1/meshim", "sqlite:////nowhere/at/all.db", "sqlite:////proc/version"]
 )
-async def test_database_out_of_reach_is_unavailable(url: str) -> None:
+async def test_unreachable_server_is_unavailable(url: str) -> None:
     database = Database(url, 1)
     with pytest.raises(BackendUnavailable, match=r"^The database is not available: .*[^.]\.$"):
         await database.write(count_users)
     await database.close()
 
 
-async def test_wrong_password_is_told_without_the_password(mariadb_with_tables: str) -> None:
+async def test_error_of_a_wrong_password_does_not_show_it(mariadb_with_tables: str) -> None:
     database = Database(mariadb_with_tables.replace(":test@", ":secret@"), 1)
     with pytest.raises(BackendUnavailable, match="Access denied") as caught:
         await database.read(count_users)
@@ -286,7 +282,7 @@ def test_url_of_another_database_is_refused(url: str, sentence: str) -> None:
 # ---------------------------------------------------------------- bounded
 
 
-async def test_only_so_many_wait(sql: SqlSide) -> None:
+async def test_waiting_calls_are_limited(sql: SqlBackend) -> None:
     database = Database(sql.url, 1)
     started, go_on = threading.Event(), threading.Event()
 
@@ -302,7 +298,7 @@ async def test_only_so_many_wait(sql: SqlSide) -> None:
         await database.read(count_users)
     assert database.statistics.refused == 1
 
-    waiting.pop().cancel()  # whoever gives up makes room
+    waiting.pop().cancel()  # a cancelled call makes room
     await asyncio.sleep(0)
     waiting.append(asyncio.create_task(database.read(count_users)))
     go_on.set()
@@ -311,7 +307,7 @@ async def test_only_so_many_wait(sql: SqlSide) -> None:
     await database.close()
 
 
-async def test_who_waits_for_a_lock_keeps_no_reader_waiting(sql: SqlSide) -> None:
+async def test_write_that_waits_for_a_lock_delays_no_read(sql: SqlBackend) -> None:
     database = Database(sql.url, 1)
     started, go_on = threading.Event(), threading.Event()
 
@@ -330,9 +326,9 @@ async def test_who_waits_for_a_lock_keeps_no_reader_waiting(sql: SqlSide) -> Non
 # ---------------------------------------------------------------- shared transactions
 
 
-async def test_what_waits_shares_a_transaction_and_each_is_told_its_own(sqlite_with_tables: str) -> None:
-    async with sql_side(sqlite_with_tables) as side:
-        database = Database(side.url, 1)
+async def test_waiting_writes_share_a_transaction_and_get_their_own_results(sqlite_with_tables: str) -> None:
+    async with open_sql_backend(sqlite_with_tables) as backend:
+        database = Database(backend.url, 1)
         started, go_on = threading.Event(), threading.Event()
 
         def stay(connection: Connection) -> None:
@@ -364,7 +360,7 @@ async def test_what_waits_shares_a_transaction_and_each_is_told_its_own(sqlite_w
 
 
 def fill_up(connection: Connection) -> None:
-    """Have the disk be full in the midst of a statement: SQLite rolls the whole transaction back by itself."""
+    """Make the disk full in the middle of a statement: SQLite rolls back the whole transaction by itself."""
     pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
     connection.exec_driver_sql(f"PRAGMA max_page_count = {pages + 3}").close()
     try:
@@ -386,11 +382,11 @@ def fill_up_and_go_on(connection: Connection) -> None:
 
 
 @pytest.mark.parametrize("fill", [fill_up, fill_up_and_refuse, fill_up_and_go_on])
-async def test_who_shares_with_one_that_found_the_disk_full_is_told_so(
+async def test_full_disk_fails_every_write_of_a_shared_transaction(
     sqlite_with_tables: str, fill: Callable[[Connection], None]
 ) -> None:
-    async with sql_side(sqlite_with_tables) as side:
-        database = Database(side.url, 1)
+    async with open_sql_backend(sqlite_with_tables) as backend:
+        database = Database(backend.url, 1)
         started, go_on = threading.Event(), threading.Event()
 
         def prepare(connection: Connection) -> None:
@@ -421,26 +417,26 @@ async def test_who_shares_with_one_that_found_the_disk_full_is_told_so(
         await database.close()
 
 
-async def test_nobody_is_told_of_success_when_the_transaction_is_gone(sqlite_with_tables: str) -> None:
-    async with sql_side(sqlite_with_tables) as side:
-        await side.database.write(lambda connection: connection.execute(text("CREATE TABLE ballast (bytes BLOB)")))
+async def test_no_write_succeeds_when_the_shared_transaction_is_lost(sqlite_with_tables: str) -> None:
+    async with open_sql_backend(sqlite_with_tables) as backend:
+        await backend.database.write(lambda connection: connection.execute(text("CREATE TABLE ballast (bytes BLOB)")))
         with pytest.raises(BackendUnavailable, match="ended the transaction by itself"):
-            await side.database.write(fill_up_and_go_on)
+            await backend.database.write(fill_up_and_go_on)
 
 
-async def test_without_the_database_all_that_share_fail(
+async def test_unavailable_database_fails_every_write_of_a_shared_transaction(
     sqlite_with_tables: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with sql_side(sqlite_with_tables) as side:
+    async with open_sql_backend(sqlite_with_tables) as backend:
         monkeypatch.setattr(engine, "_SQLITE_BUSY_TIMEOUT_MS", 300)
-        database = Database(side.url, 1)
+        database = Database(backend.url, 1)
         held, let_go = threading.Event(), threading.Event()
 
         def hold(connection: Connection) -> None:
             held.set()
             assert let_go.wait(10)
 
-        holding = asyncio.create_task(side.database.write(hold))
+        holding = asyncio.create_task(backend.database.write(hold))
         assert await asyncio.to_thread(held.wait, 10)
         writing = [asyncio.create_task(database.write(count_users)) for _ in range(5)]
         results = await asyncio.gather(*writing, return_exceptions=True)
@@ -451,7 +447,7 @@ async def test_without_the_database_all_that_share_fail(
         await database.close()
 
 
-async def test_close_waits_for_what_runs_and_refuses_the_rest(sql: SqlSide) -> None:
+async def test_close_waits_for_running_calls_and_refuses_others(sql: SqlBackend) -> None:
     database = Database(sql.url, 1)
     started, go_on = threading.Event(), threading.Event()
 
@@ -469,7 +465,7 @@ async def test_close_waits_for_what_runs_and_refuses_the_rest(sql: SqlSide) -> N
     with pytest.raises(BackendUnavailable, match="was closed"):
         await database.read(count_users)
     with pytest.raises(asyncio.CancelledError):
-        await waiting  # before the thread is free for it
+        await waiting  # it is cancelled before its thread is free
     go_on.set()
     await closing
     await adding

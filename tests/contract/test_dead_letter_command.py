@@ -1,4 +1,4 @@
-"""`meshim deadletter` beside a writer: what cannot be written is in nobody's way, is shown, and can be tried again."""
+"""`meshim deadletter` beside a writer: bad records block no others, are listed, and can be retried or dropped."""
 
 import json
 from collections.abc import AsyncIterator
@@ -14,7 +14,7 @@ from meshim.stores.ports import Device, User
 from meshim.topology import Durability
 from meshim.wire.envelope import WIRE_VERSION, Kind, decode_envelope, encode_envelope
 from meshim.wire.offline_log import Record, encode_record
-from tests.contract.database_sides import entry
+from tests.contract.database_backends import entry
 from tests.contract.writer_process import PARTITIONS, Mesh, topology_of, until
 
 Person = tuple[User, Device]
@@ -48,7 +48,7 @@ async def shown(mesh: Mesh) -> list[dict[str, Any]]:
     return letters
 
 
-async def test_poisoned_records_stop_nobody_and_are_listed_with_their_reasons(mesh: Mesh) -> None:
+async def test_poisoned_records_block_no_others_and_are_listed_with_reasons(mesh: Mesh) -> None:
     [bob] = await mesh.people(1)
     user, device = bob
     await mesh.start()
@@ -80,14 +80,14 @@ async def test_poisoned_records_stop_nobody_and_are_listed_with_their_reasons(me
     assert f"message 91, for user {user.user_id}, devices {device.device_id}" in table
 
 
-async def test_after_mending_a_retry_delivers_and_a_doubled_one_changes_nothing(mesh: Mesh) -> None:
-    """As after an upgrade: what an old writer dead-lettered for its version, the new one writes."""
+async def test_after_a_fix_a_retry_delivers_and_a_second_retry_changes_nothing(mesh: Mesh) -> None:
+    """As after an upgrade: a record that an old writer dead-lettered for its version is written by the new one."""
     [bob] = await mesh.people(1)
     user, device = bob
     partition = partition_of(user.user_id, PARTITIONS)
     await mesh.start()
     good = encode_record((entry(user, 1, (device,)),))
-    for _ in range(2):  # twice, as when a retry was killed before it removed the letter
+    for _ in range(2):  # twice, as after a retry that was killed before it removed the letter
         await mesh.log.dead_letter(partition, 5, "The record has version 1, this writer reads 0.", good)
     code, said = await mesh.deadletter("retry", "1")
     assert (code, said.splitlines()[0]) == (0, f"Letter 1 is in partition {partition} again, at position 1.")
@@ -98,7 +98,7 @@ async def test_after_mending_a_retry_delivers_and_a_doubled_one_changes_nothing(
     assert await shown(mesh) == []
 
 
-async def test_what_is_still_bad_comes_back_with_a_new_number(mesh: Mesh) -> None:
+async def test_a_record_that_is_still_bad_gets_a_new_number(mesh: Mesh) -> None:
     [bob] = await mesh.people(1)
     await mesh.start()
     await mesh.publish_raw(bob[0], GARBAGE)
@@ -126,7 +126,7 @@ async def test_dropping_asks_first(mesh: Mesh) -> None:
     assert await shown(mesh) == []
 
 
-async def test_what_cannot_be_done_is_one_sentence(mesh: Mesh) -> None:
+async def test_errors_are_one_sentence(mesh: Mesh) -> None:
     for what in (("list",), ("retry", "--all"), ("drop", "--all")):
         assert await mesh.deadletter(*what) == (0, "There are no dead letters.\n"), "nor a stream, nor a writer yet"
     await mesh.start()
@@ -147,7 +147,7 @@ async def test_what_cannot_be_done_is_one_sentence(mesh: Mesh) -> None:
         )
 
 
-async def test_a_letter_stays_where_the_log_would_not_keep_it_safe(mesh: Mesh) -> None:
+async def test_a_letter_stays_when_the_durability_gate_refuses(mesh: Mesh) -> None:
     for partition in range(PARTITIONS):
         await mesh.log.ensure(partition, 1)
     await mesh.log.dead_letter(0, 1, "why", GARBAGE)

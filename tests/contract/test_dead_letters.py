@@ -1,4 +1,4 @@
-"""`DeadLetters`: what was dead-lettered is kept by number until it is removed; a retry loses nothing."""
+"""The port `DeadLetters`: letters are kept by number until they are removed; a retry loses nothing."""
 
 import time
 from collections.abc import AsyncIterator
@@ -10,14 +10,14 @@ from meshim.deploy.embedded import Nats
 from meshim.errors import BackendUnavailable
 from meshim.stores.nats.dead_letters import JetStreamDeadLetters, retry
 from meshim.stores.ports import DeadLetter, DeadLetters, LogMessage
-from tests.contract.nats_sides import NatsSide, Side, side_of
+from tests.contract.nats_backends import Backend, NatsBackend, open_backend
 from tests.contract.outage import up
 
 
 @pytest.fixture(params=["memory", "nats"])
-async def side(request: pytest.FixtureRequest, namespace: str) -> AsyncIterator[Side]:
-    async with side_of(request.param, lambda: str(request.getfixturevalue("nats_url")), namespace) as side:
-        yield side
+async def backend(request: pytest.FixtureRequest, namespace: str) -> AsyncIterator[Backend]:
+    async with open_backend(request.param, lambda: str(request.getfixturevalue("nats_url")), namespace) as backend:
+        yield backend
 
 
 async def all_of(letters: DeadLetters) -> list[DeadLetter]:
@@ -29,18 +29,18 @@ async def all_of(letters: DeadLetters) -> list[DeadLetter]:
     return found
 
 
-async def test_before_the_first_there_is_nothing(side: Side) -> None:
-    letters = await side.dead_letters()
+async def test_no_letters_before_the_first(backend: Backend) -> None:
+    letters = await backend.dead_letters()
     assert await letters.last() == 0
     assert await letters.get(1) is None
     assert await letters.following(0) is None
-    await (await side.log()).ensure(0, 1)
+    await (await backend.log()).ensure(0, 1)
     assert await all_of(letters) == []
     assert not await letters.remove(1)
 
 
-async def test_what_was_buried_is_there_with_its_place_and_reason(side: Side) -> None:
-    log, letters = await side.log(), await side.dead_letters()
+async def test_a_letter_has_position_and_reason(backend: Backend) -> None:
+    log, letters = await backend.log(), await backend.dead_letters()
     await log.ensure(0, 1)
     await log.dead_letter(0, 17, "The id is “too long”.", b"data")
     await log.dead_letter(3, 1 << 40, "another", b"")
@@ -52,19 +52,19 @@ async def test_what_was_buried_is_there_with_its_place_and_reason(side: Side) ->
     assert await letters.last() == 2
 
 
-async def test_when_it_was_buried_is_told_by_the_server(nats_url: str, namespace: str) -> None:
-    side = NatsSide(nats_url, namespace)
-    log = await side.log()
+async def test_the_time_of_a_letter_is_that_of_the_server(nats_url: str, namespace: str) -> None:
+    backend = NatsBackend(nats_url, namespace)
+    log = await backend.log()
     await log.ensure(0, 1)
     await log.dead_letter(0, 1, "why", b"data")
-    letter = await (await side.dead_letters()).get(1)
+    letter = await (await backend.dead_letters()).get(1)
     assert letter is not None
     assert abs(letter.dead_lettered_at - time.time()) < 60
-    await side.close()
+    await backend.close()
 
 
-async def test_a_number_that_was_removed_is_passed_over_and_never_given_again(side: Side) -> None:
-    log, letters = await side.log(), await side.dead_letters()
+async def test_a_removed_number_is_skipped_and_never_reused(backend: Backend) -> None:
+    log, letters = await backend.log(), await backend.dead_letters()
     await log.ensure(0, 1)
     for data in (b"1", b"2", b"3"):
         await log.dead_letter(0, 1, "why", data)
@@ -77,8 +77,8 @@ async def test_a_number_that_was_removed_is_passed_over_and_never_given_again(si
     assert [(letter.number, letter.data) for letter in await all_of(letters)] == [(1, b"1"), (4, b"4")]
 
 
-async def test_a_retry_gives_it_to_its_partition_again(side: Side) -> None:
-    log, letters = await side.log(), await side.dead_letters()
+async def test_a_retry_publishes_to_the_partition_again(backend: Backend) -> None:
+    log, letters = await backend.log(), await backend.dead_letters()
     await log.ensure(0, 1)
     await log.ensure(3, 500)
     await log.dead_letter(3, 17, "why", b"data")
@@ -89,9 +89,9 @@ async def test_a_retry_gives_it_to_its_partition_again(side: Side) -> None:
     assert await all_of(letters) == []
 
 
-async def test_a_retry_that_ends_in_the_middle_loses_nothing(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may be in the log twice: test_dead_letter_command shows that this changes nothing."""
-    log, letters = await side.log(), await side.dead_letters()
+async def test_an_interrupted_retry_loses_nothing(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record may be in the log twice: test_dead_letter_command shows that this changes nothing."""
+    log, letters = await backend.log(), await backend.dead_letters()
     await log.ensure(0, 1)
     await log.dead_letter(0, 17, "why", b"data")
     letter = await letters.get(1)
@@ -110,8 +110,8 @@ async def test_a_retry_that_ends_in_the_middle_loses_nothing(side: Side, monkeyp
     assert await all_of(letters) == []
 
 
-async def test_a_letter_that_the_log_does_not_take_stays(side: Side) -> None:
-    log, letters = await side.log(max_bytes=1000), await side.dead_letters()
+async def test_a_letter_stays_when_the_log_is_full(backend: Backend) -> None:
+    log, letters = await backend.log(max_bytes=1000), await backend.dead_letters()
     await log.ensure(0, 1)
     await log.dead_letter(0, 17, "why", bytes(600))
     await log.publish(0, bytes(600))
@@ -125,9 +125,9 @@ async def test_a_letter_that_the_log_does_not_take_stays(side: Side) -> None:
 async def test_nats_away(servers_folder: Path, namespace: str) -> None:
     nats = Nats(servers_folder / namespace)
     async with up(nats) as server:
-        side = NatsSide(server.url, namespace)
-        client = await side.client()
-        log, letters = await side.log(), JetStreamDeadLetters(client, namespace)
+        backend = NatsBackend(server.url, namespace)
+        client = await backend.client()
+        log, letters = await backend.log(), JetStreamDeadLetters(client, namespace)
         await log.ensure(0, 1)
         await log.dead_letter(0, 17, "why", b"data")
         letter = await letters.get(1)
@@ -136,7 +136,7 @@ async def test_nats_away(servers_folder: Path, namespace: str) -> None:
     async def noticed() -> bool:
         return not client.connected
 
-    await side.until(noticed)
+    await backend.until(noticed)
     with pytest.raises(BackendUnavailable):
         await letters.following(0)
     with pytest.raises(BackendUnavailable):
@@ -146,6 +146,6 @@ async def test_nats_away(servers_folder: Path, namespace: str) -> None:
         async def back() -> bool:
             return client.connected
 
-        await side.until(back)
+        await backend.until(back)
         assert await all_of(letters) == [letter]
-        await side.close()
+        await backend.close()

@@ -1,4 +1,4 @@
-"""Settings as real servers tell them, and that nothing is stored where they would lose it."""
+"""Durability settings of real servers, and that nothing is stored with settings that the topology refuses."""
 
 import asyncio
 import io
@@ -24,7 +24,7 @@ from meshim.stores.sql.database import Database
 from meshim.stores.sql.durability import DatabaseDurabilityGate
 from meshim.stores.sql.partitions import SqlPartitions
 from meshim.topology import Backends, Durability
-from tests.contract.database_sides import NOW, SqlSide, claimed, entry, person, positions, sql_side
+from tests.contract.database_backends import NOW, SqlBackend, claimed, entry, open_sql_backend, person, positions
 from tests.contract.outage import up
 from tests.servers import Server, UnsyncedNats, running
 
@@ -43,12 +43,12 @@ async def connected(url: str) -> AsyncIterator[NatsClient]:
 
 async def verdict_of(server: Server, monitor: str | None) -> tuple[Verdict, str]:
     async with connected(server.url) as client:
-        [setting] = await nats_durability.read_settings(client.server, monitor)
+        [setting] = await nats_durability.read_settings(client.server_id, monitor)
     assert (setting.backend, setting.name) == ("nats", "sync_interval")
     return setting.verdict, setting.value + setting.reason
 
 
-async def test_nats_tells_how_it_syncs(tmp_path: Path) -> None:
+async def test_sync_interval_of_nats_is_read(tmp_path: Path) -> None:
     strong, weak = Nats(tmp_path / "strong"), UnsyncedNats(tmp_path / "weak")
     with running(strong) as strong_server, running(weak) as weak_server:
         assert await verdict_of(strong_server, strong.monitor) == (SAFE, "always")
@@ -65,7 +65,7 @@ async def test_nats_tells_how_it_syncs(tmp_path: Path) -> None:
             assert why in text
 
 
-async def test_a_log_that_comes_back_weaker_gets_nothing_until_it_is_right(tmp_path: Path, namespace: str) -> None:
+async def test_a_log_that_restarts_with_weak_settings_gets_no_messages(tmp_path: Path, namespace: str) -> None:
     recipe = UnsyncedNats(tmp_path)
     recipe.weak = False
     async with AsyncExitStack() as stack:
@@ -77,14 +77,14 @@ async def test_a_log_that_comes_back_weaker_gets_nothing_until_it_is_right(tmp_p
             await log.ensure(0, 1)
             assert await log.publish(0, b"1") == 1
         recipe.weak = True
-        run = client.server
+        run = client.server_id
         async with up(recipe):
             await another_run(client, run)
             with pytest.raises(BackendUnavailable, match=r"sync_interval: always"):
                 await log.publish(0, b"2")
             with pytest.raises(UsageError, match=r"durability.weak: warn"):
                 await LogDurabilityGate(client, Durability(nats_monitor=recipe.monitor), LOG).start()
-            run = client.server
+            run = client.server_id
         recipe.weak = False
         async with up(recipe):
             await another_run(client, run)
@@ -94,45 +94,43 @@ async def test_a_log_that_comes_back_weaker_gets_nothing_until_it_is_right(tmp_p
 async def another_run(client: NatsClient, before: str) -> None:
     """Wait until the client is connected to another run of the server."""
     async with asyncio.timeout(20):
-        while not client.connected or client.server == before:
+        while not client.connected or client.server_id == before:
             await asyncio.sleep(0.02)
 
 
-async def test_what_is_not_known_is_refused_where_the_topology_says_so(nats_url: str, namespace: str) -> None:
+async def test_unknown_settings_are_refused_if_the_topology_says_so(nats_url: str, namespace: str) -> None:
     async with connected(nats_url) as client:
         await LogDurabilityGate(client, Durability(), LOG).start()
         with pytest.raises(UsageError, match=r"durability.nats_monitor"):
             await LogDurabilityGate(client, Durability(unknown="refuse"), LOG).start()
 
 
-async def test_connections_of_ours_sync_what_they_commit(sql: SqlSide) -> None:
+async def test_our_connections_sync_their_commits(sql: SqlBackend) -> None:
     found = await sql.database.read(sql_durability.read_settings)
     assert {setting.verdict for setting in found} == {SAFE}
     names = {setting.name for setting in found}
     assert names in ({"journal_mode", "synchronous"}, {"innodb_flush_log_at_trx_commit", "innodb_doublewrite"})
 
 
-async def test_nothing_is_written_to_a_sqlite_that_is_weak(
-    sqlite_with_tables: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_nothing_is_written_to_a_weak_sqlite(sqlite_with_tables: str, monkeypatch: pytest.MonkeyPatch) -> None:
     weak = [pragma.replace("synchronous = FULL", "synchronous = NORMAL") for pragma in engine._SQLITE_PRAGMAS]
-    async with sql_side(sqlite_with_tables) as strong:
+    async with open_sql_backend(sqlite_with_tables) as strong:
         monkeypatch.setattr(engine, "_SQLITE_PRAGMAS", weak)
         await _refuses(strong, strong.connect())
 
 
 async def test_nothing_is_written_to_a_mariadb_that_turns_weak(mariadb_with_tables: str) -> None:
-    async with sql_side(mariadb_with_tables) as side:
-        await DatabaseDurabilityGate(Durability(), LOG).start(side.database)
+    async with open_sql_backend(mariadb_with_tables) as backend:
+        await DatabaseDurabilityGate(Durability(), LOG).start(backend.database)
         with global_variable(mariadb_with_tables, "innodb_flush_log_at_trx_commit", "2", "1"):
-            await _refuses(side, side.database)
+            await _refuses(backend, backend.database)
         with global_variable(mariadb_with_tables, "sync_binlog", "0", "1"):  # without a binary log
-            await DatabaseDurabilityGate(Durability(unknown="refuse"), LOG).start(side.database)
+            await DatabaseDurabilityGate(Durability(unknown="refuse"), LOG).start(backend.database)
 
 
-async def _refuses(side: SqlSide, weak: Database) -> None:
-    """What a voucher does with a weak connection: nothing is written, and it goes on where that is not so."""
-    ports = side.process()
+async def _refuses(backend: SqlBackend, weak: Database) -> None:
+    """Check that the gate refuses a weak connection, and allows it where the topology says so."""
+    ports = backend.process()
     fence = await claimed(ports.partitions)
     records = [(1, [entry(await person(ports), 1)])]
     with pytest.raises(BackendUnavailable, match=r"has to be FULL|Set it to 1"):
@@ -147,7 +145,7 @@ async def _refuses(side: SqlSide, weak: Database) -> None:
 
 @contextmanager
 def global_variable(url: str, name: str, value: str, normal: str) -> Iterator[None]:
-    """Give a variable of the server, which all tests share, another value."""
+    """Set a variable of the server, which all tests share, during the block."""
     server = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
 
     def put(now: str) -> None:
@@ -161,7 +159,7 @@ def global_variable(url: str, name: str, value: str, normal: str) -> Iterator[No
         put(normal)
 
 
-async def test_status_asks_both(sqlite_with_tables: str, tmp_path: Path) -> None:
+async def test_status_reads_both_backends(sqlite_with_tables: str, tmp_path: Path) -> None:
     recipe = Nats(tmp_path / "nats")
     with running(recipe) as server:
         backends = Backends("redis://127.0.0.1:1", server.url, sqlite_with_tables)

@@ -1,4 +1,4 @@
-"""`Notifications`: to one connector or all of them, to whoever listens."""
+"""The port `Notifications`: to one connector or to all, at most once."""
 
 import asyncio
 import os
@@ -12,12 +12,12 @@ from nats.aio.msg import Msg
 
 from meshim.deploy.embedded import Nats
 from meshim.errors import BackendUnavailable, UsageError
-from meshim.stores.memory.nats import MemoryBroker, MemoryNotifications
+from meshim.stores.memory.nats import MemoryNats, MemoryNotifications
 from meshim.stores.nats.client import NatsClient
 from meshim.stores.nats.notifications import NatsNotifications
 from meshim.wire.notification import AccountChanged, Kick, Notification, WakeUp
+from tests.contract.nats_backends import LOG, Backend, NatsBackend, open_backend
 from tests.contract.nats_relay import NatsRelay
-from tests.contract.nats_sides import LOG, NatsSide, Side, side_of
 from tests.contract.outage import up
 
 ONE, OTHER = 2**62 + 1, 2**62 + 2
@@ -27,9 +27,9 @@ CHANGED = AccountChanged((1, 2**62))
 
 
 @pytest.fixture(params=["memory", "nats"])
-async def side(request: pytest.FixtureRequest, namespace: str) -> AsyncIterator[Side]:
-    async with side_of(request.param, lambda: str(request.getfixturevalue("nats_url")), namespace) as side:
-        yield side
+async def backend(request: pytest.FixtureRequest, namespace: str) -> AsyncIterator[Backend]:
+    async with open_backend(request.param, lambda: str(request.getfixturevalue("nats_url")), namespace) as backend:
+        yield backend
 
 
 async def soon(notifications: AsyncIterator[Notification]) -> Notification:
@@ -37,11 +37,11 @@ async def soon(notifications: AsyncIterator[Notification]) -> Notification:
         return await anext(notifications)
 
 
-async def test_each_hears_its_own_and_what_is_told_to_all(side: Side) -> None:
-    teller = await side.notifications()
+async def test_each_connector_gets_its_own_and_those_to_all(backend: Backend) -> None:
+    teller = await backend.notifications()
     async with (
-        aclosing(await (await side.notifications()).listen(ONE)) as one,
-        aclosing(await (await side.notifications()).listen(OTHER)) as other,
+        aclosing(await (await backend.notifications()).listen(ONE)) as one,
+        aclosing(await (await backend.notifications()).listen(OTHER)) as other,
     ):
         await teller.tell(ONE, WAKE_UP)
         await teller.tell(OTHER, KICK)
@@ -50,14 +50,14 @@ async def test_each_hears_its_own_and_what_is_told_to_all(side: Side) -> None:
         assert [await soon(other), await soon(other)] == [KICK, CHANGED]
 
 
-async def test_nobody_listening_is_no_error(side: Side) -> None:
-    teller = await side.notifications()
+async def test_a_notification_without_a_listener_is_no_error(backend: Backend) -> None:
+    teller = await backend.notifications()
     await teller.tell(ONE, WAKE_UP)
     await teller.tell_all(CHANGED)
 
 
-async def test_who_has_closed_hears_no_more(side: Side) -> None:
-    notifications = await side.notifications()  # one connection: what it says is heard in the order it was said
+async def test_a_closed_listener_gets_no_more(backend: Backend) -> None:
+    notifications = await backend.notifications()  # one connection, so that messages arrive in the order sent
     async with aclosing(await notifications.listen(ONE)) as first:
         await notifications.tell(ONE, WAKE_UP)
         assert await soon(first) == WAKE_UP
@@ -67,9 +67,9 @@ async def test_who_has_closed_hears_no_more(side: Side) -> None:
         assert await soon(second) == CHANGED
 
 
-async def test_undecodable_notices_are_counted_and_skipped(nats_url: str, namespace: str) -> None:
-    side = NatsSide(nats_url, namespace)
-    client = await side.client()
+async def test_undecodable_notifications_are_counted_and_skipped(nats_url: str, namespace: str) -> None:
+    backend = NatsBackend(nats_url, namespace)
+    client = await backend.client()
     notifications = NatsNotifications(client, namespace, LOG)
     async with aclosing(await notifications.listen(ONE)) as heard:
         await client.publish(f"{namespace}.notification.{ONE}", b"\xc1")
@@ -77,12 +77,12 @@ async def test_undecodable_notices_are_counted_and_skipped(nats_url: str, namesp
         await notifications.tell(ONE, WAKE_UP)
         assert await soon(heard) == WAKE_UP
     assert notifications.statistics.undecodable == 2
-    await side.close()
+    await backend.close()
 
 
-async def test_a_listener_that_does_not_read_costs_only_its_own(nats_url: str, namespace: str) -> None:
-    side = NatsSide(nats_url, namespace)
-    slow, quick = NatsNotifications(await side.client(), namespace, LOG), await side.notifications()
+async def test_a_listener_that_does_not_read_loses_only_its_own(nats_url: str, namespace: str) -> None:
+    backend = NatsBackend(nats_url, namespace)
+    slow, quick = NatsNotifications(await backend.client(), namespace, LOG), await backend.notifications()
     async with (
         aclosing(await slow.listen(ONE)),
         aclosing(await quick.listen(OTHER)) as heard,
@@ -94,15 +94,15 @@ async def test_a_listener_that_does_not_read_costs_only_its_own(nats_url: str, n
         async def dropped() -> bool:
             return slow.statistics.dropped == 5000 - 4096
 
-        await side.until(dropped)
-    await side.close()
+        await backend.until(dropped)
+    await backend.close()
 
 
 async def test_listening_goes_on_after_a_restart_of_the_server(servers_folder: Path, namespace: str) -> None:
     nats = Nats(servers_folder / namespace)
     async with up(nats) as server:
-        side = NatsSide(server.url, namespace)
-        listener, teller = await side.client(), await side.client()
+        backend = NatsBackend(server.url, namespace)
+        listener, teller = await backend.client(), await backend.client()
         heard = await NatsNotifications(listener, namespace, LOG).listen(ONE)
         telling = NatsNotifications(teller, namespace, LOG)
         await telling.tell(ONE, WAKE_UP)
@@ -111,7 +111,7 @@ async def test_listening_goes_on_after_a_restart_of_the_server(servers_folder: P
     async def noticed() -> bool:
         return not teller.connected and not listener.connected
 
-    await side.until(noticed)
+    await backend.until(noticed)
     with pytest.raises(BackendUnavailable, match=r"^NATS at 127\.0\.0\.1:\d+ is not connected\.$"):
         await telling.tell(ONE, KICK)
     with pytest.raises(BackendUnavailable):
@@ -121,15 +121,15 @@ async def test_listening_goes_on_after_a_restart_of_the_server(servers_folder: P
         async def back() -> bool:
             return teller.connected and listener.connected
 
-        await side.until(back)
+        await backend.until(back)
         await telling.tell(ONE, CHANGED)
         assert await soon(heard) == CHANGED, "and not the one that could not be told"
         await heard.aclose()
-        await side.close()
+        await backend.close()
     assert teller.statistics.reconnects == 1
 
 
-async def test_who_is_not_let_in_is_told_why(nats_url: str) -> None:
+async def test_refused_credentials_are_one_sentence(nats_url: str) -> None:
     wrong = nats_url.replace("meshim:", "meshim:no")
     with pytest.raises(BackendUnavailable, match=r"(?i)^NATS at 127.* did not let us in: .*authorization.*\.$"):
         await NatsClient.connect(wrong, LOG, timeout_s=60.0)
@@ -137,16 +137,16 @@ async def test_who_is_not_let_in_is_told_why(nats_url: str) -> None:
         await NatsClient.connect("nats://127.0.0.1:1", LOG, timeout_s=0.5)
 
 
-async def test_connected_again_means_that_it_is_listening_again(nats_url: str, namespace: str) -> None:
-    """Who waits for the connection and then tells is heard, however long the subscriptions took."""
+async def test_connected_means_that_subscriptions_are_restored(nats_url: str, namespace: str) -> None:
+    """A notification sent after `connected` arrives, however long the restored subscriptions took."""
     async with NatsRelay(nats_url) as relay:
-        side, behind = NatsSide(nats_url, namespace), NatsSide(relay.url, namespace)
-        teller, listener = await side.client(), await behind.client()
+        backend, behind = NatsBackend(nats_url, namespace), NatsBackend(relay.url, namespace)
+        teller, listener = await backend.client(), await behind.client()
         heard = await NatsNotifications(listener, namespace, LOG).listen(ONE)
         relay.hold_after_the_handshake()
         relay.cut()
         await relay.holding()
-        await teller.round_trip(5.0)  # a moment in which it would call itself connected
+        await teller.round_trip(5.0)  # by now nats-py calls itself connected
         assert not listener.connected
         with pytest.raises(BackendUnavailable, match="is not connected"):
             await listener.publish(namespace, b"")
@@ -155,12 +155,12 @@ async def test_connected_again_means_that_it_is_listening_again(nats_url: str, n
         async def back() -> bool:
             return listener.connected
 
-        await side.until(back)
+        await backend.until(back)
         await NatsNotifications(teller, namespace, LOG).tell(ONE, WAKE_UP)
         assert await soon(heard) == WAKE_UP
         await heard.aclose()
         await behind.close()
-        await side.close()
+        await backend.close()
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1", "nats://", "nats://host:port", "127.0.0.1:4222"])
@@ -169,41 +169,41 @@ async def test_a_wrong_url_is_one_sentence(url: str) -> None:
         await NatsClient.connect(url, LOG)
 
 
-async def test_a_connection_that_the_server_ends_for_good_is_told(nats_url: str, namespace: str) -> None:
-    side = NatsSide(nats_url, namespace)
-    client = await side.client()
+async def test_a_connection_that_the_server_ends_for_good_is_reported(nats_url: str, namespace: str) -> None:
+    backend = NatsBackend(nats_url, namespace)
+    client = await backend.client()
 
     async def say_nothing(message: Msg) -> None: ...
 
     await client.subscribe(namespace, say_nothing)
-    asking = asyncio.ensure_future(client.ask(namespace, b"", 60.0))
-    async with aclosing(await NatsNotifications(await side.client(), namespace, LOG).listen(ONE)):
-        client._nats._transport.write(b"NONSENSE\r\n")  # type: ignore[union-attr]  # nothing public is wrong enough
+    asking = asyncio.ensure_future(client.request(namespace, b"", 60.0))
+    async with aclosing(await NatsNotifications(await backend.client(), namespace, LOG).listen(ONE)):
+        client._nats._transport.write(b"NONSENSE\r\n")  # type: ignore[union-attr]  # no public call breaks the protocol
         async with asyncio.timeout(10.0):
-            await client.lost()
+            await client.wait_closed()
         with pytest.raises(BackendUnavailable):
             await asking
         with pytest.raises(BackendUnavailable):
             await client.publish(namespace, b"")
         with pytest.raises(BackendUnavailable):
             await NatsNotifications(client, namespace, LOG).listen(ONE)
-    await side.close()
+    await backend.close()
 
 
 async def test_closing_does_not_wait_for_a_stopped_server(servers_folder: Path, namespace: str) -> None:
     async with up(Nats(servers_folder / namespace)) as server:
-        side = NatsSide(server.url, namespace)
-        client = await side.client()
+        backend = NatsBackend(server.url, namespace)
+        client = await backend.client()
         os.kill(server.pid, signal.SIGSTOP)
         for _ in range(100):
             await client.publish(namespace, bytes(512 * 1024))
         async with asyncio.timeout(5.0):
-            await side.close()
+            await backend.close()
         os.kill(server.pid, signal.SIGCONT)
 
 
 async def test_memory_outage() -> None:
-    broker = MemoryBroker(lambda: 0.0)
+    broker = MemoryNats(lambda: 0.0)
     notifications = MemoryNotifications(broker, "n")
     broker.stop()
     with pytest.raises(BackendUnavailable):

@@ -12,12 +12,12 @@ from meshim.stores.sql import partitions as sql_partitions
 from meshim.stores.sql.schema import im_offline, to_ms
 from meshim.wire.envelope import DestinationType, Envelope, Kind, decode_envelope, encode_envelope
 from meshim.wire.offline_log import Entry
-from tests.contract.database_sides import (
+from tests.contract.database_backends import (
     EPOCH,
     NOW,
+    Backend,
     Ports,
-    Side,
-    SqlSide,
+    SqlBackend,
     claimed,
     device_of,
     entry,
@@ -35,7 +35,7 @@ LEASE_S = 60.0
 # ---------------------------------------------------------------- leases
 
 
-async def test_first_claim_of_a_partition_starts_at_nothing(ports: Ports) -> None:
+async def test_first_claim_of_a_partition_starts_at_position_zero(ports: Ports) -> None:
     assert await ports.partitions.claim(3, "a", LEASE_S) == (1, 0)
 
 
@@ -46,22 +46,22 @@ async def test_lease_keeps_others_out_and_renewal_keeps_the_fencing_number(ports
     assert await ports.partitions.claim(1, "b", LEASE_S) == (1, 0)
 
 
-async def test_ended_lease_is_taken_with_a_higher_fencing_number(side: Side, ports: Ports) -> None:
+async def test_ended_lease_is_taken_with_a_higher_fencing_number(backend: Backend, ports: Ports) -> None:
     await ports.partitions.claim(0, "a", LEASE_S)
-    await side.end_leases()
+    await backend.end_leases()
     assert await ports.partitions.claim(0, "b", LEASE_S) == (2, 0)
     assert await ports.partitions.claim(0, "a", LEASE_S) is None
 
 
-async def test_ended_lease_that_nobody_took_is_renewed(side: Side, ports: Ports) -> None:
+async def test_ended_lease_can_be_renewed_by_its_owner(backend: Backend, ports: Ports) -> None:
     await ports.partitions.claim(0, "a", LEASE_S)
-    await side.end_leases()
+    await backend.end_leases()
     assert await ports.partitions.claim(0, "a", LEASE_S) == (1, 0)
     assert await ports.partitions.claim(0, "b", LEASE_S) is None
 
 
-async def test_lease_lasts_as_long_as_it_was_asked_for(ports: Ports) -> None:
-    """The clock of the database counts in the unit we think it does."""
+async def test_lease_lasts_for_the_requested_time(ports: Ports) -> None:
+    """The clock of the database counts in milliseconds, as `now_ms` assumes."""
     await ports.partitions.claim(0, "a", 0.0)
     await ports.partitions.claim(1, "a", 5.0)
     assert await ports.partitions.claim(0, "b", LEASE_S) is not None
@@ -77,20 +77,20 @@ async def test_released_partition_is_free_and_only_its_owner_releases_it(ports: 
     assert await ports.partitions.claim(0, "b", LEASE_S) == (fence + 1, 0)
 
 
-async def test_one_of_many_claimers_gets_the_partition(side: Side) -> None:
-    claimers = await processes(side, 6)
+async def test_one_of_many_claimers_gets_the_partition(backend: Backend) -> None:
+    claimers = await processes(backend, 6)
     for expected in range(1, 5):
         claims = await asyncio.gather(
             *(process.partitions.claim(0, f"{expected}.{number}", LEASE_S) for number, process in enumerate(claimers))
         )
         assert [claim for claim in claims if claim is not None] == [(expected, 0)]
-        await side.end_leases()
+        await backend.end_leases()
 
 
 # ---------------------------------------------------------------- rows
 
 
-async def test_entry_becomes_a_row_for_each_device_it_names(side: Side, ports: Ports) -> None:
+async def test_entry_becomes_a_row_for_each_device_it_names(backend: Backend, ports: Ports) -> None:
     bob = await person(ports)
     phone, laptop, tablet = [await device_of(ports, bob, name) for name in ("phone", "laptop", "tablet")]
     fence = await claimed(ports.partitions)
@@ -99,7 +99,7 @@ async def test_entry_becomes_a_row_for_each_device_it_names(side: Side, ports: P
     assert (written.refused, written.left_out) == ((), 0)
     assert await positions(ports) == {0: 7}
     assert await stored(ports, bob, phone) == [envelope(1, to=bob.user_id)]
-    assert await side.rows(laptop.device_id) == 0
+    assert await backend.rows(laptop.device_id) == 0
 
 
 async def test_entry_without_devices_becomes_a_row_for_every_device(ports: Ports) -> None:
@@ -112,7 +112,7 @@ async def test_entry_without_devices_becomes_a_row_for_every_device(ports: Ports
     assert [len(await stored(ports, bob, device)) for device in devices] == [1, 1]
 
 
-async def test_rows_come_in_the_order_of_position_and_place(ports: Ports) -> None:
+async def test_rows_are_ordered_by_position_and_index(ports: Ports) -> None:
     bob = await person(ports)
     phone = await device_of(ports, bob)
     fence = await claimed(ports.partitions)
@@ -133,23 +133,23 @@ async def test_unknown_users_and_devices_are_left_out_and_counted(ports: Ports) 
     assert await stored(ports, bob, phone) == [envelope(4, to=bob.user_id)]
 
 
-async def test_device_named_twice_gets_one_row(side: Side, ports: Ports) -> None:
+async def test_device_named_twice_gets_one_row(backend: Backend, ports: Ports) -> None:
     bob = await person(ports)
     phone = await device_of(ports, bob)
     await ports.partitions.write(0, await claimed(ports.partitions), 1, [(1, [entry(bob, 1, [phone, phone])])], NOW)
-    assert await side.rows(phone.device_id) == 1
+    assert await backend.rows(phone.device_id) == 1
 
 
-async def test_nothing_to_write_still_moves_the_position(ports: Ports) -> None:
+async def test_empty_write_moves_the_position(ports: Ports) -> None:
     written = await ports.partitions.write(0, await claimed(ports.partitions), 12, [(12, [])], NOW)
     assert written == ((), (), 0)
     assert await positions(ports) == {0: 12}
 
 
-async def test_more_rows_than_one_statement_holds(side: Side, ports: Ports) -> None:
+async def test_more_rows_than_one_statement_holds(backend: Backend, ports: Ports) -> None:
     bob = await person(ports)
     phone = await device_of(ports, bob)
-    body = bytes(range(256)) * 256  # 64 KiB with every byte there is
+    body = bytes(range(256)) * 256  # 64 KiB with every byte value
     records = [(position, [entry(bob, position, body=body)]) for position in range(1, 41)]
     await ports.partitions.write(0, await claimed(ports.partitions), 40, records, NOW)
     assert await stored(ports, bob, phone) == [envelope(seq, to=bob.user_id, body=body) for seq in range(1, 41)]
@@ -168,8 +168,8 @@ async def test_many_users_at_once(ports: Ports) -> None:
 # ---------------------------------------------------------------- the same again
 
 
-async def test_redelivered_records_change_nothing(side: Side, ports: Ports) -> None:
-    """R10, R15: committed, but the log was not told."""
+async def test_redelivered_records_change_nothing(backend: Backend, ports: Ports) -> None:
+    """R10, R15: committed, but not acknowledged to the log."""
     bob = await person(ports)
     phone = await device_of(ports, bob)
     fence = await claimed(ports.partitions)
@@ -181,7 +181,7 @@ async def test_redelivered_records_change_nothing(side: Side, ports: Ports) -> N
     assert await stored(ports, bob, phone) == [envelope(seq, to=bob.user_id) for seq in (1, 2, 3)]
 
 
-async def test_message_stored_again_elsewhere_keeps_its_first_place(ports: Ports) -> None:
+async def test_message_stored_twice_keeps_its_first_position(ports: Ports) -> None:
     """R12: the sender resent it, and another transfer stored it too."""
     bob = await person(ports)
     phone = await device_of(ports, bob)
@@ -207,7 +207,7 @@ async def test_read_row_is_not_unread_by_a_redelivery(ports: Ports) -> None:
 
 
 def variations(of: Envelope) -> list[Envelope]:
-    """The same message as far as one field goes that makes it another one."""
+    """Return messages that differ in one field of the key each."""
     replace = msgspec.structs.replace
     return [
         replace(of, user=of.user + 1),
@@ -221,7 +221,7 @@ def variations(of: Envelope) -> list[Envelope]:
     ]
 
 
-async def test_stream_and_seq_make_a_message_and_nothing_else_does(side: Side, ports: Ports) -> None:
+async def test_message_is_identified_by_stream_and_seq_alone(backend: Backend, ports: Ports) -> None:
     bob = await person(ports)
     phone = await device_of(ports, bob)
     one = decode_envelope(envelope(1, to=bob.user_id))
@@ -230,36 +230,36 @@ async def test_stream_and_seq_make_a_message_and_nothing_else_does(side: Side, p
     entries = [Entry(bob.user_id, (), encode_envelope(message)) for message in (one, *others, same)]
     await ports.partitions.write(0, await claimed(ports.partitions), 1, [(1, entries)], NOW)
     assert await stored(ports, bob, phone) == [encode_envelope(message) for message in (one, *others)]
-    assert await side.rows(phone.device_id) == 1 + len(others)
+    assert await backend.rows(phone.device_id) == 1 + len(others)
 
 
 # ---------------------------------------------------------------- two writers
 
 
-async def test_fenced_writer_writes_nothing(side: Side, ports: Ports) -> None:
-    """R15: stopped, and woken when another has taken over."""
+async def test_fenced_writer_writes_nothing(backend: Backend, ports: Ports) -> None:
+    """R15: a writer that was stopped wakes after another has taken over."""
     bob = await person(ports)
     phone = await device_of(ports, bob)
     late = await claimed(ports.partitions, "a")
-    await side.end_leases()
+    await backend.end_leases()
     fence = await claimed(ports.partitions, "b")
     await ports.partitions.write(0, fence, 5, [(5, [entry(bob, 5)])], NOW)
     for through in (4, 5, 9):
         with pytest.raises(Fenced):
             await ports.partitions.write(0, late, through, [(through, [entry(bob, through + 100)])], NOW)
     assert await positions(ports) == {0: 5}
-    assert await side.rows(phone.device_id) == 1
+    assert await backend.rows(phone.device_id) == 1
 
 
-async def test_writer_of_another_partition_or_of_none_is_fenced(ports: Ports) -> None:
+async def test_wrong_fencing_number_is_fenced(ports: Ports) -> None:
     fence = await claimed(ports.partitions)
     for partition, number in ((0, fence + 1), (0, 0), (1, fence)):
         with pytest.raises(Fenced):
             await ports.partitions.write(partition, number, 1, [], NOW)
 
 
-async def test_claim_waits_for_a_commit_that_began_before_it(sql: SqlSide, monkeypatch: pytest.MonkeyPatch) -> None:
-    """R15: whoever takes over starts where the late commit ended, so nothing is skipped or written twice."""
+async def test_claim_waits_for_an_earlier_write_to_commit(sql: SqlBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R15: the new writer starts at the position of the late commit: nothing is skipped or written twice."""
     ports, late = sql.process(), sql.process()
     bob = await person(ports)
     phone = await device_of(ports, bob)
@@ -269,7 +269,7 @@ async def test_claim_waits_for_a_commit_that_began_before_it(sql: SqlSide, monke
     writing = asyncio.create_task(late.partitions.write(0, fence, 4, [(4, [entry(bob, 4)])], NOW))
     await pause.reached()
     claiming = asyncio.create_task(sql.process().partitions.claim(0, "b", LEASE_S))
-    assert await positions(ports) == {}  # not committed, and nobody waits to read
+    assert await positions(ports) == {}  # not committed, and reading does not wait
     assert await is_waiting(claiming)
     pause.go_on()
     await writing
@@ -277,8 +277,10 @@ async def test_claim_waits_for_a_commit_that_began_before_it(sql: SqlSide, monke
     assert await stored(ports, bob, phone) == [envelope(4, to=bob.user_id)]
 
 
-async def test_device_is_not_dropped_between_look_up_and_commit(sql: SqlSide, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its row would stay for ever: nobody reads the queue of a device that is gone."""
+async def test_device_is_not_dropped_between_lookup_and_commit(
+    sql: SqlBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row would stay for ever: no connector reads the queue of a deleted device."""
     ports = sql.process()
     bob = await person(ports)
     phone, _ = await device_of(ports, bob, "phone"), await device_of(ports, bob, "laptop", now=NOW + 60)
@@ -294,13 +296,13 @@ async def test_device_is_not_dropped_between_look_up_and_commit(sql: SqlSide, mo
     assert await sql.rows(phone.device_id) == 0
 
 
-async def test_writers_of_different_partitions_do_not_disturb_each_other(side: Side) -> None:
-    ports = side.process()
+async def test_writers_of_different_partitions_do_not_disturb_each_other(backend: Backend) -> None:
+    ports = backend.process()
     users = [await person(ports) for _ in range(3)]
     devices = [await device_of(ports, user) for user in users]
 
     async def write(partition: int, user: User) -> None:
-        writer = side.process().partitions
+        writer = backend.process().partitions
         fence = await claimed(writer, f"writer {partition}", partition)
         for position in range(1, 9):
             await writer.write(partition, fence, position, [(position, [entry(user, position)] * 2)], NOW)
@@ -321,7 +323,7 @@ async def read_all(ports: Ports, user: User, device: Device) -> None:
     await ports.queues.mark_read(device.device_id, fence, [row.row_id for row in page.rows])
 
 
-async def test_purge_deletes_what_was_read_and_so_many_at_most(side: Side, ports: Ports) -> None:
+async def test_purge_deletes_read_rows_up_to_the_limit(backend: Backend, ports: Ports) -> None:
     bob = await person(ports)
     phone, laptop = await device_of(ports, bob, "phone"), await device_of(ports, bob, "laptop")
     records = [(position, [entry(bob, position)]) for position in range(1, 6)]
@@ -329,13 +331,13 @@ async def test_purge_deletes_what_was_read_and_so_many_at_most(side: Side, ports
     await read_all(ports, bob, phone)
     assert await ports.partitions.purge(1.0, 100) == 0  # read after that time
     assert await ports.partitions.purge(1e10, 3) == 3
-    assert (await side.rows(phone.device_id), await side.rows(laptop.device_id)) == (2, 5)
+    assert (await backend.rows(phone.device_id), await backend.rows(laptop.device_id)) == (2, 5)
     assert await ports.partitions.purge(1e10, 100) == 2
     assert await ports.partitions.purge(1e10, 100) == 0
-    assert (await side.rows(phone.device_id), await side.rows(laptop.device_id)) == (0, 5)
+    assert (await backend.rows(phone.device_id), await backend.rows(laptop.device_id)) == (0, 5)
 
 
-async def test_row_keeps_what_the_article_and_the_design_name(sql: SqlSide) -> None:
+async def test_row_has_the_columns_of_the_article_and_the_design(sql: SqlBackend) -> None:
     ports = sql.process()
     bob = await person(ports)
     phone = await device_of(ports, bob)

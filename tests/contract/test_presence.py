@@ -1,4 +1,4 @@
-"""`Presence`: who is connected where; only a newer session replaces, only the same one is erased."""
+"""The port `Presence`: only a newer session replaces a binding, and only the same binding is erased."""
 
 import asyncio
 import itertools
@@ -21,34 +21,34 @@ from meshim.stores.ports import Binding, UserPresence
 from meshim.stores.redis.client import RedisClient
 from meshim.stores.redis.presence import RedisPresence
 from tests.contract.outage import up
-from tests.contract.redis_sides import LOG, MemorySide, RedisSide, Side, side_of
+from tests.contract.redis_backends import LOG, Backend, MemoryBackend, RedisBackend, open_backend
 
 T = TypeVar("T")
 
 HERE = 2**62 + 1
 THERE = 2**62 + 2
-"""Two incarnations that are one number as doubles."""
+"""Two incarnations that would be equal as doubles."""
 SESSION = 1_700_000_000_000_000
 ALICE = 2**63 - 1
 BOB = 7
 
 
 @pytest.fixture(params=["memory", "redis"])
-async def side(request: pytest.FixtureRequest, namespace: str) -> AsyncIterator[Side]:
-    async with side_of(request.param, lambda: str(request.getfixturevalue("valkey_url")), namespace) as side:
-        yield side
+async def backend(request: pytest.FixtureRequest, namespace: str) -> AsyncIterator[Backend]:
+    async with open_backend(request.param, lambda: str(request.getfixturevalue("valkey_url")), namespace) as backend:
+        yield backend
 
 
 async def soon(changes: AsyncIterator[T]) -> T:
-    """What is told next, other than that nothing changed."""
+    """Return the next item of `changes` that is no heartbeat."""
     async with asyncio.timeout(10.0):
         while (told := await anext(changes)) == ():
             pass
         return told
 
 
-async def test_a_binding_is_found_from_elsewhere_until_it_is_erased(side: Side) -> None:
-    presence, elsewhere = side.presence(), side.presence()
+async def test_a_binding_is_found_from_elsewhere_until_it_is_erased(backend: Backend) -> None:
+    presence, elsewhere = backend.presence(), backend.presence()
     binding = Binding(ALICE, 11, HERE, SESSION)
     assert await elsewhere.lookup([ALICE, BOB]) == {}
     assert await presence.online([(binding, (12, 11))]) == [None]
@@ -58,8 +58,8 @@ async def test_a_binding_is_found_from_elsewhere_until_it_is_erased(side: Side) 
     assert await elsewhere.lookup([ALICE, BOB]) == {}
 
 
-async def test_the_devices_of_a_user_come_and_go_apart(side: Side) -> None:
-    presence = side.presence()
+async def test_devices_of_a_user_are_bound_independently(backend: Backend) -> None:
+    presence = backend.presence()
     phone, laptop = Binding(ALICE, 11, HERE, SESSION), Binding(ALICE, 12, THERE, SESSION + 1)
     assert await presence.online([(phone, (11, 12)), (laptop, (11, 12))]) == [None, None]
     found = (await presence.lookup([ALICE]))[ALICE]
@@ -70,8 +70,8 @@ async def test_the_devices_of_a_user_come_and_go_apart(side: Side) -> None:
     assert await presence.lookup([ALICE]) == {}
 
 
-async def test_only_a_newer_session_replaces(side: Side) -> None:
-    presence = side.presence()
+async def test_only_a_newer_session_replaces(backend: Backend) -> None:
+    presence = backend.presence()
     old, new = Binding(ALICE, 11, HERE, SESSION), Binding(ALICE, 11, THERE, SESSION + 1)
     assert await presence.online([(old, (11,))]) == [None]
     assert await presence.online([(old, (11,))]) == [None], "the same again is fine"
@@ -80,8 +80,8 @@ async def test_only_a_newer_session_replaces(side: Side) -> None:
     assert (await presence.lookup([ALICE]))[ALICE].bindings == (new,)
 
 
-async def test_the_same_session_number_of_another_incarnation_is_another_binding(side: Side) -> None:
-    presence = side.presence()
+async def test_the_same_session_number_of_another_incarnation_is_another_binding(backend: Backend) -> None:
+    presence = backend.presence()
     one, other = Binding(ALICE, 11, HERE, SESSION), Binding(ALICE, 11, THERE, SESSION)
     await presence.online([(one, (11,))])
     await presence.offline([other])
@@ -89,9 +89,9 @@ async def test_the_same_session_number_of_another_incarnation_is_another_binding
     assert await presence.online([(other, (11,))]) == [one]
 
 
-async def test_a_late_goodbye_does_not_erase_the_new_session(side: Side) -> None:
-    """R5: the old session's close arrives after the new session's greet."""
-    presence, elsewhere = side.presence(), side.presence()
+async def test_a_late_goodbye_does_not_erase_the_new_session(backend: Backend) -> None:
+    """R5: `offline` of the old session arrives after `online` of the new one."""
+    presence, elsewhere = backend.presence(), backend.presence()
     old, new = Binding(ALICE, 11, HERE, SESSION), Binding(ALICE, 11, THERE, SESSION + 1)
     await presence.online([(old, (11,))])
     await elsewhere.online([(new, (11,))])
@@ -99,17 +99,17 @@ async def test_a_late_goodbye_does_not_erase_the_new_session(side: Side) -> None
     assert (await presence.lookup([ALICE]))[ALICE].bindings == (new,)
 
 
-async def test_a_late_hello_does_not_replace_the_new_session(side: Side) -> None:
-    """R5: a stopped connector writes what it meant to write before the new session's greet."""
-    presence, elsewhere = side.presence(), side.presence()
+async def test_a_late_hello_does_not_replace_the_new_session(backend: Backend) -> None:
+    """R5: a stopped connector writes its binding after the newer session has written one."""
+    presence, elsewhere = backend.presence(), backend.presence()
     old, new = Binding(ALICE, 11, HERE, SESSION), Binding(ALICE, 11, THERE, SESSION + 1)
     await elsewhere.online([(new, (11,))])
     assert await presence.online([(old, (11, 12))]) == [False]
     assert await presence.lookup([ALICE]) == {ALICE: UserPresence((11,), (new,))}
 
 
-async def test_one_batch_answers_for_each(side: Side) -> None:
-    presence = side.presence()
+async def test_a_batch_has_one_result_per_binding(backend: Backend) -> None:
+    presence = backend.presence()
     many = [(Binding(user, user * 10, HERE, SESSION + user), (user * 10,)) for user in range(1, 1001)]
     assert await presence.online(many) == [None] * len(many)
     found = await presence.lookup(range(1, 1002))
@@ -125,9 +125,9 @@ async def test_one_batch_answers_for_each(side: Side) -> None:
     await presence.offline([])
 
 
-async def test_a_device_too_few_is_not_believed_from_a_connector(side: Side) -> None:
-    """What a connector cached may be older than the entry, and a device that is left out would miss its messages."""
-    presence = side.presence()
+async def test_a_connector_cannot_remove_a_device_from_the_entry(backend: Backend) -> None:
+    """The list that a connector cached may be older than the entry, and a missing device would miss its messages."""
+    presence = backend.presence()
     await presence.online([(Binding(ALICE, 9, HERE, SESSION), (9, 10))])
     await presence.online([(Binding(ALICE, 9, HERE, SESSION), (8, 9))])
     assert (await presence.lookup([ALICE]))[ALICE].devices == (8, 9, 10)
@@ -135,8 +135,8 @@ async def test_a_device_too_few_is_not_believed_from_a_connector(side: Side) -> 
     assert (await presence.lookup([ALICE]))[ALICE].devices == (9, 10)
 
 
-async def test_devices_are_set_only_for_who_has_an_entry(side: Side) -> None:
-    presence = side.presence()
+async def test_devices_are_set_only_in_an_existing_entry(backend: Backend) -> None:
+    presence = backend.presence()
     await presence.set_devices(BOB, (1, 2))
     assert await presence.lookup([BOB]) == {}
     binding = Binding(BOB, 1, HERE, SESSION)
@@ -145,10 +145,10 @@ async def test_devices_are_set_only_for_who_has_an_entry(side: Side) -> None:
     assert await presence.lookup([BOB]) == {BOB: UserPresence((1, 2), (binding,))}
 
 
-async def test_session_numbers_are_of_the_clock_and_ascend(side: Side) -> None:
-    one, other = side.presence(), side.presence()
+async def test_session_numbers_follow_the_clock_and_ascend(backend: Backend) -> None:
+    one, other = backend.presence(), backend.presence()
     assert await one.session_numbers(0) == []
-    before = int((side.now() - 1.0) * 1_000_000)
+    before = int((backend.now() - 1.0) * 1_000_000)
     numbers = await one.session_numbers(3)
     assert len(numbers) == 3
     assert before < numbers[0] < before + 60_000_000
@@ -157,16 +157,16 @@ async def test_session_numbers_are_of_the_clock_and_ascend(side: Side) -> None:
     assert later[0] > numbers[-1]
 
 
-async def test_session_numbers_are_given_once_however_many_ask(side: Side) -> None:
-    """More than microseconds go by, from several processes at once."""
-    sides = [side.presence() for _ in range(4)]
+async def test_session_numbers_are_unique_across_processes(backend: Backend) -> None:
+    """Several processes at once take more numbers than microseconds pass."""
+    sides = [backend.presence() for _ in range(4)]
     given_out = await asyncio.gather(*(sides[i % 4].session_numbers(1 + i % 3 * 5000) for i in range(40)))
     numbers = [number for each in given_out for number in each]
     assert len(set(numbers)) == len(numbers)
 
 
-async def test_session_numbers_go_on_when_the_clock_steps_back(valkey_url: str, namespace: str) -> None:
-    """On the real server by a last number from the future."""
+async def test_session_numbers_ascend_when_the_clock_steps_back(valkey_url: str, namespace: str) -> None:
+    """On the real server, the last number given is set into the future instead."""
     client = RedisClient(valkey_url, LOG)
     last = 2 * SESSION
     await client.execute("SET", f"{namespace}:session", last)
@@ -175,7 +175,7 @@ async def test_session_numbers_go_on_when_the_clock_steps_back(valkey_url: str, 
     await client.close()
 
 
-async def test_what_no_connector_repeats_is_forgotten(valkey_url: str, namespace: str) -> None:
+async def test_an_entry_that_no_connector_repeats_expires(valkey_url: str, namespace: str) -> None:
     """Bindings of a connector that crashed, when the device never comes back."""
     client = RedisClient(valkey_url, LOG)
     presence = RedisPresence(client, namespace, unseen_s=100)
@@ -185,33 +185,33 @@ async def test_what_no_connector_repeats_is_forgotten(valkey_url: str, namespace
     await presence.set_devices(1, [11, 12])
     assert await client.execute("TTL", key) <= 10
     await presence.online([(binding, (11, 12))])
-    assert 90 <= await client.execute("TTL", key) <= 100, "the same binding again: somebody still wants it"
+    assert 90 <= await client.execute("TTL", key) <= 100, "the same binding again renews the entry"
     await client.close()
 
 
-async def test_memory_session_numbers_go_on_when_the_clock_steps_back(namespace: str) -> None:
-    side = MemorySide(namespace)
-    numbers = await side.presence().session_numbers(2)
-    side.set_clock(side.now() - 3600.0)
-    assert await side.presence().session_numbers(1) == [numbers[-1] + 1]
+async def test_memory_session_numbers_ascend_when_the_clock_steps_back(namespace: str) -> None:
+    backend = MemoryBackend(namespace)
+    numbers = await backend.presence().session_numbers(2)
+    backend.set_clock(backend.now() - 3600.0)
+    assert await backend.presence().session_numbers(1) == [numbers[-1] + 1]
 
 
-async def test_numbers_go_on_above_every_binding_that_is_written(side: Side) -> None:
-    """R9: a server that was wiped, and whose clock is behind, learns from who registers again how far they had come."""
-    presence, elsewhere = side.presence(), side.presence()
-    far = int(side.now() * 1_000_000) + 3_600_000_000
+async def test_numbers_ascend_above_every_written_binding(backend: Backend) -> None:
+    """R9: a wiped server with a clock behind learns the highest number from bindings that are written again."""
+    presence, elsewhere = backend.presence(), backend.presence()
+    far = int(backend.now() * 1_000_000) + 3_600_000_000
     await presence.online([(Binding(ALICE, 11, HERE, far), (11,)), (Binding(BOB, 12, HERE, far - 5), (12,))])
     assert await elsewhere.session_numbers(2) == [far + 1, far + 2]
     await presence.online([(Binding(ALICE, 11, HERE, far), (11,))])
     assert await elsewhere.session_numbers(1) > [far + 2], "and an old binding does not set them back"
 
 
-async def test_who_was_given_a_number_knows_how_far_they_must_have_come(valkey_url: str, namespace: str) -> None:
-    """R5, R9: wiped, and the clock an hour behind, before anybody has registered again."""
+async def test_a_client_keeps_numbers_ascending_after_a_wipe(valkey_url: str, namespace: str) -> None:
+    """R5, R9: wiped, and the clock an hour behind, before any binding is written again."""
     client = RedisClient(valkey_url, LOG)
     presence = RedisPresence(client, namespace)
     [number] = await presence.session_numbers(1)
-    ahead = number + 3_600_000_000  # which makes the clock of the server one that is behind
+    ahead = number + 3_600_000_000  # so that the clock of the server is an hour behind
     await client.execute("SET", f"{namespace}:session", ahead)
     assert await presence.session_numbers(1) == [ahead + 1]
     await client.execute("DEL", f"{namespace}:session")
@@ -219,17 +219,17 @@ async def test_who_was_given_a_number_knows_how_far_they_must_have_come(valkey_u
     await client.close()
 
 
-async def test_memory_numbers_go_on_when_it_is_wiped_and_behind(namespace: str) -> None:
-    side = MemorySide(namespace)
-    presence = side.presence()
+async def test_memory_numbers_ascend_when_it_is_wiped_and_behind(namespace: str) -> None:
+    backend = MemoryBackend(namespace)
+    presence = backend.presence()
     [number] = await presence.session_numbers(1)
-    side.redis.start(wiped=True)
-    side.set_clock(side.now() - 3600.0)
+    backend.redis.start(wiped=True)
+    backend.set_clock(backend.now() - 3600.0)
     assert await presence.session_numbers(1) > [number]
 
 
-async def test_changes_begin_with_none_and_name_who_changed(side: Side) -> None:
-    presence, elsewhere = side.presence(), side.presence()
+async def test_changes_begin_with_none_and_name_changed_users(backend: Backend) -> None:
+    presence, elsewhere = backend.presence(), backend.presence()
     binding = Binding(ALICE, 11, HERE, SESSION)
     async with aclosing(elsewhere.changes()) as changes:
         assert await soon(changes) is None
@@ -242,8 +242,8 @@ async def test_changes_begin_with_none_and_name_who_changed(side: Side) -> None:
         assert await soon(changes) == (BOB,)
 
 
-async def test_what_changes_nothing_is_not_told(side: Side) -> None:
-    presence, elsewhere = side.presence(), side.presence()
+async def test_writes_without_a_change_are_not_published(backend: Backend) -> None:
+    presence, elsewhere = backend.presence(), backend.presence()
     binding = Binding(ALICE, 11, HERE, SESSION)
     await presence.online([(binding, (11, 12))])
     async with aclosing(elsewhere.changes()) as changes:
@@ -256,17 +256,17 @@ async def test_what_changes_nothing_is_not_told(side: Side) -> None:
         assert await soon(changes) == (BOB,)
 
 
-async def test_devices_of_somebody_without_an_entry_are_told_all_the_same(side: Side) -> None:
-    """The entry may have ended without a word, and be in caches."""
-    presence, elsewhere = side.presence(), side.presence()
+async def test_devices_of_a_user_without_an_entry_are_published(backend: Backend) -> None:
+    """The entry may have expired, which is not published, and be in caches."""
+    presence, elsewhere = backend.presence(), backend.presence()
     async with aclosing(elsewhere.changes()) as changes:
         assert await soon(changes) is None
         await presence.set_devices(ALICE, (11, 12))
         assert await soon(changes) == (ALICE,)
 
 
-async def test_changes_are_put_together(side: Side) -> None:
-    presence, elsewhere = side.presence(), side.presence()
+async def test_changes_are_batched(backend: Backend) -> None:
+    presence, elsewhere = backend.presence(), backend.presence()
     async with aclosing(elsewhere.changes()) as changes:
         assert await soon(changes) is None
         for number in range(50):
@@ -281,24 +281,24 @@ async def test_changes_are_put_together(side: Side) -> None:
         assert len(told) < 50
 
 
-async def test_while_nothing_changes_that_is_told(side: Side) -> None:
-    async with asyncio.timeout(10.0), aclosing(side.presence().changes()) as changes:
+async def test_changes_have_a_heartbeat(backend: Backend) -> None:
+    async with asyncio.timeout(10.0), aclosing(backend.presence().changes()) as changes:
         assert await anext(changes) is None
         assert [await anext(changes), await anext(changes)] == [(), ()]
 
 
-async def test_changes_say_when_something_may_have_been_missed(side: Side) -> None:
-    presence, elsewhere = side.presence(), side.presence()
+async def test_changes_yield_none_when_some_may_have_been_missed(backend: Backend) -> None:
+    presence, elsewhere = backend.presence(), backend.presence()
     async with aclosing(elsewhere.changes()) as changes:
         assert await soon(changes) is None
-        await side.lose_subscriptions()
+        await backend.lose_subscriptions()
         assert await soon(changes) is None
         await presence.online([(Binding(ALICE, 11, HERE, SESSION), (11,))])
         assert await soon(changes) == (ALICE,)
 
 
-async def test_changes_outlive_a_restart_of_the_server(servers_folder: Path, namespace: str) -> None:
-    """R9: presence is gone, and the caches are told that they know nothing."""
+async def test_changes_continue_after_a_restart_of_the_server(servers_folder: Path, namespace: str) -> None:
+    """R9: presence is lost, and caches are told to drop everything."""
     valkey = Valkey(servers_folder / namespace)
     binding = Binding(ALICE, 11, HERE, SESSION)
     async with up(valkey) as server:
@@ -321,9 +321,9 @@ async def test_changes_outlive_a_restart_of_the_server(servers_folder: Path, nam
 
 
 async def test_a_silent_server_counts_as_a_lost_subscription(servers_folder: Path, namespace: str) -> None:
-    """Stopped, it neither answers nor closes the connection."""
+    """A stopped server neither answers nor closes the connection."""
     async with up(Valkey(servers_folder / namespace)) as server:
-        side = RedisSide(server.url, namespace)
+        backend = RedisBackend(server.url, namespace)
         client = RedisClient(server.url, LOG, timeout_s=0.1)
         async with aclosing(RedisPresence(client, namespace).changes()) as changes:
             assert await soon(changes) is None
@@ -333,7 +333,7 @@ async def test_a_silent_server_counts_as_a_lost_subscription(servers_folder: Pat
             async def noticed() -> bool:
                 return client.statistics.subscription_failures > 0
 
-            await side.until(noticed)
+            await backend.until(noticed)
             os.kill(server.pid, signal.SIGCONT)
             assert await again is None
         await client.close()
@@ -342,14 +342,14 @@ async def test_a_silent_server_counts_as_a_lost_subscription(servers_folder: Pat
 async def test_a_server_that_answers_late_counts_as_lost(
     valkey_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However much it has to say meanwhile: it may be of long ago."""
-    side, client = RedisSide(valkey_url, namespace), RedisClient(valkey_url, LOG, timeout_s=0.1)
+    """Also while it sends messages: they may be old."""
+    backend, client = RedisBackend(valkey_url, namespace), RedisClient(valkey_url, LOG, timeout_s=0.1)
 
     async def unanswered(self: PubSub) -> None:
-        """Lost on its way."""
+        """Lose the PING."""
 
     monkeypatch.setattr(PubSub, "ping", unanswered)
-    presence = side.presence()
+    presence = backend.presence()
     async with aclosing(RedisPresence(client, namespace).changes()) as changes:
         assert await soon(changes) is None
         session = itertools.count(SESSION)
@@ -358,7 +358,7 @@ async def test_a_server_that_answers_late_counts_as_lost(
                 await presence.online([(Binding(ALICE, 11, HERE, next(session)), (11,))])
                 await anext(changes)
     await client.close()
-    await side.close()
+    await backend.close()
 
 
 async def test_memory_wiped(namespace: str) -> None:
@@ -372,7 +372,7 @@ async def test_memory_wiped(namespace: str) -> None:
     assert await presence.lookup([ALICE]) == {}
 
 
-async def test_memory_tells_what_comes_after_something_was_missed(namespace: str) -> None:
+async def test_memory_yields_changes_after_a_miss(namespace: str) -> None:
     redis = MemoryRedis(lambda: 0.0)
     presence = MemoryPresence(redis, namespace)
     async with aclosing(presence.changes()) as changes:
@@ -402,16 +402,16 @@ steps = st.lists(
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=steps)
-def test_memory_and_redis_do_the_same(valkey_url: str, namespace: str, steps: list[tuple[str, object]]) -> None:
+def test_memory_and_redis_behave_the_same(valkey_url: str, namespace: str, steps: list[tuple[str, object]]) -> None:
     async def both() -> None:
         client = RedisClient(valkey_url, LOG)
         await client.execute("DEL", f"{namespace}:presence:1", f"{namespace}:presence:2")
-        sides = RedisPresence(client, namespace), MemoryPresence(MemoryRedis(lambda: 0.0), namespace)
+        backends = RedisPresence(client, namespace), MemoryPresence(MemoryRedis(lambda: 0.0), namespace)
         for name, argument in steps:
             arguments = argument if name == "set_devices" else (argument,)
-            one, other = [await getattr(side, name)(*arguments) for side in sides]  # type: ignore[misc]  # by name
+            one, other = [await getattr(backend, name)(*arguments) for backend in backends]  # type: ignore[misc]  # by name
             assert one == other
-            one, other = [await side.lookup([1, 2]) for side in sides]
+            one, other = [await backend.lookup([1, 2]) for backend in backends]
             assert {user: (found.devices, set(found.bindings)) for user, found in one.items()} == {
                 user: (found.devices, set(found.bindings)) for user, found in other.items()
             }

@@ -1,8 +1,8 @@
-"""Presence against a dictionary: devices come, move and leave, and everything they do may arrive late.
+"""Presence against a dictionary: devices connect, move and leave, and every write may arrive late.
 
-Two models at once.  One is the store's: exactly what each call has to answer.  The other is the truth, which no store
-knows: where each device really is.  They may differ (R5: a late hello, a late goodbye; R9: a wipe, old data), but once
-every connector has registered its sessions again, presence bindings each device where it really is.
+There are two models.  One is of the store: the exact result of each call.  The other is the truth, which no store
+knows: where each device really is connected.  They may differ (R5: a late `online` or `offline`; R9: a wipe, old data),
+but once every connector has written its sessions again, each device has the binding of its real connection.
 """
 
 import asyncio
@@ -20,36 +20,36 @@ from meshim.stores.memory.redis import MemoryPresence, MemoryRedis
 from meshim.stores.ports import Binding, Presence
 from meshim.stores.redis.client import RedisClient
 from meshim.stores.redis.presence import RedisPresence
-from tests.contract.redis_sides import LOG
+from tests.contract.redis_backends import LOG
 
 T = TypeVar("T")
 
 CONNECTORS = (2**62 + 1, 2**62 + 2, 2**62 + 3)
-"""Incarnations that are one number as doubles."""
+"""Incarnations that would be equal as doubles."""
 OWNERS = {11: 1, 12: 1, 21: 2, 22: 2}
 """The user of each device."""
 USERS = (1, 2)
 DEVICE = st.sampled_from(list(OWNERS))
 LIST = st.sets(st.sampled_from([*OWNERS, 13, 23]), max_size=3)
-"""What a connector takes for the devices of a user: some may be missing, some may be gone."""
+"""The device list that a connector has cached: devices may be missing from it, or be deleted."""
 WHICH = st.integers(0, 30)
 
 _examples = itertools.count(1)
 
 
 class Server(Protocol):
-    """What holds presence, apart from the port."""
+    """The server behind the port."""
 
     def presence(self) -> Presence: ...
 
     async def wipe(self) -> None:
-        """It comes back with nothing."""
+        """Restart without data."""
 
     async def save(self) -> Any:
-        """Everything it holds."""
+        """Return all data."""
 
     async def restore(self, saved: Any) -> None:
-        """It comes back with what it held then, and nothing else."""
+        """Restart with exactly this data."""
 
 
 class MemoryServer:
@@ -62,7 +62,7 @@ class MemoryServer:
         return MemoryPresence(self._redis, self._namespace)
 
     async def wipe(self) -> None:
-        self._now += 0.001  # a restart takes longer than any numbers it had given out
+        self._now += 0.001  # a restart takes longer than the numbers given out are ahead
         self._redis.start(wiped=True)
 
     async def save(self) -> Any:
@@ -98,27 +98,27 @@ class RedisServer:
             await self._client.execute("RESTORE", key, 0, value)
 
 
-class WhoIsWhere(RuleBasedStateMachine):
+class PresenceMachine(RuleBasedStateMachine):
     def __init__(self, server: Server, runner: asyncio.Runner) -> None:
         super().__init__()
         self.server = server
         self.runner = runner
         self.presence = server.presence()
         self.here: dict[int, Binding] = {}
-        """Where each connected device really is."""
+        """The real binding of each connected device."""
         self.bindings: dict[int, Binding] = {}
-        """By device, as the store has to have them."""
+        """By device, as the store must have them."""
         self.devices: dict[int, set[int]] = {}
-        """By user, of those with a binding."""
+        """By user, for users with a binding."""
         self.were: list[Binding] = []
-        """Every binding that was ever given out."""
+        """Every binding that was ever written."""
         self.late: list[Binding] = []
-        """Goodbyes that are still under way."""
+        """Bindings whose `offline` is still under way."""
         self.saved: tuple[Any, dict[int, Binding], dict[int, set[int]]] | None = None
         self.registered = True
-        """Whether presence has to binding everybody where she is."""
+        """Whether the store must have the real binding of every device."""
         self.ghosts = False
-        """Whether old data may have brought somebody back to whom nobody says goodbye any more."""
+        """Whether old data may have restored a binding that no connector will erase."""
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self.runner.run(work)
@@ -143,11 +143,11 @@ class WhoIsWhere(RuleBasedStateMachine):
         expected = [self.answer(binding, devices) for binding, devices in bindings]
         assert self.run(self.presence.online([(binding, tuple(devices)) for binding, devices in bindings])) == expected
 
-    # ---- devices come and go
+    # ---- devices connect and leave
 
     @rule(who=st.lists(st.tuples(DEVICE, st.sampled_from(CONNECTORS), LIST), min_size=1, max_size=3))
     def greet(self, who: list[tuple[int, int, set[int]]]) -> None:
-        """One batch of greetings; where a device was before, it is not any more, whoever knows that."""
+        """Connect a batch of devices; the earlier connection of a device ends, and its `offline` comes later."""
         numbers = self.run(self.presence.session_numbers(len(who)))
         assert numbers == sorted(set(numbers))
         assert not self.were or numbers[0] > max(binding.session for binding in self.were), "a number of the past"
@@ -162,18 +162,18 @@ class WhoIsWhere(RuleBasedStateMachine):
         self.write(bindings)
 
     @precondition(lambda self: self.here)
-    @rule(which=WHICH, told=st.booleans())
-    def leave(self, which: int, told: bool) -> None:
-        """With `told` presence hears of it at once, otherwise later."""
+    @rule(which=WHICH, at_once=st.booleans())
+    def leave(self, which: int, at_once: bool) -> None:
+        """Disconnect a device; with `at_once` its `offline` comes now, otherwise later."""
         device, binding = list(self.here.items())[which % len(self.here)]
         del self.here[device]
         self.late.append(binding)
-        if told:
-            self.late_goodbye(len(self.late) - 1)
+        if at_once:
+            self.late_offline(len(self.late) - 1)
 
     @precondition(lambda self: self.late)
     @rule(which=WHICH)
-    def late_goodbye(self, which: int) -> None:
+    def late_offline(self, which: int) -> None:
         """R5."""
         binding = self.late.pop(which % len(self.late))
         self.run(self.presence.offline([binding]))
@@ -181,8 +181,8 @@ class WhoIsWhere(RuleBasedStateMachine):
 
     @precondition(lambda self: self.were)
     @rule(which=WHICH, known=LIST)
-    def late_hello(self, which: int, known: set[int]) -> None:
-        """R5: of a session that may be over; its connector says goodbye once it learns that."""
+    def late_online(self, which: int, known: set[int]) -> None:
+        """R5: of a session that may be over; its connector erases the binding once it learns that."""
         binding = self.were[-1 - which % len(self.were)]
         self.write([(binding, known | {binding.device})])
         if self.here.get(binding.device) != binding and binding not in self.late:
@@ -194,7 +194,7 @@ class WhoIsWhere(RuleBasedStateMachine):
         if user in self.devices:
             self.devices[user] = set(devices)
 
-    # ---- the store comes and goes
+    # ---- the store restarts
 
     @rule()
     def wipe(self) -> None:
@@ -220,14 +220,14 @@ class WhoIsWhere(RuleBasedStateMachine):
 
     @rule()
     def all_register_again(self) -> None:
-        """What connectors do when presence may have forgotten them."""
+        """Write all bindings again, as connectors do after Redis may have lost them."""
         self.write([(binding, {binding.device}) for binding in self.here.values()])
         self.registered = True
 
-    # ---- what has to hold
+    # ---- invariants
 
     @invariant()
-    def presence_is_what_the_dictionary_says(self) -> None:
+    def presence_equals_the_model(self) -> None:
         found = self.run(self.presence.lookup([*USERS, 99]))
         assert {user: (each.devices, set(each.bindings)) for user, each in found.items()} == {
             user: (tuple(sorted(devices)), {binding for binding in self.bindings.values() if binding.user == user})
@@ -235,18 +235,18 @@ class WhoIsWhere(RuleBasedStateMachine):
         }
 
     @invariant()
-    def who_is_here_is_found_here(self) -> None:
+    def connected_devices_have_their_binding(self) -> None:
         if self.registered:
             for device, binding in self.here.items():
                 assert self.bindings[device] == binding
 
     def teardown(self) -> None:
-        """When all that was late has arrived and all have registered, nothing but the truth is left."""
+        """After every late write has arrived and every binding was written again, the store has the truth alone."""
         while self.late:
-            self.late_goodbye(0)
+            self.late_offline(0)
         self.all_register_again()
-        self.presence_is_what_the_dictionary_says()
-        self.who_is_here_is_found_here()
+        self.presence_equals_the_model()
+        self.connected_devices_have_their_binding()
         assert self.ghosts or self.bindings == self.here
 
 
@@ -258,7 +258,7 @@ def runner() -> Iterator[asyncio.Runner]:
 
 def check(server: Callable[[], Server], runner: asyncio.Runner, examples: int, *phases: Phase) -> None:
     run_state_machine_as_test(
-        lambda: WhoIsWhere(server(), runner),  # type: ignore[arg-type]  # annotated as a class, documented as a factory
+        lambda: PresenceMachine(server(), runner),  # type: ignore[arg-type]  # annotated as a class, documented as a factory
         settings=settings(
             max_examples=examples,
             stateful_step_count=40,

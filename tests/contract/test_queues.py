@@ -1,4 +1,4 @@
-"""The port `Queues`: what waits for a device and who may sync it, in memory, on SQLite and on MariaDB."""
+"""The port `Queues`: stored messages of a device and the lease to sync them, in memory, on SQLite and on MariaDB."""
 
 import asyncio
 
@@ -8,12 +8,12 @@ from meshim.errors import Fenced
 from meshim.stores.ports import Device, Page, Queues, User
 from meshim.stores.sql import queues as sql_queues
 from meshim.wire.envelope import decode_envelope
-from tests.contract.database_sides import (
+from tests.contract.database_backends import (
     NOW,
     PARTITIONS,
+    Backend,
     Ports,
-    Side,
-    SqlSide,
+    SqlBackend,
     device_of,
     entry,
     is_waiting,
@@ -28,7 +28,7 @@ MANY = 1 << 30
 
 
 class Mailbox:
-    """A person with one device, and a writer for her partition."""
+    """A user with one device, and a writer of the user's partition."""
 
     def __init__(self, ports: Ports, user: User, device: Device) -> None:
         self.ports = ports
@@ -39,7 +39,7 @@ class Mailbox:
         self.key = (user.user_id, device.device_id)
 
     async def store(self, *seqs: int, position: int, body: bytes = b"body") -> None:
-        """One record with these messages."""
+        """Write one record with these messages."""
         claim = await self.ports.partitions.claim(self.partition, "writer", LEASE_S)
         assert claim is not None
         entries = [entry(self.user, seq, [self.device], body=body) for seq in seqs]
@@ -71,7 +71,7 @@ def seqs(page: Page) -> list[int]:
 # ---------------------------------------------------------------- peek
 
 
-async def test_peek_names_positions_and_who_has_something(ports: Ports, bob: Mailbox) -> None:
+async def test_peek_returns_positions_and_devices_with_unread_rows(ports: Ports, bob: Mailbox) -> None:
     carol = await mailbox(ports)
     assert await ports.queues.peek([]) == ({}, set())
     assert await ports.queues.peek([bob.key, carol.key]) == ({bob.partition: 0, carol.partition: 0}, set())
@@ -81,7 +81,7 @@ async def test_peek_names_positions_and_who_has_something(ports: Ports, bob: Mai
     assert waiting == {bob.id}
 
 
-async def test_peek_forgets_what_was_read(ports: Ports, bob: Mailbox) -> None:
+async def test_peek_ignores_read_rows(ports: Ports, bob: Mailbox) -> None:
     await bob.store(1, 2, position=5)
     fence = await bob.claim()
     first, second = (await bob.page(fence)).rows
@@ -102,9 +102,9 @@ async def test_peek_takes_many_devices(ports: Ports, bob: Mailbox) -> None:
 # ---------------------------------------------------------------- the lease
 
 
-async def test_claims_have_ascending_fencing_numbers(side: Side, bob: Mailbox) -> None:
+async def test_claims_have_ascending_fencing_numbers(backend: Backend, bob: Mailbox) -> None:
     fences = [await bob.claim("a", 1), await bob.claim("a", 1), await bob.claim("b", 2)]
-    await side.end_leases()
+    await backend.end_leases()
     fences.append(await bob.claim("c", 1))
     await bob.ports.queues.release(bob.id, fences[-1])
     fences.append(await bob.claim("d", 1))
@@ -114,19 +114,19 @@ async def test_claims_have_ascending_fencing_numbers(side: Side, bob: Mailbox) -
 async def test_lease_keeps_older_sessions_out(bob: Mailbox) -> None:
     await bob.claim("a", 7)
     assert await bob.ports.queues.claim(bob.id, "b", 6, LEASE_S) is None
-    await bob.claim("b", 7)  # not above ours
+    await bob.claim("b", 7)  # the holder's session is not above ours
     await bob.claim("c", 1 << 62)
     assert await bob.ports.queues.claim(bob.id, "b", 7, LEASE_S) is None
     await bob.claim("c", 3)  # the same connector
 
 
-async def test_ended_lease_is_free_for_an_older_session(side: Side, bob: Mailbox) -> None:
+async def test_ended_lease_is_free_for_an_older_session(backend: Backend, bob: Mailbox) -> None:
     await bob.claim("a", 7)
-    await side.end_leases()
+    await backend.end_leases()
     await bob.claim("b", 6)
 
 
-async def test_lease_lasts_as_long_as_it_was_asked_for(ports: Ports, bob: Mailbox) -> None:
+async def test_lease_lasts_for_the_requested_time(ports: Ports, bob: Mailbox) -> None:
     carol = await mailbox(ports)
     assert await ports.queues.claim(bob.id, "a", 7, 0.0) is not None
     assert await ports.queues.claim(carol.id, "a", 7, 5.0) is not None
@@ -134,9 +134,9 @@ async def test_lease_lasts_as_long_as_it_was_asked_for(ports: Ports, bob: Mailbo
     assert await ports.queues.claim(carol.id, "b", 6, LEASE_S) is None
 
 
-async def test_page_renews_the_lease_when_it_runs_out(side: Side, bob: Mailbox) -> None:
+async def test_page_renews_a_lease_that_is_half_over(backend: Backend, bob: Mailbox) -> None:
     fence = await bob.claim("a", 7)
-    await side.end_leases()
+    await backend.end_leases()
     await bob.page(fence)
     assert await bob.ports.queues.claim(bob.id, "b", 6, LEASE_S) is None
 
@@ -146,11 +146,11 @@ async def test_released_queue_is_free_and_only_its_owner_releases_it(bob: Mailbo
     await bob.ports.queues.release(bob.id, fence - 1)
     assert await bob.ports.queues.claim(bob.id, "b", 6, LEASE_S) is None
     await bob.ports.queues.release(bob.id, fence)
-    assert (await bob.page(fence)).rows == ()  # the number is still the latest
+    assert (await bob.page(fence)).rows == ()  # the fencing number is still the latest
     await bob.claim("b", 6)
 
 
-async def test_queue_of_no_device_cannot_be_claimed(ports: Ports) -> None:
+async def test_queue_of_an_unknown_device_cannot_be_claimed(ports: Ports) -> None:
     assert await ports.queues.claim(1 << 62, "a", 1, LEASE_S) is None
     await ports.queues.release(1 << 62, 1)
     with pytest.raises(Fenced):
@@ -159,12 +159,12 @@ async def test_queue_of_no_device_cannot_be_claimed(ports: Ports) -> None:
         await ports.queues.mark_read(1 << 62, 0, [])
 
 
-async def test_claimers_at_once_get_different_fencing_numbers(side: Side, bob: Mailbox) -> None:
-    """R3: two connections of one device.  The higher session is never the one left out."""
+async def test_claimers_at_once_get_different_fencing_numbers(backend: Backend, bob: Mailbox) -> None:
+    """R3: two connections of one device.  The claim with the highest session number always succeeds."""
     claims = await asyncio.gather(
         *(
             process.queues.claim(bob.id, f"connector {session}", session, LEASE_S)
-            for session, process in enumerate(await processes(side, 6))
+            for session, process in enumerate(await processes(backend, 6))
         )
     )
     fences = [fence for fence in claims if fence is not None]
@@ -173,7 +173,7 @@ async def test_claimers_at_once_get_different_fencing_numbers(side: Side, bob: M
 
 
 async def test_new_log_in_keeps_queue_and_lease(ports: Ports, bob: Mailbox) -> None:
-    """R14: the state file is lost, what waits is not."""
+    """R14: the state file is lost, the queue is not."""
     await bob.store(1, position=1)
     fence = await bob.claim("a", 7)
     assert (await device_of(ports, bob.user, epoch=99)).device_id == bob.id
@@ -199,7 +199,7 @@ async def test_pages_follow_one_another(bob: Mailbox) -> None:
     assert found == [([1, 2], True), ([3, 4], True), ([5], False)]
 
 
-async def test_page_begins_beyond_a_place(bob: Mailbox) -> None:
+async def test_page_starts_beyond_a_position(bob: Mailbox) -> None:
     await bob.store(1, 2, position=4)
     await bob.store(3, 4, position=9)
     fence = await bob.claim()
@@ -213,7 +213,7 @@ async def test_page_begins_beyond_a_place(bob: Mailbox) -> None:
         assert seqs(await bob.page(fence, after)) == expected
 
 
-async def test_rows_know_their_place(bob: Mailbox) -> None:
+async def test_rows_have_position_and_index(bob: Mailbox) -> None:
     await bob.store(1, 2, position=4)
     page = await bob.page(await bob.claim())
     assert [(row.position, row.index) for row in page.rows] == [(4, 0), (4, 1)]
@@ -243,7 +243,7 @@ async def test_empty_queue_gives_an_empty_page_with_the_position(ports: Ports, b
     assert await bob.page(fence) == Page((), 33, False)
 
 
-async def test_read_rows_are_not_given_again(bob: Mailbox) -> None:
+async def test_read_rows_are_not_paged_again(bob: Mailbox) -> None:
     await bob.store(1, 2, 3, position=1)
     fence = await bob.claim()
     rows = (await bob.page(fence)).rows
@@ -276,8 +276,8 @@ async def test_many_rows_are_marked_at_once(bob: Mailbox) -> None:
 # ---------------------------------------------------------------- fenced off
 
 
-async def test_fenced_drain_neither_reads_nor_marks(ports: Ports, bob: Mailbox) -> None:
-    """R3, R11: the old connector learns late that the device is synced elsewhere; nothing is lost."""
+async def test_fenced_sync_neither_reads_nor_marks(ports: Ports, bob: Mailbox) -> None:
+    """R3, R11: the old connector learns late that another one syncs the device; nothing is lost."""
     await bob.store(1, 2, position=1)
     late = await bob.claim("a", 1)
     rows = (await bob.page(late)).rows
@@ -291,8 +291,8 @@ async def test_fenced_drain_neither_reads_nor_marks(ports: Ports, bob: Mailbox) 
     assert await ports.queues.claim(bob.id, "a", 1, LEASE_S) is None
 
 
-async def test_claim_waits_for_marks_that_began_before_it(sql: SqlSide, monkeypatch: pytest.MonkeyPatch) -> None:
-    """R3, R10: what the old connection acknowledged is not given to the new one."""
+async def test_claim_waits_for_earlier_marks_to_commit(sql: SqlBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R3, R10: rows that the old connection acknowledged are not sent over the new one."""
     bob = await mailbox(sql.process())
     await bob.store(1, 2, position=1)
     fence = await bob.claim("a", 1)
@@ -301,25 +301,23 @@ async def test_claim_waits_for_marks_that_began_before_it(sql: SqlSide, monkeypa
     marking = asyncio.create_task(sql.process().queues.mark_read(bob.id, fence, [first.row_id]))
     await pause.reached()
     claiming = asyncio.create_task(bob.claim("b", 2, sql.process().queues))
-    assert (await bob.ports.queues.peek([bob.key]))[1] == {bob.id}  # nobody waits to read
+    assert (await bob.ports.queues.peek([bob.key]))[1] == {bob.id}  # reading does not wait
     assert await is_waiting(claiming)
     pause.go_on()
     await marking
     assert seqs(await bob.page(await claiming)) == [2]
 
 
-async def test_position_never_says_more_than_the_rows_that_are_seen(
-    sql: SqlSide, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """R1, R2: a page that is empty up to a position is the proof that a live message may pass."""
+async def test_position_of_a_page_never_exceeds_its_snapshot(sql: SqlBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R1, R2: an empty page up to a position proves that a live message may be delivered."""
     bob = await mailbox(sql.process())
     fence = await bob.claim()
-    # Behind the look at the position, before the one at the rows.
+    # After the select of the position, before the select of the rows.
     pause = pause_after(monkeypatch, sql_queues, "_lease")
     paging = asyncio.create_task(bob.page(fence))
     await pause.reached()
     await bob.store(1, position=1)
     pause.go_on()
-    assert await paging == Page((), 0, False)  # one state, whatever is committed between the statements
+    assert await paging == Page((), 0, False)  # one snapshot, although a commit came between the statements
     page = await bob.page(fence)
     assert (seqs(page), page.through) == ([1], 1)

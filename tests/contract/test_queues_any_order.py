@@ -1,8 +1,8 @@
-"""The sync lease against a dictionary: whoever claims, reads, marks and lets go in whatever order.
+"""The sync lease against a dictionary: claims, pages, marks and releases in any order.
 
-Two devices of one user, whose queues grow; connectors that keep every fencing number they ever had and go on using
-it, as a stopped one does when it wakes (R3, R11).  The dictionary says what each call has to answer.  In memory, on
-SQLite and on MariaDB; what happens *at once* there is in `test_queues.py`.
+There are two devices of one user, whose queues grow.  Connectors keep every fencing number that they ever had and go on
+using it, as a stopped connector does when it wakes (R3, R11).  The dictionary has the exact result of each call.  In
+memory, on SQLite and on MariaDB; `test_queues.py` tests concurrent calls.
 """
 
 import asyncio
@@ -20,24 +20,34 @@ from meshim.errors import Fenced
 from meshim.protocol.routing import partition_of
 from meshim.stores.ports import Device, Page, User
 from meshim.wire.envelope import decode_envelope
-from tests.contract.database_sides import NOW, PARTITIONS, MemorySide, Ports, Side, device_of, entry, person, sql_side
+from tests.contract.database_backends import (
+    NOW,
+    PARTITIONS,
+    Backend,
+    MemoryBackend,
+    Ports,
+    device_of,
+    entry,
+    open_sql_backend,
+    person,
+)
 
 T = TypeVar("T")
 
 LEASE_S = 3_600.0
-"""Longer than any test; what ends sooner was claimed for no time, or is ended by the test."""
+"""Longer than any test: a lease ends earlier only if it was claimed for 0 s or the test ends it."""
 WHICH = st.integers(0, 1)
 OWNER = st.sampled_from(["c1", "c2", "c3"])
 SESSION = st.integers(1, 6)
 BACK = st.sampled_from([0, 0, 0, 0, 1, 2, 5])
-"""Which fencing number of a device is used: the latest, or an older one."""
+"""How many fencing numbers back: 0 is the latest of the device."""
 
 _positions = itertools.count(1)
 
 
 @dataclass
 class Queue:
-    """What the model knows of one device."""
+    """The model of one queue."""
 
     device: Device
     owner: str = ""
@@ -45,16 +55,16 @@ class Queue:
     ended: bool = True
     fences: list[int] = field(default_factory=lambda: [0])
     rows: dict[int, tuple[int, int]] = field(default_factory=dict)
-    """seq -> (position, index), in the order stored."""
+    """(position, index) by seq, in the order stored."""
     unread: set[int] = field(default_factory=set)
     ids: dict[int, int] = field(default_factory=dict)
-    """row id -> seq, of every row that was ever paged."""
+    """seq by row id, of every row that was ever paged."""
 
 
 class QueueLease(RuleBasedStateMachine):
-    def __init__(self, side: Side, processes: Sequence[Ports], runner: asyncio.Runner) -> None:
+    def __init__(self, backend: Backend, processes: Sequence[Ports], runner: asyncio.Runner) -> None:
         super().__init__()
-        self.side = side
+        self.backend = backend
         self.runner = runner
         self.processes = processes
         self.user: User = self.run(person(self.ports(0)))
@@ -69,7 +79,7 @@ class QueueLease(RuleBasedStateMachine):
     def ports(self, process: int) -> Ports:
         return self.processes[process]
 
-    # ---- what is stored
+    # ---- rows
 
     @rule(sizes=st.lists(st.integers(1, 3), min_size=1, max_size=2), to=st.sampled_from([(0,), (1,), (0, 1)]))
     def store(self, sizes: list[int], to: tuple[int, ...]) -> None:
@@ -93,14 +103,14 @@ class QueueLease(RuleBasedStateMachine):
     def claim(self, at: int, process: int, owner: str, session: int, lease_s: float) -> None:
         queue = self.queues[at]
         fence = self.run(self.ports(process).queues.claim(queue.device.device_id, owner, session, lease_s))
-        # A lease that lasts longer than twice what is asked for was taken before the clock stepped back.
+        # A lease that lasts longer than twice the requested time was taken before the clock stepped back.
         if queue.ended or lease_s == 0.0 or owner == queue.owner or session >= queue.session:
             assert fence is not None
             assert fence > queue.fences[-1], "fencing numbers ascend"
             queue.fences.append(fence)
             queue.owner, queue.session, queue.ended = owner, session, lease_s == 0.0
         else:
-            assert fence is None, "somebody holds the lease"
+            assert fence is None, "another owner holds the lease"
 
     @rule(at=WHICH, process=WHICH, back=BACK)
     def release(self, at: int, process: int, back: int) -> None:
@@ -110,14 +120,14 @@ class QueueLease(RuleBasedStateMachine):
         queue.owner = "" if fence == queue.fences[-1] else queue.owner
 
     @rule()
-    def the_time_of_every_lease_is_over(self) -> None:
-        self.run(self.side.end_leases())
+    def every_lease_ends(self) -> None:
+        self.run(self.backend.end_leases())
         for queue in self.queues:
             queue.ended = True
 
     @rule(at=WHICH, epoch=st.integers(2, 9))
-    def somebody_logs_in_without_the_state_file(self, at: int, epoch: int) -> None:
-        """R14: queue and lease stay as they are."""
+    def log_in_without_the_state_file(self, at: int, epoch: int) -> None:
+        """R14: the queue and its lease do not change."""
         device = self.queues[at].device
         again = self.run(device_of(self.ports(0), self.user, device.name, epoch=epoch))
         assert again.device_id == device.device_id
@@ -126,52 +136,52 @@ class QueueLease(RuleBasedStateMachine):
         fences = self.queues[at].fences
         return fences[max(-len(fences), -1 - back)]
 
-    # ---- who holds the latest number reads and marks, nobody else
+    # ---- only the latest fencing number reads and marks
 
-    @rule(at=WHICH, process=WHICH, back=BACK, after=st.integers(-1, 8), most=st.integers(1, 6))
-    def page(self, at: int, process: int, back: int, after: int, most: int) -> None:
+    @rule(at=WHICH, process=WHICH, back=BACK, after=st.integers(-1, 8), limit=st.integers(1, 6))
+    def page(self, at: int, process: int, back: int, after: int, limit: int) -> None:
         queue, fence = self.queues[at], self.fence(at, back)
-        places = list(queue.rows.values())
-        beyond = places[after] if 0 <= after < len(places) else (0, -1)
+        order = list(queue.rows.values())
+        beyond = order[after] if 0 <= after < len(order) else (0, -1)
         try:
-            page = self.run(self.read(queue, process, fence, beyond, most))
+            page = self.run(self.read(queue, process, fence, beyond, limit))
         except Fenced:
-            assert fence != queue.fences[-1], "the holder was fenced off"
+            assert fence != queue.fences[-1], "the holder was fenced"
             return
-        assert fence == queue.fences[-1], "who was fenced off read"
-        expected = [seq for seq, place in queue.rows.items() if seq in queue.unread and place > beyond]
+        assert fence == queue.fences[-1], "a fenced connector read"
+        expected = [seq for seq, position in queue.rows.items() if seq in queue.unread and position > beyond]
         seqs = [decode_envelope(row.envelope).seq for row in page.rows]
-        assert seqs == expected[:most]
+        assert seqs == expected[:limit]
         assert [(row.position, row.index) for row in page.rows] == [queue.rows[seq] for seq in seqs]
-        assert page.more == (len(expected) > most)
+        assert page.more == (len(expected) > limit)
         assert page.through >= self.through
         queue.ids |= {row.row_id: seq for row, seq in zip(page.rows, seqs, strict=True)}
-        if queue.owner:  # what was released stays free
+        if queue.owner:  # a released queue stays free
             queue.ended = False
 
-    async def read(self, queue: Queue, process: int, fence: int, after: tuple[int, int], most: int) -> Page:
+    async def read(self, queue: Queue, process: int, fence: int, after: tuple[int, int], limit: int) -> Page:
         queues = self.ports(process).queues
-        return await queues.page(self.user.user_id, queue.device.device_id, fence, after, most, 1 << 30, LEASE_S)
+        return await queues.page(self.user.user_id, queue.device.device_id, fence, after, limit, 1 << 30, LEASE_S)
 
-    @rule(at=WHICH, process=WHICH, most=st.integers(1, 3))
-    def who_reads_on_keeps_the_lease(self, at: int, process: int, most: int) -> None:
-        self.the_time_of_every_lease_is_over()
-        self.page(at, process, 0, -1, most)
+    @rule(at=WHICH, process=WHICH, limit=st.integers(1, 3))
+    def reading_renews_the_lease(self, at: int, process: int, limit: int) -> None:
+        self.every_lease_ends()
+        self.page(at, process, 0, -1, limit)
         self.claim(at, 1 - process, "late", 0, LEASE_S)
 
     @precondition(lambda self: any(queue.ids for queue in self.queues))
     @rule(at=WHICH, process=WHICH, back=BACK, which=st.sets(st.integers(0, 12), max_size=5), foreign=st.booleans())
     def mark(self, at: int, process: int, back: int, which: set[int], foreign: bool) -> None:
-        """Some rows that were read, of this device or of the other, some of them a second time."""
+        """Mark rows that were paged, of this device or of the other, some of them a second time."""
         queue, fence = self.queues[at], self.fence(at, back)
         known = list(self.queues[1 - at if foreign else at].ids)
         ids = [known[number] for number in which if number < len(known)]
         try:
             self.run(self.ports(process).queues.mark_read(queue.device.device_id, fence, ids))
         except Fenced:
-            assert fence != queue.fences[-1], "the holder was fenced off"
+            assert fence != queue.fences[-1], "the holder was fenced"
             return
-        assert fence == queue.fences[-1], "who was fenced off marked"
+        assert fence == queue.fences[-1], "a fenced connector marked"
         queue.unread -= {queue.ids[row_id] for row_id in ids if row_id in queue.ids}
 
     @rule(process=WHICH)
@@ -183,7 +193,7 @@ class QueueLease(RuleBasedStateMachine):
         assert waiting == {queue.device.device_id for queue in self.queues if queue.unread}
 
     def teardown(self) -> None:
-        """Whoever comes last finds exactly what nobody marked, in order."""
+        """The last claim finds exactly the unmarked rows, in order."""
         self.peek(0)
         for at, queue in enumerate(self.queues):
             self.claim(at, 0, "last", 1 << 62, LEASE_S)
@@ -196,10 +206,10 @@ def runner() -> Iterator[asyncio.Runner]:
         yield runner
 
 
-def check(side: Side, runner: asyncio.Runner, examples: int) -> None:
-    processes = (side.process(), side.process())
+def check(backend: Backend, runner: asyncio.Runner, examples: int) -> None:
+    processes = (backend.process(), backend.process())
     run_state_machine_as_test(
-        lambda: QueueLease(side, processes, runner),  # type: ignore[arg-type]  # annotated as a class, documented as a factory
+        lambda: QueueLease(backend, processes, runner),  # type: ignore[arg-type]  # annotated as a class, documented as a factory
         settings=settings(
             max_examples=examples,
             stateful_step_count=40,
@@ -207,13 +217,13 @@ def check(side: Side, runner: asyncio.Runner, examples: int) -> None:
             deadline=None,
             database=None,
             suppress_health_check=list(HealthCheck),
-            phases=(Phase.generate, Phase.shrink) if isinstance(side, MemorySide) else (Phase.generate,),
+            phases=(Phase.generate, Phase.shrink) if isinstance(backend, MemoryBackend) else (Phase.generate,),
         ),
     )
 
 
 def test_queue_lease_in_memory(runner: asyncio.Runner) -> None:
-    check(MemorySide(), runner, 150)
+    check(MemoryBackend(), runner, 150)
 
 
 @pytest.mark.parametrize(("database", "examples"), [("sqlite", 25), ("mariadb", 12)])
@@ -221,9 +231,9 @@ def test_queue_lease_on_sql(
     request: pytest.FixtureRequest, runner: asyncio.Runner, database: str, examples: int
 ) -> None:
     url = str(request.getfixturevalue(f"{database}_with_tables"))
-    opened = sql_side(url)
-    side = runner.run(opened.__aenter__())
+    opened = open_sql_backend(url)
+    backend = runner.run(opened.__aenter__())
     try:
-        check(side, runner, examples)
+        check(backend, runner, examples)
     finally:
         runner.run(opened.__aexit__(None, None, None))

@@ -1,4 +1,4 @@
-"""`RedisClient`: who uses it can be cancelled at any moment."""
+"""`RedisClient`: its calls can be cancelled at any moment."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -6,15 +6,15 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from meshim.stores.redis.client import RedisClient
-from tests.contract.redis_sides import LOG
+from tests.contract.redis_backends import LOG
 
 _TURNS = 60
-"""Of the loop: more than two commands take."""
+"""Iterations of the event loop: more than two commands take."""
 
 
 @pytest.mark.parametrize("by", ["command", "script"])
-async def test_a_loop_around_commands_ends_when_it_is_cancelled(valkey_url: str, by: str) -> None:
-    """In whatever turn of the loop: `asyncio.wait_for`, which redis-py sends with, swallows some of them."""
+async def test_a_loop_of_commands_ends_when_it_is_cancelled(valkey_url: str, by: str) -> None:
+    """In any iteration of the event loop: `asyncio.wait_for` in redis-py swallows some cancellations."""
     client = RedisClient(valkey_url, LOG)
     script = client.script("return 1")
     commands: dict[str, Callable[[], Awaitable[object]]] = {
@@ -40,7 +40,7 @@ async def test_a_loop_around_commands_ends_when_it_is_cancelled(valkey_url: str,
     await client.close()
 
 
-async def test_what_is_done_behind_a_cancellation_gets_its_answer(valkey_url: str) -> None:
+async def test_a_command_after_a_cancellation_gets_its_own_answer(valkey_url: str) -> None:
     client = RedisClient(valkey_url, LOG)
     answers: list[object] = []
 

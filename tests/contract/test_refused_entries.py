@@ -11,7 +11,7 @@ from meshim.stores.sql.rows import CONTENT_BYTES_MAX
 from meshim.wire.bounds import MS_MAX, SEQ_MAX
 from meshim.wire.envelope import Destination, Envelope, Kind, encode_envelope
 from meshim.wire.offline_log import Entry
-from tests.contract.database_sides import NOW, Ports, claimed, device_of, entry, envelope, person, positions, stored
+from tests.contract.database_backends import NOW, Ports, claimed, device_of, entry, envelope, person, positions, stored
 
 ID_MAX = (1 << 63) - 1
 LEAST = Envelope(0, bytes(16), 1, 1, 0, Destination(0, 1, 0), 1, 1, 0, 0, 0, b"")

@@ -1,4 +1,4 @@
-"""The tables on SQLite and MariaDB: how a database gets them, and what it enforces by itself."""
+"""The tables on SQLite and MariaDB: how `migrate` creates them, and what the database enforces by itself."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -11,10 +11,10 @@ from sqlalchemy import Connection, Inspector, insert, inspect, text, update
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from meshim.errors import BackendUnavailable, UsageError
-from meshim.stores.sql import upgrades
+from meshim.stores.sql import migrate
 from meshim.stores.sql.engine import create
 from meshim.stores.sql.schema import im_position, im_relation, im_user, metadata
-from tests.contract.database_sides import person, sql_side
+from tests.contract.database_backends import open_sql_backend, person
 
 
 @pytest.fixture(params=["sqlite", "mariadb"])
@@ -37,7 +37,7 @@ def connected(url: str) -> Iterator[Connection]:
 
 
 def test_steps_lead_to_the_tables_of_the_schema(empty_url: str) -> None:
-    upgrades.upgrade(empty_url)
+    migrate.upgrade(empty_url)
     with connected(empty_url) as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         assert compare_metadata(context, metadata) == []
@@ -48,50 +48,50 @@ def test_steps_lead_to_the_tables_of_the_schema(empty_url: str) -> None:
 
 def test_database_needs_an_upgrade_once(empty_url: str) -> None:
     with pytest.raises(UsageError, match="run `meshim db upgrade`"):
-        upgrades.check(empty_url)
-    upgrades.upgrade(empty_url)
-    upgrades.check(empty_url)
-    upgrades.upgrade(empty_url)
-    upgrades.check(empty_url)
+        migrate.check(empty_url)
+    migrate.upgrade(empty_url)
+    migrate.check(empty_url)
+    migrate.upgrade(empty_url)
+    migrate.check(empty_url)
 
 
 async def test_several_processes_upgrade_at_once(empty_url: str) -> None:
-    await asyncio.gather(*(asyncio.to_thread(upgrades.upgrade, empty_url) for _ in range(4)))
-    upgrades.check(empty_url)
+    await asyncio.gather(*(asyncio.to_thread(migrate.upgrade, empty_url) for _ in range(4)))
+    migrate.check(empty_url)
 
 
-async def test_upgrade_keeps_what_is_there(empty_url: str) -> None:
-    upgrades.upgrade(empty_url)
-    async with sql_side(empty_url) as side:
-        alice = await person(side.process())
-        upgrades.upgrade(empty_url)
-        found = await side.process().accounts.user(alice.name)
+async def test_upgrade_keeps_existing_rows(empty_url: str) -> None:
+    migrate.upgrade(empty_url)
+    async with open_sql_backend(empty_url) as backend:
+        alice = await person(backend.process())
+        migrate.upgrade(empty_url)
+        found = await backend.process().accounts.user(alice.name)
         assert found is not None
         assert found[0] == alice
 
 
-def test_upgrade_that_was_cut_short_is_finished(empty_url: str) -> None:
-    """MySQL has no transaction around it: some tables may be there, and the version not yet."""
-    upgrades.upgrade(empty_url)
+def test_interrupted_upgrade_is_finished(empty_url: str) -> None:
+    """MySQL runs it without a transaction: some tables may exist, and the version may be missing."""
+    migrate.upgrade(empty_url)
     with connected(empty_url) as connection:
         connection.execute(text("DELETE FROM alembic_version"))
         im_position.drop(connection)
-    upgrades.upgrade(empty_url)
-    upgrades.check(empty_url)
+    migrate.upgrade(empty_url)
+    migrate.check(empty_url)
     with connected(empty_url) as connection:
         assert inspect(connection).has_table("im_position")
 
 
-@pytest.mark.parametrize("act", [upgrades.upgrade, upgrades.check])
+@pytest.mark.parametrize("act", [migrate.upgrade, migrate.check])
 def test_database_of_a_newer_meshim_is_refused(empty_url: str, act: Callable[[str], None]) -> None:
-    upgrades.upgrade(empty_url)
+    migrate.upgrade(empty_url)
     with connected(empty_url) as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(UsageError, match="version 9999, made by a newer meshim"):
         act(empty_url)
 
 
-@pytest.mark.parametrize("act", [upgrades.upgrade, upgrades.check])
+@pytest.mark.parametrize("act", [migrate.upgrade, migrate.check])
 @pytest.mark.parametrize("url", ["mysql+pymysql://a:b@127.0.0.1:1/c", "sqlite:////nowhere/at/all.db"])
 def test_unreachable_database_is_unavailable(url: str, act: Callable[[str], None]) -> None:
     with pytest.raises(BackendUnavailable, match="is not available"):
@@ -121,8 +121,8 @@ def test_mysql_is_strict_and_compares_bytes(mariadb_with_tables: str) -> None:
         assert set(collations) == {"utf8mb4_bin"}
 
 
-def test_rows_that_match_are_counted_though_nothing_changes(sql_url: str) -> None:
-    """Fencing rests on it: MySQL counts changed rows unless it is told otherwise."""
+def test_matched_rows_are_counted_even_if_unchanged(sql_url: str) -> None:
+    """Fencing relies on it; by default MySQL counts changed rows."""
     with connected(sql_url) as connection:
         user = {"name": "same", "password_hash": "x", "gmt_create": 1}
         connection.execute(insert(im_user).values(user))
@@ -130,7 +130,7 @@ def test_rows_that_match_are_counted_though_nothing_changes(sql_url: str) -> Non
         connection.rollback()
 
 
-def test_ids_are_never_given_twice(sql_url: str) -> None:
+def test_ids_are_never_reused(sql_url: str) -> None:
     with connected(sql_url) as connection:
         ids = []
         for name in ("one", "two"):
@@ -153,7 +153,7 @@ def test_pair_has_the_lower_id_first(sql_url: str) -> None:
         (low,), (high,) = (key for key in ids if key is not None)
         pair = {"state": "friends", "requested_by": 1, "gmt_create": 1, "gmt_modified": 1}
         for user1, user2 in ((high, low), (low, low)):
-            # MariaDB calls it an operational error.
+            # MariaDB raises an OperationalError.
             with pytest.raises((IntegrityError, OperationalError), match="ck_relation_order"):
                 connection.execute(insert(im_relation).values(pair | {"user_id1": user1, "user_id2": user2}))
         connection.rollback()

@@ -20,9 +20,9 @@ from meshim.stores.redis.presence import RedisPresence
 from meshim.stores.sql.schema import im_position
 from meshim.wire.notification import WakeUp
 from meshim.wire.offline_log import Entry, encode_record
-from tests.contract.database_sides import entry, positions
+from tests.contract.database_backends import entry, positions
 from tests.contract.outage import up
-from tests.contract.redis_sides import LOG
+from tests.contract.redis_backends import LOG
 from tests.contract.writer_process import PARTITIONS, Mesh, Writer, topology_of, until
 
 
@@ -90,7 +90,7 @@ async def test_what_can_never_be_written_is_dead_lettered(mesh: Mesh) -> None:
     await until(mesh.log_is_empty)
     assert await mesh.stored(recipient) == [1]
     dead = [
-        (await mesh.nats.ask(f"$JS.API.DIRECT.GET.{mesh.topology.namespace}-dead", b'{"seq":%d}' % seq, 2.0)).data
+        (await mesh.nats.request(f"$JS.API.DIRECT.GET.{mesh.topology.namespace}-dead", b'{"seq":%d}' % seq, 2.0)).data
         for seq in (1, 2)
     ]
     assert dead == [b"\xc1 not a record", encode_record((bad,))]
@@ -199,7 +199,7 @@ async def owners(mesh: Mesh) -> set[str]:
     def read(connection: Connection) -> set[str]:
         return set(connection.scalars(select(im_position.c.owner)))
 
-    return await mesh.side.database.read(read)
+    return await mesh.backend.database.read(read)
 
 
 async def test_the_database_is_away(mesh: Mesh, sqlite_url: str) -> None:

@@ -16,12 +16,12 @@ from meshim.protocol.routing import partition_of
 from meshim.stores.nats.client import NatsClient
 from meshim.stores.nats.offline_log import JetStreamOfflineLog
 from meshim.stores.ports import Device, User
-from meshim.stores.sql import upgrades
+from meshim.stores.sql import migrate
 from meshim.stores.sql.schema import im_offline
 from meshim.topology import Backends, Limits, Listener, RestListener, Timers, Topology, Worker, dump
 from meshim.wire.offline_log import encode_record
-from tests.contract.database_sides import NOW, Ports, SqlSide, device_of, entry, person
-from tests.contract.redis_sides import LOG
+from tests.contract.database_backends import NOW, Ports, SqlBackend, device_of, entry, person
+from tests.contract.redis_backends import LOG
 
 PARTITIONS = 2
 TIMERS = Timers(lease_renew_s=0.3, lease_ttl_s=1.0, partition_lease_s=1.5)
@@ -121,9 +121,9 @@ class Mesh:
     async def open(self) -> "Mesh":
         self.write_topology()
         sql = self.topology.backends.sql
-        await asyncio.to_thread(upgrades.upgrade, sql)
-        self.side = SqlSide(sql, self._stack)
-        self.ports: Ports = self.side.process()
+        await asyncio.to_thread(migrate.upgrade, sql)
+        self.backend = SqlBackend(sql, self._stack)
+        self.ports: Ports = self.backend.process()
         self.nats = await NatsClient.connect(self.topology.backends.nats, LOG)
         self._stack.push_async_callback(self.nats.close)
         self.log = JetStreamOfflineLog(self.nats, self.topology.namespace, max_bytes=self.topology.limits.log_bytes)
@@ -182,7 +182,7 @@ class Mesh:
             query = select(rows.seq).where(rows.to_device == recipient[1].device_id)
             return list(connection.scalars(query.order_by(rows.position, rows.index)))
 
-        return await self.side.database.read(read)
+        return await self.backend.database.read(read)
 
     async def all_stored(self, recipients: Sequence[tuple[User, Device]]) -> bool:
         """Return whether all published messages are stored; assert that they are in order and none is there twice."""
@@ -198,7 +198,7 @@ class Mesh:
         count = 0
         for partition in range(PARTITIONS):
             name = f"$JS.API.STREAM.INFO.{self.topology.namespace}-offline-{partition}"
-            count += _info.decode((await self.nats.ask(name, b"", 2.0)).data).state.messages
+            count += _info.decode((await self.nats.request(name, b"", 2.0)).data).state.messages
         return count
 
     async def log_is_empty(self) -> bool:

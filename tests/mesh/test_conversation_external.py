@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from meshim.stores.sql import upgrades
+from meshim.stores.sql import migrate
 from meshim.topology import Backends
 from scripts.harness.mesh import local_mesh
 from tests.mesh import conversations
@@ -49,7 +49,7 @@ async def test_thousands_both_ways_arrive_once_and_in_order(mesh: RealMesh) -> N
 async def test_stored_messages_survive_a_restart_of_everything_and_come_first(
     valkey_url: str, nats_url: str, mariadb_url: str, tmp_path: Path
 ) -> None:
-    upgrades.upgrade(mariadb_url)
+    migrate.upgrade(mariadb_url)
     backends = Backends(redis=valkey_url, nats=nats_url, sql=mariadb_url)
     async with restartable(tmp_path, backends, "restarted") as mesh:
         await conversations.stored_and_all_restarted(mesh)

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from meshim.deploy.pdeathsig import die_with_parent
-from meshim.stores.sql import upgrades
+from meshim.stores.sql import migrate
 
 _DEADLINE_S = 30.0
 
@@ -85,7 +85,7 @@ def running(topology: Path) -> Iterator[Rest]:
 
 @pytest.fixture
 def topology(tmp_path: Path, namespace: str, valkey_url: str, nats_url: str, sqlite_url: str) -> Path:
-    upgrades.upgrade(sqlite_url)
+    migrate.upgrade(sqlite_url)
     return write_topology(tmp_path, namespace, valkey_url, nats_url, sqlite_url)
 
 
@@ -189,7 +189,7 @@ def test_it_comes_back_on_its_port_after_a_crash(
 
 
 def test_it_starts_and_serves_without_redis(tmp_path: Path, namespace: str, nats_url: str, sqlite_url: str) -> None:
-    upgrades.upgrade(sqlite_url)
+    migrate.upgrade(sqlite_url)
     nowhere = "redis://127.0.0.1:1/0"
     with running(write_topology(tmp_path, namespace, nowhere, nats_url, sqlite_url)) as rest:
         with httpx.Client(base_url=rest.api) as client:

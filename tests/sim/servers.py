@@ -202,7 +202,7 @@ class SimRedis(redis.MemoryRedis):
         """What it holds now."""
         held = {name: getattr(self, name) for name in self._KEPT}
         return {
-            name: copy.deepcopy(value._held) if isinstance(value, redis.Ending) else copy.deepcopy(value)
+            name: copy.deepcopy(value._held) if isinstance(value, redis.Expiring) else copy.deepcopy(value)
             for name, value in held.items()
         }
 
@@ -211,7 +211,7 @@ class SimRedis(redis.MemoryRedis):
         self.start(wiped=True)
         for name, value in dump.items():
             held = getattr(self, name)
-            if isinstance(held, redis.Ending):
+            if isinstance(held, redis.Expiring):
                 held._held = copy.deepcopy(value)
             else:
                 setattr(self, name, copy.deepcopy(value))
@@ -254,7 +254,7 @@ class SimPresence(redis.MemoryPresence):
 class SimNotifications(nats.MemoryNotifications):
     """At most once: a notice takes its time, and is lost where NATS or its way to the listener is not there."""
 
-    def __init__(self, broker: nats.MemoryBroker, server: "Server") -> None:
+    def __init__(self, broker: nats.MemoryNats, server: "Server") -> None:
         super().__init__(broker, NAMESPACE)
         self._server = server
         self._listening: dict[int, Process] = {}
@@ -262,12 +262,12 @@ class SimNotifications(nats.MemoryNotifications):
 
     async def listen(self, incarnation: int) -> AsyncGenerator[Notification]:
         notifications = await super().listen(incarnation)
-        _, heard = self._broker.listeners[-1]
+        _, heard = self._nats.listeners[-1]
         self._listening[id(heard)] = current()
         return notifications
 
     def _publish(self, to: str, notification: Notification) -> None:
-        for subjects, heard in self._broker.listeners:
+        for subjects, heard in self._nats.listeners:
             if f"{NAMESPACE}.{to}" in subjects:
                 process = self._listening[id(heard)]
                 self._server.tell(process, partial(_hear, heard, encode_notification(notification)))
@@ -281,7 +281,7 @@ def _hear(heard: "asyncio.Queue[bytes]", data: bytes) -> None:
 class SimLog(nats.MemoryOfflineLog):
     """Tells the judge what is in the log, and who follows a partition that there is something."""
 
-    def __init__(self, broker: nats.MemoryBroker, ack_wait_s: float, judge: Judge) -> None:
+    def __init__(self, broker: nats.MemoryNats, ack_wait_s: float, judge: Judge) -> None:
         super().__init__(broker, NAMESPACE, ack_wait_s=ack_wait_s)
         self.followers: dict[int, list[Callable[[], object]]] = {}
         self._judge = judge
@@ -379,7 +379,7 @@ class Backends:
         self.nats = Server(world, "nats", (0.0002, 0.001), 2.0)
         self.sql = Server(world, "sql", (0.0005, 0.004), 5.0)
         self.redis_data = SimRedis(self.redis.clock)
-        self.broker = nats.MemoryBroker(self.nats.clock)
+        self.broker = nats.MemoryNats(self.nats.clock)
         self.database = database.MemoryDatabase(self.sql.clock)
         self._leases = redis.MemoryLeases(self.redis_data, NAMESPACE)
         self._presence = SimPresence(self.redis_data, judge)

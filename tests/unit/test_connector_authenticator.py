@@ -13,7 +13,7 @@ from meshim.runtime.crypto import hash_token
 from meshim.runtime.service import Service
 from meshim.stores.memory.accounts import MemoryAccounts
 from meshim.stores.memory.database import MemoryDatabase, MemoryQueues
-from meshim.stores.memory.nats import MemoryBroker, MemoryNotifications
+from meshim.stores.memory.nats import MemoryNats, MemoryNotifications
 from meshim.stores.memory.redis import MemoryPresence, MemoryRedis, MemorySessionCache
 from meshim.stores.ports import Account, Login
 from tests.virtual_time import run
@@ -87,7 +87,7 @@ class World:
     def authenticator(self, accounts: Accounts) -> Authenticator:
         backends = Backends(
             self.presence, self.cache, accounts, MemoryQueues(self.database, 4),
-            MemoryNotifications(MemoryBroker(time.time), "test"),
+            MemoryNotifications(MemoryNats(time.time), "test"),
         )  # fmt: skip
         return Authenticator(backends, FRESH_S, Service("connector", "c1", shutdown_s=1.0))
 

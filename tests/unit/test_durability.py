@@ -1,4 +1,4 @@
-"""What settings mean for a loss of power, and what the topology says about it."""
+"""Which settings survive a power loss, and what the topology decides for the others."""
 
 import io
 
@@ -70,12 +70,12 @@ def test_innodb(changed: dict[str, str], name: str, verdict: Verdict) -> None:
 
 
 @pytest.mark.parametrize("off", ["OFF", "0"])
-def test_without_a_binary_log_nobody_needs_to_sync_it(off: str) -> None:
+def test_sync_binlog_does_not_matter_without_a_binary_log(off: str) -> None:
     found = verdicts(innodb(INNODB | {"log_bin": off, "sync_binlog": "0"}))
     assert found == {"innodb_flush_log_at_trx_commit": SAFE, "innodb_doublewrite": SAFE}
 
 
-def test_what_a_database_does_not_tell_is_unknown() -> None:
+def test_missing_variables_are_unknown() -> None:
     found = verdicts(innodb({}))
     assert found == dict.fromkeys(("innodb_flush_log_at_trx_commit", "sync_binlog", "innodb_doublewrite"), UNKNOWN)
 
@@ -99,7 +99,7 @@ def test_the_topology_decides(policy: Durability, refused: set[Verdict]) -> None
             assert f"durability.{verdict}: warn" in refusal
 
 
-def test_what_is_not_safe_is_told_once_until_it_changes() -> None:
+def test_unsafe_settings_are_logged_once_until_they_change() -> None:
     output = io.StringIO()
     trust = DurabilityPolicy(Durability(weak="warn"), Log("test", "t", output))
     for settings in ([jetstream(False, 9)], [jetstream(False, 9)], [jetstream(True, 9)], [jetstream(False, 9)]):

@@ -1,4 +1,4 @@
-"""A lease is kept while Redis answers, known to be lost in time, and what happened to it is told."""
+"""The keeper renews its lease while Redis answers, knows a loss in time, and reports what happened."""
 
 import asyncio
 import io
@@ -21,7 +21,7 @@ T2 = Lease("transfer", "t2", 12)
 
 
 class Stage:
-    """A Redis in memory, one keeper at it, and what it told, each with its time."""
+    """A Redis in memory, one keeper, and its callbacks with their times."""
 
     def __init__(self, mine: Lease = C1) -> None:
         loop = asyncio.get_running_loop()
@@ -29,7 +29,7 @@ class Stage:
         self.loop = loop
         self.redis = MemoryRedis(loop.time)
         self.leases = MemoryLeases(self.redis, "test")
-        self.told: list[tuple[float, str]] = []
+        self.events: list[tuple[float, str]] = []
         self.living: list[tuple[str, list[Lease]]] = []
         self.keeper = LeaseKeeper(
             self.leases,
@@ -43,11 +43,11 @@ class Stage:
         )
 
     def tell(self, what: str) -> None:
-        self.told.append((round(self.loop.time(), 1), what))
+        self.events.append((round(self.loop.time(), 1), what))
 
     @property
-    def words(self) -> list[str]:
-        return [what for _, what in self.told]
+    def event_names(self) -> list[str]:
+        return [what for _, what in self.events]
 
 
 def play(scene: Callable[[Stage], Awaitable[None]]) -> None:
@@ -68,33 +68,33 @@ def play(scene: Callable[[Stage], Awaitable[None]]) -> None:
     run(main)
 
 
-def test_a_healthy_lease_lasts_and_nothing_is_told() -> None:
+def test_a_healthy_lease_lasts_without_callbacks() -> None:
     async def scene(stage: Stage) -> None:
         for _ in range(100):
             await asyncio.sleep(1)
             assert stage.keeper.held
             assert await stage.leases.living("connector") == [C1]
-        assert stage.told == []
+        assert stage.events == []
 
     play(scene)
 
 
-def test_we_know_of_the_end_no_later_than_redis() -> None:
+def test_the_keeper_loses_the_lease_no_later_than_redis() -> None:
     async def scene(stage: Stage) -> None:
         await asyncio.sleep(10.5)
         assert stage.keeper.valid_until == pytest.approx(13.0)  # last renewed at 10
         stage.redis.stop()
         await asyncio.sleep(2.4)
-        assert stage.told == []
+        assert stage.events == []
         await asyncio.sleep(0.2)
         assert not stage.keeper.held
-        assert stage.told == [(13.0, "lost")]
+        assert stage.events == [(13.0, "lost")]
         assert stage.keeper.statistics.lease_failed_renewals == 3
 
     play(scene)
 
 
-def test_the_end_counts_from_before_redis_was_asked() -> None:
+def test_validity_counts_from_before_the_command() -> None:
     async def main() -> None:
         stage = Stage()
 
@@ -127,26 +127,26 @@ def test_a_short_outage_disturbs_without_loss() -> None:
         await asyncio.sleep(1)
         stage.redis.start()
         await asyncio.sleep(5)
-        assert stage.told == [(2.0, "disturbed")]
+        assert stage.events == [(2.0, "disturbed")]
 
     play(scene)
 
 
-def test_a_long_outage_is_a_loss_and_told_again_when_it_is_over() -> None:
+def test_a_long_outage_is_a_loss_and_then_a_disturbance() -> None:
     async def scene(stage: Stage) -> None:
         await asyncio.sleep(0.5)
         stage.redis.stop()
         await asyncio.sleep(10)
         stage.redis.start()
         await asyncio.sleep(1)
-        assert stage.told == [(3.0, "lost"), (11.0, "disturbed")]
+        assert stage.events == [(3.0, "lost"), (11.0, "disturbed")]
         assert stage.keeper.held
         assert stage.keeper.statistics.lease_losses == 1
 
     play(scene)
 
 
-def test_redis_that_hangs_is_redis_that_is_away() -> None:
+def test_a_hanging_redis_counts_as_down() -> None:
     async def main() -> None:
         stage = Stage()
         await stage.keeper.acquire()
@@ -154,7 +154,7 @@ def test_redis_that_hangs_is_redis_that_is_away() -> None:
         stage.leases.living = lambda role: hangs.wait()  # type: ignore[method-assign, assignment, return-value]
         running = asyncio.create_task(stage.keeper.run())
         await asyncio.sleep(4)
-        assert stage.told == [(3.0, "lost")]
+        assert stage.events == [(3.0, "lost")]
         assert stage.keeper.statistics.lease_failed_renewals >= 3
         running.cancel()
 
@@ -167,41 +167,41 @@ def test_a_restarted_redis_that_kept_the_lease_disturbs() -> None:
         held = stage.redis.leases.items()
         stage.redis.stop()
         stage.redis.start(wiped=True)
-        for key, lease in held:  # R9: back with old data
+        for key, lease in held:  # R9: as after a restart with old data
             stage.redis.leases.put(key, lease, stage.loop.time() + 2)
         await asyncio.sleep(1)
-        assert stage.words == ["disturbed"]
+        assert stage.event_names == ["disturbed"]
         await asyncio.sleep(10)
-        assert stage.words == ["disturbed"]  # once
+        assert stage.event_names == ["disturbed"]  # once
 
     play(scene)
 
 
-def test_a_wiped_redis_is_noticed_and_the_lease_taken_again_at_once() -> None:
+def test_after_a_wipe_the_lease_is_taken_again_at_once() -> None:
     async def scene(stage: Stage) -> None:
         await asyncio.sleep(0.5)
         stage.redis.start(wiped=True)
         await asyncio.sleep(0.6)
-        assert stage.words == ["lost", "disturbed"]
+        assert stage.event_names == ["lost", "disturbed"]
         assert await stage.leases.living("connector") == [C1]
 
     play(scene)
 
 
-def test_stopped_for_longer_than_the_lease() -> None:
+def test_a_process_stopped_for_longer_than_its_lease_loses_it() -> None:
     async def scene(stage: Stage) -> None:
         await asyncio.sleep(0.5)
         stage.loop.skip(60)  # R11: SIGSTOP, SIGCONT
-        assert not stage.keeper.held  # known before anything has run
+        assert not stage.keeper.held  # known before any callback has run
         await asyncio.sleep(0)
         await asyncio.sleep(0.1)
-        assert stage.words == ["lost", "disturbed"]
+        assert stage.event_names == ["lost", "disturbed"]
         assert stage.keeper.held
 
     play(scene)
 
 
-def test_the_living_are_told_at_first_and_when_they_change() -> None:
+def test_living_leases_are_reported_at_first_and_on_change() -> None:
     async def scene(stage: Stage) -> None:
         await asyncio.sleep(0.5)
         assert stage.living == [("transfer", [])]
@@ -222,7 +222,7 @@ def test_the_living_are_told_at_first_and_when_they_change() -> None:
     play(scene)
 
 
-def test_nobody_is_held_for_dead_because_redis_is_away() -> None:
+def test_no_lease_is_reported_dead_while_redis_is_down() -> None:
     async def scene(stage: Stage) -> None:
         await stage.leases.acquire(T1, 60.0)
         await asyncio.sleep(1.5)
@@ -233,7 +233,7 @@ def test_nobody_is_held_for_dead_because_redis_is_away() -> None:
     play(scene)
 
 
-def test_after_a_wipe_the_others_have_the_life_of_a_lease_to_come_back() -> None:
+def test_after_a_wipe_other_leases_have_one_ttl_to_come_back() -> None:
     async def scene(stage: Stage) -> None:
         await stage.leases.acquire(T1, 60.0)
         await stage.leases.acquire(T2, 60.0)
@@ -244,7 +244,7 @@ def test_after_a_wipe_the_others_have_the_life_of_a_lease_to_come_back() -> None
         before = len(stage.living)
         await asyncio.sleep(1)
         assert stage.living[-1] == ("transfer", [T1, T2])
-        assert len(stage.living) == before  # nobody was gone in between
+        assert len(stage.living) == before  # no lease was reported missing in between
         await asyncio.sleep(3)
         assert stage.living[-1] == ("transfer", [T1])  # t2 did not come back
 
@@ -252,12 +252,12 @@ def test_after_a_wipe_the_others_have_the_life_of_a_lease_to_come_back() -> None
 
 
 async def lives(stage: Stage, lease: Lease) -> None:
-    """Somebody else, who renews."""
+    """Another incarnation, which renews."""
     while await stage.leases.acquire(lease, TIMERS.lease_ttl_s):
         await asyncio.sleep(TIMERS.lease_renew_s)
 
 
-def test_a_crashed_incarnation_is_waited_for() -> None:
+def test_acquire_waits_for_the_lease_of_a_crashed_incarnation() -> None:
     async def main() -> None:
         stage = Stage()
         await stage.leases.acquire(Lease("connector", "c1", 7), 3.0)
@@ -268,7 +268,7 @@ def test_a_crashed_incarnation_is_waited_for() -> None:
     run(main)
 
 
-def test_a_name_that_is_in_use_is_said_so() -> None:
+def test_a_name_in_use_is_a_usage_error() -> None:
     async def main() -> None:
         stage = Stage()
         other = asyncio.create_task(lives(stage, Lease("connector", "c1", 7)))
@@ -281,7 +281,7 @@ def test_a_name_that_is_in_use_is_said_so() -> None:
     run(main)
 
 
-def test_without_redis_there_is_no_lease_to_start_with() -> None:
+def test_acquire_fails_without_redis() -> None:
     async def main() -> None:
         stage = Stage()
         stage.redis.stop()
@@ -291,7 +291,7 @@ def test_without_redis_there_is_no_lease_to_start_with() -> None:
     run(main)
 
 
-def test_somebody_who_took_over_for_good_ends_us() -> None:
+def test_another_incarnation_that_keeps_the_lease_fences_us() -> None:
     async def main() -> None:
         stage = Stage()
         await stage.keeper.acquire()
@@ -302,25 +302,25 @@ def test_somebody_who_took_over_for_good_ends_us() -> None:
         with pytest.raises(Fenced):
             await running
         other.cancel()
-        assert stage.words == ["lost"]
+        assert stage.event_names == ["lost"]
         assert not stage.keeper.held
 
     run(main)
 
 
-def test_somebody_who_took_over_and_died_does_not() -> None:
+def test_another_incarnation_that_dies_does_not_fence_us() -> None:
     async def scene(stage: Stage) -> None:
         await asyncio.sleep(0.5)
         stage.loop.skip(60)
         await stage.leases.acquire(Lease("connector", "c1", 8), 3.0)
         await asyncio.sleep(10)
-        assert stage.words == ["lost", "disturbed"]
+        assert stage.event_names == ["lost", "disturbed"]
         assert stage.keeper.held
 
     play(scene)
 
 
-def test_released_is_gone_at_once_and_an_outage_does_not_matter() -> None:
+def test_release_is_immediate_and_survives_an_outage() -> None:
     async def main() -> None:
         stage = Stage()
         await stage.keeper.acquire()
@@ -330,17 +330,17 @@ def test_released_is_gone_at_once_and_an_outage_does_not_matter() -> None:
         stage.redis.stop()
         await stage.keeper.release()
         await asyncio.sleep(10)
-        assert stage.told == []  # leaving is no loss
+        assert stage.events == []  # leaving is no loss
 
     run(main)
 
 
-def test_released_while_renewing_is_not_taken_again() -> None:
+def test_release_during_a_renewal_is_final() -> None:
     async def scene(stage: Stage) -> None:
         await asyncio.sleep(0.5)
         await stage.keeper.release()
         await asyncio.sleep(10)
         assert await stage.leases.living("connector") == []
-        assert stage.told == []
+        assert stage.events == []
 
     play(scene)

@@ -1,4 +1,4 @@
-"""The port `Accounts` in memory: for tests and demonstrations, with the same answers as SQL."""
+"""The port `Accounts` in memory, for tests and the simulation; behaves as `sql/accounts.py`."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from meshim.wire.envelope import DestinationType
 
 
 class MemoryAccounts:
-    """Users, devices, tokens, relations."""
+    """The port `Accounts` in memory."""
 
     def __init__(self, database: MemoryDatabase) -> None:
         self._database = database
@@ -42,14 +42,14 @@ class MemoryAccounts:
         token_hash: bytes,
         expires_at: float,
         now: float,
-        most_devices: int,
+        devices_max: int,
     ) -> tuple[Device, tuple[bytes, ...]]:
         if user_id not in self._database.names:
             raise StoreConflict("There is no such user.")
         if device is None:
             stands_for = Device(0, "", 0, 0.0)
         else:
-            stands_for = self._take_device(user_id, device, epoch, now, most_devices)
+            stands_for = self._take_device(user_id, device, epoch, now, devices_max)
         tokens = self._database.tokens
         former = [
             hash_
@@ -57,20 +57,20 @@ class MemoryAccounts:
             if (login.user, login.device) == (user_id, stands_for.device_id) and hash_ != token_hash
         ]
         if device is None:
-            former = former[: max(0, len(former) - (most_devices - 1))]
+            former = former[: max(0, len(former) - (devices_max - 1))]
         for hash_ in former:
             del tokens[hash_]
-        tokens.pop(token_hash, None)  # a call repeated makes it the newest
+        tokens.pop(token_hash, None)  # a repeated call makes the token the newest
         tokens[token_hash] = Login(user_id, stands_for.device_id, stands_for.epoch, expires_at)
         return stands_for, tuple(former)
 
-    def _take_device(self, user_id: int, name: str, epoch: int, now: float, most_devices: int) -> Device:
+    def _take_device(self, user_id: int, name: str, epoch: int, now: float, devices_max: int) -> Device:
         devices = self._database.devices_of(user_id)
         device = next((device for device in devices if device.name == name), None)
         if device is None:
-            if len(devices) >= most_devices:
+            if len(devices) >= devices_max:
                 raise StoreConflict(
-                    f"There are {most_devices} devices already, as many as there may be: log in as one of them."
+                    f"There are {devices_max} devices already, as many as there may be: log in as one of them."
                 )
             device = StoredDevice(next(self._database.ids), user_id, name, epoch, now)
             if (waiting := self._database.first_devices.pop(user_id, None)) is not None:
@@ -99,9 +99,9 @@ class MemoryAccounts:
                 device = self._database.devices[device_id]
                 device.last_seen = max(device.last_seen, now)
 
-    async def drop_idle_devices(self, before: float, most: int) -> int:
+    async def drop_idle_devices(self, before: float, limit: int) -> int:
         devices = self._database.devices
-        idle = sorted((d for d in devices.values() if d.last_seen < before), key=lambda d: d.last_seen)[:most]
+        idle = sorted((d for d in devices.values() if d.last_seen < before), key=lambda d: d.last_seen)[:limit]
         for device in idle:
             del devices[device.device_id]
             for hash_ in [h for h, login in self._database.tokens.items() if login.device == device.device_id]:
@@ -135,7 +135,7 @@ class MemoryAccounts:
         related = self._database.relations_of(user_id)
         return [Relation(peer, relation.state_for(user_id), tuple(relation.keys)) for peer, relation in related]
 
-    async def request(self, user_id: int, peer_id: int, now: float, most_relations: int) -> str:
+    async def request(self, user_id: int, peer_id: int, now: float, relations_max: int) -> str:
         if user_id == peer_id:
             raise StoreConflict("Nobody can be a friend of themselves.")
         if not {user_id, peer_id} <= self._database.names.keys():
@@ -143,8 +143,8 @@ class MemoryAccounts:
         relation = self._database.relations.get(_pair(user_id, peer_id))
         if relation is None:
             for one, who in ((user_id, "You have"), (peer_id, "That user has")):
-                if len(self._database.relations_of(one)) >= most_relations:
-                    raise StoreConflict(f"{who} {most_relations} relations, as many as there may be.")
+                if len(self._database.relations_of(one)) >= relations_max:
+                    raise StoreConflict(f"{who} {relations_max} relations, as many as there may be.")
             relation = self._database.relations[_pair(user_id, peer_id)] = StoredRelation("requested", user_id)
         elif relation.state == "removed":
             relation.state, relation.requested_by = "requested", user_id
@@ -173,7 +173,7 @@ class MemoryAccounts:
         return True
 
     async def ping(self) -> None:
-        """Memory answers."""
+        """Do nothing: memory always answers."""
 
 
 def _pair(user_id: int, peer_id: int) -> tuple[int, int]:

@@ -1,6 +1,7 @@
-"""The database in memory, for tests and demonstrations, with the answers of SQL: its state, `Queues`, `Partitions`.
+"""The database in memory, for tests and the simulation: its state, and the ports `Queues` and `Partitions`.
 
-The port `Accounts` is in `memory_accounts.py`.  Nothing here awaits in the middle, so each method is one transaction.
+Behaves as the adapters in `sql/`.  The port `Accounts` is in `accounts.py`.  No method awaits, so each is one
+transaction.
 """
 
 import itertools
@@ -12,13 +13,13 @@ from dataclasses import dataclass, field
 from meshim.errors import Fenced
 from meshim.protocol.routing import partition_of
 from meshim.stores.ports import Login, Page, RelationKey, Row, User, Written
-from meshim.stores.sql.rows import NewRow, draft, expand, first_device
+from meshim.stores.sql.rows import NewRow, decode_entries, first_device, rows_of
 from meshim.wire.offline_log import Entry
 
 
 @dataclass
 class Lease:
-    """Of a queue or a partition.  No owner: free."""
+    """The lease of a queue or a partition.  An empty owner means free."""
 
     owner: str = ""
     session: int = 0
@@ -26,7 +27,7 @@ class Lease:
     until: float = 0.0
 
     def is_free_for(self, owner: str, now: float, lease_s: float) -> bool:
-        """One that lasts longer than a lease can was taken before the clock stepped back."""
+        """Whether `owner` may claim: as `schema.lease_ended`, also after the clock stepped back."""
         return self.owner in {"", owner} or not now < self.until <= now + 2 * lease_s
 
     def end(self) -> None:
@@ -41,7 +42,7 @@ class StoredRow:
 
     @property
     def order(self) -> tuple[int, int]:
-        return self.new.position, self.new.place
+        return self.new.position, self.new.bundle_index
 
 
 @dataclass
@@ -53,12 +54,12 @@ class StoredDevice:
     last_seen: float
     lease: Lease = field(default_factory=Lease)
     queue: list[StoredRow] = field(default_factory=list)
-    """By (position, place)."""
+    """By (position, index)."""
     messages: set[tuple[int, ...]] = field(default_factory=set)
-    """What is in the queue: stream and seq."""
+    """The keys (stream and seq) of the queue."""
 
     def keep(self, row: StoredRow) -> None:
-        """Put a row into the queue, unless its message is there."""
+        """Insert a row into the queue, unless a row of the same message is there."""
         message = _message(row.new)
         if message not in self.messages:
             self.messages.add(message)
@@ -82,7 +83,7 @@ class StoredPartition:
 
 
 class MemoryDatabase:
-    """What the three ports share.  `clock` is that of the database, in seconds."""
+    """The state of one database.  `clock` is the clock of the database, in seconds since 1970."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self.clock = clock
@@ -94,7 +95,7 @@ class MemoryDatabase:
         self.relations: dict[tuple[int, int], StoredRelation] = {}
         self.partitions: dict[int, StoredPartition] = {}
         self.first_devices: dict[int, StoredDevice] = {}
-        """What waits for the first device of a user, by user."""
+        """Rows kept for the first device of a user, by user."""
 
     def first_device_of(self, user_id: int) -> StoredDevice:
         stands_in = StoredDevice(first_device(user_id), user_id, "", 0, 0.0)
@@ -104,7 +105,7 @@ class MemoryDatabase:
         return [device for device in self.devices.values() if device.user_id == user_id]
 
     def relations_of(self, user_id: int) -> list[tuple[User, StoredRelation]]:
-        """With each peer, by name."""
+        """Return (peer, relation) by name of the peer."""
         pairs = [
             (low + high - user_id, related) for (low, high), related in self.relations.items() if user_id in (low, high)
         ]
@@ -113,7 +114,7 @@ class MemoryDatabase:
 
 
 class MemoryQueues:
-    """What is stored for a device, and the lease that lets one connector sync it."""
+    """The port `Queues` in memory."""
 
     def __init__(self, database: MemoryDatabase, partitions: int) -> None:
         self._database = database
@@ -152,7 +153,7 @@ class MemoryQueues:
             total += len(row.new.content)
             if page and total > size:
                 break
-            page.append(Row(row.row_id, row.new.position, row.new.place, row.new.content))
+            page.append(Row(row.row_id, row.new.position, row.new.bundle_index, row.new.content))
         return Page(tuple(page), self._position(user), len(unread) > len(page))
 
     async def mark_read(self, device: int, fence: int, row_ids: Sequence[int]) -> None:
@@ -174,7 +175,7 @@ class MemoryQueues:
 
 
 class MemoryPartitions:
-    """The writer's side of the queues."""
+    """The port `Partitions` in memory."""
 
     def __init__(self, database: MemoryDatabase) -> None:
         self._database = database
@@ -200,27 +201,27 @@ class MemoryPartitions:
         if found is None or found.lease.fence != fence:
             raise Fenced("Another writer has taken over this partition.")
         found.position = max(found.position, through)
-        drafts, refused = draft(records)
-        users = {entry.user for entry, *_ in drafts}
+        decoded, refused = decode_entries(records)
+        users = {entry.user for entry, *_ in decoded}
         registry = {
             user: [device.device_id for device in self._database.devices_of(user)]
             for user in users & self._database.names.keys()
         }
-        rows, left_out = expand(drafts, registry)
+        rows, left_out = rows_of(decoded, registry)
         for row in rows:
             device = self._database.devices.get(row.to_device) or self._database.first_device_of(row.to_user_id)
             device.keep(StoredRow(next(self._database.ids), row))
         devices = dict.fromkeys((row.to_user_id, row.to_device) for row in rows if row.to_device > 0)
         return Written(tuple(devices), tuple(refused), left_out)
 
-    async def purge(self, read_before: float, most: int) -> int:
+    async def purge(self, read_before: float, limit: int) -> int:
         old = [
             (row.read_at, device, row)
             for device in self._database.devices.values()
             for row in device.queue
             if row.read_at is not None and row.read_at < read_before
         ]
-        oldest = sorted(old, key=lambda found: found[0])[:most]
+        oldest = sorted(old, key=lambda found: found[0])[:limit]
         for _, device, row in oldest:
             device.queue.remove(row)
             device.messages.remove(_message(row.new))
@@ -228,6 +229,6 @@ class MemoryPartitions:
 
 
 def _message(row: NewRow) -> tuple[int, ...]:
-    """Stream and seq: what makes a message the same."""
+    """Return the key of the message: stream and seq."""
     sender = (row.from_user_id, row.from_device, row.epoch)
     return (*sender, row.destination_type, row.destination_id, row.destination_device, row.seq)

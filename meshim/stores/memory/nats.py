@@ -1,8 +1,7 @@
-"""Notifications and the log in memory, for tests and demos.
+"""Notifications, the offline log and dead letters in memory, for tests and the simulation.
 
-One `MemoryBroker` is the server; any number of port instances made with it and the same
-namespace are its clients.  Messages are given again by the clock it was given; only waiting for
-messages uses the event loop's time.
+One `MemoryNats` is the server; port instances made with it and the same namespace are its clients.  Redelivery uses the
+clock given to the server; only waiting for messages uses the time of the event loop.
 """
 
 import asyncio
@@ -12,25 +11,25 @@ from meshim.errors import BackendUnavailable, UsageError
 from meshim.stores.ports import DeadLetter, LogMessage
 from meshim.wire.notification import Notification, decode_notification, encode_notification
 
-_WAITING_MOST = 4096
+_QUEUE_MAX = 4096
 
 
-class MemoryBroker:
-    """What the server holds, and whether it answers."""
+class MemoryNats:
+    """The data of the server, and whether it answers."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        """`clock` returns seconds from any start."""
+        """`clock` returns seconds since any moment."""
         self.clock = clock
         self.partitions: dict[tuple[str, int], _Partition] = {}
         self.dead: dict[str, list[DeadLetter | None]] = {}
         """Dead letters of a namespace, by number - 1; None where one was removed."""
         self.listeners: list[tuple[frozenset[str], asyncio.Queue[bytes]]] = []
         self.dropped = 0
-        """Notifications for which a listener had no room."""
+        """Notifications for which the queue of a listener had no room."""
         self._away = False
 
     def stop(self) -> None:
-        """From now on every call raises `BackendUnavailable`; the log stays, notifications are lost."""
+        """Make every call raise `BackendUnavailable`; the log is kept, notifications are lost."""
         self._away = True
 
     def start(self) -> None:
@@ -61,8 +60,8 @@ class _Partition:
         self.stored.set()
         return self.last
 
-    def take(self, most: int, now: float, ack_wait_s: float) -> list[LogMessage]:
-        due = [position for position in self.messages if self.given_until.get(position, now) <= now][:most]
+    def take(self, limit: int, now: float, ack_wait_s: float) -> list[LogMessage]:
+        due = [position for position in self.messages if self.given_until.get(position, now) <= now][:limit]
         self.given_until.update(dict.fromkeys(due, now + ack_wait_s))
         return [LogMessage(position, self.messages[position]) for position in due]
 
@@ -74,8 +73,8 @@ class _Partition:
 class MemoryNotifications:
     """The port `Notifications` in memory."""
 
-    def __init__(self, broker: MemoryBroker, namespace: str) -> None:
-        self._broker = broker
+    def __init__(self, nats: MemoryNats, namespace: str) -> None:
+        self._nats = nats
         self._namespace = namespace
 
     async def tell(self, incarnation: int, notification: Notification) -> None:
@@ -85,10 +84,10 @@ class MemoryNotifications:
         self._publish("all", notification)
 
     async def listen(self, incarnation: int) -> AsyncGenerator[Notification]:
-        self._broker.answer()
+        self._nats.answer()
         subjects = frozenset((f"{self._namespace}.{incarnation}", f"{self._namespace}.all"))
-        listener = subjects, asyncio.Queue[bytes](_WAITING_MOST)
-        self._broker.listeners.append(listener)
+        listener = subjects, asyncio.Queue[bytes](_QUEUE_MAX)
+        self._nats.listeners.append(listener)
         return self._notifications(listener)
 
     async def _notifications(
@@ -98,35 +97,33 @@ class MemoryNotifications:
             while True:
                 yield decode_notification(await listener[1].get())
         finally:
-            self._broker.listeners.remove(listener)
+            self._nats.listeners.remove(listener)
 
     def _publish(self, to: str, notification: Notification) -> None:
-        self._broker.answer()
+        self._nats.answer()
         subject = f"{self._namespace}.{to}"
-        for subjects, heard in self._broker.listeners:
+        for subjects, queue in self._nats.listeners:
             if subject not in subjects:
                 continue
-            if heard.full():
-                self._broker.dropped += 1
+            if queue.full():
+                self._nats.dropped += 1
             else:
-                heard.put_nowait(encode_notification(notification))
+                queue.put_nowait(encode_notification(notification))
 
 
 class MemoryOfflineLog:
     """The port `OfflineLog` in memory."""
 
-    def __init__(
-        self, broker: MemoryBroker, namespace: str, *, max_bytes: int = 4 << 30, ack_wait_s: float = 30.0
-    ) -> None:
-        self._broker = broker
+    def __init__(self, nats: MemoryNats, namespace: str, *, max_bytes: int = 4 << 30, ack_wait_s: float = 30.0) -> None:
+        self._nats = nats
         self._namespace = namespace
         self._max_bytes = max_bytes
         self._ack_wait_s = ack_wait_s
 
     async def ensure(self, partition: int, first: int) -> None:
-        self._broker.answer()
+        self._nats.answer()
         key = self._namespace, partition
-        stream = self._broker.partitions.setdefault(key, _Partition(first, self._max_bytes))
+        stream = self._nats.partitions.setdefault(key, _Partition(first, self._max_bytes))
         stream.max_bytes = self._max_bytes
         if stream.last + 1 < first:
             if stream.messages:
@@ -136,23 +133,23 @@ class MemoryOfflineLog:
     async def publish(self, partition: int, data: bytes) -> int:
         return self._partition(partition).append(data)
 
-    async def fetch(self, partition: int, most: int, wait_s: float) -> list[LogMessage]:
+    async def fetch(self, partition: int, limit: int, wait_s: float) -> list[LogMessage]:
         stream = self._partition(partition)
-        messages = self._take(stream, most)
+        messages = self._take(stream, limit)
         if not messages and wait_s > 0.0:
             stream.stored.clear()
             try:
                 async with asyncio.timeout(wait_s):
                     await stream.stored.wait()
             except TimeoutError:
-                """What was given before may be due again by now."""
-            self._broker.answer()
-            messages = self._take(stream, most)
+                """Messages given out before may be due for redelivery by now."""
+            self._nats.answer()
+            messages = self._take(stream, limit)
         return messages
 
     async def extend(self, partition: int, positions: Sequence[int]) -> None:
         stream = self._partition(partition)
-        until = self._broker.clock() + self._ack_wait_s
+        until = self._nats.clock() + self._ack_wait_s
         stream.given_until.update((position, until) for position in positions if position in stream.given_until)
 
     async def acknowledge(self, partition: int, positions: Sequence[int]) -> None:
@@ -164,16 +161,16 @@ class MemoryOfflineLog:
         return self._partition(partition).messages.get(position)
 
     async def dead_letter(self, partition: int, position: int, reason: str, data: bytes) -> None:
-        self._broker.answer()
-        dead = self._broker.dead.setdefault(self._namespace, [])
-        dead.append(DeadLetter(len(dead) + 1, partition, position, self._broker.clock(), reason, data))
+        self._nats.answer()
+        dead = self._nats.dead.setdefault(self._namespace, [])
+        dead.append(DeadLetter(len(dead) + 1, partition, position, self._nats.clock(), reason, data))
 
-    def _take(self, stream: _Partition, most: int) -> list[LogMessage]:
-        return stream.take(most, self._broker.clock(), self._ack_wait_s)
+    def _take(self, stream: _Partition, limit: int) -> list[LogMessage]:
+        return stream.take(limit, self._nats.clock(), self._ack_wait_s)
 
     def _partition(self, partition: int) -> _Partition:
-        self._broker.answer()
-        stream = self._broker.partitions.get((self._namespace, partition))
+        self._nats.answer()
+        stream = self._nats.partitions.get((self._namespace, partition))
         if stream is None:
             raise BackendUnavailable(f"The log (in memory) has no partition {partition}.")
         return stream
@@ -182,8 +179,8 @@ class MemoryOfflineLog:
 class MemoryDeadLetters:
     """The port `DeadLetters` in memory."""
 
-    def __init__(self, broker: MemoryBroker, namespace: str) -> None:
-        self._broker = broker
+    def __init__(self, nats: MemoryNats, namespace: str) -> None:
+        self._nats = nats
         self._namespace = namespace
 
     async def last(self) -> int:
@@ -203,5 +200,5 @@ class MemoryDeadLetters:
         return found is not None
 
     def _letters(self) -> list[DeadLetter | None]:
-        self._broker.answer()
-        return self._broker.dead.get(self._namespace, [])
+        self._nats.answer()
+        return self._nats.dead.get(self._namespace, [])

@@ -1,8 +1,7 @@
-"""Leases, presence and the session cache in memory, for tests and demos.
+"""Leases, presence and the session cache in memory, for tests and the simulation.
 
-One `MemoryRedis` is the server; any number of port instances made with it and the same
-namespace are its clients, so that several processes can be played in one event loop.  Time is
-the function it was given: nothing ends unless that function says so.
+One `MemoryRedis` is the server; port instances made with it and the same namespace are its clients, so that one event
+loop can run several processes.  Values expire by the clock given to the server.
 """
 
 import asyncio
@@ -11,24 +10,24 @@ from typing import Generic, TypeVar
 
 from meshim.errors import BackendUnavailable
 from meshim.stores.ports import Account, Binding, CachedLogin, Lease, Login, UserPresence
-from meshim.stores.redis.session_ids import SessionClock
+from meshim.stores.redis.session_numbers import SessionNumberFloor
 
 _Value = TypeVar("_Value")
 
 QUIET_S = 1.0
-"""After so long without a change subscribers are told that this is all."""
+"""Subscribers get a heartbeat after this time without a change."""
 
 
 class MemoryRedis:
-    """What the server holds, and whether it answers."""
+    """The data of the server, and whether it answers."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         """`clock` returns seconds since 1970."""
         self.clock = clock
-        self.leases: Ending[tuple[str, str, str], Lease] = Ending(clock)
+        self.leases: Expiring[tuple[str, str, str], Lease] = Expiring(clock)
         self.presence: dict[tuple[str, int], _Entry] = {}
-        self.logins: Ending[tuple[str, bytes], tuple[Login, str] | None] = Ending(clock)
-        self.accounts: Ending[tuple[str, int], Account] = Ending(clock)
+        self.logins: Expiring[tuple[str, bytes], tuple[Login, str] | None] = Expiring(clock)
+        self.accounts: Expiring[tuple[str, int], Account] = Expiring(clock)
         self.last_session = 0
         self._subscribers: list[_Subscriber] = []
         self._runs = 1
@@ -39,11 +38,11 @@ class MemoryRedis:
         return f"run-{self._runs}"
 
     def stop(self) -> None:
-        """From now on every call raises `BackendUnavailable`; nothing is forgotten."""
+        """Make every call raise `BackendUnavailable`; the data is kept."""
         self._away = True
 
     def start(self, *, wiped: bool = False) -> None:
-        """Answer again; `wiped` is how a server without a disk comes back."""
+        """Answer again; with `wiped` as a new run without data, as a server without a disk."""
         self._away = False
         if wiped:
             for held in (self.leases, self.presence, self.logins, self.accounts):
@@ -59,7 +58,7 @@ class MemoryRedis:
             raise BackendUnavailable("Redis (in memory) is stopped.")
 
     def publish(self, namespace: str, users: Iterable[int]) -> None:
-        """Tell every subscriber of the namespace that these changed."""
+        """Publish to every subscriber of the namespace that the entries of these users changed."""
         users = tuple(users)
         if not users:
             return
@@ -68,7 +67,7 @@ class MemoryRedis:
                 subscriber.add(users)
 
     async def subscribe(self, namespace: str) -> AsyncGenerator[tuple[int, ...] | None]:
-        """Yield what is published in the namespace, None where something was missed, nobody when that is all."""
+        """Yield published users; None when changes may have been missed; `()` as a heartbeat."""
         subscriber = _Subscriber(namespace)
         self._subscribers.append(subscriber)
         try:
@@ -89,8 +88,8 @@ class MemoryRedis:
 _Key = TypeVar("_Key")
 
 
-class Ending(Generic[_Key, _Value]):
-    """Values with an end, on the clock of the server."""
+class Expiring(Generic[_Key, _Value]):
+    """Values that expire by the clock of the server."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -107,7 +106,7 @@ class Ending(Generic[_Key, _Value]):
         return key in self._held and self._clock() < self._held[key][1]
 
     def shorten(self, key: _Key, left: float) -> None:
-        """Let it last no longer than that from now on."""
+        """Make the value expire in `left` seconds, unless it expires earlier."""
         value, ends_at = self._held[key]
         self._held[key] = value, min(ends_at, self._clock() + left)
 
@@ -131,7 +130,7 @@ class _Entry:
 
 
 class _Subscriber:
-    """What one subscription has not been given yet: at most every user once, or that something was missed."""
+    """The pending items of one subscription: each changed user once, or that changes may have been missed."""
 
     def __init__(self, namespace: str) -> None:
         self.namespace = namespace
@@ -219,19 +218,19 @@ class MemoryPresence:
     """The port `Presence` in memory."""
 
     def __init__(self, redis: MemoryRedis, namespace: str, monotonic: Callable[[], float] = lambda: 0.0) -> None:
-        """`monotonic` counts seconds on the side of this client."""
+        """`monotonic` is the monotonic clock of this client, in seconds."""
         self._redis = redis
         self._namespace = namespace
         self._monotonic = monotonic
-        self._clock = SessionClock()
+        self._floor = SessionNumberFloor()
 
     async def session_numbers(self, count: int) -> list[int]:
         self._redis.answer()
         now = self._monotonic()
-        first = max(int(self._redis.clock() * 1_000_000), self._redis.last_session + 1, self._clock.least(now))
+        first = max(int(self._redis.clock() * 1_000_000), self._redis.last_session + 1, self._floor.at(now))
         if count:
             self._redis.last_session = first + count - 1
-            self._clock.given(first + count - 1, now)
+            self._floor.given(first + count - 1, now)
         return list(range(first, first + count))
 
     async def online(self, bindings: Sequence[tuple[Binding, tuple[int, ...]]]) -> list[Binding | bool | None]:
@@ -295,10 +294,10 @@ class MemorySessionCache:
         self._namespace = namespace
         self._account_ttl_s = account_ttl_s
 
-    async def put_login(self, token_hash: bytes, login: Login, run: str | None = None) -> None:
+    async def put_login(self, token_hash: bytes, login: Login, run_id: str | None = None) -> None:
         self._redis.answer()
         key, now = (self._namespace, token_hash), self._redis.run_id
-        if run is not None and run != now:
+        if run_id is not None and run_id != now:
             return
         held = self._redis.logins.get(key)
         if key not in self._redis.logins or (held is not None and held[1] != now):
@@ -307,7 +306,7 @@ class MemorySessionCache:
     async def drop_logins(self, token_hashes: Sequence[bytes]) -> None:
         self._redis.answer()
         for token_hash in token_hashes:
-            # Remembered as revoked, so that a put that was on its way does not bring it back.
+            # Kept as revoked, so that a put that is under way does not cache it again.
             self._redis.logins.put((self._namespace, token_hash), None, self._redis.clock() + 86400.0)
 
     async def logins(self, token_hashes: Sequence[bytes]) -> list[CachedLogin | None]:

@@ -1,4 +1,4 @@
-"""Dead letters: what writers dead-letter in the dead-letter stream of `log.py`, and the way back from there."""
+"""Dead letters in the dead-letter stream that `offline_log.py` writes, and how one is retried."""
 
 from datetime import datetime
 
@@ -14,13 +14,14 @@ _TIMEOUT_S = 2.0
 
 
 async def retry(letter: DeadLetter, letters: DeadLetters, log: OfflineLog) -> int:
-    """Publish a letter to its partition again, then remove it; returns its position there.
+    """Publish a letter to its partition again, then remove it; return its position in the partition.
 
-    In this order, and removed only when the log has it safe: whatever ends this in between loses nothing.  Then the
-    next try publishes it twice, which changes nothing: a row that is there stays as it is (`Partitions.write`), and a
-    device that has seen a message is not shown it again.  What still cannot be written comes back as a new letter.
+    The letter is removed only after the log has stored the record, so a crash in between loses nothing.  The next
+    retry then publishes the record a second time, which changes nothing: an existing row stays as it is
+    (`Partitions.write`), and a device shows each message once.  A record that still cannot be written becomes a new
+    letter.
 
-    Raises `BackendUnavailable`: then it was published or not, and may still be a letter.
+    Raises `BackendUnavailable`: then the record may be published, and the letter may still exist.
     """
     position = await log.publish(letter.partition, letter.data)
     await letters.remove(letter.number)
@@ -39,7 +40,7 @@ _information = msgspec.json.Decoder(_Information)
 
 
 class JetStreamDeadLetters:
-    """The port `DeadLetters` on JetStream.  Before a writer made the stream there is none."""
+    """The port `DeadLetters` on JetStream.  The stream does not exist before a writer has made it."""
 
     def __init__(self, client: NatsClient, namespace: str, timeout_s: float = _TIMEOUT_S) -> None:
         self._jetstream = JetStream(client, timeout_s)
@@ -66,7 +67,7 @@ class JetStreamDeadLetters:
 
     async def _read(self, request: dict[str, object]) -> DeadLetter | None:
         self._exists = self._exists or await self.last() > 0
-        if not self._exists:  # nobody would answer
+        if not self._exists:  # DIRECT.GET of a missing stream has no responder
             return None
         message = await self._jetstream.get(self._stream, request)
         return None if message is None else _letter(message)

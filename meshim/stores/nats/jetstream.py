@@ -1,4 +1,4 @@
-"""The calls to JetStream that several ports need: append, read by position, delete, and any other of its API."""
+"""Calls to JetStream that several ports need: append, read by position, delete, and the rest of its API by name."""
 
 import json
 from collections.abc import Mapping
@@ -16,6 +16,8 @@ NO_SUCH_STREAM = 10059
 
 
 class Error(msgspec.Struct):
+    """An error of the JetStream API; `code` is like an HTTP status, `err_code` names the error."""
+
     code: int = 0
     err_code: int = 0
     description: str = ""
@@ -38,12 +40,12 @@ _stored = msgspec.json.Decoder(_Stored)
 
 
 def refused(what: str, error: Error) -> UsageError:
-    """JetStream says no, and will until somebody changes something."""
+    """Return the error for a refusal that lasts until the operator changes something."""
     return UsageError(f"NATS refused {what}: {error.description} (JetStream error {error.err_code}).")
 
 
 class JetStream:
-    """Over a connection that others may use too.  Everything raises `BackendUnavailable` as well."""
+    """Calls over a shared connection.  Every method raises `BackendUnavailable` when NATS does not answer in time."""
 
     def __init__(self, client: NatsClient, timeout_s: float) -> None:
         """`timeout_s` limits each call."""
@@ -53,25 +55,28 @@ class JetStream:
     async def call(
         self, method: str, request: Mapping[str, object], decoder: "msgspec.json.Decoder[AnswerType]"
     ) -> AnswerType:
-        """Call the API; whoever calls looks at the error of the answer, unless it says "not now"."""
-        message = await self._client.ask(f"$JS.API.{method}", json.dumps(request).encode(), self._timeout_s)
+        """Call the API and return the answer, whose `error` the caller must check.
+
+        Raises `BackendUnavailable` when the error is temporary (code 503).
+        """
+        message = await self._client.request(f"$JS.API.{method}", json.dumps(request).encode(), self._timeout_s)
         answer = decoder.decode(message.data)
         if answer.error is not None and answer.error.code == 503:
             raise BackendUnavailable(f"JetStream is not available: {answer.error.description}.")
         return answer
 
     async def append(self, subject: str, data: bytes, timeout_s: float, headers: dict[str, str] | None = None) -> int:
-        """Publish to the stream of that subject; returns the position once the server has it safe."""
-        answer = await self._client.ask(subject, data, timeout_s, headers=headers)
+        """Publish to the stream of that subject; return the position once the server has stored the message."""
+        answer = await self._client.request(subject, data, timeout_s, headers=headers)
         stored = _stored.decode(answer.data)
         if stored.error is not None:
             raise BackendUnavailable(f"The log does not take {subject}: {stored.error.description}.")
         return stored.seq
 
     async def get(self, stream: str, request: Mapping[str, object]) -> Msg | None:
-        """The message that the request of DIRECT.GET names; None when there is none."""
+        """Return the message that a DIRECT.GET request names; None when it does not exist."""
         subject = f"$JS.API.DIRECT.GET.{stream}"
-        message = await self._client.ask(subject, json.dumps(request).encode(), self._timeout_s)
+        message = await self._client.request(subject, json.dumps(request).encode(), self._timeout_s)
         status = message.headers.get("Status") if message.headers else None
         if status is None:
             return message
@@ -80,7 +85,7 @@ class JetStream:
         raise BackendUnavailable(f"The stream {stream} cannot be read now: status {status}.")
 
     async def delete(self, stream: str, position: int) -> bool:
-        """Delete one message; False when there was none."""
+        """Delete one message; return False when it does not exist."""
         request = {"seq": position, "no_erase": True}
         answer = await self.call(f"STREAM.MSG.DELETE.{stream}", request, _answer)
         if answer.error is None:

@@ -1,4 +1,7 @@
-"""Notifications over NATS core: at most once, to who listens now."""
+"""Notifications over NATS core: at most once, to connectors that listen now.
+
+Subjects: `{namespace}.notification.{incarnation}` for one connector, `{namespace}.notification.all` for all.
+"""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -12,7 +15,8 @@ from meshim.runtime.log import Log
 from meshim.stores.nats.client import NatsClient
 from meshim.wire.notification import Notification, decode_notification, encode_notification
 
-_WAITING_MOST = 4096
+_QUEUE_MAX = 4096
+"""Notifications that may wait for a listener; more are dropped."""
 _SUBSCRIBE_S = 2.0
 
 
@@ -30,45 +34,44 @@ class NatsNotifications:
 
     def __init__(self, client: NatsClient, namespace: str, log: Log) -> None:
         self._client = client
-        self._to = f"{namespace}.notification"
+        self._subject = f"{namespace}.notification"
         self._log = log
         self.statistics = NotificationStatistics()
 
     async def tell(self, incarnation: int, notification: Notification) -> None:
-        await self._client.publish(f"{self._to}.{incarnation}", encode_notification(notification))
+        await self._client.publish(f"{self._subject}.{incarnation}", encode_notification(notification))
 
     async def tell_all(self, notification: Notification) -> None:
-        await self._client.publish(f"{self._to}.all", encode_notification(notification))
+        await self._client.publish(f"{self._subject}.all", encode_notification(notification))
 
     async def listen(self, incarnation: int) -> AsyncGenerator[Notification]:
-        """Whatever is told after this returned is heard, except while the connection is down."""
-        heard: asyncio.Queue[Notification] = asyncio.Queue(_WAITING_MOST)
+        queue: asyncio.Queue[Notification] = asyncio.Queue(_QUEUE_MAX)
 
-        async def hear(message: Msg) -> None:
+        async def receive(message: Msg) -> None:
             try:
-                heard.put_nowait(decode_notification(message.data))
+                queue.put_nowait(decode_notification(message.data))
             except msgspec.DecodeError as error:
                 self.statistics.undecodable += 1
-                self._log.warning("notice not understood", reason=error)
+                self._log.warning("notification not understood", reason=error)
             except asyncio.QueueFull:
                 self.statistics.dropped += 1
 
         subscriptions: list[Subscription] = []
         try:
-            for subject in (f"{self._to}.{incarnation}", f"{self._to}.all"):
-                subscriptions.append(await self._client.subscribe(subject, hear))  # noqa: PERF401 (ended one by one below)
+            for subject in (f"{self._subject}.{incarnation}", f"{self._subject}.all"):
+                subscriptions.append(await self._client.subscribe(subject, receive))  # noqa: PERF401 (ended one by one below)
             await self._client.round_trip(_SUBSCRIBE_S)
         except BackendUnavailable:
             await self._end(subscriptions)
             raise
-        return self._notifications(heard, subscriptions)
+        return self._notifications(queue, subscriptions)
 
     async def _notifications(
-        self, heard: "asyncio.Queue[Notification]", subscriptions: list[Subscription]
+        self, queue: "asyncio.Queue[Notification]", subscriptions: list[Subscription]
     ) -> AsyncGenerator[Notification]:
         try:
             while True:
-                yield await heard.get()
+                yield await queue.get()
         finally:
             await self._end(subscriptions)
 

@@ -1,4 +1,4 @@
-"""The log on NATS JetStream: one work-queue stream with one durable consumer per partition.
+"""The offline log on NATS JetStream: one work-queue stream with one durable consumer per partition.
 
 =====================  =============================================================
 stream                 `{namespace}-offline-{partition}`
@@ -7,9 +7,9 @@ consumer               `writer`: explicit acknowledgement, any number of deliver
 dead-letter stream     `{namespace}-dead`, subjects `{namespace}.dead.{partition}`
 =====================  =============================================================
 
-What is acknowledged is as durable as the server's `sync_interval` says; meshim's own server
-runs with `always`.  With `gate` (see `durability.py`) that is read from every run of the server before anything is
-given to it.
+An acknowledged message is as durable as the `sync_interval` of the server says; the server that meshim starts itself
+runs with `always`.  A `gate` (see `durability.py`) reads that setting from every run of the server before the first
+message is published to it.
 """
 
 import asyncio
@@ -20,19 +20,19 @@ import msgspec
 from meshim.errors import UsageError
 from meshim.stores.nats.client import NatsClient
 from meshim.stores.nats.jetstream import Answer, JetStream, refused
-from meshim.stores.nats.puller import Puller
+from meshim.stores.nats.pull_consumer import PullConsumer
 from meshim.stores.ports import LogMessage
 from meshim.wire.sizes import RECORD_BYTES_MAX
 
-_REASON_CHARACTERS_MOST = 500
+_REASON_CHARACTERS_MAX = 500
 _DUPLICATE_WINDOW_NS = 100_000_000  # the least that is allowed: records carry no message ids
 POSITION, REASON = "Meshim-Position", "Meshim-Reason"
-"""Headers of a dead letter: where the record stood in its partition, and why it was not written."""
+"""Headers of a dead letter: the position of the record in its partition, and why it was not written."""
 _CONSUMER = "writer"
 _PROGRESS = b"+WPI"
 
 # Error code of the server: server/errors.json in its repository.
-_OTHER_CONFIGURATION = 10058
+_STREAM_NAME_IN_USE = 10058
 
 
 class _Config(msgspec.Struct):
@@ -58,7 +58,7 @@ _stream = msgspec.json.Decoder(_Stream)
 
 
 class JetStreamOfflineLog:
-    """The port `Log` on JetStream."""
+    """The port `OfflineLog` on JetStream."""
 
     def __init__(
         self,
@@ -70,16 +70,16 @@ class JetStreamOfflineLog:
         publish_timeout_s: float = 2.0,
         timeout_s: float = 2.0,
         ack_wait_s: float = 30.0,
-        unacknowledged_most: int = 8192,
+        ack_pending_max: int = 8192,
         fetch_bytes: int = 16 << 20,
         gate: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """`max_bytes` limits each partition, `dead_bytes` the dead-letter stream; the server reserves both.
 
-        `gate` is awaited before anything is stored, and raises `BackendUnavailable` where it would not be safe.
+        `gate` is awaited before each message is stored, and raises `BackendUnavailable` when storing is not safe.
 
-        A message that was not acknowledged or extended for `ack_wait_s` is given again.  At most
-        `unacknowledged_most` are given out at a time, and about `fetch_bytes` by one fetch.
+        A message that was neither acknowledged nor extended for `ack_wait_s` is given out again.  At most
+        `ack_pending_max` messages are given out at a time, and about `fetch_bytes` bytes by one fetch.
         """
         assert fetch_bytes > RECORD_BYTES_MAX
         self._client = client
@@ -90,37 +90,37 @@ class JetStreamOfflineLog:
         self._publish_timeout_s = publish_timeout_s
         self._timeout_s = timeout_s
         self._ack_wait_s = ack_wait_s
-        self._unacknowledged_most = unacknowledged_most
+        self._ack_pending_max = ack_pending_max
         self._fetch_bytes = fetch_bytes
         self._gate = gate
-        self._pullers: dict[int, Puller] = {}
+        self._consumers: dict[int, PullConsumer] = {}
 
-    # ---------------------------------------------------------------- on the way of a message
+    # ---------------------------------------------------------------- the path of a message
 
     async def publish(self, partition: int, data: bytes) -> int:
         assert len(data) <= RECORD_BYTES_MAX
         subject = f"{self._namespace}.offline.{partition}"
         return await self._append(subject, data)
 
-    async def fetch(self, partition: int, most: int, wait_s: float) -> list[LogMessage]:
-        """One fetch of a partition at a time.  No more than about `fetch_bytes` are returned."""
-        return await (await self._puller(partition)).fetch(most, wait_s)
+    async def fetch(self, partition: int, limit: int, wait_s: float) -> list[LogMessage]:
+        """Run one fetch of a partition at a time.  The messages have about `fetch_bytes` together at most."""
+        return await (await self._consumer(partition)).fetch(limit, wait_s)
 
     async def extend(self, partition: int, positions: Sequence[int]) -> None:
-        for reply in (await self._puller(partition)).replies(positions).values():
+        for reply in (await self._consumer(partition)).replies(positions).values():
             await self._client.publish(reply, _PROGRESS)
 
     async def acknowledge(self, partition: int, positions: Sequence[int]) -> None:
-        """Those that were not fetched here (or so long ago that it was forgotten) are deleted one by one."""
-        puller = await self._puller(partition)
-        replies = puller.replies(positions)
+        """Acknowledge messages that were fetched here; delete the others, and forgotten ones, one by one."""
+        consumer = await self._consumer(partition)
+        replies = consumer.replies(positions)
         *others, last = list(replies.values()) or [""]
         for reply in others:
             await self._client.publish(reply, b"")
         if last:
-            # The server takes them in order, so that its answer to the last one is for all.
-            await self._client.ask(last, b"", self._timeout_s)
-            puller.forget(replies)
+            # The server processes them in order, so its answer to the last one confirms all.
+            await self._client.request(last, b"", self._timeout_s)
+            consumer.forget(replies)
         await asyncio.gather(*(self._delete(partition, position) for position in positions if position not in replies))
 
     async def read(self, partition: int, position: int) -> bytes | None:
@@ -128,7 +128,7 @@ class JetStreamOfflineLog:
         return None if message is None else message.data
 
     async def dead_letter(self, partition: int, position: int, reason: str, data: bytes) -> None:
-        headers = {POSITION: str(position), REASON: reason[:_REASON_CHARACTERS_MOST]}
+        headers = {POSITION: str(position), REASON: reason[:_REASON_CHARACTERS_MAX]}
         await self._append(f"{dead_subject(self._namespace)}.{partition}", data, headers)
 
     async def _append(self, subject: str, data: bytes, headers: dict[str, str] | None = None) -> int:
@@ -139,28 +139,28 @@ class JetStreamOfflineLog:
     async def _delete(self, partition: int, position: int) -> None:
         await self._jetstream.delete(self._name(partition), position)
 
-    async def _puller(self, partition: int) -> Puller:
-        puller = self._pullers.get(partition)
-        if puller is None:
-            puller = Puller(
+    async def _consumer(self, partition: int) -> PullConsumer:
+        consumer = self._consumers.get(partition)
+        if consumer is None:
+            consumer = PullConsumer(
                 self._client,
                 self._name(partition),
                 _CONSUMER,
-                bytes_most=self._fetch_bytes,
-                unacknowledged_most=2 * self._unacknowledged_most,
+                bytes_max=self._fetch_bytes,
+                ack_pending_max=2 * self._ack_pending_max,
                 timeout_s=self._timeout_s,
             )
-            await puller.open()
-            puller = self._pullers.setdefault(partition, puller)
-        return puller
+            await consumer.open()
+            consumer = self._consumers.setdefault(partition, consumer)
+        return consumer
 
     # ---------------------------------------------------------------- setting up
 
     async def ensure(self, partition: int, first: int) -> None:
-        """Also the consumer, and the dead-letter stream.  Can be called by many at once, and again.
+        """Create also the consumer and the dead-letter stream.  Several processes may call this at once, and again.
 
-        Raises `UsageError` when a stream of that name is not ours to use or cannot be made, or when
-        it was replaced by an older one, which gives out positions that the database has already.
+        Raises `UsageError` when a stream of that name has other settings or cannot be made, or when the stream was
+        replaced by an older copy, which would give out positions that the database has committed already.
         """
         name = self._name(partition)
         stream = await self._ensure_stream(
@@ -186,17 +186,17 @@ class JetStreamOfflineLog:
         )
 
     async def _ensure_stream(self, config: dict[str, object]) -> _Stream:
-        """Create the stream, or see that there is one that can be used as it is."""
+        """Create the stream, or check that the existing one has the same settings."""
         config |= {
             "storage": "file",
             "num_replicas": 1,
             "allow_direct": True,
-            "discard": "new",  # discarding the old, the default, would lose what `sent` was told for
+            "discard": "new",  # "old", the default, would lose messages that senders were told are `sent`
             "duplicate_window": _DUPLICATE_WINDOW_NS,
         }
         name = config["name"]
         stream = await self._jetstream.call(f"STREAM.CREATE.{name}", config, _stream)
-        if stream.error is not None and stream.error.err_code == _OTHER_CONFIGURATION:
+        if stream.error is not None and stream.error.err_code == _STREAM_NAME_IN_USE:
             stream = await self._jetstream.call(f"STREAM.INFO.{name}", {}, _stream)
             if stream.error is None:
                 await self._adopt(config, stream.config)
@@ -205,7 +205,7 @@ class JetStreamOfflineLog:
         return stream
 
     async def _adopt(self, wanted: dict[str, object], config: _Config) -> None:
-        """Refuse a stream that would lose messages; change the size of one that had another limit."""
+        """Refuse a stream whose settings would lose messages; update the size limit of one with another limit."""
         name = wanted["name"]
         for setting in ("subjects", "retention", "discard", "storage"):
             found = getattr(config, setting)
@@ -220,7 +220,7 @@ class JetStreamOfflineLog:
                 raise refused(f"the new size of the stream {name}", updated.error)
 
     async def _skip_to(self, name: str, first: int, state: _State) -> None:
-        """Have an empty stream that is older than the database go on where the database stands."""
+        """Make an empty stream that is older than the database continue at the position of the database."""
         if state.messages:
             raise UsageError(
                 f"The NATS stream {name} ends at position {state.last_seq}, but the database is at {first - 1}: "
@@ -238,7 +238,7 @@ class JetStreamOfflineLog:
             "ack_policy": "explicit",
             "ack_wait": round(self._ack_wait_s * 1e9),
             "max_deliver": -1,
-            "max_ack_pending": self._unacknowledged_most,
+            "max_ack_pending": self._ack_pending_max,
         }
         request = {"stream_name": stream, "config": config}
         answer = await self._jetstream.call(f"CONSUMER.CREATE.{stream}.{_CONSUMER}", request, _answer)
@@ -250,9 +250,10 @@ class JetStreamOfflineLog:
 
 
 def dead_stream(namespace: str) -> str:
+    """Return the name of the dead-letter stream."""
     return f"{namespace}-dead"
 
 
 def dead_subject(namespace: str) -> str:
-    """Ends with the partition."""
+    """Return the subject of dead letters, to which `.{partition}` is appended."""
     return f"{namespace}.dead"

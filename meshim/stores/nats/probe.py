@@ -1,4 +1,4 @@
-"""Whether a NATS server answers: one round trip, on a connection of its own."""
+"""Whether NATS answers: one round trip on a connection of its own."""
 
 import nats.aio.client
 import nats.errors
@@ -7,13 +7,13 @@ from meshim.errors import BackendUnavailable, innermost
 
 
 async def probe(url: str, _timeout_s: float) -> None:
-    """Return when NATS has answered; raises BackendUnavailable with the reason why it has not.
+    """Return when NATS has answered; raise `BackendUnavailable` with the reason when it has not.
 
-    The driver has no limit of time that covers all of it: the caller has one.
+    The driver has no time limit that covers the whole attempt: the caller must set one.
     """
 
     async def quiet(error: Exception) -> None:
-        """The failure comes out of `connect` too; by default it would also be logged with a traceback."""
+        """Keep nats-py from logging a traceback: `connect` raises the same error."""
 
     client = nats.aio.client.Client()
     try:
@@ -22,4 +22,4 @@ async def probe(url: str, _timeout_s: float) -> None:
     except (OSError, nats.errors.Error) as error:
         raise BackendUnavailable(innermost(error)) from error
     finally:
-        await client.close()  # also after a refusal, which leaves its socket open
+        await client.close()  # also after a failure, which leaves the socket open

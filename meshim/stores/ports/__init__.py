@@ -1,8 +1,30 @@
-"""The ports: what meshim asks of outside state.  Adapters for Redis, JetStream and SQL, and one in memory, meet them.
+"""The ports: what meshim asks of Redis, NATS and SQL, as protocols that adapters implement.
 
-Every method is a coroutine, raises `BackendUnavailable` when the backend does not answer,
-and takes and returns whole batches where it is on the way of a message.  Acknowledged
-means kept; a call that raised may or may not have happened, so every write can be repeated.
+==================================  ========================================  =====================================
+port                                adapters                                  contract tests (tests/contract/)
+==================================  ========================================  =====================================
+`Leases`                            `redis/leases.py`, `memory/redis.py`      `test_leases.py`, `test_lease_clock.py`
+`Presence`                          `redis/presence.py`, `memory/redis.py`    `test_presence*.py`
+`SessionCache`                      `redis/session_cache.py`,                 `test_session_cache.py`
+                                    `memory/redis.py`
+`OfflineLog`                        `nats/offline_log.py`, `memory/nats.py`   `test_offline_log.py`
+`DeadLetters`                       `nats/dead_letters.py`, `memory/nats.py`  `test_dead_letters.py`
+`Notifications`                     `nats/notifications.py`,                  `test_notifications.py`
+                                    `memory/nats.py`
+`Accounts`                          `sql/accounts.py`, `memory/accounts.py`   `test_accounts.py`,
+                                                                              `test_first_device.py`
+`Queues`                            `sql/queues.py`, `memory/database.py`     `test_queues*.py`
+`Partitions`                        `sql/partitions.py`,                      `test_partitions.py`,
+                                    `memory/database.py`                      `test_refused_entries.py`
+==================================  ========================================  =====================================
+
+Rules for every method: it is a coroutine; it raises `BackendUnavailable` when the backend does not answer in time; on
+the path of a message it takes and returns whole batches.  A write that returned is kept.  A write that raised may or
+may not have happened, so every write can be repeated.  Times are seconds since 1970 (UTC), durations are seconds.
+
+To add a method: declare it in the protocol with a docstring (the reference for all adapters), implement it in each
+adapter of the table, and test it in the contract test, which runs the same functions over the memory adapter and over
+real servers.  Roles get the port through the `Backends` of their role.  For a new column or table see `sql/schema.py`.
 """
 
 from meshim.stores.ports.accounts import Accounts, Device, Relation, RelationKey, User

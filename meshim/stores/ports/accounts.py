@@ -1,4 +1,8 @@
-"""Users, devices, tokens, friends (SQL)."""
+"""Users, devices, tokens, and relations between users (friends).
+
+Implemented on SQL (`sql/accounts.py`, `sql/relations.py`) and in memory (`memory/accounts.py`); contract:
+`tests/contract/test_accounts.py` and `test_first_device.py`.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -9,12 +13,14 @@ from meshim.stores.ports.session_cache import Account, Login
 
 
 class User(msgspec.Struct, frozen=True):
+    """`user_id` is never reused; `name` is lower-case `[a-z0-9._-]`."""
+
     user_id: int
     name: str
 
 
 class Device(msgspec.Struct, frozen=True):
-    """`epoch` is that of the last login; `last_seen` in seconds since 1970."""
+    """`epoch` is that of the last login; `last_seen` is in seconds since 1970."""
 
     device_id: int
     name: str
@@ -23,16 +29,17 @@ class Device(msgspec.Struct, frozen=True):
 
 
 class RelationKey(NamedTuple):
-    """A version of the content key of a pair, still wrapped by the master key."""
+    """One version of the content key of a pair, wrapped by the master key."""
 
     version: int
     wrapped: bytes
 
 
 class Relation(msgspec.Struct, frozen=True):
-    """How `user` and `peer` stand.  `state` is `requested` (by us), `asked` (by the peer), `friends` or `removed`.
+    """The relation of a user to `peer`.
 
-    `keys` are all versions, oldest first; the last is in use.
+    `state` is `requested` (by the user), `asked` (the peer has requested), `friends` or `removed`.  `keys` are all
+    versions, oldest first; the last is in use.
     """
 
     peer: User
@@ -41,16 +48,16 @@ class Relation(msgspec.Struct, frozen=True):
 
 
 class Accounts(Protocol):
-    """Users, devices, tokens, relations."""
+    """Everything about users.  Tokens are known by their SHA-256 hash alone."""
 
     async def register(self, name: str, password_hash: str) -> User:
-        """Raises StoreConflict when the name is taken.  `name` is already folded and valid."""
+        """Create a user.  `name` must be valid and lower-case.  Raises `StoreConflict` when it is taken."""
 
     async def register_many(self, users: Sequence[tuple[str, str]]) -> list[User | None]:
-        """Register (name, password hash) pairs in one transaction; None for each name that is taken."""
+        """Create users from (name, password hash) in one transaction; return None for each name that is taken."""
 
     async def user(self, name: str) -> tuple[User, str] | None:
-        """The user and her password hash."""
+        """Return the user and the password hash; None when the name is not registered."""
 
     async def log_in(
         self,
@@ -60,71 +67,77 @@ class Accounts(Protocol):
         token_hash: bytes,
         expires_at: float,
         now: float,
-        most_devices: int,
+        devices_max: int,
     ) -> tuple[Device, tuple[bytes, ...]]:
-        """Register the device, or take it over with a new epoch, and add the token.
+        """Create the device, or take it over with a new epoch, and add the token.
 
-        The first device of a user gets what was stored for her while she had none.
+        Returns the device, and the hashes of the tokens that this login revoked: all earlier ones of the device.  The
+        first device of a user gets the messages stored while the user had none.
 
-        Returns the device and the hashes of the tokens that were revoked by it: all earlier ones of the
-        device.  Raises StoreConflict when the user has `most_devices` others.
+        Without a device (None) the token is valid for REST only: the returned device has id 0, no name and epoch 0,
+        and of such tokens the user keeps the newest `devices_max`; older ones are revoked.
 
-        Without a device (None) the token is for REST alone: no device is touched, the one returned
-        has id 0, no name and epoch 0, and the user keeps the `most_devices` newest such tokens.
+        Raises `StoreConflict` when there is no such user, or when a new device would be one more than `devices_max`.
         """
 
     async def tokens(self, user_id: int, device: str) -> tuple[bytes, ...]:
-        """The hashes of the tokens that the user's device of this name has; none when there is no such device."""
+        """Return the token hashes of the user's device of this name; none when there is no such device."""
 
     async def log_out(self, token_hash: bytes) -> Login | None:
-        """Revoke the token; what it stood for, or None if it was not there."""
+        """Revoke the token; return its login, or None if it did not exist."""
 
     async def login(self, token_hash: bytes, now: float) -> Login | None:
-        """What the token stands for, unless it has expired."""
+        """Return the login of the token; None when it does not exist or has expired."""
 
     async def unrevoked(self, token_hashes: Sequence[bytes]) -> set[bytes]:
-        """Those of them that were not revoked, whether they have expired or not."""
+        """Return those hashes whose token was not revoked, expired or not."""
 
     async def seen(self, device_ids: Sequence[int], now: float) -> None:
-        """Note when these devices were last connected."""
+        """Set the time when these devices were last connected; it never decreases."""
 
-    async def drop_idle_devices(self, before: float, most: int) -> int:
-        """Delete at most that many devices not seen since, with their tokens and queues; returns how many.
+    async def drop_idle_devices(self, before: float, limit: int) -> int:
+        """Delete at most `limit` devices last seen before that time, with tokens and queues; return how many.
 
-        What is unread in the queue of a user's last device is kept for the one she logs in with next.
+        Unread messages of a user's last device are kept for the device that logs in next, except those addressed to
+        the deleted device alone.
         """
 
     async def accounts(self, user_ids: Sequence[int], now: float) -> dict[int, Account]:
-        """What a connector must know of those users that there are."""
+        """Return the accounts of those users that exist, `as_of` now, from one snapshot."""
 
     async def logins_by_token(self, token_hashes: Sequence[bytes], now: float) -> dict[bytes, tuple[Login, Account]]:
-        """For those tokens that are good: what they stand for, and the accounts of their users, in one snapshot."""
+        """For each valid token return its login and the account of its user, from one snapshot.
 
-    async def relation(self, user_id: int, peer_id: int) -> Relation | None: ...
+        Unknown, revoked and expired tokens are missing from the result.
+        """
+
+    async def relation(self, user_id: int, peer_id: int) -> Relation | None:
+        """Return the relation of the user to the peer; None when they have none."""
 
     async def relations(self, user_id: int) -> list[Relation]:
-        """All of them, `removed` ones too (their keys open old messages), by peer name."""
+        """Return all relations of the user by peer name, `removed` ones too: their keys open old messages."""
 
-    async def request(self, user_id: int, peer_id: int, now: float, most_relations: int) -> str:
-        """Ask for friendship; the state after it.
+    async def request(self, user_id: int, peer_id: int, now: float, relations_max: int) -> str:
+        """Request friendship; return the state afterwards.
 
-        That is `requested`, or `asked` or `friends` where they stood so before, and then nothing was changed.
-        Raises StoreConflict when either has `most_relations` (removed ones count, they are kept for their
-        keys), when there is no such user, and for oneself.
+        The state is `requested`; or `asked` or `friends` where it was so before, and then nothing changed.  Raises
+        `StoreConflict` when either user has `relations_max` relations (`removed` ones count: their keys are kept),
+        when there is no such user, and when both are the same user.
         """
 
     async def accept(self, user_id: int, peer_id: int, key: RelationKey, now: float) -> Relation:
-        """Become friends with a peer who has asked, from now on with this key.
+        """Accept the request of the peer with this key; return the relation.
 
-        Raises StoreConflict if the peer has not asked, or if the version of the key is not one above
-        the last (1 for the first): it is part of what the key was wrapped with.  Friends already, and
-        with this very key: the relation as it is.
+        Raises `StoreConflict` if the peer has not requested, or if the version of the key is not one above the last
+        (1 for the first): the version is part of what the key was wrapped with.  The same call again returns the
+        relation as it is.
         """
 
     async def remove(self, user_id: int, peer_id: int, now: float) -> bool:
-        """End friendship, withdraw or refuse a request; False when there was nothing.
+        """End friendship, withdraw a request or refuse one; return False when there was none.
 
-        What they were friends for is kept as `removed`, with its keys; otherwise nothing is left.
+        A pair that ever was friends keeps its relation as `removed`, with its keys; otherwise the relation is deleted.
         """
 
-    async def ping(self) -> None: ...
+    async def ping(self) -> None:
+        """Return when the database has answered a query."""

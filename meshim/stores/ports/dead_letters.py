@@ -1,4 +1,8 @@
-"""Dead letters: records that can never be written (NATS JetStream)."""
+"""Dead letters: records that no writer can ever write, kept for the operator (`meshim deadletter`).
+
+`OfflineLog.dead_letter` adds them; this port reads and removes them.  Implemented on NATS JetStream
+(`nats/dead_letters.py`) and in memory (`memory/nats.py`); contract: `tests/contract/test_dead_letters.py`.
+"""
 
 from typing import Protocol
 
@@ -6,10 +10,10 @@ import msgspec
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
-    """A record that can never be written, or a record of just those entries that the database refused.
+    """A record that can never be written; or a record with only those of its entries that the database refused.
 
-    `number` names it among the dead letters, `position` is where it stood in its partition, `dead_lettered_at` is
-    in seconds since 1970 (clock of the backend).
+    `number` identifies the letter in the dead-letter stream, `position` is the position of the record in its
+    partition, `dead_lettered_at` is in seconds since 1970 (clock of the backend), `reason` is a sentence of the writer.
     """
 
     number: int
@@ -21,16 +25,16 @@ class DeadLetter(msgspec.Struct, frozen=True):
 
 
 class DeadLetters(Protocol):
-    """What `OfflineLog.dead-letter` keeps, by ascending numbers; a number is given once."""
+    """The dead-letter stream of a namespace.  Numbers ascend and are never reused."""
 
     async def last(self) -> int:
-        """The highest number that was given so far; 0 before the first."""
+        """Return the highest number given so far; 0 before the first."""
 
     async def get(self, number: int) -> DeadLetter | None:
-        """The letter of that number; None where there is none (any more)."""
+        """Return the letter with that number; None when it does not exist (any more)."""
 
     async def following(self, number: int) -> DeadLetter | None:
-        """The letter with the next higher number; None behind the last."""
+        """Return the letter with the next higher number; None after the last."""
 
     async def remove(self, number: int) -> bool:
-        """Delete it for good; False where there was none."""
+        """Delete the letter for good; return False when it does not exist."""

@@ -1,4 +1,8 @@
-"""Leases: which processes live, and where to reach them (Redis)."""
+"""Leases: which processes are alive, and where to reach them.
+
+Implemented on Redis (`redis/leases.py`) and in memory (`memory/redis.py`); contract: `tests/contract/test_leases.py`
+and `test_lease_clock.py`.  `lease_keeper.py` renews the lease of a process and watches those of others.
+"""
 
 from typing import Protocol
 
@@ -6,10 +10,10 @@ import msgspec
 
 
 class Lease(msgspec.Struct, frozen=True):
-    """What a living process says of itself: under (role, name), for as long as it renews.
+    """The claim of a process on (role, name), valid for as long as the process renews it.
 
-    `incarnation` is 63 random bits made at start; `endpoint` is what to connect to, empty for writers;
-    `key` is the CURVE public key of the endpoint in Z85, empty without CURVE.
+    `incarnation` is 63 random bits made at the start of the process; `endpoint` is the address to connect to, empty
+    for writers; `key` is the CURVE public key of the endpoint in Z85, empty without CURVE.
     """
 
     role: str
@@ -20,17 +24,22 @@ class Lease(msgspec.Struct, frozen=True):
 
 
 class Leases(Protocol):
+    """Leases with a time to live, compared by incarnation."""
+
     async def acquire(self, lease: Lease, ttl_s: float) -> bool:
-        """Take (role, name); False while another incarnation holds it."""
+        """Take (role, name) for `ttl_s`; return False while another incarnation holds it.
+
+        Returns True also when this incarnation holds it already: the reply to an earlier call may have been lost.
+        """
 
     async def extend(self, lease: Lease, ttl_s: float) -> bool:
-        """Renew by compare-and-extend; False when it has ended or another incarnation holds it."""
+        """Renew by compare-and-extend; return False when the lease has ended or another incarnation holds it."""
 
     async def release(self, lease: Lease) -> None:
-        """Give it back if it is still this incarnation's."""
+        """End the lease if this incarnation holds it."""
 
     async def living(self, role: str) -> list[Lease]:
-        """Every lease of the role that has not ended, by name."""
+        """Return every lease of the role that has not ended, by name."""
 
     async def run_id(self) -> str:
-        """Names this run of the backend: another value means that what it held may be gone or old."""
+        """Return the id of this run of the backend.  After a change, stored values may be gone or old (R9)."""

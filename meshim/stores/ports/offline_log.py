@@ -1,39 +1,46 @@
-"""The offline log: one stream per partition, fsynced before a message counts as stored (NATS JetStream)."""
+"""The offline log: messages that cannot be delivered now, fsynced before they count as stored.
+
+One stream per partition: a work queue on file storage that refuses new messages when it is full.  Implemented on NATS
+JetStream (`nats/offline_log.py`) and in memory (`memory/nats.py`); contract: `tests/contract/test_offline_log.py`.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 
 class LogMessage(NamedTuple):
-    """One message of a partition: its position and its bytes (a `wire.log.Record`)."""
+    """One message of a partition: its position and its bytes (a `wire.offline_log.Record`)."""
 
     position: int
     data: bytes
 
 
 class OfflineLog(Protocol):
-    """One JetStream stream per partition: work queue, discard new, file storage."""
+    """Transfers publish; the one writer of a partition fetches, and acknowledges what it has committed to SQL."""
 
     async def ensure(self, partition: int, first: int) -> None:
-        """Create the partition's stream if it is missing; its first message will then have position `first`."""
+        """Create the stream of the partition if it is missing; its first message then has position `first`."""
 
     async def publish(self, partition: int, data: bytes) -> int:
-        """Append; returns the position once it is fsynced.  Raises `BackendUnavailable` (also when full)."""
+        """Append one message; return its position once it is fsynced.
 
-    async def fetch(self, partition: int, most: int, wait_s: float) -> list[LogMessage]:
-        """The next messages that are not acknowledged, in order; empty after `wait_s` without any.
+        Raises `BackendUnavailable` also when the partition is full.
+        """
 
-        A message is given again when it was not acknowledged for a while.
+    async def fetch(self, partition: int, limit: int, wait_s: float) -> list[LogMessage]:
+        """Return at most `limit` unacknowledged messages in order of position; none after `wait_s` without any.
+
+        A message that is neither acknowledged nor extended for a while (30 s by default) is given out again.
         """
 
     async def extend(self, partition: int, positions: Sequence[int]) -> None:
-        """Say that these are still being worked on."""
+        """Postpone the redelivery of these positions: the writer still works on them."""
 
     async def acknowledge(self, partition: int, positions: Sequence[int]) -> None:
-        """Delete these from the log: they are in the database."""
+        """Delete these positions from the log: they are in the database."""
 
     async def read(self, partition: int, position: int) -> bytes | None:
-        """One message by its position; None when there is none any more."""
+        """Return one message by its position; None when it does not exist any more."""
 
     async def dead_letter(self, partition: int, position: int, reason: str, data: bytes) -> None:
-        """Keep what can never be written in the dead-letter stream; returns once it is fsynced."""
+        """Append a record that can never be written to the dead-letter stream; return once it is fsynced."""

@@ -1,4 +1,8 @@
-"""The side of the offline queues that a writer uses (SQL)."""
+"""The writer's side of the offline queues: leases of partitions, and the transactions that store rows.
+
+Implemented on SQL (`sql/partitions.py`) and in memory (`memory/database.py`); contract:
+`tests/contract/test_partitions.py` and `test_refused_entries.py`.  Connectors read the rows through `Queues`.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -7,12 +11,11 @@ from meshim.wire.offline_log import Entry
 
 
 class Written(NamedTuple):
-    """What became of entries.
+    """The result of one `Partitions.write`.
 
-    `devices`, as (user, device), are all that have a row of theirs, new or from before.  One whose rows
-    were read already may be among them: finding that out costs more than a look at an empty queue.
-    `refused` could not be written, and never can, as (position, entry, reason).  `left_out` counts
-    copies for users and devices that there are not (any more).
+    `devices`, as (user, device), have a row of one of the entries: new, or there already.  It may be read already:
+    finding that out costs more than a wake-up for an empty queue.  `refused`, as (position, entry, reason), can never
+    be written.  `left_out` counts copies for users and devices that do not exist (any more).
     """
 
     devices: tuple[tuple[int, int], ...]
@@ -21,29 +24,30 @@ class Written(NamedTuple):
 
 
 class Partitions(Protocol):
-    """The writer's side of the queues."""
+    """One fenced writer per partition."""
 
     async def claim(self, partition: int, owner: str, lease_s: float) -> tuple[int, int] | None:
-        """Lease the partition: (fencing number, position), or None while another owner's lease lasts.
+        """Lease the partition; return (fencing number, position), or None while the lease of another owner lasts.
 
-        Claiming again as the same owner renews the lease and keeps the fencing number.
+        `position` is the highest position of the log that is committed, 0 before the first.  A claim of the owner
+        that holds the lease renews it and keeps the fencing number; any other successful claim raises it by 1.
         """
 
     async def release(self, partition: int, fence: int) -> None:
-        """End the lease if it is still this one."""
+        """End the lease, unless its fencing number is another one."""
 
     async def write(
         self, partition: int, fence: int, through: int, records: Sequence[tuple[int, Sequence[Entry]]], now: float
     ) -> Written:
-        """In one transaction: rows for the devices of every (position, entries), and the partition's position.
+        """In one transaction, insert the rows of every (position, entries) and set the position of the partition.
 
-        The position becomes `through`, unless it is beyond that already.  A row that is there already (same
-        stream, seq and device) stays as it is.  Entries without devices get a row for each device of the
-        user, or one for her first device while she has none; those for unknown users or devices are left out
-        and counted.
-        An entry that violates a limit of the table is not written but returned as refused, (position, entry, reason).
-        Raises Fenced when `fence` is not the latest.
+        The position becomes `through`, unless it is higher already.  A row that exists (same stream, seq and device)
+        stays as it is.  An entry without devices gets one row for each device of its user, or one row for the user's
+        first device if there is none yet.  Copies for unknown users or devices are left out and counted.  An entry
+        that violates a limit of the table is not written but returned in `Written.refused`.
+
+        Raises `Fenced` when `fence` is not the latest fencing number of the partition; then nothing is written.
         """
 
-    async def purge(self, read_before: float, most: int) -> int:
-        """Delete at most that many rows that were read before that time; returns how many."""
+    async def purge(self, read_before: float, limit: int) -> int:
+        """Delete at most `limit` rows that were marked read before that time, oldest first; return how many."""

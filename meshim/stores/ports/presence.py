@@ -1,4 +1,8 @@
-"""Presence: which devices are connected, and where (Redis)."""
+"""Presence: which devices are connected, and to which connector.
+
+Implemented on Redis (`redis/presence.py`) and in memory (`memory/redis.py`); contract:
+`tests/contract/test_presence.py` and `test_presence_any_order.py`.
+"""
 
 from collections.abc import AsyncGenerator, Sequence
 from typing import NamedTuple, Protocol
@@ -7,7 +11,7 @@ import msgspec
 
 
 class Binding(NamedTuple):
-    """A connected device: on which connector incarnation, under which session number."""
+    """A connected device: the incarnation of its connector, and its session number (as an XMPP resource binding)."""
 
     user: int
     device: int
@@ -16,36 +20,44 @@ class Binding(NamedTuple):
 
 
 class UserPresence(msgspec.Struct, frozen=True, gc=False):
-    """All devices of a user, and the bindings of those that are connected."""
+    """All known devices of a user, and the bindings of those that are connected."""
 
     devices: tuple[int, ...]
     bindings: tuple[Binding, ...]
 
 
 class Presence(Protocol):
+    """One entry per user with a connected device.  A binding of a crashed connector stays until it expires."""
+
     async def session_numbers(self, count: int) -> list[int]:
-        """That many ascending numbers from the clock of the backend (microseconds since 1970), none given twice."""
+        """Return `count` ascending numbers from the clock of the backend (microseconds since 1970).
+
+        No number is given twice, also when that clock steps back (adr/0016).
+        """
 
     async def online(self, bindings: Sequence[tuple[Binding, tuple[int, ...]]]) -> list[Binding | bool | None]:
-        """Write bindings, each with all device ids of its user.
+        """Write bindings, each with the ids of all devices of its user, which are added to those of the entry.
 
-        For each: False when a binding with a higher session number holds the place (nothing is
-        written), the Binding that was replaced (another incarnation's or session's), or None when there was none.
-        The same binding again is accepted and gives None.
+        The result has one item per binding: False when a binding of the device with a higher session number exists
+        (nothing is written); the Binding that was replaced (of another incarnation or session); None when there was
+        no other.  Writing the same binding again is accepted and gives None.
         """
 
     async def offline(self, bindings: Sequence[Binding]) -> None:
-        """Erase each binding that is still exactly this one."""
+        """Erase each binding, unless another one has replaced it."""
 
     async def lookup(self, users: Sequence[int]) -> dict[int, UserPresence]:
-        """Those of the users for whom there is an entry.  An entry without bindings is left out."""
+        """Return the entries of those users that have one.  An entry has at least one binding."""
 
     async def set_devices(self, user: int, devices: Sequence[int]) -> None:
-        """Change the device list of a user who has an entry.  Without one it is only told: caches may have one."""
+        """Replace the device list in the entry of a user and publish the change.
+
+        Without an entry the change is only published: caches may still hold one that has ended.
+        """
 
     def changes(self) -> AsyncGenerator[tuple[int, ...] | None]:
-        """Users whose entries changed, as it happens; None whenever changes may have been missed (also at first).
+        """Yield tuples of users whose entries changed; None whenever changes may have been missed, and at first.
 
-        About once a second it is nobody, an empty tuple: what changed until a moment ago (2 s at most) has been
-        told.  Who does not hear that must not rely on what he keeps.
+        Yields `()` about once a second as a heartbeat: every change older than 2 s has been yielded.  A reader that
+        misses heartbeats must drop its cache.
         """

@@ -1,4 +1,8 @@
-"""Offline queues: what is stored for a device (SQL)."""
+"""Offline queues: the stored messages of each device, and the lease that lets one connector sync them.
+
+Implemented on SQL (`sql/queues.py`) and in memory (`memory/database.py`); contract: `tests/contract/test_queues.py`
+and `test_queues_any_order.py`.  Writers store the rows through `Partitions`.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -7,7 +11,7 @@ import msgspec
 
 
 class Row(msgspec.Struct, frozen=True, gc=False):
-    """A stored message, in the order (position, index)."""
+    """A stored message.  Rows of a queue are ordered by (position, index): the record, and the entry in it."""
 
     row_id: int
     position: int
@@ -16,9 +20,10 @@ class Row(msgspec.Struct, frozen=True, gc=False):
 
 
 class Page(NamedTuple):
-    """`through` is the position of the partition when the page was read; every row up to it is visible.
+    """Unread rows of a queue.
 
-    `more` says that the page was cut by its bounds.
+    `through` is the position of the partition when the page was read: every row up to it was visible.  `more` is True
+    when the limits of the page cut it off.
     """
 
     rows: tuple[Row, ...]
@@ -27,33 +32,33 @@ class Page(NamedTuple):
 
 
 class Queues(Protocol):
-    """What is stored for a device, and the lease that lets one connector sync it."""
+    """The connector's side of the offline queues."""
 
     async def peek(self, devices: Sequence[tuple[int, int]]) -> tuple[dict[int, int], set[int]]:
-        """For (user, device) pairs, in one snapshot: positions by partition, and which devices have unread rows.
+        """For (user, device) pairs return, from one snapshot, positions by partition and the devices with unread rows.
 
-        Every partition of these users is there; its position is 0 while it never had a writer.
+        The first has every partition of these users, with position 0 where no writer has committed yet.
         """
 
     async def claim(self, device: int, owner: str, session: int, lease_s: float) -> int | None:
-        """Lease the queue; returns a new fencing number, higher than all before.
+        """Lease the queue; return a new fencing number, higher than all before, or None.
 
-        It is given when nobody holds the lease, it has ended (clock of the database), the holder
-        is `owner`, or the holder's session number is not above `session`.  None otherwise, also
-        when there is no such device.
+        The claim succeeds when the lease is free or has ended (clock of the database), when its holder is `owner`, or
+        when the session number of its holder is at most `session`.  It fails (None) otherwise, and when the device
+        does not exist.
         """
 
     async def page(
         self, user: int, device: int, fence: int, after: tuple[int, int], rows: int, size: int, lease_s: float
     ) -> Page:
-        """Unread rows beyond (position, index) `after`, at most `rows` of them.
+        """Return unread rows beyond `after`, a (position, index): at most `rows`, and at most `size` bytes together.
 
-        Their envelopes have at most `size` bytes together, unless the first alone has more.  Renews the
-        lease once half of it has gone.  Raises Fenced when `fence` is not the latest.
+        A first row with more than `size` bytes is returned alone.  Renews the lease when less than half of it is
+        left.  Raises `Fenced` when `fence` is not the latest fencing number.
         """
 
     async def mark_read(self, device: int, fence: int, row_ids: Sequence[int]) -> None:
-        """Mark rows the device has acknowledged.  Raises Fenced when `fence` is not the latest."""
+        """Mark rows that the device has acknowledged.  Raises `Fenced` when `fence` is not the latest."""
 
     async def release(self, device: int, fence: int) -> None:
-        """End the lease if it is still this one."""
+        """End the lease, unless its fencing number is another one."""

@@ -1,4 +1,8 @@
-"""Verified tokens and accounts, so that greetings succeed while SQL is down (Redis)."""
+"""A cache of verified tokens and of accounts, so that logins succeed while SQL is down (R8).
+
+Implemented on Redis (`redis/session_cache.py`) and in memory (`memory/redis.py`); contract:
+`tests/contract/test_session_cache.py`.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -7,9 +11,9 @@ import msgspec
 
 
 class Login(msgspec.Struct, frozen=True):
-    """What a token stands for.  `expires_at` is in seconds since 1970.
+    """What a token authenticates.  `expires_at` is in seconds since 1970.
 
-    `device` and `epoch` are 0 for a token that is for REST alone: a greeting with it is refused.
+    `device` and `epoch` are 0 for a token that is valid for REST only: a connector refuses it.
     """
 
     user: int
@@ -19,7 +23,7 @@ class Login(msgspec.Struct, frozen=True):
 
 
 class Account(msgspec.Struct, frozen=True):
-    """What a connector must know of a user: devices, friends; `as_of` in seconds since 1970."""
+    """The data of a user that a connector needs: ids of devices and of friends, as of `as_of` (seconds since 1970)."""
 
     user: int
     devices: tuple[int, ...]
@@ -28,29 +32,31 @@ class Account(msgspec.Struct, frozen=True):
 
 
 class CachedLogin(NamedTuple):
-    """What the cache knows of a token.  `run` names the run of the backend that answered (as `Leases.run_id`).
+    """A cached token.  `run_id` is the run of the backend that answered (as `Leases.run_id`).
 
-    `verified` says that it was put there in that run: of one from an older run nobody knows what was revoked since.
+    `verified` is True when the login was cached during that run.  A login from an earlier run may have been revoked
+    since: the backend may have come back with old data.
     """
 
     login: Login
-    run: str
+    run_id: str
     verified: bool
 
 
 class SessionCache(Protocol):
-    """Lets greetings succeed while the database is away.  Keys of tokens are SHA-256 of the token."""
+    """Keys are SHA-256 hashes of tokens, and user ids."""
 
-    async def put_login(self, token_hash: bytes, login: Login, run: str | None = None) -> None:
-        """Keep it, unless it was dropped; with a `run` only if the backend is still in that one."""
+    async def put_login(self, token_hash: bytes, login: Login, run_id: str | None = None) -> None:
+        """Cache the login, unless it was dropped; with `run_id`, only if the backend is still in that run."""
 
     async def drop_logins(self, token_hashes: Sequence[bytes]) -> None:
-        """Forget these, also what a put that is on its way says of them."""
+        """Remove these logins, and refuse a `put_login` for one of them that is under way (for a day)."""
 
     async def logins(self, token_hashes: Sequence[bytes]) -> list[CachedLogin | None]:
-        """What is known of each; None for what is not, or was dropped."""
+        """Return one item per hash; None when the token is not cached or was dropped."""
 
     async def put_accounts(self, accounts: Sequence[Account]) -> None:
-        """Keep each, unless a later one is there."""
+        """Cache each account, unless one with a later `as_of` is cached."""
 
-    async def accounts(self, users: Sequence[int]) -> list[Account | None]: ...
+    async def accounts(self, users: Sequence[int]) -> list[Account | None]:
+        """Return one item per user; None when the account is not cached."""

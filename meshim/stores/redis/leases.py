@@ -1,13 +1,13 @@
-"""Leases in Redis: one key with a lifetime per (role, name), and per role a set of the names that may live.
+"""Leases in Redis: one key with a time to live per (role, name), and one set of names per role.
 
-The value is the incarnation in decimal, a blank, and the lease in msgpack, so that scripts
-compare incarnations as text: 63 bits do not fit into a Lua number.
+The value of a key is the incarnation in decimal, a blank, and the lease in msgpack.  Scripts compare incarnations as
+text: 63 bits do not fit into a Lua number.
 
-Redis keeps the end of a key by its wall clock.  When that steps back a lease would outlive its process by as
-much: so whoever looks at one that lasts longer than it was ever taken for shortens it (adr/0016).
+Redis keeps the expiry of a key by its wall clock.  If that clock steps back, a lease outlives its process by as much.
+So `acquire` and `living` shorten a lease that lasts longer than any lease was ever taken for (adr/0016).
 
-The set only says which keys to look at.  Names whose key has ended are taken out of it by
-whoever looks, in the same script, so that no name of a living lease is ever lost from it.
+The set only names the keys that `living` reads.  `living` removes names without a key, in the same script, so that no
+name of a living lease is lost.
 """
 
 from typing import Any
@@ -56,8 +56,8 @@ end
 return living
 """
 
-_FOR_EVER_MS = 1 << 52
-"""Of who holds no lease, and so does not know for how long others take theirs."""
+_FOREVER_MS = 1 << 52
+"""Limit for a process that holds no lease: it does not know the time to live of others, and shortens none."""
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Lease)
@@ -70,14 +70,13 @@ class RedisLeases:
         self._client = client
         self._namespace = namespace
         self._log = log
-        self._longest_ms = 0  # that we ever took one for; the same for all, by the topology
+        self._ttl_max_ms = 0  # of the leases taken here; the topology gives all processes the same
         self._acquire = client.script(_ACQUIRE)
         self._extend = client.script(_EXTEND)
         self._release = client.script(_RELEASE)
         self._living = client.script(_LIVING)
 
     async def acquire(self, lease: Lease, ttl_s: float) -> bool:
-        """True also when this incarnation holds it already: the reply to an earlier try may have been lost."""
         keys = [self._key(lease.role, lease.name), self._names(lease.role)]
         return bool(await self._acquire(keys, [lease.incarnation, _value(lease), self._ms(ttl_s), lease.name]))
 
@@ -91,7 +90,7 @@ class RedisLeases:
 
     async def living(self, role: str) -> list[Lease]:
         values: list[bytes] = await self._living(
-            [self._names(role), self._key(role, "")], [self._longest_ms or _FOR_EVER_MS]
+            [self._names(role), self._key(role, "")], [self._ttl_max_ms or _FOREVER_MS]
         )
         leases = [lease for lease in map(self._lease, values) if lease is not None]
         return sorted(leases, key=lambda lease: lease.name)
@@ -102,11 +101,11 @@ class RedisLeases:
 
     def _ms(self, ttl_s: float) -> int:
         ms = max(1, round(ttl_s * 1000))
-        self._longest_ms = max(self._longest_ms, ms)
+        self._ttl_max_ms = max(self._ttl_max_ms, ms)
         return ms
 
     def _lease(self, value: bytes) -> Lease | None:
-        """The lease, or None for one of a version that cannot be read here: to us it does not exist."""
+        """Decode a lease; None for a version that is not understood here: that lease does not exist for us."""
         try:
             return _decoder.decode(value.partition(b" ")[2])
         except msgspec.DecodeError as error:

@@ -7,16 +7,16 @@ field        value                                       written by
 ``<device>``  ``[user,device,incarnation,session]``        `online`
 ===========  ==========================================  =======================================
 
-Values are JSON text, because scripts can put text together without understanding it: a
-look-up of many users is one script, one reply and one decode (4 times faster than a pipeline of
-HGETALL), and no number passes through Lua's doubles, which hold 53 bits: incarnations have 63.
-Only session numbers are compared as numbers: microseconds since 1970 fit until the year 2255.
+Values are JSON text, which scripts concatenate without parsing: a look-up of many users is one script, one reply and
+one decode (4 times faster than a pipeline of HGETALL), and no number passes through Lua's doubles, which hold 53 bits
+while incarnations have 63.  Only session numbers are compared as numbers: microseconds since 1970 fit into 53 bits
+until the year 2255.
 
-A hash lives as long as it has a binding, and not longer than `unseen_s` after the last `online`, which connectors
-repeat for every session.  Until then bindings of crashed connectors stay, or until the device comes back; they are
-recognised by their incarnation, which holds no lease.
+A hash exists as long as it has a binding, and at most `unseen_s` after the last `online`, which connectors repeat for
+every session.  A binding of a crashed connector stays until then, or until the device connects again; readers
+recognise it by its incarnation, which holds no lease.
 
-Every script that changed something publishes the user ids, so that caches can forget them.
+Every script that changes an entry publishes its user id, so that caches can drop it.
 """
 
 import asyncio
@@ -28,14 +28,14 @@ import msgspec
 from meshim.chunks import chunks
 from meshim.stores.ports import Binding, UserPresence
 from meshim.stores.redis.client import RedisClient
-from meshim.stores.redis.session_ids import SessionClock
+from meshim.stores.redis.session_numbers import SessionNumberFloor
 
 UNSEEN_S = 3_600
-"""Every session is written again within `relation_ttl_s`, a minute by default."""
+"""Time to live of an entry; connectors write each session again within `relation_ttl_s`, a minute by default."""
 _USERS_PER_SCRIPT = 256
-"""Users in one script: Redis does nothing else meanwhile, so a script has to stay around a millisecond."""
+"""Redis serves nothing else while a script runs, so a script must take no more than about a millisecond."""
 
-# KEYS: last number given.  ARGV: count, least.  Returns the first of `count` numbers.
+# KEYS: last number given.  ARGV: count, least number allowed.  Returns the first of `count` ascending numbers.
 _SESSION_NUMBERS = """
 local time = redis.call('TIME')
 local last = tonumber(redis.call('GET', KEYS[1]) or 0)
@@ -44,9 +44,9 @@ redis.call('SET', KEYS[1], first + ARGV[1] - 1)
 return first
 """
 
-# KEYS: channel, last number given, then the hash of each user.  ARGV: for each user her id, device, session, binding,
-# devices.  Returns JSON: for each user false, null or the binding that was replaced.  Numbers go on above all sessions
-# that were ever written, also where a wiped server is told of them anew.
+# KEYS: channel, last number given, then one hash per binding.  ARGV: per binding user, device, session, binding (JSON),
+# devices (JSON).  Returns JSON: per binding false, null or the binding that was replaced.  Raises the last number given
+# to the highest session written, so that numbers ascend also after a wipe, when connectors write their sessions again.
 _ONLINE = """
 local function merged(old, new)
     if not old or old == new then return new end
@@ -82,7 +82,7 @@ if #changed > 0 then redis.call('PUBLISH', KEYS[1], table.concat(changed, ',')) 
 return '[' .. table.concat(results, ',') .. ']'
 """
 
-# KEYS: channel, then the hash of each user.  ARGV: for each user her id, device, binding.
+# KEYS: channel, then one hash per binding.  ARGV: per binding user, device, binding (JSON).
 _OFFLINE = """
 local changed = {}
 for i = 2, #KEYS do
@@ -98,7 +98,7 @@ if #changed > 0 then redis.call('PUBLISH', KEYS[1], table.concat(changed, ',')) 
 return #changed
 """
 
-# KEYS: the hash of each user.  Returns JSON: for each user null or her presence.
+# KEYS: one hash per user.  Returns JSON: per user null or the presence.
 _LOOKUP = """
 local results = {}
 for i, key in ipairs(KEYS) do
@@ -113,11 +113,11 @@ end
 return '[' .. table.concat(results, ',') .. ']'
 """
 
-# KEYS: channel, hash.  ARGV: user, devices.
+# KEYS: channel, hash.  ARGV: user, devices (JSON).
 _SET_DEVICES = """
 local held = redis.call('HGET', KEYS[2], 'devices')
 if held and held ~= ARGV[2] then redis.call('HSET', KEYS[2], 'devices', ARGV[2]) end
--- Also without an entry: one that has ended may be in caches.
+-- Publish also without an entry: caches may still hold one that has expired.
 if held ~= ARGV[2] then redis.call('PUBLISH', KEYS[1], ARGV[1]) end
 return 0
 """
@@ -135,7 +135,7 @@ class RedisPresence:
         self._namespace = namespace
         self._channel = f"{namespace}:presence"
         self._last_number = f"{namespace}:session"
-        self._clock = SessionClock()
+        self._floor = SessionNumberFloor()
         self._session_numbers = client.script(_SESSION_NUMBERS)
         self._online = client.script(_ONLINE.replace("UNSEEN_S", str(unseen_s)))
         self._offline = client.script(_OFFLINE)
@@ -146,14 +146,14 @@ class RedisPresence:
         if count == 0:
             return []
         loop = asyncio.get_running_loop()
-        first: int = await self._session_numbers([self._last_number], [count, self._clock.least(loop.time())])
-        self._clock.given(first + count - 1, loop.time())
+        first: int = await self._session_numbers([self._last_number], [count, self._floor.at(loop.time())])
+        self._floor.given(first + count - 1, loop.time())
         return list(range(first, first + count))
 
     async def online(self, bindings: Sequence[tuple[Binding, tuple[int, ...]]]) -> list[Binding | bool | None]:
-        """The devices are added to those of the entry, where there is one.
+        """Add the devices to those of the entry.
 
-        A connector may know an older list than the entry.  A device too many costs a copy that the
+        The list of a connector may be older than that of the entry.  A device too many costs one copy, which the
         writer leaves out; a device too few would miss its messages.
         """
         results: list[Binding | bool | None] = []
@@ -190,9 +190,9 @@ class RedisPresence:
         await self._set_devices([self._channel, self._key(user)], [user, _json.encode(sorted(devices))])
 
     async def changes(self) -> AsyncGenerator[tuple[int, ...] | None]:
-        """Every user once in a tuple, nobody when Redis says that this is all.
+        """Yield as the port says; a tuple names each user once.
 
-        Close the generator (`contextlib.aclosing`) to give its connection back.
+        Close the generator (`contextlib.aclosing`) to return its connection to the pool.
         """
         async with aclosing(self._client.subscribe(self._channel)) as batches:
             async for batch in batches:

@@ -1,10 +1,11 @@
-"""Logins and accounts in Redis, so that people get in while the database is away.
+"""Logins and accounts in Redis, so that logins succeed while SQL is down (R8).
 
-A login carries the run of Redis that it was put into: a Redis that comes back with an old dump says by itself which of
-them it may have been told to drop since.
-What was revoked stays revoked: dropping a login leaves an empty value behind, which a put that was
-on its way (read from the database before the logout, written after it) does not replace.
-In the same way an account never replaces one that was read later.
+A login carries the id of the Redis run in which it was cached.  After Redis restarts from an old dump, logins of
+earlier runs are not `verified`: they may have been revoked after the dump.
+
+A revoked token stays revoked: `drop_logins` leaves an empty value, which a `put_login` that is under way (read from the
+database before the logout, written after it) does not replace.  In the same way an account never replaces one that was
+read from the database later.
 """
 
 import struct
@@ -18,33 +19,37 @@ from meshim.stores.redis.client import RedisClient
 
 _REVOKED = b""
 _REVOKED_S = 86400
-"""Longer than any put can be delayed; it need not be as long as the token would have lived."""
+"""Time to live of an empty value: longer than a put can be delayed, independent of the lifetime of tokens."""
 
 _DROP_LOGINS = """
 for _, key in ipairs(KEYS) do redis.call('SET', key, ARGV[1], 'EX', ARGV[2]) end
 return 0
 """
 
-_RUN = """
-local run = redis.call('INFO', 'server'):match('run_id:(%x+)')
+_RUN_ID = """
+local run_id = redis.call('INFO', 'server'):match('run_id:(%x+)')
 """
-_RUN_SIZE = 40
+_RUN_ID_SIZE = 40
 
-# What a token stands for never changes, so the first value of a run is as good as any other.
-_PUT_LOGIN = f"""{_RUN}
-if ARGV[3] ~= '' and ARGV[3] ~= run then return 0 end
+# KEYS: login.  ARGV: login (msgpack), expiry in ms, required run id or ''.  Returns 1 when the login was written.  The
+# login of a token never changes, so within a run the first value stays.
+_PUT_LOGIN = f"""{_RUN_ID}
+if ARGV[3] ~= '' and ARGV[3] ~= run_id then return 0 end
 local held = redis.call('GET', KEYS[1])
-if held and (held == '' or held:sub(1, {_RUN_SIZE}) == run) then return 0 end
-redis.call('SET', KEYS[1], run .. ARGV[1], 'PXAT', ARGV[2])
+if held and (held == '' or held:sub(1, {_RUN_ID_SIZE}) == run_id) then return 0 end
+redis.call('SET', KEYS[1], run_id .. ARGV[1], 'PXAT', ARGV[2])
 return 1
 """
-_LOGINS = f"""{_RUN}
+
+# KEYS: logins.  Returns the run id, and the value of each.
+_LOGINS = f"""{_RUN_ID}
 local held = {{}}
 for index, key in ipairs(KEYS) do held[index] = redis.call('GET', key) end
-return {{run, held}}
+return {{run_id, held}}
 """
 
-# The first eight bytes of a value are `as_of`, which is all that Lua must read of it.
+# KEYS: accounts.  ARGV: time to live in s, then one value per account.  The first eight bytes of a value are `as_of`,
+# so that the script compares values without decoding msgpack.
 _PUT_ACCOUNTS = """
 for index, key in ipairs(KEYS) do
     local held, value = redis.call('GET', key), ARGV[index + 1]
@@ -64,10 +69,10 @@ _account = msgspec.msgpack.Decoder(Account)
 
 
 class RedisSessionCache:
-    """The port `SessionCache` on Redis.  A value of a version that cannot be read here is as good as missing."""
+    """The port `SessionCache` on Redis.  A value of a version that is not understood here counts as missing."""
 
     def __init__(self, client: RedisClient, namespace: str, *, account_ttl_s: float = 30 * 86400.0) -> None:
-        """`account_ttl_s` should be the life of tokens: a greeting needs the login and the account."""
+        """`account_ttl_s` should be the lifetime of tokens: the connector needs the login and the account."""
         self._client = client
         self._namespace = namespace
         self._account_ttl_s = max(1, round(account_ttl_s))
@@ -76,9 +81,9 @@ class RedisSessionCache:
         self._drop_logins = client.script(_DROP_LOGINS)
         self._put_accounts = client.script(_PUT_ACCOUNTS)
 
-    async def put_login(self, token_hash: bytes, login: Login, run: str | None = None) -> None:
+    async def put_login(self, token_hash: bytes, login: Login, run_id: str | None = None) -> None:
         ends_ms = max(1, round(login.expires_at * 1000))
-        await self._put_login([self._login_key(token_hash)], [_encoder.encode(login), ends_ms, run or ""])
+        await self._put_login([self._login_key(token_hash)], [_encoder.encode(login), ends_ms, run_id or ""])
 
     async def drop_logins(self, token_hashes: Sequence[bytes]) -> None:
         if token_hashes:
@@ -87,8 +92,8 @@ class RedisSessionCache:
     async def logins(self, token_hashes: Sequence[bytes]) -> list[CachedLogin | None]:
         if not token_hashes:
             return []
-        run, values = await self._logins([self._login_key(each) for each in token_hashes])
-        return [_cached(value, run) if value else None for value in values]
+        run_id, values = await self._logins([self._login_key(each) for each in token_hashes])
+        return [_cached(value, run_id) if value else None for value in values]
 
     async def put_accounts(self, accounts: Sequence[Account]) -> None:
         if accounts:
@@ -97,7 +102,7 @@ class RedisSessionCache:
 
     async def accounts(self, users: Sequence[int]) -> list[Account | None]:
         return [
-            _read(_account, memoryview(value)[_AS_OF.size :]) if value else None
+            _decode(_account, memoryview(value)[_AS_OF.size :]) if value else None
             for value in await self._values([self._account_key(user) for user in users])
         ]
 
@@ -111,12 +116,12 @@ class RedisSessionCache:
         return f"{self._namespace}:account:{user}"
 
 
-def _cached(value: bytes, run: bytes) -> CachedLogin | None:
-    login = _read(_login, memoryview(value)[_RUN_SIZE:])
-    return None if login is None else CachedLogin(login, run.decode(), value[:_RUN_SIZE] == run)
+def _cached(value: bytes, run_id: bytes) -> CachedLogin | None:
+    login = _decode(_login, memoryview(value)[_RUN_ID_SIZE:])
+    return None if login is None else CachedLogin(login, run_id.decode(), verified=value[:_RUN_ID_SIZE] == run_id)
 
 
-def _read(decoder: "msgspec.msgpack.Decoder[_Value]", value: bytes | memoryview) -> _Value | None:
+def _decode(decoder: "msgspec.msgpack.Decoder[_Value]", value: bytes | memoryview) -> _Value | None:
     try:
         return decoder.decode(value)
     except msgspec.DecodeError:

@@ -1,10 +1,10 @@
 """The port `Accounts` on SQL: users, devices, tokens.  Relations are in `relations.py`.
 
-What must not be raced is locked from the user down: user, then device, then tokens.  Rows
-of `im_offline` come last; whoever deletes a device locks the positions before anything else.
+Transactions lock rows in this order: user, device, tokens, and `im_offline` last.  A transaction that deletes a device
+locks `im_position` before all of them.
 
-A user without devices, because she never logged in or was away for too long, loses nothing: what is stored
-for her waits under `first_device`, and the first device to log in gets it in the same transaction.
+A user without devices, because none has logged in yet or all were idle for too long, loses no message: its rows are
+kept under `first_device`, and the first device to log in gets them in the same transaction.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ _NO_DEVICE = Device(0, "", 0, 0.0)
 
 
 class _Token(NamedTuple):
-    """A token to add, as a row has it; `now` is when."""
+    """A token to add, with times in milliseconds; `now` is the time of the login."""
 
     token_hash: bytes
     expires_at: int
@@ -37,7 +37,7 @@ class _Token(NamedTuple):
 
 
 class SqlAccounts:
-    """Users, devices, tokens, relations."""
+    """The port `Accounts` on SQL."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -62,12 +62,12 @@ class SqlAccounts:
         token_hash: bytes,
         expires_at: float,
         now: float,
-        most_devices: int,
+        devices_max: int,
     ) -> tuple[Device, tuple[bytes, ...]]:
         token = _Token(token_hash, to_ms(expires_at), to_ms(now))
         if device is None:
-            return await self._database.write(_log_in_to_rest, user_id, token, most_devices)
-        return await self._database.write(_log_in, user_id, device, epoch, token, most_devices)
+            return await self._database.write(_log_in_to_rest, user_id, token, devices_max)
+        return await self._database.write(_log_in, user_id, device, epoch, token, devices_max)
 
     async def tokens(self, user_id: int, device: str) -> tuple[bytes, ...]:
         return await self._database.read(_tokens, user_id, device)
@@ -84,9 +84,9 @@ class SqlAccounts:
     async def seen(self, device_ids: Sequence[int], now: float) -> None:
         await self._database.write(_seen, device_ids, to_ms(now))
 
-    async def drop_idle_devices(self, before: float, most: int) -> int:
-        # Each in a transaction of its own: a queue may be long, and writers wait meanwhile.
-        idle = await self._database.read(_idle_devices, to_ms(before), most)
+    async def drop_idle_devices(self, before: float, limit: int) -> int:
+        # One transaction per device: its queue may be long, and writers wait meanwhile.
+        idle = await self._database.read(_idle_devices, to_ms(before), limit)
         return sum([await self._database.write(_drop_device, device, to_ms(before)) for device in idle])
 
     async def accounts(self, user_ids: Sequence[int], now: float) -> dict[int, Account]:
@@ -101,8 +101,8 @@ class SqlAccounts:
     async def relations(self, user_id: int) -> list[Relation]:
         return await self._database.read(relations.relations, user_id)
 
-    async def request(self, user_id: int, peer_id: int, now: float, most_relations: int) -> str:
-        return await self._database.write(relations.request, user_id, peer_id, to_ms(now), most_relations)
+    async def request(self, user_id: int, peer_id: int, now: float, relations_max: int) -> str:
+        return await self._database.write(relations.request, user_id, peer_id, to_ms(now), relations_max)
 
     async def accept(self, user_id: int, peer_id: int, key: RelationKey, now: float) -> Relation:
         return await self._database.write(relations.accept, user_id, peer_id, key, to_ms(now))
@@ -118,7 +118,7 @@ class SqlAccounts:
 
 
 def _register(connection: Connection, users: Sequence[tuple[str, str]]) -> list[User | None]:
-    ids: dict[str, int] = {}  # of names that were free and have not been given to an earlier one of `users`
+    ids: dict[str, int] = {}  # of names that were free and not yet returned for an earlier item of `users`
     now = connection.scalar(select(now_ms()))
     for chunk in chunks(users, _IN_MAX):
         names = [name for name, _ in chunk]
@@ -141,17 +141,17 @@ def _user(connection: Connection, name: str) -> tuple[User, str] | None:
 
 
 def _log_in(
-    connection: Connection, user_id: int, name: str, epoch: int, token: _Token, most_devices: int
+    connection: Connection, user_id: int, name: str, epoch: int, token: _Token, devices_max: int
 ) -> tuple[Device, tuple[bytes, ...]]:
     _lock_user(connection, user_id)
-    device_id = _take_device(connection, user_id, name, epoch, token.now, most_devices)
+    device_id = _take_device(connection, user_id, name, epoch, token.now, devices_max)
     former = connection.scalars(select(im_token.c.token_hash).where(im_token.c.device_id == device_id)).all()
     revoked = _replace_tokens(connection, former, token, user_id=user_id, device_id=device_id, epoch=epoch)
     return Device(device_id, name, epoch, to_s(token.now)), revoked
 
 
 def _log_in_to_rest(
-    connection: Connection, user_id: int, token: _Token, most_tokens: int
+    connection: Connection, user_id: int, token: _Token, tokens_max: int
 ) -> tuple[Device, tuple[bytes, ...]]:
     _lock_user(connection, user_id)
     others_newest_first = (
@@ -160,29 +160,27 @@ def _log_in_to_rest(
         .where(im_token.c.token_hash != token.token_hash)
         .order_by(im_token.c.id.desc())
     )
-    former = [*connection.scalars(others_newest_first).all()[most_tokens - 1 :], token.token_hash]
+    former = [*connection.scalars(others_newest_first).all()[tokens_max - 1 :], token.token_hash]
     return _NO_DEVICE, _replace_tokens(connection, former, token, user_id=user_id, device_id=None, epoch=0)
 
 
 def _lock_user(connection: Connection, user_id: int) -> None:
-    """One login of a user at a time."""
+    """Serialize the logins of a user."""
     if connection.scalar(select(im_user.c.id).where(im_user.c.id == user_id).with_for_update()) is None:
         raise StoreConflict("There is no such user.")
 
 
-def _take_device(connection: Connection, user_id: int, name: str, epoch: int, now: int, most_devices: int) -> int:
+def _take_device(connection: Connection, user_id: int, name: str, epoch: int, now: int, devices_max: int) -> int:
     of_user = im_device.c.user_id == user_id
     named = select(im_device.c.id).where(of_user, im_device.c.name == name)
-    device_id: int | None = connection.scalar(named.with_for_update())  # not to be dropped meanwhile
+    device_id: int | None = connection.scalar(named.with_for_update())  # so that it is not dropped meanwhile
     if device_id is not None:
-        # The queue and its lease stay: the new epoch takes them over (R14).
+        # The queue and its lease stay with the device: the new epoch takes them over (R14).
         connection.execute(update(im_device).where(im_device.c.id == device_id).values(epoch=epoch, last_seen=now))
         return device_id
     others = connection.scalars(select(func.count()).select_from(im_device).where(of_user)).one()
-    if others >= most_devices:
-        raise StoreConflict(
-            f"There are {most_devices} devices already, as many as there may be: log in as one of them."
-        )
+    if others >= devices_max:
+        raise StoreConflict(f"There are {devices_max} devices already, as many as there may be: log in as one of them.")
     values = {"user_id": user_id, "name": name, "epoch": epoch, "last_seen": now, "gmt_create": now}
     new_id = _inserted_id(connection.execute(insert(im_device).values(values)))
     if not others:
@@ -200,9 +198,9 @@ def _inserted_id(result: CursorResult[Any]) -> int:
 def _replace_tokens(
     connection: Connection, former: Sequence[bytes], token: _Token, **stands_for: int | None
 ) -> tuple[bytes, ...]:
-    """Delete the former tokens, add this one, and return the others.
+    """Delete the former tokens, add this one, and return the hashes of the deleted ones.
 
-    When a call is repeated, the token is among the former ones.
+    When a call is repeated, this token is one of the former tokens, and is not returned.
     """
     if former:
         connection.execute(delete(im_token).where(im_token.c.token_hash.in_(former)))
@@ -246,31 +244,31 @@ def _unrevoked(connection: Connection, token_hashes: Sequence[bytes]) -> set[byt
 def _log_out(connection: Connection, token_hash: bytes) -> Login | None:
     login = _logins(connection, [token_hash], 0.0).get(token_hash)
     gone = connection.execute(delete(im_token).where(im_token.c.token_hash == token_hash)).rowcount
-    return login if gone else None  # of two at once, one revoked it
+    return login if gone else None  # of two calls at once, one has revoked it
 
 
 def _seen(connection: Connection, device_ids: Sequence[int], now: int) -> None:
-    for chunk in chunks(sorted(device_ids), _IN_MAX):  # sorted: two that lock the same rows do so in the same order
+    for chunk in chunks(sorted(device_ids), _IN_MAX):  # sorted, so that transactions lock in the same order
         connection.execute(
             update(im_device).where(im_device.c.id.in_(chunk), im_device.c.last_seen < now).values(last_seen=now)
         )
 
 
-def _idle_devices(connection: Connection, before: int, most: int) -> Sequence[int]:
+def _idle_devices(connection: Connection, before: int, limit: int) -> Sequence[int]:
     idle = select(im_device.c.id).where(im_device.c.last_seen < before)
-    return connection.scalars(idle.order_by(im_device.c.last_seen).limit(most)).all()
+    return connection.scalars(idle.order_by(im_device.c.last_seen).limit(limit)).all()
 
 
 def _drop_device(connection: Connection, device_id: int, before: int) -> int:
-    """Delete the device with its tokens and queue unless it came back; how many were deleted."""
-    # No writer may be between looking up the devices of a user and committing rows for them.
+    """Delete the device with its tokens and queue, unless it was connected since; return how many were deleted."""
+    # Blocks writers, which look up the devices of users and then commit rows for them.
     connection.execute(select(im_position.c.partition).order_by(im_position.c.partition).with_for_update()).all()
     user_id = connection.scalar(select(im_device.c.user_id).where(im_device.c.id == device_id))
     if user_id is None:
         return 0
-    _lock_user(connection, user_id)  # which device is her last one must not change
+    _lock_user(connection, user_id)  # the set of devices must not change
     idle = delete(im_device).where(im_device.c.id == device_id, im_device.c.last_seen < before)
-    dropped = connection.execute(idle).rowcount  # and its tokens, by their foreign key
+    dropped = connection.execute(idle).rowcount  # the foreign key deletes its tokens too
     if dropped:
         others = select(im_device.c.id).where(im_device.c.user_id == user_id).limit(1)
         if connection.scalar(others) is None:
@@ -280,7 +278,7 @@ def _drop_device(connection: Connection, device_id: int, before: int) -> int:
 
 
 def _keep_for_first_device(connection: Connection, user_id: int, device_id: int) -> None:
-    """What her last device has not read waits for the next one, but for what was addressed to that device alone."""
+    """Keep the unread rows of the last device for the next one, except rows addressed to that device alone."""
     row = im_offline.c
     unread = (row.to_device == device_id) & (row.has_read == 0) & (row.destination_type != DestinationType.DEVICE)
     connection.execute(update(im_offline).where(unread).values(to_device=first_device(user_id)))
@@ -293,7 +291,7 @@ def _accounts(connection: Connection, user_ids: Sequence[int], now: float) -> di
 
 
 def _accounts_of(connection: Connection, user_ids: Sequence[int], now: float) -> dict[int, Account]:
-    """The same for users that there are."""
+    """As `_accounts`, for users that exist."""
     device = im_device.c
     query = select(device.user_id, device.id).order_by(device.id)
     accounts: dict[int, Account] = {}

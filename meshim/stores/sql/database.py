@@ -1,11 +1,11 @@
-"""The database: one SQL database, and the bounded threads that talk to it.
+"""The client of one SQL database: transactions in a bounded number of threads.
 
-The drivers block, so every transaction runs in one of a few threads, and only so many may
-wait for one: beyond that callers are told at once that the database is busy.  Reads and writes have threads of
-their own, so that a write that waits for a lock keeps no read waiting.
+The drivers block, so every transaction runs in one of a few threads.  Only a limited number of calls may wait for a
+thread; further calls fail at once.  Reads and writes have separate threads, so that a write that waits for a lock
+delays no read.
 
-SQLite has one lock for all writers of all processes, and syncs the disk at each commit: there a process writes in one
-thread, and what came while that was busy shares the next transaction (docs/adr/0011).
+SQLite has one lock for the writers of all processes, and syncs the disk at each commit.  So on SQLite a process writes
+in one thread, and the writes that arrive while it is busy share the next transaction (docs/adr/0011).
 """
 
 import asyncio
@@ -37,8 +37,8 @@ T = TypeVar("T")
 _WAITING_PER_THREAD = 64
 _ATTEMPTS = 4
 _RETRY_DELAY_S = 0.01
-_SHARING = 64
-"""Writes that share a transaction at most: the first of them waits for the last."""
+_SHARING_MAX = 64
+"""Writes in one shared transaction: the first of them waits for the last."""
 
 
 class DatabaseStatistics(msgspec.Struct):
@@ -51,11 +51,11 @@ class DatabaseStatistics(msgspec.Struct):
     failures: int = 0
     """Transactions that ended because the database was not available."""
     refused: int = 0
-    """Calls that found too many others waiting for a thread."""
+    """Calls that failed because too many others waited for a thread."""
 
 
 class _Threads:
-    """Some threads, and how many may wait for one."""
+    """A thread pool with a bounded queue."""
 
     def __init__(self, count: int, waiting: int, name: str) -> None:
         self.pool = ThreadPoolExecutor(count, name)
@@ -66,7 +66,7 @@ class _Threads:
 
 
 class _Write(NamedTuple):
-    """A write that waits for a transaction to share."""
+    """A write that waits for the next shared transaction."""
 
     work: Callable[[Connection], Any]
     future: "Future[Any]"
@@ -75,12 +75,12 @@ class _Write(NamedTuple):
 class Database:
     """Runs transactions, each given as a function of a connection and further arguments.
 
-    A function may run more than once, and each time nothing is left of the time before.  It may raise to roll back what
-    it did itself, which is a transaction or, where several share one, a savepoint.
+    A function may run more than once; what an earlier run did is rolled back before.  If the function raises, its own
+    changes are rolled back: the transaction, or its savepoint in a shared transaction.
     """
 
     def __init__(self, url: str, threads: int) -> None:
-        """Opens nothing yet.  Raises `UsageError` for a URL of another kind of database."""
+        """Open nothing yet.  `threads` bounds reads and writes each.  Raises `UsageError` for an unsupported URL."""
         self.statistics = DatabaseStatistics()
         self._shares = is_sqlite(url)
         writers = 1 if self._shares else threads
@@ -94,7 +94,7 @@ class Database:
         self._closed = False
 
     async def read(self, work: Callable[[Connection, *Arguments], T], *arguments: *Arguments) -> T:
-        """Run `work`, which only reads: all it reads belongs to one state.  Raises `BackendUnavailable`."""
+        """Run `work`, which only reads, on one snapshot; return its result.  Raises `BackendUnavailable`."""
         return await self._submit(
             self._reading,
             lambda: self._reading.pool.submit(
@@ -103,13 +103,16 @@ class Database:
         )
 
     async def write(self, work: Callable[[Connection, *Arguments], T], *arguments: *Arguments) -> T:
-        """Run `work` and commit.  Raises `BackendUnavailable`: then it may or may not have happened."""
+        """Run `work` and commit; return its result.
+
+        Raises `BackendUnavailable`: then `work` may or may not be committed.
+        """
         return await self._submit(
             self._writing, lambda: self._submit_write(lambda connection: work(connection, *arguments))
         )
 
     async def close(self) -> None:
-        """Wait for what is running, which takes no longer than the timeouts of the driver, and disconnect."""
+        """Wait for running transactions, which the timeouts of the driver bound, and disconnect."""
         self._closed = True
         for write in list(self._sharing):
             write.future.cancel()
@@ -123,7 +126,7 @@ class Database:
             self._count(refused=1)
             raise BackendUnavailable("Too much is waiting for the database; try again later.")
         future = start()
-        # Whoever waits may be cancelled; the thread is free only when it returns.
+        # The caller may be cancelled; the thread is free only when its transaction ends.
         future.add_done_callback(lambda _: threads.room.release())
         return await asyncio.wrap_future(future)
 
@@ -132,7 +135,7 @@ class Database:
             return self._writing.pool.submit(self._run, self._engine, work)
         write = _Write(work, Future())
         self._sharing.append(write)
-        self._writing.pool.submit(self._run_shared)  # finds nothing to do if an earlier one took this write along
+        self._writing.pool.submit(self._run_shared)  # does nothing if an earlier one included this write
         return write.future
 
     def _run(self, engine: Engine, work: Callable[[Connection], T]) -> T:
@@ -142,7 +145,7 @@ class Database:
             try:
                 with engine.begin() as connection:
                     result = work(connection)
-                    check_transaction(connection)  # a commit of nothing succeeds too
+                    check_transaction(connection)  # the commit of an ended transaction would succeed too
                     return result
             except SQLAlchemyError as error:
                 if attempt < _ATTEMPTS and isinstance(error, DBAPIError) and is_contention(error):
@@ -152,15 +155,15 @@ class Database:
                     raise BackendUnavailable(f"The database is not available: {driver_message(error)}.") from error
                 else:
                     raise
-            time.sleep(_RETRY_DELAY_S * attempt)  # lets whom we ran into finish
+            time.sleep(_RETRY_DELAY_S * attempt)  # lets the conflicting transaction finish
             attempt += 1
 
     # ---- writes that share a transaction
 
     def _run_shared(self) -> None:
-        """Write what waits, in one transaction; nobody is told anything before it is committed."""
+        """Run the waiting writes in one transaction; their futures get no result before it is committed."""
         writes: list[_Write] = []
-        while self._sharing and len(writes) < _SHARING:
+        while self._sharing and len(writes) < _SHARING_MAX:
             write = self._sharing.popleft()
             if write.future.set_running_or_notify_cancel():
                 writes.append(write)
@@ -168,8 +171,8 @@ class Database:
             return
         try:
             results = self._run(self._engine, lambda connection: _each(connection, writes))
-        except Exception as error:  # noqa: BLE001  # not swallowed: everybody who waits is told
-            results = [error] if len(writes) == 1 else _together(error, len(writes))
+        except Exception as error:  # noqa: BLE001  # not swallowed: every future gets it
+            results = [error] if len(writes) == 1 else _copies(error, len(writes))
         for write, result in zip(writes, results, strict=True):
             if isinstance(result, Exception):
                 write.future.set_exception(result)
@@ -185,21 +188,25 @@ class Database:
 
 
 def _each(connection: Connection, writes: list[_Write]) -> list[Any]:
-    """What each of them returns or raises.  What raises leaves nothing; without the database all of them fail."""
+    """Return the result or the exception of each write.  A write that raises is rolled back alone.
+
+    Raises when the database is not available: then all of them fail.
+    """
     if len(writes) == 1:
         return [writes[0].work(connection)]
     return [_nested(connection, write.work) for write in writes]
 
 
 def _nested(connection: Connection, work: Callable[[Connection], Any]) -> Any:
-    """What `work` returns or raises, in a savepoint.  Raises itself when nothing in the transaction will be stored.
+    """Run `work` in a savepoint; return its result or its exception.
 
-    The savepoint is left alone then: it may be gone with the transaction, and the error that says so would hide why.
+    Raises when the whole transaction is lost.  The savepoint is not rolled back then: it may be gone with the
+    transaction, and that error would hide the cause.
     """
     savepoint = connection.begin_nested()
     try:
         result = work(connection)
-    except Exception as error:  # not swallowed: who asked for this write is told
+    except Exception as error:  # not swallowed: the future of this write gets it
         if isinstance(error, SQLAlchemyError) and is_unavailable(error):
             raise
         check_transaction(connection)
@@ -210,10 +217,10 @@ def _nested(connection: Connection, work: Callable[[Connection], Any]) -> Any:
     return result
 
 
-def _together(error: Exception, count: int) -> list[Exception]:
-    """What ended a transaction that was shared, as an exception for each: raised twice, one would mix its traces."""
+def _copies(error: Exception, count: int) -> list[Exception]:
+    """Return one exception per write of a shared transaction that failed: one raised twice would mix its traces."""
     sentence = error.sentence if isinstance(error, BackendUnavailable) else f"The database refused a commit: {error}."
-    told: list[Exception] = [BackendUnavailable(sentence) for _ in range(count)]
-    for each in told:
+    copies: list[Exception] = [BackendUnavailable(sentence) for _ in range(count)]
+    for each in copies:
         each.__cause__ = error
-    return told
+    return copies

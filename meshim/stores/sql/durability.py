@@ -1,4 +1,4 @@
-"""Whether the database fsyncs what it commits: its settings, and the gate in front of each commit.
+"""Whether the database fsyncs its commits: its settings, and the gate before each commit.
 
 `stores/durability.py` holds the rules.  The settings are read in the transaction that depends on them, because an
 operator can change them while the database runs, and because those of SQLite belong to one connection.
@@ -21,7 +21,7 @@ _VARIABLES = ("innodb_flush_log_at_trx_commit", "log_bin", "sync_binlog", "innod
 
 
 def read_settings(connection: Connection) -> list[Setting]:
-    """Of a connection as meshim makes them; takes one round trip."""
+    """Return the settings of a connection made by `engine.create`; takes one round trip."""
     if connection.dialect.name == "sqlite":
         journal_mode: Any = connection.exec_driver_sql("PRAGMA journal_mode").scalar_one()
         synchronous: Any = connection.exec_driver_sql("PRAGMA synchronous").scalar_one()
@@ -36,6 +36,7 @@ def read_settings(connection: Connection) -> list[Setting]:
 
 
 def read_settings_at(url: str) -> list[Setting]:
+    """As `read_settings`, over a new connection; one unknown setting when the database cannot be read."""
     database = create(url, 1)
     try:
         with database.execution_options(**{SNAPSHOT: True}).begin() as connection:
@@ -48,19 +49,19 @@ def read_settings_at(url: str) -> list[Setting]:
 
 
 class DatabaseDurabilityGate:
-    """Vouches for connections of a database; for any thread."""
+    """Blocks commits on connections with unsafe settings.  Thread-safe."""
 
     def __init__(self, policy: Durability, log: Log) -> None:
         self._policy = DurabilityPolicy(policy, log)
 
     async def start(self, database: Database) -> None:
-        """Raises `UsageError` where the topology says that this must not be, `BackendUnavailable` when it is away."""
+        """Raise `UsageError` when the topology refuses the settings, `BackendUnavailable` when SQL is down."""
         violation = self._policy.violation(await database.read(read_settings))
         if violation is not None:
             raise UsageError(violation)
 
     def __call__(self, connection: Connection) -> None:
-        """Raises `BackendUnavailable` where what this connection commits would not be safe."""
+        """Raise `BackendUnavailable` when the topology refuses the settings of this connection."""
         violation = self._policy.violation(read_settings(connection))
         if violation is not None:
             raise BackendUnavailable(violation)

@@ -1,19 +1,19 @@
-"""SQL engines: what SQLite and MySQL/MariaDB must be told so that both keep the same promises.
+"""SQL engines: the settings with which SQLite and MySQL/MariaDB keep the same promises.
 
-Two kinds of transaction are begun, and no other:
+There are two kinds of transaction:
 
 ========  ==========================================  ==========================================
           SQLite                                      MySQL, MariaDB
 ========  ==========================================  ==========================================
-write     BEGIN IMMEDIATE: the lock is taken first,   READ COMMITTED: each statement sees what is
-          so that nothing fails half-way for want     committed, and no gap is locked that two
-          of it                                       partitions might want; what must not change
-                                                      is read FOR UPDATE
+write     BEGIN IMMEDIATE: takes the lock first, so   READ COMMITTED: each statement sees committed
+          that no later statement fails for want of   data, and no gap is locked that two partitions
+          it                                          need; rows that must not change are read FOR
+                                                      UPDATE
 snapshot  BEGIN: all reads see one state (WAL)        REPEATABLE READ: all reads see one state
 ========  ==========================================  ==========================================
 
-The sqlite3 module begins transactions by itself, and only before a write: that is switched
-off (`isolation_level = None`), and the `begin` event says what SQLAlchemy means.
+The sqlite3 module begins transactions by itself, and only before a write.  `isolation_level = None` switches that off;
+a listener of SQLAlchemy's `begin` event begins them instead.
 """
 
 import sqlite3
@@ -28,30 +28,30 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, InternalE
 from meshim.errors import UsageError, one_line
 
 SNAPSHOT = "meshim_snapshot"
-"""Execution option of an engine whose transactions only read, and see one state."""
+"""Execution option of an engine whose transactions only read, each from one snapshot."""
 
 _CONNECT_TIMEOUT_S = 3
-_ANSWER_TIMEOUT_S = 10  # also bounds how long a stopped server holds a thread
+_ANSWER_TIMEOUT_S = 10  # also bounds how long a stopped server blocks a thread
 _LOCK_TIMEOUT_S = 2
-_SILENCE_TIMEOUT_S = 10  # R11: the locks of a process that was stopped within a transaction end with its session
+_SILENCE_TIMEOUT_S = 10  # R11: then the server ends the session of a stopped process, and with it its locks
 _SQLITE_BUSY_TIMEOUT_MS = 5_000
-_SQLITE_LOOK_S = 0.0005
-_SQLITE_LOOK_MOST_S = 0.005
+_SQLITE_POLL_S = 0.0005
+_SQLITE_POLL_MAX_S = 0.005
 
 _SQLITE_PRAGMAS = (
-    f"busy_timeout = {_SQLITE_BUSY_TIMEOUT_MS}",  # first: the others may have to wait
+    f"busy_timeout = {_SQLITE_BUSY_TIMEOUT_MS}",  # first: the other pragmas may have to wait for a lock
     "journal_mode = WAL",
     "synchronous = FULL",  # a commit is on the disk when it returns
     "foreign_keys = ON",
 )
 
-# Strict whatever the server's default is: a value that does not fit is an error, never cut.
+# Strict mode, whatever the default of the server: a value that does not fit is an error, never truncated.
 _MYSQL_SESSION = (
     f"SET SESSION sql_mode = 'TRADITIONAL', innodb_lock_wait_timeout = {_LOCK_TIMEOUT_S}, "
     f"wait_timeout = {_SILENCE_TIMEOUT_S}"
 )
 
-# Primary result codes that say something of the file, the disk or other processes, not of our statement.
+# Primary result codes caused by the file, the disk or other processes, not by our statement.
 _SQLITE_UNAVAILABLE = frozenset(
     {
         sqlite3.SQLITE_BUSY,
@@ -67,12 +67,12 @@ _SQLITE_UNAVAILABLE = frozenset(
         sqlite3.SQLITE_READONLY,
     }
 )
-# PyMySQL calls every server error it does not know operational.  By SQLSTATE these classes say that a
-# statement is wrong (cardinality, data, constraint, syntax or access), but for some numbers of the last:
-# database, table or privilege missing, too many connections of the user.
+# PyMySQL raises OperationalError for every server error that it does not know.  These SQLSTATE classes mean that our
+# statement is wrong (cardinality, data, constraint, syntax or access), except the numbers in _MYSQL_ACCESS: database,
+# table or privilege missing, too many connections of the user.
 _MYSQL_OUR_FAULT = ("21", "22", "23", "42")
 _MYSQL_ACCESS = frozenset({1044, 1049, 1142, 1143, 1203, 1226, 1227})
-_MYSQL_NO_DEFAULT = 1364  # ours too, though of the general class
+_MYSQL_NO_DEFAULT = 1364  # our fault too, although of the general class
 # Lock wait timeout, deadlock, "record has changed since last read" (MariaDB, snapshot isolation).
 _MYSQL_CONTENTION = frozenset({1020, 1205, 1213})
 _MYSQL_DUPLICATE_KEY = 1062
@@ -80,17 +80,18 @@ _MYSQL_UNKNOWN_VARIABLE = 1193
 
 
 class TransactionEnded(SQLAlchemyError):
-    """SQLite has rolled a whole transaction back by itself, savepoints and all.
+    """SQLite has rolled back the whole transaction by itself, with its savepoints.
 
-    It may when a statement finds the disk full or broken, or no memory (https://sqlite.org/lang_transaction.html).
-    What is done next on that connection is stored on its own, and its commit, with nothing to do, succeeds.
+    SQLite does that when a statement finds the disk full or broken, or no memory
+    (https://sqlite.org/lang_transaction.html).  Later statements on the connection would be stored on their own, and
+    the commit of the ended transaction would succeed.
     """
 
 
 def create(url: str, connections: int, answer_timeout_s: int = _ANSWER_TIMEOUT_S) -> Engine:
-    """Return an engine with at most that many connections; nothing is opened yet.
+    """Return an engine with at most `connections`; nothing is opened yet.
 
-    Raises `UsageError` for a URL of another kind of database.
+    `answer_timeout_s` limits each wait for the server (MySQL).  Raises `UsageError` for an unsupported URL.
     """
     parsed = _parse(url)
     if parsed.get_backend_name() == "sqlite":
@@ -102,7 +103,7 @@ def create(url: str, connections: int, answer_timeout_s: int = _ANSWER_TIMEOUT_S
         parsed,
         pool_size=connections,
         max_overflow=0,
-        pool_pre_ping=True,  # the server closes connections that were idle for long
+        pool_pre_ping=True,  # the server closes connections that were idle for too long
         isolation_level="READ COMMITTED",
         connect_args={
             "charset": "utf8mb4",
@@ -117,39 +118,39 @@ def create(url: str, connections: int, answer_timeout_s: int = _ANSWER_TIMEOUT_S
 
 
 def is_sqlite(url: str) -> bool:
-    """Whether the database is a file with one lock for all who write.  Raises `UsageError` as `create`."""
+    """Whether the URL is of SQLite, which has one lock for all writers.  Raises `UsageError` as `create`."""
     return _parse(url).get_backend_name() == "sqlite"
 
 
 def check_transaction(connection: Connection) -> None:
-    """Raise `TransactionEnded` if the transaction that was begun on the connection is not there any more."""
+    """Raise `TransactionEnded` if SQLite has ended the transaction of the connection."""
     driver: Any = connection.connection.driver_connection
     if isinstance(driver, sqlite3.Connection) and not driver.in_transaction:
         raise TransactionEnded("it has ended the transaction by itself")
 
 
 def is_contention(error: DBAPIError) -> bool:
-    """Whether the same transaction, begun again, may well succeed.
+    """Whether the same transaction may succeed when it is run again.
 
-    A duplicate key is among the reasons: our transactions look before they insert, so it
-    means that somebody inserted in between, and that a second look will find it.
+    A duplicate key is one of these errors: our transactions select before they insert, so another transaction has
+    inserted in between, and the next run will find that row.
     """
     number = _mysql_number(error)
     return number in _MYSQL_CONTENTION or (isinstance(error, IntegrityError) and number == _MYSQL_DUPLICATE_KEY)
 
 
 def is_unknown_variable(error: DBAPIError) -> bool:
-    """Whether the server has no variable of that name."""
+    """Whether the server does not know the variable."""
     return _mysql_number(error) == _MYSQL_UNKNOWN_VARIABLE
 
 
 def is_unavailable(error: SQLAlchemyError) -> bool:
-    """Whether the database is away, full, locked or broken; otherwise the error is ours."""
+    """Whether the database is down, full, locked or broken; any other error is our bug."""
     if not isinstance(error, DBAPIError):
-        # The other is that no connection was free.
+        # A sqlalchemy TimeoutError: no connection was free.
         return isinstance(error, TransactionEnded | sqlalchemy.exc.TimeoutError)
     if isinstance(error.orig, sqlite3.Error):
-        code: int = getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_ERROR)  # the module's own errors have none
+        code: int = getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_ERROR)  # the module's own have no code
         return (code & 0xFF) in _SQLITE_UNAVAILABLE
     if error.connection_invalidated or not isinstance(error, OperationalError | InterfaceError | InternalError):
         return error.connection_invalidated
@@ -158,7 +159,7 @@ def is_unavailable(error: SQLAlchemyError) -> bool:
 
 
 def driver_message(error: SQLAlchemyError) -> str:
-    """What the driver said, on one line, without the statement and its values."""
+    """Return the message of the driver on one line, without the statement and its values."""
     cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
     return one_line(cause.args[-1] if cause.args else cause)
 
@@ -185,7 +186,7 @@ def _begin_sqlite(connection: Connection) -> None:
     if connection.get_execution_options().get(SNAPSHOT):
         connection.exec_driver_sql("BEGIN")
         return
-    # SQLite itself would look at the lock again after 25, 50 and 100 ms, when it has long been free (adr/0028).
+    # SQLite itself would try the lock again after 25, 50 and 100 ms; usually it is free much earlier (adr/0028).
     driver: sqlite3.Connection = connection.connection.driver_connection  # type: ignore[assignment]
     began = time.monotonic()
     driver.execute("PRAGMA busy_timeout = 0").close()
@@ -194,15 +195,15 @@ def _begin_sqlite(connection: Connection) -> None:
             waited_s = time.monotonic() - began
             if waited_s >= _SQLITE_BUSY_TIMEOUT_MS / 1_000:
                 break
-            time.sleep(min(_SQLITE_LOOK_S + waited_s / 4, _SQLITE_LOOK_MOST_S))
+            time.sleep(min(_SQLITE_POLL_S + waited_s / 4, _SQLITE_POLL_MAX_S))
         if not driver.in_transaction:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")  # once more, for an error of the usual kind
+            connection.exec_driver_sql("BEGIN IMMEDIATE")  # the last attempt, so that SQLAlchemy raises its error
     finally:
         driver.execute(f"PRAGMA busy_timeout = {_SQLITE_BUSY_TIMEOUT_MS}").close()
 
 
 def _is_begun(driver: sqlite3.Connection) -> bool:
-    """Begin, unless the lock is taken: False.  Any other failure is True too, and the next attempt raises it."""
+    """Try to begin; return False while the lock is taken.  Returns True also for any other failure: see the caller."""
     try:
         driver.execute("BEGIN IMMEDIATE").close()
     except sqlite3.OperationalError as error:
@@ -212,7 +213,7 @@ def _is_begun(driver: sqlite3.Connection) -> bool:
 
 def _begin_mysql(connection: Connection) -> None:
     if connection.get_execution_options().get(SNAPSHOT):
-        # Of the next transaction alone, which begins with our first statement.
+        # For the next transaction only, which begins with our first statement.
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
 
 

@@ -1,9 +1,8 @@
 """The port `Partitions` on SQL: the writer's side of the queues.
 
-`write` is on the way of every stored message, so its rows bypass SQLAlchemy: sqlite3 takes
-them as tuples into one prepared statement, MySQL as literals in a few long statements, since
-PyMySQL takes longer to escape a row's parameters one by one than InnoDB to insert it.  All
-literals are made here of integers and hexadecimal digits.
+`write` is on the path of every stored message, so its rows bypass SQLAlchemy.  sqlite3 takes them as tuples for one
+prepared statement.  MySQL takes them as literals in a few long statements, because PyMySQL takes longer to escape the
+parameters of a row than InnoDB to insert it; all literals are made here, of integers and hexadecimal digits.
 """
 
 from collections import defaultdict
@@ -16,7 +15,7 @@ from meshim.chunks import chunks
 from meshim.errors import Fenced
 from meshim.stores.ports import Written
 from meshim.stores.sql.database import Database
-from meshim.stores.sql.rows import ROW_FORMAT, Draft, NewRow, draft, expand
+from meshim.stores.sql.rows import ROW_FORMAT, DecodedEntry, NewRow, decode_entries, rows_of
 from meshim.stores.sql.schema import (
     OFFLINE_KEY,
     im_device,
@@ -32,17 +31,18 @@ from meshim.wire.offline_log import Entry
 
 _IN_MAX = 1_000
 """Values in one IN (...)."""
-_STATEMENT_CHARACTERS = 1 << 20  # about; servers take 16 MiB by default
+_STATEMENT_CHARACTERS = 1 << 20
+"""Approximate length of one INSERT; servers take 16 MiB by default."""
 
-_COLUMNS = (*("index" if name == "place" else name for name in NewRow._fields), "gmt_create", "format")
+_COLUMNS = (*("index" if name == "bundle_index" else name for name in NewRow._fields), "gmt_create", "format")
 _MYSQL_ROW = "(x'%s',%d,x'%s',%d,%d,%d,%d,%d,%d,%d,%d,%d,%d,%d,%d,%d)"
 
 
 class SqlPartitions:
-    """The writer's side of the queues."""
+    """The port `Partitions` on SQL."""
 
     def __init__(self, database: Database, gate: Callable[[Connection], None] | None = None) -> None:
-        """`gate`, asked in each `write`, raises `BackendUnavailable` where a commit of its connection is not safe."""
+        """`gate`, called in each `write`, raises `BackendUnavailable` when a commit on the connection is not safe."""
         self._database = database
         self._gate = gate
 
@@ -62,8 +62,8 @@ class SqlPartitions:
 
         return await self._database.write(work)
 
-    async def purge(self, read_before: float, most: int) -> int:
-        return await self._database.write(_purge, to_ms(read_before), most)
+    async def purge(self, read_before: float, limit: int) -> int:
+        return await self._database.write(_purge, to_ms(read_before), limit)
 
 
 # ---------------------------------------------------------------- leases
@@ -106,10 +106,10 @@ def _write(
     records: Sequence[tuple[int, Sequence[Entry]]],
     now: int,
 ) -> Written:
-    # First, so that until the commit nobody else writes this partition or drops a device (R15).
+    # First: from here to the commit no other writer writes this partition, and no device is dropped (R15).
     _advance(connection, partition, fence, through)
-    drafts, refused = draft(records)
-    rows, left_out = expand(drafts, _registry(connection, drafts))
+    decoded, refused = decode_entries(records)
+    rows, left_out = rows_of(decoded, _registry(connection, decoded))
     if rows:
         insert_rows = _insert_into_sqlite if connection.dialect.name == "sqlite" else _insert_into_mysql
         insert_rows(connection, rows, now)
@@ -119,22 +119,22 @@ def _write(
 
 def _advance(connection: Connection, partition: int, fence: int, through: int) -> None:
     position = im_position.c.position
-    further = case((position < through, through), else_=position)  # a batch given again moves nothing back
+    further = case((position < through, through), else_=position)  # a redelivered batch does not move it back
     this_lease = (im_position.c.partition == partition) & (im_position.c.fence == fence)
-    # Both drivers count rows that matched, also where nothing changed.
+    # Both drivers count matched rows, also those that did not change.
     if connection.execute(update(im_position).where(this_lease).values(position=further)).rowcount != 1:
         raise Fenced("Another writer has taken over this partition.")
 
 
-def _registry(connection: Connection, drafts: Sequence[Draft]) -> dict[int, list[int]]:
-    """The devices of every user of the drafts, none for those who have never logged in."""
+def _registry(connection: Connection, decoded: Sequence[DecodedEntry]) -> dict[int, list[int]]:
+    """Return the devices of every existing user of the entries; none for users without a device."""
     registry: dict[int, list[int]] = {}
-    users = sorted({entry.user for entry, *_ in drafts})
+    users = sorted({entry.user for entry, *_ in decoded})
     for chunk in chunks(users, _IN_MAX):
         devices = _devices_of(connection, chunk)
-        if homeless := [user for user in chunk if user not in devices]:
-            # Locked, then looked up again: whoever logs in for the first time finds our rows, or we her device.
-            query = select(im_user.c.id).where(im_user.c.id.in_(homeless)).order_by(im_user.c.id)
+        if deviceless := [user for user in chunk if user not in devices]:
+            # Lock the users, then look again: either the first login finds our rows, or we find its device.
+            query = select(im_user.c.id).where(im_user.c.id.in_(deviceless)).order_by(im_user.c.id)
             registered = connection.scalars(query.with_for_update(read=True)).all()
             registry.update((user, []) for user in registered)
             devices |= _devices_of(connection, registered)
@@ -152,7 +152,7 @@ def _devices_of(connection: Connection, users: Sequence[int]) -> dict[int, list[
 
 def _insert_into_sqlite(connection: Connection, rows: list[NewRow], now: int) -> None:
     values = ", ".join("?" * len(_COLUMNS))
-    # Of this key alone: any other conflict is an error.
+    # For this key only: any other conflict is an error.
     statement = f"{_insert(connection)} ({values}) ON CONFLICT ({', '.join(OFFLINE_KEY)}) DO NOTHING"
     connection.exec_driver_sql(statement, [(*_with_signed_epoch(row), now, ROW_FORMAT) for row in rows])
 
@@ -160,7 +160,7 @@ def _insert_into_sqlite(connection: Connection, rows: list[NewRow], now: int) ->
 def _insert_into_mysql(connection: Connection, rows: list[NewRow], now: int) -> None:
     head = _insert(connection)
     for values in _mysql_values(rows, now):
-        # Not INSERT IGNORE, which would also swallow every other error.
+        # Not INSERT IGNORE, which would also hide every other error.
         connection.exec_driver_sql(f"{head} {values} ON DUPLICATE KEY UPDATE id = id")
 
 
@@ -170,7 +170,7 @@ def _insert(connection: Connection) -> str:
 
 
 def _mysql_values(rows: list[NewRow], now: int) -> Iterator[str]:
-    """The rows as literals, in pieces of at most the size of a statement (or one row)."""
+    """Yield the rows as literals, in pieces of `_STATEMENT_CHARACTERS` at most, or one longer row."""
     pieces: list[str] = []
     size = 0
     for row in rows:
@@ -188,9 +188,9 @@ def _with_signed_epoch(row: NewRow) -> NewRow:
     return row if row.epoch < 1 << 63 else row._replace(epoch=to_signed(row.epoch))
 
 
-def _purge(connection: Connection, read_before: int, most: int) -> int:
+def _purge(connection: Connection, read_before: int, limit: int) -> int:
     old = select(im_offline.c.id).where(im_offline.c.gmt_read < read_before).order_by(im_offline.c.gmt_read)
-    ids = sorted(connection.scalars(old.limit(most)))
+    ids = sorted(connection.scalars(old.limit(limit)))
     for chunk in chunks(ids, _IN_MAX):
         connection.execute(delete(im_offline).where(im_offline.c.id.in_(chunk)))
     return len(ids)

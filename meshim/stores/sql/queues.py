@@ -1,4 +1,4 @@
-"""The port `Queues` on SQL: what is stored for a device, and the lease that lets one connector sync it."""
+"""The port `Queues` on SQL: stored messages of devices, and the lease that lets one connector sync a queue."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ _TAKEN_OVER = "Another connector has taken over the queue of this device."
 
 
 class SqlQueues:
-    """What is stored for a device, and the lease that lets one connector sync it."""
+    """The port `Queues` on SQL."""
 
     def __init__(self, database: Database, partitions: int) -> None:
         self._database = database
@@ -36,7 +36,7 @@ class SqlQueues:
     ) -> Page:
         partition = partition_of(user, self._partitions)
         page, left_ms = await self._database.read(_page, partition, device, fence, after, rows, size)
-        if not to_ms(lease_s) // 2 <= left_ms <= to_ms(lease_s):  # not each time: it costs a commit
+        if not to_ms(lease_s) // 2 <= left_ms <= to_ms(lease_s):  # not for each page: a renewal costs a commit
             await self._database.write(_renew, device, fence, to_ms(lease_s))
         return page
 
@@ -54,7 +54,7 @@ def _peek(connection: Connection, partitions: list[int], devices: list[int]) -> 
         select(at.partition, at.position).where(at.partition.in_(partitions))
     ):
         positions[partition] = position
-    # One look into the index per device, however long its queue is.
+    # One index look-up per device, however long its queue is.
     unread = select(im_offline.c.id).where(im_offline.c.to_device == im_device.c.id, im_offline.c.has_read == 0)
     waiting = select(im_device.c.id).where(unread.limit(1).scalar_subquery().is_not(None))
     found: set[int] = set()
@@ -79,7 +79,7 @@ def _claim(connection: Connection, device: int, owner: str, session: int, lease_
 def _page(
     connection: Connection, partition: int, device: int, fence: int, after: tuple[int, int], rows: int, size: int
 ) -> tuple[Page, int]:
-    """The page, and how long the lease lasts, in milliseconds."""
+    """Return the page, and the time left of the lease in milliseconds."""
     left_ms, through = _lease(connection, partition, device, fence)
     position, index = after
     found = connection.execute(
@@ -91,7 +91,10 @@ def _page(
 
 
 def _lease(connection: Connection, partition: int, device: int, fence: int) -> tuple[int, int]:
-    """How long the lease lasts, in milliseconds, and the position of the partition: what a page may say is known."""
+    """Return the time left of the lease in milliseconds, and the position of the partition, before rows are read.
+
+    All rows up to that position are in the snapshot of the page.  Raises `Fenced`.
+    """
     lease = connection.execute(_LEASE, {"device": device, "partition": partition}).first()
     if lease is None or lease.queue_fence != fence:
         raise Fenced(_TAKEN_OVER)
@@ -99,12 +102,12 @@ def _lease(connection: Connection, partition: int, device: int, fence: int) -> t
 
 
 def _page_query() -> Select[int, int, int, bytes, int]:
-    """Rows in order, and how many there are beyond `after`, this page and one more at most.
+    """Select the rows of a page in order, and how many rows there are beyond `after`: `rows` and one more at most.
 
-    Sizes are added up before contents are fetched: only what fits is, however long they are.
+    The database sums up sizes before it fetches contents, so that it reads only the contents that fit.
     """
     row = im_offline.c
-    # `position >=` is what the index can use; a comparison of pairs it cannot.
+    # The index can serve `position >=`; it cannot serve a comparison of pairs.
     beyond = (row.position >= bindparam("position")) & or_(
         row.position > bindparam("position"), row.index > bindparam("index")
     )
@@ -144,7 +147,7 @@ def _release(connection: Connection, device: int, fence: int) -> None:
     connection.execute(update(im_device).where(this_lease).values(queue_owner="", queue_until=0))
 
 
-# Statements are made once: to make one costs more than to run it.
+# Statements are made once, at import: making one costs more than running it.
 _THIS_DEVICE = im_device.c.id == bindparam("device")
 _HELD = (
     select(im_device.c.queue_owner, im_device.c.queue_session, im_device.c.queue_fence)
@@ -167,7 +170,7 @@ _LEASE = select(
     .label("position"),
 ).where(_THIS_DEVICE)
 _PAGE = _page_query()
-# Shared: no claim may come between this look and the commit of marks (R3).
+# A shared lock: no claim may commit between this read and the commit of the marks (R3).
 _FENCE = select(im_device.c.queue_fence).where(_THIS_DEVICE).with_for_update(read=True)
 _MARK = (
     update(im_offline)

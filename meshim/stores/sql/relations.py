@@ -1,11 +1,12 @@
 """Relations between two users, as functions of a connection: the part of `SqlAccounts` about friends.
 
-A pair has one row, the lower id first.  Its state changes so::
+A pair has one row, the lower id first.  The states of the row::
 
     (no row) ──request──▶ requested ──accept──▶ friends ──remove──▶ removed ──request──▶ requested …
-                              └─────remove, if they never were friends─────▶ (no row)
+                              └─────remove, if the pair never were friends─▶ (no row)
 
-Key versions are added by `accept` and never deleted: they open old messages.
+`accept` adds a key version; no version is ever deleted, because it opens old messages.  The functions of the port have
+their contract in `ports/accounts.py`.
 """
 
 from collections import defaultdict
@@ -20,7 +21,7 @@ from meshim.stores.ports import Relation, RelationKey, User
 from meshim.stores.sql.schema import im_relation, im_relation_key, im_user
 
 _REQUESTED, _FRIENDS, _REMOVED = "requested", "friends", "removed"
-_ASKED = "asked"  # `requested`, seen from the other side; not in the table
+_ASKED = "asked"  # `requested`, seen by the other user; not in the table
 
 
 def relation(connection: Connection, user_id: int, peer_id: int) -> Relation | None:
@@ -33,30 +34,30 @@ def relations(connection: Connection, user_id: int) -> list[Relation]:
 
 
 def friends(connection: Connection, user_ids: Collection[int]) -> dict[int, tuple[int, ...]]:
-    """The friends of each, in order."""
+    """Return the ids of each user's friends, ascending."""
     found: dict[int, list[int]] = {user: [] for user in user_ids}
     row = im_relation.c
     one, other = (
         select(user, peer).where(user.in_(found), row.state == _FRIENDS)
-        for user, peer in ((row.user_id1, row.user_id2), (row.user_id2, row.user_id1))  # each has an index
+        for user, peer in ((row.user_id1, row.user_id2), (row.user_id2, row.user_id1))  # each branch has an index
     )
     for user, peer in connection.execute(union_all(one, other)):
         found[user].append(peer)
     return {user: tuple(sorted(peers)) for user, peers in found.items()}
 
 
-def request(connection: Connection, user_id: int, peer_id: int, now: int, most_relations: int) -> str:
+def request(connection: Connection, user_id: int, peer_id: int, now: int, relations_max: int) -> str:
     if user_id == peer_id:
         raise StoreConflict("Nobody can be a friend of themselves.")
     both = select(im_user.c.id).where(im_user.c.id.in_([user_id, peer_id])).order_by(im_user.c.id)
-    if len(connection.scalars(both.with_for_update()).all()) < 2:  # locked: the limit counts rows of either
+    if len(connection.scalars(both.with_for_update()).all()) < 2:  # locked: the limit counts rows of both
         raise StoreConflict("There is no such user.")
     row = _locked(connection, user_id, peer_id)
     if row is None:
         for one, who in ((user_id, "You have"), (peer_id, "That user has")):
             count = select(func.count()).select_from(im_relation).where(_of(one))
-            if connection.scalars(count).one() >= most_relations:
-                raise StoreConflict(f"{who} {most_relations} relations, as many as there may be.")
+            if connection.scalars(count).one() >= relations_max:
+                raise StoreConflict(f"{who} {relations_max} relations, as many as there may be.")
         pair = {"user_id1": min(user_id, peer_id), "user_id2": max(user_id, peer_id), "gmt_create": now}
         values = pair | {"state": _REQUESTED, "requested_by": user_id, "gmt_modified": now}
         connection.execute(insert(im_relation).values(values))
@@ -78,7 +79,7 @@ def accept(connection: Connection, user_id: int, peer_id: int, key: RelationKey,
         values = {"relation_id": row.id, "version": key.version, "wrapped": key.wrapped, "gmt_create": now}
         connection.execute(insert(im_relation_key).values(values))
         _change(connection, row.id, now, state=_FRIENDS)
-    elif state != _FRIENDS or not keys or keys[-1] != key:  # the same call again is answered again
+    elif state != _FRIENDS or not keys or keys[-1] != key:  # a repeated call gets the same answer
         raise StoreConflict("That user has not asked for friendship.")
     [accepted] = _read(connection, user_id, _pair(user_id, peer_id))
     return accepted
@@ -97,7 +98,7 @@ def remove(connection: Connection, user_id: int, peer_id: int, now: int) -> bool
 
 
 def _read(connection: Connection, user_id: int, which: ColumnElement[bool]) -> list[Relation]:
-    """The relations of `which`, by peer name."""
+    """Return the relations that match `which`, by peer name."""
     peer = _peer_of(user_id)
     query = (
         select(im_relation.c.id, im_relation.c.state, im_relation.c.requested_by, peer.label("peer"), im_user.c.name)
@@ -111,7 +112,7 @@ def _read(connection: Connection, user_id: int, which: ColumnElement[bool]) -> l
 
 
 def _keys(connection: Connection, which: ColumnElement[bool]) -> dict[int, list[RelationKey]]:
-    """Key versions by relation id, oldest first."""
+    """Return key versions by relation id, oldest first."""
     key = im_relation_key.c
     query = select(key.relation_id, key.version, key.wrapped).join(im_relation, im_relation.c.id == key.relation_id)
     keys = defaultdict[int, list[RelationKey]](list)

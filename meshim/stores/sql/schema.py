@@ -1,15 +1,17 @@
-"""The tables.
+"""The tables of the database.
 
 Conventions, the same on SQLite and MySQL/MariaDB:
 
-- Ids ascend and are never given twice (AUTOINCREMENT; InnoDB keeps its counter on disk since
-  MySQL 8.0 and MariaDB 10.2.4).
+- Ids ascend and are never reused (AUTOINCREMENT; InnoDB keeps its counter on disk since MySQL 8.0 and MariaDB 10.2.4).
 - Times are milliseconds since 1970 UTC, as integers: no time zone of a server or session can shift them.
 - Text is compared byte by byte (utf8mb4_bin, BINARY).
-- An epoch is 64 unsigned bits and SQLite's integers are signed, so everywhere it is kept as
-  the signed number with the same bits (`to_signed`).
+- An epoch is 64 unsigned bits, and integers of SQLite are signed, so the column holds the signed number with the same
+  bits (`to_signed`).
 
-`migrations/` holds the same tables as steps from one version to the next (upgrades.py); a test compares the two.
+To add a table or a column: declare it here; write a step `migrations/versions/v000N_*.py` that makes the same change
+(`tests/contract/test_schema.py` compares both on SQLite and MariaDB); use it in the adapter beside this file and give
+`memory/database.py` or `memory/accounts.py` the same behaviour.  A column of `im_offline` also needs a field of
+`rows.NewRow`, in the same order as the literals in `partitions.py`.  For a new method see `stores/ports/__init__.py`.
 """
 
 from typing import Any
@@ -39,27 +41,27 @@ from sqlalchemy.sql.functions import FunctionElement
 
 
 def to_signed(number: int) -> int:
-    """The signed 64-bit number with the same bits as this unsigned one."""
+    """Return the signed 64-bit number with the same bits as this unsigned one."""
     return number - (1 << 64) if number >= 1 << 63 else number
 
 
 def to_unsigned(number: int) -> int:
-    """The other way."""
+    """Return the unsigned 64-bit number with the same bits as this signed one."""
     return number & (1 << 64) - 1
 
 
 def to_ms(seconds: float) -> int:
-    """Seconds since 1970, as the ports have them, to milliseconds, as the tables have them."""
+    """Return milliseconds, as the tables have times, of seconds, as the ports have them."""
     return round(seconds * 1000)
 
 
 def to_s(milliseconds: int) -> float:
-    """The other way."""
+    """Return seconds of milliseconds."""
     return milliseconds / 1000
 
 
 class Epoch(TypeDecorator[int]):
-    """64 unsigned bits, as a signed BIGINT."""
+    """64 unsigned bits in a signed BIGINT."""
 
     impl = BigInteger
     cache_ok = True
@@ -90,10 +92,10 @@ def _mysql_now_ms(element: Any, compiler: Any, **options: Any) -> str:
 
 
 def lease_ended(until: ColumnElement[int], lease_ms: int | ColumnElement[int]) -> ColumnElement[bool]:
-    """Whether a lease until then is over, by the clock of the database.
+    """Whether a lease that lasts until `until` has ended, by the clock of the database.
 
-    One that lasts longer than a lease can was taken before that clock stepped back (adr/0016): fencing keeps its
-    holder, who may live, from doing harm.
+    A lease that would last more than twice `lease_ms` was taken before that clock stepped back, and counts as ended
+    (adr/0016).  Its holder may be alive: the fencing number stops its writes.
     """
     now = now_ms()
     return or_(until <= now, until > now + 2 * lease_ms)
@@ -105,7 +107,7 @@ _MYSQL = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate":
 _TABLE: dict[str, Any] = _MYSQL | {option.replace("mysql", "mariadb"): value for option, value in _MYSQL.items()}
 _COUNTED: dict[str, Any] = _TABLE | {"sqlite_autoincrement": True}
 
-_Id = BigInteger().with_variant(Integer(), "sqlite")  # SQLite counts ids only for INTEGER PRIMARY KEY
+_Id = BigInteger().with_variant(Integer(), "sqlite")  # SQLite makes ids only for INTEGER PRIMARY KEY
 _Hash = LargeBinary(32).with_variant(mysql.BINARY(32), "mysql", "mariadb")
 _MessageId = LargeBinary(16).with_variant(mysql.BINARY(16), "mysql", "mariadb")
 _Wrapped = LargeBinary(255).with_variant(mysql.VARBINARY(255), "mysql", "mariadb")
@@ -137,7 +139,7 @@ im_device = Table(
     Column("epoch", Epoch, nullable=False),
     _number("last_seen"),
     _number("gmt_create"),
-    # The lease of the queue.  No owner: free.  The fencing number only rises.
+    # The lease of the queue.  An empty owner means free.  The fencing number only rises.
     Column("queue_owner", _Owner, nullable=False, server_default=text("''")),
     _number("queue_session", 0),
     _number("queue_fence", 0),
@@ -153,7 +155,7 @@ im_token = Table(
     Column("id", _Id, primary_key=True),
     Column("token_hash", _Hash, nullable=False),
     Column("user_id", BigInteger, ForeignKey("im_user.id", name="fk_token_user"), nullable=False),
-    # NULL: for REST alone.
+    # NULL: valid for REST only.
     Column("device_id", BigInteger, ForeignKey("im_device.id", name="fk_token_device", ondelete="CASCADE")),
     Column("epoch", Epoch, nullable=False),
     _number("expires_at"),
@@ -206,7 +208,7 @@ OFFLINE_KEY = (
     "destination_device",
     "seq",
 )
-"""A message for one device: what makes it the same, however often and wherever it is stored."""
+"""Identifies a message for one device: rows with the same key are the same message, stored again."""
 
 im_offline = Table(
     "im_offline",
@@ -214,10 +216,10 @@ im_offline = Table(
     Column("id", _Id, primary_key=True),
     Column("msg_id", _MessageId, nullable=False),
     Column("msg_type", SmallInteger, nullable=False),  # the kind of the envelope
-    Column("content", _Content, nullable=False),  # the envelope, byte for byte; other columns are read from it
+    Column("content", _Content, nullable=False),  # the envelope, byte for byte; other columns are copied from it
     _number("to_user_id"),
-    # No foreign key: InnoDB would lock the device with every row, against greetings and syncs.
-    # Whoever deletes a device locks the positions first, and so every writer out.
+    # No foreign key: with one, InnoDB would lock the row of the device for each insert, and block logins and syncs.
+    # Instead, a transaction that deletes a device locks im_position first, which blocks every writer.
     # Negative: kept for the first device of the user (rows.first_device).
     _number("to_device"),
     Column("has_read", SmallInteger, nullable=False, server_default=text("0")),
@@ -245,7 +247,7 @@ im_position = Table(
     Column("partition", Integer, primary_key=True, autoincrement=False),
     _number("position"),
     _number("fence"),
-    Column("owner", _Owner, nullable=False),  # empty: free
+    Column("owner", _Owner, nullable=False),  # empty means free
     _number("lease_until"),
     **_TABLE,
 )

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from sqlalchemy import create_engine, insert
 
 from meshim.runtime.crypto import hash_token
-from meshim.stores.sql import upgrades
+from meshim.stores.sql import migrate
 from meshim.stores.sql.schema import im_device, im_relation, im_token, im_user
 
 TOKEN_S = 86_400.0
@@ -35,7 +35,7 @@ def enrol(data: Path, count: int, friends: Iterable[tuple[int, int]]) -> Sequenc
     """Make the SQLite database of a mesh on embedded backends, with that many people; friends by their numbers."""
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
     url = f"sqlite:///{data / 'meshim.db'}"
-    upgrades.upgrade(url)
+    migrate.upgrade(url)
     people = [Enrolled.of(number) for number in range(count)]
     now = int(time.time() * 1000)
     ends = now + int(TOKEN_S * 1000)

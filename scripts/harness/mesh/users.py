@@ -59,14 +59,14 @@ class Population:
             assert user is not None, "the name is new"
             epoch, token, now = secrets.randbits(64), secrets.token_bytes(32), time.time()
             device, _ = await self._accounts.log_in(
-                user.user_id, _DEVICE, epoch, hash_token(token), now + TOKEN_S, now, most_devices=10
+                user.user_id, _DEVICE, epoch, hash_token(token), now + TOKEN_S, now, devices_max=10
             )
             people.append(Person(user.name, user.user_id, device.device_id, epoch, token))
         return people
 
     async def befriend(self, one: Person, other: Person) -> None:
         now = time.time()
-        await self._accounts.request(one.user, other.user, now, most_relations=5_000)
+        await self._accounts.request(one.user, other.user, now, relations_max=5_000)
         await self._accounts.accept(other.user, one.user, RelationKey(1, b"not used"), now)
 
     async def store(self, sender: Person, recipient: Person, count: int, body: bytes) -> None:

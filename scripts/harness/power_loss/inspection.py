@@ -151,7 +151,7 @@ async def _log(folder: Path, topology: Topology, positions: Mapping[int, int]) -
 
 
 async def _positions(nats: NatsClient, stream: str) -> range:
-    answer = await nats.ask(f"$JS.API.STREAM.INFO.{stream}", b"", _ANSWER_S)
+    answer = await nats.request(f"$JS.API.STREAM.INFO.{stream}", b"", _ANSWER_S)
     state = msgspec.json.decode(answer.data)["state"]
     return range(state["first_seq"], state["last_seq"] + 1) if state["messages"] else range(0)
 

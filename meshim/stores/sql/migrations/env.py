@@ -1,4 +1,4 @@
-"""Run by Alembic: the steps go over the connection that `meshim.stores.sql.upgrades.upgrade` opened."""
+"""Alembic runs this file; the steps use the connection that `meshim.stores.sql.migrate.upgrade` has opened."""
 
 from alembic import context
 

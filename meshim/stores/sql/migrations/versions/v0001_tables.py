@@ -1,8 +1,8 @@
 """The first tables.
 
-Like every step this one stands alone: it says what the tables were when it was written,
-whatever `meshim.stores.sql.schema` says today.  MySQL commits each statement by itself, so each
-can be repeated after a step that was cut short.
+Every step stands alone: it creates the tables as they were when the step was written, independently of today's
+`meshim.stores.sql.schema`.  MySQL commits each statement by itself, so each statement can be repeated after a step that
+was interrupted.
 """
 
 from typing import Any

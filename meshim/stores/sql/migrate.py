@@ -1,6 +1,6 @@
-"""How a database gets its tables, and keeps up with newer ones.
+"""Creates the tables of a database and upgrades them, with Alembic and the steps in `migrations/versions/`.
 
-Apart from the tables (schema.py), as most processes need no Alembic, which takes a tenth of a second to import.
+Separate from `schema.py` because most processes need no Alembic, which takes a tenth of a second to import.
 """
 
 from pathlib import Path
@@ -22,14 +22,14 @@ _UPGRADE_ANSWER_S = 3600  # a step may rewrite a large table
 
 
 def upgrade(url: str) -> None:
-    """Bring the database to the newest version; nothing happens when it has it.
+    """Upgrade the database to the newest version; do nothing when it has that version.
 
-    One of several processes that do so at once works, the others wait for it.  Raises
-    `BackendUnavailable`, and `UsageError` when the database has a version that this program does not know.
+    When several processes call this at once, one upgrades and the others wait.  Raises `BackendUnavailable`, and
+    `UsageError` when the database has a version that this program does not know.
     """
     engine = create(url, 1, _UPGRADE_ANSWER_S)
     try:
-        with engine.begin() as connection:  # SQLite: one transaction, and its lock is ours from here
+        with engine.begin() as connection:  # SQLite: one transaction, which holds the lock from here
             _lock(connection)
             _known(_version(connection))
             alembic.command.upgrade(_configuration(connection), "head")
@@ -38,7 +38,7 @@ def upgrade(url: str) -> None:
             raise
         raise BackendUnavailable(f"The database is not available: {driver_message(error)}.") from error
     finally:
-        engine.dispose()  # ends the lock too
+        engine.dispose()  # ends the lock of MySQL too
 
 
 def check(url: str) -> None:
@@ -78,7 +78,7 @@ def _configuration(connection: Connection) -> Config:
 
 
 def _lock(connection: Connection) -> None:
-    """MySQL commits with every change of a table, so a transaction keeps nobody out there."""
+    """Take a named lock on MySQL, which commits with every change of a table: a transaction would lock nothing."""
     if connection.dialect.name == "sqlite":
         return
     name = func.concat("meshim upgrade ", func.sha1(func.database()))

@@ -1,7 +1,7 @@
-"""The three archives that the ports `Accounts`, `Queues` and `Partitions` are tested on.
+"""The three databases on which the ports `Accounts`, `Queues` and `Partitions` are tested: memory, SQLite, MariaDB.
 
-A side stands for one database.  `process` gives the three ports as another process would have
-them, and leases end when a test says so, not when time has passed.
+A `Backend` is one database.  `process` returns the three ports as another process would have them, with connections of
+its own.  Leases end when a test calls `end_leases`, not when time passes.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from meshim.wire.offline_log import Entry
 PARTITIONS = 4
 NOW = 1_800_000_000.0
 EPOCH = (1 << 63) + 7
-"""Of every sender here: above what a signed number holds."""
+"""The epoch of every sender here: above the largest signed 64-bit number."""
 
 _TIMEOUT_S = 10.0
 _names = itertools.count(1)
@@ -42,20 +42,20 @@ class Ports(NamedTuple):
     partitions: Partitions
 
 
-class Side(Protocol):
+class Backend(Protocol):
     def process(self) -> Ports: ...
 
     async def end_leases(self) -> None:
-        """Let the time of every lease be over."""
+        """End every lease."""
 
     async def step_clock_back(self, seconds: float) -> None:
-        """As far as leases can tell: each lasts that much longer."""
+        """Make every lease last that much longer, as after a step of the clock."""
 
     async def rows(self, device: int) -> int:
-        """How many rows there are for the device, read or not."""
+        """Return the number of rows of the device, read or not."""
 
 
-class MemorySide:
+class MemoryBackend:
     def __init__(self) -> None:
         self._now = NOW
         self._database = MemoryDatabase(lambda: self._now)
@@ -75,8 +75,8 @@ class MemorySide:
         return sum(len(found.queue) for found in queues if found.device_id == device)
 
 
-class SqlSide:
-    """A database whose tables are made; it is emptied first."""
+class SqlBackend:
+    """A database with tables."""
 
     def __init__(self, url: str, stack: AsyncExitStack) -> None:
         self.url = url
@@ -116,14 +116,14 @@ class SqlSide:
 
 
 class Pause:
-    """A place where a transaction stops, in its thread, until the test lets it go on."""
+    """A point where a transaction stops, in its thread, until the test calls `go_on`."""
 
     def __init__(self) -> None:
         self._reached = threading.Event()
         self._go_on = threading.Event()
 
     def stop(self) -> None:
-        """Called by the transaction."""
+        """Stop here; the transaction calls this."""
         self._reached.set()
         assert self._go_on.wait(_TIMEOUT_S)
 
@@ -135,7 +135,7 @@ class Pause:
 
 
 def pause_after(monkeypatch: pytest.MonkeyPatch, module: ModuleType, function: str) -> Pause:
-    """Stop transactions behind this function of the module."""
+    """Stop transactions after this function of the module."""
     pause = Pause()
     original = getattr(module, function)
 
@@ -149,23 +149,23 @@ def pause_after(monkeypatch: pytest.MonkeyPatch, module: ModuleType, function: s
 
 
 async def is_waiting(task: asyncio.Task[Any]) -> bool:
-    """Whether something holds it up."""
+    """Whether the task is still blocked after 0.1 s."""
     return not (await asyncio.wait({task}, timeout=0.1))[0]
 
 
-async def processes(side: Side, count: int) -> list[Ports]:
-    """Connected already, so that what they do at once is done at once."""
-    found = [side.process() for _ in range(count)]
+async def processes(backend: Backend, count: int) -> list[Ports]:
+    """Return the ports of `count` processes, connected already, so that calls at once run at once."""
+    found = [backend.process() for _ in range(count)]
     await asyncio.gather(*(process.accounts.ping() for process in found))
     return found
 
 
 @asynccontextmanager
-async def sql_side(url: str) -> AsyncIterator[SqlSide]:
+async def open_sql_backend(url: str) -> AsyncIterator[SqlBackend]:
     async with AsyncExitStack() as stack:
-        side = SqlSide(url, stack)
-        await side.database.write(_empty)
-        yield side
+        backend = SqlBackend(url, stack)
+        await backend.database.write(_empty)
+        yield backend
 
 
 def _empty(connection: Connection) -> None:
@@ -173,7 +173,7 @@ def _empty(connection: Connection) -> None:
         connection.execute(delete(table))
 
 
-# ---------------------------------------------------------------- people and messages
+# ---------------------------------------------------------------- users and messages
 
 
 async def person(ports: Ports) -> User:
@@ -199,26 +199,26 @@ def entry(user: User, seq: int, devices: Sequence[Device] = (), *, body: bytes =
 
 
 async def claimed(partitions: Partitions, owner: str = "writer", partition: int = 0) -> int:
-    """Claim a partition that is free; the fencing number."""
+    """Claim a free partition; return the fencing number."""
     claim = await partitions.claim(partition, owner, 60.0)
     assert claim is not None
     return claim[0]
 
 
 async def positions(ports: Ports) -> dict[int, int]:
-    """The position of each partition that has one above 0."""
+    """Return the positions above 0, by partition."""
     found, _ = await ports.queues.peek([(user, 0) for user in range(PARTITIONS)])  # one user of each partition
     return {partition: position for partition, position in found.items() if position}
 
 
 async def device_ids(ports: Ports, user: User) -> list[int]:
-    """The devices of the user, by id."""
+    """Return the ids of the user's devices, ascending."""
     accounts = await ports.accounts.accounts([user.user_id], NOW)
     return list(accounts[user.user_id].devices)
 
 
 async def stored(ports: Ports, user: User, device: Device) -> list[bytes]:
-    """The envelopes in the queue, in order."""
+    """Return the envelopes in the queue, in order."""
     fence = await ports.queues.claim(device.device_id, "reader", 1 << 62, 60.0)
     assert fence is not None
     page = await ports.queues.page(user.user_id, device.device_id, fence, (0, -1), 10_000, 1 << 30, 60.0)

@@ -1,4 +1,4 @@
-"""The two servers that the ports of NATS are tested on: a real one, and one in memory."""
+"""The two servers on which the ports of NATS are tested: a real one, and one in memory."""
 
 import asyncio
 import time
@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Protocol
 
 from meshim.runtime.log import Log as Output
-from meshim.stores.memory.nats import MemoryBroker, MemoryDeadLetters, MemoryNotifications, MemoryOfflineLog
+from meshim.stores.memory.nats import MemoryDeadLetters, MemoryNats, MemoryNotifications, MemoryOfflineLog
 from meshim.stores.nats.client import NatsClient
 from meshim.stores.nats.dead_letters import JetStreamDeadLetters
 from meshim.stores.nats.notifications import NatsNotifications
@@ -18,7 +18,7 @@ LOG = Output("test", "contract")
 MAX_BYTES = 1 << 20
 
 
-class Side(Protocol):
+class Backend(Protocol):
     async def log(self, ack_wait_s: float = 60.0, max_bytes: int = MAX_BYTES) -> OfflineLog: ...
 
     async def notifications(self) -> Notifications: ...
@@ -26,23 +26,23 @@ class Side(Protocol):
     async def dead_letters(self) -> DeadLetters: ...
 
     async def until(self, condition: Callable[[], Awaitable[bool]]) -> None:
-        """Let time pass until the condition holds, at most some seconds."""
+        """Let time pass until the condition holds, 10 s at most."""
 
 
-class MemorySide:
+class MemoryBackend:
     def __init__(self, namespace: str) -> None:
         self._namespace = namespace
         self._now = 0.0
-        self.broker = MemoryBroker(lambda: self._now)
+        self.nats = MemoryNats(lambda: self._now)
 
     async def log(self, ack_wait_s: float = 60.0, max_bytes: int = MAX_BYTES) -> OfflineLog:
-        return MemoryOfflineLog(self.broker, self._namespace, ack_wait_s=ack_wait_s, max_bytes=max_bytes)
+        return MemoryOfflineLog(self.nats, self._namespace, ack_wait_s=ack_wait_s, max_bytes=max_bytes)
 
     async def notifications(self) -> Notifications:
-        return MemoryNotifications(self.broker, self._namespace)
+        return MemoryNotifications(self.nats, self._namespace)
 
     async def dead_letters(self) -> DeadLetters:
-        return MemoryDeadLetters(self.broker, self._namespace)
+        return MemoryDeadLetters(self.nats, self._namespace)
 
     async def until(self, condition: Callable[[], Awaitable[bool]]) -> None:
         end = self._now + 10.0
@@ -51,7 +51,7 @@ class MemorySide:
             assert self._now < end, "it did not come true"
 
 
-class NatsSide:
+class NatsBackend:
     def __init__(self, url: str, namespace: str) -> None:
         self._url = url
         self._namespace = namespace
@@ -85,13 +85,13 @@ class NatsSide:
 
 
 @asynccontextmanager
-async def side_of(kind: str, url: Callable[[], str], namespace: str) -> AsyncIterator[Side]:
-    """The side of that kind; `url` is only asked for (and its server started) when it is a real one."""
+async def open_backend(kind: str, url: Callable[[], str], namespace: str) -> AsyncIterator[Backend]:
+    """Yield the backend of that kind; `url` is called, and so starts a server, only for a real one."""
     if kind == "memory":
-        yield MemorySide(namespace)
+        yield MemoryBackend(namespace)
         return
-    side = NatsSide(url(), namespace)
+    backend = NatsBackend(url(), namespace)
     try:
-        yield side
+        yield backend
     finally:
-        await side.close()
+        await backend.close()

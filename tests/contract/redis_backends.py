@@ -1,7 +1,7 @@
-"""The two servers that the ports of Redis are tested on: a real one, and one in memory.
+"""The two servers on which the ports of Redis are tested: a real one, and one in memory.
 
-A side makes as many clients as a test wants, each with connections of its own, as several
-processes have, and lets time pass: on the clock of the memory server by setting it.
+A `Backend` makes any number of clients, each with connections of its own, as several processes have.  `until` lets time
+pass: on the memory server by setting its clock.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from meshim.stores.redis.session_cache import RedisSessionCache
 LOG = Log("test", "contract")
 
 
-class Side(Protocol):
+class Backend(Protocol):
     def leases(self) -> Leases: ...
 
     def presence(self) -> Presence: ...
@@ -33,13 +33,13 @@ class Side(Protocol):
     async def lose_subscriptions(self) -> None: ...
 
     async def step_clock_back(self, seconds: float) -> None:
-        """As far as what ends by itself can tell: it lasts that much longer."""
+        """Make every expiring value last that much longer, as after a step of the clock."""
 
     async def until(self, condition: Callable[[], Awaitable[bool]]) -> None:
-        """Let time pass until the condition holds, at most some seconds."""
+        """Let time pass until the condition holds, 10 s at most."""
 
 
-class MemorySide:
+class MemoryBackend:
     def __init__(self, namespace: str) -> None:
         self._namespace = namespace
         self._now = 1_700_000_000.0
@@ -74,7 +74,7 @@ class MemorySide:
             assert self._now < end, "it did not come true"
 
 
-class RedisSide:
+class RedisBackend:
     def __init__(self, url: str, namespace: str) -> None:
         self._url = url
         self._namespace = namespace
@@ -119,13 +119,13 @@ class RedisSide:
 
 
 @asynccontextmanager
-async def side_of(kind: str, url: Callable[[], str], namespace: str) -> AsyncIterator[Side]:
-    """The side of that kind; `url` is only asked for (and its server started) when it is a real one."""
+async def open_backend(kind: str, url: Callable[[], str], namespace: str) -> AsyncIterator[Backend]:
+    """Yield the backend of that kind; `url` is called, and so starts a server, only for a real one."""
     if kind == "memory":
-        yield MemorySide(namespace)
+        yield MemoryBackend(namespace)
         return
-    side = RedisSide(url(), namespace)
+    backend = RedisBackend(url(), namespace)
     try:
-        yield side
+        yield backend
     finally:
-        await side.close()
+        await backend.close()
