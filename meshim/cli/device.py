@@ -68,9 +68,9 @@ class Device(msgspec.Struct, frozen=True):
 
     def _reveal(self) -> str | Callable[[], str]:
         """The password, unless the state file keeps a login that is still good."""
-        from meshim.client.session import kept_login
+        from meshim.client.session import stored_token
 
-        token = kept_login(self.state)
+        token = stored_token(self.state)
         if token is None or asyncio.run(self._refused(token)):
             return read_password(self.name, False)
         return self._ended

@@ -21,10 +21,10 @@ _HOME = {
     **dict.fromkeys(("up", "down", "status", "topology", "db"), "meshim.cli.mesh"),
     **dict.fromkeys(("connector", "transfer", "writer", "rest"), "meshim.cli.roles"),
     "deadletter": "meshim.cli.deadletter",
-    **dict.fromkeys(("send", "listen", "chat"), "meshim.cli.talk"),
+    **dict.fromkeys(("send", "listen", "chat"), "meshim.cli.messaging"),
 }
 """Command to its module; all others live in `_PEOPLE`."""
-_PEOPLE = "meshim.cli.people"
+_PEOPLE = "meshim.cli.accounts"
 
 
 class _Commands(click.RichGroup):

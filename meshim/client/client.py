@@ -1,4 +1,4 @@
-"""The client library: one device of one user, the way applications and bots use it.
+"""The client library: one device of one user, for applications and bots.
 
 ::
 
@@ -9,8 +9,8 @@
             print(message.sender, message.text)
             await message.mark_read()
 
-The state file is the device: keep it, and one process at a time uses it.  `ClientCore` decides, this file
-performs; SQLite and REST are called outside of the event loop's way.
+The state file is the device: it holds the login, the outbox and the inbox.  Keep it, and let one process at a time use
+it.  `ClientCore` decides, and this file performs its actions.  SQLite runs in threads, beside the event loop.
 """
 
 import asyncio
@@ -28,20 +28,17 @@ import msgspec
 
 from meshim.client import events as e
 from meshim.client.connection import Connection
-from meshim.client.core import ClientCore, ClientOptions, Identity
+from meshim.client.contacts import Contacts
+from meshim.client.core import ClientCore, Identity
+from meshim.client.inbox_reader import InboxReader
 from meshim.client.message import Message, Outgoing
-from meshim.client.outbox import OutboxOptions
-from meshim.client.people import People
-from meshim.client.reading import Reading
+from meshim.client.options import DEFAULTS, ClientOptions
+from meshim.client.persister import Persister
 from meshim.client.rest import Api
-from meshim.client.saver import Saver
-from meshim.client.session import Credentials, Session, readdress
+from meshim.client.session import Credentials, Session, reassign_outbox
 from meshim.client.state import StateFile
+from meshim.client.statistics import Statistics
 from meshim.errors import ClientClosed, Code, MeshimError, Refused, UsageError
-from meshim.protocol.link import LinkOptions
-from meshim.protocol.ordering import OrderingOptions
-from meshim.protocol.timeouts import CLIENT_ACK_DELAY_S, CLIENT_GIVE_UP_S, GAP_RELEASE_S
-from meshim.protocol.window import WindowOptions
 from meshim.runtime.crypto import seal
 from meshim.runtime.driver import Driver
 from meshim.wire.envelope import (
@@ -57,41 +54,18 @@ from meshim.wire.envelope import (
 )
 
 BODY_BYTES = 65_536
-"""What connectors take at most unless their topology says otherwise; what the last one said counts."""
+"""The default limit of connectors, used before the first welcome; each welcome brings the limit of its connector."""
 _SEAL_BYTES = 28
-"""What sealing adds to a body."""
-
-DEFAULTS = ClientOptions(
-    link=LinkOptions(
-        WindowOptions(
-            credit=32, queue=1024, frame_items=64, frame_bytes=65_536, resend_s=1.0, give_up_s=CLIENT_GIVE_UP_S
-        ),
-        heartbeat_s=10.0,
-        silence_s=25.0,
-        ack_delay_s=CLIENT_ACK_DELAY_S,
-    ),
-    outbox=OutboxOptions(),
-    ordering=OrderingOptions(gap_release_s=GAP_RELEASE_S),
-)
-
-
-class ClientStatistics(msgspec.Struct, frozen=True):
-    """What a client has counted since it was opened."""
-
-    resent: int
-    """Messages submitted again, after a wait or in another connection."""
-    deduplicated: int
-    """Messages that came again and were not shown again."""
-    gaps_released: int
-    """Times that messages were shown although an earlier one had not come."""
-    unreadable: int
-    """Deliveries and receipts that did not decode."""
-    skipped: int
-    """Messages of kinds that this version does not know."""
+"""Nonce and tag: what sealing adds to a body."""
 
 
 class Client:
-    """One device.  Use it in `async with`; every method may be called from any task of that loop."""
+    """One device of one user.
+
+    Use it in `async with`, and call its methods from any task of that event loop.  An error that ends the client (the
+    device was taken over, its state file cannot be written, `async with` was left) is raised by every method that
+    waits, now and later: it is a MeshimError, as Refused, UsageError or ClientClosed.
+    """
 
     def __init__(
         self,
@@ -104,33 +78,44 @@ class Client:
         insecure: bool = False,
         options: ClientOptions = DEFAULTS,
     ) -> None:
-        """`state` is the file of this device, `NAME-DEVICE.db` in the working directory by default.
+        """`api` is the URL of the REST service, `name` the user's name.
 
-        `password` may be a function that asks for it; it is called, in a thread, only when a login is needed.
+        `password` may be a function that returns it; it is called, in a thread, only when a login is needed.
+        `device` names the device among those of the user.  `state` is its file, `NAME-DEVICE.db` in the working
+        directory by default.  `insecure` allows plain HTTP to another host.
 
-        `insecure` allows plain HTTP to another host.
+        Raises UsageError when `api` is no http(s) URL, or is one of plain HTTP to another host without `insecure`.
         """
+        self._performers: dict[type[Any], Callable[[Any], None]] = {
+            e.SendFrame: self._send_frame,
+            e.Persist: self._persist,
+            e.Disconnect: self._disconnect,
+            e.Online: self._welcomed,
+            e.StoredDelayed: self._set_delayed,
+            e.StatusChanged: self._status_changed,
+            e.MessagesAvailable: self._messages_available,
+        }
         self._credentials = Credentials(name, password, device)
         self._path = Path(state if state is not None else f"{quote(name.lower(), safe='')}-{quote(device, safe='')}.db")
         self._api = Api(api, insecure=insecure)
         self._options = options
         self._failure: MeshimError | None = None
-        # Only what the application still holds is worth telling.
+        # Weak: a message whose `Outgoing` the application has dropped needs no updates.
         self._outgoing: WeakValueDictionary[tuple[Destination, int], Outgoing] = WeakValueDictionary()
-        self._progressed = asyncio.Event()
-        self._over = asyncio.Event()
+        self._status_change = asyncio.Event()
+        self._ended = asyncio.Event()
         self._body_bytes = BODY_BYTES
         self._entered = False
         self.stored_delayed = False
-        """Messages that were stored for us come later: the database is away."""
+        """True while stored messages for this device are delayed because the mesh's database is away."""
 
     # ---------------------------------------------------------------- life
 
     async def __aenter__(self) -> Self:
-        """Open the state file and log in if it holds no token; then connect in the background.
+        """Open the state file, log in if it holds no valid token, and connect in the background.
 
-        Raises UsageError (the file is in use or somebody else's), ApiError (wrong password, …), and
-        BackendUnavailable when there never was a login and the REST service is away.
+        Raises UsageError when the file is in use, or belongs to another user or device; ApiError when the service
+        refuses the login; BackendUnavailable when the file holds no login and the service is unavailable.
         """
         if self._entered:
             raise UsageError("a client is for one `async with`: make another one")
@@ -150,55 +135,47 @@ class Client:
 
     async def _start(self, identity: Identity) -> None:
         self.user_id, self.device_id = identity.user, identity.device
-        await asyncio.to_thread(readdress, self._state, identity)
+        await asyncio.to_thread(reassign_outbox, self._state, identity)
         snapshot = await asyncio.to_thread(self._state.load)
         self._core = ClientCore(
             identity, self._options, snapshot, lambda: secrets.token_bytes(16), _wall_ms,
             asyncio.get_running_loop().time(),
         )  # fmt: skip
         self._driver: Driver[e.Event, e.Action] = Driver(self._core, self._perform)
-        self._saver = Saver(self._state, self._session.lock, lambda serial: self._driver.receive(e.Saved(serial)))
-        self._people = People(self._session, self._state)
-        self._reading = Reading(self._state, self._session.lock, self._people, self._mark_read)
+        self._persister = Persister(
+            self._state, self._session.lock, lambda serial: self._driver.receive(e.Persisted(serial))
+        )
+        self._contacts = Contacts(self._session, self._state)
+        self._reader = InboxReader(
+            self._state, self._session.lock, self._contacts, self._mark_read, self._core.statistics
+        )
         self._connection = Connection(self._driver, self._session.connectors, self._session.token)
-        self._performers: dict[type[Any], Callable[[Any], None]] = {
-            e.SendFrame: lambda action: self._connection.send(action.frame),
-            e.Save: self._saver.add,
-            e.Disconnect: self._connection.ended,
-            e.Online: self._welcomed,
-            e.StoredDelayed: self._note_delayed,
-            e.Progress: self._progress,
-            e.InboxGrew: lambda action: self._reading.grew(),
-        }
-        self._driver.failed.add_done_callback(self._ended)
+        self._driver.failed.add_done_callback(self._task_done)
         self._connecting = asyncio.create_task(self._connection.run())
-        self._saving = asyncio.create_task(self._saver.run())
-        for task in (self._connecting, self._saving):
-            task.add_done_callback(self._ended)
+        self._persisting = asyncio.create_task(self._persister.run())
+        for task in (self._connecting, self._persisting):
+            task.add_done_callback(self._task_done)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave; what is not settled stays in the state file and goes on next time."""
-        await asyncio.shield(asyncio.ensure_future(self._close()))  # also for who cannot wait for it
+        """Close the client.  Unsettled messages stay in the state file; the next client with it submits them."""
+        await asyncio.shield(asyncio.ensure_future(self._close()))  # closing goes on when this task is cancelled
 
     async def _close(self) -> None:
         if self._failure is None:
             for action in self._core.farewell():
                 self._perform(action)
         self._fail(ClientClosed("the client was closed"))
-        await asyncio.wait((self._connecting, self._saving))
+        await asyncio.wait((self._connecting, self._persisting))
         try:
             async with self._session.lock:
-                await asyncio.to_thread(self._state.close)  # SQLite syncs the file once more
+                await asyncio.to_thread(self._state.close)  # a thread: SQLite syncs the file once more
         finally:
             self._connection.close()
             await self._api.close()
 
-    def _perform(self, action: e.Action) -> None:
-        self._performers[type(action)](action)
-
-    def _ended(self, task: asyncio.Future[None]) -> None:
+    def _task_done(self, task: asyncio.Future[None]) -> None:
         if task.cancelled() or (error := task.exception()) is None:
             return
         if not isinstance(error, MeshimError):
@@ -207,143 +184,176 @@ class Client:
         self._fail(error)
 
     def _fail(self, error: MeshimError) -> None:
-        """Nothing moves any more: everybody who waits is told."""
+        """End the client: every task that waits gets this error."""
         if self._failure is not None:
             return
         self._failure = error
         self._driver.stop()
         self._connecting.cancel()
-        self._saver.stop()
+        self._persister.stop()
         for outgoing in list(self._outgoing.values()):
             outgoing.fail(error)
-        self._reading.fail(error)
-        self._progressed.set()
-        self._over.set()
+        self._reader.fail(error)
+        self._status_change.set()
+        self._ended.set()
 
     def _check(self) -> None:
         if self._failure is not None:
             raise self._failure
 
     async def online(self) -> None:
-        """Wait until a connector has welcomed us.  Raises what ended the client."""
+        """Wait until a connector has welcomed this client.  Raises the error that ended it."""
         await self._either(self._connection.online)
 
     async def offline(self) -> None:
-        """Wait until there is no connection; a new one is under way by itself.  Raises what ended the client."""
+        """Wait until there is no connection.  The client reconnects by itself.  Raises the error that ended it."""
         await self._either(self._connection.offline)
 
     @property
     def connector(self) -> str | None:
-        """The endpoint of the connector that we are connected to; None while there is no connection."""
+        """The endpoint of the connector that has welcomed this client; None while there is no connection."""
         return self._connection.endpoint
 
-    def statistics(self) -> ClientStatistics:
-        """What was counted so far."""
-        core = self._core
-        return ClientStatistics(
-            core.outbox.resent, core.inbox.duplicates, core.inbox.gaps_released, core.unreadable, self._reading.skipped
-        )
+    @property
+    def statistics(self) -> Statistics:
+        """What this client has counted; read it with `msgspec.structs.asdict`."""
+        return self._core.statistics
 
-    async def _either(self, happened: asyncio.Event) -> None:
-        either = [asyncio.ensure_future(event.wait()) for event in (happened, self._over)]
+    async def _either(self, event: asyncio.Event) -> None:
+        """Wait for this event or the end of the client."""
+        tasks = [asyncio.ensure_future(each.wait()) for each in (event, self._ended)]
         try:
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for each in either:
-                each.cancel()
+            for task in tasks:
+                task.cancel()
         self._check()
+
+    # ---------------------------------------------------------------- actions of the core
+
+    def _perform(self, action: e.Action) -> None:
+        self._performers[type(action)](action)
+
+    def _send_frame(self, action: e.SendFrame) -> None:
+        self._connection.send(action.frame)
+
+    def _persist(self, action: e.Persist) -> None:
+        self._persister.add(action)
+
+    def _disconnect(self, action: e.Disconnect) -> None:
+        self._connection.ended(action)
 
     def _welcomed(self, action: e.Online) -> None:
         self._body_bytes = action.body_bytes
         self._connection.welcomed()
 
+    def _set_delayed(self, action: e.StoredDelayed) -> None:
+        self.stored_delayed = action.delayed
+
+    def _status_changed(self, action: e.StatusChanged) -> None:
+        self._status_change.set()
+        if action.code == Code.NOT_FRIENDS:
+            self._contacts.invalidate(action.to.id)
+        if (outgoing := self._outgoing.get((action.to, action.seq))) is not None:
+            outgoing.advance(action.state, action.code, action.sentence)
+
+    def _messages_available(self, action: e.MessagesAvailable) -> None:
+        self._reader.notify()
+
     # ---------------------------------------------------------------- sending
 
     async def send(self, recipient: str, text: str) -> Outgoing:
-        """Send a text to a friend; returns once it is in the durable outbox.
+        """Send a text to a friend; returns once it is in the state file, where it survives kill -9 and a power loss.
 
-        Waits while too many messages to this friend are unsettled.  Raises Refused (not friends, too large),
-        BackendUnavailable (a friend not known yet, and REST does not answer), or what ended the client.
+        Waits while 256 messages to this friend, from the lowest unsettled one on, are under way.  The encoded text is
+        65,508 bytes at most, unless the connectors' topology sets another `body_bytes`.
+
+        Raises Refused when the user is not a friend or the text too large, UsageError when it is not Unicode,
+        BackendUnavailable when the friend's key must be fetched and the REST service is unavailable, or the error that
+        ended the client.
         """
         self._check()
-        peer, version, key = await self._people.key_for(recipient)
+        peer, version, key = await self._contacts.key_for(recipient)
         to = Destination(DestinationType.USER, peer)
         plain = _encoded(text)
         if len(plain) + _SEAL_BYTES > self._body_bytes:
-            most = self._body_bytes - _SEAL_BYTES
-            raise Refused(Code.TOO_LARGE, f"the message has {len(plain):,} bytes, {most:,} are allowed")
+            bytes_max = self._body_bytes - _SEAL_BYTES
+            raise Refused(Code.TOO_LARGE, f"the message has {len(plain):,} bytes, {bytes_max:,} are allowed")
         while self._core.outbox.full(to):
-            await self._progress_made()
+            await self._wait_for_status_change()
         self._check()
         seq, base = self._core.reserve(to)
         identity = self._core.identity
         draft = Envelope(
-            WIRE_VERSION, secrets.token_bytes(16), identity.user, identity.device, identity.epoch, to, seq, base,
-            Kind.TEXT, version, _wall_ms(), b"",
-        )  # fmt: skip
+            version=WIRE_VERSION,
+            id=secrets.token_bytes(16),
+            user=identity.user,
+            device=identity.device,
+            epoch=identity.epoch,
+            to=to,
+            seq=seq,
+            base=base,
+            kind=Kind.TEXT,
+            key=version,
+            sent_at=_wall_ms(),
+            body=b"",
+        )
         body = seal(key, plain, associated_data(draft))
         outgoing = self._outgoing[to, seq] = Outgoing(draft.id.hex(), recipient, seq)
-        await self._hand(e.Composed((msgspec.structs.replace(draft, body=body),)))
+        await self._receive_and_persist(e.Composed((msgspec.structs.replace(draft, body=body),)))
         return outgoing
 
     async def check_friend(self, name: str) -> None:
-        """Return if messages can be sent to this user.
+        """Return if this user is a friend, to whom messages can be sent.
 
-        Raises Refused when they cannot (no friends, oneself, nobody), BackendUnavailable when nobody can tell now.
+        Raises Refused when the user is no friend, is oneself or does not exist, BackendUnavailable when that must be
+        fetched and the REST service is unavailable, or the error that ended the client.
         """
         self._check()
-        await self._people.key_for(name)
+        await self._contacts.key_for(name)
 
     async def settled(self) -> None:
-        """Wait until all that was sent is safe in the mesh, the receipts of `mark_read` too.
+        """Wait until every message is settled (`sent` or `rejected`), read receipts included.  It has no timeout.
 
-        Raises what ended the client.
+        Raises the error that ended the client.
         """
         self._check()
         while self._core.outbox.unsettled:
-            await self._progress_made()
+            await self._wait_for_status_change()
 
-    async def _progress_made(self) -> None:
-        self._progressed.clear()
-        await self._progressed.wait()
+    async def _wait_for_status_change(self) -> None:
+        self._status_change.clear()
+        await self._status_change.wait()
         self._check()
-
-    def _progress(self, action: e.Progress) -> None:
-        self._progressed.set()
-        if action.code == Code.NOT_FRIENDS:
-            self._people.invalidate(action.to.id)
-        if (outgoing := self._outgoing.get((action.to, action.seq))) is not None:
-            outgoing.advance(action.state, action.code, action.sentence)
 
     # ---------------------------------------------------------------- receiving
 
     async def messages(self) -> AsyncIterator[Message]:
-        """Messages in order, each once; waits for more.  For one reader at a time.
+        """Yield received messages in order, each once, and wait for more.
 
-        A message counts as handled when the next one is asked for, or when `done` or `mark_read` were called on
-        it: until then it is given again after a restart.  Raises what ended the client.
+        A message counts as handled when the loop asks for the next one, or after its `done` or `mark_read`; until then
+        it is given again after a restart.
+
+        Raises UsageError when a later call of this method has begun to read, or the error that ended the client.
         """
-        async for message in self._reading.messages():
+        async for message in self._reader.messages():
             yield message
 
     async def _mark_read(self, stream: Stream, seq: int) -> None:
         self._check()
-        await self._hand(e.MessagesRead(((stream, seq),)))
+        await self._receive_and_persist(e.MessagesRead(((stream, seq),)))
 
-    def _note_delayed(self, action: e.StoredDelayed) -> None:
-        self.stored_delayed = action.delayed
-
-    async def _hand(self, event: e.Event) -> None:
-        """Hand something to the core; returns when what it made of it is in the state file."""
+    async def _receive_and_persist(self, event: e.Event) -> None:
+        """Give an event to the core; return when the changes it led to are in the state file."""
         self._driver.receive(event)
         if self._driver.failed.done():
-            await asyncio.sleep(0)  # until `_ended` knows
+            await asyncio.sleep(0)  # let `_task_done` set the error that ended the client
             self._check()
-        await self._saver.saved()
+        await self._persister.wait_persisted()
 
 
 async def _opened(path: Path) -> StateFile:
-    """Open the state file in a thread, which nobody can call off: who is cancelled meanwhile leaves it closed."""
+    """Open the state file in a thread.  A thread cannot be cancelled: a file opened too late is closed again."""
     opening = asyncio.ensure_future(asyncio.to_thread(StateFile, path))
     try:
         return await asyncio.shield(opening)

@@ -1,4 +1,4 @@
-"""Stays connected: to any living connector, with back-off and jitter, from one to the next."""
+"""Keeps a client connected: one connection at a time, with back-off and jitter, each to another living connector."""
 
 import asyncio
 import secrets
@@ -11,21 +11,24 @@ from meshim.runtime.sockets import Context, Dealer
 from meshim.wire.rest import Connector
 
 FRAME_BYTES = 1_048_576
-"""More than any connector sends: its limit is announced in the welcome."""
-FIRST_WAIT_S = 0.05
-LONGEST_WAIT_S = 5.0
-STEADY_S = 10.0
-"""A connection that lasted so long was a good one.  Others count as failures, or two who oust each other would spin."""
-CONNECT_S = 3.0
-"""A connector that does not complete the handshake by then is stopped: try another."""
+"""More than any connector sends: the welcome announces its limit."""
+BACKOFF_MIN_S = 0.05
+BACKOFF_MAX_S = 5.0
+STABLE_S = 10.0
+"""A connection that lasted this long counts as a success, and resets the back-off.
+
+A shorter one counts as a failure: two processes with copies of one state file, which replace each other, must not spin.
+"""
+CONNECT_TIMEOUT_S = 3.0
+"""For the ZeroMQ handshake.  A connector process that is stopped accepts connections and never completes it."""
 
 _random = secrets.SystemRandom()
 _contexts: dict[asyncio.AbstractEventLoop, tuple[Context, int]] = {}
-"""Clients of one loop share sockets' threads: (context, users)."""
+"""Event loop to (context, number of users): the clients of one loop share the I/O threads of one context."""
 
 
 def borrow_context() -> Context:
-    """The context of the running loop; give it back with `return_context`."""
+    """Return the context of the running loop; give it back with `return_context`."""
     loop = asyncio.get_running_loop()
     context, users = _contexts.get(loop) or (Context(), 0)
     _contexts[loop] = (context, users + 1)
@@ -33,6 +36,7 @@ def borrow_context() -> Context:
 
 
 def return_context() -> None:
+    """Give back the context of the running loop; the last user closes it."""
     loop = asyncio.get_running_loop()
     context, users = _contexts.pop(loop)
     if users > 1:
@@ -42,11 +46,7 @@ def return_context() -> None:
 
 
 class Connection:
-    """One connection at a time, made anew for as long as `run` runs.
-
-    `connectors(fresh)` gives those that live, asking the REST service if `fresh`; `token(refused)` what to greet with,
-    after a new login if that is the one that was refused.  Both raise BackendUnavailable when they cannot tell now.
-    """
+    """One connection at a time, and a new one after each, as long as `run` runs."""
 
     def __init__(
         self,
@@ -54,6 +54,11 @@ class Connection:
         connectors: Callable[[bool], Awaitable[Sequence[Connector]]],
         token: Callable[[bytes | None], Awaitable[bytes]],
     ) -> None:
+        """`connectors(fresh)` returns the living connectors; with `fresh` it asks the REST service.
+
+        `token(refused)` returns the token to greet with; it logs in again when the current token is the refused one.
+        Both raise BackendUnavailable when REST is needed and unavailable.
+        """
         self.online = asyncio.Event()
         self.offline = asyncio.Event()
         self.offline.set()
@@ -63,50 +68,55 @@ class Connection:
         self._context = borrow_context()
         self._dealer: Dealer | None = None
         self._ended: asyncio.Future[e.Disconnect] | None = None
-        self._wait_s = FIRST_WAIT_S
+        self._backoff_s = BACKOFF_MIN_S
         self._last = ""
+        """The endpoint of the latest attempt."""
         self._welcomed_at: float | None = None
-        self._ousted = False
+        self._replaced = False
+        """The latest welcomed connection ended with REPLACED."""
 
-    # ---- performed for the core
+    # ---------------------------------------------------------------- actions of the core
 
     def send(self, frame: bytes) -> None:
+        """Send a frame; drop it when the socket has no room: the window sends it again."""
         if self._dealer is not None:
-            # What finds no room is sent again by the window.
             self._dealer.send(frame)
 
     @property
     def endpoint(self) -> str | None:
-        """Of the connector that has welcomed us; None while none has."""
+        """The endpoint of the connector that has welcomed this client; None while none has."""
         return self._last if self.online.is_set() else None
 
     def welcomed(self) -> None:
+        """The connector has accepted the greeting."""
         self._welcomed_at = asyncio.get_running_loop().time()
-        self._ousted = False
+        self._replaced = False
         self.offline.clear()
         self.online.set()
 
     def ended(self, disconnect: e.Disconnect) -> None:
-        self._note_offline()
+        """End the current connection, for this reason."""
+        self._set_offline()
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(disconnect)
 
-    def _note_offline(self) -> None:
+    def _set_offline(self) -> None:
         self.online.clear()
         self.offline.set()
 
-    # ---- the loop
+    # ---------------------------------------------------------------- the loop
 
     async def run(self) -> None:
-        """Connect for ever.  Raises Refused when there is no sense in going on: somebody else is this device now."""
-        # At first, and after a good connection, to what we know: REST may be away, or asked by thousands like us.
+        """Connect again and again.  Raises Refused when no further attempt can succeed, as after a takeover."""
+        # The first attempt, and the one after a stable connection, use the connectors known from the last answer: REST
+        # may be unavailable, or busy with thousands of clients that reconnect at the same time.
         fresh_list = False
         refused: bytes | None = None
         while True:
             token: bytes | None = None
             try:
                 token = await self._token(refused)
-                end = await self._once(token, await self._connectors(fresh_list))
+                end = await self._connect_once(token, await self._connectors(fresh_list))
             except PeerError as error:
                 end = e.Disconnect(error.code, error.sentence)
             except BackendUnavailable as error:
@@ -115,34 +125,34 @@ class Connection:
                 if not error.temporary:
                     raise Refused(Code.BAD_TOKEN, error.sentence) from error
                 end = e.Disconnect(None, error.sentence)
-            self._judge(end)
+            self._raise_if_final(end)
             if end.code is Code.BAD_TOKEN:
                 refused = token
-            fresh_list = not self._was_good(end)
+            fresh_list = not self._succeeded(end)
             if not fresh_list:
-                self._wait_s = FIRST_WAIT_S
-            await asyncio.sleep(self._wait_s * _random.uniform(0.5, 1.5))
-            self._wait_s = min(2 * self._wait_s, LONGEST_WAIT_S)
+                self._backoff_s = BACKOFF_MIN_S
+            await asyncio.sleep(self._backoff_s * _random.uniform(0.5, 1.5))
+            self._backoff_s = min(2 * self._backoff_s, BACKOFF_MAX_S)
 
-    def _was_good(self, end: e.Disconnect) -> bool:
-        """Whether the connection that just ended was no failure: it lasted, or its connector sends everybody on."""
+    def _succeeded(self, end: e.Disconnect) -> bool:
+        """Whether the connection that just ended was stable, or ended because its connector is shutting down."""
         since, self._welcomed_at = self._welcomed_at, None
         if since is None:
             return False
-        # A connector that leaves welcomes nobody, so that a mesh that ends does not make us spin.
-        return end.code is Code.SHUTTING_DOWN or asyncio.get_running_loop().time() - since >= STEADY_S
+        # A connector that is shutting down welcomes no client, so a mesh that ends does not make this loop spin.
+        return end.code is Code.SHUTTING_DOWN or asyncio.get_running_loop().time() - since >= STABLE_S
 
-    def _judge(self, end: e.Disconnect) -> None:
-        """Raises Refused when the device is not ours any more."""
+    def _raise_if_final(self, end: e.Disconnect) -> None:
+        """Raise Refused when the device belongs to another state file now, or was logged out."""
         if end.code in (Code.VERSION, Code.LOGGED_OUT, Code.IMPERSONATION):
             raise Refused(end.code, end.sentence)
-        if end.code is Code.BAD_TOKEN and self._ousted:
-            # Our token was revoked by a login of the same device with another state file.
+        if end.code is Code.BAD_TOKEN and self._replaced:
+            # A login of the same device with another state file has revoked our token.
             raise Refused(Code.REPLACED, "this device was taken over with another state file")
-        self._ousted = self._ousted or end.code is Code.REPLACED
+        self._replaced = self._replaced or end.code is Code.REPLACED
 
-    async def _once(self, token: bytes, connectors: Sequence[Connector]) -> e.Disconnect:
-        """One connection, from first to last."""
+    async def _connect_once(self, token: bytes, connectors: Sequence[Connector]) -> e.Disconnect:
+        """Connect to one connector, other than the last one if there is another; return when that connection ends."""
         if not connectors:
             raise BackendUnavailable("no connector is running")
         others = [connector for connector in connectors if connector.endpoint != self._last] or list(connectors)
@@ -160,12 +170,12 @@ class Connection:
             on_lost=self._lost,
         )
         try:
-            async with asyncio.timeout(CONNECT_S) as self._timeout:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S) as self._timeout:
                 return await self._ended
         except TimeoutError:
             return e.Disconnect(None, "the connector does not answer")
         finally:
-            self._note_offline()
+            self._set_offline()
             self._dealer.close(linger_ms=200)
             self._dealer = None
 
@@ -178,4 +188,5 @@ class Connection:
         self.ended(e.Disconnect(None, "the connection was lost"))
 
     def close(self) -> None:
+        """Give back the context; call it once `run` has ended."""
         return_context()

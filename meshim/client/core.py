@@ -1,13 +1,16 @@
-"""What a client decides: one connection at a time to any connector, an outbox and an inbox.
+"""The rules of a client: one connection at a time to any connector, an outbox and an inbox.
 
 ::
 
-    OFFLINE ──Connected──▶ GREETING ──Welcome──▶ ONLINE
-       ▲                       │                   │
-       └── lost, closed, reset, silent, no welcome ┘    (the shell connects again, with a new link epoch)
+    OFFLINE ──CONNECTED──▶ GREETING ──WELCOMED──▶ ONLINE
+       ▲                       │                    │
+       └──────────── DISCONNECTED ──────────────────┘    the shell connects again, with a new link epoch
 
-Going online submits everything that is not settled, in order.  A frame with deliveries is acknowledged when what it
-brought is in the state file, so that the connector gives up its copy only for one that is as safe.
+DISCONNECTED is a lost connection, a close or reset from the connector, a connector that is silent, one that sends no
+welcome within `greet_timeout_s`, or one that breaks the protocol.
+
+A client that goes online submits every unsettled message, in order.  It acknowledges a frame of deliveries only when
+their messages are in the state file: until then the connector keeps its copies.
 """
 
 import enum
@@ -19,12 +22,12 @@ import msgspec
 
 from meshim.chunks import chunks
 from meshim.client import events as e
-from meshim.client.inbox import Inbox
-from meshim.client.outbox import NewId, Outbox, OutboxOptions, Settled, ranges_of
+from meshim.client.inbox import Inbox, InboxUpdate
+from meshim.client.options import ClientOptions
+from meshim.client.outbox import NewId, Outbox, OutboxUpdate, ranges_of
+from meshim.client.statistics import Statistics
 from meshim.errors import Code, PeerError
 from meshim.protocol.link import Link, LinkOptions
-from meshim.protocol.ordering import OrderingOptions
-from meshim.protocol.timeouts import GREET_TIMEOUT_S
 from meshim.wire import client as wire
 from meshim.wire.client import ConnectorItem, Delivery, Greet, Stored, Submit, Welcome
 from meshim.wire.envelope import (
@@ -45,22 +48,8 @@ from meshim.wire.link import Close, Reset
 from meshim.wire.sizes import FRAME_OVERHEAD_BYTES, submit_size
 
 
-class ClientOptions(msgspec.Struct, frozen=True):
-    """`greet_timeout_s` seconds; `submits` is how many may wait for room in the window.
-
-    What a connector says of itself in its welcome goes before the link options where it is less.
-    """
-
-    link: LinkOptions
-    outbox: OutboxOptions
-    ordering: OrderingOptions
-    greet_timeout_s: float = GREET_TIMEOUT_S
-    submits: int = 256
-    receipt_ranges: int = 64
-
-
 class Identity(NamedTuple):
-    """Who this device is, as login said, and the epoch of its state file."""
+    """The ids of this device, from its login, and the epoch of its state file."""
 
     user: int
     device: int
@@ -73,14 +62,31 @@ class State(enum.Enum):
     ONLINE = enum.auto()
 
 
-class _Unsaved(NamedTuple):
-    """What waits for a Save: frames to acknowledge, messages to submit, whether the application gets something."""
+class Trigger(enum.Enum):
+    CONNECTED = enum.auto()
+    WELCOMED = enum.auto()
+    DISCONNECTED = enum.auto()
+
+
+_TRANSITIONS: dict[tuple[State, Trigger], State] = {
+    (State.OFFLINE, Trigger.CONNECTED): State.GREETING,
+    (State.GREETING, Trigger.WELCOMED): State.ONLINE,
+    (State.ONLINE, Trigger.WELCOMED): State.ONLINE,  # a connector may repeat its welcome
+    (State.GREETING, Trigger.DISCONNECTED): State.OFFLINE,
+    (State.ONLINE, Trigger.DISCONNECTED): State.OFFLINE,
+    (State.OFFLINE, Trigger.DISCONNECTED): State.OFFLINE,  # two reasons may end one connection
+}
+
+
+class _Pending(NamedTuple):
+    """What follows when a Persist is on disk: acknowledge frames, submit messages, wake the application."""
 
     serial: int
     link: int
     number: int
+    """The last frame of that link whose changes the Persist holds."""
     composed: Sequence[tuple[Destination, int]]
-    grew: bool
+    available: bool
 
 
 class ClientCore:
@@ -91,55 +97,64 @@ class ClientCore:
         wall_ms: Callable[[], int], now: float,
     ) -> None:  # fmt: skip
         """`new_id` and `wall_ms` only fill fields of the envelopes that the core composes itself."""
+        self._handlers: dict[type[Any], Callable[[Any, float], None]] = {
+            e.Connected: self._connected,
+            e.FramesReceived: self._frames_received,
+            e.ConnectionLost: self._connection_lost,
+            e.Composed: self._composed_by_application,
+            e.MessagesRead: self._messages_read,
+            e.Persisted: self._persisted,
+        }
+        self._frame_handlers: dict[type[Any], Callable[[Any, float], None]] = {
+            Welcome: self._welcomed,
+            Stored: self._stored,
+            Close: self._closed,
+            Reset: self._reset,
+        }
+        """Frames that do not go to the link."""
         self.identity = identity
         self.state = State.OFFLINE
-        self.outbox = Outbox(identity.user, options.outbox, snapshot)
-        self.inbox = Inbox(options.ordering, snapshot, now)
-        self.unreadable = 0
-        """Deliveries that did not decode."""
+        self.statistics = Statistics()
+        self.outbox = Outbox(identity.user, options.outbox, snapshot, self.statistics)
+        self.inbox = Inbox(options.ordering, snapshot, self.statistics, now)
         self._options = options
         self._new_id = new_id
         self._wall_ms = wall_ms
         self._link: Link[Submit, ConnectorItem] | None = None
+        """None while OFFLINE."""
         self._greeted_at = 0.0
         self._actions: list[e.Action] = []
         self._changes: list[e.Change] = []
         self._composed: list[tuple[Destination, int]] = []
-        self._grew = False
-        self._owed: dict[tuple[int, Stream], list[int]] = {}
-        self._unsaved: deque[_Unsaved] = deque()
+        self._available = False
+        self._receipts: dict[tuple[int, Stream], list[int]] = {}
+        """Receipts to compose: the seqs by kind of receipt and stream."""
+        self._pending: deque[_Pending] = deque()
         self._serial = 0
-        self._handlers: dict[type[Any], Callable[[Any, float], None]] = {
-            e.Connected: self._connected,
-            e.FramesReceived: self._frames_received,
-            e.ConnectionLost: lambda event, now: self._offline(None, "the connection was lost"),
-            e.Composed: self._composed_by_application,
-            e.MessagesRead: self._messages_read,
-            e.Saved: self._saved,
-        }
 
     # ---------------------------------------------------------------- the driver
 
     def receive(self, event: e.Event, now: float) -> Sequence[e.Action]:
+        """Take in one event; returns what to do about it."""
         self._handlers[type(event)](event, now)
         return self._flush(now)
 
     def tick(self, now: float) -> Sequence[e.Action]:
+        """Do what is due at this time; returns what to do about it."""
         if self._link is not None:
             if self.state is State.GREETING:
                 if now - self._greeted_at >= self._options.greet_timeout_s:
-                    self._offline(None, "the connector did not answer the greeting")
+                    self._disconnect(None, "the connector did not answer the greeting")
             elif self._link.failed(now):
-                self._offline(None, "the connector does not answer")
+                self._disconnect(None, "the connector does not answer")
             else:
                 for frame in self._link.tick(now):
                     self._actions.append(e.SendFrame(wire.encode(frame)))
-        arrival = self.inbox.tick(now)
-        self._changes.extend(arrival.changes)
-        self._grew = self._grew or arrival.grew
+        self._update_inbox(self.inbox.tick(now))
         return self._flush(now)
 
     def next_deadline(self) -> float | None:
+        """When to call `tick`; None while nothing is due."""
         deadlines = [self.inbox.next_deadline()]
         if self._link is not None:
             if self.state is State.GREETING:
@@ -155,15 +170,15 @@ class ClientCore:
             self._serial += 1
             number = link.window.received_number if link is not None else 0
             epoch = link.epoch if link is not None else 0
-            self._unsaved.append(_Unsaved(self._serial, epoch, number, tuple(self._composed), self._grew))
-            self._actions.append(e.Save(self._serial, tuple(self._changes)))
+            self._pending.append(_Pending(self._serial, epoch, number, tuple(self._composed), self._available))
+            self._actions.append(e.Persist(self._serial, tuple(self._changes)))
             self._changes.clear()
             self._composed.clear()
-            self._grew = False
-        elif link is not None and not self._unsaved and link.window.processed_number < link.window.received_number:
+            self._available = False
+        elif link is not None and not self._pending and link.window.processed_number < link.window.received_number:
             link.window.processed(link.window.received_number)
         if link is not None and self.state is State.ONLINE:
-            for submit in self.outbox.take(self._options.submits - link.window.queued, now):
+            for submit in self.outbox.take(self._options.submits_queued_max - link.window.queued, now):
                 link.push(submit)
             for frame in link.flush(now):
                 self._actions.append(e.SendFrame(wire.encode(frame)))
@@ -171,45 +186,61 @@ class ClientCore:
         self._actions.clear()
         return actions
 
-    def _saved(self, event: e.Saved, now: float) -> None:
-        while self._unsaved and self._unsaved[0].serial <= event.serial:
-            unsaved = self._unsaved.popleft()
-            self.outbox.saved(unsaved.composed)
+    def _persisted(self, event: e.Persisted, now: float) -> None:
+        while self._pending and self._pending[0].serial <= event.serial:
+            done = self._pending.popleft()
+            self.outbox.persisted(done.composed)
             link = self._link
-            if link is not None and link.epoch == unsaved.link and unsaved.number > link.window.processed_number:
-                link.window.processed(unsaved.number)
-            if unsaved.grew:
-                self._actions.append(e.InboxGrew())
+            if link is not None and link.epoch == done.link and done.number > link.window.processed_number:
+                link.window.processed(done.number)
+            if done.available:
+                self._actions.append(e.MessagesAvailable())
 
     # ---------------------------------------------------------------- the connection
 
+    def _move(self, trigger: Trigger) -> bool:
+        """Follow the table; False when the state stays the same."""
+        before = self.state
+        after = _TRANSITIONS.get((before, trigger))
+        assert after is not None, f"{trigger.name} while {before.name}"
+        self.state = after
+        return after is not before
+
     def _connected(self, event: e.Connected, now: float) -> None:
-        if self._link is not None:
-            self._offline(None, "another connection was made")
+        self._disconnect(None, "another connection was made")
+        self._move(Trigger.CONNECTED)
         options = self._options.link
         self._link = Link(event.link, options, submit_size, now, manual_ack=True)
         self._greeted_at = now
-        self.state = State.GREETING
-        greet = Greet(WIRE_VERSION, event.token, self.identity.epoch, event.link, options.window.credit)
+        greet = Greet(
+            version=WIRE_VERSION,
+            token=event.token,
+            epoch=self.identity.epoch,
+            link=event.link,
+            window=options.window.credit,
+        )
         self._actions.append(e.SendFrame(wire.encode(greet)))
 
-    def _offline(self, code: Code | None, sentence: str) -> None:
-        if self._link is None:
-            return
-        self._link = None
-        self.state = State.OFFLINE
-        self.outbox.disconnected()
-        self._actions.append(e.Disconnect(code, sentence))
+    def _connection_lost(self, event: e.ConnectionLost, now: float) -> None:
+        self._disconnect(None, "the connection was lost")
+
+    def _disconnect(self, code: Code | None, sentence: str) -> None:
+        if self._move(Trigger.DISCONNECTED):
+            self._link = None
+            self.outbox.disconnected()
+            self._actions.append(e.Disconnect(code, sentence))
 
     def farewell(self) -> Sequence[e.Action]:
-        """End the connection politely."""
+        """End the connection with a close frame, if there is one; returns the actions for that."""
         if self._link is not None:
             close = Close(self._link.epoch, Code.SHUTTING_DOWN, "the client leaves")
             self._actions.append(e.SendFrame(wire.encode(close)))
-            self._offline(None, "closed")
+            self._disconnect(None, "closed")
         actions = self._actions.copy()
         self._actions.clear()
         return actions
+
+    # ---------------------------------------------------------------- frames
 
     def _frames_received(self, event: e.FramesReceived, now: float) -> None:
         for data in event.batch:
@@ -218,75 +249,84 @@ class ClientCore:
                 return
             try:
                 frame = wire.decode_from_connector(data)
-                if frame.link != link.epoch and not (isinstance(frame, Close) and frame.link == 0):
-                    continue
-                if isinstance(frame, Welcome):
-                    self._welcomed(frame, now)
-                elif isinstance(frame, Stored):
-                    self._actions.append(e.StoredDelayed(frame.delayed))
-                elif isinstance(frame, Close):
-                    self._offline(_code(frame.code), frame.sentence)
-                elif isinstance(frame, Reset):
-                    self._offline(Code.UNKNOWN_EPOCH, "the connector does not know this link any more")
-                elif self.state is State.ONLINE:  # what overtook the welcome comes again
-                    for item in link.receive(frame, now)[0]:
-                        self._item(item, link, now)
+                # A connector that knows no link of ours closes link 0.
+                if frame.link == link.epoch or (isinstance(frame, Close) and frame.link == 0):
+                    self._frame_handlers.get(type(frame), self._link_frame)(frame, now)
             except (msgspec.DecodeError, PeerError) as error:
-                self._offline(None, f"the connector broke the protocol: {error}")
+                self._disconnect(None, f"the connector broke the protocol: {error}")
 
     def _welcomed(self, welcome: Welcome, now: float) -> None:
-        if self.state is not State.GREETING or self._link is None:
+        if not self._move(Trigger.WELCOMED):
             return
-        self.state = State.ONLINE
+        assert self._link is not None
+        # A new link, with the limits of this connector: nothing was sent on the old one but the greeting.
         link = Link[Submit, ConnectorItem](
-            self._link.epoch, _agreed(self._options.link, welcome), submit_size, now, manual_ack=True
+            self._link.epoch, _within_limits(self._options.link, welcome), submit_size, now, manual_ack=True
         )
         link.window.credit = max(1, min(welcome.window, self._options.link.window.credit))
-        self._link = link  # nothing was said on it before
+        self._link = link
         self._actions.append(e.Online(welcome.body_bytes))
 
-    # ---------------------------------------------------------------- what comes
+    def _stored(self, stored: Stored, now: float) -> None:
+        self._actions.append(e.StoredDelayed(stored.delayed))
+
+    def _closed(self, close: Close, now: float) -> None:
+        self._disconnect(_code(close.code), close.sentence)
+
+    def _reset(self, reset: Reset, now: float) -> None:
+        self._disconnect(Code.UNKNOWN_EPOCH, "the connector does not know this link any more")
+
+    def _link_frame(self, frame: Any, now: float) -> None:
+        link = self._link
+        if link is None or self.state is not State.ONLINE:  # a frame before the welcome comes again
+            return
+        for item in link.receive(frame, now)[0]:
+            self._item(item, link, now)
+
+    # ---------------------------------------------------------------- received items
 
     def _item(self, item: ConnectorItem, link: Link[Submit, ConnectorItem], now: float) -> None:
-        if not isinstance(item, Delivery):  # nobody waits to hear that we heard
+        if not isinstance(item, Delivery):  # an outcome; its acknowledgement is not urgent
             if Identity(item.user, item.device, item.epoch) == self.identity:
-                self._settled(self.outbox.outcome(item, now))
+                self._update_outbox(self.outbox.outcome(item, now))
             return
-        link.window.ack_at_once()  # it is what the sender will see as delivered
+        link.window.ack_at_once()  # the sender sees `delivered` when the connector has this acknowledgement
         try:
             envelope = decode_envelope(item.envelope)
         except msgspec.DecodeError:
-            # A version of the future; a connector never forwards what does not decode today.
-            self.unreadable += 1
+            # From a later version: connectors forward only what decodes in theirs.
+            self.statistics.unreadable += 1
             return
         if envelope.kind == Kind.RECEIPT:
             self._receipt(envelope)
         elif envelope.kind < EPHEMERAL_FROM and envelope.device != self.identity.device:
-            arrival = self.inbox.receive(envelope, item.envelope, stored=item.stored, now=now)
-            self._changes.extend(arrival.changes)
-            self._grew = self._grew or arrival.grew
+            self._update_inbox(self.inbox.receive(envelope, item.envelope, stored=item.stored, now=now))
             if item.stored and envelope.user != self.identity.user and envelope.kind != Kind.BASE:
-                self._owe(ReceiptKind.DELIVERED, envelope.stream, envelope.seq)
+                self._queue_receipt(ReceiptKind.DELIVERED, envelope.stream, envelope.seq)
 
     def _receipt(self, envelope: Envelope) -> None:
         try:
             receipt = decode_receipt(envelope.body)
         except msgspec.DecodeError:
-            self.unreadable += 1
+            self.statistics.unreadable += 1
             return
         if receipt.epoch == self.identity.epoch:
-            self._settled(self.outbox.receipt(envelope.user, receipt))
+            self._update_outbox(self.outbox.receipt(envelope.user, receipt))
 
-    def _settled(self, settled: Settled) -> None:
-        self._changes.extend(settled.changes)
-        self._actions.extend(settled.progress)
-        for to in settled.owing_base:
+    def _update_inbox(self, update: InboxUpdate) -> None:
+        self._changes.extend(update.changes)
+        self._available = self._available or update.available
+
+    def _update_outbox(self, update: OutboxUpdate) -> None:
+        self._changes.extend(update.changes)
+        self._actions.extend(update.statuses)
+        for to in update.base_updates:
             self._compose(to, Kind.BASE, b"")
 
-    # ---------------------------------------------------------------- what goes
+    # ---------------------------------------------------------------- sent messages
 
     def reserve(self, to: Destination) -> tuple[int, int]:
-        """(seq, base) for the next message to a destination; the envelope has to be composed with them."""
+        """Return (seq, base) for the next message to a destination; the caller must compose its envelope with them."""
         return self.outbox.reserve(to)
 
     def _composed_by_application(self, event: e.Composed, now: float) -> None:
@@ -296,45 +336,56 @@ class ClientCore:
     def _messages_read(self, event: e.MessagesRead, now: float) -> None:
         for stream, seq in event.messages:
             if stream.user != self.identity.user:
-                self._owe(ReceiptKind.READ, stream, seq)
+                self._queue_receipt(ReceiptKind.READ, stream, seq)
 
-    def _owe(self, kind: ReceiptKind, stream: Stream, seq: int) -> None:
-        self._owed.setdefault((kind, stream), []).append(seq)
+    def _queue_receipt(self, kind: ReceiptKind, stream: Stream, seq: int) -> None:
+        self._receipts.setdefault((kind, stream), []).append(seq)
 
     def _compose_receipts(self) -> None:
-        """One receipt for all messages of a stream that this turn brought."""
-        for (kind, stream), numbers in self._owed.items():
+        """One receipt for all messages of a stream in this event."""
+        for (kind, stream), numbers in self._receipts.items():
             to = Destination(DestinationType.DEVICE, stream.user, stream.device)
-            for ranges in chunks(ranges_of(numbers), self._options.receipt_ranges):
+            for ranges in chunks(ranges_of(numbers), self._options.receipt_ranges_max):
                 receipt = Receipt(kind, stream.epoch, stream.to, tuple(ranges))
                 self._compose(to, Kind.RECEIPT, encode_content(receipt))
-        self._owed.clear()
+        self._receipts.clear()
 
     def _compose(self, to: Destination, kind: Kind, body: bytes) -> None:
-        """An envelope of our own, not sealed."""
+        """Add an envelope of this core's own to the outbox; its body is not sealed."""
         seq, base = self.outbox.reserve(to)
-        who = self.identity
         self._add(
             Envelope(
-                WIRE_VERSION, self._new_id(), who.user, who.device, who.epoch, to, seq, base, kind, 0,
-                self._wall_ms(), body,
+                version=WIRE_VERSION,
+                id=self._new_id(),
+                user=self.identity.user,
+                device=self.identity.device,
+                epoch=self.identity.epoch,
+                to=to,
+                seq=seq,
+                base=base,
+                kind=kind,
+                key=0,
+                sent_at=self._wall_ms(),
+                body=body,
             )
-        )  # fmt: skip
+        )
 
     def _add(self, envelope: Envelope) -> None:
         self._changes.extend(self.outbox.add(envelope))
         self._composed.append((envelope.to, envelope.seq))
 
 
-def _agreed(options: LinkOptions, welcome: Welcome) -> LinkOptions:
-    """Link options within what the connector takes, and no slower than it listens."""
+def _within_limits(options: LinkOptions, welcome: Welcome) -> LinkOptions:
+    """The link options within the connector's limits: frames no larger, heartbeats no rarer."""
     replace = msgspec.structs.replace
-    most = max(1, welcome.frame_bytes - FRAME_OVERHEAD_BYTES)
-    window = replace(options.window, frame_bytes=min(options.window.frame_bytes, most))
-    slower = min(1.0, welcome.heartbeat_ms / 1000 / options.heartbeat_s) or 1.0
-    heartbeat_s, silence_s = options.heartbeat_s * slower, options.silence_s * slower
-    return replace(options, window=window, heartbeat_s=heartbeat_s, silence_s=silence_s)
+    bytes_max = max(1, welcome.frame_bytes - FRAME_OVERHEAD_BYTES)
+    window = replace(options.window, frame_bytes=min(options.window.frame_bytes, bytes_max))
+    factor = min(1.0, welcome.heartbeat_ms / 1000 / options.heartbeat_s) or 1.0
+    return replace(
+        options, window=window, heartbeat_s=options.heartbeat_s * factor, silence_s=options.silence_s * factor
+    )
 
 
 def _code(number: int) -> Code | None:
+    """None for a code that this version does not know."""
     return Code(number) if number in Code.__members__.values() else None

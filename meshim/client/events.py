@@ -1,4 +1,4 @@
-"""What happens to a client, what its core asks to be done, and what it wants written to the state file."""
+"""The events of a client's core, the changes it makes to the state file, and the actions it asks its shell for."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,26 +7,34 @@ from meshim.errors import Code
 from meshim.wire.bounds import Positions
 from meshim.wire.envelope import Destination, Envelope, Stream
 
+STATES = ("", "pending", "sent", "delivered", "read", "rejected")
+"""The states of a sent message, in order: a message never goes back.  "" is before any receipt; `rejected` is final."""
+
+RANK = {state: rank for rank, state in enumerate(STATES)}
+"""State to its place in `STATES`."""
+
 # ---------------------------------------------------------------- events
 
 
 class Connected(NamedTuple):
-    """A connection to a connector stands.  `link` is the new link epoch, `token` what to greet with."""
+    """A connection to a connector stands.  `link` is the new link epoch, `token` goes into the greeting."""
 
     link: int
     token: bytes
 
 
 class FramesReceived(NamedTuple):
+    """Frames from the connector, in the order received."""
+
     batch: Sequence[bytes]
 
 
 class ConnectionLost(NamedTuple):
-    pass
+    """The transport reported that the connection is gone."""
 
 
 class Composed(NamedTuple):
-    """New envelopes, with the `seq` and `base` that `ClientCore.reserve` gave."""
+    """New envelopes of the application, with the `seq` and `base` from `ClientCore.reserve`."""
 
     envelopes: Sequence[Envelope]
 
@@ -37,27 +45,27 @@ class MessagesRead(NamedTuple):
     messages: Sequence[tuple[Stream, int]]
 
 
-class Saved(NamedTuple):
-    """Everything up to this Save is in the state file."""
+class Persisted(NamedTuple):
+    """The state file holds the changes of every Persist up to this serial."""
 
     serial: int
 
 
-Event = Connected | FramesReceived | ConnectionLost | Composed | MessagesRead | Saved
+Event = Connected | FramesReceived | ConnectionLost | Composed | MessagesRead | Persisted
 
-# ---------------------------------------------------------------- the state file
+# ---------------------------------------------------------------- changes to the state file
 
 
 class PutStream(NamedTuple):
-    """A stream of ours: the next seq, and where copies were stored."""
+    """A stream that this device sends: its next seq, and the log positions of its stored copies."""
 
     to: Destination
     next_seq: int
     after: Positions
 
 
-class PutOut(NamedTuple):
-    """A message that has to be delivered."""
+class AddToOutbox(NamedTuple):
+    """A message to deliver."""
 
     to: Destination
     seq: int
@@ -66,19 +74,19 @@ class PutOut(NamedTuple):
     id: bytes
     envelope: bytes
     receipt: str = ""
-    """What a receipt said of it before it was settled."""
+    """`delivered` or `read`, when a receipt arrived before the message was settled."""
 
 
-class NoteReceipt(NamedTuple):
-    """A receipt came before the message was settled."""
+class RecordReceipt(NamedTuple):
+    """A receipt arrived before the message was settled; `state` is delivered or read."""
 
     to: Destination
     seq: int
     state: str
 
 
-class SettleOut(NamedTuple):
-    """It is not sent again; `state` is sent, delivered, read or rejected (with its code and sentence)."""
+class SettleMessage(NamedTuple):
+    """The message is not sent again.  `state` is sent, delivered, read, or rejected (with its code and sentence)."""
 
     to: Destination
     seq: int
@@ -88,15 +96,15 @@ class SettleOut(NamedTuple):
 
 
 class PutOrder(NamedTuple):
-    """What was seen of a stream."""
+    """The position in a stream that this device receives; see `protocol.ordering`."""
 
     stream: Stream
     watermark: int
     holes: tuple[tuple[int, int], ...]
 
 
-class PutIn(NamedTuple):
-    """A message that came; held back until a Release."""
+class AddToInbox(NamedTuple):
+    """A received message; the application does not get it before its Release."""
 
     stream: Stream
     seq: int
@@ -105,25 +113,25 @@ class PutIn(NamedTuple):
 
 
 class Release(NamedTuple):
-    """The application may have it now, after everything released before."""
+    """The application may read this message now, after all messages released before it."""
 
     stream: Stream
     seq: int
     flag: int
 
 
-class Drop(NamedTuple):
-    """It came and is not for the application."""
+class DropFromInbox(NamedTuple):
+    """The message took its place in the order, and is not for the application."""
 
     stream: Stream
     seq: int
 
 
-Change = PutStream | PutOut | NoteReceipt | SettleOut | PutOrder | PutIn | Release | Drop
+Change = PutStream | AddToOutbox | RecordReceipt | SettleMessage | PutOrder | AddToInbox | Release | DropFromInbox
 
 
-class HeldMessage(NamedTuple):
-    """A message in the state file that waits for its turn."""
+class EarlyMessage(NamedTuple):
+    """A message in the state file that waits until an earlier one of its stream arrives."""
 
     stream: Stream
     seq: int
@@ -131,52 +139,54 @@ class HeldMessage(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """The state file as the core needs it."""
+    """The contents of the state file, as a core needs them at its start."""
 
     streams: Sequence[PutStream]
-    unsettled: Sequence[PutOut]
+    unsettled: Sequence[AddToOutbox]
     """In the order they were composed."""
-    settled: Sequence[SettleOut]
-    """The latest ones, for which receipts may still come."""
+    settled: Sequence[SettleMessage]
+    """The latest settled messages: receipts for them may still come."""
     orders: Sequence[PutOrder]
-    held: Sequence[HeldMessage]
+    early: Sequence[EarlyMessage]
 
 
 # ---------------------------------------------------------------- actions
 
 
 class SendFrame(NamedTuple):
+    """Send this frame to the connector; drop it when the socket has no room, as the window sends it again."""
+
     frame: bytes
 
 
-class Save(NamedTuple):
-    """Write these in one transaction.  Answered by Saved."""
+class Persist(NamedTuple):
+    """Write these changes in one transaction, then answer with Persisted."""
 
     serial: int
     changes: Sequence[Change]
 
 
 class Disconnect(NamedTuple):
-    """The link is over.  `code` is what the connector said, or None when it said nothing."""
+    """End the connection.  `code` is the one of the connector's close frame, or None when there was none."""
 
     code: Code | None
     sentence: str
 
 
 class Online(NamedTuple):
-    """The connector has welcomed us, and takes bodies of that many bytes."""
+    """The connector has welcomed this device, and takes bodies of up to `body_bytes`."""
 
     body_bytes: int
 
 
 class StoredDelayed(NamedTuple):
-    """Whether messages that were stored for us come later, because the database is away."""
+    """Whether stored messages for this device are delayed because the mesh's database is away."""
 
     delayed: bool
 
 
-class Progress(NamedTuple):
-    """A message of ours is now `sent`, `delivered`, `read` or `rejected`."""
+class StatusChanged(NamedTuple):
+    """A sent message is now `sent`, `delivered`, `read` or `rejected` (with its code and sentence)."""
 
     to: Destination
     seq: int
@@ -185,8 +195,8 @@ class Progress(NamedTuple):
     sentence: str
 
 
-class InboxGrew(NamedTuple):
-    """Messages for the application are in the state file."""
+class MessagesAvailable(NamedTuple):
+    """The state file holds messages that the application has not read."""
 
 
-Action = SendFrame | Save | Disconnect | Online | StoredDelayed | Progress | InboxGrew
+Action = SendFrame | Persist | Disconnect | Online | StoredDelayed | StatusChanged | MessagesAvailable

@@ -1,49 +1,51 @@
-"""The inbox: every message once, in order, and only what is safe is acknowledged.
+"""The inbox: every message once, in the order of its stream; nothing is acknowledged before it is in the state file.
 
-    text, file, unknown kinds     ordered by (stream, seq), given to the application when saved
-    base                          ordered likewise, and dropped: it only carries `base`
-    receipt                       applied to the outbox; a receipt that came twice changes nothing
-    ephemeral                     shown if somebody looks, and forgotten
+    text, file, unknown kinds     ordered by (stream, seq), released to the application
+    base                          ordered likewise, then dropped: it only carries `base`
+    receipt                       goes to the outbox instead, where a repeated one changes nothing
+    ephemeral                     ignored: this library does not show them
 
-A message that had been stored earns a `delivered` receipt from us: nobody in the mesh waits for it any more.
+The core answers a stored message with a `delivered` receipt: the mesh has settled it already, as `sent`, and reports
+no outcome when a device takes it.
 """
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from meshim.client.events import Change, Drop, PutIn, PutOrder, Release, Snapshot
+from meshim.client.events import AddToInbox, Change, DropFromInbox, PutOrder, Release, Snapshot
+from meshim.client.statistics import Statistics
 from meshim.protocol.ordering import OrderingOptions, Released, StreamOrder
 from meshim.wire.envelope import Envelope, Kind, Stream, decode_envelope
 
 
-class Arrival(NamedTuple):
-    """What a delivery led to."""
+class InboxUpdate(NamedTuple):
+    """What a delivery or a timeout leads to."""
 
     changes: list[Change]
-    grew: bool
-    """The application has something to read."""
+    available: bool
+    """Whether the changes release messages to the application."""
 
 
 class Inbox:
-    """All streams that reach one device."""
+    """The streams that one device receives."""
 
-    def __init__(self, options: OrderingOptions, snapshot: Snapshot, now: float) -> None:
+    def __init__(self, options: OrderingOptions, snapshot: Snapshot, statistics: Statistics, now: float) -> None:
         self._options = options
+        self._statistics = statistics
         self._orders: dict[Stream, StreamOrder[int]] = {}
         self._gaps: set[Stream] = set()
-        self.duplicates = 0
-        self.gaps_released = 0
+        """Streams in which messages wait for a missing one."""
         self._restored: list[Change] = []
-        """What was held back, and is not with the options of today."""
+        """Releases of messages that waited before the restart, and need not with the options of now."""
         for order in snapshot.orders:
             self._orders[order.stream] = StreamOrder(options, order.watermark, order.holes)
-        for held in snapshot.held:
-            envelope = decode_envelope(held.envelope)
-            order_of = self._order(held.stream)
-            released = order_of.receive(held.seq, min(envelope.base, order_of.watermark), envelope.kind, now)
+        for early in snapshot.early:
+            envelope = decode_envelope(early.envelope)
+            order_of = self._order(early.stream)
+            released = order_of.receive(early.seq, min(envelope.base, order_of.watermark), envelope.kind, now)
             if released:
-                self._restored += self._arrived([], held.stream, order_of, released).changes
-            self._note_gap(held.stream, order_of)
+                self._restored += self._released([], early.stream, order_of, released).changes
+            self._note_gap(early.stream, order_of)
 
     def _order(self, stream: Stream) -> StreamOrder[int]:
         order = self._orders.get(stream)
@@ -51,29 +53,29 @@ class Inbox:
             order = self._orders[stream] = StreamOrder(self._options)
         return order
 
-    def receive(self, envelope: Envelope, data: bytes, *, stored: bool, now: float) -> Arrival:
-        """Take in a durable envelope that is not a receipt."""
+    def receive(self, envelope: Envelope, data: bytes, *, stored: bool, now: float) -> InboxUpdate:
+        """Take in a durable envelope that is no receipt; `data` is its encoding."""
         stream = envelope.stream
         order = self._order(stream)
         released = order.receive(envelope.seq, envelope.base, envelope.kind, now)
         if released is None:
-            self.duplicates += 1
-            return Arrival([], grew=False)
-        return self._arrived([PutIn(stream, envelope.seq, data, stored)], stream, order, released)
+            self._statistics.deduplicated += 1
+            return InboxUpdate([], available=False)
+        return self._released([AddToInbox(stream, envelope.seq, data, stored)], stream, order, released)
 
-    def _arrived(
+    def _released(
         self, changes: list[Change], stream: Stream, order: StreamOrder[int], released: Iterable[Released[int]]
-    ) -> Arrival:
-        grew = False
+    ) -> InboxUpdate:
+        available = False
         for seq, kind, flag in released:
             if kind == Kind.BASE:
-                changes.append(Drop(stream, seq))
+                changes.append(DropFromInbox(stream, seq))
             else:
                 changes.append(Release(stream, seq, flag))
-                grew = True
+                available = True
         changes.append(PutOrder(stream, order.watermark, tuple(order.holes)))
         self._note_gap(stream, order)
-        return Arrival(changes, grew)
+        return InboxUpdate(changes, available)
 
     def _note_gap(self, stream: Stream, order: StreamOrder[int]) -> None:
         if order.next_deadline() is None:
@@ -81,20 +83,21 @@ class Inbox:
         else:
             self._gaps.add(stream)
 
-    def tick(self, now: float) -> Arrival:
-        """Give up gaps that are open for too long."""
+    def tick(self, now: float) -> InboxUpdate:
+        """Release the messages behind gaps that are open for `gap_release_s` or longer."""
         changes, self._restored = self._restored, []
-        grew = bool(changes)
+        available = bool(changes)
         for stream in list(self._gaps):
             order = self._orders[stream]
             if released := order.tick(now):
-                self.gaps_released += 1
-                arrival = self._arrived([], stream, order, released)
-                changes.extend(arrival.changes)
-                grew = grew or arrival.grew
-        return Arrival(changes, grew)
+                self._statistics.gaps_released += 1
+                update = self._released([], stream, order, released)
+                changes.extend(update.changes)
+                available = available or update.available
+        return InboxUpdate(changes, available)
 
     def next_deadline(self) -> float | None:
+        """When `tick` has something to release; None while no message waits."""
         if self._restored:
             return 0.0
         deadlines = (self._orders[stream].next_deadline() for stream in self._gaps)

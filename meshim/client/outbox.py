@@ -1,4 +1,4 @@
-"""The outbox: a message is ours until every copy of it is accounted for.
+"""The outbox: the sender keeps a message until every copy of it is accounted for.
 
 ::
 
@@ -6,7 +6,8 @@
       ▲                      │
       └── no outcome in time, busy, or another connection ──┘   (same id, same bytes)
 
-The sending client is the last custodian: whatever dies in the mesh, it submits again what is not settled.
+The sending client holds the last copy: whichever process of the mesh dies, the client submits every unsettled message
+again.  Nothing is submitted before it is in the state file.
 """
 
 import heapq
@@ -14,83 +15,82 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-import msgspec
-
-from meshim.client.events import Change, NoteReceipt, Progress, PutOut, PutStream, SettleOut, Snapshot
+from meshim.client.events import (
+    RANK,
+    AddToOutbox,
+    Change,
+    PutStream,
+    RecordReceipt,
+    SettleMessage,
+    Snapshot,
+    StatusChanged,
+)
+from meshim.client.options import OutboxOptions
+from meshim.client.statistics import Statistics
 from meshim.protocol.outcome import DeliveryStatus, OutStream, OutStreamOptions
-from meshim.protocol.timeouts import CLIENT_RESEND_S
 from meshim.wire.client import Submit
 from meshim.wire.envelope import Destination, Envelope, Receipt, ReceiptKind, encode_envelope
 from meshim.wire.outcome import Outcome, OutcomeStatus
 
 Key = tuple[Destination, int]
-"""(to, seq): a message of ours."""
-
-STATES = ("", "pending", "sent", "delivered", "read")
-"""In the order a message goes through them; `rejected` ends it."""
-_rank = STATES.index
-
-
-class OutboxOptions(msgspec.Struct, frozen=True):
-    """Seconds; waits double, up to `longest_s`, and up to `resend_s` when the mesh said that it was busy.
-
-    `tracked` is how many settled messages receipts are still matched with.
-    """
-
-    resend_s: float = CLIENT_RESEND_S
-    busy_s: float = 0.5
-    longest_s: float = 15.0
-    tracked: int = 10_000
+"""(destination, seq): the name of a message of this device."""
 
 
 class _Message:
-    __slots__ = ("busy_s", "due", "envelope", "progress", "receipt", "resend_s", "saved")
+    """A message that is not settled."""
 
-    def __init__(self, envelope: bytes, options: OutboxOptions, *, saved: bool, receipt: str = "") -> None:
+    __slots__ = ("busy_s", "delivery", "due", "envelope", "persisted", "receipt", "resend_s")
+
+    def __init__(self, envelope: bytes, options: OutboxOptions, *, persisted: bool, receipt: str = "") -> None:
         self.envelope = envelope
-        self.progress = DeliveryStatus()
-        self.saved = saved
+        self.delivery = DeliveryStatus()
+        self.persisted = persisted
         self.receipt = receipt
+        """`delivered` or `read` once a receipt has arrived."""
         self.resend_s = options.resend_s
         self.busy_s = options.busy_s
         self.due: float | None = None
         """When to submit it again; None while it waits to be submitted."""
 
 
-class Settled(NamedTuple):
-    """What taking in an outcome or a receipt led to."""
+class OutboxUpdate(NamedTuple):
+    """What an outcome or a receipt leads to."""
 
-    progress: list[Progress]
+    statuses: list[StatusChanged]
     changes: list[Change]
-    owing_base: list[Destination]
+    base_updates: list[Destination]
     """Streams in which a base update has to follow now."""
 
 
 class Outbox:
-    """All streams of one device."""
+    """The streams that one device sends."""
 
-    def __init__(self, user: int, options: OutboxOptions, snapshot: Snapshot) -> None:
+    def __init__(self, user: int, options: OutboxOptions, snapshot: Snapshot, statistics: Statistics) -> None:
         self._user = user
         self._options = options
+        self._statistics = statistics
         self._stream_options = OutStreamOptions()
         self._streams: dict[Destination, OutStream] = {}
         self._pending: dict[Key, _Message] = {}
         self._settled: OrderedDict[Key, str] = OrderedDict()
+        """The state of the latest `settled_max` settled messages."""
         self._unsent: OrderedDict[Key, None] = OrderedDict()
         self._due: list[tuple[float, int, Key]] = []
+        """A heap of (time, tie-breaker, message) to submit again; entries of settled messages stay in it."""
         self._count = 0
-        self.resent = 0
         for stream in snapshot.streams:
             self._streams[stream.to] = OutStream(self._stream_options, stream.next_seq, stream.after)
-        for out in snapshot.unsettled:
-            self._stream(out.to).restore(out.seq, out.base)
-            self._pending[out.to, out.seq] = _Message(out.envelope, options, saved=True, receipt=out.receipt)
-            self._unsent[out.to, out.seq] = None
+        for message in snapshot.unsettled:
+            self._stream(message.to).restore(message.seq, message.base)
+            key = message.to, message.seq
+            self._pending[key] = _Message(message.envelope, options, persisted=True, receipt=message.receipt)
+            self._unsent[key] = None
         for settled in snapshot.settled:
             self._settled[settled.to, settled.seq] = settled.state
 
     @property
     def unsettled(self) -> int:
+        """How many messages are not settled."""
         return len(self._pending)
 
     def _stream(self, to: Destination) -> OutStream:
@@ -100,150 +100,155 @@ class Outbox:
         return stream
 
     def full(self, to: Destination) -> bool:
-        """Whether too much is unsettled in this stream to compose more."""
+        """Whether this stream has too many unsettled messages to compose another one."""
         return self._stream(to).full
 
     def reserve(self, to: Destination) -> tuple[int, int]:
-        """(seq, base) for a message that is composed next."""
+        """Return (seq, base) for the message that is composed next."""
         return self._stream(to).assign()
 
     def add(self, envelope: Envelope) -> list[Change]:
-        """A composed message; it may be submitted once these changes are saved."""
+        """Add a composed message; call `persisted` when the returned changes are in the state file."""
         data = encode_envelope(envelope)
-        key = (envelope.to, envelope.seq)
-        self._pending[key] = _Message(data, self._options, saved=False)
-        out = PutOut(envelope.to, envelope.seq, envelope.base, envelope.kind, envelope.id, data)
-        return [out, self._saved_stream(envelope.to)]
+        self._pending[envelope.to, envelope.seq] = _Message(data, self._options, persisted=False)
+        message = AddToOutbox(
+            to=envelope.to,
+            seq=envelope.seq,
+            base=envelope.base,
+            kind=envelope.kind,
+            id=envelope.id,
+            envelope=data,
+        )
+        return [message, self._put_stream(envelope.to)]
 
-    def _saved_stream(self, to: Destination) -> PutStream:
+    def _put_stream(self, to: Destination) -> PutStream:
         stream = self._streams[to]
         return PutStream(to, stream.next_seq, stream.after)
 
-    def saved(self, keys: Iterable[Key]) -> None:
-        """These are in the state file: they may leave."""
+    def persisted(self, keys: Iterable[Key]) -> None:
+        """These messages are in the state file: `take` may submit them."""
         for key in keys:
             if (message := self._pending.get(key)) is not None:
-                message.saved = True
+                message.persisted = True
                 self._unsent[key] = None
 
-    # ---- submitting
+    # ---------------------------------------------------------------- submitting
 
     def take(self, room: int, now: float) -> list[Submit]:
-        """What to submit now, at most `room` of them."""
+        """Return the messages to submit now, at most `room`, in the order they were composed."""
         while self._due and self._due[0][0] <= now:
             due, _, key = heapq.heappop(self._due)
             message = self._pending.get(key)
             if message is not None and message.due == due:
                 message.due = None
                 self._unsent[key] = None
-                self.resent += 1
+                self._statistics.resent += 1
         submits: list[Submit] = []
         while self._unsent and len(submits) < room:
             key, _ = self._unsent.popitem(last=False)
             message = self._pending[key]
-            self._wait(key, message, now + message.resend_s)
-            message.resend_s = min(2 * message.resend_s, self._options.longest_s)
+            self._resend_at(key, message, now + message.resend_s)
+            message.resend_s = min(2 * message.resend_s, self._options.resend_max_s)
             submits.append(Submit(message.envelope, self._streams[key[0]].after))
         return submits
 
-    def _wait(self, key: Key, message: _Message, due: float) -> None:
+    def _resend_at(self, key: Key, message: _Message, due: float) -> None:
         message.due = due
         self._count += 1
         heapq.heappush(self._due, (due, self._count, key))
 
     def disconnected(self) -> None:
-        """Whatever was under way has to be submitted again, in the order it was composed."""
+        """Submit every unsettled message again over the next connection, in the order they were composed."""
         self._due.clear()
         for message in self._pending.values():
             if message.due is not None:
                 message.due = None
-                self.resent += 1
-            message.resend_s = self._options.resend_s  # whoever was slow is somebody else now
-        self._unsent = OrderedDict((key, None) for key, message in self._pending.items() if message.saved)
+                self._statistics.resent += 1
+            message.resend_s = self._options.resend_s  # the next connector may be a faster one
+        self._unsent = OrderedDict((key, None) for key, message in self._pending.items() if message.persisted)
 
     def next_deadline(self) -> float | None:
+        """When `take` has something to submit again; None while it has not."""
         return self._due[0][0] if self._due else None
 
-    # ---- outcomes and receipts
+    # ---------------------------------------------------------------- outcomes and receipts
 
-    def outcome(self, outcome: Outcome, now: float) -> Settled:
-        """Take in what became of some copies."""
-        result = Settled([], [], [])
+    def outcome(self, outcome: Outcome, now: float) -> OutboxUpdate:
+        """Take in an outcome: what became of some copies of one message, or of several in a row."""
+        update = OutboxUpdate([], [], [])
         stream = self._streams.get(outcome.to)
-        if stream is None or outcome.last - outcome.first > self._options.tracked:
-            return result
+        if stream is None or outcome.last - outcome.first > self._options.settled_max:
+            return update
         if outcome.status == OutcomeStatus.STORED:
             for copy in outcome.done:
                 stream.stored(copy, outcome.position)
-            result.changes.append(self._saved_stream(outcome.to))
+            update.changes.append(self._put_stream(outcome.to))
         for seq in range(outcome.first, outcome.last + 1):
-            self._one_outcome((outcome.to, seq), outcome, stream, now, result)
-        return result
+            self._one_outcome((outcome.to, seq), outcome, stream, now, update)
+        return update
 
-    def _one_outcome(self, key: Key, outcome: Outcome, stream: OutStream, now: float, result: Settled) -> None:
+    def _one_outcome(self, key: Key, outcome: Outcome, stream: OutStream, now: float, update: OutboxUpdate) -> None:
         message = self._pending.get(key)
         if message is None:
             if outcome.status == OutcomeStatus.DELIVERED and any(user != self._user for user, _ in outcome.done):
-                self._advance(key, "delivered", result)
+                self._advance(key, "delivered", update)
             return
         if outcome.status == OutcomeStatus.BUSY:
             self._unsent.pop(key, None)
-            self._wait(key, message, now + message.busy_s)
+            self._resend_at(key, message, now + message.busy_s)
             message.busy_s = min(2 * message.busy_s, self._options.resend_s)
             return
-        progress = message.progress
-        if not progress.add(outcome, self._user) or not progress.settled:
+        delivery = message.delivery
+        if not delivery.add(outcome, self._user) or not delivery.settled:
             return
         del self._pending[key]
         self._unsent.pop(key, None)
-        if stream.settle(key[1], progress):
-            result.owing_base.append(key[0])
+        if stream.settle(key[1], delivery):
+            update.base_updates.append(key[0])
         self._settled[key] = "pending"
-        while len(self._settled) > self._options.tracked:
+        while len(self._settled) > self._options.settled_max:
             self._settled.popitem(last=False)
-        if progress.state == DeliveryStatus.REJECTED:
-            self._advance(key, "rejected", result, progress.code, progress.sentence)
+        if delivery.state == DeliveryStatus.REJECTED:
+            self._advance(key, "rejected", update, delivery.code, delivery.sentence)
         else:
-            self._advance(key, max("delivered" if progress.delivered else "sent", message.receipt, key=_rank), result)
+            state = "delivered" if delivery.delivered else "sent"
+            self._advance(key, max(state, message.receipt, key=RANK.__getitem__), update)
 
-    def receipt(self, sender: int, receipt: Receipt) -> Settled:
-        """Take in a receipt of a recipient's device; one from anybody else changes nothing."""
-        result = Settled([], [], [])
+    def receipt(self, sender: int, receipt: Receipt) -> OutboxUpdate:
+        """Take in a receipt; ignore it unless its sender is the recipient of the messages."""
+        update = OutboxUpdate([], [], [])
         if receipt.to.id != sender:
-            return result
+            return update
         state = "read" if receipt.kind == ReceiptKind.READ else "delivered"
-        budget = self._options.tracked
+        budget = self._options.settled_max
         for first, last in receipt.ranges:
             budget -= max(0, last - first + 1)  # a range that runs backwards must not buy room for a long one
             if budget < 0:
                 break
             for seq in range(first, last + 1):
-                self._one_receipt((receipt.to, seq), state, result)
-        return result
+                self._one_receipt((receipt.to, seq), state, update)
+        return update
 
-    def _one_receipt(self, key: Key, state: str, result: Settled) -> None:
+    def _one_receipt(self, key: Key, state: str, update: OutboxUpdate) -> None:
         message = self._pending.get(key)
         if message is None:
-            self._advance(key, state, result)
-        elif _rank(state) > _rank(message.receipt):
-            # It outran the outcome of the message.
+            self._advance(key, state, update)
+        elif RANK[state] > RANK[message.receipt]:  # the receipt arrived before the outcome of the message
             message.receipt = state
-            result.changes.append(NoteReceipt(key[0], key[1], state))
+            update.changes.append(RecordReceipt(key[0], key[1], state))
 
-    def _advance(self, key: Key, state: str, result: Settled, code: int = 0, sentence: str = "") -> None:
-        """Progress is only ever forward."""
+    def _advance(self, key: Key, state: str, update: OutboxUpdate, code: int = 0, sentence: str = "") -> None:
+        """Move a settled message forward; ignore a state that it has passed, and messages that are forgotten."""
         known = self._settled.get(key)
-        if known is None or known == "rejected":
-            return
-        if state != "rejected" and _rank(state) <= _rank(known):
+        if known is None or RANK[state] <= RANK[known]:
             return
         self._settled[key] = state
-        result.progress.append(Progress(key[0], key[1], state, code, sentence))
-        result.changes.append(SettleOut(key[0], key[1], state, code, sentence))
+        update.statuses.append(StatusChanged(key[0], key[1], state, code, sentence))
+        update.changes.append(SettleMessage(key[0], key[1], state, code, sentence))
 
 
 def ranges_of(numbers: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """Inclusive ranges that cover exactly these numbers."""
+    """Return the inclusive ranges that cover exactly these numbers, in ascending order."""
     ranges: list[tuple[int, int]] = []
     for number in sorted(numbers):
         if ranges and number <= ranges[-1][1] + 1:

@@ -1,7 +1,8 @@
-"""The REST service as Python calls: for the client library and for the command line.
+"""The REST service as Python calls, for the client library and the command line.
 
-Every method raises `ApiError` when the service refuses (`temporary` tells what is worth another
-try), and `BackendUnavailable` when it is not there, or something else is.
+Every method of `Api` that sends a request raises ApiError when the service refuses (`temporary` is true when a later
+try may succeed), BackendUnavailable when the service does not answer or the URL is not one of meshim, and ClientClosed
+after `close`.
 """
 
 import ssl
@@ -13,7 +14,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 import msgspec
 
-from meshim.errors import ApiError, BackendUnavailable, ClientClosed, UsageError
+from meshim.errors import ApiError, BackendUnavailable, ClientClosed, UsageError, one_line
 from meshim.runtime.addresses import is_loopback
 from meshim.wire import rest
 from meshim.wire.rest import PREFIX, PROBLEM_JSON
@@ -24,9 +25,17 @@ _T = TypeVar("_T")
 
 
 class Api:
-    """One REST service.  Keeps connections open: close it, or use it in `async with`.
+    """The client of one REST service.
 
-    `token` is the one of the last login; set it to go on with one from before.
+    ::
+
+        async with Api("http://127.0.0.1:8100") as api:
+            await api.register("alice", password)
+            await api.login("alice", password)
+            relation = await api.request("bob")
+
+    It keeps HTTP connections open: use it in `async with`, or `close` it.  `token` is that of the last login; set it
+    to use an earlier one.  The answers are the structs of `meshim.wire.rest`.
     """
 
     def __init__(
@@ -38,10 +47,10 @@ class Api:
         timeout_s: float = 10.0,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """Raises `UsageError` for what is no http(s) URL, and for plain HTTP to another machine.
+        """`timeout_s` is for each request.  With a `transport`, requests go there instead of into the network.
 
-        Answers carry tokens and content keys, so that needs `insecure=True`.  With a `transport`, requests
-        go there instead of into the network.
+        Raises UsageError when `base_url` is no http(s) URL, and for plain HTTP to another machine unless `insecure`:
+        answers carry tokens and content keys.
         """
         local = _check_url(base_url, insecure)
         self.base_url = base_url.rstrip("/")
@@ -50,7 +59,7 @@ class Api:
             timeout=timeout_s,
             transport=transport,
             verify=_certificates(base_url),
-            trust_env=not local,  # no proxy has any business between us and this very machine
+            trust_env=not local,  # requests to this machine must not go through a proxy of the environment
         )
 
     async def __aenter__(self) -> Self:
@@ -62,24 +71,29 @@ class Api:
         await self.close()
 
     async def close(self) -> None:
+        """Close the HTTP connections."""
         await self._http.aclose()
 
-    # ------------------------------------------------------------ accounts and sessions
+    # ---------------------------------------------------------------- accounts and sessions
 
     async def register(self, name: str, password: str) -> rest.User:
+        """Make an account; returns its id, and its name in lower case."""
         return await self._call("POST", "/users", rest.User, rest.Credentials(name, password))
 
     async def import_users(self, users: Sequence[tuple[str, str]]) -> tuple[rest.Imported, ...]:
-        """Register (name, password) pairs; what became of each, in the same order."""
+        """Make an account for each (name, password), 500 at most; returns the result of each, in the same order.
+
+        The service accepts this only from its own machine.
+        """
         body = rest.Import(tuple(rest.Credentials(name, password) for name, password in users))
         answer = await self._call("POST", "/import", rest.ImportAnswer, body, timeout_s=120.0)
         return answer.users
 
     async def login(self, name: str, password: str, device: str | None = None, epoch: int = 0) -> rest.LoginAnswer:
-        """Log in and use the token from now on.
+        """Log in, and use the token of the answer from now on.
 
-        With a device it is registered, or taken over with this epoch.  Without one nothing is touched,
-        and the token is for REST alone.
+        With a device name, the service registers the device, or lets the state file with this epoch take it over.
+        Without one no device changes, and connectors do not accept the token.
         """
         body = rest.LoginRequest(name, password, device, rest.format_epoch(epoch))
         answer = await self._call("POST", "/login", rest.LoginAnswer, body)
@@ -87,43 +101,49 @@ class Api:
         return answer
 
     async def logout(self) -> None:
-        """Revoke the token; a session under it is closed."""
+        """Revoke the token, and end the device's session on its connector."""
         await self._send("POST", "/logout")
         self.token = None
 
     async def connectors(self) -> tuple[rest.Connector, ...]:
-        """The living ones."""
+        """Return the living connectors."""
         return (await self._call("GET", "/connectors", rest.Connectors)).connectors
 
     async def user(self, name: str) -> rest.User:
+        """Look up a user by name."""
         return await self._call("GET", f"/users/{_segment(name)}", rest.User)
 
-    # ------------------------------------------------------------ friends
+    # ---------------------------------------------------------------- friends
 
     async def relations(self) -> tuple[rest.Relation, ...]:
+        """Return the relations to all users that this one has or had any with, with content keys, by name."""
         return (await self._call("GET", "/relations", rest.Relations)).relations
 
     async def relation(self, name: str) -> rest.Relation:
+        """Return the relation to one user, with its content keys."""
         return await self._call("GET", f"/relations/{_segment(name)}", rest.Relation)
 
     async def request(self, name: str) -> rest.Relation:
-        """Ask for friendship, or accept it from someone who has asked; how the two stand after it."""
+        """Ask a user for friendship, or accept that user's request if there is one; returns the relation after it."""
         return await self._call("POST", f"/relations/{_segment(name)}", rest.Relation)
 
     async def accept(self, name: str) -> rest.Relation:
+        """Accept a request for friendship; returns the relation after it."""
         return await self._call("POST", f"/relations/{_segment(name)}/accept", rest.Relation)
 
     async def refuse(self, name: str) -> None:
+        """Refuse a request for friendship; the user may ask again."""
         await self._send("POST", f"/relations/{_segment(name)}/refuse")
 
     async def remove(self, name: str) -> None:
-        """End a friendship, or withdraw a request."""
+        """End a friendship, withdraw a request, or refuse one."""
         await self._send("DELETE", f"/relations/{_segment(name)}")
 
     async def presence(self) -> tuple[rest.PeerPresence, ...]:
+        """Return which friends are connected, by name."""
         return (await self._call("GET", "/presence", rest.PresenceAnswer)).friends
 
-    # ------------------------------------------------------------ one request
+    # ---------------------------------------------------------------- one request
 
     async def _call(
         self,
@@ -160,15 +180,15 @@ class Api:
         except httpx.TimeoutException:
             raise BackendUnavailable(f"{self.base_url} did not answer in time: try again later.") from None
         except httpx.TransportError as error:
-            reason = str(error).rstrip(".") or type(error).__name__
             raise BackendUnavailable(
-                f"Cannot reach meshim at {self.base_url} ({reason}): is it running, and is the URL right?"
+                f"Cannot reach meshim at {self.base_url} ({one_line(error)}): is it running, and is the URL right?"
             ) from error
         if not response.is_success:
             raise self._refusal(response)
         return response
 
     def _refusal(self, response: httpx.Response) -> ApiError | BackendUnavailable:
+        """The error for an answer that is no success."""
         if not response.headers.get("content-type", "").startswith(PROBLEM_JSON):
             return BackendUnavailable(
                 f"{self.base_url} answered {response.status_code} without saying why: is this the URL of meshim?"
@@ -182,7 +202,7 @@ class Api:
 
 
 def _check_url(url: str, insecure: bool) -> bool:
-    """Whether the URL leads to this machine; raises UsageError for one that must not be used."""
+    """Whether the URL leads to this machine.  Raises UsageError when it must not be used."""
     try:
         parts = urlsplit(url)
         host, scheme, _ = parts.hostname or "", parts.scheme, parts.port
@@ -200,10 +220,10 @@ def _check_url(url: str, insecure: bool) -> bool:
 
 
 def _certificates(url: str) -> ssl.SSLContext:
-    """What to trust.  Loading all roots takes longer than a login, so plain HTTP does without any."""
+    """The root certificates.  Plain HTTP loads none: it would take longer than a login."""
     return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if url.startswith("http:") else ssl.create_default_context()
 
 
 def _segment(name: str) -> str:
-    """A name as one segment of a path."""
+    """A name, quoted as one segment of a path."""
     return quote(name, safe="")

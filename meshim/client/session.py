@@ -1,4 +1,4 @@
-"""Who a device is: its login, kept in the state file, and where it may connect."""
+"""The login of a device: made with REST, kept in the state file, renewed when it ends; and requests that need it."""
 
 import asyncio
 import time
@@ -17,27 +17,28 @@ from meshim.runtime.crypto import format_token, open_sealed, parse_token, seal
 from meshim.wire.envelope import associated_data, decode_envelope, encode_envelope
 from meshim.wire.rest import Connector, LoginAnswer, Relation
 
-_ASK_S = 2.0
-"""How long a reconnect waits for the list of connectors, before it makes do with the last one."""
-_SOON_S = 60.0
-"""A token that ends within this time is as good as ended."""
+_CONNECTORS_TIMEOUT_S = 2.0
+"""For the list of connectors; a reconnect uses the last list when REST takes longer."""
+_EXPIRY_MARGIN_S = 60.0
+"""A token that expires within this time counts as expired."""
 
 _T = TypeVar("_T")
 
 
 class Credentials(NamedTuple):
-    """`password` may be a function that asks for it: it is called when a login is needed."""
+    """`password` may be a function that returns it; it is called, in a thread, when a login is needed."""
 
     name: str
     password: str | Callable[[], str]
     device: str
 
     async def reveal(self) -> str:
+        """Return the password."""
         return self.password if isinstance(self.password, str) else await asyncio.to_thread(self.password)
 
 
 class _Login(msgspec.Struct):
-    """What the state file keeps of a login."""
+    """The entry `login` of the state file."""
 
     api: str
     name: str
@@ -55,15 +56,15 @@ _decode = msgspec.msgpack.Decoder(_Login).decode
 
 
 class Session:
-    """The login of one state file, and what only those ask who are logged in.
+    """The login of one state file, and the REST requests that need its token.
 
-    `lock` is held while the file is written: so that nothing on the event loop has to wait for the disk.
+    `lock` is held while a thread uses the file, so that the event loop never waits for the disk.
     """
 
     def __init__(self, api: Api, state: StateFile, credentials: Credentials) -> None:
         self.lock = asyncio.Lock()
         self.on_relations: Callable[[Sequence[Relation]], None] | None = None
-        """Gets what a login said of friends; it is in the state file already."""
+        """Called with the relations in the answer of a login, once they are in the state file."""
         self._api = api
         self._state = state
         self._credentials = credentials
@@ -73,27 +74,28 @@ class Session:
 
     @property
     def name(self) -> str:
-        """Our name, as the service writes it."""
-        return self._known.name
+        """The name of the user, as the service spells it."""
+        return self._current.name
 
     @property
     def user_id(self) -> int:
-        return self._known.user_id
+        """The id of the user."""
+        return self._current.user_id
 
     @property
-    def _known(self) -> _Login:
+    def _current(self) -> _Login:
         assert self._login is not None, "open() comes first"
         return self._login
 
     async def open(self) -> Identity:
-        """Go on with the login in the file, or log in.
+        """Use the login in the file, or log in; returns the ids of the device.
 
-        Raises UsageError when the file is another user's or device's, ApiError when the login is refused, and
-        BackendUnavailable when there is no login to go on with and the service is away.
+        Raises UsageError when the file belongs to another user or device, ApiError when the login is refused, and
+        BackendUnavailable when the file holds no login and the service is unavailable.
         """
-        kept = self._state.get("login")
-        if kept is not None:
-            self._login = _decode(kept)
+        stored = self._state.get("login")
+        if stored is not None:
+            self._login = _decode(stored)
             self._api.token = format_token(self._login.token)
             name, _, device = self._credentials
             if (self._login.name, self._login.device) != (fold_name(name), device):
@@ -101,18 +103,18 @@ class Session:
                     f"this state file is of {self._login.name} on {self._login.device}, "
                     f"not of {name} on {device}: give each device a file of its own"
                 )
-        if self._login is None or self._login.expires_at <= time.time() + _SOON_S:
+        if self._login is None or self._login.expires_at <= time.time() + _EXPIRY_MARGIN_S:
             try:
                 await self._log_in(None if self._login is None else self._login.token)
             except (ApiError, BackendUnavailable) as error:
                 if self._login is None or (isinstance(error, ApiError) and not error.temporary):
                     raise
-                # The file says who we are: connectors will refuse the token, and that is when we log in.
+                # The ids in the file still hold.  A connector will refuse the token: that is when to log in again.
         self._opened = True
-        return Identity(self._known.user_id, self._known.device_id, self._state.epoch)
+        return Identity(self._current.user_id, self._current.device_id, self._state.epoch)
 
     async def _log_in(self, instead_of: bytes | None) -> None:
-        """Get a token in place of this one, unless another task has by now."""
+        """Get a token in place of this one, unless another task already has."""
         async with self._logging_in:
             before = self._login
             if before is not None and before.token != instead_of:
@@ -125,8 +127,8 @@ class Session:
                     "remove it, or use another state file"
                 )
             self._login = self._login_of(answer)
-            await self._keep()
-            await self.keep_relations(answer.relations)
+            await self._persist()
+            await self.persist_relations(answer.relations)
             if self.on_relations is not None:
                 self.on_relations(answer.relations)
             if before is not None and before.device_id != answer.device_id and self._opened:
@@ -134,102 +136,109 @@ class Session:
 
     def _login_of(self, answer: LoginAnswer) -> _Login:
         return _Login(
-            self._api.base_url, answer.name, self._credentials.device, answer.user_id, answer.device_id,
-            parse_token(answer.token), answer.expires_at, answer.connectors, answer.mesh,
-        )  # fmt: skip
+            api=self._api.base_url,
+            name=answer.name,
+            device=self._credentials.device,
+            user_id=answer.user_id,
+            device_id=answer.device_id,
+            token=parse_token(answer.token),
+            expires_at=answer.expires_at,
+            connectors=answer.connectors,
+            mesh=answer.mesh,
+        )
 
-    async def _keep(self) -> None:
+    async def _persist(self) -> None:
         async with self.lock:
             await asyncio.to_thread(self._state.put, "login", _encode(self._login))
 
-    async def keep_relations(self, relations: Sequence[Relation]) -> None:
-        """Put names and keys into the state file."""
+    async def persist_relations(self, relations: Sequence[Relation]) -> None:
+        """Write the names, relations and keys into the state file."""
         peers = [(relation.peer.user_id, relation.peer.name, relation.state) for relation in relations]
         keys = [(relation.peer.user_id, key.version, key.key) for relation in relations for key in relation.keys]
         async with self.lock:
             await asyncio.to_thread(self._state.put_peers, peers, keys)
 
-    # ---- for the connection
+    # ---------------------------------------------------------------- for the connection
 
-    async def token(self, refused: bytes | None) -> bytes:  # the callback of Connection
-        """What to greet with; after a new login if it is what a connector has refused."""
+    async def token(self, refused: bytes | None) -> bytes:
+        """Return the token to greet with; log in first when the current token is the one a connector refused."""
         if refused is not None:
             await self._log_in(refused)
-        return self._known.token
+        return self._current.token
 
-    async def connectors(self, fresh: bool) -> Sequence[Connector]:  # the callback of Connection
-        """Where to connect; asks the REST service if `fresh`, and makes do with the last answer when it is away.
+    async def connectors(self, fresh: bool) -> Sequence[Connector]:
+        """Return the connectors to choose from: the last list, or with `fresh` a new one, if REST answers in time.
 
         Raises PeerError when the service refuses our token.
         """
         if fresh:
             try:
-                async with asyncio.timeout(_ASK_S):
+                async with asyncio.timeout(_CONNECTORS_TIMEOUT_S):
                     found = await self._api.connectors()
             except (BackendUnavailable, TimeoutError):
-                pass  # the list we have may still be right
+                pass  # the last list may still be right
             except ApiError as error:
                 if error.status == 401:
-                    # The same verdict as a connector's: who took this device over must not be ousted in turn.
+                    # Report it as a connector does: after a takeover this device must not log in and take itself back.
                     raise PeerError(Code.BAD_TOKEN, error.sentence) from error
                 if not error.temporary:
                     raise
             else:
-                if found and found != self._known.connectors:  # none: the service has lost sight of them
-                    self._known.connectors = found
-                    await self._keep()
-        return self._known.connectors
+                if found and found != self._current.connectors:  # empty: Redis has lost the leases
+                    self._current.connectors = found
+                    await self._persist()
+        return self._current.connectors
 
-    # ---- for people
+    # ---------------------------------------------------------------- for the contacts
 
     async def relation(self, name: str) -> Relation:
-        """Raises as `Api.relation`."""
-        return await self._asked(lambda: self._api.relation(name))
+        """As `Api.relation`."""
+        return await self._authorized(lambda: self._api.relation(name))
 
     async def relations(self) -> Sequence[Relation]:
-        """Raises as `Api.relations`."""
-        return await self._asked(self._api.relations)
+        """As `Api.relations`."""
+        return await self._authorized(self._api.relations)
 
-    async def _asked(self, ask: Callable[[], Awaitable[_T]]) -> _T:
-        """The answer to a request; after a new login if our token has ended."""
-        token = self._known.token
+    async def _authorized(self, request: Callable[[], Awaitable[_T]]) -> _T:
+        """The answer to a request, repeated after a new login when the service refuses the token."""
+        token = self._current.token
         try:
-            return await ask()
+            return await request()
         except ApiError as error:
             if error.status != 401:
                 raise
         await self._log_in(token)
-        return await ask()
+        return await request()
 
 
-def kept_login(path: Path) -> str | None:
-    """The token that a state file keeps, as REST writes it; None when it keeps none that lasts.
+def stored_token(path: Path) -> str | None:
+    """Return the token in a state file, as REST writes it; None when it has none, or only an expired one.
 
-    Raises UsageError when another process has the file, or it is no state file.
+    Raises UsageError when another process uses the file, or it is no state file.
     """
     if not path.exists():
         return None
     state = StateFile(path)
     try:
-        kept = state.get("login")
+        stored = state.get("login")
     finally:
         state.close()
-    login = None if kept is None else _decode(kept)
-    if login is None or login.expires_at <= time.time() + _SOON_S:
+    login = None if stored is None else _decode(stored)
+    if login is None or login.expires_at <= time.time() + _EXPIRY_MARGIN_S:
         return None
     return format_token(login.token)
 
 
-def readdress(state: StateFile, identity: Identity) -> bool:
-    """Whether messages of an earlier device were found in the outbox; they are this device's now.
+def reassign_outbox(state: StateFile, identity: Identity) -> bool:
+    """Change the sender of unsettled messages to this device, and seal them again; returns whether there were any.
 
-    A device that was idle for too long is forgotten by the server, and a new one after its next login: connectors
-    refuse what names the old one.
+    The server drops a device that was idle for `device_idle_s`, and its next login registers a new one.  Connectors
+    refuse envelopes from the old one.
     """
     keys = {(user, version): key for user, version, key in state.content_keys()}
     changed = []
-    for out in state.load().unsettled:
-        old = decode_envelope(out.envelope)
+    for message in state.load().unsettled:
+        old = decode_envelope(message.envelope)
         if old.device == identity.device:
             continue
         new = msgspec.structs.replace(old, device=identity.device)
@@ -237,7 +246,7 @@ def readdress(state: StateFile, identity: Identity) -> bool:
             key = keys[old.to.id, old.key]
             body = seal(key, open_sealed(key, old.body, associated_data(old)), associated_data(new))
             new = msgspec.structs.replace(new, body=body)
-        changed.append((out.to, out.seq, encode_envelope(new)))
+        changed.append((message.to, message.seq, encode_envelope(new)))
     if changed:
-        state.readdress(changed)
+        state.reassign_outbox(changed)
     return bool(changed)

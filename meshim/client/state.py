@@ -1,15 +1,15 @@
-"""The state file: what a device must not forget, in SQLite.
+"""The state file: everything that a device must keep when its process ends, in SQLite.
 
-    meta       who we are: epoch, ids, token, names
-    peer       people we know: names and relations
-    content_key   keys by peer and version; they outlive the messages
-    stream     our streams: next seq, `after`
-    outbox     our messages: the envelope until settled, then only how far they came
-    seen       streams that reach us: watermark and holes
-    inbox      messages for the application, until it has handled them
+    meta          epoch of the file, and the login
+    peer          the contacts: names and relations
+    content_key   keys by contact and version; they outlive the messages
+    stream        streams that this device sends: next seq, `after`
+    outbox        sent messages: the envelope until settled, then only the state
+    seen          streams that this device receives: watermark and holes
+    inbox         received messages, until the application has handled them; `turn` is their order of release
 
-WAL with `synchronous=FULL`: what `apply` has returned from survives a power loss.  One process at a time
-has the file; another one is refused with a sentence.
+WAL with `synchronous=FULL`: the changes are on disk when `apply` returns, and survive a power loss.  One process at a
+time may use the file; another one gets a UsageError.
 """
 
 import os
@@ -24,16 +24,16 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 import msgspec
 
 from meshim.client.events import (
+    AddToInbox,
+    AddToOutbox,
     Change,
-    Drop,
-    HeldMessage,
-    NoteReceipt,
-    PutIn,
+    DropFromInbox,
+    EarlyMessage,
     PutOrder,
-    PutOut,
     PutStream,
+    RecordReceipt,
     Release,
-    SettleOut,
+    SettleMessage,
     Snapshot,
 )
 from meshim.errors import ClientClosed, UsageError
@@ -41,11 +41,11 @@ from meshim.runtime.file_lock import try_lock
 from meshim.wire.envelope import Destination, Stream
 
 _APPLICATION = 0x6D657368
-"""Tells our files from other SQLite databases."""
+"""Distinguishes state files from other SQLite databases (`application_id`): "mesh" in ASCII."""
 _VERSION = 1
 _DURABLE = "synchronous=FULL"
-_TRACKED = 10_000
-"""How many settled messages are kept for receipts that may come."""
+_SETTLED_MAX = 10_000
+"""Rows of settled messages, kept for the receipts that may still come."""
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -80,7 +80,7 @@ _holes = msgspec.msgpack.Decoder(tuple[tuple[int, int], ...]).decode
 
 
 class Received(NamedTuple):
-    """A message for the application.  `number` orders them, and names them to `handled`."""
+    """A message for the application.  `number` is its place in the order of release, and its name for `handled`."""
 
     number: int
     stream: Stream
@@ -90,31 +90,41 @@ class Received(NamedTuple):
     flag: int
 
 
-def _alone(
+def _exclusive(
     method: Callable[Concatenate["StateFile", _Arguments], _Answer],
 ) -> Callable[Concatenate["StateFile", _Arguments], _Answer]:
-    """One use at a time, whichever threads they come from: a transaction is of the connection, not of a thread."""
+    """Run one method at a time, whichever threads they run in: a transaction belongs to the connection."""
 
     @wraps(method)
-    def alone(self: "StateFile", /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Answer:
+    def exclusive(self: "StateFile", /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Answer:
         with self._using:
-            if self._closed:  # by another task, while this one was out asking REST
+            if self._closed:  # by another task, while this one waited for REST
                 raise ClientClosed("the client was closed")
             return method(self, *args, **kwargs)
 
-    return alone
+    return exclusive
 
 
 class StateFile:
-    """One device's memory.  For any thread; whoever comes while another one uses it waits."""
+    """The state of one device.  Any thread may use it; the methods wait for one another."""
 
     def __init__(self, path: Path) -> None:
-        """Open or make the file.  Raises UsageError when another process has it or it is no state file."""
+        """Open the file, or make it.  Raises UsageError when another process uses it, or it is no state file."""
+        self._writers: dict[type[Any], Callable[[Any], None]] = {
+            PutStream: self._put_stream,
+            AddToOutbox: self._add_to_outbox,
+            RecordReceipt: self._record_receipt,
+            SettleMessage: self._settle_message,
+            PutOrder: self._put_order,
+            AddToInbox: self._add_to_inbox,
+            Release: self._release,
+            DropFromInbox: self._drop_from_inbox,
+        }
         self.path = path
         self._using = threading.RLock()
         self._closed = False
         try:
-            path = path.resolve()  # one file, one lock, whatever it is called
+            path = path.resolve()  # a symbolic link must lead to the same lock
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(path)
         except OSError as error:
@@ -122,15 +132,15 @@ class StateFile:
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         try:
             self._prepare()
-            self._number: int = self._one("SELECT coalesce(max(turn), 0) FROM inbox")
+            self._turn: int = self._one("SELECT coalesce(max(turn), 0) FROM inbox")
             self.epoch = int.from_bytes(self._one("SELECT value FROM meta WHERE key = 'epoch'"), "big")
-            """Made with the file."""
+            """64 random bits, made with the file."""
         except sqlite3.DatabaseError as error:
             self.close()
             raise UsageError(f"{self.path} is not a state file of this version of meshim: {error}") from None
 
     def _prepare(self) -> None:
-        # Before anything is written: the file may be somebody else's.
+        # Before anything is written: the file may belong to another program.
         kind, version = self._one("PRAGMA application_id"), self._one("PRAGMA user_version")
         new = self._one("SELECT count(*) FROM sqlite_schema") == 0
         if not new and kind != _APPLICATION:
@@ -144,59 +154,65 @@ class StateFile:
             self._db.executescript(f"BEGIN; {_SCHEMA} {kind_and_version} COMMIT;")
 
     def close(self) -> None:
-        """Waits for who uses it; whoever comes after that is told ClientClosed."""
+        """Close the file, after the method that uses it; all methods raise ClientClosed from then on."""
         with self._using:
             if not self._closed:
                 self._closed = True
                 self._db.close()
                 os.close(self._lock)
 
-    # ---- who we are, and whom we know
+    # ---------------------------------------------------------------- the login and the contacts
 
-    @_alone
+    @_exclusive
     def get(self, key: str) -> bytes | None:
+        """Return an entry of `meta`; None when it is missing."""
         found = self._one("SELECT value FROM meta WHERE key = ?", key)
         return None if found is None else bytes(found)
 
-    @_alone
+    @_exclusive
     def put(self, key: str, value: bytes) -> None:
+        """Write an entry of `meta`."""
         with self._transaction():
             self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
-    @_alone
+    @_exclusive
     def put_peers(self, peers: Sequence[tuple[int, str, str]], keys: Sequence[tuple[int, int, bytes]]) -> None:
-        """Peers as (user id, name, state), keys as (user id, version, key)."""
+        """Write contacts, each (user id, name, relation), and keys, each (user id, version, key)."""
         with self._transaction():
             self._db.executemany("INSERT OR REPLACE INTO peer VALUES (?, ?, ?)", peers)
             self._db.executemany("INSERT OR REPLACE INTO content_key VALUES (?, ?, ?)", keys)
 
-    @_alone
+    @_exclusive
     def peers(self) -> list[tuple[int, str, str]]:
+        """Return the contacts, each (user id, name, relation)."""
         return self._db.execute("SELECT user_id, name, state FROM peer").fetchall()
 
-    @_alone
+    @_exclusive
     def content_keys(self) -> list[tuple[int, int, bytes]]:
+        """Return the keys, each (user id, version, key), by version."""
         return self._db.execute("SELECT user_id, version, key FROM content_key ORDER BY version").fetchall()
 
-    # ---- what the core keeps
+    # ---------------------------------------------------------------- the state of the core
 
-    @_alone
+    @_exclusive
     def load(self) -> Snapshot:
-        """Everything the core needs to go on."""
+        """Return what the core needs at its start."""
         rows = self._db.execute
         return Snapshot(
             streams=[
                 PutStream(_destination(to), seq, _after(after)) for to, seq, after in rows("SELECT * FROM stream")
             ],
             unsettled=[
-                PutOut(_destination(to), seq, base, kind, name, envelope, receipt)
+                AddToOutbox(
+                    to=_destination(to), seq=seq, base=base, kind=kind, id=name, envelope=envelope, receipt=receipt
+                )
                 for to, seq, base, kind, name, envelope, receipt in rows(
                     "SELECT destination, seq, base, kind, id, envelope, receipt FROM outbox"
                     " WHERE state = 'pending' ORDER BY number"
                 )
             ],
             settled=[
-                SettleOut(_destination(to), seq, state, code, sentence)
+                SettleMessage(_destination(to), seq, state, code, sentence)
                 for to, seq, state, code, sentence in rows(
                     "SELECT destination, seq, state, code, sentence FROM outbox"
                     " WHERE state <> 'pending' ORDER BY number"
@@ -205,62 +221,82 @@ class StateFile:
             orders=[
                 PutOrder(_stream(s), watermark, _holes(holes)) for s, watermark, holes in rows("SELECT * FROM seen")
             ],
-            held=[
-                HeldMessage(_stream(stream), seq, envelope)
+            early=[
+                EarlyMessage(_stream(stream), seq, envelope)
                 for stream, seq, envelope in rows(
                     "SELECT stream, seq, envelope FROM inbox WHERE turn IS NULL ORDER BY stream, seq"
                 )
             ],
         )
 
-    @_alone
+    @_exclusive
     def apply(self, changes: Sequence[Change]) -> None:
-        """Write changes, in order, in one transaction that is on disk when this returns."""
+        """Write these changes, in order, in one transaction; they are on disk when this returns.
+
+        Raises UsageError when the file cannot be written; then it holds none of them.
+        """
         with self._transaction():
             for change in changes:
                 self._apply(change)
 
     def _apply(self, change: Change) -> None:
-        run = self._db.execute
-        match change:
-            case PutStream(to, next_seq, after):
-                run("INSERT OR REPLACE INTO stream VALUES (?, ?, ?)", (_pack(to), next_seq, _pack(after)))
-            case PutOut(to, seq, base, kind, name, envelope, _):
-                run(
-                    "INSERT INTO outbox (destination, seq, base, kind, id, envelope) VALUES (?, ?, ?, ?, ?, ?)",
-                    (_pack(to), seq, base, kind, name, envelope),
-                )
-            case NoteReceipt(to, seq, state):
-                run("UPDATE outbox SET receipt = ? WHERE destination = ? AND seq = ?", (state, _pack(to), seq))
-            case SettleOut(to, seq, state, code, sentence):
-                run(
-                    "UPDATE outbox SET state = ?, code = ?, sentence = ?, envelope = NULL"
-                    " WHERE destination = ? AND seq = ?",
-                    (state, code, sentence, _pack(to), seq),
-                )
-                run(
-                    "DELETE FROM outbox WHERE state <> 'pending' AND number < (SELECT max(number) FROM outbox) - ?",
-                    (_TRACKED,),
-                )
-            case PutOrder(stream, watermark, holes):
-                run("INSERT OR REPLACE INTO seen VALUES (?, ?, ?)", (_pack(stream), watermark, _pack(holes)))
-            case PutIn(stream, seq, envelope, stored):
-                run(
-                    "INSERT INTO inbox (stream, seq, envelope, stored) VALUES (?, ?, ?, ?)",
-                    (_pack(stream), seq, envelope, stored),
-                )
-            case Release(stream, seq, flag):
-                self._number += 1
-                run(
-                    "UPDATE inbox SET turn = ?, flag = ? WHERE stream = ? AND seq = ?",
-                    (self._number, flag, _pack(stream), seq),
-                )
-            case Drop(stream, seq):
-                run("DELETE FROM inbox WHERE stream = ? AND seq = ?", (_pack(stream), seq))
+        self._writers[type(change)](change)
 
-    @_alone
-    def readdress(self, messages: Sequence[tuple[Destination, int, bytes]]) -> None:
-        """Change envelopes in the outbox, each (to, seq, envelope); we are another device, and our streams are new."""
+    def _put_stream(self, change: PutStream) -> None:
+        self._db.execute(
+            "INSERT OR REPLACE INTO stream VALUES (?, ?, ?)", (_pack(change.to), change.next_seq, _pack(change.after))
+        )
+
+    def _add_to_outbox(self, change: AddToOutbox) -> None:
+        self._db.execute(
+            "INSERT INTO outbox (destination, seq, base, kind, id, envelope) VALUES (?, ?, ?, ?, ?, ?)",
+            (_pack(change.to), change.seq, change.base, change.kind, change.id, change.envelope),
+        )
+
+    def _record_receipt(self, change: RecordReceipt) -> None:
+        self._db.execute(
+            "UPDATE outbox SET receipt = ? WHERE destination = ? AND seq = ?",
+            (change.state, _pack(change.to), change.seq),
+        )
+
+    def _settle_message(self, change: SettleMessage) -> None:
+        self._db.execute(
+            "UPDATE outbox SET state = ?, code = ?, sentence = ?, envelope = NULL WHERE destination = ? AND seq = ?",
+            (change.state, change.code, change.sentence, _pack(change.to), change.seq),
+        )
+        self._db.execute(
+            "DELETE FROM outbox WHERE state <> 'pending' AND number < (SELECT max(number) FROM outbox) - ?",
+            (_SETTLED_MAX,),
+        )
+
+    def _put_order(self, change: PutOrder) -> None:
+        self._db.execute(
+            "INSERT OR REPLACE INTO seen VALUES (?, ?, ?)",
+            (_pack(change.stream), change.watermark, _pack(change.holes)),
+        )
+
+    def _add_to_inbox(self, change: AddToInbox) -> None:
+        self._db.execute(
+            "INSERT INTO inbox (stream, seq, envelope, stored) VALUES (?, ?, ?, ?)",
+            (_pack(change.stream), change.seq, change.envelope, change.stored),
+        )
+
+    def _release(self, change: Release) -> None:
+        self._turn += 1
+        self._db.execute(
+            "UPDATE inbox SET turn = ?, flag = ? WHERE stream = ? AND seq = ?",
+            (self._turn, change.flag, _pack(change.stream), change.seq),
+        )
+
+    def _drop_from_inbox(self, change: DropFromInbox) -> None:
+        self._db.execute("DELETE FROM inbox WHERE stream = ? AND seq = ?", (_pack(change.stream), change.seq))
+
+    @_exclusive
+    def reassign_outbox(self, messages: Sequence[tuple[Destination, int, bytes]]) -> None:
+        """Replace envelopes of the outbox, each (to, seq, envelope), by those of another sending device.
+
+        Its streams are new, so no copy of them is stored anywhere: `after` becomes empty.
+        """
         with self._transaction():
             self._db.executemany(
                 "UPDATE outbox SET envelope = ? WHERE destination = ? AND seq = ?",
@@ -268,31 +304,34 @@ class StateFile:
             )
             self._db.execute("UPDATE stream SET after = ?", (_pack(()),))
 
-    # ---- what the application reads
+    # ---------------------------------------------------------------- the messages for the application
 
-    @_alone
-    def received(self, after: int, most: int) -> list[Received]:
-        """The next messages for the application, in order; `after` is the turn of the last one it was given."""
+    @_exclusive
+    def received(self, after: int, limit: int) -> list[Received]:
+        """Return up to `limit` messages with numbers above `after`, in order."""
         return [
-            Received(number, _stream(stream), seq, envelope, bool(stored), flag)
+            Received(number=number, stream=_stream(stream), seq=seq, envelope=envelope, stored=bool(stored), flag=flag)
             for number, stream, seq, envelope, stored, flag in self._db.execute(
                 "SELECT turn, stream, seq, envelope, stored, flag FROM inbox WHERE turn > ? ORDER BY turn LIMIT ?",
-                (after, most),
+                (after, limit),
             )
         ]
 
-    @_alone
-    def handled(self, turns: Sequence[int]) -> None:
-        """The application is done with these: they are not given again, unless the machine lost power right now."""
-        # It is once a message, and in the way of the next one: safe from a crash of ours is enough.
+    @_exclusive
+    def handled(self, numbers: Sequence[int]) -> None:
+        """The application has handled these messages; delete them.
+
+        A power loss in the same moment may undo it, and the application gets them once more.
+        """
+        # Once for every message, before the next one: it has to survive a crash of this process, and no more.
         self._db.execute("PRAGMA synchronous=NORMAL")
         try:
             with self._transaction():
-                self._db.executemany("DELETE FROM inbox WHERE turn = ?", [(number,) for number in turns])
+                self._db.executemany("DELETE FROM inbox WHERE turn = ?", [(number,) for number in numbers])
         finally:
             self._db.execute(f"PRAGMA {_DURABLE}")
 
-    # ---- SQLite
+    # ---------------------------------------------------------------- SQLite
 
     def _one(self, sql: str, *arguments: object) -> Any:
         row = self._db.execute(sql, arguments).fetchone()
@@ -305,7 +344,7 @@ class StateFile:
             yield
             self._db.execute("COMMIT")
         except BaseException as error:
-            if self._db.in_transaction:  # SQLite ends some by itself
+            if self._db.in_transaction:  # SQLite rolls back by itself on some errors
                 self._db.execute("ROLLBACK")
             if isinstance(error, sqlite3.OperationalError):
                 raise UsageError(f"the state file {self.path} cannot be written: {error}") from error
@@ -313,10 +352,10 @@ class StateFile:
 
 
 def _lock(path: Path) -> int:
-    """Make the file if it is missing, and lock it for this process; the descriptor that holds the lock."""
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)  # it holds keys: for nobody else to read
+    """Make the file if it is missing, and lock it for this process; returns the descriptor that holds the lock."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)  # it holds keys: only its owner may read it
     try:
-        # A lock of another kind than those of SQLite, which come and go.
+        # SQLite takes POSIX locks, only during transactions; flock is independent of those.
         if try_lock(lock):
             return lock
     except OSError:

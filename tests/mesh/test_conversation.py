@@ -226,7 +226,7 @@ async def test_a_transfer_that_is_killed_loses_nothing(mesh: RealMesh) -> None:
                 await mesh.restarted(name, mesh.signal(name, signal.SIGKILL))
         messages = await reading
         assert [message.text for message in messages] == lines
-        assert {message.place for message in messages} == {OrderFlag.IN_ORDER}
+        assert {message.order for message in messages} == {OrderFlag.IN_ORDER}
         await asyncio.wait_for(alice.settled(), DEADLINE_S)
         await nothing_more(bob, alice, bob_name)
 

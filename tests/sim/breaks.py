@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import msgspec
 
-from meshim.client.inbox import Arrival, Inbox
+from meshim.client.inbox import Inbox, InboxUpdate
 from meshim.connector import events as connector_events
 from meshim.connector import session as connector_session
 from meshim.connector.handshake import Handshake
@@ -133,7 +133,7 @@ def _epoch() -> list[Patch]:
     """The epoch of a state file does not matter: streams are told apart by device alone."""
     receive = Inbox.receive
 
-    def blind(self: Inbox, envelope: Envelope, data: bytes, *, stored: bool, now: float) -> Arrival:
+    def blind(self: Inbox, envelope: Envelope, data: bytes, *, stored: bool, now: float) -> InboxUpdate:
         return receive(self, msgspec.structs.replace(envelope, epoch=0), data, stored=stored, now=now)
 
     return [(Inbox, "receive", blind)]

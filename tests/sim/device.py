@@ -1,14 +1,14 @@
-"""A device: an application on the client's core, connection and saver, as a simulated process with a state file."""
+"""A device: an application on the client's core, connection and persister, as a simulated process with a state file."""
 
 import asyncio
 from collections.abc import Sequence
 from typing import Any, cast
 
 from meshim.client import events as e
-from meshim.client.client import DEFAULTS
 from meshim.client.connection import Connection
 from meshim.client.core import ClientCore, Identity
-from meshim.client.saver import Saver
+from meshim.client.options import DEFAULTS
+from meshim.client.persister import Persister
 from meshim.client.state import StateFile
 from meshim.errors import BackendUnavailable, Code, Refused
 from meshim.rest.backends import Backends as RestBackends
@@ -210,11 +210,13 @@ class Application:
             self._watch_duplicates(core)
             driver: Driver[e.Event, e.Action] = Driver(core, self._perform)
             self._driver = driver
-            saver = Saver(cast("StateFile", self), asyncio.Lock(), lambda serial: driver.receive(e.Saved(serial)))
-            self._saver = saver
+            persister = Persister(
+                cast("StateFile", self), asyncio.Lock(), lambda serial: driver.receive(e.Persisted(serial))
+            )
+            self._persister = persister
             self._connection = Connection(driver, self._living, self._token)
             device.core, device.connection = core, self._connection
-            tasks = [asyncio.create_task(work) for work in (self._write(), self._read(), saver.run())]
+            tasks = [asyncio.create_task(work) for work in (self._write(), self._read(), persister.run())]
             for future in (driver.failed, *tasks):
                 future.add_done_callback(self._ended)
             await self._connection.run()
@@ -231,9 +233,9 @@ class Application:
         receive = core.inbox.receive
 
         def watched(envelope: Envelope, data: bytes, *, stored: bool, now: float) -> Any:
-            before = core.inbox.duplicates
+            before = core.statistics.deduplicated
             arrival = receive(envelope, data, stored=stored, now=now)
-            self._judge.entered("R10", stored and core.inbox.duplicates > before)
+            self._judge.entered("R10", stored and core.statistics.deduplicated > before)
             return arrival
 
         core.inbox.receive = watched  # type: ignore[method-assign]  # the core's, with an ear at it
@@ -287,8 +289,8 @@ class Application:
         match action:
             case e.SendFrame(frame):
                 self._connection.send(frame)
-            case e.Save():
-                self._saver.add(action)
+            case e.Persist():
+                self._persister.add(action)
             case e.Disconnect():
                 if self._is_current:
                     self._device.went_offline()
@@ -297,9 +299,9 @@ class Application:
                 self._connection.welcomed()
                 if self._is_current:
                     self._device.went_online(self._connection._last)
-            case e.Progress(to, seq, state):
+            case e.StatusChanged(to, seq, state):
                 self._judge.progressed(self._key(to, seq), state)
-            case e.InboxGrew():
+            case e.MessagesAvailable():
                 self._more.set()
 
     def _key(self, to: Destination, seq: int) -> Key:
@@ -307,13 +309,13 @@ class Application:
         return who.user, who.device, who.epoch, to.type, to.id, to.device, seq
 
     def apply(self, changes: Sequence[e.Change]) -> None:
-        """Writes to the state file, in a thread of the saver."""
+        """Writes to the state file, in a thread of the persister."""
         self._state.apply(changes)
         for change in changes:
             match change:
-                case e.PutOut(envelope=data):
+                case e.AddToOutbox(envelope=data):
                     self._judge.queued(self._file, decode_envelope(data))
-                case e.PutIn(envelope=data, stored=stored):
+                case e.AddToInbox(envelope=data, stored=stored):
                     self._judge.arrived(self._file, decode_envelope(data), stored=stored)
                 case e.Release(stream, seq, flag):
                     self._judge.released(self._file, _key(stream, seq), flag)

@@ -131,7 +131,7 @@ class Mesh:
         core = role.core
         self.judge.entered("R6", isinstance(core, TransferCore) and not core.idle)
         halves = (
-            message.progress
+            message.delivery
             for device in self.devices
             if device.core is not None
             for message in device.core.outbox._pending.values()

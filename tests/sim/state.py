@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from meshim.client.events import (
+    AddToInbox,
+    AddToOutbox,
     Change,
-    Drop,
-    HeldMessage,
-    NoteReceipt,
-    PutIn,
+    DropFromInbox,
+    EarlyMessage,
     PutOrder,
-    PutOut,
     PutStream,
+    RecordReceipt,
     Release,
-    SettleOut,
+    SettleMessage,
     Snapshot,
 )
 from meshim.wire.envelope import Destination, Stream
@@ -37,21 +37,21 @@ class State:
         self.epoch = epoch
         self.token: bytes | None = None
         self._streams: dict[Destination, PutStream] = {}
-        self._unsettled: dict[tuple[Destination, int], PutOut] = {}
-        self._settled: dict[tuple[Destination, int], SettleOut] = {}
+        self._unsettled: dict[tuple[Destination, int], AddToOutbox] = {}
+        self._settled: dict[tuple[Destination, int], SettleMessage] = {}
         self._seen: dict[Stream, PutOrder] = {}
         self._inbox: dict[tuple[Stream, int], Received] = {}
         self._turns: dict[int, tuple[Stream, int]] = {}
         self._number = 0
 
     def load(self) -> Snapshot:
-        held = [HeldMessage(row.stream, row.seq, row.envelope) for row in self._inbox.values() if not row.number]
+        early = [EarlyMessage(row.stream, row.seq, row.envelope) for row in self._inbox.values() if not row.number]
         return Snapshot(
             streams=list(self._streams.values()),
             unsettled=list(self._unsettled.values()),
             settled=list(self._settled.values()),
             orders=list(self._seen.values()),
-            held=sorted(held, key=lambda row: row.seq),
+            early=sorted(early, key=lambda row: row.seq),
         )
 
     def apply(self, changes: Sequence[Change]) -> None:
@@ -59,23 +59,23 @@ class State:
             match change:
                 case PutStream(to):
                     self._streams[to] = change
-                case PutOut(to, seq):
+                case AddToOutbox(to, seq):
                     self._unsettled[to, seq] = change
-                case NoteReceipt(to, seq, receipt):
+                case RecordReceipt(to, seq, receipt):
                     if (out := self._unsettled.get((to, seq))) is not None:
                         self._unsettled[to, seq] = out._replace(receipt=receipt)
-                case SettleOut(to, seq):
+                case SettleMessage(to, seq):
                     self._unsettled.pop((to, seq), None)
                     self._settled[to, seq] = change
                 case PutOrder(stream):
                     self._seen[stream] = change
-                case PutIn(stream, seq, envelope, stored):
+                case AddToInbox(stream, seq, envelope, stored):
                     self._inbox[stream, seq] = Received(0, stream, seq, envelope, stored, 0)
                 case Release(stream, seq, flag):
                     self._number += 1
                     self._inbox[stream, seq] = self._inbox[stream, seq]._replace(number=self._number, flag=flag)
                     self._turns[self._number] = stream, seq
-                case Drop(stream, seq):
+                case DropFromInbox(stream, seq):
                     self._inbox.pop((stream, seq), None)
 
     def next(self, after: int) -> Received | None:

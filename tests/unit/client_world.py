@@ -1,8 +1,7 @@
-"""Two devices with real cores and real state files, and a mesh between them that a test steers step by step.
+"""Two devices with real cores and real state files, and a mesh between them that a test steps.
 
-The mesh keeps its promises and is as unkind as they allow: it loses frames and outcomes, is busy, stores what it
-could deliver, and tells of stored messages late.  A device can be killed between any two steps, and goes on with
-what its state file holds.
+The mesh keeps its promises and nothing more: it loses frames and outcomes, answers `busy`, stores messages that it
+could deliver, and sends wake-ups late.  A device can be killed between any two steps, and restarts from its state file.
 """
 
 import itertools
@@ -12,8 +11,8 @@ from pathlib import Path
 import msgspec
 
 from meshim.client import events as e
-from meshim.client.core import ClientCore, ClientOptions, Identity
-from meshim.client.outbox import OutboxOptions
+from meshim.client.core import ClientCore, Identity
+from meshim.client.options import ClientOptions, OutboxOptions
 from meshim.client.state import Received, StateFile
 from meshim.protocol.link import Link, LinkOptions
 from meshim.protocol.ordering import OrderingOptions
@@ -30,7 +29,7 @@ LINK = LinkOptions(
     silence_s=25.0,
 )
 OPTIONS = ClientOptions(
-    LINK, OutboxOptions(resend_s=4.0, busy_s=0.5, tracked=200), OrderingOptions(gap_release_s=10_000.0)
+    LINK, OutboxOptions(resend_s=4.0, busy_s=0.5, settled_max=200), OrderingOptions(gap_release_s=10_000.0)
 )
 BODY_BYTES, FRAME_BYTES = 65_536, 262_144
 
@@ -62,11 +61,11 @@ class Mesh:
     def __init__(self) -> None:
         self.bindings: dict[int, Binding] = {}
         self.rows: dict[int, dict[tuple[Stream, int], Row]] = {}
-        self.busy = self.storing = self.mute = self.poking = False
+        self.busy = self.storing = self.mute = self.waking = False
         self._positions = itertools.count(1)
 
     def receive(self, user: int, frame: bytes, now: float) -> list[bytes]:
-        """Frames for this user; `flush` has those for others."""
+        """Take in a frame; returns frames for this user.  `flush` returns those for others."""
         message = wire.decode_from_client(frame)
         if isinstance(message, Greet):
             self.leave(user)
@@ -82,10 +81,10 @@ class Mesh:
             self.leave(user)
             return []
         binding = self.bindings[user]
-        items, taken = binding.link.receive(message, now)
-        for item in taken:
+        items, acknowledged = binding.link.receive(message, now)
+        for item in acknowledged:
             if isinstance(item, Delivery):
-                self._taken(user, binding.unacked.popleft())
+                self._acknowledged(user, binding.unacked.popleft())
         for submit in items:
             self._route(submit)
         return []
@@ -117,12 +116,12 @@ class Mesh:
 
     @property
     def empty(self) -> bool:
-        """It owes nobody anything."""
+        """Nothing is stored or unacknowledged."""
         return not any(self.rows.values()) and not any(binding.unacked for binding in self.bindings.values())
 
-    def _taken(self, user: int, entry: Row | bytes) -> None:
+    def _acknowledged(self, user: int, entry: Row | bytes) -> None:
         if isinstance(entry, bytes):
-            self._tell(decode_envelope(entry), OutcomeStatus.DELIVERED)
+            self._report(decode_envelope(entry), OutcomeStatus.DELIVERED)
         else:
             envelope = decode_envelope(entry.envelope)
             self.rows[user].pop((envelope.stream, envelope.seq), None)
@@ -131,7 +130,7 @@ class Mesh:
         envelope = decode_envelope(submit.envelope)
         user = envelope.to.id
         if self.busy:
-            self._tell(envelope, OutcomeStatus.BUSY)
+            self._report(envelope, OutcomeStatus.BUSY)
             return
         binding = self.bindings.get(user)
         after = max((at for of, _, at in submit.after if of == user), default=0)
@@ -145,11 +144,11 @@ class Mesh:
         envelope = decode_envelope(data)
         rows = self.rows.setdefault(user, {})
         row = rows.setdefault((envelope.stream, envelope.seq), Row(next(self._positions), data))
-        if self.poking:
+        if self.waking:
             self.wake_up(user)
-        self._tell(envelope, OutcomeStatus.STORED, row.position)
+        self._report(envelope, OutcomeStatus.STORED, row.position)
 
-    def _tell(self, envelope: Envelope, status: OutcomeStatus, position: int = 0) -> None:
+    def _report(self, envelope: Envelope, status: OutcomeStatus, position: int = 0) -> None:
         binding = self.bindings.get(envelope.user)
         if binding is None or self.mute:
             return
@@ -164,30 +163,30 @@ class Mesh:
 
 
 class Device:
-    """One process after another with one state file, and the application in it."""
+    """One state file, the processes that use it one after another, and the application."""
 
     _names = itertools.count(1)
 
     def __init__(self, folder: Path, user: int) -> None:
         self.user = user
         self.to_mesh: deque[bytes] = deque()
-        self.safe: list[int] = []
-        """Messages whose `send` has returned."""
+        self.persisted: list[int] = []
+        """Messages in the state file, by seq: `send` has returned."""
         self.progress: dict[int, str] = {}
-        """How far messages have come, as this process was told, by seq."""
-        self.handed: list[int] = []
-        """What the application was given, in order."""
+        """The state of each message by seq, as this process has seen it."""
+        self.received: list[int] = []
+        """The messages that the application got, in order."""
         self.handling: Received | None = None
         self._path = folder / f"{user}-{next(self._names)}.db"
         self._links = itertools.count(user << 40)
         self._ids = itertools.count(1)
         self.start(0.0)
 
-    # ---- life
+    # ---------------------------------------------------------------- the process
 
     def start(self, now: float) -> None:
         self.state = StateFile(self._path)
-        self.saves: deque[tuple[e.Save, list[int]]] = deque()
+        self.persists: deque[tuple[e.Persist, list[int]]] = deque()
         self.connected = False
         self.core = ClientCore(
             Identity(self.user, self.user * 10, self.state.epoch), OPTIONS, self.state.load(),
@@ -197,27 +196,27 @@ class Device:
         self._composed: list[int] = []
 
     def kill(self, now: float) -> None:
-        """As with kill -9: what was not written is gone, the one being handled will be handed again."""
+        """As with kill -9: unwritten changes are lost, and the application gets its current message again."""
         self.state.close()
         if self.handling is not None:
-            self.handed.pop()
+            self.received.pop()
             self.handling = None
         self.to_mesh.clear()
         self.start(now)
 
-    # ---- the shell
+    # ---------------------------------------------------------------- the shell
 
     def step(self, event: e.Event | None, now: float) -> None:
         for action in self.core.tick(now) if event is None else self.core.receive(event, now):
             if isinstance(action, e.SendFrame):
                 self.to_mesh.append(action.frame)
-            elif isinstance(action, e.Save):
-                self.saves.append((action, self._composed))
+            elif isinstance(action, e.Persist):
+                self.persists.append((action, self._composed))
                 self._composed = []
             elif isinstance(action, e.Disconnect):
                 self.connected = False
                 self.to_mesh.clear()
-            elif isinstance(action, e.Progress) and action.to.type == DestinationType.USER:
+            elif isinstance(action, e.StatusChanged) and action.to.type == DestinationType.USER:
                 self.progress[action.seq] = action.state
 
     def connect(self, now: float) -> None:
@@ -229,21 +228,21 @@ class Device:
         self.to_mesh.clear()
         self.step(e.ConnectionLost(), now)
 
-    def save(self, now: float) -> None:
-        """Write the Save that was asked for first."""
-        if self.saves:
-            save, composed = self.saves.popleft()
-            self.state.apply(save.changes)
-            self.safe += composed
-            self.step(e.Saved(save.serial), now)
+    def persist(self, now: float) -> None:
+        """Perform the oldest Persist."""
+        if self.persists:
+            action, composed = self.persists.popleft()
+            self.state.apply(action.changes)
+            self.persisted += composed
+            self.step(e.Persisted(action.serial), now)
 
     @property
-    def at_rest(self) -> bool:
-        """Nothing is under way, waits to be written or to be read."""
+    def idle(self) -> bool:
+        """Nothing is unsettled, waits for the disk or for the application."""
         core = self.core
-        return not (core.outbox.unsettled or self.saves or self.handling or self.state.received(self._last_read, 1))
+        return not (core.outbox.unsettled or self.persists or self.handling or self.state.received(self._last_read, 1))
 
-    # ---- the application
+    # ---------------------------------------------------------------- the application
 
     def send(self, peer: int, now: float) -> None:
         to = Destination(DestinationType.USER, peer)
@@ -257,7 +256,7 @@ class Device:
             self.step(e.Composed((envelope,)), now)
 
     def read(self, now: float, *, mark: bool) -> None:
-        """Finish with the message in hand, and take the next."""
+        """Handle the current message, and take the next."""
         if self.handling is not None:
             if mark:
                 self.step(e.MessagesRead(((self.handling.stream, self.handling.seq),)), now)
@@ -267,7 +266,7 @@ class Device:
         if page:
             self.handling = page[0]
             self._last_read = page[0].number
-            self.handed.append(page[0].seq)
+            self.received.append(page[0].seq)
 
 
 class World:
@@ -318,20 +317,20 @@ class World:
             device.step(None, self.now)
 
     def settle(self) -> None:
-        """Everything works from now on: until nothing moves any more."""
+        """Run without faults until nothing is under way any more."""
         mesh = self.mesh
         mesh.busy = mesh.storing = mesh.mute = False
-        mesh.poking = True
+        mesh.waking = True
         for _ in range(200):
             for user, device in self.devices.items():
                 self.connect(user)
                 mesh.wake_up(user)
-                while device.saves or device.to_mesh or self.wires[user]:
-                    device.save(self.now)
+                while device.persists or device.to_mesh or self.wires[user]:
+                    device.persist(self.now)
                     self.carry_up(user)
                     self.carry_down(user)
                 device.read(self.now, mark=True)
-            if mesh.empty and all(device.at_rest for device in self.devices.values()):
+            if mesh.empty and all(device.idle for device in self.devices.values()):
                 return
             self.wait(0.5)
-        raise AssertionError("it does not come to rest")
+        raise AssertionError("it does not become idle")

@@ -139,7 +139,7 @@ def test_a_role_does_not_import_what_people_use() -> None:
         "import sys; sys.argv = ['meshim', 'topology', '--help']\n"
         "from meshim.cli.main import main\n"
         "try: main()\n"
-        "except SystemExit: print([m for m in ('meshim.client', 'meshim.cli.people', 'zmq') if m in sys.modules])\n"
+        "except SystemExit: print([m for m in ('meshim.client', 'meshim.cli.accounts', 'zmq') if m in sys.modules])\n"
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ran.stdout.endswith("[]\n")

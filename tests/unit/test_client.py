@@ -1,4 +1,4 @@
-"""A client whose mesh is away: it starts, keeps what it is given, and closes, whatever it is in the middle of."""
+"""A client without a mesh: it starts, persists what it is given, and closes at any time."""
 
 import asyncio
 import sqlite3
@@ -36,7 +36,7 @@ def alice(service: RestService, path: Path, password: str = PASSWORD) -> Client:
 
 
 def composed(path: Path) -> list[int]:
-    """The seqs in the outbox of a state file that nobody uses."""
+    """The seqs in the outbox of a closed state file."""
     state = StateFile(path)
     try:
         return [decode_envelope(out.envelope).seq for out in state.load().unsettled]
@@ -45,9 +45,9 @@ def composed(path: Path) -> list[int]:
 
 
 @asynccontextmanager
-async def waiting(*works: Any) -> AsyncIterator[list["asyncio.Task[Any]"]]:
-    """Tasks that have begun to wait."""
-    tasks = [asyncio.ensure_future(work) for work in works]
+async def waiting(*coroutines: Any) -> AsyncIterator[list["asyncio.Task[Any]"]]:
+    """Run these coroutines as tasks that wait; at the end of the block they must be done within 5 s."""
+    tasks = [asyncio.ensure_future(each) for each in coroutines]
     await asyncio.sleep(0.05)
     assert not any(task.done() for task in tasks)
     yield tasks
@@ -58,9 +58,7 @@ async def waiting(*works: Any) -> AsyncIterator[list["asyncio.Task[Any]"]]:
 # ---------------------------------------------------------------- starting
 
 
-async def test_with_a_token_in_its_file_a_client_starts_and_sends_without_a_service(
-    service: RestService, path: Path
-) -> None:
+async def test_a_client_with_a_token_starts_and_sends_without_the_service(service: RestService, path: Path) -> None:
     async with alice(service, path) as client:
         assert (client.user_id, client.device_id) == (1, 10)
     service.away = True
@@ -70,9 +68,7 @@ async def test_with_a_token_in_its_file_a_client_starts_and_sends_without_a_serv
     assert composed(path) == [1]
 
 
-async def test_without_a_token_it_says_why_it_does_not_start_and_lets_the_file_go(
-    service: RestService, path: Path
-) -> None:
+async def test_a_failed_login_is_raised_and_unlocks_the_state_file(service: RestService, path: Path) -> None:
     with pytest.raises(ApiError, match="password is wrong"):
         await alice(service, path, "wrong").__aenter__()
     service.away = True
@@ -81,13 +77,13 @@ async def test_without_a_token_it_says_why_it_does_not_start_and_lets_the_file_g
     assert composed(path) == []
 
 
-async def test_a_file_in_use_is_refused(service: RestService, path: Path) -> None:
+async def test_a_state_file_in_use_is_refused(service: RestService, path: Path) -> None:
     async with alice(service, path):
         with pytest.raises(UsageError, match="another process uses the state file"):
             await alice(service, path).__aenter__()
 
 
-async def test_whoever_stops_waiting_for_the_start_leaves_nothing_behind(
+async def test_a_cancelled_start_closes_the_state_file(
     service: RestService, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, go_on = threading.Event(), threading.Event()
@@ -112,7 +108,7 @@ async def test_whoever_stops_waiting_for_the_start_leaves_nothing_behind(
     assert composed(path) == []
 
 
-async def test_a_client_is_for_one_use(service: RestService, path: Path) -> None:
+async def test_a_client_can_be_entered_once(service: RestService, path: Path) -> None:
     client = alice(service, path)
     async with client:
         pass
@@ -133,7 +129,7 @@ async def test_the_state_file_is_named_after_the_device_by_default(
 # ---------------------------------------------------------------- sending
 
 
-async def test_what_was_not_sent_goes_on_in_the_next_life(service: RestService, path: Path) -> None:
+async def test_unsettled_messages_stay_in_the_outbox_after_a_restart(service: RestService, path: Path) -> None:
     for number in (1, 2):
         async with alice(service, path) as client:
             assert (await client.send("bob", "hello")).seq == number
@@ -141,9 +137,7 @@ async def test_what_was_not_sent_goes_on_in_the_next_life(service: RestService, 
 
 
 @pytest.mark.parametrize("size", [65_536, 70_000])
-async def test_a_message_over_the_limit_is_refused_with_both_numbers(
-    service: RestService, path: Path, size: int
-) -> None:
+async def test_a_message_over_the_limit_is_refused_with_both_sizes(service: RestService, path: Path, size: int) -> None:
     async with alice(service, path) as client:
         with pytest.raises(Refused, match=r"bytes, 65,508 are allowed") as refusal:
             await client.send("bob", "x" * size)
@@ -152,14 +146,14 @@ async def test_a_message_over_the_limit_is_refused_with_both_numbers(
     assert composed(path) == [1]
 
 
-async def test_what_is_not_unicode_is_refused(service: RestService, path: Path) -> None:
+async def test_a_text_that_is_not_unicode_is_refused(service: RestService, path: Path) -> None:
     async with alice(service, path) as client:
         with pytest.raises(UsageError, match="not Unicode"):
             await client.send("bob", "\udc80")
         assert (await client.send("bob", "fine")).seq == 1
 
 
-async def test_send_waits_while_too_much_is_under_way(service: RestService, path: Path) -> None:
+async def test_send_waits_while_the_stream_is_full(service: RestService, path: Path) -> None:
     client = await alice(service, path).__aenter__()
     await asyncio.gather(*(client.send("bob", str(number)) for number in range(256)))
     async with waiting(client.send("bob", "one more")) as [blocked]:
@@ -171,7 +165,7 @@ async def test_send_waits_while_too_much_is_under_way(service: RestService, path
 # ---------------------------------------------------------------- closing
 
 
-async def test_whoever_waits_is_told_that_the_client_was_closed(service: RestService, path: Path) -> None:
+async def test_closing_raises_client_closed_in_every_wait(service: RestService, path: Path) -> None:
     client = await alice(service, path).__aenter__()
     outgoing = await client.send("bob", "hello")
     async with waiting(
@@ -180,12 +174,12 @@ async def test_whoever_waits_is_told_that_the_client_was_closed(service: RestSer
         await client.__aexit__(None, None, None)
     assert [type(task.exception()) for task in tasks] == [ClientClosed] * 5
     assert outgoing.state == "pending"
-    for use in (client.send("bob", "again"), anext(client.messages()), client.online(), client.settled()):
+    for call in (client.send("bob", "again"), anext(client.messages()), client.online(), client.settled()):
         with pytest.raises(ClientClosed):
-            await use
+            await call
 
 
-async def test_closing_in_the_middle_of_saving_saves_once(service: RestService, path: Path) -> None:
+async def test_closing_during_a_write_persists_each_message_once(service: RestService, path: Path) -> None:
     for _ in range(20):
         client = await alice(service, path).__aenter__()
         sending = [asyncio.ensure_future(client.send("bob", "hello")) for _ in range(5)]
@@ -199,7 +193,7 @@ async def test_closing_in_the_middle_of_saving_saves_once(service: RestService, 
     assert composed(path) == list(range(1, before + 1))
 
 
-async def test_closing_goes_on_when_nobody_waits_for_it(service: RestService, path: Path) -> None:
+async def test_closing_continues_when_its_task_is_cancelled(service: RestService, path: Path) -> None:
     client = await alice(service, path).__aenter__()
     await client.send("bob", "hello")
     leaving = asyncio.ensure_future(client.__aexit__(None, None, None))
@@ -234,11 +228,11 @@ async def test_a_state_file_that_cannot_be_written_ends_the_client(service: Rest
     assert len(composed(path)) == len(outgoing)
 
 
-async def test_a_bug_of_ours_is_told_and_nothing_is_claimed_to_be_safe(
+async def test_an_unexpected_exception_is_reported_and_ends_the_client(
     service: RestService, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+    reported: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context))
     async with alice(service, path) as client:
 
         def broken(*arguments: object) -> None:
@@ -248,10 +242,10 @@ async def test_a_bug_of_ours_is_told_and_nothing_is_claimed_to_be_safe(
         for _ in range(2):
             with pytest.raises(ClientClosed, match="the client failed: AssertionError"):
                 await client.send("bob", "hello")
-    assert [context["message"] for context in told] == ["meshim client failed"]
+    assert [context["message"] for context in reported] == ["meshim client failed"]
 
 
-async def test_a_database_error_while_reading_reaches_the_reader(
+async def test_a_database_error_while_reading_is_raised_in_messages(
     service: RestService, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with alice(service, path) as client:
@@ -260,10 +254,10 @@ async def test_a_database_error_while_reading_reaches_the_reader(
             await anext(client.messages())
 
 
-# ---------------------------------------------------------------- what was sent
+# ---------------------------------------------------------------- outgoing messages
 
 
-async def test_what_was_reached_stays_reached() -> None:
+async def test_a_failure_keeps_the_states_reached_before() -> None:
     outgoing = Outgoing("id", "bob", 1)
     outgoing.advance("delivered", 0, "")
     outgoing.fail(ClientClosed("closed"))
@@ -274,7 +268,7 @@ async def test_what_was_reached_stays_reached() -> None:
     assert outgoing.state == "delivered"
 
 
-async def test_a_client_that_is_refused_rejects_no_message() -> None:
+async def test_the_end_of_a_client_rejects_no_message() -> None:
     outgoing = Outgoing("id", "bob", 1)
     outgoing.fail(Refused(Code.REPLACED, "taken over"))
     assert outgoing.state == "pending"
@@ -283,7 +277,7 @@ async def test_a_client_that_is_refused_rejects_no_message() -> None:
 
 
 @pytest.mark.parametrize(("code", "known"), [(6, Code.NOT_FRIENDS), (999, Code.MALFORMED)])
-async def test_a_rejection_is_told_to_all_who_wait_and_later(code: int, known: Code) -> None:
+async def test_a_rejection_is_raised_in_all_waits_and_later_ones(code: int, known: Code) -> None:
     outgoing = Outgoing("id", "bob", 1)
     async with waiting(outgoing.wait_sent(), outgoing.wait_read()) as tasks:
         outgoing.advance("rejected", code, "no")
@@ -300,7 +294,7 @@ async def _error_of(work: Coroutine[Any, Any, object]) -> BaseException | None:
     return done.exception()
 
 
-async def test_who_does_not_want_to_wait_any_longer_is_forgotten() -> None:
+async def test_a_cancelled_wait_is_removed() -> None:
     outgoing = Outgoing("id", "bob", 1)
     for _ in range(3):
         with pytest.raises(TimeoutError):

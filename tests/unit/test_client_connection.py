@@ -1,4 +1,4 @@
-"""Staying connected: where to, how soon again, and when there is no sense in it any more; in virtual time."""
+"""The connection loop, in virtual time: which connector, how long the back-off, and when it gives up."""
 
 import asyncio
 import itertools
@@ -9,7 +9,7 @@ import pytest
 
 from meshim.client import connection as connection_module
 from meshim.client import events as e
-from meshim.client.connection import CONNECT_S, LONGEST_WAIT_S, STEADY_S, Connection
+from meshim.client.connection import BACKOFF_MAX_S, CONNECT_TIMEOUT_S, STABLE_S, Connection
 from meshim.errors import ApiError, BackendUnavailable, Code, MeshimError, Refused
 from meshim.wire.rest import Connector
 from tests.virtual_time import run
@@ -18,7 +18,7 @@ C1, C2 = Connector("c1", "tcp://127.0.0.1:1", ""), Connector("c2", "tcp://127.0.
 
 
 class Dealer:
-    """A socket that does what the test says."""
+    """A socket that the test controls."""
 
     def __init__(self, endpoint: str, on_connected: Callable[[], None], on_lost: Callable[[], None]) -> None:
         self.endpoint = endpoint
@@ -40,7 +40,7 @@ class Sockets:
 
     def dealer(self, endpoint: str, **options: Any) -> Dealer:
         assert all(dealer.closed for dealer in self.dealers), "one connection at a time"
-        assert options["heartbeat_s"] is None, "one costs its connector as much as a message (adr/0027)"
+        assert options["heartbeat_s"] is None, "a heartbeat costs its connector as much as a message (adr/0027)"
         self.dealers.append(Dealer(endpoint, options["on_connected"], options["on_lost"]))
         self._made.set()
         return self.dealers[-1]
@@ -61,7 +61,7 @@ class Driver:
 
 
 class World:
-    """A connection with everything around it."""
+    """A connection with fake sockets, a fake driver and a fake session."""
 
     def __init__(self) -> None:
         self.sockets = Sockets()
@@ -70,14 +70,14 @@ class World:
         self.asked: list[bool] = []
         self.tokens = [b"token 1", b"token 2", b"token 3"]
         self.refused: list[bytes] = []
-        self.trouble: MeshimError | None = None
+        self.error: MeshimError | None = None
         self.connection = Connection(self.driver, self._connectors, self._token)  # type: ignore[arg-type]
         self.task = asyncio.ensure_future(self.connection.run())
 
     async def _connectors(self, fresh: bool) -> Sequence[Connector]:
         self.asked.append(fresh)
-        if self.trouble is not None:
-            raise self.trouble
+        if self.error is not None:
+            raise self.error
         return self.known
 
     async def _token(self, refused: bytes | None) -> bytes:
@@ -101,16 +101,16 @@ class World:
 
 @pytest.fixture
 def in_world(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[World], Coroutine[Any, Any, None]]], None]:
-    """Run a test in virtual time, without sockets and without chance in the waits."""
+    """Run a test in virtual time, without sockets and without jitter."""
 
-    class NoChance:
+    class NoJitter:
         def uniform(self, low: float, high: float) -> float:
             return (low + high) / 2
 
         def choice(self, connectors: Sequence[Connector]) -> Connector:
             return connectors[0]
 
-    monkeypatch.setattr(connection_module, "_random", NoChance())
+    monkeypatch.setattr(connection_module, "_random", NoJitter())
 
     def run_test(test: Callable[[World], Coroutine[Any, Any, None]]) -> None:
         async def main() -> None:
@@ -131,7 +131,7 @@ def in_world(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[World], Cor
 InWorld = Callable[[Callable[[World], Coroutine[Any, Any, None]]], None]
 
 
-def test_a_lost_connection_is_made_anew_with_another_connector(in_world: InWorld) -> None:
+def test_a_lost_connection_is_followed_by_one_to_another_connector(in_world: InWorld) -> None:
     async def test(world: World) -> None:
         first = await world.welcome()
         assert world.connection.online.is_set()
@@ -147,7 +147,7 @@ def test_a_lost_connection_is_made_anew_with_another_connector(in_world: InWorld
     in_world(test)
 
 
-def test_it_says_which_connector_has_welcomed_us_and_no_other(in_world: InWorld) -> None:
+def test_the_endpoint_is_set_only_while_welcomed(in_world: InWorld) -> None:
     async def test(world: World) -> None:
         endpoints = [world.connection.endpoint]
         dealer = await world.sockets.next()
@@ -169,7 +169,7 @@ def test_the_only_connector_is_tried_again(in_world: InWorld) -> None:
     in_world(test)
 
 
-def test_attempts_that_fail_come_ever_later_and_ask_for_the_list(in_world: InWorld) -> None:
+def test_failed_attempts_back_off_and_fetch_the_list(in_world: InWorld) -> None:
     async def test(world: World) -> None:
         times = []
         for _ in range(12):
@@ -178,18 +178,18 @@ def test_attempts_that_fail_come_ever_later_and_ask_for_the_list(in_world: InWor
             dealer.lost()
         waits = [later - sooner for sooner, later in itertools.pairwise(times)]
         assert waits[:4] == pytest.approx([0.05, 0.1, 0.2, 0.4])
-        assert waits[-3:] == pytest.approx([LONGEST_WAIT_S] * 3)
+        assert waits[-3:] == pytest.approx([BACKOFF_MAX_S] * 3)
         assert world.asked == [False] + [True] * 11
 
     in_world(test)
 
 
-def test_a_good_connection_is_followed_by_one_to_what_is_known_at_once(in_world: InWorld) -> None:
+def test_a_stable_connection_resets_the_back_off_and_keeps_the_list(in_world: InWorld) -> None:
     async def test(world: World) -> None:
         for _ in range(5):
             (await world.sockets.next()).lost()
         good = await world.welcome()
-        await asyncio.sleep(STEADY_S)
+        await asyncio.sleep(STABLE_S)
         at = asyncio.get_running_loop().time()
         good.lost()
         assert (await world.sockets.next()).at - at == pytest.approx(0.05)
@@ -198,7 +198,7 @@ def test_a_good_connection_is_followed_by_one_to_what_is_known_at_once(in_world:
     in_world(test)
 
 
-def test_a_connector_that_leaves_is_left_at_once_however_short_the_connection_was(in_world: InWorld) -> None:
+def test_shutting_down_resets_the_back_off_after_any_time(in_world: InWorld) -> None:
     async def test(world: World) -> None:
         for _ in range(5):
             (await world.sockets.next()).lost()
@@ -211,36 +211,36 @@ def test_a_connector_that_leaves_is_left_at_once_however_short_the_connection_wa
     in_world(test)
 
 
-def test_a_mesh_that_ends_is_asked_ever_later(in_world: InWorld) -> None:
+def test_a_mesh_that_shuts_down_makes_attempts_back_off(in_world: InWorld) -> None:
     async def test(world: World) -> None:
         for _ in range(20):
             await world.refusal(Code.SHUTTING_DOWN)
-        assert asyncio.get_running_loop().time() > 10 * LONGEST_WAIT_S
+        assert asyncio.get_running_loop().time() > 10 * BACKOFF_MAX_S
 
     in_world(test)
 
 
-def test_two_that_oust_each_other_do_not_spin(in_world: InWorld) -> None:
-    """As two machines with copies of one state file: both have a token that is good."""
+def test_two_clients_that_replace_each_other_back_off(in_world: InWorld) -> None:
+    """As two machines with copies of one state file: both have a valid token."""
 
     async def test(world: World) -> None:
         for _ in range(50):
             await world.welcome()
             world.connection.ended(e.Disconnect(Code.REPLACED, "another connection of this device took over"))
-        assert asyncio.get_running_loop().time() > 40 * LONGEST_WAIT_S
+        assert asyncio.get_running_loop().time() > 40 * BACKOFF_MAX_S
 
     in_world(test)
 
 
-def test_a_connector_that_does_not_complete_the_handshake_is_left(in_world: InWorld) -> None:
+def test_a_handshake_that_does_not_complete_times_out(in_world: InWorld) -> None:
     async def test(world: World) -> None:
         stopped = await world.sockets.next()
         other = await world.sockets.next()
         assert other.endpoint != stopped.endpoint
-        assert CONNECT_S <= other.at - stopped.at < CONNECT_S + 0.1
+        assert CONNECT_TIMEOUT_S <= other.at - stopped.at < CONNECT_TIMEOUT_S + 0.1
         other.connected()
         world.connection.welcomed()
-        await asyncio.sleep(10 * CONNECT_S)
+        await asyncio.sleep(10 * CONNECT_TIMEOUT_S)
         assert not other.closed
 
     in_world(test)
@@ -258,7 +258,7 @@ def test_a_refused_token_is_replaced_by_a_login(in_world: InWorld) -> None:
     in_world(test)
 
 
-def test_the_login_is_tried_again_until_it_succeeds(in_world: InWorld) -> None:
+def test_a_failed_login_is_tried_again_until_it_succeeds(in_world: InWorld) -> None:
     async def test(world: World) -> None:
         logins = 0
 
@@ -275,12 +275,12 @@ def test_the_login_is_tried_again_until_it_succeeds(in_world: InWorld) -> None:
         await world.refusal(Code.BAD_TOKEN)
         await world.welcome()
         assert logins == 4
-        assert len(world.sockets.dealers) == 2  # not once more with the token that was refused
+        assert len(world.sockets.dealers) == 2  # no attempt with the refused token
 
     in_world(test)
 
 
-def test_replaced_and_then_refused_means_taken_over(in_world: InWorld) -> None:
+def test_replaced_and_then_bad_token_is_a_takeover(in_world: InWorld) -> None:
     async def test(world: World) -> None:
         await world.refusal(Code.REPLACED)
         await world.refusal(Code.BAD_TOKEN)
@@ -292,7 +292,7 @@ def test_replaced_and_then_refused_means_taken_over(in_world: InWorld) -> None:
     in_world(test)
 
 
-def test_replaced_by_ourselves_is_no_takeover(in_world: InWorld) -> None:
+def test_replaced_and_then_welcomed_is_no_takeover(in_world: InWorld) -> None:
     async def test(world: World) -> None:
         await world.refusal(Code.REPLACED)
         await world.welcome()
@@ -304,7 +304,7 @@ def test_replaced_by_ourselves_is_no_takeover(in_world: InWorld) -> None:
 
 
 @pytest.mark.parametrize("code", [Code.VERSION, Code.LOGGED_OUT, Code.IMPERSONATION])
-def test_some_refusals_are_final(in_world: InWorld, code: Code) -> None:
+def test_final_codes_end_the_client(in_world: InWorld, code: Code) -> None:
     async def test(world: World) -> None:
         await world.refusal(code)
         await asyncio.wait([world.task])
@@ -316,7 +316,7 @@ def test_some_refusals_are_final(in_world: InWorld, code: Code) -> None:
 
 
 @pytest.mark.parametrize("code", [Code.BUSY, Code.SHUTTING_DOWN, Code.UNRESPONSIVE, Code.UNKNOWN_EPOCH, None])
-def test_others_are_not(in_world: InWorld, code: Code | None) -> None:
+def test_other_codes_are_followed_by_another_attempt(in_world: InWorld, code: Code | None) -> None:
     async def test(world: World) -> None:
         await world.refusal(code)
         await world.welcome()
@@ -325,14 +325,14 @@ def test_others_are_not(in_world: InWorld, code: Code | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "trouble", [BackendUnavailable("away"), ApiError(503, "busy", "later"), ApiError(429, "slow_down", "later")]
+    "error", [BackendUnavailable("away"), ApiError(503, "busy", "later"), ApiError(429, "slow_down", "later")]
 )
-def test_a_service_that_cannot_tell_now_is_asked_again(in_world: InWorld, trouble: MeshimError) -> None:
+def test_a_temporary_failure_of_the_service_is_tried_again(in_world: InWorld, error: MeshimError) -> None:
     async def test(world: World) -> None:
-        world.trouble = trouble
+        world.error = error
         await asyncio.sleep(60.0)
         assert 10 < len(world.asked) < 30
-        world.trouble, world.known = None, ()
+        world.error, world.known = None, ()
         await asyncio.sleep(60.0)
         assert world.sockets.dealers == []
         world.known = (C2,)
@@ -343,7 +343,7 @@ def test_a_service_that_cannot_tell_now_is_asked_again(in_world: InWorld, troubl
 
 def test_a_login_that_is_refused_ends_the_client(in_world: InWorld) -> None:
     async def test(world: World) -> None:
-        world.trouble = ApiError(401, "bad_credentials", "The password is wrong.")
+        world.error = ApiError(401, "bad_credentials", "The password is wrong.")
         await asyncio.wait([world.task])
         error = world.task.exception()
         assert isinstance(error, Refused)
@@ -352,7 +352,7 @@ def test_a_login_that_is_refused_ends_the_client(in_world: InWorld) -> None:
     in_world(test)
 
 
-async def test_clients_of_one_loop_share_a_context_which_the_last_one_closes() -> None:
+async def test_clients_of_one_loop_share_a_context_that_the_last_one_closes() -> None:
     one, other = connection_module.borrow_context(), connection_module.borrow_context()
     assert one is other
     connection_module.return_context()

@@ -1,12 +1,11 @@
-"""What a client decides, frame by frame against a connector."""
+"""The client's core, frame by frame against a connector."""
 
 from collections.abc import Sequence
 
 import pytest
 
 from meshim.client import events as e
-from meshim.client.core import ClientCore, Identity
-from meshim.client.core import State as Stage
+from meshim.client.core import ClientCore, Identity, State
 from meshim.errors import Code
 from meshim.wire import client as wire
 from meshim.wire.client import ConnectorItem, Delivery, Greet, Stored, Welcome
@@ -34,7 +33,7 @@ EMPTY = e.Snapshot([], [], [], [], [])
 
 
 class Connector:
-    """The other end of one client, whose frames the test writes and reads."""
+    """The connector of one client: the test writes its frames and reads those of the client."""
 
     def __init__(self, snapshot: e.Snapshot = EMPTY) -> None:
         self.core = ClientCore(ME, OPTIONS, snapshot, lambda: bytes(16), lambda: 0, 0.0)
@@ -43,38 +42,38 @@ class Connector:
         self.link = LINK - 1
         self._number = 0
 
-    def happens(self, event: e.Event | None) -> Sequence[e.Action]:
-        """What the core does about an event, or about time that passed."""
+    def step(self, event: e.Event | None) -> Sequence[e.Action]:
+        """The actions of the core for an event, or for a tick (None)."""
         core = self.core
         found = core.tick(self.now) if event is None else core.receive(event, self.now)
         self.actions = list(found)
         return self.actions
 
-    def online(self, **changes: int) -> "Connector":
-        self.greeted()
-        self.says(self.welcome(**changes))
+    def go_online(self, **changes: int) -> "Connector":
+        self.connect()
+        self.send(self.welcome(**changes))
         return self
 
-    def greeted(self) -> Sequence[e.Action]:
+    def connect(self) -> Sequence[e.Action]:
         self.link += 1
         self._number = 0
-        return self.happens(e.Connected(self.link, b"token"))
+        return self.step(e.Connected(self.link, b"token"))
 
     def welcome(
         self, window: int = 4, body_bytes: int = 65_536, frame_bytes: int = 262_144, heartbeat_ms: int = 10_000
     ) -> Welcome:
         return Welcome(WIRE_VERSION, self.link, 1, ME.user, ME.device, window, body_bytes, frame_bytes, heartbeat_ms, 0)
 
-    def says(self, *frames: Frame) -> Sequence[e.Action]:
-        return self.happens(e.FramesReceived([wire.encode(frame) for frame in frames]))
+    def send(self, *frames: Frame) -> Sequence[e.Action]:
+        return self.step(e.FramesReceived([wire.encode(frame) for frame in frames]))
 
-    def delivers(self, *items: ConnectorItem, ack: int = 0) -> Sequence[e.Action]:
+    def deliver(self, *items: ConnectorItem, ack: int = 0) -> Sequence[e.Action]:
         self._number += 1
-        return self.says(Data(self.link, self._number, ack, (), items))
+        return self.send(Data(self.link, self._number, ack, (), items))
 
-    def saves(self) -> Sequence[e.Action]:
-        """Everything is written now."""
-        return self.happens(e.Saved(self.core._serial))
+    def persist(self) -> Sequence[e.Action]:
+        """Everything is in the state file now."""
+        return self.step(e.Persisted(self.core._serial))
 
     @property
     def frames(self) -> list[wire.ClientFrame]:
@@ -87,17 +86,17 @@ class Connector:
         return [decode_envelope(item.envelope) for item in items]
 
     def acked(self) -> int | None:
-        """The last acknowledgement in what the core said."""
+        """The latest acknowledgement in the frames of the last step."""
         acks = [frame.ack for frame in self.frames if isinstance(frame, Ack | Data)]
         return acks[-1] if acks else None
 
-    def did(self, kind: type[e.Action]) -> list[e.Action]:
+    def actions_of(self, kind: type[e.Action]) -> list[e.Action]:
         return [action for action in self.actions if isinstance(action, kind)]
 
-    def composes(self, size: int = 4) -> int:
+    def compose(self, size: int = 4) -> int:
         seq, base = self.core.reserve(TO_BOB)
         envelope = Envelope(WIRE_VERSION, bytes(16), *ME, TO_BOB, seq, base, Kind.TEXT, 1, 0, bytes(size))
-        self.happens(e.Composed((envelope,)))
+        self.step(e.Composed((envelope,)))
         return seq
 
 
@@ -110,240 +109,240 @@ def from_bob(seq: int, base: int = 1, *, stored: bool = False, **changes: object
     return Delivery(encode_envelope(envelope), stored)
 
 
-def delivered(seq: int, who: Identity = ME) -> Outcome:
+def delivered_outcome(seq: int, who: Identity = ME) -> Outcome:
     return Outcome(0, *who, TO_BOB, seq, seq, OutcomeStatus.DELIVERED, ((2, 20),), ((2, 20),))
 
 
 # ---------------------------------------------------------------- connecting
 
 
-def test_a_connection_is_greeted_and_welcomed() -> None:
+def test_the_client_greets_and_is_online_after_the_first_welcome() -> None:
     connector = Connector()
-    connector.greeted()
+    connector.connect()
     assert connector.frames == [Greet(WIRE_VERSION, b"token", ME.epoch, LINK, 4)]
-    assert connector.says(connector.welcome(body_bytes=99)) == [e.Online(99)]
-    assert connector.core.state is Stage.ONLINE
-    assert connector.says(connector.welcome()) == []
+    assert connector.send(connector.welcome(body_bytes=99)) == [e.Online(99)]
+    assert connector.core.state is State.ONLINE
+    assert connector.send(connector.welcome()) == []
 
 
-def test_nothing_but_the_greeting_is_said_before_the_welcome() -> None:
+def test_only_the_greeting_is_sent_before_the_welcome() -> None:
     connector = Connector()
-    connector.composes()
-    connector.saves()
-    connector.greeted()
+    connector.compose()
+    connector.persist()
+    connector.connect()
     assert len(connector.frames) == 1
-    connector.says(connector.welcome())
+    connector.send(connector.welcome())
     assert [envelope.seq for envelope in connector.submits] == [1]
 
 
-def test_what_overtakes_the_welcome_is_not_taken_in_and_may_come_again() -> None:
+def test_a_frame_before_the_welcome_is_ignored_and_accepted_when_resent() -> None:
     connector = Connector()
-    connector.greeted()
+    connector.connect()
     early = Data(LINK, 1, 0, (), (from_bob(1),))
-    assert connector.says(early) == []
-    connector.says(connector.welcome())
-    connector.says(early)
-    connector.saves()
+    assert connector.send(early) == []
+    connector.send(connector.welcome())
+    connector.send(early)
+    connector.persist()
     assert connector.acked() == 1
 
 
-def test_a_greeting_that_is_not_answered_ends_the_connection() -> None:
+def test_a_greeting_without_a_welcome_times_out() -> None:
     connector = Connector()
-    connector.greeted()
+    connector.connect()
     assert connector.core.next_deadline() == OPTIONS.greet_timeout_s
     connector.now = OPTIONS.greet_timeout_s
-    assert connector.happens(None) == [e.Disconnect(None, "the connector did not answer the greeting")]
+    assert connector.step(None) == [e.Disconnect(None, "the connector did not answer the greeting")]
     assert connector.core.next_deadline() is None
 
 
 @pytest.mark.parametrize("link", [LINK, 0])
-def test_a_refusal_is_told_with_its_code(link: int) -> None:
+def test_a_close_frame_disconnects_with_its_code(link: int) -> None:
     connector = Connector()
-    connector.greeted()
-    assert connector.says(Close(link, Code.BAD_TOKEN, "log in")) == [e.Disconnect(Code.BAD_TOKEN, "log in")]
-    assert connector.says(connector.welcome()) == []
+    connector.connect()
+    assert connector.send(Close(link, Code.BAD_TOKEN, "log in")) == [e.Disconnect(Code.BAD_TOKEN, "log in")]
+    assert connector.send(connector.welcome()) == []
 
 
-def test_a_code_of_the_future_is_no_error() -> None:
-    assert Connector().online().says(Close(LINK, 999, "new")) == [e.Disconnect(None, "new")]
+def test_an_unknown_close_code_becomes_none() -> None:
+    assert Connector().go_online().send(Close(LINK, 999, "new")) == [e.Disconnect(None, "new")]
 
 
-def test_frames_of_another_link_are_not_read() -> None:
-    connector = Connector().online()
+def test_frames_of_another_link_epoch_are_ignored() -> None:
+    connector = Connector().go_online()
     for frame in (Close(54, Code.REPLACED), Reset(54), Data(54, 1, 0, (), (from_bob(1),)), Ping(54)):
-        assert connector.says(frame) == []
+        assert connector.send(frame) == []
 
 
-def test_a_connector_that_does_not_know_the_link_is_left() -> None:
-    assert Connector().online().says(Reset(LINK)) == [
+def test_a_reset_disconnects() -> None:
+    assert Connector().go_online().send(Reset(LINK)) == [
         e.Disconnect(Code.UNKNOWN_EPOCH, "the connector does not know this link any more")
     ]
 
 
 @pytest.mark.parametrize("frame", [b"", b"\xc1", b"\x91\x63", wire.encode(Ack(LINK, 7))])
-def test_a_connector_that_breaks_the_protocol_is_left(frame: bytes) -> None:
-    connector = Connector().online()
-    [action] = connector.happens(e.FramesReceived([frame]))
+def test_a_protocol_error_disconnects(frame: bytes) -> None:
+    connector = Connector().go_online()
+    [action] = connector.step(e.FramesReceived([frame]))
     assert isinstance(action, e.Disconnect)
     assert "broke the protocol" in action.sentence
-    assert connector.core.state is Stage.OFFLINE
+    assert connector.core.state is State.OFFLINE
 
 
-def test_what_came_before_the_connection_ended_is_kept() -> None:
-    connector = Connector().online()
-    connector.says(Data(LINK, 1, 0, (), (from_bob(1),)), Close(LINK, Code.SHUTTING_DOWN, "bye"), Ping(LINK))
-    assert len(connector.did(e.Save)) == len(connector.did(e.Disconnect)) == 1
+def test_deliveries_before_a_close_frame_are_persisted() -> None:
+    connector = Connector().go_online()
+    connector.send(Data(LINK, 1, 0, (), (from_bob(1),)), Close(LINK, Code.SHUTTING_DOWN, "bye"), Ping(LINK))
+    assert len(connector.actions_of(e.Persist)) == len(connector.actions_of(e.Disconnect)) == 1
     assert connector.frames == []
 
 
-def test_a_silent_connector_is_pinged_and_then_left() -> None:
-    connector = Connector().online()
+def test_a_silent_connector_is_pinged_then_disconnected() -> None:
+    connector = Connector().go_online()
     connector.now = 10.0
-    connector.happens(None)
+    connector.step(None)
     assert connector.frames == [Ping(LINK)]
-    connector.says(Pong(LINK))
+    connector.send(Pong(LINK))
     connector.now = 35.0
-    connector.happens(None)
-    assert connector.did(e.Disconnect) == [e.Disconnect(None, "the connector does not answer")]
+    connector.step(None)
+    assert connector.actions_of(e.Disconnect) == [e.Disconnect(None, "the connector does not answer")]
 
 
-def test_a_ping_is_answered() -> None:
-    connector = Connector().online()
-    connector.says(Ping(LINK))
+def test_a_ping_is_answered_with_a_pong() -> None:
+    connector = Connector().go_online()
+    connector.send(Ping(LINK))
     assert connector.frames == [Pong(LINK)]
 
 
-def test_a_connector_that_listens_for_less_time_hears_of_us_more_often() -> None:
-    connector = Connector().online(heartbeat_ms=2_000)
+def test_a_shorter_heartbeat_in_the_welcome_shortens_ping_and_silence() -> None:
+    connector = Connector().go_online(heartbeat_ms=2_000)
     connector.now = 2.0
-    connector.happens(None)
+    connector.step(None)
     assert connector.frames == [Ping(LINK)]
     connector.now = 5.0
-    connector.happens(None)
-    assert connector.did(e.Disconnect)
+    connector.step(None)
+    assert connector.actions_of(e.Disconnect)
 
 
-def test_frames_are_no_larger_than_the_connector_takes() -> None:
+def test_frames_respect_the_size_limit_of_the_welcome() -> None:
     for frame_bytes, count in ((262_144, 1), (16_384 + 6_000, 2), (1, 3)):
         connector = Connector()
         for _ in range(3):
-            connector.composes(size=2_500)
-        connector.saves()
-        connector.online(frame_bytes=frame_bytes)
+            connector.compose(size=2_500)
+        connector.persist()
+        connector.go_online(frame_bytes=frame_bytes)
         assert len(connector.frames) == count
         assert len(connector.submits) == 3
 
 
-def test_no_more_frames_are_under_way_than_the_connector_allows() -> None:
-    connector = Connector().online(window=1)
+def test_unacknowledged_frames_respect_the_window_of_the_welcome() -> None:
+    connector = Connector().go_online(window=1)
     for _ in range(4):
-        connector.composes()
-        connector.saves()
+        connector.compose()
+        connector.persist()
     assert connector.submits == []
-    connector.says(Ack(LINK, 1))
+    connector.send(Ack(LINK, 1))
     assert [envelope.seq for envelope in connector.submits] == [2, 3, 4]
 
 
-def test_farewell_ends_the_link() -> None:
-    connector = Connector().online()
+def test_farewell_sends_a_close_frame_once() -> None:
+    connector = Connector().go_online()
     connector.actions = list(connector.core.farewell())
     assert connector.frames == [Close(LINK, Code.SHUTTING_DOWN, "the client leaves")]
     assert connector.core.farewell() == []
 
 
-def test_stored_messages_that_are_delayed_are_told() -> None:
-    assert Connector().online().says(Stored(LINK, True)) == [e.StoredDelayed(True)]
+def test_a_stored_frame_reports_delayed_messages() -> None:
+    assert Connector().go_online().send(Stored(LINK, True)) == [e.StoredDelayed(True)]
 
 
-# ---------------------------------------------------------------- only what is safe is acknowledged or sent
+# ---------------------------------------------------------------- persisted first, then acknowledged or sent
 
 
-def test_a_message_is_acknowledged_when_it_is_in_the_state_file() -> None:
-    connector = Connector().online()
-    connector.delivers(from_bob(1))
+def test_a_delivery_is_acknowledged_when_persisted() -> None:
+    connector = Connector().go_online()
+    connector.deliver(from_bob(1))
     assert connector.acked() == 0
-    assert not connector.did(e.InboxGrew)
-    connector.saves()
+    assert not connector.actions_of(e.MessagesAvailable)
+    connector.persist()
     assert connector.acked() == 1
-    assert connector.did(e.InboxGrew)
+    assert connector.actions_of(e.MessagesAvailable)
 
 
-def test_what_changes_nothing_is_acknowledged_at_once_but_never_before_what_came_earlier() -> None:
-    connector = Connector().online()
-    connector.delivers(from_bob(1))
-    connector.delivers(from_bob(1))  # again, in the next frame
+def test_a_duplicate_is_acknowledged_at_once_unless_earlier_frames_wait_for_the_disk() -> None:
+    connector = Connector().go_online()
+    connector.deliver(from_bob(1))
+    connector.deliver(from_bob(1))  # the duplicate, in the next frame
     assert connector.acked() == 0
-    connector.saves()
+    connector.persist()
     assert connector.acked() == 2
-    connector.delivers(from_bob(1))
+    connector.deliver(from_bob(1))
     assert connector.acked() == 3
 
 
-def test_saving_what_came_by_an_earlier_connection_acknowledges_nothing_on_this_one() -> None:
-    connector = Connector().online()
-    connector.delivers(from_bob(1))
-    connector.happens(e.ConnectionLost())
-    connector.online()
-    connector.delivers(from_bob(1), from_bob(2))
-    connector.happens(e.Saved(1))
+def test_persisting_deliveries_of_an_earlier_link_acknowledges_nothing_on_this_one() -> None:
+    connector = Connector().go_online()
+    connector.deliver(from_bob(1))
+    connector.step(e.ConnectionLost())
+    connector.go_online()
+    connector.deliver(from_bob(1), from_bob(2))
+    connector.step(e.Persisted(1))
     assert connector.acked() is None
-    connector.saves()
+    connector.persist()
     assert connector.acked() == 1
 
 
-def test_a_message_is_submitted_when_it_is_in_the_state_file() -> None:
-    connector = Connector().online()
-    connector.composes()
+def test_a_message_is_submitted_when_persisted() -> None:
+    connector = Connector().go_online()
+    connector.compose()
     assert connector.frames == []
-    connector.saves()
+    connector.persist()
     assert [envelope.seq for envelope in connector.submits] == [1]
 
 
-def test_what_is_not_settled_goes_to_the_next_connector() -> None:
-    connector = Connector().online()
+def test_unsettled_messages_are_submitted_again_over_the_next_connection() -> None:
+    connector = Connector().go_online()
     for _ in range(3):
-        connector.composes()
-    connector.saves()
-    connector.delivers(delivered(2), ack=1)
-    connector.composes()  # not saved yet
-    connector.says(Close(LINK, Code.SHUTTING_DOWN, "bye"))
-    connector.online()
+        connector.compose()
+    connector.persist()
+    connector.deliver(delivered_outcome(2), ack=1)
+    connector.compose()  # not persisted yet
+    connector.send(Close(LINK, Code.SHUTTING_DOWN, "bye"))
+    connector.go_online()
     assert [envelope.seq for envelope in connector.submits] == [1, 3]
 
 
-def test_progress_is_told_and_kept() -> None:
-    connector = Connector().online()
-    connector.composes()
-    connector.saves()
-    connector.delivers(delivered(1), ack=1)
-    assert connector.did(e.Progress) == [e.Progress(TO_BOB, 1, "delivered", 0, "")]
-    [save] = connector.did(e.Save)
-    assert isinstance(save, e.Save)
-    assert save.changes == (e.SettleOut(TO_BOB, 1, "delivered"),)
+def test_an_outcome_reports_and_persists_the_new_state() -> None:
+    connector = Connector().go_online()
+    connector.compose()
+    connector.persist()
+    connector.deliver(delivered_outcome(1), ack=1)
+    assert connector.actions_of(e.StatusChanged) == [e.StatusChanged(TO_BOB, 1, "delivered", 0, "")]
+    [save] = connector.actions_of(e.Persist)
+    assert isinstance(save, e.Persist)
+    assert save.changes == (e.SettleMessage(TO_BOB, 1, "delivered"),)
 
 
 @pytest.mark.parametrize("who", [ME._replace(epoch=8), ME._replace(device=11), ME._replace(user=3)])
-def test_outcomes_for_somebody_else_change_nothing(who: Identity) -> None:
-    """Of the installation that had this device before us, for example."""
-    connector = Connector().online()
-    connector.composes()
-    connector.saves()
-    connector.delivers(delivered(1, who), ack=1)
-    assert connector.did(e.Progress) == []
+def test_an_outcome_for_another_identity_is_ignored(who: Identity) -> None:
+    """As one for the installation that had this device before a takeover."""
+    connector = Connector().go_online()
+    connector.compose()
+    connector.persist()
+    connector.deliver(delivered_outcome(1, who), ack=1)
+    assert connector.actions_of(e.StatusChanged) == []
 
 
-def test_a_base_update_is_composed_with_the_settling_of_the_last_in_one_save() -> None:
-    connector = Connector().online()
-    connector.composes()
-    connector.composes()
-    connector.saves()
+def test_a_base_update_is_persisted_with_the_last_settled_message_of_its_run() -> None:
+    connector = Connector().go_online()
+    connector.compose()
+    connector.compose()
+    connector.persist()
     rejected = Outcome(0, *ME, TO_BOB, 1, 1, OutcomeStatus.REJECTED, code=Code.TOO_LARGE, sentence="too large")
-    connector.delivers(rejected, delivered(2), ack=1)
-    [save] = connector.did(e.Save)
-    assert isinstance(save, e.Save)
-    [base] = [change for change in save.changes if isinstance(change, e.PutOut)]
+    connector.deliver(rejected, delivered_outcome(2), ack=1)
+    [save] = connector.actions_of(e.Persist)
+    assert isinstance(save, e.Persist)
+    [base] = [change for change in save.changes if isinstance(change, e.AddToOutbox)]
     assert (base.kind, base.seq, base.base) == (Kind.BASE, 3, 3)
-    connector.saves()
+    connector.persist()
     assert [(envelope.kind, envelope.seq) for envelope in connector.submits] == [(Kind.BASE, 3)]
 
 
@@ -354,22 +353,22 @@ def receipts(envelopes: Sequence[Envelope]) -> list[tuple[Destination, Receipt]]
     return [(each.to, decode_receipt(each.body)) for each in envelopes if each.kind == Kind.RECEIPT]
 
 
-def test_stored_messages_of_one_turn_earn_one_receipt() -> None:
-    connector = Connector().online()
-    connector.delivers(*(from_bob(seq, stored=True) for seq in (1, 2, 3, 5)))
-    connector.saves()
+def test_stored_messages_of_one_frame_share_one_receipt() -> None:
+    connector = Connector().go_online()
+    connector.deliver(*(from_bob(seq, stored=True) for seq in (1, 2, 3, 5)))
+    connector.persist()
     to_bobs_device = Destination(DestinationType.DEVICE, 2, 20)
     assert receipts(connector.submits) == [(to_bobs_device, Receipt(ReceiptKind.DELIVERED, 5, TO_ME, ((1, 3), (5, 5))))]
 
 
-def test_a_stored_duplicate_earns_its_receipt_again() -> None:
-    """The first may have been lost with whoever had it."""
-    connector = Connector().online()
-    connector.delivers(from_bob(1))
-    connector.saves()
+def test_a_stored_duplicate_gets_another_receipt() -> None:
+    """The first receipt may have been lost with the process that held it."""
+    connector = Connector().go_online()
+    connector.deliver(from_bob(1))
+    connector.persist()
     assert receipts(connector.submits) == []
-    connector.delivers(from_bob(1, stored=True))
-    connector.saves()
+    connector.deliver(from_bob(1, stored=True))
+    connector.persist()
     assert len(receipts(connector.submits)) == 1
 
 
@@ -377,73 +376,75 @@ def test_a_stored_duplicate_earns_its_receipt_again() -> None:
     "delivery",
     [
         from_bob(1, stored=True, kind=Kind.BASE),
-        from_bob(1, stored=True, user=1, device=11, to=TO_BOB),  # another device of ours
-        from_bob(1, stored=True, user=1, device=10, to=TO_BOB),  # we ourselves
+        from_bob(1, stored=True, user=1, device=11, to=TO_BOB),  # from another device of this user
+        from_bob(1, stored=True, user=1, device=10, to=TO_BOB),  # from this device
         from_bob(1, stored=True, kind=Kind.TYPING),
     ],
 )
-def test_other_messages_earn_no_receipt(delivery: Delivery) -> None:
-    connector = Connector().online()
-    acked = connector.delivers(delivery) and connector.acked()
-    connector.saves()
+def test_base_updates_own_messages_and_ephemeral_ones_get_no_receipt(delivery: Delivery) -> None:
+    connector = Connector().go_online()
+    acked = connector.deliver(delivery) and connector.acked()
+    connector.persist()
     assert connector.submits == []
     assert 1 in (acked, connector.acked())
 
 
-def test_reading_is_told_to_the_device_that_sent() -> None:
-    connector = Connector().online()
+def test_a_read_receipt_goes_to_the_sending_device() -> None:
+    connector = Connector().go_online()
     stream = decode_envelope(from_bob(1).envelope).stream
-    connector.happens(e.MessagesRead(((stream, 1), (stream, 2))))
-    connector.saves()
+    connector.step(e.MessagesRead(((stream, 1), (stream, 2))))
+    connector.persist()
     assert receipts(connector.submits) == [
         (Destination(DestinationType.DEVICE, 2, 20), Receipt(ReceiptKind.READ, 5, TO_ME, ((1, 2),)))
     ]
     own = decode_envelope(from_bob(1, user=1, device=11, to=TO_BOB).envelope).stream
-    assert connector.happens(e.MessagesRead(((own, 1),))) == []
+    assert connector.step(e.MessagesRead(((own, 1),))) == []
 
 
-def test_a_receipt_with_very_many_ranges_is_split() -> None:
-    connector = Connector().online()
+def test_a_receipt_with_many_ranges_is_split() -> None:
+    connector = Connector().go_online()
     stream = decode_envelope(from_bob(1).envelope).stream
-    connector.happens(e.MessagesRead(tuple((stream, 2 * n + 1) for n in range(130))))
-    connector.saves()
+    connector.step(e.MessagesRead(tuple((stream, 2 * n + 1) for n in range(130))))
+    connector.persist()
     counts = [len(receipt.ranges) for _, receipt in receipts(connector.submits)]
     assert counts == [64, 64, 2]
 
 
 @pytest.mark.parametrize(("epoch", "progress"), [(ME.epoch, ["read"]), (ME.epoch + 1, [])])
-def test_a_receipt_counts_for_the_state_file_that_sent(epoch: int, progress: list[str]) -> None:
-    connector = Connector().online()
-    connector.composes()
-    connector.saves()
-    connector.delivers(delivered(1), ack=1)
+def test_a_receipt_for_another_epoch_is_ignored(epoch: int, progress: list[str]) -> None:
+    connector = Connector().go_online()
+    connector.compose()
+    connector.persist()
+    connector.deliver(delivered_outcome(1), ack=1)
     body = encode_content(Receipt(ReceiptKind.READ, epoch, TO_BOB, ((1, 1),)))
-    connector.delivers(from_bob(1, kind=Kind.RECEIPT, body=body, to=Destination(DestinationType.DEVICE, 1, 10)))
-    assert [action.state for action in connector.did(e.Progress) if isinstance(action, e.Progress)] == progress
-    assert not connector.did(e.InboxGrew)
+    connector.deliver(from_bob(1, kind=Kind.RECEIPT, body=body, to=Destination(DestinationType.DEVICE, 1, 10)))
+    assert [
+        action.state for action in connector.actions_of(e.StatusChanged) if isinstance(action, e.StatusChanged)
+    ] == progress
+    assert not connector.actions_of(e.MessagesAvailable)
 
 
 @pytest.mark.parametrize("delivery", [Delivery(b"\xc1"), from_bob(1, kind=Kind.RECEIPT, body=b"\xc1")])
-def test_what_cannot_be_read_is_counted_and_acknowledged(delivery: Delivery) -> None:
-    connector = Connector().online()
-    connector.delivers(delivery)
-    assert connector.core.unreadable == 1
+def test_an_unreadable_delivery_is_counted_and_acknowledged(delivery: Delivery) -> None:
+    connector = Connector().go_online()
+    connector.deliver(delivery)
+    assert connector.core.statistics.unreadable == 1
     assert connector.acked() == 1
 
 
 # ---------------------------------------------------------------- gaps
 
 
-def test_a_gap_that_lasts_too_long_is_given_up_also_while_offline() -> None:
-    connector = Connector().online()
-    connector.delivers(from_bob(2))
-    connector.saves()
-    connector.happens(e.ConnectionLost())
+def test_a_gap_is_released_after_its_timeout_while_offline() -> None:
+    connector = Connector().go_online()
+    connector.deliver(from_bob(2))
+    connector.persist()
+    connector.step(e.ConnectionLost())
     deadline = connector.core.next_deadline()
     assert deadline == OPTIONS.ordering.gap_release_s
     connector.now = deadline
-    connector.happens(None)
-    [save] = connector.did(e.Save)
-    assert isinstance(save, e.Save)
+    connector.step(None)
+    [save] = connector.actions_of(e.Persist)
+    assert isinstance(save, e.Persist)
     assert [type(change) for change in save.changes] == [e.Release, e.PutOrder]
-    assert connector.saves() == [e.InboxGrew()]
+    assert connector.persist() == [e.MessagesAvailable()]

@@ -1,9 +1,10 @@
-"""The inbox: each message once, in order, with what the state file has to know for that after a restart."""
+"""The inbox: each message once, in order, also after a restart with what the state file holds."""
 
 from collections.abc import Sequence
 
-from meshim.client.events import Change, Drop, HeldMessage, PutIn, PutOrder, Release, Snapshot
-from meshim.client.inbox import Arrival, Inbox
+from meshim.client.events import AddToInbox, Change, DropFromInbox, EarlyMessage, PutOrder, Release, Snapshot
+from meshim.client.inbox import Inbox, InboxUpdate
+from meshim.client.statistics import Statistics
 from meshim.protocol.ordering import Flag, OrderingOptions
 from meshim.wire.envelope import WIRE_VERSION, Destination, DestinationType, Envelope, Kind, Stream, encode_envelope
 
@@ -15,7 +16,7 @@ CAROL = Stream(3, 30, 5, ME)
 
 
 def inbox(snapshot: Snapshot = EMPTY, now: float = 0.0, options: OrderingOptions = OPTIONS) -> Inbox:
-    return Inbox(options, snapshot, now)
+    return Inbox(options, snapshot, Statistics(), now)
 
 
 def envelope(seq: int, base: int = 1, stream: Stream = BOB, kind: int = Kind.TEXT) -> Envelope:
@@ -26,7 +27,7 @@ def envelope(seq: int, base: int = 1, stream: Stream = BOB, kind: int = Kind.TEX
 
 def receive(
     box: Inbox, seq: int, base: int = 1, *, stream: Stream = BOB, kind: int = Kind.TEXT, now: float = 0.0
-) -> Arrival:
+) -> InboxUpdate:
     message = envelope(seq, base, stream, kind)
     return box.receive(message, encode_envelope(message), stored=False, now=now)
 
@@ -35,58 +36,59 @@ def released(changes: Sequence[Change]) -> list[tuple[int, int]]:
     return [(change.seq, change.flag) for change in changes if isinstance(change, Release)]
 
 
-class PendingEntry:
-    """A state file as far as the inbox goes."""
+class InboxTable:
+    """The rows of a state file that concern the inbox."""
 
     def __init__(self) -> None:
         self.orders: dict[Stream, PutOrder] = {}
-        self.held: dict[tuple[Stream, int], HeldMessage] = {}
-        self.shown: list[int] = []
+        self.early: dict[tuple[Stream, int], EarlyMessage] = {}
+        self.released: list[int] = []
 
     def apply(self, changes: Sequence[Change]) -> None:
         for change in changes:
             if isinstance(change, PutOrder):
                 self.orders[change.stream] = change
-            elif isinstance(change, PutIn):
-                self.held[change.stream, change.seq] = HeldMessage(change.stream, change.seq, change.envelope)
+            elif isinstance(change, AddToInbox):
+                self.early[change.stream, change.seq] = EarlyMessage(change.stream, change.seq, change.envelope)
             elif isinstance(change, Release):
-                del self.held[change.stream, change.seq]
-                self.shown.append(change.seq)
-            elif isinstance(change, Drop):
-                del self.held[change.stream, change.seq]
+                del self.early[change.stream, change.seq]
+                self.released.append(change.seq)
+            elif isinstance(change, DropFromInbox):
+                del self.early[change.stream, change.seq]
 
     def snapshot(self) -> Snapshot:
-        return Snapshot([], [], [], list(self.orders.values()), list(self.held.values()))
+        return Snapshot([], [], [], list(self.orders.values()), list(self.early.values()))
 
 
-def test_what_comes_in_order_is_kept_and_released_at_once() -> None:
+def test_a_message_in_order_is_released_at_once() -> None:
     message = envelope(1)
-    arrival = receive(inbox(), 1)
-    assert arrival == Arrival(
-        [PutIn(BOB, 1, encode_envelope(message), False), Release(BOB, 1, Flag.IN_ORDER), PutOrder(BOB, 2, ())], True
+    update = receive(inbox(), 1)
+    assert update == InboxUpdate(
+        [AddToInbox(BOB, 1, encode_envelope(message), False), Release(BOB, 1, Flag.IN_ORDER), PutOrder(BOB, 2, ())],
+        True,
     )
 
 
-def test_what_comes_early_is_kept_and_held_back() -> None:
+def test_an_early_message_waits_for_the_missing_one() -> None:
     box = inbox()
     early = receive(box, 2)
-    assert not early.grew
+    assert not early.available
     assert released(early.changes) == []
-    assert isinstance(early.changes[0], PutIn)
+    assert isinstance(early.changes[0], AddToInbox)
     assert released(receive(box, 1).changes) == [(1, Flag.IN_ORDER), (2, Flag.IN_ORDER)]
     assert box.next_deadline() is None
 
 
-def test_a_duplicate_is_no_change_and_is_counted() -> None:
+def test_a_duplicate_changes_nothing_and_is_counted() -> None:
     box = inbox()
     receive(box, 1)
     receive(box, 3)
     for seq in (1, 3):
-        assert receive(box, seq) == Arrival([], False)
-    assert box.duplicates == 2
+        assert receive(box, seq) == InboxUpdate([], False)
+    assert box._statistics.deduplicated == 2
 
 
-def test_streams_do_not_wait_for_each_other() -> None:
+def test_streams_are_independent() -> None:
     box = inbox()
     receive(box, 2)
     assert released(receive(box, 1, stream=CAROL).changes) == [(1, Flag.IN_ORDER)]
@@ -94,26 +96,26 @@ def test_streams_do_not_wait_for_each_other() -> None:
     assert released(receive(box, 1, stream=another_epoch).changes) == [(1, Flag.IN_ORDER)]
 
 
-def test_a_base_update_releases_what_waited_and_is_not_shown() -> None:
+def test_a_base_update_releases_waiting_messages_and_is_dropped() -> None:
     box = inbox()
     receive(box, 2)
-    arrival = receive(box, 3, 3, kind=Kind.BASE)
-    assert released(arrival.changes) == [(2, Flag.IN_ORDER)]
-    assert Drop(BOB, 3) in arrival.changes
-    assert arrival.grew
+    update = receive(box, 3, 3, kind=Kind.BASE)
+    assert released(update.changes) == [(2, Flag.IN_ORDER)]
+    assert DropFromInbox(BOB, 3) in update.changes
+    assert update.available
     alone = receive(box, 4, 4, kind=Kind.BASE)
-    assert not alone.grew
+    assert not alone.available
     assert alone.changes[-1] == PutOrder(BOB, 5, ((1, 1),))
 
 
-def test_a_gap_is_given_up_in_time_and_what_filled_it_later_is_late() -> None:
+def test_a_gap_is_released_after_its_timeout_and_the_missing_message_is_late() -> None:
     box = inbox()
     receive(box, 2, now=1.0)
     assert box.next_deadline() == 31.0
-    assert box.tick(30.9) == Arrival([], False)
-    given_up = box.tick(31.0)
-    assert given_up == Arrival([Release(BOB, 2, Flag.AFTER_GAP), PutOrder(BOB, 3, ((1, 1),))], True)
-    assert box.gaps_released == 1
+    assert box.tick(30.9) == InboxUpdate([], False)
+    update = box.tick(31.0)
+    assert update == InboxUpdate([Release(BOB, 2, Flag.AFTER_GAP), PutOrder(BOB, 3, ((1, 1),))], True)
+    assert box._statistics.gaps_released == 1
     assert box.next_deadline() is None
     assert released(receive(box, 1, now=40.0).changes) == [(1, Flag.LATE)]
 
@@ -127,46 +129,46 @@ def test_the_next_deadline_is_that_of_the_oldest_gap() -> None:
     assert box.next_deadline() == 33.0
 
 
-def test_after_a_restart_everything_is_as_it_was() -> None:
-    kept = PendingEntry()
+def test_a_restart_restores_the_order() -> None:
+    table = InboxTable()
     box = inbox()
     for seq in (1, 2, 5, 4, 7):
-        kept.apply(receive(box, seq).changes)
+        table.apply(receive(box, seq).changes)
     for _ in range(2):
-        box = inbox(kept.snapshot(), now=100.0)
+        box = inbox(table.snapshot(), now=100.0)
         assert box.next_deadline() == 130.0
         for seq in (1, 2, 4, 5, 7):
-            assert receive(box, seq, now=100.0) == Arrival([], False)
-    kept.apply(receive(box, 3, now=101.0).changes)
-    assert kept.shown == [1, 2, 3, 4, 5]
-    box = inbox(kept.snapshot(), now=200.0)
-    kept.apply(receive(box, 6, now=201.0).changes)
-    assert kept.shown == [1, 2, 3, 4, 5, 6, 7]
-    assert kept.held == {}
+            assert receive(box, seq, now=100.0) == InboxUpdate([], False)
+    table.apply(receive(box, 3, now=101.0).changes)
+    assert table.released == [1, 2, 3, 4, 5]
+    box = inbox(table.snapshot(), now=200.0)
+    table.apply(receive(box, 6, now=201.0).changes)
+    assert table.released == [1, 2, 3, 4, 5, 6, 7]
+    assert table.early == {}
 
 
-def test_a_restart_with_less_room_releases_what_does_not_fit() -> None:
-    kept = PendingEntry()
+def test_a_restart_with_a_lower_limit_releases_the_messages_above_it() -> None:
+    table = InboxTable()
     box = inbox()
     for seq in (2, 3, 5, 7):
-        kept.apply(receive(box, seq).changes)
-    box = inbox(kept.snapshot(), options=OrderingOptions(gap_release_s=30.0, early_max=1))
+        table.apply(receive(box, seq).changes)
+    box = inbox(table.snapshot(), options=OrderingOptions(gap_release_s=30.0, early_max=1))
     assert box.next_deadline() == 0.0
-    arrival = box.tick(0.0)
-    assert arrival.grew
-    kept.apply(arrival.changes)
-    assert kept.shown == [2, 3, 5]
-    assert list(kept.held) == [(BOB, 7)]
+    update = box.tick(0.0)
+    assert update.available
+    table.apply(update.changes)
+    assert table.released == [2, 3, 5]
+    assert list(table.early) == [(BOB, 7)]
     assert box.next_deadline() == 30.0
 
 
-def test_a_message_above_its_base_waits_after_a_restart_too() -> None:
-    """Its base was taken in when it came: it must not release it now."""
-    kept = PendingEntry()
+def test_an_early_message_waits_after_a_restart_whatever_its_base() -> None:
+    """Its base applied when it arrived: it must not release the message now."""
+    table = InboxTable()
     box = inbox()
-    kept.apply(receive(box, 5, 3).changes)
-    assert kept.shown == []
-    box = inbox(kept.snapshot())
-    kept.apply(receive(box, 3, 3).changes)
-    kept.apply(receive(box, 4, 3).changes)
-    assert kept.shown == [3, 4, 5]
+    table.apply(receive(box, 5, 3).changes)
+    assert table.released == []
+    box = inbox(table.snapshot())
+    table.apply(receive(box, 3, 3).changes)
+    table.apply(receive(box, 4, 3).changes)
+    assert table.released == [3, 4, 5]

@@ -1,4 +1,4 @@
-"""The REST client against answers that a service of ours never gives, and URLs it must not use."""
+"""The REST client: answers that a meshim service never gives, and URLs it must refuse."""
 
 import httpx
 import pytest
@@ -21,12 +21,12 @@ def api(answer: httpx.Response | Exception, requests: list[httpx.Request] | None
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:8100", "http://localhost", "http://[::1]:1", "https://chat.example"])
-def test_urls_that_may_be_used(url: str) -> None:
+def test_urls_of_this_machine_and_https_are_allowed(url: str) -> None:
     Api(url)
 
 
 @pytest.mark.parametrize("url", ["http://10.0.0.1", "http://chat.example:8100", "http://0.0.0.0:8100"])
-def test_plain_http_to_another_machine_has_to_be_meant(url: str) -> None:
+def test_plain_http_to_another_machine_needs_insecure(url: str) -> None:
     with pytest.raises(UsageError, match="use https"):
         Api(url)
     Api(url, insecure=True)
@@ -35,12 +35,12 @@ def test_plain_http_to_another_machine_has_to_be_meant(url: str) -> None:
 @pytest.mark.parametrize(
     "url", ["", "127.0.0.1:8100", "localhost", "ftp://localhost", "http://", "http://[::1", "http://h:x"]
 )
-def test_what_is_no_url_is_refused(url: str) -> None:
+def test_an_invalid_url_is_refused(url: str) -> None:
     with pytest.raises(UsageError, match="is not the URL"):
         Api(url)
 
 
-async def test_a_problem_becomes_an_error_with_all_it_says() -> None:
+async def test_a_problem_answer_becomes_an_api_error_with_all_its_fields() -> None:
     headers = {"content-type": "application/problem+json; charset=utf-8", "retry-after": "7"}
     with pytest.raises(ApiError) as refused:
         await api(httpx.Response(429, headers=headers, content=PROBLEM)).register("alice", "x")
@@ -61,12 +61,14 @@ async def test_a_problem_becomes_an_error_with_all_it_says() -> None:
         (httpx.Response(200, json={"user_id": "x", "name": "alice"}), "is the URL right"),
     ],
 )
-async def test_what_is_no_answer_of_meshim_is_told_as_such(answer: httpx.Response | Exception, sentence: str) -> None:
+async def test_an_answer_that_is_not_of_meshim_is_backend_unavailable(
+    answer: httpx.Response | Exception, sentence: str
+) -> None:
     with pytest.raises(BackendUnavailable, match=sentence):
         await api(answer).register("alice", "x")
 
 
-async def test_names_stay_one_segment_of_the_path_and_tokens_are_sent() -> None:
+async def test_a_name_is_quoted_as_one_path_segment_and_the_token_is_sent() -> None:
     requests: list[httpx.Request] = []
     client = api(httpx.Response(204), requests)
     client.token = "secret"
@@ -75,7 +77,7 @@ async def test_names_stay_one_segment_of_the_path_and_tokens_are_sent() -> None:
     assert requests[0].headers["authorization"] == "Bearer secret"
 
 
-async def test_a_logout_forgets_the_token() -> None:
+async def test_logout_clears_the_token() -> None:
     client = api(httpx.Response(204))
     client.token = "secret"
     await client.logout()

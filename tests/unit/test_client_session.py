@@ -1,4 +1,4 @@
-"""Logins: kept, renewed wherever they are needed, and not needed to start; and whom a device knows by them."""
+"""The login of a device: stored, renewed on demand, not needed to start; and the contacts fetched with it."""
 
 import asyncio
 import time
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from meshim.client.contacts import Contacts
 from meshim.client.core import Identity
-from meshim.client.events import PutOut, PutStream
-from meshim.client.people import People
-from meshim.client.session import Credentials, Session, readdress
+from meshim.client.events import AddToOutbox, PutStream
+from meshim.client.session import Credentials, Session, reassign_outbox
 from meshim.client.state import StateFile
 from meshim.errors import ApiError, BackendUnavailable, ClientClosed, Code, Refused, UsageError
 from meshim.runtime.crypto import open_sealed, seal
@@ -49,7 +49,7 @@ def session(
 # ---------------------------------------------------------------- opening
 
 
-async def test_the_first_open_logs_in_and_later_ones_go_on_with_that(service: RestService, state: StateFile) -> None:
+async def test_the_first_open_logs_in_and_later_ones_use_that_login(service: RestService, state: StateFile) -> None:
     for _ in range(3):
         opened = session(service, state)
         assert await opened.open() == Identity(1, 10, state.epoch)
@@ -61,7 +61,9 @@ async def test_the_first_open_logs_in_and_later_ones_go_on_with_that(service: Re
 
 
 @pytest.mark.parametrize(("name", "device"), [("bob", "phone"), ("alice", "laptop")])
-async def test_a_state_file_is_of_one_device(service: RestService, state: StateFile, name: str, device: str) -> None:
+async def test_a_state_file_belongs_to_one_device(
+    service: RestService, state: StateFile, name: str, device: str
+) -> None:
     await session(service, state).open()
     with pytest.raises(UsageError, match=f"is of alice on phone, not of {name} on {device}"):
         await session(service, state, name, device=device).open()
@@ -69,7 +71,7 @@ async def test_a_state_file_is_of_one_device(service: RestService, state: StateF
     assert await session(service, state, "ALICE").open() == Identity(1, 10, state.epoch)
 
 
-async def test_nobody_starts_with_a_wrong_password_or_without_a_service(service: RestService, state: StateFile) -> None:
+async def test_the_first_open_needs_the_password_and_the_service(service: RestService, state: StateFile) -> None:
     with pytest.raises(ApiError, match="name or the password is wrong"):
         await session(service, state, password="wrong").open()
     service.away = True
@@ -79,7 +81,7 @@ async def test_nobody_starts_with_a_wrong_password_or_without_a_service(service:
     await session(service, state).open()
 
 
-async def test_a_token_that_has_ended_is_renewed_or_kept_while_the_service_is_away(
+async def test_an_expired_token_is_renewed_unless_the_service_is_unavailable(
     service: RestService, state: StateFile
 ) -> None:
     service.token_life_s = 30.0
@@ -96,10 +98,10 @@ async def test_a_token_that_has_ended_is_renewed_or_kept_while_the_service_is_aw
         await session(service, state, password="changed").open()
 
 
-async def test_a_login_that_is_answered_503_is_tried_again_and_nothing_is_lost_by_it(
+async def test_a_login_answered_with_503_is_temporary_and_keeps_the_old_token(
     service: RestService, state: StateFile
 ) -> None:
-    """REST does not take a device over while Redis is away."""
+    """REST answers a takeover with 503 while Redis is unavailable."""
     service.busy = True
     with pytest.raises(ApiError, match="Redis is away: try again") as away:
         await session(service, state).open()
@@ -113,13 +115,13 @@ async def test_a_login_that_is_answered_503_is_tried_again_and_nothing_is_lost_b
     for _ in range(2):
         with pytest.raises(ApiError) as again:
             await opened.token(kept)
-        assert again.value.temporary, "the connection asks again"
+        assert again.value.temporary, "the connection tries again"
     service.busy = False
     assert await opened.token(kept) == service.token != kept
 
 
 @pytest.mark.parametrize(("what", "other"), [("user_id", 77), ("mesh", "another")])
-async def test_a_user_of_that_name_on_another_mesh_is_somebody_else(
+async def test_a_login_with_another_user_id_or_mesh_is_refused(
     service: RestService, state: StateFile, what: str, other: object
 ) -> None:
     opened = session(service, state)
@@ -130,9 +132,7 @@ async def test_a_user_of_that_name_on_another_mesh_is_somebody_else(
     assert await session(service, state).open() == Identity(1, 10, state.epoch)
 
 
-async def test_a_device_that_the_server_registered_anew_has_to_be_opened_again(
-    service: RestService, state: StateFile
-) -> None:
+async def test_a_new_device_id_while_open_closes_the_client(service: RestService, state: StateFile) -> None:
     opened = session(service, state)
     await opened.open()
     service.device_id = 11
@@ -141,10 +141,10 @@ async def test_a_device_that_the_server_registered_anew_has_to_be_opened_again(
     assert await session(service, state).open() == Identity(1, 11, state.epoch)
 
 
-# ---------------------------------------------------------------- going on
+# ---------------------------------------------------------------- requests
 
 
-async def test_whoever_finds_the_token_ended_logs_in_once_for_all(service: RestService, state: StateFile) -> None:
+async def test_concurrent_requests_with_a_revoked_token_log_in_once(service: RestService, state: StateFile) -> None:
     opened = session(service, state)
     await opened.open()
     revoked = service.token
@@ -155,13 +155,13 @@ async def test_whoever_finds_the_token_ended_logs_in_once_for_all(service: RestS
     assert answers[0] == service.relations
     assert answers[1] == service.relations[0]
     assert answers[3] == service.token
-    assert len(service.logins) == 3  # the first, the one that revoked, and ours
+    assert len(service.logins) == 3  # the first, the one that revoked the token, and the one new login
     again = session(service, state)
     await again.open()
     assert await again.token(None) == service.token
 
 
-async def test_connectors_are_asked_for_and_the_last_answer_does_while_that_fails(
+async def test_the_last_list_of_connectors_is_used_while_the_service_fails(
     service: RestService, state: StateFile
 ) -> None:
     opened = session(service, state)
@@ -171,7 +171,7 @@ async def test_connectors_are_asked_for_and_the_last_answer_does_while_that_fail
         setattr(service, trouble, True)
         assert await opened.connectors(fresh=True) == first
         setattr(service, trouble, False)
-    service.connectors = ()  # the service itself has lost sight of them
+    service.connectors = ()  # Redis has lost the leases
     assert await opened.connectors(fresh=True) == first
     service.connectors = (rest.Connector("c2", "tcp://127.0.0.1:2", ""),)
     assert await opened.connectors(fresh=False) == first
@@ -182,17 +182,17 @@ async def test_connectors_are_asked_for_and_the_last_answer_does_while_that_fail
     assert await again.connectors(fresh=True) == service.connectors
 
 
-# ---------------------------------------------------------------- people
+# ---------------------------------------------------------------- contacts
 
 
-async def people(service: RestService, state: StateFile) -> People:
+async def contacts(service: RestService, state: StateFile) -> Contacts:
     opened = session(service, state)
     await opened.open()
-    return People(opened, state)
+    return Contacts(opened, state)
 
 
-async def test_friends_are_known_from_the_login_and_without_the_service(service: RestService, state: StateFile) -> None:
-    known = await people(service, state)
+async def test_friends_are_known_from_the_login(service: RestService, state: StateFile) -> None:
+    known = await contacts(service, state)
     service.away = True
     assert await known.key_for("Bob") == (PEER.user_id, 1, bytes(32))
     assert await known.key_of(PEER.user_id, 1) == bytes(32)
@@ -200,10 +200,10 @@ async def test_friends_are_known_from_the_login_and_without_the_service(service:
     assert service.requests == ["/login"]
 
 
-async def test_the_newest_key_seals_and_older_ones_open(service: RestService, state: StateFile) -> None:
+async def test_the_newest_key_seals_and_older_keys_open(service: RestService, state: StateFile) -> None:
     keys = (rest.ContentKey(1, b"1" * 32), rest.ContentKey(2, b"2" * 32))
     service.relations = (rest.Relation(PEER, "friends", keys),)
-    known = await people(service, state)
+    known = await contacts(service, state)
     assert await known.key_for("bob") == (2, 2, b"2" * 32)
     assert await known.key_of(2, 1) == b"1" * 32
     service.relations = (rest.Relation(PEER, "friends", (*keys, rest.ContentKey(3, b"3" * 32))),)
@@ -224,25 +224,27 @@ async def test_the_newest_key_seals_and_older_ones_open(service: RestService, st
         ("dave", Code.NOT_FRIENDS, "answer with `meshim friend accept alice dave`"),
     ],
 )
-async def test_only_friends_can_be_written_to(
+async def test_only_a_friend_has_a_key_to_send_with(
     service: RestService, state: StateFile, name: str, code: Code, sentence: str
 ) -> None:
     service.relations += (rest.Relation(rest.User(4, "dave"), "asked"),)
-    known = await people(service, state)
+    known = await contacts(service, state)
     with pytest.raises(Refused, match=sentence) as refusal:
         await known.key_for(name)
     assert refusal.value.code is code
 
 
-async def test_a_stranger_cannot_be_looked_up_while_the_service_is_away(service: RestService, state: StateFile) -> None:
-    known = await people(service, state)
+async def test_an_unknown_user_cannot_be_fetched_while_the_service_is_unavailable(
+    service: RestService, state: StateFile
+) -> None:
+    known = await contacts(service, state)
     service.away = True
     with pytest.raises(BackendUnavailable):
         await known.key_for("carol")
 
 
-async def test_a_friendship_in_doubt_is_asked_for(service: RestService, state: StateFile) -> None:
-    known = await people(service, state)
+async def test_an_invalidated_relation_is_fetched_again(service: RestService, state: StateFile) -> None:
+    known = await contacts(service, state)
     service.relations = (rest.Relation(PEER, "removed", service.relations[0].keys),)
     await known.key_for("bob")
     known.invalidate(PEER.user_id)
@@ -255,11 +257,11 @@ async def test_a_friendship_in_doubt_is_asked_for(service: RestService, state: S
     assert await known.key_for("bob") == (2, 2, b"n" * 32)
 
 
-async def test_a_login_brings_new_keys_to_who_is_running(service: RestService, state: StateFile) -> None:
-    """As after the server was set up anew, with the same names."""
+async def test_a_login_while_running_updates_the_keys(service: RestService, state: StateFile) -> None:
+    """As after the server's data was deleted, and the same names registered again."""
     opened = session(service, state)
     await opened.open()
-    known = People(opened, state)
+    known = Contacts(opened, state)
     service.relations = (rest.Relation(PEER, "friends", (rest.ContentKey(1, b"anew" * 8),)),)
     await opened.token(service.token)
     assert await known.key_for("bob") == (2, 1, b"anew" * 8)
@@ -268,7 +270,7 @@ async def test_a_login_brings_new_keys_to_who_is_running(service: RestService, s
 # ---------------------------------------------------------------- a device with a new id
 
 
-async def test_what_a_forgotten_device_had_not_sent_is_addressed_and_sealed_anew(state: StateFile) -> None:
+async def test_the_outbox_of_a_dropped_device_is_reassigned_and_sealed_again(state: StateFile) -> None:
     bob, bobs_phone, key = Destination(DestinationType.USER, 2), Destination(DestinationType.DEVICE, 2, 20), b"k" * 32
     state.put_peers([(2, "bob", "friends")], [(2, 1, key)])
     text = Envelope(WIRE_VERSION, bytes(16), 1, 10, state.epoch, bob, 3, 2, Kind.TEXT, 1, 7, b"")
@@ -277,19 +279,21 @@ async def test_what_a_forgotten_device_had_not_sent_is_addressed_and_sealed_anew
     for envelope in (text, receipt):
         state.apply(
             [
-                PutOut(envelope.to, envelope.seq, envelope.base, envelope.kind, bytes(16), encode_envelope(envelope)),
+                AddToOutbox(
+                    envelope.to, envelope.seq, envelope.base, envelope.kind, bytes(16), encode_envelope(envelope)
+                ),
                 PutStream(envelope.to, envelope.seq + 1, ((2, 0, 99),)),
             ]
         )
-    assert not readdress(state, Identity(1, 10, state.epoch))
-    assert readdress(state, Identity(1, 11, state.epoch))
+    assert not reassign_outbox(state, Identity(1, 10, state.epoch))
+    assert reassign_outbox(state, Identity(1, 11, state.epoch))
     snapshot = state.load()
     new_text, new_receipt = (decode_envelope(out.envelope) for out in snapshot.unsettled)
     assert (new_text.device, new_text.id, new_text.seq, new_text.base) == (11, text.id, 3, 2)
     assert open_sealed(key, new_text.body, associated_data(new_text)) == b"hello"
     assert (new_receipt.device, new_receipt.body) == (11, b"receipt")
     assert [stream.after for stream in snapshot.streams] == [(), ()]
-    assert not readdress(state, Identity(1, 11, state.epoch))
+    assert not reassign_outbox(state, Identity(1, 11, state.epoch))
 
 
 def _sealed(draft: Envelope, key: bytes, plain: bytes) -> Envelope:

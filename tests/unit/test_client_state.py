@@ -1,4 +1,4 @@
-"""The state file: what `apply` returned from is there after kill -9, for one process, in a file of meshim's own."""
+"""The state file: changes survive kill -9, one process at a time uses it, and no other file is ever changed."""
 
 import os
 import signal
@@ -14,15 +14,15 @@ import pytest
 
 from meshim.client import state as state_module
 from meshim.client.events import (
-    Drop,
-    HeldMessage,
-    NoteReceipt,
-    PutIn,
+    AddToInbox,
+    AddToOutbox,
+    DropFromInbox,
+    EarlyMessage,
     PutOrder,
-    PutOut,
     PutStream,
+    RecordReceipt,
     Release,
-    SettleOut,
+    SettleMessage,
     Snapshot,
 )
 from meshim.client.state import StateFile
@@ -48,31 +48,31 @@ def state(path: Path) -> Iterator[StateFile]:
 
 
 def reopened(state: StateFile) -> StateFile:
-    """As another process finds the file."""
+    """The file, closed and opened again, as by another process."""
     state.close()
     return StateFile(state.path)
 
 
-def out(seq: int, to: Destination = BOB, envelope: bytes = b"envelope") -> PutOut:
-    return PutOut(to, seq, 1, 1, seq.to_bytes(16), envelope)
+def out(seq: int, to: Destination = BOB, envelope: bytes = b"envelope") -> AddToOutbox:
+    return AddToOutbox(to, seq, 1, 1, seq.to_bytes(16), envelope)
 
 
-def arrived(stream: Stream, *seqs: int, released: bool = True) -> list[PutIn | Release]:
-    changes: list[PutIn | Release] = []
+def arrived(stream: Stream, *seqs: int, released: bool = True) -> list[AddToInbox | Release]:
+    changes: list[AddToInbox | Release] = []
     for seq in seqs:
-        changes.append(PutIn(stream, seq, b"%d" % seq, False))
+        changes.append(AddToInbox(stream, seq, b"%d" % seq, False))
         changes += [Release(stream, seq, 0)] if released else []
     return changes
 
 
-def turns(state: StateFile, after: int = 0) -> list[tuple[int, Stream, int]]:
+def numbers(state: StateFile, after: int = 0) -> list[tuple[int, Stream, int]]:
     return [(row.number, row.stream, row.seq) for row in state.received(after, 100)]
 
 
-# ---------------------------------------------------------------- whose file it is
+# ---------------------------------------------------------------- opening
 
 
-def test_a_new_file_is_for_nobody_else_to_read_and_has_an_epoch_for_ever(path: Path) -> None:
+def test_a_new_file_is_readable_by_its_owner_only_and_keeps_its_epoch(path: Path) -> None:
     state = StateFile(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     epoch = state.epoch
@@ -85,7 +85,7 @@ def test_a_new_file_is_for_nobody_else_to_read_and_has_an_epoch_for_ever(path: P
     again.close()
 
 
-def test_folders_are_made(tmp_path: Path) -> None:
+def test_missing_folders_are_made(tmp_path: Path) -> None:
     StateFile(tmp_path / "a" / "b" / "alice.db").close()
     assert (tmp_path / "a" / "b" / "alice.db").exists()
 
@@ -97,14 +97,14 @@ from meshim.client.state import StateFile
 from meshim.client.events import *
 from meshim.wire.envelope import Destination
 state = StateFile(Path(sys.argv[1]))
-state.apply([PutOut(Destination(1, 2), 1, 1, 1, bytes(16), b"safe"), PutStream(Destination(1, 2), 2, ())])
+state.apply([AddToOutbox(Destination(1, 2), 1, 1, 1, bytes(16), b"safe"), PutStream(Destination(1, 2), 2, ())])
 print("applied", flush=True)
 signal.pause()
 """
 
 
 @pytest.mark.parametrize("name", ["alice.db", "link.db"])
-def test_one_process_has_the_file_and_its_death_frees_it_with_all_that_was_applied(path: Path, name: str) -> None:
+def test_the_file_is_locked_by_one_process_and_free_with_all_changes_after_kill_9(path: Path, name: str) -> None:
     (path.parent / "link.db").symlink_to(path)
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE)
     try:
@@ -119,17 +119,17 @@ def test_one_process_has_the_file_and_its_death_frees_it_with_all_that_was_appli
         assert holder.stdout is not None
         holder.stdout.close()
     state = StateFile(path.with_name(name))
-    assert state.load().unsettled == [PutOut(BOB, 1, 1, 1, bytes(16), b"safe")]
+    assert state.load().unsettled == [AddToOutbox(BOB, 1, 1, 1, bytes(16), b"safe")]
     state.close()
 
 
-def test_the_same_process_cannot_open_it_twice_either(state: StateFile) -> None:
+def test_the_same_process_cannot_open_the_file_twice(state: StateFile) -> None:
     with pytest.raises(UsageError, match="another process"):
         StateFile(state.path)
     assert state.load().unsettled == []
 
 
-def test_what_is_no_database_is_refused_and_left_alone(path: Path) -> None:
+def test_a_file_that_is_no_database_is_refused_and_unchanged(path: Path) -> None:
     path.write_bytes(b"Dear diary, " * 1000)
     with pytest.raises(UsageError, match=r"alice\.db is not a state file"):
         StateFile(path)
@@ -137,7 +137,7 @@ def test_what_is_no_database_is_refused_and_left_alone(path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", [0, 1])
-def test_the_database_of_another_program_is_refused_and_left_alone(path: Path, version: int) -> None:
+def test_the_database_of_another_program_is_refused_and_unchanged(path: Path, version: int) -> None:
     database = sqlite3.connect(path)
     database.executescript(f"CREATE TABLE meta (key TEXT, value TEXT); PRAGMA user_version={version};")
     database.close()
@@ -146,16 +146,16 @@ def test_the_database_of_another_program_is_refused_and_left_alone(path: Path, v
         StateFile(path)
     assert path.read_bytes() == before
     path.unlink()
-    StateFile(path).close()  # the lock was given up too
+    StateFile(path).close()  # the lock is free again
 
 
-def test_the_file_of_a_newer_version_is_refused(state: StateFile) -> None:
+def test_a_file_of_a_newer_version_is_refused(state: StateFile) -> None:
     state._db.execute("PRAGMA user_version=2")
     with pytest.raises(UsageError, match="it has version 2, 1 is known"):
         reopened(state)
 
 
-def test_a_path_that_cannot_be_used_is_told_in_a_sentence(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_used_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"the state file .*cannot be used: .*/file: File exists"):
         StateFile(tmp_path / "file" / "alice.db")
@@ -163,7 +163,7 @@ def test_a_path_that_cannot_be_used_is_told_in_a_sentence(tmp_path: Path) -> Non
         StateFile(tmp_path)
 
 
-# ---------------------------------------------------------------- durable, and all or nothing
+# ---------------------------------------------------------------- durable and atomic
 
 
 def synchronous(state: StateFile) -> tuple[object, object]:
@@ -187,11 +187,11 @@ def test_apply_is_all_or_nothing(state: StateFile) -> None:
     with pytest.raises(sqlite3.IntegrityError):
         state.apply([out(2), *arrived(FROM_BOB, 1), out(1)])
     assert [each.seq for each in state.load().unsettled] == [1]
-    assert turns(state) == []
-    state.apply([out(2)])  # no transaction was left open
+    assert numbers(state) == []
+    state.apply([out(2)])  # no transaction is open
 
 
-def test_a_full_disk_is_told_in_a_sentence_and_costs_nothing_that_was_there(state: StateFile) -> None:
+def test_a_full_disk_is_a_usage_error_and_loses_nothing_written_before(state: StateFile) -> None:
     state.apply([out(1)])
     state._db.execute(f"PRAGMA max_page_count={state._db.execute('PRAGMA page_count').fetchone()[0]}")
     with pytest.raises(UsageError, match=r"alice\.db cannot be written: database or disk is full"):
@@ -201,8 +201,8 @@ def test_a_full_disk_is_told_in_a_sentence_and_costs_nothing_that_was_there(stat
     again.close()
 
 
-def test_threads_take_turns(state: StateFile) -> None:
-    """A transaction is of the connection: without turns one would commit the half of another."""
+def test_threads_wait_for_one_another(state: StateFile) -> None:
+    """A transaction belongs to the connection: without the lock, one thread would commit half of another's."""
 
     def write(first: int) -> None:
         for seq in range(first, first + 20):
@@ -219,114 +219,120 @@ def test_threads_take_turns(state: StateFile) -> None:
     assert len(state.load().unsettled) == 60
 
 
-def test_a_closed_file_says_so_whatever_is_asked_of_it(state: StateFile) -> None:
+def test_every_method_of_a_closed_file_raises_client_closed(state: StateFile) -> None:
     state.close()
     state.close()
-    for use in (state.load, state.peers, lambda: state.apply([]), lambda: state.received(0, 1), lambda: state.get("x")):
+    for method in (
+        state.load,
+        state.peers,
+        lambda: state.apply([]),
+        lambda: state.received(0, 1),
+        lambda: state.get("x"),
+    ):
         with pytest.raises(ClientClosed):
-            use()
+            method()
 
 
-# ---------------------------------------------------------------- what is kept
+# ---------------------------------------------------------------- contents
 
 
-def test_snapshot_is_what_was_applied(state: StateFile) -> None:
+def test_the_snapshot_holds_all_applied_changes(state: StateFile) -> None:
     state.apply(
         [
             *(out(seq) for seq in (1, 2, 3)),
             out(1, BOBS_PHONE),
             PutStream(BOB, 4, ((2, 0, (1 << 63) - 1),)),
             PutStream(BOBS_PHONE, 2, ()),
-            NoteReceipt(BOB, 2, "read"),
-            SettleOut(BOB, 1, "sent"),
-            SettleOut(BOB, 3, "rejected", 6, "not friends"),
-            PutIn(FROM_BOB, 1, b"one", False),
+            RecordReceipt(BOB, 2, "read"),
+            SettleMessage(BOB, 1, "sent"),
+            SettleMessage(BOB, 3, "rejected", 6, "not friends"),
+            AddToInbox(FROM_BOB, 1, b"one", False),
             Release(FROM_BOB, 1, 0),
-            PutIn(FROM_BOB, 2, b"base", False),
-            Drop(FROM_BOB, 2),
-            PutIn(FROM_BOB, 5, b"early", True),
+            AddToInbox(FROM_BOB, 2, b"base", False),
+            DropFromInbox(FROM_BOB, 2),
+            AddToInbox(FROM_BOB, 5, b"early", True),
             PutOrder(FROM_BOB, 3, ((1, 2), (7, 9))),
             PutOrder(FROM_CAROL, 1, ()),
         ]
     )
-    state.apply([SettleOut(BOB, 1, "delivered")])
+    state.apply([SettleMessage(BOB, 1, "delivered")])
     again = reopened(state)
     assert again.load() == Snapshot(
         streams=[PutStream(BOB, 4, ((2, 0, (1 << 63) - 1),)), PutStream(BOBS_PHONE, 2, ())],
         unsettled=[out(2)._replace(receipt="read"), out(1, BOBS_PHONE)],
-        settled=[SettleOut(BOB, 1, "delivered"), SettleOut(BOB, 3, "rejected", 6, "not friends")],
+        settled=[SettleMessage(BOB, 1, "delivered"), SettleMessage(BOB, 3, "rejected", 6, "not friends")],
         orders=[PutOrder(FROM_BOB, 3, ((1, 2), (7, 9))), PutOrder(FROM_CAROL, 1, ())],
-        held=[HeldMessage(FROM_BOB, 5, b"early")],
+        early=[EarlyMessage(FROM_BOB, 5, b"early")],
     )
     again.close()
 
 
-def test_people_and_keys_are_kept_and_renewed(state: StateFile) -> None:
+def test_contacts_and_keys_are_stored_and_updated(state: StateFile) -> None:
     state.put_peers([(2, "bob", "friends"), (3, "carol", "asked")], [(2, 1, b"k1"), (2, 2, b"k2")])
     state.put_peers([(3, "carol", "friends")], [(3, 1, b"c1"), (2, 2, b"k2 again")])
-    state.put_peers([(4, "bob", "friends")], [])  # another bob, after the server was made anew
+    state.put_peers([(4, "bob", "friends")], [])  # another user of that name, after the server's data was deleted
     again = reopened(state)
     assert sorted(again.peers()) == [(3, "carol", "friends"), (4, "bob", "friends")]
     assert sorted(again.content_keys()) == [(2, 1, b"k1"), (2, 2, b"k2 again"), (3, 1, b"c1")]
     again.close()
 
 
-def test_envelopes_go_when_they_are_settled_and_so_do_old_messages(
+def test_settled_messages_lose_their_envelope_and_the_oldest_are_deleted(
     state: StateFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(state_module, "_TRACKED", 3)
+    monkeypatch.setattr(state_module, "_SETTLED_MAX", 3)
     state.apply([out(seq) for seq in range(1, 11)])
-    state.apply([SettleOut(BOB, seq, "sent") for seq in range(2, 11)])
+    state.apply([SettleMessage(BOB, seq, "sent") for seq in range(2, 11)])
     snapshot = state.load()
-    assert [each.seq for each in snapshot.unsettled] == [1]  # however old
+    assert [each.seq for each in snapshot.unsettled] == [1]  # although it is the oldest
     assert [each.seq for each in snapshot.settled] == [7, 8, 9, 10]
     kept = state._db.execute("SELECT count(*) FROM outbox WHERE envelope IS NOT NULL").fetchone()[0]
     assert kept == 1
 
 
-def test_messages_of_a_forgotten_device_are_addressed_anew(state: StateFile) -> None:
+def test_reassigning_the_outbox_replaces_envelopes_and_clears_after(state: StateFile) -> None:
     state.apply([out(1), out(2), PutStream(BOB, 3, ((2, 0, 77),))])
-    state.readdress([(BOB, 2, b"anew")])
+    state.reassign_outbox([(BOB, 2, b"anew")])
     snapshot = state.load()
     assert [each.envelope for each in snapshot.unsettled] == [b"envelope", b"anew"]
     assert snapshot.streams == [PutStream(BOB, 3, ())]
 
 
-# ---------------------------------------------------------------- what the application reads
+# ---------------------------------------------------------------- messages for the application
 
 
-def test_messages_take_turns_in_the_order_of_their_release(state: StateFile) -> None:
+def test_messages_are_numbered_in_the_order_of_their_release(state: StateFile) -> None:
     state.apply(arrived(FROM_BOB, 2, 3, released=False))
-    assert turns(state) == []
+    assert numbers(state) == []
     state.apply([*arrived(FROM_CAROL, 1), *arrived(FROM_BOB, 1), Release(FROM_BOB, 2, 0), Release(FROM_BOB, 3, 2)])
-    assert turns(state) == [(1, FROM_CAROL, 1), (2, FROM_BOB, 1), (3, FROM_BOB, 2), (4, FROM_BOB, 3)]
+    assert numbers(state) == [(1, FROM_CAROL, 1), (2, FROM_BOB, 1), (3, FROM_BOB, 2), (4, FROM_BOB, 3)]
     assert [row.flag for row in state.received(0, 9)] == [0, 0, 0, 2]
-    assert turns(state, after=3) == [(4, FROM_BOB, 3)]
+    assert numbers(state, after=3) == [(4, FROM_BOB, 3)]
     assert len(state.received(0, 2)) == 2
 
 
-def test_what_was_not_handled_is_given_again_after_a_restart_and_comes_before_anything_new(state: StateFile) -> None:
+def test_unhandled_messages_come_first_after_a_restart(state: StateFile) -> None:
     state.apply(arrived(FROM_BOB, 1, 2, 3))
     state.handled((1,))
     again = reopened(state)
-    assert turns(again) == [(2, FROM_BOB, 2), (3, FROM_BOB, 3)]
+    assert numbers(again) == [(2, FROM_BOB, 2), (3, FROM_BOB, 3)]
     again.handled((2, 3))
     third = reopened(again)
     third.apply(arrived(FROM_BOB, 4))
-    assert [(stream, seq) for _, stream, seq in turns(third)] == [(FROM_BOB, 4)]
+    assert [(stream, seq) for _, stream, seq in numbers(third)] == [(FROM_BOB, 4)]
     third.close()
 
 
-def test_turns_go_on_above_those_that_still_wait(state: StateFile) -> None:
+def test_numbers_continue_after_a_restart(state: StateFile) -> None:
     state.apply(arrived(FROM_BOB, 1, 2))
     state.handled((1,))
     again = reopened(state)
     again.apply(arrived(FROM_CAROL, 1))
-    assert turns(again) == [(2, FROM_BOB, 2), (3, FROM_CAROL, 1)]
+    assert numbers(again) == [(2, FROM_BOB, 2), (3, FROM_CAROL, 1)]
     again.close()
 
 
-def test_nothing_is_left_open(state: StateFile) -> None:
+def test_close_leaves_no_open_file(state: StateFile) -> None:
     state.apply([out(1)])
     state.close()
     held = {os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if fd.isdigit() and _is_open(fd)}

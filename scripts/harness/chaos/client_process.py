@@ -90,7 +90,7 @@ class Player:
         await client.__aexit__(None, None, None)
         if self._followers:
             await asyncio.wait(self._followers)
-        self._note("note", counted=msgspec.structs.asdict(client.statistics()))
+        self._note("note", counted=msgspec.structs.asdict(client.statistics))
         self._note("offline")
         self.learn()
 
@@ -196,7 +196,7 @@ class Player:
             **{"from": message.sender, "from_device": str(message.sender_device)},
             digest=digest_of(message.text),
             stored=message.stored,
-            place=message.place.name,
+            place=message.order.name,
         )
 
     def _note(self, kind: str, **fields: object) -> None:

@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 from meshim import topology as topologies
 from meshim.cli.main import main as meshim
-from meshim.client.events import Change, Drop, PutIn
+from meshim.client.events import AddToInbox, Change, DropFromInbox
 from meshim.client.state import StateFile
 from meshim.connector.events import PageRead
 from meshim.connector.queues import Queues
@@ -52,8 +52,8 @@ def _page_marked(self: Queues, event: PageRead, now: float) -> None:
 
 
 def _apply_again(self: StateFile, change: Change) -> None:
-    if isinstance(change, PutIn):
-        _apply(self, Drop(change.stream, change.seq))
+    if isinstance(change, AddToInbox):
+        _apply(self, DropFromInbox(change.stream, change.seq))
     _apply(self, change)
 
 

@@ -121,7 +121,7 @@ def _device(file: Path) -> _Device:
         _check(connection)
         outbox = {bytes(message) for (message,) in connection.execute("SELECT id FROM outbox")}
     seen = {order.stream: (order.watermark, order.holes) for order in snapshot.orders}
-    return _Device(outbox, seen, {(held.stream, held.seq) for held in snapshot.held})
+    return _Device(outbox, seen, {(held.stream, held.seq) for held in snapshot.early})
 
 
 def _database(file: Path) -> tuple[dict[int, int], set[tuple[int, bytes]]]:

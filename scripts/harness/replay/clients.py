@@ -131,7 +131,7 @@ class Player:
             **{"from": message.sender, "from_device": str(message.sender_device)},
             digest=digest_of(message.text),
             stored=message.stored,
-            place=message.place.name,
+            place=message.order.name,
         )
 
     async def _follow(self, recipient: "Player", message: str, outgoing: Outgoing) -> None:

@@ -12,7 +12,7 @@ import msgspec
 import rich_click as click
 
 from meshim.cli.device import Device, device_options
-from meshim.cli.text import printable
+from meshim.cli.terminal import printable
 from meshim.errors import BackendUnavailable, MeshimError, Refused, UsageError
 
 if TYPE_CHECKING:  # brings sockets and cryptography, which `--help` does without
@@ -95,7 +95,7 @@ def _json(message: "Message") -> str:
             "sent_at": message.sent_at,
             "own": message.own,
             "stored": message.stored,
-            "place": message.place.name.lower(),
+            "place": message.order.name.lower(),
             "problem": message.problem,
         }
     ).decode()

@@ -1,4 +1,4 @@
-"""Whom a device knows: names and content keys, from REST, kept in the state file."""
+"""The contacts of a device: their names and content keys, fetched from REST and kept in the state file."""
 
 from collections.abc import Sequence
 
@@ -8,30 +8,34 @@ from meshim.errors import ApiError, BackendUnavailable, Code, Refused
 from meshim.protocol.names import fold_name
 from meshim.wire.rest import Relation
 
-_UNSURE = ""
-"""The standing of somebody of whom REST has to be asked again."""
+_UNKNOWN = ""
+"""The relation to a contact that has to be fetched from REST before the next message."""
 
 
-class People:
-    """Peers by name and by id, and the keys of our conversations with them."""
+class Contacts:
+    """Users by name and by id, the relation to each, and the content keys shared with each."""
 
     def __init__(self, session: Session, state: StateFile) -> None:
         self.me = session.user_id
+        """The user id of this device's owner."""
         self._session = session
         self._names: dict[int, str] = {self.me: session.name}
-        self._peers: dict[str, tuple[int, str]] = {}
+        self._relations: dict[str, tuple[int, str]] = {}
+        """Name to (user id, state of the relation)."""
         self._keys: dict[int, dict[int, bytes]] = {}
-        for user, peer, unrevoked in state.peers():
-            self._names[user] = peer
-            self._peers[peer] = (user, unrevoked)
+        """User id to key by version."""
+        for user, name, relation in state.peers():
+            self._names[user] = name
+            self._relations[name] = (user, relation)
         for user, version, key in state.content_keys():
             self._keys.setdefault(user, {})[version] = key
-        session.on_relations = self._note
+        session.on_relations = self._cache
 
     async def key_for(self, name: str) -> tuple[int, int, bytes]:
-        """(user id, key version, key) for a message to a friend.
+        """Return (user id, key version, key) for a message to a friend.
 
-        Raises Refused when they are not friends, BackendUnavailable when that cannot be found out now.
+        Raises Refused when the user is not a friend, BackendUnavailable when that must be fetched and REST is
+        unavailable.
         """
         folded = fold_name(name)
         if folded is None:
@@ -40,37 +44,37 @@ class People:
             raise Refused(
                 Code.NO_SUCH_RECIPIENT, "nobody writes to oneself: your other devices see what you send anyway"
             )
-        known = self._peers.get(folded)
+        known = self._relations.get(folded)
         if known is None or known[1] != "friends" or not self._keys.get(known[0]):
-            known = await self._ask(folded)
-        user, unrevoked = known
-        if unrevoked != "friends":
+            known = await self._fetch(folded)
+        user, relation = known
+        if relation != "friends":
             me = self._names[self.me]
-            how = {
+            sentence = {
                 "asked": f"{folded} has asked for your friendship: answer with `meshim friend accept {me} {folded}`.",
                 "requested": f"{folded} has not accepted your friendship yet.",
-            }.get(unrevoked, f"{folded} is not your friend: ask with `meshim friend add {me} {folded}`.")
-            raise Refused(Code.NOT_FRIENDS, how)
+            }.get(relation, f"{folded} is not your friend: ask with `meshim friend add {me} {folded}`.")
+            raise Refused(Code.NOT_FRIENDS, sentence)
         version = max(self._keys[user])
         return user, version, self._keys[user][version]
 
-    async def _ask(self, name: str) -> tuple[int, str]:
+    async def _fetch(self, name: str) -> tuple[int, str]:
         try:
-            await self._learn([await self._session.relation(name)])
+            await self._save([await self._session.relation(name)])
         except ApiError as error:
             if error.temporary:
                 raise BackendUnavailable(error.sentence) from error
             raise Refused(Code.NO_SUCH_RECIPIENT, error.sentence) from error
-        return self._peers[name]
+        return self._relations[name]
 
     async def key_of(self, user: int, version: int) -> bytes | None:
-        """The key a message was sealed with; None when the service does not know it either.
+        """Return the key that a message was sealed with; None when REST does not know it.
 
-        Raises BackendUnavailable when it has to be asked for and that is not possible now, ApiError when we may not.
+        Raises BackendUnavailable when the key must be fetched and REST is unavailable, ApiError when REST refuses.
         """
         if version not in self._keys.get(user, {}):
             try:
-                await self._learn(await self._session.relations())
+                await self._save(await self._session.relations())
             except ApiError as error:
                 if error.temporary:
                     raise BackendUnavailable(error.sentence) from error
@@ -78,21 +82,21 @@ class People:
         return self._keys.get(user, {}).get(version)
 
     def name_of(self, user: int) -> str:
-        """The name of a user; `user-ID` if nobody could tell when a key was asked for."""
+        """Return the name of a user; `user-ID` while it is unknown."""
         return self._names.get(user, f"user-{user}")
 
     def invalidate(self, user: int) -> None:
-        """The mesh says that we are no friends (any more): ask before the next message."""
-        if (name := self._names.get(user)) in self._peers:
-            self._peers[name] = (user, _UNSURE)
+        """The mesh answered "not friends": fetch the relation before the next message to this user."""
+        if (name := self._names.get(user)) in self._relations:
+            self._relations[name] = (user, _UNKNOWN)
 
-    async def _learn(self, relations: Sequence[Relation]) -> None:
-        self._note(relations)
-        await self._session.keep_relations(relations)
+    async def _save(self, relations: Sequence[Relation]) -> None:
+        self._cache(relations)
+        await self._session.persist_relations(relations)
 
-    def _note(self, relations: Sequence[Relation]) -> None:
+    def _cache(self, relations: Sequence[Relation]) -> None:
         for relation in relations:
             user, name = relation.peer.user_id, relation.peer.name
             self._names[user] = name
-            self._peers[name] = (user, relation.state)
+            self._relations[name] = (user, relation.state)
             self._keys.setdefault(user, {}).update({key.version: key.key for key in relation.keys})

@@ -1,4 +1,4 @@
-"""How an application reads its messages: in order, each once, given again until it has handled them."""
+"""Gives an application its received messages: in order, each once, and again after a restart until it handled them."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -7,77 +7,84 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from meshim.client.contacts import Contacts
 from meshim.client.message import Message, OrderFlag
-from meshim.client.people import People
 from meshim.client.state import Received, StateFile
+from meshim.client.statistics import Statistics
 from meshim.errors import BackendUnavailable, MeshimError, SealBroken, UsageError
 from meshim.runtime.crypto import open_sealed
 from meshim.wire.envelope import Envelope, Kind, Stream, associated_data, decode_envelope, decode_text
 
 PAGE = 64
-"""How many messages are read from the file at once; the rest waits there."""
-_FIRST_WAIT_S = 0.2
-_LONGEST_WAIT_S = 5.0
-"""Between two questions for a missing key, while REST is away."""
+"""Messages read from the state file at once; the others stay there until these are handled."""
+_KEY_RETRY_MIN_S = 0.2
+_KEY_RETRY_MAX_S = 5.0
+"""Between two requests for a missing key while REST is unavailable; the wait doubles."""
 
 
-class Reading:
-    """The reading end of one inbox."""
+class InboxReader:
+    """Reads the inbox of one state file."""
 
     def __init__(
         self,
         state: StateFile,
         lock: asyncio.Lock,
-        people: People,
+        contacts: Contacts,
         mark_read: Callable[[Stream, int], Awaitable[None]],
+        statistics: Statistics,
     ) -> None:
+        """`lock` is held while the file is used; `mark_read` sends a read receipt for a message."""
         self._state = state
         self._lock = lock
-        self._people = people
+        self._contacts = contacts
         self._mark_read = mark_read
-        self._more = asyncio.Event()
+        self._statistics = statistics
+        self._available = asyncio.Event()
         self._failed = asyncio.Event()
         self._failure: MeshimError | None = None
-        self._number = 0
-        """Of the last message that was given out."""
+        self._last_given = 0
+        """The number of the last message that the application got."""
         self._reader: object = None
-        """The loop that reads now."""
-        self.skipped = 0
-        """Messages of kinds that this version does not know."""
+        """The `messages` loop that reads now; only the latest one may."""
 
-    def grew(self) -> None:
-        self._more.set()
+    def notify(self) -> None:
+        """The state file has new messages."""
+        self._available.set()
 
     def fail(self, error: MeshimError) -> None:
+        """Raise this error in the loops that read, now and later."""
         self._failure = error
         self._failed.set()
-        self._more.set()
+        self._available.set()
 
     async def messages(self) -> AsyncIterator[Message]:
-        """Messages for the application; raises what ended the client, and UsageError when another loop has begun."""
+        """Yield messages, and wait for more.
+
+        Raises the error that ended the client, and UsageError when a later call of this method has begun to read.
+        """
         reader = self._reader = object()
-        self._more.set()  # for an earlier loop to see it
+        self._available.set()  # wake an earlier loop: it must see that it was replaced
         while True:
-            self._more.clear()
+            self._available.clear()
             async with self._lock:
                 self._check()
-                if self._reader is not reader:  # both would be given the same messages
-                    self._more.set()  # in case that was for the other one
+                if self._reader is not reader:  # both loops would get the same messages
+                    self._available.set()  # this wake-up may have been for the other loop
                     raise UsageError("another loop reads the messages of this client now: one at a time")
-                if self._number:
-                    self._state.handled((self._number,))  # also when the loop was left and entered again
-                page = self._state.received(self._number, PAGE)
+                if self._last_given:
+                    self._state.handled((self._last_given,))  # the application left its loop, and began another
+                page = self._state.received(self._last_given, PAGE)
             for row in page:
                 message = await self._open(row)
                 self._check()
                 if self._reader is not reader:
                     break
                 if message is not None:
-                    self._number = row.number
+                    self._last_given = row.number
                     yield message
                 await self._done(row.number)
             if not page:
-                await self._more.wait()
+                await self._available.wait()
 
     def _check(self) -> None:
         if self._failure is not None:
@@ -89,22 +96,23 @@ class Reading:
                 self._state.handled((number,))
 
     async def _open(self, row: Received) -> Message | None:
+        """The message of a row; None for a kind that this version does not know."""
         envelope = decode_envelope(row.envelope)
         if envelope.kind != Kind.TEXT:
-            self.skipped += 1
+            self._statistics.skipped += 1
             return None
-        own = envelope.user == self._people.me
+        own = envelope.user == self._contacts.me
         text, problem = await self._text(envelope, envelope.to.id if own else envelope.user)
         return Message(
             id=envelope.id.hex(),
-            sender=self._people.name_of(envelope.user),
+            sender=self._contacts.name_of(envelope.user),
             sender_device=envelope.device,
-            recipient=self._people.name_of(envelope.to.id),
+            recipient=self._contacts.name_of(envelope.to.id),
             text=text,
             sent_at=datetime.fromtimestamp(envelope.sent_at / 1000, UTC),
             own=own,
             stored=row.stored,
-            place=OrderFlag(row.flag),
+            order=OrderFlag(row.flag),
             problem=problem,
             stream=row.stream,
             seq=row.seq,
@@ -113,7 +121,7 @@ class Reading:
         )
 
     async def _text(self, envelope: Envelope, peer: int) -> tuple[str, str]:
-        """(Text, why it could not be read)."""
+        """(text, problem): one of them is empty."""
         key = await self._key(peer, envelope.key)
         if key is None:
             return "", f"the key of this message, version {envelope.key}, is not to be had"
@@ -123,15 +131,18 @@ class Reading:
             return "", f"the message cannot be opened: {error}"
 
     async def _key(self, peer: int, version: int) -> bytes | None:
-        """The key; waits for REST if it has to be asked: no message is given up because the service is away."""
-        wait_s = _FIRST_WAIT_S
+        """The content key; None when REST does not know it.
+
+        Waits while REST is unavailable: a message given without its text would be lost.
+        """
+        wait_s = _KEY_RETRY_MIN_S
         while True:
             try:
-                return await self._people.key_of(peer, version)
+                return await self._contacts.key_of(peer, version)
             except BackendUnavailable:
                 self._check()
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._failed.wait()
             self._check()
-            wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+            wait_s = min(2 * wait_s, _KEY_RETRY_MAX_S)

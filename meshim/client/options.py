@@ -1,0 +1,55 @@
+"""The settings of a client, and what `Client` uses by default."""
+
+import msgspec
+
+from meshim.protocol.link import LinkOptions
+from meshim.protocol.ordering import OrderingOptions
+from meshim.protocol.timeouts import (
+    CLIENT_ACK_DELAY_S,
+    CLIENT_GIVE_UP_S,
+    CLIENT_RESEND_S,
+    GAP_RELEASE_S,
+    GREET_TIMEOUT_S,
+)
+from meshim.protocol.window import WindowOptions
+
+
+class OutboxOptions(msgspec.Struct, frozen=True):
+    """When the outbox submits a message again.  Waits are in seconds and double from one attempt to the next."""
+
+    resend_s: float = CLIENT_RESEND_S
+    """The first wait for an outcome."""
+    resend_max_s: float = 15.0
+    """The longest wait for an outcome."""
+    busy_s: float = 0.5
+    """The first wait after the mesh answered `busy`; the longest is `resend_s`."""
+    settled_max: int = 10_000
+    """Settled messages that later outcomes and receipts are still matched with; the oldest is forgotten first."""
+
+
+class ClientOptions(msgspec.Struct, frozen=True):
+    """The settings of one client.  Where a connector's welcome has a lower limit, that limit applies."""
+
+    link: LinkOptions
+    outbox: OutboxOptions
+    ordering: OrderingOptions
+    greet_timeout_s: float = GREET_TIMEOUT_S
+    """From the connection to the welcome."""
+    submits_queued_max: int = 256
+    """Messages that wait for room in the window of the link; the others wait in the outbox."""
+    receipt_ranges_max: int = 64
+    """Ranges of `seq` in one receipt; more are split over several receipts."""
+
+
+DEFAULTS = ClientOptions(
+    link=LinkOptions(
+        WindowOptions(
+            credit=32, queue=1024, frame_items=64, frame_bytes=65_536, resend_s=1.0, give_up_s=CLIENT_GIVE_UP_S
+        ),
+        heartbeat_s=10.0,
+        silence_s=25.0,
+        ack_delay_s=CLIENT_ACK_DELAY_S,
+    ),
+    outbox=OutboxOptions(),
+    ordering=OrderingOptions(gap_release_s=GAP_RELEASE_S),
+)

@@ -1,0 +1,18 @@
+"""What one client counts, from when it was opened."""
+
+import msgspec
+
+
+class Statistics(msgspec.Struct):
+    """Counters that only grow; read them with `msgspec.structs.asdict`."""
+
+    resent: int = 0
+    """Messages submitted again, after a timeout or over another connection."""
+    deduplicated: int = 0
+    """Messages received again, and not given to the application again."""
+    gaps_released: int = 0
+    """Times that messages were released although an earlier one had not arrived within `gap_release_s`."""
+    unreadable: int = 0
+    """Deliveries and receipts that did not decode."""
+    skipped: int = 0
+    """Messages of kinds that this version does not know."""
