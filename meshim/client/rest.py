@@ -80,7 +80,7 @@ class Api:
         """Make an account; returns its id, and its name in lower case."""
         return await self._call("POST", "/users", rest.User, rest.Credentials(name, password))
 
-    async def import_users(self, users: Sequence[tuple[str, str]]) -> tuple[rest.Imported, ...]:
+    async def import_users(self, users: Sequence[tuple[str, str]]) -> tuple[rest.ImportResult, ...]:
         """Make an account for each (name, password), 500 at most; returns the result of each, in the same order.
 
         The service accepts this only from its own machine.

@@ -1,4 +1,4 @@
-"""The REST service as an ASGI application over any ports: `service` gives it real ones, tests what they like."""
+"""The REST service as an ASGI application over any ports: `service` passes real ones, tests pass others."""
 
 import importlib.metadata
 import math
@@ -9,11 +9,11 @@ from typing import Any
 import msgspec
 from litestar import Litestar, Request, Response
 from litestar.datastructures import State
-from litestar.di import Provide
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
+from litestar.types import ExceptionHandlersMap
 
 from meshim.errors import ApiError, BackendUnavailable
 from meshim.rest import core
@@ -21,11 +21,10 @@ from meshim.rest.backends import Backends, Clock
 from meshim.rest.change_notifier import ChangeNotifier
 from meshim.rest.friends import Friends
 from meshim.rest.passwords import Passwords
-from meshim.rest.routes import BODY_BYTES_MAX, Incoming, routers
+from meshim.rest.routes import BODY_BYTES_MAX, Incoming, dependencies, routers
 from meshim.rest.sessions import Sessions
 from meshim.runtime.crypto import MasterKey
 from meshim.runtime.log import Log
-from meshim.stores.ports import Login
 from meshim.topology import Topology
 from meshim.wire.rest import PROBLEM_JSON, Problem
 
@@ -38,10 +37,11 @@ _HTTP_CODES = {
     413: "too_large",
     415: "unsupported_media_type",
 }
-"""What the framework refuses by itself."""
+"""HTTP status to code, for what Litestar refuses by itself."""
 
 
 def build(
+    *,
     backends: Backends,
     passwords: Passwords,
     master: MasterKey,
@@ -49,37 +49,23 @@ def build(
     log: Log,
     clock: Clock = time.time,
 ) -> Litestar:
-    """Return the application.  It closes none of its arguments; `state.notifier` counts lost notifications."""
+    """Return the application.  It closes none of its arguments; `state.statistics` holds its counters."""
     notifier = ChangeNotifier(backends, clock, log)
-    friends = Friends(backends, notifier, master, topology, clock, log)
-    sessions = Sessions(backends, notifier, friends, passwords, topology, clock, log)
-
-    async def me(request: Incoming) -> Login:
-        return await sessions.authenticate(request.headers.get("authorization"))
-
-    def is_away(request: Incoming, error: BackendUnavailable) -> Response[Problem]:
-        log.warning("answered 503", path=request.url.path, reason=error)
-        return _answer(core.refusal("backend_unavailable", error.sentence, _RETRY_AFTER_S))
-
-    def fell_over(request: Incoming, error: Exception) -> Response[Problem]:
-        log.error("request failed", path=request.url.path, trace="".join(traceback.format_exception(error)))
-        return _answer(core.refusal("internal", "Something is wrong with the service: its log says what."))
-
+    friends = Friends(backends=backends, notifier=notifier, master=master, topology=topology, clock=clock, log=log)
+    sessions = Sessions(
+        backends=backends,
+        notifier=notifier,
+        friends=friends,
+        passwords=passwords,
+        topology=topology,
+        clock=clock,
+        log=log,
+    )
     return Litestar(
         routers(),
-        dependencies={
-            "sessions": Provide(lambda: sessions, sync_to_thread=False),
-            "friends": Provide(lambda: friends, sync_to_thread=False),
-            "backends": Provide(lambda: backends, sync_to_thread=False),
-            "me": Provide(me),
-        },
-        exception_handlers={
-            ApiError: lambda _, error: _answer(error),
-            BackendUnavailable: is_away,
-            HTTPException: lambda _, error: _answer(_framework(error)),
-            Exception: fell_over,
-        },
-        state=State({"notifier": notifier}),
+        dependencies=dependencies(sessions, friends, backends),
+        exception_handlers=_exception_handlers(log),
+        state=State({"statistics": notifier.statistics}),
         request_class=JsonRequest,
         request_max_body_size=BODY_BYTES_MAX,
         openapi_config=OpenAPIConfig(
@@ -94,11 +80,37 @@ def build(
     )
 
 
+def _exception_handlers(log: Log) -> ExceptionHandlersMap:
+    """The answer for each kind of exception: always a problem (RFC 9457)."""
+
+    def api_error(request: Incoming, error: ApiError) -> Response[Problem]:
+        return _answer(error)
+
+    def backend_unavailable(request: Incoming, error: BackendUnavailable) -> Response[Problem]:
+        log.warning("answered 503", path=request.url.path, reason=error)
+        return _answer(core.refusal("backend_unavailable", error.sentence, _RETRY_AFTER_S))
+
+    def framework_error(request: Incoming, error: HTTPException) -> Response[Problem]:
+        return _answer(_from_framework(error))
+
+    def unexpected(request: Incoming, error: Exception) -> Response[Problem]:
+        log.error("request failed", path=request.url.path, trace="".join(traceback.format_exception(error)))
+        return _answer(core.refusal("internal", "Something is wrong with the service: its log says what."))
+
+    return {
+        ApiError: api_error,
+        BackendUnavailable: backend_unavailable,
+        HTTPException: framework_error,
+        Exception: unexpected,
+    }
+
+
 class JsonRequest(Request[Any, Any, State]):
-    """Reads JSON bodies; whatever is not JSON is the client's fault, and said so."""
+    """Reads JSON bodies, and refuses every other body with a problem."""
 
     async def json(self) -> Any:
-        # A web page can make a browser on this machine send anything to us, but not with this type.
+        """Return the decoded body.  Raises ApiError when it is not JSON."""
+        # A foreign web page can make a browser on this machine send requests here, but none with this content type.
         if self.content_type[0] != "application/json":
             raise core.refusal("unsupported_media_type", "Send the body as `Content-Type: application/json`.")
         body = await self.body()
@@ -117,12 +129,12 @@ def _answer(error: ApiError) -> Response[Problem]:
     return Response(core.problem(error), status_code=error.status, headers=headers, media_type=PROBLEM_JSON)
 
 
-def _framework(error: HTTPException) -> ApiError:
+def _from_framework(error: HTTPException) -> ApiError:
     code = _HTTP_CODES.get(error.status_code, "internal" if error.status_code >= 500 else "malformed")
     sentence = error.detail.rstrip(".")
     if isinstance(error, ValidationException) and isinstance(error.extra, list):
-        # Litestar says there, and only there, what is wrong with which field.
-        whole_body = "data"
+        # Only here Litestar says which field is wrong, and how.
+        whole_body = "data"  # its name for the body itself
         wrong = "; ".join(
             each["message"] if each.get("key", whole_body) == whole_body else f"{each['message']} - at `{each['key']}`"
             for each in error.extra

@@ -10,7 +10,10 @@ Clock = Callable[[], float]
 
 
 class Backends(NamedTuple):
-    """The ports of the service.  `probes`, by name of the backend, raise BackendUnavailable when it does not answer."""
+    """The ports of the service.
+
+    `probes` has a call for each backend, by name; it raises BackendUnavailable when the backend does not answer.
+    """
 
     accounts: Accounts
     leases: Leases

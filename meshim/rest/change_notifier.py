@@ -1,22 +1,22 @@
 """How a committed change reaches the rest of the mesh.
 
-The database is the truth.  What follows a commit only makes others see it sooner, so it
-is done in an order that a crash at any point leaves to the lifetimes of caches: first the
-cache (a connector that is told looks there), then presence, then the notification.  A backend that
-is away is logged and counted, and does not undo what is committed.
+The database is the truth; the steps after a commit only shorten the time until others see it.  Their order leaves a
+crash at any point to the lifetimes of the caches: first the cache, where a connector looks when it is notified; then
+presence; then the notification.  A step whose backend is unavailable is logged and counted, and undoes nothing.
 """
 
 from collections.abc import Awaitable, Sequence
 
 from meshim.errors import BackendUnavailable
 from meshim.rest.backends import Backends, Clock
+from meshim.rest.statistics import Statistics
 from meshim.runtime.log import Log
 from meshim.stores.ports import Account, Login
 from meshim.wire.notification import AccountChanged, Kick
 
 
 class ChangeNotifier:
-    """Tells the mesh what was committed.  `failures` counts what did not get through."""
+    """Updates cache and presence after a commit, and notifies the connectors.  Its methods never raise."""
 
     def __init__(self, backends: Backends, clock: Clock, log: Log) -> None:
         self._accounts = backends.accounts
@@ -25,30 +25,30 @@ class ChangeNotifier:
         self._notifications = backends.notifications
         self._clock = clock
         self._log = log
-        self.failures = 0
+        self.statistics = Statistics()
 
     async def logged_in(self, token_hash: bytes, login: Login, revoked: Sequence[bytes]) -> None:
-        """A device got a new token, and perhaps is new itself."""
+        """A device got a new token in place of the revoked ones, and may be new itself."""
         if revoked:
             await self._try("revoked tokens", self._cache.drop_logins(revoked))
         await self._try("token", self._cache.put_login(token_hash, login))
-        await self._try("devices", self._devices_of(login.user))
+        await self._try("devices", self._update_devices(login.user))
 
     async def friends_changed(self, users: tuple[int, int]) -> None:
-        """These two became friends, or ended it."""
+        """These two users became friends, or ended their friendship."""
         for user in users:
             await self._try("friends", self._put_account(user))
         await self._try("notification", self._notifications.tell_all(AccountChanged(users)))
 
     async def kick(self, login: Login, code: int, sentence: str) -> None:
-        """Close the session of a device, wherever it is."""
+        """End the session of a device, on whichever connector it is."""
         await self._try("kick", self._kick(login, code, sentence))
 
-    async def _devices_of(self, user: int) -> None:
+    async def _update_devices(self, user: int) -> None:
         (cached,) = await self._cache.accounts([user])
         account = await self._put_account(user)
         if account is None or (cached is not None and cached.devices == account.devices):
-            return  # nearly every login is of a device that all know
+            return  # nearly every login is from a device that is in the list already
         await self._presence.set_devices(user, account.devices)
         await self._notifications.tell_all(AccountChanged((user,)))
 
@@ -69,5 +69,5 @@ class ChangeNotifier:
         try:
             await call
         except BackendUnavailable as error:
-            self.failures += 1
-            self._log.warning("not spread", what=what, reason=error)
+            self.statistics.notify_failures += 1
+            self._log.warning("change not notified", what=what, reason=error)

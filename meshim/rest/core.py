@@ -1,17 +1,17 @@
-"""What the REST service decides, without asking anybody: names, friendship, who may try again when.
+"""The rules of the REST service: names, friendship, and how soon a client may try a password again.  Pure.
 
-Friendship is a table.  A row is how I stand with a peer and what I want; the cell is the
-step that gets there, and a missing cell is a refusal:
+Friendship is a table: the row is the state of my relation to a peer, the column is what I ask for, and the cell is the
+transition.  A missing cell is a refusal:
 
-    state       request    accept     refuse     remove
+    state       REQUEST    ACCEPT     REFUSE     REMOVE
     (none)      ASK
     removed     ASK
-    requested   STAY                             END
+    requested   NONE                             END
     asked       ACCEPT     ACCEPT     END        END
-    friends     STAY       STAY                  END
+    friends     NONE       NONE                  END
 
-`requested` and `asked` are one row of the database seen from its two ends, so asking
-somebody who has asked is saying yes.
+`requested` and `asked` are one database row, seen from its two ends.  So a request to a peer who has asked already
+accepts the peer's request.
 """
 
 import enum
@@ -25,14 +25,14 @@ from meshim.wire import rest
 
 PASSWORD_CHARACTERS_MAX = 256
 IMPORT_USERS_MAX = 500
-"""Of one request: some seconds of hashing on two cores."""
+"""In one request: they take some seconds of hashing on two cores."""
 
 
 # ---------------------------------------------------------------- refusals
 
 
 class Problem(NamedTuple):
-    """One way to be refused."""
+    """The HTTP status of a code, and a title for people (RFC 9457)."""
 
     status: int
     title: str
@@ -64,25 +64,25 @@ PROBLEMS = {
     "busy": Problem(503, "Busy"),
     "backend_unavailable": Problem(503, "A backend is away"),
 }
-"""Every `code` the service answers with."""
+"""Every `code` that the service answers with; `docs/rest.md` lists the same."""
 
 
 def refusal(code: str, sentence: str, retry_after_s: float | None = None) -> ApiError:
-    """The error to raise for a code of the table."""
+    """Return the error to raise for a code of `PROBLEMS`."""
     return ApiError(PROBLEMS[code].status, code, sentence, retry_after_s)
 
 
 def problem(error: ApiError) -> rest.Problem:
-    """The body that tells the client."""
+    """Return the body of the answer for an error."""
     title = PROBLEMS[error.code].title
     return rest.Problem(f"urn:meshim:problem:{error.code}", title, error.status, error.sentence, error.code)
 
 
-# ---------------------------------------------------------------- what people type
+# ---------------------------------------------------------------- names and passwords
 
 
 def checked_name(name: str) -> str:
-    """The folded name; raises ApiError when nobody can be called that."""
+    """Return the name in lower case.  Raises ApiError when it is no valid name."""
     folded = fold_name(name)
     if folded is None:
         raise refusal(
@@ -93,21 +93,21 @@ def checked_name(name: str) -> str:
 
 
 def check_password(password: str) -> None:
-    """Raise ApiError for a new password that cannot be one.  How strong it must be is not ours to say."""
+    """Raise ApiError when a new password is empty or too long.  There is no rule about its strength."""
     if not 0 < len(password) <= PASSWORD_CHARACTERS_MAX:
         raise refusal("bad_password", f"A password is 1 to {PASSWORD_CHARACTERS_MAX} characters long.")
 
 
 def check_device(device: str) -> None:
-    """Raise ApiError for what cannot name a device."""
+    """Raise ApiError when this is no valid device name."""
     if not is_device_name(device):
         raise refusal("bad_device", "A device name is 1 to 64 printable characters without spaces around them.")
 
 
 class ImportPlan:
-    """Which users of an import to register, and what to answer about each of them.
+    """Which users of an import to register, and the answer for each.
 
-    `accepted` are those to register, with folded names, in the order of the request.
+    `accepted` are those to register, with names in lower case, in the order of the request.
     """
 
     def __init__(self, users: Sequence[rest.Credentials]) -> None:
@@ -118,36 +118,37 @@ class ImportPlan:
         self._refused: dict[int, ApiError] = {}
         self.accepted: list[rest.Credentials] = []
         seen: set[str] = set()
-        for place, user in enumerate(users):
+        for index, user in enumerate(users):
             try:
                 name = checked_name(user.name)
                 check_password(user.password)
                 if name in seen:
                     raise refusal("name_taken", f"{name} stands twice in this import.")
             except ApiError as error:
-                self._refused[place] = error
+                self._refused[index] = error
             else:
                 seen.add(name)
                 self.accepted.append(rest.Credentials(name, user.password))
 
     def answer(self, registered: Iterable[rest.User | None]) -> rest.ImportAnswer:
-        """The answer, given what became of `accepted` (None: the name was taken)."""
-        outcomes = iter(registered)
-        answers = []
-        for place, user in enumerate(self._users):
-            error = self._refused.get(place)
-            made = None if error else next(outcomes)
+        """Return the answer; `registered` holds a result for each of `accepted` (None: the name was taken)."""
+        accepted = iter(registered)
+        results = []
+        for index, user in enumerate(self._users):
+            error = self._refused.get(index)
+            made = None if error else next(accepted)
             if made is None and error is None:
                 error = name_taken(user.name)
-            answers.append(
-                rest.Imported(user.name, code=error.code, detail=error.sentence)
+            results.append(
+                rest.ImportResult(user.name, code=error.code, detail=error.sentence)
                 if error
-                else rest.Imported(user.name, made)
+                else rest.ImportResult(user.name, made)
             )
-        return rest.ImportAnswer(tuple(answers))
+        return rest.ImportAnswer(tuple(results))
 
 
 def name_taken(name: str) -> ApiError:
+    """Return the error for a name that another user has."""
     return refusal("name_taken", f"The name {name} is taken: choose another.")
 
 
@@ -155,7 +156,7 @@ def name_taken(name: str) -> ApiError:
 
 
 class FriendAction(enum.Enum):
-    """What one wants of a peer."""
+    """What a user asks for with regard to a peer."""
 
     REQUEST = enum.auto()
     ACCEPT = enum.auto()
@@ -164,7 +165,7 @@ class FriendAction(enum.Enum):
 
 
 class Transition(enum.Enum):
-    """What the store is asked to do."""
+    """What the database has to do."""
 
     ASK = enum.auto()
     ACCEPT = enum.auto()
@@ -188,10 +189,10 @@ _TRANSITIONS: dict[tuple[str | None, FriendAction], Transition] = {
 
 
 def transition(state: str | None, action: FriendAction, peer: str) -> Transition:
-    """How to fulfil a wish towards a peer we stand so with (None: not at all); raises ApiError where it cannot be."""
-    step = _TRANSITIONS.get((state, action))
-    if step is not None:
-        return step
+    """Return the cell of this state of the relation (None: there is none).  Raises ApiError when it is missing."""
+    found = _TRANSITIONS.get((state, action))
+    if found is not None:
+        return found
     if action is FriendAction.REMOVE:
         raise refusal("no_such_relation", f"You and {peer} are not friends, and neither has asked.")
     if state == "requested":
@@ -202,7 +203,7 @@ def transition(state: str | None, action: FriendAction, peer: str) -> Transition
 def online_friends(
     friends: Iterable[tuple[rest.User, Iterable[int]]], living: Collection[int]
 ) -> tuple[rest.PeerPresence, ...]:
-    """Who is connected, of (friend, connector incarnations of the bindings), given the incarnations that live."""
+    """Return the presence of each (friend, incarnations of its connectors), given the incarnations that live."""
     return tuple(
         rest.PeerPresence(peer, any(incarnation in living for incarnation in incarnations))
         for peer, incarnations in friends
@@ -212,23 +213,24 @@ def online_friends(
 # ---------------------------------------------------------------- guessing passwords
 
 
-class FailureLimit:
-    """Refuses more logins after `most` failures for the same key within `window_s`.
+class LoginThrottle:
+    """Refuses more logins after `failures_max` failures for the same key within `window_s`.
 
-    Remembers at most `keys` of them and forgets the longest unchanged first: whoever can fill that
-    many tries as many passwords anyway, and pays for each with a connection.
+    Remembers at most `keys_max` keys, and forgets first the one whose last failure is oldest.  An attacker who can fill
+    it can try as many passwords anyway, and pays for each key with a connection.
     """
 
-    def __init__(self, most: int = 10, window_s: float = 60.0, keys: int = 10_000) -> None:
-        self._most = most
+    def __init__(self, failures_max: int = 10, window_s: float = 60.0, keys_max: int = 10_000) -> None:
+        self._failures_max = failures_max
         self._window_s = window_s
-        self._keys = keys
+        self._keys_max = keys_max
         self._failures: OrderedDict[tuple[str, str], tuple[float, int]] = OrderedDict()
+        """Key to (begin of its window, failures in it)."""
 
     def wait_s(self, key: tuple[str, str], now: float) -> float:
-        """How long the key has to wait; 0 when it may try now."""
+        """Return the seconds that the key has to wait; 0 when it may try now."""
         since, count = self._failures.get(key, (now, 0))
-        return max(0.0, since + self._window_s - now) if count >= self._most else 0.0
+        return max(0.0, since + self._window_s - now) if count >= self._failures_max else 0.0
 
     def failed(self, key: tuple[str, str], now: float) -> None:
         """Count a failure.  The window begins with the first one."""
@@ -236,9 +238,9 @@ class FailureLimit:
         if since + self._window_s <= now:
             since, count = now, 0
         self._failures[key] = (since, count + 1)
-        if len(self._failures) > self._keys:
+        if len(self._failures) > self._keys_max:
             self._failures.popitem(last=False)
 
     def succeeded(self, key: tuple[str, str]) -> None:
-        """The right password clears the key."""
+        """Forget the failures of a key, after the right password."""
         self._failures.pop(key, None)

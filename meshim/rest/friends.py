@@ -1,4 +1,4 @@
-"""Friends: how two users stand, the keys they share, and which of them are connected."""
+"""Relations between users: their state, the content keys that two friends share, and who of them is connected."""
 
 from meshim.errors import SealBroken, StoreConflict
 from meshim.rest.backends import Backends, Clock
@@ -11,14 +11,15 @@ from meshim.topology import Topology
 from meshim.wire import rest
 
 _TRIES = 3
-"""How often to decide anew when the other side acts in the same moment."""
+"""When the peer changes the relation in the same moment, it is read and decided again, so many times."""
 
 
 class Friends:
-    """Relations as one user (`me`, a user id) sees and changes them."""
+    """The relations of one user; `me` is that user's id."""
 
     def __init__(
         self,
+        *,
         backends: Backends,
         notifier: ChangeNotifier,
         master: MasterKey,
@@ -32,13 +33,13 @@ class Friends:
         self._notifier = notifier
         self._master = master
         self.mesh = master.fingerprint
-        """Names the mesh: content keys of another one are of no use here."""
-        self._most_relations = topology.limits.relations_per_user
+        """The id of this mesh: content keys of another mesh do not open its messages."""
+        self._relations_max = topology.limits.relations_per_user
         self._clock = clock
         self._log = log
 
     async def user(self, name: str) -> User:
-        """Raises ApiError when there is no such user."""
+        """Return a user by name.  Raises ApiError when there is none."""
         folded = checked_name(name)
         found = await self._accounts.user(folded)
         if found is None:
@@ -46,37 +47,39 @@ class Friends:
         return found[0]
 
     async def relations(self, me: int) -> tuple[rest.Relation, ...]:
-        return tuple(self._shown(me, relation) for relation in await self._accounts.relations(me))
+        """Return all relations, by name of the peer, those that ended included: their keys open old messages."""
+        return tuple(self._to_wire(me, relation) for relation in await self._accounts.relations(me))
 
     async def relation(self, me: int, name: str) -> rest.Relation:
+        """Return the relation to one user.  Raises ApiError when there is no such user or no relation."""
         peer = await self.user(name)
         relation = await self._accounts.relation(me, peer.user_id)
         if relation is None:
             raise refusal("no_such_relation", f"You and {peer.name} are not friends, and neither has asked.")
-        return self._shown(me, relation)
+        return self._to_wire(me, relation)
 
     async def apply(self, me: int, name: str, action: FriendAction) -> rest.Relation:
-        """Do what the table of `core` says; how the two stand after it.  Raises ApiError where it cannot be."""
+        """Follow the table of `core`; return the relation after it.  Raises ApiError for a missing cell."""
         peer = await self.user(name)
         if peer.user_id == me:
             raise refusal("yourself", "Nobody is their own friend here: name somebody else.")
         for _ in range(_TRIES):
             relation = await self._accounts.relation(me, peer.user_id)
-            step = transition(relation.state if relation else None, action, peer.name)
-            if await self._take(me, peer.user_id, step, relation):
+            chosen = transition(relation.state if relation else None, action, peer.name)
+            if await self._store(me, peer.user_id, chosen, relation):
                 after = await self._accounts.relation(me, peer.user_id)
-                return self._shown(me, after or Relation(peer, "removed", ()))
+                return self._to_wire(me, after or Relation(peer, "removed", ()))
         raise refusal("changed_meanwhile", f"{peer.name} changed this in the same moment: look again.")
 
-    async def _take(self, me: int, peer: int, step: Transition, before: Relation | None) -> bool:
-        """Take the step; False when the two no longer stand as `before` says."""
+    async def _store(self, me: int, peer: int, chosen: Transition, before: Relation | None) -> bool:
+        """Store the transition; False when the relation is no longer as in `before`."""
         now = self._clock()
-        if step is Transition.ASK:
+        if chosen is Transition.ASK:
             try:
-                return await self._accounts.request(me, peer, now, self._most_relations) == "requested"
+                return await self._accounts.request(me, peer, now, self._relations_max) == "requested"
             except StoreConflict:
                 raise refusal("too_many_relations", "One of you knows too many people already.") from None
-        if step is Transition.ACCEPT:
+        if chosen is Transition.ACCEPT:
             version = before.keys[-1].version + 1 if before and before.keys else 1
             wrapped = self._master.wrap(new_content_key(), relation_context(me, peer, version))
             try:
@@ -84,7 +87,7 @@ class Friends:
             except StoreConflict:
                 return False
             await self._notifier.friends_changed((me, peer))
-        if step is Transition.END:
+        if chosen is Transition.END:
             if not await self._accounts.remove(me, peer, now):
                 return False
             if before is not None and before.state == "friends":
@@ -92,24 +95,22 @@ class Friends:
         return True
 
     async def presence(self, me: int) -> tuple[rest.PeerPresence, ...]:
-        """Of friends only.  A binding counts while the connector it is on lives."""
+        """Return which friends are connected.  A binding counts while the lease of its connector lives."""
         friends = [relation.peer for relation in await self._accounts.relations(me) if relation.state == "friends"]
         entries = await self._presence.lookup([friend.user_id for friend in friends])
         living = {lease.incarnation for lease in await self._leases.living("connector")}
-        return online_friends(
+        bound = [
             (
-                (
-                    rest.User(friend.user_id, friend.name),
-                    [binding.incarnation for binding in entries[friend.user_id].bindings]
-                    if friend.user_id in entries
-                    else [],
-                )
-                for friend in friends
-            ),
-            living,
-        )
+                rest.User(friend.user_id, friend.name),
+                [binding.incarnation for binding in entries[friend.user_id].bindings]
+                if friend.user_id in entries
+                else [],
+            )
+            for friend in friends
+        ]
+        return online_friends(bound, living)
 
-    def _shown(self, me: int, relation: Relation) -> rest.Relation:
+    def _to_wire(self, me: int, relation: Relation) -> rest.Relation:
         peer = relation.peer
         try:
             keys = tuple(

@@ -1,10 +1,26 @@
-"""Every endpoint: method, path, bodies, status, what OpenAPI shows.  Deciding and storing is done elsewhere."""
+"""Every endpoint: method, path, bodies, status, and its entry in OpenAPI.  Other modules decide and store.
+
+To add an endpoint:
+
+1. `wire/rest.py`: a struct for the request body and one for the answer, unless one fits.
+2. `friends.py` (relations) or `sessions.py` (all else): a method that takes and returns those structs.  A rule without
+   I/O belongs into `core.py`; a new error code goes into `core.PROBLEMS`, and is raised with `core.refusal`.
+3. Here: a handler in the section of its router, with `security=_TOKEN` and the parameter `me` when it needs a login,
+   and its name in `ACCOUNTS`, `SESSIONS` or `FRIENDS`.  Litestar fills the parameters of a handler by *name*: `data`
+   (the body), `request`, parts of the path, and the keys of `dependencies`.
+4. `docs/rest.md`: a row in the table of endpoints, and one for each new code (tests/unit/test_docs_rest.py compares).
+5. `client/rest.py`: a method of `Api`.
+6. `tests/contract/test_rest.py`: a test over every backend, and the endpoint in the list of OpenAPI.
+
+An endpoint that needs a new query also adds a method to `Accounts` in `stores/ports/accounts.py`, to its adapters in
+`stores/sql/accounts.py` and `stores/memory/accounts.py`, and a test of both in tests/contract/.
+"""
 
 from typing import Any
 
 from litestar import Request, Response, Router, delete, get, post
 from litestar.datastructures import State
-from litestar.di import NamedDependency
+from litestar.di import NamedDependency, Provide
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import ResponseSpec
 from litestar.params import FromPath, JSONBody
@@ -20,20 +36,21 @@ from meshim.wire import rest
 
 BODY_BYTES_MAX = 16 * 1024
 IMPORT_BYTES_MAX = 1024 * 1024
-"""500 users with the longest names and passwords, escapes included."""
+"""Room for 500 users with the longest names and passwords, JSON escapes included."""
 
 Incoming = Request[Any, Any, State]
-TheSessions = NamedDependency[Sessions]
-TheFriends = NamedDependency[Friends]
-TheBackends = NamedDependency[Backends]
+SessionsParameter = NamedDependency[Sessions]
+FriendsParameter = NamedDependency[Friends]
+BackendsParameter = NamedDependency[Backends]
 Me = NamedDependency[Login]
+"""The login of the request's token; a request without a valid one is answered with 401."""
 
 _TOKEN: list[dict[str, list[str]]] = [{"token": []}]
 _REFUSED = ResponseSpec(rest.Problem, generate_examples=False, media_type=rest.PROBLEM_JSON, description="Refused")
 
 
 def _refusals(*statuses: int) -> dict[int, ResponseSpec]:
-    """What OpenAPI says of the refusals of an endpoint; 503 is everywhere."""
+    """The statuses of an endpoint's refusals, for OpenAPI; 503 is added to each."""
     return dict.fromkeys((*statuses, 503), _REFUSED)
 
 
@@ -41,7 +58,7 @@ def _refusals(*statuses: int) -> dict[int, ResponseSpec]:
 
 
 @post("/users", responses=_refusals(400, 409), summary="Register a user")
-async def register(data: JSONBody[rest.Credentials], sessions: TheSessions) -> rest.User:
+async def register(data: JSONBody[rest.Credentials], sessions: SessionsParameter) -> rest.User:
     return await sessions.register(data)
 
 
@@ -52,13 +69,15 @@ async def register(data: JSONBody[rest.Credentials], sessions: TheSessions) -> r
     responses=_refusals(400, 403, 413),
     summary="Register many users at once; from the same machine only",
 )
-async def import_users(data: JSONBody[rest.Import], request: Incoming, sessions: TheSessions) -> rest.ImportAnswer:
+async def import_users(
+    data: JSONBody[rest.Import], request: Incoming, sessions: SessionsParameter
+) -> rest.ImportAnswer:
     _require_this_machine(request)
     return await sessions.import_users(data)
 
 
 @get("/users/{name:str}", security=_TOKEN, responses=_refusals(400, 401, 404), summary="Look up a user")
-async def user(name: FromPath[str], friends: TheFriends, me: Me) -> rest.User:
+async def user(name: FromPath[str], friends: FriendsParameter, me: Me) -> rest.User:
     found = await friends.user(name)
     return rest.User(found.user_id, found.name)
 
@@ -67,7 +86,7 @@ async def user(name: FromPath[str], friends: TheFriends, me: Me) -> rest.User:
 
 
 @post("/login", status_code=200, responses=_refusals(400, 401, 409, 429), summary="Log a device in")
-async def login(data: JSONBody[rest.LoginRequest], request: Incoming, sessions: TheSessions) -> rest.LoginAnswer:
+async def login(data: JSONBody[rest.LoginRequest], request: Incoming, sessions: SessionsParameter) -> rest.LoginAnswer:
     return await sessions.login(data, _address(request))
 
 
@@ -78,25 +97,25 @@ async def login(data: JSONBody[rest.LoginRequest], request: Incoming, sessions: 
     responses=_refusals(401),
     summary="Revoke the token and close its session",
 )
-async def logout(request: Incoming, sessions: TheSessions) -> None:
+async def logout(request: Incoming, sessions: SessionsParameter) -> None:
     await sessions.logout(bearer_hash(request.headers.get("authorization")))
 
 
 @get("/connectors", security=_TOKEN, responses=_refusals(401), summary="Where to connect")
-async def connectors(sessions: TheSessions, me: Me) -> rest.Connectors:
+async def connectors(sessions: SessionsParameter, me: Me) -> rest.Connectors:
     return rest.Connectors(await sessions.connectors())
 
 
 # ---------------------------------------------------------------- friends
 
 
-@get("/relations", security=_TOKEN, responses=_refusals(401), summary="How I stand with everybody I know")
-async def relations(friends: TheFriends, me: Me) -> rest.Relations:
+@get("/relations", security=_TOKEN, responses=_refusals(401), summary="All my relations")
+async def relations(friends: FriendsParameter, me: Me) -> rest.Relations:
     return rest.Relations(await friends.relations(me.user))
 
 
-@get("/relations/{name:str}", security=_TOKEN, responses=_refusals(400, 401, 404), summary="How I stand with one")
-async def relation(name: FromPath[str], friends: TheFriends, me: Me) -> rest.Relation:
+@get("/relations/{name:str}", security=_TOKEN, responses=_refusals(400, 401, 404), summary="My relation to a user")
+async def relation(name: FromPath[str], friends: FriendsParameter, me: Me) -> rest.Relation:
     return await friends.relation(me.user, name)
 
 
@@ -105,9 +124,9 @@ async def relation(name: FromPath[str], friends: TheFriends, me: Me) -> rest.Rel
     status_code=200,
     security=_TOKEN,
     responses=_refusals(400, 401, 404, 409),
-    summary="Ask for friendship, or accept it from someone who has asked",
+    summary="Ask a user for friendship, or accept that user's request",
 )
-async def request_friendship(name: FromPath[str], friends: TheFriends, me: Me) -> rest.Relation:
+async def request_friendship(name: FromPath[str], friends: FriendsParameter, me: Me) -> rest.Relation:
     return await friends.apply(me.user, name, FriendAction.REQUEST)
 
 
@@ -118,7 +137,7 @@ async def request_friendship(name: FromPath[str], friends: TheFriends, me: Me) -
     responses=_refusals(400, 401, 404, 409),
     summary="Accept a request",
 )
-async def accept(name: FromPath[str], friends: TheFriends, me: Me) -> rest.Relation:
+async def accept(name: FromPath[str], friends: FriendsParameter, me: Me) -> rest.Relation:
     return await friends.apply(me.user, name, FriendAction.ACCEPT)
 
 
@@ -129,7 +148,7 @@ async def accept(name: FromPath[str], friends: TheFriends, me: Me) -> rest.Relat
     responses=_refusals(400, 401, 404, 409),
     summary="Refuse a request",
 )
-async def refuse(name: FromPath[str], friends: TheFriends, me: Me) -> None:
+async def refuse(name: FromPath[str], friends: FriendsParameter, me: Me) -> None:
     await friends.apply(me.user, name, FriendAction.REFUSE)
 
 
@@ -139,12 +158,12 @@ async def refuse(name: FromPath[str], friends: TheFriends, me: Me) -> None:
     responses=_refusals(400, 401, 404, 409),
     summary="End a friendship, or withdraw a request",
 )
-async def remove(name: FromPath[str], friends: TheFriends, me: Me) -> None:
+async def remove(name: FromPath[str], friends: FriendsParameter, me: Me) -> None:
     await friends.apply(me.user, name, FriendAction.REMOVE)
 
 
 @get("/presence", security=_TOKEN, responses=_refusals(401), summary="Which of my friends are connected")
-async def presence(friends: TheFriends, me: Me) -> rest.PresenceAnswer:
+async def presence(friends: FriendsParameter, me: Me) -> rest.PresenceAnswer:
     return rest.PresenceAnswer(await friends.presence(me.user))
 
 
@@ -157,7 +176,7 @@ async def healthz() -> rest.Probe:
 
 
 @get("/readyz", responses={503: ResponseSpec(rest.Readiness)}, summary="Whether every backend answers")
-async def readyz(backends: TheBackends) -> Response[rest.Readiness]:
+async def readyz(backends: BackendsParameter) -> Response[rest.Readiness]:
     found: dict[str, rest.Probe] = {}
     for name, ask in backends.probes.items():
         try:
@@ -175,7 +194,22 @@ SESSIONS: list[HTTPRouteHandler] = [login, logout, connectors]
 FRIENDS: list[HTTPRouteHandler] = [relations, relation, request_friendship, accept, refuse, remove, presence]
 
 
+def dependencies(sessions: Sessions, friends: Friends, backends: Backends) -> dict[str, Provide]:
+    """Return what Litestar passes to the handlers, by name of their parameters."""
+
+    async def me(request: Incoming) -> Login:
+        return await sessions.authenticate(request.headers.get("authorization"))
+
+    return {
+        "sessions": Provide(lambda: sessions, sync_to_thread=False),
+        "friends": Provide(lambda: friends, sync_to_thread=False),
+        "backends": Provide(lambda: backends, sync_to_thread=False),
+        "me": Provide(me),
+    }
+
+
 def routers() -> list[Router | HTTPRouteHandler]:
+    """Return every endpoint; the probes have no prefix."""
     return [
         Router(rest.PREFIX, route_handlers=ACCOUNTS, tags=["Accounts"]),
         Router(rest.PREFIX, route_handlers=SESSIONS, tags=["Sessions"]),
@@ -190,9 +224,9 @@ def _address(request: Incoming) -> str:
 
 
 def _require_this_machine(request: Incoming) -> None:
-    """An import gives nobody a right that registering does not, but one request of it costs seconds of all cores.
+    """Refuse a request from another machine: an import allows no more than registering, but costs seconds of all cores.
 
-    Requests that a proxy on this machine passes on come from this machine too; proxies say so.
+    A request through a proxy on this machine has a loopback address too; the proxy's headers tell it apart.
     """
     forwarded = any(header in request.headers for header in ("forwarded", "x-forwarded-for", "x-real-ip"))
     if forwarded or not is_loopback(_address(request)):

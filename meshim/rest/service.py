@@ -1,4 +1,4 @@
-"""The REST service as a process: binds, connects the ports, serves until it is told to stop, finishes what it began."""
+"""The REST service as a process: bind, connect the ports, serve until SIGTERM, finish the requests under way."""
 
 import asyncio
 import errno
@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import msgspec
 import uvicorn
 from litestar import Litestar
 
@@ -37,7 +38,7 @@ _NATS_PROBE_S = 1.0
 
 
 async def run(topology: Topology, name: str, data: Path) -> None:
-    """Serve as `name` of the topology until SIGTERM; raises UsageError for what a person can mend."""
+    """Serve as `name` of the topology until SIGTERM.  Raises UsageError for what the operator can correct."""
     timers = topology.timers
     address = next(each.bind for each in topology.rest if each.name == name)
     async with AsyncExitStack() as stack, Service("rest", name, shutdown_s=timers.shutdown_s) as service:
@@ -50,18 +51,18 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         connections = Connections(topology, service, stack)
         backends = await _connected(topology, connections, service)
         _warn_off_loopback(address, log)
-        app = build(backends, passwords, master, topology, log)
+        app = build(backends=backends, passwords=passwords, master=master, topology=topology, log=log)
         server = Server(app, timers.shutdown_s / 2)
         service.start(server.serve([bound]))
         await server.up.wait()
         lease = Lease("rest", name, secrets.randbits(63), endpoint)
-        # Nobody finds us by it (they have a URL), so serving does not wait for it.
+        # Clients have a URL and need no lease to find this service, so serving does not wait for it.
         keeper = LeaseKeeper(backends.leases, lease, timers, log)
         async with lease_held(keeper, service, needed=False):
             service.start(
                 counters.write_periodically(
                     data, "rest", name, log,
-                    lambda: {"not_spread": app.state.notifier.failures} | keeper.counted() | connections.counted(),
+                    lambda: msgspec.structs.asdict(app.state.statistics) | keeper.counted() | connections.counted(),
                 )
             )  # fmt: skip
             service.ready(endpoint)
@@ -70,15 +71,15 @@ async def run(topology: Topology, name: str, data: Path) -> None:
 
 
 def bind(address: str) -> tuple[socket.socket, str]:
-    """Bind before anything else: a port in use is told at once, and only then is it known where port 0 leads.
+    """Bind and listen; returns the socket and its endpoint, with the real port when `address` has port 0.
 
-    Returns the socket and its endpoint; raises UsageError.
+    Raises UsageError when the address is in use or cannot be bound.
     """
     parts = urlsplit(address)
     host, port = parts.hostname or "", parts.port or 0
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of a former run may linger
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of an earlier run may be in TIME_WAIT
         bound.bind((host, port))
         bound.listen(_BACKLOG)
     except OSError as error:
@@ -93,10 +94,10 @@ def bind(address: str) -> tuple[socket.socket, str]:
 
 
 class Server(uvicorn.Server):
-    """uvicorn without its say in signals, which are the service's."""
+    """uvicorn without its signal handlers: `Service` handles signals."""
 
     def __init__(self, app: Litestar, finish_s: float) -> None:
-        """`finish_s` is what requests under way get when it stops."""
+        """`finish_s` is the time that requests under way have to end after `stop`."""
         super().__init__(
             uvicorn.Config(
                 app,
@@ -106,7 +107,7 @@ class Server(uvicorn.Server):
                 log_config=None,
                 log_level="warning",
                 access_log=False,
-                proxy_headers=False,  # anybody may write those; who needs them is behind a proxy that limits by itself
+                proxy_headers=False,  # any client can forge them; a proxy in front has limits of its own
                 server_header=False,
                 limit_concurrency=_CONNECTIONS_MAX,
                 backlog=_BACKLOG,
@@ -128,7 +129,7 @@ class Server(uvicorn.Server):
             self._down.set()
 
     async def stop(self) -> None:
-        """Take no more connections, finish what was begun, and return."""
+        """Take no more connections, finish the requests under way, and return."""
         self.should_exit = True
         await self._down.wait()
 
@@ -138,7 +139,7 @@ class Server(uvicorn.Server):
 
 
 async def _connected(topology: Topology, connections: Connections, service: Service) -> Backends:
-    """The real ports; raises BackendUnavailable when NATS is away (the others are connected when first used)."""
+    """The real ports.  Raises BackendUnavailable when NATS is; the other backends are connected at first use."""
     space, log = topology.namespace, service.log
     redis, leases, nats = connections.redis(), connections.leases(), await connections.nats()
     accounts = SqlAccounts(connections.database())

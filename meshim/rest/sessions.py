@@ -1,4 +1,4 @@
-"""Accounts and logins: who exists, who is logged in on which device, and where the connectors are."""
+"""Accounts, logins, tokens, and the list of connectors."""
 
 import math
 
@@ -8,8 +8,8 @@ from meshim.errors import BackendUnavailable, Code, PeerError, StoreConflict
 from meshim.rest.backends import Backends, Clock
 from meshim.rest.change_notifier import ChangeNotifier
 from meshim.rest.core import (
-    FailureLimit,
     ImportPlan,
+    LoginThrottle,
     check_device,
     check_password,
     checked_name,
@@ -27,10 +27,11 @@ from meshim.wire import rest
 
 
 class Sessions:
-    """Registers users, logs devices in and out, and knows whose token is whose."""
+    """Registers users, logs devices in and out, and authenticates requests by token."""
 
     def __init__(
         self,
+        *,
         backends: Backends,
         notifier: ChangeNotifier,
         friends: Friends,
@@ -47,32 +48,34 @@ class Sessions:
         self._friends = friends
         self._passwords = passwords
         self._token_ttl_s = topology.timers.token_ttl_s
-        self._most_devices = topology.limits.devices_per_user
+        self._devices_max = topology.limits.devices_per_user
         self._clock = clock
         self._log = log
-        self._failures = FailureLimit()
-        self._known_connectors: tuple[rest.Connector, ...] = ()
+        self._throttle = LoginThrottle()
+        self._last_connectors: tuple[rest.Connector, ...] = ()
 
     async def register(self, request: rest.Credentials) -> rest.User:
+        """Make an account.  Raises ApiError when the name is invalid or taken, or the password invalid."""
         name = checked_name(request.name)
         check_password(request.password)
         password_hash = await self._passwords.hash(request.password)
         try:
-            return _shown(await self._accounts.register(name, password_hash))
+            return _to_wire(await self._accounts.register(name, password_hash))
         except StoreConflict:
             raise name_taken(name) from None
 
     async def import_users(self, request: rest.Import) -> rest.ImportAnswer:
+        """Make many accounts; the answer has a result for each.  Raises ApiError when there are too many in it."""
         plan = ImportPlan(request.users)
         hashes = await self._passwords.hash_all([user.password for user in plan.accepted])
         pairs = [(user.name, password_hash) for user, password_hash in zip(plan.accepted, hashes, strict=True)]
         registered = await self._accounts.register_many(pairs) if pairs else []
-        return plan.answer(_shown(user) if user else None for user in registered)
+        return plan.answer(_to_wire(user) if user else None for user in registered)
 
     async def login(self, request: rest.LoginRequest, address: str) -> rest.LoginAnswer:
-        """Raises ApiError, and BackendUnavailable as `Tokens.give`.
+        """Check the password and issue a token.  `address` is the client's: failures are counted by name and address.
 
-        `address` is where the request comes from; failures are counted by name and address.
+        Raises ApiError when the login is refused, and BackendUnavailable as `Tokens.issue`.
         """
         name = checked_name(request.name)
         if request.device is not None:
@@ -83,12 +86,12 @@ class Sessions:
         expires_at = now + self._token_ttl_s
         epoch = rest.parse_epoch(request.epoch) if request.device is not None else 0
         try:
-            login = await self._tokens.give(
+            login = await self._tokens.issue(
                 user.user_id, request.device, epoch, crypto.hash_token(token), expires_at, now
             )
         except StoreConflict:
             raise refusal(
-                "too_many_devices", f"{name} has {self._most_devices} devices already: use one of them."
+                "too_many_devices", f"{name} has {self._devices_max} devices already: use one of them."
             ) from None
         answer = rest.LoginAnswer(
             token=crypto.format_token(token),
@@ -106,32 +109,32 @@ class Sessions:
 
     async def _authenticated(self, name: str, password: str, address: str) -> User:
         key = (name, address)
-        wait_s = self._failures.wait_s(key, self._clock())
+        wait_s = self._throttle.wait_s(key, self._clock())
         if wait_s > 0:
             seconds = math.ceil(wait_s)
             raise refusal("slow_down", f"Too many failed logins as {name}: try again in {seconds} s.", seconds)
         found = await self._accounts.user(name)
         user, password_hash = found or (None, None)
         if not await self._passwords.verify(password, password_hash) or user is None:
-            self._failures.failed(key, self._clock())
+            self._throttle.failed(key, self._clock())
             raise refusal("bad_credentials", "The name or the password is wrong.")
-        self._failures.succeeded(key)
+        self._throttle.succeeded(key)
         return user
 
     async def logout(self, token_hash: bytes) -> None:
-        """Revoke a token and close the session under it.  Of one that is not there nothing is said (RFC 7009, 2.2).
+        """Revoke a token and end its session.  An unknown token is no error (RFC 7009, 2.2).
 
-        Raises BackendUnavailable when the token may still be accepted somewhere: do it again then.
+        Raises BackendUnavailable when a cache may still accept the token: the client must repeat the logout.
         """
         (cached,) = await self._cache.logins([token_hash])
         login = await self._accounts.log_out(token_hash) or (cached and cached.login)
         await self._cache.drop_logins([token_hash])
-        # After the cache, or the device would be back before it is forgotten.
+        # After the cache has dropped the token, or the device could reconnect with it.
         if login is not None and login.device:
             await self._notifier.kick(login, Code.LOGGED_OUT, "This device was logged out.")
 
     async def authenticate(self, authorization: str | None) -> Login:
-        """Whose `Authorization` header this is; raises ApiError when it is nobody's."""
+        """Return the login of an `Authorization` header.  Raises ApiError without a token, or for an invalid one."""
         token_hash = bearer_hash(authorization)
         now = self._clock()
         login = await self._login(token_hash, now)
@@ -140,7 +143,7 @@ class Sessions:
         return login
 
     async def _login(self, token_hash: bytes, now: float) -> Login | None:
-        """From the cache where it is sure, else from the database, without which nothing here is done."""
+        """The login in the cache, if it was verified there; else the one in the database."""
         try:
             (cached,) = await self._cache.logins([token_hash])
         except BackendUnavailable as error:
@@ -151,18 +154,18 @@ class Sessions:
         return await self._accounts.login(token_hash, now)
 
     async def connectors(self) -> tuple[rest.Connector, ...]:
-        """The living ones; while Redis is away those that lived last, as a client tries one after the other anyway."""
+        """Return the living connectors; while Redis is unavailable the last list, as clients try one after another."""
         try:
             living = await self._leases.living("connector")
         except BackendUnavailable as error:
             self._log.warning("leases away", reason=error)
         else:
-            self._known_connectors = tuple(rest.Connector(lease.name, lease.endpoint, lease.key) for lease in living)
-        return self._known_connectors
+            self._last_connectors = tuple(rest.Connector(lease.name, lease.endpoint, lease.key) for lease in living)
+        return self._last_connectors
 
 
 def bearer_hash(authorization: str | None) -> bytes:
-    """The hash of the token in an `Authorization` header; raises ApiError when there is none."""
+    """Return the hash of the token in an `Authorization` header.  Raises ApiError when it holds none."""
     scheme, _, token = (authorization or "").partition(" ")
     if scheme.lower() != "bearer":
         raise refusal("bad_token", "Log in first: this needs the header `Authorization: Bearer TOKEN`.")
@@ -172,5 +175,5 @@ def bearer_hash(authorization: str | None) -> bytes:
         raise refusal("bad_token", error.sentence) from None
 
 
-def _shown(user: User) -> rest.User:
+def _to_wire(user: User) -> rest.User:
     return rest.User(user.user_id, user.name)

@@ -1,8 +1,9 @@
-"""A device gets a token, and loses those it had, in an order that an outage or a crash at any point leaves harmless.
+"""Issues tokens.  A device that gets one loses its earlier ones, in an order that no outage or crash makes unsafe.
 
-Connectors and this service believe the cache.  A token that the database has revoked and the cache still knows would
-let the application on the old state file in again, and take binding and messages from the new one (R14).  So the cache
-forgets first: a token that is hidden there is asked for in the database, where it is good until the login is committed.
+Connectors and this service trust the cache.  A token that is revoked in the database and still in the cache would let
+the application with the old state file in again, and take binding and messages from the new one (R14).  So earlier
+tokens leave the cache first.  Until the login is committed they are still valid: a token that is not in the cache is
+looked up in the database.
 """
 
 from meshim.errors import BackendUnavailable
@@ -12,37 +13,37 @@ from meshim.stores.ports import Login
 
 
 class Tokens:
-    """Gives out tokens."""
+    """Issues tokens for devices, and tokens for REST alone."""
 
-    def __init__(self, backends: Backends, notifier: ChangeNotifier, most_devices: int) -> None:
-        """A user has `most_devices` at most, and as many tokens for REST alone."""
+    def __init__(self, backends: Backends, notifier: ChangeNotifier, devices_max: int) -> None:
+        """`devices_max` is per user: so many devices, and so many tokens for REST alone."""
         self._accounts = backends.accounts
         self._cache = backends.cache
         self._notifier = notifier
-        self._most_devices = most_devices
+        self._devices_max = devices_max
 
-    async def give(
+    async def issue(
         self, user_id: int, device: str | None, epoch: int, token_hash: bytes, expires_at: float, now: float
     ) -> Login:
-        """Register the device, or take it over with this epoch; returns what the token stands for.
+        """Register the device, or let this epoch take it over; returns the login that the token stands for.
 
-        Raises StoreConflict as `Accounts.log_in`, and BackendUnavailable when the database is away, or Redis is and the
-        device has tokens: try again then.
+        Raises StoreConflict as `Accounts.log_in`, and BackendUnavailable when the database is unavailable, or when
+        Redis is and the device has tokens: a later try may succeed.
         """
         if device is not None:
-            await self._hide(await self._accounts.tokens(user_id, device))
+            await self._evict(await self._accounts.tokens(user_id, device))
         found, revoked = await self._accounts.log_in(
-            user_id, device, epoch, token_hash, expires_at, now, self._most_devices
+            user_id, device, epoch, token_hash, expires_at, now, self._devices_max
         )
         login = Login(user_id, found.device_id, found.epoch, expires_at)
-        if device is not None:  # no connector will ever ask for another token, so no cache has to know it
-            # All that were revoked, as another login of the device may have come between.
+        if device is not None:  # connectors never see a token for REST alone, so the cache need not hold it
+            # All that were revoked: another login of the device may have been committed after `_evict`.
             await self._notifier.logged_in(token_hash, login, revoked)
         return login
 
-    async def _hide(self, token_hashes: tuple[bytes, ...]) -> None:
+    async def _evict(self, token_hashes: tuple[bytes, ...]) -> None:
         if not token_hashes:
-            return  # a new device needs no Redis
+            return  # a new device can log in while Redis is unavailable
         try:
             await self._cache.drop_logins(token_hashes)
         except BackendUnavailable as error:

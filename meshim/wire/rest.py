@@ -53,7 +53,7 @@ class Import(msgspec.Struct, frozen=True):
     users: tuple[Credentials, ...]
 
 
-class Imported(msgspec.Struct, frozen=True):
+class ImportResult(msgspec.Struct, frozen=True):
     """The result for one name of an import: the user, or `code` and `detail` as in `Problem`."""
 
     name: str
@@ -65,7 +65,7 @@ class Imported(msgspec.Struct, frozen=True):
 class ImportAnswer(msgspec.Struct, frozen=True):
     """The results of an import, in the order of the request."""
 
-    users: tuple[Imported, ...]
+    users: tuple[ImportResult, ...]
 
 
 # ---------------------------------------------------------------- sessions

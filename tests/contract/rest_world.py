@@ -1,4 +1,4 @@
-"""The REST application over memory ports or real backends, and the strings a test pulls: away, elsewhere, told."""
+"""The REST application over memory ports or real backends, which a test can make unavailable."""
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -29,7 +29,7 @@ from tests.contract.redis_backends import Backend, open_backend
 
 
 class Switch:
-    """Stands before a port and can be turned off: then every call raises, as if the backend were away."""
+    """A port that can be turned off: then every call raises, as if its backend were unavailable."""
 
     def __init__(self, port: object, name: str) -> None:
         self.off = False
@@ -45,8 +45,8 @@ class Switch:
         return call
 
 
-class Told:
-    """Notifications that were told, each with the incarnation it went to, or None for all."""
+class RecordedNotifications:
+    """Records each notification with the incarnation that it went to, or None for all."""
 
     def __init__(self) -> None:
         self.notifications: list[tuple[int | None, Notification]] = []
@@ -62,19 +62,19 @@ class Told:
 
 
 class World:
-    """`app` is the application; the switches are named like the backends behind the ports."""
+    """`app` is the application; `sql`, `redis` and `nats` switch its backends."""
 
     def __init__(self, accounts: Accounts, backend: Backend, log: StringIO) -> None:
         self.accounts = accounts
         self.cache = backend.session_cache()
         self.presence = backend.presence()
         self.leases = backend.leases()
-        self.told = Told()
+        self.recorded = RecordedNotifications()
         self.log = log
         self.master = MasterKey(bytes(32))
         self.sql = Switch(accounts, "The database")
         self.redis = [Switch(port, "Redis") for port in (self.cache, self.presence, self.leases)]
-        self.nats = Switch(self.told, "NATS")
+        self.nats = Switch(self.recorded, "NATS")
         self.topology = small()
         self.passwords = Passwords()
         self.app = self.build()
@@ -94,10 +94,16 @@ class World:
             notifications=cast("Notifications", self.nats),
             probes={"sql": self.sql.ping, "redis": leases.run_id, "nats": nats},
         )
-        return build(backends, self.passwords, master or self.master, self.topology, Log("rest", "r1", self.log))
+        return build(
+            backends=backends,
+            passwords=self.passwords,
+            master=master or self.master,
+            topology=self.topology,
+            log=Log("rest", "r1", self.log),
+        )
 
     def turn(self, *, sql: bool = True, redis: bool = True, nats: bool = True) -> None:
-        """Which backends answer from now on."""
+        """Choose which backends answer from now on."""
         self.sql.off = not sql
         self.nats.off = not nats
         for switch in self.redis:
@@ -116,7 +122,7 @@ class World:
 
 
 def small() -> Topology:
-    """The default topology with limits that a test reaches."""
+    """The default topology, with limits that a test can reach."""
     default = topology.default()
     return Topology(
         connectors=default.connectors,
@@ -131,7 +137,7 @@ def small() -> Topology:
 async def world_of(
     kind: str, sql_url: Callable[[], str], redis_url: Callable[[], str], namespace: str
 ) -> AsyncIterator[World]:
-    """`kind` is `memory` or the kind of a database; URLs are only asked for when they are needed."""
+    """`kind` is `memory`, or the kind of a database; only then the URLs are used."""
     async with AsyncExitStack() as stack:
         backend = await stack.enter_async_context(
             open_backend("memory" if kind == "memory" else "redis", redis_url, namespace)

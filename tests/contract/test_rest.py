@@ -1,4 +1,4 @@
-"""The REST service: what it answers, what it leaves behind in the stores, and whom it tells."""
+"""The REST service: its answers, its changes to the stores, and its notifications."""
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -35,13 +35,13 @@ async def world(request: pytest.FixtureRequest, namespace: str) -> AsyncIterator
 
 @pytest.fixture(autouse=True)
 def _quick_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Real Argon2, with too little memory to take time."""
+    """Use Argon2 with little memory, so that a hash takes no time."""
     monkeypatch.setattr(crypto, "_ARGON2_MEMORY_KIB", 8)
     monkeypatch.setattr(crypto, "_ARGON2_PASSES", 1)
 
 
 async def new_user(world: World, name: str) -> Api:
-    """Register and log in for REST alone."""
+    """Register a user, and log in for REST alone."""
     api = world.api()
     await api.register(name, PASSWORD)
     await api.login(name, PASSWORD)
@@ -51,7 +51,7 @@ async def new_user(world: World, name: str) -> Api:
 async def befriend(world: World, alice: Api, bob: Api) -> rest.Relation:
     await alice.request("bob")
     relation = await bob.accept("alice")
-    world.told.notifications.clear()
+    world.recorded.notifications.clear()
     return relation
 
 
@@ -62,7 +62,7 @@ def token_hash(token: str) -> bytes:
 # ---------------------------------------------------------------- accounts
 
 
-async def test_a_name_is_registered_once_however_it_is_written(world: World) -> None:
+async def test_a_name_is_registered_once_in_any_case(world: World) -> None:
     async with world.api() as api:
         alice = await api.register("Alice", PASSWORD)
         assert alice.name == "alice"
@@ -75,19 +75,19 @@ async def test_a_name_is_registered_once_however_it_is_written(world: World) -> 
             await api.register("bob", "")
 
 
-async def test_users_are_looked_up_by_who_is_logged_in(world: World) -> None:
-    async with world.api() as nobody, await new_user(world, "alice") as api:
+async def test_looking_up_a_user_needs_a_token(world: World) -> None:
+    async with world.api() as anonymous, await new_user(world, "alice") as api:
         assert (await api.user("ALICE")).name == "alice"
         with pytest.raises(ApiError, match="no user bob") as missing:
             await api.user("bob")
         assert missing.value.status == 404
         with pytest.raises(ApiError, match="Log in first") as refused:
-            await nobody.user("alice")
+            await anonymous.user("alice")
         assert (refused.value.status, refused.value.code) == (401, "bad_token")
 
 
 @pytest.mark.parametrize("name", ["import", "login", "accept", "..a", "a-", "a.b_c-d"])
-async def test_no_name_is_in_the_way_of_a_path(world: World, name: str) -> None:
+async def test_a_name_that_is_also_a_path_segment_works(world: World, name: str) -> None:
     async with await new_user(world, "alice") as alice, await new_user(world, name) as other:
         assert (await alice.user(name)).name == name
         assert (await alice.request(name)).state == "requested"
@@ -95,7 +95,7 @@ async def test_no_name_is_in_the_way_of_a_path(world: World, name: str) -> None:
         await alice.remove(name)
 
 
-async def test_an_import_registers_what_it_can_and_says_what_not(world: World) -> None:
+async def test_an_import_registers_valid_names_and_reports_the_others(world: World) -> None:
     async with await new_user(world, "alice") as api:
         answers = await api.import_users([("bob", "b"), ("alice", "x"), ("Carol", "c"), ("no name", "x"), ("bob", "x")])
         assert [each.user.name if each.user else each.code for each in answers] == [
@@ -112,7 +112,7 @@ async def test_an_import_registers_what_it_can_and_says_what_not(world: World) -
 @pytest.mark.parametrize(
     ("address", "headers"), [("10.0.0.7", {}), ("127.0.0.1", {"x-forwarded-for": "10.0.0.7"}), ("", {})]
 )
-async def test_imports_come_from_this_machine(world: World, address: str, headers: dict[str, str]) -> None:
+async def test_an_import_from_another_machine_is_refused(world: World, address: str, headers: dict[str, str]) -> None:
     async with world.raw(address) as http:
         response = await http.post("/v1/import", json={"users": []}, headers=headers)
     assert (response.status_code, response.json()["code"]) == (403, "forbidden")
@@ -121,7 +121,7 @@ async def test_imports_come_from_this_machine(world: World, address: str, header
 # ---------------------------------------------------------------- logging in
 
 
-async def test_a_login_registers_its_device_and_says_where_to_connect(world: World) -> None:
+async def test_a_login_registers_its_device_and_lists_the_connectors(world: World) -> None:
     await world.leases.acquire(Lease("connector", "c1", 7, "tcp://127.0.0.1:4001", "k" * 40), 60.0)
     async with world.api() as api:
         alice = await api.register("alice", PASSWORD)
@@ -129,7 +129,7 @@ async def test_a_login_registers_its_device_and_says_where_to_connect(world: Wor
         assert (answer.user_id, answer.name, answer.epoch) == (alice.user_id, "alice", "f" * 16)
         assert answer.connectors == (rest.Connector("c1", "tcp://127.0.0.1:4001", "k" * 40),)
         assert await api.connectors() == answer.connectors
-    # A connector finds all it needs in the cache, and the same in the database.
+    # A connector finds the login in the cache, and the same one in the database.
     login = Login(alice.user_id, answer.device_id, EPOCH, answer.expires_at)
     [cached] = await world.cache.logins([token_hash(answer.token)])
     assert cached is not None
@@ -140,18 +140,18 @@ async def test_a_login_registers_its_device_and_says_where_to_connect(world: Wor
     [account] = await world.cache.accounts([alice.user_id])
     assert account is not None
     assert account.devices == (answer.device_id,)
-    assert world.told.notifications == [(None, AccountChanged((alice.user_id,)))]
+    assert world.recorded.notifications == [(None, AccountChanged((alice.user_id,)))]
 
 
-async def test_logging_in_again_takes_the_device_over(world: World) -> None:
+async def test_a_second_login_takes_the_device_over(world: World) -> None:
     async with world.api() as api:
         await api.register("alice", PASSWORD)
         first = await api.login("alice", PASSWORD, "phone", 1)
-        world.told.notifications.clear()
+        world.recorded.notifications.clear()
         second = await api.login("alice", PASSWORD, "phone", 2)
         assert (second.device_id, second.epoch) == (first.device_id, "0" * 15 + "2")
         assert second.token != first.token
-        assert world.told.notifications == [], "nobody has to hear of a device that all know"
+        assert world.recorded.notifications == [], "a known device needs no notification"
         assert await world.cache.logins([token_hash(first.token)]) == [None]
         assert await world.accounts.login(token_hash(first.token), 0.0) is None
         async with world.api(first.token) as old:
@@ -159,7 +159,7 @@ async def test_logging_in_again_takes_the_device_over(world: World) -> None:
                 await old.connectors()
 
 
-async def test_who_is_connected_hears_of_a_new_device(world: World) -> None:
+async def test_a_new_device_is_added_to_presence(world: World) -> None:
     async with world.api() as api:
         alice = await api.register("alice", PASSWORD)
         phone = await api.login("alice", PASSWORD, "phone", 1)
@@ -169,20 +169,20 @@ async def test_who_is_connected_hears_of_a_new_device(world: World) -> None:
     assert set(entry.devices) == {phone.device_id, laptop.device_id}
 
 
-async def test_a_login_without_a_device_touches_none(world: World) -> None:
+async def test_a_login_without_a_device_changes_no_device(world: World) -> None:
     async with world.api() as api, world.api() as other:
         await api.register("alice", PASSWORD)
         phone = await api.login("alice", PASSWORD, "phone", EPOCH)
-        world.told.notifications.clear()
+        world.recorded.notifications.clear()
         answer = await other.login("alice", PASSWORD)
         assert (answer.device_id, answer.epoch, answer.connectors) == (0, "0" * 16, ())
-        assert await world.cache.logins([token_hash(answer.token)]) == [None], "no connector will ask for it"
+        assert await world.cache.logins([token_hash(answer.token)]) == [None], "connectors never see this token"
         assert (await world.accounts.accounts([phone.user_id], 0.0))[phone.user_id].devices == (phone.device_id,)
-        assert world.told.notifications == []
+        assert world.recorded.notifications == []
         assert await other.relations() == await api.relations() == ()
 
 
-async def test_wrong_names_and_wrong_passwords_look_the_same(world: World) -> None:
+async def test_a_wrong_name_and_a_wrong_password_get_the_same_answer(world: World) -> None:
     await world.api().register("alice", PASSWORD)
     answers = []
     async with world.raw() as http:
@@ -194,7 +194,7 @@ async def test_wrong_names_and_wrong_passwords_look_the_same(world: World) -> No
     assert answers[0] == answers[1]
 
 
-async def test_guessing_is_slowed_down_for_the_guesser_alone(world: World) -> None:
+async def test_failed_logins_are_limited_by_name_and_address(world: World) -> None:
     await world.api().register("alice", PASSWORD)
     right = {"name": "alice", "password": PASSWORD}
     async with world.raw("10.0.0.7") as guesser, world.raw("10.0.0.8") as alice:
@@ -207,7 +207,7 @@ async def test_guessing_is_slowed_down_for_the_guesser_alone(world: World) -> No
         assert (await alice.post("/v1/login", json=right)).status_code == 200
 
 
-async def test_devices_are_bounded(world: World) -> None:
+async def test_the_devices_of_a_user_are_limited(world: World) -> None:
     async with world.api() as api:
         await api.register("alice", PASSWORD)
         for number in range(3):
@@ -229,9 +229,9 @@ async def test_a_logout_revokes_the_token_and_kicks_the_session(world: World) ->
         devices = (answer.device_id, other.device_id)
         bindings = [Binding(answer.user_id, device, 7, 99) for device in devices]
         await world.presence.online([(binding, devices) for binding in bindings])
-        world.told.notifications.clear()
+        world.recorded.notifications.clear()
         await api.logout()
-    [(incarnation, kick)] = world.told.notifications
+    [(incarnation, kick)] = world.recorded.notifications
     assert incarnation == 7
     assert isinstance(kick, Kick)
     assert (kick.user, kick.device, kick.session) == (answer.user_id, answer.device_id, 99)
@@ -240,10 +240,10 @@ async def test_a_logout_revokes_the_token_and_kicks_the_session(world: World) ->
     async with world.api(answer.token) as gone:
         with pytest.raises(ApiError, match="log in again"):
             await gone.relations()
-        await gone.logout()  # again: nothing to revoke any more, and nothing wrong with that
+        await gone.logout()  # again: an unknown token is no error
 
 
-async def test_a_token_from_an_old_dump_is_asked_for_in_the_database(
+async def test_an_unverified_token_in_the_cache_is_looked_up_in_the_database(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = world.cache.logins
@@ -261,25 +261,25 @@ async def test_a_token_from_an_old_dump_is_asked_for_in_the_database(
             await api.relations()
 
 
-async def test_a_logout_that_redis_missed_is_finished_by_repeating_it(world: World) -> None:
+async def test_a_repeated_logout_completes_one_that_redis_missed(world: World) -> None:
     async with world.api() as api:
         await api.register("alice", PASSWORD)
         answer = await api.login("alice", PASSWORD, "phone", 1)
         await world.presence.online([(Binding(answer.user_id, answer.device_id, 7, 99), (answer.device_id,))])
-        await world.accounts.log_out(token_hash(answer.token))  # as far as a logout gets when Redis goes away
+        await world.accounts.log_out(token_hash(answer.token))  # a logout during which Redis went away
         world.turn(redis=False)
         with pytest.raises(ApiError) as away:
             await api.logout()
         assert away.value.status == 503
         world.turn()
-        world.told.notifications.clear()
+        world.recorded.notifications.clear()
         await api.logout()
-    assert [incarnation for incarnation, _ in world.told.notifications] == [7]
+    assert [incarnation for incarnation, _ in world.recorded.notifications] == [7]
     assert await world.cache.logins([token_hash(answer.token)]) == [None]
 
 
 @pytest.mark.parametrize("header", ["", "Bearer", "Bearer x", "Basic eDp5", "Bearer " + "A" * 43, "Bearer " + "ü" * 43])
-async def test_who_brings_no_token_is_nobody(world: World, header: str) -> None:
+async def test_a_request_without_a_valid_token_is_refused(world: World, header: str) -> None:
     async with world.raw() as http:
         response = await http.get("/v1/relations", headers=[(b"authorization", header.encode())])
     assert (response.status_code, response.json()["code"]) == (401, "bad_token")
@@ -288,12 +288,12 @@ async def test_who_brings_no_token_is_nobody(world: World, header: str) -> None:
 # ---------------------------------------------------------------- friends
 
 
-async def test_friends_share_a_key_that_only_they_and_the_master_key_can_open(world: World) -> None:
+async def test_friends_share_a_key_that_is_wrapped_at_rest(world: World) -> None:
     async with await new_user(world, "alice") as alice, await new_user(world, "bob") as bob:
         asked = await alice.request("Bob")
         assert (asked.peer.name, asked.state, asked.keys) == ("bob", "requested", ())
         assert [(each.peer.name, each.state) for each in await bob.relations()] == [("alice", "asked")]
-        assert world.told.notifications == []
+        assert world.recorded.notifications == []
         accepted = await bob.accept("alice")
         assert (accepted.state, [key.version for key in accepted.keys]) == ("friends", [1])
         seen_by_alice = await alice.relation("bob")
@@ -302,7 +302,7 @@ async def test_friends_share_a_key_that_only_they_and_the_master_key_can_open(wo
         phone = await alice.login("alice", PASSWORD, "phone", 1)
         assert phone.relations == (seen_by_alice,)
     ids = (accepted.peer.user_id, asked.peer.user_id)
-    assert world.told.notifications[0] == (None, AccountChanged((ids[1], ids[0])))
+    assert world.recorded.notifications[0] == (None, AccountChanged((ids[1], ids[0])))
     [first, second] = await world.cache.accounts(ids)
     assert first is not None
     assert second is not None
@@ -312,7 +312,7 @@ async def test_friends_share_a_key_that_only_they_and_the_master_key_can_open(wo
     assert accepted.keys[0].key not in stored.keys[0].wrapped
 
 
-async def test_two_who_ask_each_other_are_friends(world: World) -> None:
+async def test_two_users_who_ask_each_other_become_friends(world: World) -> None:
     async with await new_user(world, "alice") as alice, await new_user(world, "bob") as bob:
         await alice.request("bob")
         assert (await bob.request("alice")).state == "friends"
@@ -321,14 +321,14 @@ async def test_two_who_ask_each_other_are_friends(world: World) -> None:
         assert len((await alice.relation("bob")).keys) == 1
 
 
-async def test_ending_a_friendship_keeps_the_keys_for_old_messages(world: World) -> None:
+async def test_an_ended_friendship_keeps_its_keys_for_old_messages(world: World) -> None:
     async with await new_user(world, "alice") as alice, await new_user(world, "bob") as bob:
         before = await befriend(world, alice, bob)
         await alice.remove("bob")
         [account] = await world.cache.accounts([before.peer.user_id])
         assert account is not None
         assert account.friends == ()
-        assert len(world.told.notifications) == 1
+        assert len(world.recorded.notifications) == 1
         [ended] = await bob.relations()
         assert (ended.state, ended.keys) == ("removed", before.keys)
         with pytest.raises(ApiError, match="not friends"):
@@ -340,7 +340,7 @@ async def test_ending_a_friendship_keeps_the_keys_for_old_messages(world: World)
         assert again.keys[1].key != before.keys[0].key
 
 
-async def test_requests_are_refused_and_withdrawn_without_telling_the_mesh(world: World) -> None:
+async def test_refused_and_withdrawn_requests_notify_no_connector(world: World) -> None:
     async with await new_user(world, "alice") as alice, await new_user(world, "bob") as bob:
         await alice.request("bob")
         with pytest.raises(ApiError, match="bob to accept"):
@@ -353,10 +353,10 @@ async def test_requests_are_refused_and_withdrawn_without_telling_the_mesh(world
         with pytest.raises(ApiError) as missing:
             await bob.relation("alice")
         assert (missing.value.status, missing.value.code) == (404, "no_such_relation")
-    assert world.told.notifications == []
+    assert world.recorded.notifications == []
 
 
-async def test_whom_one_cannot_befriend(world: World) -> None:
+async def test_invalid_friend_requests_are_refused_with_their_code(world: World) -> None:
     async with await new_user(world, "alice") as alice:
         for name, code in (("alice", "yourself"), ("nobody", "no_such_user"), ("no%2Fname", "bad_name")):
             with pytest.raises(ApiError) as refused:
@@ -370,7 +370,7 @@ async def test_whom_one_cannot_befriend(world: World) -> None:
         assert (refused.value.status, refused.value.code) == (409, "too_many_relations")
 
 
-async def test_presence_is_of_friends_on_living_connectors(world: World) -> None:
+async def test_presence_covers_friends_on_living_connectors_only(world: World) -> None:
     async with await new_user(world, "alice") as alice, await new_user(world, "bob") as bob:
         await new_user(world, "carol")
         ids = {name: (await alice.user(name)).user_id for name in ("alice", "bob", "carol")}
@@ -380,12 +380,12 @@ async def test_presence_is_of_friends_on_living_connectors(world: World) -> None
         await world.presence.online([(Binding(ids[name], n, 7, 1), (n,)) for n, name in enumerate(("bob", "carol"), 1)])
         assert await alice.presence() == (rest.PeerPresence(rest.User(ids["bob"], "bob"), online=True),)
         assert [each.online for each in await bob.presence()] == [False]
-        # The same binding, on a connector that holds no lease any more.
+        # The same binding, on a connector whose lease has ended.
         await world.leases.release(Lease("connector", "c1", 7))
         assert [each.online for each in await alice.presence()] == [False]
 
 
-async def test_another_master_key_is_told_from_a_broken_request(world: World) -> None:
+async def test_another_master_key_has_its_own_code(world: World) -> None:
     async with await new_user(world, "alice") as alice, await new_user(world, "bob") as bob:
         await befriend(world, alice, bob)
         async with world.api(alice.token, world.build(MasterKey(b"x" * 32))) as elsewhere:
@@ -420,20 +420,20 @@ async def test_redis_is_away(world: World) -> None:
         world.turn(redis=False)
         answer = await alice.login("alice", PASSWORD, "phone", 1)
         assert answer.device_id
-        assert answer.connectors == before != (), "those that lived last"
+        assert answer.connectors == before != (), "the last list"
         await alice.request("bob")
         assert (await bob.accept("alice")).state == "friends"
-        assert len(world.told.notifications) == 1, "connectors are told all the same"
+        assert len(world.recorded.notifications) == 1, "connectors are notified all the same"
         with pytest.raises(ApiError) as away:
             await alice.presence()
         assert (away.value.status, away.value.code) == (503, "backend_unavailable")
         world.turn()
-        assert await world.cache.logins([token_hash(answer.token)]) == [None], "the connector asks the database"
-    assert "not-spread" in world.log.getvalue()
+        assert await world.cache.logins([token_hash(answer.token)]) == [None], "a connector looks it up in the database"
+    assert "change-not-notified" in world.log.getvalue()
 
 
 async def test_no_device_is_taken_over_while_redis_is_away(world: World) -> None:
-    """R14: the cache would go on to let the old state file in."""
+    """R14: the cache would still accept the token of the old state file."""
     async with world.api() as old, world.api() as new:
         await old.register("alice", PASSWORD)
         first = await old.login("alice", PASSWORD, "phone", 1)
@@ -447,12 +447,12 @@ async def test_no_device_is_taken_over_while_redis_is_away(world: World) -> None
         assert login.epoch == 1, "nothing was committed"
         assert (await new.login("alice", PASSWORD, "laptop", 3)).device_id != first.device_id
         world.turn()
-        assert await old.relations() == (), "nobody took it over"
+        assert await old.relations() == (), "the device was not taken over"
         assert (await new.login("alice", PASSWORD, "phone", 2)).device_id == first.device_id
 
 
-async def test_redis_goes_away_when_a_device_was_taken_over(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """R14: at any moment after the commit; what the cache still knows must not let the old state file in."""
+async def test_redis_goes_away_during_the_commit_of_a_takeover(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R14: the cache must not accept the token of the old state file after the commit."""
     log_in = world.accounts.log_in
 
     async def last_moment(*args: Any) -> Any:
@@ -469,8 +469,8 @@ async def test_redis_goes_away_when_a_device_was_taken_over(world: World, monkey
     assert await world.accounts.login(token_hash(second.token), 0.0) is not None
 
 
-async def test_a_takeover_that_was_not_committed_ends_no_login(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The service is killed when the cache has forgotten the old token already: the database still knows it."""
+async def test_an_uncommitted_takeover_ends_no_login(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service is killed when the old token has left the cache, and is still valid in the database."""
 
     async def killed(*_: Any) -> Any:
         raise BackendUnavailable("The service was killed.")
@@ -485,8 +485,8 @@ async def test_a_takeover_that_was_not_committed_ends_no_login(world: World, mon
         assert await old.relations() == ()
 
 
-async def test_another_login_of_the_device_comes_between(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its token is revoked, and in the cache: it was not there yet when tokens were hidden."""
+async def test_a_login_between_eviction_and_commit_is_revoked(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its token was not in the cache yet at the eviction; the later login must revoke it there too."""
     log_in = world.accounts.log_in
     between: list[rest.LoginAnswer] = []
 
@@ -512,7 +512,7 @@ async def test_nats_is_away(world: World) -> None:
         await alice.logout()
 
 
-async def test_probes_say_which_backend_is_away(world: World) -> None:
+async def test_readyz_reports_which_backend_is_away(world: World) -> None:
     async with world.raw() as http:
         assert (await http.get("/healthz")).json() == {"ok": True, "reason": ""}
         ready = await http.get("/readyz")
@@ -557,7 +557,7 @@ async def problem_of(response: httpx.Response) -> rest.Problem:
         b"[" * 10_000,
     ],
 )
-async def test_garbage_is_a_problem_of_its_own(world: World, body: bytes) -> None:
+async def test_an_invalid_body_is_answered_with_a_problem(world: World, body: bytes) -> None:
     async with world.raw() as http:
         response = await http.post("/v1/login", content=body, headers={"content-type": "application/json"})
     assert (await problem_of(response)).status == 400
@@ -570,7 +570,7 @@ async def test_garbage_is_a_problem_of_its_own(world: World, body: bytes) -> Non
         (b'{"name": 1, "password": "x"}', "Expected `str`, got `int` - at `name`"),
     ],
 )
-async def test_what_is_wrong_with_a_body_is_told(world: World, body: bytes, wrong: str) -> None:
+async def test_the_answer_to_an_invalid_body_names_the_field(world: World, body: bytes, wrong: str) -> None:
     async with world.raw() as http:
         response = await http.post("/v1/users", content=body, headers={"content-type": "application/json"})
     assert (await problem_of(response)).detail == f"Validation failed for POST /v1/users: {wrong}."
@@ -579,7 +579,7 @@ async def test_what_is_wrong_with_a_body_is_told(world: World, body: bytes, wron
 @pytest.mark.parametrize(
     "headers", [{}, {"content-type": "text/plain"}, {"content-type": "application/x-www-form-urlencoded"}]
 )
-async def test_a_body_of_another_type_is_not_even_read(world: World, headers: dict[str, str]) -> None:
+async def test_a_body_of_another_content_type_is_refused(world: World, headers: dict[str, str]) -> None:
     body = msgspec.json.encode(rest.Credentials("alice", PASSWORD))
     async with world.raw() as http:
         response = await http.post("/v1/users", content=body, headers=headers)
@@ -590,7 +590,7 @@ async def test_a_body_of_another_type_is_not_even_read(world: World, headers: di
         assert response.status_code == 201
 
 
-async def test_requests_that_lead_nowhere(world: World) -> None:
+async def test_unknown_paths_and_methods_are_answered_with_a_problem(world: World) -> None:
     async with world.raw() as http:
         for method, path, code in (
             ("GET", "/v1/nothing", "not_found"),
@@ -601,7 +601,7 @@ async def test_requests_that_lead_nowhere(world: World) -> None:
 
 
 @pytest.mark.parametrize(("path", "limit"), [("login", routes.BODY_BYTES_MAX), ("import", routes.IMPORT_BYTES_MAX)])
-async def test_bodies_are_bounded(world: World, path: str, limit: int) -> None:
+async def test_a_body_over_the_limit_is_refused(world: World, path: str, limit: int) -> None:
     async def endless() -> AsyncIterator[bytes]:
         for _ in range(limit // 1000 + 2):
             yield b" " * 1000
@@ -625,7 +625,7 @@ async def test_fields_of_later_versions_are_ignored(world: World) -> None:
     assert response.status_code == 201
 
 
-async def test_a_bug_of_ours_is_logged_and_not_shown(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unexpected_exception_is_logged_and_not_shown(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     async def broken(name: str) -> None:
         raise ZeroDivisionError("secret detail")
 
@@ -638,7 +638,7 @@ async def test_a_bug_of_ours_is_logged_and_not_shown(world: World, monkeypatch: 
     assert "secret detail" in world.log.getvalue()
 
 
-async def test_openapi_shows_every_endpoint(world: World) -> None:
+async def test_openapi_lists_every_endpoint(world: World) -> None:
     async with world.raw() as http:
         schema = (await http.get("/schema/openapi.json")).json()
     shown = {f"{method.upper()} {path}" for path, methods in schema["paths"].items() for method in methods}

@@ -83,7 +83,7 @@ def test_up_status_down(tmp_path: Path) -> None:
     assert re.search(r"^nats +sync_interval +always +yes$", table, re.MULTILINE)
     assert all({"lease_losses", "lease_failed_renewals", "nats_dropped"} <= each.keys() for each in counted.values())
     assert {name for name, each in counted.items() if "database_retries" in each} == {"c1", "c2", "w1", "r1"}
-    assert counted["r1"]["not_spread"] == 0
+    assert counted["r1"]["notify_failures"] == 0
     assert again.returncode == 2
     assert "A mesh runs on" in again.stderr
     assert (down.returncode, down.stdout) == (0, "The mesh has ended.\n")

@@ -258,8 +258,8 @@ class Application:
         rest = RestBackends(
             backends.accounts(), backends.leases(), backends.presence(), backends.cache(), backends.notifications(), {}
         )
-        jitter = ChangeNotifier(rest, lambda: WALL_S + self._process.world.now, _Silent())
-        login = await Tokens(rest, jitter, 10).give(
+        notifier = ChangeNotifier(rest, lambda: WALL_S + self._process.world.now, _Silent())
+        login = await Tokens(rest, notifier, 10).issue(
             device.user, device.name, self._state.epoch, crypto.hash_token(token), now + TOKEN_TTL_S, now
         )
         device.id = login.device

@@ -1,4 +1,4 @@
-"""A REST service in the test's own process, as clients see it: it answers what a test puts into it, or is away."""
+"""A fake REST service in the process of the test: it answers what the test sets, or is unavailable."""
 
 import json
 
@@ -14,7 +14,7 @@ PEER = rest.User(2, "bob")
 
 
 class RestService:
-    """One user, alice, with one device; the token of the last login is the valid one."""
+    """One user, alice, with one device; only the token of the last login is valid."""
 
     def __init__(self) -> None:
         self.away = self.slow = self.busy = False
@@ -32,11 +32,11 @@ class RestService:
 
     @property
     def token(self) -> bytes:
-        """The valid one."""
+        """The valid token."""
         return bytes([len(self.logins)] * 32)
 
     def revoke(self) -> None:
-        """As by another login: no token is valid any more."""
+        """Revoke the token, as another login does."""
         self.logins.append(self.logins[-1])
 
     def _handle(self, request: httpx.Request) -> httpx.Response:
@@ -67,13 +67,20 @@ class RestService:
         self.logins.append(request)
         return _json(
             rest.LoginAnswer(
-                format_token(self.token), self._now + self.token_life_s, self.user_id, request.name.lower(),
-                self.device_id, request.epoch, self.connectors, self.relations, self.mesh,
+                token=format_token(self.token),
+                expires_at=self._now + self.token_life_s,
+                user_id=self.user_id,
+                name=request.name.lower(),
+                device_id=self.device_id,
+                epoch=request.epoch,
+                connectors=self.connectors,
+                relations=self.relations,
+                mesh=self.mesh,
             )
-        )  # fmt: skip
+        )
 
     def at(self, now: float) -> "RestService":
-        """With this clock."""
+        """Set the clock: seconds since 1970."""
         self._now = now
         return self
 

@@ -1,3 +1,5 @@
+"""The rules of the REST service."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -5,7 +7,7 @@ from hypothesis import strategies as st
 from meshim.errors import ApiError
 from meshim.protocol.names import fold_name, is_device_name
 from meshim.rest import core
-from meshim.rest.core import FailureLimit, FriendAction, ImportPlan, Transition
+from meshim.rest.core import FriendAction, ImportPlan, LoginThrottle, Transition
 from meshim.wire import rest
 from meshim.wire.rest import Credentials
 
@@ -16,7 +18,7 @@ from meshim.wire.rest import Credentials
     ("typed", "folded"),
     [("alice", "alice"), ("Alice", "alice"), ("a.b_c-9", "a.b_c-9"), ("_", "_"), ("X" * 64, "x" * 64)],
 )
-def test_names_are_folded(typed: str, folded: str) -> None:
+def test_names_are_folded_to_lower_case(typed: str, folded: str) -> None:
     assert fold_name(typed) == folded
     assert core.checked_name(typed) == folded
 
@@ -24,7 +26,7 @@ def test_names_are_folded(typed: str, folded: str) -> None:
 @pytest.mark.parametrize(
     "typed", ["", "x" * 65, ".", "..", "a b", "a/b", "ümlaut", "\u212aelvin", "a\n", "a%2f", "İ", "-", "-x"]
 )
-def test_what_is_no_name_is_refused(typed: str) -> None:
+def test_an_invalid_name_is_refused(typed: str) -> None:
     assert fold_name(typed) is None
     with pytest.raises(ApiError) as refused:
         core.checked_name(typed)
@@ -42,7 +44,7 @@ def test_folding_twice_is_folding_once(typed: str) -> None:
     [("phone", True), ("Ann's phone", True), ("Ännchen", True), ("x" * 64, True)]
     + [(name, False) for name in ("", "x" * 65, " phone", "phone ", "a\tb", "a\0b", "a\u202eb")],
 )
-def test_device_names(device: str, fine: bool) -> None:
+def test_device_names_are_checked(device: str, fine: bool) -> None:
     assert is_device_name(device) is fine
     if not fine:
         with pytest.raises(ApiError, match="device name"):
@@ -50,7 +52,7 @@ def test_device_names(device: str, fine: bool) -> None:
 
 
 @pytest.mark.parametrize("password", ["", "x" * 257])
-def test_what_is_no_password_is_refused(password: str) -> None:
+def test_an_empty_or_long_password_is_refused(password: str) -> None:
     with pytest.raises(ApiError, match="256 characters"):
         core.check_password(password)
 
@@ -58,7 +60,7 @@ def test_what_is_no_password_is_refused(password: str) -> None:
 # ---------------------------------------------------------------- imports
 
 
-def test_an_import_answers_every_name_in_its_order() -> None:
+def test_an_import_answers_every_name_in_order() -> None:
     plan = ImportPlan(
         [
             Credentials("Alice", "1"),
@@ -89,7 +91,7 @@ def test_an_import_is_bounded() -> None:
 
 
 class Pair:
-    """What a store does with steps: both ends of one relation."""
+    """Both ends of one relation, changed by transitions as a database does it."""
 
     def __init__(self) -> None:
         self.states: dict[str, str | None] = {"alice": None, "bob": None}
@@ -110,9 +112,9 @@ class Pair:
 
 
 @given(st.lists(st.tuples(st.sampled_from(["alice", "bob"]), st.sampled_from(FriendAction))))
-def test_friendship_needs_both_and_ends_for_both(wishes: list[tuple[str, FriendAction]]) -> None:
+def test_friendship_needs_both_users_and_ends_for_both(actions: list[tuple[str, FriendAction]]) -> None:
     pair = Pair()
-    for me, action in wishes:
+    for me, action in actions:
         before = dict(pair.states)
         try:
             pair.action(me, action)
@@ -127,19 +129,19 @@ def test_friendship_needs_both_and_ends_for_both(wishes: list[tuple[str, FriendA
             ["None", "None"],
         )
         if after[me] == "friends" != before[me]:
-            assert before[me] == "asked", "nobody makes a friend who did not want it"
+            assert before[me] == "asked", "the peer must have asked"
         if action in (FriendAction.REMOVE, FriendAction.REFUSE):
             assert after[me] == "removed"
 
 
-def test_asking_who_has_asked_is_accepting() -> None:
+def test_a_request_to_a_peer_who_has_asked_accepts() -> None:
     pair = Pair()
     pair.action("alice", FriendAction.REQUEST)
     pair.action("bob", FriendAction.REQUEST)
     assert pair.states == {"alice": "friends", "bob": "friends"}
     pair.action("alice", FriendAction.REQUEST)
     pair.action("bob", FriendAction.ACCEPT)
-    assert pair.keys == 1, "saying it again makes no new key"
+    assert pair.keys == 1, "accepting twice makes no second key"
 
 
 @pytest.mark.parametrize(
@@ -169,7 +171,7 @@ def test_friends_are_online_on_living_connectors_only() -> None:
 # ---------------------------------------------------------------- problems
 
 
-def test_every_problem_is_as_rfc_9457_wants_it() -> None:
+def test_every_problem_is_as_in_rfc_9457() -> None:
     for code, (status, title) in core.PROBLEMS.items():
         body = core.problem(core.refusal(code, "A sentence."))
         assert body == rest.Problem(f"urn:meshim:problem:{code}", title, status, "A sentence.", code)
@@ -180,33 +182,33 @@ def test_every_problem_is_as_rfc_9457_wants_it() -> None:
 ALICE = ("alice", "127.0.0.1")
 
 
-def test_who_fails_too_often_has_to_wait() -> None:
-    limit = FailureLimit(most=3, window_s=60.0)
+def test_a_key_with_too_many_failures_has_to_wait() -> None:
+    throttle = LoginThrottle(failures_max=3, window_s=60.0)
     for now in (0.0, 10.0):
-        limit.failed(ALICE, now)
-    assert limit.wait_s(ALICE, 20.0) == 0.0
-    limit.failed(ALICE, 20.0)
-    assert limit.wait_s(ALICE, 20.0) == 40.0
-    assert limit.wait_s(("bob", "127.0.0.1"), 20.0) == 0.0
-    assert limit.wait_s(("alice", "10.0.0.1"), 20.0) == 0.0, "nobody locks others out of their account"
-    assert limit.wait_s(ALICE, 60.0) == 0.0
-    limit.failed(ALICE, 61.0)
-    assert limit.wait_s(ALICE, 61.0) == 0.0, "a new window"
+        throttle.failed(ALICE, now)
+    assert throttle.wait_s(ALICE, 20.0) == 0.0
+    throttle.failed(ALICE, 20.0)
+    assert throttle.wait_s(ALICE, 20.0) == 40.0
+    assert throttle.wait_s(("bob", "127.0.0.1"), 20.0) == 0.0
+    assert throttle.wait_s(("alice", "10.0.0.1"), 20.0) == 0.0, "another address must still be able to log in"
+    assert throttle.wait_s(ALICE, 60.0) == 0.0
+    throttle.failed(ALICE, 61.0)
+    assert throttle.wait_s(ALICE, 61.0) == 0.0, "a new window"
 
 
 def test_the_right_password_clears_the_failures() -> None:
-    limit = FailureLimit(most=2)
-    limit.failed(ALICE, 0.0)
-    limit.succeeded(ALICE)
-    limit.failed(ALICE, 1.0)
-    assert limit.wait_s(ALICE, 1.0) == 0.0
+    throttle = LoginThrottle(failures_max=2)
+    throttle.failed(ALICE, 0.0)
+    throttle.succeeded(ALICE)
+    throttle.failed(ALICE, 1.0)
+    assert throttle.wait_s(ALICE, 1.0) == 0.0
 
 
-def test_the_memory_of_failures_is_bounded() -> None:
-    limit = FailureLimit(most=1, keys=3)
+def test_the_number_of_remembered_keys_is_bounded() -> None:
+    throttle = LoginThrottle(failures_max=1, keys_max=3)
     for number in range(4):
-        limit.failed((f"user{number}", ""), 0.0)
-    assert [limit.wait_s((f"user{number}", ""), 0.0) > 0 for number in range(4)] == [False, True, True, True]
+        throttle.failed((f"user{number}", ""), 0.0)
+    assert [throttle.wait_s((f"user{number}", ""), 0.0) > 0 for number in range(4)] == [False, True, True, True]
 
 
 def test_epochs_are_16_hexadecimal_digits() -> None:
