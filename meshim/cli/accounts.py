@@ -1,25 +1,25 @@
-"""Commands for people: accounts and friends.  Talking is in `talk`."""
+"""The commands for accounts and friends: user, friend.  `messaging` has those for messages."""
 
 import asyncio
 import re
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from itertools import islice
 from typing import IO, TYPE_CHECKING
 
 import msgspec
 import rich_click as click
 
-from meshim.cli.login import Mesh, mesh_options, password_option, read_password
+from meshim.chunks import chunks
+from meshim.cli.login import ApiOptions, api_options, password_option, read_password
 from meshim.errors import ApiError, UsageError
 
 if TYPE_CHECKING:  # see `login`
     from meshim.client.rest import Api
     from meshim.wire import rest
 
-_IMPORT_AT_ONCE = 100
-"""A request of this size takes the service a second or two, so that the bar moves."""
-_USER = re.compile(r"(\S+)[ \t](.+)")
+_IMPORT_REQUEST_USERS = 100
+"""A request of this size takes the service a second or two; the progress bar moves after each."""
+_USER_LINE = re.compile(r"(\S+)[ \t](.+)")
 
 
 # ---------------------------------------------------------------- accounts
@@ -32,14 +32,14 @@ def user() -> None:
 
 @user.command()
 @click.argument("name")
-@mesh_options
+@api_options
 @password_option
-def register(mesh: Mesh, name: str, password_stdin: bool) -> None:
+def register(options: ApiOptions, name: str, password_stdin: bool) -> None:
     """Make an account called NAME."""
     password = read_password(name, password_stdin, new=True)
 
     async def run() -> str:
-        async with mesh.connect() as api:
+        async with options.connect() as api:
             return (await api.register(name, password)).name
 
     print(f"{asyncio.run(run())} is registered.")
@@ -47,8 +47,8 @@ def register(mesh: Mesh, name: str, password_stdin: bool) -> None:
 
 @user.command("import")
 @click.argument("file", type=click.File(encoding="utf-8"))
-@mesh_options
-def import_users(mesh: Mesh, file: IO[str]) -> int:
+@api_options
+def import_users(options: ApiOptions, file: IO[str]) -> int:
     """Make many accounts at once, on the machine the mesh runs on.
 
     Each line of FILE (- is standard input) is a name, a space and the password, which goes on to the end of
@@ -60,14 +60,14 @@ def import_users(mesh: Mesh, file: IO[str]) -> int:
     async def run() -> int:
         registered = 0
         with click.progressbar(length=len(users), label="Registering", file=sys.stderr) as bar:
-            async with mesh.connect() as api:
-                for batch in _batches(users, _IMPORT_AT_ONCE):
-                    for each in await api.import_users(batch):
+            async with options.connect() as api:
+                for chunk in chunks(users, _IMPORT_REQUEST_USERS):
+                    for each in await api.import_users(chunk):
                         if each.user is None:
                             print(f"{each.name}: {each.detail}", file=sys.stderr)
                         else:
                             registered += 1
-                    bar.update(len(batch))
+                    bar.update(len(chunk))
         return registered
 
     registered = asyncio.run(run())
@@ -76,20 +76,15 @@ def import_users(mesh: Mesh, file: IO[str]) -> int:
 
 
 def _users(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Each (name, password).  Raises UsageError."""
     for number, line in enumerate(lines, 1):
         line = line.rstrip("\r\n")
         if not line.strip() or line.startswith("#"):
             continue
-        parts = _USER.fullmatch(line)
+        parts = _USER_LINE.fullmatch(line)
         if parts is None:
             raise UsageError(f"Line {number} is not a name, a space and a password.")
         yield parts[1], parts[2]
-
-
-def _batches(users: list[tuple[str, str]], size: int) -> Iterator[list[tuple[str, str]]]:
-    rest = iter(users)
-    while batch := list(islice(rest, size)):
-        yield batch
 
 
 # ---------------------------------------------------------------- friends
@@ -103,12 +98,12 @@ def friend() -> None:
     """
 
 
-def _as_friend(mesh: Mesh, me: str, password_stdin: bool, act: "Callable[[Api], Awaitable[str]]") -> None:
-    """Log in as `me`, act, and print the sentence that comes of it."""
+def _run_logged_in(options: ApiOptions, me: str, password_stdin: bool, act: "Callable[[Api], Awaitable[str]]") -> None:
+    """Log in as `me`, call `act`, and print the sentence that it returns."""
     password = read_password(me, password_stdin)
 
     async def run() -> str:
-        async with mesh.logged_in(me, password) as api:
+        async with options.logged_in(me, password) as api:
             return await act(api)
 
     print(asyncio.run(run()))
@@ -117,9 +112,9 @@ def _as_friend(mesh: Mesh, me: str, password_stdin: bool, act: "Callable[[Api], 
 @friend.command()
 @click.argument("me")
 @click.argument("peer")
-@mesh_options
+@api_options
 @password_option
-def add(mesh: Mesh, me: str, peer: str, password_stdin: bool) -> None:
+def add(options: ApiOptions, me: str, peer: str, password_stdin: bool) -> None:
     """Ask PEER for friendship; who has asked you becomes your friend at once."""
 
     async def act(api: "Api") -> str:
@@ -128,59 +123,59 @@ def add(mesh: Mesh, me: str, peer: str, password_stdin: bool) -> None:
             return _are_friends(me, relation)
         return f"{relation.peer.name} is asked: now it takes `meshim friend accept {relation.peer.name} {me}`."
 
-    _as_friend(mesh, me, password_stdin, act)
+    _run_logged_in(options, me, password_stdin, act)
 
 
 @friend.command()
 @click.argument("me")
 @click.argument("peer")
-@mesh_options
+@api_options
 @password_option
-def accept(mesh: Mesh, me: str, peer: str, password_stdin: bool) -> None:
+def accept(options: ApiOptions, me: str, peer: str, password_stdin: bool) -> None:
     """Accept the friendship that PEER has asked for."""
 
     async def act(api: "Api") -> str:
         return _are_friends(me, await api.accept(peer))
 
-    _as_friend(mesh, me, password_stdin, act)
+    _run_logged_in(options, me, password_stdin, act)
 
 
 @friend.command()
 @click.argument("me")
 @click.argument("peer")
-@mesh_options
+@api_options
 @password_option
-def refuse(mesh: Mesh, me: str, peer: str, password_stdin: bool) -> None:
+def refuse(options: ApiOptions, me: str, peer: str, password_stdin: bool) -> None:
     """Refuse the friendship that PEER has asked for; PEER may ask again."""
 
     async def act(api: "Api") -> str:
         await api.refuse(peer)
         return f"{peer} is refused."
 
-    _as_friend(mesh, me, password_stdin, act)
+    _run_logged_in(options, me, password_stdin, act)
 
 
 @friend.command()
 @click.argument("me")
 @click.argument("peer")
-@mesh_options
+@api_options
 @password_option
-def remove(mesh: Mesh, me: str, peer: str, password_stdin: bool) -> None:
+def remove(options: ApiOptions, me: str, peer: str, password_stdin: bool) -> None:
     """End the friendship with PEER, or take back that you asked."""
 
     async def act(api: "Api") -> str:
         await api.remove(peer)
         return f"{me} and {peer} are not friends any more."
 
-    _as_friend(mesh, me, password_stdin, act)
+    _run_logged_in(options, me, password_stdin, act)
 
 
 @friend.command("list")
 @click.argument("me")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-@mesh_options
+@api_options
 @password_option
-def list_friends(mesh: Mesh, me: str, password_stdin: bool, as_json: bool) -> None:
+def list_friends(options: ApiOptions, me: str, password_stdin: bool, as_json: bool) -> None:
     """Show friends, whether they are online, and who has asked whom."""
 
     async def act(api: "Api") -> str:
@@ -191,11 +186,11 @@ def list_friends(mesh: Mesh, me: str, password_stdin: bool, as_json: bool) -> No
             return msgspec.json.format(msgspec.json.encode(rows)).decode()
         return "\n".join(_line(me, row) for row in rows) or f"{me} has no friends yet: `meshim friend add {me} PEER`."
 
-    _as_friend(mesh, me, password_stdin, act)
+    _run_logged_in(options, me, password_stdin, act)
 
 
 class Friend(msgspec.Struct, frozen=True):
-    """A line of `friend list --json`.  `online` is null for who is no friend, and where nobody can say."""
+    """An entry of `friend list --json`.  `online` is null for a peer who is no friend, and while it is unknown."""
 
     name: str
     state: str
@@ -203,7 +198,7 @@ class Friend(msgspec.Struct, frozen=True):
 
 
 async def _online(api: "Api") -> dict[str, bool]:
-    """Who is online, as far as anybody can say now."""
+    """Name to presence, of friends; empty, with a message, while the service cannot tell."""
     try:
         return {each.peer.name: each.online for each in await api.presence()}
     except ApiError as error:

@@ -1,4 +1,4 @@
-"""`meshim deadletter`: what a writer could not write, for whoever runs the mesh to look at, try again, or drop."""
+"""`meshim deadletter`: lets an operator list, retry and drop the log records that writers could not write."""
 
 import asyncio
 import io
@@ -31,9 +31,9 @@ _COLUMNS = "{:>8}  {:>9}  {:>10}  {:<20}  {:>7}  {}"
 
 
 class ShownEntry(msgspec.Struct, frozen=True):
-    """A message in a letter that can be read: ids of users and devices.
+    """A readable message in a letter, with the ids of its users and devices.
 
-    `for_user` is whose copy this is, `for_devices` are hers that it is for, none of them: all.
+    `for_user` is the user whose copies these are; `for_devices` are the devices they are for, empty for all devices.
     """
 
     sender: int
@@ -55,7 +55,7 @@ class ShownLetter(msgspec.Struct, frozen=True):
     bytes: int
     entries: list[ShownEntry]
     unreadable_entries: int | None
-    """How many of its entries cannot be read; None when not even the record can."""
+    """Entries that cannot be read; None when the whole record cannot."""
 
 
 class _Backend(NamedTuple):
@@ -110,7 +110,7 @@ def drop(numbers: tuple[int, ...], everything: bool, yes: bool, file: Path | Non
 commands: list[click.Command] = [deadletter]
 
 
-# ---------------------------------------------------------------- what they do
+# ---------------------------------------------------------------- list, retry, drop
 
 
 async def _list(file: Path | None, data: DataFolder, as_json: bool) -> None:
@@ -173,9 +173,9 @@ def _check_choice(numbers: Sequence[int], everything: bool) -> None:
 
 
 async def _chosen(numbers: Sequence[int], everything: bool, letters: DeadLetters) -> list[int]:
-    """The numbers of the letters that are meant.  Raises UsageError before anything is done to any of them."""
+    """The numbers of the chosen letters.  Raises UsageError when one does not exist, before any is changed."""
     if everything:
-        # Those that there are now: what is dead-lettered meanwhile, perhaps one of them again, has higher numbers.
+        # Only those that exist now: a letter added meanwhile, perhaps one that failed again, has a higher number.
         last = await letters.last()
         return [letter.number async for letter in _all(letters) if letter.number <= last]
     for number in numbers:
@@ -187,11 +187,11 @@ async def _chosen(numbers: Sequence[int], everything: bool, letters: DeadLetters
 async def _for_each(
     numbers: Sequence[int], backend: _Backend, work: Callable[[DeadLetter, _Backend], Awaitable[None]]
 ) -> int:
-    """Do it with one letter after the other, in their order; returns how many are left for it."""
+    """Call `work` for each letter, in order; returns for how many of them, as some may be gone meanwhile."""
     count = 0
     for number in numbers:
         letter = await backend.letters.get(number)
-        if letter is not None:  # or somebody else has just dealt with it
+        if letter is not None:  # None: another operator has removed it
             await work(letter, backend)
             count += 1
     return count
@@ -204,27 +204,26 @@ async def _all(letters: DeadLetters) -> AsyncIterator[DeadLetter]:
         number = letter.number
 
 
-# ---------------------------------------------------------------- where they are
+# ---------------------------------------------------------------- the log
 
 
 @asynccontextmanager
 async def _connected(file: Path | None, data: DataFolder) -> AsyncIterator[_Backend]:
     topology = _topology(file, data)
-    # What goes wrong is said by the exception, in one sentence.
+    # An exception has the sentence for the operator; log lines are dropped.
     log = Log("cli", "deadletter", io.StringIO())
     nats = await NatsClient.connect(topology.backends.nats, log)
     try:
         namespace = topology.namespace
-        gate = LogDurabilityGate(
-            nats, topology.durability, log
-        )  # as transfers do: a letter is removed once the log has it
+        # The same gate as in transfers: `retry` removes a letter when the log has acknowledged it.
+        gate = LogDurabilityGate(nats, topology.durability, log)
         yield _Backend(topology, JetStreamDeadLetters(nats, namespace), JetStreamOfflineLog(nats, namespace, gate=gate))
     finally:
         await nats.close()
 
 
 def _topology(file: Path | None, data: DataFolder) -> Topology:
-    """The one with the URL of NATS: given, or that of the mesh which runs on the data folder."""
+    """A topology with the URL of NATS: the given one, or that of the mesh that runs on the data folder."""
     topology = load(file)
     if topology.backends.nats != "embedded":
         return topology
@@ -235,7 +234,7 @@ def _topology(file: Path | None, data: DataFolder) -> Topology:
     return topologies.load(data.topology)
 
 
-# ---------------------------------------------------------------- how they are shown
+# ---------------------------------------------------------------- output
 
 
 def _shown(letter: DeadLetter) -> ShownLetter:
@@ -258,7 +257,12 @@ def _entry(entry: Entry) -> ShownEntry | None:
     except msgspec.DecodeError:
         return None
     return ShownEntry(
-        envelope.user, envelope.device, envelope.to.id, envelope.seq, for_user=entry.user, for_devices=entry.devices
+        sender=envelope.user,
+        sender_device=envelope.device,
+        recipient=envelope.to.id,
+        seq=envelope.seq,
+        for_user=entry.user,
+        for_devices=entry.devices,
     )
 
 

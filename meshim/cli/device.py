@@ -1,4 +1,4 @@
-"""Which device of whom a command is: its state file, its password, and the connection it talks over."""
+"""Options of the commands that connect as a device: its user, name, state file and password."""
 
 import asyncio
 import os
@@ -12,48 +12,48 @@ from urllib.parse import quote, urlsplit
 import msgspec
 import rich_click as click
 
-from meshim.cli.login import Mesh, mesh_options, password_option, read_password
+from meshim.cli.login import ApiOptions, api_options, password_option, read_password
 from meshim.errors import ApiError, BackendUnavailable, MeshimError, UsageError
 from meshim.protocol.names import fold_name, is_device_name
 
-if TYPE_CHECKING:  # brings sockets and cryptography, which `--help` does without
+if TYPE_CHECKING:  # imports sockets and cryptography, which `--help` does not need
     from meshim.client import Client
 
-_TIMEOUT_S = 2.0
-"""After that long without a connection the person is told what is being waited for."""
+_NOTICE_AFTER_S = 2.0
+"""Without a connection for that long, a command says what it is waiting for."""
 _T = TypeVar("_T")
 
 
 class Device(msgspec.Struct, frozen=True):
-    """One device of one user.  `password` is None when it has to be asked for, if it is needed."""
+    """One device of one user.  `password` is None unless it came from standard input."""
 
-    mesh: Mesh
+    options: ApiOptions
     name: str
     device: str
     state: Path
     password: str | None
 
     def run(self, work: "Callable[[Client], Awaitable[_T]]") -> _T:
-        """Log in if that is needed, connect, do the work, leave."""
+        """Log in if necessary, connect, run `work` and return its result."""
         import uvloop
 
-        # Before anything else reads the terminal: what is typed next must not be taken for the password, or sent.
-        password = self.password or self._reveal()
+        # Before anything else reads the terminal, or a typed message could become the password, or the reverse.
+        password = self.password or self._ask_password()
         new = not self.state.exists()
 
         async def connected() -> _T:
             from meshim.client import Client
 
             client = Client(
-                self.mesh.api,
+                self.options.api,
                 self.name,
                 password,
                 device=self.device,
                 state=self.state,
-                insecure=self.mesh.insecure,
+                insecure=self.options.insecure,
             )
             async with client:
-                watching = asyncio.create_task(_watch(client, self.mesh.api))
+                watching = asyncio.create_task(_watch(client, self.options.api))
                 try:
                     return await work(client)
                 finally:
@@ -62,54 +62,55 @@ class Device(msgspec.Struct, frozen=True):
         try:
             return uvloop.run(connected())
         except ApiError:
-            if new:  # nobody has logged in with it
+            if new:  # the file holds no login
                 self.state.unlink(missing_ok=True)
             raise
 
-    def _reveal(self) -> str | Callable[[], str]:
-        """The password, unless the state file keeps a login that is still good."""
+    def _ask_password(self) -> str | Callable[[], str]:
+        """Ask for the password, unless the state file holds a token that the service accepts, or cannot refuse now."""
         from meshim.client.session import stored_token
 
         token = stored_token(self.state)
         if token is None or asyncio.run(self._refused(token)):
             return read_password(self.name, False)
-        return self._ended
+        return self._login_ended
 
     async def _refused(self, token: str) -> bool:
+        """Whether the service refuses this token."""
         from meshim.client.rest import Api
 
-        async with Api(self.mesh.api, token=token, insecure=self.mesh.insecure) as api:
+        async with Api(self.options.api, token=token, insecure=self.options.insecure) as api:
             try:
                 await api.connectors()
             except ApiError as error:
                 return error.status == 401
             except BackendUnavailable:
-                return False  # connectors may let us in all the same
+                return False  # connectors may still accept it
         return False
 
-    def _ended(self) -> str:
+    def _login_ended(self) -> str:
         raise UsageError(f"The login of {self.name} on this device has ended: run the command again to log in.")
 
 
 async def _watch(client: "Client", api: str) -> None:
-    """Tell when the connection is away for longer than a moment, and when it is back."""
+    """Print when there is no connection for longer than a moment, and when it is back."""
     try:
         while True:
             try:
-                await asyncio.wait_for(client.online(), _TIMEOUT_S)
+                await asyncio.wait_for(client.online(), _NOTICE_AFTER_S)
             except TimeoutError:
                 print(f"Waiting for a connector of the mesh at {api} (what you write is kept) ...", file=sys.stderr)
                 await client.online()
                 print("Connected.", file=sys.stderr)
             await client.offline()
-    except MeshimError:  # the work fails with the same error, and tells it
+    except MeshimError:  # `work` raises the same error, and the command prints it
         return
 
 
 def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """ME, `--device`, `--state` and the password, as one `device`."""
+    """ME, `--device`, `--state` and the password, as one parameter `device`."""
 
-    @mesh_options
+    @api_options
     @password_option
     @click.option("--device", default="cli", show_default=True, help="Name of this device among yours.")
     @click.option(
@@ -120,23 +121,23 @@ def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )
     @wraps(command)
     def with_device(
-        *args: Any, mesh: Mesh, me: str, device: str, state: Path | None, password_stdin: bool, **kwargs: Any
+        *args: Any, options: ApiOptions, me: str, device: str, state: Path | None, password_stdin: bool, **kwargs: Any
     ) -> Any:
         name = fold_name(me)
         if name is None:
             raise UsageError(f"{me!r} cannot be the name of a user: use letters, digits, dots, dashes and underscores.")
         if not is_device_name(device):
             raise UsageError(f"{device!r} cannot be the name of a device: use up to 64 printable characters.")
-        # The line is read in any case: what follows it on standard input are messages.
+        # Read the line even if no login is needed: the lines after it on standard input are messages.
         password = read_password(name, True) if password_stdin else None
-        file = state or default_state(mesh.api, name, device)
-        return command(*args, device=Device(mesh, name, device, file, password), **kwargs)
+        file = state or default_state(options.api, name, device)
+        return command(*args, device=Device(options, name, device, file, password), **kwargs)
 
     return click.argument("me")(with_device)
 
 
 def default_state(api: str, name: str, device: str) -> Path:
-    """Where a device of this user on this mesh keeps its state; its folder is made."""
+    """Return the path of the state file of this device, by default."""
     home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    place = urlsplit(api).netloc.replace(":", "-")
-    return Path(home) / "meshim" / f"{name}@{quote(place, safe='')}-{quote(device, safe='')}.db"
+    address = urlsplit(api).netloc.replace(":", "-")
+    return Path(home) / "meshim" / f"{name}@{quote(address, safe='')}-{quote(device, safe='')}.db"

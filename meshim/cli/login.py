@@ -1,4 +1,4 @@
-"""How commands act for a person: where the mesh is, and her password, which is never an argument."""
+"""Options of the commands that use REST: the URL of the service, and the password, which is never an argument."""
 
 import functools
 import sys
@@ -11,29 +11,29 @@ import rich_click as click
 
 from meshim.errors import UsageError
 
-if TYPE_CHECKING:  # brings httpx, which takes longer to import than all the rest
+if TYPE_CHECKING:  # imports httpx, which takes longer than all other modules together
     from meshim.client.rest import Api
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-class Mesh(msgspec.Struct, frozen=True):
+class ApiOptions(msgspec.Struct, frozen=True):
     """The `--api` and `--insecure` of a command."""
 
     api: str
     insecure: bool
 
     def connect(self) -> "Api":
-        """Return the REST client; raises `UsageError` for a URL that must not be used."""
+        """Return the REST client.  Raises UsageError when the URL is invalid or insecure."""
         from meshim.client.rest import Api
 
         return Api(self.api, insecure=self.insecure)
 
     @asynccontextmanager
     async def logged_in(self, name: str, password: str) -> AsyncGenerator["Api"]:
-        """A login for the length of one command.
+        """Log in for the duration of one command.
 
-        It is for no device: a device would take over the queue of the one that has its name.
+        Without a device name: a login with one would take over the device of that name, and its offline queue.
         """
         async with self.connect() as api:
             await api.login(name, password)
@@ -41,18 +41,18 @@ class Mesh(msgspec.Struct, frozen=True):
             await api.logout()
 
 
-def mesh_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`--api` and `--insecure`, as one `mesh`."""
+def api_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--api` and `--insecure`, as one parameter `options`."""
 
     @functools.wraps(command)
-    def with_mesh(*args: Any, api: str, insecure: bool, **kwargs: Any) -> Any:
-        return command(*args, mesh=Mesh(api, insecure), **kwargs)
+    def with_options(*args: Any, api: str, insecure: bool, **kwargs: Any) -> Any:
+        return command(*args, options=ApiOptions(api, insecure), **kwargs)
 
     with_insecure = click.option(
         "--insecure",
         is_flag=True,
         help="Allow plain http:// to another machine: passwords and keys can be read on the way.",
-    )(with_mesh)
+    )(with_options)
     return click.option(
         "--api",
         metavar="URL",
@@ -65,14 +65,14 @@ def mesh_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def password_option(command: _Command) -> _Command:
-    """`--password-stdin`; give it to `read_password`."""
+    """`--password-stdin`, as the parameter that `read_password` takes."""
     return click.option(
         "--password-stdin", is_flag=True, help="Read the password from the first line of standard input."
     )(command)
 
 
 def read_password(name: str, password_stdin: bool, *, new: bool = False) -> str:
-    """The password of `name`, from standard input or a prompt (twice for a new one)."""
+    """Return the password of `name`, from standard input or a prompt (typed twice when `new`).  Raises UsageError."""
     if password_stdin:
         line = sys.stdin.readline()
         if not line:

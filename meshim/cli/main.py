@@ -1,7 +1,7 @@
-"""The `meshim` command: where its parts are, and how errors are shown.
+"""The `meshim` command: the modules of its subcommands, and how errors are printed.
 
-What a person can mend is one sentence on stderr and an exit code: 2 for wrong usage, 1 for
-anything else that meshim raises on purpose, 130 after Ctrl-C.  A traceback is a bug of ours.
+An error that a person can correct is one sentence on stderr and an exit code: 2 for wrong usage, 1 for any other
+MeshimError, 130 after Ctrl-C.  A traceback is a bug of meshim.
 """
 
 import errno
@@ -17,28 +17,28 @@ from meshim.errors import MeshimError, UsageError
 _INTERRUPTED = 130
 
 
-_HOME = {
+_MODULES = {
     **dict.fromkeys(("up", "down", "status", "topology", "db"), "meshim.cli.mesh"),
     **dict.fromkeys(("connector", "transfer", "writer", "rest"), "meshim.cli.roles"),
     "deadletter": "meshim.cli.deadletter",
     **dict.fromkeys(("send", "listen", "chat"), "meshim.cli.messaging"),
 }
-"""Command to its module; all others live in `_PEOPLE`."""
-_PEOPLE = "meshim.cli.accounts"
+"""Command to its module; the others are in `_OTHERS`."""
+_OTHERS = "meshim.cli.accounts"
 
 
 class _Commands(click.RichGroup):
-    """A command's module is imported when the command is wanted: the parts of meshim need very different libraries."""
+    """Imports the module of a command when it is used: the parts of meshim need very different libraries."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        self._add(*_HOME.values(), _PEOPLE)
+        self._add(*_MODULES.values(), _OTHERS)
         return super().list_commands(ctx)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.commands:
-            self._add(_HOME.get(cmd_name, _PEOPLE))
+            self._add(_MODULES.get(cmd_name, _OTHERS))
         if cmd_name not in self.commands:
-            self._add(*_HOME.values())  # for "Did you mean ...?"
+            self._add(*_MODULES.values())  # for "Did you mean ...?"
         return super().get_command(ctx, cmd_name)
 
     def _add(self, *modules: str) -> None:
@@ -59,7 +59,7 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
-    # Messages, keys, hashes of passwords: whatever we and our children write is for its owner, whoever made the folder.
+    # Files hold messages, keys and password hashes: this process and its children make them readable by the owner only.
     os.umask(0o077)
     try:
         code = cli.main(prog_name="meshim", standalone_mode=False)
@@ -74,10 +74,10 @@ def main() -> NoReturn:
         _fail(error.sentence, 1)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(_INTERRUPTED)
-    except BrokenPipeError:  # whoever read our output had enough of it
+    except BrokenPipeError:  # the reader of our output has ended, as `head` does
         sys.stderr.close()
         sys.exit(1)
-    except UnicodeEncodeError:  # bytes that are no text came in as an argument, or on standard input
+    except UnicodeEncodeError:  # an argument or standard input was not UTF-8
         _fail("What was typed is not UTF-8: names, passwords and messages have to be.", 2)
     except OSError as error:
         if error.filename is None and error.errno != errno.ENOSPC:

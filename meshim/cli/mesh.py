@@ -1,4 +1,4 @@
-"""Commands for whoever runs the mesh: up, down, status, topology check, db upgrade."""
+"""The commands for operators: up, down, status, topology check, db upgrade."""
 
 import asyncio
 import os
@@ -25,7 +25,7 @@ from meshim.stores.durability import Setting, Verdict
 _HINT = "Make an account with `meshim user register NAME`; end the mesh with `meshim down`{}."
 _ENDED = "The mesh has ended."
 _DOWN_S = 60.0
-"""Far more than the supervisor gives its children."""
+"""Longer than the supervisor waits for its children."""
 
 
 @click.command()
@@ -53,14 +53,14 @@ def _ready(api: str) -> str:
 
 
 def _up_detached(file: Path | None, data: DataFolder) -> str:
-    """Start `meshim up` in the background; return where its API is, or raise with what it said."""
+    """Start `meshim up` in the background; return the URL of its API.  Raises the error that it printed, if it ends."""
     data.create()
     log = data.logs / "mesh.log"
     arguments = ["--data", str(data.root), *(["-t", str(file)] if file else [])]
     command = [sys.executable, "-P", "-m", "meshim", "up", *arguments]
-    with log.open("ab") as output:  # a mesh may be running, and write there: this one will only say so
-        said_before = output.tell()
-        process = subprocess.Popen(  # noqa: S603  (ourselves)
+    with log.open("ab") as output:  # a mesh that runs already also writes there; this one prints that and ends
+        log_offset = output.tell()
+        process = subprocess.Popen(  # noqa: S603  (this program)
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
     try:
@@ -73,9 +73,9 @@ def _up_detached(file: Path | None, data: DataFolder) -> str:
         process.terminate()
         process.wait()
         raise
-    said = log.read_bytes()[said_before:].decode(errors="replace").strip().splitlines()
-    said = said or [f"It ended with code {process.returncode}."]
-    sentence = said[-1].removeprefix("meshim: ")
+    lines = log.read_bytes()[log_offset:].decode(errors="replace").strip().splitlines()
+    lines = lines or [f"It ended with code {process.returncode}."]
+    sentence = lines[-1].removeprefix("meshim: ")
     raise UsageError(sentence) if process.returncode == 2 else MeshimError(sentence)
 
 
@@ -84,7 +84,7 @@ def _up_detached(file: Path | None, data: DataFolder) -> str:
 def down(data: DataFolder) -> None:
     """End the mesh that runs on a data folder, and wait until it is gone."""
     pid = state.supervisor(data)
-    process = os.pidfd_open(pid)  # no other process can take its place from here on
+    process = os.pidfd_open(pid)  # from here on the descriptor names this process, even if its pid is reused
     try:
         if state.supervisor(data) == pid:
             signal.pidfd_send_signal(process, signal.SIGTERM)
@@ -100,7 +100,7 @@ class RoleStatus(RoleState, frozen=True):
     """A role as `meshim status --json` shows it."""
 
     counters: dict[str, int] = {}
-    """What the running process has counted; see `statistics.py` of the role and `Connections.counted`."""
+    """The counters of the running process: see `statistics.py` of the role, and `Connections.counted`."""
 
 
 class BackendStatus(msgspec.Struct, frozen=True):
@@ -115,7 +115,7 @@ class BackendStatus(msgspec.Struct, frozen=True):
     reason: str | None
     """Why it is not reachable."""
     settings: list[Setting]
-    """What decides whether a loss of power takes what it has acknowledged."""
+    """The settings that decide whether acknowledged writes survive a power loss."""
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -137,8 +137,8 @@ def status(data: DataFolder, as_json: bool) -> None:
     try:
         pid = state.supervisor(data)
     except UsageError:
-        if as_json:  # and the sentence on standard error, as without it
-            _print_json(Status(Phase.STOPPED, None, None, str(data.root), [], []))
+        if as_json:  # programs get a status too; the sentence goes to standard error
+            _print_json(Status(state=Phase.STOPPED, pid=None, api=None, data=str(data.root), roles=[], backends=[]))
         raise
     mesh = state.read(data)
     if mesh is None or mesh.pid != pid:
@@ -148,7 +148,7 @@ def status(data: DataFolder, as_json: bool) -> None:
         RoleStatus(**msgspec.structs.asdict(role), counters=counters.read(data.root, role.role, role.name, role.pid))
         for role in mesh.roles
     ]
-    shown = Status(mesh.state, pid, mesh.api, str(data.root), roles, backends)
+    shown = Status(state=mesh.state, pid=pid, api=mesh.api, data=str(data.root), roles=roles, backends=backends)
     if as_json:
         _print_json(shown)
     else:
@@ -160,8 +160,8 @@ def _print_json(shown: Status) -> None:
 
 
 async def _probe_backends(mesh: MeshState, data: DataFolder) -> list[BackendStatus]:
-    """Ask each backend now, with the credentials that the roles were given."""
-    from meshim.stores.backends import read_settings  # here: the other commands need not wait for httpx
+    """Probe each backend now, with the credentials that the roles use."""
+    from meshim.stores.backends import read_settings  # here: the other commands do not need httpx
 
     running = topologies.load(data.topology) if mesh.state is Phase.RUNNING else None
     urls = msgspec.structs.asdict(running.backends) if running else {}
@@ -179,11 +179,17 @@ async def _probe_backends(mesh: MeshState, data: DataFolder) -> list[BackendStat
     settings = await read_settings(running.backends, running.durability.nats_monitor) if running else []
     return [
         BackendStatus(
-            each.name, each.url, each.state, each.pid, each.restarts, why is None, why,
-            [setting for setting in settings if setting.backend == each.name],
+            name=each.name,
+            url=each.url,
+            state=each.state,
+            pid=each.pid,
+            restarts=each.restarts,
+            reachable=why is None,
+            reason=why,
+            settings=[setting for setting in settings if setting.backend == each.name],
         )
         for each, why in zip(mesh.backends, reasons, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def _table(shown: Status) -> str:
@@ -206,7 +212,7 @@ def _table(shown: Status) -> str:
 
 
 def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """The rows as lines whose cells stand below each other."""
+    """The rows as lines, with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 

@@ -1,4 +1,4 @@
-"""Commands that talk: send, listen, chat.  Each is one device of its user, with a state file of its own."""
+"""The commands for messages: send, listen, chat.  Each connects as one device of its user, with its state file."""
 
 import asyncio
 import sys
@@ -15,13 +15,13 @@ from meshim.cli.device import Device, device_options
 from meshim.cli.terminal import printable
 from meshim.errors import BackendUnavailable, MeshimError, Refused, UsageError
 
-if TYPE_CHECKING:  # brings sockets and cryptography, which `--help` does without
+if TYPE_CHECKING:  # imports sockets and cryptography, which `--help` does not need
     from meshim.client import Client, Message, Outgoing
 
-_LEAVE_S = 10.0
-"""How long a command waits at its end for messages to be safe in the mesh; they stay in the state file otherwise."""
-_QUICK_S = 1.0
-"""After that long it says so."""
+_SETTLE_TIMEOUT_S = 10.0
+"""For unsettled messages at the end of a command; after it they stay in the state file."""
+_NOTICE_AFTER_S = 1.0
+"""A wait that takes longer is announced."""
 
 
 # ---------------------------------------------------------------- send
@@ -49,7 +49,9 @@ def send(device: Device, peer: str, text: str, wait: str) -> None:
         reached = {"sent": outgoing.wait_sent, "delivered": outgoing.wait_delivered, "read": outgoing.wait_read}
         try:
             await outgoing.wait_sent()
-            with _told(_QUICK_S, f"It is safe in the mesh; waiting until it is {wait}, which Ctrl-C ends ..."):
+            with _print_after(
+                _NOTICE_AFTER_S, f"It is safe in the mesh; waiting until it is {wait}, which Ctrl-C ends ..."
+            ):
                 await reached[wait]()
         except (MeshimError, asyncio.CancelledError):
             if outgoing.state == "pending":
@@ -78,7 +80,7 @@ def listen(device: Device, as_json: bool, count: int | None, no_read: bool) -> N
             await (message.done() if no_read else message.mark_read())
             printed += 1
             if printed == count:
-                await _leave(client)
+                await _wait_until_settled(client)
                 return
 
     device.run(work)
@@ -102,33 +104,33 @@ def _json(message: "Message") -> str:
 
 
 def _line(message: "Message") -> str:
-    who = f"{message.sender} to {message.recipient}" if message.own else message.sender
-    what = f"[{message.problem}]" if message.problem else printable(message.text)
-    return f"{message.sent_at.astimezone():%Y-%m-%d %H:%M:%S} {who}: {what}"
+    users = f"{message.sender} to {message.recipient}" if message.own else message.sender
+    text = f"[{message.problem}]" if message.problem else printable(message.text)
+    return f"{message.sent_at.astimezone():%Y-%m-%d %H:%M:%S} {users}: {text}"
 
 
 @contextmanager
-def _told(after_s: float, what: str) -> Iterator[None]:
-    """Say it when the block takes longer."""
-    alarm = asyncio.get_running_loop().call_later(after_s, partial(print, what, file=sys.stderr))
+def _print_after(after_s: float, sentence: str) -> Iterator[None]:
+    """Print the sentence when the block takes longer than this."""
+    timer = asyncio.get_running_loop().call_later(after_s, partial(print, sentence, file=sys.stderr))
     try:
         yield
     finally:
-        alarm.cancel()
+        timer.cancel()
 
 
-async def _leave(client: "Client") -> None:
-    """Wait until what we said is safe in the mesh, receipts too, but not for ever."""
-    for timeout_s, then in (
-        (_QUICK_S, "Waiting until everything is safe in the mesh; Ctrl-C leaves it for the next time ..."),
-        (_LEAVE_S, "Not everything is safe in the mesh yet: it is kept, and goes out when you come back."),
+async def _wait_until_settled(client: "Client") -> None:
+    """Wait until every message is settled, read receipts included, for at most 11 s."""
+    for timeout_s, sentence in (
+        (_NOTICE_AFTER_S, "Waiting until everything is safe in the mesh; Ctrl-C leaves it for the next time ..."),
+        (_SETTLE_TIMEOUT_S, "Not everything is safe in the mesh yet: it is kept, and goes out when you come back."),
     ):
         try:
             async with asyncio.timeout(timeout_s):
                 await client.settled()
                 return
         except TimeoutError:
-            print(then, file=sys.stderr)
+            print(sentence, file=sys.stderr)
 
 
 # ---------------------------------------------------------------- chat
@@ -150,21 +152,22 @@ def chat(device: Device, peer: str) -> None:
         except BackendUnavailable as error:
             print(error.sentence, file=sys.stderr)
         print(f"You are {device.name} and talk with {peer}.  Ctrl-D ends.", file=sys.stderr)
-        showing = asyncio.create_task(_show(client))
-        typing = asyncio.create_task(_type(client, peer))
+        printing = asyncio.create_task(_print_messages(client))
+        sending = asyncio.create_task(_send_lines(client, peer))
         try:
-            await asyncio.wait((showing, typing), return_when=asyncio.FIRST_COMPLETED)
-            for task in (typing, showing):
+            await asyncio.wait((printing, sending), return_when=asyncio.FIRST_COMPLETED)
+            for task in (sending, printing):
                 if task.done():
                     task.result()
         finally:
-            showing.cancel()
-            typing.cancel()
+            printing.cancel()
+            sending.cancel()
 
     device.run(work)
 
 
-async def _show(client: "Client") -> None:
+async def _print_messages(client: "Client") -> None:
+    """Print received messages, and mark each as read."""
     async for message in client.messages():
         if message.own:
             print(f"{message.sender} to {message.recipient}, elsewhere: {printable(message.text)}", flush=True)
@@ -174,10 +177,10 @@ async def _show(client: "Client") -> None:
         await message.mark_read()
 
 
-async def _type(client: "Client", peer: str) -> None:
-    """Send each line; at the end wait until all are safe."""
-    lines = _stdin()
-    following: set[asyncio.Task[None]] = set()
+async def _send_lines(client: "Client", peer: str) -> None:
+    """Send each line of standard input; at its end wait until all messages are settled."""
+    lines = _read_stdin()
+    tasks: set[asyncio.Task[None]] = set()
     number = 0
     while (line := await lines.get()) is not None:
         if not line.strip():
@@ -188,15 +191,15 @@ async def _type(client: "Client", peer: str) -> None:
         except (Refused, UsageError, BackendUnavailable) as error:
             print(f"  #{number} not sent: {error.sentence}", file=sys.stderr)
             continue
-        task = asyncio.create_task(_follow(number, outgoing))
-        following.add(task)
-        task.add_done_callback(following.discard)
-    await _leave(client)
-    await asyncio.sleep(0)  # let what was reached be shown
+        task = asyncio.create_task(_print_states(number, outgoing))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+    await _wait_until_settled(client)
+    await asyncio.sleep(0)  # let the tasks print the last states
 
 
-async def _follow(number: int, outgoing: "Outgoing") -> None:
-    """Show how far a message comes."""
+async def _print_states(number: int, outgoing: "Outgoing") -> None:
+    """Print each state that a message reaches."""
     try:
         for state, reached in (
             ("sent", outgoing.wait_sent),
@@ -212,8 +215,8 @@ async def _follow(number: int, outgoing: "Outgoing") -> None:
             print(f"  #{number} is kept, and goes out when this device connects again.", file=sys.stderr)
 
 
-def _stdin() -> "asyncio.Queue[str | None]":
-    """Lines of standard input, then None; read by a thread that nobody waits for at the end."""
+def _read_stdin() -> "asyncio.Queue[str | None]":
+    """Lines of standard input, then None.  A daemon thread reads them: the process can end while it waits for input."""
     lines: asyncio.Queue[str | None] = asyncio.Queue()
     loop = asyncio.get_running_loop()
 
@@ -222,7 +225,7 @@ def _stdin() -> "asyncio.Queue[str | None]":
             for line in sys.stdin:
                 loop.call_soon_threadsafe(lines.put_nowait, line.rstrip("\r\n"))
             loop.call_soon_threadsafe(lines.put_nowait, None)
-        except RuntimeError:  # the loop was closed: nobody reads any more
+        except RuntimeError:  # the event loop is closed: the command has ended
             return
 
     threading.Thread(target=read, daemon=True, name="stdin").start()

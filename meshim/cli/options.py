@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options that several commands share: the data folder and the topology."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +41,7 @@ def topology_option(command: _Command) -> _Command:
 
 
 def load(file: Path | None) -> Topology:
-    """Return the topology of `-t`, of the current folder, or the default one; raises `TopologyError`."""
+    """Return the topology of `-t`, else of the current folder, else the default one.  Raises TopologyError."""
     if file is None and not DEFAULT_FILE.exists():
         return topology.default()
     return topology.load(file or DEFAULT_FILE)

@@ -13,7 +13,7 @@ from meshim.errors import UsageError
 from meshim.topology import Listener, RestListener, Topology, Worker
 
 _GROUPS = {"connector": "connectors", "transfer": "transfers", "writer": "writers", "rest": "rest"}
-"""Role to the field of the topology that lists its processes."""
+"""Role to the field of the topology that lists its members."""
 
 
 def _role(role: str) -> click.Command:
@@ -27,7 +27,7 @@ def _role(role: str) -> click.Command:
         topology = load(file)
         _check(role, name, topology)
         data.create()
-        # Imported here, so that each process loads its own role only.
+        # Imported here: each process loads its own role only.
         service = importlib.import_module(f"meshim.{role}.service")
         uvloop.run(service.run(topology, name, data.root))
 
@@ -35,6 +35,7 @@ def _role(role: str) -> click.Command:
 
 
 def _check(role: str, name: str, topology: Topology) -> None:
+    """Raise UsageError when the topology has no such member, or a backend without a URL."""
     members: Sequence[Listener | Worker | RestListener] = getattr(topology, _GROUPS[role])
     names = [member.name for member in members]
     if name not in names:

@@ -1,10 +1,10 @@
-"""Showing text that somebody else wrote."""
+"""Prints text from other users safely on a terminal."""
 
 
 def printable(text: str) -> str:
-    """The text without anything that a terminal would obey; lines after the first are indented, so that none looks
+    """Return the text without control characters, which a terminal would obey.
 
-    like another message.
+    Lines after the first are indented, so that none can look like another message.
     """
     safe = "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
     return safe.replace("\n", "\n    ")

@@ -1,4 +1,4 @@
-"""Whatever goes wrong at the command line is one sentence and an exit code."""
+"""The command line: every error is one sentence and an exit code."""
 
 import json
 import os
@@ -19,7 +19,7 @@ Meshim = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(autouse=True)
 def usual_umask() -> Iterator[None]:
-    """The command changes that of its process, which here is everybody's."""
+    """Restore the umask: the command changes that of its process, here of all tests."""
     before = os.umask(0o022)
     yield
     os.umask(before)
@@ -43,7 +43,7 @@ def meshim(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
 
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
-    """Make `meshim fail` raise."""
+    """Add a command `meshim fail` that raises an error."""
 
     def install(error: BaseException) -> None:
         @click.command("fail")
@@ -68,26 +68,28 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
         (["status", "--data", "x"], 2, "No mesh runs on {}/x: start one with `meshim up`."),
     ],
 )
-def test_wrong_usage(meshim: Meshim, tmp_path: Path, arguments: list[str], code: int, sentence: str) -> None:
+def test_wrong_usage_is_one_sentence(
+    meshim: Meshim, tmp_path: Path, arguments: list[str], code: int, sentence: str
+) -> None:
     assert meshim(*arguments) == (code, "", f"meshim: {sentence.format(tmp_path)}\n")
 
 
-def test_without_a_mesh_programs_get_a_status_too(meshim: Meshim, tmp_path: Path) -> None:
-    code, shown, said = meshim("status", "--json")
-    assert (code, said) == (2, f"meshim: No mesh runs on {tmp_path}/data: start one with `meshim up`.\n")
-    assert json.loads(shown) == {
+def test_status_json_without_a_mesh_is_stopped(meshim: Meshim, tmp_path: Path) -> None:
+    code, output, errors = meshim("status", "--json")
+    assert (code, errors) == (2, f"meshim: No mesh runs on {tmp_path}/data: start one with `meshim up`.\n")
+    assert json.loads(output) == {
         "state": "stopped", "pid": None, "api": None, "data": f"{tmp_path}/data", "roles": [], "backends": [],
     }  # fmt: skip
 
 
-def test_a_role_by_itself_needs_real_backends(meshim: Meshim) -> None:
-    code, _, said = meshim("transfer", "t1")
+def test_a_single_role_needs_urls_of_backends(meshim: Meshim) -> None:
+    code, _, errors = meshim("transfer", "t1")
     assert code == 2
-    assert "`$.backends.redis`: `embedded` works with `meshim up` only" in said
+    assert "`$.backends.redis`: `embedded` works with `meshim up` only" in errors
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "said"),
+    ("error", "code", "errors"),
     [
         (UsageError("Choose another name."), 2, "meshim: Choose another name.\n"),
         (BackendUnavailable("Redis does not answer."), 1, "meshim: Redis does not answer.\n"),
@@ -96,13 +98,13 @@ def test_a_role_by_itself_needs_real_backends(meshim: Meshim) -> None:
     ],
 )
 def test_every_error_has_its_exit_code(
-    meshim: Meshim, failing: Callable[[BaseException], None], error: BaseException, code: int, said: str
+    meshim: Meshim, failing: Callable[[BaseException], None], error: BaseException, code: int, errors: str
 ) -> None:
     failing(error)
-    assert meshim("fail") == (code, "", said)
+    assert meshim("fail") == (code, "", errors)
 
 
-def test_a_bug_is_not_made_up_as_a_sentence(
+def test_an_unexpected_exception_is_raised(
     monkeypatch: pytest.MonkeyPatch, failing: Callable[[BaseException], None]
 ) -> None:
     failing(AssertionError("a bug"))
@@ -111,7 +113,7 @@ def test_a_bug_is_not_made_up_as_a_sentence(
         command_line.main()
 
 
-def test_a_good_topology_is_summed_up(meshim: Meshim, tmp_path: Path) -> None:
+def test_a_valid_topology_is_summarised(meshim: Meshim, tmp_path: Path) -> None:
     (tmp_path / "good.yaml").write_text(topology.dump(topology.default()))
     assert meshim("topology", "check", "good.yaml") == (
         0,
@@ -120,7 +122,7 @@ def test_a_good_topology_is_summed_up(meshim: Meshim, tmp_path: Path) -> None:
     )
 
 
-def test_what_is_written_into_a_folder_that_was_there_is_for_its_owner_alone(meshim: Meshim, tmp_path: Path) -> None:
+def test_files_in_an_existing_folder_are_readable_by_their_owner_only(meshim: Meshim, tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir(mode=0o755)
     assert meshim("db", "upgrade") == (0, "The database is up to date.\n", "")
@@ -128,13 +130,13 @@ def test_what_is_written_into_a_folder_that_was_there_is_for_its_owner_alone(mes
 
 
 def test_help_lists_every_command(meshim: Meshim) -> None:
-    code, shown, _ = meshim("--help")
+    code, output, _ = meshim("--help")
     assert code == 0
     for name in ("up", "down", "status", "topology", "db", "connector", "transfer", "writer", "rest"):
-        assert f" {name} " in shown
+        assert f" {name} " in output
 
 
-def test_a_role_does_not_import_what_people_use() -> None:
+def test_commands_for_operators_do_not_import_the_client() -> None:
     program = (
         "import sys; sys.argv = ['meshim', 'topology', '--help']\n"
         "from meshim.cli.main import main\n"
