@@ -62,6 +62,11 @@ _SEAL_BYTES = 28
 class Client:
     """One device of one user.
 
+    ::
+
+        async with Client("http://127.0.0.1:8100", "alice", password, state="alice.db") as alice:
+            await (await alice.send("bob", "hello")).wait_sent()
+
     Use it in `async with`, and call its methods from any task of that event loop.  An error that ends the client (the
     device was taken over, its state file cannot be written, `async with` was left) is raised by every method that
     waits, now and later: it is a MeshimError, as Refused, UsageError or ClientClosed.

@@ -39,7 +39,7 @@ def connector_item_size(item: ConnectorItem) -> int:
 
 
 class Row(msgspec.Struct):
-    """A stored message."""
+    """A stored message of one device."""
 
     position: int
     envelope: bytes
@@ -56,7 +56,7 @@ class Binding:
 
 
 class Mesh:
-    """Connectors, transfers and the store in one."""
+    """Connectors, transfers and the store in one.  Each user has one device, with ten times the user's id."""
 
     def __init__(self) -> None:
         self.bindings: dict[int, Binding] = {}
@@ -94,7 +94,7 @@ class Mesh:
         return [] if binding is None else [wire.encode(f) for f in (*binding.link.tick(now), *binding.link.flush(now))]
 
     def leave(self, user: int) -> None:
-        """The session ends: live copies are stored, rows are pushed again next time."""
+        """End a session: store its live copies, and push its rows again in the next session."""
         binding = self.bindings.pop(user, None)
         if binding is not None:
             for row in self.rows.get(user, {}).values():
@@ -104,7 +104,7 @@ class Mesh:
                     self._store(user, entry)
 
     def wake_up(self, user: int) -> None:
-        """Push what is stored and was not pushed in this session."""
+        """Push the stored messages that this session has not pushed yet."""
         binding = self.bindings.get(user)
         if binding is None:
             return
@@ -156,10 +156,19 @@ class Mesh:
         done = () if status is OutcomeStatus.BUSY else (copy,)
         binding.link.push(
             Outcome(
-                0, envelope.user, envelope.device, envelope.epoch, envelope.to, envelope.seq, envelope.seq,
-                status, done, (copy,), position,
+                origin=0,
+                user=envelope.user,
+                device=envelope.device,
+                epoch=envelope.epoch,
+                to=envelope.to,
+                first=envelope.seq,
+                last=envelope.seq,
+                status=status,
+                done=done,
+                copies=(copy,),
+                position=position,
             )
-        )  # fmt: skip
+        )
 
 
 class Device:
@@ -248,10 +257,21 @@ class Device:
         to = Destination(DestinationType.USER, peer)
         if not self.core.outbox.full(to):
             seq, base = self.core.reserve(to)
-            who = self.core.identity
+            identity = self.core.identity
             self._composed.append(seq)
             envelope = Envelope(
-                WIRE_VERSION, seq.to_bytes(16), who.user, who.device, who.epoch, to, seq, base, Kind.TEXT, 0, 0, b"x"
+                WIRE_VERSION,
+                seq.to_bytes(16),
+                identity.user,
+                identity.device,
+                identity.epoch,
+                to,
+                seq,
+                base,
+                Kind.TEXT,
+                0,
+                0,
+                b"x",
             )
             self.step(e.Composed((envelope,)), now)
 
@@ -270,7 +290,7 @@ class Device:
 
 
 class World:
-    """Alice (1) and bob (2)."""
+    """The devices of users 1 and 2, and the mesh between them."""
 
     def __init__(self, folder: Path) -> None:
         self.now = 0.0
@@ -279,7 +299,7 @@ class World:
         self.wires: dict[int, deque[bytes]] = {1: deque(), 2: deque()}
 
     def carry_up(self, user: int, *, lose: bool = False) -> None:
-        """One frame from a device to the mesh."""
+        """Carry one frame from a device to the mesh, or lose it."""
         device = self.devices[user]
         if device.to_mesh:
             frame = device.to_mesh.popleft()
@@ -289,7 +309,7 @@ class World:
             self.wires[each] += self.mesh.flush(each, self.now)
 
     def carry_down(self, user: int, *, lose: bool = False) -> None:
-        """One frame from the mesh to a device."""
+        """Carry one frame from the mesh to a device, or lose it."""
         self.wires[user] += self.mesh.flush(user, self.now)
         if self.wires[user]:
             frame = self.wires[user].popleft()

@@ -67,7 +67,7 @@ class World:
         self.sockets = Sockets()
         self.driver = Driver()
         self.known: Sequence[Connector] = (C1, C2)
-        self.asked: list[bool] = []
+        self.fetches: list[bool] = []
         self.tokens = [b"token 1", b"token 2", b"token 3"]
         self.refused: list[bytes] = []
         self.error: MeshimError | None = None
@@ -75,7 +75,7 @@ class World:
         self.task = asyncio.ensure_future(self.connection.run())
 
     async def _connectors(self, fresh: bool) -> Sequence[Connector]:
-        self.asked.append(fresh)
+        self.fetches.append(fresh)
         if self.error is not None:
             raise self.error
         return self.known
@@ -179,7 +179,7 @@ def test_failed_attempts_back_off_and_fetch_the_list(in_world: InWorld) -> None:
         waits = [later - sooner for sooner, later in itertools.pairwise(times)]
         assert waits[:4] == pytest.approx([0.05, 0.1, 0.2, 0.4])
         assert waits[-3:] == pytest.approx([BACKOFF_MAX_S] * 3)
-        assert world.asked == [False] + [True] * 11
+        assert world.fetches == [False] + [True] * 11
 
     in_world(test)
 
@@ -193,7 +193,7 @@ def test_a_stable_connection_resets_the_back_off_and_keeps_the_list(in_world: In
         at = asyncio.get_running_loop().time()
         good.lost()
         assert (await world.sockets.next()).at - at == pytest.approx(0.05)
-        assert world.asked[-1] is False
+        assert world.fetches[-1] is False
 
     in_world(test)
 
@@ -206,7 +206,7 @@ def test_shutting_down_resets_the_back_off_after_any_time(in_world: InWorld) -> 
         at = asyncio.get_running_loop().time()
         world.connection.ended(e.Disconnect(Code.SHUTTING_DOWN, "this connector is leaving: connect to another"))
         assert (await world.sockets.next()).at - at == pytest.approx(0.05)
-        assert world.asked[-1] is False
+        assert world.fetches[-1] is False
 
     in_world(test)
 
@@ -331,7 +331,7 @@ def test_a_temporary_failure_of_the_service_is_tried_again(in_world: InWorld, er
     async def test(world: World) -> None:
         world.error = error
         await asyncio.sleep(60.0)
-        assert 10 < len(world.asked) < 30
+        assert 10 < len(world.fetches) < 30
         world.error, world.known = None, ()
         await asyncio.sleep(60.0)
         assert world.sockets.dealers == []

@@ -109,8 +109,8 @@ def from_bob(seq: int, base: int = 1, *, stored: bool = False, **changes: object
     return Delivery(encode_envelope(envelope), stored)
 
 
-def delivered_outcome(seq: int, who: Identity = ME) -> Outcome:
-    return Outcome(0, *who, TO_BOB, seq, seq, OutcomeStatus.DELIVERED, ((2, 20),), ((2, 20),))
+def delivered_outcome(seq: int, identity: Identity = ME) -> Outcome:
+    return Outcome(0, *identity, TO_BOB, seq, seq, OutcomeStatus.DELIVERED, ((2, 20),), ((2, 20),))
 
 
 # ---------------------------------------------------------------- connecting
@@ -321,13 +321,13 @@ def test_an_outcome_reports_and_persists_the_new_state() -> None:
     assert save.changes == (e.SettleMessage(TO_BOB, 1, "delivered"),)
 
 
-@pytest.mark.parametrize("who", [ME._replace(epoch=8), ME._replace(device=11), ME._replace(user=3)])
-def test_an_outcome_for_another_identity_is_ignored(who: Identity) -> None:
+@pytest.mark.parametrize("identity", [ME._replace(epoch=8), ME._replace(device=11), ME._replace(user=3)])
+def test_an_outcome_for_another_identity_is_ignored(identity: Identity) -> None:
     """As one for the installation that had this device before a takeover."""
     connector = Connector().go_online()
     connector.compose()
     connector.persist()
-    connector.deliver(delivered_outcome(1, who), ack=1)
+    connector.deliver(delivered_outcome(1, identity), ack=1)
     assert connector.actions_of(e.StatusChanged) == []
 
 

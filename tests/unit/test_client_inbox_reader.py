@@ -41,13 +41,13 @@ class SlowContacts(Contacts):
 
     def __init__(self) -> None:
         self.me = ME
-        self.asked = asyncio.Event()
+        self.requested = asyncio.Event()
         self.may_answer = asyncio.Event()
         self.key: bytes | None = KEY
         self.errors: list[MeshimError] = []
 
     async def key_of(self, user: int, version: int) -> bytes | None:
-        self.asked.set()
+        self.requested.set()
         if self.errors:
             raise self.errors.pop(0)
         await self.may_answer.wait()
@@ -99,7 +99,7 @@ async def test_a_cancelled_loop_leaves_its_message_for_the_next_loop(state: Stat
     contacts = SlowContacts()
     reader = inbox_reader(state, contacts)
     cancelled = asyncio.create_task(read_one(reader))
-    await contacts.asked.wait()
+    await contacts.requested.wait()
     cancelled.cancel()
     await asyncio.wait([cancelled])
 
@@ -112,7 +112,7 @@ async def test_a_message_without_its_key_is_not_given_while_the_client_closes(st
     contacts = SlowContacts()
     reader = inbox_reader(state, contacts)
     task = asyncio.create_task(read_one(reader))
-    await contacts.asked.wait()
+    await contacts.requested.wait()
     reader.fail(ClientClosed("closed"))
     contacts.key = None  # as after a request on a closed connection
     contacts.may_answer.set()
@@ -132,7 +132,7 @@ async def test_a_loop_that_waits_for_a_key_ends_with_the_client(state: StateFile
     contacts = answering(KEY, *[BackendUnavailable("away")] * 99)
     reader = inbox_reader(state, contacts)
     task = asyncio.create_task(read_one(reader))
-    await contacts.asked.wait()
+    await contacts.requested.wait()
     await asyncio.sleep(0)
     reader.fail(ClientClosed("closed"))
     with pytest.raises(ClientClosed):

@@ -108,16 +108,16 @@ async def test_a_login_answered_with_503_is_temporary_and_keeps_the_old_token(
     assert away.value.temporary
     service.busy, service.token_life_s = False, 30.0
     await session(service, state).open()
-    kept = service.token
+    token = service.token
     service.busy = True
     opened = session(service, state)
     assert await opened.open() == Identity(1, 10, state.epoch)
     for _ in range(2):
         with pytest.raises(ApiError) as again:
-            await opened.token(kept)
+            await opened.token(token)
         assert again.value.temporary, "the connection tries again"
     service.busy = False
-    assert await opened.token(kept) == service.token != kept
+    assert await opened.token(token) == service.token != token
 
 
 @pytest.mark.parametrize(("what", "other"), [("user_id", 77), ("mesh", "another")])
@@ -167,10 +167,10 @@ async def test_the_last_list_of_connectors_is_used_while_the_service_fails(
     opened = session(service, state)
     await opened.open()
     first = service.connectors
-    for trouble in ("away", "slow"):
-        setattr(service, trouble, True)
+    for failure in ("away", "slow"):
+        setattr(service, failure, True)
         assert await opened.connectors(fresh=True) == first
-        setattr(service, trouble, False)
+        setattr(service, failure, False)
     service.connectors = ()  # Redis has lost the leases
     assert await opened.connectors(fresh=True) == first
     service.connectors = (rest.Connector("c2", "tcp://127.0.0.1:2", ""),)

@@ -286,8 +286,8 @@ def test_settled_messages_lose_their_envelope_and_the_oldest_are_deleted(
     snapshot = state.load()
     assert [each.seq for each in snapshot.unsettled] == [1]  # although it is the oldest
     assert [each.seq for each in snapshot.settled] == [7, 8, 9, 10]
-    kept = state._db.execute("SELECT count(*) FROM outbox WHERE envelope IS NOT NULL").fetchone()[0]
-    assert kept == 1
+    envelopes = state._db.execute("SELECT count(*) FROM outbox WHERE envelope IS NOT NULL").fetchone()[0]
+    assert envelopes == 1
 
 
 def test_reassigning_the_outbox_replaces_envelopes_and_clears_after(state: StateFile) -> None:
@@ -335,8 +335,8 @@ def test_numbers_continue_after_a_restart(state: StateFile) -> None:
 def test_close_leaves_no_open_file(state: StateFile) -> None:
     state.apply([out(1)])
     state.close()
-    held = {os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if fd.isdigit() and _is_open(fd)}
-    assert not any(str(state.path) in each for each in held)
+    opened = {os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if fd.isdigit() and _is_open(fd)}
+    assert not any(str(state.path) in each for each in opened)
 
 
 def _is_open(fd: str) -> bool:
