@@ -1,4 +1,4 @@
-"""`mesh`: one real mesh for all tests of a module; and the people of the tests with hostile clients."""
+"""`mesh` is one real mesh for all tests of a module; the other fixtures are for the tests with hostile clients."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.mesh.hostile import Cast, doing, undisturbed
-from tests.mesh.real_mesh import PASSWORD, RealMesh, running
-from tests.mesh.stranger import Stranger
+from tests.mesh.background_chat import Users, background_chat
+from tests.mesh.independent_client import IndependentClient
+from tests.mesh.real_mesh import PASSWORD, RealMesh, in_thread, running
 
 
 @pytest.fixture(scope="module")
@@ -19,24 +19,24 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealMesh]:
 
 
 @pytest.fixture(scope="module")
-def cast(mesh: RealMesh) -> Cast:
-    cast = Cast(*asyncio.run(mesh.people("alice", "bob", "mallory", "trudy", friends=False)))
-    asyncio.run(mesh.befriend(cast.alice, cast.bob))
-    asyncio.run(mesh.befriend(cast.bob, cast.trudy))
-    return cast
+def users(mesh: RealMesh) -> Users:
+    users = Users(*asyncio.run(mesh.register_users("alice", "bob", "mallory", "trudy", friends=False)))
+    asyncio.run(mesh.make_friends(users.alice, users.bob))
+    asyncio.run(mesh.make_friends(users.bob, users.trudy))
+    return users
 
 
 @pytest.fixture
-async def bystanders(mesh: RealMesh, cast: Cast) -> AsyncIterator[None]:
-    """alice and bob talk, from before the test until after it."""
-    async with undisturbed(mesh, cast):
+async def chat_in_background(mesh: RealMesh, users: Users) -> AsyncIterator[None]:
+    """alice and bob talk from before the test until after it."""
+    async with background_chat(mesh, users):
         yield
 
 
 @pytest.fixture
-async def mallory(mesh: RealMesh, cast: Cast, bystanders: None) -> AsyncIterator[Stranger]:
-    """Connected; her device has a new epoch each time."""
-    mallory = await doing(Stranger, mesh.api, cast.mallory, PASSWORD)
-    await doing(mallory.connect)
+async def mallory(mesh: RealMesh, users: Users, chat_in_background: None) -> AsyncIterator[IndependentClient]:
+    """The hostile client, connected; its device has a new epoch in each test."""
+    mallory = await in_thread(IndependentClient, mesh.api, users.mallory, PASSWORD)
+    await in_thread(mallory.connect)
     yield mallory
     mallory.socket.close(0)

@@ -1,4 +1,4 @@
-"""A whole mesh for tests: `meshim up` in a folder of its own, its processes by name, and people on it."""
+"""A whole mesh for tests: `meshim up` in a folder of its own, with its processes by name and its users."""
 
 import asyncio
 import itertools
@@ -8,20 +8,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from meshim.client.rest import Api
+from meshim.deploy.embedded import free_port
 from meshim.deploy.state import DataFolder, Phase, RoleState, read
 from meshim.runtime import counters
-from meshim.topology import Topology
+from meshim.topology import Backends, RestListener, Topology
 from scripts.harness.mesh import local_mesh
 
 PASSWORD = "correct horse battery staple"
 DEADLINE_S = 30.0
-"""Far more than anything here takes."""
+"""Several times what the slowest of these waits takes."""
 
 _count = itertools.count(1)
 
@@ -34,21 +37,24 @@ class RealMesh:
         self.folder = folder
         self.data = DataFolder(folder / "data")
 
-    # ---------------------------------------------------------------- people
+    # ---------------------------------------------------------------- users
 
-    async def people(self, *names: str, friends: bool = True) -> tuple[str, ...]:
-        """Register users, each as `NAME-number` so that no two tests share one; all are friends of each other."""
+    async def register_users(self, *names: str, friends: bool = True) -> tuple[str, ...]:
+        """Register users as `NAME-number`, so that no two tests share one; return their names.
+
+        All are friends of each other, unless `friends` is False.
+        """
         number = next(_count)
         users = tuple(f"{name}-{number}" for name in names)
         async with Api(self.api) as api:
             imported = await api.import_users([(user, PASSWORD) for user in users])
             assert all(each.user is not None for each in imported), imported
         if friends:
-            await self.befriend(*users)
+            await self.make_friends(*users)
         return users
 
-    async def befriend(self, *users: str) -> None:
-        """Make every two of them friends."""
+    async def make_friends(self, *users: str) -> None:
+        """Make every two of these users friends."""
         async with Api(self.api) as api:
             for index, user in enumerate(users):
                 await api.login(user, PASSWORD)
@@ -59,7 +65,7 @@ class RealMesh:
     # ---------------------------------------------------------------- processes
 
     def role(self, name: str) -> RoleState:
-        """How one process is, by its name in the topology."""
+        """The state of one process, by its name in the topology."""
         state = read(self.data)
         assert state is not None
         return next(role for role in state.roles if role.name == name)
@@ -70,26 +76,26 @@ class RealMesh:
         return pid
 
     def role_pids(self) -> dict[str, int]:
-        """Of every role that runs, by name."""
+        """The pid of every role that runs, by name."""
         state = read(self.data)
         assert state is not None
         return {role.name: role.pid for role in state.roles if role.pid is not None}
 
     def backend_pid(self, name: str) -> int:
-        """Of an embedded backend, `redis` or `nats`, by its name; 0 while it does not run."""
+        """The pid of an embedded backend, `redis` or `nats`; 0 while it does not run."""
         state = read(self.data)
         assert state is not None
         backend = next(backend for backend in state.backends if backend.name == name)
         return backend.pid if backend.pid is not None and backend.state is Phase.RUNNING else 0
 
     def signal(self, name: str, number: signal.Signals) -> int:
-        """Send a signal (SIGKILL, SIGSTOP, SIGCONT, SIGTERM) to one process; its pid."""
+        """Send a signal (SIGKILL, SIGSTOP, SIGCONT, SIGTERM) to one process; return its pid."""
         pid = self.pid(name)
         os.kill(pid, number)
         return pid
 
     async def restarted(self, name: str, after: int) -> int:
-        """Wait until a process runs again in place of the one with the pid `after`; the new pid."""
+        """Wait until a process runs in place of the one with the pid `after`; return the new pid."""
 
         def runs_anew() -> bool:
             role = self.role(name)
@@ -98,39 +104,82 @@ class RealMesh:
         await until(runs_anew, f"{name} does not come back")
         return self.pid(name)
 
-    def meshim(self, *arguments: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
-        """Run a command as people type it."""
+    def cli(self, *arguments: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
+        """Run `meshim ARGUMENTS` to its end."""
         command = [sys.executable, "-m", "meshim", *arguments]
         return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
 
     def status(self) -> dict[str, Any]:
-        """What `meshim status --json` says."""
-        done = self.meshim("status", "--json", "--data", str(self.data.root))
+        """The output of `meshim status --json`."""
+        done = self.cli("status", "--json", "--data", str(self.data.root))
         assert done.returncode == 0, done.stderr
         status: dict[str, Any] = json.loads(done.stdout)
         return status
 
-    def counted(self, name: str) -> int:
-        """The sum of a counter over all processes; it is at most a second old."""
+    def counter_sum(self, name: str) -> int:
+        """The sum of a counter over all processes, at most a second old."""
         state = read(self.data)
         assert state is not None
         return sum(counters.read(self.data.root, r.role, r.name, r.pid).get(name, 0) for r in state.roles)
 
     def log(self, role: str, name: str) -> str:
-        """What a process has written so far."""
+        """What a process has written to its log so far."""
         return (self.data.logs / f"{role}-{name}.log").read_text()
 
 
 @contextmanager
 def running(folder: Path, topology: Topology | None = None) -> Iterator[RealMesh]:
-    """Run a mesh of its own, by default two connectors, two transfers, a writer and a rest."""
+    """Run a mesh during the block, by default two connectors, two transfers, a writer and a REST service."""
     with local_mesh.running(folder, topology or local_mesh.topology()) as api:
         yield RealMesh(api, folder)
 
 
+class RestartableMesh:
+    """A mesh that goes down and comes up again: REST on the same port, every other role on a new one."""
+
+    def __init__(self, folder: Path, backends: Backends | None = None, namespace: str = "meshim") -> None:
+        rest = (RestListener("r1", f"http://127.0.0.1:{free_port()}"),)
+        self._folder = folder
+        self._topology: Topology = msgspec.structs.replace(
+            local_mesh.topology(), rest=rest, backends=backends or Backends(), namespace=namespace
+        )
+        self._running: AbstractContextManager[RealMesh] | None = None
+
+    async def up(self) -> RealMesh:
+        """Start it; return the running mesh."""
+        assert self._running is None
+        mesh = running(self._folder, self._topology)
+        started = await asyncio.to_thread(mesh.__enter__)
+        self._running = mesh
+        return started
+
+    async def down(self) -> None:
+        """End it, if it runs."""
+        if self._running is not None:
+            await asyncio.to_thread(self._running.__exit__, None, None, None)
+            self._running = None
+
+
+@asynccontextmanager
+async def restartable_mesh(
+    folder: Path, backends: Backends | None = None, namespace: str = "meshim"
+) -> AsyncIterator[RestartableMesh]:
+    """A mesh that is down at first, and down again after the block."""
+    mesh = RestartableMesh(folder, backends, namespace)
+    try:
+        yield mesh
+    finally:
+        await mesh.down()
+
+
 async def until(condition: Callable[[], bool], otherwise: str, within_s: float = DEADLINE_S) -> None:
-    """Wait for a condition that other tasks or processes bring about."""
+    """Wait until other tasks or processes make a condition true; raise AssertionError(otherwise) after `within_s`."""
     deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline, otherwise
         await asyncio.sleep(0.02)
+
+
+async def in_thread(work: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """What `work` returns; in a thread, for calls that block (`IndependentClient`, raw sockets)."""
+    return await asyncio.to_thread(work, *arguments, **named)

@@ -1,4 +1,4 @@
-"""The servers that fixtures and `meshim up` start are real, private, and keep what they must."""
+"""The servers that fixtures and `meshim up` start are real and private; NATS keeps its data over a crash."""
 
 import os
 import stat
@@ -31,23 +31,23 @@ def test_each_database_is_fresh(new_mariadb: Callable[[], str]) -> None:
             connection.execute(sqlalchemy.text("CREATE TABLE seen (id INT)"))
 
 
-async def test_strangers_are_not_let_in(valkey_url: str, nats_url: str) -> None:
+async def test_a_client_without_credentials_is_refused(valkey_url: str, nats_url: str) -> None:
     for url, reason in ((valkey_url, "auth"), (nats_url, "Auth")):
         parts = urlsplit(url)
-        stranger = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        anonymous = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
         with pytest.raises(BackendUnavailable, match=reason) as refused:
-            await probe(stranger)
-        assert stranger in refused.value.sentence
+            await probe(anonymous)
+        assert anonymous in refused.value.sentence
 
 
-async def test_monitoring_is_for_those_who_know_where(tmp_path: Path) -> None:
+async def test_the_monitor_of_nats_answers_only_under_its_secret_path(tmp_path: Path) -> None:
     backend = Nats(tmp_path)
     with running(backend):
         async with httpx.AsyncClient() as client:
             assert (await client.get(f"{backend.monitor}/jsz")).status_code == 200
-            anybody = urlsplit(backend.monitor)._replace(path="").geturl()
+            without_path = urlsplit(backend.monitor)._replace(path="").geturl()
             for path in ("/", "/jsz", "/varz", "/connz", "/subsz"):
-                assert (await client.get(anybody + path)).status_code == 404
+                assert (await client.get(without_path + path)).status_code == 404
 
 
 def test_credentials_are_private(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_credentials_are_private(tmp_path: Path) -> None:
         assert stat.S_IMODE(os.stat(config.parent).st_mode) == 0o700
 
 
-def test_valkey_forgets_and_keeps_its_port(tmp_path: Path) -> None:
+def test_valkey_restarts_empty_on_the_same_port(tmp_path: Path) -> None:
     backend = Valkey(tmp_path)
     with running(backend) as first, redis.from_url(first.url) as client:
         client.set("lease", "old")
@@ -67,7 +67,7 @@ def test_valkey_forgets_and_keeps_its_port(tmp_path: Path) -> None:
             assert client.get("lease") is None
 
 
-async def test_jetstream_keeps_what_it_acknowledged(tmp_path: Path) -> None:
+async def test_jetstream_keeps_an_acknowledged_message_over_kill_9(tmp_path: Path) -> None:
     backend = Nats(tmp_path)
     with running(backend) as first:
         client = await nats.connect(first.url)

@@ -1,6 +1,6 @@
-"""Hostile connections, to every port of a mesh: who has no business there is cut off; and all of it is counted.
+"""Hostile connections to every port of a mesh: each is cut or refused, and counted.
 
-Two who behave talk with each other during every test here, as in test_bad_input.
+Two well-behaved users talk during every test, as in test_bad_input.
 """
 
 import itertools
@@ -11,50 +11,33 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.mesh.hostile import (
-    REFUSED_KEY,
-    WRONG_KEY,
-    Cast,
-    answers,
-    dealer,
-    doing,
-    leases,
-)
-from tests.mesh.real_mesh import RealMesh, until
-from tests.mesh.stranger import (
-    CLOSE,
-    GREET,
-    PING,
-    RESET,
-    TEXT,
-    USER,
-    WINDOW,
-    Stranger,
-    pack,
-)
+from tests.mesh.background_chat import Users
+from tests.mesh.independent_client import CLOSE, GREET, PING, RESET, TEXT, USER, WINDOW, IndependentClient, pack
+from tests.mesh.raw_sockets import REFUSED_KEY, WRONG_KEY, dealer, expect_alive, leases
+from tests.mesh.real_mesh import RealMesh, in_thread, until
 
-pytestmark = pytest.mark.usefixtures("bystanders")
+pytestmark = pytest.mark.usefixtures("chat_in_background")
 
 
-async def test_whoever_does_not_know_the_servers_key_does_not_get_in(mallory: Stranger) -> None:
+async def test_a_connection_without_the_key_of_the_server_is_refused(mallory: IndependentClient) -> None:
     for connector in mallory.connectors:
         for server_key in (WRONG_KEY, None):
-            with dealer(connector["endpoint"], server_key) as (_, ends):
-                assert await doing(ends)
+            with dealer(connector["endpoint"], server_key) as (_, wait_ended):
+                assert await in_thread(wait_ended)
 
 
-async def test_a_chosen_routing_id_is_not_listened_to(mallory: Stranger) -> None:
-    """Nobody can choose one that somebody else had, or will have."""
+async def test_a_connection_with_a_chosen_routing_id_gets_no_answer(mallory: IndependentClient) -> None:
+    """So a client cannot take the routing id of an earlier or a later connection."""
     connector = mallory.connectors[0]
     for chosen in (b"mallory", b"\x01\x02\x03\x04\x05"):
-        with dealer(connector["endpoint"], connector["key"].encode(), routing_id=chosen) as (speaking, _):
-            speaking.send(pack([GREET, 1, mallory.token, mallory.epoch, 7, WINDOW]))
-            speaking.send(b"garbage")
-            assert not await doing(speaking.poll, 300)
-    await answers(mallory)
+        with dealer(connector["endpoint"], connector["key"].encode(), routing_id=chosen) as (socket_of_ours, _):
+            socket_of_ours.send(pack([GREET, 1, mallory.token, mallory.epoch, 7, WINDOW]))
+            socket_of_ours.send(b"garbage")
+            assert not await in_thread(socket_of_ours.poll, 300)
+    await expect_alive(mallory)
 
 
-async def test_what_is_not_zeromq_is_cut_off(mesh: RealMesh, mallory: Stranger) -> None:
+async def test_bytes_that_are_not_zmtp_are_cut_off(mesh: RealMesh, mallory: IndependentClient) -> None:
     noise = [
         b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
         b"\xff" + bytes(8) + b"\x7f\x03" + bytes(53),
@@ -69,20 +52,20 @@ async def test_what_is_not_zeromq_is_cut_off(mesh: RealMesh, mallory: Stranger) 
             with socket.create_connection((where.hostname or "", where.port or 0), 5) as raw_socket:
                 raw_socket.sendall(data)
 
-    await doing(attack)
+    await in_thread(attack)
 
 
-async def test_a_stranger_is_not_let_into_a_transfer(mesh: RealMesh, mallory: Stranger) -> None:
-    """Although she knows its address and its public key."""
+async def test_a_client_is_refused_by_a_transfer(mesh: RealMesh, mallory: IndependentClient) -> None:
+    """Although the client knows the address and the public key of the transfer: its own key is not in the allowlist."""
     for lease in await leases(mesh, "transfer"):
-        with dealer(lease.endpoint, lease.key.encode()) as (_, ends):
-            assert await doing(ends) == REFUSED_KEY
+        with dealer(lease.endpoint, lease.key.encode()) as (_, wait_ended):
+            assert await in_thread(wait_ended) == REFUSED_KEY
 
 
 # ---------------------------------------------------------------- REST
 
 
-async def test_rest_survives_what_is_not_http(mesh: RealMesh, mallory: Stranger) -> None:
+async def test_rest_survives_bytes_that_are_not_http(mesh: RealMesh, mallory: IndependentClient) -> None:
     where = urlsplit(mesh.api)
     noise = [
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
@@ -99,12 +82,12 @@ async def test_rest_survives_what_is_not_http(mesh: RealMesh, mallory: Stranger)
             with socket.create_connection((where.hostname or "", where.port or 0), 5) as raw_socket:
                 raw_socket.sendall(data)
 
-    await doing(attack)
+    await in_thread(attack)
     async with httpx.AsyncClient(base_url=mesh.api) as http:
         assert (await http.get("/healthz")).status_code == 200
 
 
-async def test_rest_refuses_hostile_paths_and_bodies_with_a_problem(mesh: RealMesh, mallory: Stranger) -> None:
+async def test_rest_refuses_hostile_paths_and_bodies_with_a_problem(mesh: RealMesh, mallory: IndependentClient) -> None:
     deep = b'{"name":' + b"[" * 5_000 + b"]" * 5_000 + b"}"
     requests = [
         ("GET", "/v1/users/..%2f..%2fetc%2fpasswd", None),
@@ -129,41 +112,41 @@ async def test_rest_refuses_hostile_paths_and_bodies_with_a_problem(mesh: RealMe
             assert answer.json()["detail"], (method, path)
 
 
-# ---------------------------------------------------------------- counted
+# ---------------------------------------------------------------- counters
 
 
-async def test_each_of_it_is_counted(mesh: RealMesh, mallory: Stranger, cast: Cast) -> None:
+async def test_every_kind_of_misbehaviour_is_counted(mesh: RealMesh, mallory: IndependentClient, users: Users) -> None:
     expected = (
         "malformed", "unknown_links", "refused", "rejected", "cut", "replaced", "greeted", "submitted",
         "socket_accepted", "socket_malformed", "socket_foreign", "socket_failed_handshakes", "socket_lost",
     )  # fmt: skip
-    before = {name: mesh.counted(name) for name in expected}
+    before = {name: mesh.counter_sum(name) for name in expected}
 
     def missing() -> list[str]:
-        return [name for name in expected if mesh.counted(name) <= before[name]]
+        return [name for name in expected if mesh.counter_sum(name) <= before[name]]
 
     connector = mallory.connectors[0]
 
     def attack() -> None:
-        mallory.make((USER, 1 << 40, 0), TEXT, b"?")
+        mallory.send_envelope((USER, 1 << 40, 0), TEXT, b"?")
         mallory.send(PING, 1)
         mallory.socket.send_multipart([b"a", b"b"])
-        mallory.until(lambda: mallory.came(RESET) and mallory.codes)
+        mallory.until(lambda: mallory.frames_of(RESET) and mallory.codes)
         first = mallory.socket
         with closing(first):
             mallory.connect()  # replaces
         mallory.socket.send(b"garbage")
-        mallory.until(lambda: mallory.came(CLOSE))
+        mallory.until(lambda: mallory.frames_of(CLOSE))
         mallory.socket.close(0)
         mallory.connect(token=b"", wait=False)
-        mallory.until(lambda: mallory.came(CLOSE))
+        mallory.until(lambda: mallory.frames_of(CLOSE))
 
-    await doing(attack)
-    with dealer(connector["endpoint"], connector["key"].encode(), routing_id=b"mine") as (speaking, _):
-        speaking.send(b"garbage")
-        with dealer(connector["endpoint"], None) as (_, ends):
-            await doing(ends)
-        await until(lambda: not missing(), "not everything is counted")
+    await in_thread(attack)
+    with dealer(connector["endpoint"], connector["key"].encode(), routing_id=b"mine") as (socket_of_ours, _):
+        socket_of_ours.send(b"garbage")
+        with dealer(connector["endpoint"], None) as (_, wait_ended):
+            await in_thread(wait_ended)
+        await until(lambda: not missing(), f"not counted: {missing()}")
     shown = {role["name"]: role["counters"] for role in mesh.status()["roles"]}
     assert shown["c1"]["malformed"] + shown["c2"]["malformed"] > 0
     assert shown["t1"]["routed"] + shown["t2"]["routed"] > 0

@@ -1,6 +1,7 @@
-"""Races R1 to R16 on real processes: those of a backend that is away, hangs, or has forgotten.
+"""The races R7, R8 and R9 on real processes: a backend is away, hangs, or has lost its data.
 
-The database is SQLite, which is away for all who write when somebody keeps its lock: nobody stores, syncs or logs in.
+The database is SQLite.  A process that holds its write lock takes it away from every other: nothing is stored, synced
+or logged in.
 """
 
 import asyncio
@@ -12,20 +13,20 @@ import pytest
 
 from meshim.client.rest import Api
 from meshim.errors import ApiError
-from tests.mesh import faults
-from tests.mesh.conversations import client, take
-from tests.mesh.faults import Counted, back, bindings, brisk, kill, rows, stopped
-from tests.mesh.pairs import People, doing, listening, nothing_else, people, synced
-from tests.mesh.real_mesh import DEADLINE_S, PASSWORD, RealMesh, running, until
-from tests.mesh.stranger import STORED
+from tests.mesh.fault_injection import kill, locked_database, short_timers, stopped, wait_restarted
+from tests.mesh.independent_client import STORED
+from tests.mesh.inspection import CounterRise, bindings, redis_client, stored_rows
+from tests.mesh.library_client import client, receive
+from tests.mesh.real_mesh import DEADLINE_S, PASSWORD, RealMesh, in_thread, running, until
+from tests.mesh.two_users import TwoUsers, expect_nothing_else, reading, two_users, wait_synced
 
 REBUILT_S = 8.0
-"""Presence is rebuilt and queues are looked at "within seconds", long before the sweep (30 s)."""
+"""Within this time presence is rebuilt and queues are checked; the sweep comes every 30 s."""
 
 
 @pytest.fixture(scope="module")
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealMesh]:
-    with running(tmp_path_factory.mktemp("mesh"), brisk()) as started:
+    with running(tmp_path_factory.mktemp("mesh"), short_timers()) as started:
         yield started
 
 
@@ -33,28 +34,30 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealMesh]:
 
 
 async def test_r07_nats_away(mesh: RealMesh) -> None:
-    """It hangs, then it dies: alice keeps what she cannot be told is safe, and who is online goes on talking."""
+    """NATS hangs, then dies: messages to a user who is away stay pending, live messages between others go on."""
     lines = [f"m{number}" for number in range(5)]
-    async with people(mesh) as pair:
-        names = await mesh.people("carol")
-        await mesh.befriend(pair.alice_name, *names)
+    async with two_users(mesh) as pair:
+        names = await mesh.register_users("carol")
+        await mesh.make_friends(pair.alice_name, *names)
         async with client(mesh, names[0]) as carol:
             await carol.online()
-            busy = Counted(mesh, "busy", ("t1", "t2"))
+            busy = CounterRise(mesh, "busy", ("t1", "t2"))
             with stopped(mesh, "nats"):
-                outgoing = await pair.sends(*lines)
+                outgoing = await pair.send(*lines)
                 live = await pair.alice.send(names[0], "live")
-                assert [message.text for message in await take(carol, 1)] == ["live"]
+                assert [message.text for message in await receive(carol, 1)] == ["live"]
                 await asyncio.wait_for(live.wait_delivered(), DEADLINE_S)
-                await busy.rises()
-                assert {each.state for each in outgoing} == {"pending"}, "sent, and nobody has it"
+                await busy.wait()
+                assert {each.state for each in outgoing} == {"pending"}, (
+                    "a message is sent, and neither the log nor a device has it"
+                )
                 killed = kill(mesh, "nats")
-            await back(mesh, "nats", killed)
+            await wait_restarted(mesh, "nats", killed)
             await asyncio.wait_for(asyncio.gather(*(each.wait_sent() for each in outgoing)), DEADLINE_S)
         bob = pair.bob
-        await doing(bob.connect)
-        await doing(bob.until, lambda: pair.shown(*lines))
-        await nothing_else(pair, *lines)
+        await in_thread(bob.connect)
+        await in_thread(bob.until, lambda: pair.shown(*lines))
+        await expect_nothing_else(pair, *lines)
         bob.disconnect()
 
 
@@ -62,29 +65,29 @@ async def test_r07_nats_away(mesh: RealMesh) -> None:
 
 
 async def test_r08_mysql_away(mesh: RealMesh) -> None:
-    """The log keeps, known tokens are welcome and told that stored messages come later, REST says 503."""
-    async with people(mesh) as pair:
+    """The log keeps messages, cached tokens are accepted, STORED says that more comes later, REST answers 503."""
+    async with two_users(mesh) as pair:
         bob = pair.bob
-        await doing(bob.connect)
-        await synced(bob)
+        await in_thread(bob.connect)
+        await wait_synced(bob)
         bob.disconnect()
-        await pair.says("m1")
-        await until(lambda: rows(mesh, bob.device) == (1, 1), "nothing is written")
-        with faults.locked_database(mesh):
-            await pair.says("m2")
-            await doing(bob.connect)
+        await pair.send_and_wait("m1")
+        await until(lambda: stored_rows(mesh, bob.device) == (1, 1), "the writer did not store it")
+        with locked_database(mesh):
+            await pair.send_and_wait("m2")
+            await in_thread(bob.connect)
             async with Api(mesh.api) as api:
                 refusing = asyncio.create_task(api.login(pair.bob_name, PASSWORD, device="new", epoch=1))
-                async with listening(bob):
+                async with reading(bob):
                     with pytest.raises(ApiError) as refused:
                         await refusing
             assert refused.value.status == 503
-            await doing(bob.until, lambda: [frame[2] for frame in bob.came(STORED)] == [True])
+            await in_thread(bob.until, lambda: [frame[2] for frame in bob.frames_of(STORED)] == [True])
             assert not bob.shown
-            assert rows(mesh, bob.device) == (1, 1), "the log has it"
-        await doing(bob.until, lambda: pair.shown("m1", "m2", stored=True))
-        await synced(bob)
-        await nothing_else(pair, "m1", "m2")
+            assert stored_rows(mesh, bob.device) == (1, 1), "the writer stored m2 while the database was locked"
+        await in_thread(bob.until, lambda: pair.shown("m1", "m2", stored=True))
+        await wait_synced(bob)
+        await expect_nothing_else(pair, "m1", "m2")
         bob.disconnect()
 
 
@@ -92,93 +95,93 @@ async def test_r08_mysql_away(mesh: RealMesh) -> None:
 
 
 async def test_r09_redis_away(mesh: RealMesh) -> None:
-    """What is cached goes on, what is unknown is stored, and found long before the sweep (docs/adr/0017)."""
-    async with people(mesh, on="c2") as pair:
+    """Cached presence is used; without it messages are stored, and pushed long before the sweep (docs/adr/0017)."""
+    async with two_users(mesh, alice_on="c2") as pair:
         bob = pair.bob
-        await doing(bob.connect, on="c1")
-        await synced(bob)
-        await pair.sends("m1")
-        await doing(bob.until, lambda: pair.shown("m1", stored=False))
-        unreadable = Counted(mesh, "unreadable", ("t1", "t2"))
+        await in_thread(bob.connect, on="c1")
+        await wait_synced(bob)
+        await pair.send("m1")
+        await in_thread(bob.until, lambda: pair.shown("m1", stored=False))
+        unreadable = CounterRise(mesh, "unreadable", ("t1", "t2"))
         with stopped(mesh, "redis"):
-            await pair.sends("m2")
-            await doing(bob.until, lambda: pair.shown("m1", "m2", stored=False))
-            async with listening(bob):
-                said = await until_unknown(pair, unreadable)
-            await pair.sends("last")
+            await pair.send("m2")
+            await in_thread(bob.until, lambda: pair.shown("m1", "m2", stored=False))
+            async with reading(bob):
+                sent = await send_until_unknown(pair, unreadable)
+            await pair.send("last")
             began = time.monotonic()
-            await doing(bob.until, lambda: bob.shown[-1][1] == "last")
+            await in_thread(bob.until, lambda: bob.shown[-1][1] == "last")
             assert time.monotonic() - began < REBUILT_S
             assert bob.shown[-1] == (pair.alice.user_id, "last", True)
-        texts = ["m1", "m2", *said, "last"]
+        texts = ["m1", "m2", *sent, "last"]
         assert [text for _, text, _ in bob.shown] == texts
-        await nothing_else(pair, *texts)
+        await expect_nothing_else(pair, *texts)
         bob.disconnect()
 
 
-async def until_unknown(pair: People, unreadable: Counted) -> list[str]:
-    """Say something every now and then until a transfer has to ask where bob is; what was said."""
-    said: list[str] = []
+async def send_until_unknown(pair: TwoUsers, unreadable: CounterRise) -> list[str]:
+    """Send every 0.2 s until a transfer needs the presence of bob from Redis; return what was sent."""
+    sent: list[str] = []
     while not unreadable.rise:
-        said.append(f"m{len(said) + 3}")
-        await asyncio.gather(*(each.wait_sent() for each in await pair.sends(said[-1])))
-        await asyncio.sleep(0.2)  # his presence is cached for some seconds
-    return said
+        sent.append(f"m{len(sent) + 3}")
+        await asyncio.gather(*(each.wait_sent() for each in await pair.send(sent[-1])))
+        await asyncio.sleep(0.2)  # the transfer caches the presence of bob for some seconds
+    return sent
 
 
-async def moved(mesh: RealMesh, pair: People) -> None:
-    """bob is on c2, and what Redis has saved says that he is on c1."""
+async def move_bob(mesh: RealMesh, pair: TwoUsers) -> None:
+    """Connect bob to c2, with a dump of Redis that says c1."""
     bob = pair.bob
-    await doing(bob.connect, on="c1")
-    await synced(bob)
-    with closing(faults.redis_of(mesh)) as redis:
+    await in_thread(bob.connect, on="c1")
+    await wait_synced(bob)
+    with closing(redis_client(mesh)) as redis:
         redis.save()
     bob.disconnect()
-    await doing(bob.connect, on="c2")
-    await synced(bob)
+    await in_thread(bob.connect, on="c2")
+    await wait_synced(bob)
 
 
 @pytest.mark.parametrize("data", ["gone", "old"])
-async def test_r09_redis_begins_anew(mesh: RealMesh, data: str) -> None:
-    async with people(mesh, on="c1") as pair:
+async def test_r09_redis_restarts_with_no_or_old_data(mesh: RealMesh, data: str) -> None:
+    async with two_users(mesh, alice_on="c1") as pair:
         bob = pair.bob
-        await moved(mesh, pair)
+        await move_bob(mesh, pair)
         here = bindings(mesh, bob.user)
         dump = mesh.data.root / "valkey" / "dump.rdb"
         if data == "gone":
             dump.unlink()
-        with stopped(mesh, "c1", "c2"):  # so that nobody registers before it was seen
+        with stopped(mesh, "c1", "c2"):  # so that neither binds bob again before the test has looked
             killed = kill(mesh, "redis")
-            await back(mesh, "redis", killed)
+            await wait_restarted(mesh, "redis", killed)
             found = bindings(mesh, bob.user)
             assert found == {} if data == "gone" else found[bob.device].session < here[bob.device].session
         dump.unlink(missing_ok=True)
         returned = time.monotonic()
-        async with listening(bob):
+        async with reading(bob):
             await until(lambda: bindings(mesh, bob.user) == here, "presence is not rebuilt")
         assert time.monotonic() - returned < REBUILT_S
-        await pair.sends("m1")
-        await doing(bob.until, lambda: pair.shown("m1"))
-        await nothing_else(pair, "m1")
+        await pair.send("m1")
+        await in_thread(bob.until, lambda: pair.shown("m1"))
+        await expect_nothing_else(pair, "m1")
         bob.disconnect()
 
 
 async def test_r09_redis_wiped_while_something_is_stored(mesh: RealMesh) -> None:
-    """Nobody is bound, so the writer wake-ups nobody: the queue is looked at when bob is registered again."""
-    async with people(mesh, on="c1") as pair:
+    """Without a binding the writer sends no wake-up: the connector checks the queue after it bound bob again."""
+    async with two_users(mesh, alice_on="c1") as pair:
         bob = pair.bob
-        await doing(bob.connect, on="c2")
-        await synced(bob)
+        await in_thread(bob.connect, on="c2")
+        await wait_synced(bob)
         with stopped(mesh, "c2"):
-            with closing(faults.redis_of(mesh)) as redis:
+            with closing(redis_client(mesh)) as redis:
                 redis.flushall()
-            await pair.says("m1")
-            await until(lambda: rows(mesh, bob.device) == (1, 1), "nothing is written")
-            assert not bindings(mesh, bob.user), "no writer could know whom to wake-up"
+            await pair.send_and_wait("m1")
+            await until(lambda: stored_rows(mesh, bob.device) == (1, 1), "the writer did not store it")
+            assert not bindings(mesh, bob.user), "a writer could have sent a wake-up"
         began = time.monotonic()
-        await doing(bob.until, lambda: pair.shown("m1", stored=True))
+        await in_thread(bob.until, lambda: pair.shown("m1", stored=True))
         assert time.monotonic() - began < REBUILT_S
-        async with listening(bob):
+        async with reading(bob):
             await until(lambda: bob.device in bindings(mesh, bob.user), "presence is not rebuilt")
-        await nothing_else(pair, "m1")
+        await expect_nothing_else(pair, "m1")
         bob.disconnect()

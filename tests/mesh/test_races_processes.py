@@ -1,8 +1,8 @@
-"""Races R1 to R16 on real processes: those of a connector, transfer or writer that dies, sleeps or begins anew.
+"""The races R4, R6, R11, R13, R15 and R16 on real processes: a connector, transfer or writer dies, stops or restarts.
 
-R13 is forced from the side of clients: the frames of a link of an earlier connector arrive at the new one ahead of any
-greeting.  From the side of connectors it cannot be: a transfer that begins anew has another port and another key, and
-sockets connect once (docs/adr/0010), so that libzmq has nothing to replay; the simulation forces it.
+R13 is forced between client and connector: frames of a link with the dead connector reach its successor before any
+greeting.  It cannot be forced between connector and transfer: a restarted transfer has another port and another key,
+and sockets connect once (docs/adr/0010), so that libzmq has nothing to replay; the simulation forces it.
 """
 
 import asyncio
@@ -14,136 +14,146 @@ import pytest
 
 from meshim.protocol.timeouts import CLIENT_RESEND_S
 from meshim.topology import load
-from tests.mesh import faults
-from tests.mesh.conversations import client, take
-from tests.mesh.faults import Counted, back, bindings, brisk, kill, rows, stopped
-from tests.mesh.pairs import doing, listening, nothing_else, people, synced
-from tests.mesh.real_mesh import DEADLINE_S, RealMesh, running, until
-from tests.mesh.stranger import DATA, PING, RESET, SUBMIT, pack
+from tests.mesh.fault_injection import kill, locked_database, short_timers, stopped, wait_restarted
+from tests.mesh.independent_client import DATA, PING, RESET, SUBMIT, pack
+from tests.mesh.inspection import (
+    CounterRise,
+    bindings,
+    has_lease,
+    incarnation,
+    stored_rows,
+    transfer_of,
+    wait_fetched,
+    writer_of,
+)
+from tests.mesh.library_client import client, receive
+from tests.mesh.real_mesh import DEADLINE_S, RealMesh, in_thread, running, until
+from tests.mesh.two_users import expect_nothing_else, reading, two_users, wait_synced
 
 NOTIFICATION_S = 5.0
-"""Far less than the sweep: what is seen by then was not found by it."""
+"""Far less than the sweep: what arrives within this time was not found by a sweep."""
 
 
 @pytest.fixture(scope="module")
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealMesh]:
-    with running(tmp_path_factory.mktemp("mesh"), brisk(writers=2)) as started:
+    with running(tmp_path_factory.mktemp("mesh"), short_timers(writers=2)) as started:
         yield started
 
 
 # ---------------------------------------------------------------- R4
 
 
-@pytest.mark.parametrize("how", ["killed", "silent"])
-async def test_r04_presence_points_at_the_dead(mesh: RealMesh, how: str) -> None:
-    async with people(mesh, on="c2") as pair:
+@pytest.mark.parametrize("connector", ["killed", "silent"])
+async def test_r04_presence_points_at_the_dead(mesh: RealMesh, connector: str) -> None:
+    async with two_users(mesh, alice_on="c2") as pair:
         bob = pair.bob
-        await doing(bob.connect, on="c1")
-        await synced(bob)
-        await pair.sends("m1")  # transfers know where he is
-        await doing(bob.until, lambda: pair.shown("m1", stored=False))
-        dead = faults.incarnation(mesh, "c1")
-        stored_after_loss = Counted(mesh, "stored_after_loss", ("t1", "t2"))
+        await in_thread(bob.connect, on="c1")
+        await wait_synced(bob)
+        await pair.send("m1")  # the transfer caches the binding of bob
+        await in_thread(bob.until, lambda: pair.shown("m1", stored=False))
+        dead = incarnation(mesh, "c1")
+        stored_after_loss = CounterRise(mesh, "stored_after_loss", ("t1", "t2"))
         with stopped(mesh, "c1"):
-            if how == "killed":
+            if connector == "killed":
                 killed = kill(mesh, "c1")
-            assert bindings(mesh, bob.user)[bob.device].incarnation == faults.incarnation(mesh, "c1") == dead
+            assert bindings(mesh, bob.user)[bob.device].incarnation == incarnation(mesh, "c1") == dead
             began = time.monotonic()
-            await pair.says("m2")
+            await pair.send_and_wait("m2")
             assert time.monotonic() - began < load(mesh.data.topology).timers.delivery_timeout_s + CLIENT_RESEND_S
-            if how == "silent":
-                await stored_after_loss.rises()
+            if connector == "silent":
+                await stored_after_loss.wait()
                 killed = kill(mesh, "c1")
-        bob.vanish()
-        await doing(bob.connect, on="c2")
-        await doing(bob.until, lambda: pair.shown("m1", "m2"))
-        await nothing_else(pair, "m1", "m2")
+        bob.abort()
+        await in_thread(bob.connect, on="c2")
+        await in_thread(bob.until, lambda: pair.shown("m1", "m2"))
+        await expect_nothing_else(pair, "m1", "m2")
         bob.disconnect()
-        await back(mesh, "c1", killed)
+        await wait_restarted(mesh, "c1", killed)
 
 
 # ---------------------------------------------------------------- R6
 
 
 async def test_r06_transfer_dies_with_bundles_in_flight(mesh: RealMesh) -> None:
-    """Some of what it had was forwarded, some stored for a laptop that is away, some was neither."""
+    """The transfer forwarded some messages, stored some for a laptop that is away, and did neither with the rest."""
     lines = [f"m{number}" for number in range(60)]
-    async with people(mesh, on="c1") as pair:
+    async with two_users(mesh, alice_on="c1") as pair:
         bob = pair.bob
         async with client(mesh, pair.bob_name, "laptop"):
             pass
-        await doing(bob.connect, on="c2")
-        await synced(bob)
-        rerouted = Counted(mesh, "rerouted", ("c1", "c2"))
-        submitted = Counted(mesh, "submitted", ("c1",))
-        outgoing = await pair.sends(*lines[:30])
-        await doing(bob.until, lambda: len(bob.shown) >= 5)
-        dying = await faults.handler(mesh, pair.alice.user_id, bob.user)
+        await in_thread(bob.connect, on="c2")
+        await wait_synced(bob)
+        rerouted = CounterRise(mesh, "rerouted", ("c1", "c2"))
+        submitted = CounterRise(mesh, "submitted", ("c1",))
+        outgoing = await pair.send(*lines[:30])
+        await in_thread(bob.until, lambda: len(bob.shown) >= 5)
+        dying = await transfer_of(mesh, pair.alice.user_id, bob.user)
         with stopped(mesh, dying):
-            outgoing += await pair.sends(*lines[30:])
-            async with listening(bob):
-                await submitted.rises(31)
+            outgoing += await pair.send(*lines[30:])
+            async with reading(bob):
+                await submitted.wait(31)
             killed = kill(mesh, dying)
-        await doing(bob.until, lambda: pair.shown(*lines))
-        async with listening(bob):
+        await in_thread(bob.until, lambda: pair.shown(*lines))
+        async with reading(bob):
             await asyncio.wait_for(asyncio.gather(*(each.wait_sent() for each in outgoing)), DEADLINE_S)
-            await rerouted.rises()
-        await nothing_else(pair, *lines)
+            await rerouted.wait()
+        await expect_nothing_else(pair, *lines)
         async with client(mesh, pair.bob_name, "laptop") as laptop:
-            assert [message.text for message in await take(laptop, 61)] == [*lines, "nothing else"]
+            assert [message.text for message in await receive(laptop, 61)] == [*lines, "nothing else"]
         bob.disconnect()
-        await back(mesh, dying, killed)
+        await wait_restarted(mesh, dying, killed)
 
 
 # ---------------------------------------------------------------- R11
 
 
 async def test_r11_connector_stopped_not_dead(mesh: RealMesh) -> None:
-    """Its users are stored for meanwhile, and synced when it wakes.
+    """Messages for its users are stored meanwhile, and synced when it goes on.
 
-    What it was sent before its link was given up still lies in its socket.  It depends on where it was stopped whether
-    it finds the link silent first, or reads and pushes that too: bob then has each line live, and stored once more.
+    Frames that were sent to c1 before the transfer gave up the link still lie in its socket.  Where c1 was stopped
+    decides whether it first finds the link silent, or first reads those frames and pushes the messages too: then bob
+    gets each message live, and a second time as stored.
     """
-    async with people(mesh, on="c2") as pair:
+    async with two_users(mesh, alice_on="c2") as pair:
         bob = pair.bob
-        await doing(bob.connect, on="c1")
-        await synced(bob)
-        lost = Counted(mesh, "lease_losses", ("c1",))
+        await in_thread(bob.connect, on="c1")
+        await wait_synced(bob)
+        lost = CounterRise(mesh, "lease_losses", ("c1",))
         with stopped(mesh, "c1"):
-            await pair.says("m1", "m2", "m3")
-            await until(lambda: rows(mesh, bob.device) == (3, 3), "nothing was stored")
-            await until(lambda: not faults.lives(mesh, "c1"), "its lease does not end")
-        woke = time.monotonic()
-        # Only what he was given as stored, and has acknowledged, is marked: all three, whatever came live before.
-        await doing(bob.until, lambda: pair.shown("m1", "m2", "m3") and rows(mesh, bob.device) == (0, 3))
-        assert time.monotonic() - woke < NOTIFICATION_S
-        async with listening(bob):
-            await lost.rises()
-        await nothing_else(pair, "m1", "m2", "m3")
+            await pair.send_and_wait("m1", "m2", "m3")
+            await until(lambda: stored_rows(mesh, bob.device) == (3, 3), "the writer did not store the messages")
+            await until(lambda: not has_lease(mesh, "c1"), "the lease does not end")
+        resumed = time.monotonic()
+        # Rows are marked read after bob acknowledged their stored copies: all three, even if they came live before.
+        await in_thread(bob.until, lambda: pair.shown("m1", "m2", "m3") and stored_rows(mesh, bob.device) == (0, 3))
+        assert time.monotonic() - resumed < NOTIFICATION_S
+        async with reading(bob):
+            await lost.wait()
+        await expect_nothing_else(pair, "m1", "m2", "m3")
         bob.disconnect()
 
 
 async def test_r11_transfer_stopped_not_dead(mesh: RealMesh) -> None:
-    """What it had in hand went elsewhere; whatever it still does with it when it wakes, nobody is shown it twice."""
+    """Its messages are rerouted.  When it goes on it may send them as well, and bob still sees each of them once."""
     lines = [f"m{number}" for number in range(8)]
-    async with people(mesh, on="c1") as pair:
+    async with two_users(mesh, alice_on="c1") as pair:
         bob = pair.bob
-        await doing(bob.connect, on="c2")
-        await synced(bob)
-        await pair.sends("m0")
-        await doing(bob.until, lambda: pair.shown("m0"))
-        sleeping = await faults.handler(mesh, pair.alice.user_id, bob.user)
-        lost, rerouted = Counted(mesh, "lease_losses", (sleeping,)), Counted(mesh, "rerouted", ("c1",))
-        with stopped(mesh, sleeping):
-            outgoing = await pair.sends(*lines[1:])
-            await doing(bob.until, lambda: pair.shown(*lines))
-            async with listening(bob):
-                await rerouted.rises()
-                await until(lambda: not faults.lives(mesh, sleeping), "its lease does not end")
-        async with listening(bob):
+        await in_thread(bob.connect, on="c2")
+        await wait_synced(bob)
+        await pair.send("m0")
+        await in_thread(bob.until, lambda: pair.shown("m0"))
+        picked = await transfer_of(mesh, pair.alice.user_id, bob.user)
+        lost, rerouted = CounterRise(mesh, "lease_losses", (picked,)), CounterRise(mesh, "rerouted", ("c1",))
+        with stopped(mesh, picked):
+            outgoing = await pair.send(*lines[1:])
+            await in_thread(bob.until, lambda: pair.shown(*lines))
+            async with reading(bob):
+                await rerouted.wait()
+                await until(lambda: not has_lease(mesh, picked), "the lease does not end")
+        async with reading(bob):
             await asyncio.wait_for(asyncio.gather(*(each.wait_sent() for each in outgoing)), DEADLINE_S)
-            await lost.rises()
-        await nothing_else(pair, *lines)
+            await lost.wait()
+        await expect_nothing_else(pair, *lines)
         bob.disconnect()
 
 
@@ -151,26 +161,26 @@ async def test_r11_transfer_stopped_not_dead(mesh: RealMesh) -> None:
 
 
 async def test_r13_restarted_peer(mesh: RealMesh) -> None:
-    """What bob had queued for the connector that died is the first that the new one hears; he says it again."""
-    async with people(mesh, on="c2") as pair:
+    """Frames that bob queued for the dead connector are the first that its successor reads; bob submits again."""
+    async with two_users(mesh, alice_on="c2") as pair:
         bob = pair.bob
-        await doing(bob.connect, on="c1")
-        await synced(bob)
-        first = await doing(bob.text, pair.alice.user_id, "m1")
-        await doing(bob.until, lambda: bob.states[first] >= {"sent", "delivered"})
-        await back(mesh, "c1", kill(mesh, "c1"))
-        old, unknown_links = bob.link, Counted(mesh, "unknown_links", ("c1",))
-        bob.vanish()
-        await doing(bob.find_connectors)
+        await in_thread(bob.connect, on="c1")
+        await wait_synced(bob)
+        first = await in_thread(bob.send_text, pair.alice.user_id, "m1")
+        await in_thread(bob.until, lambda: bob.states[first] >= {"sent", "delivered"})
+        await wait_restarted(mesh, "c1", kill(mesh, "c1"))
+        old, unknown_links = bob.link, CounterRise(mesh, "unknown_links", ("c1",))
+        bob.abort()
+        await in_thread(bob.refresh_connectors)
         queued = [[SUBMIT, envelope, []] for envelope in bob.pending.values()]
         frames = [pack([DATA, old, bob.sent_number + 1, 0, [], queued]), pack([PING, old])]
-        await doing(bob.connect, on="c1", ahead=frames)
-        assert bob.came(RESET) == [[RESET, old]] * 2
-        await unknown_links.rises(2)
-        second = await doing(bob.text, pair.alice.user_id, "m2")
-        await doing(bob.until, lambda: bob.states[second] >= {"sent", "delivered"})
-        assert [message.text for message in await take(pair.alice, 2)] == ["m1", "m2"]
-        await nothing_else(pair)
+        await in_thread(bob.connect, on="c1", before_greeting=frames)
+        assert bob.frames_of(RESET) == [[RESET, old]] * 2
+        await unknown_links.wait(2)
+        second = await in_thread(bob.send_text, pair.alice.user_id, "m2")
+        await in_thread(bob.until, lambda: bob.states[second] >= {"sent", "delivered"})
+        assert [message.text for message in await receive(pair.alice, 2)] == ["m1", "m2"]
+        await expect_nothing_else(pair)
         bob.disconnect()
 
 
@@ -178,62 +188,62 @@ async def test_r13_restarted_peer(mesh: RealMesh) -> None:
 
 
 async def test_r15_two_writers(mesh: RealMesh) -> None:
-    """One sleeps with a transaction under way and the other takes over: the first commits late, and is fenced off."""
-    async with people(mesh) as pair:
+    """A writer is stopped in a transaction, another takes its partition: the first commits late and is fenced off."""
+    async with two_users(mesh) as pair:
         bob = pair.bob
         partition = bob.user % load(mesh.data.topology).limits.partitions
-        owner = faults.writer_of(mesh, partition)
-        fenced = Counted(mesh, "fenced", (owner,))
-        with ExitStack() as sleep:
-            with faults.locked_database(mesh):
-                await pair.says("m1", "m2")
-                await faults.given_out(mesh, partition)
-                sleep.enter_context(stopped(mesh, owner, at_once=True))
-            await until(lambda: rows(mesh, bob.device) == (2, 2), "the other writer does not take over")
-            assert faults.writer_of(mesh, partition) != owner
-            await pair.says("m3")
-            await until(lambda: rows(mesh, bob.device) == (3, 3), "the other writer does not go on")
-        await fenced.rises()
-        await doing(bob.connect)
-        await doing(bob.until, lambda: pair.shown("m1", "m2", "m3", stored=True))
-        assert rows(mesh, bob.device)[1] == 3
-        await nothing_else(pair, "m1", "m2", "m3")
+        owner = writer_of(mesh, partition)
+        fenced = CounterRise(mesh, "fenced", (owner,))
+        with ExitStack() as stack:
+            with locked_database(mesh):
+                await pair.send_and_wait("m1", "m2")
+                await wait_fetched(mesh, partition)
+                stack.enter_context(stopped(mesh, owner, at_once=True))
+            await until(lambda: stored_rows(mesh, bob.device) == (2, 2), "the other writer does not take over")
+            assert writer_of(mesh, partition) != owner
+            await pair.send_and_wait("m3")
+            await until(lambda: stored_rows(mesh, bob.device) == (3, 3), "the other writer does not go on")
+        await fenced.wait()
+        await in_thread(bob.connect)
+        await in_thread(bob.until, lambda: pair.shown("m1", "m2", "m3", stored=True))
+        assert stored_rows(mesh, bob.device)[1] == 3
+        await expect_nothing_else(pair, "m1", "m2", "m3")
         bob.disconnect()
 
 
 # ---------------------------------------------------------------- R16
 
 
-@pytest.mark.parametrize("dies", ["who stores", "who delivers"])
+@pytest.mark.parametrize("dies", ["transfer", "connector"])
 async def test_r16_one_copy_live_one_stored(mesh: RealMesh, dies: str) -> None:
-    async with people(mesh, on="c1") as pair:
+    async with two_users(mesh, alice_on="c1") as pair:
         bob = pair.bob
         async with client(mesh, pair.bob_name, "laptop") as laptop:
             laptop_id = laptop.device_id
-        await doing(bob.connect, on="c2", acknowledges=dies == "who stores")
-        await synced(bob)
-        if dies == "who stores":
+        await in_thread(bob.connect, on="c2", acknowledges=dies == "transfer")
+        await wait_synced(bob)
+        if dies == "transfer":
             with stopped(mesh, "nats"):
-                [outgoing] = await pair.sends("m1")
-                await doing(bob.until, lambda: pair.shown("m1", stored=False))
-                name = await faults.handler(mesh, pair.alice.user_id, bob.user)
+                [outgoing] = await pair.send("m1")
+                await in_thread(bob.until, lambda: pair.shown("m1", stored=False))
+                name = await transfer_of(mesh, pair.alice.user_id, bob.user)
                 killed = kill(mesh, name)
-                assert outgoing.state == "pending", "one copy is not all"
+                assert outgoing.state == "pending", "it is sent with one of two copies accounted for"
         else:
-            [outgoing] = await pair.sends("m1")
-            await doing(bob.until, lambda: pair.shown("m1", stored=False))
-            await until(lambda: rows(mesh, laptop_id) == (1, 1), "the copy of the laptop is not written")
-            assert outgoing.state == "pending", "one copy is not all"
+            [outgoing] = await pair.send("m1")
+            await in_thread(bob.until, lambda: pair.shown("m1", stored=False))
+            await until(lambda: stored_rows(mesh, laptop_id) == (1, 1), "the copy of the laptop is not written")
+            assert outgoing.state == "pending", "it is sent with one of two copies accounted for"
             name = "c2"
             killed = kill(mesh, name)
-            bob.vanish()
+            bob.abort()
         await asyncio.wait_for(outgoing.wait_sent(), DEADLINE_S)
-        if dies == "who delivers":
-            await doing(bob.connect, on="c1")
-        await doing(bob.until, lambda: bob.duplicates == 1)
+        if dies == "connector":
+            await in_thread(bob.connect, on="c1")
+        await in_thread(bob.until, lambda: bob.duplicates == 1)
         async with client(mesh, pair.bob_name, "laptop") as laptop:
-            assert [message.text for message in await take(laptop, 1)] == ["m1"]
-            await nothing_else(pair, "m1")
-            assert [message.text for message in await take(laptop, 1)] == ["nothing else"]
+            assert [message.text for message in await receive(laptop, 1)] == ["m1"]
+            await expect_nothing_else(pair, "m1")
+            assert [message.text for message in await receive(laptop, 1)] == ["nothing else"]
         bob.disconnect()
-        await back(mesh, name, killed)
+        await wait_restarted(mesh, name, killed)

@@ -1,4 +1,4 @@
-"""`meshim rest` as a process on real backends, and the commands for people against it."""
+"""`meshim rest` as a process on real backends, and the `user` and `friend` commands against it."""
 
 import json
 import os
@@ -29,11 +29,11 @@ class Rest:
     process: "subprocess.Popen[str]"
     folder: Path
 
-    def meshim(self, *arguments: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
+    def cli(self, *arguments: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
         return meshim(*arguments, "--api", self.api, stdin=stdin)
 
     def end(self) -> tuple[int, float]:
-        """SIGTERM; the exit code and how long it took."""
+        """SIGTERM; return the exit code and how many seconds it took."""
         started = time.monotonic()
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(_DEADLINE_S), time.monotonic() - started
@@ -89,31 +89,31 @@ def topology(tmp_path: Path, namespace: str, valkey_url: str, nats_url: str, sql
     return write_topology(tmp_path, namespace, valkey_url, nats_url, sqlite_url)
 
 
-def test_two_people_become_friends_on_the_command_line(topology: Path) -> None:
+def test_two_users_become_friends_on_the_command_line(topology: Path) -> None:
     with running(topology) as rest:
         for name in ("alice", "Bob"):
-            done = rest.meshim("user", "register", name, "--password-stdin", stdin=f"{name} secret\n")
+            done = rest.cli("user", "register", name, "--password-stdin", stdin=f"{name} secret\n")
             assert (done.returncode, done.stdout) == (0, f"{name.lower()} is registered.\n"), done.stderr
-        done = rest.meshim("friend", "add", "alice", "bob", "--password-stdin", stdin="alice secret\n")
+        done = rest.cli("friend", "add", "alice", "bob", "--password-stdin", stdin="alice secret\n")
         assert "meshim friend accept bob alice" in done.stdout, done.stderr
-        done = rest.meshim("friend", "list", "bob", "--password-stdin", stdin="Bob secret\n")
+        done = rest.cli("friend", "list", "bob", "--password-stdin", stdin="Bob secret\n")
         assert done.stdout == "alice has asked: answer with `meshim friend accept bob alice`\n"
-        done = rest.meshim("friend", "accept", "bob", "alice", "--password-stdin", stdin="Bob secret\n")
+        done = rest.cli("friend", "accept", "bob", "alice", "--password-stdin", stdin="Bob secret\n")
         assert done.stdout == "bob and alice are friends.\n"
-        done = rest.meshim("friend", "list", "alice", "--json", "--password-stdin", stdin="alice secret\n")
+        done = rest.cli("friend", "list", "alice", "--json", "--password-stdin", stdin="alice secret\n")
         assert json.loads(done.stdout) == [{"name": "bob", "state": "friends", "online": False}]
-        done = rest.meshim("friend", "remove", "alice", "bob", "--password-stdin", stdin="alice secret\n")
+        done = rest.cli("friend", "remove", "alice", "bob", "--password-stdin", stdin="alice secret\n")
         assert done.returncode == 0
-        done = rest.meshim("friend", "list", "alice", "--password-stdin", stdin="alice secret\n")
+        done = rest.cli("friend", "list", "alice", "--password-stdin", stdin="alice secret\n")
         assert "no friends yet" in done.stdout
         assert rest.end()[0] == 0
     assert (topology.parent / "data" / "master.key").stat().st_mode & 0o777 == 0o600
 
 
-def test_what_goes_wrong_is_one_sentence_and_an_exit_code(topology: Path) -> None:
+def test_an_error_is_one_sentence_and_an_exit_code(topology: Path) -> None:
     with running(topology) as rest:
         alice = ("alice", "--password-stdin")
-        assert rest.meshim("user", "register", *alice, stdin="secret\n").returncode == 0
+        assert rest.cli("user", "register", *alice, stdin="secret\n").returncode == 0
         for arguments, stdin, code, sentence in (
             (("user", "register", *alice), "other\n", 1, "taken"),
             (("user", "register", *alice), "", 2, "no password on standard input"),
@@ -122,7 +122,7 @@ def test_what_goes_wrong_is_one_sentence_and_an_exit_code(topology: Path) -> Non
             (("friend", "accept", "alice", "nobody", "--password-stdin"), "secret\n", 1, "no user nobody"),
             (("user", "import", "-"), "only-a-name\n", 2, "Line 1"),
         ):
-            done = rest.meshim(*arguments, stdin=stdin)
+            done = rest.cli(*arguments, stdin=stdin)
             assert done.returncode == code, done
             assert sentence in done.stderr
             assert done.stderr.startswith("meshim: ")
@@ -133,18 +133,18 @@ def test_what_goes_wrong_is_one_sentence_and_an_exit_code(topology: Path) -> Non
     assert (done.returncode, "is it running" in done.stderr) == (1, True)
 
 
-def test_many_are_imported_and_the_others_named(topology: Path) -> None:
+def test_an_import_registers_the_valid_users_and_names_the_others(topology: Path) -> None:
     lines = ["# people", "", *(f"user{number} pass word {number}" for number in range(120)), "user7 x", "not/a/name x"]
     with running(topology) as rest:
-        done = rest.meshim("user", "import", "-", stdin="\n".join(lines))
+        done = rest.cli("user", "import", "-", stdin="\n".join(lines))
         assert (done.returncode, done.stdout) == (1, "Registered 120 of 122 users.\n"), done.stderr
         assert "user7: " in done.stderr
         assert "not/a/name: A name is" in done.stderr
-        done = rest.meshim("friend", "list", "user119", "--password-stdin", stdin="pass word 119\n")
+        done = rest.cli("friend", "list", "user119", "--password-stdin", stdin="pass word 119\n")
         assert done.returncode == 0, done.stderr
 
 
-def test_sigterm_finishes_what_was_begun(topology: Path) -> None:
+def test_sigterm_finishes_requests_under_way(topology: Path) -> None:
     users = [{"name": f"user{number}", "password": "secret"} for number in range(20)]  # half a second of hashing
     body = json.dumps({"users": users})
     head = ("POST /v1/import HTTP/1.1", "Host: x", "Content-Type: application/json")
@@ -152,9 +152,11 @@ def test_sigterm_finishes_what_was_begun(topology: Path) -> None:
         host, port = rest.api.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as slow:
             slow.sendall("\r\n".join((*head, f"Content-Length: {len(body)}", "", body)).encode())
-            for _ in range(3):  # each a turn of its event loop: one to accept the other connection, one to read from it
+            for _ in range(
+                3
+            ):  # each is one run of its event loop, which has to accept the other connection and read from it
                 idle.get("/healthz")
-            code, took_s = rest.end()  # though `idle` stays open
+            code, took_s = rest.end()  # although `idle` stays open
             answer = slow.makefile("rb").read()
     assert code == 0
     assert took_s < 5.0
@@ -162,7 +164,9 @@ def test_sigterm_finishes_what_was_begun(topology: Path) -> None:
     assert answer.count(b"user_id") == 20
 
 
-def test_a_port_in_use_is_told(topology: Path, namespace: str, valkey_url: str, nats_url: str, sqlite_url: str) -> None:
+def test_a_port_in_use_is_one_sentence(
+    topology: Path, namespace: str, valkey_url: str, nats_url: str, sqlite_url: str
+) -> None:
     with running(topology) as rest:
         port = int(rest.api.rpartition(":")[2])
         again = write_topology(topology.parent, namespace, valkey_url, nats_url, sqlite_url, port)
@@ -172,7 +176,7 @@ def test_a_port_in_use_is_told(topology: Path, namespace: str, valkey_url: str, 
         assert done.stdout == ""
 
 
-def test_it_comes_back_on_its_port_after_a_crash(
+def test_a_restart_after_a_crash_gets_the_same_port(
     topology: Path, namespace: str, valkey_url: str, nats_url: str, sqlite_url: str
 ) -> None:
     with running(topology) as rest, httpx.Client(base_url=rest.api) as client:

@@ -1,27 +1,29 @@
-"""A role that is told to stop leaves the mesh at once, although it has things to finish."""
+"""A role that gets SIGTERM gives up its lease at once, while it still finishes its work."""
 
 import asyncio
 import signal
 from contextlib import closing
 
-from tests.mesh.hostile import doing, leases
-from tests.mesh.real_mesh import DEADLINE_S, PASSWORD, RealMesh
-from tests.mesh.stranger import TEXT, USER, Stranger
+from tests.mesh.independent_client import TEXT, USER, IndependentClient
+from tests.mesh.raw_sockets import leases
+from tests.mesh.real_mesh import DEADLINE_S, PASSWORD, RealMesh, in_thread
 
 
-async def test_a_connector_that_is_stopping_does_not_take_its_lease_again(mesh: RealMesh) -> None:
-    """Clients would be sent to it, and its successor would have to wait."""
-    (alice, bob) = await mesh.people("alice", "bob")
-    client = await doing(Stranger, mesh.api, alice, PASSWORD)
+async def test_a_stopping_connector_does_not_take_its_lease_again(mesh: RealMesh) -> None:
+    """REST would send clients to it, and its successor would have to wait for the lease."""
+    (alice, bob) = await mesh.register_users("alice", "bob")
+    client = await in_thread(IndependentClient, mesh.api, alice, PASSWORD)
     client.connectors = [connector for connector in client.connectors if connector["name"] == "c1"]
-    await doing(client.connect)
+    await in_thread(client.connect)
     before = await incarnation(mesh)
     stopped = mesh.pid("c1")
     with closing(client.socket):
         try:
             for transfer in ("t1", "t2"):
                 mesh.signal(transfer, signal.SIGSTOP)
-            client.make((USER, client.users[bob], 0), TEXT, b"?")  # which no transfer takes: it has to be waited for
+            client.send_envelope(
+                (USER, client.users[bob], 0), TEXT, b"?"
+            )  # no transfer takes it, so the connector has to wait
             mesh.signal("c1", signal.SIGTERM)
             async with asyncio.timeout(DEADLINE_S):
                 while await incarnation(mesh) == before:
@@ -37,5 +39,5 @@ async def test_a_connector_that_is_stopping_does_not_take_its_lease_again(mesh: 
 
 
 async def incarnation(mesh: RealMesh) -> int | None:
-    """Of the connector c1 that has its lease."""
+    """The incarnation in the lease of c1; None without a lease."""
     return next((lease.incarnation for lease in await leases(mesh, "connector") if lease.name == "c1"), None)

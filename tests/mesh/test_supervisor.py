@@ -1,4 +1,4 @@
-"""A mesh is one process tree: it comes up whole or says why not, mends itself, and leaves nothing behind."""
+"""The supervisor starts all processes or says why not, restarts those that crash, and leaves no process behind."""
 
 import os
 import signal
@@ -19,13 +19,13 @@ from meshim.deploy.probe import probe
 from meshim.deploy.state import BackendState, DataFolder, MeshState, Phase, RoleState
 from meshim.errors import BackendUnavailable, MeshimError, UsageError
 from meshim.topology import Backends, Listener, RestListener, Timers, Topology, Worker
-from tests.mesh import fake_mesh
+from tests.mesh import stub_mesh
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 20.0
 
 
-def a_mesh(connector: str = "c1", rest: str = "http://127.0.0.1:0", backends: Backends | None = None) -> Topology:
+def topology_of(connector: str = "c1", rest: str = "http://127.0.0.1:0", backends: Backends | None = None) -> Topology:
     return Topology(
         connectors=(Listener(connector),),
         transfers=(Listener("t1"),),
@@ -43,10 +43,10 @@ def data(tmp_path: Path) -> DataFolder:
 
 @contextmanager
 def spawned(mesh: Topology, data: DataFolder) -> Iterator[subprocess.Popen[str]]:
-    """The supervisor as a process."""
+    """The supervisor as a process, which is killed after the block."""
     file = data.root.with_name("written.yaml")
     file.write_text(topology.dump(mesh), encoding="utf-8")
-    command = [sys.executable, "-m", "tests.mesh.fake_mesh", str(file), str(data.root)]
+    command = [sys.executable, "-m", "tests.mesh.stub_mesh", str(file), str(data.root)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield process
@@ -56,10 +56,10 @@ def spawned(mesh: Topology, data: DataFolder) -> Iterator[subprocess.Popen[str]]
 
 @contextmanager
 def running(mesh: Topology, data: DataFolder) -> Iterator[subprocess.Popen[str]]:
-    """The supervisor as a process that said that its mesh is ready."""
+    """The supervisor as a process, once it has printed that its mesh is ready."""
     with spawned(mesh, data) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "ready fake://r1\n", process.stderr and process.stderr.read()
+        assert process.stdout.readline() == "ready stub://r1\n", process.stderr and process.stderr.read()
         yield process
 
 
@@ -82,7 +82,7 @@ def processes(data: DataFolder) -> dict[str, RoleState | BackendState]:
 
 
 def children(data: DataFolder) -> dict[str, int]:
-    """Name to pid of everything that runs."""
+    """The pids of all running roles and backends, by name."""
     return {name: each.pid for name, each in processes(data).items() if each.pid is not None}
 
 
@@ -90,27 +90,27 @@ def crash(data: DataFolder, name: str) -> None:
     """Kill a child, and wait until it runs again."""
     restarts = processes(data)[name].restarts
     os.kill(children(data)[name], signal.SIGKILL)
-    until(lambda: processes(data)[name].restarts == restarts + 1, f"the end of {name} is counted")
+    until(lambda: processes(data)[name].restarts == restarts + 1, f"{name} is counted as restarted")
     until(lambda: processes(data)[name].state is Phase.RUNNING, f"{name} runs again")
 
 
 def is_gone(pid: int) -> bool:
     try:
-        # A zombie has ended; it may be left to an init that is slow, or to none.
+        # A zombie has ended; its parent may be an init that reaps late or never.
         return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] == "Z"
     except (FileNotFoundError, ProcessLookupError):
         return True
 
 
-async def test_a_mesh_comes_up_whole_and_leaves_nothing_behind(data: DataFolder) -> None:
-    with running(a_mesh(), data) as process:
+async def test_a_mesh_starts_all_processes_and_leaves_none_behind(data: DataFolder) -> None:
+    with running(topology_of(), data) as process:
         mesh = shown(data)
-        assert (mesh.pid, mesh.state, mesh.api) == (process.pid, Phase.RUNNING, "fake://r1")
+        assert (mesh.pid, mesh.state, mesh.api) == (process.pid, Phase.RUNNING, "stub://r1")
         assert {(role.role, role.name, role.state, role.endpoint) for role in mesh.roles} == {
-            ("connector", "c1", Phase.RUNNING, "fake://c1"),
-            ("transfer", "t1", Phase.RUNNING, "fake://t1"),
-            ("writer", "w1", Phase.RUNNING, "fake://w1"),
-            ("rest", "r1", Phase.RUNNING, "fake://r1"),
+            ("connector", "c1", Phase.RUNNING, "stub://c1"),
+            ("transfer", "t1", Phase.RUNNING, "stub://t1"),
+            ("writer", "w1", Phase.RUNNING, "stub://w1"),
+            ("rest", "r1", Phase.RUNNING, "stub://r1"),
         }
         assert set(children(data)) == {"c1", "t1", "w1", "r1", "redis", "nats"}
         assert state.supervisor(data) == process.pid
@@ -130,7 +130,7 @@ async def test_a_mesh_comes_up_whole_and_leaves_nothing_behind(data: DataFolder)
 
 
 def test_passwords_are_private_and_not_shown(data: DataFolder) -> None:
-    with running(a_mesh(), data):
+    with running(topology_of(), data):
         assert stat.S_IMODE(data.topology.stat().st_mode) == 0o600
         assert stat.S_IMODE(data.root.stat().st_mode) == 0o700
         resolved = topology.load(data.topology).backends
@@ -141,22 +141,22 @@ def test_passwords_are_private_and_not_shown(data: DataFolder) -> None:
         assert not any(password.encode() in each for each in arguments)
 
 
-def test_ctrl_c_ends_it_too(data: DataFolder) -> None:
-    with running(a_mesh(), data) as process:
+def test_ctrl_c_ends_the_mesh(data: DataFolder) -> None:
+    with running(topology_of(), data) as process:
         process.send_signal(signal.SIGINT)
         assert process.wait(TIMEOUT_S) == 0
 
 
 def test_a_role_that_does_not_end_is_killed(data: DataFolder) -> None:
-    with running(a_mesh(connector="stubborn"), data) as process:
+    with running(topology_of(connector="stubborn"), data) as process:
         pid = children(data)["stubborn"]
         process.send_signal(signal.SIGTERM)
         assert process.wait(TIMEOUT_S) == 0
         assert is_gone(pid)
 
 
-def test_what_crashes_is_started_again_and_counted(data: DataFolder) -> None:
-    with running(a_mesh(), data):
+def test_a_crashed_role_is_started_again_and_counted(data: DataFolder) -> None:
+    with running(topology_of(), data):
         before = children(data)
         crash(data, "c1")
         crash(data, "c1")
@@ -166,56 +166,58 @@ def test_what_crashes_is_started_again_and_counted(data: DataFolder) -> None:
 
 
 async def test_a_backend_that_crashes_comes_back_under_its_url(data: DataFolder) -> None:
-    with running(a_mesh(), data):
+    with running(topology_of(), data):
         urls = topology.load(data.topology).backends
         for name, url in (("redis", urls.redis), ("nats", urls.nats)):
             crash(data, name)
             await probe(url)
 
 
-def test_a_killed_supervisor_takes_everything_with_it(data: DataFolder) -> None:
-    with running(a_mesh(connector="stubborn"), data) as process:
+def test_all_children_end_when_the_supervisor_is_killed(data: DataFolder) -> None:
+    with running(topology_of(connector="stubborn"), data) as process:
         pids = children(data).values()
         process.kill()
         until(lambda: all(is_gone(pid) for pid in pids), "all children are gone")
-    with running(a_mesh(), data):  # and the folder can be used at once
+    with running(topology_of(), data):  # the data folder can be used again at once
         pass
 
 
 def test_a_second_mesh_on_the_same_folder_is_refused(data: DataFolder) -> None:
-    with running(a_mesh(), data) as first:
-        with spawned(a_mesh(), data) as second:
-            _, said = second.communicate(timeout=TIMEOUT_S)
+    with running(topology_of(), data) as first:
+        with spawned(topology_of(), data) as second:
+            _, errors = second.communicate(timeout=TIMEOUT_S)
         assert second.returncode == 1
-        assert said == (f"A mesh runs on {data.root} already: end it with `meshim down`, or choose other --data.\n")
+        assert errors == (f"A mesh runs on {data.root} already: end it with `meshim down`, or choose other --data.\n")
         assert state.supervisor(data) == first.pid
         assert shown(data).state is Phase.RUNNING
 
 
 async def refusal(mesh: Topology, data: DataFolder) -> MeshimError:
     with pytest.raises(MeshimError) as refused:
-        await fake_mesh.run(mesh, data)
+        await stub_mesh.run(mesh, data)
     assert shown(data).state is Phase.STOPPED
     assert children(data) == {}
     return refused.value
 
 
 async def test_a_role_that_cannot_start_says_why(data: DataFolder) -> None:
-    error = await refusal(a_mesh(connector="broken"), data)
-    log = data.logs / "connector-broken.log"
-    assert error.sentence == f"connector broken did not start: The answer is not 42 (log: {log})."
+    error = await refusal(topology_of(connector="fails"), data)
+    log = data.logs / "connector-fails.log"
+    assert error.sentence == f"connector fails did not start: The answer is not 42 (log: {log})."
 
 
-async def test_a_role_that_never_gets_ready_is_given_up(data: DataFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_role_that_is_not_ready_in_time_fails_the_start(
+    data: DataFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(child, "_READY_S", 3.0)
-    error = await refusal(a_mesh(connector="mute"), data)
-    assert error.sentence.startswith("connector mute did not start: it was not ready within 3 s")
+    error = await refusal(topology_of(connector="never-ready"), data)
+    assert error.sentence.startswith("connector never-ready did not start: it was not ready within 3 s")
 
 
 async def test_a_port_in_use_is_one_sentence(data: DataFolder) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        error = await refusal(a_mesh(rest=f"http://127.0.0.1:{port}"), data)
+        error = await refusal(topology_of(rest=f"http://127.0.0.1:{port}"), data)
     assert isinstance(error, UsageError)
     assert error.sentence == (
         f"The address http://127.0.0.1:{port} of r1 is in use: end what listens there, or choose another one."
@@ -223,13 +225,13 @@ async def test_a_port_in_use_is_one_sentence(data: DataFolder) -> None:
 
 
 async def test_an_unreachable_backend_is_one_sentence(data: DataFolder) -> None:
-    error = await refusal(a_mesh(backends=Backends(redis="redis://:secret@127.0.0.1:1/0")), data)
+    error = await refusal(topology_of(backends=Backends(redis="redis://:secret@127.0.0.1:1/0")), data)
     assert isinstance(error, BackendUnavailable)
     assert error.sentence == "redis://127.0.0.1:1/0 is not reachable: connection refused."
 
 
 async def test_external_backends_are_used_as_they_are(data: DataFolder, valkey_url: str) -> None:
-    with running(a_mesh(backends=Backends(redis=valkey_url)), data):
+    with running(topology_of(backends=Backends(redis=valkey_url)), data):
         assert topology.load(data.topology).backends.redis == valkey_url
         assert "redis" not in children(data)
         assert processes(data)["redis"].state is Phase.EXTERNAL

@@ -1,4 +1,4 @@
-"""send, listen and chat on a real mesh, over pipes, as scripts and people use them."""
+"""`meshim send`, `listen` and `chat` on a real mesh, over pipes."""
 
 import asyncio
 import json
@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.mesh.conversations import client, restartable, say, take, texts
-from tests.mesh.real_mesh import DEADLINE_S, PASSWORD, RealMesh
+from tests.mesh.library_client import client, receive, receive_texts, send_and_wait
+from tests.mesh.real_mesh import DEADLINE_S, PASSWORD, RealMesh, restartable_mesh
 
 ID = "[0-9a-f]{32}"
 
 
 class Meshim:
-    """The command line of one machine: its state files are in `home`."""
+    """Runs the `meshim` command as one user of a machine, with the state files in `home`."""
 
     def __init__(self, api: str, home: Path) -> None:
         self.api = api
@@ -28,8 +28,8 @@ class Meshim:
         self._environment = {**os.environ, "XDG_STATE_HOME": str(home), "MESHIM_API": api, "TERM": "dumb"}
 
     @asynccontextmanager
-    async def starts(self, *arguments: str, password: str | None = PASSWORD) -> AsyncIterator[Process]:
-        """A command under way; it is ended if it does not end."""
+    async def start(self, *arguments: str, password: str | None = PASSWORD) -> AsyncIterator[Process]:
+        """A running command, which is killed after the block if it has not ended."""
         stdin = [] if password is None else ["--password-stdin"]
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "meshim", *arguments, *stdin,
@@ -45,23 +45,23 @@ class Meshim:
                 process.kill()
             await process.communicate()
 
-    async def does(
+    async def run(
         self, *arguments: str, password: str | None = PASSWORD, stdin: str = ""
     ) -> tuple[int | None, str, str]:
-        """A command to its end: (exit code, standard output, standard error)."""
-        async with self.starts(*arguments, password=password) as process:
+        """Run a command to its end; return (exit code, standard output, standard error)."""
+        async with self.start(*arguments, password=password) as process:
             output, errors = await asyncio.wait_for(process.communicate(stdin.encode()), DEADLINE_S)
             return process.returncode, output.decode(), errors.decode()
 
 
 async def line(process: Process) -> str:
-    """The next line of its standard output."""
+    """The next line of standard output."""
     assert process.stdout is not None
     return (await asyncio.wait_for(process.stdout.readline(), DEADLINE_S)).decode().rstrip("\n")
 
 
 async def lines_until(process: Process, last: str) -> list[str]:
-    """Lines up to one that contains `last`."""
+    """The lines of standard output up to the first that contains `last`."""
     found = [await line(process)]
     while last not in found[-1]:
         assert found[-1], f"{last!r} did not come: {found}"
@@ -87,13 +87,13 @@ def meshim(mesh: RealMesh, tmp_path: Path) -> Meshim:
 # ---------------------------------------------------------------- send and listen
 
 
-async def test_send_says_how_far_it_came_and_listen_prints_it(mesh: RealMesh, meshim: Meshim) -> None:
-    alice, bob = await mesh.people("alice", "bob")
-    code, output, errors = await meshim.does("send", alice, bob, "hello there")
+async def test_send_prints_the_state_and_listen_prints_the_message(mesh: RealMesh, meshim: Meshim) -> None:
+    alice, bob = await mesh.register_users("alice", "bob")
+    code, output, errors = await meshim.run("send", alice, bob, "hello there")
     assert (code, errors) == (0, "")
     assert re.fullmatch(f"{ID} sent\n", output)
 
-    code, output, errors = await meshim.does("listen", bob, "--json", "--count", "1")
+    code, output, errors = await meshim.run("listen", bob, "--json", "--count", "1")
     assert (code, errors) == (0, "")
     heard = json.loads(output)
     assert {name: heard[name] for name in ("sender", "recipient", "text", "own", "stored", "place", "problem")} == {
@@ -106,72 +106,72 @@ async def test_send_says_how_far_it_came_and_listen_prints_it(mesh: RealMesh, me
         "problem": "",
     }
 
-    # Both are known now: no password is asked for.
-    code, output, errors = await meshim.does("send", alice, bob, "-", password=None, stdin="two\nlines\n")
+    # Both have a token in their state files now: neither needs a password.
+    code, output, errors = await meshim.run("send", alice, bob, "-", password=None, stdin="two\nlines\n")
     assert (code, errors) == (0, "")
-    code, output, _ = await meshim.does("listen", bob, "--count", "1", password=None)
+    code, output, _ = await meshim.run("listen", bob, "--count", "1", password=None)
     assert code == 0
     assert re.fullmatch(rf"\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d {alice}: two\n    lines\n", output)
 
 
-@pytest.mark.parametrize("how_far", ["sent", "delivered", "read"])
-async def test_send_waits_for_as_much_as_it_is_told(mesh: RealMesh, meshim: Meshim, how_far: str) -> None:
-    alice, bob = await mesh.people("alice", "bob")
-    async with meshim.starts("listen", bob) as listening:
-        code, output, errors = await meshim.does("send", alice, bob, "hello", "--wait", how_far)
+@pytest.mark.parametrize("state", ["sent", "delivered", "read"])
+async def test_send_waits_for_the_given_state(mesh: RealMesh, meshim: Meshim, state: str) -> None:
+    alice, bob = await mesh.register_users("alice", "bob")
+    async with meshim.start("listen", bob) as listening:
+        code, output, errors = await meshim.run("send", alice, bob, "hello", "--wait", state)
         assert (code, errors) == (0, "")
-        state = output.split()[1]
+        reached = output.split()[1]
         states = ["sent", "delivered", "read"]
-        assert states.index(state) >= states.index(how_far)
+        assert states.index(reached) >= states.index(state)
         assert (await line(listening)).endswith(f"{alice}: hello")
         listening.send_signal(signal.SIGINT)
         assert await ended(listening) == 130
 
 
-async def test_listen_tells_that_it_was_read_before_it_ends_or_not_at_all(mesh: RealMesh, meshim: Meshim) -> None:
-    alice, bob = await mesh.people("alice", "bob")
+async def test_listen_sends_read_receipts_before_it_ends_unless_no_read(mesh: RealMesh, meshim: Meshim) -> None:
+    alice, bob = await mesh.register_users("alice", "bob")
     async with client(mesh, alice) as sender:
         unread, read = [await sender.send(bob, text) for text in ("unread", "read")]
-        assert (await meshim.does("listen", bob, "--count", "1", "--no-read"))[0] == 0
-        assert (await meshim.does("listen", bob, "--count", "1"))[0] == 0
-        await asyncio.wait_for(read.wait_read(), DEADLINE_S)  # though nobody is there any more
+        assert (await meshim.run("listen", bob, "--count", "1", "--no-read"))[0] == 0
+        assert (await meshim.run("listen", bob, "--count", "1"))[0] == 0
+        await asyncio.wait_for(read.wait_read(), DEADLINE_S)  # although `listen` has ended
         assert unread.state == "delivered"
 
 
-async def test_listen_shows_what_other_devices_of_hers_sent(mesh: RealMesh, meshim: Meshim) -> None:
-    alice, bob = await mesh.people("alice", "bob")
-    assert (await meshim.does("send", alice, bob, "hello"))[0] == 0  # so that this device is known
-    async with meshim.starts("listen", alice, "--json") as listening, client(mesh, alice) as phone:
-        await say(phone, bob, "from my phone")
+async def test_listen_shows_messages_from_other_devices_of_the_same_user(mesh: RealMesh, meshim: Meshim) -> None:
+    alice, bob = await mesh.register_users("alice", "bob")
+    assert (await meshim.run("send", alice, bob, "hello"))[0] == 0  # so that the mesh knows this device
+    async with meshim.start("listen", alice, "--json") as listening, client(mesh, alice) as phone:
+        await send_and_wait(phone, bob, "from my phone")
         heard = json.loads(await line(listening))
         assert (heard["own"], heard["sender"], heard["recipient"], heard["sender_device"]) == (
             True, alice, bob, phone.device_id,
         )  # fmt: skip
 
 
-NASTY = "\x1b[31mred\x07 \u202eevil\r\nbob: I owe you\x9b1A \x00 \u2028 tab\tend"
+CONTROL_CHARACTERS = "\x1b[31mred\x07 \u202eevil\r\nbob: I owe you\x9b1A \x00 \u2028 tab\tend"
 
 
 @pytest.mark.parametrize("command", ["listen", "chat"])
-async def test_nothing_that_a_terminal_would_obey_is_printed(mesh: RealMesh, meshim: Meshim, command: str) -> None:
-    alice, bob = await mesh.people("alice", "bob")
+async def test_control_characters_are_not_printed(mesh: RealMesh, meshim: Meshim, command: str) -> None:
+    alice, bob = await mesh.register_users("alice", "bob")
     async with client(mesh, alice) as sender:
-        await say(sender, bob, NASTY)
+        await send_and_wait(sender, bob, CONTROL_CHARACTERS)
     arguments = ("listen", bob) if command == "listen" else ("chat", bob, "--to", alice)
-    async with meshim.starts(*arguments) as process:
+    async with meshim.start(*arguments) as process:
         shown = await lines_until(process, "end")
     assert shown[0].endswith(f"{alice}: \ufffd[31mred\ufffd \ufffdevil\ufffd")
     assert shown[1:] == ["    bob: I owe you\ufffd1A \ufffd \ufffd tab\tend"]
 
 
-async def test_whoever_reads_may_stop_reading(mesh: RealMesh, meshim: Meshim) -> None:
-    alice, bob = await mesh.people("alice", "bob")
-    async with client(mesh, alice) as sender, meshim.starts("listen", bob) as listening:
-        await say(sender, bob, "one")
+async def test_listen_ends_quietly_when_its_output_is_closed(mesh: RealMesh, meshim: Meshim) -> None:
+    alice, bob = await mesh.register_users("alice", "bob")
+    async with client(mesh, alice) as sender, meshim.start("listen", bob) as listening:
+        await send_and_wait(sender, bob, "one")
         assert (await line(listening)).endswith("one")
         assert listening.stdout is not None
         listening.stdout._transport.close()  # type: ignore[attr-defined]  # as `head -1` does
-        await say(sender, bob, "two", "three")
+        await send_and_wait(sender, bob, "two", "three")
         assert await ended(listening) == 1
         assert listening.stderr is not None
         assert await listening.stderr.read() == b""
@@ -180,45 +180,45 @@ async def test_whoever_reads_may_stop_reading(mesh: RealMesh, meshim: Meshim) ->
 # ---------------------------------------------------------------- chat
 
 
-async def test_two_who_chat_see_how_far_their_lines_come(mesh: RealMesh, meshim: Meshim) -> None:
-    alice, bob = await mesh.people("alice", "bob")
-    async with meshim.starts("chat", alice, "--to", bob) as hers, meshim.starts("chat", bob, "--to", alice) as his:
-        await type_line(hers, "hi bob")
-        assert await line(his) == f"{alice}: hi bob"
-        assert await lines_until(hers, "read") == ["  #1 sent", "  #1 delivered", "  #1 read"]
-        await type_line(his, "")
-        await type_line(his, "hi alice")
-        assert await line(hers) == f"{bob}: hi alice"
-        assert await lines_until(his, "read") == ["  #1 sent", "  #1 delivered", "  #1 read"]
-        assert his.stdin is not None
-        his.stdin.close()
-        assert await ended(his) == 0
-        await type_line(hers, "are you there?")
-        assert await line(hers) == "  #2 sent"
-        assert hers.stdin is not None
-        hers.stdin.close()
-        assert await ended(hers) == 0
-        assert hers.stderr is not None
-        assert (await hers.stderr.read()).decode() == f"You are {alice} and talk with {bob}.  Ctrl-D ends.\n"
-    code, output, _ = await meshim.does("listen", bob, "--count", "1", "--json")
+async def test_chat_shows_the_state_of_each_line(mesh: RealMesh, meshim: Meshim) -> None:
+    alice, bob = await mesh.register_users("alice", "bob")
+    async with meshim.start("chat", alice, "--to", bob) as of_alice, meshim.start("chat", bob, "--to", alice) as of_bob:
+        await type_line(of_alice, "hi bob")
+        assert await line(of_bob) == f"{alice}: hi bob"
+        assert await lines_until(of_alice, "read") == ["  #1 sent", "  #1 delivered", "  #1 read"]
+        await type_line(of_bob, "")
+        await type_line(of_bob, "hi alice")
+        assert await line(of_alice) == f"{bob}: hi alice"
+        assert await lines_until(of_bob, "read") == ["  #1 sent", "  #1 delivered", "  #1 read"]
+        assert of_bob.stdin is not None
+        of_bob.stdin.close()
+        assert await ended(of_bob) == 0
+        await type_line(of_alice, "are you there?")
+        assert await line(of_alice) == "  #2 sent"
+        assert of_alice.stdin is not None
+        of_alice.stdin.close()
+        assert await ended(of_alice) == 0
+        assert of_alice.stderr is not None
+        assert (await of_alice.stderr.read()).decode() == f"You are {alice} and talk with {bob}.  Ctrl-D ends.\n"
+    code, output, _ = await meshim.run("listen", bob, "--count", "1", "--json")
     assert code == 0
     assert json.loads(output)["text"] == "are you there?"
 
 
 async def test_chat_from_a_pipe_sends_all_and_ends(mesh: RealMesh, meshim: Meshim) -> None:
-    alice, bob = await mesh.people("alice", "bob")
+    alice, bob = await mesh.register_users("alice", "bob")
     lines = [f"line {number}" for number in range(300)]
-    code, output, errors = await meshim.does("chat", alice, "--to", bob, stdin="\n".join(lines))
+    code, output, errors = await meshim.run("chat", alice, "--to", bob, stdin="\n".join(lines))
     assert code == 0
     assert errors == f"You are {alice} and talk with {bob}.  Ctrl-D ends.\n"
     assert sorted(output.splitlines()) == sorted(f"  #{number} sent" for number in range(1, 301))
     async with client(mesh, bob) as reader:
-        assert await texts(reader, 300) == lines
+        assert await receive_texts(reader, 300) == lines
 
 
 async def test_chat_goes_on_after_a_line_that_is_refused(mesh: RealMesh, meshim: Meshim) -> None:
-    alice, bob = await mesh.people("alice", "bob")
-    code, output, errors = await meshim.does("chat", alice, "--to", bob, stdin="x" * 70_000 + "\nshort\n")
+    alice, bob = await mesh.register_users("alice", "bob")
+    code, output, errors = await meshim.run("chat", alice, "--to", bob, stdin="x" * 70_000 + "\nshort\n")
     assert code == 0
     assert output == "  #2 sent\n"
     assert "  #1 not sent: the message has 70,0" in errors
@@ -230,7 +230,7 @@ async def test_chat_goes_on_after_a_line_that_is_refused(mesh: RealMesh, meshim:
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        (("send", "ALICE", "STRANGER", "hi"), 1, "You and STRANGER are not friends, and neither has asked."),
+        (("send", "ALICE", "CAROL", "hi"), 1, "You and CAROL are not friends, and neither has asked."),
         (("send", "ALICE", "nobody-at-all", "hi"), 1, "There is no user nobody-at-all."),
         (("send", "ALICE", "no body", "hi"), 1, "'no body' cannot be the name of a user"),
         (("send", "ALICE", "ALICE", "hi"), 1, "nobody writes to oneself"),
@@ -243,56 +243,56 @@ async def test_chat_goes_on_after_a_line_that_is_refused(mesh: RealMesh, meshim:
 async def test_errors_are_one_sentence_and_an_exit_code(
     mesh: RealMesh, meshim: Meshim, arguments: tuple[str, ...], code: int, sentence: str
 ) -> None:
-    alice, bob = await mesh.people("alice", "bob")
-    (stranger,) = await mesh.people("stranger")
-    names = {"ALICE": alice, "BOB": bob, "STRANGER": stranger}
-    done = await meshim.does(*(names.get(argument, argument) for argument in arguments))
+    alice, bob = await mesh.register_users("alice", "bob")
+    (carol,) = await mesh.register_users("carol")
+    names = {"ALICE": alice, "BOB": bob, "CAROL": carol}
+    done = await meshim.run(*(names.get(argument, argument) for argument in arguments))
     assert done[:2] == (code, "")
     assert done[2].count("\n") == 1
     assert done[2].startswith("meshim: ")
     if sentence:
-        assert sentence.replace("STRANGER", stranger) in done[2]
+        assert sentence.replace("CAROL", carol) in done[2]
 
 
-async def test_a_wrong_password_is_told_in_a_sentence(mesh: RealMesh, meshim: Meshim) -> None:
-    (alice,) = await mesh.people("alice")
-    done = await meshim.does("listen", alice, password="wrong")
+async def test_a_wrong_password_is_one_sentence(mesh: RealMesh, meshim: Meshim) -> None:
+    (alice,) = await mesh.register_users("alice")
+    done = await meshim.run("listen", alice, password="wrong")
     assert done == (1, "", "meshim: The name or the password is wrong.\n")
 
 
 async def test_without_a_terminal_the_password_has_to_be_on_standard_input(mesh: RealMesh, meshim: Meshim) -> None:
-    (alice,) = await mesh.people("alice")
-    done = await meshim.does("listen", alice, password=None)
+    (alice,) = await mesh.register_users("alice")
+    done = await meshim.run("listen", alice, password=None)
     assert done == (2, "", "meshim: There is no terminal to ask for the password: use --password-stdin.\n")
 
 
-async def test_a_mesh_that_is_not_there_is_told_in_a_sentence(tmp_path: Path) -> None:
+async def test_an_unreachable_mesh_is_one_sentence(tmp_path: Path) -> None:
     meshim = Meshim("http://127.0.0.1:9", tmp_path)
-    code, output, errors = await meshim.does("send", "alice", "bob", "hello")
+    code, output, errors = await meshim.run("send", "alice", "bob", "hello")
     assert (code, output) == (1, "")
     assert re.fullmatch(r"meshim: Cannot reach meshim at http://127\.0\.0\.1:9 \(.*\): is it running, .*\n", errors)
 
 
-async def test_while_the_mesh_is_down_messages_are_kept_and_the_person_is_told(tmp_path: Path) -> None:
-    async with restartable(tmp_path) as mesh:
+async def test_while_the_mesh_is_down_send_keeps_the_message_and_says_so(tmp_path: Path) -> None:
+    async with restartable_mesh(tmp_path) as mesh:
         running = await mesh.up()
-        alice, bob = await running.people("alice", "bob")
+        alice, bob = await running.register_users("alice", "bob")
         meshim = Meshim(running.api, tmp_path / "home")
-        assert (await meshim.does("send", alice, bob, "one"))[0] == 0
+        assert (await meshim.run("send", alice, bob, "one"))[0] == 0
         await mesh.down()
         waiting = f"Waiting for a connector of the mesh at {running.api} (what you write is kept) ...\n"
-        async with meshim.starts("send", alice, bob, "two") as sending:
+        async with meshim.start("send", alice, bob, "two") as sending:
             assert sending.stderr is not None
             assert (await asyncio.wait_for(sending.stderr.readline(), DEADLINE_S)).decode() == waiting
             sending.send_signal(signal.SIGINT)
-            told = await asyncio.wait_for(sending.stderr.readline(), DEADLINE_S)
-            assert told == b"The message is kept, and goes out when this device connects again.\n"
+            said = await asyncio.wait_for(sending.stderr.readline(), DEADLINE_S)
+            assert said == b"The message is kept, and goes out when this device connects again.\n"
             assert await ended(sending) == 130
-        async with meshim.starts("send", alice, bob, "three") as sending:
+        async with meshim.start("send", alice, bob, "three") as sending:
             assert sending.stderr is not None
             assert (await asyncio.wait_for(sending.stderr.readline(), DEADLINE_S)).decode() == waiting
             await mesh.up()
             assert re.fullmatch(f"{ID} sent", await line(sending))
             assert await ended(sending) == 0
         async with client(running, bob) as reader:
-            assert [message.text for message in await take(reader, 3)] == ["one", "two", "three"]
+            assert [message.text for message in await receive(reader, 3)] == ["one", "two", "three"]

@@ -1,4 +1,4 @@
-"""`meshim up`, `status` and `down` with the real roles, as people type them."""
+"""`meshim up`, `status` and `down` with the real roles."""
 
 import json
 import re
@@ -28,7 +28,7 @@ def written(folder: Path, bind: str) -> str:
 
 
 def counters(*data: str) -> dict[str, dict[str, int]]:
-    """What `status` shows of each role, once all have written it."""
+    """The counters of each role in `status`, once all roles have written them."""
     deadline = time.monotonic() + 20.0
     while True:
         roles = json.loads(meshim("status", "--json", *data).stdout)["roles"]
@@ -52,7 +52,9 @@ def test_up_status_down(tmp_path: Path) -> None:
         down = meshim("down", *data)
     assert shown["state"] == "running"
     built = compiled.available() is not None
-    assert [f"compiled={built}\n" in log for log in logs] == [True] * len(shown["roles"]), "what runs is not said"
+    assert [f"compiled={built}\n" in log for log in logs] == [True] * len(shown["roles"]), (
+        "a log does not say whether the core is compiled"
+    )
     assert up.stdout.split()[3] == shown["api"]
     assert sorted((role["role"], role["name"]) for role in shown["roles"]) == [
         ("connector", "c1"),
@@ -91,7 +93,7 @@ def test_up_status_down(tmp_path: Path) -> None:
     assert meshim("status", *data).returncode == 2
 
 
-def test_up_detached_says_why_it_cannot(tmp_path: Path) -> None:
+def test_up_detached_says_why_it_cannot_start(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         bind = f"http://127.0.0.1:{taken.getsockname()[1]}"
         up = meshim("up", "-t", written(tmp_path, bind), "--detach", "--data", str(tmp_path / "data"))

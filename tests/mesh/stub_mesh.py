@@ -1,4 +1,4 @@
-"""`meshim up` with fake roles, as a process of its own: `fake_mesh.py TOPOLOGY DATA`."""
+"""`meshim up` with stub roles, as a process of its own: `stub_mesh.py TOPOLOGY DATA`."""
 
 import asyncio
 import sys
@@ -8,11 +8,11 @@ from meshim import topology
 from meshim.deploy import supervisor
 from meshim.deploy.state import DataFolder
 from meshim.errors import MeshimError
-from tests.mesh import fake_role
+from tests.mesh import stub_role
 
 
 def command(role: str, name: str, data: DataFolder) -> list[str]:
-    return [sys.executable, fake_role.__file__, role, name, str(data.topology)]
+    return [sys.executable, stub_role.__file__, role, name, str(data.topology)]
 
 
 async def run(mesh: topology.Topology, data: DataFolder) -> None:

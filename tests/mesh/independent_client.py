@@ -1,6 +1,7 @@
 """A client written from docs/protocol.md and docs/rest.md alone: nothing of meshim is imported here.
 
-Blocking, and without a disk: what a real client keeps in its state file stands in attributes.
+Its calls block, so that tests run them in a thread (`real_mesh.in_thread`).  It has no state file: what a real client
+keeps there stands in attributes.
 """
 
 import copy
@@ -18,13 +19,15 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 GREET, WELCOME, DATA, ACK, PING, PONG, CLOSE, RESET, STORED = 1, 2, 3, 4, 5, 6, 7, 8, 10
 SUBMIT, DELIVERY, OUTCOME = 1, 2, 3
-DELIVERED_NOW, KEPT, REJECTED, BUSY = 1, 2, 3, 4
+COPY_DELIVERED, COPY_STORED, REJECTED, BUSY = 1, 2, 3, 4
 USER, DEVICE = 1, 2
 TEXT, RECEIPT, BASE = 1, 3, 4
 RECEIVED, READ = 1, 2
 WINDOW = 32
 BUSY_S = 0.5
-DEADLINE_S = 20.0
+"""Pause before a message that the mesh answered with BUSY is submitted again."""
+_DEADLINE_S = 20.0
+DEVICE_NAME = "independent"
 
 pack: Callable[[Any], bytes] = msgspec.msgpack.encode
 unpack: Callable[[bytes], Any] = msgspec.msgpack.decode
@@ -32,15 +35,15 @@ unpack: Callable[[bytes], Any] = msgspec.msgpack.decode
 _context = zmq.Context()
 
 
-class Stranger:
-    """One device."""
+class IndependentClient:
+    """One device: logs in when it is made, connects when `connect` is called."""
 
     def __init__(self, api: str, name: str, password: str) -> None:
         self.api = api
         self.epoch = secrets.randbits(64)
         answer = httpx.post(
             f"{api}/v1/login",
-            json={"name": name, "password": password, "device": "foreign", "epoch": f"{self.epoch:016x}"},
+            json={"name": name, "password": password, "device": DEVICE_NAME, "epoch": f"{self.epoch:016x}"},
         ).json()
         self.token = urlsafe_b64decode(answer["token"] + "=")
         self.user, self.device = answer["user_id"], answer["device_id"]
@@ -50,7 +53,7 @@ class Stranger:
             relation["peer"]["user_id"]: {key["version"]: b64decode(key["key"]) for key in relation["keys"]}
             for relation in answer["relations"]
         }
-        # the outbox: by (destination, seq)
+        # The outbox: by (destination, seq).
         self.next_seq: dict[tuple[int, ...], int] = {}
         self.after: dict[tuple[int, ...], dict[tuple[int, int], int]] = {}
         self.pending: dict[tuple[tuple[int, ...], int], bytes] = {}
@@ -58,39 +61,42 @@ class Stranger:
         self.states: dict[tuple[tuple[int, ...], int], set[str]] = {}
         self.codes: dict[tuple[tuple[int, ...], int], int] = {}
         self.busy: dict[tuple[tuple[int, ...], int], float] = {}
-        """What the mesh could not take, and when to submit it again."""
-        # the inbox: by (user, device, epoch, destination)
+        """When to submit each message again that the mesh answered with BUSY."""
+        # The inbox: by (user, device, epoch, destination).
         self.watermark: dict[tuple[Any, ...], int] = {}
-        self.held: dict[tuple[Any, ...], dict[int, list[Any]]] = {}
+        self.held_back: dict[tuple[Any, ...], dict[int, list[Any]]] = {}
         self.shown: list[tuple[int, str, bool]] = []
-        """(sender, text, whether it had been stored)"""
+        """What the application saw: (sender, text, whether the mesh had stored it)."""
         self.duplicates = 0
         self.frames: list[Any] = []
-        """Everything that came on this connection."""
+        """All frames that arrived on this connection."""
 
     # ---------------------------------------------------------------- the link
 
-    def find_connectors(self) -> None:
-        """Ask REST where the connectors are now."""
+    def refresh_connectors(self) -> None:
+        """Ask REST for the living connectors."""
         authorization = f"Bearer {urlsafe_b64encode(self.token).decode().rstrip('=')}"
         answer = httpx.get(f"{self.api}/v1/connectors", headers={"Authorization": authorization})
         self.connectors = answer.json()["connectors"]
 
-    def again(self) -> "Stranger":
-        """The same device, outbox and inbox for a connection beside this one."""
+    def second_connection(self) -> "IndependentClient":
+        """The same device, outbox and inbox, for a connection beside this one."""
         return copy.copy(self)
 
     def connect(
         self, *, on: str = "", token: bytes | None = None, version: int = 1, wait: bool = True,
-        acknowledges: bool = True, ahead: Sequence[bytes] = (),
+        acknowledges: bool = True, before_greeting: Sequence[bytes] = (),
     ) -> None:  # fmt: skip
-        """Connect to the connector of this name, or to any; `ahead` are frames that come before the greeting."""
-        deadline = time.monotonic() + DEADLINE_S
-        while not (there := [each for each in self.connectors if on in ("", each["name"])]):
+        """Connect to the connector of this name, or to any; the frames `before_greeting` are sent first.
+
+        With `wait`, return after the WELCOME, with all pending messages submitted again.
+        """
+        deadline = time.monotonic() + _DEADLINE_S
+        while not (living := [each for each in self.connectors if on in ("", each["name"])]):
             assert time.monotonic() < deadline, f"the connector {on} does not come back"
-            time.sleep(0.05)  # REST lists it again when it has its lease again
-            self.find_connectors()
-        connector = secrets.choice(there)
+            time.sleep(0.05)  # REST lists a connector once it has its lease
+            self.refresh_connectors()
+        connector = secrets.choice(living)
         self.socket = _context.socket(zmq.DEALER)
         self.socket.set(zmq.IMMEDIATE, 1)
         self.socket.set(zmq.LINGER, 0)
@@ -104,10 +110,10 @@ class Stranger:
         self.acknowledges = acknowledges
         self.frames = []
         self.sent_number = self.sent_acknowledged = 0
-        self.taken = 0
+        self.received_number = 0
         self.early: dict[int, list[Any]] = {}
         self.welcome: Any = None
-        for frame in ahead:
+        for frame in before_greeting:
             self.socket.send(frame)
         self.send(GREET, version, self.token if token is None else token, self.epoch, self.link, WINDOW)
         if wait:
@@ -116,40 +122,42 @@ class Stranger:
                 self.submit(envelope, to)
 
     def disconnect(self) -> None:
+        """Say goodbye with a CLOSE, and end the connection."""
         self.send(CLOSE, self.link, 14, "bye")
         self.socket.close(200)
 
-    def vanish(self) -> None:
-        """End the connection without a word."""
+    def abort(self) -> None:
+        """End the connection without a CLOSE."""
         self.socket.close(0)
 
     def acknowledge(self) -> None:
-        """Say what was taken so far."""
-        self.send(ACK, self.link, self.taken, sorted(self.early))
+        """Acknowledge every frame received so far."""
+        self.send(ACK, self.link, self.received_number, sorted(self.early))
 
     def send(self, kind: int, *fields: Any) -> None:
         self.socket.send(pack([kind, *fields]))
 
     def submit(self, envelope: bytes, to: tuple[int, ...]) -> None:
-        """One item to a frame; nothing is resent here, since a test on loopback loses nothing."""
+        """Send one item in one frame.  There is no retransmission: a connection over loopback loses nothing."""
         self.until(lambda: self.sent_number - self.sent_acknowledged < self.welcome[6])
         self.sent_number += 1
         item = [SUBMIT, envelope, [(u, d, position) for (u, d), position in self.after.get(to, {}).items()]]
-        taken, early = (self.taken, sorted(self.early)) if self.acknowledges else (0, [])
-        self.send(DATA, self.link, self.sent_number, taken, early, [item])
+        received, early = (self.received_number, sorted(self.early)) if self.acknowledges else (0, [])
+        self.send(DATA, self.link, self.sent_number, received, early, [item])
 
     def until(self, condition: Callable[[], object]) -> None:
-        deadline = time.monotonic() + DEADLINE_S
+        """Read frames until the condition holds; AssertionError after `_DEADLINE_S`."""
+        deadline = time.monotonic() + _DEADLINE_S
         while not condition():
-            assert time.monotonic() < deadline, f"nothing but {self.frames}"
+            assert time.monotonic() < deadline, f"only these frames arrived: {self.frames}"
             for key in [key for key, at in self.busy.items() if at <= time.monotonic()]:
                 del self.busy[key]
                 if key in self.pending:
                     self.submit(self.pending[key], key[0])
             if self.socket.poll(100):
-                self.received(unpack(self.socket.recv()))
+                self.on_frame(unpack(self.socket.recv()))
 
-    def received(self, frame: Any) -> None:
+    def on_frame(self, frame: Any) -> None:
         self.frames.append(frame)
         kind, *fields = frame
         if kind == WELCOME:
@@ -158,29 +166,31 @@ class Stranger:
             link, number, acknowledged, _, items = fields[:5]
             assert link == self.link
             self.sent_acknowledged = max(self.sent_acknowledged, acknowledged)
-            if self.taken < number < self.taken + WINDOW:
+            if self.received_number < number < self.received_number + WINDOW:
                 self.early[number] = items
-            while self.taken + 1 in self.early:
-                self.taken += 1
-                for item in self.early.pop(self.taken):
-                    self.outcome(*item[1:]) if item[0] == OUTCOME else self.delivery(*item[1:])
+            while self.received_number + 1 in self.early:
+                self.received_number += 1
+                for item in self.early.pop(self.received_number):
+                    self.on_outcome(*item[1:]) if item[0] == OUTCOME else self.on_delivery(*item[1:])
             if self.acknowledges:
                 self.acknowledge()
         elif kind == ACK:
             self.sent_acknowledged = max(self.sent_acknowledged, fields[1])
 
-    def came(self, kind: int) -> list[Any]:
+    def frames_of(self, kind: int) -> list[Any]:
+        """The frames of this kind that arrived on this connection."""
         return [frame for frame in self.frames if frame[0] == kind]
 
     # ---------------------------------------------------------------- the outbox
 
-    def text(self, peer: int, text: str) -> tuple[tuple[int, ...], int]:
+    def send_text(self, peer: int, text: str) -> tuple[tuple[int, ...], int]:
         version, key = max(self.keys.get(peer, {0: bytes(32)}).items())
-        return self.make((USER, peer, 0), TEXT, pack([text]), version, key)
+        return self.send_envelope((USER, peer, 0), TEXT, pack([text]), version, key)
 
-    def make(
+    def send_envelope(
         self, to: tuple[int, ...], kind: int, content: bytes, version: int = 0, key: bytes = b"", **other: int
     ) -> tuple[tuple[int, ...], int]:
+        """Make the next envelope of a stream and submit it; return its (destination, seq)."""
         seq = self.next_seq.get(to, 1)
         self.next_seq[to] = seq + 1
         base = min((number for where, number in self.pending if where == to), default=seq)
@@ -196,7 +206,7 @@ class Stranger:
         self.submit(envelope, to)
         return to, seq
 
-    def outcome(
+    def on_outcome(
         self, _: int, user: int, device: int, epoch: int, to: list[int], first: int, last: int, status: int,
         done: list[Any], copies: list[Any], position: int, code: int, *more: Any,
     ) -> None:  # fmt: skip
@@ -204,14 +214,14 @@ class Stranger:
         for seq in range(first, last + 1):
             key = (tuple(to), seq)
             accounted = self.accounted.setdefault(key, set())
-            if status in (DELIVERED_NOW, KEPT):
+            if status in (COPY_DELIVERED, COPY_STORED):
                 accounted |= {(u, d) for u, d in done}
                 if copies and all((u, d) in accounted or (u, 0) in accounted for u, d in copies):
                     self.states[key].add("sent")
                     self.pending.pop(key, None)
-            if status == DELIVERED_NOW and any(u != self.user for u, _ in done):
+            if status == COPY_DELIVERED and any(u != self.user for u, _ in done):
                 self.states[key].add("delivered")
-            if status == KEPT:
+            if status == COPY_STORED:
                 for u, d in done:
                     after = self.after.setdefault(tuple(to), {})
                     after[u, d] = max(position, after.get((u, d), 0))
@@ -224,7 +234,7 @@ class Stranger:
 
     # ---------------------------------------------------------------- the inbox
 
-    def delivery(self, envelope: bytes, stored: bool = False, *more: Any) -> None:
+    def on_delivery(self, envelope: bytes, stored: bool = False, *more: Any) -> None:
         fields = unpack(envelope)
         _, _, user, device, epoch, to, seq, base, kind = fields[:9]
         if kind == RECEIPT:
@@ -234,22 +244,22 @@ class Stranger:
                     for number in range(first, last + 1):
                         self.states[tuple(of_to), number].add("read" if what == READ else "delivered")
             return
-        if stored and kind != BASE:  # a duplicate too: what it arrived by first may never have been told
-            self.receipt(RECEIVED, user, device, epoch, to, seq)
+        if stored and kind != BASE:  # a duplicate as well: the sender may never have had the first receipt
+            self.send_receipt(RECEIVED, user, device, epoch, to, seq)
         stream = (user, device, epoch, *to)
-        watermark, held = self.watermark.get(stream, 1), self.held.setdefault(stream, {})
-        if seq < watermark or seq in held:  # (no holes here: nothing is given up in this test)
+        watermark, held_back = self.watermark.get(stream, 1), self.held_back.setdefault(stream, {})
+        if seq < watermark or seq in held_back:  # (there are no released gaps: these tests give none up)
             self.duplicates += 1
             return
-        held[seq] = [fields, stored]
-        ready = sorted(number for number in held if number < base)
+        held_back[seq] = [fields, stored]
+        ready = sorted(number for number in held_back if number < base)
         watermark = max(watermark, base)
-        while watermark in held:
+        while watermark in held_back:
             ready.append(watermark)
             watermark += 1
         self.watermark[stream] = watermark
         for number in ready:
-            self.show(*held.pop(number))
+            self.show(*held_back.pop(number))
 
     def show(self, fields: list[Any], stored: bool) -> None:
         version, made, user, device, epoch, to, seq, _, kind, key, sent_at, body = fields[:12]
@@ -259,5 +269,5 @@ class Stranger:
             plain = AESGCM(self.keys[peer][key]).decrypt(body[:12], body[12:], data)
             self.shown.append((user, unpack(plain)[0], stored))
 
-    def receipt(self, what: int, user: int, device: int, epoch: int, to: list[int], seq: int) -> None:
-        self.make((DEVICE, user, device), RECEIPT, pack([what, epoch, to, [[seq, seq]]]))
+    def send_receipt(self, what: int, user: int, device: int, epoch: int, to: list[int], seq: int) -> None:
+        self.send_envelope((DEVICE, user, device), RECEIPT, pack([what, epoch, to, [[seq, seq]]]))
