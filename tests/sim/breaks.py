@@ -1,6 +1,6 @@
-"""Meshes that are broken on purpose: each takes one mechanism away, and the judge has to notice.
+"""Mutations of the mesh for `--break`: each takes one mechanism away, and the judge has to notice.
 
-A break replaces one method of the real code, or of the model of a server, for as long as the simulation runs.
+A break patches one method of the real code, or of the model of a server, while the simulation runs.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,22 +29,22 @@ from meshim.writer.pipeline import Pipeline
 from meshim.writer.post_commit import PostCommit
 
 Patch = tuple[object, str, Any]
-"""An object, the name of an attribute, and what stands there instead."""
+"""An object, the name of an attribute, and the value that replaces it."""
 
 
 def _dedup() -> list[Patch]:
-    """The recipient shows what it has seen already."""
+    """The recipient shows a message again that it has shown already."""
     receive = StreamOrder.receive
 
-    def forgetful(self: StreamOrder[Any], seq: int, base: int, item: Any, now: float) -> list[Released[Any]]:
+    def without_dedup(self: StreamOrder[Any], seq: int, base: int, item: Any, now: float) -> list[Released[Any]]:
         released = receive(self, seq, base, item, now)
         return [Released(seq, item, Flag.IN_ORDER)] if released is None and seq not in self.early else released or []
 
-    return [(StreamOrder, "receive", forgetful)]
+    return [(StreamOrder, "receive", without_dedup)]
 
 
 def _queue_lease() -> list[Patch]:
-    """Everybody may sync a queue, at any time, and nobody is fenced off."""
+    """Any connector may claim a queue at any time, and no fencing token is checked."""
 
     async def claim(self: MemoryQueues, device: int, owner: str, session: int, lease_s: float) -> int | None:
         return 1 if device in self._database.devices else None
@@ -57,22 +57,22 @@ def _unfenced(self: MemoryQueues, device: int, fence: int) -> Any:
 
 
 def _read_before_ack() -> list[Patch]:
-    """Rows are marked read when they are pushed."""
+    """Rows are marked read when they are pushed, before the device acknowledged them."""
     page = OfflineSync.page
 
-    def hasty(self: OfflineSync, rows: Page, room: int, now: float) -> Sequence[Any]:
+    def mark_at_once(self: OfflineSync, rows: Page, room: int, now: float) -> Sequence[Any]:
         pushed = page(self, rows, room, now)
         self._acknowledged.extend(row.row_id for row in pushed)
         return pushed
 
-    return [(OfflineSync, "page", hasty)]
+    return [(OfflineSync, "page", mark_at_once)]
 
 
 def _sent_before_puback() -> list[Patch]:
-    """The sender is told that a copy is stored when it is handed to the log."""
+    """The sender gets the outcome STORED when a copy is handed to the log, before the log acknowledged it."""
     flush = TransferCore._flush
 
-    def hasty(self: TransferCore, now: float) -> Sequence[Any]:
+    def report_at_once(self: TransferCore, now: float) -> Sequence[Any]:
         actions = list(flush(self, now))
         for action in actions:
             if isinstance(action, transfer_events.Publish):
@@ -82,21 +82,21 @@ def _sent_before_puback() -> list[Patch]:
                     self._send_outcome(outcome)
         return [*actions, *flush(self, now)]
 
-    return [(TransferCore, "_flush", hasty)]
+    return [(TransferCore, "_flush", report_at_once)]
 
 
 def _sent_on_first_copy() -> list[Patch]:
-    """One copy that is accounted for is enough."""
+    """A message is `sent` with one copy accounted for, instead of all."""
     return [(DeliveryStatus, "_accounted", lambda self, copy: bool(self.accounted))]
 
 
 def _after() -> list[Patch]:
-    """A live message does not wait for what was stored before it."""
+    """A live message does not wait for messages that were stored before it."""
     return [(connector_session, "after_of", lambda stamp, user, device: -1)]
 
 
 def _wake_up() -> list[Patch]:
-    """No connector is told that something was stored."""
+    """The writer sends no wake-ups."""
 
     def silent(self: PostCommit, event: writer_events.PresenceRead, now: float) -> None:
         self._end_wake_up()
@@ -105,42 +105,42 @@ def _wake_up() -> list[Patch]:
 
 
 def _queue_check() -> list[Patch]:
-    """The queue is not looked at when a binding was written."""
+    """A connector does not check the queue of a device after it wrote its binding."""
     written = Handshake.bindings_written
 
-    def careless(self: Handshake, event: connector_events.BindingsWritten) -> None:
+    def without_check(self: Handshake, event: connector_events.BindingsWritten) -> None:
         with patch.object(self._sessions, "look", lambda session: None):
             written(self, event)
 
-    return [(Handshake, "bindings_written", careless)]
+    return [(Handshake, "bindings_written", without_check)]
 
 
 def _late_goodbye() -> list[Patch]:
-    """Erasing a binding does not look whose it is."""
+    """A binding is erased even when it belongs to another session."""
     offline = MemoryPresence.offline
 
-    async def careless(self: MemoryPresence, bindings: Sequence[Binding]) -> None:
+    async def offline_any(self: MemoryPresence, bindings: Sequence[Binding]) -> None:
         held = (self._redis.presence.get((self._namespace, binding.user)) for binding in bindings)
         found = [
             e.bindings.get(binding.device, binding) if e else binding for e, binding in zip(held, bindings, strict=True)
         ]
         await offline(self, found)
 
-    return [(MemoryPresence, "offline", careless)]
+    return [(MemoryPresence, "offline", offline_any)]
 
 
 def _epoch() -> list[Patch]:
-    """The epoch of a state file does not matter: streams are told apart by device alone."""
+    """The recipient ignores the epoch: a new state file of a device continues the streams of the old one."""
     receive = Inbox.receive
 
-    def blind(self: Inbox, envelope: Envelope, data: bytes, *, stored: bool, now: float) -> InboxUpdate:
+    def without_epoch(self: Inbox, envelope: Envelope, data: bytes, *, stored: bool, now: float) -> InboxUpdate:
         return receive(self, msgspec.structs.replace(envelope, epoch=0), data, stored=stored, now=now)
 
-    return [(Inbox, "receive", blind)]
+    return [(Inbox, "receive", without_epoch)]
 
 
 def _fencing() -> list[Patch]:
-    """Who lost a partition goes on writing to it."""
+    """A writer that lost a partition goes on writing to it."""
     write = MemoryPartitions.write
 
     async def unfenced(self: MemoryPartitions, partition: int, fence: int, *arguments: Any) -> Any:
@@ -150,24 +150,24 @@ def _fencing() -> list[Patch]:
 
 
 def _ack_before_commit() -> list[Patch]:
-    """The log is told that messages are done when they are fetched."""
+    """The writer acknowledges records to the log before their transaction committed."""
     advance = Pipeline.advance
 
-    def hasty(self: Pipeline, now: float) -> list[Any]:
+    def acknowledge_at_once(self: Pipeline, now: float) -> list[Any]:
         actions = advance(self, now)
         writes = [action for action in actions if isinstance(action, writer_events.Write)]
         for write in writes:
             self._post_commit._to_acknowledge.extend(position for position, _ in write.records)
         return [*actions, *self._post_commit.advance(now)] if writes else actions
 
-    return [(Pipeline, "advance", hasty)]
+    return [(Pipeline, "advance", acknowledge_at_once)]
 
 
 def _revoke() -> list[Patch]:
-    """The cache goes on to know tokens that a login ended."""
+    """The session cache keeps tokens that a later login revoked."""
 
     async def drop_logins(self: MemorySessionCache, token_hashes: Sequence[bytes]) -> None:
-        """Forget nothing."""
+        """Drop nothing."""
 
     return [(MemorySessionCache, "drop_logins", drop_logins)]
 
@@ -191,7 +191,7 @@ BREAKS: dict[str, Callable[[], list[Patch]]] = {
 
 @contextmanager
 def broken(name: str | None) -> Iterator[None]:
-    """Take away the mechanism of that name; nothing for None."""
+    """Take away the mechanism of this name during the block; None takes nothing away."""
     patches = [] if name is None else BREAKS[name]()
     running = [patch.object(target, attribute, new, create=True) for target, attribute, new in patches]
     for each in running:

@@ -30,68 +30,69 @@ from meshim.wire.envelope import (
     encode_content,
 )
 from meshim.wire.rest import Connector
+from tests.sim.backends import Backends
 from tests.sim.judge import File, Judge, Key, key_of
 from tests.sim.network import Network
-from tests.sim.servers import Backends, ServerState, at_once
-from tests.sim.state import State
-from tests.sim.world import WALL_S, Process, World
+from tests.sim.scheduler import WALL_S, Process, Scheduler
+from tests.sim.server import ServerState, result_of
+from tests.sim.state_file import MemoryStateFile
 
 TOKEN_TTL_S = 30 * 86400.0
 BURST_MOST = 5
-"""Messages that are sent one right after the other."""
+"""Most messages in one burst."""
 MESSAGES_LEAST = 200
-"""Of a run; where many were away for long, they talk on for a moment."""
+"""Messages of a run: where devices were away for long, they go on sending until there are so many."""
 READ_SHARE = 0.3
-"""Of the messages that the application says it has read."""
+"""Share of the messages for which the application sends a read receipt."""
 
 
 class Plan:
-    """What the application wants: to send this many messages to these users, and to be online or not."""
+    """What the application does: to which users it sends, and how often."""
 
     def __init__(self, peers: Sequence[int], pause_s: float) -> None:
         self.peers = peers
         self.pause_s = pause_s
-        """Between two messages, on average."""
+        """Average pause between two messages."""
         self.until = 0.0
-        """Nothing is sent after that, once the whole mesh has sent `MESSAGES_LEAST`."""
+        """The application stops sending at this time, if the whole mesh has sent `MESSAGES_LEAST` by then."""
 
 
 class Device:
-    """One device of a user: a process at times, a state file, and what it means to do."""
+    """One device of a user: its state file, its plan, and the process of its application while that runs."""
 
     def __init__(
-        self, world: World, network: Network, backends: Backends, judge: Judge, user: int, name: str, plan: Plan
+        self, scheduler: Scheduler, network: Network, backends: Backends, judge: Judge, user: int, name: str, plan: Plan
     ) -> None:
-        self.world = world
+        self.scheduler = scheduler
         self.user = user
         self.name = name
         self.id = 0
-        """Given at the first login."""
+        """Given by the mesh at the first login."""
         self.plan = plan
         self.process: Process | None = None
         self.core: ClientCore | None = None
         self.connection: Connection | None = None
         self.wanted = False
-        """Whether a supervisor starts the application again when it was killed."""
+        """Whether the application is started again after its process was killed."""
         self.last_endpoint = ""
         self._network = network
         self._backends = backends
         self._judge = judge
-        self._state = State(world.random.getrandbits(63))
+        self._state = MemoryStateFile(scheduler.random.getrandbits(63))
         self._file: File | None = None
         self.sent = 0
-        """Messages that were written on it."""
+        """Messages that its applications have sent."""
 
-    # ---- what happens to it
+    # ---- start, stop, faults
 
     def start(self) -> None:
-        """Start the application, unless it runs."""
+        """Start the application, unless it runs already."""
         self.wanted = True
         if self.process is not None:
             return
-        world = self.world
-        process = Process(world, self.name, rate=world.random.uniform(0.99, 1.01))
-        process.wall_s = world.random.uniform(-60.0, 60.0)
+        scheduler = self.scheduler
+        process = Process(scheduler, self.name, rate=scheduler.random.uniform(0.99, 1.01))
+        process.wall_s = scheduler.random.uniform(-60.0, 60.0)
         self.process = process
         app = Application(self, process, self._state)
 
@@ -101,7 +102,7 @@ class Device:
                 self.process = self.core = None
                 self._judge.offline(self.id)
                 if self.wanted:
-                    world.after(world.random.uniform(0.1, 1.0), self._restart)
+                    scheduler.after(scheduler.random.uniform(0.1, 1.0), self._restart)
 
         process.on_end = ended
         process.run(app.main)
@@ -111,30 +112,30 @@ class Device:
             self.start()
 
     def kill(self) -> None:
-        """kill -9 for the application, if it runs; it is started again."""
+        """kill -9 for the application, if it runs; it starts again within a second."""
         if self.process is not None:
             self.process.kill()
 
     def leave(self) -> None:
-        """End the application politely; it stays away until `start`."""
+        """End the application with a CLOSE; it stays away until `start`."""
         self.wanted = False
         if self.process is not None:
             process = self.process
-            process.loop.call_soon(lambda: self._farewell(process))
+            process.loop.call_soon(lambda: self._say_goodbye(process))
 
-    def _farewell(self, process: Process) -> None:
+    def _say_goodbye(self, process: Process) -> None:
         if self.core is not None and self.process is process:
             for action in self.core.farewell():
                 if isinstance(action, e.SendFrame) and self.connection is not None:
                     self.connection.send(action.frame)
-        self.world.after(0.01, process.kill)
+        self.scheduler.after(0.01, process.kill)
 
     def lose_file(self, *, keep_running: bool) -> None:
-        """Go on with a new state file; with `keep_running` the application on the old one does not know yet."""
+        """Go on with a new state file; with `keep_running` the application on the old file runs on beside it."""
         before = self.process
         waits = any(row.read_at is None for row in self._backends.database.devices[self.id].queue)
         self._judge.entered("R14", waits)
-        self._state = State(self.world.random.getrandbits(63))
+        self._state = MemoryStateFile(self.scheduler.random.getrandbits(63))
         self.process = self.core = None
         self._judge.offline(self.id)
         if before is not None and not keep_running:
@@ -145,20 +146,20 @@ class Device:
         self._file = self._judge.opened(self.user, self.id, self._state.epoch)
 
     def register(self) -> None:
-        """Log in before anything runs: people expect messages on devices that the mesh knows."""
-        token, epoch, ends = self.world.random.randbytes(32), self._state.epoch, WALL_S + TOKEN_TTL_S
+        """Log in before the run begins, so that the mesh stores messages for the device from the start."""
+        token, epoch, ends = self.scheduler.random.randbytes(32), self._state.epoch, WALL_S + TOKEN_TTL_S
         token_hash = crypto.hash_token(token)
-        found, _ = at_once(self._backends.registry.log_in(self.user, self.name, epoch, token_hash, ends, WALL_S, 10))
+        found, _ = result_of(self._backends.registry.log_in(self.user, self.name, epoch, token_hash, ends, WALL_S, 10))
         self.id = found.device_id
-        at_once(self._backends.cache_data.put_login(token_hash, Login(self.user, self.id, epoch, ends)))
+        result_of(self._backends.cache_data.put_login(token_hash, Login(self.user, self.id, epoch, ends)))
         self._state.token = token
         self._file = self._judge.opened(self.user, self.id, self._state.epoch)
 
-    # ---- what the application is told
+    # ---- reports of the application
 
     @property
     def file(self) -> File:
-        """The judge's notes on the state file."""
+        """The record of the judge about the current state file."""
         assert self._file is not None, "register comes first"
         return self._file
 
@@ -181,7 +182,7 @@ class Device:
 class Application:
     """One process of a device."""
 
-    def __init__(self, device: Device, process: Process, state: State) -> None:
+    def __init__(self, device: Device, process: Process, state: MemoryStateFile) -> None:
         self._device = device
         self._process = process
         self._state = state
@@ -201,7 +202,7 @@ class Application:
             await self._until_logged_in()
             if not self._is_current:
                 return
-            random = self._process.world.random
+            random = self._process.scheduler.random
             self._file = device.file
             self._core = core = ClientCore(
                 Identity(device.user, device.id, self._state.epoch), DEFAULTS, self._state.load(),
@@ -221,7 +222,7 @@ class Application:
                 future.add_done_callback(self._ended)
             await self._connection.run()
         except (Refused, BackendUnavailable):
-            # Somebody else is this device now, or nobody answers: the application ends.
+            # The device was taken over, or REST does not answer: the application ends.
             return
 
     def _ended(self, future: "asyncio.Future[None]") -> None:
@@ -229,7 +230,7 @@ class Application:
             self._process.fail(error)
 
     def _watch_duplicates(self, core: ClientCore) -> None:
-        """R10: what the device has is synced again."""
+        """R10: count stored messages that the device gets again."""
         receive = core.inbox.receive
 
         def watched(envelope: Envelope, data: bytes, *, stored: bool, now: float) -> Any:
@@ -238,7 +239,7 @@ class Application:
             self._judge.entered("R10", stored and core.statistics.deduplicated > before)
             return arrival
 
-        core.inbox.receive = watched  # type: ignore[method-assign]  # the core's, with an ear at it
+        core.inbox.receive = watched  # type: ignore[method-assign]  # wraps the method of the core
 
     # ---- REST
 
@@ -253,12 +254,12 @@ class Application:
 
     async def _log_in(self) -> None:
         device, backends = self._device, self._device._backends
-        token = self._process.world.random.randbytes(32)
-        now = WALL_S + self._process.world.now
+        token = self._process.scheduler.random.randbytes(32)
+        now = WALL_S + self._process.scheduler.now
         rest = RestBackends(
             backends.accounts(), backends.leases(), backends.presence(), backends.cache(), backends.notifications(), {}
         )
-        notifier = ChangeNotifier(rest, lambda: WALL_S + self._process.world.now, _Silent())
+        notifier = ChangeNotifier(rest, lambda: WALL_S + self._process.scheduler.now, _Silent())
         login = await Tokens(rest, notifier, 10).issue(
             device.user, device.name, self._state.epoch, crypto.hash_token(token), now + TOKEN_TTL_S, now
         )
@@ -268,7 +269,7 @@ class Application:
     async def _token(self, refused: bytes | None) -> bytes:
         if refused is not None and refused == self._state.token:
             if not self._is_current:
-                raise Refused(Code.REPLACED, "it would take the device back: that is for people to decide")
+                raise Refused(Code.REPLACED, "an old installation does not take the device back by itself")
             await self._log_in()
         assert self._state.token is not None
         return self._state.token
@@ -283,7 +284,7 @@ class Application:
                 self._connectors = tuple(Connector(lease.name, lease.endpoint, lease.key) for lease in living)
         return self._connectors
 
-    # ---- what the core wants
+    # ---- the actions of the core
 
     def _perform(self, action: e.Action) -> None:
         match action:
@@ -323,9 +324,9 @@ class Application:
     # ---- the application
 
     async def _write(self) -> None:
-        plan, world = self._device.plan, self._process.world
-        random = world.random
-        while world.now < plan.until or len(self._judge.messages) < MESSAGES_LEAST:
+        plan, scheduler = self._device.plan, self._process.scheduler
+        random = scheduler.random
+        while scheduler.now < plan.until or len(self._judge.messages) < MESSAGES_LEAST:
             burst = random.randint(1, BURST_MOST)
             await asyncio.sleep(random.uniform(0.0, 2 * burst * plan.pause_s))
             to = Destination(DestinationType.USER, random.choice(plan.peers))
@@ -339,26 +340,26 @@ class Application:
         who = self._core.identity
         seq, base = self._core.reserve(to)
         return Envelope(
-            WIRE_VERSION, self._process.world.random.randbytes(16), who.user, who.device, who.epoch, to, seq, base,
+            WIRE_VERSION, self._process.scheduler.random.randbytes(16), who.user, who.device, who.epoch, to, seq, base,
             Kind.TEXT, 0, int(self._process.wall() * 1000), self._device.next_text(),
         )  # fmt: skip
 
     async def _read(self) -> None:
-        random = self._process.world.random
-        turn = 0
+        random = self._process.scheduler.random
+        last = 0
         while True:
-            row = self._state.next(turn)
+            row = self._state.next(last)
             if row is None:
                 self._more.clear()
                 await self._more.wait()
                 continue
-            turn = row.number
+            last = row.number
             key = key_of(decode_envelope(row.envelope))
             self._judge.gave(self._file, key)
-            await asyncio.sleep(random.uniform(0.0, 0.01))  # killed in here it is given again
+            await asyncio.sleep(random.uniform(0.0, 0.01))  # a process that is killed here gets the message again
             if random.random() < READ_SHARE:
                 self._driver.receive(e.MessagesRead(((row.stream, row.seq),)))
-            self._state.handled(turn)
+            self._state.handled(last)
             self._judge.handled(self._file, key)
 
 
@@ -367,7 +368,7 @@ class _Silent(Log):
         super().__init__("rest", "r1")
 
     def _write(self, level: str, event: str, values: dict[str, object]) -> None:
-        """Nobody reads it."""
+        """Drop the line."""
 
 
 def _key(stream: Stream, seq: int) -> Key:

@@ -1,16 +1,18 @@
-"""The promises of `docs/guarantees.md`, checked while a simulated mesh runs.
+"""The judge checks the promises of `docs/guarantees.md` while a simulated mesh runs.
 
-The judge sees what no process of a real mesh sees: every state file, the log and the database at one instant.  It
-shares no code with what decides in meshim; it only reads what was made.
+It sees at one instant what no process of a real mesh sees: every state file, the log and the database.  It shares no
+code with the roles: it is told of events (`arrived`, `released`, `marked`), and compares them with what it saw before.
 
-    sent            every device it is owed to has it, or a copy for it is in the log or the database
-    acknowledged    what the writer takes out of the log is in the database
-    marked          a row is marked read only when its device has the message
-    told            delivered, read: a device has it, an application was given it
-    once, in order  of what a state file gives to the application, but what is flagged after a gap that stayed open
-    fenced          nothing is written, read or marked by who is not the last to have claimed it
-    soon            what is stored for somebody who is online comes long before the sweep, while nothing is wrong
-    in the end      everything is settled, shown to every device it is owed to, and known to be delivered
+    sent            when a message becomes `sent`, each device that it is owed to has it, or the log or the database
+                    has a copy for that device
+    acknowledged    a record that the writer acknowledges to the log is in the database
+    marked          a row is marked read only after its device has the message
+    told            `delivered`: a device of the recipient has the message; `read`: an application was given it
+    once, in order  the messages that a state file gives to its application, except those flagged after a gap
+    private         no message reaches a device of a user who is neither sender nor recipient
+    fenced          only the last process that claimed a queue or partition writes, reads or marks it
+    soon            a message stored for a connected device arrives within `SOON_S`, while there are no faults
+    in the end      every message is settled, shown on each device that it is owed to, and reported as delivered
 """
 
 from collections import Counter
@@ -22,15 +24,15 @@ from meshim.stores.memory.database import MemoryDatabase
 from meshim.stores.ports import Written
 from meshim.wire.envelope import Envelope, Kind, decode_envelope
 from meshim.wire.offline_log import Entry
-from tests.sim.world import Process, World
+from tests.sim.scheduler import Process, Scheduler
 
 Key = tuple[int, ...]
 """A message: sending user, device and epoch; destination type, id and device; seq."""
 
 SOON_S = 8.0
-"""What is stored for a device that is online reaches it within; the sweep comes after 22 s at the earliest."""
+"""A message that is stored for a connected device arrives within this time; a sweep comes after 22 s or more."""
 GAP_S = GAP_RELEASE_S - 1.0
-"""How long a gap is open at least before it is given up: clocks differ, and files are written a moment later."""
+"""Minimum age of a gap that is released; a second less than the rule, as clocks differ and files are written later."""
 VIOLATIONS_MOST = 20
 
 
@@ -40,7 +42,7 @@ def key_of(envelope: Envelope) -> Key:
 
 
 class File:
-    """What the judge knows of one state file."""
+    """The record of the judge about one state file: the messages it has, has released and given to the application."""
 
     def __init__(self, user: int, device: int, epoch: int) -> None:
         self.user = user
@@ -52,11 +54,11 @@ class File:
         self.handled: set[Key] = set()
         self.last: dict[Key, int] = {}
         self.waiting: dict[Key, dict[int, float]] = {}
-        """By stream: what is held back, and since when."""
+        """By stream: the `seq` of each message that is held back, and since when."""
         self.gaps: dict[Key, int] = {}
-        """By stream: everything below was given up."""
-        self.drains = False
-        """A session of this epoch has claimed the queue: whatever is still in it is for this file."""
+        """By stream: the gap below this `seq` was released."""
+        self.owns_queue = False
+        """Whether a session of this epoch has claimed the queue: then all rows in it are for this file."""
 
 
 class _Message:
@@ -64,15 +66,15 @@ class _Message:
         self.file = file
         self.body = envelope.body
         self.owed = owed
-        """Devices that it was not shown to yet."""
+        """Devices that have to show it and have not yet."""
         self.state = "pending"
 
 
 class Judge:
-    """`violations` is empty as long as every promise is kept; `races` counts how often each was met."""
+    """`violations` has a line for each broken promise, `races` counts how often each race R1 to R16 was entered."""
 
-    def __init__(self, world: World, lives: Callable[[int], bool]) -> None:
-        """`lives` tells whether a process of this incarnation is alive."""
+    def __init__(self, scheduler: Scheduler, lives: Callable[[int], bool]) -> None:
+        """`lives(incarnation)` is whether a process of this incarnation is alive."""
         self.violations: list[str] = []
         self.races: Counter[str] = Counter({f"R{number}": 0 for number in range(1, 17)})
         self.gaps = 0
@@ -81,33 +83,35 @@ class Judge:
         self.via_store = 0
         self.messages: dict[Key, _Message] = {}
         self.lives = lives
-        self.quiet_from: float | None = None
-        """When nothing is wrong any more."""
+        self.fault_free_from: float | None = None
+        """From this time on there are no faults."""
         self.database: MemoryDatabase
-        self._world = world
+        self._scheduler = scheduler
         self._files: dict[int, File] = {}
         self._had: dict[int, set[Key]] = {}
         self._earlier: dict[int, set[Key]] = {}
-        """By device: what reached a file that is not in use any more."""
+        """By device: the messages that reached a file which is no longer the current one."""
         self._given: set[Key] = set()
         self._log: dict[tuple[int, int], list[tuple[Key, tuple[int, ...], int]]] = {}
         self._logged: Counter[tuple[Key, int, int]] = Counter()
-        """How often a message is in the log for a user and a device, 0 for all of them."""
+        """How many records of the log have a message for a user and a device; device 0 means all devices."""
         self._holders: dict[int, tuple[Process | None, int]] = {}
         self._fences: dict[int, int] = {}
         self._online: dict[int, float] = {}
 
     def entered(self, race: str, times: int = 1) -> None:
+        """Count that a race was entered."""
         self.races[race] += times
 
     def violated(self, promise: str, what: str) -> None:
+        """Record a broken promise; at most `VIOLATIONS_MOST` are kept."""
         if len(self.violations) < VIOLATIONS_MOST:
-            self.violations.append(f"{self._world.now:.3f} {promise}: {what}")
+            self.violations.append(f"{self._scheduler.now:.3f} {promise}: {what}")
 
     # ---- state files
 
     def opened(self, user: int, device: int, epoch: int) -> File:
-        """A state file is in use from now on, in place of any other of this device."""
+        """A new state file replaces any other of this device."""
         before = self._files.get(device)
         self._had.setdefault(device, set())
         self._earlier.setdefault(device, set())
@@ -120,14 +124,14 @@ class Judge:
         return self._files[file.device] is file
 
     def _lost(self, file: File) -> None:
-        """What was in the file and nowhere else is gone with it; what waits in the queue is for the next one."""
+        """Messages in a lost file are owed to its device no more; rows in the queue are for the next file."""
         self._earlier[file.device] |= file.has
         for key in file.has:
             if (message := self.messages.get(key)) is not None:
                 message.owed.discard(file.device)
 
     def queued(self, file: File, envelope: Envelope) -> None:
-        """A message of the application is in the outbox."""
+        """The outbox has a new message; each other device of sender and recipient is owed a copy."""
         if envelope.kind != Kind.TEXT:
             return
         devices = [d.device_id for user in (envelope.to.id, envelope.user) for d in self.database.devices_of(user)]
@@ -135,7 +139,7 @@ class Judge:
         self.messages[key_of(envelope)] = _Message(file, envelope, owed)
 
     def progressed(self, key: Key, state: str) -> None:
-        """The application is told."""
+        """A message of the outbox has reached a state."""
         message = self.messages.get(key)
         if message is None:
             return
@@ -161,7 +165,7 @@ class Judge:
         )
 
     def arrived(self, file: File, envelope: Envelope, *, stored: bool) -> None:
-        """A message is in the inbox."""
+        """The inbox has a new message."""
         key = key_of(envelope)
         if file.user not in (envelope.to.id, envelope.user):
             self.violated("private", f"{key} reached device {file.device} of user {file.user}")
@@ -170,29 +174,29 @@ class Judge:
             self.violated("once", f"{key} was altered")
         if not self._is_current(file):
             self._earlier[file.device].add(key)
-            if message is not None and not self._files[file.device].drains:
-                # Acknowledged by an application on an earlier file, before the queue was taken over from it.
+            if message is not None and not self._files[file.device].owns_queue:
+                # An application on the earlier file acknowledged it before the new file claimed the queue.
                 message.owed.discard(file.device)
         file.has.add(key)
-        file.waiting.setdefault(key[:-1], {})[key[-1]] = self._world.now
+        file.waiting.setdefault(key[:-1], {})[key[-1]] = self._scheduler.now
         self._had[file.device].add(key)
         self.via_store += stored
 
     def released(self, file: File, key: Key, flag: int) -> None:
-        """The application may have it."""
+        """The inbox released a message to the application."""
         stream, seq = key[:-1], key[-1]
         if key in file.released:
             self.violated("once", f"{key} was released twice on device {file.device}")
         file.released.add(key)
         if flag == Flag.LATE:
-            # What an earlier file of the device had may come once more, on a long way round.
+            # A message that an earlier file of the device had may arrive once more.
             if seq >= file.gaps.get(stream, 0) and key not in self._earlier[file.device]:
                 self.violated("in order", f"{key} came late to device {file.device}, and no gap was given up")
         elif seq <= file.last.get(stream, 0):
             self.violated("in order", f"{key} came after {file.last[stream]} to device {file.device}")
         if flag == Flag.AFTER_GAP:
             self.gaps += 1
-            if self._world.now - min(file.waiting[stream].values()) < GAP_S:
+            if self._scheduler.now - min(file.waiting[stream].values()) < GAP_S:
                 self.violated(
                     "in order", f"{key} came after a gap to device {file.device}, which was given up too soon"
                 )
@@ -201,7 +205,7 @@ class Judge:
         file.last[stream] = max(seq, file.last.get(stream, 0))
 
     def gave(self, file: File, key: Key) -> None:
-        """The application is handed it; once more only if it was killed before it was done."""
+        """The application gets a message; a second time only if it was killed before it handled it."""
         if key in file.handled:
             self.violated("once", f"{key} was shown twice on device {file.device}")
         self.shown += key not in file.given
@@ -211,11 +215,13 @@ class Judge:
             message.owed.discard(file.device)
 
     def handled(self, file: File, key: Key) -> None:
+        """The application is done with a message."""
         file.handled.add(key)
 
     # ---- the log
 
     def logged(self, partition: int, position: int, entries: Iterable[Entry]) -> None:
+        """The log has a new record."""
         kept = []
         for entry in entries:
             key = key_of(decode_envelope(entry.envelope))
@@ -225,26 +231,27 @@ class Judge:
         self._log[partition, position] = kept
 
     def unlogged(self, partition: int, positions: Sequence[int]) -> None:
-        """The writer acknowledges."""
+        """The writer acknowledges records: they leave the log."""
         for position in positions:
             for key, devices, user in self._log.pop((partition, position), ()):
                 self._logged.subtract((key, user, device) for device in devices)
-                everybody = [d.device_id for d in self.database.devices_of(user)]
-                for device in everybody if devices == (0,) else devices:
+                all_devices = [d.device_id for d in self.database.devices_of(user)]
+                for device in all_devices if devices == (0,) else devices:
                     if (stored := self.database.devices.get(device)) is not None and key not in stored.messages:
                         self.violated("acknowledged", f"{key} is out of the log, and has no row for device {device}")
 
     # ---- the database
 
     def queue_claimed(self, device: int, process: Process | None, fence: int) -> None:
+        """A process claimed the queue of a device."""
         self._holders[device] = process, fence
 
-    def draining(self, device: int, epoch: int) -> None:
-        """A session of this epoch has the queue: what is in it is for this file, whatever an earlier one had."""
+    def sync_began(self, device: int, epoch: int) -> None:
+        """A session of this epoch claimed the queue: all unread rows are for its file now, not for an earlier one."""
         file = self._files.get(device)
-        if file is None or file.epoch != epoch or file.drains:
+        if file is None or file.epoch != epoch or file.owns_queue:
             return
-        file.drains = True
+        file.owns_queue = True
         for envelope in self._unread(device):
             key = key_of(envelope)
             if key not in file.has and (message := self.messages.get(key)) is not None:
@@ -255,24 +262,28 @@ class Judge:
         unread = [decode_envelope(row.new.content) for row in rows if row.read_at is None]
         return [envelope for envelope in unread if envelope.kind == Kind.TEXT]
 
-    def queue_used(self, status: str, device: int, process: Process | None, fence: int) -> None:
+    def queue_used(self, operation: str, device: int, process: Process | None, fence: int) -> None:
+        """A process read or marked a queue."""
         if self._holders[device] != (process, fence):
-            self.violated("fenced", f"the queue of device {device} was {status} by who had lost it")
+            self.violated("fenced", f"the queue of device {device} was {operation} by a process that had lost it")
 
     def marked(self, device: int, row_ids: Sequence[int]) -> None:
+        """Rows were marked read."""
         rows = {row.row_id: row.new for row in self.database.devices[device].queue}
         file = self._files[device]
-        has = file.has if file.drains else self._had[device]
+        has = file.has if file.owns_queue else self._had[device]
         for row_id in row_ids:
             envelope = decode_envelope(rows[row_id].content)
             key = key_of(envelope)
             if envelope.kind == Kind.TEXT and key not in has:
-                self.violated("marked", f"{key} is marked read, and device {device} has not got it")
+                self.violated("marked", f"{key} is marked read, and device {device} does not have it")
 
     def partition_claimed(self, partition: int, fence: int) -> None:
+        """A writer claimed a partition."""
         self._fences[partition] = max(fence, self._fences.get(partition, 0))
 
     def partition_written(self, partition: int, fence: int, written: Written) -> None:
+        """A writer committed records of a partition."""
         if fence < self._fences.get(partition, 0):
             self.violated(
                 "fenced", f"partition {partition} was written under {fence}, {self._fences[partition]} has it"
@@ -283,16 +294,18 @@ class Judge:
     # ---- soon
 
     def online(self, device: int) -> None:
-        self._online[device] = self._world.now
+        """A device connected."""
+        self._online[device] = self._scheduler.now
         self._expect(device)
 
     def offline(self, device: int) -> None:
+        """A device lost its connection, or its application ended."""
         self._online.pop(device, None)
 
     def _expect(self, device: int) -> None:
-        """What is stored for a device now has to come soon, if it is online and stays so."""
+        """Check after `SOON_S` that the rows of a device arrived, if it was connected all the time."""
         since = self._online.get(device)
-        if since is None or self.quiet_from is None or self._world.now < self.quiet_from:
+        if since is None or self.fault_free_from is None or self._scheduler.now < self.fault_free_from:
             return
         file = self._files[device]
         waiting = [key for envelope in self._unread(device) if (key := key_of(envelope)) not in file.has]
@@ -301,24 +314,27 @@ class Judge:
             stayed = self._online.get(device) == since and self._files[device] is file
             for key in waiting if stayed else ():
                 if key not in file.has:
-                    self.violated("soon", f"{key} is stored for device {device}, which waits for it for {SOON_S} s")
+                    self.violated(
+                        "soon",
+                        f"{key} is stored for device {device}, which was connected for {SOON_S} s and did not get it",
+                    )
 
         if waiting:
-            self._world.after(SOON_S, check)
+            self._scheduler.after(SOON_S, check)
 
     # ---- in the end
 
     def unfinished(self) -> list[str]:
-        """What is not as it has to be in the end."""
+        """The messages that are not settled, shown or known to be delivered, a sentence each."""
         left = []
         for key, message in self.messages.items():
             current = self._is_current(message.file)
             earlier = any(key in self._earlier[device.device_id] for device in self.database.devices_of(key[4]))
             if message.state == "pending":
-                if current:  # otherwise nobody has it who would send it again
+                if current:  # otherwise no state file has it, and no client resends it
                     left.append(f"{key} is not settled")
             elif message.owed:
                 left.append(f"{key} was not shown to devices {sorted(message.owed)}")
-            elif message.state == "sent" and current and not earlier:  # a receipt is lost with the file that owed it
+            elif message.state == "sent" and current and not earlier:  # receipts are lost with a file
                 left.append(f"{key} is not known to be delivered")
         return left

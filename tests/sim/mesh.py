@@ -1,4 +1,4 @@
-"""What is simulated: servers, roles, people with their devices, put together; and what the judge is told of them."""
+"""A whole simulated mesh: servers, roles, users with their devices; and the reports to the judge about them."""
 
 import itertools
 from collections import Counter
@@ -10,27 +10,28 @@ from meshim.connector.session import State as Session
 from meshim.stores.ports import RelationKey
 from meshim.topology import Limits, Listener, RestListener, Timers, Topology, Worker
 from meshim.transfer.core import TransferCore
+from tests.sim.backends import Backends
 from tests.sim.device import Device, Plan
-from tests.sim.faults import Schedule
+from tests.sim.fault_injector import FaultInjector
+from tests.sim.fault_model import Schedule
 from tests.sim.judge import Judge
 from tests.sim.network import Network
 from tests.sim.roles import Connector, Core, Role, Transfer, Writer
-from tests.sim.servers import Backends, at_once
-from tests.sim.trouble import Trouble
-from tests.sim.world import World
+from tests.sim.scheduler import Scheduler
+from tests.sim.server import result_of
 
 USERS = 7
 TWO_DEVICES = 3
-"""So many users have two devices."""
+"""Number of users with two devices; the others have one."""
 PEERS = 3
-"""To whom each of them writes."""
+"""Number of users to whom each device sends."""
 MESSAGE_EVERY_S = 1.05
-"""Of each device, on average."""
+"""Average pause of each device between two messages."""
 PARTITIONS = 2
 
 
 def topology() -> Topology:
-    """Three connectors, three transfers, two writers; small limits, so that they are met."""
+    """Three connectors, three transfers, two writers; limits so small that a run reaches them."""
     return Topology(
         connectors=tuple(Listener(f"c{n}") for n in (1, 2, 3)),
         transfers=tuple(Listener(f"t{n}") for n in (1, 2, 3)),
@@ -42,26 +43,26 @@ def topology() -> Topology:
 
 
 class Mesh:
-    """All processes, servers and people of one run."""
+    """All processes, servers and devices of one run."""
 
     def __init__(self, seed: int, schedule: Schedule) -> None:
-        self.world = world = World(seed)
+        self.scheduler = scheduler = Scheduler(seed)
         self.topology = mesh = topology()
-        self.network = Network(world, replayed=schedule.replayed)
-        self.judge = Judge(world, self._lives)
-        self.backends = Backends(world, self.judge, PARTITIONS, ack_wait_s=mesh.timers.partition_lease_s)
+        self.network = Network(scheduler, replayed=schedule.replayed)
+        self.judge = Judge(scheduler, self._lives)
+        self.backends = Backends(scheduler, self.judge, PARTITIONS, ack_wait_s=mesh.timers.partition_lease_s)
         self.judge.database = self.backends.database
-        around = (world, self.network, self.backends, mesh)
-        self.connectors = [Connector(*around, each.name) for each in mesh.connectors]
-        self.transfers = [Transfer(*around, each.name) for each in mesh.transfers]
-        self.writers = [Writer(*around, each.name) for each in mesh.writers]
+        shared = (scheduler, self.network, self.backends, mesh)
+        self.connectors = [Connector(*shared, each.name) for each in mesh.connectors]
+        self.transfers = [Transfer(*shared, each.name) for each in mesh.transfers]
+        self.writers = [Writer(*shared, each.name) for each in mesh.writers]
         self.roles: list[Role] = [*self.connectors, *self.transfers, *self.writers]
-        self.devices = self._people()
-        self.drains: dict[int, Role] = {}
-        """Which connector has leased the queue of a device."""
-        self.trouble = Trouble(self, schedule)
+        self.devices = self._make_devices()
+        self.syncing: dict[int, Role] = {}
+        """The connector that claimed the queue of a device last."""
+        self.fault_injector = FaultInjector(self, schedule)
         self.backends.queue_data.on_claim = self._claimed
-        self.backends.queue_data.on_page = self.trouble.spring
+        self.backends.queue_data.on_page = self.fault_injector.on_page
         self.backends.partition_data.on_stored = self._stored
         self.network.on_stale = lambda: self.judge.entered("R13")
         for each in self.roles:
@@ -69,34 +70,34 @@ class Mesh:
         for role in self.connectors:
             role.on_disturbed = lambda: self.judge.entered("R9")
 
-    def _people(self) -> list[Device]:
-        """Everybody is a friend of everybody."""
-        registry, random = self.backends.registry, self.world.random
-        users = [at_once(registry.register(f"user{n}", "")).user_id for n in range(1, USERS + 1)]
+    def _make_devices(self) -> list[Device]:
+        """Register users, who are all friends of each other, and their devices."""
+        registry, random = self.backends.registry, self.scheduler.random
+        users = [result_of(registry.register(f"user{n}", "")).user_id for n in range(1, USERS + 1)]
         for one, other in itertools.combinations(users, 2):
-            at_once(registry.request(one, other, 0.0, 1000))
-            at_once(registry.accept(other, one, RelationKey(1, b""), 0.0))
+            result_of(registry.request(one, other, 0.0, 1000))
+            result_of(registry.accept(other, one, RelationKey(1, b""), 0.0))
         devices = []
         for number, user in enumerate(users, 1):
             plan = Plan(random.sample([peer for peer in users if peer != user], PEERS), MESSAGE_EVERY_S)
             for which in ("a", "b") if number <= TWO_DEVICES else ("a",):
                 name = f"d{number}{which}"
-                devices.append(Device(self.world, self.network, self.backends, self.judge, user, name, plan))
+                devices.append(Device(self.scheduler, self.network, self.backends, self.judge, user, name, plan))
         for device in devices:
             device.register()
         return devices
 
-    def start(self, talk_until: float) -> None:
-        """Start every process; people write to each other until that time."""
-        world = self.world
+    def start(self, send_until: float) -> None:
+        """Start every process; devices send until that time."""
+        scheduler = self.scheduler
         for role in self.roles:
-            world.after(world.random.uniform(0.0, 0.3), role.start)
+            scheduler.after(scheduler.random.uniform(0.0, 0.3), role.start)
         for device in self.devices:
-            device.plan.until = talk_until
-            world.after(world.random.uniform(0.5, 1.5), device.start)
+            device.plan.until = send_until
+            scheduler.after(scheduler.random.uniform(0.5, 1.5), device.start)
 
     def under_way(self) -> list[str]:
-        """What has not arrived everywhere."""
+        """The messages, outboxes and devices that are not settled yet, a sentence each."""
         outboxes = [
             f"{device.name} has {device.core.outbox.unsettled} unsettled"
             for device in self.devices
@@ -108,26 +109,26 @@ class Mesh:
     # ---- for the judge
 
     def _lives(self, incarnation: int) -> bool:
-        of = (role for role in self.roles if role.incarnation == incarnation)
-        return any(role.process is not None and role.process.alive for role in of)
+        roles = (role for role in self.roles if role.incarnation == incarnation)
+        return any(role.process is not None and role.process.alive for role in roles)
 
     def _claimed(self, device: int, session: int) -> None:
         for role in self.connectors:
             if isinstance(role.core, ConnectorCore):
                 found = role.core._sessions.of_device(device, session)
                 if found is not None:
-                    self.drains[device] = role
-                    self.judge.draining(device, found.login.epoch)
+                    self.syncing[device] = role
+                    self.judge.sync_began(device, found.login.epoch)
 
     def _stored(self, device: int) -> None:
-        """R1: the device has synced, and now there is something."""
+        """R1: a row is written for a device that has synced already."""
         for role in self.connectors:
             if isinstance(role.core, ConnectorCore):
                 session = role.core._sessions.of_device(device)
                 self.judge.entered("R1", session is not None and session.state is Session.LIVE)
 
     def _note_death(self, role: Role) -> None:
-        """R6, R16: what is lost with a role that is about to be killed."""
+        """R6, R16: whether a role that is about to be killed has work in flight."""
         core = role.core
         self.judge.entered("R6", isinstance(core, TransferCore) and not core.idle)
         halves = (
@@ -139,7 +140,7 @@ class Mesh:
         self.judge.entered("R16", any(progress.accounted and len(progress.copies) > 1 for progress in halves))
 
     def counters(self) -> Counter[str]:
-        """What all roles have counted, by `role_counter`."""
+        """The counters of all roles, named `ROLE_COUNTER`."""
         counters: Counter[str] = Counter()
         for role in self.roles:
             for core in role.cores:

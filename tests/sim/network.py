@@ -1,8 +1,8 @@
-"""Connections between processes: frames take time, and in bad weather they are lost, doubled and overtaken.
+"""Connections between processes: frames take time, and are lost, duplicated and reordered as `LinkFaults` say.
 
-Stands in for `meshim.runtime.sockets`: `Context`, `Router` and `Dealer` here are called as those there.  A connection
-is made once.  It ends when an end closes it or dies, when ZMTP heartbeats find the other end stopped or cut off, or,
-where there are none, when the kernel finds it cut off.
+Stands in for `meshim.runtime.sockets`: `Context`, `Router` and `Dealer` have the same methods.  A connection
+is made once.  It ends when one end closes it or dies, when ZMTP heartbeats find the other end stopped or unreachable,
+or, without heartbeats, when TCP keepalive finds the other end unreachable.
 """
 
 import functools
@@ -13,47 +13,47 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from meshim.runtime.sockets import RouterStatistics, Sent
-from tests.sim.world import Process, World
+from tests.sim.scheduler import Process, Scheduler
 
 HEARTBEATS_S = 6.0
-"""When heartbeats have noticed that the other end is silent: one every 2 s, and 4 s of patience."""
+"""Until heartbeats end a silent connection: one every 2 s, and a timeout of 4 s."""
 KEEPALIVE_S = 10.0
-"""When the kernel has noticed that the other host does not answer (options.py)."""
+"""Until TCP keepalive ends the connection to a host that does not answer (options.py)."""
 
 QUEUED_S = 0.5
-"""What a DEALER has sent within that time may still be queued in it when the other end dies."""
+"""Frames that a DEALER sent within this time may still be queued in it when the other end dies."""
 
 
-class Weather(NamedTuple):
-    """Shares of all frames, and seconds."""
+class LinkFaults(NamedTuple):
+    """The delay of frames in seconds, and the shares of frames with a fault."""
 
     delay_s: float = 0.002
-    """At most, on a fine day; half of it at least."""
+    """Maximum delay of a frame without a fault; the minimum is half of it."""
     loss: float = 0.0
-    doubling: float = 0.0
-    overtaking: float = 0.0
-    """Frames that take up to `late_s`, and are overtaken by those behind them."""
-    late_s: float = 0.5
+    duplication: float = 0.0
+    reordering: float = 0.0
+    """Share of frames that take up to `reorder_delay_s` longer, so that later frames overtake them."""
+    reorder_delay_s: float = 0.5
 
 
-FAIR = Weather()
+NO_LINK_FAULTS = LinkFaults()
 
 
 class Network:
-    """All connections."""
+    """All connections of a run."""
 
-    def __init__(self, world: World, *, replayed: float = 0.0) -> None:
-        """`replayed` is the share of frames under way to a process that died which its successor gets (R13)."""
-        self.world = world
-        self.weather = FAIR
+    def __init__(self, scheduler: Scheduler, *, replayed: float = 0.0) -> None:
+        """`replayed`: of the frames queued for a process that dies, the share that its successor gets (R13)."""
+        self.scheduler = scheduler
+        self.link_faults = NO_LINK_FAULTS
         self.digest = 0
-        """Of every frame that was sent, in order: tells whether two runs were the same."""
+        """CRC-32 of all frames that were sent, in order: equal for two equal runs."""
         self.cuts: set[tuple[str, str]] = set()
-        """One-way: what the first sends does not reach the second, by name of the process."""
+        """(sender, receiver), names of processes: no frame passes in this direction."""
         self.routers: dict[str, Router] = {}
         """By endpoint."""
         self.on_stale: Callable[[], None] = lambda: None
-        """Called for every frame that a successor gets."""
+        """Called for every frame for a dead process that its successor gets."""
         self._replayed = replayed
         self._stale: dict[str, list[bytes]] = {}
         self._numbers = itertools.count(1)
@@ -61,7 +61,7 @@ class Network:
     # ---- faults
 
     def cut(self, one: str, other: str, *, both: bool) -> None:
-        """Nothing passes from one process to the other any more."""
+        """Let no frame pass from one process to the other, nor back with `both`."""
         self.cuts.add((one, other))
         if both:
             self.cuts.add((other, one))
@@ -70,9 +70,10 @@ class Network:
             def is_silent(wire: "Wire", heartbeats: bool = heartbeats) -> bool:
                 return self.is_cut(wire) and wire.dealer.heartbeats == heartbeats
 
-            self.world.after(within_s, functools.partial(self._notification, is_silent))
+            self.scheduler.after(within_s, functools.partial(self._end_silent, is_silent))
 
-    def mend(self, one: str, other: str) -> None:
+    def restore(self, one: str, other: str) -> None:
+        """Let frames pass in both directions again."""
         self.cuts -= {(one, other), (other, one)}
 
     def is_cut(self, wire: "Wire") -> bool:
@@ -80,7 +81,7 @@ class Network:
         return names in self.cuts or names[::-1] in self.cuts
 
     def stopped(self, process: Process) -> None:
-        """A process was paused: heartbeats notice if that lasts."""
+        """A process was paused: heartbeats end its connections if the pause lasts."""
         since = process.paused_at
 
         def is_silent(wire: "Wire") -> bool:
@@ -88,16 +89,16 @@ class Network:
             still = not process.running and process.paused_at == since
             return process in ends and still and wire.dealer.heartbeats
 
-        self.world.after(HEARTBEATS_S, lambda: self._notification(is_silent))
+        self.scheduler.after(HEARTBEATS_S, lambda: self._end_silent(is_silent))
 
-    def _notification(self, is_silent: Callable[["Wire"], bool]) -> None:
+    def _end_silent(self, is_silent: Callable[["Wire"], bool]) -> None:
         for router in list(self.routers.values()):
             for wire in list(router.wires.values()):
                 if is_silent(wire):
                     wire.end()
 
     def died(self, process: Process) -> None:
-        """The operating system closes what the process had open."""
+        """Close the sockets of a dead process, as the operating system does."""
         for endpoint, router in list(self.routers.items()):
             for wire in list(router.wires.values()):
                 if wire.dealer.process is process:
@@ -109,10 +110,10 @@ class Network:
                 del self.routers[endpoint]
 
     def _keep_stale(self, name: str, wire: "Wire") -> None:
-        """R13: a DEALER that connects again by itself, as one in another language may, sends what it had queued."""
-        chance = self.world.random
-        frames = [frame for at, frame in wire.recent if self.world.now - at < QUEUED_S]
-        self._stale.setdefault(name, []).extend(frame for frame in frames if chance.random() < self._replayed)
+        """R13: a DEALER that reconnects by itself, as a client in another language may, sends its queued frames."""
+        random = self.scheduler.random
+        frames = [frame for at, frame in wire.recent if self.scheduler.now - at < QUEUED_S]
+        self._stale.setdefault(name, []).extend(frame for frame in frames if random.random() < self._replayed)
 
     # ---- connections
 
@@ -130,7 +131,7 @@ class Network:
         router = self.routers.get(dealer.endpoint)
         delay = self.delay()
         if router is None:
-            self.world.after(delay, dealer.lose)  # refused
+            self.scheduler.after(delay, dealer.lose)  # refused
             return
 
         def accepted() -> None:
@@ -139,11 +140,11 @@ class Network:
                 dealer.lose()
             elif router.process.running and not self.is_cut(wire):
                 router.wires[wire.peer] = dealer.wire = wire
-                self.world.after(self.delay(), dealer.connected)
+                self.scheduler.after(self.delay(), dealer.connected)
             else:
-                self.world.after(10.0, dealer.lose)  # nobody answers the handshake
+                self.scheduler.after(10.0, dealer.lose)  # the handshake gets no answer
 
-        self.world.after(delay, accepted)
+        self.scheduler.after(delay, accepted)
 
     def note(self, frame: bytes) -> None:
         self.digest = zlib.crc32(frame, self.digest)
@@ -152,12 +153,12 @@ class Network:
         return next(self._numbers).to_bytes(5, "big")
 
     def delay(self) -> float:
-        most = self.weather.delay_s
-        return self.world.random.uniform(most / 2, most)
+        longest = self.link_faults.delay_s
+        return self.scheduler.random.uniform(longest / 2, longest)
 
 
 class Wire:
-    """One connection."""
+    """One connection between a DEALER and a ROUTER."""
 
     def __init__(self, network: Network, dealer: "Dealer", router: "Router", peer: bytes) -> None:
         self.dealer = dealer
@@ -165,13 +166,13 @@ class Wire:
         self.peer = peer
         self.is_open = True
         self.recent: deque[tuple[float, bytes]] = deque(maxlen=16)
-        """Frames to the router, and when they were sent."""
+        """(time of sending, frame) of the latest frames to the router."""
         self._network = network
         self._last = [0.0, 0.0]
 
     def to_router(self, frame: bytes) -> None:
         self._network.note(frame)
-        self.recent.append((self._network.world.now, frame))
+        self.recent.append((self._network.scheduler.now, frame))
         names = self.dealer.process.name, self.router.process.name
 
         def arrive() -> None:
@@ -190,27 +191,27 @@ class Wire:
 
         self._send(1, names, arrive)
 
-    def _send(self, way: int, names: tuple[str, str], arrive: Callable[[], None]) -> None:
-        network, weather = self._network, self._network.weather
-        world = network.world
-        chance = world.random.random
-        if names in network.cuts or (weather.loss and chance() < weather.loss):
+    def _send(self, direction: int, names: tuple[str, str], arrive: Callable[[], None]) -> None:
+        network, link_faults = self._network, self._network.link_faults
+        scheduler = network.scheduler
+        chance = scheduler.random.random
+        if names in network.cuts or (link_faults.loss and chance() < link_faults.loss):
             return
         delay = network.delay()
-        if weather.overtaking and chance() < weather.overtaking:
-            world.after(delay + weather.late_s * chance(), arrive)
+        if link_faults.reordering and chance() < link_faults.reordering:
+            scheduler.after(delay + link_faults.reorder_delay_s * chance(), arrive)
         else:
-            at = self._last[way] = max(world.now + delay, self._last[way])
-            world.after(at - world.now, arrive)
-        if weather.doubling and chance() < weather.doubling:
-            world.after(delay + weather.late_s * chance(), arrive)
+            at = self._last[direction] = max(scheduler.now + delay, self._last[direction])
+            scheduler.after(at - scheduler.now, arrive)
+        if link_faults.duplication and chance() < link_faults.duplication:
+            scheduler.after(delay + link_faults.reorder_delay_s * chance(), arrive)
 
     def end(self) -> None:
-        """Both ends learn of it, the router only when it next sends something."""
+        """End the connection: the dealer gets `lose`, the router notices when it next sends."""
         if self.is_open:
             self.is_open = False
             self.router.wires.pop(self.peer, None)
-            self._network.world.after(self._network.delay(), self.dealer.lose)
+            self._network.scheduler.after(self._network.delay(), self.dealer.lose)
 
 
 class Router:
@@ -245,7 +246,7 @@ class Router:
         self.is_closed = True
         self._network.routers.pop(self.endpoint, None)
         for wire in list(self.wires.values()):
-            self._network.world.after(linger_ms / 1000, wire.end)
+            self._network.scheduler.after(linger_ms / 1000, wire.end)
 
 
 class Dealer:
@@ -295,8 +296,8 @@ class Dealer:
             self.is_closed = True
             self._on_connected = self._on_lost = None
             if self.wire is not None:
-                # What lingers is sent first.
-                self.wire.router.process.world.after(linger_ms / 1000, self.wire.end)
+                # Frames that linger are sent first.
+                self.wire.router.process.scheduler.after(linger_ms / 1000, self.wire.end)
 
 
 class Context:
@@ -325,4 +326,4 @@ class Context:
         return Dealer(self._network, self._process, endpoint, on_batch, on_connected, on_lost, heartbeats=heartbeats)
 
     def close(self) -> None:
-        """Sockets were closed one by one, or die with the process."""
+        """Nothing to do: sockets are closed one by one, or when the process dies."""

@@ -1,6 +1,6 @@
 """Connectors, transfers and writers as simulated processes: the real shells and lease keepers around the real cores.
 
-What is written here is what `service.py` of each role does, with the network and the servers of the simulation.
+Each `_serve` here does what `service.py` of the role does, on the network and the servers of the simulation.
 """
 
 import asyncio
@@ -29,9 +29,9 @@ from meshim.writer import core as writer_core
 from meshim.writer import options as writer_options
 from meshim.writer import service as writer_service
 from meshim.writer import shell as writer_shell
+from tests.sim.backends import Backends
 from tests.sim.network import Context, Network
-from tests.sim.servers import Backends
-from tests.sim.world import Process, World
+from tests.sim.scheduler import Process, Scheduler
 
 Core = connector_core.ConnectorCore | transfer_core.TransferCore | writer_core.WriterCore
 
@@ -55,7 +55,7 @@ class SimService:
             return
         if not isinstance(error, MeshimError):
             self._process.fail(error)
-        self._process.kill()  # as a process that says one sentence and exits
+        self._process.kill()  # as a real process, which logs the error and exits
 
     def stop(self) -> None:
         self._stopping.set()
@@ -65,20 +65,22 @@ class SimService:
 
 
 class Role:
-    """One name in the topology, and the process that has it now.  `respawn_s` is how long a supervisor takes."""
+    """One name in the topology and its current process, which a supervisor restarts `respawn_s` after its end."""
 
-    def __init__(self, world: World, network: Network, backends: Backends, topology: Topology, name: str) -> None:
+    def __init__(
+        self, scheduler: Scheduler, network: Network, backends: Backends, topology: Topology, name: str
+    ) -> None:
         self.name = name
         self.process: Process | None = None
         self.core: Core | None = None
         self.incarnation = 0
         self.cores: list[Core] = []
-        """Of all of them."""
+        """The cores of all processes that this role had."""
         self.respawn_s = 0.5
         self.on_disturbed: Callable[[], None] = lambda: None
         self.on_kill: Callable[[Role], None] = lambda role: None
-        """Called before it is killed."""
-        self.world = world
+        """Called before the process is killed."""
+        self.scheduler = scheduler
         self.network = network
         self.backends = backends
         self.topology = topology
@@ -88,17 +90,17 @@ class Role:
     kind = ""
 
     def start(self) -> None:
-        """Start a process, which a supervisor will start again when it has ended."""
-        world = self.world
-        self.incarnation = world.random.getrandbits(62) + 1
-        process = Process(world, self.name, rate=world.random.uniform(0.995, 1.005))
-        process.wall_s = world.random.uniform(-2.0, 2.0)
+        """Start a process; when it ends it is started again after `respawn_s`."""
+        scheduler = self.scheduler
+        self.incarnation = scheduler.random.getrandbits(62) + 1
+        process = Process(scheduler, self.name, rate=scheduler.random.uniform(0.995, 1.005))
+        process.wall_s = scheduler.random.uniform(-2.0, 2.0)
         self.process = process
 
         def ended() -> None:
             self.network.died(process)
             self.core = None
-            world.after(self.respawn_s, self.start)
+            scheduler.after(self.respawn_s, self.start)
 
         process.on_end = ended
         process.run(self._main)
@@ -110,12 +112,12 @@ class Role:
             self.process.kill()
 
     def terminate(self) -> None:
-        """SIGTERM; a process that takes too long is killed."""
+        """SIGTERM, and SIGKILL after `shutdown_s`."""
         process = self.process
         assert process is not None
         if self._service is not None and process.running:
             process.loop.call_soon(self._service.stop)
-        self.world.after(self.topology.timers.shutdown_s, process.kill)
+        self.scheduler.after(self.topology.timers.shutdown_s, process.kill)
 
     async def _main(self) -> None:
         assert self.process is not None
@@ -124,7 +126,7 @@ class Role:
         try:
             await self._serve(cast("Service", self._service), cast("sockets.Context", context))
         except MeshimError as error:
-            self._service.log.warning("ended", reason=error.sentence)  # and a supervisor starts it again
+            self._service.log.warning("ended", reason=error.sentence)  # the supervisor starts it again
 
     async def _serve(self, service: Service, context: sockets.Context) -> None:
         raise NotImplementedError
@@ -137,7 +139,7 @@ class Role:
         return f"sim://{self.name}/{self.incarnation}"
 
     def log(self) -> str:
-        """What its processes have said."""
+        """The log of all processes that this role had."""
         return self._log.getvalue()
 
 

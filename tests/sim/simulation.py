@@ -1,12 +1,12 @@
-"""One run: a mesh is built, troubled by a schedule of faults, healed, and judged.
+"""One run: build a mesh, inject a schedule of faults, end them, and judge.
 
 ::
 
     0 s          2 s                       22 s        28 s               36 s
-    ├── all well ─┼── faults ───────────────┼── healed ─┼── nothing wrong ──┼── until everything has arrived
-                  people talk, come and go, ────────────────────────────────┤
+    ├─ no faults ─┼── faults ───────────────┼─ recovery ┼── no faults ──────┼── until every message has arrived
+                  devices send, come and go ────────────────────────────────┤
 
-The same seed, faults and code give the same run, to the last frame.
+The same seed, fault model and code give the same run, frame by frame.
 """
 
 import time
@@ -22,29 +22,29 @@ from meshim.connector import authenticator as connector_authenticator
 from meshim.connector import shell as connector_shell
 from meshim.writer import shell as writer_shell
 from tests.sim.device import Device
-from tests.sim.faults import Faults, Schedule, schedule_of
+from tests.sim.fault_model import FaultModel, Schedule, schedule_of
 from tests.sim.mesh import Mesh
 from tests.sim.network import Context
-from tests.sim.world import World, current
+from tests.sim.scheduler import Scheduler, current
 
-HEALED_S = 6.0
+RECOVERY_S = 6.0
 """Until the last consequences of the faults are over: leases, detection, reconnects."""
-CALM_S = 8.0
-CALM_CRASHES = 3
-"""Phones that crash in the calm while they sync."""
-CALM_SLOW = 0.2
-"""Share of calls to the database that are slow in the calm."""
-BOUND_S = 75.0
-"""Within it everything has arrived: a sweep, a gap, the longest resend of a client."""
-QUIET_S = 3.0
-"""How long it is looked whether something comes after all."""
+FAULT_FREE_S = 8.0
+CRASHES = 3
+"""Devices that are killed while they sync, in the time without faults."""
+SLOW_SHARE = 0.2
+"""Share of calls to the database that are slow in the time without faults."""
+ARRIVAL_S = 75.0
+"""Every message arrives within this time: a sweep, a gap, the longest resend of a client."""
+SETTLED_S = 3.0
+"""How long everything has to stay settled before the run ends."""
 
 
 class Outcome(msgspec.Struct):
-    """What came of one run.
+    """The result of one run.
 
-    `races` counts how often each was met, `counters` is what the roles counted, `digest` is of all frames, and
-    `cpu_s` the only thing that differs when the run is repeated.
+    `races` counts how often each race was entered, `counters` are those of the roles, `digest` is the CRC-32 of all
+    frames.  Only `cpu_s` differs when the run is repeated.
     """
 
     seed: int
@@ -66,9 +66,9 @@ class Outcome(msgspec.Struct):
         return bool(self.violations)
 
 
-def run(seed: int, faults: Faults | None = None) -> Outcome:
-    """Simulate one mesh, with what the seed makes of a fault model."""
-    return play(seed, schedule_of(faults or Faults(), Random(f"schedule {seed}")))
+def run(seed: int, faults: FaultModel | None = None) -> Outcome:
+    """Simulate one mesh with the faults that the seed draws from a fault model."""
+    return play(seed, schedule_of(faults or FaultModel(), Random(f"schedule {seed}")))
 
 
 def play(seed: int, schedule: Schedule) -> Outcome:
@@ -78,64 +78,64 @@ def play(seed: int, schedule: Schedule) -> Outcome:
     with seeded(mesh):
         _play(mesh, schedule.ends)
         outcome = _outcome(seed, mesh, began)
-        mesh.world.close()
+        mesh.scheduler.close()
     return outcome
 
 
 def _play(mesh: Mesh, faults_end: float) -> None:
-    world = mesh.world
-    calm_from, calm_until = faults_end + HEALED_S, faults_end + HEALED_S + CALM_S
-    mesh.start(talk_until=calm_until)
-    mesh.trouble.start()
-    world.run(faults_end)
-    mesh.trouble.end()
+    scheduler = mesh.scheduler
+    fault_free_from, fault_free_until = faults_end + RECOVERY_S, faults_end + RECOVERY_S + FAULT_FREE_S
+    mesh.start(send_until=fault_free_until)
+    mesh.fault_injector.start()
+    scheduler.run(faults_end)
+    mesh.fault_injector.end()
     for device in mesh.devices:
         device.start()
-    world.run(calm_from)
-    mesh.judge.quiet_from = world.now
+    scheduler.run(fault_free_from)
+    mesh.judge.fault_free_from = scheduler.now
     _come_and_go(mesh)
-    world.run(calm_until)
+    scheduler.run(fault_free_until)
     mesh.backends.sql.slow = 0.0
-    _until_everything_has_arrived(mesh)
+    _run_until_settled(mesh)
 
 
 def _come_and_go(mesh: Mesh) -> None:
-    """The calm: people leave and return, phones crash, and the database is slow at times, as on any day."""
-    world, random = mesh.world, mesh.world.random
-    mesh.backends.sql.slow = CALM_SLOW
-    mesh.trouble.traps += CALM_CRASHES * ["device"]
+    """The time without faults: devices leave and return, applications crash, and some database calls are slow."""
+    scheduler, random = mesh.scheduler, mesh.scheduler.random
+    mesh.backends.sql.slow = SLOW_SHARE
+    mesh.fault_injector.traps += CRASHES * ["device"]
     for device in mesh.devices:
         at = random.uniform(0.0, 1.0)
         if random.random() < 0.5:
-            world.after(at, device.kill)
+            scheduler.after(at, device.kill)
         else:
-            _leave_for_a_while(world, device, at)
+            _leave_for_a_while(scheduler, device, at)
         if random.random() < 0.5:
-            # As the talking ends: nothing that comes later draws attention to what is stored then.
-            _leave_for_a_while(world, device, random.uniform(CALM_S - 2.0, CALM_S))
+            # When sending ends: no later message makes a connector look at the queue again.
+            _leave_for_a_while(scheduler, device, random.uniform(FAULT_FREE_S - 2.0, FAULT_FREE_S))
 
 
-def _leave_for_a_while(world: World, device: Device, at: float) -> None:
-    world.after(at, device.leave)
-    world.after(at + world.random.uniform(0.02, 2.0), device.start)
+def _leave_for_a_while(scheduler: Scheduler, device: Device, at: float) -> None:
+    scheduler.after(at, device.leave)
+    scheduler.after(at + scheduler.random.uniform(0.02, 2.0), device.start)
 
 
-def _until_everything_has_arrived(mesh: Mesh) -> None:
-    world = mesh.world
-    end = world.now + BOUND_S
-    arrived_at: float | None = None
-    while world.now < end and not world.bugs and (arrived_at is None or world.now - arrived_at < QUIET_S):
-        world.run(world.now + 1.0)
+def _run_until_settled(mesh: Mesh) -> None:
+    scheduler = mesh.scheduler
+    end = scheduler.now + ARRIVAL_S
+    settled_at: float | None = None
+    while scheduler.now < end and not scheduler.bugs and (settled_at is None or scheduler.now - settled_at < SETTLED_S):
+        scheduler.run(scheduler.now + 1.0)
         if mesh.under_way():
-            arrived_at = None
-        elif arrived_at is None:
-            arrived_at = world.now
+            settled_at = None
+        elif settled_at is None:
+            settled_at = scheduler.now
     for what in mesh.under_way()[:5]:
         mesh.judge.violated("in the end", what)
 
 
 def _outcome(seed: int, mesh: Mesh, began: float) -> Outcome:
-    judge, world, counters = mesh.judge, mesh.world, mesh.counters()
+    judge, scheduler, counters = mesh.judge, mesh.scheduler, mesh.counters()
     judge.entered("R2", counters["connector_deferred"])
     return Outcome(
         seed=seed,
@@ -143,20 +143,20 @@ def _outcome(seed: int, mesh: Mesh, began: float) -> Outcome:
         shown=judge.shown,
         via_store=judge.via_store,
         gaps=judge.gaps,
-        faults=dict(mesh.trouble.met),
+        faults=dict(mesh.fault_injector.injected),
         races=dict(judge.races),
         counters=dict(counters),
-        violations=[f"{world.now:.3f} bug: {bug}" for bug in world.bugs] + judge.violations,
-        schedule=str(mesh.trouble.schedule),
+        violations=[f"{scheduler.now:.3f} bug: {bug}" for bug in scheduler.bugs] + judge.violations,
+        schedule=str(mesh.fault_injector.schedule),
         digest=mesh.network.digest,
-        virtual_s=world.now,
+        virtual_s=scheduler.now,
         cpu_s=time.process_time() - began,
     )
 
 
 @contextmanager
 def seeded(mesh: Mesh) -> Iterator[None]:
-    """Replace what is random or tells time in the real shells."""
+    """Replace clocks, randomness and sockets in the real shells during the block."""
 
     class Clock:
         @staticmethod
@@ -166,13 +166,13 @@ def seeded(mesh: Mesh) -> Iterator[None]:
     class Secrets:
         @staticmethod
         def randbits(bits: int) -> int:
-            return mesh.world.random.getrandbits(bits)
+            return mesh.scheduler.random.getrandbits(bits)
 
     with ExitStack() as stack:
         for module in (connector_authenticator, connector_shell, writer_shell):
             stack.enter_context(patch.object(module, "time", Clock))
         stack.enter_context(patch.object(connection, "secrets", Secrets))
-        stack.enter_context(patch.object(connection, "_random", mesh.world.random))
+        stack.enter_context(patch.object(connection, "_random", mesh.scheduler.random))
         stack.enter_context(patch.object(connection, "Context", lambda: Context(mesh.network, current())))
         stack.enter_context(patch.dict(connection._contexts))
         yield

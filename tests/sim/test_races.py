@@ -1,11 +1,11 @@
-"""The races of the design, each forced by faults at the right moments: it is met, and every promise is kept.
+"""Faults at chosen times force each of the races R1 to R16: it is entered, and every promise is kept.
 
-What has to happen is in the docstring of the test; how often it did is counted where it happens (`Judge.entered`).
+`Judge.entered` counts how often each race happened; docs/simulation.md says when it counts.
 """
 
 import pytest
 
-from tests.sim.faults import Fault, Schedule
+from tests.sim.fault_model import Fault, Schedule
 from tests.sim.simulation import Outcome, play
 
 SEEDS = range(1, 13)
@@ -18,22 +18,24 @@ def fault(kind: str, at: float, lasts_s: float = 0.0, target: int = 0, other: in
     return Fault(at, lasts_s, kind, target, other)
 
 
-def everybody(kind: str, at: float, lasts_s: float = 0.0, count: int = 10) -> list[Fault]:
+def staggered(kind: str, at: float, lasts_s: float = 0.0, count: int = 10) -> list[Fault]:
+    """The same fault for the first `count` targets, 10 ms apart."""
     return [fault(kind, at + 0.01 * number, lasts_s, number) for number in range(count)]
 
 
 def only(*faults: Fault, replayed: float = 0.0, delay_s: float = 0.004) -> Schedule:
-    """These faults and no other, in fair weather."""
+    """A schedule with these faults alone, and no link faults."""
     return Schedule(
-        loss=0.0, doubling=0.0, overtaking=0.0, delay_s=delay_s, calls_lost=0.3, replayed=replayed, clock_jump_s=20.0,
+        loss=0.0, duplication=0.0, reordering=0.0, delay_s=delay_s, calls_lost=0.3, replayed=replayed,
+        clock_jump_s=20.0,
         ends=max(each.at + each.lasts_s for each in faults) + 1.0, faults=tuple(sorted(faults)),
     )  # fmt: skip
 
 
-def meet(race: str, *faults: Fault, replayed: float = 0.0, delay_s: float = 0.004) -> Outcome:
-    """Run a mesh with these faults and no other until the race is met; nothing ever goes wrong.
+def force(race: str, *faults: Fault, replayed: float = 0.0, delay_s: float = 0.004) -> Outcome:
+    """Run seeds with these faults alone until a run enters the race; no run may break a promise.
 
-    What people write is drawn from the seed, so that a race may need a few of them.
+    Which messages the devices send depends on the seed, so that a race may need several.
     """
     schedule = only(*faults, replayed=replayed, delay_s=delay_s)
     for seed in SEEDS:
@@ -41,136 +43,138 @@ def meet(race: str, *faults: Fault, replayed: float = 0.0, delay_s: float = 0.00
         assert outcome.violations == []
         if outcome.races[race]:
             return outcome
-    pytest.fail(f"{race} is not met in {len(SEEDS)} runs")
+    pytest.fail(f"{race} is not entered in {len(SEEDS)} runs")
 
 
 def test_r1_stored_after_the_sync() -> None:
-    """The writer commits what waits for somebody when she is back already and has synced."""
-    meet("R1", *everybody("away", 4.0, 2.0, count=5), fault("sql-stalled", 5.0, 4.0))
+    """The writer commits rows for a device that has reconnected and synced already."""
+    force("R1", *staggered("away", 4.0, 2.0, count=5), fault("sql-stalled", 5.0, 4.0))
 
 
 def test_r1_with_every_wake_up_lost() -> None:
-    """The same, and nobody is told: the sweep finds it."""
-    meet("R1", *everybody("away", 4.0, 2.0, count=5), fault("sql-stalled", 5.0, 4.0), fault("nats-away", 8.5, 3.0))
+    """The same without a wake-up: the sweep finds the rows."""
+    force("R1", *staggered("away", 4.0, 2.0, count=5), fault("sql-stalled", 5.0, 4.0), fault("nats-away", 8.5, 3.0))
 
 
 def test_r2_live_overtakes_stored() -> None:
-    """A message is stored, the next one is live: the connector holds it until the sync has passed the first."""
-    blind = [fault("cut-redis", 3.0, 4.0, transfer) for transfer in (3, 4, 5)]
-    meet("R2", *blind, *everybody("pause-writer", 5.0, 4.0, count=2))
+    """A message is stored, the next one is live: the connector defers it until the sync has passed the first."""
+    no_presence = [fault("cut-redis", 3.0, 4.0, transfer) for transfer in (3, 4, 5)]
+    force("R2", *no_presence, *staggered("pause-writer", 5.0, 4.0, count=2))
 
 
-def test_r3_two_connections_drain_one_queue() -> None:
-    """An application is killed while it syncs; on another connector it syncs again, and the first knows nothing."""
-    deaf = fault("nats-away", 6.5, 4.0)
-    meet("R3", deaf, *everybody("away", 3.0, 4.0, count=6), *everybody("trap-device", 6.9, 3.0, count=6))
+def test_r3_two_connections_sync_one_queue() -> None:
+    """An application is killed while it syncs, and syncs on another connector; the first gets no kick."""
+    no_kicks = fault("nats-away", 6.5, 4.0)
+    force("R3", no_kicks, *staggered("away", 3.0, 4.0, count=6), *staggered("trap-device", 6.9, 3.0, count=6))
 
 
 def test_r4_presence_points_at_the_dead() -> None:
-    """A connector is killed; until its lease ends, presence says that its devices are there."""
-    meet("R4", *everybody("kill-connector", 5.0, 3.0, count=2))
+    """A connector is killed; until its lease ends, presence names it for its devices."""
+    force("R4", *staggered("kill-connector", 5.0, 3.0, count=2))
 
 
 def test_r5_late_goodbye_and_late_hello() -> None:
-    """A connector is stopped, its devices go elsewhere; when it goes on, it erases and writes their bindings."""
-    meet("R5", *everybody("pause-connector", 5.0, 9.0, count=2))
+    """A connector is stopped, its devices move to others; when it goes on, it erases and writes their bindings."""
+    force("R5", *staggered("pause-connector", 5.0, 9.0, count=2))
 
 
 def test_r6_a_transfer_dies_with_bundles_in_flight() -> None:
+    """Transfers are killed, while NATS keeps publishes waiting."""
     faults = [fault("kill-transfer", 3.0 + 0.7 * number, 0.3, number) for number in range(15)]
-    meet("R6", fault("nats-stalled", 3.0, 3.0), *faults)
+    force("R6", fault("nats-stalled", 3.0, 3.0), *faults)
 
 
 def test_r7_nats_away() -> None:
-    """Nobody is told `sent` for what the log has not acknowledged; it is `busy`, and settles later."""
-    outcome = meet("R7", *everybody("away", 3.0, 6.0, count=5), fault("nats-away", 4.0, 5.0))
+    """A message that the log has not acknowledged gets `busy` and stays unsettled; it settles when NATS is back."""
+    outcome = force("R7", *staggered("away", 3.0, 6.0, count=5), fault("nats-away", 4.0, 5.0))
     assert outcome.counters["transfer_busy"] > 0
 
 
 def test_r8_the_database_away() -> None:
-    """People with a known token come in; what is stored for them comes when the database is back."""
-    meet("R8", *everybody("away", 3.0, 2.0, count=5), fault("sql-away", 4.0, 6.0))
+    """Devices with a cached token connect; they get stored messages when the database is back."""
+    force("R8", *staggered("away", 3.0, 2.0, count=5), fault("sql-away", 4.0, 6.0))
 
 
 @pytest.mark.parametrize("status", ["redis-away", "redis-wiped", "redis-old", "redis-stalled"])
 def test_r9_redis_away_wiped_or_old(status: str) -> None:
-    meet("R9", fault(status, 6.0, 3.0), *everybody("away", 5.0, 2.0, count=4))
+    force("R9", fault(status, 6.0, 3.0), *staggered("away", 5.0, 2.0, count=4))
 
 
 def test_r10_an_acknowledgement_is_lost() -> None:
-    """The device has a stored message, its connector dies before it hears of that: synced again, and shown once."""
-    outcome = meet(
+    """A connector dies before it reads the acknowledgement of a stored message: it is synced again and shown once."""
+    outcome = force(
         "R10",
-        *everybody("away", 3.0, 3.0, count=6),
-        *everybody("trap-connector", 5.9, 6.0, count=6),
+        *staggered("away", 3.0, 3.0, count=6),
+        *staggered("trap-connector", 5.9, 6.0, count=6),
     )
     assert outcome.counters["connector_synced"] > 0
 
 
 def test_r11_stopped_and_not_dead() -> None:
-    """Each role is stopped for longer than its lease, and goes on with what it believed."""
+    """Each role is stopped for longer than its lease, and goes on with the state it had."""
     roles = [
         fault(f"pause-{role}", 4.0 + number, 7.0) for number, role in enumerate(("connector", "transfer", "writer"))
     ]
-    meet("R11", *roles)
+    force("R11", *roles)
 
 
 def test_r12_resend_elsewhere() -> None:
-    """A device has messages under way when its connector dies: it submits them to another one."""
-    meet("R12", *[fault("kill-connector", 3.0 + number, 0.5, number) for number in range(8)])
+    """A connector dies before it settled the messages of a device, which submits them to another connector."""
+    force("R12", *[fault("kill-connector", 3.0 + number, 0.5, number) for number in range(8)])
 
 
 def test_r13_a_restarted_peer() -> None:
-    """Frames that were queued for the dead arrive at its successor before anything else."""
+    """Frames that were queued for a dead connector are the first that its successor gets."""
     faults = [fault("kill-connector", 3.0 + 0.5 * number, 0.2, number) for number in range(12)]
-    meet("R13", *faults, replayed=1.0, delay_s=0.1)
+    force("R13", *faults, replayed=1.0, delay_s=0.1)
 
 
 def test_r14_a_lost_state_file() -> None:
-    """A device comes back with a new state file: what waits for it is given to that one."""
-    meet("R14", *everybody("lost-file", 5.0, 3.0, count=4))
+    """A device returns with a new state file, which gets what waits in the queue."""
+    force("R14", *staggered("lost-file", 5.0, 3.0, count=4))
 
 
-def test_r14_taken_over_while_the_old_one_runs() -> None:
+def test_r14_taken_over_while_the_old_application_runs() -> None:
+    """A second installation takes devices over that have unread rows; the first installation runs on."""
     faults = [
-        *everybody("away", 3.0, 3.0, count=5),
-        *everybody("taken-over", 6.2, count=5),
+        *staggered("away", 3.0, 3.0, count=5),
+        *staggered("taken-over", 6.2, count=5),
         fault("sql-stalled", 5.9, 2.0),
     ]
-    outcome = meet("R14", *faults)
+    outcome = force("R14", *faults)
     assert outcome.faults["taken-over"] > 0
 
 
 def test_r14_taken_over_while_redis_is_away() -> None:
-    """The cache cannot be told of it; when Redis is back, the old application must not come in on what it knows."""
+    """The revoked token stays in the session cache; when Redis is back, the old application must not use it."""
     faults = [
-        *everybody("away", 3.0, 3.0, count=5),
-        *everybody("taken-over", 6.3, count=5),
+        *staggered("away", 3.0, 3.0, count=5),
+        *staggered("taken-over", 6.3, count=5),
         fault("sql-stalled", 5.9, 2.0),
         fault("redis-away", 6.1, 4.0),
     ]
-    outcome = meet("R14", *faults)
+    outcome = force("R14", *faults)
     assert outcome.faults["taken-over"] > 0
 
 
-def test_r14_taken_over_before_redis_is_back_as_it_was() -> None:
-    """The dump knows the tokens that were revoked since, and connectors that start then know of no restart."""
+def test_r14_taken_over_before_redis_restarts_with_an_old_dump() -> None:
+    """The dump has tokens that were revoked later; connectors that start after the restart do not notice it."""
     faults = [
-        *everybody("taken-over", 10.76, count=5),
+        *staggered("taken-over", 10.76, count=5),
         fault("redis-old", 10.8, 0.6),
-        *everybody("kill-connector", 11.5, 1.0, count=2),
+        *staggered("kill-connector", 11.5, 1.0, count=2),
     ]
-    for seed in SEEDS[:4]:  # the race as it is counted is another: that something waited for the device
+    for seed in SEEDS[:4]:  # the race counter does not apply: R14 counts only if rows waited for the device
         outcome = play(seed, only(*faults))
         assert outcome.violations == []
         assert outcome.faults["taken-over"] == 5
 
 
-def test_r14_taken_over_and_the_old_one_not_told() -> None:
-    """NATS does not say so to its connector, and then Redis forgets, again and again, who came later."""
+def test_r14_taken_over_without_a_kick_for_the_old_session() -> None:
+    """NATS is away, so the old connector gets no kick; then Redis loses the newer binding four times."""
     faults = [
         fault("nats-away", 3.5, 3.5),
-        *everybody("taken-over", 5.0),
+        *staggered("taken-over", 5.0),
         *(fault("redis-wiped", 9.0 + 4.0 * time, 2.0) for time in range(4)),
     ]
     for seed in SEEDS[:4]:
@@ -180,14 +184,14 @@ def test_r14_taken_over_and_the_old_one_not_told() -> None:
 
 
 def test_r15_two_writers() -> None:
-    """A writer is stopped for longer than its lease; another takes its partitions; then it wants to commit."""
+    """A writer is stopped for longer than its lease; another takes its partitions; then the first tries to commit."""
     first = [fault("sql-away", 3.5, 1.5), fault("pause-writer", 4.5, 9.0, WRITER_1)]
     second = [fault("sql-away", 14.5, 1.5), fault("pause-writer", 15.5, 9.0, WRITER_1 + 1)]
-    meet("R15", *first, *second, *everybody("away", 3.0, 18.0, count=5))
+    force("R15", *first, *second, *staggered("away", 3.0, 18.0, count=5))
 
 
 def test_r16_one_copy_live_and_one_stored() -> None:
-    """One device of a user is away: of each message to her one copy is live and one is stored, when processes die."""
+    """One of two devices of a user is away, so that each message has a live and a stored copy, when transfers die."""
     away = [fault("away", 2.5, 8.0, TABLET), fault("away", 2.5, 8.0, 3)]
     kills = [fault("kill-transfer", 4.5 + 0.5 * number, 0.2, number) for number in range(4)]
-    meet("R16", *away, fault("nats-stalled", 4.0, 2.0), *kills)
+    force("R16", *away, fault("nats-stalled", 4.0, 2.0), *kills)

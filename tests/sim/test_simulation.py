@@ -1,4 +1,4 @@
-"""A slice of the simulation: seeds that keep every promise, and broken meshes that are noticed."""
+"""A few seeds of the simulation keep every promise, and the judge notices each mesh that is broken on purpose."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.sim.breaks import BREAKS, broken
-from tests.sim.faults import Faults
+from tests.sim.fault_model import FaultModel
 from tests.sim.simulation import run
 
 SIMULATE = Path(__file__).resolve().parent.parent.parent / "scripts" / "simulate.py"
@@ -32,14 +32,14 @@ NOTICED = {
     "ack-before-commit": "acknowledged",
     "revoke": "in the end",
 }
-"""Which promise is seen to be broken."""
+"""The promise that the judge reports as broken, by the name of the break."""
 FAULTS = {
-    "queue-lease": Faults(kinds=("pause-connector", "away", "sql-stalled"), kinds_share=1.0),
-    "epoch": Faults(kinds=("lost-file",), kinds_share=1.0),
-    "fencing": Faults(kinds=("pause-writer", "sql-away", "away"), kinds_share=1.0),
-    "revoke": Faults(kinds=("taken-over", "redis-away", "kill-connector"), kinds_share=1.0),
+    "queue-lease": FaultModel(kinds=("pause-connector", "away", "sql-stalled"), kinds_share=1.0),
+    "epoch": FaultModel(kinds=("lost-file",), kinds_share=1.0),
+    "fencing": FaultModel(kinds=("pause-writer", "sql-away", "away"), kinds_share=1.0),
+    "revoke": FaultModel(kinds=("taken-over", "redis-away", "kill-connector"), kinds_share=1.0),
 }
-"""For those that the general model meets seldom; `scripts/simulate.py --break` finds them with that one too."""
+"""For breaks that the general fault model shows in few seeds; `scripts/simulate.py --break` uses that model."""
 SEEDS_THAT_SHOW = range(1, 41)
 
 
@@ -60,7 +60,7 @@ def test_a_broken_mesh_is_noticed(name: str) -> None:
 
 
 def outcome(*options: str, **environment: str) -> dict[str, object]:
-    """Of two seeds, without what differs from one machine to the next."""
+    """The JSON of two seeds, without the values that differ from one machine to the next."""
     done = subprocess.run(
         [sys.executable, SIMULATE, "--seeds", "2", "--from", "5", "--jobs", "1", "--json", *options],
         env=os.environ | environment, capture_output=True, text=True, check=False, timeout=600,
@@ -71,16 +71,16 @@ def outcome(*options: str, **environment: str) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def seen() -> dict[str, object]:
+def plain_outcome() -> dict[str, object]:
     return outcome(PYTHONHASHSEED="1")
 
 
-def test_the_same_seed_is_the_same_run(seen: dict[str, object]) -> None:
-    """In another process, where sets and dictionaries are in another order."""
-    assert outcome(PYTHONHASHSEED="2") == seen
+def test_the_same_seed_is_the_same_run(plain_outcome: dict[str, object]) -> None:
+    """In another process with another hash seed, so that sets have another order."""
+    assert outcome(PYTHONHASHSEED="2") == plain_outcome
 
 
 @pytest.mark.skipif(shutil.which("cc") is None or "MESHIM_PLAIN" in os.environ, reason="nothing is compiled here")
-def test_compiled_cores_do_the_same(seen: dict[str, object]) -> None:
-    """To the last action."""
-    assert outcome("--compiled") == seen
+def test_compiled_cores_do_the_same(plain_outcome: dict[str, object]) -> None:
+    """The digest of all frames is the same."""
+    assert outcome("--compiled") == plain_outcome

@@ -1,14 +1,14 @@
-"""One clock, one source of randomness, one order of everything that happens.
+"""A discrete-event scheduler: one virtual clock, one source of randomness, one order of all events.
 
-A `World` is a heap of what happens when.  A `Process` is what an operating system makes of a program: a clock of
-its own, an event loop of its own, and a life that ends without a word.  The program in it is the real one, asyncio and
-all: its loop only takes from the world what time it is and when to run.
+A `Scheduler` is a heap of callbacks by virtual time.  A `Process` stands for a process of the operating system: it has
+a clock and an event loop of its own, and can be stopped or killed between any two callbacks.  The program in it is the
+real asyncio code; its loop takes from the scheduler only the time and when to run.
 
 ::
 
-    RUNNING ──pause──▶ PAUSED      nothing runs, whatever arrives and whatever is due waits (SIGSTOP)
+    RUNNING ──pause──▶ PAUSED      nothing runs; frames and timers wait (SIGSTOP)
        │    ◀──resume──   │
-       └──────kill────────┴──▶ DEAD     nothing runs ever again, no `finally` either (SIGKILL)
+       └──────kill────────┴──▶ DEAD     nothing runs again, not even a `finally` (SIGKILL)
 """
 
 import asyncio
@@ -23,77 +23,77 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 WALL_S = 1_700_000_000.0
-"""What the clocks of walls show at the start."""
+"""The wall-clock time at the start of a run, in seconds since 1970."""
 _HANDLES_MOST = 1_000_000
-"""More than a process ever runs in one instant: beyond it is an endless loop."""
-_FAREWELLS_MOST = 20
-"""How often something that is called off may want to do something else first."""
+"""Callbacks of one process at one instant; more than that is an endless loop."""
+_CANCEL_ROUNDS_MOST = 20
+"""Rounds of cancellation at the end of a run: a cancelled task may await once more in its `finally`."""
 
 
-class World:
-    """Everything that is simulated.  `bugs` are exceptions that no code of meshim raises on purpose."""
+class Scheduler:
+    """The clock, the randomness and the callbacks of one run.  `bugs` are exceptions that no code of meshim handles."""
 
     def __init__(self, seed: object) -> None:
         self.now = 0.0
         self.random = random.Random(str(seed))
         self.bugs: list[str] = []
         self.processes: list[Process] = []
-        """All that ever were: what was killed in the middle of something stays there, in the middle of it."""
+        """All processes of the run, dead ones too: their tasks stay suspended where they were killed, until `close`."""
         self.woken: deque[Process] = deque()
-        """Processes that have something to do at this instant, one after the other."""
+        """Processes that have callbacks to run at this instant, in order."""
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
 
     def after(self, seconds: float, do: Callable[[], None]) -> None:
-        """Call `do` so many seconds from now."""
+        """Call `do` that many virtual seconds from now."""
         self._count += 1
         heapq.heappush(self._heap, (self.now + seconds, self._count, do))
 
     def run(self, until: float) -> None:
-        """Let everything happen up to a time; returns early when there is a bug."""
+        """Run all callbacks up to a time; return early after a bug."""
         heap, woken = self._heap, self.woken
         while heap and heap[0][0] <= until and not self.bugs:
             self.now, _, do = heapq.heappop(heap)
             do()
             while woken:
-                woken.popleft().turn()
+                woken.popleft().run_ready()
         self.now = max(self.now, until)
 
     def close(self) -> None:
-        """Forget all processes, wherever they are."""
+        """Cancel the tasks of all processes, and forget the processes."""
         for process in self.processes:
-            process.dead_letter()
+            process.cancel_all()
         self.processes.clear()
         self._heap.clear()
 
 
-class Life(enum.Enum):
+class ProcessState(enum.Enum):
     RUNNING = enum.auto()
     PAUSED = enum.auto()
     DEAD = enum.auto()
 
 
 class Process:
-    """One process.  `rate` is how fast its clock runs, `wall_s` by how much its clock on the wall is wrong."""
+    """One process.  `rate` is the speed of its monotonic clock, `wall_s` the error of its wall clock in seconds."""
 
-    def __init__(self, world: World, name: str, *, rate: float = 1.0, wall_s: float = 0.0) -> None:
-        self.world = world
+    def __init__(self, scheduler: Scheduler, name: str, *, rate: float = 1.0, wall_s: float = 0.0) -> None:
+        self.scheduler = scheduler
         self.name = name
-        self.life = Life.RUNNING
+        self.state = ProcessState.RUNNING
         self.wall_s = wall_s
         self.paused_at = 0.0
         self.on_end: Callable[[], None] = lambda: None
-        """Called when it has ended, however."""
-        self.loop = Loop(self)  # type: ignore[abstract]  # what meshim does not use is not there
+        """Called after it ended, by itself or by `kill`."""
+        self.loop = Loop(self)  # type: ignore[abstract]  # methods that meshim does not use are missing
         self._rate = rate
         self._ready: deque[asyncio.Handle] = deque()
         self._awake = False
-        world.processes.append(self)
+        scheduler.processes.append(self)
 
-    # ---- what happens to it
+    # ---- start, stop, end
 
     def run(self, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run a program in it; the process ends when that returns."""
+        """Run a program in the process, which ends when the program returns."""
         self.loop.call_soon(lambda: self.loop.create_task(main()).add_done_callback(self._returned))
 
     def _returned(self, task: "asyncio.Future[None]") -> None:
@@ -102,82 +102,82 @@ class Process:
         self.kill()
 
     def kill(self) -> None:
-        """kill -9, or the end."""
-        if self.life is not Life.DEAD:
-            self.life = Life.DEAD
+        """End the process, as kill -9 does."""
+        if self.state is not ProcessState.DEAD:
+            self.state = ProcessState.DEAD
             self._ready.clear()
             self.on_end()
 
     def pause(self) -> None:
-        if self.life is Life.RUNNING:
-            self.life = Life.PAUSED
-            self.paused_at = self.world.now
+        if self.state is ProcessState.RUNNING:
+            self.state = ProcessState.PAUSED
+            self.paused_at = self.scheduler.now
 
     def resume(self) -> None:
-        if self.life is Life.PAUSED:
-            self.life = Life.RUNNING
+        if self.state is ProcessState.PAUSED:
+            self.state = ProcessState.RUNNING
             self._wake()
 
-    def dead_letter(self) -> None:
-        """Call off all that it was doing, also when it was killed in the middle: nobody looks any more."""
-        self.life = Life.RUNNING
+    def cancel_all(self) -> None:
+        """Cancel all its tasks, also of a killed process, so that the run leaves no pending task behind."""
+        self.state = ProcessState.RUNNING
         self.on_end = lambda: None
-        for _ in range(_FAREWELLS_MOST):
+        for _ in range(_CANCEL_ROUNDS_MOST):
             if not self.loop.cancel():
                 return
-            self.turn()
+            self.run_ready()
 
     def fail(self, error: BaseException) -> None:
-        """Something was raised that nobody caught: a bug of ours."""
+        """Record an exception that nothing caught as a bug."""
         where = error.__traceback__
         while where is not None and where.tb_next is not None:
             where = where.tb_next
         line = "" if where is None else f" at {where.tb_frame.f_code.co_filename}:{where.tb_lineno}"
-        self.world.bugs.append(f"{self.name}: {error!r}{line}")
+        self.scheduler.bugs.append(f"{self.name}: {error!r}{line}")
 
     @property
     def alive(self) -> bool:
-        return self.life is not Life.DEAD
+        return self.state is not ProcessState.DEAD
 
     @property
     def running(self) -> bool:
-        return self.life is Life.RUNNING
+        return self.state is ProcessState.RUNNING
 
     # ---- its clocks
 
     def time(self) -> float:
-        """Of its monotonic clock."""
-        return self.world.now * self._rate
+        """Its monotonic clock in seconds."""
+        return self.scheduler.now * self._rate
 
     def wall(self) -> float:
-        """Seconds since 1970, as this process believes."""
-        return WALL_S + self.world.now + self.wall_s
+        """Its wall clock: seconds since 1970."""
+        return WALL_S + self.scheduler.now + self.wall_s
 
     # ---- its loop
 
     def add(self, handle: asyncio.Handle, in_s: float = 0.0) -> None:
-        """Run a handle so many seconds of its clock from now."""
+        """Run a handle that many seconds of the clock of this process from now."""
         if in_s > 0.0:
-            self.world.after(in_s / self._rate, lambda: self.add(handle))
-        elif self.life is not Life.DEAD and not handle.cancelled():
+            self.scheduler.after(in_s / self._rate, lambda: self.add(handle))
+        elif self.state is not ProcessState.DEAD and not handle.cancelled():
             self._ready.append(handle)
             self._wake()
 
     def _wake(self) -> None:
-        if not self._awake and self.life is Life.RUNNING and self._ready:
+        if not self._awake and self.state is ProcessState.RUNNING and self._ready:
             self._awake = True
-            self.world.woken.append(self)
+            self.scheduler.woken.append(self)
 
-    def turn(self) -> None:
-        """Do everything that is to do at this instant."""
+    def run_ready(self) -> None:
+        """Run all callbacks that are ready at this instant."""
         self._awake = False
-        if self.life is not Life.RUNNING:
+        if self.state is not ProcessState.RUNNING:
             return
         ready = self._ready
         asyncio._set_running_loop(self.loop)
         try:
             for _ in range(_HANDLES_MOST):
-                if not ready or self.life is not Life.RUNNING:
+                if not ready or self.state is not ProcessState.RUNNING:
                     return
                 handle = ready.popleft()
                 if not handle.cancelled():
@@ -188,7 +188,7 @@ class Process:
 
 
 class Loop(asyncio.AbstractEventLoop):
-    """As much of an event loop as meshim uses."""
+    """The part of an asyncio event loop that meshim uses."""
 
     def __init__(self, process: Process) -> None:
         self.process = process
@@ -228,7 +228,7 @@ class Loop(asyncio.AbstractEventLoop):
         return self.call_at(self.time() + delay, callback, *args, context=context)
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """It is passed over when it is due."""
+        """`Process.add` drops a cancelled handle when it is due."""
 
     def create_future(self) -> "asyncio.Future[Any]":
         return asyncio.Future(loop=self)
@@ -237,7 +237,7 @@ class Loop(asyncio.AbstractEventLoop):
         self, coro: "Coroutine[Any, Any, T] | Generator[Any, None, T]", *, name: str | None = None
     ) -> "asyncio.Task[T]":
         task: asyncio.Task[T] = asyncio.Task(coro, loop=self, name=name)
-        task._log_destroy_pending = False  # type: ignore[attr-defined]  # a process that is killed leaves them behind
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # a killed process leaves its tasks pending
         self._tasks.append(task)
         if len(self._tasks) > 512:
             self._tasks = [each for each in self._tasks if not each.done()]
@@ -246,9 +246,9 @@ class Loop(asyncio.AbstractEventLoop):
     def run_in_executor(  # type: ignore[override]  # any arguments
         self, executor: object, function: Callable[..., T], *args: Any
     ) -> "asyncio.Future[T]":
-        """A thread, which takes as long as a disk: killed before that, it has done nothing."""
+        """Run a function as in a thread, after the delay of a disk; a process killed before that has not run it."""
         future: asyncio.Future[T] = self.create_future()
-        random = self.process.world.random
+        random = self.process.scheduler.random
 
         def work() -> None:
             result = function(*args)
@@ -261,7 +261,7 @@ class Loop(asyncio.AbstractEventLoop):
         self.process.fail(context.get("exception") or RuntimeError(context["message"]))
 
     def cancel(self) -> bool:
-        """Call off every task; whether there was any."""
+        """Cancel every task; return whether there was one."""
         self._tasks = [task for task in self._tasks if not task.done()]
         for task in self._tasks:
             task.cancel()
@@ -269,13 +269,13 @@ class Loop(asyncio.AbstractEventLoop):
 
 
 def settle(future: "asyncio.Future[T]", result: T) -> None:
-    """Set the result, unless somebody has called it off."""
+    """Set the result, unless the future is done or cancelled."""
     if not future.done():
         future.set_result(result)
 
 
 def current() -> Process:
-    """The process that runs now."""
+    """The process whose callback runs now."""
     loop = asyncio.get_running_loop()
     assert isinstance(loop, Loop)
     return loop.process

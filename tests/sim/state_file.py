@@ -1,4 +1,4 @@
-"""A state file in memory: what `meshim.client.state.StateFile` keeps, as the core and the application see it."""
+"""A state file in memory, with the same content and effects as `meshim.client.state.StateFile`."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -30,8 +30,8 @@ class Received(NamedTuple):
     flag: int
 
 
-class State:
-    """Survives the process; `token` is that of the last login."""
+class MemoryStateFile:
+    """Survives the process of the application; `token` is the one of the last login."""
 
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
@@ -41,7 +41,7 @@ class State:
         self._settled: dict[tuple[Destination, int], SettleMessage] = {}
         self._seen: dict[Stream, PutOrder] = {}
         self._inbox: dict[tuple[Stream, int], Received] = {}
-        self._turns: dict[int, tuple[Stream, int]] = {}
+        self._released: dict[int, tuple[Stream, int]] = {}
         self._number = 0
 
     def load(self) -> Snapshot:
@@ -74,15 +74,15 @@ class State:
                 case Release(stream, seq, flag):
                     self._number += 1
                     self._inbox[stream, seq] = self._inbox[stream, seq]._replace(number=self._number, flag=flag)
-                    self._turns[self._number] = stream, seq
+                    self._released[self._number] = stream, seq
                 case DropFromInbox(stream, seq):
                     self._inbox.pop((stream, seq), None)
 
     def next(self, after: int) -> Received | None:
-        """The first message for the application behind a turn."""
-        place = next((place for number, place in self._turns.items() if number > after), None)
-        return None if place is None else self._inbox[place]
+        """The first message for the application with a number above `after`."""
+        key = next((key for number, key in self._released.items() if number > after), None)
+        return None if key is None else self._inbox[key]
 
     def handled(self, number: int) -> None:
-        """The application is done with it."""
-        self._inbox.pop(self._turns.pop(number), None)
+        """The application is done with the message of this number."""
+        self._inbox.pop(self._released.pop(number), None)

@@ -1,4 +1,4 @@
-"""What faults do to a mesh: each kind of `faults.py` begins, is counted, and ends."""
+"""Injects the faults of a schedule into a simulated mesh: begins, counts and ends each kind of `fault_model.py`."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -6,76 +6,92 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tests.sim.device import Device
-from tests.sim.faults import Fault, Schedule
-from tests.sim.network import FAIR, Weather
+from tests.sim.fault_model import Fault, Schedule
+from tests.sim.network import NO_LINK_FAULTS, LinkFaults
 from tests.sim.roles import Role
-from tests.sim.servers import Server, ServerState
+from tests.sim.server import Server, ServerState
 
 if TYPE_CHECKING:
     from tests.sim.mesh import Mesh
 
-STORM_S = 2.0
-"""When bad weather begins."""
-AGAIN_S = 0.5
-"""After that a fault that found nothing to hit is tried again."""
+LINK_FAULTS_FROM_S = 2.0
+"""When the link faults of the schedule begin."""
+RETRY_S = 0.5
+"""Pause before a fault whose target is not there is tried again."""
 TRAP_S = 0.03
-"""From the page of a queue until who syncs it is killed, at most."""
+"""Maximum time from the page of a queue until the trap kills its reader."""
 DUMP_S = 3.0
-"""How often Redis writes what it may come back with; it is the third last."""
+"""How often Redis writes a dump; `redis-old` restores the third last."""
 
 
-class Trouble:
-    """All faults of one schedule."""
+class FaultInjector:
+    """Injects all faults of one schedule."""
 
     def __init__(self, mesh: "Mesh", schedule: Schedule) -> None:
+        self._handlers: Mapping[str, Callable[[str, Fault], bool]] = {
+            "kill": self._kill,
+            "trap": self._trap,
+            "stop": self._stop,
+            "pause": self._pause,
+            "cut": self._cut,
+            "redis": self._redis,
+            "nats": self._nats,
+            "sql": self._sql,
+            "calls": self._calls,
+            "clock": self._clock,
+            "lost": self._lost,
+            "taken": self._taken,
+            "away": self._away,
+        }
+        """By the first word of a kind.  Each gets the rest of the kind; returns False when its target is not there."""
         self.schedule = schedule
-        self.met: Counter[str] = Counter()
-        """Faults that really happened, by kind."""
+        self.injected: Counter[str] = Counter()
+        """How many faults of each kind found a target."""
         self.traps: list[str] = []
-        """What dies at the next page of a queue."""
+        """`device` or `connector` for each trap: what is killed after the next page of a queue."""
         self._mesh = mesh
-        self._world = mesh.world
+        self._scheduler = mesh.scheduler
         self._network = mesh.network
         self._backends = mesh.backends
         self._servers = (mesh.backends.redis, mesh.backends.nats, mesh.backends.sql)
         self._dumps: list[dict[str, Any]] = []
 
     def start(self) -> None:
-        """Let it happen, from now on."""
-        self._network.weather = Weather(delay_s=self.schedule.delay_s)
-        self._world.after(STORM_S, self._storm)
+        """Schedule all faults."""
+        self._network.link_faults = LinkFaults(delay_s=self.schedule.delay_s)
+        self._scheduler.after(LINK_FAULTS_FROM_S, self._degrade_links)
         for fault in self.schedule.faults:
-            self._world.after(fault.at, partial(self._begin, fault))
+            self._scheduler.after(fault.at, partial(self._begin, fault))
         if any(fault.kind == "redis-old" for fault in self.schedule.faults):
-            self._world.after(1.0, self._dump)
+            self._scheduler.after(1.0, self._dump)
 
     def end(self) -> None:
-        """Nothing is wrong any more."""
-        self._network.weather = FAIR
+        """End all faults of links and servers."""
+        self._network.link_faults = NO_LINK_FAULTS
         for one, other in list(self._network.cuts):
-            self._network.mend(one, other)
+            self._network.restore(one, other)
         for server in self._servers:
             server.loss = 0.0
             server.unreachable.clear()
 
-    def _storm(self) -> None:
+    def _degrade_links(self) -> None:
         s = self.schedule
-        self._network.weather = Weather(s.delay_s, s.loss, s.doubling, s.overtaking)
+        self._network.link_faults = LinkFaults(s.delay_s, s.loss, s.duplication, s.reordering)
 
     def _begin(self, fault: Fault) -> None:
-        """Or try again in a moment, when there is nothing for it to hit."""
-        verb, _, what = fault.kind.partition("-")
-        left_s = self.schedule.ends - self._world.now
-        if _BEGIN[verb](self, what, fault._replace(lasts_s=min(fault.lasts_s, left_s))):
-            self.met[fault.kind] += 1
-        elif left_s > AGAIN_S:
-            self._world.after(AGAIN_S, partial(self._begin, fault))
+        """Begin a fault, or try again after `RETRY_S` if its target is not there."""
+        action, _, what = fault.kind.partition("-")
+        left_s = self.schedule.ends - self._scheduler.now
+        if self._handlers[action](what, fault._replace(lasts_s=min(fault.lasts_s, left_s))):
+            self.injected[fault.kind] += 1
+        elif left_s > RETRY_S:
+            self._scheduler.after(RETRY_S, partial(self._begin, fault))
 
     def _end(self, fault: Fault, end: Callable[[], None]) -> bool:
-        self._world.after(fault.lasts_s, end)
+        self._scheduler.after(fault.lasts_s, end)
         return True
 
-    # ---- whom it hits
+    # ---- targets
 
     def _role(self, kind: str, number: int) -> Role | None:
         roles: Mapping[str, Sequence[Role]] = {
@@ -115,15 +131,15 @@ class Trouble:
 
         return self._end(fault, disarm)
 
-    def spring(self, device: int) -> None:
-        """A page was read: in a moment its rows are pushed, acknowledged, marked."""
-        if not self.traps or device not in self._mesh.drains:
+    def on_page(self, device: int) -> None:
+        """A page of a queue was read: kill the target of a trap before its rows are pushed, acknowledged and marked."""
+        if not self.traps or device not in self._mesh.syncing:
             return
         what = self.traps.pop(0)
-        victim = (
-            self._mesh.drains[device] if what == "connector" else next(d for d in self._mesh.devices if d.id == device)
+        target = (
+            self._mesh.syncing[device] if what == "connector" else next(d for d in self._mesh.devices if d.id == device)
         )
-        self._world.after(self._world.random.uniform(0.0, TRAP_S), victim.kill)
+        self._scheduler.after(self._scheduler.random.uniform(0.0, TRAP_S), target.kill)
 
     def _stop(self, what: str, fault: Fault) -> bool:
         role = self._role(what, fault.target)
@@ -144,12 +160,12 @@ class Trouble:
         timers = self._mesh.topology.timers
         lease_ttl_s = timers.partition_lease_s if what == "writer" else timers.lease_ttl_s
 
-        def go_on() -> None:
-            beyond = self._world.now - process.paused_at > lease_ttl_s
+        def resume() -> None:
+            beyond = self._scheduler.now - process.paused_at > lease_ttl_s
             self._mesh.judge.entered("R11", what != "device" and process.alive and beyond)
             process.resume()
 
-        return self._end(fault, go_on)
+        return self._end(fault, resume)
 
     # ---- the network and the servers
 
@@ -168,16 +184,16 @@ class Trouble:
         if fault.other % 2:
             ends.reverse()
         self._network.cut(ends[0], ends[1], both=not one_way)
-        return self._end(fault, lambda: self._network.mend(ends[0], ends[1]))
+        return self._end(fault, lambda: self._network.restore(ends[0], ends[1]))
 
     def _redis(self, what: str, fault: Fault) -> bool:
         data = self._backends.redis_data
-        back: dict[str, Callable[[], None]] = {
+        restart: dict[str, Callable[[], None]] = {
             "wiped": lambda: data.start(wiped=True),
             "old": lambda: data.restore(self._dumps[0]),
             "away": lambda: data.start(),
         }
-        return self._server(self._backends.redis, what, fault, back.get(what))
+        return self._server(self._backends.redis, what, fault, restart.get(what))
 
     def _nats(self, what: str, fault: Fault) -> bool:
         return self._server(self._backends.nats, what, fault)
@@ -185,41 +201,41 @@ class Trouble:
     def _sql(self, what: str, fault: Fault) -> bool:
         return self._server(self._backends.sql, what, fault)
 
-    def _server(self, server: Server, what: str, fault: Fault, back: Callable[[], None] | None = None) -> bool:
+    def _server(self, server: Server, what: str, fault: Fault, restart: Callable[[], None] | None = None) -> bool:
         if server.state is not ServerState.UP:
             return False
         server.state = ServerState.STALLED if what == "stalled" else ServerState.AWAY
 
         def resume() -> None:
-            if back is not None:
-                back()
+            if restart is not None:
+                restart()
             server.resume()
 
         return self._end(fault, resume)
 
     def _dump(self) -> None:
         self._dumps = [*self._dumps, self._backends.redis_data.dump()][-3:]
-        self._world.after(DUMP_S, self._dump)
+        self._scheduler.after(DUMP_S, self._dump)
 
     def _calls(self, what: str, fault: Fault) -> bool:
         server = self._servers[fault.target % 3]
         server.loss = self.schedule.calls_lost
 
-        def calm() -> None:
+        def end_loss() -> None:
             server.loss = 0.0
 
-        return self._end(fault, calm)
+        return self._end(fault, end_loss)
 
     def _clock(self, what: str, fault: Fault) -> bool:
-        most = self.schedule.clock_jump_s
+        jump_s = self.schedule.clock_jump_s
         server: Server = getattr(self._backends, what)
-        server.wall_s += self._world.random.uniform(-most, most)
+        server.wall_s += self._scheduler.random.uniform(-jump_s, jump_s)
         return True
 
-    # ---- people
+    # ---- state files and users
 
     def _lost(self, what: str, fault: Fault) -> bool:
-        """R14: a disk is gone; it takes a while until there is another."""
+        """R14: the device leaves, and returns later with a new state file."""
         device = self._device(fault.target)
         if device is None or device.core is None:
             return False
@@ -232,7 +248,7 @@ class Trouble:
         return self._end(fault, replace)
 
     def _taken(self, what: str, fault: Fault) -> bool:
-        """A copy of the device with a file of its own."""
+        """R14: a second installation with a state file of its own takes the device over, while the first runs on."""
         device = self._device(fault.target)
         if device is None or device.core is None:
             return False
@@ -246,21 +262,3 @@ class Trouble:
             return False
         device.leave()
         return self._end(fault, device.start)
-
-
-_BEGIN: Mapping[str, Callable[[Trouble, str, Fault], bool]] = {
-    "kill": Trouble._kill,
-    "trap": Trouble._trap,
-    "stop": Trouble._stop,
-    "pause": Trouble._pause,
-    "cut": Trouble._cut,
-    "redis": Trouble._redis,
-    "nats": Trouble._nats,
-    "sql": Trouble._sql,
-    "calls": Trouble._calls,
-    "clock": Trouble._clock,
-    "lost": Trouble._lost,
-    "taken": Trouble._taken,
-    "away": Trouble._away,
-}
-"""By the first word of a kind.  Each gets the rest of the kind; False when there is nothing for it to hit."""
