@@ -1,8 +1,7 @@
-"""Real backends for the tests: started when first asked for, in folders and on ports of their own, ended by pid.
+"""Real backends for the tests: started at first use, in folders and on ports of their own, ended by pid.
 
-`valkey_url` and `nats_url` name one server each for the whole run: a test keeps apart from the
-others by `namespace`.  `mariadb_url` and `sqlite_url` are a fresh database each time;
-`new_mariadb` makes one for fixtures with a longer life.
+`valkey_url` and `nats_url` are one server each for the whole run: tests stay apart by `namespace`.  `mariadb_url` and
+`sqlite_url` are a fresh database for each test; `new_mariadb` makes one for fixtures with a longer life.
 """
 
 import itertools
@@ -68,5 +67,5 @@ def sqlite_url(tmp_path: Path) -> str:
 
 @pytest.fixture
 def namespace() -> str:
-    """A first part of keys, subjects and streams that no other test uses."""
+    """A prefix of keys, subjects and streams that no other test uses."""
     return f"test{next(_count)}"

@@ -1,4 +1,4 @@
-"""Run a backend for the tests: start it, wait until it answers, end it by its pid."""
+"""Backends as processes for the tests: start one, wait until it answers, end it by its pid."""
 
 import asyncio
 import os
@@ -27,7 +27,7 @@ _END_S = 20.0
 
 @dataclass(frozen=True)
 class Server:
-    """A running backend.  `pid` is for tests that stop or kill it."""
+    """A running backend; tests use `pid` to stop or kill it."""
 
     url: str
     pid: int
@@ -35,7 +35,7 @@ class Server:
 
 @contextmanager
 def running(backend: Embedded) -> Iterator[Server]:
-    """Run a backend until the end of the block; raise AssertionError with its output when it does not start."""
+    """Run a backend during the block; raise AssertionError with its output if it does not start."""
     deadline = time.monotonic() + _START_S
     while True:
         with tempfile.TemporaryFile() as output:
@@ -49,9 +49,9 @@ def running(backend: Embedded) -> Iterator[Server]:
             finally:
                 _end(process)
             output.seek(0)
-            said = output.read().decode(errors="replace")
-        # A port can be taken between our choice and its bind: then choose another.
-        assert "in use" in said, f"{backend.name} did not start:\n{said[-4000:]}"
+            printed = output.read().decode(errors="replace")
+        # Another process may have taken the port between our choice and the bind: then choose another.
+        assert "in use" in printed, f"{backend.name} did not start:\n{printed[-4000:]}"
 
 
 def _spawn(command: list[str], output: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -59,7 +59,7 @@ def _spawn(command: list[str], output: IO[bytes]) -> subprocess.Popen[bytes]:
 
 
 def _wait_until_it_answers(backend: Embedded, process: subprocess.Popen[bytes], deadline: float) -> str | None:
-    """Return the URL once it answers, or None when the process ended or the time is over."""
+    """Return the URL once the backend answers, or None if its process ended or the deadline passed."""
     while process.poll() is None and time.monotonic() < deadline:
         url = backend.url(process.pid)
         if url is not None and _answers(url):
@@ -69,7 +69,7 @@ def _wait_until_it_answers(backend: Embedded, process: subprocess.Popen[bytes], 
 
 
 def _answers(url: str) -> bool:
-    with ThreadPoolExecutor(1) as thread:  # this one may have a running loop already
+    with ThreadPoolExecutor(1) as thread:  # this thread may have a running loop already
         try:
             thread.submit(asyncio.run, probe(url)).result()
         except BackendUnavailable:
@@ -87,7 +87,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 class UnsyncedNats(Nats):
-    """Acknowledges what it syncs within two minutes, which is the default of nats-server, as long as `weak` is set."""
+    """While `weak` is set, it acknowledges before it syncs (every two minutes, the default of nats-server)."""
 
     weak = True
 
@@ -100,7 +100,7 @@ class UnsyncedNats(Nats):
 
 
 class MariaDB:
-    """mariadbd as installed on this machine, with a data folder, socket and port of its own."""
+    """mariadbd of this machine, with a data folder, socket and port of its own."""
 
     name = "mariadb"
 
@@ -108,7 +108,7 @@ class MariaDB:
         self._data = folder / "data"
         self._socket = folder / "socket"
         self._port = 0
-        self._user = ["--user=root"] if os.geteuid() == 0 else []  # it refuses to run as root unless told to
+        self._user = ["--user=root"] if os.geteuid() == 0 else []  # mariadbd refuses to run as root without it
 
     def command(self) -> list[str]:
         server = shutil.which("mariadbd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
@@ -131,7 +131,7 @@ class MariaDB:
         ]
 
     def url(self, pid: int) -> str | None:
-        with socket.socket(socket.AF_UNIX) as listening:  # PyMySQL leaks its socket when nobody listens
+        with socket.socket(socket.AF_UNIX) as listening:  # PyMySQL leaks its socket when the connection is refused
             if listening.connect_ex(str(self._socket)) != 0:
                 return None
         with self._administrator() as connection, connection.cursor() as cursor:
@@ -140,10 +140,10 @@ class MariaDB:
         return f"mysql+pymysql://meshim:test@127.0.0.1:{self._port}"
 
     def keep_port(self) -> None:
-        """Its port is not taken anew."""
+        """Nothing to do: each start chooses a port."""
 
     def create(self, database: str) -> str:
-        """Make an empty database; return its URL."""
+        """Create an empty database; return its URL."""
         with self._administrator() as connection, connection.cursor() as cursor:
             cursor.execute(f"CREATE DATABASE `{database}` CHARACTER SET utf8mb4")
         return f"mysql+pymysql://meshim:test@127.0.0.1:{self._port}/{database}"

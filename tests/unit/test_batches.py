@@ -1,4 +1,4 @@
-"""Work for a backend is gathered while it is under way, and in the pause after it."""
+"""Items for a backend are gathered into a batch while another is under way, and in the pause after it."""
 
 import asyncio
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ WORK_S, PAUSE_S = 1.0, 0.5
 
 
 class Backend:
-    """Takes its time, and keeps what it got, and when."""
+    """Takes `WORK_S` for a batch, and records each with the time at which it came."""
 
     def __init__(self) -> None:
         self.got: list[tuple[float, list[int]]] = []
@@ -27,7 +27,7 @@ class Backend:
         return batches
 
 
-def test_what_comes_meanwhile_is_the_next_batch() -> None:
+def test_items_added_during_a_batch_are_the_next_batch() -> None:
     async def main() -> None:
         backend = Backend()
         batches = await backend.start(3, 0.0)
@@ -43,7 +43,7 @@ def test_what_comes_meanwhile_is_the_next_batch() -> None:
     run(main)
 
 
-def test_a_lone_item_waits_for_nobody_and_what_follows_for_the_pause() -> None:
+def test_a_lone_item_leaves_at_once_and_the_next_after_the_pause() -> None:
     async def main() -> None:
         backend = Backend()
         batches = await backend.start(3, PAUSE_S)

@@ -1,4 +1,4 @@
-"""Who is cancelled in the very turn in which what he waits for ends is cancelled, however it ends."""
+"""A task that is cancelled in the loop iteration in which its future ends is cancelled, however the future ends."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,7 +11,7 @@ Ending = Callable[["asyncio.Future[str]"], None]
 
 
 class Swallowing:
-    """A loop around work that keeps a cancellation to itself, as `asyncio.wait_for` does before Python 3.12."""
+    """A loop around work that swallows a cancellation, as `asyncio.wait_for` does before Python 3.12."""
 
     def __init__(self) -> None:
         self.answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -41,7 +41,7 @@ def lost(answer: "asyncio.Future[str]") -> None:
 
 
 @pytest.mark.parametrize("end", [answered, lost])
-async def test_a_cancellation_that_was_swallowed_is_raised(end: Ending) -> None:
+async def test_a_swallowed_cancellation_is_raised(end: Ending) -> None:
     loop = Swallowing()
     task = asyncio.create_task(loop.run())
     await asyncio.sleep(0)
@@ -52,7 +52,7 @@ async def test_a_cancellation_that_was_swallowed_is_raised(end: Ending) -> None:
     assert loop.rounds == 1
 
 
-async def test_a_failure_is_raised_as_it_is_where_nobody_cancelled() -> None:
+async def test_a_failure_without_a_cancellation_is_raised() -> None:
     async def fail() -> None:
         raise ConnectionError("reset")
 
@@ -60,7 +60,7 @@ async def test_a_failure_is_raised_as_it_is_where_nobody_cancelled() -> None:
         await cancellable(fail())
 
 
-async def test_a_failure_behind_a_cancellation_is_raised_as_it_is() -> None:
+async def test_a_failure_after_a_cancellation_is_raised() -> None:
     caught: list[Exception] = []
 
     async def fail() -> None:

@@ -1,4 +1,4 @@
-"""Counters of a role: written when they have changed, read for the process that runs."""
+"""Counters of a role: the role writes them when they have changed; a reader gets those of the given pid only."""
 
 import asyncio
 import os
@@ -13,25 +13,25 @@ from tests.virtual_time import run
 
 
 class Role:
-    """Counts, and keeps its counters for the time of `running`."""
+    """A role that writes its counters during `running`."""
 
     def __init__(self, data: Path) -> None:
         self.data = data
-        self.said = StringIO()
+        self.output = StringIO()
         self.count = {"sent": 1}
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        log = Log("connector", "c1", self.said)
-        keeping = asyncio.create_task(
+        log = Log("connector", "c1", self.output)
+        writing = asyncio.create_task(
             counters.write_periodically(self.data, "connector", "c1", log, lambda: self.count)
         )
         await asyncio.sleep(0)
         try:
             yield
         finally:
-            keeping.cancel()
-            await asyncio.wait([keeping])
+            writing.cancel()
+            await asyncio.wait([writing])
 
     def read(self, pid: int | None = None) -> dict[str, int]:
         return counters.read(self.data, "connector", "c1", os.getpid() if pid is None else pid)
@@ -41,7 +41,7 @@ class Role:
         return self.data / "run" / "counters" / "connector-c1.json"
 
 
-def test_they_are_there_within_a_second_and_when_the_role_has_ended(tmp_path: Path) -> None:
+def test_counters_are_written_within_a_second_and_at_the_end(tmp_path: Path) -> None:
     role = Role(tmp_path / "data")
 
     async def main() -> None:
@@ -57,7 +57,7 @@ def test_they_are_there_within_a_second_and_when_the_role_has_ended(tmp_path: Pa
     run(main)
 
 
-def test_those_of_an_earlier_process_are_not_taken_for_this_ones(tmp_path: Path) -> None:
+def test_counters_of_another_pid_are_not_returned(tmp_path: Path) -> None:
     role = Role(tmp_path)
 
     async def main() -> None:
@@ -79,7 +79,7 @@ def test_an_idle_role_writes_nothing(tmp_path: Path) -> None:
     run(main)
 
 
-def test_a_disk_that_takes_nothing_does_not_end_the_role_and_is_told_once(tmp_path: Path) -> None:
+def test_a_failed_write_does_not_end_the_role_and_is_logged_once(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("in the way")
     role = Role(tmp_path)
 
@@ -91,10 +91,10 @@ def test_a_disk_that_takes_nothing_does_not_end_the_role_and_is_told_once(tmp_pa
             assert role.read() == {"sent": 1}
 
     run(main)
-    assert role.said.getvalue().count("counters-not-written") == 1
+    assert role.output.getvalue().count("counters-not-written") == 1
 
 
-def test_a_file_that_is_none_of_ours_counts_as_none(tmp_path: Path) -> None:
+def test_an_undecodable_file_counts_as_no_counters(tmp_path: Path) -> None:
     role = Role(tmp_path)
     role.file.parent.mkdir(parents=True)
     role.file.write_text("{")

@@ -1,3 +1,5 @@
+"""Sealing, tokens, passwords, and the master key."""
+
 import base64
 import os
 import threading
@@ -15,13 +17,13 @@ KEY = bytes(range(32))
 
 
 @given(st.binary(max_size=200), st.binary(max_size=50))
-def test_what_is_sealed_opens(plaintext: bytes, associated_data: bytes) -> None:
+def test_a_sealed_text_opens(plaintext: bytes, associated_data: bytes) -> None:
     sealed = crypto.seal(KEY, plaintext, associated_data)
     assert len(sealed) == len(plaintext) + 28
     assert crypto.open_sealed(KEY, sealed, associated_data) == plaintext
 
 
-def test_every_flipped_bit_is_noticed() -> None:
+def test_a_flipped_bit_is_detected() -> None:
     sealed = crypto.seal(KEY, b"hi", b"from alice")
     for bit in range(len(sealed) * 8):
         altered = bytearray(sealed)
@@ -31,7 +33,7 @@ def test_every_flipped_bit_is_noticed() -> None:
 
 
 @pytest.mark.parametrize("length", [0, 1, 11, 12, 27])
-def test_what_is_cut_off_is_noticed(length: int) -> None:
+def test_a_truncated_text_is_detected(length: int) -> None:
     with pytest.raises(SealBroken):
         crypto.open_sealed(KEY, crypto.seal(KEY, b"", b"")[:length], b"")
 
@@ -60,40 +62,40 @@ def test_tokens_have_one_text_form() -> None:
 @pytest.mark.parametrize(
     "text", ["", "x", "x" * 42, "x" * 44, "=" * 43, "ü" * 43, "/" * 43, "A" * 42 + "B", "A" * 42 + "=", " " * 43]
 )
-def test_what_is_no_token_is_refused(text: str) -> None:
+def test_an_invalid_token_is_refused(text: str) -> None:
     with pytest.raises(PeerError) as refused:
         crypto.parse_token(text)
     assert refused.value.code is Code.BAD_TOKEN
 
 
-def test_passwords() -> None:
+def test_a_password_is_hashed_with_a_salt_and_normalized() -> None:
     stored = crypto.hash_password("pässword")
     assert stored.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
     assert crypto.verify_password("pässword", stored)
-    assert crypto.verify_password("pa\u0308ssword", stored), "the same password, decomposed"
+    assert crypto.verify_password("pa\u0308ssword", stored), "the decomposed form is the same password"
     assert not crypto.verify_password("password", stored)
-    assert crypto.hash_password("pässword") != stored, "salted"
+    assert crypto.hash_password("pässword") != stored, "the hash has no salt"
 
 
-def test_nobody_has_a_password_but_checking_it_costs_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    checked: list[str] = []
+def test_verifying_the_password_of_an_unknown_user_costs_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    verified: list[str] = []
 
     class Spy:
         @staticmethod
         def verify_phc_encoded(password: bytes, phc: str) -> None:
-            checked.append(phc)
+            verified.append(phc)
 
     monkeypatch.setattr(crypto, "Argon2id", Spy)
     assert not crypto.verify_password("x", None)
-    (nobody,) = checked
+    (decoy,) = verified
     monkeypatch.undo()
-    somebody = crypto.hash_password("x")
-    assert nobody.split("$")[:4] == somebody.split("$")[:4], "same algorithm, memory and passes"
-    assert [len(part) for part in nobody.split("$")] == [len(part) for part in somebody.split("$")]
-    assert not crypto.verify_password("x", None), "and it is a well-formed hash"
+    real = crypto.hash_password("x")
+    assert decoy.split("$")[:4] == real.split("$")[:4], "the decoy has another algorithm, memory or number of passes"
+    assert [len(part) for part in decoy.split("$")] == [len(part) for part in real.split("$")]
+    assert not crypto.verify_password("x", None), "the decoy is not a well-formed hash"
 
 
-def test_a_content_key_opens_only_as_what_it_was_wrapped_for() -> None:
+def test_a_wrapped_content_key_opens_only_in_its_context() -> None:
     master = MasterKey(KEY)
     content = crypto.new_content_key()
     wrapped = master.wrap(content, crypto.relation_context(7, 3, 1))
@@ -113,7 +115,7 @@ def test_the_first_start_makes_the_master_key(tmp_path: Path) -> None:
     assert MasterKey.load(path).unwrap(wrapped, b"") == KEY
 
 
-def test_processes_that_start_at_once_agree_on_the_master_key(tmp_path: Path) -> None:
+def test_processes_that_start_together_get_the_same_master_key(tmp_path: Path) -> None:
     path = tmp_path / "master.key"
     loaded: list[MasterKey] = []
     barrier = threading.Barrier(8)

@@ -1,4 +1,4 @@
-"""Events go in, actions come out in order, and the one timer rings when the core wants it to."""
+"""The driver passes events to the core, performs its actions in order, and calls `tick` at its deadline."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from tests.virtual_time import VirtualLoop, run
 
 
 class Recorder:
-    """A core that answers each event with what it was told to, and notes everything."""
+    """A core that answers each event with given actions, and records all calls."""
 
     def __init__(self, answers: dict[str, list[str]] | None = None) -> None:
         self.answers = answers or {}
@@ -33,7 +33,7 @@ class Recorder:
         return self.deadline
 
 
-def test_actions_are_performed_in_the_order_of_the_events_also_from_within() -> None:
+def test_actions_are_performed_in_the_order_of_events_also_of_nested_ones() -> None:
     async def main() -> None:
         core = Recorder({"a": ["a1", "a2"], "b": ["b1"]})
         done: list[str] = []
@@ -45,13 +45,13 @@ def test_actions_are_performed_in_the_order_of_the_events_also_from_within() -> 
 
         driver = Driver(core, perform)
         driver.receive("a")
-        assert done == ["a1", "a2", "b1"]  # b waited until a was done with, and is not forgotten
+        assert done == ["a1", "a2", "b1"]  # b waits until all actions of a are performed
         assert [event for event, _ in core.seen] == ["a", "b"]
 
     run(main)
 
 
-def test_tick_comes_at_the_deadline_and_not_before() -> None:
+def test_tick_is_called_at_the_deadline_and_not_before() -> None:
     async def main() -> None:
         core, done = Recorder(), list[str]()
         driver = Driver(core, done.append)
@@ -70,11 +70,11 @@ def test_tick_comes_at_the_deadline_and_not_before() -> None:
     run(main)
 
 
-def test_a_deadline_may_come_nearer_move_away_or_vanish() -> None:
+def test_a_deadline_may_become_earlier_later_or_none() -> None:
     async def main() -> None:
         core, done = Recorder(), list[str]()
         driver = Driver(core, done.append)
-        for deadline in (50.0, 10.0, 20.0):  # nearer, then further away
+        for deadline in (50.0, 10.0, 20.0):  # earlier, then later
             core.deadline = deadline
             driver.receive("a")
         await asyncio.sleep(19.9)
@@ -91,7 +91,7 @@ def test_a_deadline_may_come_nearer_move_away_or_vanish() -> None:
     run(main)
 
 
-def test_a_deadline_from_the_start_is_kept() -> None:
+def test_a_deadline_before_the_first_event_is_kept() -> None:
     async def main() -> None:
         core, done = Recorder(), list[str]()
         core.deadline = 1.0
@@ -102,7 +102,7 @@ def test_a_deadline_from_the_start_is_kept() -> None:
     run(main)
 
 
-def test_periodic_deadlines_go_on() -> None:
+def test_a_core_that_renews_its_deadline_ticks_periodically() -> None:
     async def main() -> None:
         core, done = Recorder(), list[str]()
         core.on_tick = lambda now: setattr(core, "deadline", now + 1.0)
@@ -114,7 +114,7 @@ def test_periodic_deadlines_go_on() -> None:
     run(main)
 
 
-def test_another_clock_than_the_loops() -> None:
+def test_deadlines_may_be_on_another_clock_than_that_of_the_loop() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         core, done = Recorder(), list[str]()
@@ -130,7 +130,7 @@ def test_another_clock_than_the_loops() -> None:
     run(main)
 
 
-def test_overdue_after_a_stop_ticks_once() -> None:
+def test_an_overdue_deadline_after_a_stop_ticks_once() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualLoop)
@@ -145,7 +145,7 @@ def test_overdue_after_a_stop_ticks_once() -> None:
 
 
 @pytest.mark.parametrize("where", ["core", "perform", "tick", "inside perform"])
-def test_a_bug_is_told_once_and_ends_everything(where: str) -> None:
+def test_an_exception_is_reported_once_and_ends_the_driver(where: str) -> None:
     async def main() -> None:
         core, done = Recorder({"a": ["raise", "later"], "nested": ["nest", "later"]}), list[str]()
 
@@ -170,13 +170,13 @@ def test_a_bug_is_told_once_and_ends_everything(where: str) -> None:
         driver.receive("b")
         core.deadline = 3.0
         await asyncio.sleep(100)
-        assert core.seen == before  # a core in an unknown state is not asked again
+        assert core.seen == before  # a core in an unknown state is not called again
         assert done == (["nest", "later"] if where == "inside perform" else [])
 
     run(main)
 
 
-def test_an_endless_exchange_with_itself_is_a_bug() -> None:
+def test_an_endless_chain_of_nested_events_is_a_bug() -> None:
     async def main() -> None:
         core = Recorder({"a": ["a"] * 3})
         driver = Driver(core, lambda action: driver.receive(action))
@@ -187,7 +187,7 @@ def test_an_endless_exchange_with_itself_is_a_bug() -> None:
     run(main)
 
 
-def test_stopped_does_nothing_any_more() -> None:
+def test_a_stopped_driver_calls_the_core_no_more() -> None:
     async def main() -> None:
         core, done = Recorder({"a": ["stop", "x"]}), list[str]()
         core.deadline = 5.0
@@ -208,7 +208,7 @@ def test_stopped_does_nothing_any_more() -> None:
     run(main)
 
 
-def test_until_waits_for_what_a_turn_brings_about_and_no_longer() -> None:
+def test_until_returns_when_the_condition_holds_or_the_timeout_ends() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         core, done = Recorder(), list[str]()

@@ -1,4 +1,4 @@
-"""Whatever is logged is one line that can be taken apart again."""
+"""Each log entry is one line: time, level, role, name, event, values."""
 
 import io
 import re
@@ -26,7 +26,7 @@ def test_any_value_stays_on_its_line(value: str) -> None:
     assert len(stream.getvalue().splitlines()) == 1
 
 
-def test_every_level_is_named() -> None:
+def test_a_line_names_its_level() -> None:
     stream = io.StringIO()
     writer = log.Log("writer", "w1", stream)
     for level in ("info", "warning", "error"):
@@ -34,7 +34,7 @@ def test_every_level_is_named() -> None:
     assert [line.split()[1] for line in stream.getvalue().splitlines()] == ["info", "warning", "error"]
 
 
-def test_what_comes_with_every_request_is_bounded_and_what_was_left_out_is_told() -> None:
+def test_lines_of_one_event_are_limited_and_the_left_out_ones_counted() -> None:
     stream, now = io.StringIO(), 100.0
     writer = log.Log("rest", "r1", stream, lambda: now)
     for _ in range(1_000):

@@ -1,4 +1,4 @@
-"""A process comes up, says so, and ends in one of four ways, each with its exit code."""
+"""A process prints its ready line and ends: 0 after a signal, 1 for a backend, 70 for a bug or a slow shutdown."""
 
 import signal
 import subprocess
@@ -28,7 +28,7 @@ uvloop.run(main())
 
 
 class Process:
-    """A process with a Service whose body is `body`."""
+    """A process that runs a `Service`."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
@@ -42,13 +42,14 @@ class Process:
         self._process.send_signal(number)
 
     def end(self) -> tuple[int, str]:
-        """Wait for it; its exit code and what it wrote to stderr."""
+        """Wait for its end; return the exit code and what it wrote to stderr."""
         _, log = self._process.communicate(timeout=20)
         return self._process.returncode, log
 
 
 @contextmanager
 def started(body: str, shutdown_s: float = 5.0) -> Iterator[Process]:
+    """Run a process whose code within `async with Service` is `body`."""
     code = PROLOGUE.format(shutdown_s=shutdown_s, body=textwrap.indent(textwrap.dedent(body), " " * 8))
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -60,6 +61,7 @@ def started(body: str, shutdown_s: float = 5.0) -> Iterator[Process]:
 
 
 def end_of(body: str, shutdown_s: float = 5.0) -> tuple[int, str]:
+    """Run such a process to its end."""
     with started(body, shutdown_s) as process:
         return process.end()
 
@@ -71,7 +73,7 @@ await service.stopping()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_ready_then_stopped_by_a_signal(number: signal.Signals) -> None:
+def test_a_signal_drains_and_ends_the_process_with_0(number: signal.Signals) -> None:
     with started(WAIT + "print('drained', flush=True)") as process:
         assert process.line() == "ready transfer t1 tcp://127.0.0.1:1234\n"
         process.signal(number)
@@ -116,7 +118,7 @@ def test_a_bug_anywhere_ends_the_process_with_70_and_a_traceback(bug: str) -> No
     assert "error transfer t1 crashed" in log
 
 
-def test_a_bug_while_draining_ends_it_too() -> None:
+def test_a_bug_while_draining_ends_the_process_with_70() -> None:
     drain = "asyncio.get_running_loop().call_soon(lambda: 1 // 0); await asyncio.Event().wait()"
     with started(WAIT + drain) as process:
         process.line()
@@ -126,7 +128,7 @@ def test_a_bug_while_draining_ends_it_too() -> None:
     assert "ZeroDivisionError" in log
 
 
-def test_a_backend_that_is_away_leaves_as_itself() -> None:
+def test_an_unavailable_backend_ends_the_process_with_1_and_its_error() -> None:
     code, log = end_of('service.start(fail(BackendUnavailable("Redis does not answer")))' + WAIT)
     assert code == 1
     assert "BackendUnavailable: Redis does not answer" in log
