@@ -30,11 +30,11 @@ from meshim.wire.envelope import (
     encode_content,
 )
 from meshim.wire.rest import Connector
-from tests.sim.backends import Backends
 from tests.sim.judge import File, Judge, Key, key_of
 from tests.sim.network import Network
+from tests.sim.remote_calls import ServerState, result_of
 from tests.sim.scheduler import WALL_S, Process, Scheduler
-from tests.sim.server import ServerState, result_of
+from tests.sim.servers import Backends
 from tests.sim.state_file import MemoryStateFile
 
 TOKEN_TTL_S = 30 * 86400.0

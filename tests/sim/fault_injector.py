@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from tests.sim.device import Device
 from tests.sim.fault_model import Fault, Schedule
 from tests.sim.network import NO_LINK_FAULTS, LinkFaults
+from tests.sim.remote_calls import Server, ServerState
 from tests.sim.roles import Role
-from tests.sim.server import Server, ServerState
 
 if TYPE_CHECKING:
     from tests.sim.mesh import Mesh

@@ -10,15 +10,15 @@ from meshim.connector.session import State as Session
 from meshim.stores.ports import RelationKey
 from meshim.topology import Limits, Listener, RestListener, Timers, Topology, Worker
 from meshim.transfer.core import TransferCore
-from tests.sim.backends import Backends
 from tests.sim.device import Device, Plan
 from tests.sim.fault_injector import FaultInjector
 from tests.sim.fault_model import Schedule
 from tests.sim.judge import Judge
 from tests.sim.network import Network
+from tests.sim.remote_calls import result_of
 from tests.sim.roles import Connector, Core, Role, Transfer, Writer
 from tests.sim.scheduler import Scheduler
-from tests.sim.server import result_of
+from tests.sim.servers import Backends
 
 USERS = 7
 TWO_DEVICES = 3

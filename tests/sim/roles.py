@@ -29,9 +29,9 @@ from meshim.writer import core as writer_core
 from meshim.writer import options as writer_options
 from meshim.writer import service as writer_service
 from meshim.writer import shell as writer_shell
-from tests.sim.backends import Backends
 from tests.sim.network import Context, Network
 from tests.sim.scheduler import Process, Scheduler
+from tests.sim.servers import Backends
 
 Core = connector_core.ConnectorCore | transfer_core.TransferCore | writer_core.WriterCore
 

@@ -1,4 +1,4 @@
-"""Servers of the simulation, and calls that travel to them over a network that fails as a real one does.
+"""Calls from a simulated process to a server: they travel over a network that fails as a real one does.
 
 What a server acknowledged it keeps.  A call that raised may have happened or not: its request was lost, or only the
 answer, or the server was stopped and does the work later, when the caller has given up.

@@ -12,8 +12,8 @@ from meshim.stores.memory import accounts, database, nats, redis
 from meshim.wire.notification import Notification, encode_notification
 from meshim.wire.offline_log import decode_record
 from tests.sim.judge import Judge
+from tests.sim.remote_calls import Remote, Server
 from tests.sim.scheduler import Process, Scheduler, current, settle
-from tests.sim.server import Remote, Server
 
 NAMESPACE = "sim"
 
