@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Inspector, insert, inspect, text, update
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from meshim.errors import BackendUnavailable, UsageError
-from meshim.stores.sql import migrate
+from meshim.stores.sql import engine, migrate
 from meshim.stores.sql.engine import create
 from meshim.stores.sql.schema import im_position, im_relation, im_user, metadata
 from tests.contract.database_backends import open_sql_backend, person
@@ -58,6 +58,19 @@ def test_database_needs_an_upgrade_once(empty_url: str) -> None:
 async def test_several_processes_upgrade_at_once(empty_url: str) -> None:
     await asyncio.gather(*(asyncio.to_thread(migrate.upgrade, empty_url) for _ in range(4)))
     migrate.check(empty_url)
+
+
+async def test_upgrade_waits_longer_for_the_lock_than_other_transactions(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An upgrade holds the lock for as long as its steps take; another process that starts meanwhile waits for it."""
+    monkeypatch.setattr(engine, "_SQLITE_BUSY_TIMEOUT_MS", 50)
+    with connected(sqlite_url):
+        upgrading = asyncio.create_task(asyncio.to_thread(migrate.upgrade, sqlite_url))
+        _, waiting = await asyncio.wait([upgrading], timeout=0.3)  # six times as long as others would wait
+        assert waiting
+    await upgrading
+    migrate.check(sqlite_url)
 
 
 async def test_upgrade_keeps_existing_rows(empty_url: str) -> None:

@@ -29,6 +29,8 @@ from meshim.errors import UsageError, one_line
 
 SNAPSHOT = "meshim_snapshot"
 """Execution option of an engine whose transactions only read, each from one snapshot."""
+LOCK_WAIT_S = "meshim_lock_wait_s"
+"""Execution option of an engine on SQLite: the seconds that a transaction may wait for the lock of another."""
 
 _CONNECT_TIMEOUT_S = 3
 _ANSWER_TIMEOUT_S = 10  # also bounds how long a stopped server blocks a thread
@@ -188,12 +190,13 @@ def _begin_sqlite(connection: Connection) -> None:
         return
     # SQLite itself would try the lock again after 25, 50 and 100 ms; usually it is free much earlier (adr/0028).
     driver: sqlite3.Connection = connection.connection.driver_connection  # type: ignore[assignment]
+    limit_s: float = connection.get_execution_options().get(LOCK_WAIT_S, _SQLITE_BUSY_TIMEOUT_MS / 1_000)
     began = time.monotonic()
     driver.execute("PRAGMA busy_timeout = 0").close()
     try:
         while not _is_begun(driver):
             waited_s = time.monotonic() - began
-            if waited_s >= _SQLITE_BUSY_TIMEOUT_MS / 1_000:
+            if waited_s >= limit_s:
                 break
             time.sleep(min(_SQLITE_POLL_S + waited_s / 4, _SQLITE_POLL_MAX_S))
         if not driver.in_transaction:

@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from meshim.errors import BackendUnavailable, UsageError
-from meshim.stores.sql.engine import SNAPSHOT, create, driver_message, is_unavailable
+from meshim.stores.sql.engine import LOCK_WAIT_S, SNAPSHOT, create, driver_message, is_unavailable
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _UPGRADE_LOCK_S = 60
@@ -27,7 +27,7 @@ def upgrade(url: str) -> None:
     When several processes call this at once, one upgrades and the others wait.  Raises `BackendUnavailable`, and
     `UsageError` when the database has a version that this program does not know.
     """
-    engine = create(url, 1, _UPGRADE_ANSWER_S)
+    engine = create(url, 1, _UPGRADE_ANSWER_S).execution_options(**{LOCK_WAIT_S: _UPGRADE_LOCK_S})
     try:
         with engine.begin() as connection:  # SQLite: one transaction, which holds the lock from here
             _lock(connection)
