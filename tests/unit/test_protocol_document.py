@@ -123,7 +123,7 @@ def test_frame_types_are_those_of_the_table() -> None:
 
 @pytest.mark.parametrize("name", ["Submit", "Delivery", "Outcome", "Route", "Deliver", "Return", "WakeUp", "Kick"])
 def test_types_of_items_and_notifications_are_those_of_the_text(name: str) -> None:
-    assert re.match(rf"\n(Item|Notice) {_tag(TYPES[name])}\b", STRUCTS[name].text)
+    assert re.match(rf"\n(Item|Notification) {_tag(TYPES[name])}\b", STRUCTS[name].text)
 
 
 def _origin(frame: Any) -> Any:
