@@ -14,9 +14,9 @@ import _venv  # noqa: F401  (the project's own Python from here on)
 import click
 
 from meshim.errors import MeshimError, UsageError
-from scripts.harness.bench.benchmarks import CONNECTORS, TRANSFERS, USERS, Answer, Bench, slope
-from scripts.harness.bench.workloads import WINDOW, Worthless
-from scripts.harness.mesh.options import end_politely
+from scripts.harness.bench.benchmarks import CONNECTORS, TRANSFERS, USERS, Bench, Result, slope
+from scripts.harness.bench.workloads import WINDOW, InvalidMeasurement
+from scripts.harness.mesh.options import interrupt_on_sigterm
 
 FILES = 20_000
 """Descriptors: a client's connection takes two here, and one in a connector."""
@@ -26,7 +26,9 @@ Print = Callable[[Any, Callable[[], None]], None]
 
 as_json = click.option("--json", "json_", is_flag=True, help="Print what was seen as one JSON object.")
 plain = click.option("--plain", is_flag=True, help="Links without CURVE.")
-seconds = click.option("--seconds", type=click.FloatRange(1, 3600), default=8.0, show_default=True, help="Measured.")
+seconds = click.option(
+    "--seconds", type=click.FloatRange(1, 3600), default=8.0, show_default=True, help="MeasuredMesh."
+)
 connectors = click.option("--connectors", type=click.IntRange(1, 16), default=2, show_default=True)
 transfers = click.option("--transfers", type=click.IntRange(1, 16), default=1, show_default=True)
 
@@ -56,8 +58,8 @@ def online(
     pairs: int, window: int, seconds: float, connectors: int, transfers: int, plain: bool, json_: bool
 ) -> None:  # fmt: skip
     """As fast as it goes: messages a second, and what each costs."""
-    answer = Bench(curve=not plain).online(pairs, window, seconds, connectors, transfers)
-    _print(answer, json_, lambda: _cost("messages with their receipts", answer))
+    result = Bench(curve=not plain).online(pairs, window, seconds, connectors, transfers)
+    _print(result, json_, lambda: _cost("messages with their receipts", result))
 
 
 @bench.command()
@@ -74,16 +76,16 @@ def latency(
     rate: float, users: int, seconds: float, connectors: int, transfers: int, plain: bool, json_: bool
 ) -> None:  # fmt: skip
     """At a rate that leaves time: how long a message takes."""
-    answer = Bench(curve=not plain).latency(users, rate, seconds, connectors, transfers)
+    result = Bench(curve=not plain).latency(users, rate, seconds, connectors, transfers)
 
     def show() -> None:
         click.echo(
-            f"{answer['p50_ms']:.2f} ms from one application to the other (median), "
-            f"{answer['p99_ms']:.2f} of 99 in 100, {answer['max_ms']:.1f} at most"
+            f"{result['p50_ms']:.2f} ms from one application to the other (median), "
+            f"{result['p99_ms']:.2f} of 99 in 100, {result['max_ms']:.1f} at most"
         )
-        _cost("messages with their receipts", answer)
+        _cost("messages with their receipts", result)
 
-    _print(answer, json_, show)
+    _print(result, json_, show)
 
 
 @bench.command()
@@ -92,15 +94,15 @@ def latency(
 @as_json
 def offline(messages: int, plain: bool, json_: bool) -> None:
     """For people who are away: stored, written, and collected when they log in."""
-    answer = Bench(curve=not plain).offline(messages)
+    result = Bench(curve=not plain).offline(messages)
 
     def show() -> None:
-        _cost("messages stored and fsynced", answer["stored"])
-        _cost("messages in the database", answer["written"])
-        _cost("messages collected (with the logins)", answer["collected"])
-        _cost("messages collected and marked as read", answer["marked"])
+        _cost("messages stored and fsynced", result["stored"])
+        _cost("messages in the database", result["written"])
+        _cost("messages collected (with the logins)", result["collected"])
+        _cost("messages collected and marked as read", result["marked"])
 
-    _print(answer, json_, show)
+    _print(result, json_, show)
 
 
 @bench.command()
@@ -109,13 +111,13 @@ def offline(messages: int, plain: bool, json_: bool) -> None:
 @as_json
 def idle(connections: int, plain: bool, json_: bool) -> None:
     """Connections that say nothing: how many a second, and their memory."""
-    answer = Bench(curve=not plain).idle(connections)
+    result = Bench(curve=not plain).idle(connections)
 
     def show() -> None:
-        _cost("connections with token and presence", answer)
-        click.echo(f"{answer['kib']:.1f} KiB for each that is idle")
+        _cost("connections with token and presence", result)
+        click.echo(f"{result['kib']:.1f} KiB for each that is idle")
 
-    _print(answer, json_, show)
+    _print(result, json_, show)
 
 
 @bench.command()
@@ -131,33 +133,35 @@ def idle(connections: int, plain: bool, json_: bool) -> None:
 @as_json
 def soak(minutes: float, rate: float, plain: bool, json_: bool) -> None:
     """Whether memory grows while it works; exits with 1 when it does by more than 5 %."""
-    answer = Bench(curve=not plain).soak(minutes, rate)
+    result = Bench(curve=not plain).soak(minutes, rate)
 
     def show() -> None:
-        _cost("messages with their receipts", answer)
-        each = ", ".join(f"{name} {ratio:.3f}" for name, ratio in answer["growth_by"].items())
-        click.echo(f"memory at the end is {answer['growth']:.3f} of that after a minute ({each})")
+        _cost("messages with their receipts", result)
+        each = ", ".join(f"{name} {ratio:.3f}" for name, ratio in result["growth_by"].items())
+        click.echo(f"memory at the end is {result['growth']:.3f} of that after a minute ({each})")
 
-    _print(answer, json_, show)
-    if answer["growth"] > 1.05:
-        raise Worthless("memory has grown by more than 5 %")
+    _print(result, json_, show)
+    if result["growth"] > 1.05:
+        raise InvalidMeasurement("memory has grown by more than 5 %")
 
 
 @bench.command()
-@click.option("--seconds", type=click.FloatRange(1, 600), default=6.0, show_default=True, help="Measured in each case.")
+@click.option(
+    "--seconds", type=click.FloatRange(1, 600), default=6.0, show_default=True, help="MeasuredMesh in each case."
+)
 @click.option("--repetitions", type=click.IntRange(1, 20), default=1, show_default=True)
 @plain
 @as_json
 def scale(seconds: float, repetitions: int, plain: bool, json_: bool) -> None:
     """What a message costs as users, connectors and transfers become more; exits with 1 beyond 15 %."""
-    answer = Bench(curve=not plain).scale(seconds, repetitions, lambda what: click.echo(what, err=True))
+    result = Bench(curve=not plain).scale(seconds, repetitions, lambda what: click.echo(what, err=True))
     beyond = []
     for name, counts in (("users", USERS), ("connectors", CONNECTORS), ("transfers", TRANSFERS)):
-        costs = [case["cpu_us"] for case in answer[name]]
+        costs = [case["cpu_us"] for case in result[name]]
         beyond += [f"{count} {name}" for count, us in zip(counts, costs, strict=True) if us > SCALE_BOUND * costs[0]]
-    _print(answer, json_, lambda: _scales(answer))
+    _print(result, json_, lambda: _scales(result))
     if beyond:
-        raise Worthless(f"more than {SCALE_BOUND} times the cost of the smallest case: {', '.join(beyond)}")
+        raise InvalidMeasurement(f"more than {SCALE_BOUND} times the cost of the smallest case: {', '.join(beyond)}")
 
 
 @bench.command()
@@ -182,21 +186,21 @@ def report(repetitions: int, soak_minutes: float, out: Path) -> None:
         raise UsageError(f"{out} cannot be written ({error.strerror}): name another folder with --out") from error
 
 
-def _print(answer: Any, json_: bool, show: Callable[[], None]) -> None:
+def _print(result: Any, json_: bool, show: Callable[[], None]) -> None:
     if json_:
-        click.echo(json.dumps(answer))
+        click.echo(json.dumps(result))
     else:
         show()
 
 
-def _cost(what: str, cost: Answer) -> None:
+def _cost(what: str, cost: Result) -> None:
     each = ", ".join(f"{name} {us:.1f}" for name, us in cost["cpu_us_by"].items() if us >= 0.05)
     click.echo(f"{cost['rate']:,.0f} {what} a second, {cost['cpu_us']:.1f} µs of CPU each ({each})")
 
 
-def _scales(answer: dict[str, list[Answer]]) -> None:
+def _scales(result: dict[str, list[Result]]) -> None:
     for name, field in (("users", "users"), ("connectors", "connectors"), ("transfers", "transfers")):
-        cases = answer[name]
+        cases = result[name]
         least = cases[0]["cpu_us"]
         for case in cases:
             click.echo(
@@ -216,7 +220,7 @@ def _raise_files() -> None:
 
 
 def main() -> int:
-    end_politely()
+    interrupt_on_sigterm()
     _raise_files()
     try:
         bench(standalone_mode=False)
@@ -228,7 +232,7 @@ def main() -> int:
     except MeshimError as error:
         click.echo(f"bench: {error.sentence}", err=True)
         return 2
-    except Worthless as error:
+    except InvalidMeasurement as error:
         click.echo(f"bench: {error}.", err=True)
         return 1
     except KeyboardInterrupt:

@@ -22,12 +22,12 @@ from typing import Any
 import _venv  # noqa: F401  (the project's own Python from here on)
 
 from meshim import topology as topologies
-from scripts.harness.clients.minimal import Light
+from scripts.harness.clients.minimal import MinimalClient
 from scripts.harness.clients.misbehaving import ZmqContext, context
 from scripts.harness.mesh import local_mesh
-from scripts.harness.mesh.options import count, end_politely
-from scripts.harness.mesh.seed_database import Enrolled, enrol
-from scripts.harness.mesh.users import connectors
+from scripts.harness.mesh.options import count, interrupt_on_sigterm
+from scripts.harness.mesh.seed_database import SeededUser, seed_database
+from scripts.harness.mesh.users import living_connectors
 
 try:
     import common  # type: ignore[import-not-found]
@@ -51,7 +51,7 @@ collected by all of them at once. Idle: 2,000 connections.
 class Client:
     """One user, as the harness wants her: `send(to, mid)`, `close()`."""
 
-    def __init__(self, light: Light, user: int, load: Any, mode: str) -> None:
+    def __init__(self, light: MinimalClient, user: int, load: Any, mode: str) -> None:
         self._light = light
         self._user = user
         self._load = load
@@ -61,7 +61,7 @@ class Client:
             light.on_settled = self._settled
 
     def send(self, to: int, mid: int) -> None:
-        user = Enrolled.of(to).user
+        user = SeededUser.of(to).user
         seq = self._light.send(user, common.body(mid, self._user))
         self._mids[(1, user, 0), seq] = mid
 
@@ -88,7 +88,7 @@ class Meshim:
             self.name = "meshim-plain"
         self._topology = local_mesh.topology(options.connectors, options.transfers, curve=not options.plain)
         self._database = Path(tempfile.mkdtemp(prefix="meshim-bench-"))
-        self._enrolled = False
+        self._seeded = False
         self._endpoints: list[tuple[str, bytes]] = []
         self._context: ZmqContext | None = None
 
@@ -101,9 +101,9 @@ class Meshim:
     def start(self, tmp: str) -> Any:
         """A fresh mesh in an empty folder, with everybody registered and logged in once."""
         folder = Path(tmp)
-        if not self._enrolled:
-            enrol(self._database, common.USERS, self._friends())
-            self._enrolled = True
+        if not self._seeded:
+            seed_database(self._database, common.USERS, self._friends())
+            self._seeded = True
         shutil.copytree(self._database, folder / "data")
         file = folder / "topology.yaml"
         file.write_text(topologies.dump(self._topology))
@@ -112,7 +112,7 @@ class Meshim:
         server = common.Server(command, tmp, 0, ready=str(state), timeout=START_S)
         try:
             self._until_running(server, state)
-            leases = asyncio.run(connectors(folder / "data"))
+            leases = asyncio.run(living_connectors(folder / "data"))
         except BaseException:
             server.stop()
             raise
@@ -139,7 +139,7 @@ class Meshim:
             self._context = context()
         which = user // common.PAIRS if user < 2 * common.PAIRS else user
         endpoint, key = self._endpoints[which % len(self._endpoints)]
-        light = Light(self._context, endpoint, key, Enrolled.of(user))
+        light = MinimalClient(self._context, endpoint, key, SeededUser.of(user))
         client = Client(light, user, load, mode)
         await light.welcomed
         return client
@@ -184,7 +184,7 @@ def main() -> None:
         "--beside", type=Path, metavar="FILE", help="measure nothing: print a table of the harness's results.jsonl"
     )
     options, sys.argv[1:] = parser.parse_known_args()
-    end_politely()
+    interrupt_on_sigterm()
     if options.beside is not None:
         print(beside(options.beside), end="")
         return

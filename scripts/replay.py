@@ -27,9 +27,9 @@ import _venv  # noqa: F401  (the project's own Python from here on)
 from meshim.errors import MeshimError, UsageError
 from scripts.harness.history.format import HistoryWriter
 from scripts.harness.mesh import local_mesh
-from scripts.harness.mesh.options import count, end_politely, natural, number
-from scripts.harness.replay.irclog import Deed, count_addressed, plan
-from scripts.harness.replay.run import Stage
+from scripts.harness.mesh.options import count, interrupt_on_sigterm, natural, number
+from scripts.harness.replay.irclog import Action, count_addressed, plan
+from scripts.harness.replay.run import ReplayRun
 
 SPEEDUP = 1800.0
 """Half an hour of log a second."""
@@ -41,7 +41,7 @@ FILES_PER_PLACE = 16
 
 def main() -> int:
     options = _options()
-    end_politely()
+    interrupt_on_sigterm()
     try:
         answer = _replay(options)
     except MeshimError as error:
@@ -93,7 +93,7 @@ def _replay(options: argparse.Namespace) -> dict[str, Any]:
     logs = [path.read_bytes() for path in options.logs]
     steps = plan(logs)
     expected = sum(map(count_addressed, logs))
-    assert expected == sum(step.deed is Deed.SAY for step in steps), "the plan and the plain count disagree"
+    assert expected == sum(step.action is Action.SEND for step in steps), "the plan and the plain count disagree"
     if expected == 0:
         raise UsageError("These logs have no message that is addressed to anybody: are they IRC logs?")
     seed = secrets.randbits(32) if options.seed is None else options.seed
@@ -107,7 +107,7 @@ def _replay(options: argparse.Namespace) -> dict[str, Any]:
             writer = stack.enter_context(HistoryWriter(history, time.monotonic, "replay", **facts))
             api = options.api or stack.enter_context(local_mesh.running(folder, local_mesh.topology()))
             states = stack.enter_context(tempfile.TemporaryDirectory(dir=folder))
-            report = Stage(api, writer, Path(states), seed, places).perform(steps, options.speedup)
+            report = ReplayRun(api, writer, Path(states), seed, places).run(steps, options.speedup)
         verdict = _judge(history)
     except BaseException:
         shutil.rmtree(folder)

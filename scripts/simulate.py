@@ -24,7 +24,7 @@ from typing import Any
 import _venv  # noqa: F401  (the project's own Python from here on)
 
 from meshim import compiled
-from scripts.harness.mesh.options import count, end_politely, natural
+from scripts.harness.mesh.options import count, interrupt_on_sigterm, natural
 
 # Before what is compiled is imported; each process of the pool comes here too.
 if "--compiled" in sys.argv and not compiled.use():
@@ -47,7 +47,7 @@ class NotPlayedError(Exception):
 
 def main() -> int:
     options = _options()
-    end_politely()
+    interrupt_on_sigterm()
     began = time.monotonic()
     tally = Tally(options)
     try:

@@ -1,7 +1,7 @@
-"""Adds up what the processes of a mesh have counted, over all their lives.
+"""Sums of the counters of all processes of a mesh, over all their restarts.
 
-Counters begin anew with each process, and are written once a second: what one that was killed counted after that is
-not known, so that sums are at times too low, never too high.
+Counters start at 0 in each process and are written once a second.  What a killed process counted after its last write is
+unknown: a sum may be too low, never too high.
 """
 
 from collections import Counter
@@ -20,23 +20,24 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "woken": ("connector",),
     "held": ("connector",),
 }
-"""What a chaos run shows, and which roles count it (`statistics.py` of each says what it means)."""
+"""The counters in the answer of a chaos run, and the roles that count each (`statistics.py` of a role defines it)."""
 
 
-class Tally:
-    """Sums over processes that come and go; call `look` more often than once a second."""
+class MeshCounters:
+    """Sums over processes that restart; call `sample` more often than once a second."""
 
     def __init__(self, data: DataFolder) -> None:
         self._data = data
         self._pids: dict[tuple[str, str], int] = {}
         self._lives: dict[tuple[str, str, int], dict[str, int]] = {}
 
-    def look(self) -> None:
+    def sample(self) -> None:
+        """Read the counters of all processes."""
         state = read(self._data)
         if state is None:
             return
         for role in state.roles:
-            # Who has just ended wrote a last time.
+            # A process that has just ended wrote its counters once more at the end.
             for pid in {self._pids.get((role.role, role.name)), role.pid}:
                 if pid is not None and (counted := counters.read(self._data.root, role.role, role.name, pid)):
                     self._lives[role.role, role.name, pid] = counted
@@ -44,15 +45,15 @@ class Tally:
                 self._pids[role.role, role.name] = role.pid
 
     def add(self, role: str, counted: Mapping[str, int]) -> None:
-        """What somebody else has counted: clients, all together."""
+        """Set the counters of a role without processes of the mesh: clients, all together."""
         self._lives[role, "all", 0] = dict(counted)
 
     def sums(self) -> dict[str, int]:
-        """The sums of `SHOWN`."""
+        """Return the sums of `SHOWN`."""
         return {name: sum(self._of(role)[name] for role in roles) for name, roles in SHOWN.items()}
 
     def all(self) -> dict[str, dict[str, int]]:
-        """Every counter of every role, summed over its processes."""
+        """Return every counter of every role, summed over its processes."""
         roles = sorted({role for role, _, _ in self._lives})
         return {role: dict(sorted(self._of(role).items())) for role in roles}
 

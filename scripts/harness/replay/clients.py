@@ -10,13 +10,13 @@ from meshim.errors import ClientClosed, Refused
 from scripts.harness.history.format import SETTLED, HistoryWriter, digest_of
 
 DEVICE = "replay"
-"""What every player calls its device.  Histories name devices by their id: that is what a recipient learns of them."""
+"""What every client calls its device.  Histories name devices by their id: that is what a recipient learns of them."""
 
 _LOOK_EVERY_S = 0.1
 
 
-class Script:
-    """What all players share: where the mesh is, the history, and the numbers of messages."""
+class ReplayContext:
+    """What all clients share: where the mesh is, the history, and the numbers of messages."""
 
     def __init__(self, api: str, password: str, history: HistoryWriter, tag: str) -> None:
         self.api = api
@@ -31,11 +31,11 @@ class Script:
         return f"{self._tag}-{self._messages}"
 
 
-class Player:
-    """One nick.  Implements `acting.Party`; its calls come one after another."""
+class ReplayClient:
+    """One nick.  Implements `acting.ScheduledClient`; its calls come one after another."""
 
-    def __init__(self, script: Script, cast: "dict[str, Player]", name: str, state: Path) -> None:
-        """`cast` finds the others by nick, `name` is the user name, `state` the state file."""
+    def __init__(self, context: ReplayContext, clients: "dict[str, ReplayClient]", name: str, state: Path) -> None:
+        """`clients` finds the others by nick, `name` is the user name, `state` the state file."""
         self.name = name
         self.state = state
         self.device = ""
@@ -43,8 +43,8 @@ class Player:
         """Messages that were sent to it and that it has not seen."""
         self.unsettled: dict[str, str] = {}
         """Messages that it has sent and of which it does not know that they are safe, by the id of the envelope."""
-        self._script = script
-        self._cast = cast
+        self._context = context
+        self._clients = clients
         self._numbers: Counter[str] = Counter()
         self._known: set[tuple[str, str]] = set()
         self._client: Client | None = None
@@ -54,18 +54,18 @@ class Player:
 
     # ---------------------------------------------------------------- what it does
 
-    async def arrive(self) -> None:
+    async def connect(self) -> None:
         self._note("online")
         self._leaving = False
-        script = self._script
-        self._client = Client(script.api, self.name, script.password, device=DEVICE, state=self.state)
+        context = self._context
+        self._client = Client(context.api, self.name, context.password, device=DEVICE, state=self.state)
         await self._client.__aenter__()
         self._listener = asyncio.create_task(self._listen(self._client))
 
-    async def say(self, to: str, text: str) -> None:
+    async def send(self, to: str, text: str) -> None:
         assert self._client is not None
-        recipient = self._cast[to]
-        message = self._script.next_message()
+        recipient = self._clients[to]
+        message = self._context.next_message()
         text = f"{message} {text}"
         self._numbers[to] += 1
         self._note("send", to=recipient.name, message=message, n=self._numbers[to], digest=digest_of(text))
@@ -75,11 +75,11 @@ class Player:
         except Refused as refusal:
             self._rejected(recipient, message, refusal)
             return
-        self._script.history.write({"type": "outcome", "message": message, "outcome": "queued", "id": outgoing.id})
+        self._context.history.write({"type": "outcome", "message": message, "outcome": "queued", "id": outgoing.id})
         self.unsettled[outgoing.id] = message
         self._followers.append(asyncio.create_task(self._follow(recipient, message, outgoing)))
 
-    async def leave(self) -> None:
+    async def disconnect(self) -> None:
         """Stop reading between two messages, so that none is handed out again, and close the client."""
         assert self._client is not None
         self._leaving = True
@@ -97,7 +97,7 @@ class Player:
 
     async def finish(self, timeout_s: float) -> None:
         """Be online until nothing that was sent to it or by it is open any more, for `timeout_s` at most."""
-        await self.arrive()
+        await self.connect()
         assert self._client is not None
         try:
             async with asyncio.timeout(timeout_s):
@@ -107,7 +107,7 @@ class Player:
                     self._learn()
         except TimeoutError:
             pass  # the judge will say what it means
-        await self.leave()
+        await self.disconnect()
 
     # ---------------------------------------------------------------- what it sees
 
@@ -119,7 +119,7 @@ class Player:
 
     def _see(self, message: Message) -> None:
         if message.problem:
-            self._script.history.write(
+            self._context.history.write(
                 {"type": "note", "user": self.name, "id": message.id, "problem": message.problem}
             )
         name = message.text.partition(" ")[0]
@@ -134,7 +134,7 @@ class Player:
             place=message.order.name,
         )
 
-    async def _follow(self, recipient: "Player", message: str, outgoing: Outgoing) -> None:
+    async def _follow(self, recipient: "ReplayClient", message: str, outgoing: Outgoing) -> None:
         """Write down how far a message comes, for as long as this client lives."""
         waits = {"sent": outgoing.wait_sent, "delivered": outgoing.wait_delivered, "read": outgoing.wait_read}
         try:
@@ -167,12 +167,12 @@ class Player:
         self.unsettled.pop(envelope, None)
         if (message, outcome) not in self._known:
             self._known.add((message, outcome))
-            self._script.history.write({"type": "outcome", "message": message, "outcome": outcome})
+            self._context.history.write({"type": "outcome", "message": message, "outcome": outcome})
 
-    def _rejected(self, recipient: "Player", message: str, refusal: Refused) -> None:
+    def _rejected(self, recipient: "ReplayClient", message: str, refusal: Refused) -> None:
         recipient.missing.discard(message)
         record = {"type": "outcome", "message": message, "outcome": "rejected"}
-        self._script.history.write({**record, "code": refusal.code.name, "sentence": refusal.sentence})
+        self._context.history.write({**record, "code": refusal.code.name, "sentence": refusal.sentence})
 
     def _note(self, kind: str, **fields: object) -> None:
-        self._script.history.write({"type": kind, "user": self.name, "device": self.device, **fields})
+        self._context.history.write({"type": kind, "user": self.name, "device": self.device, **fields})

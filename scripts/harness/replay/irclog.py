@@ -30,7 +30,7 @@ _SET_BACK_MAX = 60
 
 
 @dataclass(frozen=True)
-class Utterance:
+class LogLine:
     """What somebody said or did.  `minute` counts from the midnight before the log, and has a fraction."""
 
     minute: float
@@ -39,10 +39,10 @@ class Utterance:
     is_message: bool
 
 
-class Deed(Enum):
-    ARRIVE = "arrives"
-    SAY = "says"
-    LEAVE = "leaves"
+class Action(Enum):
+    CONNECT = "connects"
+    SEND = "sends"
+    DISCONNECT = "disconnects"
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,14 @@ class Step:
 
     minute: float
     nick: str
-    deed: Deed
+    action: Action
     to: str = ""
     text: str = ""
 
 
-def parse(log: bytes) -> list[Utterance]:
+def parse(log: bytes) -> list[LogLine]:
     """Return what was said in a log, in order; what happens within a minute is spread over it evenly."""
-    spoken: list[tuple[int, re.Match[str]]] = []
+    matches: list[tuple[int, re.Match[str]]] = []
     wrapped = latest = 0
     for line in log.split(b"\n"):
         match = _LINE.fullmatch(_decode(line.removesuffix(b"\r")))
@@ -68,19 +68,19 @@ def parse(log: bytes) -> list[Utterance]:
         while minute + wrapped < latest - _SET_BACK_MAX:
             wrapped += _HALF_A_DAY
         latest = max(latest, minute + wrapped)
-        spoken.append((latest, match))
-    return list(_notifier(spoken))
+        matches.append((latest, match))
+    return list(_spread_over_minutes(matches))
 
 
-def _notifier(spoken: Sequence[tuple[int, re.Match[str]]]) -> Iterator[Utterance]:
+def _spread_over_minutes(matches: Sequence[tuple[int, re.Match[str]]]) -> Iterator[LogLine]:
     in_minute: defaultdict[int, int] = defaultdict(int)
-    for minute, _ in spoken:
+    for minute, _ in matches:
         in_minute[minute] += 1
     so_far: defaultdict[int, int] = defaultdict(int)
-    for minute, match in spoken:
+    for minute, match in matches:
         fraction = so_far[minute] / in_minute[minute]
         so_far[minute] += 1
-        yield Utterance(minute + fraction, match[3] or match[4], match[5], is_message=match[3] is not None)
+        yield LogLine(minute + fraction, match[3] or match[4], match[5], is_message=match[3] is not None)
 
 
 def _decode(line: bytes) -> str:
@@ -91,15 +91,15 @@ def _decode(line: bytes) -> str:
         return line.decode("latin-1")
 
 
-def addressee(utterance: Utterance, nicks: Iterable[str]) -> str | None:
+def addressee(line: LogLine, nicks: Iterable[str]) -> str | None:
     """Return whom of these nicks a message is addressed to, by the rule."""
-    match = _ADDRESSED.match(utterance.text) if utterance.is_message else None
-    return match[1] if match and match[1] in nicks and match[1] != utterance.nick else None
+    match = _ADDRESSED.match(line.text) if line.is_message else None
+    return match[1] if match and match[1] in nicks and match[1] != line.nick else None
 
 
-def nicks_of(utterances: Iterable[Utterance]) -> set[str]:
+def nicks_of(lines: Iterable[LogLine]) -> set[str]:
     """Return who speaks in a log."""
-    return {utterance.nick for utterance in utterances}
+    return {line.nick for line in lines}
 
 
 def plan(logs: Iterable[bytes], quiet_minutes: float = QUIET_MINUTES) -> list[Step]:
@@ -111,30 +111,30 @@ def plan(logs: Iterable[bytes], quiet_minutes: float = QUIET_MINUTES) -> list[St
     steps: list[Step] = []
     begins = 0.0
     for log in logs:
-        utterances = parse(log)
-        if not utterances:
+        lines = parse(log)
+        if not lines:
             continue
-        shift = begins - utterances[0].minute
-        steps += _plan_one(utterances, shift, quiet_minutes)
-        begins = utterances[-1].minute + shift + quiet_minutes + 1
+        shift = begins - lines[0].minute
+        steps += _plan_one(lines, shift, quiet_minutes)
+        begins = lines[-1].minute + shift + quiet_minutes + 1
     return steps
 
 
-def _plan_one(utterances: Sequence[Utterance], shift: float, quiet_minutes: float) -> list[Step]:
-    nicks = nicks_of(utterances)
+def _plan_one(lines: Sequence[LogLine], shift: float, quiet_minutes: float) -> list[Step]:
+    nicks = nicks_of(lines)
     last_spoke: dict[str, float] = {}
     steps: list[Step] = []
-    for utterance in utterances:
-        nick, minute = utterance.nick, utterance.minute + shift
+    for line in lines:
+        nick, minute = line.nick, line.minute + shift
         if nick in last_spoke and minute - last_spoke[nick] > quiet_minutes:
-            steps.append(Step(last_spoke.pop(nick) + quiet_minutes, nick, Deed.LEAVE))
+            steps.append(Step(last_spoke.pop(nick) + quiet_minutes, nick, Action.DISCONNECT))
         if nick not in last_spoke:
-            steps.append(Step(minute, nick, Deed.ARRIVE))
+            steps.append(Step(minute, nick, Action.CONNECT))
         last_spoke[nick] = minute
-        to = addressee(utterance, nicks)
+        to = addressee(line, nicks)
         if to is not None:
-            steps.append(Step(minute, nick, Deed.SAY, to, utterance.text))
-    steps += [Step(minute + quiet_minutes, nick, Deed.LEAVE) for nick, minute in last_spoke.items()]
+            steps.append(Step(minute, nick, Action.SEND, to, line.text))
+    steps += [Step(minute + quiet_minutes, nick, Action.DISCONNECT) for nick, minute in last_spoke.items()]
     return sorted(steps, key=lambda step: step.minute)
 
 

@@ -6,17 +6,17 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from scripts.harness.replay.irclog import Deed, Step
+from scripts.harness.replay.irclog import Action, Step
 
 
-class Party(Protocol):
+class ScheduledClient(Protocol):
     """Whoever acts for one nick.  Its calls come one after another."""
 
-    async def arrive(self) -> None: ...
+    async def connect(self) -> None: ...
 
-    async def say(self, to: str, text: str) -> None: ...
+    async def send(self, to: str, text: str) -> None: ...
 
-    async def leave(self) -> None: ...
+    async def disconnect(self) -> None: ...
 
 
 @dataclass
@@ -48,16 +48,16 @@ class Pace:
         return loop.time() - due
 
 
-async def act(
+async def run_schedule(
     steps: Iterable[Step],
-    parties: Mapping[str, Party],
+    clients: Mapping[str, ScheduledClient],
     pace: Callable[[float], Awaitable[float]],
     progress: Progress,
     places: int,
 ) -> None:
     """Do all steps, with at most `places` nicks online at a time: whoever finds none waits, and is late.
 
-    Raises what a party raises, as an ExceptionGroup, and then does no more.
+    Raises what a client raises, as an ExceptionGroup, and then does no more.
     """
     parts: defaultdict[str, list[Step]] = defaultdict(list)
     for step in steps:
@@ -65,12 +65,12 @@ async def act(
     free = asyncio.Semaphore(places)
     async with asyncio.TaskGroup() as tasks:
         for nick, part in parts.items():
-            tasks.create_task(_act_one(part, parties[nick], pace, progress, free))
+            tasks.create_task(_run_one(part, clients[nick], pace, progress, free))
 
 
-async def _act_one(
+async def _run_one(
     part: Iterable[Step],
-    party: Party,
+    client: ScheduledClient,
     pace: Callable[[float], Awaitable[float]],
     progress: Progress,
     free: asyncio.Semaphore,
@@ -78,17 +78,17 @@ async def _act_one(
     for step in part:
         late_s = await pace(step.minute)
         progress.late_s = max(progress.late_s, late_s)
-        match step.deed:
-            case Deed.ARRIVE:
+        match step.action:
+            case Action.CONNECT:
                 await free.acquire()
                 progress.online += 1
                 progress.online_max = max(progress.online_max, progress.online)
-                await party.arrive()
-            case Deed.SAY:
-                await party.say(step.to, step.text)
+                await client.connect()
+            case Action.SEND:
+                await client.send(step.to, step.text)
                 progress.said += 1
-            case Deed.LEAVE:
-                await party.leave()
+            case Action.DISCONNECT:
+                await client.disconnect()
                 progress.online -= 1
                 free.release()
         progress.done += 1

@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scripts.harness.replay.irclog import Deed, Step, plan
-from scripts.harness.replay.schedule import Pace, Progress, act
+from scripts.harness.replay.irclog import Action, Step, plan
+from scripts.harness.replay.schedule import Pace, Progress, run_schedule
 
 
 class Room:
-    """The parties of a test, and what each of them did."""
+    """The clients of a test, and what each of them did."""
 
     def __init__(self, dawdle: Callable[[], int] = lambda: 0) -> None:
         self.dawdle = dawdle
-        self.did: defaultdict[str, list[tuple[Deed, str, str]]] = defaultdict(list)
+        self.did: defaultdict[str, list[tuple[Action, str, str]]] = defaultdict(list)
         self.online: set[str] = set()
         self.online_max = 0
 
@@ -28,21 +28,21 @@ class Guest:
         self._room = room
         self._nick = nick
 
-    async def arrive(self) -> None:
+    async def connect(self) -> None:
         self._room.online.add(self._nick)
         self._room.online_max = max(self._room.online_max, len(self._room.online))
-        await self._do(Deed.ARRIVE)
+        await self._do(Action.CONNECT)
 
-    async def say(self, to: str, text: str) -> None:
+    async def send(self, to: str, text: str) -> None:
         assert self._nick in self._room.online
-        await self._do(Deed.SAY, to, text)
+        await self._do(Action.SEND, to, text)
 
-    async def leave(self) -> None:
-        await self._do(Deed.LEAVE)
+    async def disconnect(self) -> None:
+        await self._do(Action.DISCONNECT)
         self._room.online.remove(self._nick)
 
-    async def _do(self, deed: Deed, to: str = "", text: str = "") -> None:
-        self._room.did[self._nick].append((deed, to, text))
+    async def _do(self, action: Action, to: str = "", text: str = "") -> None:
+        self._room.did[self._nick].append((action, to, text))
         for _ in range(self._room.dawdle()):
             await asyncio.sleep(0)
 
@@ -52,7 +52,7 @@ async def at_once(minute: float) -> float:
     return minute / 100
 
 
-def parties(steps: list[Step], room: Room) -> dict[str, Guest]:
+def clients(steps: list[Step], room: Room) -> dict[str, Guest]:
     return {step.nick: Guest(room, step.nick) for step in steps}
 
 
@@ -66,12 +66,12 @@ def test_any_plan(log: list[str], places: int, random: Random) -> None:
     steps = plan(["\n".join(sorted(log)).encode()])
     room = Room(lambda: random.randint(0, 5))
     progress = Progress(len(steps))
-    asyncio.run(act(steps, parties(steps, room), at_once, progress, places))
+    asyncio.run(run_schedule(steps, clients(steps, room), at_once, progress, places))
 
     for nick, did in room.did.items():
-        assert did == [(step.deed, step.to, step.text) for step in steps if step.nick == nick]
+        assert did == [(step.action, step.to, step.text) for step in steps if step.nick == nick]
     assert progress.done == len(steps) == sum(map(len, room.did.values()))
-    assert progress.said == sum(step.deed is Deed.SAY for step in steps)
+    assert progress.said == sum(step.action is Action.SEND for step in steps)
     assert not room.online
     assert room.online_max == progress.online_max <= places
     assert progress.late_s == max((step.minute / 100 for step in steps), default=0)
@@ -79,13 +79,15 @@ def test_any_plan(log: list[str], places: int, random: Random) -> None:
 
 async def test_what_a_party_raises_ends_it() -> None:
     class Broken(Guest):
-        async def say(self, to: str, text: str) -> None:
+        async def send(self, to: str, text: str) -> None:
             raise ValueError(text)
 
     room = Room()
     steps = plan([b"[10:00] <ann> bob: x\n[10:00] <bob> y\n"])
     with pytest.raises(ExceptionGroup) as raised:
-        await act(steps, {"ann": Broken(room, "ann"), "bob": Guest(room, "bob")}, at_once, Progress(len(steps)), 9)
+        await run_schedule(
+            steps, {"ann": Broken(room, "ann"), "bob": Guest(room, "bob")}, at_once, Progress(len(steps)), 9
+        )
     assert raised.group_contains(ValueError, match="bob: x")
 
 
