@@ -4,15 +4,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from scripts.harness.hihistory.format import HihistoryWriter, Record, digest_of
-
-from scripts import check_hihistory
+from scripts.harness.history.format import HistoryWriter, Record, digest_of
+from scripts.harness.history.judge import PROMISES, judge
 
 ALICE, TABLET, BOB, CAROL = ("alice", "phone"), ("alice", "tablet"), ("bob", "phone"), ("carol", "phone")
 
 
-class HihistoryBuilder:
-    """A hihistory in the making; the clock moves by a second with every record."""
+class HistoryBuilder:
+    """A history in the making; every record is one second later than the one before."""
 
     def __init__(self, *devices: tuple[str, str]) -> None:
         self.records: list[Record] = []
@@ -54,15 +53,15 @@ class HihistoryBuilder:
 
 
 def write(path: Path, records: list[Record], **facts: object) -> Path:
-    with HihistoryWriter(path, lambda: 0.0, "test", **facts) as hihistory:
+    with HistoryWriter(path, lambda: 0.0, "test", **facts) as writer:
         for record in records:
-            hihistory.write(dict(record))
+            writer.write(dict(record))
     return path
 
 
 def verdict_on(path: Path, records: list[Record], **facts: object) -> dict[str, Any]:
-    return check_hihistory.judge(write(path, records, **facts))
+    return judge(write(path, records, **facts))
 
 
 def broken(verdict: dict[str, Any]) -> dict[str, int]:
-    return {name: verdict[name] for name in check_hihistory.PROMISES if verdict[name]}
+    return {name: verdict[name] for name in PROMISES if verdict[name]}

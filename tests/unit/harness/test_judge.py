@@ -8,25 +8,25 @@ import sys
 from pathlib import Path
 
 import pytest
-from scripts.harness.hihistory.format import BadHihistory
-from scripts.harness.hihistory.judge import judge
-from tests.unit.harness.hihistory_builder import ALICE, BOB, CAROL, TABLET, HihistoryBuilder, broken, verdict_on, write
 
-from scripts import check_hihistory
+from scripts import check_history
+from scripts.harness.history.format import BadHistory
+from scripts.harness.history.judge import judge
+from tests.unit.harness.history_builder import ALICE, BOB, CAROL, TABLET, HistoryBuilder, broken, verdict_on, write
 
 ROOT = Path(__file__).resolve().parents[3]
-SCRIPT = ROOT / "scripts" / "check_hihistory.py"
+SCRIPT = ROOT / "scripts" / "check_history.py"
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "hihistory.jsonl"
+    return tmp_path / "history.jsonl"
 
 
 @pytest.fixture
-def history() -> HihistoryBuilder:
+def history() -> HistoryBuilder:
     """Alice has sent m1, m2 and m3 to Bob, who has seen them; Carol is another user."""
-    history = HihistoryBuilder(ALICE, BOB, CAROL)
+    history = HistoryBuilder(ALICE, BOB, CAROL)
     for device in (ALICE, BOB, CAROL):
         history.at_device("online", device)
     for _ in range(3):
@@ -36,7 +36,7 @@ def history() -> HihistoryBuilder:
     return history
 
 
-def test_a_correct_hihistory_passes(path: Path, history: HihistoryBuilder) -> None:
+def test_a_correct_history_passes(path: Path, history: HistoryBuilder) -> None:
     verdict = verdict_on(path, history.records, expected_sent=3)
 
     assert verdict["ok"]
@@ -52,7 +52,7 @@ def test_a_correct_hihistory_passes(path: Path, history: HihistoryBuilder) -> No
     assert verdict["via_offline"] == 0
 
 
-def test_a_lost_message(path: Path, history: HihistoryBuilder) -> None:
+def test_a_lost_message(path: Path, history: HistoryBuilder) -> None:
     del history.records[-2]
     verdict = verdict_on(path, history.records)
 
@@ -62,19 +62,19 @@ def test_a_lost_message(path: Path, history: HihistoryBuilder) -> None:
     assert not verdict["ok"]
 
 
-def test_a_duplicate(path: Path, history: HihistoryBuilder) -> None:
+def test_a_duplicate(path: Path, history: HistoryBuilder) -> None:
     history.see(BOB, "m2")
     assert broken(verdict_on(path, history.records)) == {"duplicated": 1}
 
 
-def test_a_duplicate_after_a_clean_return(path: Path, history: HihistoryBuilder) -> None:
+def test_a_duplicate_after_a_clean_return(path: Path, history: HistoryBuilder) -> None:
     history.at_device("offline", BOB)
     history.at_device("online", BOB)
     history.see(BOB, "m3")
     assert broken(verdict_on(path, history.records)) == {"duplicated": 1}
 
 
-def test_two_messages_in_the_wrong_order(path: Path, history: HihistoryBuilder) -> None:
+def test_two_messages_in_the_wrong_order(path: Path, history: HistoryBuilder) -> None:
     del history.records[-3:]
     for name in ("m2", "m1", "m3"):
         history.see(BOB, name)
@@ -82,7 +82,7 @@ def test_two_messages_in_the_wrong_order(path: Path, history: HihistoryBuilder) 
 
 
 def test_streams_have_no_order_among_them(path: Path) -> None:
-    history = HihistoryBuilder(ALICE, TABLET, BOB)
+    history = HistoryBuilder(ALICE, TABLET, BOB)
     first, second = history.send(ALICE, "bob"), history.send(TABLET, "bob")
     for device, names in ((BOB, (second, first)), (TABLET, (first,)), (ALICE, (second,))):
         for name in names:
@@ -91,29 +91,29 @@ def test_streams_have_no_order_among_them(path: Path) -> None:
 
 
 @pytest.mark.parametrize("device", [CAROL, ALICE], ids=["a stranger", "the sending device itself"])
-def test_seen_by_a_device_that_is_not_owed_it(path: Path, history: HihistoryBuilder, device: tuple[str, str]) -> None:
+def test_seen_by_a_device_that_is_not_owed_it(path: Path, history: HistoryBuilder, device: tuple[str, str]) -> None:
     history.see(device, "m2")
     assert broken(verdict_on(path, history.records)) == {"misdelivered": 1}
 
 
-def test_seen_by_a_stranger_instead_of_the_recipient(path: Path, history: HihistoryBuilder) -> None:
+def test_seen_by_a_stranger_instead_of_the_recipient(path: Path, history: HistoryBuilder) -> None:
     history.records[-1]["user"] = "carol"
     assert broken(verdict_on(path, history.records)) == {"lost": 1, "misdelivered": 1}
 
 
 @pytest.mark.parametrize("field", ["digest", "from", "from_device", "id"])
-def test_an_altered_field(path: Path, history: HihistoryBuilder, field: str) -> None:
+def test_an_altered_field(path: Path, history: HistoryBuilder, field: str) -> None:
     history.records[-1][field] = "another"
     assert broken(verdict_on(path, history.records)) == {"altered": 1}
 
 
-def test_seen_but_never_sent(path: Path, history: HihistoryBuilder) -> None:
+def test_seen_but_never_sent(path: Path, history: HistoryBuilder) -> None:
     history.see(BOB, "m3")["message"] = "m4"
     assert broken(verdict_on(path, history.records)) == {"unknown": 1}
 
 
 def test_every_device_is_owed_a_copy(path: Path) -> None:
-    history = HihistoryBuilder(ALICE, TABLET, BOB, ("bob", "tablet"))
+    history = HistoryBuilder(ALICE, TABLET, BOB, ("bob", "tablet"))
     history.see(BOB, history.send(ALICE, "bob"))
     verdict = verdict_on(path, history.records)
 
@@ -125,13 +125,13 @@ def test_every_device_is_owed_a_copy(path: Path) -> None:
     }
 
 
-def test_a_device_is_not_owed_messages_from_before_it_was_known(path: Path, history: HihistoryBuilder) -> None:
+def test_a_device_is_not_owed_messages_from_before_it_was_known(path: Path, history: HistoryBuilder) -> None:
     history.at_device("device", ("bob", "tablet"), state="1")
     assert verdict_on(path, history.records)["ok"]
 
 
 def test_via_offline_means_settled_before_the_recipient_is_online(path: Path) -> None:
-    history = HihistoryBuilder(ALICE, BOB)
+    history = HistoryBuilder(ALICE, BOB)
     through_store, sent_late = history.send(ALICE, "bob"), history.send(ALICE, "bob", "queued")
     history.at_device("online", BOB)
     history.outcome(sent_late, "sent")
@@ -147,7 +147,7 @@ def test_via_offline_means_settled_before_the_recipient_is_online(path: Path) ->
     assert verdict["via_offline"] == 1
 
 
-def test_a_killed_application_may_be_handed_its_last_message_again(path: Path, history: HihistoryBuilder) -> None:
+def test_a_killed_application_may_be_handed_its_last_message_again(path: Path, history: HistoryBuilder) -> None:
     history.at_device("killed", BOB)
     history.at_device("killed", BOB)
     history.see(BOB, "m3")
@@ -158,7 +158,7 @@ def test_a_killed_application_may_be_handed_its_last_message_again(path: Path, h
 
 
 @pytest.mark.parametrize("seen", [["m2", "m4"], ["m3", "m3", "m4"], ["m4", "m3"]])
-def test_no_other_message_and_not_later(path: Path, history: HihistoryBuilder, seen: list[str]) -> None:
+def test_no_other_message_and_not_later(path: Path, history: HistoryBuilder, seen: list[str]) -> None:
     history.send(ALICE, "bob")
     history.at_device("killed", BOB)
     for name in seen:
@@ -166,7 +166,7 @@ def test_no_other_message_and_not_later(path: Path, history: HihistoryBuilder, s
     assert broken(verdict_on(path, history.records)) == {"duplicated": 1}
 
 
-def test_killed_while_sending(path: Path, history: HihistoryBuilder) -> None:
+def test_killed_while_sending(path: Path, history: HistoryBuilder) -> None:
     unseen, seen = history.send(ALICE, "bob", "queued"), history.send(ALICE, "bob", "queued")
     history.records = [r for r in history.records if r.get("outcome") != "queued" or r["message"] not in (unseen, seen)]
     history.at_device("killed", ALICE)
@@ -177,13 +177,13 @@ def test_killed_while_sending(path: Path, history: HihistoryBuilder) -> None:
     assert (verdict["sent"], verdict["in_doubt"]) == (4, 1)
 
 
-def test_killed_after_send_returned(path: Path, history: HihistoryBuilder) -> None:
+def test_killed_after_send_returned(path: Path, history: HistoryBuilder) -> None:
     history.send(ALICE, "bob", "queued")
     history.at_device("killed", ALICE)
     assert broken(verdict_on(path, history.records)) == {"lost": 1}
 
 
-def test_a_lost_state_file_loses_only_its_unsettled_messages(path: Path, history: HihistoryBuilder) -> None:
+def test_a_lost_state_file_loses_only_its_unsettled_messages(path: Path, history: HistoryBuilder) -> None:
     history.send(ALICE, "bob", "queued")
     history.send(ALICE, "bob", "queued", "sent")
     history.at_device("device", ALICE, state="2")
@@ -194,14 +194,14 @@ def test_a_lost_state_file_loses_only_its_unsettled_messages(path: Path, history
     assert verdict["in_doubt"] == 1
 
 
-def test_a_new_state_file_has_seen_nothing(path: Path, history: HihistoryBuilder) -> None:
+def test_a_new_state_file_has_seen_nothing(path: Path, history: HistoryBuilder) -> None:
     history.at_device("device", BOB, state="2")
     for name in ("m2", "m3"):
         history.see(BOB, name)
     assert verdict_on(path, history.records)["ok"]
 
 
-def test_rejected_is_not_sent_without_an_earlier_sent(path: Path, history: HihistoryBuilder) -> None:
+def test_rejected_is_not_sent_without_an_earlier_sent(path: Path, history: HistoryBuilder) -> None:
     history.send(ALICE, "bob", "queued", "rejected")
     verdict = verdict_on(path, history.records)
     assert verdict["ok"]
@@ -211,7 +211,7 @@ def test_rejected_is_not_sent_without_an_earlier_sent(path: Path, history: Hihis
     assert broken(verdict_on(path, history.records)) == {"lost": 1}
 
 
-def test_an_unexpected_number_of_messages(path: Path, history: HihistoryBuilder) -> None:
+def test_an_unexpected_number_of_messages(path: Path, history: HistoryBuilder) -> None:
     verdict = verdict_on(path, history.records, expected_sent=4)
     assert broken(verdict) == {}
     assert not verdict["ok"]
@@ -220,22 +220,23 @@ def test_an_unexpected_number_of_messages(path: Path, history: HihistoryBuilder)
 # ---------------------------------------------------------------- files that cannot be judged
 
 
-def test_a_truncated_file(path: Path, history: HihistoryBuilder) -> None:
+def test_a_truncated_file(path: Path, history: HistoryBuilder) -> None:
     whole = write(path, history.records).read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        with pytest.raises(BadHihistory):
+        with pytest.raises(BadHistory):
             judge(path)
 
 
-def test_a_missing_line(path: Path, history: HihistoryBuilder) -> None:
+def test_a_missing_line(path: Path, history: HistoryBuilder) -> None:
     lines = write(path, history.records).read_bytes().splitlines(keepends=True)
     for missing in range(len(lines)):
         path.write_bytes(b"".join(lines[:missing] + lines[missing + 1 :]))
-        with pytest.raises(BadHihistory):
+        with pytest.raises(BadHistory):
             judge(path)
 
 
+NEXT = b"\n"
 SEND = b'{"type":"send","at":99,"user":"bob","device":"phone","to":"%s","message":"%s","n":%s,"digest":""}'
 BAD_LINES = {
     "not JSON": b"{",
@@ -249,7 +250,7 @@ BAD_LINES = {
     "time is true": b'{"type":"user","at":true,"user":"u"}',
     "time is endless": b'{"type":"user","at":1e999,"user":"u"}',
     "time is negative": b'{"type":"user","at":-1,"user":"u"}',
-    "second header": b'{"type":"header","format":"meshim-hihistory","version":1,"harness":"h","at":0}',
+    "second header": b'{"type":"header","format":"meshim-history","version":1,"harness":"h","at":0}',
     "user twice": b'{"type":"user","at":99,"user":"bob"}',
     "device of an unknown user": b'{"type":"device","at":99,"user":"x","device":"phone","state":"1"}',
     "same state file": b'{"type":"device","at":99,"user":"bob","device":"phone","state":"1"}',
@@ -269,7 +270,7 @@ BAD_LINES = {
 @pytest.mark.parametrize("line", BAD_LINES.values(), ids=BAD_LINES)
 def test_a_bad_line_is_named(
     path: Path,
-    history: HihistoryBuilder,
+    history: HistoryBuilder,
     line: bytes,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -277,12 +278,12 @@ def test_a_bad_line_is_named(
     lines = write(path, history.records).read_bytes().splitlines(keepends=True)
     end = json.dumps({"type": "end", "at": 99, "records": len(lines) + 1}).encode()
     path.write_bytes(b"".join((*lines[:-1], line, b"\n", end, b"\n")))
-    monkeypatch.setattr(sys, "argv", ["check_hihistory.py", str(path), "--json"])
+    monkeypatch.setattr(sys, "argv", ["check_history.py", str(path), "--json"])
 
-    assert check_hihistory.main() == 2
+    assert check_history.main() == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith(f"{path}, line {len(lines) + line.count(b'\n')}: ")
+    assert err.startswith(f"{path}, line {len(lines) + line.count(NEXT)}: ")
     assert err.count("\n") == 1
     assert err.endswith(".\n")
 
@@ -290,7 +291,7 @@ def test_a_bad_line_is_named(
 def test_other_formats_and_empty_files(path: Path) -> None:
     for content in (b"", b"\n", b'{"type":"note"}\n', b'{"type":"header","format":"x","version":1,"harness":"h"}\n'):
         path.write_bytes(content)
-        with pytest.raises(BadHihistory):
+        with pytest.raises(BadHistory):
             judge(path)
 
 
@@ -303,7 +304,7 @@ def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
 
 
-def test_the_command(path: Path, history: HihistoryBuilder) -> None:
+def test_the_command(path: Path, history: HistoryBuilder) -> None:
     done = run(write(path, history.records), "--json", cwd=path.parent)
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["ok"]
@@ -319,17 +320,17 @@ def test_the_command(path: Path, history: HihistoryBuilder) -> None:
 
 
 def test_it_imports_the_standard_library_only() -> None:
-    folder = SCRIPT.parent / "harness" / "hihistory"
+    folder = SCRIPT.parent / "harness" / "history"
     for script in (SCRIPT, folder / "format.py", folder / "judge.py"):
         nodes = list(ast.walk(ast.parse(script.read_text())))
         modules = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
         modules |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
-        ours = {"scripts.harness.hihistory.format", "scripts.harness.hihistory.judge"}
+        ours = {"scripts.harness.history.format", "scripts.harness.history.judge"}
         assert {module.split(".")[0] for module in modules - ours} <= set(sys.stdlib_module_names)
 
 
 def test_the_documented_example(path: Path) -> None:
-    example = (ROOT / "docs" / "hihistory.md").read_text().split("```json\n")[1].split("```")[0]
+    example = (ROOT / "docs" / "history.md").read_text().split("```json\n")[1].split("```")[0]
     path.write_text(example)
     verdict = judge(path)
     assert verdict["ok"]

@@ -7,21 +7,22 @@ from random import Random
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from scripts.harness.hihistory.format import Record
-from tests.unit.harness.hihistory_builder import HihistoryBuilder, broken, verdict_on
+
+from scripts.harness.history.format import Record
+from tests.unit.harness.history_builder import HistoryBuilder, broken, verdict_on
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "hihistory.jsonl"
+    return tmp_path / "history.jsonl"
 
 
-def correct(random: Random) -> HihistoryBuilder:
+def correct(random: Random) -> HistoryBuilder:
     """Return the history of three or four random users on a mesh that keeps every promise."""
     devices = [
         (user, device) for user in "abcd"[: random.randint(3, 4)] for device in ("x", "y")[: random.randint(1, 2)]
     ]
-    history = HihistoryBuilder(*devices)
+    history = HistoryBuilder(*devices)
     users = sorted({user for user, _ in devices})
     waiting: dict[tuple[str, str], dict[tuple[tuple[str, str], str], list[str]]] = defaultdict(
         lambda: defaultdict(list)
@@ -121,7 +122,7 @@ deterministic = settings(
 
 @deterministic
 @given(any_random)
-def test_any_correct_hihistory_passes(path: Path, random: Random) -> None:
+def test_any_correct_history_passes(path: Path, random: Random) -> None:
     history = correct(random)
     sends = sum(record["type"] == "send" for record in history.records)
     verdict = verdict_on(path, history.records, expected_sent=sends)

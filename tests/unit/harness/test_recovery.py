@@ -1,4 +1,4 @@
-"""The recovery times of a chaos run, read from a hihistory."""
+"""The recovery times of a chaos run, read from a history."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ from scripts.harness.chaos.recovery import RecoveryTimes, by_kind
 C1, C2 = "tcp://127.0.0.1:1", "tcp://127.0.0.1:2"
 
 
-class Hihistory:
-    """A hihistory, in the order of time."""
+class History:
+    """A history, in the order of time."""
 
     def __init__(self) -> None:
         self.recoveries = RecoveryTimes()
@@ -40,7 +40,7 @@ def killed(kind: str = "kill-connector", endpoint: str | None = C1) -> Injection
 
 
 def test_talking_s_is_of_the_last_conversation_with_an_end_on_the_connector() -> None:
-    history = Hihistory()
+    history = History()
     history.send(10.1, "1", "ben", "from it")
     history.send(10.2, "3", "ann", "to it")
     history.send(10.3, "3", "ben", "past it")
@@ -53,7 +53,7 @@ def test_talking_s_is_of_the_last_conversation_with_an_end_on_the_connector() ->
 
 
 def test_only_the_first_message_after_the_fault_counts() -> None:
-    history = Hihistory()
+    history = History()
     history.send(9.9, "1", "ben", "before")
     history.send(10.1, "1", "ben", "first")
     history.send(10.2, "1", "ben", "second")
@@ -66,7 +66,7 @@ def test_only_the_first_message_after_the_fault_counts() -> None:
 
 
 def test_a_copy_on_a_device_of_the_sender_is_no_recovery() -> None:
-    history = Hihistory()
+    history = History()
     history.send(10.1, "1", "ben", "m")
     history.seen(10.2, "3", "m")
     history.seen(12.0, "2", "m")
@@ -74,13 +74,13 @@ def test_a_copy_on_a_device_of_the_sender_is_no_recovery() -> None:
 
 
 def test_a_message_that_is_never_seen_is_no_recovery() -> None:
-    history = Hihistory()
+    history = History()
     history.send(10.1, "1", "ben", "m")
     assert history.recoveries.of(killed()).talking_s == float("inf")
 
 
 def test_a_conversation_with_an_end_that_disconnected_does_not_count() -> None:
-    history = Hihistory()
+    history = History()
     history.send(10.1, "1", "ben", "m")
     history.send(10.1, "1", "cy", "n")
     history.add(10.2, "offline", "2")
@@ -93,7 +93,7 @@ def test_a_conversation_with_an_end_that_disconnected_does_not_count() -> None:
 
 
 def test_moved_s_is_of_the_last_device_on_another_connector() -> None:
-    history = Hihistory()
+    history = History()
     history.connector(10.1, "1", None)
     history.connector(10.4, "1", C2)
     history.connector(10.2, "2", None)
@@ -104,7 +104,7 @@ def test_moved_s_is_of_the_last_device_on_another_connector() -> None:
 
 
 def test_recoveries_are_summed_up_by_kind() -> None:
-    history = Hihistory()
+    history = History()
     history.send(10.1, "1", "ben", "m")
     history.seen(10.5, "2", "m")
     history.connector(10.75, "1", C2)
