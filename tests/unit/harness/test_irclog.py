@@ -1,4 +1,4 @@
-"""Chat logs become the traffic they were."""
+"""IRC logs as a schedule: who is online when, and who sends what to whom."""
 
 import re
 from itertools import pairwise
@@ -27,12 +27,12 @@ LOG = b"""\
 """
 
 
-def told(steps: list[Step]) -> list[tuple[float, str, str]]:
+def summary(steps: list[Step]) -> list[tuple[float, str, str]]:
     return [(round(step.minute, 2), step.nick, step.to or step.action.value) for step in steps]
 
 
-def test_a_plan_has_all_that_happens() -> None:
-    assert told(plan([LOG])) == [
+def test_a_plan_has_every_step() -> None:
+    assert summary(plan([LOG])) == [
         (0, "ann", "connects"),
         (0.5, "bob", "connects"),
         (8, "bob", "ann"),
@@ -50,7 +50,7 @@ def test_a_plan_has_all_that_happens() -> None:
     ]
 
 
-def test_the_text_is_what_was_said() -> None:
+def test_a_step_has_the_whole_text() -> None:
     assert [step.text for step in plan([LOG]) if step.action is Action.SEND] == [
         "ann: hi, you",
         "bob, hi",
@@ -59,16 +59,16 @@ def test_the_text_is_what_was_said() -> None:
     ]
 
 
-def test_days_follow_one_another_when_everybody_is_gone() -> None:
+def test_a_log_begins_when_all_nicks_of_the_last_are_offline() -> None:
     one = plan([LOG])
     two = plan([LOG, b"", LOG])
     assert two[: len(one)] == one
-    assert told(two[len(one) :]) == [(round(minute + 51, 2), nick, what) for minute, nick, what in told(one)]
+    assert summary(two[len(one) :]) == [(round(minute + 51, 2), nick, what) for minute, nick, what in summary(one)]
 
 
-def test_quiet_for_exactly_so_long_is_not_longer() -> None:
+def test_a_nick_that_is_quiet_for_exactly_the_limit_stays() -> None:
     log = b"[10:00] <ann> a\n[10:10] <ann> b\n[10:21] <ann> c\n"
-    assert told(plan([log])) == [
+    assert summary(plan([log])) == [
         (0, "ann", "connects"),
         (20, "ann", "disconnects"),
         (21, "ann", "connects"),
@@ -81,7 +81,7 @@ def minutes(*clock: str) -> list[float]:
     return [line.minute - said[0].minute for line in said]
 
 
-def test_clocks_of_24_and_of_12_hours_go_round() -> None:
+def test_clocks_of_24_and_of_12_hours_wrap_around() -> None:
     assert minutes("23:59", "00:00", "12:30", "11:20", "00:10") == [0, 1, 751, 1401, 1451]
     assert minutes("11:55", "00:05", "11:59", "00:00") == [0, 10, 724, 725]
 
@@ -101,14 +101,14 @@ def test_a_line_that_is_not_utf8_is_latin_1() -> None:
     assert [line.text for line in parse(log)] == ["éÿ", "ann: é"]
 
 
-def test_what_is_no_line_of_the_format_is_nothing() -> None:
+def test_other_lines_are_ignored() -> None:
     for log in (b"", b"\n", b"[10:00]", b"[10:00] <> x", b"10:00 <ann> x", b"=== ann is now known as bob", b"\x00\xff"):
         assert parse(log) == []
         assert plan([log]) == []
         assert count_addressed(log) == 0
 
 
-def test_an_action_is_not_addressed_to_anybody() -> None:
+def test_an_action_has_no_addressee() -> None:
     assert addressee(LogLine(0, "ann", "bob: x", is_message=False), {"ann", "bob"}) is None
 
 
@@ -117,9 +117,9 @@ texts = st.one_of(
     st.text(max_size=8).map(lambda text: text.replace("\n", " ")),
     st.builds("{}{}{}".format, nicks, st.sampled_from([":", ",", " ", " :", ""]), st.text("ab :,", max_size=3)),
 )
-matches = st.builds("[{:02}:{:02}] <{}> {}".format, st.integers(0, 23), st.integers(0, 59), nicks, texts)
-acted = st.builds("[{:02}:{:02}]  * {} {}".format, st.integers(0, 23), st.integers(0, 59), st.just("zed"), texts)
-logs = st.lists(st.one_of(matches, acted, texts)).map(lambda lines: "\n".join(lines).encode())
+messages = st.builds("[{:02}:{:02}] <{}> {}".format, st.integers(0, 23), st.integers(0, 59), nicks, texts)
+actions = st.builds("[{:02}:{:02}]  * {} {}".format, st.integers(0, 23), st.integers(0, 59), st.just("zed"), texts)
+logs = st.lists(st.one_of(messages, actions, texts)).map(lambda lines: "\n".join(lines).encode())
 
 
 @deterministic
@@ -142,7 +142,7 @@ def test_any_plan_keeps_its_rules(days: list[bytes]) -> None:
 
 
 def slow_count(log: bytes) -> int:
-    """Count once more, in another way: nick by nick, with a pattern for each."""
+    """Count in another way: nick by nick, with a pattern for each."""
     lines = log.split(b"\n")
     nicks = {nick for line in lines for nick in re.findall(rb"^\[\d\d:\d\d\] <([^>]+)>|^\[\d\d:\d\d\]  \* (\S+)", line)}
     count = 0
@@ -168,7 +168,7 @@ def test_no_two_nicks_share_a_name(different: list[str]) -> None:
     assert all(fold_name(name) == name for name in names)
 
 
-def test_names_can_be_read() -> None:
+def test_names_are_readable() -> None:
     assert [user_name(nick) for nick in ("h00k", "CarlFK", "|QuaD-", "s3 x")] == [
         "h00k",
         ".carl.f.k",
