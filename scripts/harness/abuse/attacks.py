@@ -28,7 +28,7 @@ NOT_WELCOMED = (TimeoutError, ConnectionRefusedError)
 
 
 class AttackOptions(NamedTuple):
-    """Target and resources of an attack: users in pairs of friends (0 and 1, 2 and 3, …), and a size that it interprets."""
+    """The target and the users of an attack, friends in pairs (0 and 1, 2 and 3, …); each attack defines `size`."""
 
     connector: Lease
     users: Sequence[MeshUser]

@@ -90,7 +90,7 @@ def broken_bounds(
     scenario: Scenario, grown: dict[str, float], before: Latency, during: Latency, after: Latency, cut: int,
     counts: dict[str, float],
 ) -> list[str]:  # fmt: skip
-    """Return a sentence for each bound that did not hold; `grown` is in MiB by process, `cut` counts lost connections."""
+    """Return a sentence for each broken bound; `grown` is MiB by process, `cut` the number of lost connections."""
     sentences = [
         f"{name} grew by {mib:g} MiB, {scenario.grown_mib:g} are allowed"
         for name, mib in grown.items()

@@ -80,7 +80,7 @@ class Bench:
     def scale(self, seconds: float, repetitions: int, tell: Callable[[str], None]) -> dict[str, list[Result]]:
         """Measure CPU time of a message for several numbers of users, connectors and transfers.
 
-        Every case is measured `repetitions` times; the cases take turns, so that slow minutes of the machine are spread.
+        Every case is measured `repetitions` times, in turns, so that slow minutes of the machine do not hit one case.
         """
         cases: dict[str, list[tuple[int, int, int, float]]] = {
             "users": [(users, 2, 1, SCALE_RATE) for users in USERS],

@@ -1,7 +1,7 @@
 """meshim as a peer of the harness that measures messaging servers on the same work (the module `common`).
 
-The mesh is one process tree, `meshim up` in the foreground on embedded backends, so that the CPU of every process counts:
-connectors, transfers, writer, REST, Valkey, NATS.
+The mesh is one process tree, `meshim up` in the foreground on embedded backends, so that the CPU of every process
+counts: connectors, transfers, writer, REST, Valkey, NATS.
 """
 
 import asyncio

@@ -125,7 +125,7 @@ def _head(repetitions: int, where: dict[str, str]) -> str:
     table = _table(("", ""), where.items())
     return f"""# Performance
 
-Written by `scripts/bench.py report --repetitions {repetitions}`, which anyone can run again. Figures are medians of that
+Written by `scripts/bench.py report --repetitions {repetitions}`, to be run again anywhere. Figures are medians of that
 many runs (the soak is a single run); each run is in [figures.json](performance/figures.json). One process on the same
 machine makes the load. CPU is that of **all** server processes together: supervisor, connectors, transfers, writer,
 REST, Valkey, NATS. Unless a table says otherwise, CURVE is on, two connectors and one transfer run, and every message
@@ -169,10 +169,10 @@ def _offline(offline: Result) -> str:
     rows = [(name, f"{each['rate']:,.0f}", f"{each['cpu_us']:.1f}", _by(each)) for name, each in steps]
     return f"""## Offline
 
-{offline["messages"]:,.0f} messages to {offline["away"]:.0f} offline users, who then all log in at once. `stored`: until the
-last sender has its outcome, after the sync to disk. `written`: until the last message is in the database. `collected`:
-until the last message has arrived, logins included. `acknowledged`: until the database has all of them marked as read,
-receipts included. Nothing was lost; duplicates that were recognised: {offline["came_again"]:.0f}.
+{offline["messages"]:,.0f} messages to {offline["away"]:.0f} offline users, who then all log in at once. `stored`: until
+the last sender has its outcome, after the sync to disk. `written`: until the last message is in the database.
+`collected`: until the last message has arrived, logins included. `acknowledged`: until the database has all of them
+marked as read, receipts included. Nothing was lost; duplicates that were recognised: {offline["came_again"]:.0f}.
 
 {_table(("", "messages/s", "CPU each (µs)", "of which"), rows)}"""
 

@@ -49,8 +49,8 @@ class BenchClients:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: self._failures.append(context["message"]))
 
     async def connect(
-        self, numbers: Sequence[int], connector_of: Callable[[int], int], progress: ReportProgress, traffic: "Traffic | None" = None,
-        *, caught_up: bool = False,
+        self, numbers: Sequence[int], connector_of: Callable[[int], int], progress: ReportProgress,
+        traffic: "Traffic | None" = None, *, caught_up: bool = False,
     ) -> None:  # fmt: skip
         """Connect these users, at most `CONNECTING_MAX` at a time, each to the connector with the index `connector_of`.
 
@@ -101,7 +101,7 @@ class BenchClients:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        """Close all connections.  Raises InvalidMeasurement when one had ended before, unless an error is raised already."""
+        """Close all connections.  Raises InvalidMeasurement when one had ended before, unless in an error."""
         for client in self.by_number.values():
             client.close()
         await asyncio.sleep(_STEP_S)
@@ -186,7 +186,7 @@ class MemorySampler:
 
 
 def _across(senders: int) -> Callable[[int], int]:
-    """Return the connector of each user: a recipient is on the connector after its sender's, so every message crosses both."""
+    """Return a function from user to connector: a recipient is on the one after its sender's, so messages cross both."""
     return lambda number: number if number < senders else number - senders + 1
 
 
@@ -211,7 +211,8 @@ async def online(
 
 
 async def paced(
-    mesh: MeasuredMesh, users: int, rate: float, warm_up_s: float, seconds: float, progress: ReportProgress, sampler: "MemorySampler | None" = None
+    mesh: MeasuredMesh, users: int, rate: float, warm_up_s: float, seconds: float, progress: ReportProgress,
+    sampler: MemorySampler | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Half of the users send to the other half, in turns, `rate` messages a second evenly spaced."""
     pairs = users // 2

@@ -111,7 +111,7 @@ class ClientPool:
                 raise MeshimError(f"Client process {number} ended by itself ({log}): {last_words[-1]}.")
 
     async def kill(self, number: int, stopped_s: float) -> None:
-        """Kill a process with SIGKILL after a SIGSTOP of `stopped_s`, and write `killed` for each of its devices that was online."""
+        """Send SIGSTOP, and SIGKILL `stopped_s` later; then write `killed` for each device that was online."""
         process = self._processes[number]
         process.send_signal(signal.SIGSTOP)
         await asyncio.sleep(stopped_s)
@@ -128,7 +128,7 @@ class ClientPool:
         await self._start(number)
 
     async def disconnect(self, within_s: float) -> None:
-        """Make all clients disconnect cleanly.  Raises MeshimError when a process takes longer than `within_s` or fails."""
+        """Make all clients disconnect cleanly; raises MeshimError when a process fails or takes over `within_s`."""
         await self.send("disconnect")
         deadline = time.monotonic() + within_s
         for number, process in self._processes.items():

@@ -2,9 +2,9 @@
 
     python -m scripts.harness.chaos.client_process CONFIG NUMBER
 
-runs the devices of process NUMBER through the client library.  Every record (`docs/history.md`) is appended to a journal
-before the event has consequences, so that the journal is right whenever the process is killed; the next process of the
-same number reads in it how far its devices had come.
+runs the devices of process NUMBER through the client library.  Every record (`docs/history.md`) is appended to a
+journal before the event has consequences, so that the journal is right whenever the process is killed; the next process
+of the same number reads in it how far its devices had come.
 
 Commands are lines on standard input: `start` (send messages), `stop` (send no more; all devices connect), `disconnect`
 (all devices disconnect cleanly, and the process ends).

@@ -1,7 +1,7 @@
 """Sums of the counters of all processes of a mesh, over all their restarts.
 
-Counters start at 0 in each process and are written once a second.  What a killed process counted after its last write is
-unknown: a sum may be too low, never too high.
+Counters start at 0 in each process and are written once a second.  What a killed process counted after its last write
+is unknown: a sum may be too low, never too high.
 """
 
 from collections import Counter

@@ -97,7 +97,7 @@ def too_few(faults: Iterable[str], kinds: Collection[str]) -> list[str]:
 
 
 def _kinds_in_order(random: Random, kinds: Collection[str], seconds: float) -> Sequence[str]:
-    """Return more kinds than fit.  Isolated kinds stand together, since each waits for the effects of earlier faults."""
+    """Return more kinds than fit.  Isolated kinds stand together: each waits for the effects of earlier faults."""
     ordered: list[str] = []
     chosen = [kind for kind in KINDS if kind in kinds]
     rounds = 0

@@ -2,9 +2,9 @@
 
     python -m scripts.harness.chaos.mutations NAME up|ROLE ARGUMENT...
 
-is the `meshim` command without that mechanism, in every process that it starts.  `tests/sim/breaks.py` defines what each
-name takes out; here are the names whose effect shows soon and surely in real processes.  (The others change rules of
-Redis and SQL, or need lost state files.)
+is the `meshim` command without that mechanism, in every process that it starts.  `tests/sim/breaks.py` defines what
+each name takes out; here are the names whose effect shows soon and surely in real processes.  (The others change rules
+of Redis and SQL, or need lost state files.)
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """Follows the journals of all client processes during a chaos run.
 
-The run needs this only to know what to wait for, and which devices were online when a process was killed; the verdict is
-that of `check_history.py`.
+The run needs this only to know what to wait for, and which devices were online when a process was killed; the verdict
+is that of `check_history.py`.
 """
 
 from collections import Counter
@@ -41,7 +41,7 @@ class Observer:
         self.client_counters: Counter[str] = Counter()
         """Counters of closed clients; those of killed clients are lost."""
         self.open: dict[str, _Message] = {}
-        """Messages that are not settled, or that a device still has to see; without those that `send` may not have kept."""
+        """Messages that are not settled, or not seen by a device; without those that `send` may not have kept."""
         self._in_doubt: dict[str, _Message] = {}
         self._known: set[str] = set()
         self._early: dict[str, set[str]] = {}

@@ -122,7 +122,7 @@ def _at(connectors: Sequence[tuple[float, str | None]], at: float) -> str | None
 
 
 def by_kind(recoveries: Iterable[Recovery]) -> dict[str, dict[str, Any]]:
-    """Return by kind: `times`, `max` and `median` in seconds, and `never`, the recoveries that did not happen, if any."""
+    """Return by kind `times`, `max` and `median` in seconds, and `never`: recoveries that did not happen, if any."""
     kinds: defaultdict[str, list[Recovery]] = defaultdict(list)
     for recovery in recoveries:
         kinds[recovery.injection.kind].append(recovery)

@@ -44,7 +44,7 @@ PROMISED_S = (
 _CONNECT_S = 30.0
 _HEAL_S = 60.0
 QUIET_S = 90.0
-"""Limit for the time until everything is settled and seen: a sweep, a gap release, the longest pause of a client, and more."""
+"""Limit until all messages are settled and seen: a sweep, a gap release, the longest pause of a client, and more."""
 _STUCK_S = 45.0
 """No progress for this long means that nothing will move: a sweep would have moved it."""
 _LINGER_S = 2.0

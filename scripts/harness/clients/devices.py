@@ -26,7 +26,7 @@ async def log_in_device(api: Api, credentials: Credentials, state_file: Path) ->
 
 
 def final_outcomes(state_file: Path, envelopes: Iterable[str]) -> dict[str, str]:
-    """Return those of the envelopes (ids in hexadecimal) that are settled or rejected in a state file, with the outcome."""
+    """Return the final outcome in a state file, if there is one, of each envelope (ids in hexadecimal)."""
     with closing(sqlite3.connect(f"file:{state_file}?mode=ro", uri=True)) as outbox:
         states = dict(outbox.execute("SELECT lower(hex(id)), state FROM outbox WHERE state <> 'pending'"))
     return {each: states[each] for each in envelopes if states.get(each) in (*SETTLED, "rejected")}

@@ -40,7 +40,7 @@ class Usage(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Cost of a number of operations: microseconds of CPU for each, of all servers, of each server, and of the clients."""
+    """Cost of operations: microseconds of CPU for each, of all servers together, of each server, and of the clients."""
 
     things: int
     seconds: float

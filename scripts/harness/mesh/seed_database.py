@@ -32,7 +32,7 @@ class SeededUser(NamedTuple):
 
 
 def seed_database(data: Path, count: int, friends: Iterable[tuple[int, int]]) -> Sequence[SeededUser]:
-    """Create the SQLite database of a mesh on embedded backends with `count` users; `friends` are pairs of their numbers."""
+    """Create the SQLite database of a mesh with `count` users; `friends` are pairs of their numbers."""
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
     url = f"sqlite:///{data / 'meshim.db'}"
     migrate.upgrade(url)

@@ -5,11 +5,11 @@ The rules are those of a journalling file system (ext4, XFS, btrfs) on a disk th
 * What was written is in memory until the file is synced.  A sync makes durable everything that was written before it
   *began*: bytes, size, the name of the file, and the folders that lead to it.
 * A name that was made, changed or removed otherwise becomes durable when its folder is synced.
-* Of everything else the kernel may have written nothing, all, or a part: each page of 4 KiB in any state since the last
-  sync, names up to any point in the order of their changes.
+* Of everything else the kernel may have written nothing, all, or a part: each page of 4 KiB in any state since the
+  last sync, names up to any point in the order of their changes.
 
-This promises more than POSIX does (there even the name of a synced file may be lost) and less than ext4 does by default,
-which writes names in order with every sync.
+This promises more than POSIX does (there even the name of a synced file may be lost) and less than ext4 does by
+default, which writes names in order with every sync.
 
 `at` is the time of a change: any ascending number.
 """
@@ -179,7 +179,7 @@ class Disk:
         self._unsynced.append(name)
 
     def _keep(self, wanted: Iterable[NameChange]) -> None:
-        """Make name changes durable, with all earlier changes of the same paths: a disk cannot do one without the other."""
+        """Make name changes durable, with all earlier changes of the same paths: a disk keeps their order."""
         kept = set(wanted)
         for name in reversed(self._unsynced):
             if any(other.at >= name.at and other.paths & name.paths for other in kept):

@@ -1,7 +1,7 @@
 """Replays the system calls of a recording by strace onto a `Disk`.
 
-strace writes a call down before the process goes on, so that the lines are in causal order: whatever a process did after
-a sync stands below the end of that sync.  A loss of power is a line: nothing below it has happened, and a call that
+strace writes a call down before the process goes on, so that the lines are in causal order: what a process did after a
+sync stands below the end of that sync.  A loss of power is a line: nothing below it has happened, and a call that
 began above it and ends below it does not count.
 
 Calls that this module cannot replay raise `UnsupportedCall` with the line.  Names have to be absolute: strace does not

@@ -1,10 +1,11 @@
 """IRC logs as a schedule of steps: who is online when, and who sends what to whom.  Pure: no files, no clock, no mesh.
 
-A line of a log is `[HH:MM] <nick> text`, `[HH:MM]  * nick action` or `=== event`.  Times have minutes only, and lines are
-in order.
+A line of a log is `[HH:MM] <nick> text`, `[HH:MM]  * nick action` or `=== event`.  Times have minutes only, and lines
+are in order.
 
-**The rule.**  A message is a `<nick>` line.  It is addressed to a user when its text begins with the exact nick of another
-user who speaks in the same log, followed by `:` or `,`.  An action only shows that its nick is online; events are ignored.
+**The rule.**  A message is a `<nick>` line.  It is addressed to a user when its text begins with the exact nick of
+another user who speaks in the same log, followed by `:` or `,`.  An action only shows that its nick is online; events
+are ignored.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ _ADDRESSED = re.compile(r"([^:,]+)[:,]")
 _HALF_DAY = 12 * 60
 """Some logs have a 12-hour clock."""
 _SET_BACK_MAX = 60
-"""A clock that goes back by at most this was set back, and stands until that time is past; otherwise it wrapped around."""
+"""A clock that goes back by at most this was set back, and stands until that time is past; otherwise it wrapped."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +148,8 @@ def count_addressed(log: bytes) -> int:
 def user_name(nick: str, tag: str = "") -> str:
     """Return the user name of a nick, different for different nicks.
 
-    Lower-case letters, digits and `_` stay; a capital letter becomes `.` and its lower case; any other byte becomes `..`
-    and two hexadecimal digits.  A name that would be too long becomes `...` and a digest.
+    Lower-case letters, digits and `_` stay; a capital letter becomes `.` and its lower case; any other byte becomes
+    `..` and two hexadecimal digits.  A name that would be too long becomes `...` and a digest.
     """
     name = "".join(map(_escape, nick))
     if len(name) + len(tag) > NAME_LENGTH_MAX:

@@ -39,8 +39,8 @@ class Settings(msgspec.Struct, frozen=True):
 def replay(settings: Settings) -> dict[str, Any]:
     """Replay the logs; return the verdict of the judge with the figures of the run.
 
-    Raises UsageError when the logs have no message, MeshimError and OSError when the replay cannot be done, and errors of
-    clients as an ExceptionGroup.
+    Raises UsageError when the logs have no message, MeshimError and OSError when the replay cannot be done, and errors
+    of clients as an ExceptionGroup.
     """
     logs = [path.read_bytes() for path in settings.logs]
     steps = plan(logs)

@@ -26,7 +26,7 @@ _PROGRESS_S = 5.0
 
 
 class ReplayRun:
-    """A replay on a mesh.  `seed` makes the names of users and messages; at most `places` nicks are online at a time."""
+    """A replay on a mesh.  `seed` makes the names of users and messages; at most `places` nicks are online at once."""
 
     def __init__(self, api: str, history: HistoryWriter, folder: Path, seed: int, places: int) -> None:
         self._context = ReplayContext(api, secrets.token_hex(16), history, f"{seed:x}")

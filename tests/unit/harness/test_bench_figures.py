@@ -1,4 +1,4 @@
-"""Figures that come out of a measurement, and the page that is made of them."""
+"""Figures of measurements, and the page that is made of them."""
 
 from pathlib import Path
 from typing import Any
@@ -10,24 +10,24 @@ from scripts.harness.bench.benchmarks import CONNECTORS, TRANSFERS, USERS, media
 from scripts.harness.bench.workloads import percentiles_ms
 
 
-def test_the_median_of_each_number_whatever_the_depth() -> None:
+def test_medians_of_nested_numbers() -> None:
     results = [{"what": "x", "rate": rate, "by": {"c1": by}} for rate, by in ((3.0, 1), (1.0, 5), (2.0, 9))]
     assert medians(results) == {"what": "x", "rate": 2.0, "by": {"c1": 5}}
 
 
-def test_memory_is_compared_with_that_of_the_first_minute() -> None:
+def test_memory_growth_is_over_that_after_the_first_minute() -> None:
     seen = [(0.0, {"c1": 50, "t1": 50}), (61.0, {"c1": 100, "t1": 100}), (120.0, {"c1": 110, "t1": 100})]
     figures = memory_growth(seen)
     assert (figures["growth"], figures["growth_by"]) == (1.05, {"c1": 1.1, "t1": 1.0})
 
 
-def test_the_slope_is_that_of_least_squares() -> None:
+def test_the_slope_is_of_the_least_squares_line() -> None:
     assert slope([(1, 5), (2, 7), (3, 9)]) == pytest.approx(2.0)
     assert slope([(1, 0), (2, 3), (3, 0)]) == pytest.approx(0.0)
     assert slope([(1, 5), (1, 7)]) == 0.0
 
 
-def test_percentiles_are_of_what_was_seen() -> None:
+def test_percentiles_are_observed_values() -> None:
     assert percentiles_ms([]) == {}
     assert percentiles_ms([0.001]) == {"p50_ms": 1.0, "p99_ms": 1.0, "max_ms": 1.0}
     thousand = [number / 1000 for number in range(1000)]
@@ -54,7 +54,7 @@ def results() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_the_page_says_everything_that_was_measured(tmp_path: Path) -> None:
+def test_the_page_has_every_figure(tmp_path: Path) -> None:
     text = report.page(results(), report.machine(), "## Beside others\n\nThey are slower.\n")
     for words in (
         "1,234",
