@@ -11,8 +11,8 @@ _HEAD = """## Beside other servers
 The same work for each server, one after the other on one machine, every server fresh for each measurement, the load
 from one process; medians. A message counts when its sender holds the receipt of the recipient. µs are CPU of all
 processes of the server for each message. None of the others encrypts here, and none syncs to disk before it
-acknowledges; two of them (zmq-proxy, nats) know no users or keep nothing. Offline: 20,000 messages stored for 100 absent
-users, then collected by all of them at once. Idle: 2,000 connections.
+acknowledges; two of them (zmq-proxy, nats) know no users or keep nothing. Offline: 20,000 messages stored for 100
+offline users, then collected by all of them at once. Idle: 2,000 connections.
 
 | | online/s | µs each | at 1,000/s: median / 99 % ms | µs each | stored/s (µs) | collected/s (µs) | KiB | connects/s |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |

@@ -186,7 +186,7 @@ class MemorySampler:
 
 
 def _across(senders: int) -> Callable[[int], int]:
-    """Return a function from user to connector: a recipient is on the one after its sender's, so messages cross both."""
+    """Return a function from user to connector; recipients are on the one after their sender's: messages cross both."""
     return lambda number: number if number < senders else number - senders + 1
 
 
