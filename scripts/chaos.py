@@ -11,22 +11,20 @@ import argparse
 import json
 import secrets
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import _venv  # noqa: F401  (the project's own Python from here on)
 
-from meshim import topology as topologies
-from meshim.errors import MeshimError, UsageError
-from meshim.topology import Topology
-from scripts.harness.chaos import fault_plan, injector
+from meshim.errors import MeshimError
+from scripts.harness.chaos import fault_plan
 from scripts.harness.chaos.mutations import MUTATIONS
-from scripts.harness.chaos.run import Run, Settings
-from scripts.harness.mesh import local_mesh
+from scripts.harness.chaos.run import Run
+from scripts.harness.chaos.settings import Settings, check_mutation, chosen_kinds, new_folder, topology_of
 from scripts.harness.mesh.options import interrupt_on_sigterm, natural, number, whole
 
 SECONDS = number(5, 86_400, "a number of seconds, 5 to 86400")
+BACKENDS = ("redis", "nats", "sql")
 RATE = number(1, 100_000, "a number of messages a second, 1 to 100000")
 USERS = whole(7, 10_000, "a whole number of people, 7 to 10000")  # each user has three friends on either side
 
@@ -35,7 +33,7 @@ def main() -> int:
     options = _options()
     interrupt_on_sigterm()
     try:
-        answer = _chaos(options)
+        answer = _run(options)
     except MeshimError as error:
         print(f"chaos: {error.sentence}", file=sys.stderr)
         return 2
@@ -60,57 +58,26 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--topology", type=Path, metavar="FILE", help="of the mesh (3 connectors, 3 transfers, 2 writers)"
     )
-    for backend in ("redis", "nats", "sql"):
+    for backend in BACKENDS:
         parser.add_argument(f"--{backend}", metavar="URL", help=f"use this {backend}, without faults")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="new folder for what the run leaves behind")
     parser.add_argument("--json", action="store_true", help="print the answer as one JSON object")
     return parser.parse_args()
 
 
-def _chaos(options: argparse.Namespace) -> dict[str, Any]:
-    mesh = _topology(options)
-    kinds = _kinds(options.only, mesh)
-    if options.mutation is not None and options.mutation not in MUTATIONS:
-        raise UsageError(f"{options.mutation!r} cannot be broken on a real mesh: choose one of {', '.join(MUTATIONS)}.")
+def _run(options: argparse.Namespace) -> dict[str, Any]:
+    urls = {name: url for name in BACKENDS if (url := getattr(options, name)) is not None}
+    mesh = topology_of(options.topology, urls)
+    kinds = chosen_kinds(options.only, mesh)
+    check_mutation(options.mutation)
     seed = secrets.randbits(32) if options.seed is None else options.seed
-    folder = _folder(options.folder)
+    folder = new_folder(options.folder)
     settings = Settings(
-        seed=seed, seconds=options.seconds, rate=options.rate, users=options.users, kinds=tuple(kinds),
+        seed=seed, seconds=options.seconds, rate=options.rate, users=options.users, kinds=kinds,
         everything=options.only is None, mutation=options.mutation or "",
     )  # fmt: skip
-    print(f"chaos: seed {seed}, everything it leaves behind is in {folder}", file=sys.stderr, flush=True)
+    print(f"chaos: seed {seed}, all files of the run are in {folder}", file=sys.stderr, flush=True)
     return Run(settings, mesh, folder).run()
-
-
-def _topology(options: argparse.Namespace) -> Topology:
-    mesh = topologies.load(options.topology) if options.topology else local_mesh.topology(3, 3, 2)
-    urls = {name: url for name in ("redis", "nats", "sql") if (url := getattr(options, name)) is not None}
-    mesh = local_mesh.prepared(mesh, urls)
-    topologies.check(mesh)
-    return mesh
-
-
-def _kinds(only: str | None, mesh: Topology) -> list[str]:
-    possible = injector.possible(mesh)
-    if only is None:
-        return possible
-    wanted = [kind.strip() for kind in only.split(",")]
-    for kind in wanted:
-        if kind not in fault_plan.KINDS:
-            raise UsageError(f"{kind!r} is no kind of fault: choose out of {', '.join(fault_plan.KINDS)}.")
-        if kind not in possible:
-            raise UsageError(f"{kind} cannot be done here: that backend is not ours to break.")
-    return wanted
-
-
-def _folder(wanted: Path | None) -> Path:
-    if wanted is None:
-        return Path(tempfile.mkdtemp(prefix="meshim-chaos-"))
-    try:
-        wanted.mkdir(parents=True)
-    except OSError as error:
-        raise UsageError(f"{wanted} cannot be made: {error.strerror}.") from error
-    return wanted.resolve()
 
 
 def _show(answer: dict[str, Any], *, as_json: bool) -> None:

@@ -225,7 +225,7 @@ async def greeting_storm(zmq_context: ZmqContext, options: AttackOptions) -> Cou
     took_s.sort()
     half = took_s[len(took_s) // 2] if took_s else 0.0
     return {
-        "welcomed": len(took_s), "failed": failed, "over": closed,
+        "welcomed": len(took_s), "failed": failed, "closed": closed,
         "half_s": round(half, 2), "all_s": round(max(took_s, default=0.0), 2),
     }  # fmt: skip
 
@@ -272,7 +272,7 @@ async def large_sync(zmq_context: ZmqContext, options: AttackOptions) -> Counts:
                 await client.changed.wait()
     took_s = time.monotonic() - began
     client.close()
-    return {"synced": client.deliveries, "took_s": round(took_s, 2), "over": float(client.closed_by is not None)}
+    return {"synced": client.deliveries, "took_s": round(took_s, 2), "closed": float(client.closed_by is not None)}
 
 
 ATTACKS: dict[str, Attack] = {

@@ -54,7 +54,7 @@ class Latency(NamedTuple):
 
 
 def exchange_messages(control: Connection, connectors: Sequence[Lease], pair: tuple[MeshUser, MeshUser]) -> None:
-    """MessageTiming until `control` says anything; then send back a `Conversation`.  The body of a process."""
+    """Exchange messages until `control` has a message; then send back a `Conversation`.  The body of a process."""
     control.send(asyncio.run(_exchange(control, connectors, pair)))
 
 

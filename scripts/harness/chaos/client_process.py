@@ -34,7 +34,7 @@ BURST_MAX = 4
 """Messages in a row to one friend, at most."""
 _STEP_S = 0.02
 _BACKLOG_S = 2.0
-"""Messages that were due while no device was online are made up for, at most of so many seconds."""
+"""Messages that came due while no device was online are sent later, those of this time at most."""
 _READ_SHARE = 0.1
 """Share of messages that are marked as read; each costs a receipt."""
 _READ_OUTCOMES_S = 0.5
@@ -57,21 +57,14 @@ class DeviceClient:
         self._record = record
         self._random = Random(f"texts {config.seed} {device.device_id} {record.written}")
         self._handling = asyncio.Lock()
-        self._leaving = False
         self._tasks: list[asyncio.Task[None]] = []
         self._outcome_tasks: set[asyncio.Task[None]] = set()
-
-    @property
-    def unsettled(self) -> bool:
-        """Whether an outcome of a sent message is missing."""
-        return bool(self._record.unsettled)
 
     # ---------------------------------------------------------------- connecting and disconnecting
 
     async def connect(self) -> None:
         """Start the client."""
         self._write_record("online")
-        self._leaving = False
         self.failed.clear()
         device, config = self.device, self._config
         client = Client(config.api, device.user, config.password, device=device.name, state=device.state)
@@ -84,7 +77,6 @@ class DeviceClient:
         client, self.client = self.client, None
         assert client is not None
         await self.idle.wait()
-        self._leaving = True
         async with self._handling:
             for task in self._tasks:
                 task.cancel()
@@ -199,7 +191,7 @@ class DeviceClient:
 
 
 class ClientProcess:
-    """All devices of this process."""
+    """The clients of all devices of this process."""
 
     def __init__(self, config: ClientsConfig, number: int) -> None:
         path = config.journal_of(number)

@@ -34,11 +34,9 @@ _forever = ExitStack()
 def apply(name: str) -> None:
     """Take a mechanism out of this process for the rest of its life."""
     _forever.enter_context(broken(name))
-    if (
-        name == "read-before-ack"
-    ):  # the simulation leaves the mark for the next look; a real process is too fast for that
+    if name == "read-before-ack":  # the mark waits for the next look at the queue otherwise, which is too late here
         _forever.enter_context(patch.object(Queues, "page_read", _page_marked))
-    if name == "dedup":  # the key of a table deduplicates as well, until the application has read the message
+    if name == "dedup":  # a key of the state file deduplicates, too, until the application has read the message
         _forever.enter_context(patch.object(StateFile, "_apply", _apply_again))
 
 

@@ -21,6 +21,7 @@ from scripts.harness.chaos.injector import Injection
 from scripts.harness.history.format import Record
 
 WITHIN_S = 1.0
+"""Time after a fault in which the measured message has to be sent."""
 
 
 class Recovery(NamedTuple):
@@ -74,34 +75,34 @@ class RecoveryTimes:
 
     def of(self, injection: Injection) -> Recovery:
         """Return the recovery from a fault."""
-        overs = list(self._conversations(injection))
+        times = list(self._conversations(injection))
         moves = list(self._moves(injection)) if injection.kind.endswith("-connector") else []
-        return Recovery(injection, max(overs, default=None), len(overs), max(moves, default=None), len(moves))
+        return Recovery(injection, max(times, default=None), len(times), max(moves, default=None), len(moves))
 
     def _conversations(self, injection: Injection) -> Iterator[float]:
         on_connector = self._on(injection) if injection.kind.endswith("-connector") else None
-        begun: set[tuple[str, str]] = set()
+        counted: set[tuple[str, str]] = set()
         for send in self._sends[bisect_left(self._sends, (injection.at,)) :]:
             if send.at > injection.at + WITHIN_S:
                 return
             recipient_devices = self._devices[send.to]
-            if (send.device, send.to) in begun or (
+            if (send.device, send.to) in counted or (
                 on_connector is not None and on_connector.isdisjoint((send.device, *recipient_devices))
             ):
                 continue
-            begun.add((send.device, send.to))
-            over = self._seen.get(send.message, inf)
-            if self._stayed(send.device, injection.at, over) and any(
-                self._stayed(d, injection.at, over) for d in recipient_devices
+            counted.add((send.device, send.to))
+            seen_at = self._seen.get(send.message, inf)
+            if self._stayed(send.device, injection.at, seen_at) and any(
+                self._stayed(d, injection.at, seen_at) for d in recipient_devices
             ):
-                yield over - injection.at
+                yield seen_at - injection.at
 
     def _moves(self, injection: Injection) -> Iterator[float]:
         for device in self._on(injection):
             later = (at for at, connector in self._connectors[device] if at > injection.at and connector)
-            there = next(later, inf)
-            if self._stayed(device, injection.at, there):
-                yield there - injection.at
+            moved_at = next(later, inf)
+            if self._stayed(device, injection.at, moved_at):
+                yield moved_at - injection.at
 
     def _on(self, injection: Injection) -> set[str]:
         """Return the devices that were on the connector at the time of the fault."""

@@ -24,6 +24,7 @@ from scripts.harness.chaos.injector import FaultInjector
 from scripts.harness.chaos.mutations import mesh_command
 from scripts.harness.chaos.observer import Observer
 from scripts.harness.chaos.recovery import Recovery, RecoveryTimes, by_kind
+from scripts.harness.chaos.settings import Settings
 from scripts.harness.chaos.users import ClientsConfig, assign_devices, friends_of
 from scripts.harness.history.format import HistoryWriter, Record
 from scripts.harness.history.verdict import verdict_on
@@ -52,19 +53,7 @@ _LINGER_S = 2.0
 _DISCONNECT_S = 30.0
 _POLL_S = 0.25
 _PROGRESS_S = 5.0
-_SHM = Path("/dev/shm")  # noqa: S108  (not a temporary file: record, where a sync costs nothing)
-
-
-class Settings(msgspec.Struct, frozen=True):
-    """Settings of a run.  `everything` says that no kind of fault was excluded."""
-
-    seed: int
-    seconds: float
-    rate: float
-    users: int
-    kinds: tuple[str, ...]
-    everything: bool
-    mutation: str
+_SHM = Path("/dev/shm")  # noqa: S108  (in memory, where a sync costs nothing)
 
 
 class Run:

@@ -51,7 +51,6 @@ class MinimalClient:
     __slots__ = (
         "_ack_due",
         "_ack_timer",
-        "_acked",
         "_after",
         "_flushing",
         "_heartbeat_s",
@@ -64,6 +63,7 @@ class MinimalClient:
         "_reading",
         "_receipts_due",
         "_received",
+        "_received_acked",
         "_seen_above",
         "_sent_last_at",
         "_stash",
@@ -107,7 +107,7 @@ class MinimalClient:
         """By destination and copy, the highest stored position: live copies must not overtake it."""
         self._outgoing: deque[list[Any]] = deque()
         self._unacked: dict[int, Any] = {}
-        self._number = self._number_acked = self._received = self._acked = 0
+        self._number = self._number_acked = self._received = self._received_acked = 0
         self._stash: dict[int, Any] = {}
         self._watermarks: dict[Destination, int] = {}
         self._seen_above: dict[Destination, set[int]] = {}
@@ -181,7 +181,7 @@ class MinimalClient:
             self._number += 1
             frame = _pack((DATA, self.link, self._number, self._received, (), items))
             self._unacked[self._number] = [self._loop.time(), frame]
-            self._ack_due, self._acked = False, self._received
+            self._ack_due, self._received_acked = False, self._received
             self._send_bytes(frame)
         if self._ack_due and self._ack_timer is None:
             self._acknowledge()
@@ -190,7 +190,7 @@ class MinimalClient:
         """Send the acknowledgement as a frame of its own."""
         self._ack_timer = None
         if self._ack_due and not self.closed:
-            self._ack_due, self._acked = False, self._received
+            self._ack_due, self._received_acked = False, self._received
             self._send_frame([ACK, self.link, self._received])
 
     def _send_frame(self, frame: Sequence[Any]) -> None:
@@ -256,7 +256,7 @@ class MinimalClient:
                     self._items(stashed)
             elif number > self._received:
                 self._stash[number] = frame[5]
-            if number != self._received or self._received - self._acked >= WINDOW // 2:
+            if number != self._received or self._received - self._received_acked >= WINDOW // 2:
                 self._acknowledge_now()
         elif kind == ACK:
             self._acknowledged(frame[2])
