@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 from meshim.client.rest import Api
 from meshim.errors import ApiError, BackendUnavailable
 from meshim.stores.ports import Lease
-from scripts.harness.clients.misbehaving import TIMEOUT_S, WINDOW, MisbehavingClient, ZmqContext, context, pause
+from scripts.harness.clients.misbehaving import TIMEOUT_S, WINDOW, MisbehavingClient, pause
 from scripts.harness.clients.raw_zmtp import send_endless_message
+from scripts.harness.clients.zmq_context import ZmqContext, context
 from scripts.harness.mesh.users import MeshUser, text_envelope
 
 LOWEST_PRIORITY = 19

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from meshim.stores.ports import Lease
 from meshim.wire.client import Delivery
-from scripts.harness.clients.misbehaving import MisbehavingClient, context
+from scripts.harness.clients.misbehaving import MisbehavingClient
+from scripts.harness.clients.zmq_context import context
 from scripts.harness.mesh.users import MeshUser, text_envelope
 
 PAUSE_S = 0.01

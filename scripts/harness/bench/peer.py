@@ -16,7 +16,7 @@ from typing import Any
 
 from meshim import topology as topologies
 from scripts.harness.clients.minimal import MinimalClient
-from scripts.harness.clients.misbehaving import ZmqContext, context
+from scripts.harness.clients.zmq_context import ZmqContext, context
 from scripts.harness.mesh import local_mesh
 from scripts.harness.mesh.seed_database import SeededUser, seed_database
 from scripts.harness.mesh.users import living_connectors

@@ -15,7 +15,7 @@ from typing import Any, Self
 import zmq
 
 from scripts.harness.clients.minimal import DELIVERED, STORED, Destination, MinimalClient
-from scripts.harness.clients.misbehaving import context
+from scripts.harness.clients.zmq_context import context
 from scripts.harness.mesh.measured_mesh import Cost, MeasuredMesh
 from scripts.harness.mesh.seed_database import SeededUser
 

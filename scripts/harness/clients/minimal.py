@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 import zmq
 
+from scripts.harness.clients.zmq_context import ZmqContext
 from scripts.harness.mesh.seed_database import SeededUser
 
 GREET, WELCOME, DATA, ACK, PING, PONG, CLOSE, RESET, STORED_STATE = 1, 2, 3, 4, 5, 6, 7, 8, 10
@@ -35,7 +36,6 @@ ACK_DELAY_S = 0.05
 TICK_S = 1.0
 
 Destination = tuple[int, ...]
-Socket = zmq.Socket[bytes]
 
 _pack = msgspec.msgpack.Encoder().encode
 _unpack: Callable[[bytes], Any] = msgspec.msgpack.Decoder().decode
@@ -84,7 +84,7 @@ class MinimalClient:
         "window",
     )  # fmt: skip
 
-    def __init__(self, context: "zmq.Context[Socket]", endpoint: str, server_key: bytes, me: SeededUser) -> None:
+    def __init__(self, context: ZmqContext, endpoint: str, server_key: bytes, me: SeededUser) -> None:
         """`server_key` is empty where links are plain."""
         self.me = me
         self.link = secrets.randbits(64)
@@ -132,7 +132,7 @@ class MinimalClient:
             self.socket.set(zmq.CURVE_SECRETKEY, secret)
         self.socket.connect(endpoint)
         self._loop.add_reader(self.socket.FD, self._readable)
-        self._send_frame([GREET, VERSION, me.token, me.epoch, self.link, WINDOW, "minimal"])
+        self._send_frame([GREET, VERSION, me.token, me.epoch, self.link, WINDOW])
         self._loop.call_later(TICK_S, self._tick)
 
     # ---------------------------------------------------------------- sending

@@ -15,21 +15,11 @@ from meshim.wire import client as wire
 from meshim.wire.client import ConnectorFrame, Delivery, Greet, Submit, Welcome
 from meshim.wire.envelope import WIRE_VERSION
 from meshim.wire.link import Ack, Close, Data, Frame, Reset
+from scripts.harness.clients.zmq_context import ZmqContext
 from scripts.harness.mesh.users import MeshUser
 
 WINDOW = 32
 TIMEOUT_S = 20.0
-
-Socket = zmq.Socket[bytes]
-
-ZmqContext = zmq.Context[Socket]
-
-
-def context() -> ZmqContext:
-    """Return a ZeroMQ context for up to 65,535 sockets."""
-    made: ZmqContext = zmq.Context()
-    made.set(zmq.MAX_SOCKETS, 65_535)
-    return made
 
 
 class MisbehavingClient:

@@ -6,7 +6,6 @@ The id of the clock is computed as clock_getcpuclockid(3) does.  Memory is the r
 
 import asyncio
 import json
-import os
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -20,10 +19,10 @@ from meshim.deploy.state import DataFolder, MeshState
 from meshim.errors import BackendUnavailable
 from meshim.topology import Topology
 from scripts.harness.mesh import local_mesh
+from scripts.harness.mesh.process_stats import resident_kib
 from scripts.harness.mesh.seed_database import seed_database
 from scripts.harness.mesh.users import living_connectors
 
-_PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
 _CPUCLOCK_SCHED = 2
 LINKED_S = 30.0
 
@@ -67,7 +66,7 @@ class MeasuredMesh:
     def usage(self) -> Usage:
         """Return the usage of every process until now.  Raises OSError when one has ended."""
         cpu_s = {name: time.clock_gettime(~pid << 3 | _CPUCLOCK_SCHED) for name, pid in self._pids.items()}
-        rss_kib = {name: _resident_kib(pid) for name, pid in self._pids.items()}
+        rss_kib = {name: resident_kib(pid) for name, pid in self._pids.items()}
         return Usage(time.monotonic(), cpu_s, time.process_time(), rss_kib)
 
     def cost(self, since: Usage, count: int) -> Cost:
@@ -110,7 +109,3 @@ def _until_linked(data: Path, mesh: Topology) -> None:
 
 def _linked(counters: Path) -> int:
     return int(json.loads(counters.read_bytes())["counters"]["connectors"]) if counters.exists() else 0
-
-
-def _resident_kib(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * _PAGE_KIB

@@ -1,5 +1,6 @@
 """Resident memory and open descriptors of the processes of a mesh, read from /proc."""
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from pathlib import Path
 from meshim.deploy.state import DataFolder, read
 
 SAMPLE_S = 0.1
+_PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
 
 
 def role_pids(data: Path) -> dict[str, int]:
@@ -25,12 +27,9 @@ def rest_url(data: Path) -> str:
     return state.api
 
 
-def rss_mib(pid: int) -> float:
-    """Return the resident memory of a process in MiB."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1_024
-    return 0.0
+def resident_kib(pid: int) -> int:
+    """Return the resident memory of a process in KiB."""
+    return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * _PAGE_KIB
 
 
 def open_files(pid: int) -> int:
@@ -48,7 +47,7 @@ class MemoryPeak:
 
     def current(self) -> dict[str, float]:
         """Return the resident memory of each process now, in MiB."""
-        return {name: round(rss_mib(pid), 1) for name, pid in self._pids.items()}
+        return {name: round(resident_kib(pid) / 1_024, 1) for name, pid in self._pids.items()}
 
     def sample(self) -> None:
         """Take the current memory into the peaks."""
