@@ -30,7 +30,10 @@ def main() -> int:
     options = _options()
     interrupt_on_sigterm()
     seed = secrets.randbits(32) if options.seed is None else options.seed
-    settings = Settings(options.logs, options.speedup, seed, options.places, options.api, options.history)
+    settings = Settings(
+        logs=options.logs, speedup=options.speedup, seed=seed, places=options.places, api=options.api,
+        history=options.history,
+    )  # fmt: skip
     try:
         answer = replay(settings)
     except MeshimError as error:

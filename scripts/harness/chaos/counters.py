@@ -18,7 +18,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "deduplicated": ("connector", "transfer", "client"),
     "fenced": ("connector", "writer"),
     "woken": ("connector",),
-    "held": ("connector",),
+    "deferred": ("connector",),
 }
 """The counters in the answer of a chaos run, and the roles that count each (`statistics.py` of a role defines it)."""
 
@@ -29,7 +29,7 @@ class MeshCounters:
     def __init__(self, data: DataFolder) -> None:
         self._data = data
         self._pids: dict[tuple[str, str], int] = {}
-        self._lives: dict[tuple[str, str, int], dict[str, int]] = {}
+        self._by_process: dict[tuple[str, str, int], dict[str, int]] = {}
 
     def sample(self) -> None:
         """Read the counters of all processes."""
@@ -40,13 +40,13 @@ class MeshCounters:
             # A process that has just ended wrote its counters once more at the end.
             for pid in {self._pids.get((role.role, role.name)), role.pid}:
                 if pid is not None and (counted := counters.read(self._data.root, role.role, role.name, pid)):
-                    self._lives[role.role, role.name, pid] = counted
+                    self._by_process[role.role, role.name, pid] = counted
             if role.pid is not None:
                 self._pids[role.role, role.name] = role.pid
 
     def add(self, role: str, counted: Mapping[str, int]) -> None:
         """Set the counters of a role without processes of the mesh: clients, all together."""
-        self._lives[role, "all", 0] = dict(counted)
+        self._by_process[role, "all", 0] = dict(counted)
 
     def sums(self) -> dict[str, int]:
         """Return the sums of `SHOWN`."""
@@ -54,12 +54,12 @@ class MeshCounters:
 
     def all(self) -> dict[str, dict[str, int]]:
         """Return every counter of every role, summed over its processes."""
-        roles = sorted({role for role, _, _ in self._lives})
+        roles = sorted({role for role, _, _ in self._by_process})
         return {role: dict(sorted(self._of(role).items())) for role in roles}
 
     def _of(self, role: str) -> Counter[str]:
         total: Counter[str] = Counter()
-        for (of, _, _), counted in self._lives.items():
+        for (of, _, _), counted in self._by_process.items():
             if of == role:
                 total.update(counted)
         return total

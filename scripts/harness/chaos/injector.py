@@ -164,7 +164,9 @@ class FaultInjector:
         state = read(self._data)
         assert state is not None
         servers = [
-            RoleState(each.name, each.name, each.pid, each.state, None, each.restarts)
+            RoleState(
+                name=each.name, role=each.name, pid=each.pid, state=each.state, endpoint=None, restarts=each.restarts
+            )
             for each in state.backends
             if each.state is not Phase.EXTERNAL and each.name in SERVERS
         ]

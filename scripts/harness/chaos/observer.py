@@ -48,10 +48,10 @@ class Observer:
         self._devices: dict[str, set[str]] = {}
         self._sent_by: dict[str, list[str]] = {device.device_id: [] for device in config.devices}
         self._files = [[config.journal_of(number), 0] for number in range(processes)]
-        self._homes: dict[str, set[str]] = {}
+        self._online_of: dict[str, set[str]] = {}
         for device in config.devices:
             self._devices.setdefault(device.user, set()).add(device.device_id)
-            self._homes[device.device_id] = self.online.setdefault(device.process, set())
+            self._online_of[device.device_id] = self.online.setdefault(device.process, set())
 
     def catch_up(self) -> None:
         """Read the records that were appended since the last call."""
@@ -68,9 +68,9 @@ class Observer:
             case "seen":
                 self._seen(record)
             case "online":
-                self._homes[record["device"]].add(record["device"])
+                self._online_of[record["device"]].add(record["device"])
             case "offline" | "killed":
-                self._left(record)
+                self._disconnected(record)
             case "note" if "connector" in record:
                 (self.connected.add if record["connector"] else self.connected.discard)(record["device"])
             case "note" if "counted" in record:
@@ -118,9 +118,9 @@ class Observer:
         if message.settled and not message.missing:
             del self.open[name]
 
-    def _left(self, record: dict[str, Any]) -> None:
+    def _disconnected(self, record: dict[str, Any]) -> None:
         device = record["device"]
-        self._homes[device].discard(device)
+        self._online_of[device].discard(device)
         self.connected.discard(device)
         for name in self._sent_by[device]:
             message = self.open.get(name)

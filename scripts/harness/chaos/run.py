@@ -98,11 +98,18 @@ class Run:
         journals.mkdir()
         self._config = config = await seed_users(
             ClientsConfig(
-                api, secrets.token_hex(16), self._start, settings.seed, settings.rate, str(journals), friends_of(users),
-                assign_devices(users, states, PROCESSES, settings.seed), settings.mutation,
+                api=api,
+                password=secrets.token_hex(16),
+                start=self._start,
+                seed=settings.seed,
+                rate=settings.rate,
+                journals=str(journals),
+                friends=friends_of(users),
+                devices=assign_devices(users, states, PROCESSES, settings.seed),
+                mutation=settings.mutation,
             ),
             writer,
-        )  # fmt: skip
+        )
         data = DataFolder(self._folder / "data")
         self._observer = observer = Observer(config, PROCESSES)
         self._counters = MeshCounters(data)

@@ -89,5 +89,5 @@ def _until_ready(process: "subprocess.Popen[bytes]", state: Path, log: Path) -> 
         if mesh.get("state") == "running" and mesh.get("api"):
             return str(mesh["api"])
         time.sleep(0.05)
-    said = log.read_text(errors="replace").strip().splitlines() or ["no output"]
-    raise MeshimError(f"The mesh did not start: {said[-1].removeprefix('meshim: ').rstrip('.')}.")
+    lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
+    raise MeshimError(f"The mesh did not start: {lines[-1].removeprefix('meshim: ').rstrip('.')}.")

@@ -77,9 +77,14 @@ class MeasuredMesh:
         by = {name: round((cpu_s - since.cpu_s[name]) * each, 2) for name, cpu_s in now.cpu_s.items()}
         all_s = sum(now.cpu_s.values()) - sum(since.cpu_s.values())
         return Cost(
-            count, round(seconds, 3), round(count / seconds, 1), round(all_s * each, 2), by,
-            round((now.own_cpu_s - since.own_cpu_s) * each, 2), round(all_s / seconds, 2),
-        )  # fmt: skip
+            things=count,
+            seconds=round(seconds, 3),
+            rate=round(count / seconds, 1),
+            cpu_us=round(all_s * each, 2),
+            cpu_us_by=by,
+            client_us=round((now.own_cpu_s - since.own_cpu_s) * each, 2),
+            cores=round(all_s / seconds, 2),
+        )
 
 
 @contextmanager

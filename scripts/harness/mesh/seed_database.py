@@ -72,14 +72,14 @@ def seed_database(data: Path, count: int, friends: Iterable[tuple[int, int]]) ->
         )  # fmt: skip
         if pairs:
             connection.execute(
-            insert(im_relation),
-            [
-                {
-                    "user_id1": one, "user_id2": other, "state": "friends", "requested_by": one, "gmt_create": now,
-                    "gmt_modified": now,
-                }
-                for one, other in pairs
-            ],
-        )  # fmt: skip
+                insert(im_relation),
+                [
+                    {
+                        "user_id1": one, "user_id2": other, "state": "friends", "requested_by": one,
+                        "gmt_create": now, "gmt_modified": now,
+                    }
+                    for one, other in pairs
+                ],
+            )  # fmt: skip
     engine.dispose()
     return users

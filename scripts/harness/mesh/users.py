@@ -96,10 +96,20 @@ def text_envelope(sender: MeshUser, to: int, seq: int, body: bytes) -> bytes:
     to_user = Destination(DestinationType.USER, to)
     return encode_envelope(
         Envelope(
-            WIRE_VERSION, secrets.token_bytes(16), sender.user, sender.device, sender.epoch, to_user, seq, seq,
-            Kind.TEXT, 0, int(time.time() * 1000), body,
+            version=WIRE_VERSION,
+            id=secrets.token_bytes(16),
+            user=sender.user,
+            device=sender.device,
+            epoch=sender.epoch,
+            to=to_user,
+            seq=seq,
+            base=seq,
+            kind=Kind.TEXT,
+            key=0,
+            sent_at=int(time.time() * 1000),
+            body=body,
         )
-    )  # fmt: skip
+    )
 
 
 @asynccontextmanager

@@ -1,5 +1,6 @@
 """Counters of restarted processes are added up, and the last counters of a stopped process are not lost."""
 
+import importlib
 from pathlib import Path
 
 import msgspec
@@ -7,7 +8,7 @@ import pytest
 
 from meshim.deploy import state
 from meshim.deploy.state import DataFolder, MeshState, Phase, RoleState
-from scripts.harness.chaos.counters import MeshCounters
+from scripts.harness.chaos.counters import SHOWN, MeshCounters
 
 
 class Mesh:
@@ -19,7 +20,7 @@ class Mesh:
         (self.data.run / "counters").mkdir()
 
     def runs(self, role: str, pid: int | None) -> None:
-        roles = [RoleState(f"{role}1", role, pid, Phase.RUNNING, None, 0)]
+        roles = [RoleState(name=f"{role}1", role=role, pid=pid, state=Phase.RUNNING, endpoint=None, restarts=0)]
         state.write(self.data, MeshState(1, Phase.RUNNING, None, roles, []))
 
     def counted(self, role: str, pid: int, **values: int) -> None:
@@ -68,3 +69,10 @@ def test_the_counters_of_clients_are_added(mesh: Mesh) -> None:
     counters = MeshCounters(mesh.data)
     counters.add("client", {"resent": 4, "deduplicated": 2, "skipped": 1})
     assert (counters.sums()["resent"], counters.sums()["deduplicated"]) == (4, 2)
+
+
+@pytest.mark.parametrize("role", ["connector", "transfer", "writer"])
+def test_every_shown_counter_is_a_statistic_of_its_roles(role: str) -> None:
+    statistics = importlib.import_module(f"meshim.{role}.statistics").Statistics
+    shown = {name for name, roles in SHOWN.items() if role in roles}
+    assert shown <= statistics.__annotations__.keys()

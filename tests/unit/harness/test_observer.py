@@ -21,7 +21,9 @@ class Files:
             DeviceConfig("ben", "phone", "", 1, BEN),
             DeviceConfig("ben", "laptop", "", 0, LAPTOP),
         )
-        self.config = ClientsConfig("", "", 0.0, 1, 1.0, str(folder), {}, devices)
+        self.config = ClientsConfig(
+            api="", password="", start=0.0, seed=1, rate=1.0, journals=str(folder), friends={}, devices=devices
+        )
         self.observer = Observer(self.config, 2)
         self._clock = 0.0
 
