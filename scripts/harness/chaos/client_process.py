@@ -84,7 +84,7 @@ class DeviceClient:
         await client.__aexit__(None, None, None)
         if self._outcome_tasks:
             await asyncio.wait(self._outcome_tasks)
-        self._write_record("note", counted=msgspec.structs.asdict(client.statistics()))
+        self._write_record("note", counted=msgspec.structs.asdict(client.statistics))
         self._write_record("offline")
         self.read_outcomes()
 
