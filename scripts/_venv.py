@@ -1,6 +1,6 @@
-"""Import this before anything that is not in the standard library: the script then runs with the project's own Python.
+"""Runs the script with the project's own Python: import it before any package outside the standard library.
 
-Where that is missing, `scripts/setup` makes it first.
+If `.venv` is missing, `scripts/setup` creates it first.
 """
 
 import os
@@ -15,4 +15,4 @@ _PYTHON = str(_VENV / "bin" / "python")
 if Path(sys.prefix) != _VENV:
     if not Path(_PYTHON).exists():
         subprocess.run([_ROOT / "scripts" / "setup", "embedded"], check=True, stdout=sys.stderr)
-    os.execv(_PYTHON, [_PYTHON, *sys.argv])  # noqa: S606  (that is the point)
+    os.execv(_PYTHON, [_PYTHON, *sys.argv])  # noqa: S606  (replaces this process)

@@ -1,41 +1,39 @@
 #!/usr/bin/env python3
-"""Kill, stop and restart the processes of a mesh while people talk, and have the judge say what became of it.
+"""Kill, stop and restart the processes of a mesh under load, and have the judge check every promise.
 
-`docs/chaos.md` says what is done, what the answer means, and how to go on from a run that failed.
+`docs/chaos.md` describes the faults and the answer, and what to do after a run that failed.
 
-Exit code 0: every promise was kept, and the run was worth something.  1: a promise was broken, or the run
-proves nothing (it says why).  2: it could not be done.
+Exit code 0: every promise was kept, and the run was long enough to show it.  1: a promise was broken, or the run proves
+nothing (`why` has the reasons).  2: it could not be done.
 """
 
 import argparse
 import json
 import secrets
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import _venv  # noqa: F401  (the project's own Python from here on)
 
-from meshim import topology as topologies
-from meshim.errors import MeshimError, UsageError
-from meshim.topology import Topology
-from scripts.harness.chaos import fault_plan, injector
-from scripts.harness.chaos.mutations import BREAKS
-from scripts.harness.chaos.run import Run, Settings
-from scripts.harness.mesh import local_mesh
-from scripts.harness.mesh.options import end_politely, natural, number, whole
+from meshim.errors import MeshimError
+from scripts.harness.chaos import fault_plan
+from scripts.harness.chaos.mutations import MUTATIONS
+from scripts.harness.chaos.run import Run
+from scripts.harness.chaos.settings import Settings, check_mutation, chosen_kinds, new_folder, topology_of
+from scripts.harness.mesh.options import interrupt_on_sigterm, natural, number, whole
 
 SECONDS = number(5, 86_400, "a number of seconds, 5 to 86400")
+BACKENDS = ("redis", "nats", "sql")
 RATE = number(1, 100_000, "a number of messages a second, 1 to 100000")
-USERS = whole(7, 10_000, "a whole number of people, 7 to 10000")  # who has three friends on either side
+USERS = whole(7, 10_000, "a whole number of people, 7 to 10000")  # each user has three friends on either side
 
 
 def main() -> int:
     options = _options()
-    end_politely()
+    interrupt_on_sigterm()
     try:
-        answer = _chaos(options)
+        answer = _run(options)
     except MeshimError as error:
         print(f"chaos: {error.sentence}", file=sys.stderr)
         return 2
@@ -46,69 +44,40 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Break a mesh while people talk, and judge what it did.")
+    parser = argparse.ArgumentParser(description="Break a mesh under load, and judge what it did.")
     parser.add_argument(
         "--seconds", type=SECONDS, default=120.0, metavar="N", help="how long there is traffic: 5 at least (120)"
     )
-    parser.add_argument("--seed", type=natural, metavar="S", help="makes the faults and the traffic; random by default")
+    parser.add_argument("--seed", type=natural, metavar="S", help="of faults and traffic; random by default")
     parser.add_argument("--only", metavar="KIND,…", help=f"only these faults: {', '.join(fault_plan.KINDS)}")
-    parser.add_argument("--break", dest="breaks", metavar="NAME", help=f"break a rule first: {', '.join(BREAKS)}")
+    parser.add_argument(
+        "--break", dest="mutation", metavar="NAME", help=f"take a mechanism out first: {', '.join(MUTATIONS)}"
+    )
     parser.add_argument("--rate", type=RATE, default=600.0, metavar="N", help="messages a second (600)")
     parser.add_argument("--users", type=USERS, default=60, metavar="N", help="how many people: 7 at least (60)")
     parser.add_argument(
         "--topology", type=Path, metavar="FILE", help="of the mesh (3 connectors, 3 transfers, 2 writers)"
     )
-    for backend in ("redis", "nats", "sql"):
-        parser.add_argument(f"--{backend}", metavar="URL", help=f"use this {backend}, and leave it alone")
+    for backend in BACKENDS:
+        parser.add_argument(f"--{backend}", metavar="URL", help=f"use this {backend}, without faults")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="new folder for what the run leaves behind")
     parser.add_argument("--json", action="store_true", help="print the answer as one JSON object")
     return parser.parse_args()
 
 
-def _chaos(options: argparse.Namespace) -> dict[str, Any]:
-    mesh = _topology(options)
-    kinds = _kinds(options.only, mesh)
-    if options.breaks is not None and options.breaks not in BREAKS:
-        raise UsageError(f"{options.breaks!r} cannot be broken on a real mesh: choose one of {', '.join(BREAKS)}.")
+def _run(options: argparse.Namespace) -> dict[str, Any]:
+    urls = {name: url for name in BACKENDS if (url := getattr(options, name)) is not None}
+    mesh = topology_of(options.topology, urls)
+    kinds = chosen_kinds(options.only, mesh)
+    check_mutation(options.mutation)
     seed = secrets.randbits(32) if options.seed is None else options.seed
-    folder = _folder(options.folder)
+    folder = new_folder(options.folder)
     settings = Settings(
-        seed=seed, seconds=options.seconds, rate=options.rate, users=options.users, kinds=tuple(kinds),
-        everything=options.only is None, breaks=options.breaks or "",
+        seed=seed, seconds=options.seconds, rate=options.rate, users=options.users, kinds=kinds,
+        everything=options.only is None, mutation=options.mutation or "",
     )  # fmt: skip
-    print(f"chaos: seed {seed}, everything it leaves behind is in {folder}", file=sys.stderr, flush=True)
-    return Run(settings, mesh, folder).perform()
-
-
-def _topology(options: argparse.Namespace) -> Topology:
-    mesh = topologies.load(options.topology) if options.topology else local_mesh.topology(3, 3, 2)
-    urls = {name: url for name in ("redis", "nats", "sql") if (url := getattr(options, name)) is not None}
-    mesh = local_mesh.prepared(mesh, urls)
-    topologies.check(mesh)
-    return mesh
-
-
-def _kinds(only: str | None, mesh: Topology) -> list[str]:
-    possible = injector.possible(mesh)
-    if only is None:
-        return possible
-    wanted = [kind.strip() for kind in only.split(",")]
-    for kind in wanted:
-        if kind not in fault_plan.KINDS:
-            raise UsageError(f"{kind!r} is no kind of fault: choose out of {', '.join(fault_plan.KINDS)}.")
-        if kind not in possible:
-            raise UsageError(f"{kind} cannot be done here: that backend is not ours to break.")
-    return wanted
-
-
-def _folder(wanted: Path | None) -> Path:
-    if wanted is None:
-        return Path(tempfile.mkdtemp(prefix="meshim-chaos-"))
-    try:
-        wanted.mkdir(parents=True)
-    except OSError as error:
-        raise UsageError(f"{wanted} cannot be made: {error.strerror}.") from error
-    return wanted.resolve()
+    print(f"chaos: seed {seed}, all files of the run are in {folder}", file=sys.stderr, flush=True)
+    return Run(settings, mesh, folder).run()
 
 
 def _show(answer: dict[str, Any], *, as_json: bool) -> None:

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Compile the modules that each message passes through (`meshim/compiled.py` says which), with mypyc and a C compiler.
+"""Compile the modules on the path of each message (`meshim/compiled.py` lists them), with mypyc and a C compiler.
 
-It takes half a minute, and nothing when it was done for these sources already.
+It takes half a minute; nothing happens when these sources are compiled already.
 
-Exit code 0: they are compiled.  1: it did not work, and one sentence says why; meshim runs without.
+Exit code 0: they are compiled.  1: they could not be compiled, and one sentence says why; meshim runs as plain Python.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import _venv  # noqa: F401  (the project's own Python from here on)
 from meshim import compiled
 
 OPTIMIZE = {"MYPYC_OPT_LEVEL": "2", "MYPYC_DEBUG_LEVEL": "0"}
-"""As fast as -O3, and made in two thirds of the time."""
+"""As fast as -O3, and compiled in two thirds of the time."""
 
 
 def main() -> int:
@@ -36,12 +36,12 @@ def main() -> int:
 
 
 def _compile(place: Path, work: Path) -> int:
-    """Compile a copy: what is edited meanwhile is another digest."""
+    """Compile a copy: an edit meanwhile gives another digest, so that it is never taken for compiled."""
     sources = work / "meshim"
     shutil.copytree(Path(compiled.__file__).parent, sources, ignore=shutil.ignore_patterns("__pycache__"))
     target = compiled.folder(sources)
     if target.is_dir():
-        return 0  # another one was faster
+        return 0  # another process has just compiled them
     log = place / "log"
     with log.open("w") as output:
         done = subprocess.run(
@@ -57,11 +57,11 @@ def _compile(place: Path, work: Path) -> int:
         to = made / file.relative_to(work)
         to.parent.mkdir(parents=True, exist_ok=True)
         file.rename(to)
-    os.sync()  # a name that is there after a loss of power stands for files that are
+    os.sync()  # the name must not survive a loss of power without its files
     made.rename(target)
     for other in place.iterdir():
         if other.is_dir() and other not in (target, work):
-            shutil.rmtree(other)  # of other sources, or interrupted
+            shutil.rmtree(other)  # of other sources, or left by an interrupted run
     return 0
 
 

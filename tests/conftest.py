@@ -6,7 +6,6 @@
 
 import itertools
 import shutil
-import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,12 +13,13 @@ from pathlib import Path
 import pytest
 
 from meshim.deploy.embedded import Nats, Valkey
+from scripts.harness.mesh.options import interrupt_on_sigterm
 from tests.servers import MariaDB, running
 
 _count = itertools.count(1)
 
 # bin/test ends a run with SIGTERM: as with Ctrl-C, fixtures then end their servers and remove their folders.
-signal.signal(signal.SIGTERM, signal.default_int_handler)
+interrupt_on_sigterm()
 
 
 @pytest.fixture(scope="session")

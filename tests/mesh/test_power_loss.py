@@ -1,4 +1,4 @@
-"""`scripts/power_loss.py` as people type it: nothing that was sent is lost, and a sync that is left out is missed."""
+"""`scripts/power_loss.py` from the command line: no sent message is lost, and a missing sync loses some."""
 
 import json
 import subprocess
@@ -24,18 +24,18 @@ def verdict(done: "subprocess.CompletedProcess[str]") -> dict[str, Any]:
     return answer
 
 
-def test_a_loss_of_power_takes_nothing_that_was_sent() -> None:
+def test_a_loss_of_power_loses_no_sent_message() -> None:
     done = lose_power("--seconds", "2", "--moments", "6")
     answer = verdict(done)
     assert done.returncode == 0, answer
     assert (answer["ok"], answer["lost"], answer["outbox_lost"], answer["broken"]) == (True, 0, 0, 0)
     assert answer["moments"] == 6
-    assert min(answer["found"].values()) > 0, "copies were looked for in devices, database and log"
+    assert min(answer["found"].values()) > 0, "copies were found in devices, database and log"
     assert answer["at_risk_bytes_max"] > 0
 
 
 @pytest.mark.parametrize("weak", ["nats", "sql-normal"])
-def test_a_sync_that_is_left_out_is_missed(weak: str) -> None:
+def test_a_missing_sync_loses_messages(weak: str) -> None:
     done = lose_power("--seconds", "1", "--moments", "4", "--weak", weak)
     answer = verdict(done)
     assert done.returncode == 1, answer

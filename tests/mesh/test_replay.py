@@ -1,4 +1,4 @@
-"""`scripts/replay.py` as people type it, on short logs."""
+"""`scripts/replay.py` from the command line, on short logs."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ LOG = b"""\
 [00:30] <ann> Bob: without a word
 [00:31] <cy> ann: he does that
 """
-"""Bob says nothing to anybody and does not come back by himself: the last two messages wait for him."""
+"""Bob addresses no message and does not come back: the last two messages to Bob are stored."""
 
 
 def replay(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":

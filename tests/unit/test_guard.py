@@ -9,7 +9,7 @@ import pytest
 
 from meshim.runtime.sockets import Context, Router, Sent, guard, router
 from meshim.runtime.sockets.guard import Guard, Guarding
-from scripts.harness.clients.raw_zmtp import pour_parts
+from scripts.harness.clients.raw_zmtp import send_endless_message
 from tests.unit.test_sockets import until
 
 FRAME_BYTES = 65_536
@@ -131,7 +131,7 @@ async def test_one_message_of_parts_without_end_is_cut(context: Context) -> None
     client = Client(context, world)
     await client.say(b"known")
     most = 400 << 20
-    sent = await asyncio.to_thread(pour_parts, world.router.endpoint, FRAME_BYTES, most)
+    sent = await asyncio.to_thread(send_endless_message, world.router.endpoint, FRAME_BYTES, most)
     assert sent < most
     assert world.cut == 1
     await client.say(b"still here")

@@ -1,4 +1,4 @@
-"""What stands in `scripts/` runs from anywhere, with whatever Python comes first."""
+"""The programs in `scripts/` run from any folder and with any Python."""
 
 import os
 import subprocess
@@ -12,13 +12,13 @@ SCRIPTS = ROOT / "scripts"
 PROGRAMS = sorted(path for path in SCRIPTS.glob("*.py") if path.read_text().startswith("#!"))
 
 
-def test_there_are_programs() -> None:
+def test_the_programs_are_found() -> None:
     assert {path.name for path in PROGRAMS} >= {"check_history.py", "replay.py"}
 
 
 @pytest.fixture(scope="module")
 def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a `python3` that has the standard library and no other package, as on a fresh machine."""
+    """Return the folder of a `python3` with the standard library alone, as on a fresh machine."""
     folder = tmp_path_factory.mktemp("bare-python")
     venv.create(folder, with_pip=False, symlinks=True)
     found = subprocess.run([folder / "bin" / "python3", "-c", "import click"], capture_output=True, check=False)
@@ -37,7 +37,7 @@ def test_a_program_runs_with_a_python_that_has_no_packages(program: Path, bare_p
     assert done.stdout.lower().lstrip().startswith(f"usage: {program.name}")
 
 
-def test_meshim_runs_from_anywhere_and_imports_nothing_that_lies_there(tmp_path: Path) -> None:
+def test_meshim_runs_from_any_folder_and_imports_no_module_there(tmp_path: Path) -> None:
     for name in ("click", "meshim", "json"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('this is not ours')\n")
     (tmp_path / "linked").symlink_to(ROOT / "bin" / "meshim")

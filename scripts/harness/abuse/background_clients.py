@@ -1,4 +1,4 @@
-"""Two people who talk while others misbehave: how long each message took, in a process of their own."""
+"""Two well-behaved clients that exchange messages during an attack, and their latencies; in a process of their own."""
 
 import asyncio
 import time
@@ -8,32 +8,36 @@ from typing import NamedTuple
 
 from meshim.stores.ports import Lease
 from meshim.wire.client import Delivery
-from scripts.harness.clients.misbehaving import Rude, context
-from scripts.harness.mesh.users import Person, text
+from scripts.harness.clients.misbehaving import MisbehavingClient
+from scripts.harness.clients.zmq_context import context
+from scripts.harness.mesh.users import MeshUser, text_envelope
 
-EVERY_S = 0.01
-GIVE_UP_S = 5.0
-"""What takes longer counts as so long, and the next message is sent."""
+PAUSE_S = 0.01
+TIMEOUT_S = 5.0
+"""A message that takes longer counts as this long, and the next one is sent."""
 
 
-class Talk(NamedTuple):
-    """One message: when it was submitted, how long it took to arrive."""
+class MessageTiming(NamedTuple):
+    """One message: the time of its submission, and the seconds until it arrived."""
 
     at: float
     took_s: float
 
 
-class Talked(NamedTuple):
-    messages: Sequence[Talk]
+class Conversation(NamedTuple):
+    """The messages of the two clients."""
+
+    messages: Sequence[MessageTiming]
     cut: int
-    """How often one of them lost the connection."""
+    """How many times a connection of the two was cut."""
 
     def between(self, began: float, ended: float) -> "Latency":
+        """Return the latency of the messages that were submitted from `began` until `ended`."""
         return Latency.of([each.took_s for each in self.messages if began <= each.at < ended])
 
 
 class Latency(NamedTuple):
-    """Of that many messages, in milliseconds."""
+    """Percentiles of the latencies of `messages` messages, in milliseconds."""
 
     messages: int
     p50_ms: float
@@ -50,47 +54,47 @@ class Latency(NamedTuple):
         return cls(len(took_s), at(0.5), at(0.99), at(1.0))
 
 
-def talk(control: Connection, connectors: Sequence[Lease], pair: tuple[Person, Person]) -> None:
-    """Talk until `control` says anything; then send back a `Talked`.  The body of a process."""
-    control.send(asyncio.run(_talk(control, connectors, pair)))
+def exchange_messages(control: Connection, connectors: Sequence[Lease], pair: tuple[MeshUser, MeshUser]) -> None:
+    """Exchange messages until `control` has a message; then send back a `Conversation`.  The body of a process."""
+    control.send(asyncio.run(_exchange(control, connectors, pair)))
 
 
-async def _talk(control: Connection, connectors: Sequence[Lease], pair: tuple[Person, Person]) -> Talked:
+async def _exchange(control: Connection, connectors: Sequence[Lease], pair: tuple[MeshUser, MeshUser]) -> Conversation:
     zmq_context = context()
     arrived: asyncio.Queue[Delivery] = asyncio.Queue()
     cut = 0
 
-    async def connect(index: int) -> Rude:
-        rude = Rude(zmq_context, connectors[index % len(connectors)], pair[index])
-        rude.hear = arrived.put_nowait
-        await rude.welcome()
-        return rude
+    async def connect(index: int) -> MisbehavingClient:
+        client = MisbehavingClient(zmq_context, connectors[index % len(connectors)], pair[index])
+        client.on_delivery = arrived.put_nowait
+        await client.welcome()
+        return client
 
     ends = [await connect(0), await connect(1)]
     control.send("ready")
-    messages: list[Talk] = []
+    messages: list[MessageTiming] = []
     seqs = [0, 0]
     while not control.poll():
         for index in (0, 1):
             seqs[index] += 1
-            envelope = text(pair[index], pair[1 - index].user, seqs[index], b"x" * 100)
+            envelope = text_envelope(pair[index], pair[1 - index].user, seqs[index], b"x" * 100)
             at = time.monotonic()
             ends[index].submit([envelope])
-            messages.append(Talk(at, await _arrival(arrived, envelope, at)))
+            messages.append(MessageTiming(at, await _arrival(arrived, envelope, at)))
             for each in (0, 1):
-                if ends[each].over is not None:
+                if ends[each].closed_by is not None:
                     cut += 1
                     ends[each].close()
                     ends[each] = await connect(each)
-        await asyncio.sleep(EVERY_S)
+        await asyncio.sleep(PAUSE_S)
     for end in ends:
         end.close()
-    return Talked(messages, cut)
+    return Conversation(messages, cut)
 
 
 async def _arrival(arrived: "asyncio.Queue[Delivery]", envelope: bytes, at: float) -> float:
     try:
-        async with asyncio.timeout(GIVE_UP_S):
+        async with asyncio.timeout(TIMEOUT_S):
             while (await arrived.get()).envelope != envelope:
                 pass
     except TimeoutError:

@@ -1,93 +1,75 @@
-"""The processes of players of a chaos run: started, told what to do, killed, started again."""
+"""Seeds the users of a chaos run, and starts, commands, kills and restarts its client processes."""
 
 import asyncio
 import signal
 import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
 
 from meshim.client.rest import Api
-from meshim.client.session import Credentials, Session
-from meshim.client.state import StateFile
+from meshim.client.session import Credentials
 from meshim.deploy.pdeathsig import die_with_parent
 from meshim.errors import MeshimError
-from scripts.harness.chaos.observer import Follower
-from scripts.harness.chaos.users import Cast, Part
+from scripts.harness.chaos.observer import Observer
+from scripts.harness.chaos.users import ClientsConfig, DeviceConfig
+from scripts.harness.clients.devices import for_each, log_in_device
 from scripts.harness.history.format import HistoryWriter
-from scripts.harness.history.journal import Records
+from scripts.harness.history.journal import Journal
 
 _CLIENT_PROCESS = (sys.executable, "-P", "-m", "scripts.harness.chaos.client_process")
-_REQUESTS = 8
-"""To REST at a time while everybody is enrolled."""
+_REQUESTS_MAX = 8
+"""Requests to REST at a time."""
 
 
-async def enrol(cast: Cast, history: HistoryWriter) -> Cast:
-    """Give everybody an account, friends, and devices that the mesh knows; return the cast with their ids.
+async def seed_users(config: ClientsConfig, history: HistoryWriter) -> ClientsConfig:
+    """Register the users with their friendships and devices; return the configuration with the ids of devices.
 
-    Raises MeshimError when REST refuses something.
+    Raises MeshimError when REST refuses a user.
     """
-    users = list(cast.friends)
-    async with Api(cast.api) as api:
-        for imported in await api.import_users([(user, cast.password) for user in users]):
+    users = list(config.friends)
+    async with Api(config.api) as api:
+        for imported in await api.import_users([(user, config.password) for user in users]):
             if imported.user is None:
                 raise MeshimError(f"{imported.name} cannot be registered: {imported.detail.rstrip('.')}.")
     for user in users:
         history.write({"type": "user", "user": user})
+    ids: dict[DeviceConfig, str] = {}
 
     async def befriend(user: str) -> None:
-        async with Api(cast.api) as api:
-            await api.login(user, cast.password)
-            for friend in cast.friends[user]:
+        async with Api(config.api) as api:
+            await api.login(user, config.password)
+            for friend in config.friends[user]:
                 await api.request(friend)
 
-    numbered: dict[tuple[str, str], Part] = {}
+    async def log_in(device: DeviceConfig) -> None:
+        async with Api(config.api) as api:
+            credentials = Credentials(device.user, config.password, device.name)
+            identity = await log_in_device(api, credentials, Path(device.state))
+        ids[device] = str(identity.device)
+        record = {"type": "device", "user": device.user, "device": ids[device], "state": f"{identity.epoch:016x}"}
+        history.write({**record, "name": device.name})
 
-    async def log_in(part: Part) -> None:
-        state = await asyncio.to_thread(StateFile, Path(part.state))
-        try:
-            async with Api(cast.api) as api:
-                credentials = Credentials(part.user, cast.password, part.device)
-                identity = await Session(api, state, credentials).open()
-        finally:
-            await asyncio.to_thread(state.close)
-        device = str(identity.device)
-        numbered[part.user, part.device] = msgspec.structs.replace(part, device_id=device)
-        state_name = f"{identity.epoch:016x}"
-        history.write({"type": "device", "user": part.user, "device": device, "state": state_name, "name": part.device})
-
-    await _each(users, befriend)
-    await _each(cast.parts, log_in)
-    parts = tuple(numbered[part.user, part.device] for part in cast.parts)
-    return msgspec.structs.replace(cast, parts=parts)
+    await for_each(users, befriend, _REQUESTS_MAX)
+    await for_each(config.devices, log_in, _REQUESTS_MAX)
+    devices = tuple(msgspec.structs.replace(device, device_id=ids[device]) for device in config.devices)
+    return msgspec.structs.replace(config, devices=devices)
 
 
-async def _each(items: Iterable[object], do: Callable[..., Awaitable[None]]) -> None:
-    todo = iter(list(items))
+class ClientPool:
+    """The client processes of a run."""
 
-    async def work() -> None:
-        for item in todo:
-            await do(item)
-
-    async with asyncio.TaskGroup() as workers:
-        for _ in range(_REQUESTS):
-            workers.create_task(work())
-
-
-class Troupe:
-    """The processes that play a cast."""
-
-    def __init__(self, cast: Cast, folder: Path, follower: Follower) -> None:
-        self._cast = cast
+    def __init__(self, config: ClientsConfig, folder: Path, observer: Observer) -> None:
+        self._config = config
         self._folder = folder
-        self._follower = follower
+        self._observer = observer
         self._processes: dict[int, Process] = {}
         self._commands: list[str] = []
-        self._file = folder / "cast.json"
-        self._file.write_bytes(msgspec.json.format(msgspec.json.encode(cast)))
+        self._file = folder / "clients.json"
+        self._file.write_bytes(msgspec.json.format(msgspec.json.encode(config)))
 
     async def start(self, numbers: Sequence[int]) -> None:
         for number in numbers:
@@ -100,65 +82,66 @@ class Troupe:
                 *die_with_parent(command), stdin=PIPE, stdout=DEVNULL, stderr=log, start_new_session=True
             )
         for command_line in self._commands:
-            await self._tell(number, command_line)
+            await self._send(number, command_line)
 
-    async def tell(self, command: str) -> None:
-        """Tell every process, and those that are started later."""
+    async def send(self, command: str) -> None:
+        """Send a command to every process, also to those that start later."""
         self._commands.append(command)
         for number in self._processes:
-            await self._tell(number, command)
+            await self._send(number, command)
 
-    async def _tell(self, number: int, command: str) -> None:
+    async def _send(self, number: int, command: str) -> None:
         stdin = self._processes[number].stdin
         assert stdin is not None
         stdin.write(f"{command}\n".encode())
         await stdin.drain()
 
     def living(self) -> list[int]:
+        """Return the numbers of the processes that run."""
         return [number for number, process in self._processes.items() if process.returncode is None]
 
     def check(self, away: Iterable[int]) -> None:
-        """Raise MeshimError with its last words when a process has ended that nobody killed or told to."""
-        if "leave" in self._commands:
+        """Raise MeshimError with the last line of a process that ended by itself; `away` are the killed ones."""
+        if "disconnect" in self._commands:
             return
         for number, process in self._processes.items():
             if process.returncode is not None and number not in away:
                 log = self._folder / f"process-{number}.log"
-                said = log.read_text(errors="replace").strip().splitlines() or [f"code {process.returncode}"]
-                raise MeshimError(f"Process {number} of the players ended by itself ({log}): {said[-1]}.")
+                last_words = log.read_text(errors="replace").strip().splitlines() or [f"code {process.returncode}"]
+                raise MeshimError(f"Client process {number} ended by itself ({log}): {last_words[-1]}.")
 
-    async def kill(self, number: int, hangs_s: float) -> None:
-        """SIGKILL, after it stood still for a while; its devices are written down as killed once it is gone."""
+    async def kill(self, number: int, stopped_s: float) -> None:
+        """Send SIGSTOP, and SIGKILL `stopped_s` later; then write `killed` for each device that was online."""
         process = self._processes[number]
         process.send_signal(signal.SIGSTOP)
-        await asyncio.sleep(hangs_s)
+        await asyncio.sleep(stopped_s)
         process.kill()
         await process.wait()
-        self._follower.catch_up()
-        records = Records(self._cast.file_of(number), self._cast.start)
-        users = {part.device_id: part.user for part in self._cast.parts}
-        for device in sorted(self._follower.online.get(number, ())):
-            records.write("killed", user=users[device], device=device)
-        records.close()
+        self._observer.catch_up()
+        journal = Journal(self._config.journal_of(number), self._config.start)
+        users = {device.device_id: device.user for device in self._config.devices}
+        for device in sorted(self._observer.online.get(number, ())):
+            journal.write("killed", user=users[device], device=device)
+        journal.close()
 
-    async def start_again(self, number: int) -> None:
+    async def restart(self, number: int) -> None:
         await self._start(number)
 
-    async def leave(self, within_s: float) -> None:
-        """Have everybody go offline politely.  Raises MeshimError when a process does not get there."""
-        await self.tell("leave")
+    async def disconnect(self, within_s: float) -> None:
+        """Make all clients disconnect cleanly; raises MeshimError when a process fails or takes over `within_s`."""
+        await self.send("disconnect")
         deadline = time.monotonic() + within_s
         for number, process in self._processes.items():
             try:
                 async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                     code = await process.wait()
             except TimeoutError:
-                raise MeshimError(f"Process {number} of the players did not leave within {within_s:g} s.") from None
+                raise MeshimError(f"Client process {number} did not disconnect within {within_s:g} s.") from None
             if code != 0:
-                raise MeshimError(f"Process {number} of the players failed: see {self._folder}/process-{number}.log.")
+                raise MeshimError(f"Client process {number} failed: see {self._folder}/process-{number}.log.")
 
-    async def end(self) -> None:
-        """Kill what is left, without a word in the history."""
+    async def kill_all(self) -> None:
+        """Kill the processes that still run, without `killed` records."""
         for process in self._processes.values():
             if process.returncode is None:
                 process.kill()

@@ -1,17 +1,16 @@
-"""A process with many client applications, for a chaos run: it writes, reads, comes and goes, until it is killed.
+"""A process of client applications for a chaos run: they send, read, connect and disconnect until it is killed.
 
-    python crowd.py CAST NUMBER
+    python -m scripts.harness.chaos.client_process CONFIG NUMBER
 
-plays the parts of the cast that belong to process NUMBER, through the client library.  What its applications
-do and see is appended to a file of records (`docs/history.md`), each before it has consequences, so that the file
-says the truth whenever the process is killed; the next process of this number reads there where its devices were.
+runs the devices of process NUMBER through the client library.  Every record (`docs/history.md`) is appended to a
+journal before the event has consequences, so that the journal is right whenever the process is killed; the next process
+of the same number reads in it how far its devices had come.
 
-Commands come as lines on standard input: `go` (write), `hush` (write no more, everybody comes online), `leave`
-(everybody goes offline politely, and the process ends).
+Commands are lines on standard input: `start` (send messages), `stop` (send no more; all devices connect), `disconnect`
+(all devices disconnect cleanly, and the process ends).
 """
 
 import asyncio
-import sqlite3
 import sys
 import time
 from collections.abc import Coroutine, Iterable
@@ -24,158 +23,146 @@ import uvloop
 
 from meshim.client import Client, Message, Outgoing
 from meshim.errors import ClientClosed, MeshimError, Refused
-from scripts.harness.chaos.users import Cast, Part
-from scripts.harness.history.format import SETTLED, digest_of
-from scripts.harness.history.journal import Memory, Records, remember
+from scripts.harness.chaos.users import ClientsConfig, DeviceConfig
+from scripts.harness.clients.devices import final_outcomes
+from scripts.harness.history.format import digest_of
+from scripts.harness.history.journal import DeviceRecord, Journal, read_journal
 
 ONLINE_S, OFFLINE_S = 20.0, 4.0
-"""How long somebody stays, and stays away, on average."""
-BURST_MOST = 4
-"""Messages that are written to one friend in a row."""
-_TURN_S = 0.02
-_BEHIND_S = 2.0
-"""So much of what could not be written, because nobody was there to write it, is made up for."""
+"""Mean seconds that a device stays online, and offline."""
+BURST_MAX = 4
+"""Messages in a row to one friend, at most."""
+_STEP_S = 0.02
+_BACKLOG_S = 2.0
+"""Messages that came due while no device was online are sent later, those of this time at most."""
 _READ_SHARE = 0.1
-"""How many messages are marked as read: each is a message of its own, to the sender."""
-_LEARN_EVERY_S = 0.5
-_AGAIN_S = 1.0
+"""Share of messages that are marked as read; each costs a receipt."""
+_READ_OUTCOMES_S = 0.5
+_RETRY_S = 1.0
 
 
-class Player:
-    """One device.  Whoever calls `arrive`, `leave` and `learn` calls one after the other."""
+class DeviceClient:
+    """The client of one device.  Calls of `connect`, `disconnect` and `read_outcomes` must not overlap."""
 
-    def __init__(self, part: Part, cast: Cast, records: Records, memory: Memory) -> None:
-        self.part = part
+    def __init__(self, device: DeviceConfig, config: ClientsConfig, journal: Journal, record: DeviceRecord) -> None:
+        self.device = device
         self.client: Client | None = None
         self.failed = asyncio.Event()
-        """The client ended by itself."""
+        """Set when the client ended by itself."""
         self.idle = asyncio.Event()
-        """Set while it writes nothing."""
+        """Set while it sends no message."""
         self.idle.set()
-        self._cast = cast
-        self._records = records
-        self._memory = memory
-        self._random = Random(f"texts {cast.seed} {part.device_id} {memory.written}")
+        self._config = config
+        self._journal = journal
+        self._record = record
+        self._random = Random(f"texts {config.seed} {device.device_id} {record.written}")
         self._handling = asyncio.Lock()
-        self._leaving = False
         self._tasks: list[asyncio.Task[None]] = []
-        self._followers: set[asyncio.Task[None]] = set()
+        self._outcome_tasks: set[asyncio.Task[None]] = set()
 
-    @property
-    def unsettled(self) -> bool:
-        return bool(self._memory.unsettled)
+    # ---------------------------------------------------------------- connecting and disconnecting
 
-    # ---------------------------------------------------------------- coming and going
-
-    async def arrive(self) -> None:
-        self._note("online")
-        self._leaving = False
+    async def connect(self) -> None:
+        """Start the client."""
+        self._write_record("online")
         self.failed.clear()
-        part, cast = self.part, self._cast
-        client = Client(cast.api, part.user, cast.password, device=part.device, state=part.state)
+        device, config = self.device, self._config
+        client = Client(config.api, device.user, config.password, device=device.name, state=device.state)
         await client.__aenter__()
         self.client = client
         self._tasks = [asyncio.create_task(self._listen(client)), asyncio.create_task(self._watch(client))]
 
-    async def leave(self) -> None:
-        """Stop between two messages, so that none is handed out again, and close the client."""
+    async def disconnect(self) -> None:
+        """Stop between two messages, so that none is delivered again, and close the client."""
         client, self.client = self.client, None
         assert client is not None
         await self.idle.wait()
-        self._leaving = True
         async with self._handling:
             for task in self._tasks:
                 task.cancel()
         await asyncio.wait(self._tasks)
         await client.__aexit__(None, None, None)
-        if self._followers:
-            await asyncio.wait(self._followers)
-        self._note("note", counted=msgspec.structs.asdict(client.statistics))
-        self._note("offline")
-        self.learn()
+        if self._outcome_tasks:
+            await asyncio.wait(self._outcome_tasks)
+        self._write_record("note", counted=msgspec.structs.asdict(client.statistics))
+        self._write_record("offline")
+        self.read_outcomes()
 
     async def _watch(self, client: Client) -> None:
-        """Write down where it is connected, and what ends it against its will."""
+        """Record the connector of the device, and the error that ends its client."""
         try:
             while True:
                 await client.online()
-                self._note("note", connector=client.connector)
+                self._write_record("note", connector=client.connector)
                 await client.offline()
-                self._note("note", connector=None)
+                self._write_record("note", connector=None)
         except MeshimError as error:
-            self._note("note", problem=f"the client ended: {error.sentence}")
+            self._write_record("note", problem=f"the client ended: {error.sentence}")
             self.failed.set()
 
-    # ---------------------------------------------------------------- writing
+    # ---------------------------------------------------------------- sending
 
-    def write(self, count: int) -> Coroutine[Any, Any, None]:
-        """Write some messages in a row to one friend; from this call on it counts as writing."""
+    def send(self, count: int) -> Coroutine[Any, Any, None]:
+        """Return a coroutine that sends `count` messages to one friend; the device counts as busy from this call on."""
         assert self.client is not None
         self.idle.clear()
-        return self._write(self.client, self._random.choice(self._cast.friends[self.part.user]), count)
+        return self._send(self.client, self._random.choice(self._config.friends[self.device.user]), count)
 
-    async def _write(self, client: Client, to: str, count: int) -> None:
+    async def _send(self, client: Client, to: str, count: int) -> None:
         try:
-            await asyncio.gather(*(self._write_one(client, to) for _ in range(count)))
+            await asyncio.gather(*(self._send_one(client, to) for _ in range(count)))
         finally:
             self.idle.set()
 
-    async def _write_one(self, client: Client, to: str) -> None:
-        # Up to where `send` has numbered the message nothing waits, so that `n` and its order agree.
-        memory = self._memory
-        memory.written += 1
-        memory.numbers[to] += 1
-        name = f"{self.part.device_id}.{memory.written}"
+    async def _send_one(self, client: Client, to: str) -> None:
+        # No await before `send` has numbered the message, so that `n` and its order agree.
+        record = self._record
+        record.written += 1
+        record.numbers[to] += 1
+        name = f"{self.device.device_id}.{record.written}"
         text = f"{name} {'x' * min(4_000, int(self._random.expovariate(1 / 100)))}"
-        self._note("send", to=to, message=name, n=memory.numbers[to], digest=digest_of(text))
+        self._write_record("send", to=to, message=name, n=record.numbers[to], digest=digest_of(text))
         try:
             outgoing = await client.send(to, text)
         except Refused as refusal:
-            self._rejected(name, refusal)
+            self._write_rejection(name, refusal)
             return
         except MeshimError as error:
-            self._note("note", problem=f"{name} could not be sent: {error.sentence}")
+            self._write_record("note", problem=f"{name} could not be sent: {error.sentence}")
             return
-        self._records.write("outcome", message=name, outcome="queued", id=outgoing.id)
-        memory.unsettled[outgoing.id] = name
-        follower = asyncio.create_task(self._follow(name, outgoing))
-        self._followers.add(follower)
-        follower.add_done_callback(self._followers.discard)
+        self._journal.write("outcome", message=name, outcome="queued", id=outgoing.id)
+        record.unsettled[outgoing.id] = name
+        task = asyncio.create_task(self._record_outcomes(name, outgoing))
+        self._outcome_tasks.add(task)
+        task.add_done_callback(self._outcome_tasks.discard)
 
-    async def _follow(self, name: str, outgoing: Outgoing) -> None:
-        """Write down how far a message comes while this client lives."""
+    async def _record_outcomes(self, name: str, outgoing: Outgoing) -> None:
+        """Record the outcomes of a message until the client closes."""
         try:
             await outgoing.wait_sent()
-            self._settled(outgoing.id, name, "sent")
+            self._write_outcome(outgoing.id, name, "sent")
             await outgoing.wait_delivered()
-            self._records.write("outcome", message=name, outcome="delivered")
+            self._journal.write("outcome", message=name, outcome="delivered")
         except Refused as refusal:
-            self._memory.unsettled.pop(outgoing.id, None)
-            self._rejected(name, refusal)
+            self._record.unsettled.pop(outgoing.id, None)
+            self._write_rejection(name, refusal)
         except ClientClosed:
-            pass  # `learn` finds out
+            pass  # `read_outcomes` will find it
 
-    def _settled(self, envelope: str, name: str, outcome: str) -> None:
-        del self._memory.unsettled[envelope]
-        self._records.write("outcome", message=name, outcome=outcome)
+    def _write_outcome(self, envelope: str, name: str, outcome: str) -> None:
+        del self._record.unsettled[envelope]
+        self._journal.write("outcome", message=name, outcome=outcome)
 
-    def _rejected(self, name: str, refusal: Refused) -> None:
+    def _write_rejection(self, name: str, refusal: Refused) -> None:
         fields = {"code": refusal.code.name, "sentence": refusal.sentence}
-        self._records.write("outcome", message=name, outcome="rejected", **fields)
+        self._journal.write("outcome", message=name, outcome="rejected", **fields)
 
-    def learn(self) -> None:
-        """Look up in the state file what became of messages of earlier clients: nobody else can tell."""
-        unsettled = self._memory.unsettled
-        if not unsettled:
-            return
-        outbox = sqlite3.connect(f"file:{self.part.state}?mode=ro", uri=True)
-        try:
-            states = dict(outbox.execute("SELECT lower(hex(id)), state FROM outbox WHERE state <> 'pending'"))
-        finally:
-            outbox.close()
-        for envelope, name in list(unsettled.items()):
-            if states.get(envelope) in (*SETTLED, "rejected"):
-                self._settled(envelope, name, states[envelope])
+    def read_outcomes(self) -> None:
+        """Read the outcomes of earlier clients' messages in the state file: no other source has them."""
+        unsettled = self._record.unsettled
+        if unsettled:
+            for envelope, outcome in final_outcomes(Path(self.device.state), unsettled).items():
+                self._write_outcome(envelope, unsettled[envelope], outcome)
 
     # ---------------------------------------------------------------- reading
 
@@ -183,13 +170,13 @@ class Player:
         try:
             async for message in client.messages():
                 async with self._handling:
-                    self._see(message)
+                    self._record_message(message)
                     await (message.mark_read() if self._random.random() < _READ_SHARE else message.done())
         except MeshimError:
-            pass  # `_watch` says why
+            pass  # `_watch` records the reason
 
-    def _see(self, message: Message) -> None:
-        self._note(
+    def _record_message(self, message: Message) -> None:
+        self._write_record(
             "seen",
             message=message.text.partition(" ")[0],
             id=message.id,
@@ -199,76 +186,78 @@ class Player:
             place=message.order.name,
         )
 
-    def _note(self, kind: str, **fields: object) -> None:
-        self._records.write(kind, user=self.part.user, device=self.part.device_id, **fields)
+    def _write_record(self, kind: str, **fields: object) -> None:
+        self._journal.write(kind, user=self.device.user, device=self.device.device_id, **fields)
 
 
-class Crowd:
-    """All players of this process."""
+class ClientProcess:
+    """The clients of all devices of this process."""
 
-    def __init__(self, cast: Cast, number: int) -> None:
-        path = cast.file_of(number)
-        records = Records(path, cast.start)
-        memories = remember(path)
-        parts = [part for part in cast.parts if part.process == number]
-        self._players = [Player(part, cast, records, memories.get(part.device_id, Memory())) for part in parts]
-        self._rate = cast.rate * len(parts) / len(cast.parts)
-        self._random = Random(f"crowd {cast.seed} {number} {time.monotonic()}")
-        self._go, self._hush, self._leave = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    def __init__(self, config: ClientsConfig, number: int) -> None:
+        path = config.journal_of(number)
+        journal = Journal(path, config.start)
+        devices = read_journal(path)
+        own = [device for device in config.devices if device.process == number]
+        self._clients = [
+            DeviceClient(device, config, journal, devices.get(device.device_id, DeviceRecord())) for device in own
+        ]
+        self._rate = config.rate * len(own) / len(config.devices)
+        self._random = Random(f"process {config.seed} {number} {time.monotonic()}")
+        self._start, self._stop, self._disconnect = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def run(self) -> None:
-        """Play until told to leave.  Raises what goes wrong, as an ExceptionGroup."""
+        """Run until `disconnect`.  Raises errors of the clients as an ExceptionGroup."""
         async with asyncio.TaskGroup() as tasks:
-            commands = tasks.create_task(self._obey())
-            traffic = tasks.create_task(self._write(tasks))
-            lives = [tasks.create_task(self._live(player)) for player in self._players]
-            await asyncio.wait(lives)
+            commands = tasks.create_task(self._read_commands())
+            traffic = tasks.create_task(self._send(tasks))
+            clients = [tasks.create_task(self._run_client(client)) for client in self._clients]
+            await asyncio.wait(clients)
             traffic.cancel()
             commands.cancel()
 
-    async def _obey(self) -> None:
-        commands = {"go": self._go, "hush": self._hush, "leave": self._leave}
+    async def _read_commands(self) -> None:
+        commands = {"start": self._start, "stop": self._stop, "disconnect": self._disconnect}
         reader = asyncio.StreamReader()
         await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
         while line := await reader.readline():
             commands[line.decode().strip()].set()
 
-    async def _live(self, player: Player) -> None:
-        """Come and go while there is traffic, then stay online to the end."""
-        await player.arrive()
-        await self._go.wait()
-        while not self._hush.is_set():
-            await _first(self._random.expovariate(1 / ONLINE_S), self._hush, player.failed)
-            if player.failed.is_set() or not self._hush.is_set():
-                await player.leave()
-                away_s = _AGAIN_S if player.failed.is_set() else self._random.expovariate(1 / OFFLINE_S)
-                await _first(away_s, self._hush)
-                await player.arrive()
-        while not self._leave.is_set():
-            await _first(_LEARN_EVERY_S, self._leave)
-            player.learn()
-        await player.leave()
+    async def _run_client(self, client: DeviceClient) -> None:
+        """Connect and disconnect while there is traffic, then stay online until `disconnect`."""
+        await client.connect()
+        await self._start.wait()
+        while not self._stop.is_set():
+            await _wait_first(self._random.expovariate(1 / ONLINE_S), self._stop, client.failed)
+            if client.failed.is_set() or not self._stop.is_set():
+                await client.disconnect()
+                away_s = _RETRY_S if client.failed.is_set() else self._random.expovariate(1 / OFFLINE_S)
+                await _wait_first(away_s, self._stop)
+                await client.connect()
+        while not self._disconnect.is_set():
+            await _wait_first(_READ_OUTCOMES_S, self._disconnect)
+            client.read_outcomes()
+        await client.disconnect()
 
-    async def _write(self, tasks: asyncio.TaskGroup) -> None:
-        """Keep the rate: whoever is there writes to friends, some messages at a time."""
-        await self._go.wait()
+    async def _send(self, tasks: asyncio.TaskGroup) -> None:
+        """Send at the configured rate: random online devices each send a few messages in a row."""
+        await self._start.wait()
         loop = asyncio.get_running_loop()
         due, last = 0.0, loop.time()
-        while not self._hush.is_set():
-            await asyncio.sleep(_TURN_S)
+        while not self._stop.is_set():
+            await asyncio.sleep(_STEP_S)
             now = loop.time()
-            due = min(due + self._rate * (now - last), self._rate * _BEHIND_S)
+            due = min(due + self._rate * (now - last), self._rate * _BACKLOG_S)
             last = now
-            free = [player for player in self._players if player.client is not None and player.idle.is_set()]
+            free = [client for client in self._clients if client.client is not None and client.idle.is_set()]
             self._random.shuffle(free)
             while free and due >= 1:
-                count = min(int(due), self._random.randint(1, BURST_MOST))
+                count = min(int(due), self._random.randint(1, BURST_MAX))
                 due -= count
-                tasks.create_task(free.pop().write(count))
+                tasks.create_task(free.pop().send(count))
 
 
-async def _first(within_s: float, *events: asyncio.Event) -> None:
-    """Wait until one of them happens, or the time is over."""
+async def _wait_first(within_s: float, *events: asyncio.Event) -> None:
+    """Wait for the first of the events, at most `within_s`."""
     waiting = [asyncio.ensure_future(event.wait()) for event in events]
     try:
         await asyncio.wait(waiting, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
@@ -278,13 +267,14 @@ async def _first(within_s: float, *events: asyncio.Event) -> None:
 
 
 def main(arguments: Iterable[str]) -> None:
+    """Run process NUMBER of a configuration file."""
     path, number = arguments
-    cast = msgspec.json.decode(Path(path).read_bytes(), type=Cast)
-    if cast.breaks:
-        from scripts.harness.chaos.mutations import break_here  # here: it takes the whole mesh along
+    config = msgspec.json.decode(Path(path).read_bytes(), type=ClientsConfig)
+    if config.mutation:
+        from scripts.harness.chaos.mutations import apply  # here: it imports the whole mesh
 
-        break_here(cast.breaks)
-    uvloop.run(Crowd(cast, int(number)).run())
+        apply(config.mutation)
+    uvloop.run(ClientProcess(config, int(number)).run())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Adds up what the processes of a mesh have counted, over all their lives.
+"""Sums of the counters of all processes of a mesh, over all their restarts.
 
-Counters begin anew with each process, and are written once a second: what one that was killed counted after that is
-not known, so that sums are at times too low, never too high.
+Counters start at 0 in each process and are written once a second.  What a killed process counted after its last write
+is unknown: a sum may be too low, never too high.
 """
 
 from collections import Counter
@@ -18,47 +18,48 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "deduplicated": ("connector", "transfer", "client"),
     "fenced": ("connector", "writer"),
     "woken": ("connector",),
-    "held": ("connector",),
+    "deferred": ("connector",),
 }
-"""What a chaos run shows, and which roles count it (`statistics.py` of each says what it means)."""
+"""The counters in the answer of a chaos run, and the roles that count each (`statistics.py` of a role defines it)."""
 
 
-class Tally:
-    """Sums over processes that come and go; call `look` more often than once a second."""
+class MeshCounters:
+    """Sums over processes that restart; call `sample` more often than once a second."""
 
     def __init__(self, data: DataFolder) -> None:
         self._data = data
         self._pids: dict[tuple[str, str], int] = {}
-        self._lives: dict[tuple[str, str, int], dict[str, int]] = {}
+        self._by_process: dict[tuple[str, str, int], dict[str, int]] = {}
 
-    def look(self) -> None:
+    def sample(self) -> None:
+        """Read the counters of all processes."""
         state = read(self._data)
         if state is None:
             return
         for role in state.roles:
-            # Who has just ended wrote a last time.
+            # A process that has just ended wrote its counters once more at the end.
             for pid in {self._pids.get((role.role, role.name)), role.pid}:
                 if pid is not None and (counted := counters.read(self._data.root, role.role, role.name, pid)):
-                    self._lives[role.role, role.name, pid] = counted
+                    self._by_process[role.role, role.name, pid] = counted
             if role.pid is not None:
                 self._pids[role.role, role.name] = role.pid
 
     def add(self, role: str, counted: Mapping[str, int]) -> None:
-        """What somebody else has counted: clients, all together."""
-        self._lives[role, "all", 0] = dict(counted)
+        """Set the counters of a role without processes of the mesh: clients, all together."""
+        self._by_process[role, "all", 0] = dict(counted)
 
     def sums(self) -> dict[str, int]:
-        """The sums of `SHOWN`."""
+        """Return the sums of `SHOWN`."""
         return {name: sum(self._of(role)[name] for role in roles) for name, roles in SHOWN.items()}
 
     def all(self) -> dict[str, dict[str, int]]:
-        """Every counter of every role, summed over its processes."""
-        roles = sorted({role for role, _, _ in self._lives})
+        """Return every counter of every role, summed over its processes."""
+        roles = sorted({role for role, _, _ in self._by_process})
         return {role: dict(sorted(self._of(role).items())) for role in roles}
 
     def _of(self, role: str) -> Counter[str]:
         total: Counter[str] = Counter()
-        for (of, _, _), counted in self._lives.items():
+        for (of, _, _), counted in self._by_process.items():
             if of == role:
                 total.update(counted)
         return total

@@ -1,10 +1,10 @@
-"""A mesh, or a client library, in which a mechanism is missing: to see that a chaos run notices.
+"""Takes one mechanism out of a mesh or of the client library, to show that a chaos run notices.
 
     python -m scripts.harness.chaos.mutations NAME up|ROLE ARGUMENT...
 
-is the `meshim` command with that mechanism taken away, in every process that it starts.  What each name takes
-away is written once, in `tests/sim/breaks.py`; here are the ones that concern code which runs in real processes
-(others are rules of Redis and SQL, or need state files to be lost), and whose absence shows there soon and surely.
+is the `meshim` command without that mechanism, in every process that it starts.  `tests/sim/breaks.py` defines what
+each name takes out; here are the names whose effect shows soon and surely in real processes.  (The others change rules
+of Redis and SQL, or need lost state files.)
 """
 
 import asyncio
@@ -25,18 +25,18 @@ from meshim.deploy.state import DataFolder
 from scripts.harness.mesh.local_mesh import MESHIM
 from tests.sim.breaks import broken
 
-BREAKS = ("dedup", "read-before-ack", "sent-before-puback", "sent-on-first-copy", "after", "ack-before-commit")
+MUTATIONS = ("dedup", "read-before-ack", "sent-before-puback", "sent-on-first-copy", "after", "ack-before-commit")
 
 _PROGRAM = (sys.executable, "-P", "-m", "scripts.harness.chaos.mutations")
 _forever = ExitStack()
 
 
-def break_here(name: str) -> None:
-    """Take a mechanism away from this process, for the rest of its life."""
+def apply(name: str) -> None:
+    """Take a mechanism out of this process for the rest of its life."""
     _forever.enter_context(broken(name))
-    if name == "read-before-ack":  # on virtual time the mark may be left for the next look: here nobody is so slow
+    if name == "read-before-ack":  # the mark waits for the next look at the queue otherwise, which is too late here
         _forever.enter_context(patch.object(Queues, "page_read", _page_marked))
-    if name == "dedup":  # the key of a table stands in for it otherwise, for as long as the application has not read
+    if name == "dedup":  # a key of the state file deduplicates, too, until the application has read the message
         _forever.enter_context(patch.object(StateFile, "_apply", _apply_again))
 
 
@@ -58,7 +58,7 @@ def _apply_again(self: StateFile, change: Change) -> None:
 
 
 def mesh_command(name: str) -> Sequence[str]:
-    """The command to run a mesh with: `meshim`, or this module if something is to be broken."""
+    """Return the command line of meshim, without the mechanism `name` unless that is empty."""
     return (*_PROGRAM, name) if name else MESHIM
 
 
@@ -71,7 +71,7 @@ def _up(name: str, file: Path, data: DataFolder) -> None:
 
 
 def _main(name: str, command: str, *arguments: str) -> None:
-    break_here(name)
+    apply(name)
     if command == "up":
         options = dict(zip(arguments[::2], arguments[1::2], strict=True))
         _up(name, Path(options["-t"]), DataFolder(Path(options["--data"])))

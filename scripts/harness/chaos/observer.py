@@ -1,6 +1,7 @@
-"""What a chaos run knows while it runs: the records of all processes, as far as they are written.
+"""Follows the journals of all client processes during a chaos run.
 
-Only to know what to wait for, and who was there when a process was killed; the verdict is `check_history.py`'s.
+The run needs this only to know what to wait for, and which devices were online when a process was killed; the verdict
+is that of `check_history.py`.
 """
 
 from collections import Counter
@@ -9,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from scripts.harness.chaos.users import Cast
+from scripts.harness.chaos.users import ClientsConfig
 from scripts.harness.history.format import SETTLED
 
 _decode = msgspec.json.Decoder().decode
@@ -18,41 +19,42 @@ _decode = msgspec.json.Decoder().decode
 class _Message(msgspec.Struct):
     at: float
     missing: set[str]
-    """Devices that it is owed to and that have not seen it."""
+    """Devices that have to see the message and have not."""
     returned: bool = False
     settled: bool = False
-    in_one_go: bool = True
-    """Its sender has been online ever since."""
+    sender_stayed: bool = True
+    """The sending device has been online since the `send`."""
 
 
-class Follower:
-    """Reads what is new in the files of records whenever `catch_up` is called."""
+class Observer:
+    """Reads the new records of the journals at each `catch_up`."""
 
-    def __init__(self, cast: Cast, processes: int) -> None:
+    def __init__(self, config: ClientsConfig, processes: int) -> None:
         self.sent = 0
         self.max_settle_s = 0.0
-        """From `send` to the news that it is safe, of messages whose sender was online all the time."""
+        """Longest time from `send` to a settled outcome, of messages whose sender stayed online."""
         self.online: dict[int, set[str]] = {}
-        """The devices of each process that are, or may be, online."""
+        """Devices of each process that are, or may be, online."""
         self.connected: set[str] = set()
         """Devices that a connector has welcomed."""
         self.problems: list[str] = []
-        self.counted: Counter[str] = Counter()
-        """What clients had counted when they were closed; those that were killed took it with them."""
+        self.client_counters: Counter[str] = Counter()
+        """Counters of closed clients; those of killed clients are lost."""
         self.open: dict[str, _Message] = {}
-        """Messages that are not settled, or not seen by everybody; not those that `send` may never have taken."""
-        self._doubtful: dict[str, _Message] = {}
+        """Messages that are not settled, or not seen by a device; without those that `send` may not have kept."""
+        self._in_doubt: dict[str, _Message] = {}
         self._known: set[str] = set()
         self._early: dict[str, set[str]] = {}
         self._devices: dict[str, set[str]] = {}
-        self._sent_by: dict[str, list[str]] = {part.device_id: [] for part in cast.parts}
-        self._files = [[cast.file_of(number), 0] for number in range(processes)]
-        self._homes: dict[str, set[str]] = {}
-        for part in cast.parts:
-            self._devices.setdefault(part.user, set()).add(part.device_id)
-            self._homes[part.device_id] = self.online.setdefault(part.process, set())
+        self._sent_by: dict[str, list[str]] = {device.device_id: [] for device in config.devices}
+        self._files = [[config.journal_of(number), 0] for number in range(processes)]
+        self._online_of: dict[str, set[str]] = {}
+        for device in config.devices:
+            self._devices.setdefault(device.user, set()).add(device.device_id)
+            self._online_of[device.device_id] = self.online.setdefault(device.process, set())
 
     def catch_up(self) -> None:
+        """Read the records that were appended since the last call."""
         for file in self._files:
             for record in _new_records(file):
                 self._take(record)
@@ -66,13 +68,13 @@ class Follower:
             case "seen":
                 self._seen(record)
             case "online":
-                self._homes[record["device"]].add(record["device"])
+                self._online_of[record["device"]].add(record["device"])
             case "offline" | "killed":
-                self._left(record)
+                self._disconnected(record)
             case "note" if "connector" in record:
                 (self.connected.add if record["connector"] else self.connected.discard)(record["device"])
             case "note" if "counted" in record:
-                self.counted.update(record["counted"])
+                self.client_counters.update(record["counted"])
             case "note" if "problem" in record:
                 self.problems.append(f"{record['user']}: {record['problem']}")
 
@@ -94,19 +96,19 @@ class Follower:
             del self.open[name]
         elif outcome in SETTLED and not message.settled:
             message.settled = True
-            if message.in_one_go:
+            if message.sender_stayed:
                 self.max_settle_s = max(self.max_settle_s, record["at"] - message.at)
             self._close(name, message)
 
     def _seen(self, record: dict[str, Any]) -> None:
         name, device = record["message"], record["device"]
-        if name in self._doubtful:  # it was taken after all
-            self.open[name] = message = self._doubtful.pop(name)
-            message.settled = True  # nobody knows its envelope, to ask what became of it
+        if name in self._in_doubt:  # `send` had kept it
+            self.open[name] = message = self._in_doubt.pop(name)
+            message.settled = True  # its envelope id, and so its outcome, is unknown
         elif name in self.open:
             message = self.open[name]
         else:
-            if name not in self._known:  # the file of its sender is read after this one
+            if name not in self._known:  # the journal of its sender is read after this one
                 self._early.setdefault(name, set()).add(device)
             return
         message.missing.discard(device)
@@ -116,21 +118,21 @@ class Follower:
         if message.settled and not message.missing:
             del self.open[name]
 
-    def _left(self, record: dict[str, Any]) -> None:
+    def _disconnected(self, record: dict[str, Any]) -> None:
         device = record["device"]
-        self._homes[device].discard(device)
+        self._online_of[device].discard(device)
         self.connected.discard(device)
         for name in self._sent_by[device]:
             message = self.open.get(name)
             if message is not None:
-                message.in_one_go = False
+                message.sender_stayed = False
                 if record["type"] == "killed" and not message.returned:
-                    self._doubtful[name] = self.open.pop(name)
+                    self._in_doubt[name] = self.open.pop(name)
         self._sent_by[device].clear()
 
 
 def _new_records(file: list[Any]) -> Iterator[dict[str, Any]]:
-    """The records that were appended since the last time."""
+    """Yield the records that were appended since the last call."""
     path, offset = file
     if not path.exists():
         return

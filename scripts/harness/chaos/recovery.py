@@ -1,13 +1,13 @@
-"""How soon people talk again after something was broken, read from the history of a chaos run.
+"""How soon users talk again after a fault, read from the history of a chaos run.
 
-A *conversation* is what one device writes to one user.  It is affected when the broken process is the connector
-of either end; when it is anything else, all conversations are.  Of an affected conversation the first message counts
-that was handed to `send` within a second of the signal: the conversation goes on when a device of the recipient has
-shown it.  One in which nothing was written in that second, or of which an end went away by itself, says nothing.
+A *conversation* is one device writing to one user.  A fault of a connector affects the conversations with a device on
+that connector; any other fault affects all.  The first message of an affected conversation that was handed to `send`
+within a second of the fault is measured: the conversation has recovered when a device of the recipient has shown that
+message.  Conversations without such a message, or with an end that disconnected by itself, do not count.
 
-`talking_s` of a fault is the time from the signal until the last affected conversation goes on; `moved_s`, for a
-connector, until the last of the devices that were on it was welcomed by another.  Since the first message may come
-at any time within a second, `talking_s` is at least about a second where many talk, however quick the mesh is.
+`talking_s` of a fault is the time until the last affected conversation has recovered; `moved_s`, for a connector, until
+the last device of that connector was welcomed by another.  The first message may come at any time within the second:
+with many conversations `talking_s` is at least about a second, however fast the mesh is.
 """
 
 from bisect import bisect_left
@@ -17,16 +17,17 @@ from math import inf
 from statistics import median
 from typing import Any, NamedTuple
 
-from scripts.harness.chaos.injector import Strike
+from scripts.harness.chaos.injector import Injection
 from scripts.harness.history.format import Record
 
 WITHIN_S = 1.0
+"""Time after a fault in which the measured message has to be sent."""
 
 
 class Recovery(NamedTuple):
-    """What became of one fault; None where there was nobody to tell."""
+    """Recovery from one fault; None where no device or conversation was affected."""
 
-    strike: Strike
+    injection: Injection
     talking_s: float | None
     conversations: int
     moved_s: float | None
@@ -40,82 +41,92 @@ class _Send(NamedTuple):
     message: str
 
 
-class Recoveries:
-    """Takes in the records of a history in the order of time; then answers."""
+class RecoveryTimes:
+    """Collects the records of a history in the order of time, then returns the recovery from each fault."""
 
     def __init__(self) -> None:
         self._sends: list[_Send] = []
         self._seen: dict[str, float] = {}
         self._to: dict[str, str] = {}
-        self._stays: defaultdict[str, list[list[float]]] = defaultdict(list)
-        """For each device, from when until when it was online."""
-        self._places: defaultdict[str, list[tuple[float, str | None]]] = defaultdict(list)
-        """For each device, since when it was on which connector."""
+        self._online: defaultdict[str, list[list[float]]] = defaultdict(list)
+        """By device, the intervals in which it was online."""
+        self._connectors: defaultdict[str, list[tuple[float, str | None]]] = defaultdict(list)
+        """By device, the times at which its connector changed."""
         self._devices: defaultdict[str, list[str]] = defaultdict(list)
 
-    def take(self, record: Record) -> None:
+    def add(self, record: Record) -> None:
+        """Take in the next record."""
         device, at = record.get("device", ""), record["at"]
         match record["type"]:
             case "device":
                 self._devices[record["user"]].append(device)
             case "online":
-                self._stays[device].append([at, inf])
+                self._online[device].append([at, inf])
             case "offline" | "killed":
-                self._stays[device][-1][1] = at
-                self._places[device].append((at, None))
+                self._online[device][-1][1] = at
+                self._connectors[device].append((at, None))
             case "note" if "connector" in record:
-                self._places[device].append((at, record["connector"]))
+                self._connectors[device].append((at, record["connector"]))
             case "send":
                 self._sends.append(_Send(at, device, record["to"], record["message"]))
                 self._to[record["message"]] = record["to"]
             case "seen" if self._to.get(record["message"]) == record["user"]:
                 self._seen.setdefault(record["message"], at)
 
-    def of(self, strike: Strike) -> Recovery:
-        overs = list(self._conversations(strike))
-        moves = list(self._moves(strike)) if strike.kind.endswith("-connector") else []
-        return Recovery(strike, max(overs, default=None), len(overs), max(moves, default=None), len(moves))
+    def of(self, injection: Injection) -> Recovery:
+        """Return the recovery from a fault."""
+        times = list(self._conversations(injection))
+        moves = list(self._moves(injection)) if injection.kind.endswith("-connector") else []
+        return Recovery(injection, max(times, default=None), len(times), max(moves, default=None), len(moves))
 
-    def _conversations(self, strike: Strike) -> Iterator[float]:
-        on_it = self._on(strike) if strike.kind.endswith("-connector") else None
-        begun: set[tuple[str, str]] = set()
-        for send in self._sends[bisect_left(self._sends, (strike.at,)) :]:
-            if send.at > strike.at + WITHIN_S:
+    def _conversations(self, injection: Injection) -> Iterator[float]:
+        on_connector = self._on(injection) if injection.kind.endswith("-connector") else None
+        counted: set[tuple[str, str]] = set()
+        for send in self._sends[bisect_left(self._sends, (injection.at,)) :]:
+            if send.at > injection.at + WITHIN_S:
                 return
-            theirs = self._devices[send.to]
-            if (send.device, send.to) in begun or (on_it is not None and on_it.isdisjoint((send.device, *theirs))):
+            recipient_devices = self._devices[send.to]
+            if (send.device, send.to) in counted or (
+                on_connector is not None and on_connector.isdisjoint((send.device, *recipient_devices))
+            ):
                 continue
-            begun.add((send.device, send.to))
-            over = self._seen.get(send.message, inf)
-            if self._stayed(send.device, strike.at, over) and any(self._stayed(d, strike.at, over) for d in theirs):
-                yield over - strike.at
+            counted.add((send.device, send.to))
+            seen_at = self._seen.get(send.message, inf)
+            if self._stayed(send.device, injection.at, seen_at) and any(
+                self._stayed(d, injection.at, seen_at) for d in recipient_devices
+            ):
+                yield seen_at - injection.at
 
-    def _moves(self, strike: Strike) -> Iterator[float]:
-        for device in self._on(strike):
-            later = (at for at, connector in self._places[device] if at > strike.at and connector)
-            there = next(later, inf)
-            if self._stayed(device, strike.at, there):
-                yield there - strike.at
+    def _moves(self, injection: Injection) -> Iterator[float]:
+        for device in self._on(injection):
+            later = (at for at, connector in self._connectors[device] if at > injection.at and connector)
+            moved_at = next(later, inf)
+            if self._stayed(device, injection.at, moved_at):
+                yield moved_at - injection.at
 
-    def _on(self, strike: Strike) -> set[str]:
-        """The devices that were on the connector when it was struck."""
-        return {device for device, places in self._places.items() if _at(places, strike.at) == strike.endpoint}
+    def _on(self, injection: Injection) -> set[str]:
+        """Return the devices that were on the connector at the time of the fault."""
+        return {
+            device
+            for device, connectors in self._connectors.items()
+            if _at(connectors, injection.at) == injection.endpoint
+        }
 
     def _stayed(self, device: str, since: float, until: float) -> bool:
-        return any(came <= since and until <= left for came, left in self._stays[device])
+        return any(came <= since and until <= left for came, left in self._online[device])
 
 
-def _at(places: Sequence[tuple[float, str | None]], at: float) -> str | None:
-    """Where a device was at a time."""
-    index = bisect_left(places, (at,))
-    return places[index - 1][1] if index else None
+def _at(connectors: Sequence[tuple[float, str | None]], at: float) -> str | None:
+    """Return the connector of a device at a time."""
+    index = bisect_left(connectors, (at,))
+    return connectors[index - 1][1] if index else None
 
 
 def by_kind(recoveries: Iterable[Recovery]) -> dict[str, dict[str, Any]]:
-    """For each kind how often it happened, maximum and median in seconds, and what was `never` over, if anything."""
+    """Return by kind `times`, `max` and `median` in seconds, and `never`: recoveries that did not happen, if any."""
     kinds: defaultdict[str, list[Recovery]] = defaultdict(list)
     for recovery in recoveries:
-        kinds[recovery.strike.kind].append(recovery)
+        kinds[recovery.injection.kind].append(recovery)
     return {kind: _summary(each) for kind, each in sorted(kinds.items())}
 
 

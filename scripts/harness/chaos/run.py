@@ -1,10 +1,8 @@
-"""One chaos run, from the start of the mesh to the verdict."""
+"""One chaos run, from the start of the mesh to the answer."""
 
 import asyncio
 import heapq
-import json
 import secrets
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,57 +17,47 @@ import uvloop
 from meshim.deploy.state import DataFolder
 from meshim.errors import MeshimError
 from meshim.topology import Topology
-from scripts.harness.chaos.client_pool import Troupe, enrol
-from scripts.harness.chaos.counters import Tally
+from scripts.harness.chaos.client_pool import ClientPool, seed_users
+from scripts.harness.chaos.counters import MeshCounters
 from scripts.harness.chaos.fault_plan import plan, too_few
-from scripts.harness.chaos.injector import Strikes
+from scripts.harness.chaos.injector import FaultInjector
 from scripts.harness.chaos.mutations import mesh_command
-from scripts.harness.chaos.observer import Follower
-from scripts.harness.chaos.recovery import Recoveries, Recovery, by_kind
-from scripts.harness.chaos.users import Cast, friends_of, parts_of
+from scripts.harness.chaos.observer import Observer
+from scripts.harness.chaos.recovery import Recovery, RecoveryTimes, by_kind
+from scripts.harness.chaos.settings import Settings
+from scripts.harness.chaos.users import ClientsConfig, assign_devices, friends_of
 from scripts.harness.history.format import HistoryWriter, Record
+from scripts.harness.history.verdict import verdict_on
 from scripts.harness.mesh import local_mesh
 
 PROCESSES = 4
-"""Of players.  Python takes a core for each, and they share the machine with the mesh."""
-RATE_LEAST = 500.0
-PROVING_S = 120.0
-"""A run that lasts so long has to show something: a fault of each kind twice, every counter, enough traffic."""
+"""Client processes.  Python takes a core for each, and they share the machine with the mesh."""
+RATE_MIN = 500.0
+CONCLUSIVE_S = 120.0
+"""A run of this length has to show something: each kind of fault twice, every counter, enough traffic."""
 PROMISED_S = (
     ("kill-connector", "", "talked again", 5.0),
     ("kill-transfer", "", "talked again", 5.0),
     ("term-connector", "moved_", "had moved", 1.0),
 )
-"""What is promised of recovery, at default settings: kind, what is measured, in words, and seconds at most."""
+"""Promised recovery at default settings: kind, prefix of the figure, words for it, and seconds at most."""
 
-_ONLINE_S = 30.0
+_CONNECT_S = 30.0
 _HEAL_S = 60.0
 QUIET_S = 90.0
-"""Until everything is settled and seen: a sweep, a gap given up, the longest pause of a client, and some more."""
+"""Limit until all messages are settled and seen: a sweep, a gap release, the longest pause of a client, and more."""
 _STUCK_S = 45.0
-"""Whatever moves at all moves within a sweep."""
+"""No progress for this long means that nothing will move: a sweep would have moved it."""
 _LINGER_S = 2.0
-"""After that, for what comes twice."""
-_LEAVE_S = 30.0
-_LOOK_S = 0.25
-_TELL_S = 5.0
-_SHM = Path("/dev/shm")  # noqa: S108  (not a temporary file: memory, where a sync costs nothing)
-
-
-class Settings(msgspec.Struct, frozen=True):
-    """What was asked for.  `everything` says that no kind of fault was left out on purpose."""
-
-    seed: int
-    seconds: float
-    rate: float
-    users: int
-    kinds: tuple[str, ...]
-    everything: bool
-    breaks: str
+"""Pause after that, in which duplicates may still arrive."""
+_DISCONNECT_S = 30.0
+_POLL_S = 0.25
+_PROGRESS_S = 5.0
+_SHM = Path("/dev/shm")  # noqa: S108  (in memory, where a sync costs nothing)
 
 
 class Run:
-    """One run; `perform` does it."""
+    """One chaos run."""
 
     def __init__(self, settings: Settings, mesh: Topology, folder: Path) -> None:
         self._settings = settings
@@ -79,9 +67,9 @@ class Run:
         self._notes: list[Record] = []
         self._start = 0.0
         self._facts: dict[str, Any] = {}
-        self._phase = "everybody comes online"
+        self._phase = "devices connect"
 
-    def perform(self) -> dict[str, Any]:
+    def run(self) -> dict[str, Any]:
         """Return the answer, `ok` first.  Raises MeshimError when the run cannot be done."""
         settings = self._settings
         with ExitStack() as stack:
@@ -89,11 +77,11 @@ class Run:
                 HistoryWriter(self._history, time.monotonic, "chaos", seed=settings.seed, seconds=settings.seconds)
             )
             self._start = writer.start
-            api = stack.enter_context(local_mesh.running(self._folder, self._mesh, mesh_command(settings.breaks)))
-            states = stack.enter_context(tempfile.TemporaryDirectory(prefix="meshim-", dir=_memory()))
-            uvloop.run(self._perform(api, Path(states), writer))
+            api = stack.enter_context(local_mesh.running(self._folder, self._mesh, mesh_command(settings.mutation)))
+            states = stack.enter_context(tempfile.TemporaryDirectory(prefix="meshim-", dir=_state_folder()))
+            uvloop.run(self._run_in_loop(api, Path(states), writer))
             recoveries = self._merge(writer)
-        return self._answer(_judge(self._history), recoveries)
+        return self._answer(verdict_on(self._history), recoveries)
 
     def _clock(self) -> float:
         return time.monotonic() - self._start
@@ -103,73 +91,80 @@ class Run:
 
     # ---------------------------------------------------------------- the run
 
-    async def _perform(self, api: str, states: Path, writer: HistoryWriter) -> None:
+    async def _run_in_loop(self, api: str, states: Path, writer: HistoryWriter) -> None:
         settings = self._settings
         users = [f"u{at}.{secrets.token_hex(3)}" for at in range(settings.users)]
-        records = self._folder / "records"
-        records.mkdir()
-        self._cast = cast = await enrol(
-            Cast(
-                api, secrets.token_hex(16), self._start, settings.seed, settings.rate, str(records), friends_of(users),
-                parts_of(users, states, PROCESSES, settings.seed), settings.breaks,
+        journals = self._folder / "journals"
+        journals.mkdir()
+        self._config = config = await seed_users(
+            ClientsConfig(
+                api=api,
+                password=secrets.token_hex(16),
+                start=self._start,
+                seed=settings.seed,
+                rate=settings.rate,
+                journals=str(journals),
+                friends=friends_of(users),
+                devices=assign_devices(users, states, PROCESSES, settings.seed),
+                mutation=settings.mutation,
             ),
             writer,
-        )  # fmt: skip
+        )
         data = DataFolder(self._folder / "data")
-        self._follower = follower = Follower(cast, PROCESSES)
-        self._tally = Tally(data)
-        troupe = Troupe(cast, self._folder, follower)
-        self._strikes = strikes = Strikes(data, troupe, self._clock, self._note)
-        looking = asyncio.create_task(self._look(troupe, strikes))
+        self._observer = observer = Observer(config, PROCESSES)
+        self._counters = MeshCounters(data)
+        pool = ClientPool(config, self._folder, observer)
+        self._injector = injector = FaultInjector(data, pool, self._clock, self._note)
+        watching = asyncio.create_task(self._watch(pool, injector))
         try:
-            await _either(self._act(troupe, strikes), looking)
+            await _run_with(self._run_phases(pool, injector), watching)
         finally:
-            looking.cancel()
-            strikes.release()
-            await troupe.end()
+            watching.cancel()
+            injector.release()
+            await pool.kill_all()
 
-    async def _act(self, troupe: Troupe, strikes: Strikes) -> None:
-        settings, follower = self._settings, self._follower
-        await troupe.start(range(PROCESSES))
-        parts = len(self._cast.parts)
-        await self._until(lambda: len(follower.connected) == parts, _ONLINE_S, "Not everybody came online")
-        await troupe.tell("go")
+    async def _run_phases(self, pool: ClientPool, injector: FaultInjector) -> None:
+        settings, observer = self._settings, self._observer
+        await pool.start(range(PROCESSES))
+        devices = len(self._config.devices)
+        await self._until(lambda: len(observer.connected) == devices, _CONNECT_S, "Not every device came online")
+        await pool.send("start")
         began = self._clock()
         until = began + settings.seconds
         self._phase = f"traffic until {until:.0f} s"
-        await strikes.perform(plan(settings.seed, settings.seconds, settings.kinds), began, until)
+        await injector.run(plan(settings.seed, settings.seconds, settings.kinds), began, until)
         await asyncio.sleep(max(0.0, until - self._clock()))
-        sent, ended = follower.sent, self._clock()
-        await strikes.over()
-        await troupe.tell("hush")
-        self._phase = "mending"
-        await strikes.healed(_HEAL_S)
+        sent, ended = observer.sent, self._clock()
+        await injector.wait_over()
+        await pool.send("stop")
+        self._phase = "healing"
+        await injector.wait_healed(_HEAL_S)
         healed = self._clock()
         self._note(healed=True)
         self._phase = f"waiting for quiet, {QUIET_S:g} s at most"
         quiet = await self._quiet(healed)
         await asyncio.sleep(_LINGER_S)
-        self._tally.look()
-        await troupe.leave(_LEAVE_S)
-        follower.catch_up()
-        self._tally.add("client", follower.counted)
+        self._counters.sample()
+        await pool.disconnect(_DISCONNECT_S)
+        observer.catch_up()
+        self._counters.add("client", observer.client_counters)
         self._facts = {
             "rate": round(sent / (ended - began), 1),
             "quiet_s": quiet,
-            "unfinished": len(follower.open),
-            "max_settle_s": round(follower.max_settle_s, 2),
+            "unfinished": len(observer.open),
+            "max_settle_s": round(observer.max_settle_s, 2),
         }
 
     async def _quiet(self, since: float) -> float | None:
-        """Wait until everything is settled and seen by everybody; how long that took, or None if it did not happen."""
-        fewest, changed_at = len(self._follower.open), since
-        while self._follower.open:
+        """Wait until every message is settled and seen; return the seconds, or None when that did not happen."""
+        fewest, changed_at = len(self._observer.open), since
+        while self._observer.open:
             now = self._clock()
-            if len(self._follower.open) < fewest:
-                fewest, changed_at = len(self._follower.open), now
+            if len(self._observer.open) < fewest:
+                fewest, changed_at = len(self._observer.open), now
             if now - since > QUIET_S or now - changed_at > _STUCK_S:
-                return None  # the judge will say what it means
-            await asyncio.sleep(_LOOK_S)
+                return None  # the judge will find what is missing
+            await asyncio.sleep(_POLL_S)
         return round(self._clock() - since, 1)
 
     async def _until(self, condition: Callable[[], bool], within_s: float, otherwise: str) -> None:
@@ -177,41 +172,41 @@ class Run:
         while not condition():
             if self._clock() > deadline:
                 raise MeshimError(f"{otherwise} within {within_s:g} s (logs: {self._folder}).")
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_POLL_S)
 
-    async def _look(self, troupe: Troupe, strikes: Strikes) -> None:
-        """Follow what happens, and tell it on stderr now and then.  Raises when a process ends that nobody killed."""
-        told_at = self._clock()
+    async def _watch(self, pool: ClientPool, injector: FaultInjector) -> None:
+        """Read journals and counters, and print progress.  Raises MeshimError when a process ends by itself."""
+        shown_at = self._clock()
         while True:
-            await asyncio.sleep(_LOOK_S)
-            self._follower.catch_up()
-            self._tally.look()
-            troupe.check(strikes.away)
-            if self._clock() - told_at >= _TELL_S:
-                told_at = self._clock()
-                online, sent = len(self._follower.connected), self._follower.sent
-                text = f"{online} devices online, {sent} sent, {len(self._follower.open)} under way"
+            await asyncio.sleep(_POLL_S)
+            self._observer.catch_up()
+            self._counters.sample()
+            pool.check(injector.away)
+            if self._clock() - shown_at >= _PROGRESS_S:
+                shown_at = self._clock()
+                online, sent = len(self._observer.connected), self._observer.sent
+                text = f"{online} devices online, {sent} sent, {len(self._observer.open)} in flight"
                 when = f"{self._clock():.0f} s, {self._phase}"
-                print(f"chaos: {when}: {text}, {len(strikes.happened)} faults", file=sys.stderr, flush=True)
+                print(f"chaos: {when}: {text}, {len(injector.happened)} faults", file=sys.stderr, flush=True)
 
     # ---------------------------------------------------------------- afterwards
 
     def _merge(self, writer: HistoryWriter) -> list[Recovery]:
-        """Put the records of all processes into the history, in the order of time; return what they say of recovery."""
-        recoveries = Recoveries()
-        for part in self._cast.parts:
-            recoveries.take({"type": "device", "user": part.user, "device": part.device_id, "at": 0.0})
-        files = [_records(self._cast.file_of(number)) for number in range(PROCESSES)]
+        """Merge the records of all processes into the history by time; return the recovery from each fault."""
+        recoveries = RecoveryTimes()
+        for device in self._config.devices:
+            recoveries.add({"type": "device", "user": device.user, "device": device.device_id, "at": 0.0})
+        files = [_records(self._config.journal_of(number)) for number in range(PROCESSES)]
         for record in heapq.merge(self._notes, *files, key=lambda record: record["at"]):
             writer.write(record)
-            recoveries.take(record)
-        return [recoveries.of(strike) for strike in self._strikes.happened]
+            recoveries.add(record)
+        return [recoveries.of(injection) for injection in self._injector.happened]
 
     def _answer(self, verdict: dict[str, Any], recoveries: list[Recovery]) -> dict[str, Any]:
-        settings, strikes = self._settings, self._strikes
+        settings, injector = self._settings, self._injector
         recovery = by_kind(recoveries)
-        sums = self._tally.sums()
-        why = [*self._broken(verdict, recovery), *self._worthless(sums)]
+        sums = self._counters.sums()
+        why = [*self._broken(verdict, recovery), *self._inconclusive(sums)]
         names = ("sent", "settled", "delivered", "via_offline", "lost", "duplicated", "reordered", "misdelivered")
         return {
             "ok": not why,
@@ -228,17 +223,17 @@ class Run:
             "slow": [
                 sentence for which in ("median", "max") for sentence in _too_slow(recovery, which, settings.kinds)
             ],
-            "kills": [_told(each) for each in recoveries],
-            "left_out": [fault.kind for fault in strikes.left_out],
-            "problems": self._follower.problems,
+            "kills": [_injection_report(each) for each in recoveries],
+            "left_out": [fault.kind for fault in injector.left_out],
+            "problems": self._observer.problems,
             "violations": verdict["violations"],
-            "counters": self._tally.all(),
+            "counters": self._counters.all(),
             "history": str(self._history),
             "folder": str(self._folder),
         }
 
     def _broken(self, verdict: dict[str, Any], recovery: dict[str, dict[str, Any]]) -> Iterator[str]:
-        """Promises that were not kept."""
+        """Yield a sentence for each broken promise."""
         for name in ("lost", "duplicated", "reordered", "misdelivered", "altered", "unknown"):
             if verdict[name]:
                 yield f"{verdict[name]} {name}"
@@ -247,26 +242,26 @@ class Run:
             yield f"{open_} messages were not settled and seen after everything was healed"
         if verdict["rejected"]:
             yield f"{verdict['rejected']} messages between friends were rejected"
-        for problem in self._follower.problems[:3]:
+        for problem in self._observer.problems[:3]:
             yield f"a client gave up: {problem.rstrip('.')}"
-        # The median, and only where the promise is generous: players, mesh and servers share the machine.
+        # The median, and only the promises with room: clients, mesh and servers share the cores of one machine.
         yield from _too_slow(recovery, "median", ("kill-connector", "kill-transfer"))
 
-    def _worthless(self, sums: dict[str, int]) -> Iterator[str]:
-        """Why a long run proves nothing."""
+    def _inconclusive(self, sums: dict[str, int]) -> Iterator[str]:
+        """Yield the reasons why a long run proves nothing."""
         settings = self._settings
-        if settings.seconds < PROVING_S:
+        if settings.seconds < CONCLUSIVE_S:
             return
-        if self._facts["rate"] < RATE_LEAST:
-            yield f"there were only {self._facts['rate']:g} messages a second, {RATE_LEAST:g} are wanted"
-        if few := too_few((strike.kind for strike in self._strikes.happened), settings.kinds):
+        if self._facts["rate"] < RATE_MIN:
+            yield f"there were only {self._facts['rate']:g} messages a second, {RATE_MIN:g} are wanted"
+        if few := too_few((injection.kind for injection in self._injector.happened), settings.kinds):
             yield f"these happened less than twice: {', '.join(few)}"
         if settings.everything and (zero := [name for name, count in sums.items() if not count]):
             yield f"these never happened: {', '.join(zero)}"
 
 
 def _too_slow(recovery: dict[str, dict[str, Any]], which: str, kinds: Collection[str]) -> Iterator[str]:
-    """Promises of recovery from these kinds that `which`, median or maximum, did not keep."""
+    """Yield a sentence for each promised recovery from these kinds that `which`, median or maximum, exceeds."""
     for kind, measured, did, most_s in PROMISED_S:
         if kind not in kinds:
             continue
@@ -277,8 +272,8 @@ def _too_slow(recovery: dict[str, dict[str, Any]], which: str, kinds: Collection
             yield f"some people never talked again after {kind}"
 
 
-def _memory() -> Path | None:
-    """Where state files go: into memory if that is possible, since processes are killed here, and no power is lost."""
+def _state_folder() -> Path | None:
+    """Return a folder in memory for state files, if there is one: this run kills processes and takes no power."""
     return _SHM if _SHM.is_dir() else None
 
 
@@ -289,26 +284,16 @@ def _records(path: Path) -> Iterator[Record]:
             yield decode(line)
 
 
-def _told(recovery: Recovery) -> dict[str, Any]:
-    told: dict[str, Any] = msgspec.structs.asdict(recovery.strike)
+def _injection_report(recovery: Recovery) -> dict[str, Any]:
+    report: dict[str, Any] = msgspec.structs.asdict(recovery.injection)
     for name, value in (("talking_s", recovery.talking_s), ("moved_s", recovery.moved_s)):
         if value is not None:
-            told[name] = round(value, 2)
-    return {name: value for name, value in told.items() if value is not None}
+            report[name] = round(value, 2)
+    return {name: value for name, value in report.items() if value is not None}
 
 
-def _judge(history: Path) -> dict[str, Any]:
-    """The verdict of the judge, in a process of its own; raises MeshimError with its sentence if it has none."""
-    judge = Path(__file__).resolve().parents[2] / "check_history.py"
-    done = subprocess.run([sys.executable, judge, history, "--json"], capture_output=True, text=True, check=False)
-    if done.returncode not in (0, 1):
-        raise MeshimError(f"The judge failed: {done.stderr.strip()}")
-    verdict: dict[str, Any] = json.loads(done.stdout)
-    return verdict
-
-
-async def _either(work: Coroutine[Any, Any, None], other: "asyncio.Task[None]") -> None:
-    """Work to the end, unless the other ends before: it raises."""
+async def _run_with(work: Coroutine[Any, Any, None], other: "asyncio.Task[None]") -> None:
+    """Await `work`, unless the other task ends first: then raise its error."""
     task = asyncio.ensure_future(work)
     try:
         await asyncio.wait({task, other}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""Who plays in a chaos run: users, their devices and friends, and which process plays which device."""
+"""The users of a chaos run: their devices, their friends, and the client process of each device."""
 
 from pathlib import Path
 from random import Random
@@ -6,23 +6,23 @@ from random import Random
 import msgspec
 
 FRIENDS = 3
-"""Of each user to either side: everybody has twice as many."""
+"""Friends of each user on either side of a ring: six in all."""
 
 
-class Part(msgspec.Struct, frozen=True):
-    """One device of one user, played by the process of that number."""
+class DeviceConfig(msgspec.Struct, frozen=True):
+    """One device of one user, and the number of its client process."""
 
     user: str
-    device: str
-    """What the device is called; its number in the mesh is `device_id`, which histories name it by."""
+    name: str
+    """Name of the device.  Histories name devices by `device_id`, their number in the mesh."""
     state: str
     """Path of its state file."""
     process: int
     device_id: str = ""
 
 
-class Cast(msgspec.Struct, frozen=True):
-    """Everything a process of players has to know."""
+class ClientsConfig(msgspec.Struct, frozen=True):
+    """The configuration of all client processes."""
 
     api: str
     password: str
@@ -31,30 +31,34 @@ class Cast(msgspec.Struct, frozen=True):
     seed: int
     rate: float
     """Messages a second of all processes together."""
-    records: str
-    """Folder with a file of records for each process."""
+    journals: str
+    """Folder with a journal for each process."""
     friends: dict[str, tuple[str, ...]]
-    parts: tuple[Part, ...]
-    breaks: str = ""
-    """What is broken in the client library (`broken.py`)."""
+    devices: tuple[DeviceConfig, ...]
+    mutation: str = ""
+    """The mechanism that is taken out of the client library (`mutations.py`)."""
 
-    def file_of(self, process: int) -> Path:
-        return Path(self.records) / f"process-{process}.jsonl"
+    def journal_of(self, process: int) -> Path:
+        """Return the path of the journal of a process."""
+        return Path(self.journals) / f"process-{process}.jsonl"
 
 
 def friends_of(users: list[str]) -> dict[str, tuple[str, ...]]:
-    """Everybody's neighbours on a ring."""
+    """Return the friends of each user: the neighbours on a ring."""
     count = len(users)
     steps = [step for step in range(-FRIENDS, FRIENDS + 1) if step]
     return {user: tuple(users[(at + step) % count] for step in steps) for at, user in enumerate(users)}
 
 
-def parts_of(users: list[str], states: Path, processes: int, seed: int) -> tuple[Part, ...]:
-    """One device for everybody, a second one for every fifth, in processes at random; two of a user never share one."""
-    random = Random(f"cast {seed}")
-    parts = []
+def assign_devices(users: list[str], states: Path, processes: int, seed: int) -> tuple[DeviceConfig, ...]:
+    """Return one device for each user and a second one for every fifth, on random processes.
+
+    Two devices of one user are never in the same process.
+    """
+    random = Random(f"devices {seed}")
+    devices = []
     for at, user in enumerate(users):
         homes = random.sample(range(processes), 2)
-        for number, device in enumerate(("phone", "laptop") if at % 5 == 0 else ("phone",)):
-            parts.append(Part(user, device, str(states / f"{user}-{device}.db"), homes[number]))
-    return tuple(parts)
+        for number, name in enumerate(("phone", "laptop") if at % 5 == 0 else ("phone",)):
+            devices.append(DeviceConfig(user, name, str(states / f"{user}-{name}.db"), homes[number]))
+    return tuple(devices)

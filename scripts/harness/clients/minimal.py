@@ -1,10 +1,10 @@
-"""A client that costs little, so that a machine can carry many beside the mesh they measure.
+"""A client with little CPU and memory, so that one machine can run thousands beside the mesh that they measure.
 
-It does what docs/protocol.md asks of one: greets, keeps to its window, takes frames in order and once, acknowledges,
-recognises messages it had, sends again what is not settled in time, writes a `delivered` receipt for what was stored,
-and says when it is alive.  It keeps everything in memory, and does not seal what it sends.
+It implements what docs/protocol.md requires: greeting, window, frames in order and once, acknowledgements,
+deduplication, resend of unsettled messages, `delivered` receipts for stored messages, and heartbeats.  All its state is
+in memory, and it does not encrypt bodies.
 
-What an application does within one turn of the loop leaves in one frame.
+Messages that are sent within one turn of the event loop share a frame.
 """
 
 import asyncio
@@ -19,78 +19,107 @@ from typing import Any
 import msgspec
 import zmq
 
-from scripts.harness.mesh.seed_database import Enrolled
+from scripts.harness.clients.zmq_context import ZmqContext
+from scripts.harness.mesh.seed_database import SeededUser
 
-GREET, WELCOME, DATA, ACK, PING, PONG, CLOSE, RESET, STORED = 1, 2, 3, 4, 5, 6, 7, 8, 10
+GREET, WELCOME, DATA, ACK, PING, PONG, CLOSE, RESET, STORED_STATE = 1, 2, 3, 4, 5, 6, 7, 8, 10
 SUBMIT, DELIVERY, OUTCOME = 1, 2, 3
-DELIVERED, KEPT, REJECTED, BUSY = 1, 2, 3, 4
+DELIVERED, STORED, REJECTED, BUSY = 1, 2, 3, 4
 USER, DEVICE = 1, 2
 TEXT, RECEIPT = 1, 3
 VERSION = 1
 WINDOW = 32
-ITEMS = 128
-"""In one frame."""
+ITEMS_MAX = 128
+"""Items in one frame, at most."""
 RESEND_S = 5.0
 ACK_DELAY_S = 0.05
-LOOK_S = 1.0
+TICK_S = 1.0
 
-Key = tuple[int, ...]
-Socket = zmq.Socket[bytes]
+Destination = tuple[int, ...]
 
 _pack = msgspec.msgpack.Encoder().encode
 _unpack: Callable[[bytes], Any] = msgspec.msgpack.Decoder().decode
 
 
 class LinkLost(Exception):
-    """The connection ended, or the connector refused something: a benchmark that goes on would measure nothing."""
+    """The connection ended, or the connector rejected a message.  A benchmark that went on would measure nothing."""
 
 
-class Light:
+class MinimalClient:
     """One device on one connection."""
 
     __slots__ = (
-        "_ack_alarm", "_after", "_arrived", "_early", "_flushing", "_following", "_heartbeat_s", "_ids", "_loop",
-        "_number", "_number_acked", "_outgoing", "_reading", "_said_at", "_sent_at", "_taken", "_to_ack", "_told",
-        "_unseen", "_watermarks", "caught_up", "closed", "doubled", "link", "lost", "me", "on_message", "on_settled",
-        "pending", "resent", "socket", "welcomed", "window",
+        "_ack_due",
+        "_ack_timer",
+        "_after",
+        "_flushing",
+        "_heartbeat_s",
+        "_ids",
+        "_loop",
+        "_next_seq",
+        "_number",
+        "_number_acked",
+        "_outgoing",
+        "_reading",
+        "_receipts_due",
+        "_received",
+        "_received_acked",
+        "_seen_above",
+        "_sent_last_at",
+        "_stash",
+        "_unacked",
+        "_watermarks",
+        "caught_up",
+        "closed",
+        "doubled",
+        "error",
+        "link",
+        "me",
+        "on_message",
+        "on_settled",
+        "pending",
+        "resent",
+        "socket",
+        "welcomed",
+        "window",
     )  # fmt: skip
 
-    def __init__(self, context: "zmq.Context[Socket]", endpoint: str, server_key: bytes, me: Enrolled) -> None:
+    def __init__(self, context: ZmqContext, endpoint: str, server_key: bytes, me: SeededUser) -> None:
         """`server_key` is empty where links are plain."""
         self.me = me
         self.link = secrets.randbits(64)
         self.window = 1
         self.closed = False
         self.resent = self.doubled = 0
-        """Messages that were submitted again, and that came again and were recognised."""
+        """Messages that this client submitted again, and duplicates that it received and recognised."""
         self.on_message: Callable[[bytes, int], None] | None = None
-        """Gets the body of every new message, and who sent it."""
-        self.on_settled: Callable[[Key, int, int], None] | None = None
-        """Gets destination, seq, and DELIVERED or KEPT: all copies are accounted for."""
-        self.pending: dict[Key, deque[list[Any]]] = {}
-        """Unsettled, by destination: [seq, what is submitted, when it was, accounted copies]."""
+        """Called with the body of every new message and the user id of its sender."""
+        self.on_settled: Callable[[Destination, int, int], None] | None = None
+        """Called with destination, seq and DELIVERED or STORED when all copies of a message are accounted for."""
+        self.pending: dict[Destination, deque[list[Any]]] = {}
+        """Unsettled messages by destination: [seq, submit item, time of submission, accounted copies]."""
         self._loop = asyncio.get_running_loop()
         self._ids = count(secrets.randbits(62))
-        self._following: dict[Key, int] = {}
-        self._arrived: dict[Key, list[int]] = {}
-        """By stream, the seqs of messages that earn a receipt."""
-        self._after: dict[Key, dict[Key, int]] = {}
-        """By destination, for each copy that was stored, where: live ones must not overtake it."""
+        self._next_seq: dict[Destination, int] = {}
+        self._receipts_due: dict[Destination, list[int]] = {}
+        """By stream, the seqs that the next receipt names."""
+        self._after: dict[Destination, dict[Destination, int]] = {}
+        """By destination and copy, the highest stored position: live copies must not overtake it."""
         self._outgoing: deque[list[Any]] = deque()
-        self._sent_at: dict[int, Any] = {}
-        self._number = self._number_acked = self._taken = self._told = 0
-        self._early: dict[int, Any] = {}
-        self._watermarks: dict[Key, int] = {}
-        self._unseen: dict[Key, set[int]] = {}
-        self._to_ack = self._flushing = self._reading = False
-        self._ack_alarm: asyncio.TimerHandle | None = None
+        self._unacked: dict[int, Any] = {}
+        self._number = self._number_acked = self._received = self._received_acked = 0
+        self._stash: dict[int, Any] = {}
+        self._watermarks: dict[Destination, int] = {}
+        self._seen_above: dict[Destination, set[int]] = {}
+        self._ack_due = self._flushing = self._reading = False
+        self._ack_timer: asyncio.TimerHandle | None = None
         self._heartbeat_s = 10.0
-        self._said_at = 0.0
+        self._sent_last_at = 0.0
         self.welcomed: asyncio.Future[None] = self._loop.create_future()
         self.caught_up: asyncio.Future[None] = self._loop.create_future()
-        """Everything that was stored has been pushed: until then what is said to it is stored, too."""
-        self.lost: LinkLost | None = None
-        """Why it is closed, if nobody here closed it.  Told to the handler of exceptions of the loop, too."""
+        """Done when the offline queue is empty.  Until then new messages to this device are stored, too."""
+        self.error: LinkLost | None = None
+        """Why the connection ended, unless `close` ended it.  The exception handler of the loop gets it, too."""
         self.socket = context.socket(zmq.DEALER)
         self.socket.set(zmq.LINGER, 100)
         self.socket.set(zmq.RECONNECT_IVL, -1)
@@ -103,92 +132,92 @@ class Light:
             self.socket.set(zmq.CURVE_SECRETKEY, secret)
         self.socket.connect(endpoint)
         self._loop.add_reader(self.socket.FD, self._readable)
-        self._say([GREET, VERSION, me.token, me.epoch, self.link, WINDOW, "light"])
-        self._loop.call_later(LOOK_S, self._look)
+        self._send_frame([GREET, VERSION, me.token, me.epoch, self.link, WINDOW])
+        self._loop.call_later(TICK_S, self._tick)
 
     # ---------------------------------------------------------------- sending
 
     def send(self, to: int, body: bytes) -> int:
-        """Submit a text to a user; its seq."""
+        """Submit a text to a user; return its seq."""
         return self._compose((USER, to, 0), TEXT, body)
 
-    def _compose(self, to: Key, kind: int, body: bytes) -> int:
-        seq = self._following.get(to, 1)
-        self._following[to] = seq + 1
+    def _compose(self, to: Destination, kind: int, body: bytes) -> int:
+        seq = self._next_seq.get(to, 1)
+        self._next_seq[to] = seq + 1
         waiting = self.pending.get(to)
         if waiting is None:
             waiting = self.pending[to] = deque()
         base = waiting[0][0] if waiting else seq
         me = self.me
-        made, now = next(self._ids).to_bytes(16, "big"), int(time.time() * 1000)
-        envelope = _pack((VERSION, made, me.user, me.user, me.epoch, to, seq, base, kind, 0, now, body))
+        envelope_id, now = next(self._ids).to_bytes(16, "big"), int(time.time() * 1000)
+        envelope = _pack((VERSION, envelope_id, me.user, me.user, me.epoch, to, seq, base, kind, 0, now, body))
         after = tuple((*copy, position) for copy, position in self._after.get(to, {}).items())
         entry = [seq, (SUBMIT, envelope, after), self._loop.time(), None]
         waiting.append(entry)
         self._outgoing.append(entry)
-        self._touch()
+        self._schedule_flush()
         return seq
 
-    def _hurry(self) -> None:
-        """Somebody waits for the acknowledgement."""
-        if self._ack_alarm is not None:
-            self._ack_alarm.cancel()
-            self._ack_alarm = None
-        self._touch()
+    def _acknowledge_now(self) -> None:
+        """Acknowledge in this turn of the loop: the peer waits for it."""
+        if self._ack_timer is not None:
+            self._ack_timer.cancel()
+            self._ack_timer = None
+        self._schedule_flush()
 
-    def _touch(self) -> None:
+    def _schedule_flush(self) -> None:
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
-        """One frame for what waits; an acknowledgement alone when there is nothing to carry it."""
+        """Send what is queued, up to the window; send an acknowledgement alone when no data frame carries it."""
         self._flushing = False
         if self.closed or not self.welcomed.done():
             return
         outgoing = self._outgoing
         while outgoing and self._number - self._number_acked < self.window:
-            items = [outgoing.popleft()[1] for _ in range(min(ITEMS, len(outgoing)))]
+            items = [outgoing.popleft()[1] for _ in range(min(ITEMS_MAX, len(outgoing)))]
             self._number += 1
-            frame = _pack((DATA, self.link, self._number, self._taken, (), items))
-            self._sent_at[self._number] = [self._loop.time(), frame]
-            self._to_ack, self._told = False, self._taken
-            self._send(frame)
-        if self._to_ack and self._ack_alarm is None:
+            frame = _pack((DATA, self.link, self._number, self._received, (), items))
+            self._unacked[self._number] = [self._loop.time(), frame]
+            self._ack_due, self._received_acked = False, self._received
+            self._send_bytes(frame)
+        if self._ack_due and self._ack_timer is None:
             self._acknowledge()
 
     def _acknowledge(self) -> None:
-        """Alone, when nothing was there to carry it."""
-        self._ack_alarm = None
-        if self._to_ack and not self.closed:
-            self._to_ack, self._told = False, self._taken
-            self._say([ACK, self.link, self._taken])
+        """Send the acknowledgement as a frame of its own."""
+        self._ack_timer = None
+        if self._ack_due and not self.closed:
+            self._ack_due, self._received_acked = False, self._received
+            self._send_frame([ACK, self.link, self._received])
 
-    def _say(self, frame: Sequence[Any]) -> None:
-        self._send(_pack(frame))
+    def _send_frame(self, frame: Sequence[Any]) -> None:
+        self._send_bytes(_pack(frame))
 
-    def _send(self, frame: bytes) -> None:
-        self._said_at = self._loop.time()
+    def _send_bytes(self, frame: bytes) -> None:
+        self._sent_last_at = self._loop.time()
         try:
             self.socket.send(frame, zmq.NOBLOCK)
         except zmq.Again:
-            self._over("nothing can be sent")
+            self._fail("nothing can be sent")
             return
-        if not self._reading:  # sending takes in the news of the descriptor
+        if not self._reading:  # a send may consume the edge of the descriptor
             self._reading = True
             self._loop.call_soon(self._readable)
 
-    def _look(self) -> None:
-        """Once a second: say that we are here, and send again what has not come through."""
+    def _tick(self) -> None:
+        """Every second: send a heartbeat if one is due, and resend unacknowledged frames and unsettled messages."""
         if self.closed:
             return
         now = self._loop.time()
-        if now - self._said_at >= self._heartbeat_s:
-            self._say([PING, self.link])
-        for entry in self._sent_at.values():
-            if now - entry[0] >= LOOK_S:
+        if now - self._sent_last_at >= self._heartbeat_s:
+            self._send_frame([PING, self.link])
+        for entry in self._unacked.values():
+            if now - entry[0] >= TICK_S:
                 entry[0] = now
-                self._send(entry[1])
+                self._send_bytes(entry[1])
         for waiting in self.pending.values():
             for message in waiting:
                 if now - message[2] < RESEND_S:
@@ -196,8 +225,8 @@ class Light:
                 message[2] = now
                 self.resent += 1
                 self._outgoing.append(message)
-                self._touch()
-        self._loop.call_later(LOOK_S, self._look)
+                self._schedule_flush()
+        self._loop.call_later(TICK_S, self._tick)
 
     # ---------------------------------------------------------------- receiving
 
@@ -208,114 +237,114 @@ class Light:
         receive = self.socket.recv
         try:
             while not self.closed:
-                self._take(_unpack(receive(zmq.NOBLOCK)))
+                self._receive(_unpack(receive(zmq.NOBLOCK)))
         except zmq.Again:
             pass
         self._write_receipts()
 
-    def _take(self, frame: list[Any]) -> None:
+    def _receive(self, frame: list[Any]) -> None:
         kind = frame[0]
         if kind == DATA:
             self._acknowledged(frame[3])
             number = frame[2]
-            self._to_ack = True
-            if number == self._taken + 1:
-                self._taken = number
+            self._ack_due = True
+            if number == self._received + 1:
+                self._received = number
                 self._items(frame[5])
-                while self._early and (early := self._early.pop(self._taken + 1, None)) is not None:
-                    self._taken += 1
-                    self._items(early)
-            elif number > self._taken:
-                self._early[number] = frame[5]
-            if number != self._taken or self._taken - self._told >= WINDOW // 2:
-                self._hurry()
+                while self._stash and (stashed := self._stash.pop(self._received + 1, None)) is not None:
+                    self._received += 1
+                    self._items(stashed)
+            elif number > self._received:
+                self._stash[number] = frame[5]
+            if number != self._received or self._received - self._received_acked >= WINDOW // 2:
+                self._acknowledge_now()
         elif kind == ACK:
             self._acknowledged(frame[2])
         elif kind == PING:
-            self._say([PONG, self.link])
+            self._send_frame([PONG, self.link])
         elif kind == WELCOME:
             self.window = frame[6]
             self._heartbeat_s = frame[9] / 1000
             self.welcomed.set_result(None)
-            self._touch()
-        elif kind == STORED:
+            self._schedule_flush()
+        elif kind == STORED_STATE:
             if not frame[2] and not self.caught_up.done():
                 self.caught_up.set_result(None)
         elif kind in (CLOSE, RESET):
-            self._over(f"the connector says {frame[2:]}")
+            self._fail(f"the connector says {frame[2:]}")
 
-    def _over(self, why: str) -> None:
+    def _fail(self, why: str) -> None:
         if self.closed:
             return
-        self._shut()
-        self.lost = LinkLost(f"device {self.me.user}: {why}")
+        self._release()
+        self.error = LinkLost(f"device {self.me.user}: {why}")
         if not self.welcomed.done():
-            self.welcomed.set_exception(self.lost)
+            self.welcomed.set_exception(self.error)
         else:
-            self._loop.call_exception_handler({"message": str(self.lost), "exception": self.lost})
+            self._loop.call_exception_handler({"message": str(self.error), "exception": self.error})
 
     def _acknowledged(self, number: int) -> None:
         if number > self._number_acked:
             for each in range(self._number_acked + 1, number + 1):
-                del self._sent_at[each]
+                del self._unacked[each]
             self._number_acked = number
             if self._outgoing:
-                self._touch()
+                self._schedule_flush()
 
     def _items(self, items: list[Any]) -> None:
         for item in items:
             if item[0] == DELIVERY:
                 self._delivery(item)
-                self._hurry()
+                self._acknowledge_now()
             else:
                 self._outcome(item)
-        if self._ack_alarm is None and self._to_ack and not self._flushing:
-            self._ack_alarm = self._loop.call_later(ACK_DELAY_S, self._acknowledge)
+        if self._ack_timer is None and self._ack_due and not self._flushing:
+            self._ack_timer = self._loop.call_later(ACK_DELAY_S, self._acknowledge)
 
     def _write_receipts(self) -> None:
-        """One for all messages of a stream that this turn brought out of the store."""
-        for stream, seqs in self._arrived.items():
+        """Send one receipt for each stream, for all stored messages that this turn delivered."""
+        for stream, seqs in self._receipts_due.items():
             user, device, epoch, *to = stream
             self._compose((DEVICE, user, device), RECEIPT, _pack((1, epoch, to, _ranges(seqs))))
-        self._arrived.clear()
+        self._receipts_due.clear()
 
     def _delivery(self, item: list[Any]) -> None:
         _, _, user, device, epoch, to, seq, base, kind, _, _, body, *_ = _unpack(item[1])
         stream = (user, device, epoch, *to)
         if kind == TEXT and len(item) > 2 and item[2]:
-            self._arrived.setdefault(stream, []).append(seq)
-        watermark, unseen = self._watermarks.get(stream, 1), self._unseen.get(stream)
-        if seq < watermark or (unseen and seq in unseen):
+            self._receipts_due.setdefault(stream, []).append(seq)
+        watermark, above = self._watermarks.get(stream, 1), self._seen_above.get(stream)
+        if seq < watermark or (above and seq in above):
             self.doubled += 1
             return
-        if seq == watermark and not unseen:
+        if seq == watermark and not above:
             self._watermarks[stream] = seq + 1
         else:
-            unseen = self._unseen.setdefault(stream, set())
-            unseen.add(seq)
+            above = self._seen_above.setdefault(stream, set())
+            above.add(seq)
             watermark = max(watermark, base)
-            while watermark in unseen:
-                unseen.remove(watermark)
+            while watermark in above:
+                above.remove(watermark)
                 watermark += 1
             self._watermarks[stream] = watermark
         if kind == TEXT and self.on_message is not None:
             self.on_message(body, user)
 
     def _outcome(self, item: list[Any]) -> None:
-        _, _, _, _, _, to, first, last, how, done, copies, position, *_ = item
+        _, _, _, _, _, to, first, last, status, done, copies, position, *_ = item
         to = tuple(to)
-        if how == KEPT:
+        if status == STORED:
             stored = self._after.setdefault(to, {})
             for copy in map(tuple, done):
                 stored[copy] = max(position, stored.get(copy, 0))
         waiting = self.pending.get(to)
         if not waiting:
             return
-        if how == REJECTED:
-            self._over(f"a message was rejected: {item[12:]}")
+        if status == REJECTED:
+            self._fail(f"a message was rejected: {item[12:]}")
             return
-        if how == BUSY:
-            return  # it is sent again in time
+        if status == BUSY:
+            return  # the resend timer submits it again
         for message in _between(waiting, first, last):
             if len(copies) > 1:
                 accounted = message[3] = message[3] or set()
@@ -324,14 +353,15 @@ class Light:
                     continue
             waiting.remove(message)
             if self.on_settled is not None:
-                self.on_settled(to, message[0], how)
+                self.on_settled(to, message[0], status)
 
     def close(self) -> None:
+        """Say goodbye and close the connection."""
         if not self.closed:
-            self._say([CLOSE, self.link, 14, "bye"])
-            self._shut()
+            self._send_frame([CLOSE, self.link, 14, "bye"])
+            self._release()
 
-    def _shut(self) -> None:
+    def _release(self) -> None:
         if not self.closed:
             self.closed = True
             self._loop.remove_reader(self.socket.FD)
@@ -340,12 +370,12 @@ class Light:
 
 @cache
 def _keys() -> tuple[bytes, bytes]:
-    """One pair for everybody in this process: connectors take any, and making them is not what is measured."""
+    """Return one CURVE key pair for all clients of this process: connectors accept any, and a new one costs time."""
     return zmq.curve_keypair()
 
 
 def _between(waiting: deque[list[Any]], first: int, last: int) -> list[list[Any]]:
-    """Those messages, which are in order of their seq."""
+    """Return the messages with a seq from first to last; `waiting` is sorted by seq."""
     found = []
     for message in waiting:
         if message[0] > last:

@@ -1,6 +1,6 @@
-"""A client that speaks the wire protocol and is as impolite as it is told to be.
+"""A client that speaks the wire protocol and breaks its rules on request.
 
-It keeps no promise: no outbox, no resend, no state file.  It needs two file descriptors.
+It has no outbox, no resend and no state file, and takes two file descriptors.
 """
 
 import asyncio
@@ -15,36 +15,26 @@ from meshim.wire import client as wire
 from meshim.wire.client import ConnectorFrame, Delivery, Greet, Submit, Welcome
 from meshim.wire.envelope import WIRE_VERSION
 from meshim.wire.link import Ack, Close, Data, Frame, Reset
-from scripts.harness.mesh.users import Person
+from scripts.harness.clients.zmq_context import ZmqContext
+from scripts.harness.mesh.users import MeshUser
 
 WINDOW = 32
 TIMEOUT_S = 20.0
 
-Socket = zmq.Socket[bytes]
 
+class MisbehavingClient:
+    """One connection.  A deaf client never reads; others acknowledge every frame and call `on_delivery`."""
 
-ZmqContext = zmq.Context[Socket]
-
-
-def context() -> ZmqContext:
-    made: ZmqContext = zmq.Context()
-    made.set(zmq.MAX_SOCKETS, 65_535)
-    return made
-
-
-class Rude:
-    """One connection.  Deaf ones never read; the others acknowledge what comes and call `hear`."""
-
-    def __init__(self, zmq_context: ZmqContext, connector: Lease, person: Person | None, *, deaf: bool = False) -> None:
-        self.person = person
+    def __init__(self, zmq_context: ZmqContext, connector: Lease, user: MeshUser | None, *, deaf: bool = False) -> None:
+        self.user = user
         self.link = secrets.randbits(64)
-        self.sent_number = self.acknowledged = self.taken = 0
+        self.sent_number = self.acknowledged = self.received = 0
         self.deliveries = 0
         self.welcomed: asyncio.Future[Welcome] = asyncio.get_running_loop().create_future()
-        self.over: Close | Reset | None = None
-        self.hear: Callable[[Delivery], None] | None = None
-        self.moved = asyncio.Event()
-        """Set whenever something came."""
+        self.closed_by: Close | Reset | None = None
+        self.on_delivery: Callable[[Delivery], None] | None = None
+        self.changed = asyncio.Event()
+        """Set after every read."""
         self._deaf = deaf
         self.socket = socket = zmq_context.socket(zmq.DEALER)
         socket.set(zmq.LINGER, 0)
@@ -54,7 +44,7 @@ class Rude:
             socket.set(zmq.CURVE_SERVERKEY, connector.key.encode())
             socket.set(zmq.CURVE_PUBLICKEY, public)
             socket.set(zmq.CURVE_SECRETKEY, secret)
-        if deaf:  # nothing is taken off the wire beyond one message
+        if deaf:  # libzmq reads at most one message ahead
             socket.set(zmq.RCVHWM, 1)
             socket.set(zmq.RCVBUF, 4_096)
         socket.connect(connector.endpoint)
@@ -67,47 +57,47 @@ class Rude:
                 asyncio.get_running_loop().remove_reader(self.socket.FD)
             self.socket.close(0)
 
-    # ---------------------------------------------------------------- saying
+    # ---------------------------------------------------------------- sending
 
-    def say(self, frame: Frame) -> bool:
-        """False when there is no room."""
-        return self.throw(wire.encode(frame))
+    def send(self, frame: Frame) -> bool:
+        """Send a frame; return False when the socket has no room."""
+        return self.send_bytes(wire.encode(frame))
 
-    def throw(self, data: bytes) -> bool:
-        """Send any bytes; False when there is no room."""
+    def send_bytes(self, data: bytes) -> bool:
+        """Send any bytes; return False when the socket has no room."""
         try:
             self.socket.send(data, zmq.NOBLOCK)
         except zmq.Again:
             return False
         if not self._deaf:
-            asyncio.get_running_loop().call_soon(self._read)  # the send may have taken in the news of the descriptor
+            asyncio.get_running_loop().call_soon(self._read)  # the send may have consumed the edge of the descriptor
         return True
 
-    def greet(self) -> None:
-        assert self.person is not None
-        self.say(Greet(WIRE_VERSION, self.person.token, self.person.epoch, self.link, WINDOW))
+    def send_greet(self) -> None:
+        assert self.user is not None
+        self.send(Greet(WIRE_VERSION, self.user.token, self.user.epoch, self.link, WINDOW))
 
     async def welcome(self) -> Welcome:
-        """Greet and wait; raises TimeoutError, or ConnectionRefusedError with what was said."""
-        self.greet()
+        """Greet and return the welcome.  Raises TimeoutError, or ConnectionRefusedError with the connector's answer."""
+        self.send_greet()
         async with asyncio.timeout(TIMEOUT_S):
             return await self.welcomed
 
     def submit(self, envelopes: list[bytes], number: int | None = None) -> bool:
-        """One data frame, whatever the window says; with `number` any number."""
+        """Send one data frame without regard to the window; `number` overrides the next frame number."""
         if number is None:
             self.sent_number += 1
             number = self.sent_number
-        return self.say(Data(self.link, number, self.taken, (), tuple(Submit(envelope) for envelope in envelopes)))
+        return self.send(Data(self.link, number, self.received, (), tuple(Submit(envelope) for envelope in envelopes)))
 
     async def room(self) -> bool:
-        """Wait until the window has room; False when the link is over."""
-        while self.over is None and self.sent_number - self.acknowledged >= WINDOW:
-            self.moved.clear()
-            await self.moved.wait()
-        return self.over is None
+        """Wait until the window has room; return False when the connector has ended the link."""
+        while self.closed_by is None and self.sent_number - self.acknowledged >= WINDOW:
+            self.changed.clear()
+            await self.changed.wait()
+        return self.closed_by is None
 
-    # ---------------------------------------------------------------- hearing
+    # ---------------------------------------------------------------- receiving
 
     def _read(self) -> None:
         try:
@@ -115,7 +105,7 @@ class Rude:
                 self._take(wire.decode_from_connector(self.socket.recv(zmq.NOBLOCK)))
         except zmq.Again:
             pass
-        self.moved.set()
+        self.changed.set()
 
     def _take(self, frame: ConnectorFrame) -> None:
         if isinstance(frame, Welcome):
@@ -123,24 +113,24 @@ class Rude:
                 self.welcomed.set_result(frame)
         elif isinstance(frame, Data):
             self.acknowledged = max(self.acknowledged, frame.ack)
-            if frame.number == self.taken + 1:
-                self.taken = frame.number
+            if frame.number == self.received + 1:
+                self.received = frame.number
                 for item in frame.items:
                     if isinstance(item, Delivery):
                         self.deliveries += 1
-                        if self.hear is not None:
-                            self.hear(item)
-            self.say(Ack(self.link, self.taken))
+                        if self.on_delivery is not None:
+                            self.on_delivery(item)
+            self.send(Ack(self.link, self.received))
         elif isinstance(frame, Ack):
             self.acknowledged = max(self.acknowledged, frame.ack)
         elif isinstance(frame, Close | Reset):
-            self.over = frame
+            self.closed_by = frame
             if not self.welcomed.done():
                 self.welcomed.set_exception(ConnectionRefusedError(str(frame)))
-                self.welcomed.exception()  # whoever waits for no welcome is not warned that nobody looked at it
+                self.welcomed.exception()  # retrieved: no warning where no caller awaits the welcome
 
 
-async def until(stop_at: float, pause_s: float) -> bool:
-    """Pause; False when the time is over."""
+async def pause(stop_at: float, pause_s: float) -> bool:
+    """Sleep for `pause_s`; return False when `stop_at` has passed."""
     await asyncio.sleep(pause_s)
     return time.monotonic() < stop_at

@@ -1,6 +1,6 @@
-"""The history format: what each record must hold, and reading and writing files of them.
+"""The history format (`docs/history.md`): the fields of each record, and reading and writing files.
 
-`docs/history.md` describes it for people.  Nothing here knows of meshim.
+This module knows nothing of meshim, and uses the standard library only.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ FIELDS: dict[str, dict[str, str]] = {
     "note": {},
     "end": {"at": SECONDS, "records": COUNT},
 }
-"""The types of record, and the fields that each cannot do without."""
+"""The required fields of each type of record, and what each has to be."""
 
 SETTLED = ("sent", "delivered", "read")
 OUTCOMES = ("queued", *SETTLED, "rejected")
@@ -39,7 +39,7 @@ Record = dict[str, Any]
 
 
 class BadHistory(Exception):
-    """The file cannot be judged.  `line` counts from 1; None where the whole file is meant."""
+    """The file cannot be judged.  `line` counts from 1; None if the sentence is about the whole file."""
 
     def __init__(self, sentence: str, line: int | None = None) -> None:
         super().__init__(sentence)
@@ -48,7 +48,7 @@ class BadHistory(Exception):
 
 
 def fits(value: object, wanted: str) -> bool:
-    """Say whether a value is what `FIELDS` wants."""
+    """Return whether a value is what `FIELDS` requires."""
     if wanted == TEXT:
         return isinstance(value, str)
     if isinstance(value, bool) or not isinstance(value, int if wanted == COUNT else int | float):
@@ -57,7 +57,7 @@ def fits(value: object, wanted: str) -> bool:
 
 
 def read(path: Path) -> Iterator[tuple[int, Record]]:
-    """Yield every record of a file with its line: each checked by itself, and the file for completeness.
+    """Yield every record of a file with its line, after checking it; check that the file is complete.
 
     Raises BadHistory, and OSError when the file cannot be read.
     """
@@ -96,33 +96,33 @@ def _parse(line: bytes, number: int) -> Record:
 
 
 def digest_of(text: str) -> str:
-    """Return what stands for a text in a history."""
+    """Return the digest of a text."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 class HistoryWriter:
-    """Writes one history: the header when made, a record at each call, the end when closed.
+    """Writes one history: the header when created, a record at each call, the end record when closed.
 
-    Every record is stamped with the seconds since the header.  A harness of several processes
-    has them send their records to the one that holds the writer, and stamps them itself.
+    Every record has `at`, the seconds since the header.  In a harness of several processes, each adds `at` itself and
+    sends its records to the process with the writer.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float], harness: str, **facts: object) -> None:
         self._file = path.open("w", encoding="utf-8")
         self._clock = clock
         self.start = clock()
-        """What a process that stamps its records itself has to subtract from this clock."""
+        """Start of the history by this clock: other processes subtract it to get `at`."""
         self._records = 0
         self.write({"type": "header", "format": FORMAT, "version": VERSION, "harness": harness, **facts})
 
     def write(self, record: Record) -> None:
-        """Append a record; `at` is added unless it stands there."""
+        """Append a record; `at` is added if it is missing."""
         record.setdefault("at", round(self._clock() - self.start, 6))
         self._file.write(json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n")
         self._records += 1
 
     def close(self) -> None:
-        """Write the end record.  A history without one says that its harness did not come to its end."""
+        """Write the end record.  A history without it shows that its harness failed."""
         self.write({"type": "end", "records": self._records + 1})
         self._file.close()
 

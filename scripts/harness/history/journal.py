@@ -1,6 +1,6 @@
-"""The file in which a process of players writes what happens: appended at once, and read again by the next process.
+"""The journal of a client process: records are appended at once, and the next process of the same number reads them.
 
-Each record is one `write` of one line, so that the file is whole up to the moment at which the process is killed.
+Each record is one `write` of one line, so that the journal is complete up to the moment of a SIGKILL.
 """
 
 import os
@@ -14,8 +14,8 @@ import msgspec
 _encode = msgspec.json.Encoder().encode
 
 
-class Records:
-    """The file of records: appended at once, and read again by the next process."""
+class Journal:
+    """Appends records to a journal.  `start` is the start of the history by CLOCK_MONOTONIC."""
 
     def __init__(self, path: Path, start: float) -> None:
         self._start = start
@@ -23,6 +23,7 @@ class Records:
         _cut_torn_line(self._file)
 
     def write(self, kind: str, **fields: object) -> None:
+        """Append a record with the time of this call."""
         record = {"type": kind, "at": round(time.monotonic() - self._start, 6), **fields}
         os.write(self._file, _encode(record) + b"\n")
 
@@ -31,41 +32,41 @@ class Records:
 
 
 def _cut_torn_line(file: int) -> None:
-    """Who was killed in the middle of a write may have left a line without an end."""
+    """Cut off an incomplete last line, which a kill within a write may leave."""
     size = os.fstat(file).st_size
     tail = os.pread(file, 65_536, max(0, size - 65_536))
     os.ftruncate(file, size - (len(tail) - tail.rfind(b"\n") - 1))
 
 
-class Memory:
-    """What the records of earlier processes say of one device."""
+class DeviceRecord:
+    """What the journal says of one device."""
 
     def __init__(self) -> None:
         self.written = 0
         self.numbers: Counter[str] = Counter()
-        """The last `n` for each recipient."""
+        """Last `n` by recipient."""
         self.unsettled: dict[str, str] = {}
-        """Messages by the id of their envelope, of which no outcome but `queued` was learned."""
+        """Names of messages by the id of their envelope, with no outcome but `queued`."""
 
 
-def remember(path: Path) -> dict[str, Memory]:
-    """What is known of each device, by its id."""
-    memories: defaultdict[str, Memory] = defaultdict(Memory)
-    sender: dict[str, Memory] = {}
+def read_journal(path: Path) -> dict[str, DeviceRecord]:
+    """Return what a journal says of each device, by the id of the device."""
+    devices: defaultdict[str, DeviceRecord] = defaultdict(DeviceRecord)
+    sender: dict[str, DeviceRecord] = {}
     ids: dict[str, str] = {}
     decode = msgspec.json.Decoder().decode
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     for line in lines:
-        record: dict[str, Any] = decode(line)
-        if record["type"] == "send":
-            memory = sender[record["message"]] = memories[record["device"]]
-            memory.written += 1
-            memory.numbers[record["to"]] = record["n"]
-        elif record["type"] == "outcome":
-            memory = sender[record["message"]]
-            if record["outcome"] == "queued":
-                ids[record["message"]] = record["id"]
-                memory.unsettled[record["id"]] = record["message"]
+        entry: dict[str, Any] = decode(line)
+        if entry["type"] == "send":
+            record = sender[entry["message"]] = devices[entry["device"]]
+            record.written += 1
+            record.numbers[entry["to"]] = entry["n"]
+        elif entry["type"] == "outcome":
+            record = sender[entry["message"]]
+            if entry["outcome"] == "queued":
+                ids[entry["message"]] = entry["id"]
+                record.unsettled[entry["id"]] = entry["message"]
             else:
-                memory.unsettled.pop(ids.get(record["message"], ""), None)
-    return memories
+                record.unsettled.pop(ids.get(entry["message"], ""), None)
+    return devices

@@ -1,4 +1,4 @@
-"""A mesh for one script: real processes in a folder of their own, on ports nobody else uses, gone at the end."""
+"""A mesh for one script: real processes in a folder of their own, on free ports, ended with the script."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ _END_S = 30.0
 def topology(
     connectors: int = 2, transfers: int = 2, writers: int = 1, weak: OnWeak = "refuse", *, curve: bool = True
 ) -> Topology:
-    """Return a mesh on embedded backends whose addresses are all chosen when it starts."""
+    """Return a topology on embedded backends; all its addresses are chosen at the start."""
     return Topology(
         connectors=tuple(Listener(f"c{n}") for n in range(1, connectors + 1)),
         transfers=tuple(Listener(f"t{n}") for n in range(1, transfers + 1)),
@@ -39,9 +39,9 @@ def topology(
 
 
 def prepared(mesh: Topology, backends: Mapping[str, str]) -> Topology:
-    """Return it with these URLs of backends, and with ports for REST that outlive its processes.
+    """Return the topology with these URLs of backends, and with fixed ports for REST.
 
-    Clients know one address of REST; a port that is chosen when it starts would be another one each time.
+    Clients know one address of REST; a port that is chosen at each start would change when the process restarts.
     """
     rest = tuple(
         msgspec.structs.replace(each, bind=f"http://127.0.0.1:{free_port()}") if each.bind == _ANY_PORT else each
@@ -55,14 +55,14 @@ def prepared(mesh: Topology, backends: Mapping[str, str]) -> Topology:
 def running(folder: Path, mesh: Topology, program: Sequence[str] = MESHIM) -> Iterator[str]:
     """Run a mesh with its files in `folder`; yield the URL of its REST service.
 
-    `program` is the command line of meshim.
-    Raises `MeshimError` with the last words of `meshim up` when it does not start.
+    `program` is the command line of meshim.  Raises MeshimError with the last line of `meshim up` when the mesh does
+    not start.
     """
     file, log = folder / "topology.yaml", folder / "mesh.log"
     file.write_text(topologies.dump(mesh))
     command = [*program, "up", "-t", str(file), "--data", str(folder / "data")]
     with log.open("wb") as output:
-        # A session of its own: Ctrl-C is for the script, which ends the mesh in its turn.
+        # A session of its own: Ctrl-C must reach the script alone, which then ends the mesh.
         process = subprocess.Popen(
             die_with_parent(command),
             cwd=_ROOT,
@@ -78,7 +78,7 @@ def running(folder: Path, mesh: Topology, program: Sequence[str] = MESHIM) -> It
         try:
             process.wait(_END_S)
         except subprocess.TimeoutExpired:
-            process.kill()  # its children are tethered to it
+            process.kill()  # its children die with it (die_with_parent)
             process.wait()
 
 
@@ -89,5 +89,5 @@ def _until_ready(process: "subprocess.Popen[bytes]", state: Path, log: Path) -> 
         if mesh.get("state") == "running" and mesh.get("api"):
             return str(mesh["api"])
         time.sleep(0.05)
-    said = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
-    raise MeshimError(f"The mesh did not start: {said[-1].removeprefix('meshim: ').rstrip('.')}.")
+    lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
+    raise MeshimError(f"The mesh did not start: {lines[-1].removeprefix('meshim: ').rstrip('.')}.")

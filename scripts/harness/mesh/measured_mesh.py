@@ -1,12 +1,11 @@
-"""A mesh under measurement: real processes with everybody enrolled, and what the kernel says they cost.
+"""A real mesh with seeded users, and the CPU time and memory of its processes.
 
-CPU time is read from the CPU clock of each process, which is user and system time without the steps of 10 ms that
-/proc/PID/stat has; the number of that clock is made as clock_getcpuclockid(3) makes it.  Memory is the resident set.
+CPU time (user and system) is read from the CPU clock of each process: /proc/PID/stat has a resolution of 10 ms only.
+The id of the clock is computed as clock_getcpuclockid(3) does.  Memory is the resident set.
 """
 
 import asyncio
 import json
-import os
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -20,27 +19,27 @@ from meshim.deploy.state import DataFolder, MeshState
 from meshim.errors import BackendUnavailable
 from meshim.topology import Topology
 from scripts.harness.mesh import local_mesh
-from scripts.harness.mesh.seed_database import enrol
-from scripts.harness.mesh.users import connectors
+from scripts.harness.mesh.process_stats import resident_kib
+from scripts.harness.mesh.seed_database import seed_database
+from scripts.harness.mesh.users import living_connectors
 
-_PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
 _CPUCLOCK_SCHED = 2
 LINKED_S = 30.0
 
 
 class Usage(NamedTuple):
-    """Of every process at one moment: seconds of CPU and KiB of memory, by its name in the topology."""
+    """CPU seconds and KiB of memory at one moment, by the name of the process in the topology."""
 
     at: float
     """Seconds of the monotonic clock."""
     cpu_s: dict[str, float]
     own_cpu_s: float
-    """Of this process, which makes the load."""
+    """CPU seconds of this process, which makes the load."""
     rss_kib: dict[str, int]
 
 
 class Cost(NamedTuple):
-    """What a number of things cost: microseconds of CPU for each, of all servers, of each, and of who made the load."""
+    """Cost of operations: microseconds of CPU for each, of all servers together, of each server, and of the clients."""
 
     things: int
     seconds: float
@@ -49,57 +48,62 @@ class Cost(NamedTuple):
     cpu_us_by: dict[str, float]
     client_us: float
     cores: float
-    """Of CPU that the servers used together."""
+    """CPUs that the servers used together."""
 
 
-class Measured:
+class MeasuredMesh:
     """A running mesh."""
 
     def __init__(self, data: Path, endpoints: list[tuple[str, bytes]]) -> None:
         self.data = data
         self.endpoints = endpoints
-        """Of the connectors in order of their names, with their keys (empty where links are plain)."""
+        """Endpoint and CURVE key of each connector, in the order of their names; keys are empty without CURVE."""
         state = msgspec.json.decode(DataFolder(data).state.read_bytes(), type=MeshState)
         self._pids = {"up": state.pid}
         self._pids |= {role.name: role.pid for role in state.roles if role.pid is not None}
         self._pids |= {backend.name: backend.pid for backend in state.backends if backend.pid is not None}
 
     def usage(self) -> Usage:
-        """What every process has used until now.  Raises OSError when one has ended."""
+        """Return the usage of every process until now.  Raises OSError when one has ended."""
         cpu_s = {name: time.clock_gettime(~pid << 3 | _CPUCLOCK_SCHED) for name, pid in self._pids.items()}
-        rss_kib = {name: _resident_kib(pid) for name, pid in self._pids.items()}
+        rss_kib = {name: resident_kib(pid) for name, pid in self._pids.items()}
         return Usage(time.monotonic(), cpu_s, time.process_time(), rss_kib)
 
     def cost(self, since: Usage, count: int) -> Cost:
-        """What `count` things cost since then."""
+        """Return the cost of `count` operations since an earlier usage."""
         now = self.usage()
         seconds = now.at - since.at
         each = 1e6 / max(1, count)
         by = {name: round((cpu_s - since.cpu_s[name]) * each, 2) for name, cpu_s in now.cpu_s.items()}
         all_s = sum(now.cpu_s.values()) - sum(since.cpu_s.values())
         return Cost(
-            count, round(seconds, 3), round(count / seconds, 1), round(all_s * each, 2), by,
-            round((now.own_cpu_s - since.own_cpu_s) * each, 2), round(all_s / seconds, 2),
-        )  # fmt: skip
+            things=count,
+            seconds=round(seconds, 3),
+            rate=round(count / seconds, 1),
+            cpu_us=round(all_s * each, 2),
+            cpu_us_by=by,
+            client_us=round((now.own_cpu_s - since.own_cpu_s) * each, 2),
+            cores=round(all_s / seconds, 2),
+        )
 
 
 @contextmanager
-def measured(mesh: Topology, people: int, friends: Iterable[tuple[int, int]]) -> Iterator[Measured]:
-    """Run a mesh in a temporary folder with so many people enrolled; friends by their numbers, from 0.
+def measured_mesh(mesh: Topology, users: int, friends: Iterable[tuple[int, int]]) -> Iterator[MeasuredMesh]:
+    """Run a mesh in a temporary folder with `users` seeded users; `friends` are pairs of their numbers, from 0.
 
     Raises `MeshimError` when it does not start.
     """
     with tempfile.TemporaryDirectory(prefix="meshim-bench-") as folder:
         data = Path(folder) / "data"
-        enrol(data, people, friends)
+        seed_database(data, users, friends)
         with local_mesh.running(Path(folder), mesh):
             _until_linked(data, mesh)
-            leases = sorted(asyncio.run(connectors(data)), key=lambda lease: lease.name)
-            yield Measured(data, [(lease.endpoint, lease.key.encode()) for lease in leases])
+            leases = sorted(asyncio.run(living_connectors(data)), key=lambda lease: lease.name)
+            yield MeasuredMesh(data, [(lease.endpoint, lease.key.encode()) for lease in leases])
 
 
 def _until_linked(data: Path, mesh: Topology) -> None:
-    """Wait until every connector is linked to every transfer: what is said before may be stored, or refused."""
+    """Wait until every connector is linked to every transfer: earlier messages may be stored or refused."""
     files = [data / "run" / "counters" / f"transfer-{transfer.name}.json" for transfer in mesh.transfers]
     deadline = time.monotonic() + LINKED_S
     while any(_linked(file) < len(mesh.connectors) for file in files):
@@ -110,7 +114,3 @@ def _until_linked(data: Path, mesh: Topology) -> None:
 
 def _linked(counters: Path) -> int:
     return int(json.loads(counters.read_bytes())["counters"]["connectors"]) if counters.exists() else 0
-
-
-def _resident_kib(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * _PAGE_KIB

@@ -1,83 +1,80 @@
-"""What the processes of a mesh take: resident memory and descriptors, read from /proc while something happens."""
+"""Resident memory and open descriptors of the processes of a mesh, read from /proc."""
 
+import os
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from meshim.deploy.state import DataFolder, read
 
-EVERY_S = 0.1
-MIB = 1 << 20
+SAMPLE_S = 0.1
+_PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
 
 
-def processes(data: Path) -> dict[str, int]:
-    """The pid of every role, by name.  (Backends have bounds of their own, which are not meshim's.)"""
+def role_pids(data: Path) -> dict[str, int]:
+    """Return the pid of every role by name, without backends: meshim sets no bounds for their memory."""
     state = read(DataFolder(data))
     assert state is not None, "the mesh runs"
     return {role.name: role.pid for role in state.roles if role.pid is not None}
 
 
-def api(data: Path) -> str:
-    """The URL of the REST service."""
+def rest_url(data: Path) -> str:
+    """Return the URL of the REST service."""
     state = read(DataFolder(data))
     assert state is not None, "the mesh runs"
     assert state.api is not None, "REST answers"
     return state.api
 
 
-def rss_mib(pid: int) -> float:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1_024
-    return 0.0
+def resident_kib(pid: int) -> int:
+    """Return the resident memory of a process in KiB."""
+    return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * _PAGE_KIB
 
 
-def files(pid: int) -> int:
+def open_files(pid: int) -> int:
+    """Return the number of open descriptors of a process."""
     return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
 
 
-class Memory:
-    """The highest that was seen of each process, in MiB."""
+class MemoryPeak:
+    """Peak resident memory of each process, in MiB."""
 
     def __init__(self, pids: dict[str, int]) -> None:
         self._pids = pids
-        self.before = self.now()
-        self.most = dict(self.before)
+        self.baseline = self.current()
+        self.peak = dict(self.baseline)
 
-    def now(self) -> dict[str, float]:
-        return {name: round(rss_mib(pid), 1) for name, pid in self._pids.items()}
+    def current(self) -> dict[str, float]:
+        """Return the resident memory of each process now, in MiB."""
+        return {name: round(resident_kib(pid) / 1_024, 1) for name, pid in self._pids.items()}
 
-    def look(self) -> None:
-        for name, mib in self.now().items():
-            self.most[name] = max(self.most[name], mib)
+    def sample(self) -> None:
+        """Take the current memory into the peaks."""
+        for name, mib in self.current().items():
+            self.peak[name] = max(self.peak[name], mib)
 
     @property
-    def grown(self) -> dict[str, float]:
-        """By how much each process grew at most."""
-        return {name: round(self.most[name] - self.before[name], 1) for name in self.before}
+    def growth(self) -> dict[str, float]:
+        """Peak memory of each process beyond its baseline."""
+        return {name: round(self.peak[name] - self.baseline[name], 1) for name in self.baseline}
 
 
 @contextmanager
-def watched(pids: dict[str, int], tell: Callable[[Memory], None] | None = None) -> Iterator[Memory]:
-    """Look at memory all the time, in a thread."""
-    memory = Memory(pids)
+def watch_memory(pids: dict[str, int]) -> Iterator[MemoryPeak]:
+    """Sample memory every `SAMPLE_S` in a thread until the context ends."""
+    memory = MemoryPeak(pids)
     done = threading.Event()
 
-    def look() -> None:
-        told = time.monotonic()
-        while not done.wait(EVERY_S):
-            memory.look()
-            if tell is not None and time.monotonic() - told > 1.0:
-                told = time.monotonic()
-                tell(memory)
+    def sample() -> None:
+        while not done.wait(SAMPLE_S):
+            memory.sample()
 
-    thread = threading.Thread(target=look, daemon=True)
+    thread = threading.Thread(target=sample, daemon=True)
     thread.start()
     try:
         yield memory
     finally:
         done.set()
         thread.join()
-        memory.look()
+        memory.sample()

@@ -1,4 +1,4 @@
-"""A database full of people, written in one go before a mesh starts on it: a benchmark measures no registrations."""
+"""Seeds the SQLite database of a mesh with users before the mesh starts: a benchmark measures no registrations."""
 
 import hashlib
 import time
@@ -13,30 +13,30 @@ from meshim.stores.sql import migrate
 from meshim.stores.sql.schema import im_device, im_relation, im_token, im_user
 
 TOKEN_S = 86_400.0
-_NO_HASH = "nobody logs in with a password here"
+_NO_HASH = "no password"
 _DEVICE = "bench"
 
 
-class Enrolled(NamedTuple):
-    """A user who can greet.  User and device have the same id."""
+class SeededUser(NamedTuple):
+    """A user with one device and a valid token.  User and device have the same id."""
 
     user: int
     epoch: int
     token: bytes
 
     @classmethod
-    def of(cls, number: int) -> "Enrolled":
-        """The person with this number, counted from 0: the same in every process."""
-        digest = hashlib.sha512(b"enrolled %d" % number).digest()
+    def of(cls, number: int) -> "SeededUser":
+        """Return the user with this number, from 0; the same in every process."""
+        digest = hashlib.sha512(b"seeded user %d" % number).digest()
         return cls(number + 1, int.from_bytes(digest[:8], "big"), digest[8:40])
 
 
-def enrol(data: Path, count: int, friends: Iterable[tuple[int, int]]) -> Sequence[Enrolled]:
-    """Make the SQLite database of a mesh on embedded backends, with that many people; friends by their numbers."""
+def seed_database(data: Path, count: int, friends: Iterable[tuple[int, int]]) -> Sequence[SeededUser]:
+    """Create the SQLite database of a mesh with `count` users; `friends` are pairs of their numbers."""
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
     url = f"sqlite:///{data / 'meshim.db'}"
     migrate.upgrade(url)
-    people = [Enrolled.of(number) for number in range(count)]
+    users = [SeededUser.of(number) for number in range(count)]
     now = int(time.time() * 1000)
     ends = now + int(TOKEN_S * 1000)
     pairs = sorted({(min(pair) + 1, max(pair) + 1) for pair in friends})
@@ -44,7 +44,7 @@ def enrol(data: Path, count: int, friends: Iterable[tuple[int, int]]) -> Sequenc
     with engine.begin() as connection:
         connection.execute(
             insert(im_user),
-            [{"id": p.user, "name": f"bench{p.user}", "password_hash": _NO_HASH, "gmt_create": now} for p in people],
+            [{"id": p.user, "name": f"bench{p.user}", "password_hash": _NO_HASH, "gmt_create": now} for p in users],
         )
         connection.execute(
             insert(im_device),
@@ -57,7 +57,7 @@ def enrol(data: Path, count: int, friends: Iterable[tuple[int, int]]) -> Sequenc
                     "last_seen": now,
                     "gmt_create": now,
                 }
-                for p in people
+                for p in users
             ],
         )
         connection.execute(
@@ -67,19 +67,19 @@ def enrol(data: Path, count: int, friends: Iterable[tuple[int, int]]) -> Sequenc
                     "token_hash": hash_token(p.token), "user_id": p.user, "device_id": p.user, "epoch": p.epoch,
                     "expires_at": ends, "gmt_create": now,
                 }
-                for p in people
+                for p in users
             ],
         )  # fmt: skip
         if pairs:
             connection.execute(
-            insert(im_relation),
-            [
-                {
-                    "user_id1": one, "user_id2": other, "state": "friends", "requested_by": one, "gmt_create": now,
-                    "gmt_modified": now,
-                }
-                for one, other in pairs
-            ],
-        )  # fmt: skip
+                insert(im_relation),
+                [
+                    {
+                        "user_id1": one, "user_id2": other, "state": "friends", "requested_by": one,
+                        "gmt_create": now, "gmt_modified": now,
+                    }
+                    for one, other in pairs
+                ],
+            )  # fmt: skip
     engine.dispose()
-    return people
+    return users

@@ -1,4 +1,4 @@
-"""People on a mesh by the thousand: made through the stores' ports, with tokens of their own and no password hash."""
+"""Creates thousands of users on a running mesh through the ports of the stores: with tokens, without passwords."""
 
 import secrets
 import time
@@ -26,12 +26,12 @@ from meshim.wire.envelope import WIRE_VERSION, Destination, DestinationType, Env
 from meshim.wire.offline_log import Entry
 
 TOKEN_S = 86_400.0
-_NO_HASH = "nobody logs in with a password here"
+_NO_HASH = "no password"
 _DEVICE = "only"
 
 
-class Person(NamedTuple):
-    """A user with one device, who can greet."""
+class MeshUser(NamedTuple):
+    """A user with one device and a valid token."""
 
     name: str
     user: int
@@ -40,8 +40,8 @@ class Person(NamedTuple):
     token: bytes
 
 
-class Population:
-    """Makes people, friendships and stored messages in the database of a mesh."""
+class UserFactory:
+    """Creates users, friendships and stored messages in the database of a mesh."""
 
     def __init__(self, database: Database, partitions: int) -> None:
         self._database = database
@@ -49,34 +49,36 @@ class Population:
         self._partitions = SqlPartitions(database)
         self._count = partitions
 
-    async def people(self, count: int, prefix: str) -> list[Person]:
-        """Register that many new users, each with a device that is logged in."""
+    async def create(self, count: int, prefix: str) -> list[MeshUser]:
+        """Register `count` new users, each with a device that has logged in."""
         mark = secrets.token_hex(4)
         names = [f"{prefix}-{mark}-{number}" for number in range(count)]
-        users = await self._accounts.register_many([(name, _NO_HASH) for name in names])
-        people: list[Person] = []
-        for user in users:
+        accounts = await self._accounts.register_many([(name, _NO_HASH) for name in names])
+        users: list[MeshUser] = []
+        for user in accounts:
             assert user is not None, "the name is new"
             epoch, token, now = secrets.randbits(64), secrets.token_bytes(32), time.time()
             device, _ = await self._accounts.log_in(
                 user.user_id, _DEVICE, epoch, hash_token(token), now + TOKEN_S, now, devices_max=10
             )
-            people.append(Person(user.name, user.user_id, device.device_id, epoch, token))
-        return people
+            users.append(MeshUser(user.name, user.user_id, device.device_id, epoch, token))
+        return users
 
-    async def befriend(self, one: Person, other: Person) -> None:
+    async def befriend(self, one: MeshUser, other: MeshUser) -> None:
+        """Make two users friends."""
         now = time.time()
         await self._accounts.request(one.user, other.user, now, relations_max=5_000)
         await self._accounts.accept(other.user, one.user, RelationKey(1, b"not used"), now)
 
-    async def store(self, sender: Person, recipient: Person, count: int, body: bytes) -> None:
-        """Put messages into the queue of a device, as the writer of her partition would.
+    async def store(self, sender: MeshUser, recipient: MeshUser, count: int, body: bytes) -> None:
+        """Put `count` messages into the offline queue of a device, as the writer of its partition would.
 
-        In one transaction, at the position that the partition has already: no record of the log is skipped for it.
+        They are written in one transaction at the current position of the partition, so that the writer skips no record
+        of the log.
         """
         partition = partition_of(recipient.user, self._count)
         entries = [
-            Entry(recipient.user, (recipient.device,), text(sender, recipient.user, seq, body))
+            Entry(recipient.user, (recipient.device,), text_envelope(sender, recipient.user, seq, body))
             for seq in range(1, count + 1)
         ]
         fence, position = await self._database.read(_fence_and_position, partition)
@@ -89,32 +91,42 @@ def _fence_and_position(connection: Connection, partition: int) -> tuple[int, in
     return row.fence, row.position
 
 
-def text(sender: Person, to: int, seq: int, body: bytes) -> bytes:
-    """An envelope of a sender who has settled everything before it."""
-    where = Destination(DestinationType.USER, to)
+def text_envelope(sender: MeshUser, to: int, seq: int, body: bytes) -> bytes:
+    """Return an encoded envelope; its sender has settled all earlier messages of the stream."""
+    to_user = Destination(DestinationType.USER, to)
     return encode_envelope(
         Envelope(
-            WIRE_VERSION, secrets.token_bytes(16), sender.user, sender.device, sender.epoch, where, seq, seq,
-            Kind.TEXT, 0, int(time.time() * 1000), body,
+            version=WIRE_VERSION,
+            id=secrets.token_bytes(16),
+            user=sender.user,
+            device=sender.device,
+            epoch=sender.epoch,
+            to=to_user,
+            seq=seq,
+            base=seq,
+            kind=Kind.TEXT,
+            key=0,
+            sent_at=int(time.time() * 1000),
+            body=body,
         )
-    )  # fmt: skip
+    )
 
 
 @asynccontextmanager
-async def population(data: Path) -> AsyncIterator[Population]:
-    """The population of the mesh that runs on a data folder."""
+async def user_factory(data: Path) -> AsyncIterator[UserFactory]:
+    """Yield the user factory of the mesh that runs on a data folder."""
     topology = topologies.load(DataFolder(data).topology)
     database = Database(topology.backends.sql, 2)
     try:
-        yield Population(database, topology.limits.partitions)
+        yield UserFactory(database, topology.limits.partitions)
     finally:
         await database.close()
 
 
-async def connectors(data: Path) -> Sequence[Lease]:
-    """The connectors that live, by name."""
+async def living_connectors(data: Path) -> Sequence[Lease]:
+    """Return the leases of the living connectors, sorted by name."""
     topology = topologies.load(DataFolder(data).topology)
-    logger = log.get("script", "population")
+    logger = log.get("script", "leases")
     redis = RedisClient(topology.backends.redis, logger)
     try:
         return await RedisLeases(redis, topology.namespace, logger).living("connector")

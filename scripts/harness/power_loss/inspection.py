@@ -1,10 +1,10 @@
-"""What is left of a mesh and its clients: opened as they would open it themselves, and searched for messages.
+"""Searches what a loss of power has left for messages, opened as the programs would open it themselves.
 
 A message is safe where one of these holds for the device of its recipient:
 
-    device      its state file has seen it
-    database    there is a row for it that nobody has marked read
-    log         there is a record, which a writer will write whatever its position is
+    device      its state file has seen the message
+    database    a row for it exists that is not marked read
+    log         a record has it, which a writer will write whatever its position is
 """
 
 import os
@@ -26,13 +26,13 @@ from meshim.topology import Topology
 from meshim.wire.envelope import Destination, DestinationType, Stream, decode_envelope
 from meshim.wire.offline_log import decode_record
 
-_ANSWER_S = 5.0
+_REPLY_S = 5.0
 _END_S = 5.0
-_LOG = Log("aftermath", "nats")
+_LOG = Log("after-power-loss", "nats")
 
 
-class Sending(NamedTuple):
-    """A message as its sender knows it."""
+class SentMessage(NamedTuple):
+    """A message, from the notes of its sender."""
 
     id: bytes
     sender: str
@@ -42,12 +42,12 @@ class Sending(NamedTuple):
 
 
 class Notes:
-    """What was known when the power went, from the lines of `power_load.py`."""
+    """The notes of the workload (`workload.py`) at the time of the power loss."""
 
     def __init__(self, text: str) -> None:
         self.users: dict[str, int] = {}
-        self.queued: dict[bytes, Sending] = {}
-        self.sent: list[Sending] = []
+        self.queued: dict[bytes, SentMessage] = {}
+        self.sent: list[SentMessage] = []
         devices: dict[str, tuple[int, int, int]] = {}
         for line in text.splitlines():
             match line.split():
@@ -56,7 +56,7 @@ class Notes:
                     devices[name] = int(user), int(device), int(epoch)
                 case ["queued", message, sender, recipient, seq]:
                     stream = Stream(*devices[sender], Destination(DestinationType.USER, self.users[recipient]))
-                    self.queued[bytes.fromhex(message)] = Sending(
+                    self.queued[bytes.fromhex(message)] = SentMessage(
                         bytes.fromhex(message), sender, recipient, stream, int(seq)
                     )
                 case ["sent", message]:
@@ -64,53 +64,54 @@ class Notes:
 
 
 class _Device(NamedTuple):
-    """What a state file knows."""
+    """The content of a state file."""
 
     outbox: set[bytes]
-    """Ids of what it has sent, settled or not."""
+    """Ids of the messages it has sent, settled or not."""
     seen: dict[Stream, tuple[int, tuple[tuple[int, int], ...]]]
-    """Watermark and holes."""
+    """Watermark and holes by stream."""
     held: set[tuple[Stream, int]]
 
-    def has(self, sending: Sending) -> bool:
-        watermark, holes = self.seen.get(sending.stream, (1, ()))
-        below = sending.seq < watermark and not any(first <= sending.seq <= last for first, last in holes)
-        return below or (sending.stream, sending.seq) in self.held
+    def has(self, message: SentMessage) -> bool:
+        """Whether the device has seen the message."""
+        watermark, holes = self.seen.get(message.stream, (1, ()))
+        below = message.seq < watermark and not any(first <= message.seq <= last for first, last in holes)
+        return below or (message.stream, message.seq) in self.held
 
 
-class Left(NamedTuple):
-    """What was found: state files by name, and ids of envelopes by user."""
+class Inspection(NamedTuple):
+    """What was found: state files by name, and (user, envelope id) in database and log."""
 
     devices: dict[str, _Device]
     database: set[tuple[int, bytes]]
     log: set[tuple[int, bytes]]
 
-    def place(self, sending: Sending) -> str | None:
-        """Where the copy for the recipient is; None when it is lost."""
-        device = self.devices.get(sending.recipient)
-        if device is not None and device.has(sending):
+    def location(self, message: SentMessage) -> str | None:
+        """Return the place of the recipient's copy; None when it is lost."""
+        device = self.devices.get(message.recipient)
+        if device is not None and device.has(message):
             return "device"
-        copy = (sending.stream.to.id, sending.id)
+        copy = (message.stream.to.id, message.id)
         if copy in self.database:
             return "database"
         return "log" if copy in self.log else None
 
-    def is_kept(self, sending: Sending) -> bool:
-        """Whether the sender's outbox knows of it."""
-        device = self.devices.get(sending.sender)
-        return device is not None and sending.id in device.outbox
+    def is_in_outbox(self, message: SentMessage) -> bool:
+        """Whether the outbox of the sender has the message."""
+        device = self.devices.get(message.sender)
+        return device is not None and message.id in device.outbox
 
 
-async def look(folder: Path, topology: Topology) -> Left:
-    """Open everything below `folder`.
+async def inspect(folder: Path, topology: Topology) -> Inspection:
+    """Open everything below `folder`, and return what is there.
 
-    Raises sqlite3.DatabaseError for a database that is broken, and MeshimError where a state file is, where NATS does
-    not start, or where a writer could not go on.
+    Raises sqlite3.DatabaseError for a corrupt database, and MeshimError for a corrupt state file, or when NATS or a
+    writer could not start on what is left.
     """
     devices = {file.stem: _device(file) for file in sorted((folder / "states").glob("*.db"))}
     positions, database = _database(folder / "data" / "meshim.db")
     log = await _log(folder / "data" / "nats", topology, positions)
-    return Left(devices, database, log)
+    return Inspection(devices, database, log)
 
 
 def _device(file: Path) -> _Device:
@@ -142,16 +143,16 @@ async def _log(folder: Path, topology: Topology, positions: Mapping[int, int]) -
     found: set[tuple[int, bytes]] = set()
     limits = topology.limits
     async with _nats(folder, topology) as nats:
-        log = JetStreamOfflineLog(nats, topology.namespace, max_bytes=limits.log_bytes, publish_timeout_s=_ANSWER_S)
+        log = JetStreamOfflineLog(nats, topology.namespace, max_bytes=limits.log_bytes, publish_timeout_s=_REPLY_S)
         for partition in range(limits.partitions):
-            await log.ensure(partition, positions.get(partition, 0) + 1)  # as a writer begins
+            await log.ensure(partition, positions.get(partition, 0) + 1)  # as a writer does at its start
             for position in await _positions(nats, f"{topology.namespace}-offline-{partition}"):
                 found |= await _copies(log, partition, position)
     return found
 
 
 async def _positions(nats: NatsClient, stream: str) -> range:
-    answer = await nats.request(f"$JS.API.STREAM.INFO.{stream}", b"", _ANSWER_S)
+    answer = await nats.request(f"$JS.API.STREAM.INFO.{stream}", b"", _REPLY_S)
     state = msgspec.json.decode(answer.data)["state"]
     return range(state["first_seq"], state["last_seq"] + 1) if state["messages"] else range(0)
 
@@ -165,11 +166,11 @@ async def _copies(log: JetStreamOfflineLog, partition: int, position: int) -> se
 
 @asynccontextmanager
 async def _nats(folder: Path, topology: Topology) -> AsyncIterator[NatsClient]:
-    """The server of `meshim up`, on that folder."""
+    """Run nats-server as `meshim up` does, on that folder."""
     limits = topology.limits
     recipe = Nats(folder, store_bytes=(limits.partitions + 2) * limits.log_bytes)
-    nothing = os.open(os.devnull, os.O_RDONLY)  # where the supervisor would hand on its lock
-    server = BackendChild(recipe, folder / "log", nothing, lambda: None)
+    no_lock = os.open(os.devnull, os.O_RDONLY)  # in place of the lock that the supervisor hands on
+    server = BackendChild(recipe, folder / "log", no_lock, lambda: None)
     try:
         await server.start()
         assert server.endpoint is not None
@@ -180,4 +181,4 @@ async def _nats(folder: Path, topology: Topology) -> AsyncIterator[NatsClient]:
             await client.close()
     finally:
         await server.stop(_END_S)
-        os.close(nothing)
+        os.close(no_lock)

@@ -1,6 +1,8 @@
-"""meshim with one of its syncs left out, to see what that loses: `weakened.py WHAT meshim-arguments...`.
+"""Leaves one sync out of meshim, to show that a power loss then loses messages.
 
-WHAT is one of `WHATS`.  Only `power_loss.py` wants this.
+    python -m scripts.harness.power_loss.mutations NAME meshim-arguments...
+
+is the `meshim` command without that sync; NAME is one of `MUTATIONS`.
 """
 
 import asyncio
@@ -14,17 +16,17 @@ from meshim.deploy import embedded, supervisor
 from meshim.deploy.state import DataFolder
 from meshim.stores.sql import engine
 
-WHATS = ("nats", "sql-normal", "sql-off", "state")
+MUTATIONS = ("nats", "sql-normal", "sql-off", "state")
 
 
-def program(what: str) -> list[str]:
-    """The command line of meshim weakened in this way."""
-    return [sys.executable, "-P", "-m", "scripts.harness.power_loss.mutations", what]
+def program(name: str) -> list[str]:
+    """Return the command line of meshim with this mutation."""
+    return [sys.executable, "-P", "-m", "scripts.harness.power_loss.mutations", name]
 
 
-def weaken(what: str) -> None:
-    """Leave a sync out, in this process."""
-    match what:
+def apply(name: str) -> None:
+    """Leave the sync out in this process."""
+    match name:
         case "nats":
             command = embedded.Nats.command
 
@@ -34,9 +36,9 @@ def weaken(what: str) -> None:
                 config.write_text(config.read_text().replace("sync_interval: always", "sync_interval: 2m"))
                 return arguments
 
-            embedded.Nats.command = weak  # type: ignore[method-assign]  # that is the point
+            embedded.Nats.command = weak  # type: ignore[method-assign]  # the mutation
         case "sql-normal" | "sql-off":
-            level = what.removeprefix("sql-").upper()
+            level = name.removeprefix("sql-").upper()
             full = "synchronous = FULL"
             assert full in engine._SQLITE_PRAGMAS
             engine._SQLITE_PRAGMAS = tuple(  # type: ignore[assignment]
@@ -45,18 +47,18 @@ def weaken(what: str) -> None:
         case "state":
             state_file._DURABLE = "synchronous=OFF"
         case _:
-            raise AssertionError(what)
+            raise AssertionError(name)
 
 
-def main(what: str, *arguments: str) -> None:
-    weaken(what)
+def main(name: str, *arguments: str) -> None:
+    apply(name)
     if arguments[0] != "up":
         sys.argv = ["meshim", *arguments]
         meshim()
-    _, _, file, _, folder = arguments  # as `own_mesh.running` has them
+    _, _, file, _, folder = arguments  # the arguments of `local_mesh.running`
 
-    def role(kind: str, name: str, data: DataFolder) -> list[str]:
-        return [*program(what), kind, name, "-t", str(data.topology), "--data", str(data.root)]
+    def role(kind: str, member: str, data: DataFolder) -> list[str]:
+        return [*program(name), kind, member, "-t", str(data.topology), "--data", str(data.root)]
 
     asyncio.run(supervisor.run(topologies.load(Path(file)), DataFolder(Path(folder)), print, command=role))
 

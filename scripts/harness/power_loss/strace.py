@@ -1,11 +1,11 @@
-"""What processes did to files, from a recording by strace, replayed onto a `Disk` call by call.
+"""Replays the system calls of a recording by strace onto a `Disk`.
 
-strace writes a call down before the process goes on, so that the order of its lines is the order of causes: whatever
-anybody did because a sync had ended stands below the end of that sync.  A loss of power is a line: what is below it did
-not happen, and a call that had begun above it and ends below it is not counted on.
+strace writes a call down before the process goes on, so that the lines are in causal order: what a process did after a
+sync stands below the end of that sync.  A loss of power is a line: nothing below it has happened, and a call that
+began above it and ends below it does not count.
 
-What this file does not understand, it refuses: `Unknown` names the line.  Names have to be absolute: of others strace
-does not tell the folder.  Whoever uses this compares the disk in the end with the real one.
+Calls that this module cannot replay raise `UnsupportedCall` with the line.  Names have to be absolute: strace does not
+show the folder of relative ones.  At the end the caller compares the disk model with the real disk.
 """
 
 import posixpath
@@ -25,16 +25,16 @@ _OTHER = ("lseek", "mmap", "?sendfile", "copy_file_range", "io_uring_setup")
 RECORD = [
     "strace",
     "--follow-forks",
-    "--seccomp-bpf",  # or every call of every process stops it
+    "--seccomp-bpf",  # otherwise strace stops a process at every call
     "--decode-fds=path",
     "-xx",  # all strings in hexadecimal digits
     f"--string-limit={1 << 26}",
     "--signal=none",
     f"--trace={','.join((*_OPENING, *_WRITING, *_NAMING, *_SYNCING, *_OTHER))}",
-    "--inject=io_uring_setup:error=ENOSYS",  # what goes through a ring is no call
+    "--inject=io_uring_setup:error=ENOSYS",  # operations on a ring would not show as calls
     "--output",
 ]
-"""The command line that records; the file to write and the command follow."""
+"""The command line of strace; the recording file and the command follow."""
 
 _HEX = r"(?:\\x[0-9a-f]{2})*"
 _OPEN_FILE = rf"(?:(?P<fd>\d+)|AT_FDCWD)<(?P<path>{_HEX})>(?P<deleted>\(deleted\))?"
@@ -46,12 +46,12 @@ _NAMES = re.compile(rf'(?:AT_FDCWD<(?P<cwd>{_HEX})>, |\d+<(?P<folder>{_HEX})>, )
 _STRINGS = re.compile(rf'"({_HEX})"(\.\.\.)?')
 
 
-class Unknown(Exception):
-    """The recording has something that cannot be replayed."""
+class UnsupportedCall(Exception):
+    """The recording has a call that cannot be replayed."""
 
 
 class Call(NamedTuple):
-    """A call that has ended at line `at` and began at line `began`."""
+    """A system call that began at line `began` and ended at line `at`."""
 
     at: int
     began: int
@@ -59,13 +59,13 @@ class Call(NamedTuple):
     arguments: str
     result: str
     more: str
-    """What follows the result: of a descriptor its path."""
+    """Text after the result; for a descriptor its path."""
 
 
 def calls(recording: Path, folder: Path) -> Iterator[Call]:
-    """All calls that say something of the folder and did not fail, in the order in which they ended.
+    """Yield the successful calls that name the folder, in the order of their ends.
 
-    Last come those that a kill has interrupted; their result is `?`.
+    Calls that a kill has interrupted come last; their result is `?`.
     """
     mark = in_hex(str(folder))
     unfinished: dict[str, tuple[int, str]] = {}
@@ -87,7 +87,7 @@ def calls(recording: Path, folder: Path) -> Iterator[Call]:
 
 
 class Replay:
-    """A disk, and what is known of open files.  `concerns` says of a path whether it is on that disk."""
+    """A disk model, and the open files.  `concerns` returns whether a path is on that disk."""
 
     def __init__(self, concerns: Callable[[str], bool]) -> None:
         self.disk = Disk()
@@ -103,14 +103,14 @@ class Replay:
             "lseek": self._seek,
         }
         self._synchronous: dict[tuple[str, str], bool] = {}
-        """Descriptor and path, to whether each of its writes is a sync too (`O_SYNC`)."""
+        """By descriptor and path, whether each write is also a sync (`O_SYNC`)."""
         self.interrupted: set[str] = set()
-        """Files of which nobody knows whether the last thing that was done to them was done."""
+        """Files whose last change was interrupted: its effect is unknown."""
         self._at_start: set[tuple[str, str]] = set()
-        """Opened with content and written from its start: nobody here does, and it would need offsets."""
+        """Files with content that were opened without O_APPEND: writing them from the start is not supported."""
 
-    def take(self, call: Call) -> None:
-        """Do to the disk what the call did.  Raises `Unknown`."""
+    def apply(self, call: Call) -> None:
+        """Apply a call to the disk.  Raises `UnsupportedCall`."""
         if call.result == "?":
             if call.name not in _WRITING:
                 self.interrupted.update(_paths(call))
@@ -125,7 +125,7 @@ class Replay:
             return
         assert match is not None
         key = (match["fd"], path)
-        self._synchronous.pop(key, None)  # of an earlier file
+        self._synchronous.pop(key, None)  # of an earlier file with this descriptor
         if not (call.name == "creat" or "O_WRONLY" in call.arguments or "O_RDWR" in call.arguments):
             return
         truncates = call.name == "creat" or "O_TRUNC" in call.arguments
@@ -145,12 +145,12 @@ class Replay:
         strings = _STRINGS.findall(call.arguments)
         data = b"".join(_bytes(text) for text, _ in strings)[: int(call.result)]
         if any(cut for _, cut in strings) or len(data) != int(call.result):
-            raise Unknown(f"line {call.at}: its bytes were cut off")
+            raise UnsupportedCall(f"line {call.at}: its bytes were cut off")
         key = self._key(call)
         if call.name == "pwrite64":
             offset = int(call.arguments.rpartition(", ")[2])
         elif key in self._at_start:
-            raise Unknown(f"line {call.at}: {path} is written from its start")
+            raise UnsupportedCall(f"line {call.at}: {path} is written from its start")
         else:
             offset = self.disk.size(path)
         self.disk.write(path, offset, data, call.at)
@@ -162,7 +162,7 @@ class Replay:
             self.disk.truncate(path, int(call.arguments.rpartition(", ")[2]), call.at)
 
     def _sync(self, call: Call) -> None:
-        if match := _AN_OPEN_FILE.match(call.arguments):  # also a folder, of whatever is in it
+        if match := _AN_OPEN_FILE.match(call.arguments):  # also a folder
             self.disk.sync(_text(match["path"]), call.began)
 
     def _map(self, call: Call) -> None:
@@ -182,23 +182,23 @@ class Replay:
         old, new = _paths(call)
         if self._concerns(old) or self._concerns(new):
             if not (self._concerns(old) and self._concerns(new)):
-                raise Unknown(f"line {call.at}: {old} comes from, or goes to, another disk")
+                raise UnsupportedCall(f"line {call.at}: {old} comes from, or goes to, another disk")
             self.disk.rename(old, new, call.at)
 
     def _refuse(self, call: Call) -> None:
-        """Whatever it does, it must not do it to our files."""
+        """Raise `UnsupportedCall` if the call concerns a file of this disk."""
         for match in _AN_OPEN_FILE.finditer(call.arguments):
             if self._concerns(_text(match["path"])) and not match["deleted"]:
-                raise Unknown(f"line {call.at}: {call.name} of {_text(match['path'])}")
+                raise UnsupportedCall(f"line {call.at}: {call.name} of {_text(match['path'])}")
         for path in _paths(call):
             if self._concerns(path):
-                raise Unknown(f"line {call.at}: {call.name} of {path}")
+                raise UnsupportedCall(f"line {call.at}: {call.name} of {path}")
 
     def _key(self, call: Call) -> tuple[str, str]:
         return call.arguments.partition("<")[0], self._path(call) or ""
 
     def _path(self, call: Call) -> str | None:
-        """Of the first descriptor, when it concerns us and still has a name."""
+        """Return the path of the first descriptor; None if it is not on this disk, or deleted."""
         match = _AN_OPEN_FILE.match(call.arguments)
         if match is None or match["deleted"]:
             return None
@@ -207,7 +207,7 @@ class Replay:
 
 
 def _paths(call: Call) -> list[str]:
-    """The names a call was given, as absolute paths."""
+    """Return the names in the arguments as absolute paths."""
     found = []
     for match in _NAMES.finditer(call.arguments):
         folder = _text(match["cwd"] or match["folder"] or "")
@@ -216,7 +216,7 @@ def _paths(call: Call) -> list[str]:
 
 
 def in_hex(text: str) -> str:
-    """The text as it stands in a recording."""
+    """Return the text as strace writes it."""
     return "".join(f"\\x{byte:02x}" for byte in text.encode())
 
 

@@ -1,15 +1,15 @@
-"""A whole mesh and its clients under load, for `power_loss.py` to record: `power_load.py FOLDER SECONDS SEED [WEAK]`.
+"""A mesh and its clients under load, for `power_loss.py` to record.
 
-Two people write as fast as they may to four, of whom two are away all the time and two come and go.  What is known of
-it is written to FOLDER/notes, a line each:
+    python -m scripts.harness.power_loss.workload FOLDER SECONDS SEED [MUTATION]
 
-    device NAME USER DEVICE EPOCH       of everybody, at first
+Two users send at full speed to four others, of whom two are always offline and two connect and disconnect.  Notes about
+the messages go to FOLDER/notes, a line each:
+
+    device NAME USER DEVICE EPOCH       one for each device, at first
     queued ID SENDER RECIPIENT SEQ      `send` has returned
-    sent ID                             the sender was told so
+    sent ID                             the sender has the outcome `sent`
 
-At the end everything is killed, this process included.
-
-WEAK names what `mutations.py` leaves out.
+At the end all processes are killed, this one included.  MUTATION names the sync that `mutations.py` leaves out.
 """
 
 import asyncio
@@ -25,34 +25,35 @@ from typing import Any
 
 from meshim.client import Client, Outgoing
 from meshim.client.rest import Api
-from meshim.client.session import Credentials, Session
-from meshim.client.state import StateFile
+from meshim.client.session import Credentials
+from scripts.harness.clients.devices import log_in_device
 from scripts.harness.mesh import local_mesh
 from scripts.harness.power_loss import mutations
 
 PASSWORD = "correct horse battery staple"  # noqa: S105  (of a mesh that lives for seconds)
 SENDERS = ("ann", "ben")
 AWAY = ("cleo", "dan")
-COMING_AND_GOING = ("eve", "finn")
-UNDER_WAY = 12
-"""Messages of one sender that are not settled: less than the window of a client, so that none waits for it."""
-BODY_MOST = 3_000
-"""Characters."""
-START_MOST_S = 60
+RECONNECTING = ("eve", "finn")
+UNSETTLED_MAX = 12
+"""Unsettled messages of one sender: less than the window of a client, so that none waits for it."""
+BODY_MAX = 3_000
+"""Characters of a body, at most."""
+START_S = 60
 
 
-def main(folder: Path, seconds: float, seed: int, weak: str | None) -> None:
-    # With a sync left out a mesh would refuse to store anything.
-    topology = local_mesh.topology(connectors=1, transfers=1, weak="warn" if weak else "refuse")
-    signal.alarm(START_MOST_S + math.ceil(2 * seconds))  # whatever hangs, strace does not wait for ever
+def main(folder: Path, seconds: float, seed: int, mutation: str | None) -> None:
+    """Run the load for some seconds, then kill the mesh and this process."""
+    # With a sync left out, a mesh with `refuse` would store nothing.
+    topology = local_mesh.topology(connectors=1, transfers=1, weak="warn" if mutation else "refuse")
+    signal.alarm(START_S + math.ceil(2 * seconds))  # ends this process if anything hangs
     program = [sys.executable, "-m", "meshim"]
-    if weak is not None:
-        mutations.weaken(weak)  # the clients are in this process
-        program = mutations.program(weak)
+    if mutation is not None:
+        mutations.apply(mutation)  # the clients run in this process
+        program = mutations.program(mutation)
     with local_mesh.running(folder, topology, program) as api:
         asyncio.run(_Load(folder, api, Random(seed)).run(seconds))
         state: dict[str, Any] = json.loads((folder / "data" / "run" / "state.json").read_bytes())
-        os.kill(state["pid"], signal.SIGKILL)  # and with it all its children
+        os.kill(state["pid"], signal.SIGKILL)  # and with it all its children (die_with_parent)
         os._exit(0)
 
 
@@ -62,19 +63,19 @@ class _Load:
         self._api = api
         self._random = random
         self._notes = os.open(folder / "notes", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        self._following: set[asyncio.Task[None]] = set()
+        self._outcome_tasks: set[asyncio.Task[None]] = set()
 
     async def run(self, seconds: float) -> None:
-        await self._enrol()
-        work = [*(self._write(name) for name in SENDERS), *(self._come_and_go(name) for name in COMING_AND_GOING)]
+        await self._seed_users()
+        work = [*(self._send(name) for name in SENDERS), *(self._reconnect(name) for name in RECONNECTING)]
         done, _ = await asyncio.wait([asyncio.ensure_future(each) for each in work], timeout=seconds)
         for task in done:
-            task.result()  # they end only by an error
-        # Not cancelled: that would leave politely.
+            task.result()  # these tasks end only with an error
+        # The others are not cancelled: their clients would disconnect cleanly.
 
-    async def _enrol(self) -> None:
-        """Accounts, friends, and a device for everybody that the mesh knows."""
-        names = (*SENDERS, *AWAY, *COMING_AND_GOING)
+    async def _seed_users(self) -> None:
+        """Register the users with their friendships and devices."""
+        names = (*SENDERS, *AWAY, *RECONNECTING)
         async with Api(self._api) as api:
             await api.import_users([(name, PASSWORD) for name in names])
             for sender in SENDERS:
@@ -87,24 +88,23 @@ class _Load:
                     await api.request(sender)
         for name in names:
             async with Api(self._api) as api:
-                state = StateFile(self._state(name))
-                identity = await Session(api, state, Credentials(name, PASSWORD, "default")).open()
-                state.close()
+                credentials = Credentials(name, PASSWORD, "default")
+                identity = await log_in_device(api, credentials, self._state(name))
             self._note("device", name, identity.user, identity.device, identity.epoch)
 
-    async def _write(self, name: str) -> None:
-        free = asyncio.Semaphore(UNDER_WAY)
+    async def _send(self, name: str) -> None:
+        free = asyncio.Semaphore(UNSETTLED_MAX)
         async with self._client(name) as client:
             for number in range(1, sys.maxsize):
                 await free.acquire()
-                to = self._random.choice((*AWAY, *COMING_AND_GOING))
-                outgoing = await client.send(to, f"{number} {'.' * self._random.randint(0, BODY_MOST)}")
+                to = self._random.choice((*AWAY, *RECONNECTING))
+                outgoing = await client.send(to, f"{number} {'.' * self._random.randint(0, BODY_MAX)}")
                 self._note("queued", outgoing.id, name, to, outgoing.seq)
-                task = asyncio.create_task(self._follow(outgoing, free))
-                self._following.add(task)
-                task.add_done_callback(self._following.discard)
+                task = asyncio.create_task(self._note_sent(outgoing, free))
+                self._outcome_tasks.add(task)
+                task.add_done_callback(self._outcome_tasks.discard)
 
-    async def _follow(self, outgoing: Outgoing, free: asyncio.Semaphore) -> None:
+    async def _note_sent(self, outgoing: Outgoing, free: asyncio.Semaphore) -> None:
         await outgoing.wait_sent()
         self._note("sent", outgoing.id)
         free.release()
@@ -112,10 +112,10 @@ class _Load:
     def _note(self, *words: object) -> None:
         os.write(self._notes, f"{' '.join(map(str, words))}\n".encode())
 
-    async def _come_and_go(self, name: str) -> None:
+    async def _reconnect(self, name: str) -> None:
         while True:
             async with self._client(name) as client:
-                await _for_some_time(_read(client), self._random.uniform(0.5, 1.5))
+                await _for(_read(client), self._random.uniform(0.5, 1.5))
             await asyncio.sleep(self._random.uniform(0.1, 1.0))
 
     def _client(self, name: str) -> Client:
@@ -130,7 +130,7 @@ async def _read(client: Client) -> None:
         await message.mark_read()
 
 
-async def _for_some_time(work: Awaitable[None], seconds: float) -> None:
+async def _for(work: Awaitable[None], seconds: float) -> None:
     try:
         async with asyncio.timeout(seconds):
             await work
@@ -139,5 +139,5 @@ async def _for_some_time(work: Awaitable[None], seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    _, _folder, _seconds, _seed, *_weak = sys.argv
-    main(Path(_folder), float(_seconds), int(_seed), _weak[0] if _weak else None)
+    _, _folder, _seconds, _seed, *_mutation = sys.argv
+    main(Path(_folder), float(_seconds), int(_seed), _mutation[0] if _mutation else None)

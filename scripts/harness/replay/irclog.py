@@ -1,11 +1,11 @@
-"""Logs of IRC channels as traffic: who said what to whom, and who was there.  Pure: no files, no clock, no mesh.
+"""IRC logs as a schedule of steps: who is online when, and who sends what to whom.  Pure: no files, no clock, no mesh.
 
-A line of a log is `[HH:MM] <nick> text`, `[HH:MM]  * nick action` or `=== event`; minutes are all the
-time there is, and lines are in order.
+A line of a log is `[HH:MM] <nick> text`, `[HH:MM]  * nick action` or `=== event`.  Times have minutes only, and lines
+are in order.
 
-**The rule.**  A message is a `<nick>` line.  It is addressed to a person when its text begins with
-the nick of somebody else who speaks in the same log, written exactly so, and `:` or `,`.  Actions
-only show that their nick is there; events are not looked at.
+**The rule.**  A message is a `<nick>` line.  It is addressed to a user when its text begins with the exact nick of
+another user who speaks in the same log, followed by `:` or `,`.  An action only shows that its nick is online; events
+are ignored.
 """
 
 import hashlib
@@ -16,22 +16,22 @@ from dataclasses import dataclass
 from enum import Enum
 
 QUIET_MINUTES = 10
-"""Who says nothing for longer goes offline."""
+"""A nick that is quiet for longer goes offline."""
 
 NAME_LENGTH_MAX = 64
-"""Of a user name of meshim."""
+"""Limit of a user name of meshim."""
 
 _LINE = re.compile(r"\[(\d\d):(\d\d)\] (?:<([^>]+)> ?| \* (\S+) ?)(.*)", re.DOTALL)
 _ADDRESSED = re.compile(r"([^:,]+)[:,]")
-_HALF_A_DAY = 12 * 60
-"""Some logs have a clock of twelve hours."""
+_HALF_DAY = 12 * 60
+"""Some logs have a 12-hour clock."""
 _SET_BACK_MAX = 60
-"""A clock that goes back by no more was set back, and stands until it is past; otherwise it went round."""
+"""A clock that goes back by at most this was set back, and stands until that time is past; otherwise it wrapped."""
 
 
 @dataclass(frozen=True)
-class Utterance:
-    """What somebody said or did.  `minute` counts from the midnight before the log, and has a fraction."""
+class LogLine:
+    """A message or an action.  `minute` counts from the midnight before the log, and has a fraction."""
 
     minute: float
     nick: str
@@ -39,26 +39,26 @@ class Utterance:
     is_message: bool
 
 
-class Deed(Enum):
-    ARRIVE = "arrives"
-    SAY = "says"
-    LEAVE = "leaves"
+class Action(Enum):
+    CONNECT = "connects"
+    SEND = "sends"
+    DISCONNECT = "disconnects"
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one nick does `minute` minutes after the start of the first log."""
+    """What a nick does `minute` minutes after the start of the first log."""
 
     minute: float
     nick: str
-    deed: Deed
+    action: Action
     to: str = ""
     text: str = ""
 
 
-def parse(log: bytes) -> list[Utterance]:
-    """Return what was said in a log, in order; what happens within a minute is spread over it evenly."""
-    spoken: list[tuple[int, re.Match[str]]] = []
+def parse(log: bytes) -> list[LogLine]:
+    """Return the messages and actions of a log in order; those of one minute are spread over it evenly."""
+    matches: list[tuple[int, re.Match[str]]] = []
     wrapped = latest = 0
     for line in log.split(b"\n"):
         match = _LINE.fullmatch(_decode(line.removesuffix(b"\r")))
@@ -66,90 +66,90 @@ def parse(log: bytes) -> list[Utterance]:
             continue
         minute = int(match[1]) * 60 + int(match[2])
         while minute + wrapped < latest - _SET_BACK_MAX:
-            wrapped += _HALF_A_DAY
+            wrapped += _HALF_DAY
         latest = max(latest, minute + wrapped)
-        spoken.append((latest, match))
-    return list(_notifier(spoken))
+        matches.append((latest, match))
+    return list(_spread_over_minutes(matches))
 
 
-def _notifier(spoken: Sequence[tuple[int, re.Match[str]]]) -> Iterator[Utterance]:
+def _spread_over_minutes(matches: Sequence[tuple[int, re.Match[str]]]) -> Iterator[LogLine]:
     in_minute: defaultdict[int, int] = defaultdict(int)
-    for minute, _ in spoken:
+    for minute, _ in matches:
         in_minute[minute] += 1
     so_far: defaultdict[int, int] = defaultdict(int)
-    for minute, match in spoken:
+    for minute, match in matches:
         fraction = so_far[minute] / in_minute[minute]
         so_far[minute] += 1
-        yield Utterance(minute + fraction, match[3] or match[4], match[5], is_message=match[3] is not None)
+        yield LogLine(minute + fraction, match[3] or match[4], match[5], is_message=match[3] is not None)
 
 
 def _decode(line: bytes) -> str:
-    """Read a line like most clients of the network: as UTF-8, and when it is not that, as Latin-1."""
+    """Decode a line as most IRC clients do: as UTF-8, or else as Latin-1."""
     try:
         return line.decode()
     except UnicodeDecodeError:
         return line.decode("latin-1")
 
 
-def addressee(utterance: Utterance, nicks: Iterable[str]) -> str | None:
-    """Return whom of these nicks a message is addressed to, by the rule."""
-    match = _ADDRESSED.match(utterance.text) if utterance.is_message else None
-    return match[1] if match and match[1] in nicks and match[1] != utterance.nick else None
+def addressee(line: LogLine, nicks: Iterable[str]) -> str | None:
+    """Return the nick that a message is addressed to by the rule, or None."""
+    match = _ADDRESSED.match(line.text) if line.is_message else None
+    return match[1] if match and match[1] in nicks and match[1] != line.nick else None
 
 
-def nicks_of(utterances: Iterable[Utterance]) -> set[str]:
-    """Return who speaks in a log."""
-    return {utterance.nick for utterance in utterances}
+def nicks_of(lines: Iterable[LogLine]) -> set[str]:
+    """Return the nicks that speak in a log."""
+    return {line.nick for line in lines}
 
 
 def plan(logs: Iterable[bytes], quiet_minutes: float = QUIET_MINUTES) -> list[Step]:
-    """Return all that happens in some logs, in order of time.
+    """Return the steps of some logs, in order of time.
 
-    A log begins when everybody of the one before it is gone, so that the same nick on another
-    day is the same user, and away in between.
+    A log begins when all nicks of the one before it are offline: the same nick on another day is the same user, who was
+    offline in between.
     """
     steps: list[Step] = []
     begins = 0.0
     for log in logs:
-        utterances = parse(log)
-        if not utterances:
+        lines = parse(log)
+        if not lines:
             continue
-        shift = begins - utterances[0].minute
-        steps += _plan_one(utterances, shift, quiet_minutes)
-        begins = utterances[-1].minute + shift + quiet_minutes + 1
+        shift = begins - lines[0].minute
+        steps += _plan_one(lines, shift, quiet_minutes)
+        begins = lines[-1].minute + shift + quiet_minutes + 1
     return steps
 
 
-def _plan_one(utterances: Sequence[Utterance], shift: float, quiet_minutes: float) -> list[Step]:
-    nicks = nicks_of(utterances)
+def _plan_one(lines: Sequence[LogLine], shift: float, quiet_minutes: float) -> list[Step]:
+    nicks = nicks_of(lines)
     last_spoke: dict[str, float] = {}
     steps: list[Step] = []
-    for utterance in utterances:
-        nick, minute = utterance.nick, utterance.minute + shift
+    for line in lines:
+        nick, minute = line.nick, line.minute + shift
         if nick in last_spoke and minute - last_spoke[nick] > quiet_minutes:
-            steps.append(Step(last_spoke.pop(nick) + quiet_minutes, nick, Deed.LEAVE))
+            steps.append(Step(last_spoke.pop(nick) + quiet_minutes, nick, Action.DISCONNECT))
         if nick not in last_spoke:
-            steps.append(Step(minute, nick, Deed.ARRIVE))
+            steps.append(Step(minute, nick, Action.CONNECT))
         last_spoke[nick] = minute
-        to = addressee(utterance, nicks)
+        to = addressee(line, nicks)
         if to is not None:
-            steps.append(Step(minute, nick, Deed.SAY, to, utterance.text))
-    steps += [Step(minute + quiet_minutes, nick, Deed.LEAVE) for nick, minute in last_spoke.items()]
+            steps.append(Step(minute, nick, Action.SEND, to, line.text))
+    steps += [Step(minute + quiet_minutes, nick, Action.DISCONNECT) for nick, minute in last_spoke.items()]
     return sorted(steps, key=lambda step: step.minute)
 
 
 def count_addressed(log: bytes) -> int:
-    """Count the messages of a log that are addressed to a person, plainly: the rule alone, on the bytes as they are."""
+    """Count the addressed messages of a log by the rule alone, on the raw bytes: a check of `plan`."""
     lines = re.findall(rb"^\[\d\d:\d\d\] <([^>]+)> ?(.*)", log, re.MULTILINE)
     nicks = {nick for nick, _ in lines} | set(re.findall(rb"^\[\d\d:\d\d\]  \* (\S+)", log, re.MULTILINE))
     return sum(any(text.startswith((other + b":", other + b",")) for other in nicks - {nick}) for nick, text in lines)
 
 
 def user_name(nick: str, tag: str = "") -> str:
-    """Return the user name of a nick: no two nicks of one tag share a name.
+    """Return the user name of a nick, different for different nicks.
 
-    Lower-case letters, digits and `_` stay; a capital letter is `.` and the small one; every other
-    byte is `..` and two hexadecimal digits.  What gets too long is `...` and a digest.
+    Lower-case letters, digits and `_` stay; a capital letter becomes `.` and its lower case; any other byte becomes
+    `..` and two hexadecimal digits.  A name that would be too long becomes `...` and a digest.
     """
     name = "".join(map(_escape, nick))
     if len(name) + len(tag) > NAME_LENGTH_MAX:

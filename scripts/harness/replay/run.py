@@ -1,136 +1,128 @@
-"""A replay from first to last: everybody gets an account and friends, the plan is acted out, everybody collects."""
+"""A replay: seed the users, run the schedule, then let every client collect its messages."""
 
 import asyncio
 import secrets
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import uvloop
 
 from meshim.client.rest import Api
-from meshim.client.session import Credentials, Session
-from meshim.client.state import StateFile
+from meshim.client.session import Credentials
+from scripts.harness.clients.devices import for_each, log_in_device
 from scripts.harness.history.format import HistoryWriter
-from scripts.harness.replay.clients import DEVICE, Player, Script
-from scripts.harness.replay.irclog import Deed, Step, user_name
-from scripts.harness.replay.schedule import Pace, Progress, act
+from scripts.harness.replay.clients import DEVICE, ReplayClient, ReplayContext
+from scripts.harness.replay.irclog import Action, Step, user_name
+from scripts.harness.replay.schedule import Pace, Progress, run_schedule
 
-_WORKERS = 8
-"""Requests to REST at a time.  Most of their time goes into password hashes, two to a user."""
+_REQUESTS_MAX = 8
+"""Requests to REST at a time.  Most of their time are password hashes, two for each user."""
 _TIMEOUT_S = 60.0
-"""How long somebody waits for what is missing before it counts as lost."""
-_TELL_EVERY_S = 5.0
+"""Time that a client waits for missing messages at the end; what comes later is lost."""
+_PROGRESS_S = 5.0
 
 
-class Stage:
-    """A mesh and a cast.  `seed` makes the names of users and messages, `places` bounds who is online at a time."""
+class ReplayRun:
+    """A replay on a mesh.  `seed` makes the names of users and messages; at most `places` nicks are online at once."""
 
     def __init__(self, api: str, history: HistoryWriter, folder: Path, seed: int, places: int) -> None:
-        self._script = Script(api, secrets.token_hex(16), history, f"{seed:x}")
+        self._context = ReplayContext(api, secrets.token_hex(16), history, f"{seed:x}")
         self._history = history
         self._folder = folder
         self._seed = seed
         self._places = places
-        self._cast: dict[str, Player] = {}
+        self._clients: dict[str, ReplayClient] = {}
 
-    def perform(self, steps: Sequence[Step], speedup: float) -> dict[str, float]:
-        """Do everything; return how many seconds each part took, and how well time was kept.
+    def run(self, steps: Sequence[Step], speedup: float) -> dict[str, float]:
+        """Run the replay; return the seconds of each phase, and the delay of the schedule.
 
-        Raises what goes wrong, as an ExceptionGroup.
+        Raises the errors of clients as an ExceptionGroup.
         """
-        return uvloop.run(self._perform(steps, speedup))
+        return uvloop.run(self._run_in_loop(steps, speedup))
 
-    async def _perform(self, steps: Sequence[Step], speedup: float) -> dict[str, float]:
+    async def _run_in_loop(self, steps: Sequence[Step], speedup: float) -> dict[str, float]:
         for nick in sorted({step.nick for step in steps}):
             name = user_name(nick, f"r{self._seed:x}.")
-            self._cast[nick] = Player(self._script, self._cast, name, self._folder / f"{len(self._cast)}.db")
+            self._clients[nick] = ReplayClient(
+                self._context, self._clients, name, self._folder / f"{len(self._clients)}.db"
+            )
         progress = Progress(len(steps))
         began = time.monotonic()
-        async with _told(lambda: f"{sum(bool(p.device) for p in self._cast.values())} of {len(self._cast)} users"):
-            await self._enrol(steps)
-        enrolled = time.monotonic()
-        async with _told(lambda: f"{progress.done} of {progress.steps} steps, {progress.online} online"):
-            await act(steps, self._cast, Pace(speedup), progress, self._places)
-        acted = time.monotonic()
-        async with _told(lambda: f"{sum(len(p.missing) for p in self._cast.values())} messages still to be seen"):
-            await self._finish([player for player in self._cast.values() if player.unsettled])
-            await self._finish(self._cast.values())
+        async with _show_progress(
+            lambda: f"{sum(bool(client.device) for client in self._clients.values())} of {len(self._clients)} users"
+        ):
+            await self._seed_users(steps)
+        seeded = time.monotonic()
+        async with _show_progress(lambda: f"{progress.done} of {progress.steps} steps, {progress.online} online"):
+            await run_schedule(steps, self._clients, Pace(speedup), progress, self._places)
+        replayed = time.monotonic()
+        async with _show_progress(
+            lambda: f"{sum(len(client.missing) for client in self._clients.values())} messages still to be seen"
+        ):
+            await self._finish([client for client in self._clients.values() if client.unsettled])
+            await self._finish(self._clients.values())
         return {
-            "setup_s": round(enrolled - began, 1),
-            "replay_s": round(acted - enrolled, 1),
-            "collect_s": round(time.monotonic() - acted, 1),
+            "setup_s": round(seeded - began, 1),
+            "replay_s": round(replayed - seeded, 1),
+            "collect_s": round(time.monotonic() - replayed, 1),
             "late_s": round(progress.late_s, 1),
             "online_max": progress.online_max,
         }
 
-    async def _enrol(self, steps: Sequence[Step]) -> None:
-        """Give everybody an account, a device that the mesh knows, and the friends they will write to."""
-        friends: dict[str, set[str]] = {nick: set() for nick in self._cast}
+    async def _seed_users(self, steps: Sequence[Step]) -> None:
+        """Register the users, each with a device and with the friends it will write to."""
+        friends: dict[str, set[str]] = {nick: set() for nick in self._clients}
         for step in steps:
-            if step.deed is Deed.SAY:
+            if step.action is Action.SEND:
                 friends[step.nick].add(step.to)
                 friends[step.to].add(step.nick)
 
-        async def register(api: Api, nick: str) -> None:
-            player = self._cast[nick]
-            await api.register(player.name, self._script.password)
-            self._history.write({"type": "user", "user": player.name, "nick": nick})
+        async def register(nick: str) -> None:
+            client = self._clients[nick]
+            async with Api(self._context.api) as api:
+                await api.register(client.name, self._context.password)
+            self._history.write({"type": "user", "user": client.name, "nick": nick})
 
-        async def log_in(api: Api, nick: str) -> None:
-            player = self._cast[nick]
-            state = await asyncio.to_thread(StateFile, player.state)
-            try:
-                identity = await Session(api, state, Credentials(player.name, self._script.password, DEVICE)).open()
-            finally:
-                await asyncio.to_thread(state.close)
-            player.device = str(identity.device)
-            device = {"type": "device", "user": player.name, "device": player.device}
-            self._history.write({**device, "state": f"{identity.epoch:016x}"})
-            for friend in friends[nick]:
-                await api.request(self._cast[friend].name)
+        async def log_in(nick: str) -> None:
+            client = self._clients[nick]
+            async with Api(self._context.api) as api:
+                credentials = Credentials(client.name, self._context.password, DEVICE)
+                identity = await log_in_device(api, credentials, client.state)
+                client.device = str(identity.device)
+                device = {"type": "device", "user": client.name, "device": client.device}
+                self._history.write({**device, "state": f"{identity.epoch:016x}"})
+                for friend in friends[nick]:
+                    await api.request(self._clients[friend].name)
 
-        await self._each(register)
-        await self._each(log_in)
+        await for_each(self._clients, register, _REQUESTS_MAX)
+        await for_each(self._clients, log_in, _REQUESTS_MAX)
 
-    async def _each(self, do: Callable[[Api, str], Awaitable[None]]) -> None:
-        """Do something for everybody, as many at a time as there are workers."""
-        todo = iter(self._cast)
-
-        async def work() -> None:
-            async with Api(self._script.api) as api:
-                for nick in todo:
-                    await do(api, nick)
-
-        async with asyncio.TaskGroup() as workers:
-            for _ in range(_WORKERS):
-                workers.create_task(work())
-
-    async def _finish(self, players: Iterable[Player]) -> None:
+    async def _finish(self, clients: Iterable[ReplayClient]) -> None:
         free = asyncio.Semaphore(self._places)
 
-        async def finish(player: Player) -> None:
+        async def finish(client: ReplayClient) -> None:
             async with free:
-                await player.finish(_TIMEOUT_S)
+                await client.finish(_TIMEOUT_S)
 
         async with asyncio.TaskGroup() as tasks:
-            for player in players:
-                tasks.create_task(finish(player))
+            for client in clients:
+                tasks.create_task(finish(client))
 
 
 @asynccontextmanager
-async def _told(what: Callable[[], str]) -> AsyncIterator[None]:
-    """Tell on stderr, now and then, how far it is."""
+async def _show_progress(what: Callable[[], str]) -> AsyncIterator[None]:
+    """Print the progress to stderr every `_PROGRESS_S`."""
 
     async def tell() -> None:
         while True:
-            await asyncio.sleep(_TELL_EVERY_S)
+            await asyncio.sleep(_PROGRESS_S)
             print(f"replay: {what()}", file=sys.stderr, flush=True)
 
-    teller = asyncio.create_task(tell())
+    task = asyncio.create_task(tell())
     try:
         yield
     finally:
-        teller.cancel()
+        task.cancel()

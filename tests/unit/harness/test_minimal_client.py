@@ -1,4 +1,4 @@
-"""The light client keeps the rules of docs/protocol.md: a benchmark with another one would measure something else."""
+"""The minimal client keeps the rules of docs/protocol.md, so that a benchmark measures what real clients would do."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -17,27 +17,27 @@ from scripts.harness.clients.minimal import (
     DELIVERED,
     DELIVERY,
     GREET,
-    KEPT,
     OUTCOME,
     PING,
     PONG,
+    STORED,
     SUBMIT,
     WELCOME,
-    Light,
+    MinimalClient,
 )
-from scripts.harness.mesh.seed_database import Enrolled
+from scripts.harness.mesh.seed_database import SeededUser
 
-ME = Enrolled.of(1)
+ME = SeededUser.of(1)
 BEN = 77
 SOON_S, LATER_S = 0.02, 1.0
 _pack, _unpack = msgspec.msgpack.encode, msgspec.msgpack.decode
 
 
 class Connector:
-    """The other end, as a test plays it."""
+    """A connector, played by the test."""
 
     def __init__(self, window: int) -> None:
-        self.light: Light
+        self.client: MinimalClient
         self.number = 0
         self.acked = 0
         self._window = window
@@ -56,20 +56,20 @@ class Connector:
         with pytest.raises(TimeoutError):
             await self.frame(within_s)
 
-    async def say(self, *frame: Any) -> None:
+    async def send(self, *frame: Any) -> None:
         await self._router.send_multipart([self._peer, _pack(frame)])
 
     async def welcome(self) -> None:
         greet = await self.frame()
-        assert greet[:5] == [GREET, 1, ME.token, ME.epoch, self.light.link]
-        await self.say(WELCOME, 1, self.light.link, 5, ME.user, ME.user, self._window, 1000, 10_000, 60_000, 0)
-        await asyncio.wait_for(self.light.welcomed, LATER_S)
+        assert greet[:5] == [GREET, 1, ME.token, ME.epoch, self.client.link]
+        await self.send(WELCOME, 1, self.client.link, 5, ME.user, ME.user, self._window, 1000, 10_000, 60_000, 0)
+        await asyncio.wait_for(self.client.welcomed, LATER_S)
 
     async def data(self, *items: Any, number: int | None = None) -> None:
-        """The next frame, or one of that number."""
+        """Send the next data frame, or one with that number."""
         if number is None:
             self.number += 1
-        await self.say(DATA, self.light.link, number or self.number, self.acked, (), items)
+        await self.send(DATA, self.client.link, number or self.number, self.acked, (), items)
 
     def close(self) -> None:
         self._router.close(0)
@@ -77,21 +77,21 @@ class Connector:
 
 
 @asynccontextmanager
-async def linked(window: int = 32) -> AsyncIterator[tuple[Connector, Light]]:
+async def linked(window: int = 32) -> AsyncIterator[tuple[Connector, MinimalClient]]:
     connector = Connector(window)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    light = connector.light = Light(context, connector.endpoint, b"", ME)
+    client = connector.client = MinimalClient(context, connector.endpoint, b"", ME)
     try:
         await connector.welcome()
-        yield connector, light
+        yield connector, client
     finally:
-        light.close()
+        client.close()
         context.destroy(0)
         connector.close()
 
 
 def submitted(frame: list[Any]) -> list[tuple[int, list[Any]]]:
-    """(seq, after) of what a frame submits."""
+    """Return (seq, after) of each message that a frame submits."""
     assert frame[0] == DATA
     assert all(item[0] == SUBMIT for item in frame[5])
     return [(_unpack(item[1])[6], item[2]) for item in frame[5]]
@@ -108,64 +108,66 @@ def delivery(seq: int, base: int = 1, *, stored: bool = False, body: bytes = b"h
     return (DELIVERY, _pack(envelope), stored)
 
 
-async def test_what_is_said_in_one_turn_is_one_frame_and_settled_by_its_outcome() -> None:
-    async with linked() as (connector, light):
+async def test_messages_of_one_turn_share_a_frame_and_are_settled_by_their_outcomes() -> None:
+    async with linked() as (connector, client):
         settled: list[tuple[Any, int, int]] = []
-        light.on_settled = lambda to, seq, status: settled.append((to, seq, status))
-        assert [light.send(BEN, b"x") for _ in range(3)] == [1, 2, 3]
+        client.on_settled = lambda to, seq, status: settled.append((to, seq, status))
+        assert [client.send(BEN, b"x") for _ in range(3)] == [1, 2, 3]
         assert submitted(await connector.frame()) == [(1, []), (2, []), (3, [])]
         await connector.data(outcome(1, DELIVERED, last=2))
-        await connector.data(outcome(3, KEPT, at=40))
-        assert (await connector.frame())[:3] == [ACK, light.link, 2], "once for both, and not at once"
-        assert settled == [((1, BEN, 0), 1, DELIVERED), ((1, BEN, 0), 2, DELIVERED), ((1, BEN, 0), 3, KEPT)]
-        light.send(BEN, b"x")
+        await connector.data(outcome(3, STORED, at=40))
+        assert (await connector.frame())[:3] == [ACK, client.link, 2], "one delayed acknowledgement for both"
+        assert settled == [((1, BEN, 0), 1, DELIVERED), ((1, BEN, 0), 2, DELIVERED), ((1, BEN, 0), 3, STORED)]
+        client.send(BEN, b"x")
         assert submitted(await connector.frame()) == [(4, [[BEN, 7, 40]])], "it must not overtake what was stored"
 
 
-async def test_several_copies_are_settled_by_the_last() -> None:
-    async with linked() as (connector, light):
+async def test_a_message_is_settled_by_its_last_copy() -> None:
+    async with linked() as (connector, client):
         settled: list[int] = []
-        light.on_settled = lambda to, seq, status: settled.append(seq)
-        light.send(BEN, b"x")
+        client.on_settled = lambda to, seq, status: settled.append(seq)
+        client.send(BEN, b"x")
         await connector.frame()
         copies = ((BEN, 7), (BEN, 8))
         await connector.data(outcome(1, DELIVERED, done=copies[:1], copies=copies))
         await connector.frame()
         assert not settled
-        await connector.data(outcome(1, KEPT, done=copies[1:], copies=copies, at=3))
+        await connector.data(outcome(1, STORED, done=copies[1:], copies=copies, at=3))
         await connector.frame()
         assert settled == [1]
 
 
-async def test_the_window_is_kept_and_opened_by_acknowledgements() -> None:
-    async with linked(window=1) as (connector, light):
-        light.send(BEN, b"x")
+async def test_acknowledgements_open_the_window() -> None:
+    async with linked(window=1) as (connector, client):
+        client.send(BEN, b"x")
         assert submitted(await connector.frame()) == [(1, [])]
-        light.send(BEN, b"x")
+        client.send(BEN, b"x")
         await connector.nothing()
-        await connector.say(ACK, light.link, 1, ())
+        await connector.send(ACK, client.link, 1, ())
         assert submitted(await connector.frame()) == [(2, [])]
 
 
-async def test_messages_are_acknowledged_at_once_taken_once_and_in_order() -> None:
-    async with linked() as (connector, light):
+async def test_messages_are_acknowledged_at_once_and_delivered_once_in_order() -> None:
+    async with linked() as (connector, client):
         came: list[bytes] = []
-        light.on_message = lambda body, sender: came.append(body)
+        client.on_message = lambda body, sender: came.append(body)
         await connector.data(delivery(1, body=b"1"))
-        assert await connector.frame(LATER_S) == [ACK, light.link, 1]
+        assert await connector.frame(LATER_S) == [ACK, client.link, 1]
         await connector.data(delivery(3, body=b"3"), number=3)
         await connector.data(delivery(2, body=b"2"), number=2)
         while (await connector.frame())[2] < 3:
             pass
         assert came == [b"1", b"2", b"3"]
         await connector.data(delivery(2, body=b"2"), number=2)
-        assert await connector.frame() == [ACK, light.link, 3], "who says it twice does not know that we have it"
+        assert await connector.frame() == [ACK, client.link, 3], (
+            "a repeated frame shows that the acknowledgement was lost"
+        )
         await connector.data(delivery(3, body=b"3"), number=4)  # the same message in another frame
-        assert await connector.frame() == [ACK, light.link, 4]
+        assert await connector.frame() == [ACK, client.link, 4]
         assert len(came) == 3
 
 
-async def test_what_was_stored_earns_a_receipt() -> None:
+async def test_a_stored_message_gets_a_receipt() -> None:
     async with linked() as (connector, _):
         await connector.data(delivery(1, stored=True), delivery(2, stored=True))
         frame = await connector.frame()
@@ -176,24 +178,24 @@ async def test_what_was_stored_earns_a_receipt() -> None:
         assert _unpack(envelope[11]) == [1, 3, [1, ME.user, 0], [[1, 2]]]
 
 
-async def test_it_answers_pings_and_says_goodbye() -> None:
-    async with linked() as (connector, light):
-        await connector.say(PING, light.link)
-        assert await connector.frame() == [PONG, light.link]
-        light.close()
-        assert (await connector.frame())[:2] == [CLOSE, light.link]
-        assert light.lost is None
+async def test_it_answers_pings_and_closes_the_link() -> None:
+    async with linked() as (connector, client):
+        await connector.send(PING, client.link)
+        assert await connector.frame() == [PONG, client.link]
+        client.close()
+        assert (await connector.frame())[:2] == [CLOSE, client.link]
+        assert client.error is None
 
 
-async def test_a_connection_that_ends_is_told_once() -> None:
-    told: list[str] = []
-    asyncio.get_running_loop().set_exception_handler(lambda loop, what: told.append(what["message"]))
-    async with linked() as (connector, light):
-        await connector.say(CLOSE, light.link, 8, "too much")
-        await connector.say(CLOSE, light.link, 8, "too much")
+async def test_an_ended_connection_is_reported_once() -> None:
+    reported: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context["message"]))
+    async with linked() as (connector, client):
+        await connector.send(CLOSE, client.link, 8, "too much")
+        await connector.send(CLOSE, client.link, 8, "too much")
         async with asyncio.timeout(LATER_S):
-            while light.lost is None:
+            while client.error is None:
                 await asyncio.sleep(0)
         await asyncio.sleep(SOON_S)
-        assert light.closed
-    assert told == [f"device {ME.user}: the connector says [8, 'too much']"]
+        assert client.closed
+    assert reported == [f"device {ME.user}: the connector says [8, 'too much']"]

@@ -1,4 +1,4 @@
-"""What scripts accept on their command lines."""
+"""The argument types of the scripts."""
 
 import argparse
 from collections.abc import Callable
@@ -14,7 +14,7 @@ SECONDS = number(5, 60, "a number of seconds, 5 to 60")
     ("parse", "text", "value"),
     [(SECONDS, "5", 5.0), (SECONDS, "59.5", 59.5), (count, "1", 1), (natural, "0", 0), (whole(-2, 2, ""), "-2", -2)],
 )
-def test_what_is_in_range_is_taken(parse: Callable[[str], float], text: str, value: float) -> None:
+def test_a_number_in_range_is_accepted(parse: Callable[[str], float], text: str, value: float) -> None:
     assert parse(text) == value
 
 
@@ -26,6 +26,6 @@ def test_what_is_in_range_is_taken(parse: Callable[[str], float], text: str, val
         *((natural, text, "it has to be a whole number, 0 or more") for text in ("-1", "1e3")),
     ],
 )
-def test_what_is_not_is_one_sentence(parse: Callable[[str], float], text: str, sentence: str) -> None:
+def test_any_other_text_is_one_sentence(parse: Callable[[str], float], text: str, sentence: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=f"^{sentence}$"):
         parse(text)

@@ -1,4 +1,4 @@
-"""Recordings of strace: what a program really does is replayed to the byte, and what is not understood is refused."""
+"""Recordings by strace: what a program did is replayed to the byte, and unsupported calls are refused."""
 
 import subprocess
 import sys
@@ -9,14 +9,14 @@ from random import Random
 import pytest
 
 from scripts.harness.power_loss import strace
-from scripts.harness.power_loss.strace import Replay, Unknown
+from scripts.harness.power_loss.strace import Replay, UnsupportedCall
 
 PREFACE = "import os; disk = os.getcwd() + '/disk'\n"
-"""Of every program: a name that is not absolute cannot be replayed."""
+"""First line of every program: only absolute names can be replayed."""
 
 
 def record(folder: Path, program: str) -> Path:
-    """Run a Python program in the folder under strace; the recording."""
+    """Run a Python program in the folder under strace; return the recording."""
     recording = folder / "trace"
     command = [*strace.RECORD, str(recording), sys.executable, "-I", "-S", "-c", PREFACE + textwrap.dedent(program)]
     subprocess.run(command, cwd=folder, check=True, timeout=60)
@@ -27,7 +27,7 @@ def replayed(folder: Path, program: str) -> Replay:
     replay = Replay(lambda path: path.startswith(f"{folder}/disk/"))
     (folder / "disk").mkdir()
     for call in strace.calls(record(folder, program), folder):
-        replay.take(call)
+        replay.apply(call)
     return replay
 
 
@@ -48,12 +48,12 @@ def test_every_way_to_write_is_replayed(tmp_path: Path) -> None:
     )
     disk = replay.disk
     real = {str(path): path.read_bytes() for path in (tmp_path / "disk").rglob("*") if path.is_file()}
-    assert {path: disk.shown(path) for path in disk.paths()} == real
+    assert {path: disk.visible(path) for path in disk.paths()} == real
     assert len(real) == 3
     assert {} in [disk.after_power_loss(Random(seed)) for seed in range(20)]
 
 
-def test_only_what_was_synced_is_safe(tmp_path: Path) -> None:
+def test_only_synced_writes_are_durable(tmp_path: Path) -> None:
     replay = replayed(
         tmp_path,
         """
@@ -69,7 +69,7 @@ def test_only_what_was_synced_is_safe(tmp_path: Path) -> None:
     assert all(state[str(tmp_path / "disk" / "fsync")] == b"text" for state in worst)
 
 
-def test_a_folder_is_synced_by_its_name(tmp_path: Path) -> None:
+def test_a_sync_of_a_folder_makes_its_names_durable(tmp_path: Path) -> None:
     replay = replayed(
         tmp_path,
         """
@@ -90,12 +90,12 @@ def test_a_folder_is_synced_by_its_name(tmp_path: Path) -> None:
         "os.open(disk + '-a', os.O_RDWR | os.O_CREAT); os.rename(disk + '-a', disk + '/a')",
     ],
 )
-def test_what_is_not_understood_is_refused(tmp_path: Path, program: str) -> None:
-    with pytest.raises(Unknown, match=r"^line \d+: "):
+def test_an_unsupported_call_is_refused(tmp_path: Path, program: str) -> None:
+    with pytest.raises(UnsupportedCall, match=r"^line \d+: "):
         replayed(tmp_path, program)
 
 
-def test_calls_of_several_threads_are_put_together(tmp_path: Path) -> None:
+def test_interrupted_calls_of_several_threads_are_joined(tmp_path: Path) -> None:
     folder = tmp_path / "disk"
     file = f"3<{strace.in_hex(str(folder / 'a'))}>"
     (tmp_path / "trace").write_text(
@@ -112,8 +112,8 @@ def test_calls_of_several_threads_are_put_together(tmp_path: Path) -> None:
     )
     replay = Replay(lambda path: path.startswith(f"{folder}/"))
     for call in strace.calls(tmp_path / "trace", folder):
-        replay.take(call)
+        replay.apply(call)
     path = str(folder / "a")
-    assert replay.disk.shown(path) == b"b"
+    assert replay.disk.visible(path) == b"b"
     assert {path: b"a"} in [replay.disk.after_power_loss(Random(seed)) for seed in range(20)]
     assert replay.interrupted == {path}

@@ -1,4 +1,4 @@
-"""Chat logs become the traffic they were."""
+"""IRC logs as a schedule: who is online when, and who sends what to whom."""
 
 import re
 from itertools import pairwise
@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshim.protocol.names import fold_name
-from scripts.harness.replay.irclog import Deed, Step, Utterance, addressee, count_addressed, parse, plan, user_name
+from scripts.harness.replay.irclog import Action, LogLine, Step, addressee, count_addressed, parse, plan, user_name
 
 deterministic = settings(max_examples=300, derandomize=True, deadline=None, database=None)
 
@@ -27,31 +27,31 @@ LOG = b"""\
 """
 
 
-def told(steps: list[Step]) -> list[tuple[float, str, str]]:
-    return [(round(step.minute, 2), step.nick, step.to or step.deed.value) for step in steps]
+def summary(steps: list[Step]) -> list[tuple[float, str, str]]:
+    return [(round(step.minute, 2), step.nick, step.to or step.action.value) for step in steps]
 
 
-def test_a_plan_has_all_that_happens() -> None:
-    assert told(plan([LOG])) == [
-        (0, "ann", "arrives"),
-        (0.5, "bob", "arrives"),
+def test_a_plan_has_every_step() -> None:
+    assert summary(plan([LOG])) == [
+        (0, "ann", "connects"),
+        (0.5, "bob", "connects"),
         (8, "bob", "ann"),
         (8.5, "ann", "bob"),
-        (11.75, "cy", "arrives"),
-        (15, "John[1] ", "arrives"),
+        (11.75, "cy", "connects"),
+        (15, "John[1] ", "connects"),
         (15, "John[1] ", "ann"),
-        (18, "bob", "leaves"),
+        (18, "bob", "disconnects"),
         (19, "ann", "John[1] "),
-        (21.75, "cy", "leaves"),
-        (25, "John[1] ", "leaves"),
-        (29, "ann", "leaves"),
-        (40, "ann", "arrives"),
-        (50, "ann", "leaves"),
+        (21.75, "cy", "disconnects"),
+        (25, "John[1] ", "disconnects"),
+        (29, "ann", "disconnects"),
+        (40, "ann", "connects"),
+        (50, "ann", "disconnects"),
     ]
 
 
-def test_the_text_is_what_was_said() -> None:
-    assert [step.text for step in plan([LOG]) if step.deed is Deed.SAY] == [
+def test_a_step_has_the_whole_text() -> None:
+    assert [step.text for step in plan([LOG]) if step.action is Action.SEND] == [
         "ann: hi, you",
         "bob, hi",
         "ann:no space",
@@ -59,29 +59,29 @@ def test_the_text_is_what_was_said() -> None:
     ]
 
 
-def test_days_follow_one_another_when_everybody_is_gone() -> None:
+def test_a_log_begins_when_all_nicks_of_the_last_are_offline() -> None:
     one = plan([LOG])
     two = plan([LOG, b"", LOG])
     assert two[: len(one)] == one
-    assert told(two[len(one) :]) == [(round(minute + 51, 2), nick, what) for minute, nick, what in told(one)]
+    assert summary(two[len(one) :]) == [(round(minute + 51, 2), nick, what) for minute, nick, what in summary(one)]
 
 
-def test_quiet_for_exactly_so_long_is_not_longer() -> None:
+def test_a_nick_that_is_quiet_for_exactly_the_limit_stays() -> None:
     log = b"[10:00] <ann> a\n[10:10] <ann> b\n[10:21] <ann> c\n"
-    assert told(plan([log])) == [
-        (0, "ann", "arrives"),
-        (20, "ann", "leaves"),
-        (21, "ann", "arrives"),
-        (31, "ann", "leaves"),
+    assert summary(plan([log])) == [
+        (0, "ann", "connects"),
+        (20, "ann", "disconnects"),
+        (21, "ann", "connects"),
+        (31, "ann", "disconnects"),
     ]
 
 
 def minutes(*clock: str) -> list[float]:
     said = parse("".join(f"[{time}] <ann> x\n" for time in clock).encode())
-    return [utterance.minute - said[0].minute for utterance in said]
+    return [line.minute - said[0].minute for line in said]
 
 
-def test_clocks_of_24_and_of_12_hours_go_round() -> None:
+def test_clocks_of_24_and_of_12_hours_wrap_around() -> None:
     assert minutes("23:59", "00:00", "12:30", "11:20", "00:10") == [0, 1, 751, 1401, 1451]
     assert minutes("11:55", "00:05", "11:59", "00:00") == [0, 10, 724, 725]
 
@@ -92,24 +92,24 @@ def test_a_clock_that_is_set_back_stands() -> None:
 
 def test_lines_are_separated_by_line_feeds_only() -> None:
     log = "[10:00] <ann> one\x0b\x0c\x1c\x85\u2028two\r\n[10:00] <bob> ann: three\x0b\n".encode()
-    assert [utterance.text for utterance in parse(log)] == ["one\x0b\x0c\x1c\x85\u2028two", "ann: three\x0b"]
+    assert [line.text for line in parse(log)] == ["one\x0b\x0c\x1c\x85\u2028two", "ann: three\x0b"]
     assert count_addressed(log) == 1
 
 
 def test_a_line_that_is_not_utf8_is_latin_1() -> None:
     log = b"[10:00] <ann> \xe9\xff\n[10:00] <bob> ann: \xc3\xa9\n"
-    assert [utterance.text for utterance in parse(log)] == ["éÿ", "ann: é"]
+    assert [line.text for line in parse(log)] == ["éÿ", "ann: é"]
 
 
-def test_what_is_no_line_of_the_format_is_nothing() -> None:
+def test_other_lines_are_ignored() -> None:
     for log in (b"", b"\n", b"[10:00]", b"[10:00] <> x", b"10:00 <ann> x", b"=== ann is now known as bob", b"\x00\xff"):
         assert parse(log) == []
         assert plan([log]) == []
         assert count_addressed(log) == 0
 
 
-def test_an_action_is_not_addressed_to_anybody() -> None:
-    assert addressee(Utterance(0, "ann", "bob: x", is_message=False), {"ann", "bob"}) is None
+def test_an_action_has_no_addressee() -> None:
+    assert addressee(LogLine(0, "ann", "bob: x", is_message=False), {"ann", "bob"}) is None
 
 
 nicks = st.sampled_from(["ann", "Ann", "bob", "b[ob]", "s3 x", "^", "ann|away"])
@@ -117,9 +117,9 @@ texts = st.one_of(
     st.text(max_size=8).map(lambda text: text.replace("\n", " ")),
     st.builds("{}{}{}".format, nicks, st.sampled_from([":", ",", " ", " :", ""]), st.text("ab :,", max_size=3)),
 )
-spoken = st.builds("[{:02}:{:02}] <{}> {}".format, st.integers(0, 23), st.integers(0, 59), nicks, texts)
-acted = st.builds("[{:02}:{:02}]  * {} {}".format, st.integers(0, 23), st.integers(0, 59), st.just("zed"), texts)
-logs = st.lists(st.one_of(spoken, acted, texts)).map(lambda lines: "\n".join(lines).encode())
+messages = st.builds("[{:02}:{:02}] <{}> {}".format, st.integers(0, 23), st.integers(0, 59), nicks, texts)
+actions = st.builds("[{:02}:{:02}]  * {} {}".format, st.integers(0, 23), st.integers(0, 59), st.just("zed"), texts)
+logs = st.lists(st.one_of(messages, actions, texts)).map(lambda lines: "\n".join(lines).encode())
 
 
 @deterministic
@@ -129,20 +129,20 @@ def test_any_plan_keeps_its_rules(days: list[bytes]) -> None:
     assert all(one.minute <= two.minute for one, two in pairwise(steps))
     online: set[str] = set()
     for step in steps:
-        match step.deed:
-            case Deed.ARRIVE:
+        match step.action:
+            case Action.CONNECT:
                 assert step.nick not in online
                 online.add(step.nick)
-            case Deed.SAY:
+            case Action.SEND:
                 assert step.nick in online
                 assert step.to != step.nick
-            case Deed.LEAVE:
+            case Action.DISCONNECT:
                 online.remove(step.nick)
     assert not online
 
 
 def slow_count(log: bytes) -> int:
-    """Count once more, in another way: nick by nick, with a pattern for each."""
+    """Count in another way: nick by nick, with a pattern for each."""
     lines = log.split(b"\n")
     nicks = {nick for line in lines for nick in re.findall(rb"^\[\d\d:\d\d\] <([^>]+)>|^\[\d\d:\d\d\]  \* (\S+)", line)}
     count = 0
@@ -156,7 +156,7 @@ def slow_count(log: bytes) -> int:
 @deterministic
 @given(logs)
 def test_a_plan_has_as_many_messages_as_a_plain_count(log: bytes) -> None:
-    said = sum(step.deed is Deed.SAY for step in plan([log]))
+    said = sum(step.action is Action.SEND for step in plan([log]))
     assert said == count_addressed(log) == slow_count(log)
 
 
@@ -168,7 +168,7 @@ def test_no_two_nicks_share_a_name(different: list[str]) -> None:
     assert all(fold_name(name) == name for name in names)
 
 
-def test_names_can_be_read() -> None:
+def test_names_are_readable() -> None:
     assert [user_name(nick) for nick in ("h00k", "CarlFK", "|QuaD-", "s3 x")] == [
         "h00k",
         ".carl.f.k",

@@ -1,4 +1,4 @@
-"""Figures that come out of a measurement, and the page that is made of them."""
+"""Figures of measurements, and the page that is made of them."""
 
 from pathlib import Path
 from typing import Any
@@ -6,28 +6,28 @@ from typing import Any
 import pytest
 
 from scripts.harness.bench import report
-from scripts.harness.bench.benchmarks import CONNECTORS, TRANSFERS, USERS, grown, medians, slope
+from scripts.harness.bench.benchmarks import CONNECTORS, TRANSFERS, USERS, medians, memory_growth, slope
 from scripts.harness.bench.workloads import percentiles_ms
 
 
-def test_the_median_of_each_number_whatever_the_depth() -> None:
-    answers = [{"what": "x", "rate": rate, "by": {"c1": by}} for rate, by in ((3.0, 1), (1.0, 5), (2.0, 9))]
-    assert medians(answers) == {"what": "x", "rate": 2.0, "by": {"c1": 5}}
+def test_medians_of_nested_numbers() -> None:
+    results = [{"what": "x", "rate": rate, "by": {"c1": by}} for rate, by in ((3.0, 1), (1.0, 5), (2.0, 9))]
+    assert medians(results) == {"what": "x", "rate": 2.0, "by": {"c1": 5}}
 
 
-def test_memory_is_compared_with_that_of_the_first_minute() -> None:
+def test_memory_growth_is_over_that_after_the_first_minute() -> None:
     seen = [(0.0, {"c1": 50, "t1": 50}), (61.0, {"c1": 100, "t1": 100}), (120.0, {"c1": 110, "t1": 100})]
-    figures = grown(seen)
+    figures = memory_growth(seen)
     assert (figures["growth"], figures["growth_by"]) == (1.05, {"c1": 1.1, "t1": 1.0})
 
 
-def test_the_slope_is_that_of_least_squares() -> None:
+def test_the_slope_is_of_the_least_squares_line() -> None:
     assert slope([(1, 5), (2, 7), (3, 9)]) == pytest.approx(2.0)
     assert slope([(1, 0), (2, 3), (3, 0)]) == pytest.approx(0.0)
     assert slope([(1, 5), (1, 7)]) == 0.0
 
 
-def test_percentiles_are_of_what_was_seen() -> None:
+def test_percentiles_are_observed_values() -> None:
     assert percentiles_ms([]) == {}
     assert percentiles_ms([0.001]) == {"p50_ms": 1.0, "p99_ms": 1.0, "max_ms": 1.0}
     thousand = [number / 1000 for number in range(1000)]
@@ -38,13 +38,13 @@ def cost(**more: Any) -> dict[str, Any]:
     return {"rate": 1234.5, "cpu_us": 21.5, "cpu_us_by": {"c1": 20.0, "up": 0.0}, **more}
 
 
-def answers() -> dict[str, Any]:
+def results() -> dict[str, Any]:
     latency = {f"latency {rate}": cost(rate_asked=rate, p50_ms=0.5, p99_ms=1.5) for rate in report.RATES}
     scale = {
         name: [cost(**{"users": 100, "connectors": 2, "transfers": 1, name: count}) for count in counts]
         for name, counts in (("users", USERS), ("connectors", CONNECTORS), ("transfers", TRANSFERS))
     }
-    soak = {"minutes": 2.0, "rate_asked": 100.0, "rate": 99.0} | grown(
+    soak = {"minutes": 2.0, "rate_asked": 100.0, "rate": 99.0} | memory_growth(
         [(0.0, {"c1": 1024}), (60.0, {"c1": 2048}), (120.0, {"c1": 2048})]
     )
     return {
@@ -54,8 +54,8 @@ def answers() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_the_page_says_everything_that_was_measured(tmp_path: Path) -> None:
-    text = report.page(answers(), report.machine(), "## Beside others\n\nThey are slower.\n")
+def test_the_page_has_every_figure(tmp_path: Path) -> None:
+    text = report.page(results(), report.machine(), "## Beside others\n\nThey are slower.\n")
     for words in (
         "1,234",
         "21.5",
@@ -68,6 +68,6 @@ def test_the_page_says_everything_that_was_measured(tmp_path: Path) -> None:
     ):
         assert words in text, words
     assert "up 0.0" not in text, "what costs nothing is not listed"
-    report.draw(tmp_path, answers())
+    report.draw(tmp_path, results())
     shown = {line.split("(")[1].rstrip(")") for line in text.splitlines() if line.startswith("![")}
     assert shown == {f"performance/{path.name}" for path in tmp_path.iterdir()}

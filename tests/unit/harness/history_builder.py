@@ -1,33 +1,33 @@
-"""Histories for the tests of the judge, told record by record."""
+"""Builds histories for the tests of the judge, record by record."""
 
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from scripts import check_history
 from scripts.harness.history.format import HistoryWriter, Record, digest_of
+from scripts.harness.history.judge import PROMISES, judge
 
 ALICE, TABLET, BOB, CAROL = ("alice", "phone"), ("alice", "tablet"), ("bob", "phone"), ("carol", "phone")
 
 
-class Story:
-    """A history in the making; the clock moves by a second with every record."""
+class HistoryBuilder:
+    """A history in the making; every record is one second later than the one before."""
 
     def __init__(self, *devices: tuple[str, str]) -> None:
         self.records: list[Record] = []
         self._counters: Counter[tuple[tuple[str, str], str]] = Counter()
         for user in dict.fromkeys(user for user, _ in devices):
-            self.tell("user", user=user)
+            self.add("user", user=user)
         for device in devices:
             self.at_device("device", device, state="1")
 
-    def tell(self, kind: str, **fields: object) -> Record:
+    def add(self, kind: str, **fields: object) -> Record:
         record: Record = {"type": kind, "at": len(self.records), **fields}
         self.records.append(record)
         return record
 
     def at_device(self, kind: str, device: tuple[str, str], **fields: object) -> Record:
-        return self.tell(kind, user=device[0], device=device[1], **fields)
+        return self.add(kind, user=device[0], device=device[1], **fields)
 
     def send(self, device: tuple[str, str], to: str, *outcomes: str) -> str:
         self._counters[device, to] += 1
@@ -39,7 +39,7 @@ class Story:
         return name
 
     def outcome(self, name: str, outcome: str) -> None:
-        self.tell("outcome", message=name, outcome=outcome, id=f"id-{name}")
+        self.add("outcome", message=name, outcome=outcome, id=f"id-{name}")
 
     def see(self, device: tuple[str, str], name: str) -> Record:
         send = next(r for r in self.records if r["type"] == "send" and r["message"] == name)
@@ -53,15 +53,15 @@ class Story:
 
 
 def write(path: Path, records: list[Record], **facts: object) -> Path:
-    with HistoryWriter(path, lambda: 0.0, "test", **facts) as history:
+    with HistoryWriter(path, lambda: 0.0, "test", **facts) as writer:
         for record in records:
-            history.write(dict(record))
+            writer.write(dict(record))
     return path
 
 
 def verdict_on(path: Path, records: list[Record], **facts: object) -> dict[str, Any]:
-    return check_history.judge(write(path, records, **facts))
+    return judge(write(path, records, **facts))
 
 
 def broken(verdict: dict[str, Any]) -> dict[str, int]:
-    return {name: verdict[name] for name in check_history.PROMISES if verdict[name]}
+    return {name: verdict[name] for name in PROMISES if verdict[name]}

@@ -1,4 +1,4 @@
-"""The judge on histories nobody wrote by hand: any correct one passes, and any single fault in it is found."""
+"""The judge on random histories: any correct one passes, and any single fault in it is found."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from scripts.harness.history.format import Record
-from tests.story import Story, broken, verdict_on
+from tests.unit.harness.history_builder import HistoryBuilder, broken, verdict_on
 
 
 @pytest.fixture
@@ -17,12 +17,12 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "history.jsonl"
 
 
-def ideal(random: Random) -> Story:
-    """Let three or four users act at random over a mesh that keeps every promise."""
+def correct(random: Random) -> HistoryBuilder:
+    """Return the history of three or four random users on a mesh that keeps every promise."""
     devices = [
         (user, device) for user in "abcd"[: random.randint(3, 4)] for device in ("x", "y")[: random.randint(1, 2)]
     ]
-    story = Story(*devices)
+    history = HistoryBuilder(*devices)
     users = sorted({user for user, _ in devices})
     waiting: dict[tuple[str, str], dict[tuple[tuple[str, str], str], list[str]]] = defaultdict(
         lambda: defaultdict(list)
@@ -32,28 +32,28 @@ def ideal(random: Random) -> Story:
     def see(device: tuple[str, str]) -> None:
         streams = [names for names in waiting[device].values() if names]
         if streams:
-            story.see(device, random.choice(streams).pop(0))
+            history.see(device, random.choice(streams).pop(0))
 
     for _ in range(random.randint(20, 80)):
         device = random.choice(devices)
         match random.choice(["send", "send", "see", "see", "move"]):
             case "send":
                 to = random.choice([user for user in users if user != device[0]])
-                name = story.send(device, to)
+                name = history.send(device, to)
                 for other in devices:
                     if other[0] in (device[0], to) and other != device:
                         waiting[other][device, to].append(name)
             case "see" if device in online:
                 see(device)
             case "move":
-                story.at_device("offline" if device in online else "online", device)
+                history.at_device("offline" if device in online else "online", device)
                 online ^= {device}
     for device in devices:
         if device not in online:
-            story.at_device("online", device)
+            history.at_device("online", device)
         while any(waiting[device].values()):
             see(device)
-    return story
+    return history
 
 
 def lose(random: Random, records: list[Record]) -> None:
@@ -123,9 +123,9 @@ deterministic = settings(
 @deterministic
 @given(any_random)
 def test_any_correct_history_passes(path: Path, random: Random) -> None:
-    story = ideal(random)
-    sends = sum(record["type"] == "send" for record in story.records)
-    verdict = verdict_on(path, story.records, expected_sent=sends)
+    history = correct(random)
+    sends = sum(record["type"] == "send" for record in history.records)
+    verdict = verdict_on(path, history.records, expected_sent=sends)
     assert verdict["ok"]
     assert verdict["delivered"] == verdict["sent"] == sends
 
@@ -133,9 +133,9 @@ def test_any_correct_history_passes(path: Path, random: Random) -> None:
 @deterministic
 @given(any_random, st.sampled_from(sorted(MUTATIONS)))
 def test_any_single_mutation_is_found(path: Path, random: Random, kind: str) -> None:
-    story = ideal(random)
-    assume(any(record["type"] == "seen" for record in story.records))
-    MUTATIONS[kind](random, story.records)
-    verdict = verdict_on(path, story.records)
+    history = correct(random)
+    assume(any(record["type"] == "seen" for record in history.records))
+    MUTATIONS[kind](random, history.records)
+    verdict = verdict_on(path, history.records)
     assert not verdict["ok"]
     assert set(broken(verdict)) == {kind}

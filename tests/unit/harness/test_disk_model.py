@@ -1,4 +1,4 @@
-"""The disk that forgets: what was synced is always there, what was not may be gone or torn."""
+"""The disk model: what was synced is always there; what was not may be gone or torn."""
 
 from collections.abc import Callable
 from random import Random
@@ -12,7 +12,7 @@ SEEDS = range(200)
 
 
 def outcomes(disk: Disk) -> list[dict[str, bytes]]:
-    """Different states after a loss of power."""
+    """Return the different states after losses of power."""
     found: list[dict[str, bytes]] = []
     for seed in SEEDS:
         state = disk.after_power_loss(Random(seed))
@@ -48,14 +48,14 @@ def unlink(path: str) -> Callable[[Disk, int], None]:
     return lambda disk, at: disk.unlink(path, at)
 
 
-def test_what_was_synced_is_there_with_its_name() -> None:
+def test_a_synced_file_survives_with_its_name() -> None:
     disk = made(create("/d/a"), write("/d/a", 0, b"one"), sync("/d/a"))
     assert outcomes(disk) == [{"/d/a": b"one"}]
 
 
-def test_what_was_not_synced_may_be_there() -> None:
+def test_unsynced_bytes_may_survive() -> None:
     disk = made(create("/a"), write("/a", 0, b"one"), sync("/a"), write("/a", 3, b"two"))
-    assert disk.shown("/a") == b"onetwo"
+    assert disk.visible("/a") == b"onetwo"
     assert sorted(state["/a"] for state in outcomes(disk)) == [b"one", b"onetwo"]
 
 
@@ -66,21 +66,21 @@ def test_a_file_that_was_never_synced_may_be_missing_or_empty() -> None:
     assert {"/a": b"one"} in outcomes(disk)
 
 
-def test_pages_are_lost_one_by_one() -> None:
+def test_each_page_may_be_lost_by_itself() -> None:
     three = b"1" * PAGE_BYTES + b"2" * PAGE_BYTES + b"3"
     disk = made(create("/a"), sync("/a"), write("/a", 0, three))
     torn = bytes(PAGE_BYTES) + three[PAGE_BYTES:]
     assert {"/a": torn} in outcomes(disk)
 
 
-def test_what_is_written_while_a_sync_runs_is_not_counted_on() -> None:
+def test_a_write_during_a_sync_may_be_lost() -> None:
     disk = made(create("/a"), write("/a", 0, b"one"))
     disk.write("/a", 0, b"two", at=7)
     disk.sync("/a", began=7)
     assert {"/a": b"one"} in outcomes(disk)
 
 
-def test_a_rename_is_safe_when_its_folder_is_synced() -> None:
+def test_a_rename_is_durable_when_its_folder_is_synced() -> None:
     steps = [create("/d/new"), write("/d/new", 0, b"2"), sync("/d/new"), rename("/d/new", "/d/name")]
     assert {"/d/new": b"2"} in outcomes(made(*steps))
     assert outcomes(made(*steps, sync("/d"))) == [{"/d/name": b"2"}]
@@ -99,7 +99,7 @@ def test_a_name_that_is_used_again_keeps_its_order() -> None:
     assert outcomes(disk) == [{"/a": b"new"}]
 
 
-def test_a_folder_is_renamed_with_what_is_in_it() -> None:
+def test_a_folder_is_renamed_with_its_files() -> None:
     disk = made(create("/d/a"), sync("/d/a"), rename("/d", "/e"), sync("/e/a"))
     assert outcomes(disk) == [{"/e/a": b""}]
 
@@ -107,11 +107,11 @@ def test_a_folder_is_renamed_with_what_is_in_it() -> None:
 @given(
     st.lists(st.tuples(st.integers(0, 3 * PAGE_BYTES), st.binary(min_size=1, max_size=2 * PAGE_BYTES), st.booleans()))
 )
-def test_after_a_sync_nothing_can_be_lost(writes: list[tuple[int, bytes, bool]]) -> None:
+def test_nothing_is_lost_after_a_sync(writes: list[tuple[int, bytes, bool]]) -> None:
     disk = made(create("/a"))
     for at, (offset, data, synced) in enumerate(writes, 2):
         disk.write("/a", offset, data, at)
         if synced:
             disk.sync("/a", at + 1)
             for seed in range(3):
-                assert disk.after_power_loss(Random(seed))["/a"] == disk.shown("/a")
+                assert disk.after_power_loss(Random(seed))["/a"] == disk.visible("/a")

@@ -1,4 +1,4 @@
-"""What a chaos run waits for: read from files that several processes append to, at any moment."""
+"""The observer of a chaos run reads journals that several processes append to, at any moment."""
 
 from pathlib import Path
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from scripts.harness.chaos.observer import Follower
-from scripts.harness.chaos.users import Cast, Part
+from scripts.harness.chaos.observer import Observer
+from scripts.harness.chaos.users import ClientsConfig, DeviceConfig
 
 ANN, BEN, LAPTOP = "1", "2", "3"
 
@@ -16,19 +16,21 @@ class Files:
     """Two processes: ann's phone and ben's laptop are in the first, ben's phone in the second."""
 
     def __init__(self, folder: Path) -> None:
-        parts = (
-            Part("ann", "phone", "", 0, ANN),
-            Part("ben", "phone", "", 1, BEN),
-            Part("ben", "laptop", "", 0, LAPTOP),
+        devices = (
+            DeviceConfig("ann", "phone", "", 0, ANN),
+            DeviceConfig("ben", "phone", "", 1, BEN),
+            DeviceConfig("ben", "laptop", "", 0, LAPTOP),
         )
-        self.cast = Cast("", "", 0.0, 1, 1.0, str(folder), {}, parts)
-        self.follower = Follower(self.cast, 2)
+        self.config = ClientsConfig(
+            api="", password="", start=0.0, seed=1, rate=1.0, journals=str(folder), friends={}, devices=devices
+        )
+        self.observer = Observer(self.config, 2)
         self._clock = 0.0
 
     def append(self, process: int, kind: str, **fields: Any) -> None:
         self._clock += 1.0
         line = msgspec.json.encode({"type": kind, "at": self._clock, **fields}) + b"\n"
-        with self.cast.file_of(process).open("ab") as file:
+        with self.config.journal_of(process).open("ab") as file:
             file.write(line)
 
     def send(self, message: str) -> None:
@@ -42,8 +44,8 @@ class Files:
 
     @property
     def open(self) -> set[str]:
-        self.follower.catch_up()
-        return set(self.follower.open)
+        self.observer.catch_up()
+        return set(self.observer.open)
 
 
 @pytest.fixture
@@ -51,7 +53,7 @@ def files(tmp_path: Path) -> Files:
     return Files(tmp_path)
 
 
-def test_a_message_is_under_way_until_it_is_settled_and_seen_by_everybody(files: Files) -> None:
+def test_a_message_is_open_until_it_is_settled_and_seen_by_every_device(files: Files) -> None:
     files.send("m")
     assert files.open == {"m"}
     files.seen(1, BEN, "m")
@@ -59,11 +61,11 @@ def test_a_message_is_under_way_until_it_is_settled_and_seen_by_everybody(files:
     assert files.open == {"m"}
     files.seen(0, LAPTOP, "m")
     assert files.open == set()
-    assert files.follower.sent == 1
-    assert files.follower.max_settle_s == 2.0
+    assert files.observer.sent == 1
+    assert files.observer.max_settle_s == 2.0
 
 
-def test_what_is_seen_before_its_send_is_read_counts(files: Files) -> None:
+def test_a_message_that_is_seen_before_its_send_is_read_counts_as_seen(files: Files) -> None:
     files.seen(1, BEN, "m")
     assert files.open == set()
     files.send("m")
@@ -72,9 +74,9 @@ def test_what_is_seen_before_its_send_is_read_counts(files: Files) -> None:
     assert files.open == set()
 
 
-def test_a_line_that_is_being_written_is_read_when_it_is_whole(files: Files) -> None:
+def test_an_incomplete_line_is_read_once_it_is_complete(files: Files) -> None:
     files.send("m")
-    path = files.cast.file_of(0)
+    path = files.config.journal_of(0)
     whole = path.read_bytes()
     path.write_bytes(whole[:-5])
     assert files.open == set()
@@ -82,13 +84,13 @@ def test_a_line_that_is_being_written_is_read_when_it_is_whole(files: Files) -> 
     assert files.open == {"m"}
 
 
-def test_what_was_rejected_is_not_waited_for(files: Files) -> None:
+def test_a_rejected_message_is_not_open(files: Files) -> None:
     files.send("m")
     files.outcome("m", "rejected")
     assert files.open == set()
 
 
-def test_what_send_may_not_have_taken_is_waited_for_once_somebody_saw_it(files: Files) -> None:
+def test_a_message_in_doubt_is_open_once_a_device_has_seen_it(files: Files) -> None:
     files.send("m")
     files.append(0, "killed", user="ann", device=ANN)
     assert files.open == set()
@@ -98,32 +100,32 @@ def test_what_send_may_not_have_taken_is_waited_for_once_somebody_saw_it(files: 
     assert files.open == set()
 
 
-def test_what_send_had_taken_is_waited_for_also_after_a_kill(files: Files) -> None:
+def test_a_queued_message_stays_open_after_a_kill(files: Files) -> None:
     files.send("m")
     files.outcome("m", "queued")
     files.append(0, "killed", user="ann", device=ANN)
     assert files.open == {"m"}
 
 
-def test_a_sender_that_was_away_does_not_count_for_the_longest_wait(files: Files) -> None:
+def test_a_sender_that_was_offline_does_not_count_for_the_settle_time(files: Files) -> None:
     files.send("m")
     files.append(0, "offline", user="ann", device=ANN)
     files.append(0, "online", user="ann", device=ANN)
     files.outcome("m", "sent")
     assert files.open == {"m"}
-    assert files.follower.max_settle_s == 0.0
+    assert files.observer.max_settle_s == 0.0
 
 
-def test_it_is_known_who_is_there(files: Files) -> None:
+def test_online_and_connected_devices_are_known(files: Files) -> None:
     files.append(0, "online", user="ann", device=ANN)
     files.append(0, "note", user="ann", device=ANN, connector="tcp://127.0.0.1:1")
     files.append(1, "online", user="ben", device=BEN)
     files.append(1, "note", user="ben", device=BEN, problem="the client ended: so it goes")
-    files.follower.catch_up()
-    assert files.follower.online == {0: {ANN}, 1: {BEN}}
-    assert files.follower.connected == {ANN}
-    assert files.follower.problems == ["ben: the client ended: so it goes"]
+    files.observer.catch_up()
+    assert files.observer.online == {0: {ANN}, 1: {BEN}}
+    assert files.observer.connected == {ANN}
+    assert files.observer.problems == ["ben: the client ended: so it goes"]
     files.append(0, "killed", user="ann", device=ANN)
     files.append(1, "offline", user="ben", device=BEN)
-    files.follower.catch_up()
-    assert (files.follower.online, files.follower.connected) == ({0: set(), 1: set()}, set())
+    files.observer.catch_up()
+    assert (files.observer.online, files.observer.connected) == ({0: set(), 1: set()}, set())
