@@ -118,8 +118,8 @@ class ConnectorCore:
         """Whether a transfer is at hand."""
         return self._links.open > 0
 
-    def knows(self, peer: bytes) -> bool:
-        """Whether the peer has a session, or its token is being checked."""
+    def has_greeted(self, peer: bytes) -> bool:
+        """Whether the peer has a session, or its token is being checked.  A transport may close other connections."""
         return self._sessions.has(peer) or self._handshake.waiting(peer)
 
     @property
@@ -203,6 +203,7 @@ class ConnectorCore:
         if self._handshake.waiting(peer):
             if over:
                 self._handshake.forget(peer)
+                self._sessions.close_peer(peer)
             else:
                 self.statistics.early += 1
         elif not over:
@@ -215,7 +216,7 @@ class ConnectorCore:
         if session is not None:
             self._sessions.cut(session, error.code, error.sentence)
         else:
-            self._sessions.say(peer, Close(0, error.code, error.sentence))
+            self._sessions.refuse_peer(peer, 0, error.code, error.sentence)
 
     def _frame(self, session: Session, frame: wire.ClientFrame, now: float) -> None:
         before = session.link.window.received_number

@@ -194,6 +194,12 @@ class SendClient(NamedTuple):
     frame: bytes
 
 
+class ClosePeer(NamedTuple):
+    """End the connection of a client, after the frames that were sent to it before.  Not answered."""
+
+    peer: bytes
+
+
 class SendTransfer(NamedTuple):
     transfer: int
     frame: bytes
@@ -306,6 +312,7 @@ class NoteSeen(NamedTuple):
 
 Action = (
     SendClient
+    | ClosePeer
     | SendTransfer
     | ConnectTransfer
     | DisconnectTransfer

@@ -21,7 +21,6 @@ from meshim.errors import Code, PeerError
 from meshim.stores.ports import Binding
 from meshim.wire.client import Greet, Welcome
 from meshim.wire.envelope import WIRE_VERSION
-from meshim.wire.link import Close
 from meshim.wire.notification import Kick
 
 SEEN_S = 3600.0
@@ -70,7 +69,7 @@ class Handshake:
 
     def _refuse(self, peer: bytes, link: int, code: Code, sentence: str) -> None:
         self._statistics.refused += 1
-        self._sessions.say(peer, Close(link, code, sentence))
+        self._sessions.refuse_peer(peer, link, code, sentence)
 
     def refused(self, event: e.GreetRefused) -> None:
         greet = self._waiting.get(event.peer)

@@ -1,6 +1,5 @@
 """A connector as a process: options, bind, run, sync."""
 
-import resource
 import secrets
 import time
 from contextlib import AsyncExitStack
@@ -8,11 +7,11 @@ from pathlib import Path
 
 import msgspec
 
-from meshim.connector import events as e
 from meshim.connector.authenticator import Backends
 from meshim.connector.core import ConnectorCore
 from meshim.connector.offline_sync import OfflineSyncOptions
 from meshim.connector.options import ConnectorOptions
+from meshim.connector.router_transport import RouterTransport
 from meshim.connector.shell import CACHED_SHARE, Shell
 from meshim.errors import UsageError
 from meshim.protocol.link import LinkOptions
@@ -20,9 +19,7 @@ from meshim.protocol.window import WindowOptions
 from meshim.runtime import counters
 from meshim.runtime.mesh_links import mesh_links
 from meshim.runtime.service import Service
-from meshim.runtime.sockets import Context, KeyPair, Router
-from meshim.runtime.sockets.guard import Guarding
-from meshim.runtime.sockets.options import HANDSHAKE_S
+from meshim.runtime.sockets import Context, KeyPair
 from meshim.stores.backends import Connections, lease_held
 from meshim.stores.lease_keeper import LeaseKeeper
 from meshim.stores.nats.notifications import NatsNotifications
@@ -37,15 +34,6 @@ from meshim.wire.sizes import FRAME_OVERHEAD_BYTES
 LINK_WITHIN_S = 3.0
 """How long a start waits for a transfer, so that what is ready takes messages.  Without any it serves all the same."""
 FRAME_ITEMS = 64
-FRAMES_PER_WINDOW = 4
-"""What may wait in a socket for one client, or from one: a window, resends, acknowledgements, and some room."""
-UNAUTHENTICATED_MAX = 4_096
-"""Connections without a session, beyond the sessions: a storm of honest clients has as many for a moment."""
-UNAUTHENTICATED_FRAMES = 128
-"""A greeting takes one; what an ended session still had under way is a window or two."""
-UNAUTHENTICATED_BYTES = 4 << 20
-FILES_SHARE = 0.8
-"""Of the descriptors of the process: at the limit libzmq stops accepting, and spins."""
 
 
 def options_of(topology: Topology) -> ConnectorOptions:
@@ -80,21 +68,6 @@ def options_of(topology: Topology) -> ConnectorOptions:
     )
 
 
-def guarding(topology: Topology, core: ConnectorCore) -> Guarding:
-    """Keep who has a session, or is about to have one."""
-    limits = topology.limits
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = limits.sessions + UNAUTHENTICATED_MAX
-    return Guarding(
-        known=core.knows,
-        connections=most if files == resource.RLIM_INFINITY else min(most, int(FILES_SHARE * files)),
-        unknown_s=2 * HANDSHAKE_S,
-        unknown_frames=UNAUTHENTICATED_FRAMES,
-        unknown_bytes=UNAUTHENTICATED_BYTES,
-        unread_bytes=2 * limits.client_window * limits.frame_bytes,
-    )
-
-
 async def run(topology: Topology, name: str, data: Path) -> None:
     """Serve until SIGTERM; raises a MeshimError when it cannot start."""
     listener = next((connector for connector in topology.connectors if connector.name == name), None)
@@ -119,17 +92,12 @@ async def run(topology: Topology, name: str, data: Path) -> None:
             incarnation, name, limits.partitions, options_of(topology), lambda: int(time.time() * 1000)
         )
         shell = Shell(core, backends, context, keys, topology, service)
-        router = context.router(
-            listener.bind,
-            keys=keys,
-            frame_bytes=2 * limits.frame_bytes,  # the core answers a larger frame with a code; libzmq cuts beyond twice
-            heartbeat_s=None,
-            hwm=FRAMES_PER_WINDOW * limits.client_window,
-            guarding=guarding(topology, core),
-            on_batch=lambda batch: shell.driver.receive(e.ClientsSent(batch)),
-        )
-        shell.router = router
-        endpoint = listener.advertise or router.endpoint
+        transport = RouterTransport(
+            context, listener.bind, keys=keys, limits=limits,
+            is_authenticated=core.has_greeted, on_batch=shell.clients_sent,
+        )  # fmt: skip
+        shell.serve(transport)
+        endpoint = listener.advertise or transport.endpoint
         lease = Lease("connector", name, incarnation, endpoint, keys.public.decode() if keys else "")
         keeper = LeaseKeeper(
             connections.leases(), lease, timers, service.log,
@@ -140,7 +108,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
             service.start(
                 counters.write_periodically(
                     data, "connector", name, service.log,
-                    lambda: _counted(core, router) | keeper.counted() | connections.counted(),
+                    lambda: _counted(core, transport) | keeper.counted() | connections.counted(),
                 )
             )  # fmt: skip
             await shell.driver.until(lambda: core.ready, LINK_WITHIN_S)
@@ -148,9 +116,9 @@ async def run(topology: Topology, name: str, data: Path) -> None:
             await service.stopping()
         # Without the lease, so that nobody new comes meanwhile.
         await shell.stop(timers.shutdown_s * 0.6)
-        router.close(linger_ms=200)
+        shell.close_transports(linger_ms=200)
 
 
-def _counted(core: ConnectorCore, router: Router) -> dict[str, int]:
-    sockets = {f"socket_{name}": count for name, count in router.statistics()._asdict().items()}
+def _counted(core: ConnectorCore, transport: RouterTransport) -> dict[str, int]:
+    sockets = {f"socket_{name}": count for name, count in msgspec.structs.asdict(transport.statistics).items()}
     return msgspec.structs.asdict(core.statistics) | sockets

@@ -6,7 +6,7 @@ rows stay unread, its binding is erased if it is still this one (R5), and the le
 
 from collections.abc import Iterable
 
-from meshim.connector.events import Action, EraseBindings, NoteSeen, PeekQueues, SendClient
+from meshim.connector.events import Action, ClosePeer, EraseBindings, NoteSeen, PeekQueues, SendClient
 from meshim.connector.options import ConnectorOptions
 from meshim.connector.session import Session, State
 from meshim.connector.statistics import Statistics
@@ -82,6 +82,14 @@ class Sessions:
     def say(self, peer: bytes, frame: Frame) -> None:
         self._actions.append(SendClient(peer, wire.encode(frame)))
 
+    def refuse_peer(self, peer: bytes, link: int, code: int, sentence: str) -> None:
+        """Close a connection that has no session: tell the client why, then end it."""
+        self.say(peer, Close(link, code, sentence))
+        self.close_peer(peer)
+
+    def close_peer(self, peer: bytes) -> None:
+        self._actions.append(ClosePeer(peer))
+
     def mark(self, session: Session) -> None:
         """Its link has something to say at the end of this turn."""
         self._dirty[session] = None
@@ -151,3 +159,4 @@ class Sessions:
         if session.state is not State.BINDING:
             self._actions.append(NoteSeen((session.login.device,)))
         self.give_back_all(session, session.abandon(), absent=True)
+        self.close_peer(session.peer)

@@ -8,11 +8,13 @@ from typing import Any
 from meshim.connector import events as e
 from meshim.connector.authenticator import Authenticator, Backends
 from meshim.connector.core import ConnectorCore
+from meshim.connector.transport import ClientTransport
 from meshim.errors import BackendUnavailable, Fenced
 from meshim.runtime.batches import Batches
 from meshim.runtime.driver import Driver
+from meshim.runtime.sent import Sent
 from meshim.runtime.service import Service
-from meshim.runtime.sockets import Context, Dealer, KeyPair, Router, Sent
+from meshim.runtime.sockets import Context, Dealer, KeyPair
 from meshim.runtime.timeouts import with_timeout
 from meshim.stores.ports import Account, Binding, Lease
 from meshim.topology import Topology
@@ -37,7 +39,8 @@ class Shell:
         self, core: ConnectorCore, backends: Backends, context: Context, keys: KeyPair | None, topology: Topology,
         service: Service,
     ) -> None:  # fmt: skip
-        self.router: Router | None = None
+        self._transports: dict[int, ClientTransport] = {}
+        """By tag."""
         self._core = core
         self._backends = backends
         self._context = context
@@ -62,6 +65,7 @@ class Shell:
         start = service.start
         self._performers: dict[type[Any], Callable[[Any], None]] = {
             e.SendClient: self._send_client,
+            e.ClosePeer: self._close_peer,
             e.SendTransfer: self._send_transfer,
             e.ConnectTransfer: self._connect_transfer,
             e.DisconnectTransfer: self._disconnect_transfer,
@@ -113,12 +117,39 @@ class Shell:
         for item in items:
             batches.add(item)
 
-    # ---------------------------------------------------------------- sockets
+    # ---------------------------------------------------------------- clients
+
+    def serve(self, transport: ClientTransport) -> None:
+        """Send to the clients of this transport; several can be served at once.
+
+        Make the transport with `on_batch=shell.clients_sent` and, where it has one, `on_gone=shell.client_gone`.
+        """
+        assert transport.tag not in self._transports, "each transport has a tag of its own"
+        self._transports[transport.tag] = transport
+
+    def clients_sent(self, batch: Sequence[tuple[bytes, bytes]]) -> None:
+        self.driver.receive(e.ClientsSent(batch))
+
+    def client_gone(self, peer: bytes) -> None:
+        self.driver.receive(e.ClientGone(peer))
+
+    def close_transports(self, linger_ms: int) -> None:
+        """End the connections of all clients; queued frames have `linger_ms` to leave."""
+        for transport in self._transports.values():
+            transport.close(linger_ms)
 
     def _send_client(self, action: e.SendClient) -> None:
-        assert self.router is not None
-        if self.router.send(action.peer, action.frame) is Sent.GONE:
-            self.driver.receive(e.ClientGone(action.peer))
+        peer = action.peer
+        # FULL: the frame is dropped.  The window of the session sends data again after `link_resend_s`, and a client
+        # that acknowledges nothing for `delivery_timeout_s` loses its session.  A Welcome or Close that is dropped
+        # costs the client its own greeting timeout.  The transport counts such frames.
+        if self._transports[peer[0]].send(peer, action.frame) is Sent.GONE:
+            self.driver.receive(e.ClientGone(peer))
+
+    def _close_peer(self, action: e.ClosePeer) -> None:
+        self._transports[action.peer[0]].close_peer(action.peer)
+
+    # ---------------------------------------------------------------- transfers
 
     def _send_transfer(self, action: e.SendTransfer) -> None:
         dealer = self._dealers.get(action.transfer)

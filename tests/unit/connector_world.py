@@ -111,6 +111,8 @@ class Connector:
         self.asked: list[e.Action] = []
         """What stores were asked and have not answered."""
         self.clients: dict[bytes, Client] = {}
+        self.closed_peers: list[bytes] = []
+        """Clients whose connection the core closed."""
         self.transfers: dict[int, Transfer] = {}
         self.numbers = 100
 
@@ -154,6 +156,8 @@ class Connector:
                 known = self.clients.get(action.peer)
                 if known is not None:
                     known.frames.append(client.decode_from_connector(action.frame))
+            elif isinstance(action, e.ClosePeer):
+                self.closed_peers.append(action.peer)
             elif isinstance(action, e.SendTransfer):
                 self.transfers[action.transfer].hear(mesh.decode_from_connector(action.frame))
             elif isinstance(action, e.ConnectTransfer):

@@ -5,7 +5,7 @@ import pytest
 from meshim.connector import events as e
 from meshim.errors import Code
 from meshim.stores.ports import Binding
-from meshim.wire.client import Welcome
+from meshim.wire.client import Welcome, encode
 from meshim.wire.link import Ack, Close, Data, Ping, Pong
 from meshim.wire.mesh import Deliver
 from meshim.wire.notification import AccountChanged, Kick
@@ -479,3 +479,44 @@ def test_a_connector_that_stops_sends_everybody_on() -> None:
     late = connector.connect(A2)
     assert codes(late) == [Code.SHUTTING_DOWN]
     assert connector.core.idle
+
+
+# ---------------------------------------------------------------- closing connections
+
+
+def test_the_connection_of_a_refused_greeting_is_closed() -> None:
+    connector = Connector()
+    alice = connector.connect(A1)
+    check = connector.take_one(e.CheckGreet)
+    connector.tell(e.GreetRefused(check.peer, check.link, Code.BAD_TOKEN, "no"))
+    assert connector.closed_peers == [alice.peer]
+
+
+def test_the_connection_of_a_greeting_that_its_client_takes_back_is_closed() -> None:
+    connector = Connector()
+    alice = connector.connect(A1)
+    alice.send(Close(alice.link, 0))
+    assert connector.closed_peers == [alice.peer]
+
+
+@pytest.mark.parametrize("end", ["close", "garbage", "silence", "replaced", "stop"])
+def test_the_connection_of_a_session_that_ends_is_closed(end: str) -> None:
+    connector = Connector()
+    alice = connector.online(A1)
+    if end == "close":
+        alice.send(Close(alice.link, 0))
+    elif end == "garbage":
+        alice.send_bytes(b"garbage")
+    elif end == "silence":
+        connector.pass_time(30.0)
+    elif end == "replaced":
+        connector.connect(A1).accepted()
+    else:
+        connector.tell(e.StopRequested())
+    assert connector.closed_peers == [alice.peer]
+
+
+def test_the_connection_of_a_peer_that_speaks_before_it_greets_is_closed_for_garbage_alone() -> None:
+    connector = Connector()
+    connector.tell(e.ClientsSent([(b"one", encode(Ping(1))), (b"other", b"garbage")]))
+    assert connector.closed_peers == [b"other"], "a frame of an unknown link is answered with Reset"

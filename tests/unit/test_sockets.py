@@ -145,7 +145,7 @@ async def refused(client: Client) -> None:
     await until(lambda: client.lost)
     assert client.connected == 0
     assert not client.dealer.send(b"x")
-    client.dealer._note(int(zmq.EVENT_DISCONNECTED))  # a failed handshake is told as that, and as this
+    client.dealer._on_event(int(zmq.EVENT_DISCONNECTED))  # a failed handshake is told as that, and as this
     assert client.lost == 1
 
 
@@ -271,7 +271,7 @@ async def test_full_is_told_and_passes(context: Context) -> None:
             return answer is Sent.FULL and sent > 20  # beyond the marks, the buffers of TCP are full too
 
         await until(fill)
-        assert server.router.statistics().full >= 1
+        assert server.router.statistics.full >= 1
         slow.set(zmq.RCVTIMEO, 5_000)
         for _ in range(sent // 2):
             slow.recv()
@@ -287,7 +287,7 @@ async def test_gone_is_told(context: Context) -> None:
     await until(lambda: server.got)
     client.dealer.close()
     await until(lambda: server.router.send(server.got[0][0], b"x") is Sent.GONE)
-    assert server.router.statistics().gone >= 2
+    assert server.router.statistics.gone >= 2
     assert client.lost == 0  # closing is no loss
 
 
@@ -344,8 +344,8 @@ async def test_a_silent_client_is_dropped(context: Context) -> None:
     )
     with socket.create_connection(("127.0.0.1", port_of(server))) as peer:
         peer.sendall(zmtp_greeting(b"NULL") + zmtp_ready(b"DEALER"))
-        await until(lambda: server.statistics().accepted == 1)
-        await until(lambda: server.statistics().lost == 1)
+        await until(lambda: server.statistics.accepted == 1)
+        await until(lambda: server.statistics.lost == 1)
 
 
 # ---------------------------------------------------------------- who may connect
@@ -360,9 +360,9 @@ async def test_curve_admits_who_knows_the_server_and_refuses_who_does_not(contex
     await refused(Client(context, server.router.endpoint))  # plain
     assert good.dealer.send(b"hello")
     await until(lambda: server.frames == [b"hello"])
-    await until(lambda: server.router.statistics().failed_handshakes == 2)
-    await until(lambda: server.router.statistics().lost == 2)
-    assert server.router.statistics().accepted == 3
+    await until(lambda: server.router.statistics.failed_handshakes == 2)
+    await until(lambda: server.router.statistics.lost == 2)
+    assert server.router.statistics.accepted == 3
 
 
 @on_each_loop
@@ -456,7 +456,7 @@ async def test_a_frame_that_is_too_large_cuts_its_connection_only(context: Conte
     await until(lambda: server.got)
     assert greedy.dealer.send(bytes(FRAME_BYTES + 1))
     await until(lambda: greedy.lost)
-    await until(lambda: server.router.statistics().lost == 1)
+    await until(lambda: server.router.statistics.lost == 1)
     assert honest.dealer.send(b"still here")
     await until(lambda: honest.got == [b"still here"])
     assert server.frames == [bytes(FRAME_BYTES), b"still here"]
@@ -487,7 +487,7 @@ async def test_messages_of_several_parts_or_none_are_dropped_and_counted(context
         peer.send(b"good")
         await until(lambda: server.got)
         assert server.frames == [b"good"]
-        assert server.router.statistics().malformed == 3
+        assert server.router.statistics.malformed == 3
         assert peer.recv() == b"good"
 
 
@@ -505,7 +505,7 @@ async def test_so_they_are_at_a_dealer(context: Context) -> None:
         peer.send_multipart([us, b"good"])
         await until(lambda: client.got)
         assert client.got == [b"good"]
-        assert client.dealer.malformed == 2
+        assert client.dealer.statistics.malformed == 2
 
 
 @on_each_loop
@@ -517,7 +517,7 @@ async def test_nothing_is_read_from_peers_that_chose_their_routing_id(context: C
             peer.set(zmq.ROUTING_ID, b"alice")
             peer.connect(server.router.endpoint)
             peer.send(b"it is me")
-        await until(lambda: server.router.statistics().foreign == 1)  # the second is not even listened to
+        await until(lambda: server.router.statistics.foreign == 1)  # the second is not even listened to
         honest = await Client(context, server.router.endpoint).connect()
         assert honest.dealer.send(b"hello")
         await until(lambda: server.got)
@@ -549,8 +549,8 @@ async def test_garbage_is_cut_and_counted(context: Context, garbage: bytes) -> N
     server = Server(context, keys=KeyPair.new())
     with socket.create_connection(("127.0.0.1", port_of(server.router))) as peer:
         peer.sendall(garbage)
-        await until(lambda: server.router.statistics().accepted == 1)
-    await until(lambda: server.router.statistics().lost == 1)
+        await until(lambda: server.router.statistics.accepted == 1)
+    await until(lambda: server.router.statistics.lost == 1)
     assert server.got == []
 
 
@@ -646,7 +646,7 @@ async def test_who_closes_at_the_last_words_is_not_told_of_the_loss(context: Con
     client.dealer._on_batch = lambda batch: client.dealer.close()
     assert server.router.send(server.got[0][0], b"bye") is Sent.OK
     assert select.select([client.dealer._socket.FD], [], [], DEADLINE_S)[0]
-    client.dealer._note(int(zmq.EVENT_DISCONNECTED))  # before the message was read
+    client.dealer._on_event(int(zmq.EVENT_DISCONNECTED))  # before the message was read
     assert client.dealer._socket.closed
     assert client.lost == 0
 
@@ -684,7 +684,7 @@ async def test_thousands_of_connections_leave_nothing_behind(context: Context) -
         for client in clients:
             await client.connect()
             client.dealer.close()
-    await until(lambda: server.router.statistics().lost == 200)
+    await until(lambda: server.router.statistics.lost == 200)
     await until(lambda: len(os.listdir("/proc/self/fd")) <= before)
 
 
