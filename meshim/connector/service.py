@@ -1,4 +1,4 @@
-"""A connector as a process: options, bind, run, sync."""
+"""A connector as a process: options, bind, run, drain."""
 
 import secrets
 import time
@@ -32,18 +32,19 @@ from meshim.topology import Topology
 from meshim.wire.sizes import FRAME_OVERHEAD_BYTES
 
 LINK_WITHIN_S = 3.0
-"""How long a start waits for a transfer, so that what is ready takes messages.  Without any it serves all the same."""
+"""How long a start waits for a transfer before it reports ready; then it serves without one."""
 FRAME_ITEMS = 64
+"""Items that the connector puts in one frame."""
 
 
 def options_of(topology: Topology) -> ConnectorOptions:
     timers, limits = topology.timers, topology.limits
     clients = WindowOptions(
         credit=limits.client_window,
-        # Live messages, a page, and outcomes each have their share.
+        # Room for live messages, a page, and outcomes.
         queue=4 * limits.session_queue + limits.sync_page_rows,
         frame_items=FRAME_ITEMS,
-        # One of the largest bodies, so that a slow client can take each frame in time.
+        # One body of the largest size, so that a slow client can acknowledge each frame in time.
         frame_bytes=min(limits.frame_bytes - FRAME_OVERHEAD_BYTES, limits.body_bytes),
         resend_s=timers.link_resend_s,
         give_up_s=timers.delivery_timeout_s,
@@ -51,7 +52,11 @@ def options_of(topology: Topology) -> ConnectorOptions:
     )
     return ConnectorOptions(
         clients=LinkOptions(
-            clients, timers.client_heartbeat_s, timers.client_silence_s, pings=False, ack_delay_s=timers.ack_delay_s
+            window=clients,
+            heartbeat_s=timers.client_heartbeat_s,
+            silence_s=timers.client_silence_s,
+            pings=False,
+            ack_delay_s=timers.ack_delay_s,
         ),
         transfers=mesh_links(topology),
         sync=OfflineSyncOptions(retry_s=timers.lease_renew_s, sweep_s=timers.sweep_s),
@@ -73,21 +78,14 @@ async def run(topology: Topology, name: str, data: Path) -> None:
     listener = next((connector for connector in topology.connectors if connector.name == name), None)
     if listener is None:
         raise UsageError(f"there is no connector called {name} in the topology: name one of its `connectors`")
-    timers, limits, namespace = topology.timers, topology.limits, topology.namespace
+    timers, limits = topology.timers, topology.limits
     incarnation = secrets.randbits(62) + 1
     keys = KeyPair.new() if topology.security.curve else None
     async with AsyncExitStack() as stack, Service("connector", name, shutdown_s=timers.shutdown_s) as service:
         connections = Connections(topology, service, stack)
-        redis, database, nats = connections.redis(), connections.database(), await connections.nats()
+        backends = await _backends(topology, connections, service)
         context = Context()
         stack.callback(context.close)
-        backends = Backends(
-            presence=RedisPresence(redis, namespace, unseen_s=max(UNSEEN_S, int(4 * timers.relation_ttl_s))),
-            cache=RedisSessionCache(redis, namespace),
-            accounts=SqlAccounts(database),
-            queues=SqlQueues(database, limits.partitions),
-            notifications=NatsNotifications(nats, namespace, service.log),
-        )
         core = ConnectorCore(
             incarnation, name, limits.partitions, options_of(topology), lambda: int(time.time() * 1000)
         )
@@ -101,7 +99,8 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         lease = Lease("connector", name, incarnation, endpoint, keys.public.decode() if keys else "")
         keeper = LeaseKeeper(
             connections.leases(), lease, timers, service.log,
-            watch=("transfer",), on_living=shell.living, on_lost=shell.lost, on_disturbed=shell.disturbed,
+            watch=("transfer",), on_living=shell.transfers_discovered,
+            on_lost=shell.lease_lost, on_disturbed=shell.presence_disturbed,
         )  # fmt: skip
         async with lease_held(keeper, service):
             shell.start(incarnation)
@@ -114,9 +113,21 @@ async def run(topology: Topology, name: str, data: Path) -> None:
             await shell.driver.until(lambda: core.ready, LINK_WITHIN_S)
             service.ready(endpoint)
             await service.stopping()
-        # Without the lease, so that nobody new comes meanwhile.
+        # After the lease was given up, so that no new client or transfer connects meanwhile.
         await shell.stop(timers.shutdown_s * 0.6)
         shell.close_transports(linger_ms=200)
+
+
+async def _backends(topology: Topology, connections: Connections, service: Service) -> Backends:
+    redis, database, nats = connections.redis(), connections.database(), await connections.nats()
+    namespace, limits, timers = topology.namespace, topology.limits, topology.timers
+    return Backends(
+        presence=RedisPresence(redis, namespace, unseen_s=max(UNSEEN_S, int(4 * timers.relation_ttl_s))),
+        cache=RedisSessionCache(redis, namespace),
+        accounts=SqlAccounts(database),
+        queues=SqlQueues(database, limits.partitions),
+        notifications=NatsNotifications(nats, namespace, service.log),
+    )
 
 
 def _counted(core: ConnectorCore, transport: RouterTransport) -> dict[str, int]:

@@ -164,12 +164,13 @@ class Connector(Role):
 
         def disturbed() -> None:
             self.on_disturbed()
-            shell.disturbed()
+            shell.presence_disturbed()
 
         lease = Lease(self.kind, self.name, self.incarnation, self._endpoint())
         keeper = LeaseKeeper(
             backends.leases(), lease, timers, service.log,
-            watch=("transfer",), on_living=shell.living, on_lost=shell.lost, on_disturbed=disturbed,
+            watch=("transfer",), on_living=shell.transfers_discovered, on_lost=shell.lease_lost,
+            on_disturbed=disturbed,
         )  # fmt: skip
         self._keep(core)
         async with lease_held(keeper, service):

@@ -137,8 +137,8 @@ class Connector:
             self._perform(self.core.tick(self.now))
         self.now = end
 
-    def farewell(self) -> None:
-        self._perform(self.core.farewell(self.now))
+    def close(self) -> None:
+        self._perform(self.core.close(self.now))
 
     def take(self, kind: type[A]) -> list[A]:
         """What was asked of this kind, which counts as done from now on."""
@@ -171,7 +171,7 @@ class Connector:
 
     def transfer(self, incarnation: int = 901) -> "Transfer":
         """One transfer, linked."""
-        self.tell(e.TransfersLiving((*self.transfers, incarnation)))
+        self.tell(e.TransfersDiscovered((*self.transfers, incarnation)))
         transfer = self.transfers[incarnation]
         transfer.accept()
         return transfer
@@ -196,7 +196,7 @@ class Connector:
         """A client with nothing stored for it."""
         client = self.bound(device, friends, devices)
         self.peeked(through=0)
-        self.take(e.NoteSeen)
+        self.take(e.RecordLastSeen)
         assert client.came(Stored) == [Stored(client.link, delayed=False)]
         client.frames.clear()
         return client
@@ -205,8 +205,8 @@ class Connector:
 
     def peeked(self, waiting: Sequence[int] = (), through: int = 0) -> None:
         """Answer every look."""
-        for peek in self.take(e.PeekQueues):
-            self.tell(e.QueuesPeeked(peek.devices, dict.fromkeys(range(4), through), set(waiting)))
+        for peek in self.take(e.CheckQueues):
+            self.tell(e.QueuesChecked(peek.devices, dict.fromkeys(range(4), through), set(waiting)))
 
     def claimed(self, fence: int | None) -> None:
         claim = self.take_one(e.ClaimQueue)
@@ -270,8 +270,8 @@ class Client:
         return self.device.to_bytes(32, "big")
 
     @property
-    def renewal(self) -> e.Renewal:
-        return e.Renewal(self.binding, (self.device,), self.token_hash)
+    def renewal(self) -> e.BindingRenewal:
+        return e.BindingRenewal(self.binding, (self.device,), self.token_hash)
 
     @property
     def binding(self) -> Binding:

@@ -21,7 +21,7 @@ from tests.unit.connector_world import B1, BOB, LONGEST, RETRY_S, SWEEP_S, Clien
 
 PAGE_ROWS = 3
 RIVAL = -1
-KIND = st.sampled_from([e.PeekQueues, e.ClaimQueue, e.ReadPage, e.MarkRead, e.MarkRead])
+KIND = st.sampled_from([e.CheckQueues, e.ClaimQueue, e.ReadPage, e.MarkRead, e.MarkRead])
 TROUBLE = st.sampled_from(["", "", "slow there", "slow back", "slow back", "fails", "fails late"])
 
 
@@ -68,8 +68,8 @@ class Queue:
 
     def perform(self, action: e.Action) -> e.Event | None:
         """Let it happen; the answer."""
-        if isinstance(action, e.PeekQueues):
-            return e.QueuesPeeked(
+        if isinstance(action, e.CheckQueues):
+            return e.QueuesChecked(
                 action.devices, dict.fromkeys(range(4), self.position), {B1} if self.unread else set()
             )
         if isinstance(action, e.ClaimQueue):
@@ -92,7 +92,7 @@ class Queue:
 
 
 def failure(action: e.Action) -> e.Event | None:
-    if isinstance(action, e.PeekQueues):
+    if isinstance(action, e.CheckQueues):
         return e.QueuesUnreachable([(device, session) for _, device, session in action.devices])
     if isinstance(action, e.ClaimQueue | e.ReadPage):
         return e.QueuesUnreachable(((action.device, action.session),))
@@ -101,7 +101,7 @@ def failure(action: e.Action) -> e.Event | None:
     return None
 
 
-REQUESTS = e.PeekQueues | e.ClaimQueue | e.ReadPage | e.MarkRead | e.ReleaseQueue
+REQUESTS = e.CheckQueues | e.ClaimQueue | e.ReadPage | e.MarkRead | e.ReleaseQueue
 
 
 class AnySync(RuleBasedStateMachine):

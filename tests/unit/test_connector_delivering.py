@@ -276,7 +276,7 @@ def test_what_is_held_for_what_a_writer_is_still_writing_is_looked_for_again_wit
     connector.peeked(through=50)
     assert bob.seqs == [1], "what was stored there was for another device: nobody wake-ups this one"
     connector.pass_time(1.0)
-    assert not connector.take(e.PeekQueues), "and no oftener than somebody waits"
+    assert not connector.take(e.CheckQueues), "and no oftener than somebody waits"
 
 
 def test_who_is_held_for_too_long_is_given_back() -> None:
@@ -371,7 +371,7 @@ def test_a_wake_up_has_the_queue_looked_at() -> None:
     connector = Connector()
     bob = connector.online(B1)
     connector.tell(e.NotificationReceived(WakeUp(((BOB, B1), (ALICE, A1)))))
-    assert connector.take_one(e.PeekQueues).devices == ((BOB, B1, bob.session),)
+    assert connector.take_one(e.CheckQueues).devices == ((BOB, B1, bob.session),)
     assert connector.count.woken == 1
 
 
@@ -382,7 +382,7 @@ def test_a_wake_up_during_a_look_is_not_forgotten() -> None:
     connector.tell(e.NotificationReceived(WakeUp(((BOB, B1),))))
     connector.peeked()
     connector.pass_time(0.2)
-    assert connector.take(e.PeekQueues), "the first look may have been too early"
+    assert connector.take(e.CheckQueues), "the first look may have been too early"
 
 
 def test_for_a_device_that_takes_little_by_little_what_comes_is_stored() -> None:
@@ -399,4 +399,4 @@ def test_for_a_device_that_takes_little_by_little_what_comes_is_stored() -> None
     transfer.give(place(seq=4))
     assert returned(transfer) == [(4, False)]
     bob.acknowledge()
-    assert connector.take(e.PeekQueues), "it has caught up: what was stored meanwhile is synced"
+    assert connector.take(e.CheckQueues), "it has caught up: what was stored meanwhile is synced"

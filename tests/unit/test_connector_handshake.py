@@ -41,13 +41,13 @@ def test_a_good_token_is_bound_then_welcomed_then_synced() -> None:
     assert not alice.frames, "no welcome before presence has the binding"
     write = connector.take_one(e.WriteBindings)
     assert write.bindings == ((alice.binding, (A1,)),)
-    assert not connector.take(e.PeekQueues), "the queue is looked at behind the presence write"
+    assert not connector.take(e.CheckQueues), "the queue is looked at behind the presence write"
     connector.tell(e.BindingsWritten([(alice.binding, None)]))
     (welcome,) = alice.came(Welcome)
     assert (welcome.link, welcome.session, welcome.user, welcome.device) == (alice.link, alice.session, ALICE, A1)
     assert (welcome.window, welcome.body_bytes, welcome.frame_bytes, welcome.heartbeat_ms) == (8, 1_000, 8_000, 10_000)
-    assert connector.take_one(e.PeekQueues).devices == ((ALICE, A1, alice.session),)
-    assert connector.take_one(e.NoteSeen).devices == (A1,)
+    assert connector.take_one(e.CheckQueues).devices == ((ALICE, A1, alice.session),)
+    assert connector.take_one(e.RecordLastSeen).devices == (A1,)
     assert (connector.count.greeted, connector.count.sessions) == (1, 1)
 
 
@@ -172,7 +172,7 @@ def test_who_held_the_binding_elsewhere_is_kicked() -> None:
     connector.take(e.WriteBindings)
     before = Binding(ALICE, A1, ELSEWHERE, 42)
     connector.tell(e.BindingsWritten([(alice.binding, before)]))
-    tell = connector.take_one(e.TellKick)
+    tell = connector.take_one(e.SendKick)
     assert (tell.incarnation, tell.kick.device, tell.kick.session, tell.kick.code) == (ELSEWHERE, A1, 42, Code.REPLACED)
     assert alice.came(Welcome)
 
@@ -187,7 +187,7 @@ def test_a_later_connection_of_the_device_here_replaces_the_earlier() -> None:
     assert connector.take_one(e.EraseBindings).bindings == (first.binding,)
     connector.tell(e.BindingsWritten([(second.binding, first.binding)]))
     assert second.came(Welcome)
-    assert not connector.take(e.TellKick), "nobody else has to be told"
+    assert not connector.take(e.SendKick), "nobody else has to be told"
 
 
 def test_an_earlier_number_does_not_replace_a_later_session_here() -> None:
@@ -252,7 +252,7 @@ def test_who_is_here_is_written_again_until_presence_answers() -> None:
         connector.pass_time(0.2 * RETRY_S)
         assert list(connector.take_one(e.RenewBindings).renewals) == [alice.renewal]
     connector.tell(e.BindingsWritten([(alice.binding, None)]))
-    assert connector.take_one(e.PeekQueues), "what was stored meanwhile is looked for"
+    assert connector.take_one(e.CheckQueues), "what was stored meanwhile is looked for"
     assert not alice.closed
 
 
@@ -276,7 +276,7 @@ def test_after_a_disturbance_everybody_is_registered_again_and_queues_are_looked
     connector.tell(e.BindingsWritten([(alice.binding, None), (bob.binding, None)]))
     connector.tell(e.BindingsWritten([(bob.binding, None)]))
     assert len(bob.came(Welcome)) == 1
-    looks = [device for peek in connector.take(e.PeekQueues) for device in peek.devices]
+    looks = [device for peek in connector.take(e.CheckQueues) for device in peek.devices]
     assert looks == [(ALICE, A1, alice.session), (BOB, B1, bob.session)]
 
 
@@ -380,9 +380,9 @@ def test_that_a_device_is_connected_is_noted_at_both_ends_and_every_hour() -> No
         alice.ping()
         connector.pass_time(10)
         connector.peeked()
-    assert connector.take_one(e.NoteSeen).devices == (A1,)
+    assert connector.take_one(e.RecordLastSeen).devices == (A1,)
     alice.send(Close(alice.link, 0))
-    assert connector.take_one(e.NoteSeen).devices == (A1,)
+    assert connector.take_one(e.RecordLastSeen).devices == (A1,)
 
 
 # ---------------------------------------------------------------- links
@@ -466,7 +466,7 @@ def test_queues_are_swept() -> None:
     connector.pass_time(SWEEP_S * LONGEST / 2)
     alice.ping()
     connector.pass_time(SWEEP_S * LONGEST / 2)
-    assert connector.take_one(e.PeekQueues).devices == ((ALICE, A1, alice.session),)
+    assert connector.take_one(e.CheckQueues).devices == ((ALICE, A1, alice.session),)
 
 
 def test_a_connector_that_stops_sends_everybody_on() -> None:

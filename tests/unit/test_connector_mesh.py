@@ -34,7 +34,7 @@ def test_a_link_is_greeted_with_an_epoch_of_its_own() -> None:
 
 def test_nothing_is_sent_before_the_link_is_open() -> None:
     connector = Connector()
-    connector.tell(e.TransfersLiving((901,)))
+    connector.tell(e.TransfersDiscovered((901,)))
     alice = connector.online(A1)
     alice.submit(envelope())
     assert connector.count.busy == 1
@@ -119,7 +119,7 @@ def test_a_silent_transfer_is_left() -> None:
 
 def test_a_transfer_that_does_not_answer_the_greeting_is_tried_again() -> None:
     connector = Connector()
-    connector.tell(e.TransfersLiving((901,)))
+    connector.tell(e.TransfersDiscovered((901,)))
     connector.tell(e.TransferConnected(901))
     transfer = connector.transfers[901]
     connector.pass_time(1.6)
@@ -132,7 +132,7 @@ def test_a_transfer_that_does_not_answer_the_greeting_is_tried_again() -> None:
 def test_a_transfer_without_a_lease_is_not_tried_again() -> None:
     connector = Connector()
     transfer = connector.transfer()
-    connector.tell(e.TransfersLiving(()))
+    connector.tell(e.TransfersDiscovered(()))
     assert connector.core.ready, "a lease may be late (R9); a link that works is kept"
     connector.tell(e.TransferLost(901))
     connector.pass_time(10)
@@ -141,8 +141,8 @@ def test_a_transfer_without_a_lease_is_not_tried_again() -> None:
 
 def test_a_transfer_whose_lease_ends_before_it_answers_is_given_up() -> None:
     connector = Connector()
-    connector.tell(e.TransfersLiving((901,)))
-    connector.tell(e.TransfersLiving(()))
+    connector.tell(e.TransfersDiscovered((901,)))
+    connector.tell(e.TransfersDiscovered(()))
     assert not connector.transfers[901].connecting
     connector.tell(e.TransferConnected(901))
     assert not connector.transfers[901].frames
@@ -150,7 +150,7 @@ def test_a_transfer_whose_lease_ends_before_it_answers_is_given_up() -> None:
 
 def test_somebody_else_behind_the_address_of_a_transfer_is_not_taken_for_it() -> None:
     connector = Connector()
-    connector.tell(e.TransfersLiving((901,)))
+    connector.tell(e.TransfersDiscovered((901,)))
     connector.tell(e.TransferConnected(901))
     transfer = connector.transfers[901]
     hello = transfer.frames[0]
@@ -227,5 +227,5 @@ def test_the_farewell_of_a_connector() -> None:
     transfer.hear(returning)
     assert seqs(transfer.take()) == [1]
     assert idle(connector)
-    connector.farewell()
+    connector.close()
     assert isinstance(transfer.frames[-1], Close)

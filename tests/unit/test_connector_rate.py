@@ -24,7 +24,7 @@ def flooding() -> tuple[Connector, Client]:
 def test_what_is_above_the_rate_is_acknowledged_later() -> None:
     connector, alice = flooding()
     assert acknowledged(alice) == 1
-    assert (connector.count.submitted, connector.count.slowed) == (200, 1), "it is not kept here, it only counts"
+    assert (connector.count.submitted, connector.count.rate_limited) == (200, 1), "it is not kept here, it only counts"
     connector.pass_time(0.3)
     assert acknowledged(alice) == 2
     alice.submit(envelope(A1, seq=201))

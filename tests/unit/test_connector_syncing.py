@@ -199,7 +199,7 @@ def test_while_another_drains_it_is_tried_again() -> None:
         assert isinstance(transfer.take()[0], Return), "live messages go behind what is stored"
         bob.ping()
         connector.pass_time(0.7 * RETRY_S)
-        assert not connector.take(e.PeekQueues)
+        assert not connector.take(e.CheckQueues)
         connector.pass_time((LONGEST - 0.7 + 0.2) * RETRY_S)
     connector.peeked(through=3)
     transfer.give(place())
@@ -283,9 +283,9 @@ def test_without_the_database_people_talk_and_are_told(at: str) -> None:
     assert bob.seqs == [2], "what must wait for the queue waits"
     for _ in range(2):
         connector.pass_time(0.7 * RETRY_S)
-        assert not connector.take(e.PeekQueues)
+        assert not connector.take(e.CheckQueues)
         connector.pass_time((LONGEST - 0.7 + 0.1) * RETRY_S)
-        connector.take_one(e.PeekQueues)
+        connector.take_one(e.CheckQueues)
         bob.acknowledge()
         unreachable(connector, bob)
     assert len(bob.came(Stored)) == 1, "once is enough"
@@ -329,10 +329,10 @@ def test_answers_of_an_earlier_session_are_not_taken_for_those_of_this_one() -> 
     """It asked before the rows of now were there."""
     connector = Connector()
     before = connector.bound(B1)
-    (early,) = connector.take(e.PeekQueues)
+    (early,) = connector.take(e.CheckQueues)
     before.send(Close(before.link, 0))
     bob = connector.bound(B1)
-    connector.tell(e.QueuesPeeked(early.devices, {}, set()))
+    connector.tell(e.QueuesChecked(early.devices, {}, set()))
     connector.tell(e.QueuesUnreachable(((B1, before.session),)))
     connector.tell(e.QueueClaimed(B1, before.session, None))
     connector.tell(e.PageRead(B1, before.session, Page((row(1),), 1, more=False)))
@@ -363,7 +363,7 @@ def test_one_look_at_a_time() -> None:
     connector.online(A1)
     for _ in range(5):
         wake_up(connector)
-    assert len(connector.take(e.PeekQueues)) == 1
+    assert len(connector.take(e.CheckQueues)) == 1
 
 
 def test_queues_are_looked_at_often_while_nobody_can_wake_up() -> None:
@@ -379,13 +379,13 @@ def test_queues_are_looked_at_often_while_nobody_can_wake_up() -> None:
         assert looked_at(connector) == []
         connector.pass_time(0.1)
     connector.tell(e.PresenceDisturbed())
-    connector.take(e.PeekQueues)
+    connector.take(e.CheckQueues)
     connector.pass_time(SWEEP_S / 2)
     assert looked_at(connector) == [], "presence is there again"
 
 
 def looked_at(connector: Connector) -> list[int]:
     """The devices whose queues were looked at since; nothing was in them."""
-    looks = [device for peek in connector.take(e.PeekQueues) for device in peek.devices]
-    connector.tell(e.QueuesPeeked(looks, dict.fromkeys(range(4), 0), set()))
+    looks = [device for peek in connector.take(e.CheckQueues) for device in peek.devices]
+    connector.tell(e.QueuesChecked(looks, dict.fromkeys(range(4), 0), set()))
     return [device for _, device, _ in looks]

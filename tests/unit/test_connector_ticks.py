@@ -73,11 +73,11 @@ def test_what_is_due_between_is_done_in_time() -> None:
     connector.pass_time(1.2)
     assert len(bob.came(Data)) == 2, "it was sent again"
     bob.acknowledge(1)
-    connector.take(e.PeekQueues)
+    connector.take(e.CheckQueues)
     for _ in range(4):
         bob.ping()
         connector.pass_time(SWEEP_S / 3)
-    assert connector.take(e.PeekQueues), "the sweep"
+    assert connector.take(e.CheckQueues), "the sweep"
 
 
 def test_a_binding_is_written_again_however_often_relations_are_read() -> None:
