@@ -12,8 +12,8 @@
 
 One operation at a time; a check that is requested during an operation is made after it.  Besides, rows are marked as
 read, one batch at a time: only when the device has acknowledged them (R10), and under the fencing number of our claim
-(R3, R11).  A row that was pushed and is not marked yet is not pushed again.  A session that is fenced off forgets its
-claim.
+(R3, R11).  A row that was pushed and is not marked yet is not pushed again; nor is one that is marked while a page is
+read, for that page may have been read before the mark.  A session that is fenced off forgets its claim.
 """
 
 import enum
@@ -75,8 +75,8 @@ class OfflineSync:
     """The offline queue of one device, as its session sees it."""
 
     __slots__ = (
-        "_acknowledged", "_backing_off", "_check_after", "_cursor", "_fence", "_marking", "_options", "_pushed",
-        "check_at", "device", "phase", "session", "through", "user",
+        "_acknowledged", "_backing_off", "_check_after", "_cursor", "_fence", "_marked_while_reading", "_marking",
+        "_options", "_pushed", "check_at", "device", "phase", "session", "through", "user",
     )  # fmt: skip
 
     def __init__(self, user: int, device: int, session: int, options: OfflineSyncOptions) -> None:
@@ -92,6 +92,8 @@ class OfflineSync:
         self._fence: int | None = None
         self._cursor = (0, -1)
         self._pushed: set[int] = set()
+        self._marked_while_reading: list[int] = []
+        """Rows that stay in `_pushed` until the page under way is here: it may have them as unread still."""
         self._acknowledged: list[int] = []
         self._marking = False
         self._check_after = False
@@ -191,7 +193,10 @@ class OfflineSync:
 
     def marked(self, row_ids: Sequence[int]) -> list[Action]:
         self._marking = False
-        self._pushed.difference_update(row_ids)
+        if self.phase is Phase.READING:
+            self._marked_while_reading.extend(row_ids)
+        else:
+            self._pushed.difference_update(row_ids)
         done = frozenset(row_ids)
         self._acknowledged = [row_id for row_id in self._acknowledged if row_id not in done]
         return self._mark()
@@ -227,6 +232,9 @@ class OfflineSync:
         phase = _TRANSITIONS.get((self.phase, trigger))
         assert phase is not None, f"{trigger} in {self.phase}"
         self.phase = phase
+        if self._marked_while_reading and phase is not Phase.READING:
+            self._pushed.difference_update(self._marked_while_reading)
+            self._marked_while_reading.clear()
 
     def _read(self) -> list[Action]:
         assert self._fence is not None

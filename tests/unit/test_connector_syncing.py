@@ -130,6 +130,20 @@ def test_rows_that_were_pushed_are_not_pushed_again() -> None:
     assert not connector.take(e.MarkRead)
 
 
+def test_a_row_that_is_marked_while_a_page_is_read_is_not_pushed_again() -> None:
+    """The database may have read the page before the mark."""
+    connector = Connector()
+    bob = draining(connector)
+    connector.page(row(1), through=1)
+    wake_up(connector)
+    connector.pass_time(0.2)
+    connector.peeked(waiting=[B1])
+    bob.acknowledge()
+    connector.marked()
+    connector.page(row(1), row(2), through=2)
+    assert bob.seqs == [1, 2]
+
+
 def test_marks_are_gathered_while_one_is_under_way() -> None:
     connector = Connector()
     bob = draining(connector)
