@@ -1,4 +1,4 @@
-"""Whatever happens to a queue, its rows are pushed in order, once a session, and marked only for who has them.
+"""In any order of events, rows are pushed in order, once a session, and marked only when the device has them.
 
 The queue is a dictionary.  Two connectors sync it for one device: a core, whose device reconnects as it likes, and
 a rival that claims, marks and lets go (R3).  Any kind of request may be slow on its way there or back, so that anything
@@ -30,7 +30,7 @@ class Fenced(Exception):
 
 
 class Queue:
-    """What the database keeps for the device."""
+    """The offline queue of the device in the database."""
 
     def __init__(self) -> None:
         self.unread: set[int] = set()
@@ -67,7 +67,7 @@ class Queue:
             raise Fenced
 
     def perform(self, action: e.Action) -> e.Event | None:
-        """Let it happen; the answer."""
+        """Perform the action; returns the answer, if there is one."""
         if isinstance(action, e.CheckQueues):
             return e.QueuesChecked(
                 action.devices, dict.fromkeys(range(4), self.position), {B1} if self.unread else set()
@@ -114,7 +114,7 @@ class AnySync(RuleBasedStateMachine):
         self.requests: list[e.Action] = []
         self.answers: list[tuple[type[e.Action], e.Event]] = []
         self.had: set[int] = set()
-        """What the device has acknowledged, in whatever session, or got through the rival."""
+        """Rows that the device has acknowledged in any session, or got through the rival."""
         self.bob = self.arrive()
 
     def arrive(self) -> Client:
@@ -123,7 +123,7 @@ class AnySync(RuleBasedStateMachine):
     # ---- the database and the network
 
     def works(self) -> None:
-        """All that is not slow is answered, until nothing is asked any more."""
+        """Answer all requests that are not slow, until there are no more."""
         for _ in range(100):
             self.requests += [action for action in self.connector.asked if isinstance(action, REQUESTS)]
             self.connector.asked.clear()
@@ -180,7 +180,7 @@ class AnySync(RuleBasedStateMachine):
 
     @rule(frames=st.sampled_from([1, 99, 99]))
     def acknowledge(self, frames: int) -> None:
-        """The next so many frames."""
+        """Acknowledge the next `frames` frames."""
         came = {frame.number: frame for frame in self.bob.came(Data)}
         pending = [number for number in sorted(came) if number > self.bob.acknowledged][:frames]
         for number in pending:
@@ -229,10 +229,10 @@ class AnySync(RuleBasedStateMachine):
     def promises(self) -> None:
         seqs = self.bob.seqs
         assert seqs == sorted(set(seqs)), "each once in a session, in order"
-        assert set(self.queue.marked) <= self.had, "marked is only what the device has"
+        assert set(self.queue.marked) <= self.had, "only rows that the device has are marked"
 
     def teardown(self) -> None:
-        """With everything well again, nothing stays behind."""
+        """Without trouble no row stays unread."""
         if self.queue.owner == RIVAL:
             self.rival_leaves()
         self.trouble.clear()
