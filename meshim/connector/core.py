@@ -13,7 +13,7 @@ outcome of each copy:
     session.py `Session.deliver`             decides whether a live copy is pushed, deferred, or stored instead
     sessions.py `Sessions.return_copy`       returns it to a transfer, to be stored
     sessions.py `Sessions.cut`, `.refuse`    end a session, or a connection without one, with a Close
-    core.py `_misbehaved`                    ends the connection of a client that breaks the protocol
+    core.py `_protocol_error`                    ends the connection of a client that breaks the protocol
     handshake.py `_refuse`                   refuses a greeting
 
 A connector promises nothing itself: the client that submitted a message keeps it until its copies are accounted for.
@@ -130,7 +130,7 @@ class ConnectorCore:
         return self._links.open > 0
 
     def has_greeted(self, peer: bytes) -> bool:
-        """Whether the peer has a session, or its token is being checked.  A transport may close other connections."""
+        """Whether the peer has a session, or its token is being verified.  A transport may close other connections."""
         return self._sessions.has(peer) or self._handshake.is_pending(peer)
 
     @property
@@ -204,9 +204,9 @@ class ConnectorCore:
                 else:
                     self.statistics.early += 1
             except msgspec.DecodeError as error:
-                self._misbehaved(peer, session, PeerError(Code.MALFORMED, f"the frame does not decode: {error}"))
+                self._protocol_error(peer, session, PeerError(Code.MALFORMED, f"the frame does not decode: {error}"))
             except PeerError as error:
-                self._misbehaved(peer, session, error)
+                self._protocol_error(peer, session, error)
 
     def _unknown_link(self, peer: bytes, frame: wire.ClientFrame) -> None:
         """A frame of no session: queued for an earlier incarnation of this connector (R13), or early."""
@@ -221,7 +221,7 @@ class ConnectorCore:
             self.statistics.unknown_links += 1
             self._sessions.send_frame(peer, Reset(frame.link))
 
-    def _misbehaved(self, peer: bytes, session: Session | None, error: PeerError) -> None:
+    def _protocol_error(self, peer: bytes, session: Session | None, error: PeerError) -> None:
         """The client broke the protocol: end its connection, with a Close that gives the reason."""
         self.statistics.malformed += 1
         self._handshake.forget(peer)

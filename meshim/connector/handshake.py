@@ -74,12 +74,14 @@ class Handshake:
         self._sessions.refuse(peer, link, code, sentence)
 
     def refused(self, event: e.GreetRefused, now: float) -> None:
+        """Refuse the greeting with the reason."""
         greet = self._pending.get(event.peer)
         if greet is not None and greet.link == event.link:
             del self._pending[event.peer]
             self._refuse(event.peer, event.link, event.code, event.sentence)
 
     def accepted(self, event: e.GreetAccepted, now: float) -> None:
+        """Begin a session, in place of an earlier one of the device, and have its binding written."""
         greet = self._pending.get(event.peer)
         if greet is None or greet.link != event.link:
             return
@@ -115,6 +117,8 @@ class Handshake:
         self._actions.append(e.WriteBindings(((binding, session.devices),)))
 
     def bindings_written(self, event: e.BindingsWritten, now: float) -> None:
+        """Welcome new sessions, cut those that lost their binding, and kick the sessions that were replaced
+        elsewhere."""
         for binding, result in event.results:
             session = self._sessions.of_device(binding.device, binding.session)
             if session is None:

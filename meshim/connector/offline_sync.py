@@ -131,6 +131,7 @@ class OfflineSync:
     # ---- answers to the operation under way
 
     def checked(self, through: int, waiting: bool, now: float) -> list[Action]:
+        """The check found unread rows (`waiting`) or none; rows up to the position `through` are written."""
         if not waiting:
             # All rows are marked, by us or by another connector.
             self._pushed.clear()
@@ -146,6 +147,7 @@ class OfflineSync:
         return self._read() + self._mark()
 
     def claimed(self, fence: int | None, now: float) -> list[Action]:
+        """The queue is ours under this fencing number; None while another connector holds it."""
         if fence is None:
             self._retry_later(now)
             return []
@@ -192,6 +194,7 @@ class OfflineSync:
         return self._mark()
 
     def marked(self, row_ids: Sequence[int]) -> list[Action]:
+        """The database has these rows as read."""
         self._marking = False
         if self.phase is Phase.READING:
             self._marked_while_reading.extend(row_ids)

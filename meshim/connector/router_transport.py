@@ -35,7 +35,7 @@ class RouterTransport:
         is_authenticated: Callable[[bytes], bool],
         on_batch: OnBatch,
     ) -> None:
-        """Bind.  `is_authenticated` says whether a peer has a session, or its token is being checked.
+        """Bind.  `is_authenticated` says whether a peer has a session, or its token is being verified.
 
         Raises UsageError when the address is malformed, in use or not an address of this machine.
         """

@@ -38,6 +38,7 @@ FRAME_ITEMS = 64
 
 
 def options_of(topology: Topology) -> ConnectorOptions:
+    """The options of the core."""
     timers, limits = topology.timers, topology.limits
     clients = WindowOptions(
         credit=limits.client_window,

@@ -39,6 +39,8 @@ class State(enum.Enum):
 
 
 class Trigger(enum.Enum):
+    """What changes the state of a session."""
+
     BOUND = enum.auto()
     """Presence has the binding, written for the first time or renewed."""
     CAUGHT_UP = enum.auto()
@@ -111,19 +113,9 @@ class Session:
     )  # fmt: skip
 
     def __init__(
-        self,
-        *,
-        peer: bytes,
-        link: int,
-        token_hash: bytes,
-        login: Login,
-        account: Account,
-        binding: Binding,
-        options: LinkOptions,
-        sync: OfflineSyncOptions,
-        rate: float,
-        now: float,
-    ) -> None:
+        self, *, peer: bytes, link: int, token_hash: bytes, login: Login, account: Account, binding: Binding,
+        options: LinkOptions, sync: OfflineSyncOptions, rate: float, now: float,
+    ) -> None:  # fmt: skip
         """`rate` is submits per second.  `account` must be fresh enough until `account_due`, which the caller sets."""
         self.peer = peer
         self.token_hash = token_hash

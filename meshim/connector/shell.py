@@ -85,6 +85,7 @@ class Shell:
         self.driver: Driver[e.Event, e.Action] = Driver(core, self._perform)
 
     def start(self, incarnation: int) -> None:
+        """Start the batches, and listen to notifications for this incarnation."""
         self._service.watch(self.driver.failed)
         for batches in (
             self._greets, self._bindings, self._renewals, self._erased, self._checks, self._marks,

@@ -157,6 +157,7 @@ class TransferLinks:
     # ---- membership
 
     def discovered(self, event: TransfersDiscovered, now: float) -> None:
+        """Connect to new transfers, and leave those whose lease ended and whose link is not open."""
         self._discovered = wanted = set(event.transfers)
         for gone in self._transfers.keys() - wanted:
             if self._transfers[gone].state is State.OPEN:
@@ -169,6 +170,7 @@ class TransferLinks:
             self._emit(ConnectTransfer(new))
 
     def connected(self, event: TransferConnected, now: float) -> None:
+        """Greet the transfer, with a new epoch of the link."""
         transfer = event.transfer
         entry = self._transfers.get(transfer)
         if entry is None or not entry.move(_Trigger.CONNECTED):
@@ -179,6 +181,7 @@ class TransferLinks:
         self._emit(SendTransfer(transfer, wire.encode(hello)))
 
     def lost(self, event: TransferLost, now: float) -> None:
+        """The connection ended or was not made."""
         self._lose(event.transfer, now)
 
     def _lose(self, transfer: int, now: float) -> None:
@@ -253,6 +256,7 @@ class TransferLinks:
             self._emit(SendTransfer(transfer, wire.encode(frame)))
 
     def tick(self, now: float) -> None:
+        """Retry, resend, send heartbeats, and give up silent links."""
         for transfer, entry in list(self._transfers.items()):
             if entry.state is State.WAITING:
                 if now >= entry.retry_at:

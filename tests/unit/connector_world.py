@@ -167,7 +167,7 @@ class Connector:
             else:
                 self.asked.append(action)
 
-    # ---------------------------------------------------------------- who is there
+    # ---------------------------------------------------------------- clients and transfers
 
     def transfer(self, incarnation: int = 901) -> "Transfer":
         """One transfer, linked."""

@@ -346,7 +346,7 @@ async def test_a_silent_client_is_dropped(context: Context) -> None:
         await until(lambda: server.statistics.lost == 1)
 
 
-# ---------------------------------------------------------------- who may connect
+# ---------------------------------------------------------------- CURVE and admission
 
 
 @on_each_loop

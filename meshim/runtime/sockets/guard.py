@@ -102,6 +102,7 @@ class Guard:
     # ---------------------------------------------------------------- events of libzmq, and frames
 
     def accepted(self, descriptor: int, now: float) -> None:
+        """A connection was accepted; if there are too many now, cut the oldest that is not authenticated."""
         self.ended(descriptor)
         address = _address(descriptor)
         if address is None:
@@ -115,6 +116,7 @@ class Guard:
                     break
 
     def ended(self, descriptor: int) -> None:
+        """Forget a connection."""
         connection = self._connections.pop(descriptor, None)
         if connection is not None and connection.peer is not None:
             self._by_peer.pop(connection.peer, None)
