@@ -170,7 +170,7 @@ class PresenceDisturbed(NamedTuple):
 
 
 class StopRequested(NamedTuple):
-    """The process was told to stop."""
+    """The process received SIGTERM or SIGINT."""
 
 
 Event = (

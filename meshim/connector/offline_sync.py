@@ -139,7 +139,7 @@ class OfflineSync:
             self.through = max(self.through, through)
             self._finish(_Trigger.EMPTY, now)
             return []
-        # From the start: rows that were pushed but never marked are found again, and told apart by `_pushed`.
+        # From the start: rows that were pushed but never marked are found again, and recognized by `_pushed`.
         self._cursor = (0, -1)
         if self._fence is None:
             self._move(_Trigger.CLAIM)

@@ -300,7 +300,10 @@ class Session:
 
 def after_of(stamp: Stamp, user: int, device: int) -> int:
     """The position that a copy for this device must not overtake; -1 when there is none."""
-    return max((at for whose, which, at in stamp.after if whose == user and which in (0, device)), default=-1)
+    return max(
+        (position for to_user, to_device, position in stamp.after if to_user == user and to_device in (0, device)),
+        default=-1,
+    )
 
 
 def _stream(stamp: Stamp) -> tuple[int, int, Destination]:

@@ -120,7 +120,7 @@ class Connector:
     def count(self) -> Any:
         return self.core.statistics
 
-    def tell(self, event: e.Event) -> None:
+    def receive(self, event: e.Event) -> None:
         self._perform(self.core.receive(event, self.now))
 
     def pass_time(self, seconds: float) -> None:
@@ -171,7 +171,7 @@ class Connector:
 
     def transfer(self, incarnation: int = 901) -> "Transfer":
         """One transfer, linked."""
-        self.tell(e.TransfersDiscovered((*self.transfers, incarnation)))
+        self.receive(e.TransfersDiscovered((*self.transfers, incarnation)))
         transfer = self.transfers[incarnation]
         transfer.accept()
         return transfer
@@ -188,7 +188,7 @@ class Connector:
         client = self.connect(device)
         client.accepted(friends, devices)
         write = self.take(e.WriteBindings)[-1]
-        self.tell(e.BindingsWritten([(binding, None) for binding, _ in write.bindings]))
+        self.receive(e.BindingsWritten([(binding, None) for binding, _ in write.bindings]))
         assert client.came(Welcome)
         return client
 
@@ -206,21 +206,21 @@ class Connector:
     def checked(self, waiting: Sequence[int] = (), through: int = 0) -> None:
         """Answer every check."""
         for peek in self.take(e.CheckQueues):
-            self.tell(e.QueuesChecked(peek.devices, dict.fromkeys(range(4), through), set(waiting)))
+            self.receive(e.QueuesChecked(peek.devices, dict.fromkeys(range(4), through), set(waiting)))
 
     def claimed(self, fence: int | None) -> None:
         claim = self.take_one(e.ClaimQueue)
-        self.tell(e.QueueClaimed(claim.device, claim.session, fence))
+        self.receive(e.QueueClaimed(claim.device, claim.session, fence))
 
     def page(self, *rows: Row, through: int = 0, more: bool = False) -> e.ReadPage:
         """Answer ReadPage; returns the action."""
         read = self.take_one(e.ReadPage)
-        self.tell(e.PageRead(read.device, read.session, Page(rows, through, more)))
+        self.receive(e.PageRead(read.device, read.session, Page(rows, through, more)))
         return read
 
     def marked(self) -> Sequence[int]:
         mark = self.take_one(e.MarkRead)
-        self.tell(e.RowsMarked(mark.device, mark.session, mark.row_ids))
+        self.receive(e.RowsMarked(mark.device, mark.session, mark.row_ids))
         return mark.row_ids
 
 
@@ -241,7 +241,7 @@ class Client:
         self.send_bytes(client.encode(frame))
 
     def send_bytes(self, *frames: bytes) -> None:
-        self.connector.tell(e.ClientsSent([(self.peer, frame) for frame in frames]))
+        self.connector.receive(e.ClientsSent([(self.peer, frame) for frame in frames]))
 
     def came(self, kind: type[F]) -> list[F]:
         return [frame for frame in self.frames if isinstance(frame, kind)]
@@ -263,7 +263,9 @@ class Client:
         self.connector.numbers += 1
         self.session = session if session is not None else self.connector.numbers
         known = account(self.device // 10, friends, devices)
-        self.connector.tell(e.GreetAccepted(check.peer, check.link, self.token_hash, self.login, known, self.session))
+        self.connector.receive(
+            e.GreetAccepted(check.peer, check.link, self.token_hash, self.login, known, self.session)
+        )
 
     @property
     def token_hash(self) -> bytes:
@@ -282,7 +284,7 @@ class Client:
     def submit(self, *envelopes: bytes, after: Positions = ()) -> None:
         self.number += 1
         items = tuple(Submit(each, after) for each in envelopes)
-        self.send(Data(self.link, self.number, self.taken, (), items))
+        self.send(Data(self.link, self.number, self.received_number, (), items))
 
     @property
     def items(self) -> list[Any]:
@@ -291,12 +293,12 @@ class Client:
         return [item for number in sorted(frames) for item in frames[number].items]
 
     @property
-    def taken(self) -> int:
+    def received_number(self) -> int:
         return max((frame.number for frame in self.came(Data)), default=0)
 
     def acknowledge(self, upto: int | None = None) -> None:
         """All frames that came, or those up to this number."""
-        self.acknowledged = self.taken if upto is None else upto
+        self.acknowledged = self.received_number if upto is None else upto
         self.send(Ack(self.link, self.acknowledged))
 
     def ping(self) -> None:
@@ -340,7 +342,7 @@ class Transfer:
     def accept(self) -> None:
         """The connection is made; answer the Hello."""
         assert self.connecting
-        self.connector.tell(e.TransferConnected(self.incarnation))
+        self.connector.receive(e.TransferConnected(self.incarnation))
         hello = self.frames[-1]
         assert isinstance(hello, Hello)
         self.link, self.number, self.open = hello.link, 0, True
@@ -355,7 +357,7 @@ class Transfer:
             self.send(Pong(self.link))
 
     def send(self, frame: Frame) -> None:
-        self.connector.tell(e.TransferSent(self.incarnation, [mesh.encode(frame)]))
+        self.connector.receive(e.TransferSent(self.incarnation, [mesh.encode(frame)]))
 
     def give(self, *items: FromTransfer) -> None:
         """Send one bundle of items."""

@@ -1,8 +1,8 @@
 """In any order of events, rows are pushed in order, once a session, and marked only when the device has them.
 
-The queue is a dictionary.  Two connectors sync it for one device: a core, whose device reconnects as it likes, and
-a rival that claims, marks and lets go (R3).  Any kind of request may be slow on its way there or back, so that anything
-comes between, or fail before or after it has happened.
+The queue is a dictionary.  Two connectors sync it for one device: a core, whose device reconnects at any time, and a
+rival that claims, marks and releases (R3).  A request of any kind may be slow on its way there or back, so that other
+events come between, or fail before or after it was performed.
 """
 
 from collections.abc import Sequence
@@ -130,7 +130,7 @@ class AnySync(RuleBasedStateMachine):
             event = self.next_answer()
             if event is None:
                 return
-            self.connector.tell(event)
+            self.connector.receive(event)
         raise AssertionError("it asks without end")
 
     def next_answer(self) -> e.Event | None:
@@ -161,7 +161,7 @@ class AnySync(RuleBasedStateMachine):
         for _ in range(count):
             self.queue.store()
         if woken:
-            self.connector.tell(e.NotificationReceived(WakeUp(((BOB, B1),))))
+            self.connector.receive(e.NotificationReceived(WakeUp(((BOB, B1),))))
         self.works()
 
     @rule(count=st.integers(1, 5))
@@ -197,7 +197,7 @@ class AnySync(RuleBasedStateMachine):
         if status == "close":
             self.bob.send(Close(self.bob.link, 0))
         elif status == "gone":
-            self.connector.tell(e.ClientGone(self.bob.peer))
+            self.connector.receive(e.ClientGone(self.bob.peer))
         self.bob = self.arrive()
         self.works()
 

@@ -191,7 +191,7 @@ def test_an_ephemeral_envelope_that_is_unauthorized_is_dropped_without_an_outcom
     alice.submit(envelope(kind=Kind.TYPING))  # no transfer
     connector.transfer()
     alice.submit(envelope(kind=Kind.TYPING, body=bytes(1_001)), envelope(kind=Kind.TYPING, to=CAROL))
-    connector.tell(e.AccountsRead([account(ALICE)]))
+    connector.receive(e.AccountsRead([account(ALICE)]))
     assert not alice.outcomes
     assert (connector.count.busy, connector.count.rejected) == (1, 2)
 
@@ -207,7 +207,7 @@ def test_relations_are_read_again_before_a_stranger_is_rejected() -> None:
     assert [item.stamp.to.id for item in transfer.take() if isinstance(item, Route)] == [BOB]
     assert not alice.outcomes, "a rejection is final: relations are read first"
     assert connector.take_one(e.ReadAccounts).users == (ALICE,)
-    connector.tell(e.AccountsRead([account(ALICE, (BOB, CAROL))]))
+    connector.receive(e.AccountsRead([account(ALICE, (BOB, CAROL))]))
     routes = [item for item in transfer.take() if isinstance(item, Route)]
     assert [(route.stamp.to.id, route.stamp.seq) for route in routes] == [(CAROL, 1), (CAROL, 2)]
     assert connector.count.submitted == 3
@@ -218,7 +218,7 @@ def test_a_message_to_a_stranger_is_rejected() -> None:
     transfer = connector.transfer()
     alice = connector.online(A1)
     alice.submit(envelope(to=CAROL))
-    connector.tell(e.AccountsRead([account(ALICE)]))
+    connector.receive(e.AccountsRead([account(ALICE)]))
     (outcome,) = alice.outcomes
     assert (outcome.status, outcome.code) == (OutcomeStatus.REJECTED, Code.NOT_FRIENDS)
     assert not transfer.take()
@@ -230,7 +230,7 @@ def test_while_relations_cannot_be_read_a_message_to_a_stranger_is_busy() -> Non
     alice = connector.online(A1)
     alice.submit(envelope(to=CAROL))
     connector.take(e.ReadAccounts)
-    connector.tell(e.AccountsUnreadable((ALICE,)))
+    connector.receive(e.AccountsUnreadable((ALICE,)))
     assert [(outcome.status, outcome.code) for outcome in alice.outcomes] == [(OutcomeStatus.BUSY, Code.BUSY)]
     alice.submit(envelope(to=CAROL))
     assert connector.take_one(e.ReadAccounts).users == (ALICE,), "relations are read again for the next one"
@@ -252,9 +252,9 @@ def test_a_message_to_a_former_friend_is_rejected() -> None:
     connector = Connector()
     connector.transfer()
     alice = connector.online(A1)
-    connector.tell(e.AccountsRead([account(ALICE, ())]))
+    connector.receive(e.AccountsRead([account(ALICE, ())]))
     alice.submit(envelope())
-    connector.tell(e.AccountsRead([account(ALICE, ())]))
+    connector.receive(e.AccountsRead([account(ALICE, ())]))
     assert [outcome.code for outcome in alice.outcomes] == [Code.NOT_FRIENDS]
 
 

@@ -104,7 +104,7 @@ def test_a_copy_for_two_devices_here_goes_to_both() -> None:
     assert [outcome.done for outcome in outcomes] == [((ALICE, A1),), ((ALICE, A2),)]
 
 
-# ---------------------------------------------------------------- given back
+# ---------------------------------------------------------------- returned
 
 
 def test_a_copy_for_a_device_that_is_not_connected_is_returned() -> None:
@@ -122,7 +122,7 @@ def test_a_copy_for_a_device_without_its_welcome_is_returned() -> None:
     bob.accepted()
     transfer.give(live_copy())
     assert returned(transfer) == [(1, False)]
-    connector.tell(e.BindingsWritten([(bob.binding, None)]))
+    connector.receive(e.BindingsWritten([(bob.binding, None)]))
     assert bob.came(Welcome)
     assert not bob.deliveries
 
@@ -156,7 +156,7 @@ def test_copies_that_a_session_had_not_acknowledged_are_returned_in_order(end: s
     if end == "closes":
         bob.send(Close(bob.link, 0))
     elif end == "gone":
-        connector.tell(e.ClientGone(bob.peer))
+        connector.receive(e.ClientGone(bob.peer))
     elif end == "silent":
         connector.pass_time(DELIVERY_S - 0.01)
         bob.ping()
@@ -187,8 +187,8 @@ def test_copies_that_cannot_be_returned_are_counted() -> None:
     transfer = connector.transfer()
     bob = connector.online(B1)
     transfer.give(live_copy(seq=1))
-    connector.tell(e.TransferLost(transfer.incarnation))
-    connector.tell(e.ClientGone(bob.peer))
+    connector.receive(e.TransferLost(transfer.incarnation))
+    connector.receive(e.ClientGone(bob.peer))
     assert connector.count.unreturned == 1
 
 
@@ -248,7 +248,7 @@ def test_later_copies_of_the_stream_of_a_deferred_one_wait_too_and_others_do_not
     assert len(bob.deliveries) == 1
     connector.checked(through=49)
     assert len(bob.deliveries) == 1
-    connector.tell(e.NotificationReceived(WakeUp(((BOB, B1),))))
+    connector.receive(e.NotificationReceived(WakeUp(((BOB, B1),))))
     connector.checked(through=50)
     assert bob.deliveries[1:] == [envelope(A1, BOB, 1), envelope(A1, BOB, 2)]
     assert connector.count.woken == 1
@@ -370,7 +370,7 @@ def test_a_wake_up_has_the_queue_checked() -> None:
     """R1: committed after the sync."""
     connector = Connector()
     bob = connector.online(B1)
-    connector.tell(e.NotificationReceived(WakeUp(((BOB, B1), (ALICE, A1)))))
+    connector.receive(e.NotificationReceived(WakeUp(((BOB, B1), (ALICE, A1)))))
     assert connector.take_one(e.CheckQueues).devices == ((BOB, B1, bob.session),)
     assert connector.count.woken == 1
 
@@ -378,8 +378,8 @@ def test_a_wake_up_has_the_queue_checked() -> None:
 def test_a_wake_up_during_a_check_is_not_forgotten() -> None:
     connector = Connector()
     connector.online(B1)
-    connector.tell(e.NotificationReceived(WakeUp(((BOB, B1),))))
-    connector.tell(e.NotificationReceived(WakeUp(((BOB, B1),))))
+    connector.receive(e.NotificationReceived(WakeUp(((BOB, B1),))))
+    connector.receive(e.NotificationReceived(WakeUp(((BOB, B1),))))
     connector.checked()
     connector.pass_time(0.2)
     assert connector.take(e.CheckQueues), "the first check may have been too early"
@@ -391,9 +391,9 @@ def test_copies_for_a_device_that_acknowledges_slowly_are_stored() -> None:
     bob = connector.online(B1)
     for seq in (1, 2, 3):
         transfer.give(live_copy(seq=seq))
-    for taken in (1, 2):
+    for number in (1, 2):
         connector.pass_time(DEFER_S * 0.9)
-        bob.acknowledge(taken)
+        bob.acknowledge(number)
     assert not bob.closed, "it acknowledges, if slowly"
     transfer.take()
     transfer.give(live_copy(seq=4))

@@ -42,7 +42,7 @@ def test_a_valid_token_is_bound_then_welcomed_then_synced() -> None:
     write = connector.take_one(e.WriteBindings)
     assert write.bindings == ((alice.binding, (A1,)),)
     assert not connector.take(e.CheckQueues), "the queue is checked after the presence write"
-    connector.tell(e.BindingsWritten([(alice.binding, None)]))
+    connector.receive(e.BindingsWritten([(alice.binding, None)]))
     (welcome,) = alice.came(Welcome)
     assert (welcome.link, welcome.session, welcome.user, welcome.device) == (alice.link, alice.session, ALICE, A1)
     assert (welcome.window, welcome.body_bytes, welcome.frame_bytes, welcome.heartbeat_ms) == (8, 1_000, 8_000, 10_000)
@@ -55,7 +55,7 @@ def test_a_bad_token_is_refused_and_may_be_followed_by_a_valid_one() -> None:
     connector = Connector()
     alice = connector.connect(A1)
     check = connector.take_one(e.CheckGreet)
-    connector.tell(e.GreetRefused(check.peer, check.link, Code.BAD_TOKEN, "no"))
+    connector.receive(e.GreetRefused(check.peer, check.link, Code.BAD_TOKEN, "no"))
     assert alice.closed == [(Code.BAD_TOKEN, "no")]
     assert (connector.count.refused, connector.count.sessions) == (1, 0)
     alice.greet()
@@ -89,7 +89,7 @@ def test_a_second_greeting_ends_the_connection(when: str) -> None:
     assert connector.count.malformed == 1
     if when == "checking":
         alice.accepted()
-    connector.tell(e.BindingsWritten([(alice.binding, None)]))
+    connector.receive(e.BindingsWritten([(alice.binding, None)]))
     assert not alice.came(Welcome)
     assert connector.count.sessions == 0
     assert (alice.binding,) in [erase.bindings for erase in connector.take(e.EraseBindings)] or when == "checking"
@@ -103,7 +103,7 @@ def test_frames_before_the_welcome_are_dropped_and_counted() -> None:
     alice.ping()
     assert not alice.frames
     assert connector.count.early == 2
-    connector.tell(e.BindingsWritten([(alice.binding, None)]))
+    connector.receive(e.BindingsWritten([(alice.binding, None)]))
     assert alice.came(Welcome)
     alice.submit(envelope())  # number 2: the first has to come again
     (ack,) = alice.came(Ack)
@@ -124,7 +124,7 @@ def test_a_client_that_gives_up_before_its_welcome_leaves_nothing(when: str) -> 
     if when == "binding":
         connector.take(e.EraseBindings)
         # The erasure may have overtaken the write.
-        connector.tell(e.BindingsWritten([(alice.binding, None)]))
+        connector.receive(e.BindingsWritten([(alice.binding, None)]))
         assert connector.take_one(e.EraseBindings).bindings == (alice.binding,)
 
 
@@ -132,9 +132,9 @@ def test_verdicts_for_a_peer_that_is_gone_have_no_effect() -> None:
     connector = Connector()
     alice = connector.connect(A1)
     check = connector.take_one(e.CheckGreet)
-    connector.tell(e.ClientGone(alice.peer))
-    connector.tell(e.GreetAccepted(check.peer, check.link, alice.token_hash, alice.login, account(ALICE), 5))
-    connector.tell(e.GreetRefused(check.peer, check.link, Code.BAD_TOKEN, "no"))
+    connector.receive(e.ClientGone(alice.peer))
+    connector.receive(e.GreetAccepted(check.peer, check.link, alice.token_hash, alice.login, account(ALICE), 5))
+    connector.receive(e.GreetRefused(check.peer, check.link, Code.BAD_TOKEN, "no"))
     assert not alice.frames
     assert not connector.asked
     assert connector.count.refused == 0
@@ -147,7 +147,7 @@ def test_a_verdict_on_an_earlier_greeting_of_a_peer_has_no_effect() -> None:
     alice.send_bytes(b"garbage")
     alice.link += 1
     alice.greet()
-    connector.tell(e.GreetAccepted(check.peer, check.link, alice.token_hash, alice.login, account(ALICE), 5))
+    connector.receive(e.GreetAccepted(check.peer, check.link, alice.token_hash, alice.login, account(ALICE), 5))
     assert connector.count.sessions == 0
 
 
@@ -160,7 +160,7 @@ def test_a_session_whose_binding_a_later_one_holds_is_cut() -> None:
     alice = connector.connect(A1)
     alice.accepted()
     connector.take(e.WriteBindings)
-    connector.tell(e.BindingsWritten([(alice.binding, False)]))
+    connector.receive(e.BindingsWritten([(alice.binding, False)]))
     assert codes(alice) == [Code.REPLACED]
     assert connector.count.replaced == 1
 
@@ -171,7 +171,7 @@ def test_the_session_that_held_the_binding_elsewhere_is_kicked() -> None:
     alice.accepted()
     connector.take(e.WriteBindings)
     before = Binding(ALICE, A1, ELSEWHERE, 42)
-    connector.tell(e.BindingsWritten([(alice.binding, before)]))
+    connector.receive(e.BindingsWritten([(alice.binding, before)]))
     tell = connector.take_one(e.SendKick)
     assert (tell.incarnation, tell.kick.device, tell.kick.session, tell.kick.code) == (ELSEWHERE, A1, 42, Code.REPLACED)
     assert alice.came(Welcome)
@@ -185,7 +185,7 @@ def test_a_later_connection_of_the_device_here_replaces_the_earlier() -> None:
     second.accepted()
     assert codes(first) == [Code.REPLACED]
     assert connector.take_one(e.EraseBindings).bindings == (first.binding,)
-    connector.tell(e.BindingsWritten([(second.binding, first.binding)]))
+    connector.receive(e.BindingsWritten([(second.binding, first.binding)]))
     assert second.came(Welcome)
     assert not connector.take(e.SendKick), "no other connector is concerned"
 
@@ -204,10 +204,10 @@ def test_a_kick_is_for_sessions_up_to_its_number() -> None:
     connector = Connector()
     alice = connector.online(A1)
     kick = Kick(ALICE, A1, alice.session - 1, Code.LOGGED_OUT, "logged out")
-    connector.tell(e.NotificationReceived(kick))
-    connector.tell(e.NotificationReceived(Kick(BOB, B1, alice.session, Code.LOGGED_OUT, "somebody else")))
+    connector.receive(e.NotificationReceived(kick))
+    connector.receive(e.NotificationReceived(Kick(BOB, B1, alice.session, Code.LOGGED_OUT, "somebody else")))
     assert not alice.closed
-    connector.tell(e.NotificationReceived(Kick(ALICE, A1, alice.session, Code.LOGGED_OUT, "logged out")))
+    connector.receive(e.NotificationReceived(Kick(ALICE, A1, alice.session, Code.LOGGED_OUT, "logged out")))
     assert alice.closed == [(Code.LOGGED_OUT, "logged out")]
     assert connector.take_one(e.EraseBindings).bindings == (alice.binding,)
     assert connector.count.replaced == 0
@@ -216,7 +216,7 @@ def test_a_kick_is_for_sessions_up_to_its_number() -> None:
 def test_a_session_that_was_replaced_elsewhere_is_counted() -> None:
     connector = Connector()
     alice = connector.online(A1)
-    connector.tell(e.NotificationReceived(Kick(ALICE, A1, alice.session, Code.REPLACED, "elsewhere")))
+    connector.receive(e.NotificationReceived(Kick(ALICE, A1, alice.session, Code.REPLACED, "elsewhere")))
     assert codes(alice) == [Code.REPLACED]
     assert connector.count.replaced == 1
 
@@ -224,7 +224,7 @@ def test_a_session_that_was_replaced_elsewhere_is_counted() -> None:
 def test_a_kick_with_a_code_of_the_future_kicks_too() -> None:
     connector = Connector()
     alice = connector.online(A1)
-    connector.tell(e.NotificationReceived(Kick(ALICE, A1, alice.session, 4711, "?")))
+    connector.receive(e.NotificationReceived(Kick(ALICE, A1, alice.session, 4711, "?")))
     assert alice.closed == [(4711, "?")]
 
 
@@ -235,7 +235,7 @@ def test_without_presence_new_sessions_are_cut() -> None:
     connector = Connector()
     alice = connector.connect(A1)
     alice.accepted()
-    connector.tell(e.BindingsUnwritten([alice.binding]))
+    connector.receive(e.BindingsUnwritten([alice.binding]))
     assert codes(alice) == [Code.BUSY]
     assert connector.count.sessions == 0
 
@@ -243,15 +243,15 @@ def test_without_presence_new_sessions_are_cut() -> None:
 def test_bindings_are_written_again_until_presence_answers() -> None:
     connector = Connector()
     alice = connector.online(A1)
-    connector.tell(e.PresenceDisturbed())
+    connector.receive(e.PresenceDisturbed())
     assert list(connector.take_one(e.RenewBindings).renewals) == [alice.renewal]
     for _ in range(3):
-        connector.tell(e.BindingsUnwritten([alice.binding]))
+        connector.receive(e.BindingsUnwritten([alice.binding]))
         connector.pass_time(0.9 * RETRY_S)
         assert not connector.take(e.RenewBindings)
         connector.pass_time(0.2 * RETRY_S)
         assert list(connector.take_one(e.RenewBindings).renewals) == [alice.renewal]
-    connector.tell(e.BindingsWritten([(alice.binding, None)]))
+    connector.receive(e.BindingsWritten([(alice.binding, None)]))
     assert connector.take_one(e.CheckQueues), "rows may have been stored meanwhile"
     assert not alice.closed
 
@@ -259,10 +259,10 @@ def test_bindings_are_written_again_until_presence_answers() -> None:
 def test_a_binding_that_may_have_been_written_for_an_ended_session_is_erased() -> None:
     connector = Connector()
     alice = connector.online(A1)
-    connector.tell(e.PresenceDisturbed())
+    connector.receive(e.PresenceDisturbed())
     alice.send(Close(alice.link, 0))
     connector.take(e.EraseBindings)
-    connector.tell(e.BindingsUnwritten([alice.binding]))
+    connector.receive(e.BindingsUnwritten([alice.binding]))
     assert connector.take_one(e.EraseBindings).bindings == (alice.binding,)
 
 
@@ -271,10 +271,10 @@ def test_after_a_disturbance_all_bindings_are_written_and_queues_checked() -> No
     connector = Connector()
     alice, bob = connector.online(A1), connector.connect(B1)
     bob.accepted()
-    connector.tell(e.PresenceDisturbed())
+    connector.receive(e.PresenceDisturbed())
     assert list(connector.take_one(e.RenewBindings).renewals) == [alice.renewal, bob.renewal]
-    connector.tell(e.BindingsWritten([(alice.binding, None), (bob.binding, None)]))
-    connector.tell(e.BindingsWritten([(bob.binding, None)]))
+    connector.receive(e.BindingsWritten([(alice.binding, None), (bob.binding, None)]))
+    connector.receive(e.BindingsWritten([(bob.binding, None)]))
     assert len(bob.came(Welcome)) == 1
     ticked = [device for peek in connector.take(e.CheckQueues) for device in peek.devices]
     assert ticked == [(ALICE, A1, alice.session), (BOB, B1, bob.session)]
@@ -284,8 +284,8 @@ def test_a_session_replaced_while_its_connector_was_stopped_is_cut() -> None:
     """R11: the lease ended, the device connected elsewhere."""
     connector = Connector()
     alice = connector.online(A1)
-    connector.tell(e.PresenceDisturbed())
-    connector.tell(e.BindingsWritten([(alice.binding, False)]))
+    connector.receive(e.PresenceDisturbed())
+    connector.receive(e.BindingsWritten([(alice.binding, False)]))
     assert codes(alice) == [Code.REPLACED]
 
 
@@ -297,7 +297,7 @@ def test_a_session_that_was_replaced_elsewhere_without_a_kick_is_cut_at_its_rene
         bob.ping()
         connector.pass_time(RELATION_S / 3)
     assert list(connector.take(e.RenewBindings)[-1].renewals) == [bob.renewal]
-    connector.tell(e.BindingsWritten([(bob.binding, False)]))
+    connector.receive(e.BindingsWritten([(bob.binding, False)]))
     assert codes(bob) == [Code.REPLACED]
 
 
@@ -306,8 +306,8 @@ def test_a_session_whose_token_was_revoked_without_a_kick_is_cut_at_its_renewal(
     moment."""
     connector = Connector()
     alice, bob = connector.online(A1), connector.online(B1)
-    connector.tell(e.PresenceDisturbed())
-    connector.tell(e.TokensRevoked([alice.binding, Binding(BOB, B1, HERE, bob.session - 1)]))
+    connector.receive(e.PresenceDisturbed())
+    connector.receive(e.TokensRevoked([alice.binding, Binding(BOB, B1, HERE, bob.session - 1)]))
     assert codes(alice) == [Code.REPLACED]
     assert connector.take_one(e.EraseBindings).bindings == (alice.binding,)
     assert not bob.closed, "that was an earlier session of the device"
@@ -317,12 +317,12 @@ def test_while_presence_is_away_no_binding_is_renewed() -> None:
     """Else every session would be looked up every second, when the database has most to do."""
     connector = Connector()
     alice = connector.online(A1)
-    connector.tell(e.PresenceLost())
-    connector.tell(e.BindingsUnwritten([alice.binding]))
+    connector.receive(e.PresenceLost())
+    connector.receive(e.BindingsUnwritten([alice.binding]))
     connector.take(e.RenewBindings)
     connector.pass_time(3 * RETRY_S)
     assert not connector.take(e.RenewBindings)
-    connector.tell(e.PresenceDisturbed())
+    connector.receive(e.PresenceDisturbed())
     assert list(connector.take_one(e.RenewBindings).renewals) == [alice.renewal]
 
 
@@ -343,7 +343,7 @@ def test_relations_are_read_again_within_their_time_also_when_nothing_happens() 
     alice = connector.online(A1)
     connector.pass_time(8.0)
     assert connector.take_one(e.ReadAccounts).users == (ALICE,)
-    connector.tell(e.AccountsRead([account(ALICE, (CAROL,))]))
+    connector.receive(e.AccountsRead([account(ALICE, (CAROL,))]))
     connector.transfer()
     alice.submit(envelope(to=CAROL))
     assert connector.count.rejected == 0
@@ -353,16 +353,16 @@ def test_a_change_of_an_account_is_read_once_however_many_devices_it_has() -> No
     connector = Connector()
     connector.online(A1)
     connector.online(A2)
-    connector.tell(e.NotificationReceived(AccountChanged((ALICE, CAROL))))
+    connector.receive(e.NotificationReceived(AccountChanged((ALICE, CAROL))))
     assert connector.take_one(e.ReadAccounts).users == (ALICE,)
 
 
 def test_a_new_device_of_the_user_is_written_to_presence() -> None:
     connector = Connector()
     alice = connector.online(A1)
-    connector.tell(e.AccountsRead([account(ALICE, devices=(A1, A2))]))
+    connector.receive(e.AccountsRead([account(ALICE, devices=(A1, A2))]))
     assert connector.take_one(e.RenewBindings).renewals == (alice.renewal._replace(devices=(A1, A2)),)
-    connector.tell(e.AccountsRead([account(ALICE, devices=(A1,))]))
+    connector.receive(e.AccountsRead([account(ALICE, devices=(A1,))]))
     assert not connector.take(e.RenewBindings)
 
 
@@ -394,7 +394,7 @@ def test_a_frame_of_an_unknown_link_is_answered_with_reset() -> None:
     connector = Connector()
     alice = connector.connect(A1)
     connector.take(e.CheckGreet)
-    connector.tell(e.ClientGone(alice.peer))
+    connector.receive(e.ClientGone(alice.peer))
     alice.send(Data(1234, 1, 0, (), ()))
     alice.send(Ping(1235))
     alice.send(Close(1236, 0))
@@ -407,7 +407,7 @@ def test_garbage_ends_a_session_and_is_answered_without_one(frame: bytes) -> Non
     connector = Connector()
     alice, stranger = connector.online(A1), connector.connect(B1)
     connector.take(e.CheckGreet)
-    connector.tell(e.ClientGone(stranger.peer))
+    connector.receive(e.ClientGone(stranger.peer))
     for client in (alice, stranger):
         client.send_bytes(frame)
         assert codes(client) == [Code.MALFORMED]
@@ -473,7 +473,7 @@ def test_queues_are_checked_in_a_sweep() -> None:
 def test_a_connector_that_stops_sends_its_clients_to_others() -> None:
     connector = Connector()
     alice, bob = connector.online(A1), connector.connect(B1)
-    connector.tell(e.StopRequested())
+    connector.receive(e.StopRequested())
     assert codes(alice) == [Code.SHUTTING_DOWN]
     bob.accepted()
     assert codes(bob) == [Code.SHUTTING_DOWN]
@@ -489,7 +489,7 @@ def test_the_connection_of_a_refused_greeting_is_closed() -> None:
     connector = Connector()
     alice = connector.connect(A1)
     check = connector.take_one(e.CheckGreet)
-    connector.tell(e.GreetRefused(check.peer, check.link, Code.BAD_TOKEN, "no"))
+    connector.receive(e.GreetRefused(check.peer, check.link, Code.BAD_TOKEN, "no"))
     assert connector.closed_peers == [alice.peer]
 
 
@@ -513,11 +513,11 @@ def test_the_connection_of_a_session_that_ends_is_closed(end: str) -> None:
     elif end == "replaced":
         connector.connect(A1).accepted()
     else:
-        connector.tell(e.StopRequested())
+        connector.receive(e.StopRequested())
     assert connector.closed_peers == [alice.peer]
 
 
 def test_the_connection_of_a_peer_that_speaks_before_it_greets_is_closed_for_garbage_alone() -> None:
     connector = Connector()
-    connector.tell(e.ClientsSent([(b"one", encode(Ping(1))), (b"other", b"garbage")]))
+    connector.receive(e.ClientsSent([(b"one", encode(Ping(1))), (b"other", b"garbage")]))
     assert connector.closed_peers == [b"other"], "a frame of an unknown link is answered with Reset"

@@ -34,11 +34,11 @@ def test_a_link_is_greeted_with_an_epoch_of_its_own() -> None:
 
 def test_nothing_is_sent_before_the_link_is_open() -> None:
     connector = Connector()
-    connector.tell(e.TransfersDiscovered((901,)))
+    connector.receive(e.TransfersDiscovered((901,)))
     alice = connector.online(A1)
     alice.submit(envelope())
     assert connector.count.busy == 1
-    connector.tell(e.TransferConnected(901))
+    connector.receive(e.TransferConnected(901))
     alice.submit(envelope())
     assert connector.count.busy == 2
 
@@ -47,7 +47,7 @@ def test_a_lost_link_is_made_again_with_another_epoch() -> None:
     connector = Connector()
     transfer = connector.transfer()
     first = transfer.link
-    connector.tell(e.TransferLost(901))
+    connector.receive(e.TransferLost(901))
     assert not connector.core.ready
     connector.pass_time(0.9 * RECONNECT_S)
     assert not transfer.connecting
@@ -67,7 +67,7 @@ def test_items_of_a_lost_link_go_to_another_transfer() -> None:
     first.give(live_copy(seq=11), live_copy(12, seq=21))
     bob.acknowledge()
     other = connector.transfer(902)
-    connector.tell(e.TransferLost(901))
+    connector.receive(e.TransferLost(901))
     items = other.take()
     assert [type(item) for item in items] == [Route, Route, Route, Return, Outcome]
     assert seqs(items) == [1, 2, 3, 21, 11]
@@ -82,7 +82,7 @@ def test_items_lost_with_the_last_transfer_are_counted() -> None:
     alice.submit(envelope())
     only.give(live_copy(seq=11), live_copy(12, seq=21))
     bob.acknowledge()
-    connector.tell(e.TransferLost(901))
+    connector.receive(e.TransferLost(901))
     count = connector.count
     assert (count.unrouted, count.unreturned, count.outcomes_lost, count.rerouted) == (1, 1, 1, 0)
 
@@ -119,8 +119,8 @@ def test_a_silent_transfer_is_left() -> None:
 
 def test_a_transfer_that_does_not_answer_the_greeting_is_tried_again() -> None:
     connector = Connector()
-    connector.tell(e.TransfersDiscovered((901,)))
-    connector.tell(e.TransferConnected(901))
+    connector.receive(e.TransfersDiscovered((901,)))
+    connector.receive(e.TransferConnected(901))
     transfer = connector.transfers[901]
     connector.pass_time(1.6)
     assert not transfer.connecting
@@ -132,26 +132,26 @@ def test_a_transfer_that_does_not_answer_the_greeting_is_tried_again() -> None:
 def test_a_transfer_without_a_lease_is_not_tried_again() -> None:
     connector = Connector()
     transfer = connector.transfer()
-    connector.tell(e.TransfersDiscovered(()))
+    connector.receive(e.TransfersDiscovered(()))
     assert connector.core.ready, "a lease may be late (R9); a link that works is kept"
-    connector.tell(e.TransferLost(901))
+    connector.receive(e.TransferLost(901))
     connector.pass_time(10)
     assert not transfer.connecting
 
 
 def test_a_transfer_whose_lease_ends_before_it_answers_is_given_up() -> None:
     connector = Connector()
-    connector.tell(e.TransfersDiscovered((901,)))
-    connector.tell(e.TransfersDiscovered(()))
+    connector.receive(e.TransfersDiscovered((901,)))
+    connector.receive(e.TransfersDiscovered(()))
     assert not connector.transfers[901].connecting
-    connector.tell(e.TransferConnected(901))
+    connector.receive(e.TransferConnected(901))
     assert not connector.transfers[901].frames
 
 
 def test_a_transfer_with_another_incarnation_is_not_opened() -> None:
     connector = Connector()
-    connector.tell(e.TransfersDiscovered((901,)))
-    connector.tell(e.TransferConnected(901))
+    connector.receive(e.TransfersDiscovered((901,)))
+    connector.receive(e.TransferConnected(901))
     transfer = connector.transfers[901]
     hello = transfer.frames[0]
     assert isinstance(hello, Hello)
@@ -177,7 +177,7 @@ def test_garbage_ends_the_link_and_items_before_it_count() -> None:
     bob = connector.online(B1)
     transfer.number = 1
     good = e.TransferSent(901, [wire_place(transfer, 1), b"\xc1", wire_place(transfer, 2)])
-    connector.tell(good)
+    connector.receive(good)
     assert bob.seqs == [1]
     assert not transfer.open
     assert connector.count.malformed == 1
@@ -218,7 +218,7 @@ def test_a_connector_that_stops_closes_its_links() -> None:
     bob = connector.online(B1)
     transfer.give(live_copy())
     transfer.mute = True
-    connector.tell(e.StopRequested())
+    connector.receive(e.StopRequested())
     assert bob.closed[0][0] == Code.SHUTTING_DOWN
     assert not idle(connector), "unacknowledged copies are being returned"
     returning = transfer.frames[-1]

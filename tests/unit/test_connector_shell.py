@@ -149,7 +149,7 @@ async def test_a_router_and_another_transport_at_once(context: Context) -> None:
     await until(lambda: dealer.send(b"garbage"))
     other.on_batch([(other.peer(1), b"garbage")])
     await until(lambda: got)
-    assert got == [frame for _, frame in other.sent], "both were told with the same Close"
+    assert got == [frame for _, frame in other.sent], "both got the same Close"
     assert other.closed_peers == [other.peer(1)]
 
 

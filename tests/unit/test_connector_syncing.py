@@ -23,7 +23,7 @@ from tests.unit.connector_world import (
 
 
 def wake_up(connector: Connector) -> None:
-    connector.tell(e.NotificationReceived(WakeUp(((BOB, B1),))))
+    connector.receive(e.NotificationReceived(WakeUp(((BOB, B1),))))
 
 
 def syncing(connector: Connector) -> Client:
@@ -35,7 +35,7 @@ def syncing(connector: Connector) -> Client:
 
 
 def unreachable(connector: Connector, bob: Client) -> None:
-    connector.tell(e.QueuesUnreachable(((B1, bob.session),)))
+    connector.receive(e.QueuesUnreachable(((B1, bob.session),)))
 
 
 def test_stored_rows_come_first_and_are_marked_when_acknowledged() -> None:
@@ -45,7 +45,7 @@ def test_stored_rows_come_first_and_are_marked_when_acknowledged() -> None:
     connector.checked(waiting=[B1])
     claim = connector.take_one(e.ClaimQueue)
     assert (claim.device, claim.session) == (B1, bob.session)
-    connector.tell(e.QueueClaimed(B1, bob.session, 7))
+    connector.receive(e.QueueClaimed(B1, bob.session, 7))
     read = connector.page(row(3), row(5), through=9)
     assert (read.user, read.device, read.fence, read.after) == (BOB, B1, 7, (0, -1))
     assert bob.items == [Delivery(row(3).envelope, stored=True), Delivery(row(5).envelope, stored=True)]
@@ -167,7 +167,7 @@ def test_a_mark_that_is_answered_late_has_no_effect_on_others() -> None:
     connector.checked(waiting=[B1])
     connector.page(row(3), through=3)
     bob.acknowledge()
-    connector.tell(e.RowsMarked(B1, bob.session, late.row_ids))
+    connector.receive(e.RowsMarked(B1, bob.session, late.row_ids))
     assert connector.marked() == (3,)
 
 
@@ -232,8 +232,8 @@ def test_a_session_that_is_fenced_off_claims_again_and_pushes_nothing_twice() ->
     connector.page(row(1), row(2), through=2, more=True)
     bob.acknowledge()
     read = connector.take_one(e.ReadPage)
-    connector.tell(e.QueueFenced(B1, read.session))
-    connector.tell(e.RowsUnmarked(B1, bob.session, 1, fenced=True))
+    connector.receive(e.QueueFenced(B1, read.session))
+    connector.receive(e.RowsUnmarked(B1, bob.session, 1, fenced=True))
     connector.take(e.MarkRead)
     assert connector.count.fenced == 2
     connector.pass_time(LONGEST * RETRY_S + 0.2)
@@ -251,7 +251,7 @@ def test_a_mark_that_is_fenced_ends_the_reading_too() -> None:
     connector.page(*(row(n) for n in range(1, 9)), through=9, more=True)
     bob.acknowledge(1)
     mark = connector.take_one(e.MarkRead)
-    connector.tell(e.RowsUnmarked(B1, bob.session, mark.fence, fenced=True))
+    connector.receive(e.RowsUnmarked(B1, bob.session, mark.fence, fenced=True))
     bob.acknowledge()
     assert not connector.take(e.ReadPage), "the claim is lost"
     connector.pass_time(LONGEST * RETRY_S + 0.2)
@@ -267,12 +267,12 @@ def test_a_mark_fenced_under_an_earlier_claim_does_not_cost_the_later_one() -> N
     bob.acknowledge()
     connector.take(e.MarkRead)
     read = connector.take_one(e.ReadPage)
-    connector.tell(e.QueueFenced(B1, read.session))
+    connector.receive(e.QueueFenced(B1, read.session))
     connector.pass_time(LONGEST * RETRY_S + 0.2)
     connector.checked(waiting=[B1])
     connector.claimed(fence=3)
     connector.page(row(1), row(2), through=2)
-    connector.tell(e.RowsUnmarked(B1, bob.session, 1, fenced=True))
+    connector.receive(e.RowsUnmarked(B1, bob.session, 1, fenced=True))
     assert bob.seqs == [1, 2]
     bob.acknowledge()
     mark = connector.take_one(e.MarkRead)
@@ -282,13 +282,13 @@ def test_a_mark_fenced_under_an_earlier_claim_does_not_cost_the_later_one() -> N
 # ---------------------------------------------------------------- the database is away
 
 
-@pytest.mark.parametrize("at", ["look", "claim", "page"])
+@pytest.mark.parametrize("at", ["check", "claim", "page"])
 def test_without_the_database_live_messages_pass_and_clients_are_told(at: str) -> None:
     """R8."""
     connector = Connector()
     transfer = connector.transfer()
     bob = connector.bound(B1)
-    if at != "look":
+    if at != "check":
         connector.checked(waiting=[B1])
     if at == "page":
         connector.claimed(fence=1)
@@ -320,7 +320,7 @@ def test_a_mark_that_fails_is_tried_again_and_disturbs_no_page() -> None:
     bob.acknowledge()
     wake_up(connector)
     connector.checked(waiting=[B1])
-    connector.tell(e.RowsUnmarked(B1, bob.session, 1, fenced=False))
+    connector.receive(e.RowsUnmarked(B1, bob.session, 1, fenced=False))
     connector.take(e.MarkRead)
     connector.page(row(1), row(2), row(3), through=3)
     assert bob.seqs == [1, 2, 3], "the page counts, although a mark failed meanwhile"
@@ -335,7 +335,7 @@ def test_after_a_failed_mark_the_queue_is_checked_soon() -> None:
     connector.page(row(1), through=2)
     bob.acknowledge()
     connector.take(e.MarkRead)
-    connector.tell(e.RowsUnmarked(B1, bob.session, 1, fenced=False))
+    connector.receive(e.RowsUnmarked(B1, bob.session, 1, fenced=False))
     connector.pass_time(LONGEST * RETRY_S + 0.1)
     connector.checked(waiting=[B1])
     assert connector.marked() == (1,)
@@ -348,13 +348,13 @@ def test_answers_to_an_earlier_session_have_no_effect() -> None:
     (early,) = connector.take(e.CheckQueues)
     before.send(Close(before.link, 0))
     bob = connector.bound(B1)
-    connector.tell(e.QueuesChecked(early.devices, {}, set()))
-    connector.tell(e.QueuesUnreachable(((B1, before.session),)))
-    connector.tell(e.QueueClaimed(B1, before.session, None))
-    connector.tell(e.PageRead(B1, before.session, Page((row(1),), 1, more=False)))
-    connector.tell(e.RowsMarked(B1, before.session, (1,)))
-    connector.tell(e.RowsUnmarked(B1, before.session, 1, fenced=True))
-    connector.tell(e.QueueFenced(B1, before.session))
+    connector.receive(e.QueuesChecked(early.devices, {}, set()))
+    connector.receive(e.QueuesUnreachable(((B1, before.session),)))
+    connector.receive(e.QueueClaimed(B1, before.session, None))
+    connector.receive(e.PageRead(B1, before.session, Page((row(1),), 1, more=False)))
+    connector.receive(e.RowsMarked(B1, before.session, (1,)))
+    connector.receive(e.RowsUnmarked(B1, before.session, 1, fenced=True))
+    connector.receive(e.QueueFenced(B1, before.session))
     assert not bob.came(Stored)
     assert not bob.deliveries
     connector.checked(waiting=[B1])
@@ -369,7 +369,7 @@ def test_an_answer_for_a_device_that_is_binding_again_has_no_effect() -> None:
     before.send(Close(before.link, 0))
     bob = connector.connect(B1)
     bob.accepted()
-    connector.tell(e.QueuesUnreachable(((B1, before.session),)))
+    connector.receive(e.QueuesUnreachable(((B1, before.session),)))
     assert not bob.frames
 
 
@@ -387,14 +387,14 @@ def test_queues_are_polled_while_no_wake_up_can_come() -> None:
     connector = Connector(queue_poll_s=3.0)
     connector.online(A1)
     connector.online(B1)
-    connector.tell(e.PresenceLost())
+    connector.receive(e.PresenceLost())
     for _ in range(3):
         connector.pass_time(0.2)
         assert checked_devices(connector) == [A1, B1]
         connector.pass_time(2.7)
         assert checked_devices(connector) == []
         connector.pass_time(0.1)
-    connector.tell(e.PresenceDisturbed())
+    connector.receive(e.PresenceDisturbed())
     connector.take(e.CheckQueues)
     connector.pass_time(SWEEP_S / 2)
     assert checked_devices(connector) == [], "presence is there again"
@@ -403,5 +403,5 @@ def test_queues_are_polled_while_no_wake_up_can_come() -> None:
 def checked_devices(connector: Connector) -> list[int]:
     """The devices whose queues were checked since; none had unread rows."""
     ticked = [device for peek in connector.take(e.CheckQueues) for device in peek.devices]
-    connector.tell(e.QueuesChecked(ticked, dict.fromkeys(range(4), 0), set()))
+    connector.receive(e.QueuesChecked(ticked, dict.fromkeys(range(4), 0), set()))
     return [device for _, device, _ in ticked]

@@ -15,11 +15,11 @@ from tests.unit.connector_world import A1, ALICE, B1, RELATION_S, SWEEP_S, Conne
 def ticked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The devices whose sessions were ticked."""
     devices: list[int] = []
-    look = ConnectorCore._tick_session
+    tick_session = ConnectorCore._tick_session
 
     def counting(core: ConnectorCore, session: Session, now: float) -> None:
         devices.append(session.login.device)
-        look(core, session, now)
+        tick_session(core, session, now)
 
     monkeypatch.setattr(ConnectorCore, "_tick_session", counting)
     return devices
@@ -52,13 +52,13 @@ def test_coalesced_outcomes_leave_without_a_tick(ticked: list[int]) -> None:
     bob = connector.online(B1)
     connector.pass_time(1.0)
     ticked.clear()
-    told: list[int] = []
+    outcomes: list[int] = []
     for seq in (1, 2, 3):
         transfer.give(live_copy(B1, seq))
         bob.acknowledge(seq)
         connector.pass_time(0.004)
-        told += [item.first for item in transfer.take() if isinstance(item, Outcome)]
-    assert told == [1, 2, 3]
+        outcomes += [item.first for item in transfer.take() if isinstance(item, Outcome)]
+    assert outcomes == [1, 2, 3]
     assert len(ticked) <= 1, "three outcomes left, and one tick may have come between"
 
 
@@ -89,6 +89,6 @@ def test_a_binding_is_renewed_however_often_relations_are_read() -> None:
     for _ in range(20):
         alice.ping()
         connector.pass_time(RELATION_S / 3)
-        connector.tell(e.AccountsRead([account(ALICE, devices=(A1,))]))
+        connector.receive(e.AccountsRead([account(ALICE, devices=(A1,))]))
         written += len(connector.take(e.RenewBindings))
     assert written >= 3

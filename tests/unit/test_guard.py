@@ -55,7 +55,7 @@ class Client:
     def on_lost(self) -> None:
         self.lost = True
 
-    async def say(self, frame: bytes) -> None:
+    async def send(self, frame: bytes) -> None:
         await until(lambda: self.dealer.send(frame))
 
 
@@ -76,11 +76,11 @@ async def context() -> AsyncIterator[Context]:
 async def test_connections_that_do_not_authenticate_are_cut_and_others_stay(context: Context) -> None:
     world = World(context, unauthenticated_s=0.3)
     silent, unknown, known = (Client(context, world) for _ in range(3))
-    await unknown.say(b"hello")
-    await known.say(b"known")
+    await unknown.send(b"hello")
+    await known.send(b"known")
     await until(lambda: silent.lost and unknown.lost)
     assert world.cut == 2
-    await known.say(b"still here")
+    await known.send(b"still here")
     await until(lambda: b"still here" in world.got)
     assert not known.lost
 
@@ -88,7 +88,7 @@ async def test_connections_that_do_not_authenticate_are_cut_and_others_stay(cont
 async def test_a_closed_peer_gets_the_last_frame_and_is_cut(context: Context) -> None:
     world = World(context)
     client = Client(context, world)
-    await client.say(b"known")
+    await client.send(b"known")
     await until(lambda: world.authenticated)
     await asyncio.sleep(0.1)  # at least one check has seen it
     peer = world.authenticated.pop()
@@ -101,10 +101,10 @@ async def test_a_closed_peer_gets_the_last_frame_and_is_cut(context: Context) ->
 async def test_a_closed_peer_that_authenticates_again_in_time_stays(context: Context) -> None:
     world = World(context, linger_s=0.2)
     client = Client(context, world)
-    await client.say(b"known")
+    await client.send(b"known")
     await until(lambda: world.authenticated)
     world.router.close_peer(world.authenticated.pop())
-    await client.say(b"known again")
+    await client.send(b"known again")
     await asyncio.sleep(0.5)
     assert not client.lost
     assert world.cut == 0
@@ -117,11 +117,11 @@ async def test_a_peer_that_is_gone_is_closed_already(context: Context) -> None:
 async def test_an_unauthenticated_peer_may_send_a_number_of_frames_and_no_more(context: Context) -> None:
     world = World(context, unauthenticated_frames=10)
     known, stranger = Client(context, world), Client(context, world)
-    await known.say(b"known")
-    await stranger.say(b"stranger")  # frames are sent once it is connected, and `known` may be done by then
+    await known.send(b"known")
+    await stranger.send(b"stranger")  # frames are sent once it is connected, and `known` may be done by then
     await until(lambda: world.authenticated)  # before that its frames are counted too
     for _ in range(50):
-        await known.say(b"more")
+        await known.send(b"more")
         if not stranger.lost:
             stranger.dealer.send(b"stranger")
         await asyncio.sleep(0)
@@ -134,10 +134,10 @@ async def test_an_unauthenticated_peer_may_send_a_number_of_frames_and_no_more(c
 async def test_of_too_many_connections_the_oldest_unauthenticated_one_is_cut(context: Context) -> None:
     world = World(context, connections=3)
     clients = [Client(context, world)]
-    await clients[0].say(b"known")
+    await clients[0].send(b"known")
     for number in range(1, 4):
         clients.append(Client(context, world))
-        await clients[number].say(b"stranger")
+        await clients[number].send(b"stranger")
         if number == 1:
             await asyncio.sleep(0.1)  # a check has seen that the first is authenticated
     await until(lambda: clients[1].lost)
@@ -148,12 +148,12 @@ async def test_of_too_many_connections_the_oldest_unauthenticated_one_is_cut(con
 async def test_one_message_of_parts_without_end_is_cut(context: Context) -> None:
     world = World(context)
     client = Client(context, world)
-    await client.say(b"known")
+    await client.send(b"known")
     most = 400 << 20
     sent = await asyncio.to_thread(pour_parts, world.router.endpoint, FRAME_BYTES, most)
     assert sent < most
     assert world.cut == 1
-    await client.say(b"still here")
+    await client.send(b"still here")
     await until(lambda: b"still here" in world.got)
 
 

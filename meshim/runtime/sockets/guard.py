@@ -198,7 +198,7 @@ class Guard:
                 self._cut(connection)
 
     def _is_authenticated(self, connection: Connection, now: float) -> bool:
-        """As of the last check; asked again where that said no."""
+        """As of the last check, or asked again when it was not authenticated then."""
         if not connection.is_authenticated:
             self._ask(connection, now)
         return connection.is_authenticated
