@@ -19,7 +19,7 @@ from meshim.runtime.service import Service
 from meshim.runtime.sockets import Context
 from meshim.stores.memory.accounts import MemoryAccounts
 from meshim.stores.memory.database import MemoryDatabase, MemoryQueues
-from meshim.stores.memory.nats import MemoryBroker, MemoryNotifications
+from meshim.stores.memory.nats import MemoryNats, MemoryNotifications
 from meshim.stores.memory.redis import MemoryPresence, MemoryRedis, MemorySessionCache
 from meshim.topology import Topology
 from tests.unit.client_transport import RecordingTransport
@@ -59,7 +59,7 @@ class World:
             cache=MemorySessionCache(redis, "test"),
             accounts=MemoryAccounts(database),
             queues=MemoryQueues(database, 4),
-            notifications=MemoryNotifications(MemoryBroker(time.time), "test"),
+            notifications=MemoryNotifications(MemoryNats(time.time), "test"),
         )
         service = Service("connector", "c1", shutdown_s=1.0)
         self.shell = Shell(
