@@ -27,6 +27,7 @@ MODULES = (
     "meshim.connector.queues",
     "meshim.connector.session",
     "meshim.connector.sessions",
+    "meshim.connector.submissions",
     "meshim.connector.transfer_links",
     "meshim.protocol.coalescing",
     "meshim.protocol.flush_queue",

@@ -1,4 +1,8 @@
-"""Checks tokens: in the cache, so that greetings need no database (R8), and in the database whenever it is asked."""
+"""Verifies tokens.
+
+A fresh entry in the Redis cache is enough, so that most greetings need no database; any other token is looked up in
+SQL.  While SQL is away the cache alone decides, however old it is (R8).
+"""
 
 import asyncio
 import time
@@ -14,11 +18,12 @@ from meshim.runtime.timeouts import with_timeout
 from meshim.stores.ports import Account, Accounts, CachedLogin, Login, Notifications, Presence, Queues, SessionCache
 
 DATABASE_S = 1.5
-"""How long a greeting waits for the database: the next batch of them waits too, and clients for `greet_timeout_s`."""
+"""How long a batch of greetings waits for the database.  The next batch waits behind it, and clients wait only for
+`greet_timeout_s`."""
 TOKENS_AT_ONCE = 500
-"""In one question: what a slow database does not answer in time is taken for good without the rest."""
+"""Tokens per query of `unrevoked`.  If a query times out its tokens count as valid, so the query is kept small."""
 GREETINGS_AT_ONCE = 64
-"""In one question: it reads the friends of each, and who waits for a slow one has to come again."""
+"""Tokens per query of `check`: it reads the friends of each user, and clients greet again when a query times out."""
 BAD_TOKEN = "the token is unknown, expired or revoked: log in again"  # noqa: S105  # a sentence
 
 
@@ -36,17 +41,17 @@ Authenticated = tuple[Login, Account]
 
 
 class _Known(NamedTuple):
-    """What the cache says of a token."""
+    """The cache entries of a token and of its user's account."""
 
     cached: CachedLogin
     account: Account | None
 
     def is_good(self, fresh_from: float, now: float) -> bool:
-        """Whether nobody else has to be asked.
+        """Whether the cache is enough; times are of the wall clock.
 
-        What an old dump knows may have been revoked since (R9, R14).  An account that does not know the device of the
-        login was read before its registration, and one from the future before the clock stepped back: nobody knows
-        how old that is.
+        A login in an old dump of Redis may have been revoked since (R9, R14).  An account without the device of the
+        login was read before the device was registered.  An account from the future was read before the clock stepped
+        back: its age is not known.
         """
         account = self.account
         if not self.cached.verified or account is None:
@@ -55,23 +60,23 @@ class _Known(NamedTuple):
 
 
 class Authenticator:
-    """Tells who a token belongs to, and gives her a session number."""
+    """Finds the logins of tokens, and takes a session number for each."""
 
     def __init__(self, backends: Backends, fresh_s: float, service: Service) -> None:
-        """An account in the cache counts as fresh for `fresh_s` seconds."""
+        """An account in the cache is fresh for `fresh_s` seconds."""
         self._backends = backends
         self._fresh_s = fresh_s
         self._service = service
         self._invalidated_at = 0.0
 
     def invalidate(self) -> None:
-        """R9: the cache may have come back as it was once.  What was put there before now is not fresh any more."""
+        """R9: the cache may have come back with old content: no entry that was put there before now is fresh."""
         self._invalidated_at = time.time()
 
     async def check(self, greets: Sequence[CheckGreet]) -> list[GreetAccepted | GreetRefused]:
-        """A verdict for each greeting."""
-        # Numbers come first: a token that is revoked while it is checked then has a lower one than any session of
-        # the login that revoked it, which it cannot replace (R14).
+        """The verdict on each greeting, in their order."""
+        # Numbers come first (adr/0018): a token that is revoked while it is verified then has a lower number than any
+        # session of the login that revoked it, and cannot replace that session (R14).
         try:
             numbers = await self._backends.presence.session_numbers(len(greets))
         except BackendUnavailable:
@@ -82,25 +87,22 @@ class Authenticator:
         return [_verdict(*each) for each in zip(greets, hashes, logins_by_token, numbers, strict=True)]
 
     async def _authenticate(self, hashes: Sequence[bytes]) -> list[Authenticated | Code]:
-        """Whose tokens these are: by the cache where that is good enough, else by the database.
-
-        While the database is away what the cache knows is good enough, however old it is (R8).
-        """
+        """The login and account of each token, or the code of its refusal."""
         now = time.time()
         fresh_from = max(now - self._fresh_s, self._invalidated_at)
         known = await self._known(hashes)
         logins_by_token = {
             each: _from_cache(cached, now) for each, cached in known.items() if cached.is_good(fresh_from, now)
         }
-        rest = [each for each in hashes if each not in logins_by_token]
-        asked = await self._from_database(rest, now)
-        await self._remember({each: who for each, who in asked.items() if not isinstance(who, Code)}, known)
-        for each in rest:
-            logins_by_token[each] = asked[each] if each in asked else _from_cache(known.get(each), now)
+        remaining = [each for each in hashes if each not in logins_by_token]
+        found = await self._from_database(remaining, now)
+        await self._cache_found({each: login for each, login in found.items() if not isinstance(login, Code)}, known)
+        for each in remaining:
+            logins_by_token[each] = found[each] if each in found else _from_cache(known.get(each), now)
         return [logins_by_token[each] for each in hashes]
 
     async def _known(self, hashes: Sequence[bytes]) -> dict[bytes, _Known]:
-        """What the cache knows of these tokens and their users."""
+        """The cache entries of these tokens and of their users."""
         cache = self._backends.cache
         try:
             logins = dict(zip(hashes, await cache.logins(hashes), strict=True))
@@ -112,9 +114,9 @@ class Authenticator:
         return {hash_: _Known(each, accounts[each.login.user]) for hash_, each in logins.items() if each is not None}
 
     async def _from_database(self, hashes: Sequence[bytes], now: float) -> dict[bytes, Authenticated | Code]:
-        """What the database says of these tokens, without those for which it does not answer in time."""
+        """Login or BAD_TOKEN for each token, without the tokens of queries that time out."""
         answers = await asyncio.gather(*(self._query(chunk, now) for chunk in chunks(hashes, GREETINGS_AT_ONCE)))
-        return {token_hash: who for answer in answers for token_hash, who in answer.items()}
+        return {token_hash: login for answer in answers for token_hash, login in answer.items()}
 
     async def _query(self, hashes: Sequence[bytes], now: float) -> dict[bytes, Authenticated | Code]:
         try:
@@ -123,10 +125,11 @@ class Authenticator:
             return {}
         return {token_hash: found.get(token_hash, Code.BAD_TOKEN) for token_hash in hashes}
 
-    async def _remember(self, found: Mapping[bytes, Authenticated], known: Mapping[bytes, _Known]) -> None:
+    async def _cache_found(self, found: Mapping[bytes, Authenticated], known: Mapping[bytes, _Known]) -> None:
         if not found:
             return
-        # Into the run that was asked before the database was: what is revoked since then is dropped there.
+        # Only in the run of Redis that answered before the database did: a token that is revoked meanwhile is dropped
+        # there, and must not come back in another run.
         doubtful = [hash_ for hash_ in found if hash_ in known and not known[hash_].cached.verified]
         await asyncio.gather(
             *(self._mark_verified(each, found[each][0], known[each].cached.run_id) for each in doubtful)
@@ -140,7 +143,7 @@ class Authenticator:
             self._service.log.warning("login not cached", user=login.user)
 
     async def unrevoked(self, token_hashes: Sequence[bytes]) -> set[bytes]:
-        """Those that were not revoked, and those of which the database does not say so in time."""
+        """These tokens without those that were revoked; a token counts as valid when its query times out."""
         found = await asyncio.gather(*map(self._unrevoked, chunks(token_hashes, TOKENS_AT_ONCE)))
         return {token_hash for some in found for token_hash in some}
 
@@ -152,7 +155,7 @@ class Authenticator:
             return set(token_hashes)
 
     async def cache(self, accounts: Sequence[Account]) -> None:
-        """Have the next greetings of these users need no database."""
+        """Put accounts into the cache, so that the next greetings of their users need no database."""
         try:
             await self._backends.cache.put_accounts(accounts)
         except BackendUnavailable:
@@ -160,7 +163,7 @@ class Authenticator:
 
 
 def _from_cache(known: _Known | None, now: float) -> Authenticated | Code:
-    """What the cache alone says of a token."""
+    """The verdict of the cache alone."""
     if known is None or known.account is None:
         return Code.BUSY
     login = known.cached.login
@@ -168,15 +171,17 @@ def _from_cache(known: _Known | None, now: float) -> Authenticated | Code:
 
 
 def _verdict(
-    greet: CheckGreet, token_hash: bytes, who: Authenticated | Code, number: int
+    greet: CheckGreet, token_hash: bytes, found: Authenticated | Code, number: int
 ) -> GreetAccepted | GreetRefused:
-    if isinstance(who, Code):
-        sentence = BAD_TOKEN if who is Code.BAD_TOKEN else "the database does not answer: try again"
-        return GreetRefused(greet.peer, greet.link, who, sentence)
-    login, account = who
+    if isinstance(found, Code):
+        sentence = BAD_TOKEN if found is Code.BAD_TOKEN else "the database does not answer: try again"
+        return GreetRefused(greet.peer, greet.link, found, sentence)
+    login, account = found
     if not login.device:
         return GreetRefused(greet.peer, greet.link, Code.BAD_TOKEN, BAD_TOKEN)
     if login.epoch != greet.epoch:
         sentence = "the token was given for another state file: log in again"
         return GreetRefused(greet.peer, greet.link, Code.BAD_TOKEN, sentence)
-    return GreetAccepted(greet.peer, greet.link, token_hash, login, account, number)
+    return GreetAccepted(
+        peer=greet.peer, link=greet.link, token_hash=token_hash, login=login, account=account, session=number
+    )

@@ -1,15 +1,16 @@
-"""The rules for what a client submits.
+"""The rules by which a connector authorizes the envelopes that a client submits, in this order.
 
     does not decode, another version            MALFORMED, VERSION        the session is cut
     not the session's user, device, epoch       IMPERSONATION             the session is cut
+    seq, base or id out of range                MALFORMED                 the session is cut
+    too many bytes besides the body             MALFORMED                 the session is cut
     body over the limit                         TOO_LARGE                 rejected
-    more around the body than there are fields  MALFORMED                 the session is cut
     no such type of destination, or oneself     NO_SUCH_RECIPIENT         rejected
-    a receipt: to one device                    passes, friends or not    (it answers what was allowed)
-    anything else: to a friend                  passes
-    anything else                               NOT_FRIENDS               after relations were read again
+    a receipt, to one device                    authorized                friends or not: it answers a friend's message
+    anything else, to a friend                  authorized
+    anything else                               NOT_FRIENDS               rejected, after relations were read again
 
-Ephemeral kinds that do not pass are dropped: nothing is ever said of them.
+An ephemeral envelope that is rejected is dropped: there are no outcomes for ephemeral kinds.
 """
 
 from typing import NamedTuple
@@ -26,16 +27,16 @@ from meshim.wire.mesh import Stamp
 from meshim.wire.outcome import Outcome, OutcomeStatus
 
 RECEIPT_BYTES = 4_096
-"""A receipt needs no friendship, so that its body is kept small."""
+"""Limit of the body of a receipt: small, because a receipt needs no friendship."""
 FIELDS_BYTES = 4_096
-"""Of an envelope beside its body: far more than its fields take, also with some of a later version."""
+"""Limit of an envelope besides its body: far more than its fields take, also with fields of a later version."""
 
-# As plain numbers: what is compared with every message.
+# As plain numbers, because they are compared with every message.
 _RECEIPT, _USER, _DEVICE = int(Kind.RECEIPT), int(DestinationType.USER), int(DestinationType.DEVICE)
 
 
 class Rejection(NamedTuple):
-    """The envelope may not pass, for this reason."""
+    """The envelope is not authorized, for this reason."""
 
     envelope: Envelope
     code: Code
@@ -43,7 +44,7 @@ class Rejection(NamedTuple):
 
 
 def authorize(session: Session, submit: Submit, origin: int, body_bytes: int) -> Stamp | Rejection:
-    """The stamp of an envelope that may pass, or why it may not.
+    """The stamp of an authorized envelope, or the reason of its rejection.
 
     Raises PeerError when the session has to be cut.
     """
@@ -59,7 +60,7 @@ def authorize(session: Session, submit: Submit, origin: int, body_bytes: int) ->
     if envelope.seq < 1 or envelope.base < 1 or envelope.base > envelope.seq or len(envelope.id) != 16:
         raise PeerError(Code.MALFORMED, "seq, base or id of the envelope is out of range")
     if len(submit.envelope) - len(envelope.body) > FIELDS_BYTES:
-        # All limits behind us, of bundles, records and pages, rest on that of the body.
+        # The limits of bundles, records and pages rest on the limit of the body.
         raise PeerError(Code.MALFORMED, f"the envelope has over {FIELDS_BYTES} bytes beside its body")
     receipt = envelope.kind == _RECEIPT
     limit = RECEIPT_BYTES if receipt else body_bytes
@@ -71,14 +72,24 @@ def authorize(session: Session, submit: Submit, origin: int, body_bytes: int) ->
         return Rejection(envelope, Code.NO_SUCH_RECIPIENT, "there is no such destination")
     if to.id not in session.friends and not (receipt and to_device):
         return Rejection(envelope, Code.NOT_FRIENDS, "sender and recipient are not friends")
-    # The sender's other devices get a copy too, of everything but receipts.
+    # The sender's other devices get a copy too, except of receipts.
     others = () if receipt else session.others
     after = submit.after if len(submit.after) <= AFTER_MAX else _concerning((to.id, login.user), submit.after)
-    return Stamp(origin, login.user, login.device, login.epoch, to, envelope.seq, envelope.kind, after, others)
+    return Stamp(
+        origin=origin,
+        user=login.user,
+        device=login.device,
+        epoch=login.epoch,
+        to=to,
+        seq=envelope.seq,
+        kind=envelope.kind,
+        after=after,
+        copies=others,
+    )
 
 
 def _concerning(users: tuple[int, ...], after: Positions) -> Positions:
-    """One position for each of those who get a copy: what waits on its way is bounded by its envelopes."""
+    """The highest position of each user that gets a copy: so `after` takes no more memory than its envelope."""
     highest: dict[int, int] = {}
     for user, _, position in after:
         if user in users:
@@ -86,23 +97,39 @@ def _concerning(users: tuple[int, ...], after: Positions) -> Positions:
     return tuple((user, 0, position) for user, position in highest.items())
 
 
-def rejected(refusal: Rejection) -> Outcome | None:
-    """What the sender is told; None for ephemeral kinds."""
-    envelope = refusal.envelope
+def rejected(rejection: Rejection) -> Outcome | None:
+    """The outcome for the sender; None for ephemeral kinds."""
+    envelope = rejection.envelope
     if envelope.kind >= EPHEMERAL_FROM:
         return None
-    status = OutcomeStatus.BUSY if refusal.code == Code.BUSY else OutcomeStatus.REJECTED
+    status = OutcomeStatus.BUSY if rejection.code == Code.BUSY else OutcomeStatus.REJECTED
     return Outcome(
-        0, envelope.user, envelope.device, envelope.epoch, envelope.to, envelope.seq, envelope.seq, status,
-        code=refusal.code, sentence=refusal.sentence,
-    )  # fmt: skip
+        origin=0,
+        user=envelope.user,
+        device=envelope.device,
+        epoch=envelope.epoch,
+        to=envelope.to,
+        first=envelope.seq,
+        last=envelope.seq,
+        status=status,
+        code=rejection.code,
+        sentence=rejection.sentence,
+    )
 
 
 def busy(stamp: Stamp) -> Outcome | None:
-    """The mesh cannot take it now."""
+    """The outcome when no transfer can take the envelope now; None for ephemeral kinds."""
     if stamp.kind >= EPHEMERAL_FROM:
         return None
     return Outcome(
-        0, stamp.user, stamp.device, stamp.epoch, stamp.to, stamp.seq, stamp.seq, OutcomeStatus.BUSY,
-        code=Code.BUSY, sentence="no transfer can take it now",
-    )  # fmt: skip
+        origin=0,
+        user=stamp.user,
+        device=stamp.device,
+        epoch=stamp.epoch,
+        to=stamp.to,
+        first=stamp.seq,
+        last=stamp.seq,
+        status=OutcomeStatus.BUSY,
+        code=Code.BUSY,
+        sentence="no transfer can take it now",
+    )

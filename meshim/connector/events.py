@@ -1,7 +1,7 @@
-"""What happens to a connector, and what its core asks to be done.
+"""The events that a connector's core receives, and the actions that it returns.
 
-Events are in the past tense and carry whole batches; actions are imperatives.  The shell
-turns one into the other's answer and decides nothing.
+Events are in the past tense and carry whole batches; actions are imperatives.  The shell performs the actions, answers
+with events, and decides nothing.
 """
 
 from collections.abc import Sequence
@@ -15,29 +15,33 @@ from meshim.wire.notification import Kick, Notification
 
 
 class ClientsSent(NamedTuple):
-    """Frames from clients, each (peer, frame), in the order they came."""
+    """Frames from clients, each (peer, frame), in the order of arrival."""
 
     batch: Sequence[tuple[bytes, bytes]]
 
 
 class ClientGone(NamedTuple):
-    """The socket has no connection to this peer any more."""
+    """The transport has no connection to this peer any more."""
 
     peer: bytes
 
 
 class TransferSent(NamedTuple):
+    """Frames from one transfer, in the order of arrival."""
+
     transfer: int
     batch: Sequence[bytes]
 
 
-class TransfersLiving(NamedTuple):
-    """The incarnations whose leases last."""
+class TransfersDiscovered(NamedTuple):
+    """The incarnations of all transfers that hold a lease now."""
 
     transfers: Sequence[int]
 
 
 class TransferConnected(NamedTuple):
+    """The connection that ConnectTransfer asked for is made."""
+
     transfer: int
 
 
@@ -48,7 +52,7 @@ class TransferLost(NamedTuple):
 
 
 class GreetAccepted(NamedTuple):
-    """The token is good.  `session` is the number of the session to be."""
+    """The token is valid.  `session` is the number of the new session."""
 
     peer: bytes
     link: int
@@ -59,6 +63,8 @@ class GreetAccepted(NamedTuple):
 
 
 class GreetRefused(NamedTuple):
+    """The token is not valid, or a backend that verifies it did not answer."""
+
     peer: bytes
     link: int
     code: Code
@@ -66,7 +72,7 @@ class GreetRefused(NamedTuple):
 
 
 class BindingsWritten(NamedTuple):
-    """For each binding: False if a higher session number holds it, the Binding it replaced, or None."""
+    """For each binding: False when a higher session number holds it, else the Binding that it replaced, or None."""
 
     results: Sequence[tuple[Binding, Binding | bool | None]]
 
@@ -78,13 +84,13 @@ class BindingsUnwritten(NamedTuple):
 
 
 class TokensRevoked(NamedTuple):
-    """These came in with a token that the database does not know any more; their bindings were not written."""
+    """The sessions of these bindings greeted with a token that is revoked by now; the bindings were not written."""
 
     bindings: Sequence[Binding]
 
 
-class QueuesPeeked(NamedTuple):
-    """`devices` as they were asked for; `through` by user's partition; `waiting` are devices with unread rows."""
+class QueuesChecked(NamedTuple):
+    """`devices` as in CheckQueues; `through` is the written position by partition; `waiting` have unread rows."""
 
     devices: Sequence[tuple[int, int, int]]
     through: dict[int, int]
@@ -92,7 +98,7 @@ class QueuesPeeked(NamedTuple):
 
 
 class QueueClaimed(NamedTuple):
-    """`fence` is None while another connector syncs."""
+    """`fence` is the fencing number of the claim; None while another connector holds the queue."""
 
     device: int
     session: int
@@ -100,19 +106,23 @@ class QueueClaimed(NamedTuple):
 
 
 class PageRead(NamedTuple):
+    """The next rows of a queue that is claimed."""
+
     device: int
     session: int
     page: Page
 
 
 class RowsMarked(NamedTuple):
+    """These rows are marked as read."""
+
     device: int
     session: int
     row_ids: Sequence[int]
 
 
 class RowsUnmarked(NamedTuple):
-    """The database did not answer; or, if `fenced`, another connector claimed the queue after `fence`."""
+    """Rows were not marked: another connector has claimed the queue (`fenced`), or the database did not answer."""
 
     device: int
     session: int
@@ -121,49 +131,53 @@ class RowsUnmarked(NamedTuple):
 
 
 class QueueFenced(NamedTuple):
-    """Another connector claimed the queue after us."""
+    """Another connector has claimed the queue since."""
 
     device: int
     session: int
 
 
 class QueuesUnreachable(NamedTuple):
-    """The database did not answer what these, as (device, session), had under way."""
+    """The database did not answer the operation that these, as (device, session), had under way."""
 
     devices: Sequence[tuple[int, int]]
 
 
 class NotificationReceived(NamedTuple):
+    """A wake-up, a kick, or the news that accounts changed."""
+
     notification: Notification
 
 
 class AccountsRead(NamedTuple):
-    """Of a user that there is not any more: one without devices and friends."""
+    """The accounts as the database has them; a user that was deleted has one without devices and friends."""
 
     accounts: Sequence[Account]
 
 
 class AccountsUnreadable(NamedTuple):
+    """The database did not answer."""
+
     users: Sequence[int]
 
 
 class PresenceLost(NamedTuple):
-    """Our lease ended: to the others we are not here, and nobody wake-ups us.  `PresenceDisturbed` ends that."""
+    """Our lease ended: our bindings do not count, and no writer wakes us up.  `PresenceDisturbed` ends that."""
 
 
 class PresenceDisturbed(NamedTuple):
-    """Our lease or the presence backend was away: what it says of us may be wrong or gone."""
+    """Our lease or the presence backend was away, and is back: our bindings in presence may be wrong or gone."""
 
 
 class StopRequested(NamedTuple):
-    pass
+    """The process received SIGTERM or SIGINT."""
 
 
 Event = (
     ClientsSent
     | ClientGone
     | TransferSent
-    | TransfersLiving
+    | TransfersDiscovered
     | TransferConnected
     | TransferLost
     | GreetAccepted
@@ -171,7 +185,7 @@ Event = (
     | BindingsWritten
     | BindingsUnwritten
     | TokensRevoked
-    | QueuesPeeked
+    | QueuesChecked
     | QueueClaimed
     | PageRead
     | RowsMarked
@@ -190,11 +204,21 @@ Event = (
 
 
 class SendClient(NamedTuple):
+    """Send one frame.  Answered by ClientGone when the client is not connected."""
+
     peer: bytes
     frame: bytes
 
 
+class ClosePeer(NamedTuple):
+    """End the connection of a client, after the frames that were sent to it before.  Not answered."""
+
+    peer: bytes
+
+
 class SendTransfer(NamedTuple):
+    """Send one frame; a frame for a transfer that is not connected is dropped."""
+
     transfer: int
     frame: bytes
 
@@ -206,7 +230,7 @@ class ConnectTransfer(NamedTuple):
 
 
 class DisconnectTransfer(NamedTuple):
-    """Close the socket at once; what is queued in it is forgotten (LINGER 0)."""
+    """Close the socket at once and drop the frames that are queued in it (LINGER 0)."""
 
     transfer: int
 
@@ -220,8 +244,8 @@ class CheckGreet(NamedTuple):
     epoch: int
 
 
-class Renewal(NamedTuple):
-    """A binding with all devices of its user, and the SHA-256 of the token that its session came in with."""
+class BindingRenewal(NamedTuple):
+    """A binding with all devices of its user, and the SHA-256 of the token with which its session greeted."""
 
     binding: Binding
     devices: tuple[int, ...]
@@ -235,25 +259,25 @@ class WriteBindings(NamedTuple):
 
 
 class RenewBindings(NamedTuple):
-    """As WriteBindings, where the token was not revoked meanwhile; else answered by TokensRevoked."""
+    """As WriteBindings for each whose token is not revoked; the others are answered by TokensRevoked."""
 
-    renewals: Sequence[Renewal]
+    renewals: Sequence[BindingRenewal]
 
 
 class EraseBindings(NamedTuple):
-    """Not answered: a binding that stays is corrected by whoever is sent there."""
+    """Not answered: a binding that stays is corrected when the next message for its device arrives."""
 
     bindings: Sequence[Binding]
 
 
-class PeekQueues(NamedTuple):
-    """For each (user, device, session).  Answered by QueuesPeeked or QueuesUnreachable."""
+class CheckQueues(NamedTuple):
+    """Are there unread rows, for each (user, device, session)?  Answered by QueuesChecked or QueuesUnreachable."""
 
     devices: Sequence[tuple[int, int, int]]
 
 
 class ClaimQueue(NamedTuple):
-    """Answered by QueueClaimed or QueuesUnreachable."""
+    """Answered by QueueClaimed, QueueFenced or QueuesUnreachable."""
 
     device: int
     session: int
@@ -279,33 +303,34 @@ class MarkRead(NamedTuple):
 
 
 class ReleaseQueue(NamedTuple):
-    """Not answered: a lease that stays ends by itself."""
+    """Not answered: a claim that stays ends with its lease."""
 
     device: int
     fence: int
 
 
 class ReadAccounts(NamedTuple):
-    """Answered by AccountsRead or AccountsUnreadable, never from a cache."""
+    """Answered by AccountsRead, from the database and not from a cache, or AccountsUnreadable."""
 
     users: Sequence[int]
 
 
-class TellKick(NamedTuple):
-    """Tell another connector incarnation that its session was replaced."""
+class SendKick(NamedTuple):
+    """Have another connector end a session that was replaced.  Not answered."""
 
     incarnation: int
     kick: Kick
 
 
-class NoteSeen(NamedTuple):
-    """These devices are connected now."""
+class RecordLastSeen(NamedTuple):
+    """Record that these devices are connected now.  Not answered."""
 
     devices: Sequence[int]
 
 
 Action = (
     SendClient
+    | ClosePeer
     | SendTransfer
     | ConnectTransfer
     | DisconnectTransfer
@@ -313,12 +338,12 @@ Action = (
     | WriteBindings
     | RenewBindings
     | EraseBindings
-    | PeekQueues
+    | CheckQueues
     | ClaimQueue
     | ReadPage
     | MarkRead
     | ReleaseQueue
     | ReadAccounts
-    | TellKick
-    | NoteSeen
+    | SendKick
+    | RecordLastSeen
 )

@@ -1,4 +1,4 @@
-"""What a connector is configured with, derived from the topology by its service."""
+"""The options of a connector's core; service.py derives them from the topology."""
 
 import msgspec
 
@@ -10,9 +10,10 @@ from meshim.protocol.token_bucket import FRAME_ITEMS_MAX
 class ConnectorOptions(msgspec.Struct, frozen=True):
     """Times are seconds.
 
-    `session_queue`, `frame_items` and `unauthorized` are counts per session, `session_rate` submits a second of one;
-    `session_bytes` bounds the live copies under way to one, beyond its last.  `relation_ttl_s` is after how long
-    relations are read again; `queue_poll_s` is how often queues are looked at while nobody can wake-up us.
+    Per session: `session_queue` limits the live copies under way and `session_bytes` their bytes, up to and including
+    the copy that exceeds it; `session_rate` the submits in a second; `frame_items` the items of a frame; `unauthorized`
+    the submits that wait until relations are read again.  Relations are read again after `relation_ttl_s`.  While no
+    wake-up can come, queues are checked every `queue_poll_s`.
     """
 
     clients: LinkOptions

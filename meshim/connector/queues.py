@@ -1,7 +1,7 @@
-"""What the database answers about queues, carried to the syncs of the sessions concerned."""
+"""Takes what the database answers about offline queues to the syncs of the sessions concerned."""
 
 from meshim.connector import events as e
-from meshim.connector.session import Session, State
+from meshim.connector.session import Session, Trigger
 from meshim.connector.sessions import Sessions
 from meshim.connector.statistics import Statistics
 from meshim.protocol.routing import partition_of
@@ -17,13 +17,13 @@ class Queues:
         self._sessions = sessions
         self._actions = actions
 
-    def peeked(self, event: e.QueuesPeeked, now: float) -> None:
+    def checked(self, event: e.QueuesChecked, now: float) -> None:
         for user, device, number in event.devices:
             session = self._sessions.of_device(device, number)
             if session is not None:
                 through = event.through.get(partition_of(user, self._partitions), 0)
-                self._actions.extend(session.sync.peeked(through, device in event.waiting, now))
-                self._went_on(session, now)
+                self._actions.extend(session.sync.checked(through, device in event.waiting, now))
+                self._release_when_caught_up(session, now)
 
     def claimed(self, event: e.QueueClaimed, now: float) -> None:
         session = self._sessions.of_device(event.device, event.session)
@@ -35,15 +35,15 @@ class Queues:
     def page_read(self, event: e.PageRead, now: float) -> None:
         session = self._sessions.of_device(event.device, event.session)
         if session is not None:
-            session.push_rows(session.sync.page(event.page, session.room, now))
+            session.push_rows(session.sync.page_read(event.page, session.window_room, now))
             self._sessions.mark(session)
-            self.go_on(session)
-            self._went_on(session, now)
+            self.read_on(session)
+            self._release_when_caught_up(session, now)
 
-    def go_on(self, session: Session) -> None:
-        """Read the next page, if there is one and the device has taken the last."""
-        if not session.rows and session.room:
-            self._actions.extend(session.sync.room())
+    def read_on(self, session: Session) -> None:
+        """Read the next page, if there is one and the device has acknowledged the last."""
+        if not session.rows and session.window_room:
+            self._actions.extend(session.sync.window_opened())
 
     def marked(self, event: e.RowsMarked, now: float) -> None:
         session = self._sessions.of_device(event.device, event.session)
@@ -63,34 +63,28 @@ class Queues:
             session.sync.fenced(now)
 
     def unreachable(self, event: e.QueuesUnreachable, now: float) -> None:
+        """R8: the session goes live; its stored messages come when the database is back."""
         for device, number in event.devices:
             session = self._sessions.of_device(device, number)
             if session is not None:
                 session.sync.unreachable(now)
-                self._delayed(session)
+                self._send_delayed(session, delayed=True)
+                session.move(Trigger.QUEUE_AWAY)
 
-    def _delayed(self, session: Session) -> None:
-        """R8: who is here goes on talking; what is stored comes when the database is back."""
-        self._tell_delayed(session, delayed=True)
-        if session.state is State.SYNCING:
-            # `after` keeps every stream in order: what must wait for the queue is held or returned.
-            session.state = State.LIVE
-
-    def _went_on(self, session: Session, now: float) -> None:
-        """After a step of the sync: live messages come behind the last page."""
+    def _release_when_caught_up(self, session: Session, now: float) -> None:
+        """Let live messages follow behind the last page."""
         if not session.sync.caught_up:
             return
-        if session.state is State.SYNCING:
-            session.state = State.LIVE
-        self._tell_delayed(session, delayed=False)
+        session.move(Trigger.CAUGHT_UP)
+        self._send_delayed(session, delayed=False)
         if session.deferred:
-            self._sessions.give_back_all(session, session.release_deferred(), absent=False)
+            self._sessions.return_copies(session, session.release_deferred(), absent=False)
             self._sessions.mark(session)
             if session.deferred:
-                # What they wait for may be another device's copy: then nobody wake-ups us when it is written.
-                session.sync.look_again(now)
+                # They may wait for the copy of another device: no wake-up comes when that is written.
+                session.sync.check_soon(now)
 
-    def _tell_delayed(self, session: Session, *, delayed: bool) -> None:
-        if session.told_delayed != delayed:
-            session.told_delayed = delayed
-            self._sessions.say(session.peer, Stored(session.link.epoch, delayed))
+    def _send_delayed(self, session: Session, *, delayed: bool) -> None:
+        if session.delayed_sent != delayed:
+            session.delayed_sent = delayed
+            self._sessions.send_frame(session.peer, Stored(session.link.epoch, delayed))

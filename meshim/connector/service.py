@@ -1,6 +1,5 @@
-"""A connector as a process: options, bind, run, sync."""
+"""A connector as a process: options, bind, run, drain."""
 
-import resource
 import secrets
 import time
 from contextlib import AsyncExitStack
@@ -8,11 +7,11 @@ from pathlib import Path
 
 import msgspec
 
-from meshim.connector import events as e
 from meshim.connector.authenticator import Backends
 from meshim.connector.core import ConnectorCore
 from meshim.connector.offline_sync import OfflineSyncOptions
 from meshim.connector.options import ConnectorOptions
+from meshim.connector.router_transport import RouterTransport
 from meshim.connector.shell import CACHED_SHARE, Shell
 from meshim.errors import UsageError
 from meshim.protocol.link import LinkOptions
@@ -20,9 +19,7 @@ from meshim.protocol.window import WindowOptions
 from meshim.runtime import counters
 from meshim.runtime.mesh_links import mesh_links
 from meshim.runtime.service import Service
-from meshim.runtime.sockets import Context, KeyPair, Router
-from meshim.runtime.sockets.guard import Guarding
-from meshim.runtime.sockets.options import HANDSHAKE_S
+from meshim.runtime.sockets import Context, KeyPair
 from meshim.stores.backends import Connections, lease_held
 from meshim.stores.lease_keeper import LeaseKeeper
 from meshim.stores.nats.notifications import NatsNotifications
@@ -35,27 +32,20 @@ from meshim.topology import Topology
 from meshim.wire.sizes import FRAME_OVERHEAD_BYTES
 
 LINK_WITHIN_S = 3.0
-"""How long a start waits for a transfer, so that what is ready takes messages.  Without any it serves all the same."""
+"""How long a start waits for a transfer before it reports ready; then it serves without one."""
 FRAME_ITEMS = 64
-FRAMES_PER_WINDOW = 4
-"""What may wait in a socket for one client, or from one: a window, resends, acknowledgements, and some room."""
-UNAUTHENTICATED_MAX = 4_096
-"""Connections without a session, beyond the sessions: a storm of honest clients has as many for a moment."""
-UNAUTHENTICATED_FRAMES = 128
-"""A greeting takes one; what an ended session still had under way is a window or two."""
-UNAUTHENTICATED_BYTES = 4 << 20
-FILES_SHARE = 0.8
-"""Of the descriptors of the process: at the limit libzmq stops accepting, and spins."""
+"""Items that the connector puts in one frame."""
 
 
 def options_of(topology: Topology) -> ConnectorOptions:
+    """The options of the core."""
     timers, limits = topology.timers, topology.limits
     clients = WindowOptions(
         credit=limits.client_window,
-        # Live messages, a page, and outcomes each have their share.
+        # Room for live messages, a page, and outcomes.
         queue=4 * limits.session_queue + limits.sync_page_rows,
         frame_items=FRAME_ITEMS,
-        # One of the largest bodies, so that a slow client can take each frame in time.
+        # One body of the largest size, so that a slow client can acknowledge each frame in time.
         frame_bytes=min(limits.frame_bytes - FRAME_OVERHEAD_BYTES, limits.body_bytes),
         resend_s=timers.link_resend_s,
         give_up_s=timers.delivery_timeout_s,
@@ -63,7 +53,11 @@ def options_of(topology: Topology) -> ConnectorOptions:
     )
     return ConnectorOptions(
         clients=LinkOptions(
-            clients, timers.client_heartbeat_s, timers.client_silence_s, pings=False, ack_delay_s=timers.ack_delay_s
+            window=clients,
+            heartbeat_s=timers.client_heartbeat_s,
+            silence_s=timers.client_silence_s,
+            pings=False,
+            ack_delay_s=timers.ack_delay_s,
         ),
         transfers=mesh_links(topology),
         sync=OfflineSyncOptions(retry_s=timers.lease_renew_s, sweep_s=timers.sweep_s),
@@ -80,77 +74,63 @@ def options_of(topology: Topology) -> ConnectorOptions:
     )
 
 
-def guarding(topology: Topology, core: ConnectorCore) -> Guarding:
-    """Keep who has a session, or is about to have one."""
-    limits = topology.limits
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = limits.sessions + UNAUTHENTICATED_MAX
-    return Guarding(
-        known=core.knows,
-        connections=most if files == resource.RLIM_INFINITY else min(most, int(FILES_SHARE * files)),
-        unknown_s=2 * HANDSHAKE_S,
-        unknown_frames=UNAUTHENTICATED_FRAMES,
-        unknown_bytes=UNAUTHENTICATED_BYTES,
-        unread_bytes=2 * limits.client_window * limits.frame_bytes,
-    )
-
-
 async def run(topology: Topology, name: str, data: Path) -> None:
     """Serve until SIGTERM; raises a MeshimError when it cannot start."""
     listener = next((connector for connector in topology.connectors if connector.name == name), None)
     if listener is None:
         raise UsageError(f"there is no connector called {name} in the topology: name one of its `connectors`")
-    timers, limits, namespace = topology.timers, topology.limits, topology.namespace
+    timers, limits = topology.timers, topology.limits
     incarnation = secrets.randbits(62) + 1
     keys = KeyPair.new() if topology.security.curve else None
     async with AsyncExitStack() as stack, Service("connector", name, shutdown_s=timers.shutdown_s) as service:
         connections = Connections(topology, service, stack)
-        redis, database, nats = connections.redis(), connections.database(), await connections.nats()
+        backends = await _backends(topology, connections, service)
         context = Context()
         stack.callback(context.close)
-        backends = Backends(
-            presence=RedisPresence(redis, namespace, unseen_s=max(UNSEEN_S, int(4 * timers.relation_ttl_s))),
-            cache=RedisSessionCache(redis, namespace),
-            accounts=SqlAccounts(database),
-            queues=SqlQueues(database, limits.partitions),
-            notifications=NatsNotifications(nats, namespace, service.log),
-        )
         core = ConnectorCore(
             incarnation, name, limits.partitions, options_of(topology), lambda: int(time.time() * 1000)
         )
         shell = Shell(core, backends, context, keys, topology, service)
-        router = context.router(
-            listener.bind,
-            keys=keys,
-            frame_bytes=2 * limits.frame_bytes,  # the core answers a larger frame with a code; libzmq cuts beyond twice
-            heartbeat_s=None,
-            hwm=FRAMES_PER_WINDOW * limits.client_window,
-            guarding=guarding(topology, core),
-            on_batch=lambda batch: shell.driver.receive(e.ClientsSent(batch)),
-        )
-        shell.router = router
-        endpoint = listener.advertise or router.endpoint
+        transport = RouterTransport(
+            context, listener.bind, keys=keys, limits=limits,
+            is_authenticated=core.has_greeted, on_batch=shell.clients_sent,
+        )  # fmt: skip
+        shell.serve(transport)
+        endpoint = listener.advertise or transport.endpoint
         lease = Lease("connector", name, incarnation, endpoint, keys.public.decode() if keys else "")
         keeper = LeaseKeeper(
             connections.leases(), lease, timers, service.log,
-            watch=("transfer",), on_living=shell.living, on_lost=shell.lost, on_disturbed=shell.disturbed,
+            watch=("transfer",), on_living=shell.transfers_discovered,
+            on_lost=shell.lease_lost, on_disturbed=shell.presence_disturbed,
         )  # fmt: skip
         async with lease_held(keeper, service):
             shell.start(incarnation)
             service.start(
                 counters.write_periodically(
                     data, "connector", name, service.log,
-                    lambda: _counted(core, router) | keeper.counted() | connections.counted(),
+                    lambda: _counted(core, transport) | keeper.counted() | connections.counted(),
                 )
             )  # fmt: skip
             await shell.driver.until(lambda: core.ready, LINK_WITHIN_S)
             service.ready(endpoint)
             await service.stopping()
-        # Without the lease, so that nobody new comes meanwhile.
+        # After the lease was given up, so that no new client or transfer connects meanwhile.
         await shell.stop(timers.shutdown_s * 0.6)
-        router.close(linger_ms=200)
+        shell.close_transports(linger_ms=200)
 
 
-def _counted(core: ConnectorCore, router: Router) -> dict[str, int]:
-    sockets = {f"socket_{name}": count for name, count in router.statistics()._asdict().items()}
+async def _backends(topology: Topology, connections: Connections, service: Service) -> Backends:
+    redis, database, nats = connections.redis(), connections.database(), await connections.nats()
+    namespace, limits, timers = topology.namespace, topology.limits, topology.timers
+    return Backends(
+        presence=RedisPresence(redis, namespace, unseen_s=max(UNSEEN_S, int(4 * timers.relation_ttl_s))),
+        cache=RedisSessionCache(redis, namespace),
+        accounts=SqlAccounts(database),
+        queues=SqlQueues(database, limits.partitions),
+        notifications=NatsNotifications(nats, namespace, service.log),
+    )
+
+
+def _counted(core: ConnectorCore, transport: RouterTransport) -> dict[str, int]:
+    sockets = {f"socket_{name}": count for name, count in msgspec.structs.asdict(transport.statistics).items()}
     return msgspec.structs.asdict(core.statistics) | sockets

@@ -2,17 +2,17 @@
 
 ::
 
-    BINDING ──binding written──▶ SYNCING ──last page pushed──▶ LIVE
-                                  ▲                           │
-                                  └────── queue overflow ─────┘
+    BINDING ──bound──▶ SYNCING ──caught up, or queue away──▶ LIVE
+                          ▲                                    │
+                          └──────────── overflowed ────────────┘
 
-BINDING   waits for presence; the client is welcomed when its binding is written
-SYNCING  what is stored goes first; a live message is returned, to be stored behind it
-LIVE      live messages are pushed in the order they come; one whose `after` lies beyond what was
-          synced is held until the sync has passed it (R2), or returned when that takes too long
+BINDING   presence does not have the binding yet; the client gets its Welcome when it has
+SYNCING   the rows of the offline queue are pushed first; a live message is returned, to be stored behind them
+LIVE      live messages are pushed in the order of arrival; a message whose `after` lies beyond the position that
+          was synced is deferred until the sync has passed it (R2), or returned when that takes too long
 
-What was pushed and not acknowledged is in custody: when the session ends, live copies are
-returned to be stored, and stored rows simply stay unread.
+Entries that were pushed and not acknowledged are `unacked`: when the session ends, live copies are returned to be
+stored, and stored rows simply stay unread.
 """
 
 import enum
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from math import inf
 from typing import NamedTuple
 
-from meshim.connector.events import Renewal
+from meshim.connector.events import BindingRenewal
 from meshim.connector.offline_sync import OfflineSync, OfflineSyncOptions
 from meshim.protocol.link import Link, LinkOptions
 from meshim.protocol.token_bucket import SUBMIT_BYTES, TokenBucket
@@ -38,16 +38,44 @@ class State(enum.Enum):
     LIVE = enum.auto()
 
 
+class Trigger(enum.Enum):
+    """What changes the state of a session."""
+
+    BOUND = enum.auto()
+    """Presence has the binding, written for the first time or renewed."""
+    CAUGHT_UP = enum.auto()
+    """Every row of the offline queue was pushed."""
+    QUEUE_AWAY = enum.auto()
+    """The database did not answer (R8)."""
+    OVERFLOWED = enum.auto()
+    """Live copies were stored, and the device has acknowledged all that was pushed before them."""
+
+
+_TRANSITIONS: dict[tuple[State, Trigger], State] = {
+    (State.BINDING, Trigger.BOUND): State.SYNCING,
+    (State.SYNCING, Trigger.BOUND): State.SYNCING,
+    (State.SYNCING, Trigger.CAUGHT_UP): State.LIVE,
+    # A session goes live without its queue: `after` keeps every stream in order, so that a message that must wait for
+    # the queue is deferred or returned (adr/0006).
+    (State.SYNCING, Trigger.QUEUE_AWAY): State.LIVE,
+    (State.LIVE, Trigger.BOUND): State.LIVE,
+    (State.LIVE, Trigger.CAUGHT_UP): State.LIVE,
+    (State.LIVE, Trigger.QUEUE_AWAY): State.LIVE,
+    (State.LIVE, Trigger.OVERFLOWED): State.SYNCING,
+}
+
+
 class DeliverResult(enum.Enum):
-    """What became of a live copy."""
+    """What `Session.deliver` did with a live copy."""
 
     PUSHED = enum.auto()
     DEFERRED = enum.auto()
     STORE = enum.auto()
+    """Nothing: the caller has to return the copy to a transfer, which stores it."""
 
 
 class Deferred(NamedTuple):
-    """A live copy that must not overtake the queue."""
+    """A live copy that must not overtake the offline queue."""
 
     after: int
     until: float
@@ -55,7 +83,7 @@ class Deferred(NamedTuple):
 
 
 class Session:
-    """One device, connected."""
+    """One connected device."""
 
     __slots__ = (
         "_deferred_streams",
@@ -64,9 +92,11 @@ class Session:
         "binding",
         "binding_due",
         "deferred",
+        "delayed_sent",
         "devices",
         "due",
         "friends",
+        "last_seen_due",
         "link",
         "live_bytes",
         "login",
@@ -74,21 +104,19 @@ class Session:
         "overflowed",
         "peer",
         "rows",
-        "seen_due",
         "state",
         "sync",
         "token_bucket",
         "token_hash",
-        "told_delayed",
         "unacked",
         "unauthorized",
     )  # fmt: skip
 
     def __init__(
-        self, peer: bytes, link: int, token_hash: bytes, login: Login, account: Account, binding: Binding,
+        self, *, peer: bytes, link: int, token_hash: bytes, login: Login, account: Account, binding: Binding,
         options: LinkOptions, sync: OfflineSyncOptions, rate: float, now: float,
     ) -> None:  # fmt: skip
-        """`account` has to be fresh enough to last until `account_due`, which the caller sets."""
+        """`rate` is submits per second.  `account` must be fresh enough until `account_due`, which the caller sets."""
         self.peer = peer
         self.token_hash = token_hash
         self.login = login
@@ -103,83 +131,92 @@ class Session:
         self.devices: tuple[int, ...]
         self.others: tuple[Copy, ...]
         """The copies for the user's other devices."""
-        self.refresh(account)
+        self.update_account(account)
         self.due = 0.0
-        """When time has to be looked at for this session: `next_deadline`, or 0 since something has happened to it."""
+        """When to call `tick` for this session: `next_deadline`, or 0 once an event has changed the session."""
         self.account_due = now
-        """When relations and devices are read again."""
+        """When to read relations and devices again."""
         self.binding_due = inf
-        """When the binding is written again: now and then, and soon when presence did not answer."""
-        self.seen_due = now
-        """When to note again that the device is connected."""
+        """When to write the binding again: by a period, and soon when presence did not answer."""
+        self.last_seen_due = now
+        """When to record again that the device is connected."""
         self.unacked: list[Deliver | int] = []
         """For each Delivery in the window, in order: the live copy, or the id of the row."""
         self.rows = 0
-        """How many in `unacked` are rows."""
+        """How many of `unacked` are rows."""
         self.deferred: list[Deferred] = []
         self.live_bytes = 0
-        """Of the envelopes of live copies, in custody and held."""
+        """Bytes of the envelopes of live copies, in `unacked` and `deferred`."""
         self.unauthorized: list[Submit] = []
-        """To people who were not friends when we last looked: judged when relations are read again."""
+        """To users who were not friends when relations were last read: authorized again when they are read again."""
         self.overflowed = False
-        self.told_delayed: bool | None = None
+        """Whether a live copy was stored since the session went live."""
+        self.delayed_sent: bool | None = None
+        """The flag of the last Stored frame; None before the first."""
         self._queue = options.window.queue
         self._deferred_streams: set[tuple[int, int, Destination]] = set()
 
-    def refresh(self, account: Account) -> None:
-        """Take over what was read.  A list of devices that is older than this one's registration lacks it."""
+    def move(self, trigger: Trigger) -> None:
+        """Change `state` by the table."""
+        state = _TRANSITIONS.get((self.state, trigger))
+        assert state is not None, f"{trigger} in {self.state}"
+        self.state = state
+
+    def update_account(self, account: Account) -> None:
+        """Take over relations and devices.  A list of devices older than this device's registration lacks it."""
         own = self.login.device
         self.friends = frozenset(account.friends)
         self.devices = account.devices if own in account.devices else (*account.devices, own)
         self.others = tuple((self.login.user, device) for device in self.devices if device != own)
 
     @property
-    def renewal(self) -> Renewal:
-        """What its binding is written again with."""
-        return Renewal(self.binding, self.devices, self.token_hash)
+    def binding_renewal(self) -> BindingRenewal:
+        return BindingRenewal(self.binding, self.devices, self.token_hash)
 
     def next_deadline(self) -> float:
-        """When the first thing is due that this session waits for."""
+        """The earliest time at which this session has something to do."""
         deadline = min(
-            self.link.next_deadline(), self.token_bucket.due, self.account_due, self.binding_due, self.seen_due
+            self.link.next_deadline(), self.token_bucket.due, self.account_due, self.binding_due, self.last_seen_due
         )
         if self.deferred:
             deadline = min(deadline, self.deferred[0].until)
-        if self.sync.look_at is not None:
-            deadline = min(deadline, self.sync.look_at)
+        if self.sync.check_at is not None:
+            deadline = min(deadline, self.sync.check_at)
         return deadline
 
     @property
-    def room(self) -> int:
+    def window_room(self) -> int:
         """How many more rows the window takes."""
         return self._queue - self.link.window.queued
 
     # ---- from the device
 
     def charge(self, items: Sequence[Submit]) -> None:
-        """These were taken in: they cost what they are, in number or in size."""
+        """Charge the token bucket for a frame of items: by their number or their size, whichever is more."""
         size = sum(map(submit_size, items))
         self.token_bucket.charge(self.link.window.received_number, max(1, len(items), size / SUBMIT_BYTES))
 
-    def pay(self, now: float) -> bool:
-        """Acknowledge what the device may have sent by now; False when nothing is new."""
+    def acknowledge_charged(self, now: float) -> bool:
+        """Acknowledge the frames that the token bucket has paid for by now; False when there is no new one."""
         number = self.token_bucket.acknowledgeable(now)
         if number:
             self.link.window.processed(number)
         return number > 0
 
-    # ---- towards the device
+    # ---- to the device
 
-    def deliver(self, deliver: Deliver, now: float, defer_s: float, most: int, most_bytes: int) -> DeliverResult:
-        """Take a live copy: push it, hold it for so long at most, or refuse it because it has to be stored.
+    def deliver(self, deliver: Deliver, now: float, defer_s: float, copies_max: int, bytes_max: int) -> DeliverResult:
+        """Push a live copy, or defer it for at most `defer_s`.
 
-        It is stored as well when the device takes what it gets more slowly than that: it would wait behind it.
+        STORE, and nothing else happens, when the session is not live; when the device has taken nothing for `defer_s`,
+        so that the copy would wait behind what it does not take; when `copies_max` copies or `bytes_max` bytes are
+        under way; or when the window has no room.
         """
         if self.state is not State.LIVE:
             return DeliverResult.STORE
         since = self.link.window.unacknowledged_since()
         lags = since is not None and now - since > defer_s
-        if lags or len(self.unacked) + len(self.deferred) >= most or self.live_bytes >= most_bytes:
+        if lags or len(self.unacked) + len(self.deferred) >= copies_max or self.live_bytes >= bytes_max:
             self.overflowed = True
             return DeliverResult.STORE
         stamp = deliver.stamp
@@ -200,7 +237,7 @@ class Session:
         return True
 
     def push_rows(self, rows: Sequence[Row]) -> None:
-        """Push stored rows, no more than there is `room` for."""
+        """Push stored rows, at most `window_room` of them."""
         for row in rows:
             pushed = self.link.push(Delivery(row.envelope, stored=True))
             assert pushed
@@ -208,7 +245,7 @@ class Session:
         self.rows += len(rows)
 
     def release_deferred(self) -> list[Deliver]:
-        """Push what the sync has passed; what could not be pushed has to be stored."""
+        """Push the deferred copies that the sync has passed; returns those that have no room and must be stored."""
         waiting, self.deferred, refused = self.deferred, [], []
         self._deferred_streams.clear()
         for deferred in waiting:
@@ -223,7 +260,10 @@ class Session:
         return refused
 
     def expire_deferred(self, now: float) -> list[Deliver]:
-        """Everything that is held, once the first was held for too long: what is behind it in its stream goes too."""
+        """All deferred copies, no longer deferred, once the oldest has waited too long; else nothing.
+
+        All, because the later ones of its stream must not overtake it.
+        """
         if not self.deferred or self.deferred[0].until > now:
             return []
         late = [deferred.deliver for deferred in self.deferred]
@@ -232,8 +272,8 @@ class Session:
         self.live_bytes -= sum(len(deliver.envelope) for deliver in late)
         return late
 
-    def taken(self, items: list[ConnectorItem]) -> tuple[list[Deliver], list[int]]:
-        """The device acknowledged these: (live copies, ids of rows)."""
+    def acknowledged(self, items: list[ConnectorItem]) -> tuple[list[Deliver], list[int]]:
+        """The device acknowledged these items: (live copies, ids of rows)."""
         delivers: list[Deliver] = []
         rows: list[int] = []
         count = sum(isinstance(item, Delivery) for item in items)
@@ -260,7 +300,10 @@ class Session:
 
 def after_of(stamp: Stamp, user: int, device: int) -> int:
     """The position that a copy for this device must not overtake; -1 when there is none."""
-    return max((at for whose, which, at in stamp.after if whose == user and which in (0, device)), default=-1)
+    return max(
+        (position for to_user, to_device, position in stamp.after if to_user == user and to_device in (0, device)),
+        default=-1,
+    )
 
 
 def _stream(stamp: Stamp) -> tuple[int, int, Destination]:

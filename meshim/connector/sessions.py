@@ -1,12 +1,13 @@
-"""The sessions of a connector: who is here, what is said to them, and how they leave.
+"""The sessions of a connector: how they are found, what is sent to them, and how they end.
 
-However a session ends, its live copies in custody go back to a transfer to be stored, its stored
-rows stay unread, its binding is erased if it is still this one (R5), and the lease of its queue is given up.
+However a session ends, its unacknowledged live copies go back to a transfer, which stores them; its stored rows stay
+unread; its binding is erased if presence still has this one (R5); the claim of its queue is released; and its
+connection is closed.
 """
 
 from collections.abc import Iterable
 
-from meshim.connector.events import Action, EraseBindings, NoteSeen, PeekQueues, SendClient
+from meshim.connector.events import Action, CheckQueues, ClosePeer, EraseBindings, RecordLastSeen, SendClient
 from meshim.connector.options import ConnectorOptions
 from meshim.connector.session import Session, State
 from meshim.connector.statistics import Statistics
@@ -19,7 +20,7 @@ from meshim.wire.outcome import Outcome
 
 
 class Sessions:
-    """All sessions of one connector, found by peer, by binding and by device."""
+    """All sessions of one connector, by peer, device and user."""
 
     def __init__(
         self, options: ConnectorOptions, statistics: Statistics, links: TransferLinks, actions: list[Action]
@@ -32,7 +33,7 @@ class Sessions:
         self._by_device: dict[int, Session] = {}
         self._by_user: dict[int, list[Session]] = {}
         self._dirty: dict[Session, None] = {}
-        self._peeks: list[tuple[int, int, int]] = []
+        self._checks: list[tuple[int, int, int]] = []
 
     def __len__(self) -> int:
         return len(self._by_peer)
@@ -43,7 +44,7 @@ class Sessions:
     def has(self, peer: bytes) -> bool:
         return peer in self._by_peer
 
-    # Whoever finds a session may change what it waits for, so that time is looked at for it at the next tick.
+    # The caller may change what a session waits for, so a session that is found is looked at again at the next tick.
 
     def of_peer(self, peer: bytes) -> Session | None:
         found = self._by_peer.get(peer)
@@ -52,7 +53,7 @@ class Sessions:
         return found
 
     def of_device(self, device: int, session: int | None = None) -> Session | None:
-        """The session of a device; with `session`, only if it is still the one of that number."""
+        """The session of a device; with `session`, only if it still has that number."""
         found = self._by_device.get(device)
         if found is None or session not in (None, found.binding.session):
             return None
@@ -67,7 +68,7 @@ class Sessions:
         return found
 
     def due(self, now: float) -> list[Session]:
-        """Those for which time has to be looked at: a comparison for each, since most of them wait for a ping."""
+        """The sessions to tick: one comparison for each, since most of them only wait for a ping."""
         return [session for session in self._by_peer.values() if session.due <= now]
 
     def add(self, session: Session) -> None:
@@ -77,17 +78,17 @@ class Sessions:
         self._by_user.setdefault(session.login.user, []).append(session)
         self._statistics.sessions = len(self._by_peer)
 
-    # ---- saying something
+    # ---- sending
 
-    def say(self, peer: bytes, frame: Frame) -> None:
+    def send_frame(self, peer: bytes, frame: Frame) -> None:
         self._actions.append(SendClient(peer, wire.encode(frame)))
 
     def mark(self, session: Session) -> None:
-        """Its link has something to say at the end of this turn."""
+        """Have `flush` send what its link has to send."""
         self._dirty[session] = None
 
-    def tell(self, session: Session, outcome: Outcome | None) -> None:
-        """Queue an outcome for the device; one that finds no room is lost, and healed by the resend."""
+    def queue_outcome(self, session: Session, outcome: Outcome | None) -> None:
+        """Queue an outcome, if there is one.  Without room it is lost; the client gets another when it resends."""
         if outcome is None:
             return
         link = session.link
@@ -96,25 +97,28 @@ class Sessions:
         else:
             self._dirty[session] = None
 
-    def look(self, session: Session) -> None:
-        """Have its queue looked at."""
-        if session.state is not State.BINDING and session.sync.look():
-            self._peeks.append((session.login.user, session.login.device, session.binding.session))
+    def check_queue(self, session: Session) -> None:
+        """Have the offline queue of the session checked for unread rows."""
+        if session.state is not State.BINDING and session.sync.check():
+            self._checks.append((session.login.user, session.login.device, session.binding.session))
 
     def flush(self, now: float) -> None:
-        """Turn what this turn left to say into actions."""
-        if self._peeks:
-            self._actions.append(PeekQueues(tuple(self._peeks)))
-            self._peeks.clear()
+        """Turn the marked links and requested checks into actions."""
+        if self._checks:
+            self._actions.append(CheckQueues(tuple(self._checks)))
+            self._checks.clear()
         for session in self._dirty:
             for frame in session.link.flush(now):
-                self.say(session.peer, frame)
+                self.send_frame(session.peer, frame)
         self._dirty.clear()
 
-    # ---- giving back
+    # ---- storing instead of delivering
 
-    def give_back(self, deliver: Deliver, devices: Iterable[int], *, absent: bool) -> None:
-        """Return a live copy to be stored for these devices."""
+    def return_copy(self, deliver: Deliver, devices: Iterable[int], *, absent: bool) -> None:
+        """Return a live copy for these devices to a transfer, which stores it; an ephemeral one is dropped.
+
+        `absent` says that the devices are not connected here, which corrects the transfer's presence cache.
+        """
         if deliver.stamp.kind >= EPHEMERAL_FROM:
             self._statistics.ephemeral_dropped += 1
             return
@@ -124,20 +128,29 @@ class Sessions:
         else:
             self._statistics.unreturned += 1
 
-    def give_back_all(self, session: Session, delivers: Iterable[Deliver], *, absent: bool) -> None:
+    def return_copies(self, session: Session, delivers: Iterable[Deliver], *, absent: bool) -> None:
         for deliver in delivers:
-            self.give_back(deliver, (session.login.device,), absent=absent)
+            self.return_copy(deliver, (session.login.device,), absent=absent)
 
-    # ---- leaving
+    # ---- ending sessions and connections
 
     def cut(self, session: Session, code: int, sentence: str) -> None:
-        """End a session for a reason that the client is told."""
+        """End a session for a reason, which the client gets in a Close."""
         self._statistics.cut += 1
-        self.say(session.peer, Close(session.link.epoch, code, sentence))
+        self.send_frame(session.peer, Close(session.link.epoch, code, sentence))
         self.close(session)
 
+    def refuse(self, peer: bytes, link: int, code: int, sentence: str) -> None:
+        """Close a connection that has no session for a reason, which the client gets in a Close."""
+        self.send_frame(peer, Close(link, code, sentence))
+        self.close_peer(peer)
+
+    def close_peer(self, peer: bytes) -> None:
+        """Close a connection that has no session."""
+        self._actions.append(ClosePeer(peer))
+
     def close(self, session: Session) -> None:
-        """End a session."""
+        """End a session without a Close: the client sent one, is gone, or `cut` has sent one."""
         del self._by_peer[session.peer]
         del self._by_device[session.login.device]
         siblings = self._by_user[session.login.user]
@@ -149,5 +162,6 @@ class Sessions:
         self._actions.extend(session.sync.close())
         self._actions.append(EraseBindings((session.binding,)))
         if session.state is not State.BINDING:
-            self._actions.append(NoteSeen((session.login.device,)))
-        self.give_back_all(session, session.abandon(), absent=True)
+            self._actions.append(RecordLastSeen((session.login.device,)))
+        self.return_copies(session, session.abandon(), absent=True)
+        self.close_peer(session.peer)

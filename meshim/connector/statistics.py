@@ -1,55 +1,61 @@
-"""What a connector counts."""
+"""What a connector counts.  The counters of its sockets and backends have their own structs."""
 
 import msgspec
 
 
 class Statistics(msgspec.Struct):
-    """Counters since start; `sessions` is how many there are now."""
+    """Counters since the start of the process; `sessions` is the number of sessions now."""
 
     sessions: int = 0
     greeted: int = 0
+    """Greetings that became a session and were welcomed."""
     refused: int = 0
     """Greetings that were refused."""
     malformed: int = 0
     """Frames or envelopes that broke the protocol."""
     unknown_links: int = 0
-    """Frames of links that are not known here, answered with Reset."""
+    """Frames of links that no session here has, answered with Reset."""
     early: int = 0
-    """Frames that came between a greeting and its welcome, dropped."""
+    """Frames between a greeting and its Welcome, dropped."""
     cut: int = 0
-    """Sessions that were closed for what they did or did not do."""
+    """Sessions that the connector ended with a Close, for a reason other than the client's wish."""
     replaced: int = 0
-    """Sessions, and greetings, that lost their binding to a later session of the device."""
+    """Sessions and greetings that lost their binding to a later session of the device."""
     submitted: int = 0
-    slowed: int = 0
-    """Frames that were not acknowledged at once, because their sender was above the rate."""
+    """Envelopes that clients submitted."""
+    rate_limited: int = 0
+    """Frames that were not acknowledged at once, because their sender was above `session_rate`."""
     rejected: int = 0
+    """Envelopes with the outcome REJECTED."""
     busy: int = 0
+    """Envelopes with the outcome BUSY: their senders submit them again."""
     delivered: int = 0
+    """Live copies that devices acknowledged."""
     returned: int = 0
-    """Live copies given back to be stored."""
+    """Live copies that were returned to a transfer, to be stored."""
     unreturned: int = 0
-    """Live copies that could not be given back because no transfer lived; their senders send them again."""
+    """Live copies that could not be returned, because no transfer was connected; their senders submit them again."""
     unrouted: int = 0
-    """Messages that went down with their transfer when no other lived; their senders send them again."""
+    """Messages on the link of a transfer that was lost when no other was connected; their senders submit them again."""
     synced: int = 0
     """Stored copies that devices acknowledged."""
     deferred: int = 0
-    """Live copies that had to wait for the queue (R2)."""
+    """Live copies that had to wait for the offline queue (R2)."""
     overflowed: int = 0
-    """Times that a device took so little that live copies for it had to be stored."""
+    """Times that a session synced again because live copies for its device had been stored: it read too slowly."""
     woken: int = 0
-    """Devices here that a writer has stored something for."""
+    """Wake-ups for devices that are connected here."""
     fenced: int = 0
-    """Times that another connector had claimed a queue after us."""
+    """Operations on a queue that failed because another connector had claimed it since."""
     not_connected: int = 0
-    """Live copies for devices that are not connected here, whatever presence said."""
+    """Live copies for devices that are not connected here, although presence had a binding."""
     resent: int = 0
-    """Frames sent again because they were not acknowledged."""
+    """Frames that were sent again, because they were not acknowledged in time."""
     deduplicated: int = 0
-    """Frames that had been taken before."""
+    """Frames that had been received before."""
     rerouted: int = 0
-    """Messages, returned copies and outcomes taken to another transfer."""
+    """Messages, returned copies and outcomes that were sent to another transfer, because theirs was lost."""
     ephemeral_dropped: int = 0
+    """Ephemeral copies that could not be delivered at once."""
     outcomes_lost: int = 0
-    """Outcomes for devices that are not connected here any more, or take no more."""
+    """Outcomes that were dropped: their device is not connected here, or no link had room."""

@@ -2,12 +2,14 @@
 
 ::
 
-    CONNECTING ──connected──▶ GREETING ──HelloOk──▶ OPEN
-        ▲                        │                    │
-        └──────── lost, reset, silent, no longer living ──▶ what it held goes to another transfer (R6)
+    CONNECTING ──CONNECTED──▶ GREETING ──HELLO_OK──▶ OPEN
+     ▲     │                     │                    │
+     │     └──────LOST───────────┴─────────LOST───────┘   closed, silent, protocol broken: the unacknowledged items of
+     │                           ▼                        the link go to other transfers (R6)
+     └────────RETRY────────── WAITING                     after `reconnect_s`, with a new epoch
 
-A conversation belongs to one open link by rendezvous hashing.  A link that is lost is made anew, with a new
-epoch, for as long as the transfer's lease lives.
+A conversation belongs to one open link by rendezvous hashing.  A link is made again for as long as its transfer holds a
+lease.
 """
 
 import enum
@@ -15,7 +17,15 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from meshim.connector.events import Action, ConnectTransfer, DisconnectTransfer, SendTransfer
+from meshim.connector.events import (
+    Action,
+    ConnectTransfer,
+    DisconnectTransfer,
+    SendTransfer,
+    TransferConnected,
+    TransferLost,
+    TransfersDiscovered,
+)
 from meshim.connector.statistics import Statistics
 from meshim.errors import Code, PeerError
 from meshim.protocol.flush_queue import FlushQueue
@@ -29,8 +39,8 @@ from meshim.wire.outcome import Outcome
 from meshim.wire.sizes import mesh_item_size
 
 ROUTES = 100_000
-"""Conversations whose link is remembered."""
-_GROUP = int(DestinationType.GROUP)  # as a plain number: what is compared with every message
+"""Conversations whose link is cached."""
+_GROUP = int(DestinationType.GROUP)  # as a plain number, because it is compared with every message
 
 
 class State(enum.Enum):
@@ -38,7 +48,25 @@ class State(enum.Enum):
     GREETING = enum.auto()
     OPEN = enum.auto()
     WAITING = enum.auto()
-    """Lost; to be tried again."""
+    """Lost; connected again at `retry_at`."""
+
+
+class _Trigger(enum.Enum):
+    CONNECTED = enum.auto()
+    HELLO_OK = enum.auto()
+    LOST = enum.auto()
+    RETRY = enum.auto()
+
+
+_TRANSITIONS: dict[tuple[State, _Trigger], State] = {
+    (State.CONNECTING, _Trigger.CONNECTED): State.GREETING,
+    (State.CONNECTING, _Trigger.LOST): State.WAITING,
+    (State.GREETING, _Trigger.HELLO_OK): State.OPEN,
+    (State.GREETING, _Trigger.LOST): State.WAITING,
+    (State.OPEN, _Trigger.LOST): State.WAITING,
+    (State.WAITING, _Trigger.RETRY): State.CONNECTING,
+}
+"""A trigger without an entry is late, of an earlier connection, or sent twice by the transfer: nothing happens."""
 
 
 class _Transfer:
@@ -49,25 +77,34 @@ class _Transfer:
         self.link: Link[FromConnector, FromTransfer] | None = None
         self.retry_at = 0.0
 
+    def move(self, trigger: _Trigger) -> bool:
+        """Change `state` by the table; False, and no change, when the trigger has no entry."""
+        state = _TRANSITIONS.get((self.state, trigger))
+        if state is None:
+            return False
+        self.state = state
+        return True
+
 
 class TransferLinks:
     """All links of one connector."""
 
     def __init__(
         self, incarnation: int, name: str, options: LinkOptions, reconnect_s: float, statistics: Statistics,
-        perform: Callable[[Action], None],
+        emit: Callable[[Action], None],
     ) -> None:  # fmt: skip
+        """`emit` takes the actions."""
         self._incarnation = incarnation
         self._name = name
         self._options = options
         self._reconnect_s = reconnect_s
         self._statistics = statistics
-        self._perform = perform
+        self._emit = emit
         self._transfers: dict[int, _Transfer] = {}
         self._open: dict[int, Link[FromConnector, FromTransfer]] = {}
         self._routes: dict[tuple[int, int], tuple[int, Link[FromConnector, FromTransfer]]] = {}
         self._flush_queue: FlushQueue[int] = FlushQueue()
-        self._living: set[int] = set()
+        self._discovered: set[int] = set()
         self._epoch = incarnation
 
     # ---- routing
@@ -82,8 +119,8 @@ class TransferLinks:
         self._flush_queue.mark(*route)
         return True
 
-    def tell(self, outcome: Outcome) -> bool:
-        """The same for what became of one, which can wait for others."""
+    def send_outcome(self, outcome: Outcome) -> bool:
+        """The same for an outcome, which may be coalesced with others."""
         route = self._route(outcome.user, outcome.to.id)
         if route is None or not route[1].push(outcome, deferrable=True):
             return False
@@ -91,7 +128,7 @@ class TransferLinks:
         return True
 
     def _route(self, one: int, other: int) -> "tuple[int, Link[FromConnector, FromTransfer]] | None":
-        """The transfer of their conversation, whoever of them speaks, and the link to it."""
+        """The transfer of the conversation of two users, in either order, and the link to it."""
         route = self._routes.get((one, other))
         if route is None:
             transfer = pick(conversation_of(one, other), self._open)
@@ -104,52 +141,58 @@ class TransferLinks:
 
     @property
     def flush_at(self) -> float:
-        """When something that waits for others has to leave; `inf` when nothing does."""
+        """When coalesced outcomes have to leave; `inf` when there are none."""
         return self._flush_queue.flush_at
 
     @property
     def open(self) -> int:
+        """The number of open links."""
         return len(self._open)
 
     @property
     def idle(self) -> bool:
-        """Nothing waits for an acknowledgement."""
+        """Whether nothing waits for an acknowledgement."""
         return all(link.window.idle for link in self._open.values())
 
     # ---- membership
 
-    def living(self, transfers: Iterable[int]) -> None:
-        self._living = wanted = set(transfers)
+    def discovered(self, event: TransfersDiscovered, now: float) -> None:
+        """Connect to new transfers, and leave those whose lease ended and whose link is not open."""
+        self._discovered = wanted = set(event.transfers)
         for gone in self._transfers.keys() - wanted:
             if self._transfers[gone].state is State.OPEN:
-                # A lapsed lease and a working connection: the lease may be late (R9); the heartbeat decides.
+                # Without a lease, but connected: the lease may be renewed late (R9), so the heartbeat decides.
                 continue
             self._transfers.pop(gone)
-            self._perform(DisconnectTransfer(gone))
+            self._emit(DisconnectTransfer(gone))
         for new in wanted - self._transfers.keys():
             self._transfers[new] = _Transfer()
-            self._perform(ConnectTransfer(new))
+            self._emit(ConnectTransfer(new))
 
-    def connected(self, transfer: int, now: float) -> None:
+    def connected(self, event: TransferConnected, now: float) -> None:
+        """Greet the transfer, with a new epoch of the link."""
+        transfer = event.transfer
         entry = self._transfers.get(transfer)
-        if entry is None or entry.state is not State.CONNECTING:
+        if entry is None or not entry.move(_Trigger.CONNECTED):
             return
         self._epoch = (self._epoch + 1) & ((1 << 63) - 1)
-        entry.state = State.GREETING
         entry.link = Link(self._epoch, self._options, mesh_item_size, now, size_of_received=mesh_item_size)
         hello = Hello(WIRE_VERSION, self._epoch, self._incarnation, self._name, self._options.window.credit)
-        self._perform(SendTransfer(transfer, wire.encode(hello)))
+        self._emit(SendTransfer(transfer, wire.encode(hello)))
 
-    def lost(self, transfer: int, now: float) -> None:
-        """Hand what the link held to the others and try again in a moment."""
+    def lost(self, event: TransferLost, now: float) -> None:
+        """The connection ended or was not made."""
+        self._lose(event.transfer, now)
+
+    def _lose(self, transfer: int, now: float) -> None:
+        """Send the unacknowledged items of the link to other transfers, and connect again after `reconnect_s`."""
         entry = self._transfers.get(transfer)
-        if entry is None or entry.state is State.WAITING:
+        if entry is None or not entry.move(_Trigger.LOST):
             return
         link, entry.link = entry.link, None
-        entry.state = State.WAITING
         entry.retry_at = now + self._reconnect_s
-        self._perform(DisconnectTransfer(transfer))
-        if transfer not in self._living:
+        self._emit(DisconnectTransfer(transfer))
+        if transfer not in self._discovered:
             del self._transfers[transfer]
         self._flush_queue.discard(transfer)
         if self._open.pop(transfer, None) is None or link is None:
@@ -162,7 +205,7 @@ class TransferLinks:
         count = self._statistics
         if not isinstance(item, Outcome) and item.stamp.kind >= EPHEMERAL_FROM:
             count.ephemeral_dropped += 1
-        elif self.tell(item) if isinstance(item, Outcome) else self.send(item):
+        elif self.send_outcome(item) if isinstance(item, Outcome) else self.send(item):
             count.rerouted += 1
         elif isinstance(item, Outcome):
             count.outcomes_lost += 1
@@ -174,7 +217,7 @@ class TransferLinks:
     # ---- frames
 
     def receive(self, transfer: int, batch: Iterable[bytes], now: float) -> list[FromTransfer]:
-        """Take in frames of one transfer; the items to process, in order."""
+        """Receive frames of one transfer; returns the items to process, in order."""
         items: list[FromTransfer] = []
         entry = self._transfers.get(transfer)
         for data in batch:
@@ -183,7 +226,7 @@ class TransferLinks:
             try:
                 frame = wire.decode_from_transfer(data)
                 if frame.link != entry.link.epoch:
-                    continue  # what an earlier epoch of this link still had under way
+                    continue  # of an earlier epoch of this link
                 if isinstance(frame, HelloOk):
                     self._opened(transfer, entry, frame)
                 else:
@@ -192,10 +235,10 @@ class TransferLinks:
                     items.extend(entry.link.receive(frame, now)[0])
             except (msgspec.DecodeError, PeerError):
                 self._statistics.malformed += 1
-                self.lost(transfer, now)
+                self._lose(transfer, now)
                 break
             if entry.link.closed_by is not None:
-                self.lost(transfer, now)
+                self._lose(transfer, now)
                 break
         if transfer in self._open:
             self._flush_queue.mark(transfer, self._open[transfer])
@@ -203,37 +246,37 @@ class TransferLinks:
 
     def _opened(self, transfer: int, entry: _Transfer, frame: HelloOk) -> None:
         assert entry.link is not None
-        if entry.state is State.GREETING and frame.incarnation == transfer:
-            entry.state = State.OPEN
+        if frame.incarnation == transfer and entry.move(_Trigger.HELLO_OK):
             entry.link.window.credit = min(frame.window, self._options.window.credit)
             self._open[transfer] = entry.link
             self._routes.clear()
 
     def flush(self, now: float) -> None:
         for transfer, frame in self._flush_queue.flush(now):
-            self._perform(SendTransfer(transfer, wire.encode(frame)))
+            self._emit(SendTransfer(transfer, wire.encode(frame)))
 
     def tick(self, now: float) -> None:
+        """Retry, resend, send heartbeats, and give up silent links."""
         for transfer, entry in list(self._transfers.items()):
             if entry.state is State.WAITING:
                 if now >= entry.retry_at:
-                    entry.state = State.CONNECTING
-                    self._perform(ConnectTransfer(transfer))
+                    entry.move(_Trigger.RETRY)
+                    self._emit(ConnectTransfer(transfer))
             elif entry.link is not None:
                 if entry.link.failed(now):
-                    self.lost(transfer, now)
+                    self._lose(transfer, now)
                 elif entry.state is State.OPEN:
                     resent = entry.link.window.resent
                     for frame in entry.link.tick(now):
-                        self._perform(SendTransfer(transfer, wire.encode(frame)))
+                        self._emit(SendTransfer(transfer, wire.encode(frame)))
                     self._statistics.resent += entry.link.window.resent - resent
 
     def close(self) -> None:
-        """Say farewell; what is under way on the links is the other ends'."""
+        """Send Close on every link.  The transfers go on with the items that they have received."""
         for transfer, entry in self._transfers.items():
             if entry.link is not None:
                 close = Close(entry.link.epoch, Code.SHUTTING_DOWN, "this connector is leaving")
-                self._perform(SendTransfer(transfer, wire.encode(close)))
+                self._emit(SendTransfer(transfer, wire.encode(close)))
 
     def next_deadline(self) -> float | None:
         deadlines: list[float] = []
@@ -241,7 +284,7 @@ class TransferLinks:
             if entry.state is State.WAITING:
                 deadlines.append(entry.retry_at)
             elif entry.link is not None:
-                # While greeting there is nothing to do but give up.
+                # A link that is greeting can only give up.
                 silent = entry.link.received_at + self._options.silence_s
                 deadlines.append(entry.link.next_deadline() if entry.state is State.OPEN else silent)
         return min(deadlines, default=None)

@@ -1,4 +1,4 @@
-"""R8: a database that hangs is away, long before the driver gives it up."""
+"""A time limit for calls of a backend (R8): a database that hangs counts as away, long before its driver gives up."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -10,7 +10,10 @@ T = TypeVar("T")
 
 
 async def with_timeout(work: Awaitable[T], within_s: float) -> T:
-    """What `work` gives; raises BackendUnavailable when that takes longer, and then it may happen or not."""
+    """Return what `work` returns.
+
+    Raises BackendUnavailable after `within_s` seconds; the work may have been done or not.
+    """
     try:
         async with asyncio.timeout(within_s):
             return await work

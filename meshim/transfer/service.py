@@ -104,5 +104,5 @@ async def _open(topology: Topology, connections: Connections, service: Service) 
 
 
 def _counted(core: TransferCore, router: Router) -> dict[str, int]:
-    sockets = {f"socket_{name}": count for name, count in router.statistics()._asdict().items()}
+    sockets = {f"socket_{name}": count for name, count in msgspec.structs.asdict(router.statistics).items()}
     return msgspec.structs.asdict(core.statistics) | sockets

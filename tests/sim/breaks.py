@@ -58,14 +58,14 @@ def _unfenced(self: MemoryQueues, device: int, fence: int) -> Any:
 
 def _read_before_ack() -> list[Patch]:
     """Rows are marked read when they are pushed, before the device acknowledged them."""
-    page = OfflineSync.page
+    page_read = OfflineSync.page_read
 
     def mark_at_once(self: OfflineSync, rows: Page, room: int, now: float) -> Sequence[Any]:
-        pushed = page(self, rows, room, now)
+        pushed = page_read(self, rows, room, now)
         self._acknowledged.extend(row.row_id for row in pushed)
         return pushed
 
-    return [(OfflineSync, "page", mark_at_once)]
+    return [(OfflineSync, "page_read", mark_at_once)]
 
 
 def _sent_before_puback() -> list[Patch]:
@@ -108,9 +108,9 @@ def _queue_check() -> list[Patch]:
     """A connector does not check the queue of a device after it wrote its binding."""
     written = Handshake.bindings_written
 
-    def without_check(self: Handshake, event: connector_events.BindingsWritten) -> None:
-        with patch.object(self._sessions, "look", lambda session: None):
-            written(self, event)
+    def without_check(self: Handshake, event: connector_events.BindingsWritten, now: float) -> None:
+        with patch.object(self._sessions, "check_queue", lambda session: None):
+            written(self, event, now)
 
     return [(Handshake, "bindings_written", without_check)]
 

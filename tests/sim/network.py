@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from meshim.runtime.sockets import RouterStatistics, Sent
+from meshim.runtime.sockets import Guarding, RouterStatistics, Sent
 from tests.sim.scheduler import Process, Scheduler
 
 HEARTBEATS_S = 6.0
@@ -218,14 +218,21 @@ class Router:
     """As `meshim.runtime.sockets.Router`."""
 
     def __init__(
-        self, network: Network, process: Process, endpoint: str, on_batch: Callable[[list[tuple[bytes, bytes]]], None]
+        self,
+        network: Network,
+        process: Process,
+        endpoint: str,
+        on_batch: Callable[[list[tuple[bytes, bytes]]], None],
+        guarding: Guarding | None,
     ) -> None:
+        self.statistics = RouterStatistics()
         self.process = process
         self.endpoint = endpoint
         self.on_batch = on_batch
         self.wires: dict[bytes, Wire] = {}
         self.is_closed = False
         self._network = network
+        self._guarding = guarding
         network.bind(self)
 
     def take(self, wire: Wire, frame: bytes) -> None:
@@ -239,8 +246,15 @@ class Router:
         wire.to_dealer(frame)
         return Sent.OK
 
-    def statistics(self) -> RouterStatistics:
-        return RouterStatistics(0, 0, 0, 0, 0, 0, 0)
+    def close_peer(self, peer: bytes) -> None:
+        wire, guarding = self.wires.get(peer), self._guarding
+        assert guarding is not None, "only a guarded ROUTER knows the connections of its peers"
+
+        def cut() -> None:
+            if wire is not None and not guarding.is_authenticated(peer):
+                wire.end()
+
+        self.process.loop.call_later(guarding.linger_s, cut)
 
     def close(self, linger_ms: int = 0) -> None:
         self.is_closed = True
@@ -308,9 +322,14 @@ class Context:
         self._process = process
 
     def router(
-        self, bind: str, *, on_batch: Callable[[list[tuple[bytes, bytes]]], None], **_: object
-    ) -> Router:  # fmt: skip
-        return Router(self._network, self._process, bind, on_batch)
+        self,
+        bind: str,
+        *,
+        on_batch: Callable[[list[tuple[bytes, bytes]]], None],
+        guarding: Guarding | None = None,
+        **_: object,
+    ) -> Router:
+        return Router(self._network, self._process, bind, on_batch, guarding)
 
     def dealer(
         self,

@@ -10,9 +10,9 @@ from typing import Any, cast
 
 from meshim.connector import authenticator as connector_authenticator
 from meshim.connector import core as connector_core
-from meshim.connector import events as connector_events
 from meshim.connector import service as connector_service
 from meshim.connector import shell as connector_shell
+from meshim.connector.router_transport import RouterTransport
 from meshim.errors import MeshimError
 from meshim.runtime import sockets
 from meshim.runtime.log import Log
@@ -158,26 +158,28 @@ class Connector(Role):
             lambda: int(process.wall() * 1000),
         )  # fmt: skip
         shell = connector_shell.Shell(core, ports, context, None, topology, service)
-        shell.router = context.router(
-            self._endpoint(), keys=None, domain=self.name, admit=None, frame_bytes=0,
-            on_batch=lambda batch: shell.driver.receive(connector_events.ClientsSent(batch)),
+        transport = RouterTransport(
+            context, self._endpoint(), keys=None, limits=topology.limits,
+            is_authenticated=core.has_greeted, on_batch=shell.clients_sent,
         )  # fmt: skip
+        shell.serve(transport)
 
         def disturbed() -> None:
             self.on_disturbed()
-            shell.disturbed()
+            shell.presence_disturbed()
 
         lease = Lease(self.kind, self.name, self.incarnation, self._endpoint())
         keeper = LeaseKeeper(
             backends.leases(), lease, timers, service.log,
-            watch=("transfer",), on_living=shell.living, on_lost=shell.lost, on_disturbed=disturbed,
+            watch=("transfer",), on_living=shell.transfers_discovered, on_lost=shell.lease_lost,
+            on_disturbed=disturbed,
         )  # fmt: skip
         self._keep(core)
         async with lease_held(keeper, service):
             shell.start(self.incarnation)
             await service.stopping()
         await shell.stop(timers.shutdown_s * 0.6)
-        shell.router.close(linger_ms=200)
+        shell.close_transports(linger_ms=200)
 
 
 class Transfer(Role):

@@ -1,4 +1,4 @@
-"""A connector core in virtual time: clients and transfers speak frames, stores answer when a test says so."""
+"""A connector core in virtual time: clients and transfers send frames, stores answer when a test says so."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -35,12 +35,12 @@ ELSEWHERE = 78
 EPOCH = 0xE90C
 ALICE, BOB, CAROL = 1, 2, 3
 A1, A2, B1, B2, C1 = 11, 12, 21, 22, 31
-"""Devices: tens are the user."""
+"""Devices: the tens digit is the user."""
 RETRY_S, SWEEP_S = 1.0, 30.0
 DEFER_S, DELIVERY_S = 2.5, 2.5
 RELATION_S = 45.0
 LONGEST = 1.25
-"""What jitter adds at most."""
+"""The largest factor of jitter."""
 
 
 def options(**changes: Any) -> ConnectorOptions:
@@ -84,8 +84,8 @@ def envelope(
     return encode_envelope(Envelope(**(values | fields)))
 
 
-def place(device: int = B1, seq: int = 1, sender: int = A1, **fields: Any) -> Deliver:
-    """A live copy for one device; `after` is where an earlier one was stored for it."""
+def live_copy(device: int = B1, seq: int = 1, sender: int = A1, **fields: Any) -> Deliver:
+    """A live copy for one device; `after` is the position at which an earlier one was stored for it."""
     user = device // 10
     after = ((user, device, fields.pop("after")),) if "after" in fields else ()
     body = fields.pop("body", b"hello")
@@ -98,19 +98,21 @@ def place(device: int = B1, seq: int = 1, sender: int = A1, **fields: Any) -> De
 
 
 def row(number: int, sender: int = A1, to: int = BOB, body: bytes = b"hello") -> Row:
-    """What was stored at this position, with the same number as `seq`."""
+    """A stored row; `number` is its id, position and `seq`."""
     return Row(number, number, 0, envelope(sender, to, number, body))
 
 
 class Connector:
-    """The core and its surroundings."""
+    """A core, its clients and its transfers."""
 
     def __init__(self, **changes: Any) -> None:
         self.now = 1000.0
         self.core = ConnectorCore(HERE, "c1", 4, options(**changes), lambda: 0)
         self.asked: list[e.Action] = []
-        """What stores were asked and have not answered."""
+        """Actions for stores that are not answered yet."""
         self.clients: dict[bytes, Client] = {}
+        self.closed_peers: list[bytes] = []
+        """Clients whose connection the core closed."""
         self.transfers: dict[int, Transfer] = {}
         self.numbers = 100
 
@@ -118,11 +120,11 @@ class Connector:
     def count(self) -> Any:
         return self.core.statistics
 
-    def tell(self, event: e.Event) -> None:
+    def receive(self, event: e.Event) -> None:
         self._perform(self.core.receive(event, self.now))
 
     def pass_time(self, seconds: float) -> None:
-        """Turn the core whenever it wants to."""
+        """Tick the core at its deadlines."""
         end = self.now + seconds
         idle = 0
         while True:
@@ -130,16 +132,16 @@ class Connector:
             if deadline is None or deadline > end:
                 break
             idle = idle + 1 if deadline <= self.now else 0
-            assert idle < 3, "a deadline that a tick does not put off: the process would spin"
+            assert idle < 3, "a tick must put its deadline off, or the process spins"
             self.now = max(self.now, deadline)
             self._perform(self.core.tick(self.now))
         self.now = end
 
-    def farewell(self) -> None:
-        self._perform(self.core.farewell(self.now))
+    def close(self) -> None:
+        self._perform(self.core.close(self.now))
 
     def take(self, kind: type[A]) -> list[A]:
-        """What was asked of this kind, which counts as done from now on."""
+        """Take the actions of this kind off `asked`."""
         found: list[A] = [action for action in self.asked if isinstance(action, kind)]
         self.asked = [action for action in self.asked if not isinstance(action, kind)]
         return found
@@ -154,6 +156,8 @@ class Connector:
                 known = self.clients.get(action.peer)
                 if known is not None:
                     known.frames.append(client.decode_from_connector(action.frame))
+            elif isinstance(action, e.ClosePeer):
+                self.closed_peers.append(action.peer)
             elif isinstance(action, e.SendTransfer):
                 self.transfers[action.transfer].hear(mesh.decode_from_connector(action.frame))
             elif isinstance(action, e.ConnectTransfer):
@@ -163,60 +167,60 @@ class Connector:
             else:
                 self.asked.append(action)
 
-    # ---------------------------------------------------------------- who is there
+    # ---------------------------------------------------------------- clients and transfers
 
     def transfer(self, incarnation: int = 901) -> "Transfer":
         """One transfer, linked."""
-        self.tell(e.TransfersLiving((*self.transfers, incarnation)))
+        self.receive(e.TransfersDiscovered((*self.transfers, incarnation)))
         transfer = self.transfers[incarnation]
         transfer.accept()
         return transfer
 
     def connect(self, device: int, **greeting: Any) -> "Client":
-        """A client that has greeted, and whose token is being checked."""
+        """A client that has greeted, and whose token is being verified."""
         client = Client(self, b"peer-%d-%d" % (device, len(self.clients)), device)
         self.clients[client.peer] = client
         client.greet(**greeting)
         return client
 
     def bound(self, device: int, friends: Sequence[int] = (ALICE, BOB), devices: Sequence[int] = ()) -> "Client":
-        """A client that was welcomed, and whose queue is being looked at."""
+        """A client that was welcomed, and whose queue is being checked."""
         client = self.connect(device)
         client.accepted(friends, devices)
         write = self.take(e.WriteBindings)[-1]
-        self.tell(e.BindingsWritten([(binding, None) for binding, _ in write.bindings]))
+        self.receive(e.BindingsWritten([(binding, None) for binding, _ in write.bindings]))
         assert client.came(Welcome)
         return client
 
     def online(self, device: int, friends: Sequence[int] = (ALICE, BOB), devices: Sequence[int] = ()) -> "Client":
-        """A client with nothing stored for it."""
+        """A client that is live, without unread rows."""
         client = self.bound(device, friends, devices)
-        self.peeked(through=0)
-        self.take(e.NoteSeen)
+        self.checked(through=0)
+        self.take(e.RecordLastSeen)
         assert client.came(Stored) == [Stored(client.link, delayed=False)]
         client.frames.clear()
         return client
 
     # ---------------------------------------------------------------- answers about queues
 
-    def peeked(self, waiting: Sequence[int] = (), through: int = 0) -> None:
-        """Answer every look."""
-        for peek in self.take(e.PeekQueues):
-            self.tell(e.QueuesPeeked(peek.devices, dict.fromkeys(range(4), through), set(waiting)))
+    def checked(self, waiting: Sequence[int] = (), through: int = 0) -> None:
+        """Answer every check."""
+        for peek in self.take(e.CheckQueues):
+            self.receive(e.QueuesChecked(peek.devices, dict.fromkeys(range(4), through), set(waiting)))
 
     def claimed(self, fence: int | None) -> None:
         claim = self.take_one(e.ClaimQueue)
-        self.tell(e.QueueClaimed(claim.device, claim.session, fence))
+        self.receive(e.QueueClaimed(claim.device, claim.session, fence))
 
     def page(self, *rows: Row, through: int = 0, more: bool = False) -> e.ReadPage:
-        """Answer the reading of a page; what was asked."""
+        """Answer ReadPage; returns the action."""
         read = self.take_one(e.ReadPage)
-        self.tell(e.PageRead(read.device, read.session, Page(rows, through, more)))
+        self.receive(e.PageRead(read.device, read.session, Page(rows, through, more)))
         return read
 
     def marked(self) -> Sequence[int]:
         mark = self.take_one(e.MarkRead)
-        self.tell(e.RowsMarked(mark.device, mark.session, mark.row_ids))
+        self.receive(e.RowsMarked(mark.device, mark.session, mark.row_ids))
         return mark.row_ids
 
 
@@ -237,7 +241,7 @@ class Client:
         self.send_bytes(client.encode(frame))
 
     def send_bytes(self, *frames: bytes) -> None:
-        self.connector.tell(e.ClientsSent([(self.peer, frame) for frame in frames]))
+        self.connector.receive(e.ClientsSent([(self.peer, frame) for frame in frames]))
 
     def came(self, kind: type[F]) -> list[F]:
         return [frame for frame in self.frames if isinstance(frame, kind)]
@@ -254,20 +258,22 @@ class Client:
     def accepted(
         self, friends: Sequence[int] = (ALICE, BOB), devices: Sequence[int] = (), session: int | None = None
     ) -> None:
-        """Its token is good; by default the session gets the next number."""
+        """Its token is valid; by default the session gets the next number."""
         (check,) = (c for c in self.connector.take(e.CheckGreet) if c.peer == self.peer)
         self.connector.numbers += 1
         self.session = session if session is not None else self.connector.numbers
         known = account(self.device // 10, friends, devices)
-        self.connector.tell(e.GreetAccepted(check.peer, check.link, self.token_hash, self.login, known, self.session))
+        self.connector.receive(
+            e.GreetAccepted(check.peer, check.link, self.token_hash, self.login, known, self.session)
+        )
 
     @property
     def token_hash(self) -> bytes:
         return self.device.to_bytes(32, "big")
 
     @property
-    def renewal(self) -> e.Renewal:
-        return e.Renewal(self.binding, (self.device,), self.token_hash)
+    def renewal(self) -> e.BindingRenewal:
+        return e.BindingRenewal(self.binding, (self.device,), self.token_hash)
 
     @property
     def binding(self) -> Binding:
@@ -278,21 +284,21 @@ class Client:
     def submit(self, *envelopes: bytes, after: Positions = ()) -> None:
         self.number += 1
         items = tuple(Submit(each, after) for each in envelopes)
-        self.send(Data(self.link, self.number, self.taken, (), items))
+        self.send(Data(self.link, self.number, self.received_number, (), items))
 
     @property
     def items(self) -> list[Any]:
-        """What came, without duplicates, in the order of the frames."""
+        """The items that came, without duplicates, in the order of the frames."""
         frames = {frame.number: frame for frame in self.came(Data)}
         return [item for number in sorted(frames) for item in frames[number].items]
 
     @property
-    def taken(self) -> int:
+    def received_number(self) -> int:
         return max((frame.number for frame in self.came(Data)), default=0)
 
     def acknowledge(self, upto: int | None = None) -> None:
-        """All that came, or what came in the frames up to this number."""
-        self.acknowledged = self.taken if upto is None else upto
+        """All frames that came, or those up to this number."""
+        self.acknowledged = self.received_number if upto is None else upto
         self.send(Ack(self.link, self.acknowledged))
 
     def ping(self) -> None:
@@ -304,7 +310,7 @@ class Client:
 
     @property
     def seqs(self) -> list[int]:
-        """What was delivered, by the `seq` in the envelopes."""
+        """The `seq` of the delivered envelopes."""
         return [decode_envelope(data).seq for data in self.deliveries]
 
     @property
@@ -330,13 +336,13 @@ class Transfer:
         self.link = 0
         self.number = 0
         self.items: list[FromConnector] = []
-        """What came and was not looked at."""
+        """Items that came and were not taken yet."""
         self.frames: list[Frame] = []
 
     def accept(self) -> None:
-        """The connection is there; answer the greeting."""
+        """The connection is made; answer the Hello."""
         assert self.connecting
-        self.connector.tell(e.TransferConnected(self.incarnation))
+        self.connector.receive(e.TransferConnected(self.incarnation))
         hello = self.frames[-1]
         assert isinstance(hello, Hello)
         self.link, self.number, self.open = hello.link, 0, True
@@ -351,10 +357,10 @@ class Transfer:
             self.send(Pong(self.link))
 
     def send(self, frame: Frame) -> None:
-        self.connector.tell(e.TransferSent(self.incarnation, [mesh.encode(frame)]))
+        self.connector.receive(e.TransferSent(self.incarnation, [mesh.encode(frame)]))
 
     def give(self, *items: FromTransfer) -> None:
-        """One bundle."""
+        """Send one bundle of items."""
         self.number += 1
         self.send(Data(self.link, self.number, 0, (), items))
 

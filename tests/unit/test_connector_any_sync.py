@@ -1,8 +1,8 @@
-"""Whatever happens to a queue, its rows are pushed in order, once a session, and marked only for who has them.
+"""In any order of events, rows are pushed in order, once a session, and marked only when the device has them.
 
-The queue is a dictionary.  Two connectors sync it for one device: a core, whose device reconnects as it likes, and
-a rival that claims, marks and lets go (R3).  Any kind of request may be slow on its way there or back, so that anything
-comes between, or fail before or after it has happened.
+The queue is a dictionary.  Two connectors sync it for one device: a core, whose device reconnects at any time, and a
+rival that claims, marks and releases (R3).  A request of any kind may be slow on its way there or back, so that other
+events come between, or fail before or after it was performed.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from tests.unit.connector_world import B1, BOB, LONGEST, RETRY_S, SWEEP_S, Clien
 
 PAGE_ROWS = 3
 RIVAL = -1
-KIND = st.sampled_from([e.PeekQueues, e.ClaimQueue, e.ReadPage, e.MarkRead, e.MarkRead])
+KIND = st.sampled_from([e.CheckQueues, e.ClaimQueue, e.ReadPage, e.MarkRead, e.MarkRead])
 TROUBLE = st.sampled_from(["", "", "slow there", "slow back", "slow back", "fails", "fails late"])
 
 
@@ -30,7 +30,7 @@ class Fenced(Exception):
 
 
 class Queue:
-    """What the database keeps for the device."""
+    """The offline queue of the device in the database."""
 
     def __init__(self) -> None:
         self.unread: set[int] = set()
@@ -67,9 +67,9 @@ class Queue:
             raise Fenced
 
     def perform(self, action: e.Action) -> e.Event | None:
-        """Let it happen; the answer."""
-        if isinstance(action, e.PeekQueues):
-            return e.QueuesPeeked(
+        """Perform the action; returns the answer, if there is one."""
+        if isinstance(action, e.CheckQueues):
+            return e.QueuesChecked(
                 action.devices, dict.fromkeys(range(4), self.position), {B1} if self.unread else set()
             )
         if isinstance(action, e.ClaimQueue):
@@ -92,7 +92,7 @@ class Queue:
 
 
 def failure(action: e.Action) -> e.Event | None:
-    if isinstance(action, e.PeekQueues):
+    if isinstance(action, e.CheckQueues):
         return e.QueuesUnreachable([(device, session) for _, device, session in action.devices])
     if isinstance(action, e.ClaimQueue | e.ReadPage):
         return e.QueuesUnreachable(((action.device, action.session),))
@@ -101,7 +101,7 @@ def failure(action: e.Action) -> e.Event | None:
     return None
 
 
-REQUESTS = e.PeekQueues | e.ClaimQueue | e.ReadPage | e.MarkRead | e.ReleaseQueue
+REQUESTS = e.CheckQueues | e.ClaimQueue | e.ReadPage | e.MarkRead | e.ReleaseQueue
 
 
 class AnySync(RuleBasedStateMachine):
@@ -114,7 +114,7 @@ class AnySync(RuleBasedStateMachine):
         self.requests: list[e.Action] = []
         self.answers: list[tuple[type[e.Action], e.Event]] = []
         self.had: set[int] = set()
-        """What the device has acknowledged, in whatever session, or got through the rival."""
+        """Rows that the device has acknowledged in any session, or got through the rival."""
         self.bob = self.arrive()
 
     def arrive(self) -> Client:
@@ -123,14 +123,14 @@ class AnySync(RuleBasedStateMachine):
     # ---- the database and the network
 
     def works(self) -> None:
-        """All that is not slow is answered, until nothing is asked any more."""
+        """Answer all requests that are not slow, until there are no more."""
         for _ in range(100):
             self.requests += [action for action in self.connector.asked if isinstance(action, REQUESTS)]
             self.connector.asked.clear()
             event = self.next_answer()
             if event is None:
                 return
-            self.connector.tell(event)
+            self.connector.receive(event)
         raise AssertionError("it asks without end")
 
     def next_answer(self) -> e.Event | None:
@@ -161,7 +161,7 @@ class AnySync(RuleBasedStateMachine):
         for _ in range(count):
             self.queue.store()
         if woken:
-            self.connector.tell(e.NotificationReceived(WakeUp(((BOB, B1),))))
+            self.connector.receive(e.NotificationReceived(WakeUp(((BOB, B1),))))
         self.works()
 
     @rule(count=st.integers(1, 5))
@@ -180,7 +180,7 @@ class AnySync(RuleBasedStateMachine):
 
     @rule(frames=st.sampled_from([1, 99, 99]))
     def acknowledge(self, frames: int) -> None:
-        """The next so many frames."""
+        """Acknowledge the next `frames` frames."""
         came = {frame.number: frame for frame in self.bob.came(Data)}
         pending = [number for number in sorted(came) if number > self.bob.acknowledged][:frames]
         for number in pending:
@@ -197,7 +197,7 @@ class AnySync(RuleBasedStateMachine):
         if status == "close":
             self.bob.send(Close(self.bob.link, 0))
         elif status == "gone":
-            self.connector.tell(e.ClientGone(self.bob.peer))
+            self.connector.receive(e.ClientGone(self.bob.peer))
         self.bob = self.arrive()
         self.works()
 
@@ -229,10 +229,10 @@ class AnySync(RuleBasedStateMachine):
     def promises(self) -> None:
         seqs = self.bob.seqs
         assert seqs == sorted(set(seqs)), "each once in a session, in order"
-        assert set(self.queue.marked) <= self.had, "marked is only what the device has"
+        assert set(self.queue.marked) <= self.had, "only rows that the device has are marked"
 
     def teardown(self) -> None:
-        """With everything well again, nothing stays behind."""
+        """Without trouble no row stays unread."""
         if self.queue.owner == RIVAL:
             self.rival_leaves()
         self.trouble.clear()

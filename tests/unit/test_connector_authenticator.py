@@ -1,4 +1,4 @@
-"""Who is let in with which token, by a cache that may be behind and a database that may be away."""
+"""Which tokens are accepted, with a cache that may be old and a database that may be away."""
 
 import asyncio
 import secrets
@@ -24,7 +24,7 @@ FRESH_S = 15.0
 
 
 class Accounts(MemoryAccounts):
-    """A database that can be away, or hang."""
+    """A database that can be away or hang."""
 
     away = False
     hangs = False
@@ -50,7 +50,7 @@ class Accounts(MemoryAccounts):
 
 
 class OldRedis(MemoryRedis):
-    """Can come back with an old dump."""
+    """A Redis that can come back with an old dump."""
 
     def restart(self, logins: dict[Any, Any]) -> None:
         self.start(wiped=True)
@@ -80,7 +80,7 @@ class World:
         return login
 
     async def greet(self, token: bytes = TOKEN, epoch: int = EPOCH) -> Code | None:
-        """Why it was refused; None for who is let in."""
+        """The code of the refusal; None for a greeting that is accepted."""
         verdict = await self.verdict(self.accounts, token, epoch)
         return verdict.code if isinstance(verdict, GreetRefused) else None
 
@@ -109,32 +109,32 @@ async def test_a_token_is_good_for_its_state_file_alone() -> None:
     assert await world.greet(token=b"x" * 32) is Code.BAD_TOKEN
 
 
-async def test_without_the_database_what_the_cache_knows_is_good_enough() -> None:
+async def test_without_the_database_the_cache_decides() -> None:
     world = World()
     await world.log_in()
     assert await world.greet() is None
     world.accounts.away = True
     assert await world.greet() is None
-    assert await world.greet(token=b"x" * 32) is Code.BUSY, "nobody can tell now"
+    assert await world.greet(token=b"x" * 32) is Code.BUSY, "not known now"
 
 
-async def test_a_token_that_was_revoked_behind_the_back_of_the_cache_is_refused() -> None:
+async def test_a_token_that_was_revoked_without_the_cache_is_refused() -> None:
     world = World()
     await world.log_in()
     await world.accounts.log_out(hash_token(TOKEN))
     assert await world.greet() is Code.BAD_TOKEN
 
 
-async def test_a_device_that_was_dropped_is_refused_whatever_the_cache_remembers() -> None:
-    """It would be a ghost: live messages reach it, and what is stored for it is left out."""
+async def test_a_device_that_was_dropped_is_refused_although_the_cache_has_it() -> None:
+    """Live messages would reach it, and no rows would be stored for it."""
     world = World()
     await world.log_in()
     assert await world.accounts.drop_idle_devices(time.time() + 1, 10) == 1
     assert await world.greet() is Code.BAD_TOKEN
 
 
-async def test_who_is_checked_while_another_file_takes_over_cannot_replace_it() -> None:
-    """R14: the token was good when it was looked up, and is revoked before the answer is used."""
+async def test_a_token_that_is_revoked_while_it_is_verified_cannot_replace_the_later_login() -> None:
+    """R14: the token was valid when it was looked up, and is revoked before the answer is used."""
     world = World()
     login = await world.log_in()
     taker = hash_token(b"n" * 32)
@@ -156,8 +156,8 @@ async def test_who_is_checked_while_another_file_takes_over_cannot_replace_it() 
     assert verdict.session < slow.later
 
 
-async def test_a_token_that_the_cache_hides_is_as_good_as_the_database_says() -> None:
-    """R14: before another file takes the device over it still is, after that it is not, however fresh the account."""
+async def test_a_token_that_the_cache_hides_is_looked_up_in_the_database() -> None:
+    """R14: valid before another state file takes the device over, not after, however fresh the account."""
     world = World()
     login = await world.log_in()
     await world.cache.put_accounts([Account(login.user, (login.device,), (), time.time())])
@@ -165,14 +165,14 @@ async def test_a_token_that_the_cache_hides_is_as_good_as_the_database_says() ->
     await world.cache.put_login(hash_token(TOKEN), login)
     assert await world.greet() is None
     world.accounts.away = True
-    assert await world.greet() is Code.BUSY, "nobody can tell now"
+    assert await world.greet() is Code.BUSY, "not known now"
     world.accounts.away = False
     now = time.time()
     await world.accounts.log_in(login.user, "phone", EPOCH + 1, hash_token(b"n" * 32), now + 60, now, 10)
     assert await world.greet() is Code.BAD_TOKEN
 
 
-async def test_an_old_account_in_the_cache_is_good_enough_while_the_database_is_away() -> None:
+async def test_an_old_account_in_the_cache_is_enough_while_the_database_is_away() -> None:
     world = World()
     login = await world.log_in()
     await world.cache.put_accounts([Account(login.user, (login.device,), (), time.time() - 10 * FRESH_S)])
@@ -180,19 +180,19 @@ async def test_an_old_account_in_the_cache_is_good_enough_while_the_database_is_
     assert await world.greet() is None
 
 
-async def test_what_an_old_dump_of_the_cache_says_of_accounts_is_not_fresh() -> None:
-    """R9, R14: it knows a token again that was revoked since, and an account that was read a moment before."""
+async def test_accounts_in_an_old_dump_of_the_cache_are_not_fresh() -> None:
+    """R9, R14: the dump has a token that was revoked since, and an account that was read a moment before."""
     world = World()
     login = await world.log_in()
     await world.cache.put_accounts([Account(login.user, (login.device,), (), time.time())])
     await world.accounts.log_out(hash_token(TOKEN))
-    assert await world.greet() is None, "the account is fresh, nobody asks the database"
+    assert await world.greet() is None, "the account is fresh: no query"
     world.doubts = True
     assert await world.greet() is Code.BAD_TOKEN
 
 
-async def test_an_old_dump_of_the_cache_does_not_let_in_who_was_revoked_since() -> None:
-    """R9, R14: whenever the connector started, and however fresh the account that another device put there is."""
+async def test_a_revoked_token_in_an_old_dump_of_the_cache_is_refused() -> None:
+    """R9, R14: at any time after the start, and however fresh the account that another device put there."""
     world = World()
     login = await world.log_in()
     dump = world.redis.dump()
@@ -203,13 +203,13 @@ async def test_an_old_dump_of_the_cache_does_not_let_in_who_was_revoked_since() 
     assert await world.greet() is Code.BAD_TOKEN
 
 
-async def test_what_an_old_dump_says_of_a_good_token_is_asked_for_once() -> None:
+async def test_a_valid_token_in_an_old_dump_of_the_cache_is_looked_up_once() -> None:
     world = World()
     login = await world.log_in()
     world.redis.restart(world.redis.dump())
     await world.cache.put_accounts([Account(login.user, (login.device,), (), time.time())])
     world.accounts.away = True
-    assert await world.greet() is None, "R8: nobody can tell now"
+    assert await world.greet() is None, "R8: not known now"
     world.accounts.away = False
     world.accounts.asked = 0
     assert [await world.greet() for _ in range(3)] == [None] * 3
@@ -217,7 +217,7 @@ async def test_what_an_old_dump_says_of_a_good_token_is_asked_for_once() -> None
 
 
 async def test_an_answer_of_the_database_is_not_put_into_a_later_run_of_the_cache() -> None:
-    """R14: Redis restarts with its old dump while the database is asked, and the token is revoked in between."""
+    """R14: Redis restarts with its old dump during the query, and the token is revoked in between."""
     world = World()
     login = await world.log_in()
     dump = world.redis.dump()
@@ -239,7 +239,7 @@ async def test_an_answer_of_the_database_is_not_put_into_a_later_run_of_the_cach
 
 
 async def test_an_account_from_the_future_counts_as_old() -> None:
-    """The clock stepped back by an hour since it was read: for that long it would have been fresh."""
+    """The clock stepped back by an hour since it was read: it would be fresh for that hour."""
     world = World()
     login = await world.log_in()
     await world.cache.put_accounts([Account(login.user, (login.device,), (77,), time.time() + 3600.0)])
@@ -248,7 +248,7 @@ async def test_an_account_from_the_future_counts_as_old() -> None:
     assert verdict.account.friends == (), "from the database"
 
 
-def test_a_database_that_hangs_keeps_nobody_waiting_whose_token_is_known() -> None:
+def test_a_database_that_hangs_does_not_delay_known_tokens() -> None:
     async def main() -> None:
         world = World()
         login = await world.log_in()
@@ -265,7 +265,7 @@ def test_a_database_that_hangs_keeps_nobody_waiting_whose_token_is_known() -> No
     run(main)
 
 
-async def test_a_token_stands_until_it_is_revoked() -> None:
+async def test_a_token_is_valid_until_it_is_revoked() -> None:
     world = World()
     await world.log_in()
     other = hash_token(b"x" * 32)
@@ -273,12 +273,10 @@ async def test_a_token_stands_until_it_is_revoked() -> None:
     assert await authenticator.unrevoked([hash_token(TOKEN), other]) == {hash_token(TOKEN)}
     assert await authenticator.unrevoked([]) == set()
     world.accounts.away = True
-    assert await authenticator.unrevoked([hash_token(TOKEN), other]) == {hash_token(TOKEN), other}, (
-        "nobody can tell now"
-    )
+    assert await authenticator.unrevoked([hash_token(TOKEN), other]) == {hash_token(TOKEN), other}, "not known now"
 
 
-def test_what_the_database_does_not_say_in_time_is_taken_for_good_without_the_rest() -> None:
+def test_the_tokens_of_a_query_that_times_out_count_as_valid() -> None:
     async def main() -> None:
         world = World()
         revoked = [number.to_bytes(32, "big") for number in range(TOKENS_AT_ONCE + 1)]
@@ -291,7 +289,7 @@ def test_what_the_database_does_not_say_in_time_is_taken_for_good_without_the_re
     run(main)
 
 
-async def test_many_greetings_are_one_question() -> None:
+async def test_many_greetings_are_one_query() -> None:
     world = World()
     people = [await world.accounts.register(f"user{number}", "hash") for number in range(20)]
     now = time.time()

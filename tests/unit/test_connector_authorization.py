@@ -1,4 +1,4 @@
-"""What a client may submit, what becomes of it, and what it is told."""
+"""What a client may submit, and its outcome."""
 
 import msgspec
 import pytest
@@ -27,7 +27,7 @@ from tests.unit.connector_world import (
 )
 
 
-def test_an_envelope_is_stamped_with_who_the_session_proves_and_routed_as_it_is() -> None:
+def test_an_envelope_is_stamped_from_the_session_and_routed_unchanged() -> None:
     connector = Connector()
     transfer = connector.transfer()
     alice = connector.online(A1, devices=(A1, A2))
@@ -40,11 +40,11 @@ def test_an_envelope_is_stamped_with_who_the_session_proves_and_routed_as_it_is(
     assert (stamp.origin, stamp.user, stamp.device, stamp.epoch) == (HERE, ALICE, A1, EPOCH)
     assert (stamp.to, stamp.seq, stamp.kind) == (Destination(DestinationType.USER, BOB), 7, Kind.TEXT)
     assert stamp.after == ((BOB, B1, 12), (ALICE, A2, 5))
-    assert stamp.copies == ((ALICE, A2),), "her other devices get one too"
+    assert stamp.copies == ((ALICE, A2),), "the other devices of the sender get a copy too"
     assert connector.count.submitted == 1
 
 
-def test_positions_of_people_who_get_no_copy_stay_behind() -> None:
+def test_positions_of_users_that_get_no_copy_are_dropped() -> None:
     connector = Connector()
     transfer = connector.transfer()
     alice = connector.online(A1)
@@ -67,7 +67,7 @@ def test_a_conversation_keeps_its_transfer() -> None:
 
 
 @pytest.mark.parametrize("kind", [Kind.TEXT, Kind.BASE, 99, Kind.TYPING, 255])
-def test_kinds_are_open(kind: int) -> None:
+def test_unknown_kinds_pass(kind: int) -> None:
     connector = Connector()
     transfer = connector.transfer()
     connector.online(A1).submit(envelope(kind=kind))
@@ -103,7 +103,9 @@ def test_a_broken_or_false_envelope_ends_the_session(made: bytes, code: Code) ->
     alice = connector.online(A1)
     alice.submit(envelope(seq=1), made, envelope(seq=2))
     assert [code for code, _ in alice.closed] == [code]
-    assert [item.stamp.seq for item in transfer.take() if isinstance(item, Route)] == [1], "what came before it passed"
+    assert [item.stamp.seq for item in transfer.take() if isinstance(item, Route)] == [1], (
+        "the envelope before it passed"
+    )
     assert connector.count.malformed == connector.count.cut == 1
     assert connector.take_one(e.EraseBindings).bindings == (alice.binding,)
 
@@ -142,7 +144,9 @@ def test_an_envelope_of_a_later_version_of_ours_passes_with_the_fields_it_has() 
     ],
     ids=["body", "receipt", "oneself", "group", "device without number", "user with one", "of the future"],
 )
-def test_what_may_not_pass_is_rejected_and_the_rest_of_the_frame_passes(made: bytes, code: Code, sentence: str) -> None:
+def test_an_unauthorized_envelope_is_rejected_and_the_others_of_its_frame_pass(
+    made: bytes, code: Code, sentence: str
+) -> None:
     connector = Connector(frame_bytes=20_000)
     transfer = connector.transfer()
     alice = connector.online(A1)
@@ -181,13 +185,13 @@ def test_a_receipt_to_a_user_needs_friendship() -> None:
     assert connector.take(e.ReadAccounts)
 
 
-def test_an_ephemeral_envelope_that_may_not_pass_is_dropped_without_a_word() -> None:
+def test_an_ephemeral_envelope_that_is_unauthorized_is_dropped_without_an_outcome() -> None:
     connector = Connector()
     alice = connector.online(A1)
     alice.submit(envelope(kind=Kind.TYPING))  # no transfer
     connector.transfer()
     alice.submit(envelope(kind=Kind.TYPING, body=bytes(1_001)), envelope(kind=Kind.TYPING, to=CAROL))
-    connector.tell(e.AccountsRead([account(ALICE)]))
+    connector.receive(e.AccountsRead([account(ALICE)]))
     assert not alice.outcomes
     assert (connector.count.busy, connector.count.rejected) == (1, 2)
 
@@ -195,7 +199,7 @@ def test_an_ephemeral_envelope_that_may_not_pass_is_dropped_without_a_word() -> 
 # ---------------------------------------------------------------- friends
 
 
-def test_who_is_no_friend_may_have_become_one() -> None:
+def test_relations_are_read_again_before_a_stranger_is_rejected() -> None:
     connector = Connector()
     transfer = connector.transfer()
     alice = connector.online(A1)
@@ -203,37 +207,37 @@ def test_who_is_no_friend_may_have_become_one() -> None:
     assert [item.stamp.to.id for item in transfer.take() if isinstance(item, Route)] == [BOB]
     assert not alice.outcomes, "a rejection is final: relations are read first"
     assert connector.take_one(e.ReadAccounts).users == (ALICE,)
-    connector.tell(e.AccountsRead([account(ALICE, (BOB, CAROL))]))
+    connector.receive(e.AccountsRead([account(ALICE, (BOB, CAROL))]))
     routes = [item for item in transfer.take() if isinstance(item, Route)]
     assert [(route.stamp.to.id, route.stamp.seq) for route in routes] == [(CAROL, 1), (CAROL, 2)]
     assert connector.count.submitted == 3
 
 
-def test_who_is_no_friend_still_is_rejected() -> None:
+def test_a_message_to_a_stranger_is_rejected() -> None:
     connector = Connector()
     transfer = connector.transfer()
     alice = connector.online(A1)
     alice.submit(envelope(to=CAROL))
-    connector.tell(e.AccountsRead([account(ALICE)]))
+    connector.receive(e.AccountsRead([account(ALICE)]))
     (outcome,) = alice.outcomes
     assert (outcome.status, outcome.code) == (OutcomeStatus.REJECTED, Code.NOT_FRIENDS)
     assert not transfer.take()
     assert (connector.count.rejected, connector.count.busy) == (1, 0)
 
 
-def test_nothing_is_rejected_for_relations_that_cannot_be_read() -> None:
+def test_while_relations_cannot_be_read_a_message_to_a_stranger_is_busy() -> None:
     connector = Connector()
     alice = connector.online(A1)
     alice.submit(envelope(to=CAROL))
     connector.take(e.ReadAccounts)
-    connector.tell(e.AccountsUnreadable((ALICE,)))
+    connector.receive(e.AccountsUnreadable((ALICE,)))
     assert [(outcome.status, outcome.code) for outcome in alice.outcomes] == [(OutcomeStatus.BUSY, Code.BUSY)]
     alice.submit(envelope(to=CAROL))
-    assert connector.take_one(e.ReadAccounts).users == (ALICE,), "they are read for the next one again"
+    assert connector.take_one(e.ReadAccounts).users == (ALICE,), "relations are read again for the next one"
     assert (connector.count.rejected, connector.count.busy) == (0, 1)
 
 
-def test_what_waits_for_relations_is_bounded() -> None:
+def test_messages_that_wait_for_relations_are_bounded() -> None:
     connector = Connector()
     alice = connector.online(A1)
     alice.submit(*(envelope(to=CAROL, seq=seq) for seq in range(1, 7)))
@@ -244,20 +248,20 @@ def test_what_waits_for_relations_is_bounded() -> None:
     assert len(connector.take(e.ReadAccounts)) == 1
 
 
-def test_one_who_is_no_friend_any_more_is_rejected() -> None:
+def test_a_message_to_a_former_friend_is_rejected() -> None:
     connector = Connector()
     connector.transfer()
     alice = connector.online(A1)
-    connector.tell(e.AccountsRead([account(ALICE, ())]))
+    connector.receive(e.AccountsRead([account(ALICE, ())]))
     alice.submit(envelope())
-    connector.tell(e.AccountsRead([account(ALICE, ())]))
+    connector.receive(e.AccountsRead([account(ALICE, ())]))
     assert [outcome.code for outcome in alice.outcomes] == [Code.NOT_FRIENDS]
 
 
 # ---------------------------------------------------------------- the mesh cannot take it
 
 
-def test_without_a_transfer_the_sender_is_told_to_wait() -> None:
+def test_without_a_transfer_the_outcome_is_busy() -> None:
     connector = Connector()
     alice = connector.online(A1)
     alice.submit(envelope())
@@ -270,7 +274,7 @@ def test_without_a_transfer_the_sender_is_told_to_wait() -> None:
     assert connector.transfers[901].take()
 
 
-def test_a_transfer_that_takes_nothing_is_not_waited_for() -> None:
+def test_when_the_link_of_a_transfer_is_full_the_outcome_is_busy() -> None:
     connector = Connector()
     transfer = connector.transfer()
     transfer.mute = True
@@ -293,7 +297,7 @@ def outcome(
     return Outcome(HERE, device // 10, device, epoch, to, seq, seq, status, ((BOB, 0),), ((BOB, 0),), 5)
 
 
-def test_outcomes_reach_the_device_they_are_for() -> None:
+def test_outcomes_reach_their_device() -> None:
     connector = Connector()
     transfer = connector.transfer()
     alice, other = connector.online(A1), connector.online(A2)
@@ -302,7 +306,7 @@ def test_outcomes_reach_the_device_they_are_for() -> None:
     assert [each.first for each in other.outcomes] == [9]
 
 
-def test_outcomes_for_nobody_here_are_counted_as_lost() -> None:
+def test_outcomes_for_devices_that_are_not_connected_are_counted_as_lost() -> None:
     connector = Connector()
     transfer = connector.transfer()
     alice = connector.online(A1)
@@ -314,18 +318,18 @@ def test_outcomes_for_nobody_here_are_counted_as_lost() -> None:
     assert connector.count.outcomes_lost == 3
 
 
-def test_a_sender_that_does_not_read_has_no_unbounded_queue() -> None:
+def test_the_outcomes_of_a_sender_that_does_not_read_are_bounded() -> None:
     connector = Connector()
     transfer = connector.transfer()
     alice = connector.online(A1)
     for seq in range(1, 101):
         transfer.give(outcome(seq=seq))
-    assert connector.count.outcomes_lost == 100 - 8 - 2 * 6, "a window of single ones, and twice the session's queue"
+    assert connector.count.outcomes_lost == 100 - 8 - 2 * 6, "a window of one each, and twice the session's queue"
     alice.acknowledge()
     assert [each.first for each in alice.outcomes] == list(range(1, 21))
 
 
-def test_a_frame_that_comes_twice_is_taken_once() -> None:
+def test_a_frame_that_comes_twice_is_processed_once() -> None:
     connector = Connector()
     transfer = connector.transfer()
     alice = connector.online(A1)

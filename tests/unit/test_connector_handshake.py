@@ -1,11 +1,11 @@
-"""Who gets in, who has to leave for whom, and what is said to the others."""
+"""Greetings, sessions that replace others, and the ends of sessions and connections."""
 
 import pytest
 
 from meshim.connector import events as e
 from meshim.errors import Code
 from meshim.stores.ports import Binding
-from meshim.wire.client import Welcome
+from meshim.wire.client import Welcome, encode
 from meshim.wire.link import Ack, Close, Data, Ping, Pong
 from meshim.wire.mesh import Deliver
 from meshim.wire.notification import AccountChanged, Kick
@@ -26,7 +26,7 @@ from tests.unit.connector_world import (
     Connector,
     account,
     envelope,
-    place,
+    live_copy,
 )
 
 
@@ -34,28 +34,28 @@ def codes(client: Client) -> list[int]:
     return [code for code, _ in client.closed]
 
 
-def test_a_good_token_is_bound_then_welcomed_then_synced() -> None:
+def test_a_valid_token_is_bound_then_welcomed_then_synced() -> None:
     connector = Connector()
     alice = connector.connect(A1)
     alice.accepted()
     assert not alice.frames, "no welcome before presence has the binding"
     write = connector.take_one(e.WriteBindings)
     assert write.bindings == ((alice.binding, (A1,)),)
-    assert not connector.take(e.PeekQueues), "the queue is looked at behind the presence write"
-    connector.tell(e.BindingsWritten([(alice.binding, None)]))
+    assert not connector.take(e.CheckQueues), "the queue is checked after the presence write"
+    connector.receive(e.BindingsWritten([(alice.binding, None)]))
     (welcome,) = alice.came(Welcome)
     assert (welcome.link, welcome.session, welcome.user, welcome.device) == (alice.link, alice.session, ALICE, A1)
     assert (welcome.window, welcome.body_bytes, welcome.frame_bytes, welcome.heartbeat_ms) == (8, 1_000, 8_000, 10_000)
-    assert connector.take_one(e.PeekQueues).devices == ((ALICE, A1, alice.session),)
-    assert connector.take_one(e.NoteSeen).devices == (A1,)
+    assert connector.take_one(e.CheckQueues).devices == ((ALICE, A1, alice.session),)
+    assert connector.take_one(e.RecordLastSeen).devices == (A1,)
     assert (connector.count.greeted, connector.count.sessions) == (1, 1)
 
 
-def test_a_bad_token_is_refused_and_may_be_followed_by_a_good_one() -> None:
+def test_a_bad_token_is_refused_and_may_be_followed_by_a_valid_one() -> None:
     connector = Connector()
     alice = connector.connect(A1)
     check = connector.take_one(e.CheckGreet)
-    connector.tell(e.GreetRefused(check.peer, check.link, Code.BAD_TOKEN, "no"))
+    connector.receive(e.GreetRefused(check.peer, check.link, Code.BAD_TOKEN, "no"))
     assert alice.closed == [(Code.BAD_TOKEN, "no")]
     assert (connector.count.refused, connector.count.sessions) == (1, 0)
     alice.greet()
@@ -70,10 +70,10 @@ def test_another_version_is_refused() -> None:
     assert not connector.asked
 
 
-def test_a_connector_that_is_full_says_so() -> None:
+def test_a_full_connector_refuses_greetings() -> None:
     connector = Connector(sessions=2)
     connector.online(A1)
-    connector.connect(A2)  # being checked: counts too
+    connector.connect(A2)  # its token is being verified: counts too
     bob = connector.connect(B1)
     assert codes(bob) == [Code.BUSY]
 
@@ -89,13 +89,13 @@ def test_a_second_greeting_ends_the_connection(when: str) -> None:
     assert connector.count.malformed == 1
     if when == "checking":
         alice.accepted()
-    connector.tell(e.BindingsWritten([(alice.binding, None)]))
+    connector.receive(e.BindingsWritten([(alice.binding, None)]))
     assert not alice.came(Welcome)
     assert connector.count.sessions == 0
     assert (alice.binding,) in [erase.bindings for erase in connector.take(e.EraseBindings)] or when == "checking"
 
 
-def test_what_comes_before_the_welcome_is_dropped_and_counted() -> None:
+def test_frames_before_the_welcome_are_dropped_and_counted() -> None:
     connector = Connector()
     alice = connector.connect(A1)
     alice.submit(envelope())
@@ -103,7 +103,7 @@ def test_what_comes_before_the_welcome_is_dropped_and_counted() -> None:
     alice.ping()
     assert not alice.frames
     assert connector.count.early == 2
-    connector.tell(e.BindingsWritten([(alice.binding, None)]))
+    connector.receive(e.BindingsWritten([(alice.binding, None)]))
     assert alice.came(Welcome)
     alice.submit(envelope())  # number 2: the first has to come again
     (ack,) = alice.came(Ack)
@@ -123,56 +123,56 @@ def test_a_client_that_gives_up_before_its_welcome_leaves_nothing(when: str) -> 
     assert not alice.frames
     if when == "binding":
         connector.take(e.EraseBindings)
-        # The erasing may have overtaken the writing.
-        connector.tell(e.BindingsWritten([(alice.binding, None)]))
+        # The erasure may have overtaken the write.
+        connector.receive(e.BindingsWritten([(alice.binding, None)]))
         assert connector.take_one(e.EraseBindings).bindings == (alice.binding,)
 
 
-def test_answers_for_a_peer_that_left_come_to_nothing() -> None:
+def test_verdicts_for_a_peer_that_is_gone_have_no_effect() -> None:
     connector = Connector()
     alice = connector.connect(A1)
     check = connector.take_one(e.CheckGreet)
-    connector.tell(e.ClientGone(alice.peer))
-    connector.tell(e.GreetAccepted(check.peer, check.link, alice.token_hash, alice.login, account(ALICE), 5))
-    connector.tell(e.GreetRefused(check.peer, check.link, Code.BAD_TOKEN, "no"))
+    connector.receive(e.ClientGone(alice.peer))
+    connector.receive(e.GreetAccepted(check.peer, check.link, alice.token_hash, alice.login, account(ALICE), 5))
+    connector.receive(e.GreetRefused(check.peer, check.link, Code.BAD_TOKEN, "no"))
     assert not alice.frames
     assert not connector.asked
     assert connector.count.refused == 0
 
 
-def test_an_answer_to_an_earlier_greeting_of_a_peer_is_not_taken_for_this_one() -> None:
+def test_a_verdict_on_an_earlier_greeting_of_a_peer_has_no_effect() -> None:
     connector = Connector()
     alice = connector.connect(A1)
     check = connector.take_one(e.CheckGreet)
     alice.send_bytes(b"garbage")
     alice.link += 1
     alice.greet()
-    connector.tell(e.GreetAccepted(check.peer, check.link, alice.token_hash, alice.login, account(ALICE), 5))
+    connector.receive(e.GreetAccepted(check.peer, check.link, alice.token_hash, alice.login, account(ALICE), 5))
     assert connector.count.sessions == 0
 
 
 # ---------------------------------------------------------------- one device, several connections
 
 
-def test_a_binding_that_a_later_session_holds_is_not_taken() -> None:
+def test_a_session_whose_binding_a_later_one_holds_is_cut() -> None:
     """R5: a stopped connector's late write, after the new session's greet."""
     connector = Connector()
     alice = connector.connect(A1)
     alice.accepted()
     connector.take(e.WriteBindings)
-    connector.tell(e.BindingsWritten([(alice.binding, False)]))
+    connector.receive(e.BindingsWritten([(alice.binding, False)]))
     assert codes(alice) == [Code.REPLACED]
     assert connector.count.replaced == 1
 
 
-def test_who_held_the_binding_elsewhere_is_kicked() -> None:
+def test_the_session_that_held_the_binding_elsewhere_is_kicked() -> None:
     connector = Connector()
     alice = connector.connect(A1)
     alice.accepted()
     connector.take(e.WriteBindings)
     before = Binding(ALICE, A1, ELSEWHERE, 42)
-    connector.tell(e.BindingsWritten([(alice.binding, before)]))
-    tell = connector.take_one(e.TellKick)
+    connector.receive(e.BindingsWritten([(alice.binding, before)]))
+    tell = connector.take_one(e.SendKick)
     assert (tell.incarnation, tell.kick.device, tell.kick.session, tell.kick.code) == (ELSEWHERE, A1, 42, Code.REPLACED)
     assert alice.came(Welcome)
 
@@ -185,9 +185,9 @@ def test_a_later_connection_of_the_device_here_replaces_the_earlier() -> None:
     second.accepted()
     assert codes(first) == [Code.REPLACED]
     assert connector.take_one(e.EraseBindings).bindings == (first.binding,)
-    connector.tell(e.BindingsWritten([(second.binding, first.binding)]))
+    connector.receive(e.BindingsWritten([(second.binding, first.binding)]))
     assert second.came(Welcome)
-    assert not connector.take(e.TellKick), "nobody else has to be told"
+    assert not connector.take(e.SendKick), "no other connector is concerned"
 
 
 def test_an_earlier_number_does_not_replace_a_later_session_here() -> None:
@@ -204,19 +204,19 @@ def test_a_kick_is_for_sessions_up_to_its_number() -> None:
     connector = Connector()
     alice = connector.online(A1)
     kick = Kick(ALICE, A1, alice.session - 1, Code.LOGGED_OUT, "logged out")
-    connector.tell(e.NotificationReceived(kick))
-    connector.tell(e.NotificationReceived(Kick(BOB, B1, alice.session, Code.LOGGED_OUT, "somebody else")))
+    connector.receive(e.NotificationReceived(kick))
+    connector.receive(e.NotificationReceived(Kick(BOB, B1, alice.session, Code.LOGGED_OUT, "somebody else")))
     assert not alice.closed
-    connector.tell(e.NotificationReceived(Kick(ALICE, A1, alice.session, Code.LOGGED_OUT, "logged out")))
+    connector.receive(e.NotificationReceived(Kick(ALICE, A1, alice.session, Code.LOGGED_OUT, "logged out")))
     assert alice.closed == [(Code.LOGGED_OUT, "logged out")]
     assert connector.take_one(e.EraseBindings).bindings == (alice.binding,)
     assert connector.count.replaced == 0
 
 
-def test_who_was_replaced_elsewhere_is_counted() -> None:
+def test_a_session_that_was_replaced_elsewhere_is_counted() -> None:
     connector = Connector()
     alice = connector.online(A1)
-    connector.tell(e.NotificationReceived(Kick(ALICE, A1, alice.session, Code.REPLACED, "elsewhere")))
+    connector.receive(e.NotificationReceived(Kick(ALICE, A1, alice.session, Code.REPLACED, "elsewhere")))
     assert codes(alice) == [Code.REPLACED]
     assert connector.count.replaced == 1
 
@@ -224,111 +224,112 @@ def test_who_was_replaced_elsewhere_is_counted() -> None:
 def test_a_kick_with_a_code_of_the_future_kicks_too() -> None:
     connector = Connector()
     alice = connector.online(A1)
-    connector.tell(e.NotificationReceived(Kick(ALICE, A1, alice.session, 4711, "?")))
+    connector.receive(e.NotificationReceived(Kick(ALICE, A1, alice.session, 4711, "?")))
     assert alice.closed == [(4711, "?")]
 
 
 # ---------------------------------------------------------------- presence
 
 
-def test_without_presence_nobody_new_gets_in() -> None:
+def test_without_presence_new_sessions_are_cut() -> None:
     connector = Connector()
     alice = connector.connect(A1)
     alice.accepted()
-    connector.tell(e.BindingsUnwritten([alice.binding]))
+    connector.receive(e.BindingsUnwritten([alice.binding]))
     assert codes(alice) == [Code.BUSY]
     assert connector.count.sessions == 0
 
 
-def test_who_is_here_is_written_again_until_presence_answers() -> None:
+def test_bindings_are_written_again_until_presence_answers() -> None:
     connector = Connector()
     alice = connector.online(A1)
-    connector.tell(e.PresenceDisturbed())
+    connector.receive(e.PresenceDisturbed())
     assert list(connector.take_one(e.RenewBindings).renewals) == [alice.renewal]
     for _ in range(3):
-        connector.tell(e.BindingsUnwritten([alice.binding]))
+        connector.receive(e.BindingsUnwritten([alice.binding]))
         connector.pass_time(0.9 * RETRY_S)
         assert not connector.take(e.RenewBindings)
         connector.pass_time(0.2 * RETRY_S)
         assert list(connector.take_one(e.RenewBindings).renewals) == [alice.renewal]
-    connector.tell(e.BindingsWritten([(alice.binding, None)]))
-    assert connector.take_one(e.PeekQueues), "what was stored meanwhile is looked for"
+    connector.receive(e.BindingsWritten([(alice.binding, None)]))
+    assert connector.take_one(e.CheckQueues), "rows may have been stored meanwhile"
     assert not alice.closed
 
 
-def test_a_binding_that_may_have_been_written_for_nobody_is_erased() -> None:
+def test_a_binding_that_may_have_been_written_for_an_ended_session_is_erased() -> None:
     connector = Connector()
     alice = connector.online(A1)
-    connector.tell(e.PresenceDisturbed())
+    connector.receive(e.PresenceDisturbed())
     alice.send(Close(alice.link, 0))
     connector.take(e.EraseBindings)
-    connector.tell(e.BindingsUnwritten([alice.binding]))
+    connector.receive(e.BindingsUnwritten([alice.binding]))
     assert connector.take_one(e.EraseBindings).bindings == (alice.binding,)
 
 
-def test_after_a_disturbance_everybody_is_registered_again_and_queues_are_looked_at() -> None:
-    """R9, and who is just being bound: her first write may have been lost with the rest."""
+def test_after_a_disturbance_all_bindings_are_written_and_queues_checked() -> None:
+    """R9, also a session that is binding: its first write may have been lost too."""
     connector = Connector()
     alice, bob = connector.online(A1), connector.connect(B1)
     bob.accepted()
-    connector.tell(e.PresenceDisturbed())
+    connector.receive(e.PresenceDisturbed())
     assert list(connector.take_one(e.RenewBindings).renewals) == [alice.renewal, bob.renewal]
-    connector.tell(e.BindingsWritten([(alice.binding, None), (bob.binding, None)]))
-    connector.tell(e.BindingsWritten([(bob.binding, None)]))
+    connector.receive(e.BindingsWritten([(alice.binding, None), (bob.binding, None)]))
+    connector.receive(e.BindingsWritten([(bob.binding, None)]))
     assert len(bob.came(Welcome)) == 1
-    looks = [device for peek in connector.take(e.PeekQueues) for device in peek.devices]
-    assert looks == [(ALICE, A1, alice.session), (BOB, B1, bob.session)]
+    ticked = [device for peek in connector.take(e.CheckQueues) for device in peek.devices]
+    assert ticked == [(ALICE, A1, alice.session), (BOB, B1, bob.session)]
 
 
 def test_a_session_replaced_while_its_connector_was_stopped_is_cut() -> None:
     """R11: the lease ended, the device connected elsewhere."""
     connector = Connector()
     alice = connector.online(A1)
-    connector.tell(e.PresenceDisturbed())
-    connector.tell(e.BindingsWritten([(alice.binding, False)]))
+    connector.receive(e.PresenceDisturbed())
+    connector.receive(e.BindingsWritten([(alice.binding, False)]))
     assert codes(alice) == [Code.REPLACED]
 
 
-def test_who_was_replaced_elsewhere_and_not_told_finds_out() -> None:
-    """Or it would go on syncing the queue of the device, perhaps into a state file that was given up."""
+def test_a_session_that_was_replaced_elsewhere_without_a_kick_is_cut_at_its_renewal() -> None:
+    """Else it would go on syncing, perhaps into a state file that was given up."""
     connector = Connector()
     bob = connector.online(B1)
     for _ in range(3):
         bob.ping()
         connector.pass_time(RELATION_S / 3)
     assert list(connector.take(e.RenewBindings)[-1].renewals) == [bob.renewal]
-    connector.tell(e.BindingsWritten([(bob.binding, False)]))
+    connector.receive(e.BindingsWritten([(bob.binding, False)]))
     assert codes(bob) == [Code.REPLACED]
 
 
-def test_whose_token_was_revoked_and_was_not_told_finds_out() -> None:
-    """R14 and R9: presence forgot who had taken over, and whose connector writes first has the binding for a moment."""
+def test_a_session_whose_token_was_revoked_without_a_kick_is_cut_at_its_renewal() -> None:
+    """R14 and R9: presence forgot the later session, so the connector that writes first has the binding for a
+    moment."""
     connector = Connector()
     alice, bob = connector.online(A1), connector.online(B1)
-    connector.tell(e.PresenceDisturbed())
-    connector.tell(e.TokensRevoked([alice.binding, Binding(BOB, B1, HERE, bob.session - 1)]))
+    connector.receive(e.PresenceDisturbed())
+    connector.receive(e.TokensRevoked([alice.binding, Binding(BOB, B1, HERE, bob.session - 1)]))
     assert codes(alice) == [Code.REPLACED]
     assert connector.take_one(e.EraseBindings).bindings == (alice.binding,)
-    assert not bob.closed, "that was an earlier session of his"
+    assert not bob.closed, "that was an earlier session of the device"
 
 
-def test_while_presence_is_away_no_token_is_looked_at() -> None:
-    """Every session would be asked for every second, when the database has most to do."""
+def test_while_presence_is_away_no_binding_is_renewed() -> None:
+    """Else every session would be looked up every second, when the database has most to do."""
     connector = Connector()
     alice = connector.online(A1)
-    connector.tell(e.PresenceLost())
-    connector.tell(e.BindingsUnwritten([alice.binding]))
+    connector.receive(e.PresenceLost())
+    connector.receive(e.BindingsUnwritten([alice.binding]))
     connector.take(e.RenewBindings)
     connector.pass_time(3 * RETRY_S)
     assert not connector.take(e.RenewBindings)
-    connector.tell(e.PresenceDisturbed())
+    connector.receive(e.PresenceDisturbed())
     assert list(connector.take_one(e.RenewBindings).renewals) == [alice.renewal]
 
 
-def test_a_copy_for_somebody_who_is_not_here_erases_the_binding_that_led_it_here() -> None:
+def test_a_copy_for_a_device_that_is_not_connected_erases_its_binding() -> None:
     connector = Connector()
     transfer = connector.transfer()
-    there = place(B1)
+    there = live_copy(B1)
     transfer.give(Deliver(BOB, ((B1, 42),), there.stamp, there.envelope))
     assert connector.take_one(e.EraseBindings).bindings == (Binding(BOB, B1, HERE, 42),)
     assert connector.count.not_connected == 1
@@ -342,7 +343,7 @@ def test_relations_are_read_again_within_their_time_also_when_nothing_happens() 
     alice = connector.online(A1)
     connector.pass_time(8.0)
     assert connector.take_one(e.ReadAccounts).users == (ALICE,)
-    connector.tell(e.AccountsRead([account(ALICE, (CAROL,))]))
+    connector.receive(e.AccountsRead([account(ALICE, (CAROL,))]))
     connector.transfer()
     alice.submit(envelope(to=CAROL))
     assert connector.count.rejected == 0
@@ -352,16 +353,16 @@ def test_a_change_of_an_account_is_read_once_however_many_devices_it_has() -> No
     connector = Connector()
     connector.online(A1)
     connector.online(A2)
-    connector.tell(e.NotificationReceived(AccountChanged((ALICE, CAROL))))
+    connector.receive(e.NotificationReceived(AccountChanged((ALICE, CAROL))))
     assert connector.take_one(e.ReadAccounts).users == (ALICE,)
 
 
-def test_a_device_that_presence_may_not_know_yet_is_written_there() -> None:
+def test_a_new_device_of_the_user_is_written_to_presence() -> None:
     connector = Connector()
     alice = connector.online(A1)
-    connector.tell(e.AccountsRead([account(ALICE, devices=(A1, A2))]))
+    connector.receive(e.AccountsRead([account(ALICE, devices=(A1, A2))]))
     assert connector.take_one(e.RenewBindings).renewals == (alice.renewal._replace(devices=(A1, A2)),)
-    connector.tell(e.AccountsRead([account(ALICE, devices=(A1,))]))
+    connector.receive(e.AccountsRead([account(ALICE, devices=(A1,))]))
     assert not connector.take(e.RenewBindings)
 
 
@@ -372,28 +373,28 @@ def test_an_account_read_before_the_registration_of_the_device_is_completed() ->
     assert connector.take_one(e.WriteBindings).bindings == ((alice.binding, (A1, A2)),)
 
 
-def test_that_a_device_is_connected_is_noted_at_both_ends_and_every_hour() -> None:
+def test_a_device_is_recorded_as_seen_at_both_ends_and_every_hour() -> None:
     """A device that was connected for `device_idle_s` is not idle."""
     connector = Connector()
     alice = connector.online(A1)
     for _ in range(361):
         alice.ping()
         connector.pass_time(10)
-        connector.peeked()
-    assert connector.take_one(e.NoteSeen).devices == (A1,)
+        connector.checked()
+    assert connector.take_one(e.RecordLastSeen).devices == (A1,)
     alice.send(Close(alice.link, 0))
-    assert connector.take_one(e.NoteSeen).devices == (A1,)
+    assert connector.take_one(e.RecordLastSeen).devices == (A1,)
 
 
 # ---------------------------------------------------------------- links
 
 
-def test_a_frame_of_a_link_that_is_not_known_here_is_reset() -> None:
+def test_a_frame_of_an_unknown_link_is_answered_with_reset() -> None:
     """R13: queued for an earlier incarnation."""
     connector = Connector()
     alice = connector.connect(A1)
     connector.take(e.CheckGreet)
-    connector.tell(e.ClientGone(alice.peer))
+    connector.receive(e.ClientGone(alice.peer))
     alice.send(Data(1234, 1, 0, (), ()))
     alice.send(Ping(1235))
     alice.send(Close(1236, 0))
@@ -402,11 +403,11 @@ def test_a_frame_of_a_link_that_is_not_known_here_is_reset() -> None:
 
 
 @pytest.mark.parametrize("frame", [b"garbage", b"\xc1", b"", b"\x90"])
-def test_garbage_ends_a_session_and_is_answered_to_anybody(frame: bytes) -> None:
+def test_garbage_ends_a_session_and_is_answered_without_one(frame: bytes) -> None:
     connector = Connector()
     alice, stranger = connector.online(A1), connector.connect(B1)
     connector.take(e.CheckGreet)
-    connector.tell(e.ClientGone(stranger.peer))
+    connector.receive(e.ClientGone(stranger.peer))
     for client in (alice, stranger):
         client.send_bytes(frame)
         assert codes(client) == [Code.MALFORMED]
@@ -421,7 +422,7 @@ def test_a_frame_over_the_limit_is_refused_with_numbers() -> None:
     assert alice.closed == [(Code.TOO_LARGE, "the frame has 8001 bytes, 8000 are allowed")]
 
 
-def test_what_follows_in_the_batch_does_not_reach_a_session_that_was_cut() -> None:
+def test_later_frames_of_a_batch_do_not_reach_a_session_that_was_cut() -> None:
     connector = Connector()
     alice = connector.online(A1)
     alice.send_bytes(b"garbage", b"\x92\x05\xcd" + alice.link.to_bytes(2, "big"))
@@ -448,34 +449,75 @@ def test_a_ping_is_answered_and_silence_ends_the_session() -> None:
     connector = Connector()
     alice = connector.online(A1)
     connector.pass_time(20)
-    connector.peeked()
+    connector.checked()
     alice.ping()
     assert alice.came(Pong)
     connector.pass_time(20)
-    connector.peeked()
+    connector.checked()
     assert not alice.closed
     connector.pass_time(6)
     assert codes(alice) == [Code.UNRESPONSIVE]
     assert connector.take_one(e.EraseBindings).bindings == (alice.binding,)
 
 
-def test_queues_are_swept() -> None:
+def test_queues_are_checked_in_a_sweep() -> None:
     connector = Connector()
     alice = connector.online(A1)
     alice.ping()
     connector.pass_time(SWEEP_S * LONGEST / 2)
     alice.ping()
     connector.pass_time(SWEEP_S * LONGEST / 2)
-    assert connector.take_one(e.PeekQueues).devices == ((ALICE, A1, alice.session),)
+    assert connector.take_one(e.CheckQueues).devices == ((ALICE, A1, alice.session),)
 
 
-def test_a_connector_that_stops_sends_everybody_on() -> None:
+def test_a_connector_that_stops_sends_its_clients_to_others() -> None:
     connector = Connector()
     alice, bob = connector.online(A1), connector.connect(B1)
-    connector.tell(e.StopRequested())
+    connector.receive(e.StopRequested())
     assert codes(alice) == [Code.SHUTTING_DOWN]
     bob.accepted()
     assert codes(bob) == [Code.SHUTTING_DOWN]
     late = connector.connect(A2)
     assert codes(late) == [Code.SHUTTING_DOWN]
     assert connector.core.idle
+
+
+# ---------------------------------------------------------------- closing connections
+
+
+def test_the_connection_of_a_refused_greeting_is_closed() -> None:
+    connector = Connector()
+    alice = connector.connect(A1)
+    check = connector.take_one(e.CheckGreet)
+    connector.receive(e.GreetRefused(check.peer, check.link, Code.BAD_TOKEN, "no"))
+    assert connector.closed_peers == [alice.peer]
+
+
+def test_the_connection_of_a_greeting_that_its_client_takes_back_is_closed() -> None:
+    connector = Connector()
+    alice = connector.connect(A1)
+    alice.send(Close(alice.link, 0))
+    assert connector.closed_peers == [alice.peer]
+
+
+@pytest.mark.parametrize("end", ["close", "garbage", "silence", "replaced", "stop"])
+def test_the_connection_of_a_session_that_ends_is_closed(end: str) -> None:
+    connector = Connector()
+    alice = connector.online(A1)
+    if end == "close":
+        alice.send(Close(alice.link, 0))
+    elif end == "garbage":
+        alice.send_bytes(b"garbage")
+    elif end == "silence":
+        connector.pass_time(30.0)
+    elif end == "replaced":
+        connector.connect(A1).accepted()
+    else:
+        connector.receive(e.StopRequested())
+    assert connector.closed_peers == [alice.peer]
+
+
+def test_the_connection_of_a_peer_that_speaks_before_it_greets_is_closed_for_garbage_alone() -> None:
+    connector = Connector()
+    connector.receive(e.ClientsSent([(b"one", encode(Ping(1))), (b"other", b"garbage")]))
+    assert connector.closed_peers == [b"other"], "a frame of an unknown link is answered with Reset"

@@ -1,4 +1,4 @@
-"""The connector's links to transfers: made, watched, lost, and what they held taken elsewhere."""
+"""The connector's links to transfers: made, watched, lost, and their items rerouted."""
 
 from meshim.connector import events as e
 from meshim.errors import Code
@@ -7,7 +7,7 @@ from meshim.wire.envelope import WIRE_VERSION, Kind
 from meshim.wire.link import Close, Data, Ping, Pong, Reset
 from meshim.wire.mesh import FromConnector, Hello, HelloOk, Return, Route
 from meshim.wire.outcome import Outcome
-from tests.unit.connector_world import A1, B1, HERE, Connector, Transfer, envelope, place
+from tests.unit.connector_world import A1, B1, HERE, Connector, Transfer, envelope, live_copy
 
 RECONNECT_S = 0.5
 
@@ -34,20 +34,20 @@ def test_a_link_is_greeted_with_an_epoch_of_its_own() -> None:
 
 def test_nothing_is_sent_before_the_link_is_open() -> None:
     connector = Connector()
-    connector.tell(e.TransfersLiving((901,)))
+    connector.receive(e.TransfersDiscovered((901,)))
     alice = connector.online(A1)
     alice.submit(envelope())
     assert connector.count.busy == 1
-    connector.tell(e.TransferConnected(901))
+    connector.receive(e.TransferConnected(901))
     alice.submit(envelope())
     assert connector.count.busy == 2
 
 
-def test_a_lost_link_is_made_anew_with_another_epoch() -> None:
+def test_a_lost_link_is_made_again_with_another_epoch() -> None:
     connector = Connector()
     transfer = connector.transfer()
     first = transfer.link
-    connector.tell(e.TransferLost(901))
+    connector.receive(e.TransferLost(901))
     assert not connector.core.ready
     connector.pass_time(0.9 * RECONNECT_S)
     assert not transfer.connecting
@@ -57,37 +57,37 @@ def test_a_lost_link_is_made_anew_with_another_epoch() -> None:
     assert connector.core.ready
 
 
-def test_what_a_lost_transfer_held_goes_to_another() -> None:
+def test_items_of_a_lost_link_go_to_another_transfer() -> None:
     """R6."""
     connector = Connector()
     first = connector.transfer(901)
     first.mute = True
     alice, bob = connector.online(A1), connector.online(B1)
     alice.submit(*(envelope(seq=seq) for seq in (1, 2, 3)), envelope(seq=4, kind=Kind.TYPING))
-    first.give(place(seq=11), place(12, seq=21))
+    first.give(live_copy(seq=11), live_copy(12, seq=21))
     bob.acknowledge()
     other = connector.transfer(902)
-    connector.tell(e.TransferLost(901))
+    connector.receive(e.TransferLost(901))
     items = other.take()
     assert [type(item) for item in items] == [Route, Route, Route, Return, Outcome]
     assert seqs(items) == [1, 2, 3, 21, 11]
     assert (connector.count.rerouted, connector.count.ephemeral_dropped) == (5, 1)
 
 
-def test_what_went_down_with_the_last_transfer_is_counted() -> None:
+def test_items_lost_with_the_last_transfer_are_counted() -> None:
     connector = Connector()
     only = connector.transfer()
     only.mute = True
     alice, bob = connector.online(A1), connector.online(B1)
     alice.submit(envelope())
-    only.give(place(seq=11), place(12, seq=21))
+    only.give(live_copy(seq=11), live_copy(12, seq=21))
     bob.acknowledge()
-    connector.tell(e.TransferLost(901))
+    connector.receive(e.TransferLost(901))
     count = connector.count
     assert (count.unrouted, count.unreturned, count.outcomes_lost, count.rerouted) == (1, 1, 1, 0)
 
 
-def test_a_transfer_that_says_farewell_is_left_at_once() -> None:
+def test_a_transfer_that_sends_close_is_left_at_once() -> None:
     connector = Connector()
     leaving, other = connector.transfer(901), connector.transfer(902)
     leaving.send(Close(leaving.link, Code.SHUTTING_DOWN))
@@ -119,8 +119,8 @@ def test_a_silent_transfer_is_left() -> None:
 
 def test_a_transfer_that_does_not_answer_the_greeting_is_tried_again() -> None:
     connector = Connector()
-    connector.tell(e.TransfersLiving((901,)))
-    connector.tell(e.TransferConnected(901))
+    connector.receive(e.TransfersDiscovered((901,)))
+    connector.receive(e.TransferConnected(901))
     transfer = connector.transfers[901]
     connector.pass_time(1.6)
     assert not transfer.connecting
@@ -132,26 +132,26 @@ def test_a_transfer_that_does_not_answer_the_greeting_is_tried_again() -> None:
 def test_a_transfer_without_a_lease_is_not_tried_again() -> None:
     connector = Connector()
     transfer = connector.transfer()
-    connector.tell(e.TransfersLiving(()))
+    connector.receive(e.TransfersDiscovered(()))
     assert connector.core.ready, "a lease may be late (R9); a link that works is kept"
-    connector.tell(e.TransferLost(901))
+    connector.receive(e.TransferLost(901))
     connector.pass_time(10)
     assert not transfer.connecting
 
 
 def test_a_transfer_whose_lease_ends_before_it_answers_is_given_up() -> None:
     connector = Connector()
-    connector.tell(e.TransfersLiving((901,)))
-    connector.tell(e.TransfersLiving(()))
+    connector.receive(e.TransfersDiscovered((901,)))
+    connector.receive(e.TransfersDiscovered(()))
     assert not connector.transfers[901].connecting
-    connector.tell(e.TransferConnected(901))
+    connector.receive(e.TransferConnected(901))
     assert not connector.transfers[901].frames
 
 
-def test_somebody_else_behind_the_address_of_a_transfer_is_not_taken_for_it() -> None:
+def test_a_transfer_with_another_incarnation_is_not_opened() -> None:
     connector = Connector()
-    connector.tell(e.TransfersLiving((901,)))
-    connector.tell(e.TransferConnected(901))
+    connector.receive(e.TransfersDiscovered((901,)))
+    connector.receive(e.TransferConnected(901))
     transfer = connector.transfers[901]
     hello = transfer.frames[0]
     assert isinstance(hello, Hello)
@@ -161,44 +161,44 @@ def test_somebody_else_behind_the_address_of_a_transfer_is_not_taken_for_it() ->
     assert not transfer.connecting
 
 
-def test_frames_of_an_earlier_epoch_are_not_read() -> None:
+def test_frames_of_an_earlier_epoch_are_ignored() -> None:
     connector = Connector()
     transfer = connector.transfer()
     bob = connector.online(B1)
-    transfer.send(Data(transfer.link + 1, 1, 0, (), (place(),)))
+    transfer.send(Data(transfer.link + 1, 1, 0, (), (live_copy(),)))
     assert not bob.deliveries
-    transfer.give(place())
+    transfer.give(live_copy())
     assert bob.seqs == [1]
 
 
-def test_garbage_costs_the_link_and_what_came_before_it_counts() -> None:
+def test_garbage_ends_the_link_and_items_before_it_count() -> None:
     connector = Connector()
     transfer = connector.transfer()
     bob = connector.online(B1)
     transfer.number = 1
     good = e.TransferSent(901, [wire_place(transfer, 1), b"\xc1", wire_place(transfer, 2)])
-    connector.tell(good)
+    connector.receive(good)
     assert bob.seqs == [1]
     assert not transfer.open
     assert connector.count.malformed == 1
 
 
 def wire_place(transfer: Transfer, number: int) -> bytes:
-    return mesh.encode(Data(transfer.link, number, 0, (), (place(seq=number),)))
+    return mesh.encode(Data(transfer.link, number, 0, (), (live_copy(seq=number),)))
 
 
-def test_a_bundle_that_comes_twice_is_taken_once() -> None:
+def test_a_bundle_that_comes_twice_is_processed_once() -> None:
     connector = Connector()
     transfer = connector.transfer()
     bob = connector.online(B1)
-    transfer.give(place())
+    transfer.give(live_copy())
     transfer.number = 0
-    transfer.give(place())
+    transfer.give(live_copy())
     assert bob.seqs == [1]
     assert connector.count.deduplicated == 1
 
 
-def test_bundles_are_sent_again_and_a_transfer_that_takes_none_is_left() -> None:
+def test_bundles_are_sent_again_and_a_transfer_that_acknowledges_none_is_left() -> None:
     connector = Connector()
     transfer = connector.transfer()
     transfer.mute = True
@@ -212,20 +212,20 @@ def test_bundles_are_sent_again_and_a_transfer_that_takes_none_is_left() -> None
     assert not transfer.open, "2.5 s without an acknowledgement, although it lives"
 
 
-def test_the_farewell_of_a_connector() -> None:
+def test_a_connector_that_stops_closes_its_links() -> None:
     connector = Connector()
     transfer = connector.transfer()
     bob = connector.online(B1)
-    transfer.give(place())
+    transfer.give(live_copy())
     transfer.mute = True
-    connector.tell(e.StopRequested())
+    connector.receive(e.StopRequested())
     assert bob.closed[0][0] == Code.SHUTTING_DOWN
-    assert not idle(connector), "what was under way is being given back"
+    assert not idle(connector), "unacknowledged copies are being returned"
     returning = transfer.frames[-1]
     assert isinstance(returning, Data)
     transfer.mute = False
     transfer.hear(returning)
     assert seqs(transfer.take()) == [1]
     assert idle(connector)
-    connector.farewell()
+    connector.close()
     assert isinstance(transfer.frames[-1], Close)

@@ -1,4 +1,4 @@
-"""A device that submits more than its share runs out of window, and nobody else notices."""
+"""A device that submits above its rate runs out of window, and costs no other device anything."""
 
 from meshim.errors import Code
 from meshim.protocol.link import LinkOptions
@@ -12,7 +12,7 @@ def acknowledged(client: Client) -> int:
 
 
 def flooding() -> tuple[Connector, Client]:
-    """100 messages a second are allowed; two frames of as many were sent."""
+    """100 messages a second are allowed; two frames of 100 were sent."""
     connector = Connector(frame_bytes=20_000)
     connector.transfer()
     alice = connector.online(A1)
@@ -21,10 +21,12 @@ def flooding() -> tuple[Connector, Client]:
     return connector, alice
 
 
-def test_what_is_above_the_rate_is_acknowledged_later() -> None:
+def test_frames_above_the_rate_are_acknowledged_later() -> None:
     connector, alice = flooding()
     assert acknowledged(alice) == 1
-    assert (connector.count.submitted, connector.count.slowed) == (200, 1), "it is not kept here, it only counts"
+    assert (connector.count.submitted, connector.count.rate_limited) == (200, 1), (
+        "the items are routed at once, only the acknowledgement waits"
+    )
     connector.pass_time(0.3)
     assert acknowledged(alice) == 2
     alice.submit(envelope(A1, seq=201))
@@ -35,8 +37,9 @@ def test_what_is_above_the_rate_is_acknowledged_later() -> None:
     assert acknowledged(alice) == 3
 
 
-def test_what_was_paid_is_acknowledged_though_the_device_says_no_more() -> None:
-    """With the delays of a topology: nothing carries the acknowledgement, and nobody comes to ask for it."""
+def test_frames_are_acknowledged_at_the_rate_although_the_device_is_silent() -> None:
+    """With the delays of a topology: no data frame carries the acknowledgement, and no frame of the client asks for
+    it."""
     window = options().clients.window
     connector = Connector(frame_bytes=20_000, clients=LinkOptions(window, 10.0, 25.0, pings=False, ack_delay_s=0.05))
     connector.transfer()
@@ -59,7 +62,7 @@ def test_large_messages_cost_more() -> None:
     assert acknowledged(alice) == 4
 
 
-def test_who_does_not_wait_for_acknowledgements_has_left_the_window() -> None:
+def test_a_device_that_does_not_wait_for_acknowledgements_exceeds_its_window() -> None:
     _, alice = flooding()
     for seq in range(201, 216):
         alice.submit(envelope(A1, seq=seq))

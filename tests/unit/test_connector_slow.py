@@ -1,4 +1,4 @@
-"""A device on a slow line, with the options that every mesh has: it is not cut, nor is it sent everything twice."""
+"""A device on a slow line, with the default options: it is not cut, and does not get every frame twice."""
 
 import pytest
 
@@ -6,13 +6,13 @@ from meshim.connector.service import options_of
 from meshim.topology import default
 from meshim.wire import client as wire
 from meshim.wire.link import Close, Data, Frame
-from tests.unit.connector_world import B1, Client, Connector, place
+from tests.unit.connector_world import B1, Client, Connector, live_copy
 
 BODIES = 40
 
 
 class Line:
-    """What a client gets passes at so many bytes a second, one frame after the other, and is acknowledged then."""
+    """Carries frames to a client at a number of bytes a second, one after the other; the client then acknowledges."""
 
     def __init__(self, client: Client, bytes_per_s: float) -> None:
         self.client = client
@@ -35,7 +35,7 @@ class Line:
             self.taken.append(frame)
             if isinstance(frame, Data) and not client.closed:
                 client.acknowledge(max(each.number for each in self.taken if isinstance(each, Data)))
-        self._done = 0.0  # an idle line saves nothing up
+        self._done = 0.0  # an idle line does not save up capacity
 
 
 @pytest.mark.parametrize("bits_per_s", [500_000, 600_000, 5_000_000])
@@ -48,7 +48,7 @@ def test_a_slow_line_carries_the_largest_bodies(bits_per_s: int) -> None:
     transfer = connector.transfer()
     bob = connector.online(B1)
     line = Line(bob, bits_per_s / 8)
-    transfer.give(*(place(B1, seq, body=bytes(real.body_bytes)) for seq in range(1, BODIES + 1)))
+    transfer.give(*(live_copy(B1, seq, body=bytes(real.body_bytes)) for seq in range(1, BODIES + 1)))
     for _ in range(2_000):
         line.pass_time(0.125)
         if bob.came(Close) or len(line.taken) == len(bob.frames):
@@ -56,4 +56,4 @@ def test_a_slow_line_carries_the_largest_bodies(bits_per_s: int) -> None:
     assert not bob.closed
     assert bob.seqs == list(range(1, BODIES + 1))
     assert connector.count.delivered == BODIES
-    assert line.carried < 1.3 * BODIES * real.body_bytes, "hardly anything was sent again"
+    assert line.carried < 1.3 * BODIES * real.body_bytes, "few frames were sent again"

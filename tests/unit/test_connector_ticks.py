@@ -1,4 +1,4 @@
-"""Time is looked at only for sessions for which something is due: there are thousands, and ten ticks a second."""
+"""Only sessions with a deadline are ticked: there are thousands of sessions, and ten ticks a second."""
 
 import pytest
 
@@ -8,80 +8,80 @@ from meshim.connector.session import Session
 from meshim.protocol.link import LinkOptions
 from meshim.wire.link import Data
 from meshim.wire.outcome import Outcome
-from tests.unit.connector_world import A1, ALICE, B1, RELATION_S, SWEEP_S, Connector, account, options, place
+from tests.unit.connector_world import A1, ALICE, B1, RELATION_S, SWEEP_S, Connector, account, live_copy, options
 
 
 @pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The devices for which time was looked at."""
+def ticked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The devices whose sessions were ticked."""
     devices: list[int] = []
-    look = ConnectorCore._tick_session
+    tick_session = ConnectorCore._tick_session
 
     def counting(core: ConnectorCore, session: Session, now: float) -> None:
         devices.append(session.login.device)
-        look(core, session, now)
+        tick_session(core, session, now)
 
     monkeypatch.setattr(ConnectorCore, "_tick_session", counting)
     return devices
 
 
-def test_an_idle_session_is_not_looked_at(looks: list[int]) -> None:
+def test_an_idle_session_is_not_ticked(ticked: list[int]) -> None:
     connector = Connector()
     connector.online(A1)
     connector.pass_time(0.2)
-    looks.clear()
+    ticked.clear()
     connector.pass_time(10.0)
-    assert looks == []
+    assert ticked == []
 
 
-def test_a_session_to_which_something_happens_is_looked_at_once(looks: list[int]) -> None:
+def test_a_session_that_received_a_frame_is_ticked_once(ticked: list[int]) -> None:
     connector = Connector()
     alice, _ = connector.online(A1), connector.online(B1)
     connector.pass_time(0.2)
-    looks.clear()
+    ticked.clear()
     alice.ping()
     connector.pass_time(1.0)
-    assert looks == [A1]
+    assert ticked == [A1]
 
 
-def test_what_waits_for_others_is_no_reason_to_look(looks: list[int]) -> None:
-    """Outcomes that wait leave after 3 ms, hundreds of times a second: that is no tick."""
+def test_coalesced_outcomes_leave_without_a_tick(ticked: list[int]) -> None:
+    """Coalesced outcomes leave after 3 ms, hundreds of times a second: sessions are not ticked for them."""
     window = options().transfers.window
     connector = Connector(transfers=LinkOptions(window, heartbeat_s=0.5, silence_s=1.5, coalesce_s=0.003))
     transfer = connector.transfer()
     bob = connector.online(B1)
     connector.pass_time(1.0)
-    looks.clear()
-    told: list[int] = []
+    ticked.clear()
+    outcomes: list[int] = []
     for seq in (1, 2, 3):
-        transfer.give(place(B1, seq))
+        transfer.give(live_copy(B1, seq))
         bob.acknowledge(seq)
         connector.pass_time(0.004)
-        told += [item.first for item in transfer.take() if isinstance(item, Outcome)]
-    assert told == [1, 2, 3]
-    assert len(looks) <= 1, "three outcomes left, and one tick may have come between"
+        outcomes += [item.first for item in transfer.take() if isinstance(item, Outcome)]
+    assert outcomes == [1, 2, 3]
+    assert len(ticked) <= 1, "three outcomes left, and one tick may have come between"
 
 
-def test_what_is_due_between_is_done_in_time() -> None:
+def test_deadlines_of_a_session_are_kept() -> None:
     connector = Connector()
     connector.transfer()
     bob = connector.online(B1)
     connector.pass_time(1.0)
     for transfer in connector.transfers.values():
-        transfer.give(place(B1))
+        transfer.give(live_copy(B1))
     assert len(bob.came(Data)) == 1
     connector.pass_time(1.2)
     assert len(bob.came(Data)) == 2, "it was sent again"
     bob.acknowledge(1)
-    connector.take(e.PeekQueues)
+    connector.take(e.CheckQueues)
     for _ in range(4):
         bob.ping()
         connector.pass_time(SWEEP_S / 3)
-    assert connector.take(e.PeekQueues), "the sweep"
+    assert connector.take(e.CheckQueues), "the sweep"
 
 
-def test_a_binding_is_written_again_however_often_relations_are_read() -> None:
-    """Presence forgets who was not written for an hour."""
+def test_a_binding_is_renewed_however_often_relations_are_read() -> None:
+    """Presence forgets a binding that was not written for an hour."""
     connector = Connector()
     alice = connector.online(A1)
     connector.take(e.RenewBindings)
@@ -89,6 +89,6 @@ def test_a_binding_is_written_again_however_often_relations_are_read() -> None:
     for _ in range(20):
         alice.ping()
         connector.pass_time(RELATION_S / 3)
-        connector.tell(e.AccountsRead([account(ALICE, devices=(A1,))]))
+        connector.receive(e.AccountsRead([account(ALICE, devices=(A1,))]))
         written += len(connector.take(e.RenewBindings))
     assert written >= 3

@@ -69,7 +69,7 @@ class Connector:
         while self.actions:
             action = self.actions.pop(0)
             if isinstance(action, e.ConnectTransfer):
-                self.mesh.connected(action.transfer, now)
+                self.mesh.connected(e.TransferConnected(action.transfer), now)
             elif isinstance(action, e.DisconnectTransfer):
                 self.links.pop(action.transfer, None)
                 self.unacked = [(transfer, item) for transfer, item in self.unacked if transfer != action.transfer]
@@ -98,7 +98,7 @@ class Connector:
         handlers: dict[Pair, set[int]] = {}
         for pair in PAIRS:
             for item in items(pair):
-                sent = self.mesh.tell(item) if isinstance(item, Outcome) else self.mesh.send(item)
+                sent = self.mesh.send_outcome(item) if isinstance(item, Outcome) else self.mesh.send(item)
                 assert sent == bool(self.links), "an open transfer takes each item; without one no item is sent"
         self.work(now)
         for transfer, item in self.unacked:
@@ -138,7 +138,7 @@ class ComingAndGoing(RuleBasedStateMachine):
     @rule(which_connector=CONNECTOR, backwards=st.booleans())
     def learns(self, which_connector: int, backwards: bool) -> None:
         connector = self.connectors[which_connector]
-        connector.mesh.living(sorted(self.living, reverse=backwards))
+        connector.mesh.discovered(e.TransfersDiscovered(sorted(self.living, reverse=backwards)), self.now)
         connector.work(self.now)
 
     @precondition(lambda self: any(connector.links for connector in self.connectors))
@@ -154,7 +154,7 @@ class ComingAndGoing(RuleBasedStateMachine):
         if leaves:
             connector.send(lost, Close(connector.links[lost], Code.SHUTTING_DOWN), self.now)
         else:
-            connector.mesh.lost(lost, self.now)
+            connector.mesh.lost(e.TransferLost(lost), self.now)
         connector.work(self.now)
         rerouted = by_pair([item for transfer, item in unacked if transfer == lost])
         assert by_pair([item for _, item in connector.unacked]) == (rerouted if connector.links else {})

@@ -1,4 +1,4 @@
-"""Real sockets on loopback: every message arrives, nothing foreign does, and the end of a connection is told."""
+"""Real sockets on loopback: messages arrive, foreign ones do not, and the end of a connection is reported."""
 
 import asyncio
 import inspect
@@ -26,7 +26,7 @@ LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
 
 
 def on_each_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Run `test` on the loops of servers and of applications, with a Context; what a callback raises fails it."""
+    """Run `test` on uvloop and asyncio, with a Context; an exception in a callback fails it."""
 
     async def main(**arguments: object) -> None:
         raised: list[object] = []
@@ -57,7 +57,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 class Server:
-    """A router that keeps what it gets, or answers it."""
+    """A router that keeps the frames that it gets, or echoes them."""
 
     _domains = itertools.count(1)
 
@@ -96,7 +96,7 @@ class Server:
 
 
 class Client:
-    """A dealer that keeps what it gets, and how its connection stands."""
+    """A dealer that keeps the frames that it gets, and the state of its connection."""
 
     def __init__(
         self,
@@ -141,11 +141,11 @@ def port_of(router: Router) -> int:
 
 
 async def refused(client: Client) -> None:
-    """Wait until the client was turned away."""
+    """Wait until the client was refused."""
     await until(lambda: client.lost)
     assert client.connected == 0
     assert not client.dealer.send(b"x")
-    client.dealer._note(int(zmq.EVENT_DISCONNECTED))  # a failed handshake is told as that, and as this
+    client.dealer._on_event(int(zmq.EVENT_DISCONNECTED))  # libzmq reports a failed handshake by two events
     assert client.lost == 1
 
 
@@ -182,7 +182,7 @@ async def test_ten_thousand_echoes(context: Context, window: int, curve: bool) -
 
 
 @on_each_loop
-async def test_a_send_that_takes_the_edge_in_does_not_lose_what_it_announced(context: Context) -> None:
+async def test_a_send_that_consumes_the_edge_loses_no_message(context: Context) -> None:
     server = Server(context)
     client = await Client(context, server.router.endpoint).connect()
     assert client.dealer.send(b"first")
@@ -191,14 +191,14 @@ async def test_a_send_that_takes_the_edge_in_does_not_lose_what_it_announced(con
     descriptor = server.router._socket.FD
     for number in range(50):
         assert client.dealer.send(b"%d" % number)
-        # The loop stands still while the message arrives: its edge is there, and this send takes it in.
+        # The loop is blocked while the message arrives: its edge is there, and this send consumes it.
         assert select.select([descriptor], [], [], DEADLINE_S)[0]
         assert server.router.send(peer, b"unrelated") is Sent.OK
         await until(lambda want=number: len(server.got) == want + 2)  # type: ignore[misc]  # bound in the loop
 
 
 @on_each_loop
-async def test_a_flood_is_read_in_turns(context: Context) -> None:
+async def test_a_flood_does_not_block_the_loop(context: Context) -> None:
     server = Server(context, hwm=100_000)
     client = Client(context, server.router.endpoint)
     await client.connect()
@@ -220,7 +220,7 @@ async def test_a_flood_is_read_in_turns(context: Context) -> None:
 
 
 @on_each_loop
-async def test_a_turn_is_bounded_in_bytes(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_batch_is_bounded_in_bytes(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meshim.runtime.sockets.router.READ_BYTES_MAX", 10_000)
     server = Server(context)
     client = await Client(context, server.router.endpoint).connect()
@@ -231,12 +231,10 @@ async def test_a_turn_is_bounded_in_bytes(context: Context, monkeypatch: pytest.
 
 
 @on_each_loop
-async def test_what_was_sent_before_the_end_comes_before_the_end(
-    context: Context, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_frames_sent_before_the_end_arrive_before_it(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "meshim.runtime.sockets.dealer.READ_MESSAGES_MAX", 10
-    )  # so that the end is known before all is read
+    )  # so that the end is reported before all is read
     server = Server(context)
     client = await Client(context, server.router.endpoint).connect()
     assert client.dealer.send(b"hello")
@@ -252,7 +250,7 @@ async def test_what_was_sent_before_the_end_comes_before_the_end(
 
 
 @on_each_loop
-async def test_full_is_told_and_passes(context: Context) -> None:
+async def test_full_is_reported_and_passes(context: Context) -> None:
     server = Server(context, hwm=10)
     with zmq.Context() as plain, plain.socket(zmq.DEALER) as slow:
         slow.set(zmq.LINGER, 0)
@@ -271,7 +269,7 @@ async def test_full_is_told_and_passes(context: Context) -> None:
             return answer is Sent.FULL and sent > 20  # beyond the marks, the buffers of TCP are full too
 
         await until(fill)
-        assert server.router.statistics().full >= 1
+        assert server.router.statistics.full >= 1
         slow.set(zmq.RCVTIMEO, 5_000)
         for _ in range(sent // 2):
             slow.recv()
@@ -279,7 +277,7 @@ async def test_full_is_told_and_passes(context: Context) -> None:
 
 
 @on_each_loop
-async def test_gone_is_told(context: Context) -> None:
+async def test_gone_is_reported(context: Context) -> None:
     server = Server(context)
     assert server.router.send(b"\0none", b"x") is Sent.GONE
     client = await Client(context, server.router.endpoint).connect()
@@ -287,36 +285,36 @@ async def test_gone_is_told(context: Context) -> None:
     await until(lambda: server.got)
     client.dealer.close()
     await until(lambda: server.router.send(server.got[0][0], b"x") is Sent.GONE)
-    assert server.router.statistics().gone >= 2
-    assert client.lost == 0  # closing is no loss
+    assert server.router.statistics.gone >= 2
+    assert client.lost == 0  # `close` is not a loss
 
 
 @on_each_loop
-async def test_lost_is_told_once_when_the_server_goes(context: Context) -> None:
+async def test_lost_is_reported_once_when_the_server_goes(context: Context) -> None:
     server = Server(context)
     client = await Client(context, server.router.endpoint).connect()
     server.router.close()
     await until(lambda: client.lost)
     assert not client.dealer.send(b"x")
-    again = Server(context)  # time for whatever else may be told
+    again = Server(context)  # time for other events
     await Client(context, again.router.endpoint).connect()
     assert client.lost == 1
 
 
 @on_each_loop
-async def test_a_connection_is_not_made_anew(context: Context) -> None:
+async def test_a_lost_connection_is_not_made_again(context: Context) -> None:
     server = Server(context)
     client = await Client(context, server.router.endpoint).connect()
     server.router.close()
     await until(lambda: client.lost)
     with socket.create_server(("127.0.0.1", port_of(server.router))) as listener:
-        listener.settimeout(0.3)  # libzmq would come back after 0.1 s
+        listener.settimeout(0.3)  # libzmq would connect again after 0.1 s
         with pytest.raises(TimeoutError):
             await asyncio.to_thread(listener.accept)
 
 
 @on_each_loop
-async def test_lost_is_told_when_nobody_listens(context: Context) -> None:
+async def test_lost_is_reported_when_the_port_is_closed(context: Context) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     await refused(Client(context, f"tcp://127.0.0.1:{port}"))
@@ -344,15 +342,15 @@ async def test_a_silent_client_is_dropped(context: Context) -> None:
     )
     with socket.create_connection(("127.0.0.1", port_of(server))) as peer:
         peer.sendall(zmtp_greeting(b"NULL") + zmtp_ready(b"DEALER"))
-        await until(lambda: server.statistics().accepted == 1)
-        await until(lambda: server.statistics().lost == 1)
+        await until(lambda: server.statistics.accepted == 1)
+        await until(lambda: server.statistics.lost == 1)
 
 
-# ---------------------------------------------------------------- who may connect
+# ---------------------------------------------------------------- CURVE and admission
 
 
 @on_each_loop
-async def test_curve_admits_who_knows_the_server_and_refuses_who_does_not(context: Context) -> None:
+async def test_curve_admits_clients_that_know_the_server_key_and_refuses_others(context: Context) -> None:
     keys = KeyPair.new()
     server = Server(context, keys=keys)
     good = await Client(context, server.router.endpoint, server_key=keys.public).connect()
@@ -360,9 +358,9 @@ async def test_curve_admits_who_knows_the_server_and_refuses_who_does_not(contex
     await refused(Client(context, server.router.endpoint))  # plain
     assert good.dealer.send(b"hello")
     await until(lambda: server.frames == [b"hello"])
-    await until(lambda: server.router.statistics().failed_handshakes == 2)
-    await until(lambda: server.router.statistics().lost == 2)
-    assert server.router.statistics().accepted == 3
+    await until(lambda: server.router.statistics.failed_handshakes == 2)
+    await until(lambda: server.router.statistics.lost == 2)
+    assert server.router.statistics.accepted == 3
 
 
 @on_each_loop
@@ -381,7 +379,7 @@ async def test_only_known_keys_are_admitted(context: Context) -> None:
         return key == ours.public
 
     server = Server(context, keys=keys, admit=admit)
-    clients = Server(context, keys=keys, admit=None)  # no domain: everybody is welcome, and nobody asked
+    clients = Server(context, keys=keys, admit=None)  # no domain: every key is admitted
     await Client(context, server.router.endpoint, server_key=keys.public, keys=ours).connect()
     await refused(Client(context, server.router.endpoint, server_key=keys.public, keys=strange))
     await refused(Client(context, server.router.endpoint, server_key=keys.public))
@@ -391,7 +389,7 @@ async def test_only_known_keys_are_admitted(context: Context) -> None:
 
 
 @on_each_loop
-async def test_admission_may_take_its_time(context: Context) -> None:
+async def test_admission_may_be_asynchronous(context: Context) -> None:
     keys, ours = KeyPair.new(), KeyPair.new()
     known: set[bytes] = set()
     asked = asyncio.Event()
@@ -415,7 +413,7 @@ async def test_admission_may_take_its_time(context: Context) -> None:
 
 @pytest.mark.parametrize("later", [False, True], ids=["at once", "later"])
 @on_each_loop
-async def test_whoever_cannot_be_told_apart_now_is_sent_away(context: Context, later: bool) -> None:
+async def test_a_key_that_cannot_be_checked_now_is_refused(context: Context, later: bool) -> None:
     keys = KeyPair.new()
 
     async def cannot_tell() -> None:
@@ -456,7 +454,7 @@ async def test_a_frame_that_is_too_large_cuts_its_connection_only(context: Conte
     await until(lambda: server.got)
     assert greedy.dealer.send(bytes(FRAME_BYTES + 1))
     await until(lambda: greedy.lost)
-    await until(lambda: server.router.statistics().lost == 1)
+    await until(lambda: server.router.statistics.lost == 1)
     assert honest.dealer.send(b"still here")
     await until(lambda: honest.got == [b"still here"])
     assert server.frames == [bytes(FRAME_BYTES), b"still here"]
@@ -487,12 +485,12 @@ async def test_messages_of_several_parts_or_none_are_dropped_and_counted(context
         peer.send(b"good")
         await until(lambda: server.got)
         assert server.frames == [b"good"]
-        assert server.router.statistics().malformed == 3
+        assert server.router.statistics.malformed == 3
         assert peer.recv() == b"good"
 
 
 @on_each_loop
-async def test_so_they_are_at_a_dealer(context: Context) -> None:
+async def test_a_dealer_drops_and_counts_them_too(context: Context) -> None:
     with zmq.Context() as plain, plain.socket(zmq.ROUTER) as peer:
         peer.set(zmq.LINGER, 0)
         peer.set(zmq.RCVTIMEO, 5_000)
@@ -505,11 +503,11 @@ async def test_so_they_are_at_a_dealer(context: Context) -> None:
         peer.send_multipart([us, b"good"])
         await until(lambda: client.got)
         assert client.got == [b"good"]
-        assert client.dealer.malformed == 2
+        assert client.dealer.statistics.malformed == 2
 
 
 @on_each_loop
-async def test_nothing_is_read_from_peers_that_chose_their_routing_id(context: Context) -> None:
+async def test_frames_of_peers_that_chose_their_routing_id_are_dropped(context: Context) -> None:
     server = Server(context)
     with zmq.Context() as plain, plain.socket(zmq.DEALER) as thief, plain.socket(zmq.DEALER) as second:
         for peer in (thief, second):
@@ -517,7 +515,7 @@ async def test_nothing_is_read_from_peers_that_chose_their_routing_id(context: C
             peer.set(zmq.ROUTING_ID, b"alice")
             peer.connect(server.router.endpoint)
             peer.send(b"it is me")
-        await until(lambda: server.router.statistics().foreign == 1)  # the second is not even listened to
+        await until(lambda: server.router.statistics.foreign == 1)  # ROUTER itself ignores the second
         honest = await Client(context, server.router.endpoint).connect()
         assert honest.dealer.send(b"hello")
         await until(lambda: server.got)
@@ -549,8 +547,8 @@ async def test_garbage_is_cut_and_counted(context: Context, garbage: bytes) -> N
     server = Server(context, keys=KeyPair.new())
     with socket.create_connection(("127.0.0.1", port_of(server.router))) as peer:
         peer.sendall(garbage)
-        await until(lambda: server.router.statistics().accepted == 1)
-    await until(lambda: server.router.statistics().lost == 1)
+        await until(lambda: server.router.statistics.accepted == 1)
+    await until(lambda: server.router.statistics.lost == 1)
     assert server.got == []
 
 
@@ -558,7 +556,7 @@ async def test_garbage_is_cut_and_counted(context: Context, garbage: bytes) -> N
 
 
 @on_each_loop
-async def test_port_0_takes_a_port_and_says_which(context: Context) -> None:
+async def test_port_0_takes_a_free_port_and_reports_it(context: Context) -> None:
     router = Server(context).router
     host, _, port = router.endpoint.rpartition(":")
     assert host == "tcp://127.0.0.1"
@@ -580,7 +578,7 @@ async def test_port_0_takes_a_port_and_says_which(context: Context) -> None:
 async def test_wrong_addresses_to_bind_are_explained(context: Context, bind: str, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         context.router(bind, keys=KeyPair.new(), frame_bytes=FRAME_BYTES, on_batch=lambda batch: None)
-    Server(context)  # the context is none the worse
+    Server(context)  # the context still works
 
 
 @pytest.mark.parametrize("endpoint", ["127.0.0.1:1", "tcp://127.0.0.1", "tcp://127.0.0.1:port", "smoke://signal"])
@@ -638,7 +636,7 @@ async def test_closing_from_within_a_callback(context: Context) -> None:
 
 
 @on_each_loop
-async def test_who_closes_at_the_last_words_is_not_told_of_the_loss(context: Context) -> None:
+async def test_on_lost_is_not_called_after_a_close_at_the_last_frame(context: Context) -> None:
     server = Server(context)
     client = await Client(context, server.router.endpoint).connect()
     assert client.dealer.send(b"hello")
@@ -646,13 +644,13 @@ async def test_who_closes_at_the_last_words_is_not_told_of_the_loss(context: Con
     client.dealer._on_batch = lambda batch: client.dealer.close()
     assert server.router.send(server.got[0][0], b"bye") is Sent.OK
     assert select.select([client.dealer._socket.FD], [], [], DEADLINE_S)[0]
-    client.dealer._note(int(zmq.EVENT_DISCONNECTED))  # before the message was read
+    client.dealer._on_event(int(zmq.EVENT_DISCONNECTED))  # before the message was read
     assert client.dealer._socket.closed
     assert client.lost == 0
 
 
 @on_each_loop
-async def test_libzmq_is_told_every_limit(context: Context) -> None:
+async def test_every_limit_is_set_in_libzmq(context: Context) -> None:
     server = Server(context, keys=(keys := KeyPair.new()), hwm=7)
     client = Client(context, server.router.endpoint, server_key=keys.public, heartbeat_s=1.5)
     both = {zmq.LINGER: 0, zmq.HANDSHAKE_IVL: 10_000, zmq.MAXMSGSIZE: FRAME_BYTES + 33, zmq.TCP_KEEPALIVE: 1}
@@ -684,7 +682,7 @@ async def test_thousands_of_connections_leave_nothing_behind(context: Context) -
         for client in clients:
             await client.connect()
             client.dealer.close()
-    await until(lambda: server.router.statistics().lost == 200)
+    await until(lambda: server.router.statistics.lost == 200)
     await until(lambda: len(os.listdir("/proc/self/fd")) <= before)
 
 

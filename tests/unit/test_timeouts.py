@@ -14,14 +14,14 @@ async def answer(after_s: float) -> str:
     return "answer"
 
 
-def test_an_answer_in_time_is_given() -> None:
+def test_an_answer_in_time_is_returned() -> None:
     async def main() -> None:
         assert await with_timeout(answer(1.0), 2.0) == "answer"
 
     run(main)
 
 
-def test_what_takes_longer_is_away_and_not_waited_for() -> None:
+def test_work_that_takes_longer_is_unavailable_and_cancelled() -> None:
     async def main() -> None:
         with pytest.raises(BackendUnavailable, match="too long"):
             await with_timeout(answer(10.0), 2.0)
@@ -30,7 +30,7 @@ def test_what_takes_longer_is_away_and_not_waited_for() -> None:
     run(main)
 
 
-def test_what_the_work_raises_is_raised() -> None:
+def test_an_exception_of_the_work_is_raised() -> None:
     async def fenced() -> None:
         raise Fenced("somebody else")
 

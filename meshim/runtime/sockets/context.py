@@ -1,4 +1,4 @@
-"""The ZeroMQ context of one event loop: makes and closes its sockets."""
+"""The ZeroMQ context of one event loop: opens and closes its sockets."""
 
 import asyncio
 import errno
@@ -17,10 +17,10 @@ from meshim.runtime.sockets.zap import Admit, ZapHandler
 
 
 class Context:
-    """Sockets of one event loop.  Make it in the loop it is for; `close` it there."""
+    """The sockets of one event loop.  Make it in that loop, and `close` it there."""
 
     def __init__(self, *, io_threads: int = 1, max_sockets: int = 65_535) -> None:
-        """`max_sockets` counts sockets, not connections; a Dealer takes three."""
+        """`max_sockets` limits sockets, not connections; a Dealer takes three."""
         self._loop = asyncio.get_running_loop()
         self._zmq = zmq.Context(io_threads)
         self._zmq.set(zmq.MAX_SOCKETS, max_sockets)
@@ -40,23 +40,24 @@ class Context:
         heartbeat_s: float | None = 2.0,
         guarding: Guarding | None = None,
     ) -> "Router":
-        """Bind a ROUTER; `on_batch` gets (peer, frame) pairs in the order they came.
+        """Bind a ROUTER; `on_batch` gets (peer, frame) pairs in the order of arrival.
 
-        With `keys` only peers that know the public one can connect, and `admit` decides by their own key; `domain`
-        must be the socket's alone.  Without these two nobody is asked: it is encrypted all the same, and each
-        connection has one pipe less (adr/0022).  Without `keys` the link is plain, and nobody is asked either.
-        At most `hwm` frames wait for a peer, and as many from it.  Without `heartbeat_s` peers that fall silent are
-        the owner's to notice (adr/0027).  With `guarding` connections of peers that are not wanted are ended.
+        With `keys` (CURVE) only peers that know the public key can connect.  `admit` then decides by the peer's own
+        key, and `domain` must be a name that no other socket uses.  Without `admit` every key is accepted: the link is
+        still encrypted, and each connection has one pipe less (adr/0022).  Without `keys` the link is plain and `admit`
+        is not called.  At most `hwm` frames wait for a peer, and as many from it.  Without `heartbeat_s` the owner has
+        to notice silent peers (adr/0027).  `guarding` ends the connections of peers that do not authenticate
+        (adr/0014).
 
-        Raises UsageError when the address is wrong, in use or not this machine's.
+        Raises UsageError when the address is malformed, in use or not an address of this machine.
         """
-        assert bool(domain) == (admit is not None), "one without the other would let everybody in"
+        assert bool(domain) == (admit is not None), "one without the other would admit every key"
         if keys is None or admit is None:
             domain = ""
         else:
             if self._zap_handler is None:
                 self._zap_handler = ZapHandler(self._loop, self._zmq)
-            self._zap_handler.guard(domain, admit)  # from before the first question
+            self._zap_handler.guard(domain, admit)  # before the first peer connects
         socket = self._zmq.socket(zmq.ROUTER)
         options.set_common(
             socket, bind, frame_bytes=frame_bytes, curve=keys is not None, hwm=hwm, heartbeat_s=heartbeat_s
@@ -87,12 +88,12 @@ class Context:
         hwm: int = 1_000,
         heartbeat_s: float | None = 2.0,
     ) -> "Dealer":
-        """Start to connect a DEALER to one endpoint, once: after `on_lost` close it and make another.
+        """Connect a DEALER to one endpoint, once: after `on_lost` close it and make another.
 
-        With `server_key` the other end must own that key; ours are `keys`, or new ones.  `on_connected` is called
-        when both ends have proved their keys, `on_lost` once, when the connection failed or ended, after the
-        last batch.  Neither is called after `close`.  An unreachable peer is lost after the time that TCP or
-        the handshake takes, at most 10 s each.
+        With `server_key` (CURVE) the other end must own that key; our own keys are `keys`, or new ones.  `on_connected`
+        is called when both ends have proved their keys; `on_lost` once, after the last batch, when the connection
+        failed or ended.  Neither is called after `close`.  For an unreachable peer `on_lost` comes after at most 10 s
+        of TCP and 10 s of handshake.
 
         Raises UsageError when the endpoint is malformed.
         """
@@ -113,7 +114,7 @@ class Context:
         return dealer
 
     def close(self) -> None:
-        """Close every socket; waits for what lingers (see `Dealer.close` and `Router.close`)."""
+        """Close every socket, and wait for frames that linger (see `Dealer.close` and `Router.close`)."""
         for each in list(self._open):
             each.close()
         if self._zap_handler is not None:

@@ -16,13 +16,14 @@ from meshim.runtime.sockets.pump import (
     is_readable,
     skip,
 )
+from meshim.runtime.sockets.statistics import DealerStatistics
 
-_ENDED = HANDSHAKE_FAILED | {int(zmq.EVENT_DISCONNECTED), int(zmq.EVENT_CLOSED)}  # closed: it never came about
+_ENDED = HANDSHAKE_FAILED | {int(zmq.EVENT_DISCONNECTED), int(zmq.EVENT_CLOSED)}  # EVENT_CLOSED: no connection was made
 _EVENTS = sum(_ENDED) + zmq.EVENT_HANDSHAKE_SUCCEEDED
 
 
 class Dealer:
-    """A DEALER to one peer, for one connection."""
+    """A DEALER to one peer, for one connection (adr/0010)."""
 
     def __init__(
         self,
@@ -35,8 +36,7 @@ class Dealer:
         on_closed: Callable[["Dealer"], None],
     ) -> None:
         self.endpoint = endpoint
-        self.malformed = 0
-        """Messages in several parts or none, dropped."""
+        self.statistics = DealerStatistics()
         self._connected = False
         self._lost = False
         self._socket = socket
@@ -45,7 +45,7 @@ class Dealer:
         self._on_lost = on_lost
         self._on_closed = on_closed
         self._send = super(zmq.Socket, socket).send
-        self._monitor = Monitor(loop, socket, _EVENTS, self._note)
+        self._monitor = Monitor(loop, socket, _EVENTS, self._on_event)
         try:
             socket.connect(endpoint)
         except zmq.ZMQError:
@@ -54,7 +54,7 @@ class Dealer:
         self._pump = Pump(loop, socket, self._take)
 
     def send(self, frame: bytes) -> bool:
-        """Queue one frame; False when there is no connection or no room.  Never waits."""
+        """Queue one frame; False when there is no connection or no room for it.  Never waits."""
         if not self._connected:
             return False
         try:
@@ -66,7 +66,7 @@ class Dealer:
         return True
 
     def close(self, linger_ms: int = 0) -> None:
-        """End the connection, after at most that many milliseconds for what is queued."""
+        """End the connection; queued frames have `linger_ms` to leave."""
         if not self._socket.closed:
             self._on_connected = self._on_lost = None
             self._pump.stop()
@@ -84,13 +84,13 @@ class Dealer:
                 part = recv(NOBLOCK, False)
                 if part.more or not (frame := part.bytes):
                     skip(self._socket, part)
-                    self.malformed += 1
+                    self.statistics.malformed += 1
                 else:
                     batch.append(frame)
                     size += len(frame)
                     if size > READ_BYTES_MAX:
                         break
-                if first and not is_readable(self._socket):  # as after most frames, when there is little to do
+                if first and not is_readable(self._socket):  # under low load most reads find one frame
                     full = False
                     break
                 first = False
@@ -100,7 +100,7 @@ class Dealer:
             self._on_batch(batch)
         return full
 
-    def _note(self, event: int, _: int = 0) -> None:
+    def _on_event(self, event: int, _: int = 0) -> None:
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._connected = True
             if self._on_connected is not None:
@@ -108,7 +108,7 @@ class Dealer:
         elif event in _ENDED and not self._lost:
             self._connected = False
             self._lost = True
-            while not self._socket.closed and self._take():  # the last words come before the end
+            while not self._socket.closed and self._take():  # the last frames are handed over before `on_lost`
                 pass
-            if self._on_lost is not None:  # not closed meanwhile
+            if self._on_lost is not None:  # `close` was not called meanwhile
                 self._on_lost()

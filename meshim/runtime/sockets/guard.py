@@ -1,17 +1,19 @@
-"""The connections of a ROUTER, and the end of those that are nobody's.
+"""The connections of a ROUTER, and the end of those that are not authenticated.
 
-libzmq closes no connection because its owner wants it closed: whoever has shaken hands may stay for ever, send what it
-likes and read nothing.  But it tells the descriptor of each connection, and a descriptor can be shut down; what libzmq
-does then is what it does when the network fails.  So whoever knows which peers are wanted (`Guarding.known`)
-has the others cut:
+libzmq offers no call that ends one connection of a ROUTER: after its handshake a client may stay connected, send and
+never read.  But libzmq reports the descriptor of each connection, and a descriptor can be shut down; libzmq then does
+what it does when the network fails.  The owner of the ROUTER says which peers are authenticated
+(`Guarding.is_authenticated`) and which connections to close (`close`).  The guard shuts down a connection that
 
-    never known           `unknown_s` after it was accepted, after so many frames or bytes, when connections run out
-    known once            `farewell_s` after it was not any more: time for the last frame to leave
-    known or not          when it has sent far more than was read: one ZeroMQ message of parts without end is
-                          gathered by libzmq in memory, which no high-water mark counts (adr/0014)
+    never authenticated       `unauthenticated_s` after it was accepted; after `unauthenticated_frames` frames or
+                              `unauthenticated_bytes` bytes; or, the oldest first, when there are too many connections
+    was to be closed          `linger_s` later: time for the last frame to leave
+    sent far more than the socket has read, authenticated or not: libzmq gathers the parts of one ZeroMQ message in
+                              memory, without a limit on their number, and no high-water mark counts them (adr/0014)
 
-A descriptor number is used again.  Events come in order and before the frames of their connection, and the
-address of the peer is compared before anything is shut down, so that nobody else is cut.
+The system uses descriptor numbers again.  The events of libzmq come in order and before the frames of their connection,
+and the guard compares the address of the peer before it shuts anything down, so that it never cuts the next connection
+with the same number.
 """
 
 import os
@@ -22,12 +24,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-SEARCH_S = 0.1
-"""How often the memory of the process is looked at: ten microseconds."""
-SWEEP_S = 1.0
-"""How often connections are looked at."""
+from meshim.runtime.sockets.statistics import RouterStatistics
+
+CHECK_MEMORY_S = 0.1
+"""How often to call `check_memory`, which takes ten microseconds."""
+CHECK_S = 1.0
+"""How often to call `check`."""
 GROWTH_BYTES = 64 << 20
-"""How much memory the process may take before it is asked who has sent what."""
+"""How much the memory of the process may grow before the guard compares what connections sent and what was read."""
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _BYTES_RECEIVED = struct.Struct("=128xQ")  # the place of tcpi_bytes_received in struct tcp_info: linux/tcp.h
@@ -38,25 +42,27 @@ _HEARTBEAT_BYTES_PER_S = 256
 
 
 class Guarding(NamedTuple):
-    """Whom to keep; counts, bytes and seconds."""
+    """Which connections may stay; counts, bytes and seconds."""
 
-    known: Callable[[bytes], bool]
-    """Whether a peer, by its routing id, is wanted."""
+    is_authenticated: Callable[[bytes], bool]
+    """Whether a peer, by its routing id, is authenticated or about to be."""
     connections: int
-    unknown_s: float
-    unknown_frames: int
-    unknown_bytes: int
+    """At most so many; beyond, the oldest that is not authenticated is cut."""
+    unauthenticated_s: float
+    unauthenticated_frames: int
+    unauthenticated_bytes: int
     unread_bytes: int
-    """More than an honest peer ever has under way."""
-    farewell_s: float = 2.0
+    """More than an honest authenticated peer ever has under way."""
+    linger_s: float = 2.0
+    """From `Guard.close` to the end of the connection."""
 
 
 class Connection:
-    """One that was accepted.  `peer` is not known before its first frame."""
+    """An accepted connection.  `peer` is its routing id, None before its first frame."""
 
     __slots__ = (
-        "accepted_at", "address", "bytes_read", "bytes_unknown", "cut", "descriptor", "frames", "known", "peer",
-        "since",
+        "accepted_at", "address", "bytes_read", "bytes_unauthenticated", "cut", "descriptor", "frames",
+        "is_authenticated", "peer", "since",
     )  # fmt: skip
 
     def __init__(self, descriptor: int, address: Any, now: float) -> None:
@@ -66,61 +72,65 @@ class Connection:
         self.peer: bytes | None = None
         self.cut = False
         self.since: float
-        """Accepted, or known for the last time."""
-        self.known: bool
+        """Since when it is not authenticated: accepted, or authenticated for the last time."""
+        self.is_authenticated: bool
+        """As of the last check."""
         self.frames: int
-        """Since it was known, as the next."""
-        self.bytes_unknown: int
+        """Since it was last authenticated, as `bytes_unauthenticated`."""
+        self.bytes_unauthenticated: int
         self.bytes_read: int
-        self.begin()
+        self.reset()
 
-    def begin(self) -> None:
-        """Nothing of it was heard yet."""
+    def reset(self) -> None:
+        """Count from its first frame on."""
         self.since = self.accepted_at
-        self.known = False
-        self.frames = self.bytes_unknown = self.bytes_read = 0
+        self.is_authenticated = False
+        self.frames = self.bytes_unauthenticated = self.bytes_read = 0
 
 
 class Guard:
     """Knows the connections of one socket.  Time is an argument, in seconds."""
 
-    def __init__(self, guarding: Guarding) -> None:
-        self.cut = 0
-        """Connections that were shut down."""
+    def __init__(self, guarding: Guarding, statistics: RouterStatistics) -> None:
+        """`statistics.cut` counts the connections that were shut down."""
         self._guarding = guarding
+        self.statistics = statistics
         self._connections: dict[int, Connection] = {}
         self._by_peer: dict[bytes, Connection] = {}
         self._memory_bytes = _resident_bytes()
 
-    # ---------------------------------------------------------------- what happens
+    # ---------------------------------------------------------------- events of libzmq, and frames
 
     def accepted(self, descriptor: int, now: float) -> None:
+        """A connection was accepted; if there are too many now, cut the oldest that is not authenticated."""
         self.ended(descriptor)
         address = _address(descriptor)
         if address is None:
             return
         self._connections[descriptor] = Connection(descriptor, address, now)
         if len(self._connections) > self._guarding.connections:
-            # Insertion order: the one that is nobody's for the longest time.
+            # In the order of insertion: the oldest that is not authenticated.
             for each in list(self._connections.values()):
-                if not each.cut and not self._is_known(each, now):
+                if not each.cut and not self._is_authenticated(each, now):
                     self._cut(each)
                     break
 
     def ended(self, descriptor: int) -> None:
+        """Forget a connection."""
         connection = self._connections.pop(descriptor, None)
         if connection is not None and connection.peer is not None:
             self._by_peer.pop(connection.peer, None)
 
     def connection(self, peer: bytes) -> Connection | None:
-        """The connection of a peer that was heard before."""
+        """The connection of a peer from which a frame was read before."""
         return self._by_peer.get(peer)
 
-    def heard(self, peer: bytes, descriptor: int) -> Connection | None:
-        """The first frame of a peer, or one that was read when its connection had ended already: None for that.
+    def first_frame(self, peer: bytes, descriptor: int) -> Connection | None:
+        """The connection of a peer whose first frame was read; None when that connection has ended already.
 
-        The number may be of the next connection by then.  ROUTER counts its peers up, so the later one is right, and
-        what was counted before it was heard is forgotten: that was of the one before.
+        By then the descriptor may be that of the next connection.  ROUTER counts routing ids up, so the peer with the
+        higher id holds the descriptor; what was counted before its first frame belongs to the earlier peer, and is
+        forgotten.
         """
         connection = self._connections.get(descriptor)
         if connection is None:
@@ -129,86 +139,99 @@ class Guard:
             if not _is_later(peer, connection.peer):
                 return None
             del self._by_peer[connection.peer]
-            connection.begin()
+            connection.reset()
         connection.peer = peer
         self._by_peer[peer] = connection
         return connection
 
     def may_pass(self, connection: Connection, size: int) -> bool:
-        """Count a frame; False when it comes from a connection that was, or has to be, cut."""
+        """Count a frame; False when its connection was cut, or is cut now for this frame."""
         connection.bytes_read += size + _FRAME_OVERHEAD_BYTES
-        if connection.known:
+        if connection.is_authenticated:
             return True
         connection.frames += 1
-        connection.bytes_unknown += size
+        connection.bytes_unauthenticated += size
         guarding = self._guarding
-        if connection.frames > guarding.unknown_frames or connection.bytes_unknown > guarding.unknown_bytes:
-            self._look(connection, connection.since)
-            if not connection.known:
+        if (
+            connection.frames > guarding.unauthenticated_frames
+            or connection.bytes_unauthenticated > guarding.unauthenticated_bytes
+        ):
+            self._ask(connection, connection.since)
+            if not connection.is_authenticated:
                 self._cut(connection)
         return not connection.cut
 
-    # ---------------------------------------------------------------- what is nobody's
+    # ---------------------------------------------------------------- ending connections
 
-    def sweep(self, now: float) -> None:
-        """Cut who is not wanted.  To be called every `SWEEP_S`."""
-        farewell_s, unknown_s = self._guarding.farewell_s, self._guarding.unknown_s
+    def close(self, peer: bytes, now: float) -> None:
+        """Cut the connection of a peer at the first `check` after `linger_s`, unless it is authenticated again by then.
+
+        Nothing happens when the connection has ended already.
+        """
+        connection = self._by_peer.get(peer)
+        if connection is not None:
+            # As if it had been accepted so long ago that `linger_s` is what is left of `unauthenticated_s`.  A second
+            # call does not put the end off.  Its frames are counted from the next `check` on: a flood that is under way
+            # must not cut the connection before the last frame has left.
+            since = now - max(0.0, self._guarding.unauthenticated_s - self._guarding.linger_s)
+            connection.since = min(connection.since, since)
+
+    def check(self, now: float) -> None:
+        """Cut the connections that are not authenticated for too long.  Call it every `CHECK_S`."""
         for connection in list(self._connections.values()):
-            was_known = connection.known
-            self._look(connection, now)
-            if was_known and not connection.known:
-                # Its session ended: as if it had been accepted so long ago that only the farewell is left.
-                connection.since = now - max(0.0, unknown_s - farewell_s)
-            if not connection.known and now - connection.since >= unknown_s:
+            self._ask(connection, now)
+            if not connection.is_authenticated and now - connection.since >= self._guarding.unauthenticated_s:
                 self._cut(connection)
 
-    def _is_known(self, connection: Connection, now: float) -> bool:
-        """What was seen a second ago, and looked at again where that was nothing."""
-        if not connection.known:
-            self._look(connection, now)
-        return connection.known
-
-    def _look(self, connection: Connection, now: float) -> None:
-        connection.known = connection.peer is not None and self._guarding.known(connection.peer)
-        if connection.known:
-            connection.since = now
-            connection.frames = connection.bytes_unknown = 0
-
-    def search(self, now: float) -> None:
-        """Where memory has grown, cut who has sent what was never read.  To be called every `SEARCH_S`."""
+    def check_memory(self, now: float) -> None:
+        """When memory has grown, cut connections that sent far more than was read.  Call it every `CHECK_MEMORY_S`."""
         resident = _resident_bytes()
         self._memory_bytes = min(self._memory_bytes, resident)
         if resident - self._memory_bytes < GROWTH_BYTES:
             return
         self._memory_bytes = resident
+        guarding = self._guarding
         for connection in list(self._connections.values()):
-            most = self._guarding.unread_bytes if connection.known else self._guarding.unknown_bytes
+            most = guarding.unread_bytes if connection.is_authenticated else guarding.unauthenticated_bytes
             heartbeat_bytes = _HEARTBEAT_BYTES_PER_S * (now - connection.accepted_at)
             if _received_bytes(connection) - connection.bytes_read > most + heartbeat_bytes:
                 self._cut(connection)
+
+    def _is_authenticated(self, connection: Connection, now: float) -> bool:
+        """As of the last check, or asked again when it was not authenticated then."""
+        if not connection.is_authenticated:
+            self._ask(connection, now)
+        return connection.is_authenticated
+
+    def _ask(self, connection: Connection, now: float) -> None:
+        peer = connection.peer
+        connection.is_authenticated = peer is not None and self._guarding.is_authenticated(peer)
+        if connection.is_authenticated:
+            connection.since = now
+            connection.frames = connection.bytes_unauthenticated = 0
 
     def _cut(self, connection: Connection) -> None:
         if connection.cut:
             return
         connection.cut = True
-        self.cut += 1
+        self.statistics.cut += 1
         with suppress(OSError), _duplicate(connection.descriptor) as ours:  # it may have ended by itself
             if ours.getpeername() == connection.address:
                 ours.shutdown(socket.SHUT_RDWR)
 
 
 def _is_later(peer: bytes, other: bytes) -> bool:
-    """Of two routing ids: a zero byte and a count of 32 bits, which begins again."""
+    """Whether ROUTER assigned `peer` after `other`: a routing id is a zero byte and a count of 32 bits, which wraps."""
     return 0 < (int.from_bytes(peer, "big") - int.from_bytes(other, "big")) % (1 << 32) < 1 << 31
 
 
 def _duplicate(descriptor: int) -> socket.socket:
-    """The same connection, whatever becomes of the number."""
+    """A descriptor of our own for the same connection: the number of libzmq's may be used again at any time."""
     return socket.socket(fileno=os.dup(descriptor))
 
 
 def _address(descriptor: int) -> Any:
-    """Of the other end; None when the connection has ended already."""
+    """The address of the other end; None when the connection has ended already."""
     try:
         with _duplicate(descriptor) as ours:
             return ours.getpeername()
@@ -217,7 +240,7 @@ def _address(descriptor: int) -> Any:
 
 
 def _received_bytes(connection: Connection) -> int:
-    """What came over this connection in its life; 0 where the system does not say."""
+    """Bytes that TCP received over this connection; 0 where the system does not tell (`TCP_INFO`)."""
     if not hasattr(socket, "TCP_INFO"):
         return 0
     try:
@@ -231,7 +254,7 @@ def _received_bytes(connection: Connection) -> int:
 
 
 def _resident_bytes() -> int:
-    """Of this process; 0 where the system does not say, and then nothing ever grows."""
+    """Memory of this process; 0 where the system has no /proc, and then `check_memory` never looks further."""
     try:
         return int(Path("/proc/self/statm").read_bytes().split()[1]) * _PAGE_BYTES
     except OSError:

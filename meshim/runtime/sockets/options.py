@@ -1,4 +1,4 @@
-"""Every option of ZeroMQ sockets that matters, and why it is not left as it is."""
+"""The options of ZeroMQ sockets that meshim sets, and why it does not keep the defaults."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ import zmq
 Socket = zmq.Socket[bytes]
 
 HANDSHAKE_S = 10.0
-"""For connections that do not speak.  A storm of 10,000 honest clients needs 4 s of CPU for its handshakes."""
+"""Limit of a handshake.  A storm of 10,000 honest clients needs 4 s of CPU for its handshakes."""
 
 _BACKLOG = 4_096
 _NEVER_MS = 1_000_000_000
@@ -29,66 +29,68 @@ class KeyPair(NamedTuple):
 def set_common(
     socket: Socket, endpoint: str, *, frame_bytes: int, curve: bool, hwm: int, heartbeat_s: float | None
 ) -> None:
-    """What both kinds of sockets need."""
+    """The options of ROUTER and DEALER."""
     assert frame_bytes >= 1_024, "handshakes count as frames"
-    # Closing forgets what was not sent, unless `close` says otherwise: the windows above keep it.
+    # A closed socket drops unsent frames, unless `close` is given a linger: the windows above keep their content.
     socket.set(zmq.LINGER, 0)
-    # In messages and for each peer.  The windows above allow far fewer, so that this is the last line.
+    # In messages and for each peer: the last limit, since the windows above allow far fewer.
     socket.set(zmq.SNDHWM, hwm)
     socket.set(zmq.RCVHWM, hwm)
-    # Unlimited by default.  It counts bytes on the wire; a peer that sends more is cut before they are in memory.
+    # Unlimited by default.  It counts bytes on the wire; libzmq ends the connection of a larger frame before the frame
+    # is in memory.
     socket.set(zmq.MAXMSGSIZE, frame_bytes + (_CURVE_OVERHEAD_BYTES if curve else 0))
-    # 30 s by default, in which a connection that says nothing holds a descriptor.
+    # 30 s by default, in which a silent connection holds a descriptor.
     socket.set(zmq.HANDSHAKE_IVL, _ms(HANDSHAKE_S))
     if heartbeat_s is not None:
-        # By the I/O thread, so that they cost Python nothing and find hosts, networks and stopped processes.
+        # The I/O thread sends them, so they cost Python nothing; they find dead hosts, dead networks and stopped
+        # processes.
         socket.set(zmq.HEARTBEAT_IVL, _ms(heartbeat_s))
         socket.set(zmq.HEARTBEAT_TIMEOUT, _ms(2 * heartbeat_s))
-    # By the kernel, which wakes nobody for it; its default is two hours.
+    # The kernel sends them and wakes no process for it; its default is two hours.
     socket.set(zmq.TCP_KEEPALIVE, 1)
     socket.set(zmq.TCP_KEEPALIVE_IDLE, 30)
     socket.set(zmq.TCP_KEEPALIVE_INTVL, 10)
     socket.set(zmq.TCP_KEEPALIVE_CNT, 3)
-    # Only where it is asked for: with it `localhost` may become ::1, where nobody listens.
+    # Only for a literal IPv6 address: with it `localhost` may become ::1, on which no role listens.
     socket.set(zmq.IPV6, int("[" in endpoint))
 
 
 def set_router(socket: Socket) -> None:
-    # Without it ROUTER drops silently what it cannot deliver; with it, and NOBLOCK, it says so.
+    # Without it ROUTER drops silently a frame that it cannot deliver; with it, and NOBLOCK, the send fails.
     socket.set(zmq.ROUTER_MANDATORY, 1)
-    # A second peer that claims a routing id in use is not listened to.
+    # A second peer that claims a routing id in use is ignored.
     socket.set(zmq.ROUTER_HANDOVER, 0)
-    # After a crash everybody connects at once, and the default is 100.
+    # After a crash all peers connect at once, and the default is 100.
     socket.set(zmq.BACKLOG, _BACKLOG)
 
 
 def set_dealer(socket: Socket, *, heartbeat_s: float | None) -> None:
-    # Whoever owns the socket decides where to go next, and when.
+    # The owner of the socket decides where to connect next, and when.
     #
-    # IMMEDIATE=1 and RECONNECT_IVL=-1 would say what is meant: no frames for a peer that is not there, no second
-    # connection.  But with either of them libzmq throws away, when the connection ends, what had arrived and was
-    # not read yet, and the last frame says why it ends.  So Dealer refuses frames by what the monitor tells, and
-    # the second connection is put off for longer than any socket lives once its connection was lost.
+    # IMMEDIATE=1 (no frames for a peer that is not connected) and RECONNECT_IVL=-1 (no second connection) are what is
+    # wanted.  But with either of them libzmq drops, when the connection ends, frames that had arrived and were not read
+    # yet, and the last of them is the Close that says why it ends.  So Dealer itself refuses frames while the monitor
+    # reports no connection, and the second connection is put off for longer than any socket lives.
     socket.set(zmq.IMMEDIATE, 0)
     socket.set(zmq.RECONNECT_IVL, _NEVER_MS)
-    # The kernel tries for two minutes.
+    # By default the kernel tries for two minutes.
     socket.set(zmq.CONNECT_TIMEOUT, _ms(HANDSHAKE_S))
     if heartbeat_s is not None:
-        # The other end drops us when we are silent for so long, also if it sends no heartbeats itself.
+        # The other end ends the connection when we are silent for so long, also if it sends no heartbeats itself.
         socket.set(zmq.HEARTBEAT_TTL, _ms(2 * heartbeat_s))
-    # A host or network that is gone is missed after ten seconds, whether we have something to say or not: before the
-    # first Ping of a client that has nothing to say, and long before the silence that follows it.
+    # The kernel finds a dead host or network after ten seconds, with frames under way or without: before the first Ping
+    # of an idle client, and long before the link counts the connector as silent.
     socket.set(zmq.TCP_KEEPALIVE_IDLE, 4)
     socket.set(zmq.TCP_KEEPALIVE_INTVL, 2)
     socket.set(zmq.TCP_MAXRT, _ms(10.0))
 
 
 def set_curve_server(socket: Socket, *, secret: bytes, domain: str) -> None:
-    """Without a domain every key is admitted."""
+    """Without a domain libzmq admits every key."""
     socket.set(zmq.CURVE_SERVER, 1)
     socket.set(zmq.CURVE_SECRETKEY, secret)
-    # With a domain and a handler that runs: with one of the three missing libzmq admits every key.  Without a domain
-    # it keeps libzmq from asking the handler of another socket.
+    # Keys are checked with all three: this option, a domain, and a running ZAP handler.  With one of them missing
+    # libzmq admits every key.  Without a domain this option keeps libzmq from asking the handler of another socket.
     socket.set(zmq.ZAP_ENFORCE_DOMAIN, 1)
     if domain:
         socket.set(zmq.ZAP_DOMAIN, domain.encode())

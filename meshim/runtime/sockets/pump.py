@@ -11,9 +11,9 @@ import zmq
 Socket = zmq.Socket[bytes]
 
 READ_MESSAGES_MAX = 1_000
-"""Read in one go before other work of the loop gets its turn."""
+"""Messages read at once before other callbacks of the loop run."""
 READ_BYTES_MAX = 8 << 20
-"""The same in bytes, as the high-water marks of many peers together are no limit."""
+"""The same in bytes: the high-water marks limit each peer, not all of them together."""
 
 NOBLOCK = int(zmq.NOBLOCK)  # as a plain number: arithmetic with enums costs as much as a send
 
@@ -32,19 +32,19 @@ _EVENTS = int(zmq.EVENTS)
 _POLLIN = int(zmq.POLLIN)
 
 _MONITOR_EVENTS = 100_000
-"""An I/O thread *waits* when nobody reads its events: more room than a storm of connections takes."""
+"""High-water mark of a monitor: an I/O thread blocks at it, so it is more than a storm of connections makes."""
 _EVENT = struct.Struct("=Hi")
 
 
 class Pump:
-    """Calls `take` whenever there may be something to read, until there is not.
+    """Calls `take` while there is something to read.
 
-    libzmq's descriptor is edge-triggered: it tells of news once, and any call on the socket may take
-    the news in, sends too.  So it is looked again after each send.  `take` returns True when it stopped because it
-    had enough, and not because nothing was left; the rest of the loop then goes first.
+    libzmq's descriptor is edge-triggered: it reports new messages once, and any call on the socket, a send too, may
+    consume the report.  So the pump looks at the socket again after each send.  `take` returns True when it stopped at
+    its limit and not because the socket was empty; the rest of the loop then goes first.
 
-    To ask a socket whether there is something costs a third of a read that finds nothing, so that only the descriptor
-    leads to a read at once.
+    Asking a socket whether it is readable costs a third of a read that finds nothing, so only the descriptor leads to a
+    read without that question.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, socket: Socket, take: Callable[[], bool]) -> None:
@@ -53,13 +53,13 @@ class Pump:
         self._take = take
         self._due = False
         self._used = False
-        """Since nothing was left to read."""
+        """Whether `nudge` was called since the socket was last seen empty."""
         self._stopped = False
-        loop.add_reader(socket.FD, self._read)  # its news are believed
-        self.nudge()  # for what arrived before
+        loop.add_reader(socket.FD, self._read)
+        self.nudge()  # messages may have arrived before
 
     def nudge(self) -> None:
-        """The socket was used: look again before the loop sleeps."""
+        """The socket was used: look at it again before the loop sleeps."""
         self._used = True
         if not self._due:
             self._due = True
@@ -73,7 +73,7 @@ class Pump:
     def _read(self) -> None:
         if self._stopped:
             return
-        self._due = True  # what `take` sends needs no turn of its own
+        self._due = True  # a send within `take` needs no callback of its own
         self._used = False
         more = self._take() or (self._used and self._readable())
         if more:
@@ -95,16 +95,17 @@ class Pump:
 
 
 def is_readable(socket: Socket) -> bool:
-    """Whether a read finds something now."""
+    """Whether a read finds a message now."""
     events = socket.get(_EVENTS)
     assert isinstance(events, int)
     return bool(events & _POLLIN)
 
 
 class Monitor:
-    """What happens to the connections of a socket, as (event, value): a descriptor, where the manual says so.
+    """Reports the events of a socket's connections to `on_event(event, value)`.
 
-    Make it before the socket binds or connects.
+    `value` is a descriptor for the events of which `zmq_socket_monitor` says so.  Make a monitor before its socket
+    binds or connects.
     """
 
     _names: ClassVar = itertools.count(1)
@@ -123,14 +124,14 @@ class Monitor:
         self._pump = Pump(loop, self._socket, self._take)
 
     def read_events(self) -> None:
-        """Take in what has happened before now."""
+        """Report all events that happened before now."""
         while self._take():
             pass
 
     def close(self) -> None:
         """Call before the watched socket is closed."""
         self._pump.stop()
-        self._watched.monitor(None, 0)  # before the reader is gone, for whom an I/O thread would wait
+        self._watched.monitor(None, 0)  # first: an I/O thread would wait for a reader that is closed
         self._socket.close()
 
     def _take(self) -> bool:
@@ -147,6 +148,6 @@ class Monitor:
 
 
 def skip(socket: Socket, part: zmq.Frame) -> None:
-    """Read the rest of a message in several parts; libzmq hands over whole messages, so that it is there."""
+    """Read the other parts of a message; libzmq hands over whole messages, so they are there."""
     while part.more:
         part = socket.recv(NOBLOCK, False)

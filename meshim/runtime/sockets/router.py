@@ -1,14 +1,13 @@
 """A bound ROUTER socket."""
 
 import asyncio
-import enum
 import errno
 from collections.abc import Callable
-from typing import NamedTuple
 
 import zmq
 
-from meshim.runtime.sockets.guard import SEARCH_S, SWEEP_S, Guard, Guarding
+from meshim.runtime.sent import Sent
+from meshim.runtime.sockets.guard import CHECK_MEMORY_S, CHECK_S, Guard, Guarding
 from meshim.runtime.sockets.pump import (
     HANDSHAKE_FAILED,
     NOBLOCK,
@@ -20,43 +19,17 @@ from meshim.runtime.sockets.pump import (
     is_readable,
     skip,
 )
+from meshim.runtime.sockets.statistics import RouterStatistics
 
 _SEND_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _EVENTS = sum(HANDSHAKE_FAILED) + zmq.EVENT_ACCEPTED + zmq.EVENT_DISCONNECTED
 
 
-class Sent(enum.Enum):
-    """What became of a frame handed to a Router."""
-
-    OK = enum.auto()
-    FULL = enum.auto()
-    """The peer reads too slowly; try later, or give up on it."""
-    GONE = enum.auto()
-    """No such peer is connected (any more)."""
-
-
-class RouterStatistics(NamedTuple):
-    """Counted since the start.
-
-    `lost` are connections that ended, whatever the reason: also those cut because of a frame that was too
-    large, which libzmq does not tell apart.  `failed_handshakes` are among them: strangers, unknown keys,
-    and peers that were silent.  `malformed` are messages that had several parts or none, `foreign` messages
-    of peers with a routing id of their own choice; both were dropped.  `cut` are the connections that
-    were ended because they were nobody's.
-    """
-
-    accepted: int
-    lost: int
-    failed_handshakes: int
-    malformed: int
-    foreign: int
-    full: int
-    gone: int
-    cut: int = 0
-
-
 class Router:
-    """A bound ROUTER.  `endpoint` is what it is bound to, with the port that was taken for 0."""
+    """A bound ROUTER.
+
+    `endpoint` is the address that it is bound to; where the port was 0, with the port that the system chose.
+    """
 
     def __init__(
         self,
@@ -71,12 +44,11 @@ class Router:
         self._socket = socket
         self._on_batch = on_batch
         self._on_closed = on_closed
-        self._guard = Guard(guarding) if guarding is not None else None
-        self._malformed = self._foreign = self._full = self._gone = 0
-        self._accepted = self._lost = self._failed = 0
-        # The send of libzmq; the one of zmq.Socket only adds options of drafts, and doubles the cost.
+        self.statistics = RouterStatistics()
+        self._guard = Guard(guarding, self.statistics) if guarding is not None else None
+        # The `send` of pyzmq's backend: the one of zmq.Socket only adds options of drafts, and doubles the cost.
         self._send = super(zmq.Socket, socket).send
-        self._monitor = Monitor(loop, socket, _EVENTS, self._note)
+        self._monitor = Monitor(loop, socket, _EVENTS, self._on_event)
         try:
             socket.bind(bind)
         except zmq.ZMQError:
@@ -85,43 +57,40 @@ class Router:
         self.endpoint = socket.get_string(zmq.LAST_ENDPOINT)
         self._pump = Pump(loop, socket, self._take)
         if self._guard is not None:
-            self._swept_at = loop.time()
-            self._sweeping = loop.call_later(SEARCH_S, self._sweep, self._guard)
+            self._checked_at = loop.time()
+            self._timer = loop.call_later(CHECK_MEMORY_S, self._watch, self._guard)
 
     def send(self, peer: bytes, frame: bytes) -> Sent:
-        """Queue one frame for a peer; never waits."""
+        """Queue one frame for a peer, and return what became of it; never waits."""
         try:
             self._send(peer, _SEND_MORE)
-            self._send(frame, NOBLOCK)  # goes where the line above went, or nowhere: it cannot fail by itself
+            self._send(frame, NOBLOCK)  # the second part goes where the first went, or nowhere: it cannot fail
         except zmq.Again:
-            self._full += 1
+            self.statistics.full += 1
             return Sent.FULL
         except zmq.ZMQError as error:
             if error.errno != errno.EHOSTUNREACH:
                 raise
-            self._gone += 1
+            self.statistics.gone += 1
             return Sent.GONE
         finally:
             self._pump.nudge()
         return Sent.OK
 
-    def statistics(self) -> RouterStatistics:
-        return RouterStatistics(
-            accepted=self._accepted,
-            lost=self._lost,
-            failed_handshakes=self._failed,
-            malformed=self._malformed,
-            foreign=self._foreign,
-            full=self._full,
-            gone=self._gone,
-            cut=self._guard.cut if self._guard is not None else 0,
-        )
+    def close_peer(self, peer: bytes) -> None:
+        """End the connection of a peer soon, so that the frames queued for it still leave.
+
+        The guard shuts it down after `Guarding.linger_s`, unless the peer is authenticated again by then.  Nothing
+        happens for a peer that is not connected.
+        """
+        assert self._guard is not None, "only a guarded ROUTER knows the connections of its peers"
+        self._guard.close(peer, self._loop.time())
 
     def close(self, linger_ms: int = 0) -> None:
-        """Unbind and cut every connection, after at most that many milliseconds for what is queued."""
+        """Unbind and end every connection; queued frames have `linger_ms` to leave."""
         if not self._socket.closed:
             if self._guard is not None:
-                self._sweeping.cancel()
+                self._timer.cancel()
             self._pump.stop()
             self._monitor.close()
             self._socket.close(linger_ms)
@@ -136,18 +105,18 @@ class Router:
         try:
             for _ in range(READ_MESSAGES_MAX):
                 peer = recv(NOBLOCK)
-                part = recv(NOBLOCK, False)  # as a Frame: it knows `more`, at half the price of asking the socket
+                part = recv(NOBLOCK, False)  # as a Frame: its `more` costs half of asking the socket
                 if part.more or not (frame := part.bytes):
                     skip(self._socket, part)
-                    self._malformed += 1
+                    self.statistics.malformed += 1
                 elif peer[0]:
-                    self._foreign += 1
+                    self.statistics.foreign += 1
                 elif guard is None or self._passes(guard, peer, part):
                     batch.append((peer, frame))
                     size += len(frame)
                     if size > READ_BYTES_MAX:
                         break
-                if first and not is_readable(self._socket):  # as after most frames, when there is little to do
+                if first and not is_readable(self._socket):  # under low load most reads find one frame
                     full = False
                     break
                 first = False
@@ -160,28 +129,29 @@ class Router:
     def _passes(self, guard: Guard, peer: bytes, frame: zmq.Frame) -> bool:
         connection = guard.connection(peer)
         if connection is None:
-            self._monitor.read_events()  # whose descriptor it is was told before its first frame came
-            connection = guard.heard(peer, int(frame.get(zmq.SRCFD)))
-        # Of one that has ended meanwhile nothing is known: its last words.
+            # libzmq reported the descriptor of the connection before this first frame.
+            self._monitor.read_events()
+            connection = guard.first_frame(peer, int(frame.get(zmq.SRCFD)))
+        # Without one: a last frame of a connection that has ended meanwhile.
         return connection is None or guard.may_pass(connection, len(frame))
 
-    def _sweep(self, guard: Guard) -> None:
+    def _watch(self, guard: Guard) -> None:
         self._monitor.read_events()
         now = self._loop.time()
-        guard.search(now)
-        if now - self._swept_at >= SWEEP_S:
-            self._swept_at = now
-            guard.sweep(now)
-        self._sweeping = self._loop.call_later(SEARCH_S, self._sweep, guard)
+        guard.check_memory(now)
+        if now - self._checked_at >= CHECK_S:
+            self._checked_at = now
+            guard.check(now)
+        self._timer = self._loop.call_later(CHECK_MEMORY_S, self._watch, guard)
 
-    def _note(self, event: int, value: int) -> None:
+    def _on_event(self, event: int, value: int) -> None:
         if event == zmq.EVENT_ACCEPTED:
-            self._accepted += 1
+            self.statistics.accepted += 1
             if self._guard is not None:
                 self._guard.accepted(value, self._loop.time())
         elif event == zmq.EVENT_DISCONNECTED:
-            self._lost += 1
+            self.statistics.lost += 1
             if self._guard is not None:
                 self._guard.ended(value)
         elif event in HANDSHAKE_FAILED:
-            self._failed += 1
+            self.statistics.failed_handshakes += 1

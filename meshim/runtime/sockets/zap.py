@@ -1,4 +1,4 @@
-"""Who may connect: ZAP 1.0 (RFC 27), by which libzmq asks about a peer that has proved its CURVE key."""
+"""The ZAP 1.0 handler (RFC 27): libzmq asks it whether a peer that has proved its CURVE key may connect."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -10,22 +10,22 @@ from zmq.utils import z85
 from meshim.runtime.sockets.pump import NOBLOCK, READ_MESSAGES_MAX, Pump
 
 Admit = Callable[[bytes], bool | Awaitable[bool | None] | None]
-"""Given a public key (Z85): whether its owner may connect; None when that cannot be told now."""
+"""Given a public key (Z85): whether its owner may connect; None when that is not known now."""
 
 _ENDPOINT = "inproc://zeromq.zap.01"  # fixed by the RFC
 _VERSION = b"1.0"
 _KEY_BYTES = 32
 _ADMISSIONS = 4_096
-"""Questions to `admit` under way; beyond, peers are sent away."""
+"""Calls of `admit` under way; beyond, peers are refused."""
 
 _ADMITTED = (b"200", b"OK")
-_CANNOT_TELL = (b"500", b"cannot tell now")  # not 300, with which libzmq leaves the peer hanging until a timeout
+_CANNOT_TELL = (b"500", b"cannot tell now")  # not 300: libzmq would leave the peer waiting until a timeout
 _REFUSED = (b"400", b"key not known")
 _ANSWERS = {True: _ADMITTED, False: _REFUSED, None: _CANNOT_TELL}
 
 
 class Request(NamedTuple):
-    """One question: may the owner of this public key (32 bytes) use sockets of `domain`?"""
+    """One request: may the owner of this public key (32 bytes) use sockets of `domain`?"""
 
     route: tuple[bytes, ...]
     number: bytes
@@ -34,7 +34,7 @@ class Request(NamedTuple):
 
 
 def parse(parts: Sequence[bytes]) -> Request | None:
-    """What the handler received; None for anything that is not a CURVE request of this version.
+    """The request in a message to the handler; None when it is not a CURVE request of this version.
 
     ::
 
@@ -49,7 +49,7 @@ def parse(parts: Sequence[bytes]) -> Request | None:
 
 
 class ZapHandler:
-    """The one handler of a context.  It has to run before the first socket with a domain binds."""
+    """The one handler of a context.  Make it before the first socket with a domain binds."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, context: "zmq.Context[zmq.Socket[bytes]]") -> None:
         self._admit: dict[str, Admit] = {}
@@ -60,12 +60,13 @@ class ZapHandler:
         self._pump = Pump(loop, self._socket, self._take)
 
     def guard(self, domain: str, admit: Admit) -> None:
-        """From now on answer for this domain, which belongs to one socket."""
+        """Answer requests of this domain, which belongs to one socket, with `admit`."""
         assert domain, "libzmq does not ask about the empty domain"
         assert domain not in self._admit, "each socket has a domain of its own"
         self._admit[domain] = admit
 
     def leave(self, domain: str) -> None:
+        """Refuse every peer of this domain from now on."""
         del self._admit[domain]
 
     def close(self) -> None:
@@ -104,10 +105,10 @@ class ZapHandler:
     def _answered(self, task: asyncio.Future[None]) -> None:
         self._under_way.discard(task)
         if not task.cancelled():
-            task.result()  # what `admit` raised is a bug of ours, and the loop's to report
+            task.result()  # an exception of `admit` is our bug: the loop reports it
 
     def _answer(self, request: Request, answer: tuple[bytes, bytes]) -> None:
-        """No user id and no metadata: the mesh has its own greetings."""
-        # A ROUTER: dropped if the connection is gone by now.
+        """Send an answer, without user id and metadata: the mesh has its own greetings."""
+        # A ROUTER drops it when the connection has ended by now.
         self._socket.send_multipart([*request.route, _VERSION, request.number, *answer, b"", b""], NOBLOCK)
         self._pump.nudge()

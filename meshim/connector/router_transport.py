@@ -1,0 +1,74 @@
+"""Clients over ZeroMQ: a ROUTER with a guard (runtime/sockets/guard.py)."""
+
+import resource
+from collections.abc import Callable
+
+from meshim.connector.transport import OnBatch
+from meshim.runtime.sockets import Context, Guarding, KeyPair, RouterStatistics
+from meshim.runtime.sockets.options import HANDSHAKE_S
+from meshim.topology import Limits
+
+ROUTER_TAG = 0
+"""ROUTER starts the ids that it assigns with a zero byte, and frames of other ids are dropped."""
+FRAMES_PER_WINDOW = 4
+"""Frames that may wait in the socket for one client, or from one: a window, resends, acknowledgements, and some
+room."""
+UNAUTHENTICATED_MAX = 4_096
+"""Connections without a session, beyond the sessions: a storm of honest clients has as many for a moment."""
+UNAUTHENTICATED_FRAMES = 128
+"""A greeting takes one; an ended session still has a window or two under way."""
+UNAUTHENTICATED_BYTES = 4 << 20
+FILES_SHARE = 0.8
+"""Of the descriptors of the process: at the limit libzmq stops accepting, and spins."""
+
+
+class RouterTransport:
+    """A ClientTransport.  It has no `on_gone`: libzmq reports no departures, so GONE is an answer of `send`."""
+
+    def __init__(
+        self,
+        context: Context,
+        bind: str,
+        *,
+        keys: KeyPair | None,
+        limits: Limits,
+        is_authenticated: Callable[[bytes], bool],
+        on_batch: OnBatch,
+    ) -> None:
+        """Bind.  `is_authenticated` says whether a peer has a session, or its token is being verified.
+
+        Raises UsageError when the address is malformed, in use or not an address of this machine.
+        """
+        self.tag = ROUTER_TAG
+        self._router = context.router(
+            bind,
+            keys=keys,
+            frame_bytes=2 * limits.frame_bytes,  # the core answers a larger frame with a code; libzmq cuts beyond twice
+            heartbeat_s=None,
+            hwm=FRAMES_PER_WINDOW * limits.client_window,
+            guarding=guarding(limits, is_authenticated),
+            on_batch=on_batch,
+        )
+        self.endpoint = self._router.endpoint
+        # The methods of the ROUTER themselves: a method around `send` would cost each frame 0.1 us.
+        self.send = self._router.send
+        self.close_peer = self._router.close_peer
+        self.close = self._router.close
+
+    @property
+    def statistics(self) -> RouterStatistics:
+        return self._router.statistics
+
+
+def guarding(limits: Limits, is_authenticated: Callable[[bytes], bool]) -> Guarding:
+    """The limits of connections without a session."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = limits.sessions + UNAUTHENTICATED_MAX
+    return Guarding(
+        is_authenticated=is_authenticated,
+        connections=most if files == resource.RLIM_INFINITY else min(most, int(FILES_SHARE * files)),
+        unauthenticated_s=2 * HANDSHAKE_S,
+        unauthenticated_frames=UNAUTHENTICATED_FRAMES,
+        unauthenticated_bytes=UNAUTHENTICATED_BYTES,
+        unread_bytes=2 * limits.client_window * limits.frame_bytes,
+    )

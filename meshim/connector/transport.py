@@ -1,0 +1,40 @@
+"""The interface between a connector and the ways in which clients reach it: ZeroMQ, WebSocket (adr/0029).
+
+A frame is the same on every transport; the core does not know which one a peer came by.  The shell does: the first byte
+of a peer's id is the `tag` of its transport, so that a transport is found by one look-up and two transports never give
+the same id.
+
+A transport takes two callbacks when it is made:
+
+    on_batch(batch)     frames arrived: (peer, frame) pairs in the order of arrival, all that were ready at once
+    on_gone(peer)       a connection ended.  A transport that cannot tell (ROUTER) answers the next `send` with GONE
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from meshim.runtime.sent import Sent
+
+OnBatch = Callable[[list[tuple[bytes, bytes]]], None]
+OnGone = Callable[[bytes], None]
+
+
+class ClientTransport(Protocol):
+    """Accepts connections of clients from its creation on."""
+
+    tag: int
+    """The first byte of the ids of its peers; no other transport of the connector has it."""
+    endpoint: str
+    """The address that it is bound to."""
+
+    def send(self, peer: bytes, frame: bytes) -> Sent:
+        """Queue one frame for a peer.  Never waits: a frame that finds no room is dropped, and the answer is FULL."""
+
+    def close_peer(self, peer: bytes) -> None:
+        """End the connection of a peer, soon enough to stop it and late enough that the last frame still leaves.
+
+        Nothing happens for a peer that is gone.
+        """
+
+    def close(self, linger_ms: int = 0) -> None:
+        """Accept nothing any more and end every connection; queued frames have `linger_ms` to leave."""
