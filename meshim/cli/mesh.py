@@ -100,7 +100,7 @@ class RoleStatus(RoleState, frozen=True):
     """A role as `meshim status --json` shows it."""
 
     counters: dict[str, int] = {}
-    """The counters of the running process: see `statistics.py` of the role, and `Connections.counted`."""
+    """The counters of the running process: see `statistics.py` of the role, and `BackendConnections.counters`."""
 
 
 class BackendStatus(msgspec.Struct, frozen=True):

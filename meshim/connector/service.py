@@ -20,7 +20,7 @@ from meshim.runtime import counters
 from meshim.runtime.mesh_links import mesh_links
 from meshim.runtime.service import Service
 from meshim.runtime.sockets import Context, KeyPair
-from meshim.stores.backends import Connections, lease_held
+from meshim.stores.backends import BackendConnections, lease_held
 from meshim.stores.lease_keeper import LeaseKeeper
 from meshim.stores.nats.notifications import NatsNotifications
 from meshim.stores.ports import Lease
@@ -83,7 +83,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
     incarnation = secrets.randbits(62) + 1
     keys = KeyPair.new() if topology.security.curve else None
     async with AsyncExitStack() as stack, Service("connector", name, shutdown_s=timers.shutdown_s) as service:
-        connections = Connections(topology, service, stack)
+        connections = BackendConnections(topology, service, stack)
         backends = await _backends(topology, connections, service)
         context = Context()
         stack.callback(context.close)
@@ -108,7 +108,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
             service.start(
                 counters.write_periodically(
                     data, "connector", name, service.log,
-                    lambda: _counted(core, transport) | keeper.counted() | connections.counted(),
+                    lambda: _counted(core, transport) | keeper.counters() | connections.counters(),
                 )
             )  # fmt: skip
             await shell.driver.until(lambda: core.ready, LINK_WITHIN_S)
@@ -119,7 +119,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         shell.close_transports(linger_ms=200)
 
 
-async def _backends(topology: Topology, connections: Connections, service: Service) -> Backends:
+async def _backends(topology: Topology, connections: BackendConnections, service: Service) -> Backends:
     redis, database, nats = connections.redis(), connections.database(), await connections.nats()
     namespace, limits, timers = topology.namespace, topology.limits, topology.timers
     return Backends(

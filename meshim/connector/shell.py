@@ -276,8 +276,8 @@ class Shell:
 
     async def _check_batch(self, devices: Sequence[tuple[int, int, int]]) -> None:
         try:
-            peek = self._backends.queues.peek([(user, device) for user, device, _ in devices])
-            through, waiting = await with_timeout(peek, self._timers.delivery_timeout_s)
+            check = self._backends.queues.check([(user, device) for user, device, _ in devices])
+            through, waiting = await with_timeout(check, self._timers.delivery_timeout_s)
         except BackendUnavailable:
             self.driver.receive(e.QueuesUnreachable([(device, session) for _, device, session in devices]))
         else:

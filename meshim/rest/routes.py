@@ -8,7 +8,8 @@ To add an endpoint:
 3. Here: a handler in the section of its router, with `security=_TOKEN` and the parameter `me` when it needs a login,
    and its name in `ACCOUNTS`, `SESSIONS` or `FRIENDS`.  Litestar fills the parameters of a handler by *name*: `data`
    (the body), `request`, parts of the path, and the keys of `dependencies`.
-4. `docs/rest.md`: a row in the table of endpoints, and one for each new code (tests/unit/test_docs_rest.py compares).
+4. `docs/rest.md`: a row in the table of endpoints, and one for each new code; `tests/unit/docs/test_rest_document.py`
+   compares.
 5. `client/rest.py`: a method of `Api`.
 6. `tests/contract/test_rest.py`: a test over every backend, and the endpoint in the list of OpenAPI.
 

@@ -22,7 +22,7 @@ from meshim.runtime.addresses import is_loopback
 from meshim.runtime.crypto import MasterKey
 from meshim.runtime.log import Log
 from meshim.runtime.service import Service
-from meshim.stores.backends import Connections, lease_held
+from meshim.stores.backends import BackendConnections, lease_held
 from meshim.stores.lease_keeper import LeaseKeeper
 from meshim.stores.nats.notifications import NatsNotifications
 from meshim.stores.ports import Lease
@@ -48,7 +48,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         stack.callback(bound.close)
         passwords = Passwords()
         stack.callback(passwords.close)
-        connections = Connections(topology, service, stack)
+        connections = BackendConnections(topology, service, stack)
         backends = await _connected(topology, connections, service)
         _warn_off_loopback(address, log)
         app = build(backends=backends, passwords=passwords, master=master, topology=topology, log=log)
@@ -62,7 +62,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
             service.start(
                 counters.write_periodically(
                     data, "rest", name, log,
-                    lambda: msgspec.structs.asdict(app.state.statistics) | keeper.counted() | connections.counted(),
+                    lambda: msgspec.structs.asdict(app.state.statistics) | keeper.counters() | connections.counters(),
                 )
             )  # fmt: skip
             service.ready(endpoint)
@@ -138,7 +138,7 @@ class Server(uvicorn.Server):
         yield
 
 
-async def _connected(topology: Topology, connections: Connections, service: Service) -> Backends:
+async def _connected(topology: Topology, connections: BackendConnections, service: Service) -> Backends:
     """The real ports.  Raises BackendUnavailable when NATS is; the other backends are connected at first use."""
     space, log = topology.namespace, service.log
     redis, leases, nats = connections.redis(), connections.leases(), await connections.nats()

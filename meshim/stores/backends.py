@@ -19,7 +19,7 @@ from meshim.stores.sql.database import Database
 from meshim.topology import Backends, Topology
 
 
-class Connections:
+class BackendConnections:
     """Opens clients of the backends in the topology, and counts what they count.
 
     `stack` closes the clients; it must outlive the service, whose background work uses them.
@@ -32,7 +32,7 @@ class Connections:
         self._statistics: list[tuple[str, msgspec.Struct]] = []
         """Of each client that was opened, with the prefix of its counters."""
 
-    def counted(self) -> dict[str, int]:
+    def counters(self) -> dict[str, int]:
         """Return the counters of every client that was opened, for `meshim status`: `nats_dropped` and the like."""
         return {
             f"{backend}_{name}": count

@@ -84,7 +84,7 @@ class LeaseKeeper:
         """False when other processes may find no lease of this one."""
         return self._loop.time() < self._valid_until
 
-    def counted(self) -> dict[str, int]:
+    def counters(self) -> dict[str, int]:
         """Return the counters, for `meshim status`."""
         return msgspec.structs.asdict(self.statistics)
 

@@ -11,7 +11,7 @@ from meshim.runtime import counters
 from meshim.runtime.mesh_links import mesh_links
 from meshim.runtime.service import Service
 from meshim.runtime.sockets import Context, KeyPair, Router
-from meshim.stores.backends import Connections, lease_held
+from meshim.stores.backends import BackendConnections, lease_held
 from meshim.stores.lease_keeper import LeaseKeeper
 from meshim.stores.nats.durability import LogDurabilityGate
 from meshim.stores.nats.offline_log import JetStreamOfflineLog
@@ -52,7 +52,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
     incarnation = secrets.randbits(62) + 1
     keys = KeyPair.new() if topology.security.curve else None
     async with AsyncExitStack() as stack, Service("transfer", name, shutdown_s=timers.shutdown_s) as service:
-        connections = Connections(topology, service, stack)
+        connections = BackendConnections(topology, service, stack)
         leases = connections.leases()
         backends = await _open(topology, connections, service)
         context = Context()
@@ -73,7 +73,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         keeper = LeaseKeeper(leases, lease, timers, service.log, watch=("connector",), on_living=allowlist.living)
 
         def counted() -> dict[str, int]:
-            return _counted(core, router) | keeper.counted() | connections.counted()
+            return _counted(core, router) | keeper.counters() | connections.counters()
 
         async with lease_held(keeper, service):
             shell.start()
@@ -85,7 +85,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         router.close(linger_ms=200)
 
 
-async def _open(topology: Topology, connections: Connections, service: Service) -> Backends:
+async def _open(topology: Topology, connections: BackendConnections, service: Service) -> Backends:
     """Open the backends.
 
     Raises BackendUnavailable when NATS is away, UsageError when its settings violate the durability policy.

@@ -10,7 +10,7 @@ import msgspec
 from meshim.errors import UsageError
 from meshim.runtime import counters
 from meshim.runtime.service import Service
-from meshim.stores.backends import Connections, lease_held
+from meshim.stores.backends import BackendConnections, lease_held
 from meshim.stores.lease_keeper import LeaseKeeper
 from meshim.stores.nats.durability import LogDurabilityGate
 from meshim.stores.nats.notifications import NatsNotifications
@@ -55,7 +55,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
     incarnation = secrets.randbits(62) + 1
     async with AsyncExitStack() as stack, Service("writer", name, shutdown_s=timers.shutdown_s) as service:
         await asyncio.to_thread(migrate.check, topology.backends.sql)
-        connections = Connections(topology, service, stack)
+        connections = BackendConnections(topology, service, stack)
         backends = await _open(topology, connections, service)
         core = WriterCore(options_of(topology, name, incarnation))
         shell = Shell(
@@ -72,7 +72,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         )  # fmt: skip
 
         def counted() -> dict[str, int]:
-            return msgspec.structs.asdict(core.statistics) | keeper.counted() | connections.counted()
+            return msgspec.structs.asdict(core.statistics) | keeper.counters() | connections.counters()
 
         async with lease_held(keeper, service):
             service.start(counters.write_periodically(data, "writer", name, service.log, counted))
@@ -83,7 +83,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
             await shell.stop(timers.shutdown_s * 0.6)
 
 
-async def _open(topology: Topology, connections: Connections, service: Service) -> Backends:
+async def _open(topology: Topology, connections: BackendConnections, service: Service) -> Backends:
     """Open the backends.
 
     Raises BackendUnavailable when NATS or the database is away, UsageError when their settings violate the durability

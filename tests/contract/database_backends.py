@@ -207,7 +207,7 @@ async def claimed(partitions: Partitions, owner: str = "writer", partition: int 
 
 async def positions(ports: Ports) -> dict[int, int]:
     """Return the positions above 0, by partition."""
-    found, _ = await ports.queues.peek([(user, 0) for user in range(PARTITIONS)])  # one user of each partition
+    found, _ = await ports.queues.check([(user, 0) for user in range(PARTITIONS)])  # one user of each partition
     return {partition: position for partition, position in found.items() if position}
 
 

@@ -52,7 +52,7 @@ async def test_first_device_gets_messages_stored_before_it(backend: Backend) -> 
         assert await write(ports, 1, entry(bob, 1), entry(bob, 2)) == ()
 
     phone, laptop = await device_of(ports, bob, "phone"), await device_of(ports, bob, "laptop")
-    assert (await ports.queues.peek([(bob.user_id, phone.device_id), (bob.user_id, laptop.device_id)]))[1] == {
+    assert (await ports.queues.check([(bob.user_id, phone.device_id), (bob.user_id, laptop.device_id)]))[1] == {
         phone.device_id
     }
     assert await waiting(ports, bob, phone) == [1, 2, 3]

@@ -68,15 +68,15 @@ def seqs(page: Page) -> list[int]:
     return [decode_envelope(row.envelope).seq for row in page.rows]
 
 
-# ---------------------------------------------------------------- peek
+# ---------------------------------------------------------------- check
 
 
 async def test_peek_returns_positions_and_devices_with_unread_rows(ports: Ports, bob: Mailbox) -> None:
     carol = await mailbox(ports)
-    assert await ports.queues.peek([]) == ({}, set())
-    assert await ports.queues.peek([bob.key, carol.key]) == ({bob.partition: 0, carol.partition: 0}, set())
+    assert await ports.queues.check([]) == ({}, set())
+    assert await ports.queues.check([bob.key, carol.key]) == ({bob.partition: 0, carol.partition: 0}, set())
     await bob.store(1, 2, position=5)
-    positions, waiting = await ports.queues.peek([bob.key, carol.key, (bob.user.user_id, 1 << 62)])
+    positions, waiting = await ports.queues.check([bob.key, carol.key, (bob.user.user_id, 1 << 62)])
     assert positions == {carol.partition: 0} | {bob.partition: 5}
     assert waiting == {bob.id}
 
@@ -86,15 +86,15 @@ async def test_peek_ignores_read_rows(ports: Ports, bob: Mailbox) -> None:
     fence = await bob.claim()
     first, second = (await bob.page(fence)).rows
     await ports.queues.mark_read(bob.id, fence, [first.row_id])
-    assert (await ports.queues.peek([bob.key]))[1] == {bob.id}
+    assert (await ports.queues.check([bob.key]))[1] == {bob.id}
     await ports.queues.mark_read(bob.id, fence, [second.row_id])
-    assert await ports.queues.peek([bob.key]) == ({bob.partition: 5}, set())
+    assert await ports.queues.check([bob.key]) == ({bob.partition: 5}, set())
 
 
 async def test_peek_takes_many_devices(ports: Ports, bob: Mailbox) -> None:
     await bob.store(1, position=1)
     many = [(user, (1 << 61) + user) for user in range(1, 3_000)]
-    positions, waiting = await ports.queues.peek([*many, bob.key])
+    positions, waiting = await ports.queues.check([*many, bob.key])
     assert set(positions) == set(range(PARTITIONS))
     assert waiting == {bob.id}
 
@@ -261,7 +261,7 @@ async def test_rows_of_another_device_are_not_touched(ports: Ports, bob: Mailbox
     fence = await bob.claim()
     [row] = (await carol.page(await carol.claim())).rows
     await ports.queues.mark_read(bob.id, fence, [row.row_id, row.row_id + 1_000])
-    assert (await ports.queues.peek([carol.key]))[1] == {carol.id}
+    assert (await ports.queues.check([carol.key]))[1] == {carol.id}
 
 
 async def test_many_rows_are_marked_at_once(bob: Mailbox) -> None:
@@ -301,7 +301,7 @@ async def test_claim_waits_for_earlier_marks_to_commit(sql: SqlBackend, monkeypa
     marking = asyncio.create_task(sql.process().queues.mark_read(bob.id, fence, [first.row_id]))
     await pause.reached()
     claiming = asyncio.create_task(bob.claim("b", 2, sql.process().queues))
-    assert (await bob.ports.queues.peek([bob.key]))[1] == {bob.id}  # reading does not wait
+    assert (await bob.ports.queues.check([bob.key]))[1] == {bob.id}  # reading does not wait
     assert await is_waiting(claiming)
     pause.go_on()
     await marking

@@ -185,16 +185,16 @@ class QueueLease(RuleBasedStateMachine):
         queue.unread -= {queue.ids[row_id] for row_id in ids if row_id in queue.ids}
 
     @rule(process=WHICH)
-    def peek(self, process: int) -> None:
+    def check(self, process: int) -> None:
         keys = [(self.user.user_id, queue.device.device_id) for queue in self.queues]
-        positions, waiting = self.run(self.ports(process).queues.peek(keys))
+        positions, waiting = self.run(self.ports(process).queues.check(keys))
         assert positions.keys() == {self.partition}
         assert positions[self.partition] >= self.through
         assert waiting == {queue.device.device_id for queue in self.queues if queue.unread}
 
     def teardown(self) -> None:
         """The last claim finds exactly the unmarked rows, in order."""
-        self.peek(0)
+        self.check(0)
         for at, queue in enumerate(self.queues):
             self.claim(at, 0, "last", 1 << 62, LEASE_S)
             self.page(at, 1, 0, -1, len(queue.rows) + 1)

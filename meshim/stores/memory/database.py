@@ -120,7 +120,7 @@ class MemoryQueues:
         self._database = database
         self._partitions = partitions
 
-    async def peek(self, devices: Sequence[tuple[int, int]]) -> tuple[dict[int, int], set[int]]:
+    async def check(self, devices: Sequence[tuple[int, int]]) -> tuple[dict[int, int], set[int]]:
         positions = {partition_of(user, self._partitions): self._position(user) for user, _ in devices}
         known = self._database.devices
         waiting = {d for _, d in devices if d in known and any(row.read_at is None for row in known[d].queue)}

@@ -34,7 +34,7 @@ class Page(NamedTuple):
 class Queues(Protocol):
     """The connector's side of the offline queues."""
 
-    async def peek(self, devices: Sequence[tuple[int, int]]) -> tuple[dict[int, int], set[int]]:
+    async def check(self, devices: Sequence[tuple[int, int]]) -> tuple[dict[int, int], set[int]]:
         """For (user, device) pairs return, from one snapshot, positions by partition and the devices with unread rows.
 
         The first has every partition of these users, with position 0 where no writer has committed yet.

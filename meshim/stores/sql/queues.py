@@ -24,9 +24,9 @@ class SqlQueues:
         self._database = database
         self._partitions = partitions
 
-    async def peek(self, devices: Sequence[tuple[int, int]]) -> tuple[dict[int, int], set[int]]:
+    async def check(self, devices: Sequence[tuple[int, int]]) -> tuple[dict[int, int], set[int]]:
         partitions = {partition_of(user, self._partitions) for user, _ in devices}
-        return await self._database.read(_peek, sorted(partitions), [device for _, device in devices])
+        return await self._database.read(_check, sorted(partitions), [device for _, device in devices])
 
     async def claim(self, device: int, owner: str, session: int, lease_s: float) -> int | None:
         return await self._database.write(_claim, device, owner, session, to_ms(lease_s))
@@ -47,7 +47,7 @@ class SqlQueues:
         await self._database.write(_release, device, fence)
 
 
-def _peek(connection: Connection, partitions: list[int], devices: list[int]) -> tuple[dict[int, int], set[int]]:
+def _check(connection: Connection, partitions: list[int], devices: list[int]) -> tuple[dict[int, int], set[int]]:
     at = im_position.c
     positions = dict.fromkeys(partitions, 0)
     for partition, position in connection.execute(

@@ -24,7 +24,7 @@ from meshim.wire.envelope import (
 )
 from meshim.wire.link import Ack, Close, Data, Frame, Ping, Pong, Reset
 from meshim.wire.outcome import Outcome, OutcomeStatus
-from tests.unit.client_world import OPTIONS
+from tests.unit.client.world import OPTIONS
 
 ME = Identity(1, 10, 7)
 TO_ME, TO_BOB = Destination(DestinationType.USER, 1), Destination(DestinationType.USER, 2)

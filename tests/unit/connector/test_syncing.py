@@ -8,7 +8,7 @@ from meshim.wire.client import Delivery, Stored
 from meshim.wire.link import Close
 from meshim.wire.mesh import Return
 from meshim.wire.notification import WakeUp
-from tests.unit.connector_world import (
+from tests.unit.connector.world import (
     A1,
     B1,
     BOB,
@@ -402,6 +402,6 @@ def test_queues_are_polled_while_no_wake_up_can_come() -> None:
 
 def checked_devices(connector: Connector) -> list[int]:
     """The devices whose queues were checked since; none had unread rows."""
-    ticked = [device for peek in connector.take(e.CheckQueues) for device in peek.devices]
+    ticked = [device for check in connector.take(e.CheckQueues) for device in check.devices]
     connector.receive(e.QueuesChecked(ticked, dict.fromkeys(range(4), 0), set()))
     return [device for _, device, _ in ticked]

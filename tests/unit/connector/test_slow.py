@@ -6,7 +6,7 @@ from meshim.connector.service import options_of
 from meshim.topology import default
 from meshim.wire import client as wire
 from meshim.wire.link import Close, Data, Frame
-from tests.unit.connector_world import B1, Client, Connector, live_copy
+from tests.unit.connector.world import B1, Client, Connector, live_copy
 
 BODIES = 40
 

@@ -17,7 +17,7 @@ from meshim.wire.client import Delivery
 from meshim.wire.envelope import decode_envelope
 from meshim.wire.link import Close, Data
 from meshim.wire.notification import WakeUp
-from tests.unit.connector_world import B1, BOB, LONGEST, RETRY_S, SWEEP_S, Client, Connector, row
+from tests.unit.connector.world import B1, BOB, LONGEST, RETRY_S, SWEEP_S, Client, Connector, row
 
 PAGE_ROWS = 3
 RIVAL = -1

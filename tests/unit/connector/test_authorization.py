@@ -12,7 +12,7 @@ from meshim.wire.envelope import Destination, DestinationType, Kind, decode_enve
 from meshim.wire.link import Data
 from meshim.wire.mesh import Route
 from meshim.wire.outcome import Outcome, OutcomeStatus
-from tests.unit.connector_world import (
+from tests.unit.connector.world import (
     A1,
     A2,
     ALICE,

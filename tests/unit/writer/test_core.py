@@ -17,7 +17,7 @@ from meshim.writer.events import (
     Write,
     WritersLiving,
 )
-from tests.unit.writer_world import (
+from tests.unit.writer.world import (
     GARBAGE,
     LEASE_S,
     REFUSED,

@@ -7,7 +7,7 @@ from meshim.wire.envelope import WIRE_VERSION, Kind
 from meshim.wire.link import Close, Data, Ping, Pong, Reset
 from meshim.wire.mesh import FromConnector, Hello, HelloOk, Return, Route
 from meshim.wire.outcome import Outcome
-from tests.unit.connector_world import A1, B1, HERE, Connector, Transfer, envelope, live_copy
+from tests.unit.connector.world import A1, B1, HERE, Connector, Transfer, envelope, live_copy
 
 RECONNECT_S = 0.5
 

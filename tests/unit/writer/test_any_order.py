@@ -6,7 +6,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from meshim.stores.ports import Binding
 from meshim.writer.events import Acknowledge, Claim, Fetch, PublishDeadLetter, Read, StopRequested, Write, WritersLiving
-from tests.unit.writer_world import GARBAGE, LEASE_S, REFUSED, Process, World, record
+from tests.unit.writer.world import GARBAGE, LEASE_S, REFUSED, Process, World, record
 
 PARTITION = st.integers(0, 1)
 WRITER = st.integers(0, 1)

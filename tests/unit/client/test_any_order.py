@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshim.client import state
-from tests.unit.client_world import World
+from tests.unit.client.world import World
 
 
 def steps(world: World, chance: Random) -> list[Callable[[], object]]:

@@ -8,7 +8,7 @@ from meshim.connector.session import Session
 from meshim.protocol.link import LinkOptions
 from meshim.wire.link import Data
 from meshim.wire.outcome import Outcome
-from tests.unit.connector_world import A1, ALICE, B1, RELATION_S, SWEEP_S, Connector, account, live_copy, options
+from tests.unit.connector.world import A1, ALICE, B1, RELATION_S, SWEEP_S, Connector, account, live_copy, options
 
 
 @pytest.fixture

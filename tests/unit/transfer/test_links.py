@@ -9,7 +9,7 @@ from meshim.wire import mesh
 from meshim.wire.envelope import WIRE_VERSION
 from meshim.wire.link import Ack, Close, Data, Ping, Pong, Reset
 from meshim.wire.mesh import HelloOk
-from tests.unit.transfer_world import ALICE, B1, BOB, HERE, SILENCE_S, Connector, Transfer, options, presence_of, route
+from tests.unit.transfer.world import ALICE, B1, BOB, HERE, SILENCE_S, Connector, Transfer, options, presence_of, route
 
 
 def linked(transfer: Transfer) -> int:

@@ -15,7 +15,7 @@ from meshim.wire.link import Ping, Reset
 from meshim.wire.mesh import Deliver, Return
 from meshim.wire.offline_log import decode_record
 from meshim.wire.outcome import Copy, OutcomeStatus
-from tests.unit.transfer_world import A1, ALICE, Connector, Transfer, route
+from tests.unit.transfer.world import A1, ALICE, Connector, Transfer, route
 
 ORIGIN = ALICE
 OTHERS = (BOB, CAROL) = (2, 3)

@@ -11,7 +11,7 @@ import pytest
 from meshim.runtime.sockets import Context, Router, RouterStatistics, Sent, guard, router
 from meshim.runtime.sockets.guard import Guard, Guarding
 from scripts.harness.clients.raw_zmtp import send_endless_message
-from tests.unit.test_sockets import until
+from tests.unit.runtime.test_sockets import until
 
 FRAME_BYTES = 65_536
 

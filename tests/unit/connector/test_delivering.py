@@ -13,7 +13,7 @@ from meshim.wire.link import Close, Data
 from meshim.wire.mesh import Deliver, FromConnector, Return
 from meshim.wire.notification import WakeUp
 from meshim.wire.outcome import Outcome, OutcomeStatus
-from tests.unit.connector_world import (
+from tests.unit.connector.world import (
     A1,
     A2,
     ALICE,

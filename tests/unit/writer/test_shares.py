@@ -10,7 +10,7 @@ from meshim.writer.events import (
     Write,
     WritersLiving,
 )
-from tests.unit.writer_world import LEASE_S, Process, World, fail, record, start, step
+from tests.unit.writer.world import LEASE_S, Process, World, fail, record, start, step
 
 
 class Mesh:

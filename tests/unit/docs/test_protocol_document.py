@@ -19,7 +19,7 @@ from meshim.runtime.crypto import open_sealed
 from meshim.wire import client, codec, envelope, link, mesh, notification, offline_log, outcome
 from meshim.wire.bounds import ITEMS_MAX, LIST_MAX, MS_MAX, SEQ_MAX
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DOCUMENT = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
 
 

@@ -9,7 +9,7 @@ from meshim.wire.client import Welcome, encode
 from meshim.wire.link import Ack, Close, Data, Ping, Pong
 from meshim.wire.mesh import Deliver
 from meshim.wire.notification import AccountChanged, Kick
-from tests.unit.connector_world import (
+from tests.unit.connector.world import (
     A1,
     A2,
     ALICE,
@@ -276,7 +276,7 @@ def test_after_a_disturbance_all_bindings_are_written_and_queues_checked() -> No
     connector.receive(e.BindingsWritten([(alice.binding, None), (bob.binding, None)]))
     connector.receive(e.BindingsWritten([(bob.binding, None)]))
     assert len(bob.came(Welcome)) == 1
-    ticked = [device for peek in connector.take(e.CheckQueues) for device in peek.devices]
+    ticked = [device for check in connector.take(e.CheckQueues) for device in check.devices]
     assert ticked == [(ALICE, A1, alice.session), (BOB, B1, bob.session)]
 
 

@@ -205,8 +205,8 @@ class Connector:
 
     def checked(self, waiting: Sequence[int] = (), through: int = 0) -> None:
         """Answer every check."""
-        for peek in self.take(e.CheckQueues):
-            self.receive(e.QueuesChecked(peek.devices, dict.fromkeys(range(4), through), set(waiting)))
+        for check in self.take(e.CheckQueues):
+            self.receive(e.QueuesChecked(check.devices, dict.fromkeys(range(4), through), set(waiting)))
 
     def claimed(self, fence: int | None) -> None:
         claim = self.take_one(e.ClaimQueue)

@@ -3,7 +3,7 @@
 from meshim.errors import Code
 from meshim.protocol.link import LinkOptions
 from meshim.wire.link import Ack, Data
-from tests.unit.connector_world import A1, Client, Connector, envelope, options
+from tests.unit.connector.world import A1, Client, Connector, envelope, options
 
 
 def acknowledged(client: Client) -> int:

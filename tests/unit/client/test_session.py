@@ -25,7 +25,7 @@ from meshim.wire.envelope import (
     decode_envelope,
     encode_envelope,
 )
-from tests.unit.rest_service import PASSWORD, PEER, RestService
+from tests.unit.client.rest_service import PASSWORD, PEER, RestService
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from litestar.handlers import HTTPRouteHandler
 from meshim.rest import core, routes
 from meshim.wire.rest import PREFIX
 
-TEXT = (Path(__file__).parents[2] / "docs" / "rest.md").read_text()
+TEXT = (Path(__file__).parents[3] / "docs" / "rest.md").read_text()
 
 
 def test_docs_list_every_code_with_its_status() -> None:

@@ -22,8 +22,8 @@ from meshim.stores.memory.database import MemoryDatabase, MemoryQueues
 from meshim.stores.memory.nats import MemoryNats, MemoryNotifications
 from meshim.stores.memory.redis import MemoryPresence, MemoryRedis, MemorySessionCache
 from meshim.topology import Topology
-from tests.unit.client_transport import RecordingTransport
-from tests.unit.connector_world import HERE, options
+from tests.unit.connector.client_transport import RecordingTransport
+from tests.unit.connector.world import HERE, options
 
 DEADLINE_S = 10.0
 TOPOLOGY = Topology(connectors=(), transfers=(), writers=(), rest=())

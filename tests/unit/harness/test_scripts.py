@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SCRIPTS = ROOT / "scripts"
 PROGRAMS = sorted(path for path in SCRIPTS.glob("*.py") if path.read_text().startswith("#!"))
 

@@ -7,7 +7,7 @@ from meshim.transfer import events as e
 from meshim.wire.envelope import Kind
 from meshim.wire.offline_log import Entry, decode_record
 from meshim.wire.outcome import OutcomeStatus
-from tests.unit.transfer_world import ALICE, B1, BOB, CAROL, Transfer, presence_of, route
+from tests.unit.transfer.world import ALICE, B1, BOB, CAROL, Transfer, presence_of, route
 
 # The connector of each user has the number of the user.
 

@@ -8,7 +8,7 @@ from meshim.wire.envelope import Destination, DestinationType, Kind
 from meshim.wire.mesh import Deliver
 from meshim.wire.offline_log import Entry
 from meshim.wire.outcome import Outcome, OutcomeStatus
-from tests.unit.transfer_world import (
+from tests.unit.transfer.world import (
     A1,
     A2,
     ALICE,

@@ -16,7 +16,7 @@ from meshim.client import client as client_module
 from meshim.client.state import StateFile
 from meshim.errors import ApiError, BackendUnavailable, ClientClosed, Code, Refused, UsageError
 from meshim.wire.envelope import decode_envelope
-from tests.unit.rest_service import PASSWORD, RestService
+from tests.unit.client.rest_service import PASSWORD, RestService
 
 
 @pytest.fixture
