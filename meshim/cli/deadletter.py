@@ -122,7 +122,7 @@ async def _list(file: Path | None, data: DataFolder, as_json: bool) -> None:
         count = 0
         async for letter in _all(backend.letters):
             if count == 0:
-                print(_COLUMNS.format("NUMBER", "PARTITION", "POSITION", "DEAD_LETTERED", "BYTES", "REASON"))
+                print(_COLUMNS.format("NUMBER", "PARTITION", "POSITION", "SINCE", "BYTES", "REASON"))
             count += 1
             _print(_shown(letter))
         if count == 0:
