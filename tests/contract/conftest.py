@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from meshim.stores.sql import migrate
-from tests.contract.database_backends import Backend, MemoryBackend, Ports, SqlBackend, open_sql_backend
+from tests.contract.sql.backends import Backend, MemoryBackend, Ports, SqlBackend, open_sql_backend
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,8 @@ from meshim.stores.ports import Device, User
 from meshim.topology import Durability
 from meshim.wire.envelope import WIRE_VERSION, Kind, decode_envelope, encode_envelope
 from meshim.wire.offline_log import Record, encode_record
-from tests.contract.database_backends import entry
-from tests.contract.writer_process import PARTITIONS, Mesh, topology_of, until
+from tests.contract.sql.backends import entry
+from tests.contract.writer.process import PARTITIONS, Mesh, topology_of, until
 
 Person = tuple[User, Device]
 

@@ -24,8 +24,8 @@ from meshim.stores.sql.database import Database
 from meshim.stores.sql.durability import DatabaseDurabilityGate
 from meshim.stores.sql.partitions import SqlPartitions
 from meshim.topology import Backends, Durability
-from tests.contract.database_backends import NOW, SqlBackend, claimed, entry, open_sql_backend, person, positions
 from tests.contract.outage import up
+from tests.contract.sql.backends import NOW, SqlBackend, claimed, entry, open_sql_backend, person, positions
 from tests.servers import Server, UnsyncedNats, running
 
 SAFE, WEAK, UNKNOWN = Verdict.SAFE, Verdict.WEAK, Verdict.UNKNOWN

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.mesh.background_chat import Users, background_chat
-from tests.mesh.independent_client import IndependentClient
-from tests.mesh.real_mesh import PASSWORD, RealMesh, in_thread, running
+from tests.mesh.harness.background_chat import Users, background_chat
+from tests.mesh.harness.independent_client import IndependentClient
+from tests.mesh.harness.real_mesh import PASSWORD, RealMesh, in_thread, running
 
 
 @pytest.fixture(scope="module")

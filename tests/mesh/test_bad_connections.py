@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.mesh.background_chat import Users
-from tests.mesh.independent_client import CLOSE, GREET, PING, RESET, TEXT, USER, WINDOW, IndependentClient, pack
-from tests.mesh.raw_sockets import REFUSED_KEY, WRONG_KEY, dealer, expect_alive, leases
-from tests.mesh.real_mesh import RealMesh, in_thread, until
+from tests.mesh.harness.background_chat import Users
+from tests.mesh.harness.independent_client import CLOSE, GREET, PING, RESET, TEXT, USER, WINDOW, IndependentClient, pack
+from tests.mesh.harness.raw_sockets import REFUSED_KEY, WRONG_KEY, dealer, expect_alive, leases
+from tests.mesh.harness.real_mesh import RealMesh, in_thread, until
 
 pytestmark = pytest.mark.usefixtures("chat_in_background")
 

@@ -18,8 +18,8 @@ from meshim.errors import Code
 from meshim.runtime import log
 from meshim.stores.nats.client import NatsClient
 from meshim.stores.nats.offline_log import JetStreamOfflineLog
-from tests.mesh.background_chat import Users
-from tests.mesh.independent_client import (
+from tests.mesh.harness.background_chat import Users
+from tests.mesh.harness.independent_client import (
     ACK,
     BASE,
     BUSY,
@@ -40,7 +40,7 @@ from tests.mesh.independent_client import (
     IndependentClient,
     pack,
 )
-from tests.mesh.raw_sockets import (
+from tests.mesh.harness.raw_sockets import (
     bearer_header,
     dealer,
     expect_alive,
@@ -49,7 +49,7 @@ from tests.mesh.raw_sockets import (
     monitored,
     token_bytes,
 )
-from tests.mesh.real_mesh import PASSWORD, RealMesh, in_thread, until
+from tests.mesh.harness.real_mesh import PASSWORD, RealMesh, in_thread, until
 
 pytestmark = pytest.mark.usefixtures("chat_in_background")
 

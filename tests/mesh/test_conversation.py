@@ -14,9 +14,16 @@ import pytest
 from meshim.client import Client, OrderFlag
 from meshim.client.rest import Api
 from meshim.errors import ApiError, Code, Refused, UsageError
-from tests.mesh import scenarios
-from tests.mesh.library_client import client, disconnected, expect_nothing_more, receive, receive_texts, send_and_wait
-from tests.mesh.real_mesh import DEADLINE_S, PASSWORD, RealMesh, restartable_mesh, until
+from tests.mesh.harness import scenarios
+from tests.mesh.harness.library_client import (
+    client,
+    disconnected,
+    expect_nothing_more,
+    receive,
+    receive_texts,
+    send_and_wait,
+)
+from tests.mesh.harness.real_mesh import DEADLINE_S, PASSWORD, RealMesh, restartable_mesh, until
 
 # ---------------------------------------------------------------- messages arrive
 

@@ -9,8 +9,8 @@ import pytest
 from meshim.stores.sql import migrate
 from meshim.topology import Backends
 from scripts.harness.mesh import local_mesh
-from tests.mesh import scenarios
-from tests.mesh.real_mesh import RealMesh, restartable_mesh, running
+from tests.mesh.harness import scenarios
+from tests.mesh.harness.real_mesh import RealMesh, restartable_mesh, running
 
 
 @pytest.fixture(scope="module")

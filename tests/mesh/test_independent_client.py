@@ -9,7 +9,7 @@ import pytest
 
 from meshim.client import Client
 from meshim.errors import Code
-from tests.mesh.independent_client import (
+from tests.mesh.harness.independent_client import (
     ACK,
     CLOSE,
     DATA,
@@ -23,7 +23,7 @@ from tests.mesh.independent_client import (
     IndependentClient,
     pack,
 )
-from tests.mesh.real_mesh import PASSWORD, RealMesh, in_thread
+from tests.mesh.harness.real_mesh import PASSWORD, RealMesh, in_thread
 
 
 class Pair:

@@ -10,9 +10,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.mesh.fault_injection import erase_binding, kill, locked_database, short_timers, stopped, wait_restarted
-from tests.mesh.independent_client import CLOSE, IndependentClient
-from tests.mesh.inspection import (
+from tests.mesh.harness.fault_injection import (
+    erase_binding,
+    kill,
+    locked_database,
+    short_timers,
+    stopped,
+    wait_restarted,
+)
+from tests.mesh.harness.independent_client import CLOSE, IndependentClient
+from tests.mesh.harness.inspection import (
     CounterRise,
     bindings,
     has_lease,
@@ -22,9 +29,9 @@ from tests.mesh.inspection import (
     stored_rows,
     transfer_of,
 )
-from tests.mesh.library_client import client, receive, send_and_wait
-from tests.mesh.real_mesh import DEADLINE_S, PASSWORD, RealMesh, in_thread, running, until
-from tests.mesh.two_users import expect_nothing_else, pin_connector, two_users, wait_synced
+from tests.mesh.harness.library_client import client, receive, send_and_wait
+from tests.mesh.harness.real_mesh import DEADLINE_S, PASSWORD, RealMesh, in_thread, running, until
+from tests.mesh.harness.two_users import expect_nothing_else, pin_connector, two_users, wait_synced
 
 SWEEP_S = 3.0
 LINES = [f"m{number}" for number in range(1, 6)]

@@ -13,12 +13,12 @@ import pytest
 
 from meshim.client.rest import Api
 from meshim.errors import ApiError
-from tests.mesh.fault_injection import kill, locked_database, short_timers, stopped, wait_restarted
-from tests.mesh.independent_client import STORED
-from tests.mesh.inspection import CounterRise, bindings, redis_client, stored_rows
-from tests.mesh.library_client import client, receive
-from tests.mesh.real_mesh import DEADLINE_S, PASSWORD, RealMesh, in_thread, running, until
-from tests.mesh.two_users import TwoUsers, expect_nothing_else, reading, two_users, wait_synced
+from tests.mesh.harness.fault_injection import kill, locked_database, short_timers, stopped, wait_restarted
+from tests.mesh.harness.independent_client import STORED
+from tests.mesh.harness.inspection import CounterRise, bindings, redis_client, stored_rows
+from tests.mesh.harness.library_client import client, receive
+from tests.mesh.harness.real_mesh import DEADLINE_S, PASSWORD, RealMesh, in_thread, running, until
+from tests.mesh.harness.two_users import TwoUsers, expect_nothing_else, reading, two_users, wait_synced
 
 REBUILT_S = 8.0
 """Within this time presence is rebuilt and queues are checked; the sweep comes every 30 s."""

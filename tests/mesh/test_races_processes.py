@@ -14,9 +14,9 @@ import pytest
 
 from meshim.protocol.timeouts import CLIENT_RESEND_S
 from meshim.topology import load
-from tests.mesh.fault_injection import kill, locked_database, short_timers, stopped, wait_restarted
-from tests.mesh.independent_client import DATA, PING, RESET, SUBMIT, pack
-from tests.mesh.inspection import (
+from tests.mesh.harness.fault_injection import kill, locked_database, short_timers, stopped, wait_restarted
+from tests.mesh.harness.independent_client import DATA, PING, RESET, SUBMIT, pack
+from tests.mesh.harness.inspection import (
     CounterRise,
     bindings,
     has_lease,
@@ -26,9 +26,9 @@ from tests.mesh.inspection import (
     wait_fetched,
     writer_of,
 )
-from tests.mesh.library_client import client, receive
-from tests.mesh.real_mesh import DEADLINE_S, RealMesh, in_thread, running, until
-from tests.mesh.two_users import expect_nothing_else, reading, two_users, wait_synced
+from tests.mesh.harness.library_client import client, receive
+from tests.mesh.harness.real_mesh import DEADLINE_S, RealMesh, in_thread, running, until
+from tests.mesh.harness.two_users import expect_nothing_else, reading, two_users, wait_synced
 
 NOTIFICATION_S = 5.0
 """Far less than the sweep: what arrives within this time was not found by a sweep."""

@@ -4,9 +4,9 @@ import asyncio
 import signal
 from contextlib import closing
 
-from tests.mesh.independent_client import TEXT, USER, IndependentClient
-from tests.mesh.raw_sockets import leases
-from tests.mesh.real_mesh import DEADLINE_S, PASSWORD, RealMesh, in_thread
+from tests.mesh.harness.independent_client import TEXT, USER, IndependentClient
+from tests.mesh.harness.raw_sockets import leases
+from tests.mesh.harness.real_mesh import DEADLINE_S, PASSWORD, RealMesh, in_thread
 
 
 async def test_a_stopping_connector_does_not_take_its_lease_again(mesh: RealMesh) -> None:

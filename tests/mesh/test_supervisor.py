@@ -19,7 +19,7 @@ from meshim.deploy.probe import probe
 from meshim.deploy.state import BackendState, DataFolder, MeshState, Phase, RoleState
 from meshim.errors import BackendUnavailable, MeshimError, UsageError
 from meshim.topology import Backends, Listener, RestListener, Timers, Topology, Worker
-from tests.mesh import stub_mesh
+from tests.mesh.harness import stub_mesh
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 20.0
@@ -46,7 +46,7 @@ def spawned(mesh: Topology, data: DataFolder) -> Iterator[subprocess.Popen[str]]
     """The supervisor as a process, which is killed after the block."""
     file = data.root.with_name("written.yaml")
     file.write_text(topology.dump(mesh), encoding="utf-8")
-    command = [sys.executable, "-m", "tests.mesh.stub_mesh", str(file), str(data.root)]
+    command = [sys.executable, "-m", "tests.mesh.harness.stub_mesh", str(file), str(data.root)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield process

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.mesh.library_client import client, receive, receive_texts, send_and_wait
-from tests.mesh.real_mesh import DEADLINE_S, PASSWORD, RealMesh, restartable_mesh
+from tests.mesh.harness.library_client import client, receive, receive_texts, send_and_wait
+from tests.mesh.harness.real_mesh import DEADLINE_S, PASSWORD, RealMesh, restartable_mesh
 
 ID = "[0-9a-f]{32}"
 

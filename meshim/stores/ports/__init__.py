@@ -1,8 +1,8 @@
 """The ports: what meshim asks of Redis, NATS and SQL, as protocols that adapters implement.
 
-==================================  ========================================  =====================================
-port                                adapters                                  contract tests (tests/contract/)
-==================================  ========================================  =====================================
+==================================  ========================================  =======================================
+port                                adapters                                  contract tests (rooms of tests/contract/)
+==================================  ========================================  =======================================
 `Leases`                            `redis/leases.py`, `memory/redis.py`      `test_leases.py`, `test_lease_clock.py`
 `Presence`                          `redis/presence.py`, `memory/redis.py`    `test_presence*.py`
 `SessionCache`                      `redis/session_cache.py`,                 `test_session_cache.py`
@@ -16,7 +16,7 @@ port                                adapters                                  co
 `Queues`                            `sql/queues.py`, `memory/database.py`     `test_queues*.py`
 `Partitions`                        `sql/partitions.py`,                      `test_partitions.py`,
                                     `memory/database.py`                      `test_refused_entries.py`
-==================================  ========================================  =====================================
+==================================  ========================================  =======================================
 
 Rules for every method: it is a coroutine; it raises `BackendUnavailable` when the backend does not answer in time; on
 the path of a message it takes and returns whole batches.  A write that returned is kept.  A write that raised may or

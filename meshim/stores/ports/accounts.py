@@ -1,7 +1,7 @@
 """Users, devices, tokens, and relations between users (friends).
 
 Implemented on SQL (`sql/accounts.py`, `sql/relations.py`) and in memory (`memory/accounts.py`); contract:
-`tests/contract/test_accounts.py` and `test_first_device.py`.
+`tests/contract/sql/test_accounts.py` and `test_first_device.py`.
 """
 
 from collections.abc import Sequence

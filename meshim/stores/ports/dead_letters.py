@@ -1,7 +1,7 @@
 """Dead letters: records that no writer can ever write, kept for the operator (`meshim deadletter`).
 
 `OfflineLog.dead_letter` adds them; this port reads and removes them.  Implemented on NATS JetStream
-(`nats/dead_letters.py`) and in memory (`memory/nats.py`); contract: `tests/contract/test_dead_letters.py`.
+(`nats/dead_letters.py`) and in memory (`memory/nats.py`); contract: `tests/contract/nats/test_dead_letters.py`.
 """
 
 from typing import Protocol

@@ -1,7 +1,8 @@
 """Leases: which processes are alive, and where to reach them.
 
-Implemented on Redis (`redis/leases.py`) and in memory (`memory/redis.py`); contract: `tests/contract/test_leases.py`
-and `test_lease_clock.py`.  `lease_keeper.py` renews the lease of a process and watches those of others.
+Implemented on Redis (`redis/leases.py`) and in memory (`memory/redis.py`); contract:
+`tests/contract/redis/test_leases.py` and `test_lease_clock.py`.
+`lease_keeper.py` renews the lease of a process and watches those of others.
 """
 
 from typing import Protocol

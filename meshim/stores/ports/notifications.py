@@ -1,7 +1,7 @@
 """Notifications to connectors (wake-up, kick, account changed): at most once, never stored.
 
 Implemented on NATS core (`nats/notifications.py`) and in memory (`memory/nats.py`); contract:
-`tests/contract/test_notifications.py`.
+`tests/contract/nats/test_notifications.py`.
 """
 
 from collections.abc import AsyncGenerator

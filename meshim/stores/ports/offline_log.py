@@ -1,7 +1,7 @@
 """The offline log: messages that cannot be delivered now, fsynced before they count as stored.
 
 One stream per partition: a work queue on file storage that refuses new messages when it is full.  Implemented on NATS
-JetStream (`nats/offline_log.py`) and in memory (`memory/nats.py`); contract: `tests/contract/test_offline_log.py`.
+JetStream (`nats/offline_log.py`) and in memory (`memory/nats.py`); contract: `tests/contract/nats/test_offline_log.py`.
 """
 
 from collections.abc import Sequence

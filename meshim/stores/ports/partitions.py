@@ -1,7 +1,8 @@
 """The writer's side of the offline queues: leases of partitions, and the transactions that store rows.
 
 Implemented on SQL (`sql/partitions.py`) and in memory (`memory/database.py`); contract:
-`tests/contract/test_partitions.py` and `test_refused_entries.py`.  Connectors read the rows through `Queues`.
+`tests/contract/sql/test_partitions.py` and `writer/test_refused_entries.py`.  Connectors read the rows through
+`Queues`.
 """
 
 from collections.abc import Sequence

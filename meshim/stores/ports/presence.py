@@ -1,7 +1,7 @@
 """Presence: which devices are connected, and to which connector.
 
 Implemented on Redis (`redis/presence.py`) and in memory (`memory/redis.py`); contract:
-`tests/contract/test_presence.py` and `test_presence_any_order.py`.
+`tests/contract/redis/test_presence.py` and `test_presence_any_order.py`.
 """
 
 from collections.abc import AsyncGenerator, Sequence

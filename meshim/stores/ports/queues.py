@@ -1,6 +1,6 @@
 """Offline queues: the stored messages of each device, and the lease that lets one connector sync them.
 
-Implemented on SQL (`sql/queues.py`) and in memory (`memory/database.py`); contract: `tests/contract/test_queues.py`
+Implemented on SQL (`sql/queues.py`) and in memory (`memory/database.py`); contract: `tests/contract/sql/test_queues.py`
 and `test_queues_any_order.py`.  Writers store the rows through `Partitions`.
 """
 

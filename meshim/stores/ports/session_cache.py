@@ -1,7 +1,7 @@
 """A cache of verified tokens and of accounts, so that logins succeed while SQL is down (R8).
 
 Implemented on Redis (`redis/session_cache.py`) and in memory (`memory/redis.py`); contract:
-`tests/contract/test_session_cache.py`.
+`tests/contract/redis/test_session_cache.py`.
 """
 
 from collections.abc import Sequence

@@ -9,8 +9,8 @@ Conventions, the same on SQLite and MySQL/MariaDB:
   bits (`to_signed`).
 
 To add a table or a column: declare it here; write a step `migrations/versions/v000N_*.py` that makes the same change
-(`tests/contract/test_schema.py` compares both on SQLite and MariaDB); use it in the adapter beside this file and give
-`memory/database.py` or `memory/accounts.py` the same behaviour.  A column of `im_offline` also needs a field of
+(`tests/contract/sql/test_schema.py` compares both on SQLite and MariaDB); use it in the adapter beside this file and
+give `memory/database.py` or `memory/accounts.py` the same behaviour.  A column of `im_offline` also needs a field of
 `rows.NewRow`, in the same order as the literals in `partitions.py`.  For a new method see `stores/ports/__init__.py`.
 """
 

@@ -1,0 +1,663 @@
+"""The REST service: its answers, its changes to the stores, and its notifications."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from meshim.client.rest import Api
+from meshim.errors import ApiError, BackendUnavailable, Code
+from meshim.rest import core, routes
+from meshim.runtime import crypto
+from meshim.runtime.crypto import MasterKey
+from meshim.stores.ports import Binding, CachedLogin, Lease, Login
+from meshim.wire import rest
+from meshim.wire.notification import AccountChanged, Kick
+from tests.contract.rest.world import World, world_of
+
+PASSWORD = "correct horse"
+EPOCH = (1 << 64) - 1
+
+
+@pytest.fixture(params=["memory", "sqlite", "mariadb"])
+async def world(request: pytest.FixtureRequest, namespace: str) -> AsyncIterator[World]:
+    database = "mariadb_url" if request.param == "mariadb" else "sqlite_url"
+    async with world_of(
+        request.param,
+        lambda: str(request.getfixturevalue(database)),
+        lambda: str(request.getfixturevalue("valkey_url")),
+        namespace,
+    ) as world:
+        yield world
+
+
+@pytest.fixture(autouse=True)
+def _quick_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use Argon2 with little memory, so that a hash takes no time."""
+    monkeypatch.setattr(crypto, "_ARGON2_MEMORY_KIB", 8)
+    monkeypatch.setattr(crypto, "_ARGON2_PASSES", 1)
+
+
+async def new_user(world: World, name: str) -> Api:
+    """Register a user, and log in for REST alone."""
+    api = world.api()
+    await api.register(name, PASSWORD)
+    await api.login(name, PASSWORD)
+    return api
+
+
+async def befriend(world: World, alice: Api, bob: Api) -> rest.Relation:
+    await alice.request("bob")
+    relation = await bob.accept("alice")
+    world.recorded.notifications.clear()
+    return relation
+
+
+def token_hash(token: str) -> bytes:
+    return crypto.hash_token(crypto.parse_token(token))
+
+
+# ---------------------------------------------------------------- accounts
+
+
+async def test_a_name_is_registered_once_in_any_case(world: World) -> None:
+    async with world.api() as api:
+        alice = await api.register("Alice", PASSWORD)
+        assert alice.name == "alice"
+        with pytest.raises(ApiError, match="alice is taken") as refused:
+            await api.register("aLICE", "another")
+        assert (refused.value.status, refused.value.code) == (409, "name_taken")
+        with pytest.raises(ApiError, match="letters"):
+            await api.register("not a name", PASSWORD)
+        with pytest.raises(ApiError, match="password"):
+            await api.register("bob", "")
+
+
+async def test_looking_up_a_user_needs_a_token(world: World) -> None:
+    async with world.api() as anonymous, await new_user(world, "alice") as api:
+        assert (await api.user("ALICE")).name == "alice"
+        with pytest.raises(ApiError, match="no user bob") as missing:
+            await api.user("bob")
+        assert missing.value.status == 404
+        with pytest.raises(ApiError, match="Log in first") as refused:
+            await anonymous.user("alice")
+        assert (refused.value.status, refused.value.code) == (401, "bad_token")
+
+
+@pytest.mark.parametrize("name", ["import", "login", "accept", "..a", "a-", "a.b_c-d"])
+async def test_a_name_that_is_also_a_path_segment_works(world: World, name: str) -> None:
+    async with await new_user(world, "alice") as alice, await new_user(world, name) as other:
+        assert (await alice.user(name)).name == name
+        assert (await alice.request(name)).state == "requested"
+        assert (await other.accept("alice")).state == "friends"
+        await alice.remove(name)
+
+
+async def test_an_import_registers_valid_names_and_reports_the_others(world: World) -> None:
+    async with await new_user(world, "alice") as api:
+        answers = await api.import_users([("bob", "b"), ("alice", "x"), ("Carol", "c"), ("no name", "x"), ("bob", "x")])
+        assert [each.user.name if each.user else each.code for each in answers] == [
+            "bob",
+            "name_taken",
+            "carol",
+            "bad_name",
+            "name_taken",
+        ]
+        assert (await api.login("carol", "c")).name == "carol"
+        assert (await api.login("bob", "b")).name == "bob"
+
+
+@pytest.mark.parametrize(
+    ("address", "headers"), [("10.0.0.7", {}), ("127.0.0.1", {"x-forwarded-for": "10.0.0.7"}), ("", {})]
+)
+async def test_an_import_from_another_machine_is_refused(world: World, address: str, headers: dict[str, str]) -> None:
+    async with world.raw(address) as http:
+        response = await http.post("/v1/import", json={"users": []}, headers=headers)
+    assert (response.status_code, response.json()["code"]) == (403, "forbidden")
+
+
+# ---------------------------------------------------------------- logging in
+
+
+async def test_a_login_registers_its_device_and_lists_the_connectors(world: World) -> None:
+    await world.leases.acquire(Lease("connector", "c1", 7, "tcp://127.0.0.1:4001", "k" * 40), 60.0)
+    async with world.api() as api:
+        alice = await api.register("alice", PASSWORD)
+        answer = await api.login("Alice", PASSWORD, "phone", EPOCH)
+        assert (answer.user_id, answer.name, answer.epoch) == (alice.user_id, "alice", "f" * 16)
+        assert answer.connectors == (rest.Connector("c1", "tcp://127.0.0.1:4001", "k" * 40),)
+        assert await api.connectors() == answer.connectors
+    # A connector finds the login in the cache, and the same one in the database.
+    login = Login(alice.user_id, answer.device_id, EPOCH, answer.expires_at)
+    [cached] = await world.cache.logins([token_hash(answer.token)])
+    assert cached is not None
+    assert (cached.login, cached.verified) == (login, True)
+    stored = await world.accounts.login(token_hash(answer.token), 0.0)
+    assert stored is not None
+    assert (stored.user, stored.device, stored.epoch) == (login.user, login.device, login.epoch)
+    [account] = await world.cache.accounts([alice.user_id])
+    assert account is not None
+    assert account.devices == (answer.device_id,)
+    assert world.recorded.notifications == [(None, AccountChanged((alice.user_id,)))]
+
+
+async def test_a_second_login_takes_the_device_over(world: World) -> None:
+    async with world.api() as api:
+        await api.register("alice", PASSWORD)
+        first = await api.login("alice", PASSWORD, "phone", 1)
+        world.recorded.notifications.clear()
+        second = await api.login("alice", PASSWORD, "phone", 2)
+        assert (second.device_id, second.epoch) == (first.device_id, "0" * 15 + "2")
+        assert second.token != first.token
+        assert world.recorded.notifications == [], "a known device needs no notification"
+        assert await world.cache.logins([token_hash(first.token)]) == [None]
+        assert await world.accounts.login(token_hash(first.token), 0.0) is None
+        async with world.api(first.token) as old:
+            with pytest.raises(ApiError, match="log in again"):
+                await old.connectors()
+
+
+async def test_a_new_device_is_added_to_presence(world: World) -> None:
+    async with world.api() as api:
+        alice = await api.register("alice", PASSWORD)
+        phone = await api.login("alice", PASSWORD, "phone", 1)
+        await world.presence.online([(Binding(alice.user_id, phone.device_id, 7, 1), (phone.device_id,))])
+        laptop = await api.login("alice", PASSWORD, "laptop", 2)
+    entry = (await world.presence.lookup([alice.user_id]))[alice.user_id]
+    assert set(entry.devices) == {phone.device_id, laptop.device_id}
+
+
+async def test_a_login_without_a_device_changes_no_device(world: World) -> None:
+    async with world.api() as api, world.api() as other:
+        await api.register("alice", PASSWORD)
+        phone = await api.login("alice", PASSWORD, "phone", EPOCH)
+        world.recorded.notifications.clear()
+        answer = await other.login("alice", PASSWORD)
+        assert (answer.device_id, answer.epoch, answer.connectors) == (0, "0" * 16, ())
+        assert await world.cache.logins([token_hash(answer.token)]) == [None], "connectors never see this token"
+        assert (await world.accounts.accounts([phone.user_id], 0.0))[phone.user_id].devices == (phone.device_id,)
+        assert world.recorded.notifications == []
+        assert await other.relations() == await api.relations() == ()
+
+
+async def test_a_wrong_name_and_a_wrong_password_get_the_same_answer(world: World) -> None:
+    await world.api().register("alice", PASSWORD)
+    answers = []
+    async with world.raw() as http:
+        for name in ("alice", "nobody"):
+            response = await http.post("/v1/login", json={"name": name, "password": "wrong"})
+            assert response.status_code == 401
+            assert response.headers["www-authenticate"] == "Bearer"
+            answers.append(response.json())
+    assert answers[0] == answers[1]
+
+
+async def test_failed_logins_are_limited_by_name_and_address(world: World) -> None:
+    await world.api().register("alice", PASSWORD)
+    right = {"name": "alice", "password": PASSWORD}
+    async with world.raw("10.0.0.7") as guesser, world.raw("10.0.0.8") as alice:
+        for _ in range(10):
+            response = await guesser.post("/v1/login", json={"name": "Alice", "password": "guess"})
+            assert response.status_code == 401
+        response = await guesser.post("/v1/login", json=right)
+        assert (response.status_code, response.json()["code"]) == (429, "slow_down")
+        assert 0 < int(response.headers["retry-after"]) <= 60
+        assert (await alice.post("/v1/login", json=right)).status_code == 200
+
+
+async def test_the_devices_of_a_user_are_limited(world: World) -> None:
+    async with world.api() as api:
+        await api.register("alice", PASSWORD)
+        for number in range(3):
+            await api.login("alice", PASSWORD, f"device {number}", 1)
+        with pytest.raises(ApiError, match="3 devices") as refused:
+            await api.login("alice", PASSWORD, "one more", 1)
+        assert (refused.value.status, refused.value.code) == (409, "too_many_devices")
+        assert (await api.login("alice", PASSWORD, "device 0", 2)).device_id
+
+
+# ---------------------------------------------------------------- logging out
+
+
+async def test_a_logout_revokes_the_token_and_kicks_the_session(world: World) -> None:
+    async with world.api() as api:
+        await api.register("alice", PASSWORD)
+        answer = await api.login("alice", PASSWORD, "phone", 1)
+        other = await world.api().login("alice", PASSWORD, "laptop", 2)
+        devices = (answer.device_id, other.device_id)
+        bindings = [Binding(answer.user_id, device, 7, 99) for device in devices]
+        await world.presence.online([(binding, devices) for binding in bindings])
+        world.recorded.notifications.clear()
+        await api.logout()
+    [(incarnation, kick)] = world.recorded.notifications
+    assert incarnation == 7
+    assert isinstance(kick, Kick)
+    assert (kick.user, kick.device, kick.session) == (answer.user_id, answer.device_id, 99)
+    assert kick.code == Code.LOGGED_OUT
+    assert await world.cache.logins([token_hash(answer.token)]) == [None]
+    async with world.api(answer.token) as gone:
+        with pytest.raises(ApiError, match="log in again"):
+            await gone.relations()
+        await gone.logout()  # again: an unknown token is no error
+
+
+async def test_an_unverified_token_in_the_cache_is_looked_up_in_the_database(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = world.cache.logins
+
+    async def after_a_restart(hashes: Sequence[bytes]) -> list[CachedLogin | None]:
+        return [each and each._replace(verified=False) for each in await read(hashes)]
+
+    async with world.api() as api:
+        await api.register("alice", PASSWORD)
+        answer = await api.login("alice", PASSWORD, "phone", 1)
+        monkeypatch.setattr(world.cache, "logins", after_a_restart)
+        await api.relations()
+        await world.accounts.log_out(token_hash(answer.token))
+        with pytest.raises(ApiError, match="log in again"):
+            await api.relations()
+
+
+async def test_a_repeated_logout_completes_one_that_redis_missed(world: World) -> None:
+    async with world.api() as api:
+        await api.register("alice", PASSWORD)
+        answer = await api.login("alice", PASSWORD, "phone", 1)
+        await world.presence.online([(Binding(answer.user_id, answer.device_id, 7, 99), (answer.device_id,))])
+        await world.accounts.log_out(token_hash(answer.token))  # a logout during which Redis went away
+        world.turn(redis=False)
+        with pytest.raises(ApiError) as away:
+            await api.logout()
+        assert away.value.status == 503
+        world.turn()
+        world.recorded.notifications.clear()
+        await api.logout()
+    assert [incarnation for incarnation, _ in world.recorded.notifications] == [7]
+    assert await world.cache.logins([token_hash(answer.token)]) == [None]
+
+
+@pytest.mark.parametrize("header", ["", "Bearer", "Bearer x", "Basic eDp5", "Bearer " + "A" * 43, "Bearer " + "ü" * 43])
+async def test_a_request_without_a_valid_token_is_refused(world: World, header: str) -> None:
+    async with world.raw() as http:
+        response = await http.get("/v1/relations", headers=[(b"authorization", header.encode())])
+    assert (response.status_code, response.json()["code"]) == (401, "bad_token")
+
+
+# ---------------------------------------------------------------- friends
+
+
+async def test_friends_share_a_key_that_is_wrapped_at_rest(world: World) -> None:
+    async with await new_user(world, "alice") as alice, await new_user(world, "bob") as bob:
+        asked = await alice.request("Bob")
+        assert (asked.peer.name, asked.state, asked.keys) == ("bob", "requested", ())
+        assert [(each.peer.name, each.state) for each in await bob.relations()] == [("alice", "asked")]
+        assert world.recorded.notifications == []
+        accepted = await bob.accept("alice")
+        assert (accepted.state, [key.version for key in accepted.keys]) == ("friends", [1])
+        seen_by_alice = await alice.relation("bob")
+        assert seen_by_alice.keys == accepted.keys
+        assert len(accepted.keys[0].key) == 32
+        phone = await alice.login("alice", PASSWORD, "phone", 1)
+        assert phone.relations == (seen_by_alice,)
+    ids = (accepted.peer.user_id, asked.peer.user_id)
+    assert world.recorded.notifications[0] == (None, AccountChanged((ids[1], ids[0])))
+    [first, second] = await world.cache.accounts(ids)
+    assert first is not None
+    assert second is not None
+    assert (first.friends, second.friends) == ((ids[1],), (ids[0],))
+    stored = await world.accounts.relation(*ids)
+    assert stored is not None
+    assert accepted.keys[0].key not in stored.keys[0].wrapped
+
+
+async def test_two_users_who_ask_each_other_become_friends(world: World) -> None:
+    async with await new_user(world, "alice") as alice, await new_user(world, "bob") as bob:
+        await alice.request("bob")
+        assert (await bob.request("alice")).state == "friends"
+        assert (await alice.request("bob")).state == "friends"
+        assert (await alice.accept("bob")).state == "friends"
+        assert len((await alice.relation("bob")).keys) == 1
+
+
+async def test_an_ended_friendship_keeps_its_keys_for_old_messages(world: World) -> None:
+    async with await new_user(world, "alice") as alice, await new_user(world, "bob") as bob:
+        before = await befriend(world, alice, bob)
+        await alice.remove("bob")
+        [account] = await world.cache.accounts([before.peer.user_id])
+        assert account is not None
+        assert account.friends == ()
+        assert len(world.recorded.notifications) == 1
+        [ended] = await bob.relations()
+        assert (ended.state, ended.keys) == ("removed", before.keys)
+        with pytest.raises(ApiError, match="not friends"):
+            await bob.remove("alice")
+        await bob.request("alice")
+        again = await alice.accept("bob")
+        assert [key.version for key in again.keys] == [1, 2]
+        assert again.keys[0] == before.keys[0]
+        assert again.keys[1].key != before.keys[0].key
+
+
+async def test_refused_and_withdrawn_requests_notify_no_connector(world: World) -> None:
+    async with await new_user(world, "alice") as alice, await new_user(world, "bob") as bob:
+        await alice.request("bob")
+        with pytest.raises(ApiError, match="bob to accept"):
+            await alice.accept("bob")
+        await bob.refuse("alice")
+        with pytest.raises(ApiError, match="has not asked"):
+            await bob.accept("alice")
+        await alice.request("bob")
+        await alice.remove("bob")
+        with pytest.raises(ApiError) as missing:
+            await bob.relation("alice")
+        assert (missing.value.status, missing.value.code) == (404, "no_such_relation")
+    assert world.recorded.notifications == []
+
+
+async def test_invalid_friend_requests_are_refused_with_their_code(world: World) -> None:
+    async with await new_user(world, "alice") as alice:
+        for name, code in (("alice", "yourself"), ("nobody", "no_such_user"), ("no%2Fname", "bad_name")):
+            with pytest.raises(ApiError) as refused:
+                await alice.request(name)
+            assert refused.value.code == code
+        await alice.import_users([(f"user{number}", "x") for number in range(4)])
+        for number in range(3):
+            await alice.request(f"user{number}")
+        with pytest.raises(ApiError) as refused:
+            await alice.request("user3")
+        assert (refused.value.status, refused.value.code) == (409, "too_many_relations")
+
+
+async def test_presence_covers_friends_on_living_connectors_only(world: World) -> None:
+    async with await new_user(world, "alice") as alice, await new_user(world, "bob") as bob:
+        await new_user(world, "carol")
+        ids = {name: (await alice.user(name)).user_id for name in ("alice", "bob", "carol")}
+        await befriend(world, alice, bob)
+        await alice.request("carol")
+        await world.leases.acquire(Lease("connector", "c1", 7, "tcp://127.0.0.1:1"), 60.0)
+        await world.presence.online([(Binding(ids[name], n, 7, 1), (n,)) for n, name in enumerate(("bob", "carol"), 1)])
+        assert await alice.presence() == (rest.PeerPresence(rest.User(ids["bob"], "bob"), online=True),)
+        assert [each.online for each in await bob.presence()] == [False]
+        # The same binding, on a connector whose lease has ended.
+        await world.leases.release(Lease("connector", "c1", 7))
+        assert [each.online for each in await alice.presence()] == [False]
+
+
+async def test_another_master_key_has_its_own_code(world: World) -> None:
+    async with await new_user(world, "alice") as alice, await new_user(world, "bob") as bob:
+        await befriend(world, alice, bob)
+        async with world.api(alice.token, world.build(MasterKey(b"x" * 32))) as elsewhere:
+            with pytest.raises(ApiError, match=r"restore master\.key") as refused:
+                await elsewhere.relations()
+        assert (refused.value.status, refused.value.code) == (500, "wrong_master_key")
+
+
+# ---------------------------------------------------------------- backends away
+
+
+async def test_the_database_is_away(world: World) -> None:
+    async with world.api() as api, world.raw() as http:
+        await api.register("alice", PASSWORD)
+        await api.login("alice", PASSWORD, "phone", 1)
+        world.turn(sql=False)
+        response = await http.post("/v1/login", json={"name": "alice", "password": PASSWORD})
+        assert (response.status_code, response.json()["code"]) == (503, "backend_unavailable")
+        assert "database is away" in response.json()["detail"]
+        assert int(response.headers["retry-after"]) > 0
+        assert await api.connectors() == (), "a known token still finds its connectors (R8)"
+        with pytest.raises(ApiError) as away:
+            await api.relations()
+        assert away.value.temporary
+
+
+async def test_redis_is_away(world: World) -> None:
+    lease = Lease("connector", "c1", 7, "tcp://127.0.0.1:4001")
+    await world.leases.acquire(lease, 60.0)
+    async with await new_user(world, "alice") as alice, await new_user(world, "bob") as bob:
+        before = await alice.connectors()
+        world.turn(redis=False)
+        answer = await alice.login("alice", PASSWORD, "phone", 1)
+        assert answer.device_id
+        assert answer.connectors == before != (), "the last list"
+        await alice.request("bob")
+        assert (await bob.accept("alice")).state == "friends"
+        assert len(world.recorded.notifications) == 1, "connectors are notified all the same"
+        with pytest.raises(ApiError) as away:
+            await alice.presence()
+        assert (away.value.status, away.value.code) == (503, "backend_unavailable")
+        world.turn()
+        assert await world.cache.logins([token_hash(answer.token)]) == [None], "a connector looks it up in the database"
+    assert "change-not-notified" in world.log.getvalue()
+
+
+async def test_no_device_is_taken_over_while_redis_is_away(world: World) -> None:
+    """R14: the cache would still accept the token of the old state file."""
+    async with world.api() as old, world.api() as new:
+        await old.register("alice", PASSWORD)
+        first = await old.login("alice", PASSWORD, "phone", 1)
+        world.turn(redis=False)
+        with pytest.raises(ApiError, match=r"Redis is away.*try again") as away:
+            await new.login("alice", PASSWORD, "phone", 2)
+        assert (away.value.status, away.value.code) == (503, "backend_unavailable")
+        assert away.value.retry_after_s
+        login = await world.accounts.login(token_hash(first.token), 0.0)
+        assert login is not None
+        assert login.epoch == 1, "nothing was committed"
+        assert (await new.login("alice", PASSWORD, "laptop", 3)).device_id != first.device_id
+        world.turn()
+        assert await old.relations() == (), "the device was not taken over"
+        assert (await new.login("alice", PASSWORD, "phone", 2)).device_id == first.device_id
+
+
+async def test_redis_goes_away_during_the_commit_of_a_takeover(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R14: the cache must not accept the token of the old state file after the commit."""
+    log_in = world.accounts.log_in
+
+    async def last_moment(*args: Any) -> Any:
+        world.turn(redis=False)
+        return await log_in(*args)
+
+    async with world.api() as api:
+        await api.register("alice", PASSWORD)
+        first = await api.login("alice", PASSWORD, "phone", 1)
+        monkeypatch.setattr(world.accounts, "log_in", last_moment)
+        second = await api.login("alice", PASSWORD, "phone", 2)
+    world.turn()
+    assert await world.cache.logins([token_hash(first.token)]) == [None]
+    assert await world.accounts.login(token_hash(second.token), 0.0) is not None
+
+
+async def test_an_uncommitted_takeover_ends_no_login(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service is killed when the old token has left the cache, and is still valid in the database."""
+
+    async def killed(*_: Any) -> Any:
+        raise BackendUnavailable("The service was killed.")
+
+    async with world.api() as old, world.api() as new:
+        await old.register("alice", PASSWORD)
+        first = await old.login("alice", PASSWORD, "phone", 1)
+        monkeypatch.setattr(world.accounts, "log_in", killed)
+        with pytest.raises(ApiError):
+            await new.login("alice", PASSWORD, "phone", 2)
+        assert await world.cache.logins([token_hash(first.token)]) == [None]
+        assert await old.relations() == ()
+
+
+async def test_a_login_between_eviction_and_commit_is_revoked(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its token was not in the cache yet at the eviction; the later login must revoke it there too."""
+    log_in = world.accounts.log_in
+    between: list[rest.LoginAnswer] = []
+
+    async def late(*args: Any) -> Any:
+        monkeypatch.setattr(world.accounts, "log_in", log_in)
+        between.append(await world.api().login("alice", PASSWORD, "phone", 2))
+        return await log_in(*args)
+
+    async with world.api() as api:
+        await api.register("alice", PASSWORD)
+        monkeypatch.setattr(world.accounts, "log_in", late)
+        last = await api.login("alice", PASSWORD, "phone", 3)
+    hashes = [token_hash(answer.token) for answer in (*between, last)]
+    assert [each and each.login.epoch for each in await world.cache.logins(hashes)] == [None, 3]
+
+
+async def test_nats_is_away(world: World) -> None:
+    async with await new_user(world, "alice") as alice, await new_user(world, "bob") as bob:
+        world.turn(nats=False)
+        await alice.request("bob")
+        assert (await bob.accept("alice")).state == "friends"
+        await alice.login("alice", PASSWORD, "phone", 1)
+        await alice.logout()
+
+
+async def test_readyz_reports_which_backend_is_away(world: World) -> None:
+    async with world.raw() as http:
+        assert (await http.get("/healthz")).json() == {"ok": True, "reason": ""}
+        ready = await http.get("/readyz")
+        assert (ready.status_code, ready.json()["ready"]) == (200, True)
+        world.turn(redis=False)
+        ready = await http.get("/readyz")
+        assert ready.status_code == 503
+        found = msgspec.json.decode(ready.content, type=rest.Readiness)
+        assert {name: probe.ok for name, probe in found.backends.items()} == {"sql": True, "redis": False, "nats": True}
+        assert found.backends["redis"].reason == "Redis is away."
+        assert (await http.get("/healthz")).status_code == 200
+
+
+# ---------------------------------------------------------------- bad requests
+
+
+async def problem_of(response: httpx.Response) -> rest.Problem:
+    assert response.headers["content-type"].startswith(rest.PROBLEM_JSON)
+    problem = msgspec.json.decode(response.content, type=rest.Problem, strict=True)
+    assert problem.status == response.status_code
+    assert problem.code in core.PROBLEMS
+    assert problem.type.endswith(problem.code)
+    assert problem.detail.endswith(".")
+    assert "\n" not in problem.detail
+    return problem
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"\xff"',
+        b'{"name": "alice"}',
+        b'{"name": 1, "password": "x"}',
+        b'{"name": "a", "password": "x", "epoch": "1"}',
+        b'{"name": "a", "password": "x", "epoch": "%s"}' % (b"F" * 16),
+        b'{"name": "a", "password": "\\ud800"}',
+        b'{"name": "a", "password": "x", "device": ""}',
+        b"[" * 10_000,
+    ],
+)
+async def test_an_invalid_body_is_answered_with_a_problem(world: World, body: bytes) -> None:
+    async with world.raw() as http:
+        response = await http.post("/v1/login", content=body, headers={"content-type": "application/json"})
+    assert (await problem_of(response)).status == 400
+
+
+@pytest.mark.parametrize(
+    ("body", "wrong"),
+    [
+        (b'{"name": "alice"}', "Object missing required field `password`"),
+        (b'{"name": 1, "password": "x"}', "Expected `str`, got `int` - at `name`"),
+    ],
+)
+async def test_the_answer_to_an_invalid_body_names_the_field(world: World, body: bytes, wrong: str) -> None:
+    async with world.raw() as http:
+        response = await http.post("/v1/users", content=body, headers={"content-type": "application/json"})
+    assert (await problem_of(response)).detail == f"Validation failed for POST /v1/users: {wrong}."
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"content-type": "text/plain"}, {"content-type": "application/x-www-form-urlencoded"}]
+)
+async def test_a_body_of_another_content_type_is_refused(world: World, headers: dict[str, str]) -> None:
+    body = msgspec.json.encode(rest.Credentials("alice", PASSWORD))
+    async with world.raw() as http:
+        response = await http.post("/v1/users", content=body, headers=headers)
+        assert (await problem_of(response)).code == "unsupported_media_type"
+        response = await http.post(
+            "/v1/users", content=body, headers={"content-type": "application/json; charset=utf-8"}
+        )
+        assert response.status_code == 201
+
+
+async def test_unknown_paths_and_methods_are_answered_with_a_problem(world: World) -> None:
+    async with world.raw() as http:
+        for method, path, code in (
+            ("GET", "/v1/nothing", "not_found"),
+            ("GET", "/", "not_found"),
+            ("PUT", "/v1/login", "method_not_allowed"),
+        ):
+            assert (await problem_of(await http.request(method, path))).code == code
+
+
+@pytest.mark.parametrize(("path", "limit"), [("login", routes.BODY_BYTES_MAX), ("import", routes.IMPORT_BYTES_MAX)])
+async def test_a_body_over_the_limit_is_refused(world: World, path: str, limit: int) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(limit // 1000 + 2):
+            yield b" " * 1000
+
+    async with world.raw() as http:
+        for content in (b" " * (limit + 1), endless()):
+            response = await http.post(f"/v1/{path}", content=content, headers={"content-type": "application/json"})
+            assert (await problem_of(response)).code == "too_large"
+
+
+async def test_the_largest_import_fits(world: World) -> None:
+    users = [{"name": "!" * 64, "password": "\x01" * 256}] * core.IMPORT_USERS_MAX
+    async with world.raw() as http:
+        response = await http.post("/v1/import", json={"users": users})
+    assert response.status_code == 200
+
+
+async def test_fields_of_later_versions_are_ignored(world: World) -> None:
+    async with world.raw() as http:
+        response = await http.post("/v1/users", json={"name": "alice", "password": PASSWORD, "nickname": "Al"})
+    assert response.status_code == 201
+
+
+async def test_an_unexpected_exception_is_logged_and_not_shown(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(name: str) -> None:
+        raise ZeroDivisionError("secret detail")
+
+    monkeypatch.setattr(world.sql, "user", broken, raising=False)
+    async with world.raw() as http:
+        response = await http.post("/v1/login", json={"name": "alice", "password": PASSWORD})
+    problem = await problem_of(response)
+    assert problem.code == "internal"
+    assert "secret" not in response.text
+    assert "secret detail" in world.log.getvalue()
+
+
+async def test_openapi_lists_every_endpoint(world: World) -> None:
+    async with world.raw() as http:
+        schema = (await http.get("/schema/openapi.json")).json()
+    shown = {f"{method.upper()} {path}" for path, methods in schema["paths"].items() for method in methods}
+    assert shown == {
+        "POST /v1/users",
+        "POST /v1/import",
+        "GET /v1/users/{name}",
+        "POST /v1/login",
+        "POST /v1/logout",
+        "GET /v1/connectors",
+        "GET /v1/relations",
+        "GET /v1/relations/{name}",
+        "POST /v1/relations/{name}",
+        "DELETE /v1/relations/{name}",
+        "POST /v1/relations/{name}/accept",
+        "POST /v1/relations/{name}/refuse",
+        "GET /v1/presence",
+        "GET /healthz",
+        "GET /readyz",
+    }
+    assert schema["paths"]["/v1/relations"]["get"]["security"] == [{"token": []}]
+    assert "security" not in schema["paths"]["/v1/login"]["post"]
