@@ -83,20 +83,20 @@ class ConnectorCore:
             e.GreetAccepted: self._handshake.accepted,
             e.GreetRefused: self._handshake.refused,
             e.BindingsWritten: self._handshake.bindings_written,
-            e.BindingsUnwritten: self._handshake.bindings_unwritten,
+            e.BindingsWriteFailed: self._handshake.bindings_write_failed,
             e.TokensRevoked: self._handshake.tokens_revoked,
             e.QueuesChecked: self._queues.checked,
             e.QueueClaimed: self._queues.claimed,
             e.PageRead: self._queues.page_read,
             e.RowsMarked: self._queues.marked,
-            e.RowsUnmarked: self._queues.unmarked,
+            e.RowMarkingFailed: self._queues.unmarked,
             e.QueueFenced: self._queues.fenced,
             e.QueuesUnreachable: self._queues.unreachable,
             e.NotificationReceived: self._notification_received,
             e.AccountsRead: self._accounts_read,
-            e.AccountsUnreadable: self._accounts_unreadable,
-            e.PresenceLost: self._presence_lost,
-            e.PresenceDisturbed: self._presence_disturbed,
+            e.AccountsReadFailed: self._accounts_read_failed,
+            e.LeaseLost: self._lease_lost,
+            e.PresenceRecovered: self._presence_recovered,
             e.StopRequested: self._stop_requested,
         }
 
@@ -347,15 +347,15 @@ class ConnectorCore:
                 self._actions.append(e.RenewBindings((session.binding_renewal,)))
             self._submissions.authorize_deferred(session, known=True)
 
-    def _accounts_unreadable(self, event: e.AccountsUnreadable, now: float) -> None:
+    def _accounts_read_failed(self, event: e.AccountsReadFailed, now: float) -> None:
         for session in self._sessions.of_users(event.users):
             self._submissions.authorize_deferred(session, known=False)
 
-    def _presence_lost(self, event: e.PresenceLost, now: float) -> None:
+    def _lease_lost(self, event: e.LeaseLost, now: float) -> None:
         """R9: messages for the devices here are stored, and no writer knows which connector to wake up."""
         self._poll_queues_at = now
 
-    def _presence_disturbed(self, event: e.PresenceDisturbed, now: float) -> None:
+    def _presence_recovered(self, event: e.PresenceRecovered, now: float) -> None:
         """Write all bindings again, also those that are being written; each answer checks a queue.
 
         Presence may have forgotten which session took over from which (R14): only a token that is not revoked counts.

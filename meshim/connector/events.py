@@ -77,7 +77,7 @@ class BindingsWritten(NamedTuple):
     results: Sequence[tuple[Binding, Binding | bool | None]]
 
 
-class BindingsUnwritten(NamedTuple):
+class BindingsWriteFailed(NamedTuple):
     """Presence did not answer."""
 
     bindings: Sequence[Binding]
@@ -98,7 +98,7 @@ class QueuesChecked(NamedTuple):
 
 
 class QueueClaimed(NamedTuple):
-    """`fence` is the fencing number of the claim; None while another connector holds the queue."""
+    """`fence` is the fencing token of the claim; None while another connector holds the queue."""
 
     device: int
     session: int
@@ -121,7 +121,7 @@ class RowsMarked(NamedTuple):
     row_ids: Sequence[int]
 
 
-class RowsUnmarked(NamedTuple):
+class RowMarkingFailed(NamedTuple):
     """Rows were not marked: another connector has claimed the queue (`fenced`), or the database did not answer."""
 
     device: int
@@ -155,17 +155,17 @@ class AccountsRead(NamedTuple):
     accounts: Sequence[Account]
 
 
-class AccountsUnreadable(NamedTuple):
+class AccountsReadFailed(NamedTuple):
     """The database did not answer."""
 
     users: Sequence[int]
 
 
-class PresenceLost(NamedTuple):
-    """Our lease ended: our bindings do not count, and no writer wakes us up.  `PresenceDisturbed` ends that."""
+class LeaseLost(NamedTuple):
+    """Our lease ended: our bindings do not count, and no writer wakes us up.  `PresenceRecovered` ends that."""
 
 
-class PresenceDisturbed(NamedTuple):
+class PresenceRecovered(NamedTuple):
     """Our lease or the presence backend was away, and is back: our bindings in presence may be wrong or gone."""
 
 
@@ -183,20 +183,20 @@ Event = (
     | GreetAccepted
     | GreetRefused
     | BindingsWritten
-    | BindingsUnwritten
+    | BindingsWriteFailed
     | TokensRevoked
     | QueuesChecked
     | QueueClaimed
     | PageRead
     | RowsMarked
-    | RowsUnmarked
+    | RowMarkingFailed
     | QueueFenced
     | QueuesUnreachable
     | NotificationReceived
     | AccountsRead
-    | AccountsUnreadable
-    | PresenceLost
-    | PresenceDisturbed
+    | AccountsReadFailed
+    | LeaseLost
+    | PresenceRecovered
     | StopRequested
 )
 
@@ -253,7 +253,7 @@ class BindingRenewal(NamedTuple):
 
 
 class WriteBindings(NamedTuple):
-    """Each binding with all devices of its user.  Answered by BindingsWritten or BindingsUnwritten."""
+    """Each binding with all devices of its user.  Answered by BindingsWritten or BindingsWriteFailed."""
 
     bindings: Sequence[tuple[Binding, tuple[int, ...]]]
 
@@ -294,7 +294,7 @@ class ReadPage(NamedTuple):
 
 
 class MarkRead(NamedTuple):
-    """Answered by RowsMarked or RowsUnmarked."""
+    """Answered by RowsMarked or RowMarkingFailed."""
 
     device: int
     session: int
@@ -310,7 +310,7 @@ class ReleaseQueue(NamedTuple):
 
 
 class ReadAccounts(NamedTuple):
-    """Answered by AccountsRead, from the database and not from a cache, or AccountsUnreadable."""
+    """Answered by AccountsRead, from the database and not from a cache, or AccountsReadFailed."""
 
     users: Sequence[int]
 

@@ -139,7 +139,7 @@ class Handshake:
             session.move(Trigger.BOUND)
             self._sessions.check_queue(session)
 
-    def bindings_unwritten(self, event: e.BindingsUnwritten, now: float) -> None:
+    def bindings_write_failed(self, event: e.BindingsWriteFailed, now: float) -> None:
         """Cut new sessions, which greet again; write the bindings of the others again after `retry_s`."""
         for binding in event.bindings:
             session = self._sessions.of_device(binding.device, binding.session)

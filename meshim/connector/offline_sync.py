@@ -11,7 +11,7 @@
                                 again after `retry_s`
 
 One operation at a time; a check that is requested during an operation is made after it.  Besides, rows are marked as
-read, one batch at a time: only when the device has acknowledged them (R10), and under the fencing number of our claim
+read, one batch at a time: only when the device has acknowledged them (R10), and under the fencing token of our claim
 (R3, R11).  A row that was pushed and is not marked yet is not pushed again; nor is one that is marked while a page is
 read, for that page may have been read before the mark.  A session that is fenced off forgets its claim.
 """
@@ -147,7 +147,7 @@ class OfflineSync:
         return self._read() + self._mark()
 
     def claimed(self, fence: int | None, now: float) -> list[Action]:
-        """The queue is ours under this fencing number; None while another connector holds it."""
+        """The queue is ours under this fencing token; None while another connector holds it."""
         if fence is None:
             self._retry_later(now)
             return []

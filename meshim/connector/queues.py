@@ -50,7 +50,7 @@ class Queues:
         if session is not None:
             self._actions.extend(session.sync.marked(event.row_ids))
 
-    def unmarked(self, event: e.RowsUnmarked, now: float) -> None:
+    def unmarked(self, event: e.RowMarkingFailed, now: float) -> None:
         self._statistics.fenced += event.fenced
         session = self._sessions.of_device(event.device, event.session)
         if session is not None:

@@ -17,7 +17,7 @@ from meshim.errors import UsageError
 from meshim.protocol.link import LinkOptions
 from meshim.protocol.window import WindowOptions
 from meshim.runtime import counters
-from meshim.runtime.mesh_links import mesh_links
+from meshim.runtime.mesh_link_options import mesh_link_options
 from meshim.runtime.service import Service
 from meshim.runtime.sockets import Context, KeyPair
 from meshim.stores.backends import BackendConnections, lease_held
@@ -59,7 +59,7 @@ def options_of(topology: Topology) -> ConnectorOptions:
             pings=False,
             ack_delay_s=timers.ack_delay_s,
         ),
-        transfers=mesh_links(topology),
+        transfers=mesh_link_options(topology),
         sync=OfflineSyncOptions(retry_s=timers.lease_renew_s, sweep_s=timers.sweep_s),
         body_bytes=limits.body_bytes,
         frame_bytes=limits.frame_bytes,
@@ -101,7 +101,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         keeper = LeaseKeeper(
             connections.leases(), lease, timers, service.log,
             watch=("transfer",), on_living=shell.transfers_discovered,
-            on_lost=shell.lease_lost, on_disturbed=shell.presence_disturbed,
+            on_lost=shell.lease_lost, on_recovered=shell.presence_recovered,
         )  # fmt: skip
         async with lease_held(keeper, service):
             shell.start(incarnation)

@@ -126,7 +126,7 @@ class Sessions:
         if self._links.send(item):
             self._statistics.returned += 1
         else:
-            self._statistics.unreturned += 1
+            self._statistics.return_failures += 1
 
     def return_copies(self, session: Session, delivers: Iterable[Deliver], *, absent: bool) -> None:
         for deliver in delivers:

@@ -12,7 +12,7 @@ from meshim.connector.transport import ClientTransport
 from meshim.errors import BackendUnavailable, Fenced
 from meshim.runtime.batches import Batches
 from meshim.runtime.driver import Driver
-from meshim.runtime.sent import Sent
+from meshim.runtime.send_result import SendResult
 from meshim.runtime.service import Service
 from meshim.runtime.sockets import Context, Dealer, KeyPair
 from meshim.runtime.timeouts import with_timeout
@@ -141,7 +141,7 @@ class Shell:
         # FULL: the frame is dropped.  The window of the session sends data again after `link_resend_s`, and a client
         # that acknowledges nothing for `delivery_timeout_s` loses its session.  A Welcome or Close that is dropped
         # costs the client its own greeting timeout.  The transport counts such frames.
-        if self._transports[peer[0]].send(peer, action.frame) is Sent.GONE:
+        if self._transports[peer[0]].send(peer, action.frame) is SendResult.GONE:
             self.driver.receive(e.ClientGone(peer))
 
     def _close_peer(self, action: e.ClosePeer) -> None:
@@ -195,7 +195,7 @@ class Shell:
         try:
             found = await with_timeout(self._backends.accounts.accounts(users, now), self._timers.delivery_timeout_s)
         except BackendUnavailable:
-            self.driver.receive(e.AccountsUnreadable(users))
+            self.driver.receive(e.AccountsReadFailed(users))
             return
         self.driver.receive(e.AccountsRead([found.get(user) or Account(user, (), (), now) for user in users]))
         await self._authenticator.cache(list(found.values()))
@@ -213,12 +213,12 @@ class Shell:
 
     def lease_lost(self) -> None:
         """Presence does not count our bindings until the lease is held again."""
-        self.driver.receive(e.PresenceLost())
+        self.driver.receive(e.LeaseLost())
 
-    def presence_disturbed(self) -> None:
+    def presence_recovered(self) -> None:
         """Presence may have forgotten our bindings, or be as it was some time ago: write all of them again."""
         self._authenticator.invalidate()
-        self.driver.receive(e.PresenceDisturbed())
+        self.driver.receive(e.PresenceRecovered())
 
     def _write_bindings(self, action: e.WriteBindings) -> None:
         self._add_all(self._bindings, action.bindings)
@@ -227,7 +227,7 @@ class Shell:
         try:
             results = await self._backends.presence.online(bindings)
         except BackendUnavailable:
-            self.driver.receive(e.BindingsUnwritten([binding for binding, _ in bindings]))
+            self.driver.receive(e.BindingsWriteFailed([binding for binding, _ in bindings]))
             return
         self.driver.receive(
             e.BindingsWritten([(binding, result) for (binding, _), result in zip(bindings, results, strict=True)])
@@ -328,9 +328,9 @@ class Shell:
                 mark = self._backends.queues.mark_read(device, fence, row_ids)
                 await with_timeout(mark, self._timers.delivery_timeout_s)
         except Fenced:
-            self.driver.receive(e.RowsUnmarked(device, session, fence, fenced=True))
+            self.driver.receive(e.RowMarkingFailed(device, session, fence, fenced=True))
         except BackendUnavailable:
-            self.driver.receive(e.RowsUnmarked(device, session, fence, fenced=False))
+            self.driver.receive(e.RowMarkingFailed(device, session, fence, fenced=False))
         else:
             self.driver.receive(e.RowsMarked(device, session, row_ids))
 

@@ -33,9 +33,9 @@ class Statistics(msgspec.Struct):
     """Live copies that devices acknowledged."""
     returned: int = 0
     """Live copies that were returned to a transfer, to be stored."""
-    unreturned: int = 0
+    return_failures: int = 0
     """Live copies that could not be returned, because no transfer was connected; their senders submit them again."""
-    unrouted: int = 0
+    route_failures: int = 0
     """Messages on the link of a transfer that was lost when no other was connected; their senders submit them again."""
     synced: int = 0
     """Stored copies that devices acknowledged."""

@@ -210,9 +210,9 @@ class TransferLinks:
         elif isinstance(item, Outcome):
             count.outcomes_lost += 1
         elif isinstance(item, Route):
-            count.unrouted += 1
+            count.route_failures += 1
         else:
-            count.unreturned += 1
+            count.return_failures += 1
 
     # ---- frames
 

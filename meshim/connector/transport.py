@@ -13,7 +13,7 @@ A transport takes two callbacks when it is made:
 from collections.abc import Callable
 from typing import Protocol
 
-from meshim.runtime.sent import Sent
+from meshim.runtime.send_result import SendResult
 
 OnBatch = Callable[[list[tuple[bytes, bytes]]], None]
 OnGone = Callable[[bytes], None]
@@ -27,7 +27,7 @@ class ClientTransport(Protocol):
     endpoint: str
     """The address that it is bound to."""
 
-    def send(self, peer: bytes, frame: bytes) -> Sent:
+    def send(self, peer: bytes, frame: bytes) -> SendResult:
         """Queue one frame for a peer.  Never waits: a frame that finds no room is dropped, and the answer is FULL."""
 
     def close_peer(self, peer: bytes) -> None:

@@ -5,7 +5,7 @@ renewals fail, the lease is certain until `valid_until`: Redis counts its time t
 the keeper from before it sent the command, so that the lease ends here first (R11).
 
 Other data of this process in Redis may be gone although the lease is not: a renewal failed (so other writes may have
-failed too), the lease had ended, or Redis is another run, perhaps with old data (R9).  `on_disturbed` reports the end
+failed too), the lease had ended, or Redis is another run, perhaps with old data (R9).  `on_recovered` reports the end
 of such an interruption: the process must write everything again.
 
 Give the keeper connections to Redis of its own: a renewal must not queue behind a connection storm.
@@ -38,7 +38,7 @@ class LeaseKeeper:
     """The lease of this process, and the living leases of the roles in `watch`.
 
     `on_living(role, leases)` is called with all leases of a role, at first and after each change; `on_lost()` when the
-    own lease is no longer certain; `on_disturbed()` when it is certain again after an interruption (see above).
+    own lease is no longer certain; `on_recovered()` when it is certain again after an interruption (see above).
     No callback may block.
     """
 
@@ -52,7 +52,7 @@ class LeaseKeeper:
         watch: Sequence[str] = (),
         on_living: Callable[[str, list[Lease]], None] | None = None,
         on_lost: Callable[[], None] | None = None,
-        on_disturbed: Callable[[], None] | None = None,
+        on_recovered: Callable[[], None] | None = None,
     ) -> None:
         self.mine = mine
         self.statistics = LeaseStatistics()
@@ -62,7 +62,7 @@ class LeaseKeeper:
         self._log = log
         self._on_living = on_living or (lambda role, leases: None)
         self._on_lost = on_lost or (lambda: None)
-        self._on_disturbed = on_disturbed or (lambda: None)
+        self._on_recovered = on_recovered or (lambda: None)
         self._loop = asyncio.get_running_loop()
         self._released = False
         self._lock = asyncio.Lock()
@@ -150,7 +150,7 @@ class LeaseKeeper:
         if self.held and self._interrupted_by is not None:
             self._log.info("lease held again", after=self._interrupted_by)
             self._interrupted_by = None
-            self._on_disturbed()
+            self._on_recovered()
 
     async def _extend_or_take(self) -> None:
         sent_at = self._loop.time()

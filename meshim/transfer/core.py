@@ -55,7 +55,7 @@ class TransferCore:
             e.ConnectorsSent: self._connectors_sent,
             e.ConnectorGone: self._connector_gone,
             e.PresenceRead: self._presence_read,
-            e.PresenceUnreadable: self._presence_unreadable,
+            e.PresenceReadFailed: self._presence_read_failed,
             e.PresenceChanged: self._presence_changed,
             e.Published: self._published,
             e.PublishFailed: self._publish_failed,
@@ -263,7 +263,7 @@ class TransferCore:
         self.statistics.looked_up += len(event.users)
         self._resume({user: self._presence.complete_lookup(user, event.found.get(user), now) for user in event.users})
 
-    def _presence_unreadable(self, event: e.PresenceUnreadable, now: float) -> None:
+    def _presence_read_failed(self, event: e.PresenceReadFailed, now: float) -> None:
         """R9: while presence is away messages are stored; old bindings are not used."""
         self.statistics.unreadable += len(event.users)
         self._resume({user: self._presence.fail_lookup(user) for user in event.users})

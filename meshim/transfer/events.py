@@ -27,7 +27,7 @@ class PresenceRead(NamedTuple):
     found: Mapping[int, UserPresence]
 
 
-class PresenceUnreadable(NamedTuple):
+class PresenceReadFailed(NamedTuple):
     """Redis did not answer the look-up of these users."""
 
     users: Sequence[int]
@@ -63,7 +63,7 @@ Event = (
     ConnectorsSent
     | ConnectorGone
     | PresenceRead
-    | PresenceUnreadable
+    | PresenceReadFailed
     | PresenceChanged
     | Published
     | PublishFailed
@@ -81,7 +81,7 @@ class SendConnector(NamedTuple):
 
 
 class ReadPresence(NamedTuple):
-    """Answered by PresenceRead or PresenceUnreadable."""
+    """Answered by PresenceRead or PresenceReadFailed."""
 
     users: Sequence[int]
 

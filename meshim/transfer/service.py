@@ -8,7 +8,7 @@ import msgspec
 
 from meshim.errors import UsageError
 from meshim.runtime import counters
-from meshim.runtime.mesh_links import mesh_links
+from meshim.runtime.mesh_link_options import mesh_link_options
 from meshim.runtime.service import Service
 from meshim.runtime.sockets import Context, KeyPair, Router
 from meshim.stores.backends import BackendConnections, lease_held
@@ -30,7 +30,7 @@ def options_of(topology: Topology) -> TransferOptions:
     """Return the options of every transfer of this topology."""
     timers, limits = topology.timers, topology.limits
     return TransferOptions(
-        links=mesh_links(topology),
+        links=mesh_link_options(topology),
         partitions=limits.partitions,
         publishes=limits.publishes,
         pending=limits.link_queue,

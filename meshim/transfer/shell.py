@@ -7,7 +7,7 @@ from meshim.errors import BackendUnavailable
 from meshim.runtime.batches import Batches
 from meshim.runtime.driver import Driver
 from meshim.runtime.service import Service
-from meshim.runtime.sockets import Router, Sent
+from meshim.runtime.sockets import Router
 from meshim.stores.ports import OfflineLog, Presence
 from meshim.transfer import events as e
 from meshim.transfer.core import TransferCore
@@ -57,7 +57,7 @@ class Shell:
 
     def _send_connector(self, action: e.SendConnector) -> None:
         assert self.router is not None
-        if self.router.send(action.peer, action.frame) is Sent.GONE:
+        if self.router.send(action.peer, action.frame) is SendResult.GONE:
             self.driver.receive(e.ConnectorGone(action.peer))
 
     # ---------------------------------------------------------------- presence
@@ -70,7 +70,7 @@ class Shell:
         try:
             found = await self._backends.presence.lookup(users)
         except BackendUnavailable:
-            self.driver.receive(e.PresenceUnreadable(users))
+            self.driver.receive(e.PresenceReadFailed(users))
         else:
             self.driver.receive(e.PresenceRead(users, found))
 

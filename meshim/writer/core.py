@@ -4,7 +4,7 @@ Shares: with n living writers each owns an n-th of the partitions, and the first
 one partition after the other until it has its share, and drains the surplus when other writers appear or leave, and
 every `rebalance_s` in case an outage left the shares uneven.  When the shares have not changed for `takeover_s`, a
 partition that can still be claimed belongs to a writer that lives but cannot write: it is claimed above the share.
-While Redis is away the writers last seen count.  The fencing number of the claim, not the share, decides who writes:
+While Redis is away the writers last seen count.  The fencing token of the claim, not the share, decides who writes:
 the writers may disagree about the shares for a while without harm.
 
 `partition.py` has the states of a partition.  Every action gets exactly one answer, and a partition that was lost is

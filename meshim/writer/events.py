@@ -39,7 +39,7 @@ class Claim(NamedTuple):
 
 
 class Release(NamedTuple):
-    """End the lease, if `fence` is still its fencing number."""
+    """End the lease, if `fence` is still its fencing token."""
 
     partition: int
     fence: int
@@ -154,7 +154,7 @@ class StopRequested(NamedTuple):
 
 
 class Claimed(NamedTuple):
-    """The lease is ours: its fencing number, and the position up to which the partition was written."""
+    """The lease is ours: its fencing token, and the position up to which the partition was written."""
 
     partition: int
     fence: int

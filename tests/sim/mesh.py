@@ -68,7 +68,7 @@ class Mesh:
         for each in self.roles:
             each.on_kill = self._note_death
         for role in self.connectors:
-            role.on_disturbed = lambda: self.judge.entered("R9")
+            role.on_recovered = lambda: self.judge.entered("R9")
 
     def _make_devices(self) -> list[Device]:
         """Register users, who are all friends of each other, and their devices."""

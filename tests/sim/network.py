@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from meshim.runtime.sockets import Guarding, RouterStatistics, Sent
+from meshim.runtime.sockets import Guarding, RouterStatistics
 from tests.sim.scheduler import Process, Scheduler
 
 HEARTBEATS_S = 6.0
@@ -239,12 +239,12 @@ class Router:
         if not self.is_closed:
             self.on_batch([(wire.peer, frame)])
 
-    def send(self, peer: bytes, frame: bytes) -> Sent:
+    def send(self, peer: bytes, frame: bytes) -> SendResult:
         wire = self.wires.get(peer)
         if wire is None:
-            return Sent.GONE
+            return SendResult.GONE
         wire.to_dealer(frame)
-        return Sent.OK
+        return SendResult.OK
 
     def close_peer(self, peer: bytes) -> None:
         wire, guarding = self.wires.get(peer), self._guarding

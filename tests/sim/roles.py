@@ -77,7 +77,7 @@ class Role:
         self.cores: list[Core] = []
         """The cores of all processes that this role had."""
         self.respawn_s = 0.5
-        self.on_disturbed: Callable[[], None] = lambda: None
+        self.on_recovered: Callable[[], None] = lambda: None
         self.on_kill: Callable[[Role], None] = lambda role: None
         """Called before the process is killed."""
         self.scheduler = scheduler
@@ -165,14 +165,14 @@ class Connector(Role):
         shell.serve(transport)
 
         def disturbed() -> None:
-            self.on_disturbed()
-            shell.presence_disturbed()
+            self.on_recovered()
+            shell.presence_recovered()
 
         lease = Lease(self.kind, self.name, self.incarnation, self._endpoint())
         keeper = LeaseKeeper(
             backends.leases(), lease, timers, service.log,
             watch=("transfer",), on_living=shell.transfers_discovered, on_lost=shell.lease_lost,
-            on_disturbed=disturbed,
+            on_recovered=disturbed,
         )  # fmt: skip
         self._keep(core)
         async with lease_held(keeper, service):

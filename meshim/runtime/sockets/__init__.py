@@ -16,7 +16,7 @@ Three things that libzmq allows a hostile client, and what limits them here:
 * A client may stay connected, send and never read.  `guard.py` ends connections that do not authenticate.
 """
 
-from meshim.runtime.sent import Sent
+from meshim.runtime.send_result import SendResult
 from meshim.runtime.sockets.context import Context
 from meshim.runtime.sockets.dealer import Dealer
 from meshim.runtime.sockets.guard import Guarding
@@ -24,4 +24,4 @@ from meshim.runtime.sockets.options import KeyPair
 from meshim.runtime.sockets.router import Router
 from meshim.runtime.sockets.statistics import DealerStatistics, RouterStatistics
 
-__all__ = ["Context", "Dealer", "DealerStatistics", "Guarding", "KeyPair", "Router", "RouterStatistics", "Sent"]
+__all__ = ["Context", "Dealer", "DealerStatistics", "Guarding", "KeyPair", "Router", "RouterStatistics", "SendResult"]

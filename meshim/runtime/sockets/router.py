@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import zmq
 
-from meshim.runtime.sent import Sent
+from meshim.runtime.send_result import SendResult
 from meshim.runtime.sockets.guard import CHECK_MEMORY_S, CHECK_S, Guard, Guarding
 from meshim.runtime.sockets.pump import (
     HANDSHAKE_FAILED,
@@ -60,22 +60,22 @@ class Router:
             self._checked_at = loop.time()
             self._timer = loop.call_later(CHECK_MEMORY_S, self._watch, self._guard)
 
-    def send(self, peer: bytes, frame: bytes) -> Sent:
+    def send(self, peer: bytes, frame: bytes) -> SendResult:
         """Queue one frame for a peer, and return what became of it; never waits."""
         try:
             self._send(peer, _SEND_MORE)
             self._send(frame, NOBLOCK)  # the second part goes where the first went, or nowhere: it cannot fail
         except zmq.Again:
             self.statistics.full += 1
-            return Sent.FULL
+            return SendResult.FULL
         except zmq.ZMQError as error:
             if error.errno != errno.EHOSTUNREACH:
                 raise
             self.statistics.gone += 1
-            return Sent.GONE
+            return SendResult.GONE
         finally:
             self._pump.nudge()
-        return Sent.OK
+        return SendResult.OK
 
     def close_peer(self, peer: bytes) -> None:
         """End the connection of a peer soon, so that the frames queued for it still leave.

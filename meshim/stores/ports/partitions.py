@@ -28,14 +28,14 @@ class Partitions(Protocol):
     """One fenced writer per partition."""
 
     async def claim(self, partition: int, owner: str, lease_s: float) -> tuple[int, int] | None:
-        """Lease the partition; return (fencing number, position), or None while the lease of another owner lasts.
+        """Lease the partition; return (fencing token, position), or None while the lease of another owner lasts.
 
         `position` is the highest position of the log that is committed, 0 before the first.  A claim of the owner
-        that holds the lease renews it and keeps the fencing number; any other successful claim raises it by 1.
+        that holds the lease renews it and keeps the fencing token; any other successful claim raises it by 1.
         """
 
     async def release(self, partition: int, fence: int) -> None:
-        """End the lease, unless its fencing number is another one."""
+        """End the lease, unless its fencing token is another one."""
 
     async def write(
         self, partition: int, fence: int, through: int, records: Sequence[tuple[int, Sequence[Entry]]], now: float
@@ -47,7 +47,7 @@ class Partitions(Protocol):
         first device if there is none yet.  Copies for unknown users or devices are left out and counted.  An entry
         that violates a limit of the table is not written but returned in `Written.refused`.
 
-        Raises `Fenced` when `fence` is not the latest fencing number of the partition; then nothing is written.
+        Raises `Fenced` when `fence` is not the latest fencing token of the partition; then nothing is written.
         """
 
     async def purge(self, read_before: float, limit: int) -> int:

@@ -41,7 +41,7 @@ class Queues(Protocol):
         """
 
     async def claim(self, device: int, owner: str, session: int, lease_s: float) -> int | None:
-        """Lease the queue; return a new fencing number, higher than all before, or None.
+        """Lease the queue; return a new fencing token, higher than all before, or None.
 
         The claim succeeds when the lease is free or has ended (clock of the database), when its holder is `owner`, or
         when the session number of its holder is at most `session`.  It fails (None) otherwise, and when the device
@@ -54,11 +54,11 @@ class Queues(Protocol):
         """Return unread rows beyond `after`, a (position, index): at most `rows`, and at most `size` bytes together.
 
         A first row with more than `size` bytes is returned alone.  Renews the lease when less than half of it is
-        left.  Raises `Fenced` when `fence` is not the latest fencing number.
+        left.  Raises `Fenced` when `fence` is not the latest fencing token.
         """
 
     async def mark_read(self, device: int, fence: int, row_ids: Sequence[int]) -> None:
         """Mark rows that the device has acknowledged.  Raises `Fenced` when `fence` is not the latest."""
 
     async def release(self, device: int, fence: int) -> None:
-        """End the lease, unless its fencing number is another one."""
+        """End the lease, unless its fencing token is another one."""

@@ -95,7 +95,7 @@ def lease_ended(until: ColumnElement[int], lease_ms: int | ColumnElement[int]) -
     """Whether a lease that lasts until `until` has ended, by the clock of the database.
 
     A lease that would last more than twice `lease_ms` was taken before that clock stepped back, and counts as ended
-    (adr/0016).  Its holder may be alive: the fencing number stops its writes.
+    (adr/0016).  Its holder may be alive: the fencing token stops its writes.
     """
     now = now_ms()
     return or_(until <= now, until > now + 2 * lease_ms)
@@ -139,7 +139,7 @@ im_device = Table(
     Column("epoch", Epoch, nullable=False),
     _number("last_seen"),
     _number("gmt_create"),
-    # The lease of the queue.  An empty owner means free.  The fencing number only rises.
+    # The lease of the queue.  An empty owner means free.  The fencing token only rises.
     Column("queue_owner", _Owner, nullable=False, server_default=text("''")),
     _number("queue_session", 0),
     _number("queue_fence", 0),

@@ -199,7 +199,7 @@ def entry(user: User, seq: int, devices: Sequence[Device] = (), *, body: bytes =
 
 
 async def claimed(partitions: Partitions, owner: str = "writer", partition: int = 0) -> int:
-    """Claim a free partition; return the fencing number."""
+    """Claim a free partition; return the fencing token."""
     claim = await partitions.claim(partition, owner, 60.0)
     assert claim is not None
     return claim[0]

@@ -146,7 +146,7 @@ async def test_released_queue_is_free_and_only_its_owner_releases_it(bob: Mailbo
     await bob.ports.queues.release(bob.id, fence - 1)
     assert await bob.ports.queues.claim(bob.id, "b", 6, LEASE_S) is None
     await bob.ports.queues.release(bob.id, fence)
-    assert (await bob.page(fence)).rows == ()  # the fencing number is still the latest
+    assert (await bob.page(fence)).rows == ()  # the fencing token is still the latest
     await bob.claim("b", 6)
 
 

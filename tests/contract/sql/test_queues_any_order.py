@@ -1,6 +1,6 @@
 """The sync lease against a dictionary: claims, pages, marks and releases in any order.
 
-There are two devices of one user, whose queues grow.  Connectors keep every fencing number that they ever had and go on
+There are two devices of one user, whose queues grow.  Connectors keep every fencing token that they ever had and go on
 using it, as a stopped connector does when it wakes (R3, R11).  The dictionary has the exact result of each call.  In
 memory, on SQLite and on MariaDB; `test_queues.py` tests concurrent calls.
 """
@@ -40,7 +40,7 @@ WHICH = st.integers(0, 1)
 OWNER = st.sampled_from(["c1", "c2", "c3"])
 SESSION = st.integers(1, 6)
 BACK = st.sampled_from([0, 0, 0, 0, 1, 2, 5])
-"""How many fencing numbers back: 0 is the latest of the device."""
+"""How many fencing tokens back: 0 is the latest of the device."""
 
 _positions = itertools.count(1)
 
@@ -106,7 +106,7 @@ class QueueLease(RuleBasedStateMachine):
         # A lease that lasts longer than twice the requested time was taken before the clock stepped back.
         if queue.ended or lease_s == 0.0 or owner == queue.owner or session >= queue.session:
             assert fence is not None
-            assert fence > queue.fences[-1], "fencing numbers ascend"
+            assert fence > queue.fences[-1], "fencing tokens ascend"
             queue.fences.append(fence)
             queue.owner, queue.session, queue.ended = owner, session, lease_s == 0.0
         else:
@@ -136,7 +136,7 @@ class QueueLease(RuleBasedStateMachine):
         fences = self.queues[at].fences
         return fences[max(-len(fences), -1 - back)]
 
-    # ---- only the latest fencing number reads and marks
+    # ---- only the latest fencing token reads and marks
 
     @rule(at=WHICH, process=WHICH, back=BACK, after=st.integers(-1, 8), limit=st.integers(1, 6))
     def page(self, at: int, process: int, back: int, after: int, limit: int) -> None:

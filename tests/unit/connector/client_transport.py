@@ -1,7 +1,7 @@
 """A ClientTransport without sockets, for tests of the connector's shell."""
 
 from meshim.connector.transport import OnBatch, OnGone
-from meshim.runtime.sent import Sent
+from meshim.runtime.send_result import SendResult
 
 
 class RecordingTransport:
@@ -12,7 +12,7 @@ class RecordingTransport:
         self.endpoint = f"recording://{tag}"
         self.on_batch = on_batch
         self.on_gone = on_gone
-        self.answers: dict[bytes, Sent] = {}
+        self.answers: dict[bytes, SendResult] = {}
         self.sent: list[tuple[bytes, bytes]] = []
         self.closed_peers: list[bytes] = []
         self.is_closed = False
@@ -20,9 +20,9 @@ class RecordingTransport:
     def peer(self, number: int) -> bytes:
         return bytes((self.tag, number))
 
-    def send(self, peer: bytes, frame: bytes) -> Sent:
+    def send(self, peer: bytes, frame: bytes) -> SendResult:
         self.sent.append((peer, frame))
-        return self.answers.get(peer, Sent.OK)
+        return self.answers.get(peer, SendResult.OK)
 
     def close_peer(self, peer: bytes) -> None:
         self.closed_peers.append(peer)

@@ -83,7 +83,7 @@ class Queue:
             try:
                 self.mark(action.fence, action.row_ids)
             except Fenced:
-                return e.RowsUnmarked(action.device, action.session, action.fence, fenced=True)
+                return e.RowMarkingFailed(action.device, action.session, action.fence, fenced=True)
             return e.RowsMarked(action.device, action.session, action.row_ids)
         assert isinstance(action, e.ReleaseQueue)
         if action.fence == self.fence:
@@ -97,7 +97,7 @@ def failure(action: e.Action) -> e.Event | None:
     if isinstance(action, e.ClaimQueue | e.ReadPage):
         return e.QueuesUnreachable(((action.device, action.session),))
     if isinstance(action, e.MarkRead):
-        return e.RowsUnmarked(action.device, action.session, action.fence, fenced=False)
+        return e.RowMarkingFailed(action.device, action.session, action.fence, fenced=False)
     return None
 
 

@@ -230,7 +230,7 @@ def test_while_relations_cannot_be_read_a_message_to_a_stranger_is_busy() -> Non
     alice = connector.online(A1)
     alice.submit(envelope(to=CAROL))
     connector.take(e.ReadAccounts)
-    connector.receive(e.AccountsUnreadable((ALICE,)))
+    connector.receive(e.AccountsReadFailed((ALICE,)))
     assert [(outcome.status, outcome.code) for outcome in alice.outcomes] == [(OutcomeStatus.BUSY, Code.BUSY)]
     alice.submit(envelope(to=CAROL))
     assert connector.take_one(e.ReadAccounts).users == (ALICE,), "relations are read again for the next one"

@@ -168,7 +168,7 @@ def test_copies_that_a_session_had_not_acknowledged_are_returned_in_order(end: s
     else:
         connector.online(B1)
     assert returned(transfer) == [(3, True), (4, True)]
-    assert connector.count.unreturned == 0
+    assert connector.count.return_failures == 0
 
 
 def test_an_acknowledgement_in_a_frame_that_breaks_the_protocol_loses_no_copy() -> None:
@@ -189,7 +189,7 @@ def test_copies_that_cannot_be_returned_are_counted() -> None:
     transfer.give(live_copy(seq=1))
     connector.receive(e.TransferLost(transfer.incarnation))
     connector.receive(e.ClientGone(bob.peer))
-    assert connector.count.unreturned == 1
+    assert connector.count.return_failures == 1
 
 
 # ---------------------------------------------------------------- R2: not before what is stored

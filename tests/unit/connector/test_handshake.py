@@ -235,7 +235,7 @@ def test_without_presence_new_sessions_are_cut() -> None:
     connector = Connector()
     alice = connector.connect(A1)
     alice.accepted()
-    connector.receive(e.BindingsUnwritten([alice.binding]))
+    connector.receive(e.BindingsWriteFailed([alice.binding]))
     assert codes(alice) == [Code.BUSY]
     assert connector.count.sessions == 0
 
@@ -243,10 +243,10 @@ def test_without_presence_new_sessions_are_cut() -> None:
 def test_bindings_are_written_again_until_presence_answers() -> None:
     connector = Connector()
     alice = connector.online(A1)
-    connector.receive(e.PresenceDisturbed())
+    connector.receive(e.PresenceRecovered())
     assert list(connector.take_one(e.RenewBindings).renewals) == [alice.renewal]
     for _ in range(3):
-        connector.receive(e.BindingsUnwritten([alice.binding]))
+        connector.receive(e.BindingsWriteFailed([alice.binding]))
         connector.pass_time(0.9 * RETRY_S)
         assert not connector.take(e.RenewBindings)
         connector.pass_time(0.2 * RETRY_S)
@@ -259,10 +259,10 @@ def test_bindings_are_written_again_until_presence_answers() -> None:
 def test_a_binding_that_may_have_been_written_for_an_ended_session_is_erased() -> None:
     connector = Connector()
     alice = connector.online(A1)
-    connector.receive(e.PresenceDisturbed())
+    connector.receive(e.PresenceRecovered())
     alice.send(Close(alice.link, 0))
     connector.take(e.EraseBindings)
-    connector.receive(e.BindingsUnwritten([alice.binding]))
+    connector.receive(e.BindingsWriteFailed([alice.binding]))
     assert connector.take_one(e.EraseBindings).bindings == (alice.binding,)
 
 
@@ -271,7 +271,7 @@ def test_after_a_disturbance_all_bindings_are_written_and_queues_checked() -> No
     connector = Connector()
     alice, bob = connector.online(A1), connector.connect(B1)
     bob.accepted()
-    connector.receive(e.PresenceDisturbed())
+    connector.receive(e.PresenceRecovered())
     assert list(connector.take_one(e.RenewBindings).renewals) == [alice.renewal, bob.renewal]
     connector.receive(e.BindingsWritten([(alice.binding, None), (bob.binding, None)]))
     connector.receive(e.BindingsWritten([(bob.binding, None)]))
@@ -284,7 +284,7 @@ def test_a_session_replaced_while_its_connector_was_stopped_is_cut() -> None:
     """R11: the lease ended, the device connected elsewhere."""
     connector = Connector()
     alice = connector.online(A1)
-    connector.receive(e.PresenceDisturbed())
+    connector.receive(e.PresenceRecovered())
     connector.receive(e.BindingsWritten([(alice.binding, False)]))
     assert codes(alice) == [Code.REPLACED]
 
@@ -306,7 +306,7 @@ def test_a_session_whose_token_was_revoked_without_a_kick_is_cut_at_its_renewal(
     moment."""
     connector = Connector()
     alice, bob = connector.online(A1), connector.online(B1)
-    connector.receive(e.PresenceDisturbed())
+    connector.receive(e.PresenceRecovered())
     connector.receive(e.TokensRevoked([alice.binding, Binding(BOB, B1, HERE, bob.session - 1)]))
     assert codes(alice) == [Code.REPLACED]
     assert connector.take_one(e.EraseBindings).bindings == (alice.binding,)
@@ -317,12 +317,12 @@ def test_while_presence_is_away_no_binding_is_renewed() -> None:
     """Else every session would be looked up every second, when the database has most to do."""
     connector = Connector()
     alice = connector.online(A1)
-    connector.receive(e.PresenceLost())
-    connector.receive(e.BindingsUnwritten([alice.binding]))
+    connector.receive(e.LeaseLost())
+    connector.receive(e.BindingsWriteFailed([alice.binding]))
     connector.take(e.RenewBindings)
     connector.pass_time(3 * RETRY_S)
     assert not connector.take(e.RenewBindings)
-    connector.receive(e.PresenceDisturbed())
+    connector.receive(e.PresenceRecovered())
     assert list(connector.take_one(e.RenewBindings).renewals) == [alice.renewal]
 
 

@@ -14,7 +14,7 @@ from meshim.connector.core import ConnectorCore
 from meshim.connector.router_transport import RouterTransport, guarding
 from meshim.connector.shell import Shell
 from meshim.connector.transport import ClientTransport
-from meshim.runtime.sent import Sent
+from meshim.runtime.send_result import SendResult
 from meshim.runtime.service import Service
 from meshim.runtime.sockets import Context
 from meshim.stores.memory.accounts import MemoryAccounts
@@ -100,7 +100,7 @@ async def test_a_peer_that_is_gone_is_reported_once_and_one_that_is_full_is_not(
     world = World()
     transport = world.transport(0)
     gone, full = transport.peer(1), transport.peer(2)
-    transport.answers = {gone: Sent.GONE, full: Sent.FULL}
+    transport.answers = {gone: SendResult.GONE, full: SendResult.FULL}
     world.perform(e.SendClient(gone, b"a"), e.SendClient(full, b"b"))
     assert world.core.events[1:] == [e.ClientGone(gone)]
 

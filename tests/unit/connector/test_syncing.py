@@ -233,7 +233,7 @@ def test_a_session_that_is_fenced_off_claims_again_and_pushes_nothing_twice() ->
     bob.acknowledge()
     read = connector.take_one(e.ReadPage)
     connector.receive(e.QueueFenced(B1, read.session))
-    connector.receive(e.RowsUnmarked(B1, bob.session, 1, fenced=True))
+    connector.receive(e.RowMarkingFailed(B1, bob.session, 1, fenced=True))
     connector.take(e.MarkRead)
     assert connector.count.fenced == 2
     connector.pass_time(LONGEST * RETRY_S + 0.2)
@@ -251,7 +251,7 @@ def test_a_mark_that_is_fenced_ends_the_reading_too() -> None:
     connector.page(*(row(n) for n in range(1, 9)), through=9, more=True)
     bob.acknowledge(1)
     mark = connector.take_one(e.MarkRead)
-    connector.receive(e.RowsUnmarked(B1, bob.session, mark.fence, fenced=True))
+    connector.receive(e.RowMarkingFailed(B1, bob.session, mark.fence, fenced=True))
     bob.acknowledge()
     assert not connector.take(e.ReadPage), "the claim is lost"
     connector.pass_time(LONGEST * RETRY_S + 0.2)
@@ -272,7 +272,7 @@ def test_a_mark_fenced_under_an_earlier_claim_does_not_cost_the_later_one() -> N
     connector.checked(waiting=[B1])
     connector.claimed(fence=3)
     connector.page(row(1), row(2), through=2)
-    connector.receive(e.RowsUnmarked(B1, bob.session, 1, fenced=True))
+    connector.receive(e.RowMarkingFailed(B1, bob.session, 1, fenced=True))
     assert bob.seqs == [1, 2]
     bob.acknowledge()
     mark = connector.take_one(e.MarkRead)
@@ -320,7 +320,7 @@ def test_a_mark_that_fails_is_tried_again_and_disturbs_no_page() -> None:
     bob.acknowledge()
     wake_up(connector)
     connector.checked(waiting=[B1])
-    connector.receive(e.RowsUnmarked(B1, bob.session, 1, fenced=False))
+    connector.receive(e.RowMarkingFailed(B1, bob.session, 1, fenced=False))
     connector.take(e.MarkRead)
     connector.page(row(1), row(2), row(3), through=3)
     assert bob.seqs == [1, 2, 3], "the page counts, although a mark failed meanwhile"
@@ -335,7 +335,7 @@ def test_after_a_failed_mark_the_queue_is_checked_soon() -> None:
     connector.page(row(1), through=2)
     bob.acknowledge()
     connector.take(e.MarkRead)
-    connector.receive(e.RowsUnmarked(B1, bob.session, 1, fenced=False))
+    connector.receive(e.RowMarkingFailed(B1, bob.session, 1, fenced=False))
     connector.pass_time(LONGEST * RETRY_S + 0.1)
     connector.checked(waiting=[B1])
     assert connector.marked() == (1,)
@@ -353,7 +353,7 @@ def test_answers_to_an_earlier_session_have_no_effect() -> None:
     connector.receive(e.QueueClaimed(B1, before.session, None))
     connector.receive(e.PageRead(B1, before.session, Page((row(1),), 1, more=False)))
     connector.receive(e.RowsMarked(B1, before.session, (1,)))
-    connector.receive(e.RowsUnmarked(B1, before.session, 1, fenced=True))
+    connector.receive(e.RowMarkingFailed(B1, before.session, 1, fenced=True))
     connector.receive(e.QueueFenced(B1, before.session))
     assert not bob.came(Stored)
     assert not bob.deliveries
@@ -387,14 +387,14 @@ def test_queues_are_polled_while_no_wake_up_can_come() -> None:
     connector = Connector(queue_poll_s=3.0)
     connector.online(A1)
     connector.online(B1)
-    connector.receive(e.PresenceLost())
+    connector.receive(e.LeaseLost())
     for _ in range(3):
         connector.pass_time(0.2)
         assert checked_devices(connector) == [A1, B1]
         connector.pass_time(2.7)
         assert checked_devices(connector) == []
         connector.pass_time(0.1)
-    connector.receive(e.PresenceDisturbed())
+    connector.receive(e.PresenceRecovered())
     connector.take(e.CheckQueues)
     connector.pass_time(SWEEP_S / 2)
     assert checked_devices(connector) == [], "presence is there again"

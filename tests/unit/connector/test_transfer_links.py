@@ -84,7 +84,7 @@ def test_items_lost_with_the_last_transfer_are_counted() -> None:
     bob.acknowledge()
     connector.receive(e.TransferLost(901))
     count = connector.count
-    assert (count.unrouted, count.unreturned, count.outcomes_lost, count.rerouted) == (1, 1, 1, 0)
+    assert (count.route_failures, count.return_failures, count.outcomes_lost, count.rerouted) == (1, 1, 1, 0)
 
 
 def test_a_transfer_that_sends_close_is_left_at_once() -> None:

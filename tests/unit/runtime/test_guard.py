@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from meshim.runtime.sockets import Context, Router, RouterStatistics, Sent, guard, router
+from meshim.runtime.sockets import Context, Router, RouterStatistics, guard, router
 from meshim.runtime.sockets.guard import Guard, Guarding
 from scripts.harness.clients.raw_zmtp import send_endless_message
 from tests.unit.runtime.test_sockets import until
@@ -92,7 +92,7 @@ async def test_a_closed_peer_gets_the_last_frame_and_is_cut(context: Context) ->
     await until(lambda: world.authenticated)
     await asyncio.sleep(0.1)  # at least one check has seen it
     peer = world.authenticated.pop()
-    assert world.router.send(peer, b"last") is Sent.OK
+    assert world.router.send(peer, b"last") is SendResult.OK
     world.router.close_peer(peer)
     await until(lambda: client.lost)
     assert client.got == [b"last"]

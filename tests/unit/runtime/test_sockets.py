@@ -15,7 +15,7 @@ import uvloop
 import zmq
 
 from meshim.errors import UsageError
-from meshim.runtime.sockets import Context, Dealer, KeyPair, Router, Sent, pump
+from meshim.runtime.sockets import Context, Dealer, KeyPair, Router, pump
 from meshim.runtime.sockets.zap import Admit
 
 FRAME_BYTES = 4_096
@@ -88,7 +88,7 @@ class Server:
         self.batches.append(len(batch))
         if self.echo:
             for peer, frame in batch:
-                assert self.router.send(peer, frame) is Sent.OK
+                assert self.router.send(peer, frame) is SendResult.OK
 
     @property
     def frames(self) -> list[bytes]:
@@ -193,7 +193,7 @@ async def test_a_send_that_consumes_the_edge_loses_no_message(context: Context) 
         assert client.dealer.send(b"%d" % number)
         # The loop is blocked while the message arrives: its edge is there, and this send consumes it.
         assert select.select([descriptor], [], [], DEADLINE_S)[0]
-        assert server.router.send(peer, b"unrelated") is Sent.OK
+        assert server.router.send(peer, b"unrelated") is SendResult.OK
         await until(lambda want=number: len(server.got) == want + 2)  # type: ignore[misc]  # bound in the loop
 
 
@@ -240,7 +240,7 @@ async def test_frames_sent_before_the_end_arrive_before_it(context: Context, mon
     assert client.dealer.send(b"hello")
     await until(lambda: server.got)
     for _ in range(900):
-        assert server.router.send(server.got[0][0], b"last words") is Sent.OK
+        assert server.router.send(server.got[0][0], b"last words") is SendResult.OK
     server.router.close(linger_ms=5_000)
     await until(lambda: client.lost)
     assert client.got_when_lost == len(client.got) == 900
@@ -263,28 +263,28 @@ async def test_full_is_reported_and_passes(context: Context) -> None:
 
         def fill() -> bool:
             nonlocal sent
-            while (answer := server.router.send(peer, bytes(FRAME_BYTES))) is Sent.OK:
+            while (answer := server.router.send(peer, bytes(FRAME_BYTES))) is SendResult.OK:
                 sent += 1
                 assert sent < 100_000, "bounded"
-            return answer is Sent.FULL and sent > 20  # beyond the marks, the buffers of TCP are full too
+            return answer is SendResult.FULL and sent > 20  # beyond the marks, the buffers of TCP are full too
 
         await until(fill)
         assert server.router.statistics.full >= 1
         slow.set(zmq.RCVTIMEO, 5_000)
         for _ in range(sent // 2):
             slow.recv()
-        await until(lambda: server.router.send(peer, b"again") is Sent.OK)
+        await until(lambda: server.router.send(peer, b"again") is SendResult.OK)
 
 
 @on_each_loop
 async def test_gone_is_reported(context: Context) -> None:
     server = Server(context)
-    assert server.router.send(b"\0none", b"x") is Sent.GONE
+    assert server.router.send(b"\0none", b"x") is SendResult.GONE
     client = await Client(context, server.router.endpoint).connect()
     assert client.dealer.send(b"hello")
     await until(lambda: server.got)
     client.dealer.close()
-    await until(lambda: server.router.send(server.got[0][0], b"x") is Sent.GONE)
+    await until(lambda: server.router.send(server.got[0][0], b"x") is SendResult.GONE)
     assert server.router.statistics.gone >= 2
     assert client.lost == 0  # `close` is not a loss
 
@@ -467,7 +467,7 @@ async def test_a_router_cannot_flood_a_dealer_either(context: Context) -> None:
     client = await Client(context, server.router.endpoint).connect()
     assert client.dealer.send(b"hello")
     await until(lambda: server.got)
-    assert server.router.send(server.got[0][0], bytes(FRAME_BYTES + 1)) is Sent.OK
+    assert server.router.send(server.got[0][0], bytes(FRAME_BYTES + 1)) is SendResult.OK
     await until(lambda: client.lost)
     assert client.got == []
 
@@ -642,7 +642,7 @@ async def test_on_lost_is_not_called_after_a_close_at_the_last_frame(context: Co
     assert client.dealer.send(b"hello")
     await until(lambda: server.got)
     client.dealer._on_batch = lambda batch: client.dealer.close()
-    assert server.router.send(server.got[0][0], b"bye") is Sent.OK
+    assert server.router.send(server.got[0][0], b"bye") is SendResult.OK
     assert select.select([client.dealer._socket.FD], [], [], DEADLINE_S)[0]
     client.dealer._on_event(int(zmq.EVENT_DISCONNECTED))  # before the message was read
     assert client.dealer._socket.closed

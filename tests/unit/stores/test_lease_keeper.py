@@ -39,7 +39,7 @@ class Stage:
             watch=["transfer"],
             on_living=lambda role, leases: self.living.append((role, leases)),
             on_lost=lambda: self.tell("lost"),
-            on_disturbed=lambda: self.tell("disturbed"),
+            on_recovered=lambda: self.tell("disturbed"),
         )
 
     def tell(self, what: str) -> None:

@@ -132,7 +132,7 @@ class Accounting(RuleBasedStateMachine):
             bindings = tuple(Binding(user, d, connectors[d], 7) for d in DEVICES[user] if connectors[d])
             if bindings:
                 found[user] = UserPresence(DEVICES[user], bindings)
-        self.transfer.tell(e.PresenceRead(read.users, found) if readable else e.PresenceUnreadable(read.users))
+        self.transfer.tell(e.PresenceRead(read.users, found) if readable else e.PresenceReadFailed(read.users))
 
     @rule(user=st.none() | USER)
     def change_presence(self, user: int | None) -> None:

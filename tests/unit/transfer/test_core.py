@@ -269,7 +269,7 @@ def test_messages_are_stored_while_presence_is_away() -> None:
     alice = transfer.connector(ALICE)
     alice.send_items(route(seq=1))
     (read,) = transfer.take(e.ReadPresence)
-    transfer.tell(e.PresenceUnreadable(read.users))
+    transfer.tell(e.PresenceReadFailed(read.users))
     assert transfer.publish_all() == [(2, [Entry(BOB, (), b"0001")])]
     assert transfer.count.unreadable == 1
     alice.send_items(route(seq=2))

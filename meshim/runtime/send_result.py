@@ -3,7 +3,7 @@
 import enum
 
 
-class Sent(enum.Enum):
+class SendResult(enum.Enum):
     """The result of one send to one peer."""
 
     OK = enum.auto()

@@ -5,7 +5,7 @@ from meshim.protocol.window import WindowOptions
 from meshim.topology import Topology
 
 
-def mesh_links(topology: Topology) -> LinkOptions:
+def mesh_link_options(topology: Topology) -> LinkOptions:
     """Return the options of these links: the same at both ends."""
     timers, limits = topology.timers, topology.limits
     window = WindowOptions(
