@@ -7,7 +7,7 @@ from meshim.errors import BackendUnavailable
 from meshim.runtime.batches import Batches
 from meshim.runtime.driver import Driver
 from meshim.runtime.service import Service
-from meshim.runtime.sockets import Router
+from meshim.runtime.sockets import Router, SendResult
 from meshim.stores.ports import OfflineLog, Presence
 from meshim.transfer import events as e
 from meshim.transfer.core import TransferCore

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from meshim.runtime.sockets import Guarding, RouterStatistics
+from meshim.runtime.sockets import Guarding, RouterStatistics, SendResult
 from tests.sim.scheduler import Process, Scheduler
 
 HEARTBEATS_S = 6.0

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from meshim.runtime.sockets import Context, Router, RouterStatistics, guard, router
+from meshim.runtime.sockets import Context, Router, RouterStatistics, SendResult, guard, router
 from meshim.runtime.sockets.guard import Guard, Guarding
 from scripts.harness.clients.raw_zmtp import send_endless_message
 from tests.unit.runtime.test_sockets import until

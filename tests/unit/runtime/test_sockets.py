@@ -15,7 +15,7 @@ import uvloop
 import zmq
 
 from meshim.errors import UsageError
-from meshim.runtime.sockets import Context, Dealer, KeyPair, Router, pump
+from meshim.runtime.sockets import Context, Dealer, KeyPair, Router, SendResult, pump
 from meshim.runtime.sockets.zap import Admit
 
 FRAME_BYTES = 4_096
