@@ -43,16 +43,20 @@ class Handshake:
         self._wall_ms = wall_ms
         self._pending: dict[bytes, Greet] = {}
         """Greetings whose tokens are being verified, by peer."""
+        self._withdrawn: set[bytes] = set()
+        """Peers of `_pending` that have gone or broken the protocol meanwhile.  They count until the verdict comes: a
+        connection has one greeting under way, however often it takes it back."""
         self.shutting_down = False
         """Whether every greeting is refused."""
 
     def is_pending(self, peer: bytes) -> bool:
         """Whether the token of this peer is being verified."""
-        return peer in self._pending
+        return peer in self._pending and peer not in self._withdrawn
 
     def forget(self, peer: bytes) -> None:
         """Ignore the verdict on the token of this peer, if one is awaited."""
-        self._pending.pop(peer, None)
+        if peer in self._pending:
+            self._withdrawn.add(peer)
 
     def greet(self, peer: bytes, greet: Greet) -> None:
         """Have a token verified, or refuse the greeting.  Raises PeerError for a second greeting of a connection."""
@@ -73,19 +77,24 @@ class Handshake:
         self._statistics.refused += 1
         self._sessions.refuse(peer, link, code, sentence)
 
+    def _answered(self, peer: bytes) -> Greet | None:
+        """The verdict on a token came: return the greeting, or None when the peer has withdrawn it."""
+        greet = self._pending.pop(peer, None)
+        if peer in self._withdrawn:
+            self._withdrawn.discard(peer)
+            return None
+        return greet
+
     def refused(self, event: e.GreetRefused, now: float) -> None:
         """Refuse the greeting with the reason."""
-        greet = self._pending.get(event.peer)
-        if greet is not None and greet.link == event.link:
-            del self._pending[event.peer]
+        if self._answered(event.peer) is not None:
             self._refuse(event.peer, event.link, event.code, event.sentence)
 
     def accepted(self, event: e.GreetAccepted, now: float) -> None:
         """Begin a session, in place of an earlier one of the device, and have its binding written."""
-        greet = self._pending.get(event.peer)
-        if greet is None or greet.link != event.link:
+        greet = self._answered(event.peer)
+        if greet is None:
             return
-        del self._pending[event.peer]
         if self.shutting_down:
             self._refuse(event.peer, event.link, Code.SHUTTING_DOWN, LEAVING)
             return

@@ -24,6 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from meshim.runtime.sockets.options import HANDSHAKE_S
 from meshim.runtime.sockets.statistics import RouterStatistics
 
 CHECK_MEMORY_S = 0.1
@@ -55,6 +56,8 @@ class Guarding(NamedTuple):
     """More than an honest authenticated peer ever has under way."""
     linger_s: float = 2.0
     """From `Guard.close` to the end of the connection."""
+    handshake_s: float = HANDSHAKE_S
+    """`Guard.close` ends a connection that was never authenticated no sooner than this after it was accepted."""
 
 
 class Connection:
@@ -166,14 +169,19 @@ class Guard:
     def close(self, peer: bytes, now: float) -> None:
         """Cut the connection of a peer at the first `check` after `linger_s`, unless it is authenticated again by then.
 
-        Nothing happens when the connection has ended already.
+        A connection that no `check` has seen authenticated keeps the time for its handshake: the last frame of a peer
+        that has left may be taken for the first of the next peer with the same descriptor.  Nothing happens when the
+        connection has ended already.
         """
         connection = self._by_peer.get(peer)
         if connection is not None:
             # As if it had been accepted so long ago that `linger_s` is what is left of `unauthenticated_s`.  A second
             # call does not put the end off.  Its frames are counted from the next `check` on: a flood that is under way
             # must not cut the connection before the last frame has left.
-            since = now - max(0.0, self._guarding.unauthenticated_s - self._guarding.linger_s)
+            limit_s = self._guarding.unauthenticated_s
+            since = now - max(0.0, limit_s - self._guarding.linger_s)
+            if not connection.is_authenticated:
+                since = max(since, connection.accepted_at + self._guarding.handshake_s - limit_s)
             connection.since = min(connection.since, since)
 
     def check(self, now: float) -> None:

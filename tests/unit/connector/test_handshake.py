@@ -140,6 +140,20 @@ def test_verdicts_for_a_peer_that_is_gone_have_no_effect() -> None:
     assert connector.count.refused == 0
 
 
+def test_a_connection_has_one_greeting_under_way_however_often_it_takes_it_back() -> None:
+    connector = Connector()
+    alice = connector.connect(A1)
+    check = connector.take_one(e.CheckGreet)
+    for spoil in (Close(alice.link, 0, ""), b"garbage") * 10:
+        alice.send_bytes(spoil if isinstance(spoil, bytes) else encode(spoil))
+        alice.greet()
+    assert connector.take(e.CheckGreet) == []
+    connector.receive(e.GreetAccepted(check.peer, check.link, alice.token_hash, alice.login, account(ALICE), 5))
+    assert connector.count.sessions == 0, "it has taken that greeting back"
+    alice.greet()
+    connector.take_one(e.CheckGreet)
+
+
 def test_a_verdict_on_an_earlier_greeting_of_a_peer_has_no_effect() -> None:
     connector = Connector()
     alice = connector.connect(A1)

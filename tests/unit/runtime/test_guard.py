@@ -273,6 +273,7 @@ def test_a_connection_has_all_its_time_although_its_descriptor_was_used_before(l
     watching.accepted(ours.fileno(), 0.0)
     watching.first_frame(known, ours.fileno())  # of the earlier connection
     watching.check(0.5)
+    watching.close(known, 0.6)
     sessions.clear()
     watching.first_frame(b"\0\0\0\0\2", ours.fileno())
     watching.check(1.0)
@@ -281,6 +282,23 @@ def test_a_connection_has_all_its_time_although_its_descriptor_was_used_before(l
     assert ours.recv(1) == b"x"
     watching.check(5.0)
     assert theirs.recv(1) == b""
+
+
+def test_the_last_frame_of_a_closed_peer_leaves_the_next_connection_the_time_of_its_handshake(
+    loopback: Loopback,
+) -> None:
+    """The frame is read after the descriptor was given to the next connection, and taken for the first frame of that."""
+    watching = make_guard(unauthenticated_s=20.0, linger_s=2.0, handshake_s=10.0)
+    ours, theirs = loopback.connect()
+    watching.accepted(ours.fileno(), 0.0)
+    late = watching.first_frame(b"\0\0\0\0\1", ours.fileno())
+    assert late is not None
+    watching.close(b"\0\0\0\0\1", 0.1)
+    watching.check(9.9)
+    theirs.sendall(b"x")
+    assert ours.recv(1) == b"x"
+    watching.check(10.0)
+    assert theirs.recv(1) == b"", "it is not authenticated by then"
 
 
 def test_a_connection_that_ended_before_its_event_was_read_is_forgotten() -> None:
