@@ -1,9 +1,9 @@
 """The modules that every message passes through, and the import of their compiled form.
 
-They are plain Python.  Where there is a C compiler, `scripts/compile.py` makes extension modules of them with mypyc, in
-a folder of the virtual environment, and `use` imports them from there.  The name of the folder is a digest of the
-sources and of the Python version, so that extension modules of other sources are never imported; without a folder of
-that name the plain modules run.  MESHIM_PLAIN=1 in the environment selects the plain modules.
+They are plain Python.  Where there is a C compiler, `scripts/compile.py` compiles them to extension modules with mypyc,
+in a folder of the virtual environment, and `use` imports them from there.  The name of the folder is a digest of the
+sources and of the Python version, so that stale extension modules are never imported; without a folder of that name
+the plain modules run.  MESHIM_PLAIN=1 in the environment selects the plain modules.
 
 Compiled modules access each other's attributes directly, so either all of them are imported or none.  A folder
 contains all of them or does not exist.

@@ -119,7 +119,7 @@ class BackendStatus(msgspec.Struct, frozen=True):
 
 
 class Status(msgspec.Struct, frozen=True):
-    """What `meshim status --json` prints."""
+    """The output of `meshim status --json`."""
 
     state: Phase
     pid: int | None

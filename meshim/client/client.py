@@ -221,7 +221,7 @@ class Client:
 
     @property
     def statistics(self) -> Statistics:
-        """What this client has counted; read it with `msgspec.structs.asdict`."""
+        """The counters of this client; read them with `msgspec.structs.asdict`."""
         return self._core.statistics
 
     async def _either(self, event: asyncio.Event) -> None:

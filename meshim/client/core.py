@@ -79,7 +79,7 @@ _TRANSITIONS: dict[tuple[State, Trigger], State] = {
 
 
 class _Pending(NamedTuple):
-    """What follows when a Persist is on disk: acknowledge frames, submit messages, wake the application."""
+    """The steps to take once a Persist is on disk: acknowledge frames, submit messages, wake the application."""
 
     serial: int
     link: int

@@ -8,7 +8,7 @@ from meshim.wire.bounds import Positions
 from meshim.wire.envelope import Destination, Envelope, Stream
 
 STATES = ("", "pending", "sent", "delivered", "read", "rejected")
-"""The states of a sent message, in order: a message never goes back.  "" is before any receipt; `rejected` is final."""
+"""The states of a sent message, in order: a message never goes back.  "": no receipt yet; `rejected` is final."""
 
 RANK = {state: rank for rank, state in enumerate(STATES)}
 """State to its place in `STATES`."""

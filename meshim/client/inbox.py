@@ -19,7 +19,7 @@ from meshim.wire.envelope import Envelope, Kind, Stream, decode_envelope
 
 
 class InboxUpdate(NamedTuple):
-    """What a delivery or a timeout leads to."""
+    """The effects of a delivery or a timeout."""
 
     changes: list[Change]
     available: bool

@@ -54,7 +54,7 @@ class _Message:
 
 
 class OutboxUpdate(NamedTuple):
-    """What an outcome or a receipt leads to."""
+    """The effects of an outcome or a receipt."""
 
     statuses: list[StatusChanged]
     changes: list[Change]

@@ -1,4 +1,4 @@
-"""What one client counts, from when it was opened."""
+"""The counters of one client, since it was opened."""
 
 import msgspec
 

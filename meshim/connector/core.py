@@ -1,19 +1,20 @@
-"""What a connector decides.
+"""The core of a connector.
 
 A connector sits between clients and transfers.  It takes envelopes from a client, authorizes and stamps them
-(authorization.py), and routes each to the transfer of its conversation (submissions.py, transfer_links.py).  To a
-client it first syncs the offline queue (offline_sync.py), then pushes live messages (session.py), and it sends the
-outcome of each copy:
+(authorization.py), and routes each to the transfer of its conversation (submissions.py, transfer_links.py).  It first
+pushes the client's offline queue (offline_sync.py), then live messages (session.py), and it sends the outcome of each
+copy:
 
     the device acknowledged it               Outcome DELIVERED, to the sender's connector
     not connected, syncing, full, gone       Return, to a transfer, which stores the copy
     rejected (not friends, too large, ...)   Outcome REJECTED, to the client that submitted it
 
-    where                                    what
+Where to look:
+
     session.py `Session.deliver`             decides whether a live copy is pushed, deferred, or stored instead
     sessions.py `Sessions.return_copy`       returns it to a transfer, to be stored
     sessions.py `Sessions.cut`, `.refuse`    end a session, or a connection without one, with a Close
-    core.py `_protocol_error`                    ends the connection of a client that breaks the protocol
+    core.py `_protocol_error`                ends the connection of a client that breaks the protocol
     handshake.py `_refuse`                   refuses a greeting
 
 A connector promises nothing itself: the client that submitted a message keeps it until its copies are accounted for.

@@ -1,4 +1,4 @@
-"""The events that a connector's core receives, and the actions that it returns.
+"""Events and actions of the core of a connector.
 
 Events are in the past tense and carry whole batches; actions are imperatives.  The shell performs the actions, answers
 with events, and decides nothing.

@@ -10,10 +10,10 @@
                     RETRY       from each: another connector holds the queue, or the database did not answer; checked
                                 again after `retry_s`
 
-One operation at a time; a check that is requested during an operation is made after it.  Besides, rows are marked as
-read, one batch at a time: only when the device has acknowledged them (R10), and under the fencing token of our claim
-(R3, R11).  A row that was pushed and is not marked yet is not pushed again; nor is one that is marked while a page is
-read, for that page may have been read before the mark.  A session that is fenced off forgets its claim.
+One operation at a time; a check that is requested during an operation is made after it.  Independently, rows are
+marked as read, one batch at a time: only when the device has acknowledged them (R10), and under the fencing token of
+our claim (R3, R11).  A row that was pushed and is not marked yet is not pushed again.  A row that is marked during a
+page read is skipped too, since the page may predate the mark.  A session that is fenced off forgets its claim.
 """
 
 import enum

@@ -1,4 +1,4 @@
-"""The options of a connector's core; service.py derives them from the topology."""
+"""The options of the core of a connector; service.py derives them from the topology."""
 
 import msgspec
 

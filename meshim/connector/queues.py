@@ -1,4 +1,4 @@
-"""Takes what the database answers about offline queues to the syncs of the sessions concerned."""
+"""Dispatches queue results from the database to the syncs of the sessions."""
 
 from meshim.connector import events as e
 from meshim.connector.session import Session, Trigger

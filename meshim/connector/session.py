@@ -39,7 +39,7 @@ class State(enum.Enum):
 
 
 class Trigger(enum.Enum):
-    """What changes the state of a session."""
+    """The causes of transitions between the states of a session."""
 
     BOUND = enum.auto()
     """Presence has the binding, written for the first time or renewed."""
@@ -66,7 +66,7 @@ _TRANSITIONS: dict[tuple[State, Trigger], State] = {
 
 
 class DeliverResult(enum.Enum):
-    """What `Session.deliver` did with a live copy."""
+    """The result of `Session.deliver` for a live copy."""
 
     PUSHED = enum.auto()
     DEFERRED = enum.auto()

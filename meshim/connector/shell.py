@@ -1,4 +1,4 @@
-"""Performs the actions of a connector's core, and answers with events."""
+"""Performs the actions of the core and reports results as events."""
 
 import asyncio
 import time

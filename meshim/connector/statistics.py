@@ -1,4 +1,4 @@
-"""What a connector counts.  The counters of its sockets and backends have their own structs."""
+"""The counters of a connector.  Those of its sockets and backends have their own structs."""
 
 import msgspec
 

@@ -1,4 +1,4 @@
-"""What becomes of an envelope that a client submits: routed, rejected, busy, or authorized again later."""
+"""Takes the envelopes that clients submit: routes or rejects each, answers BUSY, or authorizes it again later."""
 
 from meshim.connector import events as e
 from meshim.connector.authorization import Rejection, authorize, busy, rejected

@@ -7,7 +7,7 @@ outcomes may.
     no flush within the last `delay_s`                  flush at once: a lone item does not wait
     a flush within the last `delay_s`                   flush `delay_s` after it
     BATCH_MAX items are queued                          flush at once
-    an item waited and no other item came               flush at once for BACKOFF_DELAYS times `delay_s`
+    waiting brought no second item                      do not delay during the next BACKOFF_DELAYS times `delay_s`
 
 The back-off in the last rule is for request and response: a sender that waits for each outcome before its next message
 would otherwise pay `delay_s` on every message.
@@ -18,7 +18,7 @@ from math import inf
 BATCH_MAX = 8
 """Items that are not worth delaying: a ninth item hardly lowers the cost per item."""
 BACKOFF_DELAYS = 30
-"""How many times `delay_s` items leave at once after one waited in vain."""
+"""For how many times `delay_s` items are not delayed, after waiting brought no second item."""
 
 
 class Coalescer:

@@ -1,8 +1,8 @@
 """How a committed change reaches the rest of the mesh.
 
-The database is the truth; the steps after a commit only shorten the time until others see it.  Their order leaves a
-crash at any point to the lifetimes of the caches: first the cache, where a connector looks when it is notified; then
-presence; then the notification.  A step whose backend is unavailable is logged and counted, and undoes nothing.
+The database is the truth; the steps after a commit only shorten the time until others see it.  First the cache, where
+a connector looks when it is notified; then presence; then the notification.  After a crash between two steps, stale
+cache entries end with their TTL.  A step whose backend is unavailable is logged and counted, and undoes nothing.
 """
 
 from collections.abc import Awaitable, Sequence

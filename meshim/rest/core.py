@@ -156,7 +156,7 @@ def name_taken(name: str) -> ApiError:
 
 
 class FriendAction(enum.Enum):
-    """What a user asks for with regard to a peer."""
+    """A request of a user that concerns a peer."""
 
     REQUEST = enum.auto()
     ACCEPT = enum.auto()
@@ -165,7 +165,7 @@ class FriendAction(enum.Enum):
 
 
 class Transition(enum.Enum):
-    """What the database has to do."""
+    """The change that the database makes."""
 
     ASK = enum.auto()
     ACCEPT = enum.auto()

@@ -4,7 +4,7 @@ To add an endpoint:
 
 1. `wire/rest.py`: a struct for the request body and one for the answer, unless one fits.
 2. `friends.py` (relations) or `sessions.py` (all else): a method that takes and returns those structs.  A rule without
-   I/O belongs into `core.py`; a new error code goes into `core.PROBLEMS`, and is raised with `core.refusal`.
+   I/O belongs in `core.py`; a new error code goes into `core.PROBLEMS`, and is raised with `core.refusal`.
 3. Here: a handler in the section of its router, with `security=_TOKEN` and the parameter `me` when it needs a login,
    and its name in `ACCOUNTS`, `SESSIONS` or `FRIENDS`.  Litestar fills the parameters of a handler by *name*: `data`
    (the body), `request`, parts of the path, and the keys of `dependencies`.

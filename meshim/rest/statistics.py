@@ -1,4 +1,4 @@
-"""What one process of the REST service counts."""
+"""The counters of one process of the REST service."""
 
 import msgspec
 

@@ -6,7 +6,7 @@
     log.warning("lease lost", after_s=3.2)
     # 2024-05-17T09:30:00.123Z warning connector c1 lease-lost after_s=3.2
 
-No message is logged: frequent events are counted instead.  Events that may come with every request while a backend
+Chat messages are not logged; frequent events are counted.  Events that may come with every request while a backend
 is down are limited to `BURST_LINES` lines of one event in `BURST_S` seconds; the next line of that event says in
 `left_out` how many were dropped.
 """

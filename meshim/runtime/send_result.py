@@ -1,10 +1,10 @@
-"""What a transport answers to a frame that it was given to send."""
+"""The result of sending a frame."""
 
 import enum
 
 
 class SendResult(enum.Enum):
-    """The result of one send to one peer."""
+    """Whether one frame is queued for one peer."""
 
     OK = enum.auto()
     """The frame is queued for the peer."""

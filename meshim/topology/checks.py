@@ -1,4 +1,4 @@
-"""What a topology must satisfy beyond its types.
+"""Semantic validation of a topology.
 
 Each function below yields one sentence for each thing that is wrong, with the path of the field.  Relations between
 two timers, and between a limit and what holds it, are tables.

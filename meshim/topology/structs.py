@@ -40,7 +40,7 @@ OnWeak: TypeAlias = Literal["refuse", "warn"]
 
 
 class Durability(Frozen, frozen=True, forbid_unknown_fields=True):
-    """What a process does where a loss of power could take messages that were reported as `sent` (docs/adr/0013).
+    """The policy for backends that could lose `sent` messages in a power loss (docs/adr/0013).
 
     The deciding settings of the log and the database are read from the running servers.
     """

@@ -1,4 +1,4 @@
-"""What a transfer decides: whether each copy of a message is delivered now or stored.
+"""The core of a transfer: decides whether each copy of a message is delivered now or stored.
 
 A transfer takes messages from connectors and looks up in presence which connectors hold the devices.  Then it decides
 for each copy (`TransferCore._deliver_or_store`):
@@ -10,8 +10,8 @@ for each copy (`TransferCore._deliver_or_store`):
     not deliverable, and ephemeral                         dropped, counted
 
 An entry that the log acknowledged becomes an Outcome STORED; an entry that it did not take, or that finds no room
-here, becomes an Outcome BUSY.  Outcomes go to the connector that the message came from.  No sender relies on the
-memory of a transfer: senders resend what was lost with one.
+here, becomes an Outcome BUSY.  Outcomes go to the connector that the message came from.  A transfer keeps nothing on
+disk: if a transfer dies, the senders resend.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

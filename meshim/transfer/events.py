@@ -1,4 +1,4 @@
-"""What happens to a transfer, and what its core asks its shell to do."""
+"""Events and actions of the core of a transfer."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple

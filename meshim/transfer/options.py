@@ -1,4 +1,4 @@
-"""What a transfer is configured with, derived from the topology by its service."""
+"""The options of the core of a transfer; service.py derives them from the topology."""
 
 import msgspec
 

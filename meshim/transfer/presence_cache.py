@@ -3,7 +3,7 @@
 An entry is valid for `ttl_s`, or until presence reports a change, or until a connector returns a copy because the
 device is not connected there.  When presence has sent no heartbeat for `silence_s`, no entry is valid: changes may be
 on their way.  A user without a valid entry is looked up once at a time; the answer is not kept when the user changed
-in the meantime.  A wrong binding costs a trip to the store, never a message.
+in the meantime.  A stale binding delays a message (it is stored) but never loses it.
 """
 
 from collections.abc import Collection, Iterable, Sequence

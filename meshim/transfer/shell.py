@@ -1,4 +1,4 @@
-"""Performs what the core of a transfer decides, and brings it the answers."""
+"""Performs the actions of the core and reports results as events."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""What a transfer counts."""
+"""The counters of a transfer."""
 
 import msgspec
 

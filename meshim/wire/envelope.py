@@ -97,7 +97,7 @@ class Text(msgspec.Struct, array_like=True, frozen=True):
 
 
 class ReceiptKind(enum.IntEnum):
-    """What a receipt confirms."""
+    """The fact that a receipt confirms."""
 
     DELIVERED = 1
     READ = 2

@@ -1,7 +1,8 @@
 """The frames of every link, between client and connector and between connector and transfer.
 
-A frame is one ZeroMQ message of one part: a msgpack array whose first element is the type.  `link` is the epoch of the
-link, 64 random bits chosen by the end that connected; an end answers a frame with an unknown epoch with `Reset`.
+A frame is one message of the transport (over ZeroMQ: of one part): a msgpack array whose first element is the type.
+`link` is the epoch of the link, a number chosen by the end that connected: a client makes random bits, a connector
+counts up from its incarnation.  An end answers a frame with an unknown epoch with `Reset`.
 
 Data frames are numbered from 1 in each direction.  `ack` is the last number that was processed; every frame up to it
 was.  `stash` lists the later frames that arrived early and are kept.

@@ -17,7 +17,7 @@ Copy = tuple[int, int]
 
 
 class OutcomeStatus(enum.IntEnum):
-    """What an outcome reports."""
+    """The fact that an outcome reports."""
 
     DELIVERED = 1
     """The devices in `done` acknowledged the message."""

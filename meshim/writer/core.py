@@ -1,4 +1,4 @@
-"""Which partitions a writer owns, and when.  What it does in one of them is `pipeline.py`.
+"""Assigns partitions to writers; `pipeline.py` processes one partition.
 
 Shares: with n living writers each owns an n-th of the partitions, and the first writers own one more.  A writer claims
 one partition after the other until it has its share, and drains the surplus when other writers appear or leave, and
@@ -8,7 +8,8 @@ While Redis is away the writers last seen count.  The fencing token of the claim
 the writers may disagree about the shares for a while without harm.
 
 `partition.py` has the states of a partition.  Every action gets exactly one answer, and a partition that was lost is
-claimed again only when all its actions are answered: so no answer is taken for one of the next ownership.
+claimed again only when all its actions are answered, so a late answer cannot be mistaken for one of the next
+ownership.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -68,7 +69,7 @@ class WriterCore:
         self._claiming = SingleFlight(self._jitter)
         """The round of claims: one claim at a time, and a pause after the round."""
         self._candidates: list[Partition] | None = None
-        """What is still to be claimed in this round, last first; None between two rounds."""
+        """Partitions still to be claimed in this round, last first; None between two rounds."""
         self._claimed_once = False
         """Whether one round is complete."""
         self._stopping = False

@@ -1,4 +1,4 @@
-"""What happens to a writer, and what its core asks its shell to do.
+"""Events and actions of the core of a writer.
 
 Every action is answered by exactly one event: one of those named beside it, or `Failed` when the backend did not
 answer.  An action that failed may have taken effect; all of them can be repeated.

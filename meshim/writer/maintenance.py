@@ -1,7 +1,7 @@
-"""What one writer does for all, the owner of partition 0: delete rows and devices that are past their retention.
+"""Retention jobs, run by the owner of partition 0.
 
-In small batches, so that no transaction delays the writing of messages: the next batch follows soon when one was full,
-and after a long pause when it was not.
+They delete rows and idle devices that are past their retention, in small batches, so that no transaction delays the
+writing of messages: the next batch follows soon when one was full, and after a long pause when it was not.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""What a writer is configured with, derived from the topology by its service.  Times are seconds."""
+"""The options of the core of a writer; service.py derives them from the topology.  Times are seconds."""
 
 import msgspec
 

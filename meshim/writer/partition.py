@@ -38,7 +38,7 @@ class PartitionState(enum.Enum):
 
 
 class Trigger(enum.Enum):
-    """What moves a partition from one state to another."""
+    """The causes of transitions between the states of a partition."""
 
     CLAIM = enum.auto()
     """A claim starts."""

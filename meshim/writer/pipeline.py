@@ -60,7 +60,7 @@ class Batch(NamedTuple):
 
 
 class Pipeline:
-    """What is in flight in a partition that this writer owns."""
+    """The records in flight in one partition that this writer owns."""
 
     def __init__(
         self,

@@ -1,11 +1,11 @@
-"""What follows a commit in one partition: wake up the connectors, publish dead letters, acknowledge.
+"""The steps after a commit in one partition: wake up the connectors, publish dead letters, acknowledge.
 
 ::
 
     committed ──read presence──▶ wake up connectors ──▶ acknowledge to the log
     committed, refused by the database ──publish dead letter──▶ acknowledge to the log
 
-At most one action of each kind is in flight; what comes meanwhile goes out with the next one, all of it at once.
+At most one action of each kind is in flight; items that arrive meanwhile are batched into the next action.
 Nothing here is repeated: a lost wake-up is made good by the sweep of the connector, and a message whose dead letter or
 acknowledgement failed is redelivered by the log and goes through all of it again.
 """
@@ -39,7 +39,7 @@ DeviceKey = tuple[int, int]
 
 
 class PendingDeadLetter(NamedTuple):
-    """What goes to the dead-letter stream, and why, as a sentence for people."""
+    """A record for the dead-letter stream; `reason` is a sentence for people."""
 
     reason: str
     data: bytes

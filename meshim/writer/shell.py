@@ -1,4 +1,4 @@
-"""Performs what the core of a writer decides: each action is a task, each answer an event."""
+"""Performs the actions of the core, each in a task, and reports results as events."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""What a writer counts."""
+"""The counters of a writer."""
 
 import msgspec
 

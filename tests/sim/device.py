@@ -47,7 +47,7 @@ READ_SHARE = 0.3
 
 
 class Plan:
-    """What the application does: to which users it sends, and how often."""
+    """The behaviour of the application: to which users it sends, and how often."""
 
     def __init__(self, peers: Sequence[int], pause_s: float) -> None:
         self.peers = peers

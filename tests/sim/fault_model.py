@@ -94,7 +94,7 @@ class Fault(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """What happens in a run: the faults of all links, and single faults by time."""
+    """The faults of a run: those of all links, and single faults by time."""
 
     loss: float
     duplication: float

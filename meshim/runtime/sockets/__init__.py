@@ -1,4 +1,4 @@
-"""ZeroMQ sockets on the event loop: a socket reads all messages that are ready and hands them over as one batch.
+"""ZeroMQ (pyzmq) on the event loop: a socket reads all messages that are ready and hands them over as one batch.
 
 The only import of zmq.  Not zmq.asyncio, which makes a future for each message and costs three times as much: the loop
 watches the socket's descriptor and `Pump` reads the socket until it is empty.

@@ -7,7 +7,7 @@ what it does when the network fails.  The owner of the ROUTER says which peers a
 
     never authenticated       `unauthenticated_s` after it was accepted; after `unauthenticated_frames` frames or
                               `unauthenticated_bytes` bytes; or, the oldest first, when there are too many connections
-    was to be closed          `linger_s` later: time for the last frame to leave
+    was marked for closing    `linger_s` later: time for the last frame to leave
     sent far more than the socket has read, authenticated or not: libzmq gathers the parts of one ZeroMQ message in
                               memory, without a limit on their number, and no high-water mark counts them (adr/0014)
 

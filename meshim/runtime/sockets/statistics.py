@@ -1,4 +1,4 @@
-"""What the sockets count, since each of them was made.  Not in a compiled module: see `meshim/compiled.py`."""
+"""The counters of a socket, since it was made.  Not in a compiled module: see `meshim/compiled.py`."""
 
 import msgspec
 

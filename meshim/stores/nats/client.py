@@ -5,8 +5,7 @@ call failed.  This client sends nothing late: publishing without a connection ra
 had not sent is discarded.
 
 Requests use one inbox of the client, with one timer each and no task, because nats-py's `request` does not notice a
-lost connection.  nats-py's `flush` is not used: its read loop ends when the answer comes for a waiter that was
-cancelled.
+lost connection.  nats-py's `flush` is not used: a late reply to a cancelled `flush` ends its read loop.
 """
 
 import asyncio

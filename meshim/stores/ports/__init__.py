@@ -1,4 +1,4 @@
-"""The ports: what meshim asks of Redis, NATS and SQL, as protocols that adapters implement.
+"""The interfaces that the adapters for Redis, NATS and SQL implement (ports).
 
 ==================================  ========================================  =======================================
 port                                adapters                                  contract tests (rooms of tests/contract/)

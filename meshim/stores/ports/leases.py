@@ -13,8 +13,8 @@ import msgspec
 class Lease(msgspec.Struct, frozen=True):
     """The claim of a process on (role, name), valid for as long as the process renews it.
 
-    `incarnation` is 63 random bits made at the start of the process; `endpoint` is the address to connect to, empty
-    for writers; `key` is the CURVE public key of the endpoint in Z85, empty without CURVE.
+    `incarnation` is 62 or 63 random bits, made at the start of the process; `endpoint` is the address to connect to,
+    empty for writers; `key` is the CURVE public key of the endpoint in Z85, empty without CURVE.
     """
 
     role: str

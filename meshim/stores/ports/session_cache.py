@@ -11,7 +11,7 @@ import msgspec
 
 
 class Login(msgspec.Struct, frozen=True):
-    """What a token authenticates.  `expires_at` is in seconds since 1970.
+    """The user and device that a token authenticates.  `expires_at` is in seconds since 1970.
 
     `device` and `epoch` are 0 for a token that is valid for REST only: a connector refuses it.
     """

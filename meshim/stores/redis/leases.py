@@ -3,8 +3,8 @@
 The value of a key is the incarnation in decimal, a blank, and the lease in msgpack.  Scripts compare incarnations as
 text: 63 bits do not fit into a Lua number.
 
-Redis keeps the expiry of a key by its wall clock.  If that clock steps back, a lease outlives its process by as much.
-So `acquire` and `living` shorten a lease that lasts longer than any lease was ever taken for (adr/0016).
+Redis keeps the expiry of a key by its wall clock.  If that clock steps back, a lease outlives its process by that
+amount.  So `acquire` and `living` shorten a lease that lasts longer than any lease was ever taken for (adr/0016).
 
 The set only names the keys that `living` reads.  `living` removes names without a key, in the same script, so that no
 name of a living lease is lost.

@@ -39,7 +39,7 @@ def _cut_torn_line(file: int) -> None:
 
 
 class DeviceRecord:
-    """What the journal says of one device."""
+    """The state of one device, as its journal has it."""
 
     def __init__(self) -> None:
         self.written = 0
@@ -50,7 +50,7 @@ class DeviceRecord:
 
 
 def read_journal(path: Path) -> dict[str, DeviceRecord]:
-    """Return what a journal says of each device, by the id of the device."""
+    """Return the record of each device in a journal, by the id of the device."""
     devices: defaultdict[str, DeviceRecord] = defaultdict(DeviceRecord)
     sender: dict[str, DeviceRecord] = {}
     ids: dict[str, str] = {}

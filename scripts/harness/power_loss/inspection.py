@@ -80,7 +80,7 @@ class _Device(NamedTuple):
 
 
 class Inspection(NamedTuple):
-    """What was found: state files by name, and (user, envelope id) in database and log."""
+    """The findings: state files by name, and (user, envelope id) in database and log."""
 
     devices: dict[str, _Device]
     database: set[tuple[int, bytes]]

@@ -33,7 +33,7 @@ class PowerLoss(NamedTuple):
     outbox_lost: int
     """Messages of which `send` had returned, and that are in no outbox."""
     broken: str
-    """What could not be opened, and why; empty if all could."""
+    """Why the files could not be opened after the loss; empty if they could."""
 
     @property
     def why(self) -> str:

@@ -16,7 +16,7 @@ _POLL_S = 0.1
 
 
 class ReplayContext:
-    """What all clients share: the URL of REST, the password, the history, and the numbers of messages."""
+    """The data that all clients share: the URL of REST, the password, the history, and the numbers of messages."""
 
     def __init__(self, api: str, password: str, history: HistoryWriter, tag: str) -> None:
         self.api = api

@@ -47,7 +47,7 @@ class Action(Enum):
 
 @dataclass(frozen=True)
 class Step:
-    """What a nick does `minute` minutes after the start of the first log."""
+    """An action of a nick, `minute` minutes after the start of the first log."""
 
     minute: float
     nick: str

@@ -23,7 +23,7 @@ FILES_PER_PLACE = 16
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """What to replay, and how."""
+    """The logs to replay, and the options of the replay."""
 
     logs: Sequence[Path]
     speedup: float

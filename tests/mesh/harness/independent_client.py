@@ -66,7 +66,7 @@ class IndependentClient:
         self.watermark: dict[tuple[Any, ...], int] = {}
         self.held_back: dict[tuple[Any, ...], dict[int, list[Any]]] = {}
         self.shown: list[tuple[int, str, bool]] = []
-        """What the application saw: (sender, text, whether the mesh had stored it)."""
+        """The messages that the application saw: (sender, text, whether the mesh had stored it)."""
         self.duplicates = 0
         self.frames: list[Any] = []
         """All frames that arrived on this connection."""

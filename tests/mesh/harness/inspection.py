@@ -1,4 +1,4 @@
-"""What a test can observe of a running mesh: counters, bindings, leases, rows, consumers.
+"""The observable state of a running mesh: counters, bindings, leases, rows, consumers.
 
 Processes write their counters once a second and begin at 0 when they start.  So a test notes a counter before
 (`CounterRise`) and waits until it has risen.

@@ -123,7 +123,7 @@ class RealMesh:
         return sum(counters.read(self.data.root, r.role, r.name, r.pid).get(name, 0) for r in state.roles)
 
     def log(self, role: str, name: str) -> str:
-        """What a process has written to its log so far."""
+        """The log of a process so far."""
         return (self.data.logs / f"{role}-{name}.log").read_text()
 
 
@@ -181,5 +181,5 @@ async def until(condition: Callable[[], bool], otherwise: str, within_s: float =
 
 
 async def in_thread(work: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-    """What `work` returns; in a thread, for calls that block (`IndependentClient`, raw sockets)."""
+    """Call `work` in a thread and return its result: for calls that block (`IndependentClient`, raw sockets)."""
     return await asyncio.to_thread(work, *arguments, **named)

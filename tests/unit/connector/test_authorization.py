@@ -1,4 +1,4 @@
-"""What a client may submit, and its outcome."""
+"""The authorization of submitted envelopes, and their outcomes."""
 
 import msgspec
 import pytest
