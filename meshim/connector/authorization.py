@@ -25,11 +25,10 @@ from meshim.wire.client import Submit
 from meshim.wire.envelope import EPHEMERAL_FROM, WIRE_VERSION, DestinationType, Envelope, Kind, decode_envelope
 from meshim.wire.mesh import Stamp
 from meshim.wire.outcome import Outcome, OutcomeStatus
+from meshim.wire.sizes import ENVELOPE_FIELDS_BYTES
 
 RECEIPT_BYTES = 4_096
 """Limit of the body of a receipt: small, because a receipt needs no friendship."""
-FIELDS_BYTES = 4_096
-"""Limit of an envelope besides its body: far more than its fields take, also with fields of a later version."""
 
 # As plain numbers, because they are compared with every message.
 _RECEIPT, _USER, _DEVICE = int(Kind.RECEIPT), int(DestinationType.USER), int(DestinationType.DEVICE)
@@ -59,9 +58,9 @@ def authorize(session: Session, submit: Submit, origin: int, body_bytes: int) ->
         raise PeerError(Code.IMPERSONATION, "the envelope names another user, device or epoch than the session's")
     if envelope.seq < 1 or envelope.base < 1 or envelope.base > envelope.seq or len(envelope.id) != 16:
         raise PeerError(Code.MALFORMED, "seq, base or id of the envelope is out of range")
-    if len(submit.envelope) - len(envelope.body) > FIELDS_BYTES:
+    if len(submit.envelope) - len(envelope.body) > ENVELOPE_FIELDS_BYTES:
         # The limits of bundles, records and pages rest on the limit of the body.
-        raise PeerError(Code.MALFORMED, f"the envelope has over {FIELDS_BYTES} bytes beside its body")
+        raise PeerError(Code.MALFORMED, f"the envelope has over {ENVELOPE_FIELDS_BYTES} bytes beside its body")
     receipt = envelope.kind == _RECEIPT
     limit = RECEIPT_BYTES if receipt else body_bytes
     if len(envelope.body) > limit:

@@ -305,7 +305,8 @@ class ConnectorCore:
             if session is None:
                 # Its binding is not erased in presence yet, or this was under way before.
                 self.statistics.not_connected += 1
-                self._actions.append(e.EraseBindings((Binding(deliver.user, device, self._incarnation, number),)))
+                binding = Binding(user=deliver.user, device=device, incarnation=self._incarnation, session=number)
+                self._actions.append(e.EraseBindings((binding,)))
                 self._sessions.return_copy(deliver, (device,), absent=True)
                 continue
             result = session.deliver(deliver, now, options.defer_s, options.session_queue, options.session_bytes)

@@ -106,7 +106,7 @@ class Handshake:
                 return
             self._statistics.replaced += 1
             self._sessions.cut(before, Code.REPLACED, "another connection of this device took over")
-        binding = Binding(login.user, login.device, self._incarnation, event.session)
+        binding = Binding(user=login.user, device=login.device, incarnation=self._incarnation, session=event.session)
         session = Session(
             peer=event.peer,
             link=event.link,
@@ -140,8 +140,9 @@ class Handshake:
                 continue
             if isinstance(result, Binding) and result.incarnation != self._incarnation:
                 kick = Kick(
-                    binding.user, binding.device, result.session, Code.REPLACED, "this device connected elsewhere"
-                )
+                    user=binding.user, device=binding.device, session=result.session,
+                    code=Code.REPLACED, sentence="this device connected elsewhere",
+                )  # fmt: skip
                 self._actions.append(e.SendKick(result.incarnation, kick))
             if session.state is State.BINDING:
                 self._welcome(session)

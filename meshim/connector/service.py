@@ -22,7 +22,6 @@ from meshim.runtime.service import Service
 from meshim.runtime.sockets import Context, KeyPair
 from meshim.stores.backends import BackendConnections, lease_held
 from meshim.stores.lease_keeper import LeaseKeeper
-from meshim.stores.nats.notifications import NatsNotifications
 from meshim.stores.ports import Lease
 from meshim.stores.redis.presence import UNSEEN_S, RedisPresence
 from meshim.stores.redis.session_cache import RedisSessionCache
@@ -108,7 +107,12 @@ async def run(topology: Topology, name: str, data: Path) -> None:
             service.start(
                 counters.write_periodically(
                     data, "connector", name, service.log,
-                    lambda: _counted(core, transport) | keeper.counters() | connections.counters(),
+                    lambda: (
+                        msgspec.structs.asdict(core.statistics)
+                        | counters.prefixed("socket", transport.statistics)
+                        | keeper.counters()
+                        | connections.counters()
+                    ),
                 )
             )  # fmt: skip
             await shell.driver.until(lambda: core.ready, LINK_WITHIN_S)
@@ -127,10 +131,5 @@ async def _backends(topology: Topology, connections: BackendConnections, service
         cache=RedisSessionCache(redis, namespace),
         accounts=SqlAccounts(database),
         queues=SqlQueues(database, limits.partitions),
-        notifications=NatsNotifications(nats, namespace, service.log),
+        notifications=connections.notifications(nats),
     )
-
-
-def _counted(core: ConnectorCore, transport: RouterTransport) -> dict[str, int]:
-    sockets = {f"socket_{name}": count for name, count in msgspec.structs.asdict(transport.statistics).items()}
-    return msgspec.structs.asdict(core.statistics) | sockets

@@ -177,7 +177,10 @@ class TransferLinks:
             return
         self._epoch = (self._epoch + 1) & ((1 << 63) - 1)
         entry.link = Link(self._epoch, self._options, mesh_item_size, now, size_of_received=mesh_item_size)
-        hello = Hello(WIRE_VERSION, self._epoch, self._incarnation, self._name, self._options.window.credit)
+        hello = Hello(
+            version=WIRE_VERSION, link=self._epoch, incarnation=self._incarnation, name=self._name,
+            window=self._options.window.credit,
+        )  # fmt: skip
         self._emit(SendTransfer(transfer, wire.encode(hello)))
 
     def lost(self, event: TransferLost, now: float) -> None:

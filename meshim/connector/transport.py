@@ -2,7 +2,7 @@
 
 A frame is the same on every transport; the core does not know which one a peer came by.  The shell does: the first byte
 of a peer's id is the `tag` of its transport, so that a transport is found by one look-up and two transports never give
-the same id.
+the same id.  A transport never gives an id twice: a verdict on a token may come after its peer has gone.
 
 A transport takes two callbacks when it is made:
 

@@ -15,7 +15,7 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 from litestar.types import ExceptionHandlersMap
 
-from meshim.errors import ApiError, BackendUnavailable
+from meshim.errors import ApiError, BackendUnavailable, one_line
 from meshim.rest import core
 from meshim.rest.backends import Backends, Clock
 from meshim.rest.change_notifier import ChangeNotifier
@@ -139,5 +139,5 @@ def _from_framework(error: HTTPException) -> ApiError:
             each["message"] if each.get("key", whole_body) == whole_body else f"{each['message']} - at `{each['key']}`"
             for each in error.extra
         )
-        sentence = f"{sentence}: {' '.join(wrong.split())}"
+        sentence = f"{sentence}: {one_line(wrong)}"
     return core.refusal(code, f"{sentence}.")

@@ -62,7 +62,9 @@ class ChangeNotifier:
         entry = (await self._presence.lookup([login.user])).get(login.user)
         for binding in entry.bindings if entry else ():
             if binding.device == login.device:
-                notification = Kick(login.user, login.device, binding.session, code, sentence)
+                notification = Kick(
+                    user=login.user, device=login.device, session=binding.session, code=code, sentence=sentence
+                )
                 await self._notifications.tell(binding.incarnation, notification)
 
     async def _try(self, what: str, call: Awaitable[object]) -> None:

@@ -24,7 +24,6 @@ from meshim.runtime.log import Log
 from meshim.runtime.service import Service
 from meshim.stores.backends import BackendConnections, lease_held
 from meshim.stores.lease_keeper import LeaseKeeper
-from meshim.stores.nats.notifications import NatsNotifications
 from meshim.stores.ports import Lease
 from meshim.stores.redis.presence import RedisPresence
 from meshim.stores.redis.session_cache import RedisSessionCache
@@ -140,7 +139,7 @@ class Server(uvicorn.Server):
 
 async def _connected(topology: Topology, connections: BackendConnections, service: Service) -> Backends:
     """The real ports.  Raises BackendUnavailable when NATS is; the other backends are connected at first use."""
-    space, log = topology.namespace, service.log
+    space = topology.namespace
     redis, leases, nats = connections.redis(), connections.leases(), await connections.nats()
     accounts = SqlAccounts(connections.database())
     return Backends(
@@ -148,7 +147,7 @@ async def _connected(topology: Topology, connections: BackendConnections, servic
         leases=leases,
         presence=RedisPresence(redis, space),
         cache=RedisSessionCache(redis, space, account_ttl_s=topology.timers.token_ttl_s),
-        notifications=NatsNotifications(nats, space, log),
+        notifications=connections.notifications(nats),
         probes={"sql": accounts.ping, "redis": leases.run_id, "nats": lambda: nats.round_trip(_NATS_PROBE_S)},
     )
 

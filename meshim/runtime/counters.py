@@ -23,6 +23,11 @@ class _File(msgspec.Struct):
     counters: dict[str, int]
 
 
+def prefixed(prefix: str, statistics: msgspec.Struct) -> dict[str, int]:
+    """Return the counters of a struct, each under the name `PREFIX_FIELD`."""
+    return {f"{prefix}_{name}": count for name, count in msgspec.structs.asdict(statistics).items()}
+
+
 async def write_periodically(
     data: Path, role: str, name: str, log: Log, count: Callable[[], Mapping[str, int]]
 ) -> None:

@@ -7,11 +7,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import msgspec
 
 from meshim.errors import BackendUnavailable
+from meshim.runtime.counters import prefixed
 from meshim.runtime.service import Service
 from meshim.stores.durability import Setting
 from meshim.stores.lease_keeper import LeaseKeeper
 from meshim.stores.nats import durability as nats_durability
 from meshim.stores.nats.client import NatsClient
+from meshim.stores.nats.notifications import NatsNotifications
 from meshim.stores.redis.client import RedisClient
 from meshim.stores.redis.leases import RedisLeases
 from meshim.stores.sql import durability as sql_durability
@@ -35,9 +37,9 @@ class BackendConnections:
     def counters(self) -> dict[str, int]:
         """Return the counters of every client that was opened, for `meshim status`: `nats_dropped` and the like."""
         return {
-            f"{backend}_{name}": count
-            for backend, statistics in self._statistics
-            for name, count in msgspec.structs.asdict(statistics).items()
+            name: count
+            for prefix, statistics in self._statistics
+            for name, count in prefixed(prefix, statistics).items()
         }
 
     def redis(self) -> RedisClient:
@@ -72,6 +74,12 @@ class BackendConnections:
         self._statistics.append(("nats", nats.statistics))
         self._service.start(_fail_when_closed(nats))
         return nats
+
+    def notifications(self, nats: NatsClient) -> NatsNotifications:
+        """Return notifications over a connected client."""
+        notifications = NatsNotifications(nats, self._topology.namespace, self._service.log)
+        self._statistics.append(("notifications", notifications.statistics))
+        return notifications
 
 
 async def _fail_when_closed(nats: NatsClient) -> None:

@@ -15,10 +15,8 @@ from meshim.protocol.timeouts import CLIENT_GIVE_UP_S, CLIENT_RESEND_S
 from meshim.protocol.token_bucket import FRAME_ITEMS_MAX, SUBMIT_BYTES
 from meshim.topology.structs import Listener, RestListener, Topology, Worker
 from meshim.wire.bounds import ITEMS_MAX, LIST_MAX
-from meshim.wire.sizes import RECORD_BYTES_MAX
+from meshim.wire.sizes import ENVELOPE_FIELDS_BYTES, RECORD_BYTES_MAX
 
-_ENVELOPE_OVERHEAD_BYTES = 4_096
-"""Room for what stamp, envelope fields and framing add to a body."""
 _DETECTION_S_MAX = 5.0
 """A dead process must be noticed within it: lease and silence together."""
 _PRESENCE_ANSWER_S_MAX = 3.0
@@ -248,11 +246,11 @@ class _Fits(NamedTuple):
 
 
 _FITS = (
-    _Fits("body_bytes", _ENVELOPE_OVERHEAD_BYTES, "frame_bytes"),
+    _Fits("body_bytes", ENVELOPE_FIELDS_BYTES, "frame_bytes"),
     _Fits("frame_bytes", 0, "bundle_bytes"),
     _Fits("bundle_bytes", 0, "what NATS takes", RECORD_BYTES_MAX),
     _Fits("bundle_bytes", 0, "log_bytes"),
-    _Fits("body_bytes", _ENVELOPE_OVERHEAD_BYTES, "sync_page_bytes"),
+    _Fits("body_bytes", ENVELOPE_FIELDS_BYTES, "sync_page_bytes"),
     _Fits("bundle_items", 0, "link_queue"),
     _Fits("bundle_bytes", 0, "link_bytes"),
     _Fits("client_window", 0, "session_queue"),

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import yaml
 
-from meshim.errors import TopologyError
+from meshim.errors import TopologyError, one_line
 from meshim.topology.checks import check
 from meshim.topology.structs import Topology
 
@@ -29,7 +29,7 @@ def load(path: Path) -> Topology:
     except OSError as error:
         raise TopologyError(f"{path} cannot be read: {error.strerror}.") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise TopologyError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+        raise TopologyError(f"{path} is not YAML: {one_line(error)}.") from error
     except msgspec.ValidationError as error:
         where = "" if "`$" in str(error) else " - at `$`"  # msgspec leaves out the path of the root
         raise TopologyError(f"{path}: {error}{where}.") from error

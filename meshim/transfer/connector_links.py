@@ -147,7 +147,8 @@ class ConnectorLinks:
         link.window.credit = max(1, min(hello.window, credit))
         self._by_peer[peer] = self._by_incarnation[hello.incarnation] = _Connector(peer, hello.incarnation, link)
         self._statistics.connectors = len(self._by_peer)
-        self._send_frame(peer, HelloOk(WIRE_VERSION, hello.link, self._incarnation, credit))
+        ok = HelloOk(version=WIRE_VERSION, link=hello.link, incarnation=self._incarnation, window=credit)
+        self._send_frame(peer, ok)
 
     def gone(self, peer: bytes) -> None:
         """End the link of a connection that no longer exists, if it has one."""

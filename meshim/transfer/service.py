@@ -10,7 +10,7 @@ from meshim.errors import UsageError
 from meshim.runtime import counters
 from meshim.runtime.mesh_link_options import mesh_link_options
 from meshim.runtime.service import Service
-from meshim.runtime.sockets import Context, KeyPair, Router
+from meshim.runtime.sockets import Context, KeyPair
 from meshim.stores.backends import BackendConnections, lease_held
 from meshim.stores.lease_keeper import LeaseKeeper
 from meshim.stores.nats.durability import LogDurabilityGate
@@ -73,7 +73,12 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         keeper = LeaseKeeper(leases, lease, timers, service.log, watch=("connector",), on_living=allowlist.living)
 
         def counted() -> dict[str, int]:
-            return _counted(core, router) | keeper.counters() | connections.counters()
+            return (
+                msgspec.structs.asdict(core.statistics)
+                | counters.prefixed("socket", router.statistics)
+                | keeper.counters()
+                | connections.counters()
+            )
 
         async with lease_held(keeper, service):
             shell.start()
@@ -101,8 +106,3 @@ async def _open(topology: Topology, connections: BackendConnections, service: Se
         gate=gate,
     )
     return Backends(presence=RedisPresence(redis, topology.namespace), log=log)
-
-
-def _counted(core: TransferCore, router: Router) -> dict[str, int]:
-    sockets = {f"socket_{name}": count for name, count in msgspec.structs.asdict(router.statistics).items()}
-    return msgspec.structs.asdict(core.statistics) | sockets

@@ -17,6 +17,9 @@ BUNDLE_OVERHEAD_BYTES = 65_536
 RECORD_BYTES_MAX = 900 * 1024
 """Of one record of the log: NATS takes messages up to 1 MiB (`max_payload`), headers included."""
 
+ENVELOPE_FIELDS_BYTES = 4_096
+"""Limit of an envelope beside its body: far more than its fields take, also with fields of a later version."""
+
 
 def submit_size(submit: Submit) -> int:
     """Return the bytes of an item from client to connector.  The rate limit of a session charges them."""

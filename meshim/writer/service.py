@@ -13,7 +13,6 @@ from meshim.runtime.service import Service
 from meshim.stores.backends import BackendConnections, lease_held
 from meshim.stores.lease_keeper import LeaseKeeper
 from meshim.stores.nats.durability import LogDurabilityGate
-from meshim.stores.nats.notifications import NatsNotifications
 from meshim.stores.nats.offline_log import JetStreamOfflineLog
 from meshim.stores.ports import Lease
 from meshim.stores.redis.presence import RedisPresence
@@ -108,5 +107,5 @@ async def _open(topology: Topology, connections: BackendConnections, service: Se
         partitions=SqlPartitions(database, database_gate),
         accounts=SqlAccounts(database),
         presence=RedisPresence(connections.redis(), namespace),
-        notifications=NatsNotifications(nats, namespace, service.log),
+        notifications=connections.notifications(nats),
     )

@@ -236,7 +236,7 @@ im_offline = Table(
     Column("index", Integer, nullable=False),
     Column("format", SmallInteger, nullable=False),
     UniqueConstraint(*OFFLINE_KEY, name="uq_offline_message"),
-    Index("ix_offline_sync", "to_device", "has_read", "position", "index"),
+    Index("ix_offline_drain", "to_device", "has_read", "position", "index"),
     Index("ix_offline_purge", "gmt_read"),
     **_COUNTED,
 )

@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, suppress
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
+from meshim.chunks import chunks
 from meshim.client.rest import Api
 from meshim.errors import ApiError, BackendUnavailable
 from meshim.stores.ports import Lease
@@ -239,8 +240,8 @@ async def login_storm(_: ZmqContext, options: AttackOptions) -> Counts:
     took_s: list[float] = []
     async with AsyncExitStack() as stack:
         apis = [await stack.enter_async_context(Api(options.api, timeout_s=TIMEOUT_S)) for _ in names]
-        for first in range(0, len(names), 100):
-            await apis[0].import_users([(name, password) for name in names[first : first + 100]])
+        for some in chunks(names, 100):
+            await apis[0].import_users([(name, password) for name in some])
         began = time.monotonic()
 
         async def log_in(api: Api, name: str) -> None:

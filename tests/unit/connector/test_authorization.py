@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from meshim.connector import events as e
-from meshim.connector.authorization import FIELDS_BYTES, RECEIPT_BYTES
+from meshim.connector.authorization import RECEIPT_BYTES
 from meshim.errors import Code
 from meshim.protocol.routing import conversation_of, pick
 from meshim.wire.codec import encode
@@ -12,6 +12,7 @@ from meshim.wire.envelope import Destination, DestinationType, Kind, decode_enve
 from meshim.wire.link import Data
 from meshim.wire.mesh import Route
 from meshim.wire.outcome import Outcome, OutcomeStatus
+from meshim.wire.sizes import ENVELOPE_FIELDS_BYTES
 from tests.unit.connector.world import (
     A1,
     A2,
@@ -94,7 +95,7 @@ def stuffed(size: int) -> bytes:
         pytest.param(envelope(device=A2, user=ALICE), Code.IMPERSONATION, id="another device of hers"),
         pytest.param(envelope(epoch=EPOCH + 1), Code.IMPERSONATION, id="another epoch"),
         pytest.param(envelope(seq=3, base=4), Code.MALFORMED, id="base beyond seq"),
-        pytest.param(stuffed(FIELDS_BYTES), Code.MALFORMED, id="stuffed"),
+        pytest.param(stuffed(ENVELOPE_FIELDS_BYTES), Code.MALFORMED, id="stuffed"),
     ],
 )
 def test_a_broken_or_false_envelope_ends_the_session(made: bytes, code: Code) -> None:

@@ -158,7 +158,9 @@ async def test_a_router_ends_the_connection_of_a_peer_that_broke_the_protocol(
 ) -> None:
     monkeypatch.setattr("meshim.runtime.sockets.router.CHECK_MEMORY_S", 0.02)
     monkeypatch.setattr("meshim.runtime.sockets.router.CHECK_S", 0.02)
-    monkeypatch.setattr(router_transport, "guarding", lambda *arguments: guarding(*arguments)._replace(linger_s=0.1, handshake_s=0.0))
+    monkeypatch.setattr(
+        router_transport, "guarding", lambda *arguments: guarding(*arguments)._replace(linger_s=0.1, handshake_s=0.0)
+    )
     core = ConnectorCore(HERE, "c1", 4, options(), lambda: 0)
     world = World(context, core)
     transport = router_of(context, world, core)

@@ -287,7 +287,7 @@ def test_a_connection_has_all_its_time_although_its_descriptor_was_used_before(l
 def test_the_last_frame_of_a_closed_peer_leaves_the_next_connection_the_time_of_its_handshake(
     loopback: Loopback,
 ) -> None:
-    """The frame is read after the descriptor was given to the next connection, and taken for the first frame of that."""
+    """The frame is read after the next connection got the descriptor, and taken for the first frame of that."""
     watching = make_guard(unauthenticated_s=20.0, linger_s=2.0, handshake_s=10.0)
     ours, theirs = loopback.connect()
     watching.accepted(ours.fileno(), 0.0)

@@ -49,7 +49,7 @@ def upgrade() -> None:
     _create_index("ix_token_user", "im_token", "user_id")
     _create_index("ix_token_device", "im_token", "device_id")
     _create_index("ix_relation_user2", "im_relation", "user_id2")
-    _create_index("ix_offline_sync", "im_offline", "to_device", "has_read", "position", "index")
+    _create_index("ix_offline_drain", "im_offline", "to_device", "has_read", "position", "index")
     _create_index("ix_offline_purge", "im_offline", "gmt_read")
 
 
