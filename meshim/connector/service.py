@@ -83,7 +83,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
     keys = KeyPair.new() if topology.security.curve else None
     async with AsyncExitStack() as stack, Service("connector", name, shutdown_s=timers.shutdown_s) as service:
         connections = BackendConnections(topology, service, stack)
-        backends = await _backends(topology, connections, service)
+        backends = await _backends(topology, connections)
         context = Context()
         stack.callback(context.close)
         core = ConnectorCore(
@@ -123,7 +123,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         shell.close_transports(linger_ms=200)
 
 
-async def _backends(topology: Topology, connections: BackendConnections, service: Service) -> Backends:
+async def _backends(topology: Topology, connections: BackendConnections) -> Backends:
     redis, database, nats = connections.redis(), connections.database(), await connections.nats()
     namespace, limits, timers = topology.namespace, topology.limits, topology.timers
     return Backends(

@@ -48,7 +48,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         passwords = Passwords()
         stack.callback(passwords.close)
         connections = BackendConnections(topology, service, stack)
-        backends = await _connected(topology, connections, service)
+        backends = await _connected(topology, connections)
         _warn_off_loopback(address, log)
         app = build(backends=backends, passwords=passwords, master=master, topology=topology, log=log)
         server = Server(app, timers.shutdown_s / 2)
@@ -137,7 +137,7 @@ class Server(uvicorn.Server):
         yield
 
 
-async def _connected(topology: Topology, connections: BackendConnections, service: Service) -> Backends:
+async def _connected(topology: Topology, connections: BackendConnections) -> Backends:
     """The real ports.  Raises BackendUnavailable when NATS is; the other backends are connected at first use."""
     space = topology.namespace
     redis, leases, nats = connections.redis(), connections.leases(), await connections.nats()
