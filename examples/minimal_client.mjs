@@ -1,0 +1,346 @@
+// A client of meshim on one page, from docs/protocol.md: WebSocket, fetch, WebCrypto, @msgpack/msgpack.
+//
+//   node minimal_client.mjs REST NAME PASSWORD STATE      the commands and events of minimal_client.py
+//
+// In a page: new Client(rest, name, password, await indexedDisk("meshim"), event => show(event)).run().  Node 20 needs
+// --experimental-websocket.  `Rules` is section 16 of the page; the rest moves bytes.
+import { decode, decodeMulti, encode } from "@msgpack/msgpack";
+
+const GREET = 1, WELCOME = 2, DATA = 3, ACK = 4, PING = 5, PONG = 6, CLOSE = 7, RESET = 8, CHANGED = 11;
+const SUBMIT = 1, DELIVERY = 2, TEXT = 1, RECEIPT = 3, BASE = 4, EPHEMERAL = 128;
+const DELIVERED = 1, STORED = 2, REJECTED = 3, BUSY = 4;
+const BAD_TOKEN = 4, QUIT = 16, WINDOW = 32, EMPTY = new Uint8Array();
+const STOP = [2, 5, 12, "bad_credentials", "device_in_use"]; // VERSION, IMPERSONATION, LOGGED_OUT: stop, tell the user
+const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
+const id = (...parts) => JSON.stringify(parts);
+const bytes = (base64) => Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
+
+export class Rules { // what a client remembers and decides; all changes of `disk` are written in one transaction
+  constructor(disk) {
+    this.disk = disk;
+    this.again = new Map(); // [peer, seq] of what is unsettled -> [when to submit it again, ms until the next time]
+    this.since = new Map(); // [stream, seq] of each message that is held back -> when it arrived
+    const outbox = [...disk.keys()].map((key) => JSON.parse(key)).filter(([room]) => room === "outbox");
+    for (const [, peer, seq] of outbox.sort((a, b) => a[2] - b[2])) this.again.set(id(peer, seq), [0, 4000]);
+    for (const [stream, { held }] of disk) for (const [seq] of held ?? []) this.since.set(id(stream, seq), 0);
+  }
+  connected(now) { // everything unsettled is submitted again, and the clocks of all gaps start anew
+    for (const key of this.again.keys()) this.again.set(key, [now, 4000]);
+    for (const key of this.since.keys()) this.since.set(key, now);
+  }
+  unsettled(peer) {
+    return [...this.again.keys()].map((key) => JSON.parse(key)).filter(([to]) => to === peer).map(([, seq]) => seq);
+  }
+  out(peer) { return this.disk.get(id("out", peer)) ?? { next: 1, cookie: EMPTY, fate: null, mixed: false }; }
+  full(peer) { // recipients hold back no more: no message may be made until an earlier one is settled
+    return this.out(peer).next - Math.min(this.out(peer).next, ...this.unsettled(peer)) >= 256;
+  }
+  async make(peer, seal, now) { // one at a time: `seal(seq, base)` is asynchronous, and a seq must not be taken in vain
+    const unsettled = this.unsettled(peer), { next: seq } = this.out(peer);
+    const envelope = await seal(seq, Math.min(seq, ...unsettled));
+    const run = this.unsettled(peer).length ? {} : { fate: null, mixed: false };
+    this.disk.set(id("out", peer), { ...this.out(peer), ...run, next: seq + 1 });
+    this.disk.set(id("outbox", peer, seq), envelope);
+    this.again.set(id(peer, seq), [now, 4000]);
+    return seq;
+  }
+  due(now) { // [envelope, cookie] of each message to submit now, in the order in which they were made
+    const due = [...this.again].filter(([, [at]]) => at <= now);
+    for (const [key, [, pause]] of due) this.again.set(key, [now + pause, Math.min(2 * pause, 15000)]);
+    return due.map(([key]) => [this.disk.get(id("outbox", ...JSON.parse(key))), this.out(JSON.parse(key)[0]).cookie]);
+  }
+  outcome(now, to, first, last, status, final = false, audience = 0, cookie = EMPTY) { // -> [settled seqs, owes a BASE]
+    const peer = to[1], settled = this.unsettled(peer).filter((seq) => first <= seq && seq <= last);
+    if (status === DELIVERED || status === STORED) this.disk.set(id("out", peer), { ...this.out(peer), cookie });
+    if (status === BUSY) for (const seq of settled) this.again.get(id(peer, seq))[0] = now + 500;
+    if (!final && status !== REJECTED) return [[], false];
+    for (const seq of settled) {
+      const out = this.out(peer), fate = status === REJECTED ? 0 : audience;
+      const mixed = out.mixed || (out.fate !== null && out.fate !== fate);
+      this.disk.set(id("out", peer), { ...out, fate, mixed });
+      this.disk.delete(id("outbox", peer, seq));
+      this.again.delete(id(peer, seq));
+    }
+    return [settled, settled.length > 0 && this.out(peer).mixed && !this.unsettled(peer).length];
+  }
+  deliver(stream, seq, base, message, now) { // -> the messages to show now, in order
+    const order = this.disk.get(stream) ?? { watermark: 1, holes: [], held: [] };
+    const hole = order.holes.find(([first, last]) => first <= seq && seq <= last);
+    if (hole) { // it was given up: show it, late
+      const around = [[hole[0], seq - 1], [seq + 1, hole[1]]].filter(([first, last]) => first <= last);
+      const holes = [...order.holes.filter((each) => each !== hole), ...around].sort((a, b) => a[0] - b[0]);
+      this.disk.set(stream, { ...order, holes });
+      return [message];
+    }
+    if (seq < order.watermark || order.held.some(([held]) => held === seq)) return []; // a duplicate
+    this.disk.set(stream, { ...order, held: [...order.held, [seq, message]].sort((a, b) => a[0] - b[0]) });
+    this.since.set(id(stream, seq), now);
+    const shown = this.release(stream, base), { held } = this.disk.get(stream);
+    return held.length > 1024 ? [...shown, ...this.release(stream, held[0][0] + 1)] : shown;
+  }
+  release(stream, below) { // nothing waits for what is missing below `below`
+    let { watermark, holes, held } = this.disk.get(stream);
+    const shown = [], waiting = [];
+    for (const [seq, message] of [...held, [below, null]].sort((a, b) => a[0] - b[0])) {
+      if (seq > watermark && watermark < below) {
+        holes = [...holes, [watermark, Math.min(seq, below) - 1]];
+        watermark = Math.min(seq, below);
+      }
+      if (message === null) continue;
+      if (seq !== watermark) { waiting.push([seq, message]); continue; }
+      shown.push(message);
+      this.since.delete(id(stream, seq));
+      watermark += 1;
+    }
+    this.disk.set(stream, { watermark, holes: holes.slice(-64), held: waiting });
+    return shown;
+  }
+  tick(now) { // give up each gap that has held a message back for 30 s
+    const late = [...this.since].filter(([, since]) => now - since >= 30000).map(([key]) => JSON.parse(key));
+    return late.flatMap(([stream, seq]) => this.release(stream, seq + 1));
+  }
+}
+
+class Disk extends Map { // a Map that remembers what changed; `write(changes)` puts all of it on disk, or nothing
+  constructor(entries, write) {
+    super();
+    for (const [key, value] of entries) super.set(key, value);
+    Object.assign(this, { changed: new Set(), write });
+  }
+  set(key, value) { this.changed?.add(key); return super.set(key, value); }
+  delete(key) { this.changed.add(key); return super.delete(key); }
+  async commit() {
+    if (!this.changed.size) return;
+    const changes = [...this.changed].map((key) => [key, super.get(key)]);
+    this.changed.clear();
+    await this.write(changes);
+  }
+}
+
+export async function fileDisk(path) { // Node: a journal of changes; what is torn at its end was never acknowledged
+  const { openSync, writeSync, fdatasyncSync, readFileSync, truncateSync } = await import("node:fs");
+  const entries = new Map(), file = openSync(path, "a"), journal = readFileSync(path);
+  let whole = 0;
+  try {
+    for (const changes of decodeMulti(journal)) {
+      whole += encode(changes).length;
+      for (const [key, value] of changes) value === null ? entries.delete(key) : entries.set(key, value);
+    }
+  } catch (error) { if (!(error instanceof RangeError)) throw error; }
+  truncateSync(path, whole);
+  return new Disk(entries, (changes) => { writeSync(file, encode(changes)); fdatasyncSync(file); });
+}
+
+export async function indexedDisk(name) { // browser: one object store
+  const done = (request, event) => new Promise((resolve, reject) => {
+    request[event] = () => resolve(request.result);
+    request.onerror = request.onabort = () => reject(request.error);
+  });
+  const opening = indexedDB.open(name, 1);
+  opening.onupgradeneeded = () => opening.result.createObjectStore("disk");
+  const database = await done(opening, "onsuccess"), store = database.transaction("disk").objectStore("disk");
+  const [keys, values] = [store.getAllKeys(), store.getAll()].map((request) => done(request, "onsuccess"));
+  const entries = (await values).map(async (value, n) => [(await keys)[n], value]);
+  return new Disk(await Promise.all(entries), (changes) => {
+    const transaction = database.transaction("disk", "readwrite", { durability: "strict" });
+    const disk = transaction.objectStore("disk");
+    for (const [key, value] of changes) value === undefined ? disk.delete(key) : disk.put(value, key);
+    return done(transaction, "oncomplete");
+  });
+}
+
+const lost = (code) => Object.assign(new Error(`ended with code ${code}`), { code }); // of a Close, or a word of REST
+
+export class Client {
+  constructor(api, name, password, disk, emit) {
+    Object.assign(this, { api, name, password, disk, emit, rules: new Rules(disk), users: {}, keys: {}, lines: [] });
+    const [high, low] = crypto.getRandomValues(new Uint32Array(2));
+    this.me = disk.get("me") ?? { epoch: (high >>> 11) * 2 ** 32 + low };
+  }
+  async rest(method, path, body) {
+    const headers = { "Content-Type": "application/json", Authorization: `Bearer ${this.me.token}` };
+    const signal = AbortSignal.timeout(5000);
+    const answer = await fetch(this.api + path, { method, headers, signal, body: body && JSON.stringify(body) });
+    if (!answer.ok) throw lost((await answer.json()).code);
+    return answer.json();
+  }
+  async login() {
+    const { name, password, me: { epoch, token } } = this;
+    const answer = await this.rest("POST", "/v1/login", { name, password, device: "web", epoch, takeover: !token });
+    this.me = { epoch, token: answer.token, user: answer.user_id, device: answer.device_id };
+    this.disk.set("me", this.me);
+    await this.disk.commit();
+  }
+  async relations() {
+    for (const { peer, keys } of (await this.rest("GET", "/v1/relations")).relations) {
+      this.users[peer.name] = peer.user_id;
+      this.keys[peer.user_id] = Object.fromEntries(keys.map(({ version, key }) => [version, bytes(key)]));
+    }
+  }
+  named(user) { return Object.keys(this.users).find((name) => this.users[name] === user) ?? user; }
+  aes(key) { return crypto.subtle.importKey("raw", key, "AES-GCM", false, ["encrypt", "decrypt"]); }
+
+  compose(peer, kind, content) { // put a message into the outbox; TEXT is sealed with the newest key of the peer
+    const { user, device, epoch } = this.me;
+    const front = [1, crypto.getRandomValues(new Uint8Array(16)), user, device, epoch, [1, peer, 0]];
+    const version = kind === TEXT ? Math.max(...Object.keys(this.keys[peer])) : 0, back = [kind, version, Date.now()];
+    return this.rules.make(peer, async (seq, base) => {
+      if (!version) return encode([...front, seq, base, ...back, content]);
+      const iv = crypto.getRandomValues(new Uint8Array(12)), additionalData = encode([...front, seq, ...back]);
+      const key = await this.aes(this.keys[peer][version]);
+      const sealed = await crypto.subtle.encrypt({ name: "AES-GCM", iv, additionalData }, key, content);
+      return encode([...front, seq, base, ...back, new Uint8Array([...iv, ...new Uint8Array(sealed)])]);
+    }, Date.now());
+  }
+  received(data, stored = false) { // what this changes is on disk before its frame is acknowledged
+    const [, , user, device, epoch, to, seq, base, kind, , , body] = decode(data);
+    if (kind >= EPHEMERAL || device === this.me.device) return;
+    if (kind === RECEIPT && user !== this.me.user) {
+      const [what, ofDevice, ofEpoch, , ranges] = decode(body);
+      if (ofDevice === this.me.device && ofEpoch === this.me.epoch)
+        this.emit({ event: what === 2 ? "read" : "delivered", to: this.named(user), ranges });
+    }
+    if (kind === TEXT && stored) this.owe(1, user, device, epoch, to[1], seq);
+    this.queue(this.rules.deliver(id("in", user, device, epoch, to[1]), seq, base, data, Date.now()));
+  }
+  queue(shown) { // for the application, on disk
+    for (const data of shown.filter((each) => ![RECEIPT, BASE].includes(decode(each)[8]))) {
+      this.disk.set("shown", (this.disk.get("shown") ?? 0) + 1);
+      this.disk.set(id("new", this.disk.get("shown")), data);
+    }
+  }
+  async handOver() { // show what is on disk, and note that it was shown: after a crash in between it comes once more
+    const numbers = [...this.disk.keys()].filter((key) => key.startsWith('["new"')).map((key) => JSON.parse(key)[1]);
+    for (const n of numbers.sort((a, b) => a - b)) {
+      const fields = decode(this.disk.get(id("new", n))), [, , user, device, epoch, to, seq, , kind, version] = fields;
+      const peer = user === this.me.user ? to[1] : user, body = fields[11];
+      if (!this.keys[peer]?.[version]) await this.relations(); // while REST is away, this message and the next wait
+      const additionalData = encode([...fields.slice(0, 7), ...fields.slice(8, 11)]);
+      const opened = this.aes(this.keys[peer]?.[version] ?? new Uint8Array(32)).then((key) =>
+        crypto.subtle.decrypt({ name: "AES-GCM", iv: body.subarray(0, 12), additionalData }, key, body.subarray(12)));
+      const text = await opened.then((plain) => decode(new Uint8Array(plain))[0], () => null);
+      this.emit({ event: "message", n, sender: this.named(user), to: this.named(to[1]), seq, text });
+      this.disk.delete(id("new", n));
+      this.owe(2, user, device, epoch, to[1], seq);
+    }
+  }
+  owe(what, user, device, epoch, to, seq) { // note a receipt: 1 delivered, 2 read
+    if (user === this.me.user) return;
+    const key = id("owed", what, user, device, epoch, to), ranges = [...(this.disk.get(key) ?? [])];
+    if (ranges.at(-1)?.[1] === seq - 1) ranges.push([ranges.pop()[0], seq]);
+    else ranges.push([seq, seq]);
+    this.disk.set(key, ranges.slice(-64));
+  }
+  async pay() {
+    for (const key of [...this.disk.keys()].filter((each) => each.startsWith('["owed"'))) {
+      const [, what, user, device, epoch, to] = JSON.parse(key);
+      if (this.rules.full(user)) continue;
+      await this.compose(user, RECEIPT, encode([what, device, epoch, [1, to, 0], this.disk.get(key)]));
+      this.disk.delete(key);
+    }
+  }
+  async run() {
+    for (let pause = 50, code = this.me.token ? 0 : BAD_TOKEN; !this.quitting; ) {
+      const started = Date.now();
+      try {
+        if ([BAD_TOKEN, "bad_token"].includes(code)) await this.login();
+        code = 0;
+        await this.relations();
+        const urls = (await this.rest("GET", "/v1/connectors")).connectors.map(({ url }) => url).filter(Boolean);
+        await this.connection(urls[Math.floor(Math.random() * urls.length)]);
+      } catch (error) {
+        code = error.code ?? code;
+        this.emit({ event: "offline", code, reason: error.message });
+        if (STOP.includes(code)) throw error;
+      }
+      pause = Date.now() - started > 10000 ? 50 : Math.min(2 * pause, 5000);
+      await sleep(pause * (0.5 + Math.random()));
+    }
+  }
+  async connection(url) {
+    const socket = new WebSocket(url, "meshim.1"), frames = [];
+    socket.binaryType = "arraybuffer";
+    let wake = () => {};
+    socket.onmessage = ({ data }) => { frames.push(decode(new Uint8Array(data))); wake(); };
+    socket.onclose = () => { frames.push(null); wake(); };
+    await new Promise((opened) => { socket.onopen = opened; socket.onerror = opened; });
+    try {
+      await this.talk((...frame) => socket.send(encode(frame)), frames, (ms) =>
+        frames.length ? null : Promise.race([new Promise((done) => { wake = done; }), sleep(ms)]));
+    } finally {
+      socket.close();
+    }
+  }
+  async talk(send, frames, wait) {
+    const link = Math.floor(Math.random() * 2 ** 53);
+    const token = bytes(this.me.token.replaceAll("-", "+").replaceAll("_", "/"));
+    let sent = 0, acked = 0, received = 0, told = 0, window = 0, silence = 5000, heard = Date.now(), progress, items = [];
+    send(GREET, 1, token, this.me.epoch, link, WINDOW);
+    for (;;) {
+      await wait(50);
+      const now = Date.now();
+      for (const frame of frames.splice(0)) {
+        heard = now;
+        if (!frame) throw lost(0);
+        const [kind, ...fields] = frame;
+        if (kind === CLOSE && [link, 0].includes(fields[0])) throw lost(fields[1]);
+        if (fields[kind === WELCOME ? 1 : 0] !== link) continue;
+        if (kind === WELCOME) {
+          [window, silence] = [Math.min(fields[5], WINDOW), fields[9]];
+          this.rules.connected(now);
+          this.emit({ event: "online" });
+        }
+        if (kind === PING) send(PONG, link);
+        if (kind === CHANGED) await this.relations();
+        const ack = kind === DATA ? fields[2] : kind === ACK ? fields[1] : 0;
+        if (ack > acked) [acked, progress] = [ack, now];
+        if (kind === RESET || (kind === DATA && fields[1] !== received + 1)) throw lost(0);
+        if (kind !== DATA) continue;
+        received += 1;
+        for (const [number, ...item] of fields[3])
+          number === DELIVERY ? this.received(...item) : await this.outcome(now, ...item);
+      }
+      if (now - heard > silence || (sent > acked && now - progress > 4000)) throw lost(0);
+      if (!window) continue;
+      await this.commands().catch((error) => this.emit({ event: "waiting", reason: error.message }));
+      this.queue(this.rules.tick(now));
+      await this.pay();
+      await this.disk.commit(); // before anything is acknowledged, submitted or shown
+      if (!items.length) items = this.rules.due(now);
+      if (sent === acked) progress = now;
+      for (; items.length && sent - acked < window; told = received)
+        send(DATA, link, ++sent, received, [[SUBMIT, ...items.shift()]]);
+      if (told < received) send(ACK, link, (told = received));
+      await this.handOver().catch((error) => this.emit({ event: "waiting", reason: error.message }));
+      if (this.quitting && !this.rules.again.size) return send(CLOSE, link, QUIT);
+    }
+  }
+  async outcome(now, to, first, last, status, final = false, ...more) {
+    const [settled, owesBase] = this.rules.outcome(now, to, first, last, status, final, ...more);
+    const event = { [DELIVERED]: "delivered", [STORED]: "sent", [REJECTED]: "rejected" }[status];
+    if (settled.length || status === DELIVERED)
+      this.emit({ event, to: this.named(to[1]), ranges: [[first, last]], final, code: more[2] ?? 0 });
+    if (owesBase) await this.compose(to[1], BASE, EMPTY);
+  }
+  async commands() { // obey `lines`, in order; one that cannot be obeyed yet waits, and those behind it
+    for (; this.lines.length; this.lines.shift()) {
+      const [, word, name, text] = /^(\S*) ?(\S*) ?(.*)$/s.exec(this.lines[0]);
+      if (word === "add") await this.rest("POST", `/v1/relations/${name}`);
+      if (word === "quit") this.quitting = true;
+      if (word !== "send") continue;
+      if (!Object.keys(this.keys[this.users[name]] ?? {}).length || this.rules.full(this.users[name])) return;
+      const seq = await this.compose(this.users[name], TEXT, encode([text]));
+      await this.disk.commit();
+      this.emit({ event: "queued", to: name, seq });
+    }
+  }
+}
+
+if (globalThis.process?.argv[1]?.endsWith("minimal_client.mjs")) {
+  const [api, name, password, state] = process.argv.slice(2);
+  const client = new Client(api, name, password, await fileDisk(state), (event) => console.log(JSON.stringify(event)));
+  const { createInterface } = await import("node:readline");
+  createInterface({ input: process.stdin }).on("line", (line) => client.lines.push(line));
+  await client.run();
+  process.exit(0);
+}

@@ -1,0 +1,349 @@
+#!/usr/bin/env python3
+"""A client of meshim on one page, from docs/protocol.md: pyzmq, msgpack, cryptography, and nothing of meshim.
+
+    minimal_client.py REST NAME PASSWORD STATE      logs in, and stays connected until it is told to quit
+
+STATE is its SQLite file.  A line on stdin is a command: `add bob` asks bob to be a friend, or accepts what bob asked;
+`send bob hello` sends a message, which is on disk before {"event": "queued"} appears; `quit` leaves once everything is
+settled.  A line on stdout is a JSON object.  `Rules` is section 16 of the page; the rest moves bytes.
+"""
+
+import json
+import random
+import secrets
+import sqlite3
+import sys
+import threading
+import time
+import urllib.request
+from base64 import b64decode, urlsafe_b64decode
+from contextlib import suppress
+from functools import partial
+
+import msgpack
+import zmq
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+GREET, WELCOME, DATA, ACK, PING, PONG, CLOSE, RESET, CHANGED = 1, 2, 3, 4, 5, 6, 7, 8, 11
+SUBMIT, DELIVERY, TEXT, RECEIPT, BASE, EPHEMERAL = 1, 2, 1, 3, 4, 128
+BAD_TOKEN, QUIT, WINDOW = 4, 16, 32
+STOP = (2, 5, 12, "bad_credentials", "device_in_use")  # VERSION, IMPERSONATION, LOGGED_OUT: stop, and tell the user
+pack, unpack = msgpack.packb, partial(msgpack.unpackb, strict_map_key=False, use_list=False)
+
+
+# ---- section 16 begins
+DELIVERED, STORED, REJECTED, BUSY = 1, 2, 3, 4
+
+
+class Rules:
+    """What a client remembers and decides.  `disk` is a dictionary; its changes are written in one transaction."""
+
+    def __init__(self, disk):
+        self.disk = disk
+        # (peer, seq) of what is unsettled -> [when to submit it again, seconds until the next time]
+        self.again = {key[1:]: [0, 4] for key in sorted(key for key in disk if key[0] == "outbox")}
+        # (stream, seq) of what is held back -> when it arrived
+        self.since = {(key[1:], seq): 0 for key in disk if key[0] == "in" for seq in disk[key]["held"]}
+
+    def connected(self, now):
+        """After each Welcome everything unsettled is submitted again, and the clocks of all gaps start anew."""
+        self.again = {key: [now, 4] for key in self.again}
+        self.since = dict.fromkeys(self.since, now)
+
+    def unsettled(self, peer):
+        return [seq for to, seq in self.again if to == peer]
+
+    def full(self, peer):  # recipients hold back no more: make no message until an earlier one is settled
+        next_seq = self.disk.get(("out", peer), {"next": 1})["next"]
+        return next_seq - min(self.unsettled(peer), default=next_seq) >= 256
+
+    def make(self, peer, seal, now):
+        """Make a message: `seal(seq, base)` returns its envelope.  Commit, and then submit what is due."""
+        out, unsettled = self.disk.get(("out", peer), {"next": 1, "cookie": b""}), self.unsettled(peer)
+        out |= {} if unsettled else {"fate": None, "mixed": False}  # a run begins
+        seq = out["next"]
+        self.disk["out", peer] = out | {"next": seq + 1}
+        self.disk["outbox", peer, seq] = seal(seq, min(unsettled, default=seq))
+        self.again[peer, seq] = [now, 4]
+        return seq
+
+    def due(self, now):
+        """Return (envelope, cookie) of each message to submit now, in the order in which they were made."""
+        due = [key for key, (at, _) in self.again.items() if at <= now]
+        for key in due:
+            self.again[key] = [now + self.again[key][1], min(2 * self.again[key][1], 15)]
+        return [(self.disk["outbox", *key], self.disk["out", key[0]]["cookie"]) for key in due]
+
+    def outcome(self, now, to, first, last, status, final=False, audience=0, cookie=b"", *_):
+        """Take in an Outcome; return the seqs that it settles, and whether a BASE is owed to this peer."""
+        peer, settled = to[1], [seq for seq in self.unsettled(to[1]) if first <= seq <= last]
+        if status in (DELIVERED, STORED):
+            self.disk["out", peer] = self.disk["out", peer] | {"cookie": cookie}
+        if status == BUSY:
+            self.again |= {(peer, seq): [now + 0.5, self.again[peer, seq][1]] for seq in settled}
+        if not final and status != REJECTED:
+            return [], False
+        for seq in settled:
+            out, fate = self.disk["out", peer], 0 if status == REJECTED else audience
+            self.disk["out", peer] = out | {"fate": fate, "mixed": out["mixed"] or out["fate"] not in (None, fate)}
+            del self.disk["outbox", peer, seq], self.again[peer, seq]
+        return settled, bool(settled) and self.disk["out", peer]["mixed"] and not self.unsettled(peer)
+
+    def deliver(self, stream, seq, base, message, now):
+        """Take in a message of a stream; return the messages to show now, in order."""
+        order = self.disk.get(("in", *stream), {"watermark": 1, "holes": (), "held": {}})
+        for first, last in order["holes"]:
+            if first <= seq <= last:  # it was given up: show it, late
+                around = [hole for hole in ((first, seq - 1), (seq + 1, last)) if hole[0] <= hole[1]]
+                holes = sorted({*order["holes"], *around} - {(first, last)})
+                self.disk["in", *stream] = order | {"holes": tuple(holes)}
+                return [message]
+        if seq < order["watermark"] or seq in order["held"]:
+            return []  # a duplicate
+        self.disk["in", *stream] = order | {"held": order["held"] | {seq: message}}
+        self.since[stream, seq] = now
+        shown, held = self.release(stream, base), self.disk["in", *stream]["held"]
+        return shown + (self.release(stream, min(held) + 1) if len(held) > 1024 else [])
+
+    def release(self, stream, below):
+        """Nothing waits for what is missing below `below`: show what is held there, and what follows without a gap."""
+        order, shown = self.disk["in", *stream], []
+        watermark, holes, held = order["watermark"], order["holes"], dict(order["held"])
+        for seq in [*sorted(held), below]:
+            if seq > watermark and watermark < below:
+                holes += ((watermark, min(seq, below) - 1),)
+                watermark = min(seq, below)
+            if seq == watermark and seq in held:
+                shown.append(held.pop(seq))
+                del self.since[stream, seq]
+                watermark += 1
+        self.disk["in", *stream] = {"watermark": watermark, "holes": holes[-64:], "held": held}
+        return shown
+
+    def tick(self, now):
+        """Give up each gap that has held a message back for 30 s; return the messages to show now."""
+        late = [key for key, since in self.since.items() if now - since >= 30]
+        return [message for stream, seq in late for message in self.release(stream, seq + 1)]
+
+
+# ---- section 16 ends
+
+
+class Disk(dict):
+    """A dictionary that lives in an SQLite file: SQLite begins a transaction at the first change after a commit."""
+
+    def __init__(self, path):
+        self.database = sqlite3.connect(path)
+        self.database.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;")
+        self.database.execute("CREATE TABLE IF NOT EXISTS disk (key BLOB PRIMARY KEY, value BLOB)")
+        super().__init__((unpack(key), unpack(value)) for key, value in self.database.execute("SELECT * FROM disk"))
+
+    def __setitem__(self, key, value):
+        super().__setitem__(key, value)
+        self.database.execute("REPLACE INTO disk VALUES (?, ?)", (pack(key), pack(value)))
+
+    def __delitem__(self, key):
+        super().__delitem__(key)
+        self.database.execute("DELETE FROM disk WHERE key = ?", (pack(key),))
+
+
+class Client:
+    def __init__(self, api, name, password, state):
+        self.api, self.account, self.disk = api, {"name": name, "password": password}, Disk(state)
+        self.rules, self.me = Rules(self.disk), self.disk.get(("me",)) or {"epoch": secrets.randbits(53)}
+        self.users, self.names, self.keys = {}, {}, {}  # name -> id; id -> name; id -> {version: key}
+        self.lines, self.quitting = [], False
+
+    def rest(self, method, path, body=None):
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.me.get('token')}"}
+        request = urllib.request.Request(self.api + path, body and json.dumps(body).encode(), headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            raise ConnectionError(json.load(error)["code"]) from None
+
+    def login(self):
+        device = {"device": "minimal", "epoch": self.me["epoch"], "takeover": "token" not in self.me}
+        answer = self.rest("POST", "/v1/login", self.account | device)
+        self.me = self.disk["me",] = self.me | {key: answer[key] for key in ("token", "user_id", "device_id")}
+        self.disk.database.commit()
+
+    def relations(self):
+        for relation in self.rest("GET", "/v1/relations")["relations"]:
+            name, user = relation["peer"]["name"], relation["peer"]["user_id"]
+            self.users[name], self.names[user] = user, name
+            self.keys[user] = {key["version"]: b64decode(key["key"]) for key in relation["keys"]}
+
+    def compose(self, peer, kind, content):
+        """Put a message into the outbox.  TEXT is sealed with the newest key of the peer."""
+        front = [1, secrets.token_bytes(16), self.me["user_id"], self.me["device_id"], self.me["epoch"], [1, peer, 0]]
+        version, key = max(self.keys[peer].items()) if kind == TEXT else (0, b"")
+        back, nonce = [kind, version, time.time_ns() // 1_000_000], secrets.token_bytes(12)
+
+        def seal(seq, base):
+            body = nonce + AESGCM(key).encrypt(nonce, content, pack([*front, seq, *back])) if version else content
+            return pack([*front, seq, base, *back, body])
+
+        return self.rules.make(peer, seal, time.monotonic())
+
+    def received(self, data, stored=False, *_):  # a Delivery: return the messages to show now
+        _, _, user, device, epoch, to, seq, base, kind, *_, body = unpack(data)[:12]
+        if kind >= EPHEMERAL or device == self.me["device_id"]:
+            return []
+        if kind == RECEIPT and user != self.me["user_id"]:
+            what, of_device, of_epoch, _, ranges = unpack(body)[:5]
+            if (of_device, of_epoch) == (self.me["device_id"], self.me["epoch"]):
+                self.emit("read" if what == 2 else "delivered", to=user, ranges=ranges)
+        if kind == TEXT and stored:
+            self.owe(1, user, device, epoch, to[1], seq)
+        return self.rules.deliver((user, device, epoch, to[1]), seq, base, data, time.monotonic())
+
+    def hand_over(self):
+        """Show what is on disk, and note that it was shown: after a crash in between it comes once more."""
+        for key in sorted(key for key in self.disk if key[0] == "new"):
+            fields, text = unpack(self.disk[key]), None
+            (user, device, epoch, to, seq), version, body = fields[2:7], fields[9], fields[11]
+            peer = to[1] if user == self.me["user_id"] else user
+            if version not in self.keys.get(peer, {}):
+                self.relations()  # a new friendship has a new key.  While REST is away, this message and the next wait
+            with suppress(KeyError, ValueError, InvalidTag):
+                data = pack(fields[:7] + fields[8:11])
+                text = unpack(AESGCM(self.keys[peer][version]).decrypt(body[:12], body[12:], data))[0]
+            self.emit("message", n=key[1], sender=user, to=to[1], seq=seq, text=text)
+            del self.disk[key]
+            self.owe(2, user, device, epoch, to[1], seq)
+
+    def owe(self, what, user, device, epoch, to, seq):  # 1 delivered, 2 read
+        if user != self.me["user_id"]:
+            *ranges, last = self.disk.get(("owed", what, user, device, epoch, to), ((seq, seq - 1),))
+            ranges += [(last[0], seq)] if last[1] == seq - 1 else [last, (seq, seq)]
+            self.disk["owed", what, user, device, epoch, to] = tuple(ranges[-64:])
+
+    def pay(self):
+        for key in [key for key in self.disk if key[0] == "owed" and not self.rules.full(key[2])]:
+            _, what, user, device, epoch, to = key
+            self.compose(user, RECEIPT, pack([what, device, epoch, [1, to, 0], self.disk[key]]))
+            del self.disk[key]
+
+    def run(self):
+        pause, code = 0.05, 0 if "token" in self.me else BAD_TOKEN
+        while not self.quitting:
+            started = time.monotonic()
+            try:
+                if code in (BAD_TOKEN, "bad_token"):
+                    self.login()
+                code = 0
+                self.relations()
+                connectors = [each for each in self.rest("GET", "/v1/connectors")["connectors"] if each["endpoint"]]
+                self.connection(random.choice(connectors))
+            except (OSError, IndexError) as error:  # the first argument of a ConnectionError is a code
+                code = error.args[0] if isinstance(error, ConnectionError) else code
+                self.emit("offline", code=code, reason=str(error))
+            if code in STOP:
+                sys.exit(f"the mesh ended the session: {code}")
+            pause = 0.05 if time.monotonic() - started > 10 else min(2 * pause, 5)
+            time.sleep(pause * random.uniform(0.5, 1.5))
+            with suppress(OSError):
+                self.commands()
+
+    def connection(self, connector):
+        gone = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
+        with zmq.Context.instance().socket(zmq.DEALER) as socket, socket.get_monitor_socket(gone) as monitor:
+            socket.linger, socket.reconnect_ivl, socket.tcp_keepalive = 200, -1, 1
+            if connector["key"]:
+                socket.curve_publickey, socket.curve_secretkey = zmq.curve_keypair()
+                socket.curve_serverkey = connector["key"].encode()
+            socket.connect(connector["endpoint"])
+            self.talk(socket, monitor, secrets.randbits(53))
+
+    def talk(self, socket, monitor, link):  # noqa: C901 (it is the whole connection)
+        def send(*frame):
+            socket.send(pack(frame), zmq.NOBLOCK)
+
+        sent = acked = received = told = window = 0
+        items, silence_s, heard = [], 5, time.monotonic()
+        send(GREET, 1, urlsafe_b64decode(self.me["token"] + "="), self.me["epoch"], link, WINDOW)
+        while True:
+            frames, shown, gone = [], [], monitor.poll(0)
+            while socket.poll(0 if frames else 50):
+                frames.append(unpack(socket.recv()))
+            now = time.monotonic()
+            for kind, *fields in frames:
+                heard = now
+                if kind == CLOSE and fields[0] in (link, 0):
+                    raise ConnectionError(fields[1])
+                if fields[1 if kind == WELCOME else 0] != link:
+                    continue
+                if kind == WELCOME:
+                    window, silence_s = min(fields[5], WINDOW), fields[9] / 1000
+                    self.rules.connected(now)
+                    self.emit("online")
+                elif kind == PING:
+                    send(PONG, link)
+                elif kind == CHANGED:
+                    self.relations()
+                elif kind in (DATA, ACK) and fields[-2 if kind == DATA else -1] > acked:
+                    acked, progress = fields[-2 if kind == DATA else -1], now
+                if kind == RESET or (kind == DATA and fields[1] != received + 1):
+                    raise ConnectionError(0)
+                if kind == DATA:
+                    received += 1
+                    for number, *item in fields[3]:
+                        shown += self.received(*item) if number == DELIVERY else self.outcome(now, *item)
+            if (gone and not frames) or now - heard > silence_s or (sent > acked and now - progress > 4):
+                raise ConnectionError(0)
+            if window:
+                with suppress(OSError):
+                    self.commands()
+                for data in [data for data in shown + self.rules.tick(now) if unpack(data)[8] not in (RECEIPT, BASE)]:
+                    number = self.disk["shown",] = self.disk.get(("shown",), 0) + 1
+                    self.disk["new", number] = data
+                self.pay()
+                self.disk.database.commit()  # before anything is acknowledged, submitted or shown
+                items = items or self.rules.due(now)
+                progress = progress if sent > acked else now
+                while items and sent - acked < window:
+                    sent, told = sent + 1, received
+                    send(DATA, link, sent, told, [[SUBMIT, *items.pop(0)]])
+                if told < received:
+                    told = received
+                    send(ACK, link, told)
+                with suppress(OSError):
+                    self.hand_over()
+                if self.quitting and not self.rules.again:
+                    return send(CLOSE, link, QUIT)
+
+    def outcome(self, now, to, first, last, status, final=False, *more):
+        settled, owes_base = self.rules.outcome(now, to, first, last, status, final, *more)
+        if settled or status == DELIVERED:
+            state = {DELIVERED: "delivered", STORED: "sent", REJECTED: "rejected"}[status]
+            self.emit(state, to=to[1], ranges=[(first, last)], final=final, code=more[2] if len(more) > 2 else 0)
+        if owes_base:
+            self.compose(to[1], BASE, b"")
+        return []
+
+    def commands(self):  # a command that cannot be obeyed yet waits, and those behind it
+        while self.lines:
+            word, name, text = [*self.lines[0].split(" ", 2), "", ""][:3]
+            if word == "add":
+                self.rest("POST", f"/v1/relations/{name}")
+            elif word == "send":
+                if not self.keys.get(self.users.get(name)) or self.rules.full(self.users[name]):
+                    return
+                seq = self.compose(self.users[name], TEXT, pack([text]))
+                self.disk.database.commit()
+                self.emit("queued", to=name, seq=seq)
+            self.quitting = self.quitting or word == "quit"
+            self.lines.pop(0)
+
+    def emit(self, event, **fields):
+        names = {key: self.names.get(fields[key], fields[key]) for key in ("sender", "to") if key in fields}
+        print(json.dumps({"event": event, **fields, **names}), flush=True)
+
+
+if __name__ == "__main__":
+    client = Client(*sys.argv[1:])
+    threading.Thread(target=lambda: client.lines.extend(line.rstrip("\n") for line in sys.stdin), daemon=True).start()
+    client.run()

@@ -1,0 +1,138 @@
+"""The two clients of one page, written from docs/protocol.md, keep the promises."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.mesh.harness.fault_injection import kill, short_timers, wait_restarted
+from tests.mesh.harness.library_client import client, receive
+from tests.mesh.harness.minimal_process import EXAMPLES, Language, MinimalProcess, minimal
+from tests.mesh.harness.real_mesh import DEADLINE_S, RealMesh, restartable_mesh, running
+
+COUNT = 300
+BOTH: list[Language] = ["python", "javascript"]
+LINES_MAX = 350
+
+
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealMesh]:
+    with running(tmp_path_factory.mktemp("mesh"), short_timers()) as started:
+        yield started
+
+
+@pytest.mark.parametrize("name", ["minimal_client.py", "minimal_client.mjs"])
+def test_a_minimal_client_is_a_page(name: str) -> None:
+    lines = (EXAMPLES / name).read_text().splitlines()
+    assert len(lines) < LINES_MAX
+    assert max(map(len, lines)) <= 120
+    assert not any("import meshim" in line or "from meshim" in line for line in lines)
+
+
+def texts(name: str, count: int = COUNT) -> list[str]:
+    return [f"{name} {number}" for number in range(count)]
+
+
+async def talk(alice: MinimalProcess, bob: MinimalProcess, count: int = COUNT, within_s: float = 60.0) -> None:
+    """Each sends to the other at once; everything comes once, in order, and is read."""
+    before = len(alice.texts), len(bob.texts)
+    known = alice.count("read"), bob.count("read")
+    alice.send(bob.name, *texts(alice.name, count))
+    bob.send(alice.name, *texts(bob.name, count))
+    for each, seen, reads in ((alice, before[0], known[0]), (bob, before[1], known[1])):
+        await each.until(lambda e=each, n=seen: len(e.texts) >= n + count, "not all arrived", within_s)
+        await each.until(lambda e=each, n=reads: e.count("read") >= n + count, "not all were read", within_s)
+    assert alice.texts[before[0] :] == texts(bob.name, count)
+    assert bob.texts[before[1] :] == texts(alice.name, count)
+
+
+@pytest.mark.parametrize("other", BOTH)
+@pytest.mark.parametrize("one", BOTH)
+async def test_both_ways(mesh: RealMesh, tmp_path: Path, one: Language, other: Language) -> None:
+    a, b = await mesh.register_users("alice", "bob")
+    async with minimal(one, mesh.api, a, tmp_path / "a") as alice, minimal(other, mesh.api, b, tmp_path / "b") as bob:
+        await talk(alice, bob)
+        await asyncio.gather(alice.quit(), bob.quit())
+
+
+@pytest.mark.parametrize("language", BOTH)
+async def test_with_the_library(mesh: RealMesh, tmp_path: Path, language: Language) -> None:
+    a, b = await mesh.register_users("alice", "bob")
+    async with minimal(language, mesh.api, a, tmp_path / "a") as alice, client(mesh, b) as bob:
+        alice.send(b, *texts(a))
+        reading = asyncio.create_task(receive(bob, COUNT, mark_read=True))
+        sent = [await bob.send(a, text) for text in texts(b)]
+        assert [message.text for message in await reading] == texts(a)
+        await alice.until(lambda: len(alice.texts) >= COUNT, "not all arrived")
+        assert alice.texts == texts(b)
+        await alice.until(lambda: alice.count("read") >= COUNT, "not all were read")
+        async with asyncio.timeout(DEADLINE_S):
+            for outgoing in sent:
+                await outgoing.wait_read()
+
+
+@pytest.mark.parametrize("language", BOTH)
+async def test_offline_over_a_restart_of_the_mesh(tmp_path: Path, language: Language) -> None:
+    async with restartable_mesh(tmp_path) as restartable:
+        mesh = await restartable.up()
+        a, b = await mesh.register_users("alice", "bob")
+        async with minimal(language, mesh.api, a, tmp_path / "a") as alice:
+            async with minimal(language, mesh.api, b, tmp_path / "b") as bob:
+                await talk(alice, bob, 3)
+                await bob.quit()
+            alice.send(b, *texts("stored", 30))
+            await alice.until(lambda: alice.count("sent") >= 30, "not stored")
+            await restartable.down()
+            alice.send(b, *texts("while away", 30))
+            await restartable.up()
+            async with minimal(language, mesh.api, b, tmp_path / "b") as bob:
+                alice.send(b, *texts("after", 30))
+                await bob.until(lambda: len(bob.texts) >= 90, "not all arrived")
+                assert bob.texts == texts("stored", 30) + texts("while away", 30) + texts("after", 30)
+                await alice.until(lambda: alice.count("read") >= 93, "not all were read")
+
+
+@pytest.mark.parametrize("victims", [("c1", "t1"), ("c2", "t2")])
+@pytest.mark.parametrize("language", BOTH)
+async def test_a_connector_and_a_transfer_are_killed(
+    mesh: RealMesh, tmp_path: Path, language: Language, victims: tuple[str, ...]
+) -> None:
+    a, b = await mesh.register_users("alice", "bob")
+    async with (
+        minimal(language, mesh.api, a, tmp_path / "a") as alice,
+        minimal("python", mesh.api, b, tmp_path / "b") as bob,
+    ):
+        talking = asyncio.create_task(talk(alice, bob))
+        await alice.until(lambda: len(alice.texts) >= COUNT // 10, "nothing arrives")
+        killed = [(name, kill(mesh, name)) for name in victims]
+        await talking
+        for name, pid in killed:
+            await wait_restarted(mesh, name, pid)
+
+
+@pytest.mark.parametrize("language", BOTH)
+async def test_the_client_itself_is_killed(mesh: RealMesh, tmp_path: Path, language: Language) -> None:
+    """Everything that it said was queued arrives; what it showed already may come once more, with the same number."""
+    a, b = await mesh.register_users("alice", "bob")
+    seen: list[tuple[int, str]] = []
+    async with minimal("python", mesh.api, b, tmp_path / "b") as bob:
+        bob.send(a, *texts(b))
+        queued = 0
+        for _ in range(4):
+            async with minimal(language, mesh.api, a, tmp_path / "a") as alice:
+                alice.send(b, *(f"{a} {number}" for number in range(queued, queued + 20)))
+                await alice.until(lambda a=alice: len(a.events) > 30, "it does nothing")  # type: ignore[misc]
+                await alice.kill()
+            queued += sum(event["event"] == "queued" for event in alice.events)
+            seen += [(event["n"], event["text"]) for event in alice.events if event["event"] == "message"]
+        async with minimal(language, mesh.api, a, tmp_path / "a") as alice:
+            await alice.until(
+                lambda: {n for n, _ in seen} | {e["n"] for e in alice.events if "n" in e} >= set(range(1, COUNT + 1)),
+                "not all arrived",
+            )
+            await bob.until(lambda: len(bob.texts) >= queued, "not all that was queued arrived")
+            seen += [(event["n"], event["text"]) for event in alice.events if event["event"] == "message"]
+            await alice.quit()
+    assert sorted(set(seen)) == [(number + 1, text) for number, text in enumerate(texts(b))]
+    assert bob.texts == [f"{a} {number}" for number in range(queued)]
