@@ -115,7 +115,7 @@ class ClientCore:
         self.identity = identity
         self.state = State.OFFLINE
         self.statistics = Statistics()
-        self.outbox = Outbox(identity.user, options.outbox, snapshot, self.statistics)
+        self.outbox = Outbox(options.outbox, snapshot, self.statistics)
         self.inbox = Inbox(options.ordering, snapshot, self.statistics, now)
         self._options = options
         self._new_id = new_id
@@ -287,8 +287,7 @@ class ClientCore:
 
     def _item(self, item: ConnectorItem, link: Link[Submit, ConnectorItem], now: float) -> None:
         if not isinstance(item, Delivery):  # an outcome; its acknowledgement is not urgent
-            if Identity(item.user, item.device, item.epoch) == self.identity:
-                self._update_outbox(self.outbox.outcome(item, now))
+            self._update_outbox(self.outbox.outcome(item, now))
             return
         link.window.ack_at_once()  # the sender sees `delivered` when the connector has this acknowledgement
         try:

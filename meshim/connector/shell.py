@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from meshim.connector import events as e
-from meshim.connector.authenticator import Authenticator, Backends
+from meshim.connector.authenticator import DATABASE_S, Authenticator, Backends
 from meshim.connector.core import ConnectorCore
 from meshim.connector.transport import ClientTransport
 from meshim.errors import BackendUnavailable, Fenced
@@ -29,6 +29,8 @@ MARK_PAUSE_S = 0.1
 same pages of the database."""
 MARKS = 256
 """Marks and releases in one batch."""
+SECRET_RETRY_S = 0.5
+"""Pause after the secret of the mesh could not be read."""
 CACHED_SHARE = 0.25
 """Relations may be this share of `relation_ttl_s` old at a greeting; a session uses them for the remaining time."""
 
@@ -93,6 +95,7 @@ class Shell:
         ):  # fmt: skip
             self._service.start(batches.run())
         self._service.start(self._listen(incarnation))
+        self._service.start(self._read_secret())
 
     async def stop(self, within_s: float) -> None:
         """Send every client to another connector, and return the live copies that it had not acknowledged."""
@@ -208,6 +211,33 @@ class Shell:
             await self._backends.accounts.seen(tuple(dict.fromkeys(devices)), time.time())
         except BackendUnavailable:
             self._service.log.warning("devices not recorded as seen", count=len(devices))
+
+    async def _read_secret(self) -> None:
+        """Read the secret of the mesh from the database, or from its copy in the cache while the database is away."""
+        while True:
+            secret: bytes | None
+            try:
+                secret = await with_timeout(self._backends.accounts.mesh_secret(), DATABASE_S)
+                await self._cache_secret(secret)
+            except BackendUnavailable:
+                secret = await self._cached_secret()
+            if secret is not None:
+                self.driver.receive(e.SecretRead(secret))
+                return
+            self._service.log.warning("the secret of the mesh cannot be read")
+            await asyncio.sleep(SECRET_RETRY_S)
+
+    async def _cached_secret(self) -> bytes | None:
+        try:
+            return await self._backends.cache.mesh_secret()
+        except BackendUnavailable:
+            return None
+
+    async def _cache_secret(self, secret: bytes) -> None:
+        try:
+            await self._backends.cache.put_mesh_secret(secret)
+        except BackendUnavailable:
+            self._service.log.warning("the secret of the mesh is not cached")
 
     # ---------------------------------------------------------------- presence
 

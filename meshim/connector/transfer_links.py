@@ -35,7 +35,7 @@ from meshim.wire import mesh as wire
 from meshim.wire.envelope import EPHEMERAL_FROM, WIRE_VERSION, DestinationType
 from meshim.wire.link import Close, Data
 from meshim.wire.mesh import FromConnector, FromTransfer, Hello, HelloOk, Return, Route
-from meshim.wire.outcome import Outcome
+from meshim.wire.outcome import CopyOutcome
 from meshim.wire.sizes import mesh_item_size
 
 ROUTES = 100_000
@@ -119,7 +119,7 @@ class TransferLinks:
         self._flush_queue.mark(*route)
         return True
 
-    def send_outcome(self, outcome: Outcome) -> bool:
+    def send_outcome(self, outcome: CopyOutcome) -> bool:
         """The same for an outcome, which may be coalesced with others."""
         route = self._route(outcome.user, outcome.to.id)
         if route is None or not route[1].push(outcome, deferrable=True):
@@ -206,11 +206,11 @@ class TransferLinks:
 
     def _reroute(self, item: FromConnector) -> None:
         count = self._statistics
-        if not isinstance(item, Outcome) and item.stamp.kind >= EPHEMERAL_FROM:
+        if not isinstance(item, CopyOutcome) and item.stamp.kind >= EPHEMERAL_FROM:
             count.ephemeral_dropped += 1
-        elif self.send_outcome(item) if isinstance(item, Outcome) else self.send(item):
+        elif self.send_outcome(item) if isinstance(item, CopyOutcome) else self.send(item):
             count.rerouted += 1
-        elif isinstance(item, Outcome):
+        elif isinstance(item, CopyOutcome):
             count.outcomes_lost += 1
         elif isinstance(item, Route):
             count.route_failures += 1

@@ -22,7 +22,7 @@ from meshim.wire import mesh as wire
 from meshim.wire.envelope import WIRE_VERSION
 from meshim.wire.link import Close, Data, Frame, Reset
 from meshim.wire.mesh import Deliver, FromConnector, FromTransfer, Hello, HelloOk
-from meshim.wire.outcome import Outcome
+from meshim.wire.outcome import CopyOutcome
 from meshim.wire.sizes import mesh_item_size
 
 _LEAVING = "this transfer is leaving"
@@ -69,7 +69,7 @@ class ConnectorLinks:
         self._flush_queue.mark(entry.peer, entry.link)
         return True
 
-    def send_outcome(self, outcome: Outcome) -> bool:
+    def send_outcome(self, outcome: CopyOutcome) -> bool:
         """Queue an outcome for its origin; it may wait for others (`meshim/protocol/coalescing.py`)."""
         entry = self._by_incarnation.get(outcome.origin)
         if entry is None or not entry.link.push(outcome, deferrable=True):
@@ -163,7 +163,7 @@ class ConnectorLinks:
             del self._by_incarnation[entry.incarnation]
         self._statistics.connectors = len(self._by_peer)
         for item in entry.link.window.abandon():
-            if isinstance(item, Outcome):
+            if isinstance(item, CopyOutcome):
                 self._statistics.outcomes_lost += 1
             else:
                 self._on_undelivered(item)

@@ -37,6 +37,8 @@ WindowSize = Annotated[int, Meta(ge=1, le=LIST_MAX)]
 MessageId = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Token = Annotated[bytes, Meta(max_length=64)]
 """More than the 32 bytes of a token, so that a token of the wrong length is BAD_TOKEN, not a malformed frame."""
+Cookie = Annotated[bytes, Meta(max_length=1_024)]
+"""What a connector has its client keep for a stream; opaque to the client."""
 Name = Annotated[str, Meta(max_length=128)]
 Sentence = Annotated[str, Meta(max_length=1_024)]
 """A sentence for people, in English."""

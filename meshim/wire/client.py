@@ -5,9 +5,9 @@ from collections.abc import Callable
 import msgspec
 
 from meshim.wire import codec
-from meshim.wire.bounds import U31, U63, U64, Id, Milliseconds, Positions, Token, WindowSize
+from meshim.wire.bounds import U8, U31, U63, U64, Cookie, Id, Milliseconds, Sentence, Seq, Token, WindowSize
+from meshim.wire.envelope import Destination
 from meshim.wire.link import Ack, Close, Data, Frame, Ping, Pong, Reset
-from meshim.wire.outcome import Outcome
 
 
 class Greet(Frame, array_like=True, frozen=True, gc=False, tag=1):
@@ -49,12 +49,12 @@ class Stored(Frame, array_like=True, frozen=True, gc=False, tag=10):
 class Submit(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=1):
     """Client to connector: an envelope to deliver.
 
-    `after` names, for each device for which a copy of this stream was stored (0: all devices of a user), the highest
-    position that an outcome reported.  A live copy for that device waits until the offline queue is pushed up to there.
+    `cookie` is that of the latest outcome of the stream.  It names, for each device for which a copy of the stream was
+    stored, the highest position: a live copy for that device waits until the offline queue is pushed up to there.
     """
 
     envelope: bytes
-    after: Positions = ()
+    cookie: Cookie = b""
 
 
 class Delivery(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=2):
@@ -62,6 +62,25 @@ class Delivery(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=2):
 
     envelope: bytes
     stored: bool = False
+
+
+class Outcome(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=3):
+    """Connector to client: what became of its messages `first` to `last` to this destination.
+
+    `status` is that of each message as known so far (an `OutcomeStatus`).  `final`: all copies are accounted for.
+    `audience` of a final outcome is equal for messages that went to the same copies, and not 0.  `cookie` is for every
+    later Submit of the stream; only DELIVERED and STORED carry one.
+    """
+
+    to: Destination
+    first: Seq
+    last: Seq
+    status: U8
+    final: bool = False
+    audience: U31 = 0
+    cookie: Cookie = b""
+    code: U31 = 0
+    sentence: Sentence = ""
 
 
 ClientItem = Submit

@@ -13,7 +13,7 @@ from meshim.wire import codec
 from meshim.wire.bounds import LIST_MAX, U8, U31, U63, U64, Copies, Id, Name, Positions, Seq, WindowSize
 from meshim.wire.envelope import Destination
 from meshim.wire.link import Ack, Close, Data, Frame, Ping, Pong, Reset
-from meshim.wire.outcome import Outcome
+from meshim.wire.outcome import CopyOutcome
 
 
 class Hello(Frame, array_like=True, frozen=True, gc=False, tag=1):
@@ -38,11 +38,14 @@ class HelloOk(Frame, array_like=True, frozen=True, gc=False, tag=2):
 class Stamp(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The routing header of an envelope: its sender, as the authenticated session proves, and its destination.
 
-    `origin` is the incarnation of the sender's connector.  The connector fills `copies` with those for the sender's
-    other devices; the transfer adds those of the recipient.
+    `origin` is the incarnation of the sender's connector, and `session` the session there: outcomes go to it.  `after`
+    names, for each device for which a copy of the stream was stored (0: all devices of a user), the highest position
+    that the sender was told.  The connector fills `copies` with those for the sender's other devices; the transfer adds
+    those of the recipient.
     """
 
     origin: U63
+    session: U63
     user: Id
     device: Id
     epoch: U64
@@ -82,8 +85,8 @@ class Return(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=4):
     envelope: bytes
 
 
-FromConnector = Route | Return | Outcome
-FromTransfer = Deliver | Outcome
+FromConnector = Route | Return | CopyOutcome
+FromTransfer = Deliver | CopyOutcome
 
 ConnectorToTransfer = Hello | Data[FromConnector] | Ack | Ping | Pong | Close | Reset
 TransferToConnector = HelloOk | Data[FromTransfer] | Ack | Ping | Pong | Close | Reset

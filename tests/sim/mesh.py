@@ -132,12 +132,12 @@ class Mesh:
         core = role.core
         self.judge.entered("R6", isinstance(core, TransferCore) and not core.idle)
         halves = (
-            message.delivery
-            for device in self.devices
-            if device.core is not None
-            for message in device.core.outbox._pending.values()
+            len(session.accounting)
+            for connector in self.connectors
+            if isinstance(connector.core, ConnectorCore)
+            for session in connector.core._sessions.all()
         )
-        self.judge.entered("R16", any(progress.accounted and len(progress.copies) > 1 for progress in halves))
+        self.judge.entered("R16", any(halves))
 
     def counters(self) -> Counter[str]:
         """The counters of all roles, named `ROLE_COUNTER`."""

@@ -24,7 +24,7 @@ NOTICED = {
     "read-before-ack": "marked",
     "sent-before-puback": "sent",
     "sent-on-first-copy": "sent",
-    "after": "in order",
+    "cookie": "in order",
     "wake-up": "soon",
     "queue-check": "soon",
     "late-goodbye": "soon",

@@ -172,6 +172,9 @@ class MemoryAccounts:
             del self._database.relations[_pair(user_id, peer_id)]
         return True
 
+    async def mesh_secret(self) -> bytes:
+        return self._database.secret
+
     async def ping(self) -> None:
         """Do nothing: memory always answers."""
 

@@ -139,5 +139,8 @@ class Accounts(Protocol):
         A pair that ever was friends keeps its relation as `removed`, with its keys; otherwise the relation is deleted.
         """
 
+    async def mesh_secret(self) -> bytes:
+        """Return the secret of the mesh: 32 random bytes, made with the tables."""
+
     async def ping(self) -> None:
         """Return when the database has answered a query."""

@@ -19,7 +19,7 @@ from meshim.stores.ports import Account, Device, Login, Relation, RelationKey, U
 from meshim.stores.sql import relations
 from meshim.stores.sql.database import Database
 from meshim.stores.sql.rows import first_device
-from meshim.stores.sql.schema import im_device, im_offline, im_position, im_token, im_user, now_ms, to_ms, to_s
+from meshim.stores.sql.schema import im_device, im_mesh, im_offline, im_position, im_token, im_user, now_ms, to_ms, to_s
 from meshim.wire.envelope import DestinationType
 
 _IN_MAX = 500
@@ -109,6 +109,9 @@ class SqlAccounts:
 
     async def remove(self, user_id: int, peer_id: int, now: float) -> bool:
         return await self._database.write(relations.remove, user_id, peer_id, to_ms(now))
+
+    async def mesh_secret(self) -> bytes:
+        return await self._database.read(_mesh_secret)
 
     async def ping(self) -> None:
         await self._database.read(_ping)
@@ -302,6 +305,11 @@ def _accounts_of(connection: Connection, user_ids: Sequence[int], now: float) ->
         friends = relations.friends(connection, devices.keys())
         accounts |= {user: Account(user, tuple(ids), friends[user], now) for user, ids in devices.items()}
     return accounts
+
+
+def _mesh_secret(connection: Connection) -> bytes:
+    secret: bytes = connection.scalars(select(im_mesh.c.secret)).one()
+    return secret
 
 
 def _ping(connection: Connection) -> None:

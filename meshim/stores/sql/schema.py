@@ -119,6 +119,15 @@ def _number(name: str, default: int | None = None) -> Column[int]:
     return Column(name, BigInteger, nullable=False, server_default=None if default is None else text(str(default)))
 
 
+# One row, made with the table.  Connectors that run keep the secret that they read at their start.
+im_mesh = Table(
+    "im_mesh",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("secret", _Hash, nullable=False),
+    **_TABLE,
+)
+
 im_user = Table(
     "im_user",
     metadata,

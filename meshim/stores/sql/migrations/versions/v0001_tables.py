@@ -5,6 +5,7 @@ Every step stands alone: it creates the tables as they were when the step was wr
 was interrupted.
 """
 
+import secrets
 from typing import Any
 
 import sqlalchemy as sa
@@ -42,6 +43,7 @@ def _bytes(name: str, on_mysql: Any) -> sa.Column[bytes]:
 
 
 def upgrade() -> None:
+    _create_mesh()
     _create_accounts()
     _create_relations()
     _create_queues()
@@ -57,6 +59,19 @@ def _create_index(name: str, table: str, *columns: str) -> None:
     """MySQL has no CREATE INDEX IF NOT EXISTS."""
     if name not in {index["name"] for index in sa.inspect(op.get_bind()).get_indexes(table)}:
         op.create_index(name, table, columns)
+
+
+def _create_mesh() -> None:
+    op.create_table(
+        "im_mesh",
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+        _bytes("secret", mysql.BINARY(32)),
+        **_TABLE,
+    )
+    mesh = sa.table("im_mesh", sa.column("id", sa.Integer), sa.column("secret", sa.LargeBinary))
+    connection = op.get_bind()
+    if connection.execute(sa.select(mesh.c.id)).first() is None:
+        connection.execute(sa.insert(mesh).values(id=1, secret=secrets.token_bytes(32)))
 
 
 def _create_accounts() -> None:
