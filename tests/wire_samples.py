@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from meshim.wire import client, mesh
-from meshim.wire.client import Delivery, Greet, Stored, Submit, Welcome
+from meshim.wire.client import Delivery, Greet, Outcome, Stored, Submit, Welcome
 from meshim.wire.envelope import (
     Destination,
     DestinationType,
@@ -23,7 +23,7 @@ from meshim.wire.link import Ack, Close, Data, Ping, Pong, Reset
 from meshim.wire.mesh import Deliver, Hello, HelloOk, Return, Route, Stamp
 from meshim.wire.notification import AccountChanged, Kick, WakeUp, decode_notification, encode_notification
 from meshim.wire.offline_log import Entry, Record, decode_record, encode_record
-from meshim.wire.outcome import Outcome, OutcomeStatus
+from meshim.wire.outcome import CopyOutcome, OutcomeStatus
 
 LINK = 0xA1B2C3D4E5F60718
 EPOCH = 0xFEDCBA9876543210
@@ -32,8 +32,12 @@ ENVELOPE = Envelope(
     1, bytes(range(16)), 7, 8, EPOCH, BOB, 300, 299, Kind.TEXT, 2, 1_700_000_000_123, b"sealed"
 )  # fmt: skip
 ENVELOPE_BYTES = encode_envelope(ENVELOPE)
-STAMP = Stamp(2**62, 7, 8, EPOCH, BOB, 300, Kind.TEXT, ((42, 5, 9),), ((42, 5), (7, 6)))
-OUTCOME = Outcome(2**62, 7, 8, EPOCH, BOB, 300, 301, OutcomeStatus.STORED, ((42, 5),), ((42, 5), (7, 6)), 9)
+STAMP = Stamp(2**62, 2**50, 7, 8, EPOCH, BOB, 300, Kind.TEXT, ((42, 5, 9),), ((42, 5), (7, 6)))
+COPY_OUTCOME = CopyOutcome(
+    2**62, 2**50, 7, 8, EPOCH, BOB, 300, 301, OutcomeStatus.STORED, ((42, 5),), ((42, 5), (7, 6)), 9, ((42, 5, 8),)
+)
+
+OUTCOME = Outcome(BOB, 300, 301, OutcomeStatus.STORED, True, 0x12345678, b"cookie")
 
 
 class Coding(NamedTuple):
@@ -67,11 +71,11 @@ PINNED: list[tuple[str, Any, str]] = [
      "9b0201cfa1b2c3d4e5f60718cf00040000000000002a0520ce00010000ce00040000cd2710cf0000018bcfe5687b"),
     ("connector to client", Stored(LINK, delayed=True),
      "930acfa1b2c3d4e5f60718c3"),
-    ("client", Data(LINK, 1, 0, (), (Submit(b"env", ((42, 5, 9),)),)),
-     "9603cfa1b2c3d4e5f60718010090919301c403656e7691932a0509"),
+    ("client", Data(LINK, 1, 0, (), (Submit(b"env", b"cookie"),)),
+     "9603cfa1b2c3d4e5f60718010090919301c403656e76c406636f6f6b6965"),
     ("connector to client", Data(LINK, 2, 1, (4, 5), (Delivery(b"env", stored=True), OUTCOME)),
      ("9603cfa1b2c3d4e5f6071802019204059"
-      "29302c403656e76c39e03cf40000000000000000708cffedcba987654321093012a00cd012ccd012d0291922a0592922a059207060900a0")),
+      "29302c403656e76c39a0393012a00cd012ccd012d02c3ce12345678c406636f6f6b696500a0")),
     ("client", Ack(LINK, 3, (5,)),
      "9404cfa1b2c3d4e5f60718039105"),
     ("client", Ping(LINK),
@@ -88,14 +92,15 @@ PINNED: list[tuple[str, Any, str]] = [
      "950201cfa1b2c3d4e5f60718cf200000000000000040"),
     ("connector to transfer", Data(LINK, 1, 0, (), (Route(STAMP, b"env"),)),
      ("9603cfa1b2c3d4e5f6071801009091"
-      "930199cf40000000000000000708cffedcba987654321093012a00cd012c0191932a050992922a05920706c403656e76")),
-    ("connector to transfer", Data(LINK, 2, 0, (), (Return(42, (5,), True, STAMP, b"env"), OUTCOME)),
+      "93019acf4000000000000000cf00040000000000000708cffedcba987654321093012a00cd012c0191932a050992922a05920706c403656e76")),
+    ("connector to transfer", Data(LINK, 2, 0, (), (Return(42, (5,), True, STAMP, b"env"), COPY_OUTCOME)),
      ("9603cfa1b2c3d4e5f6071802009092"
-      "96042a9105c399cf40000000000000000708cffedcba987654321093012a00cd012c0191932a050992922a05920706c403656e76"
-      "9e03cf40000000000000000708cffedcba987654321093012a00cd012ccd012d0291922a0592922a059207060900a0")),
+      "96042a9105c39acf4000000000000000cf00040000000000000708cffedcba987654321093012a00cd012c0191932a050992922a05920706c403656e76"
+      "dc001003cf4000000000000000cf00040000000000000708cffedcba987654321093012a00cd012ccd012d02"
+      "91922a0592922a059207060991932a050800a0")),
     ("transfer", Data(LINK, 1, 0, (), (Deliver(42, ((5, 2**50),), STAMP, b"env"),)),
      ("9603cfa1b2c3d4e5f6071801009091"
-      "95022a919205cf000400000000000099cf40000000000000000708cffedcba987654321093012a00cd012c"
+      "95022a919205cf00040000000000009acf4000000000000000cf00040000000000000708cffedcba987654321093012a00cd012c"
       "0191932a050992922a05920706c403656e76")),
     ("envelope", ENVELOPE,
      ("9c01c410000102030405060708090a0b0c0d0e0f0708cffedcba987654321093012a00cd012ccd012b"

@@ -11,8 +11,8 @@ from unittest.mock import patch
 import msgspec
 
 from meshim.client.inbox import Inbox, InboxUpdate
-from meshim.connector import events as connector_events
 from meshim.connector import accounting
+from meshim.connector import events as connector_events
 from meshim.connector.handshake import Handshake
 from meshim.connector.offline_sync import OfflineSync
 from meshim.connector.outcomes import Outcomes

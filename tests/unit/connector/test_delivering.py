@@ -12,7 +12,7 @@ from meshim.wire.envelope import Kind
 from meshim.wire.link import Close, Data
 from meshim.wire.mesh import Deliver, FromConnector, Return
 from meshim.wire.notification import WakeUp
-from meshim.wire.outcome import Outcome, OutcomeStatus
+from meshim.wire.outcome import CopyOutcome, OutcomeStatus
 from tests.unit.connector.world import (
     A1,
     A2,
@@ -39,8 +39,8 @@ def returned(transfer: Transfer) -> list[tuple[int, bool]]:
 
 
 def delivered(items: Sequence[FromConnector]) -> list[tuple[int, int]]:
-    assert all(isinstance(item, Outcome) and item.status == OutcomeStatus.DELIVERED for item in items)
-    return [(item.first, item.last) for item in items if isinstance(item, Outcome)]
+    assert all(isinstance(item, CopyOutcome) and item.status == OutcomeStatus.DELIVERED for item in items)
+    return [(item.first, item.last) for item in items if isinstance(item, CopyOutcome)]
 
 
 def test_a_live_copy_is_pushed_and_its_outcome_follows_the_acknowledgement() -> None:
@@ -52,7 +52,7 @@ def test_a_live_copy_is_pushed_and_its_outcome_follows_the_acknowledgement() -> 
     assert not transfer.take(), "no outcome before the device has it"
     bob.acknowledge()
     (outcome,) = transfer.take()
-    assert isinstance(outcome, Outcome)
+    assert isinstance(outcome, CopyOutcome)
     assert (outcome.status, outcome.origin, outcome.user, outcome.device) == (
         OutcomeStatus.DELIVERED,
         ELSEWHERE,
@@ -76,9 +76,9 @@ def test_an_outcome_for_a_sender_on_the_same_connector_takes_no_detour() -> None
     connector = Connector()
     transfer = connector.transfer()
     alice, bob = connector.online(A1), connector.online(B1)
-    transfer.give(live_copy(origin=HERE))
+    transfer.give(live_copy(origin=HERE, session=alice.session))
     bob.acknowledge()
-    assert [(outcome.status, outcome.done) for outcome in alice.outcomes] == [(OutcomeStatus.DELIVERED, ((BOB, B1),))]
+    assert [(outcome.status, outcome.final) for outcome in alice.outcomes] == [(OutcomeStatus.DELIVERED, True)]
     assert not transfer.take()
 
 
@@ -100,7 +100,7 @@ def test_a_copy_for_two_devices_here_goes_to_both() -> None:
     transfer.give(Deliver(ALICE, ((A1, 0), (A2, 0)), both.stamp, both.envelope))
     one.acknowledge()
     other.acknowledge()
-    outcomes = [item for item in transfer.take() if isinstance(item, Outcome)]
+    outcomes = [item for item in transfer.take() if isinstance(item, CopyOutcome)]
     assert [outcome.done for outcome in outcomes] == [((ALICE, A1),), ((ALICE, A2),)]
 
 

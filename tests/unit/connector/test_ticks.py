@@ -7,7 +7,7 @@ from meshim.connector.core import ConnectorCore
 from meshim.connector.session import Session
 from meshim.protocol.link import LinkOptions
 from meshim.wire.link import Data
-from meshim.wire.outcome import Outcome
+from meshim.wire.outcome import CopyOutcome
 from tests.unit.connector.world import A1, ALICE, B1, RELATION_S, SWEEP_S, Connector, account, live_copy, options
 
 
@@ -57,7 +57,7 @@ def test_coalesced_outcomes_leave_without_a_tick(ticked: list[int]) -> None:
         transfer.give(live_copy(B1, seq))
         bob.acknowledge(seq)
         connector.pass_time(0.004)
-        outcomes += [item.first for item in transfer.take() if isinstance(item, Outcome)]
+        outcomes += [item.first for item in transfer.take() if isinstance(item, CopyOutcome)]
     assert outcomes == [1, 2, 3]
     assert len(ticked) <= 1, "three outcomes left, and one tick may have come between"
 

@@ -6,14 +6,14 @@ from meshim.wire import mesh
 from meshim.wire.envelope import WIRE_VERSION, Kind
 from meshim.wire.link import Close, Data, Ping, Pong, Reset
 from meshim.wire.mesh import FromConnector, Hello, HelloOk, Return, Route
-from meshim.wire.outcome import Outcome
+from meshim.wire.outcome import CopyOutcome
 from tests.unit.connector.world import A1, B1, HERE, Connector, Transfer, envelope, live_copy
 
 RECONNECT_S = 0.5
 
 
 def seqs(items: list[FromConnector]) -> list[int]:
-    return [item.first if isinstance(item, Outcome) else item.stamp.seq for item in items]
+    return [item.first if isinstance(item, CopyOutcome) else item.stamp.seq for item in items]
 
 
 def idle(connector: Connector) -> bool:
@@ -69,7 +69,7 @@ def test_items_of_a_lost_link_go_to_another_transfer() -> None:
     other = connector.transfer(902)
     connector.receive(e.TransferLost(901))
     items = other.take()
-    assert [type(item) for item in items] == [Route, Route, Route, Return, Outcome]
+    assert [type(item) for item in items] == [Route, Route, Route, Return, CopyOutcome]
     assert seqs(items) == [1, 2, 3, 21, 11]
     assert (connector.count.rerouted, connector.count.ephemeral_dropped) == (5, 1)
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from meshim.connector import events as e
+from meshim.connector.cookies import make_cookie
 from meshim.connector.core import ConnectorCore
 from meshim.connector.offline_sync import OfflineSyncOptions
 from meshim.connector.options import ConnectorOptions
@@ -11,20 +12,19 @@ from meshim.protocol.link import LinkOptions
 from meshim.protocol.window import WindowOptions
 from meshim.stores.ports import Account, Binding, Login, Page, Row
 from meshim.wire import client, mesh
-from meshim.wire.bounds import Positions
-from meshim.wire.client import Delivery, Greet, Stored, Submit, Welcome
+from meshim.wire.client import Delivery, Greet, Outcome, Stored, Submit, Welcome
 from meshim.wire.envelope import (
     WIRE_VERSION,
     Destination,
     DestinationType,
     Envelope,
     Kind,
+    Stream,
     decode_envelope,
     encode_envelope,
 )
 from meshim.wire.link import Ack, Close, Data, Frame, Ping, Pong, Reset
 from meshim.wire.mesh import Deliver, FromConnector, FromTransfer, Hello, HelloOk, Stamp
-from meshim.wire.outcome import Outcome
 
 A = TypeVar("A", bound=e.Action)
 F = TypeVar("F", bound=Frame)
@@ -32,6 +32,7 @@ F = TypeVar("F", bound=Frame)
 HERE = 77
 """The incarnation of the connector."""
 ELSEWHERE = 78
+SECRET = bytes(range(32))
 EPOCH = 0xE90C
 ALICE, BOB, CAROL = 1, 2, 3
 A1, A2, B1, B2, C1 = 11, 12, 21, 22, 31
@@ -92,9 +93,17 @@ def live_copy(device: int = B1, seq: int = 1, sender: int = A1, **fields: Any) -
     kind = fields.pop("kind", Kind.TEXT)
     origin = fields.pop("origin", ELSEWHERE)
     to = Destination(DestinationType.USER, user)
-    stamp = Stamp(origin, sender // 10, sender, EPOCH, to, seq, kind, after, ((user, device),))
+    session = fields.pop("session", 0)
+    stamp = Stamp(origin, session, sender // 10, sender, EPOCH, to, seq, kind, after, ((user, device),))
     assert not fields
     return Deliver(user, ((device, 0),), stamp, envelope(sender, user, seq, body, kind))
+
+
+def cookie_of(sender: "Client", *positions: tuple[int, int, int], to: int = BOB) -> bytes:
+    """The cookie that the mesh makes for the stream of a client to a user."""
+    login = sender.login
+    stream = Stream(login.user, login.device, login.epoch, Destination(DestinationType.USER, to))
+    return make_cookie(SECRET, stream, positions)
 
 
 def row(number: int, sender: int = A1, to: int = BOB, body: bytes = b"hello") -> Row:
@@ -115,6 +124,7 @@ class Connector:
         """Clients whose connection the core closed."""
         self.transfers: dict[int, Transfer] = {}
         self.numbers = 100
+        self.receive(e.SecretRead(SECRET))
 
     @property
     def count(self) -> Any:
@@ -281,9 +291,9 @@ class Client:
 
     # ---- talking
 
-    def submit(self, *envelopes: bytes, after: Positions = ()) -> None:
+    def submit(self, *envelopes: bytes, cookie: bytes = b"") -> None:
         self.number += 1
-        items = tuple(Submit(each, after) for each in envelopes)
+        items = tuple(Submit(each, cookie) for each in envelopes)
         self.send(Data(self.link, self.number, self.received_number, (), items))
 
     @property

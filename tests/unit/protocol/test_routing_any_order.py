@@ -22,7 +22,7 @@ from meshim.wire import mesh as wire
 from meshim.wire.envelope import WIRE_VERSION, Destination, DestinationType, Kind
 from meshim.wire.link import Ack, Close, Data, Pong
 from meshim.wire.mesh import FromConnector, Hello, HelloOk, Return, Route, Stamp
-from meshim.wire.outcome import Outcome, OutcomeStatus
+from meshim.wire.outcome import CopyOutcome, OutcomeStatus
 
 PAIRS = [(one, other) for other in range(2, 7) for one in range(1, other)]
 TRANSFER = st.integers(0, 5).map(lambda number: mix(number) >> 2)
@@ -41,11 +41,11 @@ def items(pair: Pair) -> list[FromConnector]:
     """Every kind of item that connectors send about a conversation, from both ends of it."""
     found: list[FromConnector] = []
     for sender, to in (pair, pair[::-1]):
-        stamp = Stamp(1, sender, sender * 10, 7, Destination(DestinationType.USER, to), 1, Kind.TEXT)
+        stamp = Stamp(1, 5, sender, sender * 10, 7, Destination(DestinationType.USER, to), 1, Kind.TEXT)
         found.append(Route(stamp, b""))
         found.append(Return(to, (to * 10,), True, stamp, b""))
-        found.append(Outcome(1, sender, sender * 10, 7, stamp.to, 1, 1, OutcomeStatus.DELIVERED))
-        receipt = Stamp(1, sender, sender * 10, 7, Destination(DestinationType.DEVICE, to, to * 10), 1, Kind.RECEIPT)
+        found.append(CopyOutcome(1, 5, sender, sender * 10, 7, stamp.to, 1, 1, OutcomeStatus.DELIVERED))
+        receipt = Stamp(1, 5, sender, sender * 10, 7, Destination(DestinationType.DEVICE, to, to * 10), 1, Kind.RECEIPT)
         found.append(Route(receipt, b""))
     return found
 
@@ -98,7 +98,7 @@ class Connector:
         handlers: dict[Pair, set[int]] = {}
         for pair in PAIRS:
             for item in items(pair):
-                sent = self.mesh.send_outcome(item) if isinstance(item, Outcome) else self.mesh.send(item)
+                sent = self.mesh.send_outcome(item) if isinstance(item, CopyOutcome) else self.mesh.send(item)
                 assert sent == bool(self.links), "an open transfer takes each item; without one no item is sent"
         self.work(now)
         for transfer, item in self.unacked:
@@ -109,7 +109,7 @@ class Connector:
 
 
 def pair_of(item: FromConnector) -> Pair:
-    sender, to = (item.user, item.to.id) if isinstance(item, Outcome) else (item.stamp.user, item.stamp.to.id)
+    sender, to = (item.user, item.to.id) if isinstance(item, CopyOutcome) else (item.stamp.user, item.stamp.to.id)
     return min(sender, to), max(sender, to)
 
 

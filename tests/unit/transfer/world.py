@@ -15,7 +15,7 @@ from meshim.wire.envelope import WIRE_VERSION, Destination, DestinationType, Kin
 from meshim.wire.link import Ack, Close, Data, Frame, Ping, Pong, Reset
 from meshim.wire.mesh import Deliver, FromConnector, FromTransfer, Hello, HelloOk, Return, Route, Stamp
 from meshim.wire.offline_log import Entry, decode_record
-from meshim.wire.outcome import Copy, Outcome
+from meshim.wire.outcome import Copy, CopyOutcome
 
 A = TypeVar("A", bound=e.Action)
 F = TypeVar("F", bound=Frame)
@@ -27,6 +27,8 @@ A1, A2, B1, B2, C1 = 11, 12, 21, 22, 31
 EPOCH = 0xE90C
 PARTITIONS = 4
 SILENCE_S, GIVE_UP_S = 1.5, 2.5
+SESSION = 1000
+"""Of every sender."""
 CACHE_S, PRESENCE_SILENCE_S = 30.0, 5.0
 
 
@@ -51,7 +53,7 @@ def stamp(seq: int = 1, to: int | Destination = BOB, sender: int = A1, origin: i
     """`to` may be a user; `origin` defaults to the connector that has the number of the sender's user."""
     to = to if isinstance(to, Destination) else Destination(DestinationType.USER, to)
     values: dict[str, Any] = {"kind": Kind.TEXT, "after": (), "copies": ()}
-    return Stamp(origin or sender // 10, sender // 10, sender, EPOCH, to, seq, **(values | fields))
+    return Stamp(origin or sender // 10, SESSION, sender // 10, sender, EPOCH, to, seq, **(values | fields))
 
 
 def route(seq: int = 1, to: int | Destination = BOB, sender: int = A1, size: int = 4, **fields: Any) -> Route:
@@ -207,8 +209,8 @@ class Connector:
         return [(i.stamp.seq, tuple(d for d, _ in i.bindings)) for i in self.items if isinstance(i, Deliver)]
 
     @property
-    def outcomes(self) -> list[Outcome]:
-        return [item for item in self.items if isinstance(item, Outcome)]
+    def outcomes(self) -> list[CopyOutcome]:
+        return [item for item in self.items if isinstance(item, CopyOutcome)]
 
     def brief_outcomes(self) -> list[tuple[int, int, int, tuple[Copy, ...]]]:
         """(first, last, status, done) of each outcome received."""

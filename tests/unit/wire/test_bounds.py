@@ -25,7 +25,7 @@ from meshim.wire.link import Ack, Close, Data
 from meshim.wire.mesh import Deliver, Hello, Return
 from meshim.wire.notification import AccountChanged, WakeUp, decode_notification, encode_notification
 from meshim.wire.offline_log import Entry, decode_record, encode_record
-from tests.wire_samples import BOB, CODINGS, ENVELOPE, OUTCOME, PINNED, STAMP, Coding
+from tests.wire_samples import BOB, CODINGS, COPY_OUTCOME, ENVELOPE, PINNED, STAMP, Coding
 
 deterministic = settings(max_examples=300, derandomize=True, deadline=None, database=None)
 
@@ -169,13 +169,14 @@ BEYOND: list[tuple[str, Callable[[bytes], Any], bytes]] = [
     ("items", client.decode_from_client, client.encode(Data(1, 1, 1, (), (Submit(b""),) * (ITEMS_MAX + 1)))),
     (
         "after",
-        client.decode_from_client,
-        client.encode(Data(1, 1, 1, (), (Submit(b"", ((1, 1, 1),) * (LIST_MAX + 1)),))),
+        mesh.decode_from_connector,
+        mesh.encode(Data(1, 1, 1, (), (msgspec.structs.replace(COPY_OUTCOME, after=((1, 1, 1),) * (LIST_MAX + 1)),))),
     ),
+    ("cookie of 1025 bytes", client.decode_from_client, client.encode(Data(1, 1, 1, (), (Submit(b"", bytes(1_025)),)))),
     (
         "copies",
         mesh.decode_from_connector,
-        mesh.encode(Data(1, 1, 1, (), (msgspec.structs.replace(OUTCOME, copies=((1, 1),) * (LIST_MAX + 1)),))),
+        mesh.encode(Data(1, 1, 1, (), (msgspec.structs.replace(COPY_OUTCOME, copies=((1, 1),) * (LIST_MAX + 1)),))),
     ),
     (
         "bindings",

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from meshim.wire import client, codec
 from meshim.wire.bounds import MS_MAX, SEQ_MAX
-from meshim.wire.client import Delivery, Greet, Submit
+from meshim.wire.client import Delivery, Greet, Outcome, Submit
 from meshim.wire.envelope import (
     EPHEMERAL_FROM,
     Destination,
@@ -27,7 +27,7 @@ from meshim.wire.envelope import (
 from meshim.wire.link import Ack, Close, Data, Ping, Pong, Reset
 from meshim.wire.mesh import Deliver, Return, Route, Stamp
 from meshim.wire.offline_log import Entry, Record
-from meshim.wire.outcome import Outcome, OutcomeStatus
+from meshim.wire.outcome import CopyOutcome, OutcomeStatus
 from tests.wire_samples import (
     BOB,
     CODINGS,
@@ -133,13 +133,18 @@ def _plain(value: Any, grows: list[bool]) -> Any:
         (TO_CLIENT, [3, 1, 1, 0, [], [[2, b"e"]]], Data(1, 1, 0, (), (Delivery(b"e"),))),
         (
             TO_CLIENT,
-            [3, 1, 1, 0, [], [[3, 9, 7, 8, 5, [1, 42], 1, 1, 4]]],
-            Data(1, 1, 0, (), (Outcome(9, 7, 8, 5, BOB, 1, 1, OutcomeStatus.BUSY),)),
+            [3, 1, 1, 0, [], [[3, [1, 42], 1, 1, 4]]],
+            Data(1, 1, 0, (), (Outcome(BOB, 1, 1, OutcomeStatus.BUSY),)),
         ),
         (
             FROM_CONNECTOR,
-            [3, 1, 1, 0, [], [[1, [9, 7, 8, 5, [1, 42], 1, 1], b"e"]]],
-            Data(1, 1, 0, (), (Route(Stamp(9, 7, 8, 5, BOB, 1, 1), b"e"),)),
+            [3, 1, 1, 0, [], [[3, 9, 6, 7, 8, 5, [1, 42], 1, 1, 4]]],
+            Data(1, 1, 0, (), (CopyOutcome(9, 6, 7, 8, 5, BOB, 1, 1, OutcomeStatus.BUSY),)),
+        ),
+        (
+            FROM_CONNECTOR,
+            [3, 1, 1, 0, [], [[1, [9, 6, 7, 8, 5, [1, 42], 1, 1], b"e"]]],
+            Data(1, 1, 0, (), (Route(Stamp(9, 6, 7, 8, 5, BOB, 1, 1), b"e"),)),
         ),
     ],
 )
@@ -172,10 +177,15 @@ envelopes = st.builds(
     Envelope, u31, st.binary(min_size=16, max_size=16), ids, ids, u64, destinations, seqs, seqs, u8, u31,
     st.integers(0, MS_MAX), st.binary(max_size=100),
 )  # fmt: skip
+sentences = st.text(max_size=20)
 outcomes = st.builds(
-    Outcome, any_ids, ids, ids, u64, destinations, seqs, seqs, u8, pairs, pairs, any_ids, u31, st.text(max_size=20)
-)
-stamps = st.builds(Stamp, any_ids, ids, ids, u64, destinations, seqs, u8, positions, pairs)
+    Outcome, destinations, seqs, seqs, u8, st.booleans(), u31, st.binary(max_size=1_024), u31, sentences
+)  # fmt: skip
+copy_outcomes = st.builds(
+    CopyOutcome, any_ids, any_ids, ids, ids, u64, destinations, seqs, seqs, u8, pairs, pairs, any_ids, positions, u31,
+    sentences,
+)  # fmt: skip
+stamps = st.builds(Stamp, any_ids, any_ids, ids, ids, u64, destinations, seqs, u8, positions, pairs)
 stashes = st.lists(ids, max_size=5).map(tuple)
 
 
@@ -195,10 +205,11 @@ devices = st.lists(ids, max_size=4).map(tuple)
 returns = st.builds(Return, ids, devices, st.booleans(), stamps, st.binary(max_size=50))
 deliveries = st.builds(Deliver, ids, pairs, stamps, st.binary(max_size=50))
 EVERYTHING: dict[str, st.SearchStrategy[Any]] = {
-    "client": controls | data_of(st.builds(Submit, st.binary(max_size=50), positions)),
+    "client": controls | data_of(st.builds(Submit, st.binary(max_size=50), st.binary(max_size=1_024))),
     "connector to client": controls | data_of(st.builds(Delivery, st.binary(max_size=50), st.booleans()), outcomes),
-    "connector to transfer": controls | data_of(st.builds(Route, stamps, st.binary(max_size=50)), returns, outcomes),
-    "transfer": controls | data_of(deliveries, outcomes),
+    "connector to transfer": controls
+    | data_of(st.builds(Route, stamps, st.binary(max_size=50)), returns, copy_outcomes),
+    "transfer": controls | data_of(deliveries, copy_outcomes),
     "envelope": envelopes,
     "text": st.builds(Text, st.text()),
     "receipt": st.builds(Receipt, u8, u64, destinations, st.lists(st.tuples(seqs, seqs), max_size=5).map(tuple)),
