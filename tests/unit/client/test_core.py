@@ -8,7 +8,7 @@ from meshim.client import events as e
 from meshim.client.core import ClientCore, Identity, State
 from meshim.errors import Code
 from meshim.wire import client as wire
-from meshim.wire.client import ConnectorItem, Delivery, Greet, Stored, Welcome
+from meshim.wire.client import ConnectorItem, Delivery, Greet, Outcome, Stored, Welcome
 from meshim.wire.envelope import (
     WIRE_VERSION,
     Destination,
@@ -23,7 +23,7 @@ from meshim.wire.envelope import (
     encode_envelope,
 )
 from meshim.wire.link import Ack, Close, Data, Frame, Ping, Pong, Reset
-from meshim.wire.outcome import Outcome, OutcomeStatus
+from meshim.wire.outcome import OutcomeStatus
 from tests.unit.client.world import OPTIONS
 
 ME = Identity(1, 10, 7)
@@ -109,8 +109,8 @@ def from_bob(seq: int, base: int = 1, *, stored: bool = False, **changes: object
     return Delivery(encode_envelope(envelope), stored)
 
 
-def delivered_outcome(seq: int, identity: Identity = ME) -> Outcome:
-    return Outcome(0, *identity, TO_BOB, seq, seq, OutcomeStatus.DELIVERED, ((2, 20),), ((2, 20),))
+def delivered_outcome(seq: int) -> Outcome:
+    return Outcome(TO_BOB, seq, seq, OutcomeStatus.DELIVERED, final=True, audience=1)
 
 
 # ---------------------------------------------------------------- connecting
@@ -321,22 +321,12 @@ def test_an_outcome_reports_and_persists_the_new_state() -> None:
     assert save.changes == (e.SettleMessage(TO_BOB, 1, "delivered"),)
 
 
-@pytest.mark.parametrize("identity", [ME._replace(epoch=8), ME._replace(device=11), ME._replace(user=3)])
-def test_an_outcome_for_another_identity_is_ignored(identity: Identity) -> None:
-    """As one for the installation that had this device before a takeover."""
-    connector = Connector().go_online()
-    connector.compose()
-    connector.persist()
-    connector.deliver(delivered_outcome(1, identity), ack=1)
-    assert connector.actions_of(e.StatusChanged) == []
-
-
 def test_a_base_update_is_persisted_with_the_last_settled_message_of_its_run() -> None:
     connector = Connector().go_online()
     connector.compose()
     connector.compose()
     connector.persist()
-    rejected = Outcome(0, *ME, TO_BOB, 1, 1, OutcomeStatus.REJECTED, code=Code.TOO_LARGE, sentence="too large")
+    rejected = Outcome(TO_BOB, 1, 1, OutcomeStatus.REJECTED, code=Code.TOO_LARGE, sentence="too large")
     connector.deliver(rejected, delivered_outcome(2), ack=1)
     [save] = connector.actions_of(e.Persist)
     assert isinstance(save, e.Persist)

@@ -97,7 +97,7 @@ from meshim.client.state import StateFile
 from meshim.client.events import *
 from meshim.wire.envelope import Destination
 state = StateFile(Path(sys.argv[1]))
-state.apply([AddToOutbox(Destination(1, 2), 1, 1, 1, bytes(16), b"safe"), PutStream(Destination(1, 2), 2, ())])
+state.apply([AddToOutbox(Destination(1, 2), 1, 1, 1, bytes(16), b"safe"), PutStream(Destination(1, 2), 2, b'')])
 print("applied", flush=True)
 signal.pause()
 """
@@ -206,7 +206,7 @@ def test_threads_wait_for_one_another(state: StateFile) -> None:
 
     def write(first: int) -> None:
         for seq in range(first, first + 20):
-            state.apply([out(seq), PutStream(BOB, seq + 1, ())])
+            state.apply([out(seq), PutStream(BOB, seq + 1, b"")])
 
     threads = [threading.Thread(target=write, args=(first,)) for first in (1, 101, 201)]
     for thread in threads:
@@ -241,8 +241,8 @@ def test_the_snapshot_holds_all_applied_changes(state: StateFile) -> None:
         [
             *(out(seq) for seq in (1, 2, 3)),
             out(1, BOBS_PHONE),
-            PutStream(BOB, 4, ((2, 0, (1 << 63) - 1),)),
-            PutStream(BOBS_PHONE, 2, ()),
+            PutStream(BOB, 4, bytes(1_024)),
+            PutStream(BOBS_PHONE, 2, b""),
             RecordReceipt(BOB, 2, "read"),
             SettleMessage(BOB, 1, "sent"),
             SettleMessage(BOB, 3, "rejected", 6, "not friends"),
@@ -258,7 +258,7 @@ def test_the_snapshot_holds_all_applied_changes(state: StateFile) -> None:
     state.apply([SettleMessage(BOB, 1, "delivered")])
     again = reopened(state)
     assert again.load() == Snapshot(
-        streams=[PutStream(BOB, 4, ((2, 0, (1 << 63) - 1),)), PutStream(BOBS_PHONE, 2, ())],
+        streams=[PutStream(BOB, 4, bytes(1_024)), PutStream(BOBS_PHONE, 2, b"")],
         unsettled=[out(2)._replace(receipt="read"), out(1, BOBS_PHONE)],
         settled=[SettleMessage(BOB, 1, "delivered"), SettleMessage(BOB, 3, "rejected", 6, "not friends")],
         orders=[PutOrder(FROM_BOB, 3, ((1, 2), (7, 9))), PutOrder(FROM_CAROL, 1, ())],
@@ -290,12 +290,12 @@ def test_settled_messages_lose_their_envelope_and_the_oldest_are_deleted(
     assert envelopes == 1
 
 
-def test_reassigning_the_outbox_replaces_envelopes_and_clears_after(state: StateFile) -> None:
-    state.apply([out(1), out(2), PutStream(BOB, 3, ((2, 0, 77),))])
+def test_reassigning_the_outbox_replaces_envelopes_and_clears_cookies(state: StateFile) -> None:
+    state.apply([out(1), out(2), PutStream(BOB, 3, b"cookie")])
     state.reassign_outbox([(BOB, 2, b"anew")])
     snapshot = state.load()
     assert [each.envelope for each in snapshot.unsettled] == [b"envelope", b"anew"]
-    assert snapshot.streams == [PutStream(BOB, 3, ())]
+    assert snapshot.streams == [PutStream(BOB, 3, b"")]
 
 
 # ---------------------------------------------------------------- messages for the application

@@ -18,10 +18,10 @@ from meshim.protocol.link import Link, LinkOptions
 from meshim.protocol.ordering import OrderingOptions
 from meshim.protocol.window import WindowOptions
 from meshim.wire import client as wire
-from meshim.wire.client import ConnectorItem, Delivery, Greet, Submit, Welcome
+from meshim.wire.client import ConnectorItem, Delivery, Greet, Outcome, Submit, Welcome
 from meshim.wire.envelope import WIRE_VERSION, Destination, DestinationType, Envelope, Kind, Stream, decode_envelope
 from meshim.wire.link import Close
-from meshim.wire.outcome import Outcome, OutcomeStatus
+from meshim.wire.outcome import OutcomeStatus
 
 LINK = LinkOptions(
     WindowOptions(credit=4, queue=100_000, frame_items=3, frame_bytes=65_536, resend_s=1.0, give_up_s=4.0),
@@ -63,6 +63,8 @@ class Mesh:
         self.rows: dict[int, dict[tuple[Stream, int], Row]] = {}
         self.busy = self.storing = self.mute = self.waking = False
         self._positions = itertools.count(1)
+        self._highest: dict[Stream, int] = {}
+        """The highest position of each stream: its cookie."""
 
     def receive(self, user: int, frame: bytes, now: float) -> list[bytes]:
         """Take in a frame; returns frames for this user.  `flush` returns those for others."""
@@ -133,7 +135,7 @@ class Mesh:
             self._report(envelope, OutcomeStatus.BUSY)
             return
         binding = self.bindings.get(user)
-        after = max((at for of, _, at in submit.after if of == user), default=0)
+        after = int(submit.cookie or b"0")
         if binding is None or self.storing or after > binding.synced:
             self._store(user, submit.envelope)
             return
@@ -146,27 +148,24 @@ class Mesh:
         row = rows.setdefault((envelope.stream, envelope.seq), Row(next(self._positions), data))
         if self.waking:
             self.wake_up(user)
-        self._report(envelope, OutcomeStatus.STORED, row.position)
+        self._highest[envelope.stream] = max(row.position, self._highest.get(envelope.stream, 0))
+        self._report(envelope, OutcomeStatus.STORED)
 
-    def _report(self, envelope: Envelope, status: OutcomeStatus, position: int = 0) -> None:
+    def _report(self, envelope: Envelope, status: OutcomeStatus) -> None:
         binding = self.bindings.get(envelope.user)
         if binding is None or self.mute:
             return
-        copy = (envelope.to.id, envelope.to.device or envelope.to.id * 10)
-        done = () if status is OutcomeStatus.BUSY else (copy,)
+        busy = status is OutcomeStatus.BUSY
+        highest = self._highest.get(envelope.stream, 0)
         binding.link.push(
             Outcome(
-                origin=0,
-                user=envelope.user,
-                device=envelope.device,
-                epoch=envelope.epoch,
                 to=envelope.to,
                 first=envelope.seq,
                 last=envelope.seq,
                 status=status,
-                done=done,
-                copies=(copy,),
-                position=position,
+                final=not busy,
+                audience=0 if busy else 1,
+                cookie=b"" if busy or not highest else b"%d" % highest,
             )
         )
 
