@@ -7,6 +7,7 @@ Two well-behaved users talk during every test: what they send has to arrive once
 import json
 import random
 import secrets
+import time
 from contextlib import closing
 from typing import Any
 
@@ -54,6 +55,8 @@ from tests.mesh.harness.real_mesh import PASSWORD, RealMesh, in_thread, until
 pytestmark = pytest.mark.usefixtures("chat_in_background")
 
 BODY_BYTES, FRAME_BYTES = 65_536, 262_144
+SOON_S = 2.0
+"""Less than a copy waits for a position (`delivery_timeout_s`)."""
 
 
 # ---------------------------------------------------------------- frames
@@ -65,7 +68,7 @@ async def test_any_bytes_in_any_order_leave_the_client_able_to_connect(mallory: 
     bob = 2
     whole = [
         pack([GREET, 1, mallory.token, mallory.epoch, mallory.link, WINDOW, "x"]),
-        pack([DATA, mallory.link, 1, 0, [], [[1, bytes(80), [[1, 2, 3]]], [1, bytes(5), []]]]),
+        pack([DATA, mallory.link, 1, 0, [], [[1, bytes(80), bytes(60)], [1, bytes(5), b""]]]),
         pack([ACK, mallory.link, 0, [1, 2]]),
         pack([PING, mallory.link]),
         pack([CLOSE, mallory.link, 14, "bye"]),
@@ -324,12 +327,44 @@ async def test_unreadable_messages_of_a_friend_delay_no_other_message(
             trudy.submit(jump, to)
             keys.append((to, 1 << 62))
             trudy.until(lambda: all("sent" in trudy.states[key] for key in keys))
-            # The connector defers it for a position that never comes, then it is stored, then bob gets it.
-            trudy.after[to] = {(bob, 0): 1 << 60}
-            late = trudy.send_envelope(to, TEXT, b"garbage", 0)
-            trudy.until(lambda: "sent" in trudy.states[late])
 
     await in_thread(attack)
+
+
+async def test_invented_cookies_delay_no_message(mesh: RealMesh, mallory: IndependentClient, users: Users) -> None:
+    """A cookie of another stream, a changed one or an invented one counts as empty; a position cannot be made up."""
+    trudy = await in_thread(IndependentClient, mesh.api, users.trudy, PASSWORD)
+    bob = trudy.users[users.bob]
+    invalid = mesh.counter_sum("cookies_invalid")
+    positions = pack([[bob, 0, 1 << 60]])
+    cookies = [secrets.token_bytes(17) + positions, b"\x01" + bytes(16) + positions, b"\x01", bytes(1_024)]
+
+    def attack() -> None:
+        trudy.connect()
+        with closing(trudy.socket):
+            to = (USER, bob, 0)
+            for cookie in cookies:
+                trudy.cookies[to] = cookie
+                began = time.monotonic()
+                sent = trudy.send_envelope(to, TEXT, b"garbage", 0)
+                trudy.until(lambda sent=sent: "sent" in trudy.states[sent])
+                assert time.monotonic() - began < SOON_S, "it does not wait for the invented position"
+
+    await in_thread(attack)
+    await until(lambda: mesh.counter_sum("cookies_invalid") == invalid + len(cookies), "they are counted")
+
+
+async def test_a_cookie_over_its_bound_ends_the_session(mallory: IndependentClient) -> None:
+    submit = [1, b"", bytes(1_025)]
+    mallory.socket.send(pack([DATA, mallory.link, 1, 0, [], [submit]]))
+    await expect_close(mallory, Code.MALFORMED)
+
+
+async def test_a_cookie_of_a_mebibyte_is_cut_off(mallory: IndependentClient) -> None:
+    with monitored(mallory.socket) as wait_ended:
+        mallory.socket.send(pack([DATA, mallory.link, 1, 0, [], [[1, b"", bytes(1 << 20)]]]))
+        await in_thread(wait_ended)
+    assert not mallory.frames_of(CLOSE)
 
 
 # ---------------------------------------------------------------- the log

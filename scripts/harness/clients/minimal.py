@@ -51,7 +51,7 @@ class MinimalClient:
     __slots__ = (
         "_ack_due",
         "_ack_timer",
-        "_after",
+        "_cookies",
         "_flushing",
         "_heartbeat_s",
         "_ids",
@@ -95,16 +95,16 @@ class MinimalClient:
         self.on_message: Callable[[bytes, int], None] | None = None
         """Called with the body of every new message and the user id of its sender."""
         self.on_settled: Callable[[Destination, int, int], None] | None = None
-        """Called with destination, seq and DELIVERED or STORED when all copies of a message are accounted for."""
+        """Called with destination, seq and DELIVERED or STORED when the outcome of a message is final."""
         self.pending: dict[Destination, deque[list[Any]]] = {}
-        """Unsettled messages by destination: [seq, submit item, time of submission, accounted copies]."""
+        """Unsettled messages by destination: [seq, envelope, time of submission, destination]."""
         self._loop = asyncio.get_running_loop()
         self._ids = count(secrets.randbits(62))
         self._next_seq: dict[Destination, int] = {}
         self._receipts_due: dict[Destination, list[int]] = {}
         """By stream, the seqs that the next receipt names."""
-        self._after: dict[Destination, dict[Destination, int]] = {}
-        """By destination and copy, the highest stored position: live copies must not overtake it."""
+        self._cookies: dict[Destination, bytes] = {}
+        """By destination, that of the latest outcome: live copies must not overtake stored ones."""
         self._outgoing: deque[list[Any]] = deque()
         self._unacked: dict[int, Any] = {}
         self._number = self._number_acked = self._received = self._received_acked = 0
@@ -151,8 +151,7 @@ class MinimalClient:
         me = self.me
         envelope_id, now = next(self._ids).to_bytes(16, "big"), int(time.time() * 1000)
         envelope = _pack((VERSION, envelope_id, me.user, me.user, me.epoch, to, seq, base, kind, 0, now, body))
-        after = tuple((*copy, position) for copy, position in self._after.get(to, {}).items())
-        entry = [seq, (SUBMIT, envelope, after), self._loop.time(), None]
+        entry = [seq, envelope, self._loop.time(), to]
         waiting.append(entry)
         self._outgoing.append(entry)
         self._schedule_flush()
@@ -177,7 +176,7 @@ class MinimalClient:
             return
         outgoing = self._outgoing
         while outgoing and self._number - self._number_acked < self.window:
-            items = [outgoing.popleft()[1] for _ in range(min(ITEMS_MAX, len(outgoing)))]
+            items = [self._submit(outgoing.popleft()) for _ in range(min(ITEMS_MAX, len(outgoing)))]
             self._number += 1
             frame = _pack((DATA, self.link, self._number, self._received, (), items))
             self._unacked[self._number] = [self._loop.time(), frame]
@@ -185,6 +184,9 @@ class MinimalClient:
             self._send_bytes(frame)
         if self._ack_due and self._ack_timer is None:
             self._acknowledge()
+
+    def _submit(self, message: list[Any]) -> tuple[int, bytes, bytes]:
+        return SUBMIT, message[1], self._cookies.get(message[3], b"")
 
     def _acknowledge(self) -> None:
         """Send the acknowledgement as a frame of its own."""
@@ -331,26 +333,19 @@ class MinimalClient:
             self.on_message(body, user)
 
     def _outcome(self, item: list[Any]) -> None:
-        _, _, _, _, _, to, first, last, status, done, copies, position, *_ = item
+        _, to, first, last, status, final, _, cookie, *why = item
         to = tuple(to)
-        if status == STORED:
-            stored = self._after.setdefault(to, {})
-            for copy in map(tuple, done):
-                stored[copy] = max(position, stored.get(copy, 0))
+        if status in (DELIVERED, STORED):
+            self._cookies[to] = cookie
         waiting = self.pending.get(to)
         if not waiting:
             return
         if status == REJECTED:
-            self._fail(f"a message was rejected: {item[12:]}")
+            self._fail(f"a message was rejected: {why}")
             return
-        if status == BUSY:
-            return  # the resend timer submits it again
+        if not final:
+            return  # after BUSY the resend timer submits it again
         for message in _between(waiting, first, last):
-            if len(copies) > 1:
-                accounted = message[3] = message[3] or set()
-                accounted.update(map(tuple, done))
-                if not all((u, d) in accounted or (u, 0) in accounted for u, d in copies):
-                    continue
             waiting.remove(message)
             if self.on_settled is not None:
                 self.on_settled(to, message[0], status)

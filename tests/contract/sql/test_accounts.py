@@ -5,6 +5,7 @@ import secrets
 
 import pytest
 
+from meshim.connector.cookies import SECRET_BYTES
 from meshim.errors import StoreConflict
 from meshim.stores.ports import Account, Login, RelationKey, User
 from tests.contract.sql.backends import EPOCH, NOW, Backend, Ports, device_ids, device_of, entry, person, processes
@@ -443,6 +444,13 @@ async def test_logins_by_token(ports: Ports) -> None:
     assert await ports.accounts.logins_by_token([], NOW) == {}
     await ports.accounts.log_out(good)
     assert await ports.accounts.logins_by_token([good], NOW) == {}
+
+
+async def test_the_mesh_has_one_secret(backend: Backend) -> None:
+    one, other = await processes(backend, 2)
+    secret = await one.accounts.mesh_secret()
+    assert len(secret) == SECRET_BYTES
+    assert await other.accounts.mesh_secret() == secret
 
 
 async def test_ping_answers(ports: Ports) -> None:

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 GREET, WELCOME, DATA, ACK, PING, PONG, CLOSE, RESET, STORED = 1, 2, 3, 4, 5, 6, 7, 8, 10
 SUBMIT, DELIVERY, OUTCOME = 1, 2, 3
-COPY_DELIVERED, COPY_STORED, REJECTED, BUSY = 1, 2, 3, 4
+DELIVERED, STORED_COPIES, REJECTED, BUSY = 1, 2, 3, 4
 USER, DEVICE = 1, 2
 TEXT, RECEIPT, BASE = 1, 3, 4
 RECEIVED, READ = 1, 2
@@ -55,9 +55,8 @@ class IndependentClient:
         }
         # The outbox: by (destination, seq).
         self.next_seq: dict[tuple[int, ...], int] = {}
-        self.after: dict[tuple[int, ...], dict[tuple[int, int], int]] = {}
+        self.cookies: dict[tuple[int, ...], bytes] = {}
         self.pending: dict[tuple[tuple[int, ...], int], bytes] = {}
-        self.accounted: dict[tuple[tuple[int, ...], int], set[tuple[int, int]]] = {}
         self.states: dict[tuple[tuple[int, ...], int], set[str]] = {}
         self.codes: dict[tuple[tuple[int, ...], int], int] = {}
         self.busy: dict[tuple[tuple[int, ...], int], float] = {}
@@ -141,7 +140,7 @@ class IndependentClient:
         """Send one item in one frame.  There is no retransmission: a connection over loopback loses nothing."""
         self.until(lambda: self.sent_number - self.sent_acknowledged < self.welcome[6])
         self.sent_number += 1
-        item = [SUBMIT, envelope, [(u, d, position) for (u, d), position in self.after.get(to, {}).items()]]
+        item = [SUBMIT, envelope, self.cookies.get(to, b"")]
         received, early = (self.received_number, sorted(self.early)) if self.acknowledges else (0, [])
         self.send(DATA, self.link, self.sent_number, received, early, [item])
 
@@ -207,24 +206,18 @@ class IndependentClient:
         return to, seq
 
     def on_outcome(
-        self, _: int, user: int, device: int, epoch: int, to: list[int], first: int, last: int, status: int,
-        done: list[Any], copies: list[Any], position: int, code: int, *more: Any,
+        self, to: list[int], first: int, last: int, status: int, final: bool, audience: int, cookie: bytes, code: int,
+        *more: Any,
     ) -> None:  # fmt: skip
-        assert (user, device, epoch) == (self.user, self.device, self.epoch)
+        if status in (DELIVERED, STORED_COPIES):
+            self.cookies[tuple(to)] = cookie
         for seq in range(first, last + 1):
             key = (tuple(to), seq)
-            accounted = self.accounted.setdefault(key, set())
-            if status in (COPY_DELIVERED, COPY_STORED):
-                accounted |= {(u, d) for u, d in done}
-                if copies and all((u, d) in accounted or (u, 0) in accounted for u, d in copies):
-                    self.states[key].add("sent")
-                    self.pending.pop(key, None)
-            if status == COPY_DELIVERED and any(u != self.user for u, _ in done):
+            if final:
+                self.states[key].add("sent")
+                self.pending.pop(key, None)
+            if status == DELIVERED:
                 self.states[key].add("delivered")
-            if status == COPY_STORED:
-                for u, d in done:
-                    after = self.after.setdefault(tuple(to), {})
-                    after[u, d] = max(position, after.get((u, d), 0))
             if status == BUSY:
                 self.busy[key] = time.monotonic() + BUSY_S
             if status == REJECTED:

@@ -23,7 +23,7 @@ PHONE, LAPTOP = (BOB, 21), (BOB, 22)
 
 
 def stamp(seq: int, *, to: int = BOB, device: int = 11, copies: tuple[Copy, ...] = (PHONE,), **fields: Any) -> Stamp:
-    values = {"session": 6, "after": ()} | fields
+    values: dict[str, Any] = {"session": 6, "after": ()} | fields
     to_user = Destination(DestinationType.USER, to)
     return Stamp(origin=9, user=ALICE, device=device, epoch=5, to=to_user, seq=seq, kind=1, copies=copies, **values)
 
@@ -39,9 +39,9 @@ def test_neighbours_with_one_status_share_an_outcome() -> None:
 
 
 def test_an_outcome_has_every_field_of_its_message_and_status() -> None:
-    (only,) = outcomes_of(
-        [(stamp(4, after=((BOB, 21, 8),)), (PHONE,))], OutcomeStatus.BUSY, code=Code.BUSY, sentence="later"
-    )
+    positions = ((BOB, 21, 8),)
+    busy = [(stamp(4, after=positions), (PHONE,))]
+    (only,) = outcomes_of(busy, OutcomeStatus.BUSY, code=Code.BUSY, sentence="later")
     to = Destination(DestinationType.USER, BOB)
     assert only == CopyOutcome(
         9, 6, ALICE, 11, 5, to, 4, 4, OutcomeStatus.BUSY, (PHONE,), (PHONE,), 0, positions, Code.BUSY, "later"
