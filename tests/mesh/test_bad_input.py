@@ -138,7 +138,7 @@ async def test_data_before_the_greeting_is_answered_with_reset(
 ) -> None:
     connector = mallory.connectors[0]
     with dealer(connector["endpoint"], connector["key"].encode()) as (socket_of_ours, _):
-        socket_of_ours.send(pack([DATA, 7, 1, 0, [], [[1, b"?", []]]]))
+        socket_of_ours.send(pack([DATA, 7, 1, 0, [], [[1, b"?", b""]]]))
         assert await in_thread(socket_of_ours.recv) == pack([RESET, 7])
 
 
@@ -252,7 +252,7 @@ def record_outcomes(client: IndependentClient) -> list[tuple[int, int, int, str]
     outcomes: list[tuple[int, int, int, str]] = []
 
     def on_outcome(*fields: Any) -> None:
-        first, status, code, sentence = fields[5], fields[7], fields[11], fields[12]
+        first, status, code, sentence = fields[1], fields[3], fields[7], fields[8]
         outcomes.append((first, status, code, sentence))
 
     client.on_outcome = on_outcome  # type: ignore[method-assign, assignment]

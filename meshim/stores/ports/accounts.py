@@ -140,7 +140,7 @@ class Accounts(Protocol):
         """
 
     async def mesh_secret(self) -> bytes:
-        """Return the secret of the mesh: 32 random bytes, made with the tables."""
+        """Return the secret of the mesh: 32 random bytes, made by the first call."""
 
     async def ping(self) -> None:
         """Return when the database has answered a query."""

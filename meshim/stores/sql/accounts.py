@@ -7,6 +7,7 @@ A user without devices, because none has logged in yet or all were idle for too 
 kept under `first_device`, and the first device to log in gets them in the same transaction.
 """
 
+import secrets
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -111,7 +112,10 @@ class SqlAccounts:
         return await self._database.write(relations.remove, user_id, peer_id, to_ms(now))
 
     async def mesh_secret(self) -> bytes:
-        return await self._database.read(_mesh_secret)
+        secret: bytes | None = await self._database.read(_mesh_secret)
+        if secret is None:
+            return await self._database.write(_make_mesh_secret, secrets.token_bytes(32))
+        return secret
 
     async def ping(self) -> None:
         await self._database.read(_ping)
@@ -307,9 +311,17 @@ def _accounts_of(connection: Connection, user_ids: Sequence[int], now: float) ->
     return accounts
 
 
-def _mesh_secret(connection: Connection) -> bytes:
-    secret: bytes = connection.scalars(select(im_mesh.c.secret)).one()
+def _mesh_secret(connection: Connection) -> bytes | None:
+    secret: bytes | None = connection.scalar(select(im_mesh.c.secret))
     return secret
+
+
+def _make_mesh_secret(connection: Connection, secret: bytes) -> bytes:
+    """Add the row, unless there is one by now: of several calls at once one adds it, and all get the same."""
+    made = _mesh_secret(connection)
+    if made is None:
+        connection.execute(insert(im_mesh).values(id=1, secret=secret))
+    return made or secret
 
 
 def _ping(connection: Connection) -> None:

@@ -119,7 +119,7 @@ def _number(name: str, default: int | None = None) -> Column[int]:
     return Column(name, BigInteger, nullable=False, server_default=None if default is None else text(str(default)))
 
 
-# One row, made with the table.  Connectors that run keep the secret that they read at their start.
+# One row, which the first connector adds.  Connectors keep the secret that they read at their start.
 im_mesh = Table(
     "im_mesh",
     metadata,

@@ -3,18 +3,17 @@
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Connection, Inspector, insert, inspect, select, text, update
+from sqlalchemy import Connection, Inspector, insert, inspect, text, update
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from meshim.errors import BackendUnavailable, UsageError
 from meshim.stores.sql import engine, migrate
 from meshim.stores.sql.engine import create
-from meshim.stores.sql.schema import im_mesh, im_position, im_relation, im_user, metadata
+from meshim.stores.sql.schema import im_position, im_relation, im_user, metadata
 from tests.contract.sql.backends import open_sql_backend, person
 
 
@@ -82,17 +81,6 @@ async def test_upgrade_keeps_existing_rows(empty_url: str) -> None:
         found = await backend.process().accounts.user(alice.name)
         assert found is not None
         assert found[0] == alice
-
-
-def test_the_secret_of_a_mesh_is_its_own_and_upgrades_keep_it(empty_url: str, tmp_path: Path) -> None:
-    secrets: list[bytes] = []
-    for url in (empty_url, empty_url, f"sqlite:///{tmp_path}/another.db"):
-        migrate.upgrade(url)
-        with connected(url) as connection:
-            secrets += connection.scalars(select(im_mesh.c.secret))
-            connection.execute(text("DELETE FROM alembic_version"))  # as after an upgrade that was interrupted
-    assert len(secrets) == 3
-    assert secrets[0] == secrets[1] != secrets[2]
 
 
 def test_interrupted_upgrade_is_finished(empty_url: str) -> None:

@@ -5,7 +5,6 @@ Every step stands alone: it creates the tables as they were when the step was wr
 was interrupted.
 """
 
-import secrets
 from typing import Any
 
 import sqlalchemy as sa
@@ -68,10 +67,6 @@ def _create_mesh() -> None:
         _bytes("secret", mysql.BINARY(32)),
         **_TABLE,
     )
-    mesh = sa.table("im_mesh", sa.column("id", sa.Integer), sa.column("secret", sa.LargeBinary))
-    connection = op.get_bind()
-    if connection.execute(sa.select(mesh.c.id)).first() is None:
-        connection.execute(sa.insert(mesh).values(id=1, secret=secrets.token_bytes(32)))
 
 
 def _create_accounts() -> None:
