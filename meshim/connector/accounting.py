@@ -6,7 +6,6 @@ session ends or when too many messages are incomplete, the client heals: it subm
 final.
 """
 
-from functools import lru_cache
 from typing import NamedTuple
 from zlib import crc32
 
@@ -28,9 +27,8 @@ class Progress(NamedTuple):
     final: bool
 
 
-@lru_cache(maxsize=4_096)
 def audience(copies: Copies) -> int:
-    """A number that is equal for equal copies, in any order; never 0."""
+    """Return a number that is equal for equal copies, in any order; never 0."""
     return crc32(encode(sorted(copies))) & 0x7FFFFFFF or 1
 
 
@@ -55,13 +53,10 @@ def _complete(accounted: set[Copy], copies: Copies) -> bool:
 class Accounting:
     """The messages of one session that are not final yet and of which some copies are accounted for."""
 
-    __slots__ = ("_messages",)
+    __slots__ = ("messages",)
 
     def __init__(self) -> None:
-        self._messages: dict[tuple[Destination, int], _Message] = {}
-
-    def __len__(self) -> int:
-        return len(self._messages)
+        self.messages: dict[tuple[Destination, int], _Message] = {}
 
     def add(self, outcome: CopyOutcome) -> list[Progress]:
         """Take in an outcome DELIVERED or STORED; return what is news for the client."""
@@ -78,7 +73,7 @@ class Accounting:
 
     def _add_one(self, outcome: CopyOutcome, seq: int) -> Progress | None:
         key = outcome.to, seq
-        message = self._messages.get(key)
+        message = self.messages.get(key)
         if message is None:
             message = _Message()
         message.accounted.update(outcome.done)
@@ -86,12 +81,12 @@ class Accounting:
             message.delivered = True
         status = OutcomeStatus.DELIVERED if message.delivered else OutcomeStatus.STORED
         if _complete(message.accounted, outcome.copies):
-            self._messages.pop(key, None)
+            self.messages.pop(key, None)
             return Progress(seq, seq, status, True)
-        if key not in self._messages:
-            if len(self._messages) >= MESSAGES_MAX:
-                del self._messages[next(iter(self._messages))]
-            self._messages[key] = message
+        if key not in self.messages:
+            if len(self.messages) >= MESSAGES_MAX:
+                del self.messages[next(iter(self.messages))]
+            self.messages[key] = message
         # A copy that was stored changes the cookie, even where the status stays the same.
         if status == message.told and outcome.status == OutcomeStatus.DELIVERED:
             return None

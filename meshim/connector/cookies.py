@@ -59,18 +59,14 @@ def _mac(secret: bytes, stream: Stream, content: bytes) -> bytes:
 class StoredPositions:
     """The highest position stored for each copy of each stream, as far as it was stored in one session."""
 
-    __slots__ = ("_streams",)
+    __slots__ = ("streams",)
 
     def __init__(self) -> None:
-        self._streams: dict[Destination, dict[Copy, int]] = {}
-
-    def __len__(self) -> int:
-        """The number of streams."""
-        return len(self._streams)
+        self.streams: dict[Destination, dict[Copy, int]] = {}
 
     def stored(self, to: Destination, done: Copies, position: int, after: Positions) -> Positions:
         """Note that these copies were stored at this position; return the positions for the cookie."""
-        table = self._streams.setdefault(to, {})
+        table = self.streams.setdefault(to, {})
         for copy in done:
             table[copy] = max(position, table.get(copy, 0))
         return _limited(_merged(table, after))
@@ -81,7 +77,7 @@ class StoredPositions:
         A device that got a live copy with `after` had synced its queue up to there.  Where `copies` names every device
         of the user, a position for all of them (device 0) goes on as one for each of the others.
         """
-        table = self._streams.get(to, {})
+        table = self.streams.get(to, {})
         merged = _merged(table, after)
         for user, device in done:
             synced = max((p for of, d, p in after if of == user and d in (0, device)), default=-1)
@@ -94,7 +90,7 @@ class StoredPositions:
                         if copy[0] == user and copy not in done:
                             positions[copy] = max(position, positions.get(copy, 0))
         if not table:
-            self._streams.pop(to, None)
+            self.streams.pop(to, None)
         return _limited(merged)
 
 

@@ -6,13 +6,16 @@ from meshim.connector.session import Session, State
 from meshim.connector.sessions import Sessions
 from meshim.connector.statistics import Statistics
 from meshim.errors import Code
-from meshim.wire.bounds import Positions
+from meshim.wire.bounds import Copies, Positions
 from meshim.wire.client import Outcome
 from meshim.wire.envelope import Stream
 from meshim.wire.outcome import CopyOutcome, OutcomeStatus
 
 STREAMS_MAX = 1_024
 """Streams of a session with positions of copies that were stored in it."""
+
+AUDIENCES = 4_096
+"""Copies whose audience is cached."""
 
 # As plain numbers, because they are compared with every message.
 _DELIVERED, _STORED = int(OutcomeStatus.DELIVERED), int(OutcomeStatus.STORED)
@@ -26,6 +29,7 @@ class Outcomes:
         self._sessions = sessions
         self.secret = b""
         """Of the mesh, for cookies; empty until it is known."""
+        self._audiences: dict[Copies, int] = {}
 
     def positions(self, stream: Stream, cookie: bytes) -> Positions | None:
         """The positions in the cookie of a submit; None while they cannot be read.
@@ -49,8 +53,23 @@ class Outcomes:
         session = self._sessions.of_device(outcome.device)
         if session is None or session.binding.session != outcome.session or session.state is State.BINDING:
             self._statistics.outcomes_lost += 1
-        elif outcome.status == _DELIVERED and not outcome.after and outcome.done == outcome.copies:
-            self._delivered_to_all(session, outcome)
+        elif (
+            outcome.status == _DELIVERED
+            and outcome.done == outcome.copies
+            and not outcome.after
+            and not session.accounting.messages
+            and not session.stored.streams
+        ):
+            # The way of most outcomes: nothing to add up, and no position.
+            told = Outcome(
+                to=outcome.to,
+                first=outcome.first,
+                last=outcome.last,
+                status=_DELIVERED,
+                final=True,
+                audience=self._audience(outcome.copies),
+            )
+            self._sessions.queue_outcome(session, told)
         elif outcome.status in (_DELIVERED, _STORED):
             self._add_up(session, outcome)
         else:
@@ -64,25 +83,10 @@ class Outcomes:
             )
             self._sessions.queue_outcome(session, told)
 
-    def _delivered_to_all(self, session: Session, outcome: CopyOutcome) -> None:
-        """The way of most outcomes: nothing to add up, and no position but those of this session."""
-        if len(session.accounting) or len(session.stored):
-            self._add_up(session, outcome)
-            return
-        told = Outcome(
-            to=outcome.to,
-            first=outcome.first,
-            last=outcome.last,
-            status=_DELIVERED,
-            final=True,
-            audience=audience(outcome.copies),
-        )
-        self._sessions.queue_outcome(session, told)
-
     def _add_up(self, session: Session, outcome: CopyOutcome) -> None:
         if outcome.status == _STORED:
             positions = session.stored.stored(outcome.to, outcome.done, outcome.position, outcome.after)
-            if len(session.stored) > STREAMS_MAX:
+            if len(session.stored.streams) > STREAMS_MAX:
                 # The next session begins without any: its client has the cookies.
                 self._sessions.cut(session, Code.BUSY, "copies of too many streams were stored: connect again")
                 return
@@ -94,16 +98,23 @@ class Outcomes:
         stream = Stream(outcome.user, outcome.device, outcome.epoch, outcome.to)
         cookie = make_cookie(self.secret, stream, positions)
         for progress in session.accounting.add(outcome):
-            self._sessions.queue_outcome(session, _told(outcome, progress, cookie))
+            self._sessions.queue_outcome(session, self._told(outcome, progress, cookie))
 
+    def _told(self, outcome: CopyOutcome, progress: Progress, cookie: bytes) -> Outcome:
+        return Outcome(
+            to=outcome.to,
+            first=progress.first,
+            last=progress.last,
+            status=progress.status,
+            final=progress.final,
+            audience=self._audience(outcome.copies) if progress.final else 0,
+            cookie=cookie,
+        )
 
-def _told(outcome: CopyOutcome, progress: Progress, cookie: bytes) -> Outcome:
-    return Outcome(
-        to=outcome.to,
-        first=progress.first,
-        last=progress.last,
-        status=progress.status,
-        final=progress.final,
-        audience=audience(outcome.copies) if progress.final else 0,
-        cookie=cookie,
-    )
+    def _audience(self, copies: Copies) -> int:
+        number = self._audiences.get(copies)
+        if number is None:
+            if len(self._audiences) >= AUDIENCES:
+                self._audiences.clear()
+            number = self._audiences[copies] = audience(copies)
+        return number

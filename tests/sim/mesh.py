@@ -132,7 +132,7 @@ class Mesh:
         core = role.core
         self.judge.entered("R6", isinstance(core, TransferCore) and not core.idle)
         halves = (
-            len(session.accounting)
+            len(session.accounting.messages)
             for connector in self.connectors
             if isinstance(connector.core, ConnectorCore)
             for session in connector.core._sessions.all()

@@ -95,9 +95,9 @@ def test_what_a_device_has_synced_is_forgotten() -> None:
     stored.stored(TO, (PHONE,), 5, ())
     assert stored.delivered(TO, (PHONE,), (PHONE,), ()) == ((*PHONE, 5),), "the message was sent before it was stored"
     assert stored.delivered(TO, (LAPTOP,), (PHONE, LAPTOP), ((*PHONE, 5),)) == ((*PHONE, 5),), "another device"
-    assert len(stored) == 1
+    assert len(stored.streams) == 1
     assert stored.delivered(TO, (PHONE,), (PHONE,), ((*PHONE, 5), (*OWN, 2))) == ((*OWN, 2),)
-    assert len(stored) == 0
+    assert len(stored.streams) == 0
 
 
 def test_a_position_for_all_devices_goes_on_for_those_that_have_not_synced_it() -> None:
@@ -107,7 +107,7 @@ def test_a_position_for_all_devices_goes_on_for_those_that_have_not_synced_it() 
     assert stored.delivered(TO, (PHONE,), ((BOB, 0),), after) == after, "which devices there are is not known"
     assert stored.delivered(TO, (PHONE,), (PHONE, LAPTOP, OWN), after) == ((*LAPTOP, 5),)
     assert stored.delivered(TO, (PHONE, LAPTOP), (PHONE, LAPTOP, OWN), ((*LAPTOP, 5),)) == ()
-    assert len(stored) == 0
+    assert len(stored.streams) == 0
 
 
 def test_positions_of_many_devices_become_one_for_all_of_each_user() -> None:

@@ -71,7 +71,7 @@ RANGES: dict[tuple[int | None, int | None], str] = {
 }
 
 
-DEFAULTS = {"()": "empty", "''": "empty", "False": "false", "0": "0"}
+DEFAULTS = {"()": "empty", "''": "empty", "b''": "empty", "False": "false", "0": "0"}
 
 
 def written(kind: inspect.Type) -> str:
