@@ -58,7 +58,7 @@ class Outcomes:
             and outcome.done == outcome.copies
             and not outcome.after
             and not session.accounting.messages
-            and not session.stored.streams
+            and outcome.to not in session.stored.streams
         ):
             # The way of most outcomes: nothing to add up, and no position.
             told = Outcome(
