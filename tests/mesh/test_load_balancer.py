@@ -1,0 +1,189 @@
+"""HAProxy, configured as docs/load-balancer.md says, in front of two connectors with one key."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from meshim.client import Client
+from meshim.client.rest import Api
+from meshim.deploy.embedded import free_port
+from meshim.runtime.sockets import KeyPair, key_file
+from meshim.topology import Listener, Security
+from tests.mesh.harness import haproxy
+from tests.mesh.harness.fault_injection import short_timers, stopped
+from tests.mesh.harness.inspection import CounterRise
+from tests.mesh.harness.library_client import client, receive_texts, send_and_wait
+from tests.mesh.harness.raw_sockets import REFUSED_KEY, dealer, leases
+from tests.mesh.harness.real_mesh import DEADLINE_S, PASSWORD, RealMesh, in_thread, running
+
+BACK_S = 10.0
+"""How long clients may take to come back.  It takes about a second, and four when a connector is stopped."""
+IDLE_TIMEOUT_S = 2
+"""Of HAProxy, in the test of idle connections."""
+
+
+class Balanced:
+    """A mesh whose connectors advertise the address of HAProxy, which does not run yet."""
+
+    def __init__(self, mesh: RealMesh, port: int, connectors: dict[str, int], keys: KeyPair) -> None:
+        self.mesh = mesh
+        self.port = port
+        self.connectors = connectors
+        self.keys = keys
+        self.endpoint = f"tcp://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="module")
+def balanced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Balanced]:
+    folder: Path = tmp_path_factory.mktemp("balanced")
+    key_file.create(folder / "connector.key")
+    port, connectors = free_port(), {"c1": free_port(), "c2": free_port()}
+    topology = msgspec.structs.replace(
+        short_timers(client_heartbeat_s=IDLE_TIMEOUT_S / 4),
+        connectors=tuple(
+            Listener(name, f"tcp://127.0.0.1:{own}", f"tcp://127.0.0.1:{port}") for name, own in connectors.items()
+        ),
+        security=Security(connector_key_file=str(folder / "connector.key")),
+    )
+    with running(folder, topology) as mesh:
+        yield Balanced(mesh, port, connectors, key_file.load(folder / "connector.key"))
+
+
+@pytest.fixture
+def haproxy_runs(balanced: Balanced, tmp_path: Path) -> Iterator[None]:
+    with haproxy.running(tmp_path, haproxy.documented(balanced.port, balanced.connectors), balanced.port):
+        yield
+
+
+async def some_device_goes_offline(devices: Sequence[Client], within_s: float) -> bool:
+    tasks = [asyncio.ensure_future(device.offline()) for device in devices]
+    done, waiting = await asyncio.wait(tasks, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+    for task in waiting:
+        task.cancel()
+    return bool(done)
+
+
+class Talk:
+    """Two users who write to each other all the time."""
+
+    def __init__(self, first: Client, second: Client, names: tuple[str, ...]) -> None:
+        self.devices = (first, second)
+        self._names = names
+        self._over = asyncio.Event()
+        self._sent: dict[Client, list[str]] = {first: [], second: []}
+        self._tasks = [
+            asyncio.create_task(self._write(device, peer))
+            for device, peer in zip(self.devices, names[::-1], strict=True)
+        ]
+
+    async def _write(self, device: Client, peer: str) -> None:
+        while not self._over.is_set():
+            text = f"number {len(self._sent[device])}"
+            await device.send(peer, text)
+            self._sent[device].append(text)
+            await asyncio.sleep(0.01)
+
+    async def end(self) -> None:
+        """Stop writing; each of the two has to see what the other one wrote: all of it, once, in order."""
+        self._over.set()
+        await asyncio.gather(*self._tasks)
+        first, second = self.devices
+        for writer, reader in ((first, second), (second, first)):
+            sent = self._sent[writer]
+            assert len(sent) > 50
+            assert await receive_texts(reader, len(sent)) == sent
+        for device, reader, peer in ((first, second, self._names[1]), (second, first, self._names[0])):
+            await send_and_wait(device, peer, "nothing more")
+            assert await receive_texts(reader, 1) == ["nothing more"]
+
+    async def until_some_device_is_offline(self) -> None:
+        assert await some_device_goes_offline(self.devices, within_s=BACK_S)
+
+    async def until_online(self) -> None:
+        async with asyncio.timeout(BACK_S):
+            await asyncio.gather(*(device.online() for device in self.devices))
+
+
+@asynccontextmanager
+async def talking(balanced: Balanced) -> AsyncIterator[Talk]:
+    """alice and bob talk during the block, each on another connector at first."""
+    names = await balanced.mesh.register_users("alice", "bob")
+    connections = {name: CounterRise(balanced.mesh, "greeted", [name]) for name in balanced.connectors}
+    async with client(balanced.mesh, names[0]) as alice:
+        await asyncio.wait_for(alice.online(), DEADLINE_S)
+        async with client(balanced.mesh, names[1]) as bob:
+            await asyncio.wait_for(bob.online(), DEADLINE_S)
+            for rise in connections.values():
+                await rise.wait()
+            assert alice.connector == bob.connector == balanced.endpoint
+            talk = Talk(alice, bob, names)
+            yield talk
+            await talk.until_online()
+            await talk.end()
+
+
+@pytest.mark.usefixtures("haproxy_runs")
+async def test_nothing_is_lost_while_connectors_are_killed_and_ended(balanced: Balanced) -> None:
+    mesh = balanced.mesh
+    async with talking(balanced) as talk:
+        for name, end in (("c1", signal.SIGKILL), ("c2", signal.SIGTERM)):
+            await asyncio.sleep(0.5)  # they talk
+            pid = mesh.signal(name, end)
+            await talk.until_some_device_is_offline()
+            await talk.until_online()
+            await mesh.restarted(name, pid)
+
+
+@pytest.mark.usefixtures("haproxy_runs")
+async def test_clients_of_a_stopped_connector_come_back_before_they_notice(balanced: Balanced) -> None:
+    """The check of HAProxy marks the connector down, which cuts its connections."""
+    async with talking(balanced) as talk:
+        with stopped(balanced.mesh, "c1"):
+            await talk.until_some_device_is_offline()
+            await talk.until_online()
+
+
+async def test_idle_connections_outlive_the_timeouts_of_the_load_balancer(balanced: Balanced, tmp_path: Path) -> None:
+    mesh = balanced.mesh
+    short = haproxy.documented(balanced.port, balanced.connectors, f"{IDLE_TIMEOUT_S}s")
+    with haproxy.running(tmp_path, short, balanced.port):
+        names = await mesh.register_users("alice", "bob")
+        async with client(mesh, names[0]) as alice, client(mesh, names[1]) as bob:
+            await asyncio.wait_for(asyncio.gather(alice.online(), bob.online()), DEADLINE_S)
+            await send_and_wait(alice, names[1], "before")
+            assert await receive_texts(bob, 1) == ["before"]
+            assert not await some_device_goes_offline((alice, bob), within_s=2.5 * IDLE_TIMEOUT_S)
+            await send_and_wait(alice, names[1], "after")
+            assert await receive_texts(bob, 1) == ["after"]
+
+
+# ---------------------------------------------------------------- keys
+
+
+async def test_rest_lists_the_address_once_as_long_as_a_connector_lives(balanced: Balanced) -> None:
+    mesh = balanced.mesh
+    (name,) = await mesh.register_users("alice")
+    async with Api(mesh.api) as api:
+        await api.login(name, PASSWORD)
+        [entry] = await api.connectors()
+        assert (entry.name, entry.endpoint, entry.key) == ("c1,c2", balanced.endpoint, balanced.keys.public.decode())
+        with stopped(mesh, "c1"):
+            async with asyncio.timeout(DEADLINE_S):
+                while (await api.connectors())[0].name != "c2":
+                    await asyncio.sleep(0.1)
+            [entry] = await api.connectors()
+            assert (entry.endpoint, entry.key) == (balanced.endpoint, balanced.keys.public.decode())
+
+
+async def test_the_shared_key_opens_no_mesh_link(balanced: Balanced) -> None:
+    mesh_keys = {lease.mesh_key for lease in await leases(balanced.mesh, "connector")}
+    assert len(mesh_keys) == 2, "each incarnation has its own"
+    assert balanced.keys.public.decode() not in mesh_keys
+    for lease in await leases(balanced.mesh, "transfer"):
+        with dealer(lease.endpoint, lease.key.encode(), keys=balanced.keys) as (_, wait_ended):
+            assert await in_thread(wait_ended) == REFUSED_KEY
