@@ -3,7 +3,7 @@
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -38,13 +38,12 @@ class Balanced:
         self.endpoint = f"tcp://127.0.0.1:{port}"
 
 
-@pytest.fixture(scope="module")
-def balanced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Balanced]:
-    folder: Path = tmp_path_factory.mktemp("balanced")
+@contextmanager
+def balanced_mesh(folder: Path, client_heartbeat_s: float = 10.0) -> Iterator[Balanced]:
     key_file.create(folder / "connector.key")
     port, connectors = free_port(), {"c1": free_port(), "c2": free_port()}
     topology = msgspec.structs.replace(
-        short_timers(client_heartbeat_s=IDLE_TIMEOUT_S / 4),
+        short_timers(client_heartbeat_s=client_heartbeat_s),
         connectors=tuple(
             Listener(name, f"tcp://127.0.0.1:{own}", f"tcp://127.0.0.1:{port}") for name, own in connectors.items()
         ),
@@ -52,6 +51,12 @@ def balanced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Balanced]:
     )
     with running(folder, topology) as mesh:
         yield Balanced(mesh, port, connectors, key_file.load(folder / "connector.key"))
+
+
+@pytest.fixture(scope="module")
+def balanced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Balanced]:
+    with balanced_mesh(tmp_path_factory.mktemp("balanced")) as balanced:
+        yield balanced
 
 
 @pytest.fixture
@@ -69,37 +74,39 @@ async def some_device_goes_offline(devices: Sequence[Client], within_s: float) -
 
 
 class Talk:
-    """Two users who write to each other all the time."""
+    """Two users, who write to each other all the time between `begin` and `end`."""
 
     def __init__(self, first: Client, second: Client, names: tuple[str, ...]) -> None:
         self.devices = (first, second)
-        self._names = names
+        self._directions = ((first, second, names[1]), (second, first, names[0]))
+        """Writer, reader and the name of the reader."""
         self._over = asyncio.Event()
-        self._sent: dict[Client, list[str]] = {first: [], second: []}
-        self._tasks = [
-            asyncio.create_task(self._write(device, peer))
-            for device, peer in zip(self.devices, names[::-1], strict=True)
-        ]
+        self._writing: list[asyncio.Task[list[str]]] = []
 
-    async def _write(self, device: Client, peer: str) -> None:
+    def begin(self) -> None:
+        self._writing = [asyncio.create_task(self._write(writer, peer)) for writer, _, peer in self._directions]
+
+    async def _write(self, writer: Client, peer: str) -> list[str]:
+        texts: list[str] = []
         while not self._over.is_set():
-            text = f"number {len(self._sent[device])}"
-            await device.send(peer, text)
-            self._sent[device].append(text)
+            texts.append(f"number {len(texts)}")
+            await writer.send(peer, texts[-1])
             await asyncio.sleep(0.01)
+        return texts
 
     async def end(self) -> None:
         """Stop writing; each of the two has to see what the other one wrote: all of it, once, in order."""
         self._over.set()
-        await asyncio.gather(*self._tasks)
-        first, second = self.devices
-        for writer, reader in ((first, second), (second, first)):
-            sent = self._sent[writer]
-            assert len(sent) > 50
-            assert await receive_texts(reader, len(sent)) == sent
-        for device, reader, peer in ((first, second, self._names[1]), (second, first, self._names[0])):
-            await send_and_wait(device, peer, "nothing more")
-            assert await receive_texts(reader, 1) == ["nothing more"]
+        for texts, (_, reader, _) in zip(await asyncio.gather(*self._writing), self._directions, strict=True):
+            assert len(texts) > 50
+            assert await receive_texts(reader, len(texts)) == texts
+        await self.exchange("nothing more")
+
+    async def exchange(self, text: str) -> None:
+        """Each of the two sends this, and the other one sees it next."""
+        for writer, reader, peer in self._directions:
+            await send_and_wait(writer, peer, text)
+            assert await receive_texts(reader, 1) == [text]
 
     async def until_some_device_is_offline(self) -> None:
         assert await some_device_goes_offline(self.devices, within_s=BACK_S)
@@ -110,56 +117,53 @@ class Talk:
 
 
 @asynccontextmanager
-async def talking(balanced: Balanced) -> AsyncIterator[Talk]:
-    """alice and bob talk during the block, each on another connector at first."""
+async def connected(balanced: Balanced) -> AsyncIterator[Talk]:
+    """alice and bob, each on another connector at first."""
     names = await balanced.mesh.register_users("alice", "bob")
-    connections = {name: CounterRise(balanced.mesh, "greeted", [name]) for name in balanced.connectors}
+    greeted = {name: CounterRise(balanced.mesh, "greeted", [name]) for name in balanced.connectors}
     async with client(balanced.mesh, names[0]) as alice:
         await asyncio.wait_for(alice.online(), DEADLINE_S)
         async with client(balanced.mesh, names[1]) as bob:
             await asyncio.wait_for(bob.online(), DEADLINE_S)
-            for rise in connections.values():
+            for rise in greeted.values():
                 await rise.wait()
             assert alice.connector == bob.connector == balanced.endpoint
-            talk = Talk(alice, bob, names)
-            yield talk
-            await talk.until_online()
-            await talk.end()
+            yield Talk(alice, bob, names)
 
 
 @pytest.mark.usefixtures("haproxy_runs")
 async def test_nothing_is_lost_while_connectors_are_killed_and_ended(balanced: Balanced) -> None:
     mesh = balanced.mesh
-    async with talking(balanced) as talk:
+    async with connected(balanced) as talk:
+        talk.begin()
         for name, end in (("c1", signal.SIGKILL), ("c2", signal.SIGTERM)):
             await asyncio.sleep(0.5)  # they talk
             pid = mesh.signal(name, end)
             await talk.until_some_device_is_offline()
             await talk.until_online()
             await mesh.restarted(name, pid)
+        await talk.end()
 
 
 @pytest.mark.usefixtures("haproxy_runs")
-async def test_clients_of_a_stopped_connector_come_back_before_they_notice(balanced: Balanced) -> None:
-    """The check of HAProxy marks the connector down, which cuts its connections."""
-    async with talking(balanced) as talk:
+async def test_idle_clients_of_a_stopped_connector_come_back_before_they_notice(balanced: Balanced) -> None:
+    """The check of HAProxy marks the connector down, which cuts its connections; clients would wait for 25 s."""
+    async with connected(balanced) as talk:
         with stopped(balanced.mesh, "c1"):
             await talk.until_some_device_is_offline()
             await talk.until_online()
+            await talk.exchange("after")
 
 
-async def test_idle_connections_outlive_the_timeouts_of_the_load_balancer(balanced: Balanced, tmp_path: Path) -> None:
-    mesh = balanced.mesh
-    short = haproxy.documented(balanced.port, balanced.connectors, f"{IDLE_TIMEOUT_S}s")
-    with haproxy.running(tmp_path, short, balanced.port):
-        names = await mesh.register_users("alice", "bob")
-        async with client(mesh, names[0]) as alice, client(mesh, names[1]) as bob:
-            await asyncio.wait_for(asyncio.gather(alice.online(), bob.online()), DEADLINE_S)
-            await send_and_wait(alice, names[1], "before")
-            assert await receive_texts(bob, 1) == ["before"]
-            assert not await some_device_goes_offline((alice, bob), within_s=2.5 * IDLE_TIMEOUT_S)
-            await send_and_wait(alice, names[1], "after")
-            assert await receive_texts(bob, 1) == ["after"]
+async def test_idle_connections_outlive_the_timeouts_of_the_load_balancer(tmp_path: Path) -> None:
+    with balanced_mesh(tmp_path, client_heartbeat_s=IDLE_TIMEOUT_S / 4) as balanced:
+        short = haproxy.documented(balanced.port, balanced.connectors, f"{IDLE_TIMEOUT_S}s")
+        with haproxy.running(tmp_path, short, balanced.port):
+            async with connected(balanced) as talk:
+                await talk.exchange("before")
+                cut = await some_device_goes_offline(talk.devices, within_s=2.5 * IDLE_TIMEOUT_S)
+                assert not cut, "HAProxy has cut an idle connection"
+                await talk.exchange("after")
 
 
 # ---------------------------------------------------------------- keys
