@@ -3,7 +3,7 @@
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -19,7 +19,7 @@ from tests.mesh.harness.fault_injection import short_timers, stopped
 from tests.mesh.harness.inspection import CounterRise
 from tests.mesh.harness.library_client import client, receive_texts, send_and_wait
 from tests.mesh.harness.raw_sockets import REFUSED_KEY, dealer, leases
-from tests.mesh.harness.real_mesh import DEADLINE_S, PASSWORD, RealMesh, in_thread, running
+from tests.mesh.harness.real_mesh import DEADLINE_S, PASSWORD, RealMesh, in_thread, running, until
 
 BACK_S = 10.0
 """How long clients may take to come back.  It takes about a second, and four when a connector is stopped."""
@@ -81,24 +81,36 @@ class Talk:
         self._directions = ((first, second, names[1]), (second, first, names[0]))
         """Writer, reader and the name of the reader."""
         self._over = asyncio.Event()
-        self._writing: list[asyncio.Task[list[str]]] = []
+        self._texts: tuple[list[str], list[str]] = ([], [])
+        """What each of the two wrote."""
+        self._writing: list[asyncio.Task[None]] = []
 
     def begin(self) -> None:
-        self._writing = [asyncio.create_task(self._write(writer, peer)) for writer, _, peer in self._directions]
+        self._writing = [
+            asyncio.create_task(self._write(texts, writer, peer))
+            for texts, (writer, _, peer) in zip(self._texts, self._directions, strict=True)
+        ]
 
-    async def _write(self, writer: Client, peer: str) -> list[str]:
-        texts: list[str] = []
+    async def _write(self, texts: list[str], writer: Client, peer: str) -> None:
         while not self._over.is_set():
+            await writer.send(peer, f"number {len(texts)}")
             texts.append(f"number {len(texts)}")
-            await writer.send(peer, texts[-1])
             await asyncio.sleep(0.01)
-        return texts
+
+    async def go_on(self) -> None:
+        """Wait until each of the two has written some more."""
+        before = [len(texts) for texts in self._texts]
+        await until(
+            lambda: all(len(texts) > 30 + count for texts, count in zip(self._texts, before, strict=True)),
+            "they do not write",
+        )
 
     async def end(self) -> None:
         """Stop writing; each of the two has to see what the other one wrote: all of it, once, in order."""
+        await self.go_on()
         self._over.set()
-        for texts, (_, reader, _) in zip(await asyncio.gather(*self._writing), self._directions, strict=True):
-            assert len(texts) > 50
+        await asyncio.gather(*self._writing)
+        for texts, (_, reader, _) in zip(self._texts, self._directions, strict=True):
             assert await receive_texts(reader, len(texts)) == texts
         await self.exchange("nothing more")
 
@@ -137,12 +149,26 @@ async def test_nothing_is_lost_while_connectors_are_killed_and_ended(balanced: B
     async with connected(balanced) as talk:
         talk.begin()
         for name, end in (("c1", signal.SIGKILL), ("c2", signal.SIGTERM)):
-            await asyncio.sleep(0.5)  # they talk
+            await talk.go_on()
             pid = mesh.signal(name, end)
             await talk.until_some_device_is_offline()
             await talk.until_online()
             await mesh.restarted(name, pid)
         await talk.end()
+
+
+async def test_nothing_is_lost_while_the_load_balancer_is_restarted(balanced: Balanced, tmp_path: Path) -> None:
+    configuration = haproxy.documented(balanced.port, balanced.connectors)
+    with ExitStack() as stack:
+        stack.enter_context(haproxy.running(tmp_path, configuration, balanced.port))
+        async with connected(balanced) as talk:
+            talk.begin()
+            await talk.go_on()
+            stack.close()
+            await talk.until_some_device_is_offline()
+            stack.enter_context(haproxy.running(tmp_path, configuration, balanced.port))
+            await talk.until_online()
+            await talk.end()
 
 
 @pytest.mark.usefixtures("haproxy_runs")
