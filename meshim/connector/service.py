@@ -19,7 +19,7 @@ from meshim.protocol.window import WindowOptions
 from meshim.runtime import counters
 from meshim.runtime.mesh_link_options import mesh_link_options
 from meshim.runtime.service import Service
-from meshim.runtime.sockets import Context, KeyPair
+from meshim.runtime.sockets import Context, KeyPair, key_file
 from meshim.stores.backends import BackendConnections, lease_held
 from meshim.stores.lease_keeper import LeaseKeeper
 from meshim.stores.ports import Lease
@@ -27,7 +27,7 @@ from meshim.stores.redis.presence import UNSEEN_S, RedisPresence
 from meshim.stores.redis.session_cache import RedisSessionCache
 from meshim.stores.sql.accounts import SqlAccounts
 from meshim.stores.sql.queues import SqlQueues
-from meshim.topology import Topology
+from meshim.topology import Security, Topology
 from meshim.wire.sizes import FRAME_OVERHEAD_BYTES
 
 LINK_WITHIN_S = 3.0
@@ -80,7 +80,9 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         raise UsageError(f"there is no connector called {name} in the topology: name one of its `connectors`")
     timers, limits = topology.timers, topology.limits
     incarnation = secrets.randbits(62) + 1
-    keys = KeyPair.new() if topology.security.curve else None
+    client_keys = _client_keys(topology.security)
+    # Of this incarnation alone: a transfer admits it for as long as the lease names it.
+    mesh_keys = KeyPair.new() if topology.security.curve else None
     async with AsyncExitStack() as stack, Service("connector", name, shutdown_s=timers.shutdown_s) as service:
         connections = BackendConnections(topology, service, stack)
         backends = await _backends(topology, connections)
@@ -89,14 +91,18 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         core = ConnectorCore(
             incarnation, name, limits.partitions, options_of(topology), lambda: int(time.time() * 1000)
         )
-        shell = Shell(core, backends, context, keys, topology, service)
+        shell = Shell(core, backends, context, mesh_keys, topology, service)
         transport = RouterTransport(
-            context, listener.bind, keys=keys, limits=limits,
+            context, listener.bind, keys=client_keys, limits=limits,
             is_authenticated=core.has_greeted, on_batch=shell.clients_sent,
         )  # fmt: skip
         shell.serve(transport)
         endpoint = listener.advertise or transport.endpoint
-        lease = Lease("connector", name, incarnation, endpoint, keys.public.decode() if keys else "")
+        lease = Lease(
+            "connector", name, incarnation, endpoint,
+            key=client_keys.public.decode() if client_keys else "",
+            mesh_key=mesh_keys.public.decode() if mesh_keys else "",
+        )  # fmt: skip
         keeper = LeaseKeeper(
             connections.leases(), lease, timers, service.log,
             watch=("transfer",), on_living=shell.transfers_discovered,
@@ -121,6 +127,13 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         # After the lease was given up, so that no new client or transfer connects meanwhile.
         await shell.stop(timers.shutdown_s * 0.6)
         shell.close_transports(linger_ms=200)
+
+
+def _client_keys(security: Security) -> KeyPair | None:
+    """The keys that clients see; None without CURVE.  Raises UsageError when the file of shared keys is wrong."""
+    if not security.curve:
+        return None
+    return KeyPair.new() if security.connector_key_file is None else key_file.load(Path(security.connector_key_file))
 
 
 async def _backends(topology: Topology, connections: BackendConnections) -> Backends:

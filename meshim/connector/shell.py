@@ -39,7 +39,7 @@ class Shell:
     """Transports, sockets and backends around a connector's core."""
 
     def __init__(
-        self, core: ConnectorCore, backends: Backends, context: Context, keys: KeyPair | None, topology: Topology,
+        self, core: ConnectorCore, backends: Backends, context: Context, mesh_keys: KeyPair | None, topology: Topology,
         service: Service,
     ) -> None:  # fmt: skip
         self._transports: dict[int, ClientTransport] = {}
@@ -47,7 +47,7 @@ class Shell:
         self._core = core
         self._backends = backends
         self._context = context
-        self._keys = keys
+        self._mesh_keys = mesh_keys
         self._timers = topology.timers
         self._limits = topology.limits
         self._service = service
@@ -167,8 +167,8 @@ class Shell:
         self._disconnect_transfer(e.DisconnectTransfer(transfer))
         self._dealers[transfer] = self._context.dealer(
             lease.endpoint,
-            server_key=lease.key.encode() if self._keys else None,
-            keys=self._keys,
+            server_key=lease.key.encode() if self._mesh_keys else None,
+            keys=self._mesh_keys,
             frame_bytes=self._limits.bundle_bytes + BUNDLE_OVERHEAD_BYTES,
             on_batch=lambda batch: self.driver.receive(e.TransferSent(transfer, batch)),
             on_connected=lambda: self.driver.receive(e.TransferConnected(transfer)),

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from meshim.errors import ApiError
 from meshim.protocol.names import fold_name, is_device_name
+from meshim.stores.ports import Lease
 from meshim.wire import rest
 
 PASSWORD_CHARACTERS_MAX = 256
@@ -207,6 +208,16 @@ def online_friends(
     return tuple(
         rest.PeerPresence(peer, any(incarnation in living for incarnation in incarnations))
         for peer, incarnations in friends
+    )
+
+
+def connector_entries(living: Iterable[Lease]) -> tuple[rest.Connector, ...]:
+    """Return one entry for each endpoint and key: behind a load balancer connectors have both in common (adr/0037)."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for lease in living:
+        names.setdefault((lease.endpoint, lease.key), []).append(lease.name)
+    return tuple(
+        rest.Connector(name=",".join(behind), endpoint=endpoint, key=key) for (endpoint, key), behind in names.items()
     )
 
 

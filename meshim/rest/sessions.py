@@ -13,6 +13,7 @@ from meshim.rest.core import (
     check_device,
     check_password,
     checked_name,
+    connector_entries,
     name_taken,
     refusal,
 )
@@ -160,7 +161,7 @@ class Sessions:
         except BackendUnavailable as error:
             self._log.warning("leases away", reason=error)
         else:
-            self._last_connectors = tuple(rest.Connector(lease.name, lease.endpoint, lease.key) for lease in living)
+            self._last_connectors = connector_entries(living)
         return self._last_connectors
 
 

@@ -83,6 +83,25 @@ def _advertise(listener: Listener, bound: tuple[str, int], path: str) -> Iterato
         yield f"Nobody can connect to {listener.advertise!r}: {reason} - at `{path}.advertise`."
 
 
+def _shared_addresses(topology: Topology) -> Iterator[str]:
+    """Connectors that show one key may advertise one address, that of a load balancer; without CURVE none has a key."""
+    one_key = not topology.security.curve or topology.security.connector_key_file is not None
+    advertised: dict[str, str] = {}
+    for group, members in (("connectors", topology.connectors), ("transfers", topology.transfers)):
+        for index, member in enumerate(members):
+            if member.advertise is None:
+                continue
+            path = f"$.{group}[{index}]"
+            first = advertised.setdefault(member.advertise, path)
+            if first == path or (one_key and group == "connectors"):
+                continue
+            if group == "connectors":
+                remedy = "give all connectors one key in `security.connector_key_file`, or each an address of its own"
+            else:
+                remedy = "a transfer needs an address of its own"
+            yield f"{member.advertise!r} is advertised by `{first}` too: {remedy} - at `{path}.advertise`."
+
+
 def _address(url: str, scheme: str) -> tuple[str, int]:
     """Return host and port of SCHEME://HOST:PORT.  Raises ValueError with the reason for any other text."""
     parts = urlsplit(url)
@@ -272,6 +291,7 @@ def _fits(topology: Topology) -> Iterator[str]:
 
 _CHECKS: tuple[Callable[[Topology], Iterator[str]], ...] = (
     _processes,
+    _shared_addresses,
     _backends,
     _monitor,
     _timers_below,

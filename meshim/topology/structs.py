@@ -33,6 +33,9 @@ class Security(Frozen, frozen=True, forbid_unknown_fields=True):
     """CURVE on every ZeroMQ link.  Turn it off for measurements on one machine only."""
     master_key_file: str | None = None
     """The file of the key that wraps relation keys at rest (mode 0600); null: `master.key` in the data folder."""
+    connector_key_file: str | None = None
+    """The file of the CURVE key pair that every connector shows to clients (mode 0600), so that they reach any of them
+    behind one address; `meshim key new` makes it.  null: each connector makes a key pair at its start."""
 
 
 OnWeak: TypeAlias = Literal["refuse", "warn"]

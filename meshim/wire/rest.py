@@ -84,7 +84,11 @@ class LoginRequest(msgspec.Struct, frozen=True):
 
 
 class Connector(msgspec.Struct, frozen=True):
-    """A living connector: a ZeroMQ endpoint, and its CURVE public key in Z85 (empty without CURVE)."""
+    """Where clients connect: a ZeroMQ endpoint, and its CURVE public key in Z85 (empty without CURVE).
+
+    `name` is that of the living connector there.  Behind a load balancer several have the same endpoint and key: they
+    are one entry, with their names joined by commas.
+    """
 
     name: str
     endpoint: str

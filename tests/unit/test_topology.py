@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from meshim import topology
 from meshim.errors import TopologyError
-from meshim.topology import Backends, Limits, Listener, RestListener, Timers, Topology, Worker
+from meshim.topology import Backends, Limits, Listener, RestListener, Security, Timers, Topology, Worker
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,7 +33,7 @@ def topologies(draw: st.DrawFn) -> Topology:
     def listener(name: str) -> Listener:
         address = bind("tcp")
         needed = "*" in address
-        return Listener(name, address, "tcp://198.51.100.7:7100" if needed or draw(st.booleans()) else None)
+        return Listener(name, address, f"tcp://198.51.100.7:{next(ports)}" if needed or draw(st.booleans()) else None)
 
     return Topology(
         connectors=(listener(connector), *map(listener, others)),
@@ -210,6 +210,36 @@ def test_one_address_belongs_to_one_process(tmp_path: Path) -> None:
     file.write_text(text, encoding="utf-8")
     with pytest.raises(TopologyError, match=r"taken by `\$\.connectors\[0\]` - at `\$\.connectors\[1\]\.bind`"):
         topology.load(file)
+
+
+ONE_KEY_EACH = Security()
+BALANCER = "tcp://chat.example:5000"
+
+
+def advertising(*addresses: str, group: str = "connectors", security: Security = ONE_KEY_EACH) -> Topology:
+    """The default mesh with these advertised addresses in one group."""
+    listeners = tuple(Listener(f"x{index}", advertise=address) for index, address in enumerate(addresses))
+    return msgspec.structs.replace(topology.default(), security=security, **{group: listeners})
+
+
+def test_connectors_behind_one_address_need_one_key() -> None:
+    with pytest.raises(TopologyError) as refused:
+        topology.check(advertising("tcp://other:5000", BALANCER, BALANCER))
+    assert refused.value.sentence == (
+        "'tcp://chat.example:5000' is advertised by `$.connectors[1]` too: give all connectors one key in "
+        "`security.connector_key_file`, or each an address of its own - at `$.connectors[2].advertise`."
+    )
+    topology.check(advertising(BALANCER, BALANCER, security=Security(connector_key_file="connector.key")))
+    topology.check(advertising(BALANCER, BALANCER, security=Security(curve=False)))
+
+
+@pytest.mark.parametrize("security", [Security(), Security(curve=False), Security(connector_key_file="connector.key")])
+def test_a_transfer_shares_its_address_with_no_process(security: Security) -> None:
+    with pytest.raises(TopologyError, match=r"an address of its own - at `\$\.transfers\[1\]\.advertise`"):
+        topology.check(advertising(BALANCER, BALANCER, group="transfers", security=security))
+    both = advertising(BALANCER, security=security)
+    with pytest.raises(TopologyError, match=r"by `\$\.connectors\[0\]` too: .* - at `\$\.transfers\[0\]\.advertise`"):
+        topology.check(msgspec.structs.replace(both, transfers=(Listener("t1", advertise=BALANCER),)))
 
 
 def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:

@@ -129,6 +129,9 @@ async def test_a_login_registers_its_device_and_lists_the_connectors(world: Worl
         assert (answer.user_id, answer.name, answer.epoch) == (alice.user_id, "alice", "f" * 16)
         assert answer.connectors == (rest.Connector("c1", "tcp://127.0.0.1:4001", "k" * 40),)
         assert await api.connectors() == answer.connectors
+        # The second one is behind the same load balancer.
+        await world.leases.acquire(Lease("connector", "c2", 8, "tcp://127.0.0.1:4001", "k" * 40), 60.0)
+        assert await api.connectors() == (rest.Connector("c1,c2", "tcp://127.0.0.1:4001", "k" * 40),)
     # A connector finds the login in the cache, and the same one in the database.
     login = Login(alice.user_id, answer.device_id, EPOCH, answer.expires_at)
     [cached] = await world.cache.logins([token_hash(answer.token)])

@@ -169,6 +169,28 @@ def test_the_only_connector_is_tried_again(in_world: InWorld) -> None:
     in_world(test)
 
 
+def test_behind_one_address_a_connector_that_is_shutting_down_costs_no_more_than_a_failed_attempt(
+    in_world: InWorld,
+) -> None:
+    """A load balancer may lead to it again: it refuses the greeting, and the waits grow although they began anew."""
+
+    async def test(world: World) -> None:
+        world.known = (Connector("c1,c2", "tcp://chat.example:5000", ""),)
+        times = []
+        await world.welcome()
+        for _ in range(6):
+            times.append(asyncio.get_running_loop().time())
+            world.connection.ended(e.Disconnect(Code.SHUTTING_DOWN, "leaving"))
+            dealer = await world.sockets.next()
+            assert dealer.endpoint == "tcp://chat.example:5000"
+            dealer.connected()
+        waits = [later - sooner for sooner, later in itertools.pairwise(times)]
+        assert waits == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.8])
+        assert world.fetches == [False, False] + [True] * 5
+
+    in_world(test)
+
+
 def test_failed_attempts_back_off_and_fetch_the_list(in_world: InWorld) -> None:
     async def test(world: World) -> None:
         times = []
