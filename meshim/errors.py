@@ -56,6 +56,8 @@ class Code(enum.IntEnum):
     """This process shuts down: connect to another connector."""
     UNKNOWN_EPOCH = 15
     """This end does not know the link epoch: greet again."""
+    QUIT = 16
+    """From a client: its user quits, and it does not come back by itself."""
 
 
 def one_line(error: object) -> str:

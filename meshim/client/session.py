@@ -195,9 +195,9 @@ class Session:
         """As `Api.relation`."""
         return await self._authorized(lambda: self._api.relation(name))
 
-    async def relations(self) -> Sequence[Relation]:
+    async def relations(self, user_id: int | None = None) -> Sequence[Relation]:
         """As `Api.relations`."""
-        return await self._authorized(self._api.relations)
+        return await self._authorized(lambda: self._api.relations(user_id))
 
     async def _authorized(self, request: Callable[[], Awaitable[_T]]) -> _T:
         """The answer to a request, repeated after a new login when the service refuses the token."""

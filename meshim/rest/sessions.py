@@ -84,7 +84,7 @@ class Sessions:
         token = crypto.new_token()
         now = self._clock()
         expires_at = now + self._token_ttl_s
-        epoch = rest.parse_epoch(request.epoch) if request.device is not None else 0
+        epoch = request.epoch if request.device is not None else 0
         try:
             login = await self._tokens.issue(
                 user.user_id, request.device, epoch, crypto.hash_token(token), expires_at, now
@@ -99,7 +99,7 @@ class Sessions:
             user_id=user.user_id,
             name=user.name,
             device_id=login.device,
-            epoch=rest.format_epoch(login.epoch),
+            epoch=login.epoch,
             mesh=self._friends.mesh,
         )
         if request.device is None:

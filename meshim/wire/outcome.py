@@ -9,7 +9,7 @@ import enum
 
 import msgspec
 
-from meshim.wire.bounds import U8, U31, U63, U64, Copies, Id, Sentence, Seq
+from meshim.wire.bounds import U8, U31, U53, U63, Copies, Id, Sentence, Seq
 from meshim.wire.envelope import Destination
 
 Copy = tuple[int, int]
@@ -39,7 +39,7 @@ class Outcome(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=3):
     origin: U63
     user: Id
     device: Id
-    epoch: U64
+    epoch: U53
     to: Destination
     first: Seq
     last: Seq

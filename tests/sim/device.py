@@ -78,7 +78,7 @@ class Device:
         self._network = network
         self._backends = backends
         self._judge = judge
-        self._state = MemoryStateFile(scheduler.random.getrandbits(63))
+        self._state = MemoryStateFile(scheduler.random.getrandbits(53))
         self._file: File | None = None
         self.sent = 0
         """Messages that its applications have sent."""
@@ -135,7 +135,7 @@ class Device:
         before = self.process
         waits = any(row.read_at is None for row in self._backends.database.devices[self.id].queue)
         self._judge.entered("R14", waits)
-        self._state = MemoryStateFile(self.scheduler.random.getrandbits(63))
+        self._state = MemoryStateFile(self.scheduler.random.getrandbits(53))
         self.process = self.core = None
         self._judge.offline(self.id)
         if before is not None and not keep_running:

@@ -14,11 +14,12 @@ from meshim.runtime import crypto
 from meshim.runtime.crypto import MasterKey
 from meshim.stores.ports import Binding, CachedLogin, Lease, Login
 from meshim.wire import rest
+from meshim.wire.bounds import INTEGER_MAX
 from meshim.wire.notification import AccountChanged, Kick
 from tests.contract.rest.world import World, world_of
 
 PASSWORD = "correct horse"
-EPOCH = (1 << 64) - 1
+EPOCH = INTEGER_MAX
 
 
 @pytest.fixture(params=["memory", "sqlite", "mariadb"])
@@ -126,7 +127,7 @@ async def test_a_login_registers_its_device_and_lists_the_connectors(world: Worl
     async with world.api() as api:
         alice = await api.register("alice", PASSWORD)
         answer = await api.login("Alice", PASSWORD, "phone", EPOCH)
-        assert (answer.user_id, answer.name, answer.epoch) == (alice.user_id, "alice", "f" * 16)
+        assert (answer.user_id, answer.name, answer.epoch) == (alice.user_id, "alice", EPOCH)
         assert answer.connectors == (rest.Connector("c1", "tcp://127.0.0.1:4001", "k" * 40),)
         assert await api.connectors() == answer.connectors
     # A connector finds the login in the cache, and the same one in the database.
@@ -149,7 +150,7 @@ async def test_a_second_login_takes_the_device_over(world: World) -> None:
         first = await api.login("alice", PASSWORD, "phone", 1)
         world.recorded.notifications.clear()
         second = await api.login("alice", PASSWORD, "phone", 2)
-        assert (second.device_id, second.epoch) == (first.device_id, "0" * 15 + "2")
+        assert (second.device_id, second.epoch) == (first.device_id, 2)
         assert second.token != first.token
         assert world.recorded.notifications == [], "a known device needs no notification"
         assert await world.cache.logins([token_hash(first.token)]) == [None]
@@ -175,7 +176,7 @@ async def test_a_login_without_a_device_changes_no_device(world: World) -> None:
         phone = await api.login("alice", PASSWORD, "phone", EPOCH)
         world.recorded.notifications.clear()
         answer = await other.login("alice", PASSWORD)
-        assert (answer.device_id, answer.epoch, answer.connectors) == (0, "0" * 16, ())
+        assert (answer.device_id, answer.epoch, answer.connectors) == (0, 0, ())
         assert await world.cache.logins([token_hash(answer.token)]) == [None], "connectors never see this token"
         assert (await world.accounts.accounts([phone.user_id], 0.0))[phone.user_id].devices == (phone.device_id,)
         assert world.recorded.notifications == []
@@ -338,6 +339,22 @@ async def test_an_ended_friendship_keeps_its_keys_for_old_messages(world: World)
         assert [key.version for key in again.keys] == [1, 2]
         assert again.keys[0] == before.keys[0]
         assert again.keys[1].key != before.keys[0].key
+
+
+async def test_a_relation_is_found_by_the_id_of_the_peer_and_only_one_of_the_own(world: World) -> None:
+    async with (
+        await new_user(world, "alice") as alice,
+        await new_user(world, "bob") as bob,
+        await new_user(world, "carol") as carol,
+        world.raw() as http,
+    ):
+        await befriend(world, alice, bob)
+        bobs, carols = [(await alice.user(name)).user_id for name in ("bob", "carol")]
+        assert await alice.relations(bobs) == (await alice.relation("bob"),)
+        assert await alice.relations(carols) == await alice.relations(INTEGER_MAX) == ()
+        assert await carol.relations(bobs) == ()
+        answer = await http.get("/v1/relations?user_id=bob", headers={"authorization": f"Bearer {alice.token}"})
+        assert (answer.status_code, answer.json()["code"]) == (400, "malformed")
 
 
 async def test_refused_and_withdrawn_requests_notify_no_connector(world: World) -> None:
@@ -550,8 +567,8 @@ async def problem_of(response: httpx.Response) -> rest.Problem:
         b'"\xff"',
         b'{"name": "alice"}',
         b'{"name": 1, "password": "x"}',
-        b'{"name": "a", "password": "x", "epoch": "1"}',
-        b'{"name": "a", "password": "x", "epoch": "%s"}' % (b"F" * 16),
+        b'{"name": "a", "password": "x", "epoch": 1.5}',
+        b'{"name": "a", "password": "x", "epoch": 9007199254740992}',
         b'{"name": "a", "password": "\\ud800"}',
         b'{"name": "a", "password": "x", "device": ""}',
         b"[" * 10_000,

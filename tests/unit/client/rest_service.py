@@ -41,7 +41,7 @@ class RestService:
 
     def _handle(self, request: httpx.Request) -> httpx.Response:
         path = request.url.path.removeprefix(rest.PREFIX)
-        self.requests.append(path)
+        self.requests.append(f"{path}?{request.url.query.decode()}".rstrip("?"))
         if self.away:
             raise httpx.ConnectError("refused")
         if self.slow:
@@ -53,7 +53,9 @@ class RestService:
         if path == "/connectors":
             return _json(rest.Connectors(self.connectors))
         if path == "/relations":
-            return _json(rest.Relations(self.relations))
+            wanted = request.url.params.get("user_id")
+            found = [each for each in self.relations if wanted in (None, str(each.peer.user_id))]
+            return _json(rest.Relations(tuple(found)))
         for relation in self.relations:
             if path == f"/relations/{relation.peer.name}":
                 return _json(relation)
