@@ -89,13 +89,16 @@ class Api:
         answer = await self._call("POST", "/import", rest.ImportAnswer, body, timeout_s=120.0)
         return answer.users
 
-    async def login(self, name: str, password: str, device: str | None = None, epoch: int = 0) -> rest.LoginAnswer:
+    async def login(
+        self, name: str, password: str, device: str | None = None, epoch: int = 0, *, takeover: bool = False
+    ) -> rest.LoginAnswer:
         """Log in, and use the token of the answer from now on.
 
-        With a device name, the service registers the device, or lets the state file with this epoch take it over.
-        Without one no device changes, and connectors do not accept the token.
+        With a device name, the service registers the device or logs it in again; with `takeover` also a device that
+        another state file has, which loses it for good.  Without a device name no device changes, and connectors do
+        not accept the token.
         """
-        body = rest.LoginRequest(name, password, device, epoch)
+        body = rest.LoginRequest(name, password, device, epoch, takeover)
         answer = await self._call("POST", "/login", rest.LoginAnswer, body)
         self.token = answer.token
         return answer

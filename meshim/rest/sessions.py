@@ -4,7 +4,7 @@ import math
 
 import msgspec
 
-from meshim.errors import BackendUnavailable, Code, PeerError, StoreConflict
+from meshim.errors import BackendUnavailable, Code, DeviceInUse, PeerError, StoreConflict
 from meshim.rest.backends import Backends, Clock
 from meshim.rest.change_notifier import ChangeNotifier
 from meshim.rest.core import (
@@ -87,8 +87,14 @@ class Sessions:
         epoch = request.epoch if request.device is not None else 0
         try:
             login = await self._tokens.issue(
-                user.user_id, request.device, epoch, crypto.hash_token(token), expires_at, now
+                user.user_id, request.device, epoch, crypto.hash_token(token), expires_at, now, request.takeover
             )
+        except DeviceInUse:
+            raise refusal(
+                "device_in_use",
+                f"{name} uses the device {request.device} with another state file, or took it over with that: use that "
+                "file, or log in as another device. A first login may take the device over for good, with `takeover`.",
+            ) from None
         except StoreConflict:
             raise refusal(
                 "too_many_devices", f"{name} has {self._devices_max} devices already: use one of them."

@@ -70,8 +70,10 @@ class ImportAnswer(msgspec.Struct, frozen=True):
 
 
 class LoginRequest(msgspec.Struct, frozen=True):
-    """Logs in on a device: registers the device, or takes it over with this epoch.
+    """Logs in on a device, or registers it.
 
+    With `takeover` also a device that has another epoch, whose state file loses the device for good: a client says so
+    only at the first login of a new state file.
     Without a device the token is for REST only: the login changes no device, and no connector accepts the token.
     """
 
@@ -79,6 +81,7 @@ class LoginRequest(msgspec.Struct, frozen=True):
     password: str
     device: str | None = None
     epoch: U53 = 0
+    takeover: bool = False
 
 
 class Connector(msgspec.Struct, frozen=True):

@@ -164,7 +164,7 @@ async def test_invalid_tokens_are_refused(mesh: RealMesh, mallory: IndependentCl
     mallory.socket.close(0)
     password = {"name": users.mallory, "password": PASSWORD}
     async with httpx.AsyncClient(base_url=mesh.api) as http:
-        other = {**password, "device": "other", "epoch": 170}
+        other = {**password, "device": "other", "epoch": 170, "takeover": True}
         of_other_device = (await http.post("/v1/login", json=other)).json()["token"]
         for_rest = (await http.post("/v1/login", json={**password, "device": None})).json()["token"]
         logged_out = (await http.post("/v1/login", json={**password, "device": "gone", "epoch": other["epoch"]})).json()

@@ -10,7 +10,7 @@ from meshim.client.core import ClientCore, Identity
 from meshim.client.options import DEFAULTS
 from meshim.client.persister import Persister
 from meshim.client.state import StateFile
-from meshim.errors import BackendUnavailable, Code, Refused
+from meshim.errors import BackendUnavailable, Code, DeviceInUse, Refused
 from meshim.rest.backends import Backends as RestBackends
 from meshim.rest.change_notifier import ChangeNotifier
 from meshim.rest.tokens import Tokens
@@ -155,6 +155,11 @@ class Device:
         self._state.token = token
         self._file = self._judge.opened(self.user, self.id, self._state.epoch)
 
+    def was_taken_from(self, state: MemoryStateFile) -> bool:
+        """Whether the mesh gives the device to this file, although a newer one has logged in since."""
+        newer = self._state is not state and self._state.token is not None
+        return newer and self._backends.database.devices[self.id].epoch == state.epoch
+
     # ---- reports of the application
 
     @property
@@ -260,16 +265,20 @@ class Application:
             backends.accounts(), backends.leases(), backends.presence(), backends.cache(), backends.notifications(), {}
         )
         notifier = ChangeNotifier(rest, lambda: WALL_S + self._process.scheduler.now, _Silent())
-        login = await Tokens(rest, notifier, 10).issue(
-            device.user, device.name, self._state.epoch, crypto.hash_token(token), now + TOKEN_TTL_S, now
-        )
+        takeover = self._state.token is None  # as the client library: only the first login of a state file
+        try:
+            login = await Tokens(rest, notifier, 10).issue(
+                device.user, device.name, self._state.epoch, crypto.hash_token(token), now + TOKEN_TTL_S, now, takeover
+            )
+        except DeviceInUse as error:
+            raise Refused(Code.REPLACED, error.sentence) from None
         device.id = login.device
         self._state.token = token
+        if device.was_taken_from(self._state):
+            self._judge.violated("taken over", f"{device.name} logged in with the state file that had lost the device")
 
     async def _token(self, refused: bytes | None) -> bytes:
         if refused is not None and refused == self._state.token:
-            if not self._is_current:
-                raise Refused(Code.REPLACED, "an old installation does not take the device back by itself")
             await self._log_in()
         assert self._state.token is not None
         return self._state.token

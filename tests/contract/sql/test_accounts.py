@@ -5,7 +5,7 @@ import secrets
 
 import pytest
 
-from meshim.errors import StoreConflict
+from meshim.errors import DeviceInUse, StoreConflict
 from meshim.stores.ports import Account, Login, RelationKey, User
 from meshim.wire.bounds import INTEGER_MAX
 from tests.contract.sql.backends import EPOCH, NOW, Backend, Ports, device_ids, device_of, entry, person, processes
@@ -87,12 +87,28 @@ async def test_every_epoch_is_kept(ports: Ports, epoch: int) -> None:
     assert await ports.accounts.login(token, NOW) == Login(alice.user_id, device.device_id, epoch, NOW + 60)
 
 
-async def test_second_log_in_takes_the_device_over(ports: Ports) -> None:
+async def test_another_epoch_gets_the_device_only_by_a_takeover(ports: Ports) -> None:
+    """H11: a login that is refused changes nothing."""
+    alice = await person(ports)
+    token, refused, again = secrets.token_bytes(32), secrets.token_bytes(32), secrets.token_bytes(32)
+    await ports.accounts.log_in(alice.user_id, "phone", 1, token, NOW + 60, NOW, 1)
+    with pytest.raises(DeviceInUse, match="phone has logged in with another state file"):
+        await ports.accounts.log_in(alice.user_id, "phone", 2, refused, NOW + 60, NOW, 1)
+    assert await ports.accounts.tokens(alice.user_id, "phone") == {token: 1}
+    await ports.accounts.log_in(alice.user_id, "phone", 1, again, NOW + 60, NOW, 1)
+    await ports.accounts.log_out(again)
+    with pytest.raises(DeviceInUse):
+        await ports.accounts.log_in(alice.user_id, "phone", 2, refused, NOW + 60, NOW, 1)
+
+
+async def test_a_takeover_keeps_the_device(ports: Ports) -> None:
     """R14: the device keeps its id, and so its queue, under a new epoch."""
     alice = await person(ports)
     first_token, second_token = secrets.token_bytes(32), secrets.token_bytes(32)
     first, _ = await ports.accounts.log_in(alice.user_id, "phone", 1, first_token, NOW + 60, NOW, 1)
-    second, revoked = await ports.accounts.log_in(alice.user_id, "phone", 2, second_token, NOW + 60, NOW + 1, 1)
+    second, revoked = await ports.accounts.log_in(
+        alice.user_id, "phone", 2, second_token, NOW + 60, NOW + 1, 1, takeover=True
+    )
     assert (second.device_id, second.epoch, second.last_seen) == (first.device_id, 2, NOW + 1)
     assert revoked == (first_token,)
     assert await ports.accounts.login(first_token, NOW) is None
@@ -105,15 +121,15 @@ async def test_tokens_belong_to_one_device_of_one_user(ports: Ports) -> None:
     logins = ((alice, "phone", of_phone), (alice, "laptop", of_laptop), (bob, "phone", of_bob), (alice, None, for_rest))
     for user, device, token in logins:
         await ports.accounts.log_in(user.user_id, device, 1, token, NOW + 60, NOW, 10)
-    assert await ports.accounts.tokens(alice.user_id, "phone") == (of_phone,)
-    assert await ports.accounts.tokens(bob.user_id, "phone") == (of_bob,)
+    assert await ports.accounts.tokens(alice.user_id, "phone") == {of_phone: 1}
+    assert await ports.accounts.tokens(bob.user_id, "phone") == {of_bob: 1}
     for user_id, device in ((alice.user_id, "Phone"), (bob.user_id, "laptop"), (1 << 52, "phone")):
-        assert await ports.accounts.tokens(user_id, device) == ()
-    await ports.accounts.log_in(alice.user_id, "phone", 2, renewed, NOW + 60, NOW, 10)
-    assert await ports.accounts.tokens(alice.user_id, "phone") == (renewed,)
+        assert await ports.accounts.tokens(user_id, device) == {}
+    await ports.accounts.log_in(alice.user_id, "phone", 2, renewed, NOW + 60, NOW, 10, takeover=True)
+    assert await ports.accounts.tokens(alice.user_id, "phone") == {renewed: 2}
     await ports.accounts.log_out(renewed)
-    assert await ports.accounts.tokens(alice.user_id, "phone") == ()
-    assert await ports.accounts.tokens(alice.user_id, "laptop") == (of_laptop,)
+    assert await ports.accounts.tokens(alice.user_id, "phone") == {}
+    assert await ports.accounts.tokens(alice.user_id, "laptop") == {of_laptop: 1}
 
 
 async def test_an_expired_token_counts_as_unrevoked(ports: Ports) -> None:

@@ -44,7 +44,7 @@ class IndependentClient:
         self.epoch = secrets.randbits(53)
         answer = httpx.post(
             f"{api}/v1/login",
-            json={"name": name, "password": password, "device": DEVICE_NAME, "epoch": self.epoch},
+            json={"name": name, "password": password, "device": DEVICE_NAME, "epoch": self.epoch, "takeover": True},
         ).json()
         self.token = urlsafe_b64decode(answer["token"] + "=")
         self.user, self.device = answer["user_id"], answer["device_id"]

@@ -141,6 +141,21 @@ async def test_a_new_device_id_while_open_closes_the_client(service: RestService
     assert await session(service, state).open() == Identity(1, 11, state.epoch)
 
 
+async def test_only_a_file_that_never_logged_in_takes_the_device_over(service: RestService, state: StateFile) -> None:
+    """H11: the loser of a takeover never takes the device back, however it learns of it."""
+    service.taken_over, service.token_life_s = True, 30.0
+    opened = session(service, state)
+    await opened.open()
+    assert [login.takeover for login in service.logins] == [True]
+    for lost in (opened.token(service.token), session(service, state).open()):
+        with pytest.raises(Refused, match="phone of alice was taken over with another state file") as refused:
+            await lost
+        assert refused.value.code is Code.REPLACED
+    service.taken_over = False
+    await session(service, state).open()
+    assert [login.takeover for login in service.logins] == [True, False]
+
+
 # ---------------------------------------------------------------- requests
 
 
