@@ -119,8 +119,9 @@ class Client:
     async def __aenter__(self) -> Self:
         """Open the state file, log in if it holds no valid token, and connect in the background.
 
-        Raises UsageError when the file is in use, or belongs to another user or device; ApiError when the service
-        refuses the login; BackendUnavailable when the file holds no login and the service is unavailable.
+        Raises UsageError when the file is in use, or belongs to another user or device; Refused when another state
+        file took the device over; ApiError when the service refuses the login; BackendUnavailable when the file holds
+        no login and the service is unavailable.
         """
         if self._entered:
             raise UsageError("a client is for one `async with`: make another one")

@@ -181,7 +181,7 @@ class Connection:
 
     def _connected(self, token: bytes) -> None:
         self._timeout.reschedule(None)
-        self._driver.receive(e.Connected(secrets.randbits(63), token))
+        self._driver.receive(e.Connected(secrets.randbits(53), token))
 
     def _lost(self) -> None:
         self._driver.receive(e.ConnectionLost())

@@ -231,9 +231,9 @@ class ClientCore:
             self._actions.append(e.Disconnect(code, sentence))
 
     def farewell(self) -> Sequence[e.Action]:
-        """End the connection with a close frame, if there is one; returns the actions for that."""
+        """End the connection because the application quits; returns the actions for that."""
         if self._link is not None:
-            close = Close(self._link.epoch, Code.SHUTTING_DOWN, "the client leaves")
+            close = Close(self._link.epoch, Code.QUIT, "the client quits")
             self._actions.append(e.SendFrame(wire.encode(close)))
             self._disconnect(None, "closed")
         actions = self._actions.copy()

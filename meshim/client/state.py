@@ -42,7 +42,7 @@ from meshim.wire.envelope import Destination, Stream
 
 _APPLICATION = 0x6D657368
 """Distinguishes state files from other SQLite databases (`application_id`): "mesh" in ASCII."""
-_VERSION = 1
+_VERSION = 2
 _DURABLE = "synchronous=FULL"
 _SETTLED_MAX = 10_000
 """Rows of settled messages, kept for the receipts that may still come."""
@@ -66,7 +66,7 @@ CREATE TABLE inbox (
     flag INTEGER NOT NULL DEFAULT 0, turn INTEGER, PRIMARY KEY (stream, seq)
 ) WITHOUT ROWID;
 CREATE INDEX inbox_turn ON inbox (turn) WHERE turn IS NOT NULL;
-INSERT INTO meta VALUES ('epoch', randomblob(8));
+INSERT INTO meta VALUES ('epoch', random() & 0x1fffffffffffff);
 """
 
 _Arguments = ParamSpec("_Arguments")
@@ -132,8 +132,8 @@ class StateFile:
         try:
             self._prepare()
             self._turn: int = self._one("SELECT coalesce(max(turn), 0) FROM inbox")
-            self.epoch = int.from_bytes(self._one("SELECT value FROM meta WHERE key = 'epoch'"), "big")
-            """64 random bits, made with the file."""
+            self.epoch: int = self._one("SELECT value FROM meta WHERE key = 'epoch'")
+            """53 random bits, made with the file."""
         except sqlite3.DatabaseError as error:
             self.close()
             raise UsageError(f"{self.path} is not a state file of this version of meshim: {error}") from None

@@ -32,6 +32,7 @@ from meshim.protocol.flush_queue import FlushQueue
 from meshim.protocol.link import Link, LinkOptions
 from meshim.protocol.routing import conversation_of, pick
 from meshim.wire import mesh as wire
+from meshim.wire.bounds import INTEGER_MAX
 from meshim.wire.envelope import EPHEMERAL_FROM, WIRE_VERSION, DestinationType
 from meshim.wire.link import Close, Data
 from meshim.wire.mesh import FromConnector, FromTransfer, Hello, HelloOk, Return, Route
@@ -175,7 +176,7 @@ class TransferLinks:
         entry = self._transfers.get(transfer)
         if entry is None or not entry.move(_Trigger.CONNECTED):
             return
-        self._epoch = (self._epoch + 1) & ((1 << 63) - 1)
+        self._epoch = (self._epoch + 1) & INTEGER_MAX
         entry.link = Link(self._epoch, self._options, mesh_item_size, now, size_of_received=mesh_item_size)
         hello = Hello(
             version=WIRE_VERSION, link=self._epoch, incarnation=self._incarnation, name=self._name,

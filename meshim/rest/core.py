@@ -53,6 +53,7 @@ PROBLEMS = {
     "method_not_allowed": Problem(405, "Method not allowed"),
     "name_taken": Problem(409, "Name taken"),
     "not_asked": Problem(409, "No request to answer"),
+    "device_in_use": Problem(409, "Device in use"),
     "yourself": Problem(409, "That is you"),
     "too_many_devices": Problem(409, "Too many devices"),
     "too_many_relations": Problem(409, "Too many relations"),

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import msgspec
 
 from meshim.wire import codec
-from meshim.wire.bounds import U8, U31, U63, U64, Cookie, Id, Milliseconds, Sentence, Seq, Token, WindowSize
+from meshim.wire.bounds import U8, U31, U53, Cookie, Id, Milliseconds, Sentence, Seq, Token, WindowSize
 from meshim.wire.envelope import Destination
 from meshim.wire.link import Ack, Close, Data, Frame, Ping, Pong, Reset
 
@@ -19,8 +19,8 @@ class Greet(Frame, array_like=True, frozen=True, gc=False, tag=1):
 
     version: U31
     token: Token
-    epoch: U64
-    link: U64
+    epoch: U53
+    link: U53
     window: WindowSize
 
 
@@ -28,8 +28,8 @@ class Welcome(Frame, array_like=True, frozen=True, gc=False, tag=2):
     """The connector accepts the greeting.  `now` is its clock, in milliseconds since 1970-01-01 UTC."""
 
     version: U31
-    link: U64
-    session: U63
+    link: U53
+    session: U53
     user: Id
     device: Id
     window: WindowSize
@@ -42,7 +42,7 @@ class Welcome(Frame, array_like=True, frozen=True, gc=False, tag=2):
 class Stored(Frame, array_like=True, frozen=True, gc=False, tag=10):
     """The state of the offline queue: all messages are pushed, or `delayed` because the database does not answer."""
 
-    link: U64
+    link: U53
     delayed: bool
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Generic, TypeVar
 
 import msgspec
 
-from meshim.wire.bounds import ITEMS_MAX, LIST_MAX, U31, U63, U64, FrameNumber, Sentence
+from meshim.wire.bounds import ITEMS_MAX, LIST_MAX, U31, U53, FrameNumber, Sentence
 
 Item = TypeVar("Item")
 
@@ -26,9 +26,9 @@ class Frame(msgspec.Struct, array_like=True, frozen=True, gc=False):
 class Data(Frame, Generic[Item], array_like=True, frozen=True, gc=False, tag=3):
     """Items, delivered in order and once, and an acknowledgement of the other direction."""
 
-    link: U64
+    link: U53
     number: FrameNumber
-    ack: U63
+    ack: U53
     stash: Stash
     items: Annotated[tuple[Item, ...], msgspec.Meta(max_length=ITEMS_MAX)]
 
@@ -36,27 +36,27 @@ class Data(Frame, Generic[Item], array_like=True, frozen=True, gc=False, tag=3):
 class Ack(Frame, array_like=True, frozen=True, gc=False, tag=4):
     """An acknowledgement that no data frame carries."""
 
-    link: U64
-    ack: U63
+    link: U53
+    ack: U53
     stash: Stash = ()
 
 
 class Ping(Frame, array_like=True, frozen=True, gc=False, tag=5):
     """Asks for a Pong."""
 
-    link: U64
+    link: U53
 
 
 class Pong(Frame, array_like=True, frozen=True, gc=False, tag=6):
     """Answers a Ping."""
 
-    link: U64
+    link: U53
 
 
 class Close(Frame, array_like=True, frozen=True, gc=False, tag=7):
     """Ends the link, with the reason.  The receiver ignores later frames of this epoch."""
 
-    link: U64
+    link: U53
     code: U31
     sentence: Sentence = ""
 
@@ -64,4 +64,4 @@ class Close(Frame, array_like=True, frozen=True, gc=False, tag=7):
 class Reset(Frame, array_like=True, frozen=True, gc=False, tag=8):
     """Answers a frame of an unknown epoch: greet again."""
 
-    link: U64
+    link: U53

@@ -10,7 +10,7 @@ from typing import Annotated
 import msgspec
 
 from meshim.wire import codec
-from meshim.wire.bounds import LIST_MAX, U8, U31, U63, U64, Copies, Id, Name, Positions, Seq, WindowSize
+from meshim.wire.bounds import LIST_MAX, U8, U31, U53, U63, Copies, Id, Name, Positions, Seq, WindowSize
 from meshim.wire.envelope import Destination
 from meshim.wire.link import Ack, Close, Data, Frame, Ping, Pong, Reset
 from meshim.wire.outcome import CopyOutcome
@@ -20,7 +20,7 @@ class Hello(Frame, array_like=True, frozen=True, gc=False, tag=1):
     """The first frame of a connector: its incarnation, and the epoch of the link."""
 
     version: U31
-    link: U64
+    link: U53
     incarnation: U63
     name: Name
     window: WindowSize
@@ -30,7 +30,7 @@ class HelloOk(Frame, array_like=True, frozen=True, gc=False, tag=2):
     """The transfer accepts the hello.  `incarnation` is that of the transfer."""
 
     version: U31
-    link: U64
+    link: U53
     incarnation: U63
     window: WindowSize
 
@@ -45,10 +45,10 @@ class Stamp(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """
 
     origin: U63
-    session: U63
+    session: U53
     user: Id
     device: Id
-    epoch: U64
+    epoch: U53
     to: Destination
     seq: Seq
     kind: U8
@@ -67,7 +67,7 @@ class Deliver(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=2):
     """Transfer to connector: deliver to these devices of `user`, each as (device, session)."""
 
     user: Id
-    bindings: Annotated[tuple[tuple[Id, U63], ...], msgspec.Meta(max_length=LIST_MAX)]
+    bindings: Annotated[tuple[tuple[Id, U53], ...], msgspec.Meta(max_length=LIST_MAX)]
     stamp: Stamp
     envelope: bytes
 

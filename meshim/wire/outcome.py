@@ -9,7 +9,7 @@ import enum
 
 import msgspec
 
-from meshim.wire.bounds import U8, U31, U63, U64, Copies, Id, Positions, Sentence, Seq
+from meshim.wire.bounds import U8, U31, U53, U63, Copies, Id, Positions, Sentence, Seq
 from meshim.wire.envelope import Destination
 
 Copy = tuple[int, int]
@@ -38,10 +38,10 @@ class CopyOutcome(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=3)
     """
 
     origin: U63
-    session: U63
+    session: U53
     user: Id
     device: Id
-    epoch: U64
+    epoch: U53
     to: Destination
     first: Seq
     last: Seq

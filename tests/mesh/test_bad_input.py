@@ -19,6 +19,7 @@ from meshim.errors import Code
 from meshim.runtime import log
 from meshim.stores.nats.client import NatsClient
 from meshim.stores.nats.offline_log import JetStreamOfflineLog
+from meshim.wire.bounds import SEQ_MAX
 from tests.mesh.harness.background_chat import Users
 from tests.mesh.harness.independent_client import (
     ACK,
@@ -166,7 +167,7 @@ async def test_invalid_tokens_are_refused(mesh: RealMesh, mallory: IndependentCl
     mallory.socket.close(0)
     password = {"name": users.mallory, "password": PASSWORD}
     async with httpx.AsyncClient(base_url=mesh.api) as http:
-        other = {**password, "device": "other", "epoch": "00000000000000aa"}
+        other = {**password, "device": "other", "epoch": 170, "takeover": True}
         of_other_device = (await http.post("/v1/login", json=other)).json()["token"]
         for_rest = (await http.post("/v1/login", json={**password, "device": None})).json()["token"]
         logged_out = (await http.post("/v1/login", json={**password, "device": "gone", "epoch": other["epoch"]})).json()
@@ -295,12 +296,12 @@ async def test_forged_receipts_are_answered_and_change_nothing(
 ) -> None:
     """Receipts need no friendship, so mallory may send them to alice, for messages that mallory never got."""
     alice = await user_id(mesh, mallory, users.alice)
-    everything = pack([READ, 0, [USER, alice, 0], [[1, 1 << 62]] * 1_000])
+    everything = pack([READ, 0, [USER, alice, 0], [[1, SEQ_MAX]] * 1_000])
 
     def attack() -> None:
         keys = [mallory.send_envelope((DEVICE, alice, device), RECEIPT, b"garbage") for device in range(1, 30)]
         keys += [mallory.send_envelope((DEVICE, alice, device), RECEIPT, everything[:4_000]) for device in range(1, 30)]
-        short = pack([READ, 0, [USER, alice, 0], [[1, 1 << 62]] * 100])
+        short = pack([READ, 0, [USER, alice, 0], [[1, SEQ_MAX]] * 100])
         keys += [mallory.send_envelope((DEVICE, alice, device), RECEIPT, short) for device in range(1, 30)]
         keys.append(mallory.send_envelope((DEVICE, alice, 1), RECEIPT, everything))
         mallory.until(lambda: all(mallory.states[key] for key in keys))
@@ -322,10 +323,10 @@ async def test_unreadable_messages_of_a_friend_delay_no_other_message(
         with closing(trudy.socket):
             to = (USER, bob, 0)
             keys = [trudy.send_envelope(to, kind, b"garbage", 0) for kind in (TEXT, BASE, 77, 127)]
-            jump = pack([1, bytes(16), *own, to, 1 << 62, 1 << 62, TEXT, 9, 0, b"?"])
-            trudy.states[to, 1 << 62] = set()
+            jump = pack([1, bytes(16), *own, to, SEQ_MAX, SEQ_MAX, TEXT, 9, 0, b"?"])
+            trudy.states[to, SEQ_MAX] = set()
             trudy.submit(jump, to)
-            keys.append((to, 1 << 62))
+            keys.append((to, SEQ_MAX))
             trudy.until(lambda: all("sent" in trudy.states[key] for key in keys))
 
     await in_thread(attack)

@@ -18,9 +18,10 @@ from meshim.connector.offline_sync import OfflineSync
 from meshim.connector.outcomes import Outcomes
 from meshim.protocol.ordering import Flag, Released, StreamOrder
 from meshim.protocol.outcome import outcomes_of
+from meshim.rest.tokens import Tokens
 from meshim.stores.memory.database import MemoryPartitions, MemoryQueues
 from meshim.stores.memory.redis import MemoryPresence, MemorySessionCache
-from meshim.stores.ports import Binding, Page
+from meshim.stores.ports import Binding, Login, Page
 from meshim.transfer import events as transfer_events
 from meshim.transfer.core import TransferCore
 from meshim.wire.envelope import Envelope
@@ -173,6 +174,18 @@ def _revoke() -> list[Patch]:
     return [(MemorySessionCache, "drop_logins", drop_logins)]
 
 
+def _takeover() -> list[Patch]:
+    """Every login may take its device over: a state file that lost the device takes it back by itself."""
+    issue = Tokens.issue
+
+    async def issue_to_any(
+        self: Tokens, user: int, device: str, epoch: int, token_hash: bytes, expires_at: float, now: float, _: bool
+    ) -> Login:
+        return await issue(self, user, device, epoch, token_hash, expires_at, now, True)
+
+    return [(Tokens, "issue", issue_to_any)]
+
+
 BREAKS: dict[str, Callable[[], list[Patch]]] = {
     "dedup": _dedup,
     "queue-lease": _queue_lease,
@@ -187,6 +200,7 @@ BREAKS: dict[str, Callable[[], list[Patch]]] = {
     "fencing": _fencing,
     "ack-before-commit": _ack_before_commit,
     "revoke": _revoke,
+    "takeover": _takeover,
 }
 
 

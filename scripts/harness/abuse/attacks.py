@@ -249,7 +249,7 @@ async def login_storm(_: ZmqContext, options: AttackOptions) -> Counts:
             while time.monotonic() < began + options.seconds:
                 tried += 1
                 try:
-                    await api.login(name, password, "phone", secrets.randbits(64))
+                    await api.login(name, password, "phone", secrets.randbits(53), takeover=True)
                     took_s.append(time.monotonic() - began)
                     return
                 except (ApiError, BackendUnavailable) as error:

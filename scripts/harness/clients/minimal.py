@@ -26,6 +26,7 @@ GREET, WELCOME, DATA, ACK, PING, PONG, CLOSE, RESET, STORED_STATE = 1, 2, 3, 4, 
 SUBMIT, DELIVERY, OUTCOME = 1, 2, 3
 DELIVERED, STORED, REJECTED, BUSY = 1, 2, 3, 4
 USER, DEVICE = 1, 2
+QUIT = 16
 TEXT, RECEIPT = 1, 3
 VERSION = 1
 WINDOW = 32
@@ -87,7 +88,7 @@ class MinimalClient:
     def __init__(self, context: ZmqContext, endpoint: str, server_key: bytes, me: SeededUser) -> None:
         """`server_key` is empty where links are plain."""
         self.me = me
-        self.link = secrets.randbits(64)
+        self.link = secrets.randbits(53)
         self.window = 1
         self.closed = False
         self.resent = self.doubled = 0
@@ -353,7 +354,7 @@ class MinimalClient:
     def close(self) -> None:
         """Say goodbye and close the connection."""
         if not self.closed:
-            self._send_frame([CLOSE, self.link, 14, "bye"])
+            self._send_frame([CLOSE, self.link, QUIT, ""])
             self._release()
 
     def _release(self) -> None:

@@ -27,7 +27,7 @@ class MisbehavingClient:
 
     def __init__(self, zmq_context: ZmqContext, connector: Lease, user: MeshUser | None, *, deaf: bool = False) -> None:
         self.user = user
-        self.link = secrets.randbits(64)
+        self.link = secrets.randbits(53)
         self.sent_number = self.acknowledged = self.received = 0
         self.deliveries = 0
         self.welcomed: asyncio.Future[Welcome] = asyncio.get_running_loop().create_future()

@@ -21,7 +21,7 @@ async def backend(request: pytest.FixtureRequest, namespace: str) -> AsyncIterat
 
 async def test_a_login_is_cached_until_it_is_dropped(backend: Backend) -> None:
     cache, elsewhere = backend.session_cache(), backend.session_cache()
-    login = Login(user=1, device=2, epoch=2**64 - 1, expires_at=backend.now() + 60.0)
+    login = Login(user=1, device=2, epoch=2**53 - 1, expires_at=backend.now() + 60.0)
     assert await elsewhere.logins([]) == []
     assert await elsewhere.logins([ONE]) == [None]
     await cache.put_login(ONE, login)

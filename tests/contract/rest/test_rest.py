@@ -14,11 +14,12 @@ from meshim.runtime import crypto
 from meshim.runtime.crypto import MasterKey
 from meshim.stores.ports import Binding, CachedLogin, Lease, Login
 from meshim.wire import rest
+from meshim.wire.bounds import INTEGER_MAX
 from meshim.wire.notification import AccountChanged, Kick
 from tests.contract.rest.world import World, world_of
 
 PASSWORD = "correct horse"
-EPOCH = (1 << 64) - 1
+EPOCH = INTEGER_MAX
 
 
 @pytest.fixture(params=["memory", "sqlite", "mariadb"])
@@ -126,7 +127,7 @@ async def test_a_login_registers_its_device_and_lists_the_connectors(world: Worl
     async with world.api() as api:
         alice = await api.register("alice", PASSWORD)
         answer = await api.login("Alice", PASSWORD, "phone", EPOCH)
-        assert (answer.user_id, answer.name, answer.epoch) == (alice.user_id, "alice", "f" * 16)
+        assert (answer.user_id, answer.name, answer.epoch) == (alice.user_id, "alice", EPOCH)
         assert answer.connectors == (rest.Connector("c1", "tcp://127.0.0.1:4001", "k" * 40),)
         assert await api.connectors() == answer.connectors
         # The second one is behind the same load balancer.
@@ -146,15 +147,42 @@ async def test_a_login_registers_its_device_and_lists_the_connectors(world: Worl
     assert world.recorded.notifications == [(None, AccountChanged((alice.user_id,)))]
 
 
-async def test_a_second_login_takes_the_device_over(world: World) -> None:
+async def test_another_state_file_gets_a_device_only_by_a_takeover(world: World) -> None:
+    """H11: and the login that is refused takes no token of the device from the cache."""
+    async with world.api() as api, world.api() as other:
+        await api.register("alice", PASSWORD)
+        first = await api.login("alice", PASSWORD, "phone", 1)
+        for redis in (True, False):
+            world.turn(redis=redis)
+            with pytest.raises(
+                ApiError, match=r"uses the device phone with another state file.*log in as another device"
+            ) as e:
+                await other.login("alice", PASSWORD, "phone", 2)
+            assert (e.value.status, e.value.code) == (409, "device_in_use")
+        world.turn()
+        [cached] = await world.cache.logins([token_hash(first.token)])
+        assert cached is not None
+        second = await other.login("alice", PASSWORD, "phone", 2, takeover=True)
+        assert second.device_id == first.device_id
+        with pytest.raises(ApiError, match="with another state file"):
+            await api.login("alice", PASSWORD, "phone", 1)
+        assert (await other.login("alice", PASSWORD, "phone", 2)).device_id == first.device_id
+
+
+async def test_a_takeover_ends_the_earlier_session_at_once(world: World) -> None:
     async with world.api() as api:
         await api.register("alice", PASSWORD)
         first = await api.login("alice", PASSWORD, "phone", 1)
+        binding = Binding(first.user_id, first.device_id, 7, 99)
+        await world.presence.online([(binding, (first.device_id,))])
         world.recorded.notifications.clear()
-        second = await api.login("alice", PASSWORD, "phone", 2)
-        assert (second.device_id, second.epoch) == (first.device_id, "0" * 15 + "2")
+        second = await api.login("alice", PASSWORD, "phone", 2, takeover=True)
+        assert (second.device_id, second.epoch) == (first.device_id, 2)
         assert second.token != first.token
-        assert world.recorded.notifications == [], "a known device needs no notification"
+        [(incarnation, kick)] = world.recorded.notifications
+        assert isinstance(kick, Kick)
+        assert (incarnation, kick.user, kick.device, kick.session) == (7, first.user_id, first.device_id, 99)
+        assert kick.code == Code.REPLACED
         assert await world.cache.logins([token_hash(first.token)]) == [None]
         assert await world.accounts.login(token_hash(first.token), 0.0) is None
         async with world.api(first.token) as old:
@@ -178,7 +206,7 @@ async def test_a_login_without_a_device_changes_no_device(world: World) -> None:
         phone = await api.login("alice", PASSWORD, "phone", EPOCH)
         world.recorded.notifications.clear()
         answer = await other.login("alice", PASSWORD)
-        assert (answer.device_id, answer.epoch, answer.connectors) == (0, "0" * 16, ())
+        assert (answer.device_id, answer.epoch, answer.connectors) == (0, 0, ())
         assert await world.cache.logins([token_hash(answer.token)]) == [None], "connectors never see this token"
         assert (await world.accounts.accounts([phone.user_id], 0.0))[phone.user_id].devices == (phone.device_id,)
         assert world.recorded.notifications == []
@@ -218,7 +246,7 @@ async def test_the_devices_of_a_user_are_limited(world: World) -> None:
         with pytest.raises(ApiError, match="3 devices") as refused:
             await api.login("alice", PASSWORD, "one more", 1)
         assert (refused.value.status, refused.value.code) == (409, "too_many_devices")
-        assert (await api.login("alice", PASSWORD, "device 0", 2)).device_id
+        assert (await api.login("alice", PASSWORD, "device 0", 1)).device_id
 
 
 # ---------------------------------------------------------------- logging out
@@ -343,6 +371,22 @@ async def test_an_ended_friendship_keeps_its_keys_for_old_messages(world: World)
         assert again.keys[1].key != before.keys[0].key
 
 
+async def test_a_relation_is_found_by_the_id_of_the_peer_and_only_one_of_the_own(world: World) -> None:
+    async with (
+        await new_user(world, "alice") as alice,
+        await new_user(world, "bob") as bob,
+        await new_user(world, "carol") as carol,
+        world.raw() as http,
+    ):
+        await befriend(world, alice, bob)
+        bobs, carols = [(await alice.user(name)).user_id for name in ("bob", "carol")]
+        assert await alice.relations(bobs) == (await alice.relation("bob"),)
+        assert await alice.relations(carols) == await alice.relations(INTEGER_MAX) == ()
+        assert await carol.relations(bobs) == ()
+        answer = await http.get("/v1/relations?user_id=bob", headers={"authorization": f"Bearer {alice.token}"})
+        assert (answer.status_code, answer.json()["code"]) == (400, "malformed")
+
+
 async def test_refused_and_withdrawn_requests_notify_no_connector(world: World) -> None:
     async with await new_user(world, "alice") as alice, await new_user(world, "bob") as bob:
         await alice.request("bob")
@@ -442,7 +486,7 @@ async def test_no_device_is_taken_over_while_redis_is_away(world: World) -> None
         first = await old.login("alice", PASSWORD, "phone", 1)
         world.turn(redis=False)
         with pytest.raises(ApiError, match=r"Redis is away.*try again") as away:
-            await new.login("alice", PASSWORD, "phone", 2)
+            await new.login("alice", PASSWORD, "phone", 2, takeover=True)
         assert (away.value.status, away.value.code) == (503, "backend_unavailable")
         assert away.value.retry_after_s
         login = await world.accounts.login(token_hash(first.token), 0.0)
@@ -451,7 +495,7 @@ async def test_no_device_is_taken_over_while_redis_is_away(world: World) -> None
         assert (await new.login("alice", PASSWORD, "laptop", 3)).device_id != first.device_id
         world.turn()
         assert await old.relations() == (), "the device was not taken over"
-        assert (await new.login("alice", PASSWORD, "phone", 2)).device_id == first.device_id
+        assert (await new.login("alice", PASSWORD, "phone", 2, takeover=True)).device_id == first.device_id
 
 
 async def test_redis_goes_away_during_the_commit_of_a_takeover(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -466,7 +510,7 @@ async def test_redis_goes_away_during_the_commit_of_a_takeover(world: World, mon
         await api.register("alice", PASSWORD)
         first = await api.login("alice", PASSWORD, "phone", 1)
         monkeypatch.setattr(world.accounts, "log_in", last_moment)
-        second = await api.login("alice", PASSWORD, "phone", 2)
+        second = await api.login("alice", PASSWORD, "phone", 2, takeover=True)
     world.turn()
     assert await world.cache.logins([token_hash(first.token)]) == [None]
     assert await world.accounts.login(token_hash(second.token), 0.0) is not None
@@ -483,7 +527,7 @@ async def test_an_uncommitted_takeover_ends_no_login(world: World, monkeypatch: 
         first = await old.login("alice", PASSWORD, "phone", 1)
         monkeypatch.setattr(world.accounts, "log_in", killed)
         with pytest.raises(ApiError):
-            await new.login("alice", PASSWORD, "phone", 2)
+            await new.login("alice", PASSWORD, "phone", 2, takeover=True)
         assert await world.cache.logins([token_hash(first.token)]) == [None]
         assert await old.relations() == ()
 
@@ -495,13 +539,13 @@ async def test_a_login_between_eviction_and_commit_is_revoked(world: World, monk
 
     async def late(*args: Any) -> Any:
         monkeypatch.setattr(world.accounts, "log_in", log_in)
-        between.append(await world.api().login("alice", PASSWORD, "phone", 2))
+        between.append(await world.api().login("alice", PASSWORD, "phone", 2, takeover=True))
         return await log_in(*args)
 
     async with world.api() as api:
         await api.register("alice", PASSWORD)
         monkeypatch.setattr(world.accounts, "log_in", late)
-        last = await api.login("alice", PASSWORD, "phone", 3)
+        last = await api.login("alice", PASSWORD, "phone", 3, takeover=True)
     hashes = [token_hash(answer.token) for answer in (*between, last)]
     assert [each and each.login.epoch for each in await world.cache.logins(hashes)] == [None, 3]
 
@@ -553,8 +597,8 @@ async def problem_of(response: httpx.Response) -> rest.Problem:
         b'"\xff"',
         b'{"name": "alice"}',
         b'{"name": 1, "password": "x"}',
-        b'{"name": "a", "password": "x", "epoch": "1"}',
-        b'{"name": "a", "password": "x", "epoch": "%s"}' % (b"F" * 16),
+        b'{"name": "a", "password": "x", "epoch": 1.5}',
+        b'{"name": "a", "password": "x", "epoch": 9007199254740992}',
         b'{"name": "a", "password": "\\ud800"}',
         b'{"name": "a", "password": "x", "device": ""}',
         b"[" * 10_000,

@@ -21,6 +21,7 @@ GREET, WELCOME, DATA, ACK, PING, PONG, CLOSE, RESET, STORED = 1, 2, 3, 4, 5, 6, 
 SUBMIT, DELIVERY, OUTCOME = 1, 2, 3
 DELIVERED, STORED_COPIES, REJECTED, BUSY = 1, 2, 3, 4
 USER, DEVICE = 1, 2
+QUIT = 16
 TEXT, RECEIPT, BASE = 1, 3, 4
 RECEIVED, READ = 1, 2
 WINDOW = 32
@@ -40,10 +41,10 @@ class IndependentClient:
 
     def __init__(self, api: str, name: str, password: str) -> None:
         self.api = api
-        self.epoch = secrets.randbits(64)
+        self.epoch = secrets.randbits(53)
         answer = httpx.post(
             f"{api}/v1/login",
-            json={"name": name, "password": password, "device": DEVICE_NAME, "epoch": f"{self.epoch:016x}"},
+            json={"name": name, "password": password, "device": DEVICE_NAME, "epoch": self.epoch, "takeover": True},
         ).json()
         self.token = urlsafe_b64decode(answer["token"] + "=")
         self.user, self.device = answer["user_id"], answer["device_id"]
@@ -105,7 +106,7 @@ class IndependentClient:
             self.socket.set(zmq.CURVE_PUBLICKEY, public)
             self.socket.set(zmq.CURVE_SECRETKEY, secret)
         self.socket.connect(connector["endpoint"])
-        self.link = secrets.randbits(64)
+        self.link = secrets.randbits(53)
         self.acknowledges = acknowledges
         self.frames = []
         self.sent_number = self.sent_acknowledged = 0
@@ -122,7 +123,7 @@ class IndependentClient:
 
     def disconnect(self) -> None:
         """Say goodbye with a CLOSE, and end the connection."""
-        self.send(CLOSE, self.link, 14, "bye")
+        self.send(CLOSE, self.link, QUIT)
         self.socket.close(200)
 
     def abort(self) -> None:

@@ -246,7 +246,7 @@ def test_unacknowledged_frames_respect_the_window_of_the_welcome() -> None:
 def test_farewell_sends_a_close_frame_once() -> None:
     connector = Connector().go_online()
     connector.actions = list(connector.core.farewell())
-    assert connector.frames == [Close(LINK, Code.SHUTTING_DOWN, "the client leaves")]
+    assert connector.frames == [Close(LINK, Code.QUIT, "the client quits")]
     assert connector.core.farewell() == []
 
 

@@ -31,7 +31,7 @@ from meshim.wire.envelope import Destination, DestinationType, Stream
 
 BOB = Destination(DestinationType.USER, 2)
 BOBS_PHONE = Destination(DestinationType.DEVICE, 2, 20)
-FROM_BOB = Stream(2, 20, (1 << 64) - 1, Destination(DestinationType.USER, 1))
+FROM_BOB = Stream(2, 20, (1 << 53) - 1, Destination(DestinationType.USER, 1))
 FROM_CAROL = Stream(3, 30, 0, Destination(DestinationType.USER, 1))
 
 
@@ -76,7 +76,7 @@ def test_a_new_file_is_readable_by_its_owner_only_and_keeps_its_epoch(path: Path
     state = StateFile(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     epoch = state.epoch
-    assert 0 < epoch < 1 << 64
+    assert 0 < epoch < 1 << 53
     other = StateFile(path.with_name("other.db"))
     assert other.epoch != epoch
     other.close()
@@ -150,8 +150,8 @@ def test_the_database_of_another_program_is_refused_and_unchanged(path: Path, ve
 
 
 def test_a_file_of_a_newer_version_is_refused(state: StateFile) -> None:
-    state._db.execute("PRAGMA user_version=2")
-    with pytest.raises(UsageError, match="it has version 2, 1 is known"):
+    state._db.execute("PRAGMA user_version=3")
+    with pytest.raises(UsageError, match="it has version 3, 2 is known"):
         reopened(state)
 
 

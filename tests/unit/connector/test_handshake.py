@@ -400,6 +400,16 @@ def test_a_device_is_recorded_as_seen_at_both_ends_and_every_hour() -> None:
     assert connector.take_one(e.RecordLastSeen).devices == (A1,)
 
 
+def test_a_client_that_quits_ends_its_session_at_once_and_counts_as_no_error() -> None:
+    connector = Connector()
+    alice = connector.online(A1)
+    alice.send(Close(alice.link, Code.QUIT))
+    assert connector.count.sessions == 0
+    assert connector.take_one(e.EraseBindings).bindings == (alice.binding,)
+    assert (connector.count.cut, connector.count.malformed, connector.count.replaced) == (0, 0, 0)
+    assert connector.closed_peers == [alice.peer]
+
+
 # ---------------------------------------------------------------- links
 
 

@@ -232,8 +232,3 @@ def test_the_number_of_remembered_keys_is_bounded() -> None:
     for number in range(4):
         throttle.failed((f"user{number}", ""), 0.0)
     assert [throttle.wait_s((f"user{number}", ""), 0.0) > 0 for number in range(4)] == [False, True, True, True]
-
-
-def test_epochs_are_16_hexadecimal_digits() -> None:
-    assert rest.format_epoch(255) == "00000000000000ff"
-    assert rest.parse_epoch(rest.format_epoch((1 << 64) - 1)) == (1 << 64) - 1

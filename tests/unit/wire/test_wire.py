@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshim.wire import client, codec
-from meshim.wire.bounds import MS_MAX, SEQ_MAX
+from meshim.wire.bounds import INTEGER_MAX, MS_MAX, SEQ_MAX
 from meshim.wire.client import Delivery, Greet, Outcome, Submit
 from meshim.wire.envelope import (
     EPHEMERAL_FROM,
@@ -167,14 +167,14 @@ def test_kinds_from_128_are_ephemeral() -> None:
 
 # ---------------------------------------------------------------- round trips
 
-ids, any_ids = st.integers(1, 2**63 - 1), st.integers(0, 2**63 - 1)
-u64, u31, u8 = st.integers(0, 2**64 - 1), st.integers(0, 2**31 - 1), st.integers(0, 255)
+ids, any_ids = st.integers(1, INTEGER_MAX), st.integers(0, INTEGER_MAX)
+u53, u31, u8 = st.integers(0, INTEGER_MAX), st.integers(0, 2**31 - 1), st.integers(0, 255)
 seqs = st.integers(1, SEQ_MAX)
 destinations = st.builds(Destination, u8, ids, any_ids)
 pairs = st.lists(st.tuples(ids, any_ids), max_size=4).map(tuple)
 positions = st.lists(st.tuples(ids, any_ids, any_ids), max_size=4).map(tuple)
 envelopes = st.builds(
-    Envelope, u31, st.binary(min_size=16, max_size=16), ids, ids, u64, destinations, seqs, seqs, u8, u31,
+    Envelope, u31, st.binary(min_size=16, max_size=16), ids, ids, u53, destinations, seqs, seqs, u8, u31,
     st.integers(0, MS_MAX), st.binary(max_size=100),
 )  # fmt: skip
 sentences = st.text(max_size=20)
@@ -182,24 +182,24 @@ outcomes = st.builds(
     Outcome, destinations, seqs, seqs, u8, st.booleans(), u31, st.binary(max_size=1_024), u31, sentences
 )  # fmt: skip
 copy_outcomes = st.builds(
-    CopyOutcome, any_ids, any_ids, ids, ids, u64, destinations, seqs, seqs, u8, pairs, pairs, any_ids, positions, u31,
+    CopyOutcome, any_ids, any_ids, ids, ids, u53, destinations, seqs, seqs, u8, pairs, pairs, any_ids, positions, u31,
     sentences,
 )  # fmt: skip
-stamps = st.builds(Stamp, any_ids, any_ids, ids, ids, u64, destinations, seqs, u8, positions, pairs)
+stamps = st.builds(Stamp, any_ids, any_ids, ids, ids, u53, destinations, seqs, u8, positions, pairs)
 stashes = st.lists(ids, max_size=5).map(tuple)
 
 
 def data_of(*items: st.SearchStrategy[Any]) -> st.SearchStrategy[Data[Any]]:
     several: st.SearchStrategy[Any] = st.lists(st.one_of(*items), max_size=3).map(tuple)
-    return st.builds(Data, u64, ids, any_ids, stashes, several)
+    return st.builds(Data, u53, ids, any_ids, stashes, several)
 
 
 controls = st.one_of(
-    st.builds(Ack, u64, any_ids, stashes),
-    st.builds(Ping, u64),
-    st.builds(Pong, u64),
-    st.builds(Close, u64, u31, st.text(max_size=50)),
-    st.builds(Reset, u64),
+    st.builds(Ack, u53, any_ids, stashes),
+    st.builds(Ping, u53),
+    st.builds(Pong, u53),
+    st.builds(Close, u53, u31, st.text(max_size=50)),
+    st.builds(Reset, u53),
 )
 devices = st.lists(ids, max_size=4).map(tuple)
 returns = st.builds(Return, ids, devices, st.booleans(), stamps, st.binary(max_size=50))
@@ -212,7 +212,7 @@ EVERYTHING: dict[str, st.SearchStrategy[Any]] = {
     "transfer": controls | data_of(deliveries, copy_outcomes),
     "envelope": envelopes,
     "text": st.builds(Text, st.text()),
-    "receipt": st.builds(Receipt, u8, u64, destinations, st.lists(st.tuples(seqs, seqs), max_size=5).map(tuple)),
+    "receipt": st.builds(Receipt, u8, u53, destinations, st.lists(st.tuples(seqs, seqs), max_size=5).map(tuple)),
     "log": st.builds(Record, st.just(1), st.lists(st.builds(Entry, ids, devices, st.binary()), max_size=3).map(tuple)),
 }
 
@@ -230,7 +230,7 @@ def test_round_trips(coding: str, data: st.DataObject) -> None:
 
 def test_associated_data_is_pinned() -> None:
     assert associated_data(ENVELOPE).hex() == (
-        "9a01c410000102030405060708090a0b0c0d0e0f0708cffedcba987654321093012a00cd012c0102cf0000018bcfe5687b"
+        "9a01c410000102030405060708090a0b0c0d0e0f0708cf001cba987654321093012a00cd012c0102cf0000018bcfe5687b"
     )
 
 
