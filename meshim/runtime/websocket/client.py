@@ -106,6 +106,8 @@ class WebSocketClient(asyncio.Protocol):
                 message = self._messages.take(websocket, event)
                 if message is not None:
                     batch.append(message)
+                elif self._messages.failed:
+                    break
         if batch and not self._closed:
             self._on_batch(batch)
         if (words := websocket.data_to_send()) and not transport.is_closing():

@@ -98,7 +98,14 @@ class Connection(asyncio.Protocol):
         if self._transport.is_closing():
             return
         websocket = self._websocket
-        if not self.peer and not self.is_ending:
+        if self.is_ending:
+            # All that is of interest is that the other end has closed, too.  What the library answers is dropped.
+            websocket.receive_data(data)
+            websocket.events_received()
+            if b"" in websocket.data_to_send():
+                self._transport.close()
+            return
+        if not self.peer:
             self._header_bytes += len(data)
             if self._header_bytes > HEADER_BYTES_MAX:
                 self._owner.statistics.refused_request += 1
@@ -106,19 +113,15 @@ class Connection(asyncio.Protocol):
                 return
         websocket.receive_data(data)
         for event in websocket.events_received():
-            if self.is_ending:
-                break
             self._take(event)
+            if self.is_ending or self._messages.failed:
+                break
         if self.is_ending:
-            # All that is of interest is that the other end has closed, too.  What the library answers is dropped.
-            if b"" in websocket.data_to_send():
-                self._transport.close()
             return
-        if self.peer and websocket.state is OPEN and not websocket.eof_sent:
-            if websocket.writes:
-                self._answer()
-        elif websocket.eof_sent:
+        if websocket.eof_sent:
             self._failed()
+        elif websocket.writes:
+            self._answer()
 
     def _take(self, event: object) -> None:
         websocket = self._websocket

@@ -30,9 +30,11 @@ _TEXT: Final = Opcode.TEXT
 class Messages:
     """Puts the messages of one connection together."""
 
-    __slots__ = ("_fragments", "_message")
+    __slots__ = ("_fragments", "_message", "failed")
 
     def __init__(self) -> None:
+        self.failed = False
+        """`take` has failed the connection: what came after that frame is not taken."""
         self._message: bytearray | None = None
         self._fragments = 0
 
@@ -44,7 +46,7 @@ class Messages:
         if opcode is _BINARY or opcode is _CONTINUATION:
             return self._take_fragment(websocket, frame)
         if opcode is _TEXT:
-            websocket.fail(UNSUPPORTED_DATA, "meshim sends binary messages only")
+            self._fail(websocket, UNSUPPORTED_DATA, "only binary messages are taken")
         return None
 
     def _take_fragment(self, websocket: Protocol, frame: Frame) -> bytes | None:
@@ -53,13 +55,17 @@ class Messages:
             self._fragments = 0
         self._fragments += 1
         if self._fragments > FRAGMENTS_MAX:
-            websocket.fail(MESSAGE_TOO_BIG, f"a message has at most {FRAGMENTS_MAX} fragments")
+            self._fail(websocket, MESSAGE_TOO_BIG, f"a message has at most {FRAGMENTS_MAX} fragments")
             return None
         self._message += frame.data
         if not frame.fin:
             return None
         message, self._message = bytes(self._message), None
         return message
+
+    def _fail(self, websocket: Protocol, code: int, sentence: str) -> None:
+        self.failed = True
+        websocket.fail(code, sentence)
 
 
 def reason_of(sentence: str) -> str:
