@@ -97,14 +97,21 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._transport.is_closing():
             return
-        websocket = self._websocket
         if self.is_ending:
-            # All that is of interest is that the other end has closed, too.  What the library answers is dropped.
-            websocket.receive_data(data)
-            websocket.events_received()
-            if b"" in websocket.data_to_send():
-                self._transport.close()
-            return
+            self._discard(data)
+        else:
+            self._read(data)
+
+    def _discard(self, data: bytes) -> None:
+        """All that is of interest is that the other end has closed, too.  What the library answers is dropped."""
+        websocket = self._websocket
+        websocket.receive_data(data)
+        websocket.events_received()
+        if b"" in websocket.data_to_send():
+            self._transport.close()
+
+    def _read(self, data: bytes) -> None:
+        websocket = self._websocket
         if not self.peer:
             self._header_bytes += len(data)
             if self._header_bytes > HEADER_BYTES_MAX:
@@ -113,7 +120,10 @@ class Connection(asyncio.Protocol):
                 return
         websocket.receive_data(data)
         for event in websocket.events_received():
-            self._take(event)
+            if isinstance(event, Frame):
+                self._take(event)
+            elif isinstance(event, Request):
+                self._accept(event)
             if self.is_ending or self._messages.failed:
                 break
         if self.is_ending:
@@ -123,17 +133,16 @@ class Connection(asyncio.Protocol):
         elif websocket.writes:
             self._answer()
 
-    def _take(self, event: object) -> None:
+    def _accept(self, request: Request) -> None:
         websocket = self._websocket
-        if isinstance(event, Request):
-            response = websocket.accept(event)
-            websocket.send_response(response)
-            if response.status_code == 101:
-                self._transport.write(b"".join(websocket.data_to_send()))
-                self.peer = self._owner.opened(self)
-            return
-        assert isinstance(event, Frame)
-        message = self._messages.take(websocket, event)
+        response = websocket.accept(request)
+        websocket.send_response(response)
+        if response.status_code == 101:
+            self._transport.write(b"".join(websocket.data_to_send()))
+            self.peer = self._owner.opened(self)
+
+    def _take(self, frame: Frame) -> None:
+        message = self._messages.take(self._websocket, frame)
         if message is not None:
             self._owner.received(self, message)
         else:

@@ -70,6 +70,8 @@ class WebSocketServer:
         self._connections: set[Connection] = set()
         self._strangers: dict[Connection, None] = {}
         """The connections that are not known to be authenticated, the oldest first."""
+        self._leaving: dict[Connection, None] = {}
+        """Those that wait for the answer to a Close, or for its arrival; the oldest first."""
         self._count = 0
         self._prefix = bytes((options.tag,))
         self._none_left = asyncio.Event()
@@ -144,13 +146,14 @@ class WebSocketServer:
         self._none_left.clear()
         self._strangers[connection] = None
         options = self._options
+        while len(self._connections) > options.connections and self._leaving:
+            self._forget(next(iter(self._leaving))).abort()
         while len(self._connections) > options.connections or len(self._strangers) > options.unauthenticated:
             oldest = next((each for each in list(self._strangers) if not self._is_authenticated(each)), None)
             if oldest is None:
                 break
             self._cut(oldest, Code.BUSY, "newer connections needed the room")
-            oldest.leave_now()
-            self._connections.discard(oldest)
+            self._forget(oldest).leave_now()
 
     def opened(self, connection: Connection) -> bytes:
         """The handshake is complete: returns the id of the peer, which no other ever has."""
@@ -175,15 +178,21 @@ class WebSocketServer:
     def ending(self, connection: Connection) -> None:
         """One end has closed it: the owner learns that at once, after the last frames."""
         self._strangers.pop(connection, None)
+        self._leaving[connection] = None
         if self._peers.pop(connection.peer, None) is not None:
             self._deliver()
             self._on_gone(connection.peer)
 
     def lost(self, connection: Connection) -> None:
         self.statistics.lost += 1
-        self._connections.discard(connection)
+        self._forget(connection)
         if not self._connections:
             self._none_left.set()
+
+    def _forget(self, connection: Connection) -> Connection:
+        self._connections.discard(connection)
+        self._leaving.pop(connection, None)
+        return connection
 
     def _deliver(self) -> None:
         if self._batch:

@@ -96,9 +96,13 @@ class RawWebSocket:
         """Send bytes as they are."""
         self._writer.write(data)
 
-    async def drain(self) -> None:
-        """Wait until the other end takes more bytes."""
-        await self._writer.drain()
+    async def has_ended(self) -> bool:
+        """Wait until the other end takes more bytes; True when it has cut the connection instead."""
+        try:
+            await self._writer.drain()
+        except ConnectionError:
+            return True
+        return False
 
     def message(self, payload: bytes) -> None:
         """Send one message."""
@@ -110,9 +114,9 @@ class RawWebSocket:
             head = await self._reader.readuntil(b"\r\n\r\n")
         return Answer(int(head.split()[1]), head)
 
-    async def receive(self) -> Frame:
+    async def receive(self, within_s: float = DEADLINE_S) -> Frame:
         """The next frame."""
-        async with asyncio.timeout(DEADLINE_S):
+        async with asyncio.timeout(within_s):
             first, second = await self._reader.readexactly(2)
             assert first & 0xF0 == 0x80, "whole, and no reserved bit"
             assert not second & 0x80, "a server does not mask"

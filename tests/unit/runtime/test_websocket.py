@@ -464,6 +464,19 @@ async def test_the_total_is_bounded_while_those_that_are_authenticated_stay(make
         await each.close()
 
 
+async def test_refused_connections_that_linger_make_room_first(make: Make) -> None:
+    world = await make(connections=5, linger_s=60.0)
+    refused = []
+    for _ in range(4):
+        refused.append(await RawWebSocket.connect(world.url))
+        refused[-1].send(request(protocol=None))
+        assert (await refused[-1].answer()).status == 400
+    strangers = [await world.open() for _ in range(4)]
+    assert world.counted == {"refused_subprotocol": 4}, "no stranger was cut"
+    for each in refused + strangers:
+        await each.close()
+
+
 # ---------------------------------------------------------------- addresses and TLS
 
 
