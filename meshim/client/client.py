@@ -88,7 +88,7 @@ class Client:
 
         `password` may be a function that returns it; it is called, in a thread, only when a login is needed.
         `device` names the device among those of the user.  `state` is its file, `NAME-DEVICE.db` in the working
-        directory by default.  `insecure` allows plain HTTP to another host.  `transport` is how to reach a
+        directory by default.  `insecure` allows plain HTTP and ws:// to another host.  `transport` is how to reach a
         connector: `zmq`, `websocket`, or `auto`, which is ZeroMQ where the connector has it.
 
         Raises UsageError when `api` is no http(s) URL, or is one of plain HTTP to another host without `insecure`.
@@ -107,6 +107,7 @@ class Client:
         self._api = Api(api, insecure=insecure)
         self._options = options
         self._transport: Transport = transport
+        self._insecure = insecure
         self._failure: MeshimError | None = None
         # Weak: a message whose `Outgoing` the application has dropped needs no updates.
         self._outgoing: WeakValueDictionary[tuple[Destination, int], Outgoing] = WeakValueDictionary()
@@ -157,7 +158,9 @@ class Client:
         self._reader = InboxReader(
             self._state, self._session.lock, self._contacts, self._mark_read, self._core.statistics
         )
-        self._connection = Connection(self._driver, self._session.connectors, self._session.token, self._transport)
+        self._connection = Connection(
+            self._driver, self._session.connectors, self._session.token, self._transport, insecure=self._insecure
+        )
         self._driver.failed.add_done_callback(self._task_done)
         self._connecting = asyncio.create_task(self._connection.run())
         self._persisting = asyncio.create_task(self._persister.run())

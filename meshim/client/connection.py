@@ -4,9 +4,11 @@ import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal, TypeAlias
+from urllib.parse import urlsplit
 
 from meshim.client import events as e
 from meshim.errors import ApiError, BackendUnavailable, Code, PeerError, Refused
+from meshim.runtime.addresses import is_loopback
 from meshim.runtime.driver import Driver
 from meshim.runtime.sockets import Context, Dealer
 from meshim.runtime.websocket import WebSocketClient
@@ -57,11 +59,14 @@ class Connection:
         connectors: Callable[[bool], Awaitable[Sequence[Connector]]],
         token: Callable[[bytes | None], Awaitable[bytes]],
         transport: Transport = "auto",
+        *,
+        insecure: bool = False,
     ) -> None:
         """`connectors(fresh)` returns the living connectors; with `fresh` it asks the REST service.
 
         `token(refused)` returns the token to greet with; it logs in again when the current token is the refused one.
         Both raise BackendUnavailable when REST is needed and unavailable.  `auto` is ZeroMQ where a connector has it.
+        `insecure` allows plain WebSocket to another machine: the token could be read on the way.
         """
         self.online = asyncio.Event()
         self.offline = asyncio.Event()
@@ -71,6 +76,7 @@ class Connection:
         self._token = token
         self._context = borrow_context()
         self._transport = transport
+        self._insecure = insecure
         self._socket: Dealer | WebSocketClient | None = None
         self._ended: asyncio.Future[e.Disconnect] | None = None
         self._backoff_s = BACKOFF_MIN_S
@@ -162,7 +168,10 @@ class Connection:
             raise BackendUnavailable("no connector is running")
         reachable = [each for each in connectors if self._address(each)]
         if not reachable:
-            raise BackendUnavailable(f"no connector can be reached with transport {self._transport}")
+            raise BackendUnavailable(
+                f"no connector can be reached with transport {self._transport}"
+                " (plain ws:// to another machine is not used)"
+            )
         others = [each for each in reachable if self._address(each) != self._last] or reachable
         connector = _random.choice(others)
         self._last = self._address(connector)
@@ -181,7 +190,7 @@ class Connection:
     def _address(self, connector: Connector) -> str:
         """Where to connect to this connector; empty when it has no address for our transport."""
         if self._transport == "websocket" or (self._transport == "auto" and not connector.endpoint):
-            return connector.url
+            return connector.url if self._insecure or _is_private(connector.url) else ""
         return connector.endpoint
 
     def _connect(self, connector: Connector, token: bytes) -> Dealer | WebSocketClient:
@@ -211,3 +220,8 @@ class Connection:
     def close(self) -> None:
         """Give back the context; call it once `run` has ended."""
         return_context()
+
+
+def _is_private(url: str) -> bool:
+    """Whether nobody on the way can read what goes to this URL."""
+    return url.startswith("wss://") or is_loopback(urlsplit(url).hostname or "")

@@ -4,6 +4,7 @@ import secrets
 import time
 from contextlib import AsyncExitStack
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -18,6 +19,8 @@ from meshim.errors import UsageError
 from meshim.protocol.link import LinkOptions
 from meshim.protocol.window import WindowOptions
 from meshim.runtime import counters
+from meshim.runtime.addresses import is_loopback
+from meshim.runtime.log import Log
 from meshim.runtime.mesh_link_options import mesh_link_options
 from meshim.runtime.service import Service
 from meshim.runtime.sockets import Context, KeyPair, key_file
@@ -103,7 +106,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         )  # fmt: skip
         shell.serve(transport)
         endpoint, url = listener.advertise or transport.endpoint, ""
-        websocket = _websocket(topology, listener.websocket, core, shell)
+        websocket = _websocket(topology, listener.websocket, core, shell, service.log)
         if websocket is not None and listener.websocket is not None:
             shell.serve(websocket)
             await websocket.start()
@@ -144,11 +147,14 @@ async def run(topology: Topology, name: str, data: Path) -> None:
 
 
 def _websocket(
-    topology: Topology, listener: WebSocketListener | None, core: ConnectorCore, shell: Shell
+    topology: Topology, listener: WebSocketListener | None, core: ConnectorCore, shell: Shell, log: Log
 ) -> WebSocketTransport | None:
     """The transport of a listener.  Raises UsageError when its address or a file of its TLS is of no use."""
     if listener is None:
         return None
+    parts = urlsplit(listener.bind)
+    if parts.scheme == "ws" and not is_loopback(parts.hostname or ""):
+        log.warning("plain websocket off loopback", address=listener.bind, advice="put a TLS proxy in front")
     return WebSocketTransport(
         listen(listener.bind, listener.tls_certificate_file, listener.tls_key_file),
         origins=topology.security.origins,
