@@ -4,6 +4,7 @@ import secrets
 import time
 from contextlib import AsyncExitStack
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -13,13 +14,17 @@ from meshim.connector.offline_sync import OfflineSyncOptions
 from meshim.connector.options import ConnectorOptions
 from meshim.connector.router_transport import RouterTransport
 from meshim.connector.shell import CACHED_SHARE, Shell
+from meshim.connector.websocket_transport import WebSocketTransport
 from meshim.errors import UsageError
 from meshim.protocol.link import LinkOptions
 from meshim.protocol.window import WindowOptions
 from meshim.runtime import counters
+from meshim.runtime.addresses import is_loopback
+from meshim.runtime.log import Log
 from meshim.runtime.mesh_link_options import mesh_link_options
 from meshim.runtime.service import Service
 from meshim.runtime.sockets import Context, KeyPair, key_file
+from meshim.runtime.websocket import listen
 from meshim.stores.backends import BackendConnections, lease_held
 from meshim.stores.lease_keeper import LeaseKeeper
 from meshim.stores.ports import Lease
@@ -27,11 +32,13 @@ from meshim.stores.redis.presence import UNSEEN_S, RedisPresence
 from meshim.stores.redis.session_cache import RedisSessionCache
 from meshim.stores.sql.accounts import SqlAccounts
 from meshim.stores.sql.queues import SqlQueues
-from meshim.topology import Security, Topology
+from meshim.topology import Security, Topology, WebSocketListener
 from meshim.wire.sizes import FRAME_OVERHEAD_BYTES
 
 LINK_WITHIN_S = 3.0
 """How long a start waits for a transfer before it reports ready; then it serves without one."""
+LINGER_MS = 200
+"""For the last frames of the transports when the process ends."""
 FRAME_ITEMS = 64
 """Items that the connector puts in one frame."""
 
@@ -95,13 +102,20 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         transport = RouterTransport(
             context, listener.bind, keys=client_keys, limits=limits,
             is_authenticated=core.has_greeted, on_batch=shell.clients_sent,
+            transports=1 if listener.websocket is None else 2,
         )  # fmt: skip
         shell.serve(transport)
-        endpoint = listener.advertise or transport.endpoint
+        endpoint, url = listener.advertise or transport.endpoint, ""
+        websocket = _websocket(topology, listener.websocket, core, shell, service.log)
+        if websocket is not None and listener.websocket is not None:
+            shell.serve(websocket)
+            await websocket.start()
+            url = listener.websocket.advertise or websocket.endpoint
         lease = Lease(
             "connector", name, incarnation, endpoint,
             key=client_keys.public.decode() if client_keys else "",
             mesh_key=mesh_keys.public.decode() if mesh_keys else "",
+            url=url,
         )  # fmt: skip
         keeper = LeaseKeeper(
             connections.leases(), lease, timers, service.log,
@@ -116,6 +130,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
                     lambda: (
                         msgspec.structs.asdict(core.statistics)
                         | counters.prefixed("socket", transport.statistics)
+                        | (counters.prefixed("websocket", websocket.statistics) if websocket is not None else {})
                         | keeper.counters()
                         | connections.counters()
                     ),
@@ -126,7 +141,29 @@ async def run(topology: Topology, name: str, data: Path) -> None:
             await service.stopping()
         # After the lease was given up, so that no new client or transfer connects meanwhile.
         await shell.stop(timers.shutdown_s * 0.6)
-        shell.close_transports(linger_ms=200)
+        shell.close_transports(linger_ms=LINGER_MS)
+        if websocket is not None:
+            await websocket.wait_closed()
+
+
+def _websocket(
+    topology: Topology, listener: WebSocketListener | None, core: ConnectorCore, shell: Shell, log: Log
+) -> WebSocketTransport | None:
+    """The transport of a listener.  Raises UsageError when its address or a file of its TLS is of no use."""
+    if listener is None:
+        return None
+    parts = urlsplit(listener.bind)
+    if parts.scheme == "ws" and not is_loopback(parts.hostname or ""):
+        log.warning("plain websocket off loopback", address=listener.bind, advice="put a TLS proxy in front")
+    return WebSocketTransport(
+        listen(listener.bind, listener.tls_certificate_file, listener.tls_key_file),
+        origins=topology.security.origins,
+        limits=topology.limits,
+        is_authenticated=core.has_greeted,
+        on_batch=shell.clients_sent,
+        on_gone=shell.client_gone,
+        transports=2,
+    )
 
 
 def _client_keys(security: Security) -> KeyPair | None:

@@ -213,13 +213,11 @@ def online_friends(
 
 
 def connector_entries(living: Iterable[Lease]) -> tuple[rest.Connector, ...]:
-    """Return one entry for each endpoint and key: behind a load balancer connectors have both in common (adr/0037)."""
-    names: dict[tuple[str, str], list[str]] = {}
+    """Return one entry for each address: behind a load balancer connectors have it in common (adr/0037)."""
+    names: dict[tuple[str, str, str], list[str]] = {}
     for lease in living:
-        names.setdefault((lease.endpoint, lease.key), []).append(lease.name)
-    return tuple(
-        rest.Connector(name=",".join(behind), endpoint=endpoint, key=key) for (endpoint, key), behind in names.items()
-    )
+        names.setdefault((lease.endpoint, lease.key, lease.url), []).append(lease.name)
+    return tuple(rest.Connector(",".join(behind), *address) for address, behind in names.items())
 
 
 # ---------------------------------------------------------------- guessing passwords

@@ -36,6 +36,8 @@ class Security(Frozen, frozen=True, forbid_unknown_fields=True):
     connector_key_file: str | None = None
     """The file of the CURVE key pair that every connector shows to clients (mode 0600), so that they reach any of them
     behind one address; `meshim key new` makes it.  null: each connector makes a key pair at its start."""
+    origins: tuple[str, ...] = ()
+    """The web pages that may use connectors and REST from a browser, as `https://chat.example`; `*` for all."""
 
 
 OnWeak: TypeAlias = Literal["refuse", "warn"]
@@ -56,6 +58,19 @@ class Durability(Frozen, frozen=True, forbid_unknown_fields=True):
     """The monitoring of NATS, as http://HOST:8222: NATS shows `sync_interval` nowhere else."""
 
 
+class WebSocketListener(Frozen, frozen=True, forbid_unknown_fields=True):
+    """Where clients connect by WebSocket."""
+
+    bind: str = "ws://127.0.0.1:0"
+    """`wss://` with the two files below; a proxy with TLS in front needs neither."""
+    advertise: str | None = None
+    """The URL that clients connect to, with its path, where it differs from the bound one (a proxy, NAT, 0.0.0.0)."""
+    tls_certificate_file: str | None = None
+    """The certificate of `wss://` and those that sign it (PEM)."""
+    tls_key_file: str | None = None
+    """Its key (PEM, without a password)."""
+
+
 class Listener(Frozen, frozen=True, forbid_unknown_fields=True):
     """A process that accepts connections."""
 
@@ -64,6 +79,12 @@ class Listener(Frozen, frozen=True, forbid_unknown_fields=True):
     """Port 0 takes a free port, which the lease in Redis publishes."""
     advertise: str | None = None
     """The address that others connect to, where it differs from the bound one (NAT, 0.0.0.0)."""
+
+
+class ConnectorListener(Listener, frozen=True, forbid_unknown_fields=True):
+    """One connector: clients reach it by ZeroMQ, and by WebSocket where it has an address for that."""
+
+    websocket: WebSocketListener | None = None
 
 
 class Worker(Frozen, frozen=True, forbid_unknown_fields=True):
@@ -161,7 +182,7 @@ class Limits(Frozen, frozen=True, forbid_unknown_fields=True):
 class Topology(Frozen, frozen=True, forbid_unknown_fields=True):
     """The whole mesh."""
 
-    connectors: tuple[Listener, ...]
+    connectors: tuple[ConnectorListener, ...]
     transfers: tuple[Listener, ...]
     writers: tuple[Worker, ...]
     rest: tuple[RestListener, ...]
@@ -177,7 +198,7 @@ class Topology(Frozen, frozen=True, forbid_unknown_fields=True):
 def default() -> Topology:
     """Return the mesh of the repository's `topology.yaml`: one host, embedded backends."""
     return Topology(
-        connectors=(Listener("c1"), Listener("c2")),
+        connectors=tuple(ConnectorListener(name, websocket=WebSocketListener()) for name in ("c1", "c2")),
         transfers=(Listener("t1"), Listener("t2")),
         writers=(Worker("w1"),),
         rest=(RestListener("r1"),),

@@ -85,15 +85,17 @@ class LoginRequest(msgspec.Struct, frozen=True):
 
 
 class Connector(msgspec.Struct, frozen=True):
-    """Where clients connect: a ZeroMQ endpoint, and its CURVE public key in Z85 (empty without CURVE).
+    """Where clients connect: a ZeroMQ endpoint with its CURVE public key in Z85 (empty without CURVE), a WebSocket URL,
+    or both; the other is empty.
 
-    `name` is that of the living connector there.  Behind a load balancer several have the same endpoint and key: they
-    are one entry, with their names joined by commas.
+    `name` is that of the living connector there.  Behind a load balancer several have the same endpoint, key and URL:
+    they are one entry, with their names joined by commas.
     """
 
     name: str
     endpoint: str
     key: str
+    url: str = ""
 
 
 class Connectors(msgspec.Struct, frozen=True):

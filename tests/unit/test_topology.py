@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 
 from meshim import topology
 from meshim.errors import TopologyError
-from meshim.topology import Backends, Limits, Listener, RestListener, Security, Timers, Topology, Worker
+from meshim.topology import (
+    Backends,
+    ConnectorListener,
+    Limits,
+    Listener,
+    RestListener,
+    Security,
+    Timers,
+    Topology,
+    WebSocketListener,
+    Worker,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,14 +41,26 @@ def topologies(draw: st.DrawFn) -> Topology:
         )
         return f"{scheme}://{host}:{draw(st.sampled_from([0, next(ports)]))}"
 
-    def listener(name: str) -> Listener:
+    def listener() -> tuple[str, str | None]:
         address = bind("tcp")
         needed = "*" in address
-        return Listener(name, address, f"tcp://198.51.100.7:{next(ports)}" if needed or draw(st.booleans()) else None)
+        return address, f"tcp://198.51.100.7:{next(ports)}" if needed or draw(st.booleans()) else None
+
+    def websocket() -> WebSocketListener | None:
+        return draw(
+            st.sampled_from(
+                [
+                    None,
+                    WebSocketListener(),
+                    WebSocketListener("ws://[::]:0", "wss://chat.example/c1"),
+                    WebSocketListener("wss://127.0.0.1:0", None, "certificate.pem", "key.pem"),
+                ]
+            )
+        )
 
     return Topology(
-        connectors=(listener(connector), *map(listener, others)),
-        transfers=(listener(transfer),),
+        connectors=tuple(ConnectorListener(name, *listener(), websocket()) for name in (connector, *others)),
+        transfers=(Listener(transfer, *listener()),),
         writers=(Worker(writer),),
         rest=(RestListener(rest, bind("http")),),
         namespace=draw(names),
@@ -98,6 +121,9 @@ def test_the_mysql_topology_is_the_same_mesh_on_other_backends() -> None:
     assert "embedded" not in msgspec.structs.astuple(external.backends)
 
 
+WEBSOCKET_URL = "`$.connectors[0].websocket.advertise`"
+
+
 def refusal(tmp_path: Path, old: str, new: str) -> str:
     """Return the sentence for the default topology after one change to its text."""
     text = topology.dump(topology.default())
@@ -143,6 +169,26 @@ def refusal(tmp_path: Path, old: str, new: str) -> str:
         ("advertise: null", "advertise: tcp://[::]:7100", "`$.connectors[0].advertise`", "no address of one host"),
         ("advertise: null", "advertise: tcp://h:0", "`$.connectors[0].advertise`", "port is 0"),
         ("advertise: null", "advertise: h:7100", "`$.connectors[0].advertise`", "does not begin with tcp://"),
+        ("ws://127.0.0.1:0", "http://127.0.0.1:0", "`$.connectors[0].websocket.bind`", "does not begin with ws://"),
+        ("ws://127.0.0.1:0", "ws://127.0.0.1:1/x", "`$.connectors[0].websocket.bind`", "more than host and port"),
+        ("ws://127.0.0.1:0", "ws://0.0.0.0:7100", "`$.connectors[0].websocket`", "`advertise`"),
+        ("ws://127.0.0.1:0", "wss://127.0.0.1:0", "`$.connectors[0].websocket.tls_certificate_file`", "a certificate"),
+        ("tls_key_file: null", "tls_key_file: k", "`$.connectors[0].websocket.tls_key_file`", "ws:// has no TLS"),
+        *(
+            ("ws://127.0.0.1:0\n    advertise: null", f"ws://127.0.0.1:0\n    advertise: {url}", WEBSOCKET_URL, why)
+            for url, why in (
+                ("http://h/", "neither with ws:// nor with wss://"),
+                ("wss://h/c1?x=1", "more than host, port and path"),
+                ("wss://u@h/", "more than host, port and path"),
+                ("ws://h:0/", "port is 0"),
+                ("ws:///c1", "no host"),
+                ("ws://0.0.0.0:80", "no address of one host"),
+            )
+        ),
+        *(
+            ("origins: []", f"origins: ['{origin}']", "`$.security.origins[0]`", "no origin as browsers write it")
+            for origin in ("https://chat.example/", "HTTPS://chat.example", "chat.example", "https://*", "", "null ")
+        ),
         ("http://127.0.0.1:8100", "tcp://127.0.0.1:8100", "`$.rest[0].bind`", "does not begin with http://"),
         # backends
         ("redis: embedded", "redis: http://h", "`$.backends.redis`", "redis://HOST:PORT/0"),

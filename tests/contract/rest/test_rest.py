@@ -123,12 +123,12 @@ async def test_an_import_from_another_machine_is_refused(world: World, address: 
 
 
 async def test_a_login_registers_its_device_and_lists_the_connectors(world: World) -> None:
-    await world.leases.acquire(Lease("connector", "c1", 7, "tcp://127.0.0.1:4001", "k" * 40), 60.0)
+    await world.leases.acquire(Lease("connector", "c1", 7, "tcp://127.0.0.1:4001", "k" * 40, "wss://h/c1"), 60.0)
     async with world.api() as api:
         alice = await api.register("alice", PASSWORD)
         answer = await api.login("Alice", PASSWORD, "phone", EPOCH)
         assert (answer.user_id, answer.name, answer.epoch) == (alice.user_id, "alice", EPOCH)
-        assert answer.connectors == (rest.Connector("c1", "tcp://127.0.0.1:4001", "k" * 40),)
+        assert answer.connectors == (rest.Connector("c1", "tcp://127.0.0.1:4001", "k" * 40, "wss://h/c1"),)
         assert await api.connectors() == answer.connectors
         # The second one is behind the same load balancer.
         await world.leases.acquire(Lease("connector", "c2", 8, "tcp://127.0.0.1:4001", "k" * 40), 60.0)
@@ -430,6 +430,39 @@ async def test_presence_covers_friends_on_living_connectors_only(world: World) -
         # The same binding, on a connector whose lease has ended.
         await world.leases.release(Lease("connector", "c1", 7))
         assert [each.online for each in await alice.presence()] == [False]
+
+
+async def test_a_web_page_of_a_listed_origin_may_ask_and_read(world: World) -> None:
+    """Browsers ask first (OPTIONS), since requests have a JSON body or a token."""
+    page, other = "https://chat.example", "https://evil.example"
+    asked = {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type",
+    }
+    security = msgspec.structs.replace(world.topology.security, origins=(page,))
+    world.topology = msgspec.structs.replace(world.topology, security=security)
+    transport = world.transport(app=world.build())
+    async with httpx.AsyncClient(base_url="http://localhost", transport=transport) as http:
+        allowed = await http.options("/v1/login", headers={"Origin": page, **asked})
+        assert allowed.status_code == 204
+        assert allowed.headers["access-control-allow-origin"] == page
+        assert {"authorization", "content-type"} <= set(
+            allowed.headers["access-control-allow-headers"].lower().split(", ")
+        )
+        assert (await http.options("/v1/login", headers={"Origin": other, **asked})).status_code == 400
+        read = await http.get("/healthz", headers={"Origin": page})
+        assert read.headers["access-control-allow-origin"] == page
+        assert read.headers["access-control-expose-headers"] == "retry-after"
+        refused = await http.get("/v1/users/alice", headers={"Origin": page})
+        assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, page)
+        assert "access-control-allow-origin" not in (await http.get("/healthz", headers={"Origin": other})).headers
+
+
+async def test_without_origins_no_web_page_may_read(world: World) -> None:
+    async with world.raw() as http:
+        page = {"Origin": "https://chat.example", "Access-Control-Request-Method": "POST"}
+        for answer in (await http.options("/v1/login", headers=page), await http.get("/healthz", headers=page)):
+            assert not [name for name in answer.headers if name.startswith("access-control-")]
 
 
 async def test_another_master_key_has_its_own_code(world: World) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from meshim.client import connection as connection_module
 from meshim.client import events as e
-from meshim.client.connection import BACKOFF_MAX_S, CONNECT_TIMEOUT_S, STABLE_S, Connection
+from meshim.client.connection import BACKOFF_MAX_S, CONNECT_TIMEOUT_S, STABLE_S, Connection, Transport
 from meshim.errors import ApiError, BackendUnavailable, Code, MeshimError, Refused
 from meshim.wire.rest import Connector
 from tests.virtual_time import run
@@ -382,3 +382,53 @@ async def test_clients_of_one_loop_share_a_context_that_the_last_one_closes() ->
     connection_module.return_context()
     connection_module.return_context()
     assert connection_module._contexts == {}
+
+
+# ---------------------------------------------------------------- transports
+
+
+ZMQ, PLAIN, TLS = "tcp://127.0.0.1:1", "ws://127.0.0.1:2", "wss://chat.example/c1"
+ELSEWHERE = "ws://chat.example/c1"
+
+
+@pytest.mark.parametrize(
+    ("transport", "insecure", "connector", "expected"),
+    [
+        ("auto", False, Connector("c", ZMQ, "", PLAIN), ZMQ),
+        ("auto", False, Connector("c", "", "", TLS), TLS),
+        ("zmq", False, Connector("c", ZMQ, "", PLAIN), ZMQ),
+        ("zmq", False, Connector("c", "", "", PLAIN), None),
+        ("websocket", False, Connector("c", ZMQ, "", PLAIN), PLAIN),
+        ("websocket", False, Connector("c", ZMQ, "", TLS), TLS),
+        ("websocket", False, Connector("c", ZMQ, "", ""), None),
+        ("websocket", False, Connector("c", ZMQ, "", ELSEWHERE), None),
+        ("websocket", True, Connector("c", ZMQ, "", ELSEWHERE), ELSEWHERE),
+    ],
+)
+def test_each_transport_takes_the_connectors_that_have_it(
+    monkeypatch: pytest.MonkeyPatch, transport: Transport, insecure: bool, connector: Connector, expected: str | None
+) -> None:
+    async def main() -> None:
+        sockets, urls = Sockets(), []
+
+        class WebSocket:
+            def __init__(self, url: str, **options: Any) -> None:
+                urls.append(url)
+
+            def close(self, linger_ms: int) -> None:
+                pass
+
+        monkeypatch.setattr(connection_module, "borrow_context", lambda: sockets)
+        monkeypatch.setattr(connection_module, "WebSocketClient", WebSocket)
+        nobody: Any = None
+        driver: Any = Driver()
+        connection = Connection(driver, nobody, nobody, transport, insecure=insecure)
+        if expected is None:
+            with pytest.raises(BackendUnavailable, match=f"with transport {transport}"):
+                await connection._connect_once(b"token", (connector,))
+        else:
+            end = await connection._connect_once(b"token", (connector,))
+            assert end.sentence == "the connector does not answer"
+        assert urls + [dealer.endpoint for dealer in sockets.dealers] == ([expected] if expected else [])
+
+    run(main)
