@@ -78,9 +78,10 @@ class Connection:
     # ---------------------------------------------------------------- actions of the core
 
     def send(self, frame: bytes) -> None:
-        """Send a frame; drop it when the socket has no room: the window sends it again."""
-        if self._dealer is not None:
-            self._dealer.send(frame)
+        """Send a frame; end the connection when the socket has no room for it."""
+        if self._dealer is not None and not self._dealer.send(frame):
+            self._dealer.close()  # nothing may follow a frame that is missing
+            self._lost()
 
     @property
     def endpoint(self) -> str | None:
@@ -181,7 +182,7 @@ class Connection:
 
     def _connected(self, token: bytes) -> None:
         self._timeout.reschedule(None)
-        self._driver.receive(e.Connected(secrets.randbits(63), token))
+        self._driver.receive(e.Connected(secrets.randbits(53), token))
 
     def _lost(self) -> None:
         self._driver.receive(e.ConnectionLost())

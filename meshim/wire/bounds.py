@@ -19,6 +19,8 @@ MS_MAX = 253_402_300_799_999
 
 U64 = Annotated[int, Meta(ge=0)]
 """64 bits; msgpack has no larger numbers."""
+U53 = Annotated[int, Meta(ge=0, le=(1 << 53) - 1)]
+"""An integer that JavaScript reads exactly: every one on a client link."""
 U63 = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 """It fits a signed 64-bit column."""
 Id = Annotated[int, Meta(ge=1, le=(1 << 63) - 1)]
@@ -26,7 +28,7 @@ Id = Annotated[int, Meta(ge=1, le=(1 << 63) - 1)]
 AnyId = U63
 """An id, or 0 for none or for all of them, as the field says."""
 Seq = Annotated[int, Meta(ge=1, le=SEQ_MAX)]
-FrameNumber = Annotated[int, Meta(ge=1, le=(1 << 63) - 1)]
+FrameNumber = Annotated[int, Meta(ge=1, le=(1 << 53) - 1)]
 Milliseconds = Annotated[int, Meta(ge=0, le=MS_MAX)]
 """Since 1970-01-01 UTC."""
 U31 = Annotated[int, Meta(ge=0, le=(1 << 31) - 1)]

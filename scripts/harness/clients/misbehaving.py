@@ -88,7 +88,7 @@ class MisbehavingClient:
         if number is None:
             self.sent_number += 1
             number = self.sent_number
-        return self.send(Data(self.link, number, self.received, (), tuple(Submit(envelope) for envelope in envelopes)))
+        return self.send(Data(self.link, number, self.received, tuple(Submit(envelope) for envelope in envelopes)))
 
     async def room(self) -> bool:
         """Wait until the window has room; return False when the connector has ended the link."""

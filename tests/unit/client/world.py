@@ -6,6 +6,7 @@ could deliver, and sends wake-ups late.  A device can be killed between any two 
 
 import itertools
 from collections import deque
+from math import inf
 from pathlib import Path
 
 import msgspec
@@ -24,10 +25,11 @@ from meshim.wire.link import Close
 from meshim.wire.outcome import Outcome, OutcomeStatus
 
 LINK = LinkOptions(
-    WindowOptions(credit=4, queue=100_000, frame_items=3, frame_bytes=65_536, resend_s=1.0, give_up_s=4.0),
-    heartbeat_s=10.0,
+    WindowOptions(credit=4, queue=100_000, frame_items=3, frame_bytes=65_536, give_up_s=4.0),
+    heartbeat_s=inf,
     silence_s=25.0,
 )
+CONNECTOR_LINK = msgspec.structs.replace(LINK, heartbeat_s=10.0)
 OPTIONS = ClientOptions(
     LINK, OutboxOptions(resend_s=4.0, busy_s=0.5, settled_max=200), OrderingOptions(gap_release_s=10_000.0)
 )
@@ -50,7 +52,7 @@ class Binding:
     """One connected device, as the mesh sees it."""
 
     def __init__(self, link: int, now: float) -> None:
-        self.link: Link[ConnectorItem, Submit] = Link(link, LINK, connector_item_size, now)
+        self.link: Link[ConnectorItem, Submit] = Link(link, CONNECTOR_LINK, connector_item_size, now)
         self.unacked: deque[Row | bytes] = deque()
         self.synced = 0
 
@@ -72,8 +74,9 @@ class Mesh:
             self.bindings[user] = Binding(message.link, now)
             self.wake_up(user)
             welcome = Welcome(
-                WIRE_VERSION, message.link, 1, user, user * 10, LINK.window.credit, BODY_BYTES, FRAME_BYTES, 10_000, 0
-            )
+                WIRE_VERSION, message.link, 1, user, user * 10, LINK.window.credit, BODY_BYTES, FRAME_BYTES, 10_000,
+                25_000, 2_500, 0,
+            )  # fmt: skip
             return [wire.encode(welcome)]
         if user not in self.bindings or message.link != self.bindings[user].link.epoch:
             return []

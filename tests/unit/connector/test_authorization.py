@@ -330,7 +330,7 @@ def test_the_outcomes_of_a_sender_that_does_not_read_are_bounded() -> None:
     assert [each.first for each in alice.outcomes] == list(range(1, 21))
 
 
-def test_a_frame_that_comes_twice_is_processed_once() -> None:
+def test_a_frame_that_comes_twice_is_processed_once_and_ends_the_link() -> None:
     connector = Connector()
     transfer = connector.transfer()
     alice = connector.online(A1)
@@ -338,5 +338,4 @@ def test_a_frame_that_comes_twice_is_processed_once() -> None:
     alice.number = 0
     alice.submit(envelope())
     assert len(transfer.take()) == 1
-    assert connector.count.deduplicated == 1
-    assert not alice.came(Data)
+    assert alice.closed == [(Code.MALFORMED, "frame 1 came, 2 was expected")]

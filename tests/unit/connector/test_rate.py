@@ -41,7 +41,7 @@ def test_frames_are_acknowledged_at_the_rate_although_the_device_is_silent() -> 
     """With the delays of a topology: no data frame carries the acknowledgement, and no frame of the client asks for
     it."""
     window = options().clients.window
-    connector = Connector(frame_bytes=20_000, clients=LinkOptions(window, 10.0, 25.0, pings=False, ack_delay_s=0.05))
+    connector = Connector(frame_bytes=20_000, clients=LinkOptions(window, 10.0, 25.0, ack_delay_s=0.05))
     connector.transfer()
     alice = connector.online(A1)
     for first in (1, 101):

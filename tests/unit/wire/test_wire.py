@@ -127,19 +127,19 @@ def _plain(value: Any, grows: list[bool]) -> Any:
     ("coding", "plain", "value"),
     [
         (FROM_CLIENT, [1, 1, b"t", 1, 2, 3], Greet(1, b"t", 1, 2, 3)),
-        (FROM_CLIENT, [3, 1, 1, 0, [], [[1, b"e"]]], Data(1, 1, 0, (), (Submit(b"e"),))),
+        (FROM_CLIENT, [3, 1, 1, 0, [[1, b"e"]]], Data(1, 1, 0, (Submit(b"e"),))),
         (FROM_CLIENT, [4, 1, 0], Ack(1, 0)),
         (FROM_CLIENT, [7, 1, 14], Close(1, 14)),
-        (TO_CLIENT, [3, 1, 1, 0, [], [[2, b"e"]]], Data(1, 1, 0, (), (Delivery(b"e"),))),
+        (TO_CLIENT, [3, 1, 1, 0, [[2, b"e"]]], Data(1, 1, 0, (Delivery(b"e"),))),
         (
             TO_CLIENT,
             [3, 1, 1, 0, [], [[3, 9, 7, 8, 5, [1, 42], 1, 1, 4]]],
-            Data(1, 1, 0, (), (Outcome(9, 7, 8, 5, BOB, 1, 1, OutcomeStatus.BUSY),)),
+            Data(1, 1, 0, (Outcome(9, 7, 8, 5, BOB, 1, 1, OutcomeStatus.BUSY),)),
         ),
         (
             FROM_CONNECTOR,
-            [3, 1, 1, 0, [], [[1, [9, 7, 8, 5, [1, 42], 1, 1], b"e"]]],
-            Data(1, 1, 0, (), (Route(Stamp(9, 7, 8, 5, BOB, 1, 1), b"e"),)),
+            [3, 1, 1, 0, [[1, [9, 7, 8, 5, [1, 42], 1, 1], b"e"]]],
+            Data(1, 1, 0, (Route(Stamp(9, 7, 8, 5, BOB, 1, 1), b"e"),)),
         ),
     ],
 )
@@ -150,7 +150,7 @@ def test_fields_with_defaults_may_be_left_out_at_the_end(coding: Coding, plain: 
 def test_unknown_kinds_statuses_and_codes_decode() -> None:
     strange = msgspec.structs.replace(ENVELOPE, kind=99, to=Destination(77, 1, 2), version=2, key=2**31 - 1)
     assert decode_envelope(encode_envelope(strange)) == strange
-    outcome = Data(LINK, 1, 0, (), (msgspec.structs.replace(OUTCOME, status=99, code=9_999),))
+    outcome = Data(LINK, 1, 0, (msgspec.structs.replace(OUTCOME, status=99, code=9_999),))
     assert client.decode_from_connector(client.encode(outcome)) == outcome
 
 
