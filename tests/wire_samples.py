@@ -26,6 +26,7 @@ from meshim.wire.offline_log import Entry, Record, decode_record, encode_record
 from meshim.wire.outcome import Outcome, OutcomeStatus
 
 LINK = 0xA1B2C3D4E5F60718
+CLIENT_LINK = 0x11223344556677
 EPOCH = 0xFEDCBA9876543210
 BOB = Destination(DestinationType.USER, 42)
 ENVELOPE = Envelope(
@@ -61,19 +62,20 @@ CODINGS = {
 
 # To change one of these lines is to change the protocol.
 PINNED: list[tuple[str, Any, str]] = [
-    ("client", Greet(1, b"token", EPOCH, LINK, 32),
-     "960101c405746f6b656ecffedcba9876543210cfa1b2c3d4e5f6071820"),
-    ("connector to client", Welcome(1, LINK, 2**50, 42, 5, 32, 65_536, 262_144, 10_000, 25_000, 2_500, 1_700_000_000_123),
-     "9b0201cfa1b2c3d4e5f60718cf00040000000000002a0520ce00010000ce00040000cd2710cf0000018bcfe5687b"),
+    ("client", Greet(1, b"token", EPOCH, CLIENT_LINK, 32, 60_000),
+     "970101c405746f6b656ecffedcba9876543210cf001122334455667720cdea60"),
+    ("connector to client", Welcome(
+        1, CLIENT_LINK, 2**50, 42, 5, 32, 65_536, 262_144, 10_000, 25_000, 2_500, 1_700_000_000_123
+    ),
+     "9d0201cf0011223344556677cf00040000000000002a0520ce00010000ce00040000cd2710cd61a8cd09c4cf0000018bcfe5687b"),
     ("connector to client", Stored(LINK, delayed=True),
      "930acfa1b2c3d4e5f60718c3"),
     ("client", Data(LINK, 1, 0, (Submit(b"env", ((42, 5, 9),)),)),
-     "9603cfa1b2c3d4e5f60718010090919301c403656e7691932a0509"),
+     "9503cfa1b2c3d4e5f607180100919301c403656e7691932a0509"),
     ("connector to client", Data(LINK, 2, 1, (Delivery(b"env", stored=True), OUTCOME)),
-     ("9603cfa1b2c3d4e5f6071802019204059"
-      "29302c403656e76c39e03cf40000000000000000708cffedcba987654321093012a00cd012ccd012d0291922a0592922a059207060900a0")),
+     ("9503cfa1b2c3d4e5f607180201929302c403656e76c39e03cf40000000000000000708cffedcba987654321093012a00cd012ccd012d0291922a0592922a059207060900a0")),
     ("client", Ack(LINK, 3),
-     "9404cfa1b2c3d4e5f60718039105"),
+     "9304cfa1b2c3d4e5f6071803"),
     ("client", Ping(LINK),
      "9205cfa1b2c3d4e5f60718"),
     ("client", Pong(LINK),
@@ -87,14 +89,14 @@ PINNED: list[tuple[str, Any, str]] = [
     ("transfer", HelloOk(1, LINK, 2**61, 64),
      "950201cfa1b2c3d4e5f60718cf200000000000000040"),
     ("connector to transfer", Data(LINK, 1, 0, (Route(STAMP, b"env"),)),
-     ("9603cfa1b2c3d4e5f6071801009091"
+     ("9503cfa1b2c3d4e5f60718010091"
       "930199cf40000000000000000708cffedcba987654321093012a00cd012c0191932a050992922a05920706c403656e76")),
     ("connector to transfer", Data(LINK, 2, 0, (Return(42, (5,), True, STAMP, b"env"), OUTCOME)),
-     ("9603cfa1b2c3d4e5f6071802009092"
+     ("9503cfa1b2c3d4e5f60718020092"
       "96042a9105c399cf40000000000000000708cffedcba987654321093012a00cd012c0191932a050992922a05920706c403656e76"
       "9e03cf40000000000000000708cffedcba987654321093012a00cd012ccd012d0291922a0592922a059207060900a0")),
     ("transfer", Data(LINK, 1, 0, (Deliver(42, ((5, 2**50),), STAMP, b"env"),)),
-     ("9603cfa1b2c3d4e5f6071801009091"
+     ("9503cfa1b2c3d4e5f60718010091"
       "95022a919205cf000400000000000099cf40000000000000000708cffedcba987654321093012a00cd012c"
       "0191932a050992922a05920706c403656e76")),
     ("envelope", ENVELOPE,

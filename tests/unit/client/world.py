@@ -1,6 +1,6 @@
 """Two devices with real cores and real state files, and a mesh between them that a test steps.
 
-The mesh keeps its promises and nothing more: it loses frames and outcomes, answers `busy`, stores messages that it
+The mesh keeps its promises and nothing more: it loses connections and outcomes, answers `busy`, stores messages that it
 could deliver, and sends wake-ups late.  A device can be killed between any two steps, and restarts from its state file.
 """
 
@@ -301,22 +301,21 @@ class World:
         self.devices = {user: Device(folder, user) for user in (1, 2)}
         self.wires: dict[int, deque[bytes]] = {1: deque(), 2: deque()}
 
-    def carry_up(self, user: int, *, lose: bool = False) -> None:
-        """Carry one frame from a device to the mesh, or lose it."""
+    def carry_up(self, user: int) -> None:
+        """Carry one frame from a device to the mesh."""
         device = self.devices[user]
         if device.to_mesh:
             frame = device.to_mesh.popleft()
-            if not lose:
-                self.wires[user] += self.mesh.receive(user, frame, self.now)
+            self.wires[user] += self.mesh.receive(user, frame, self.now)
         for each in self.wires:
             self.wires[each] += self.mesh.flush(each, self.now)
 
-    def carry_down(self, user: int, *, lose: bool = False) -> None:
-        """Carry one frame from the mesh to a device, or lose it."""
+    def carry_down(self, user: int) -> None:
+        """Carry one frame from the mesh to a device."""
         self.wires[user] += self.mesh.flush(user, self.now)
         if self.wires[user]:
             frame = self.wires[user].popleft()
-            if not lose and self.devices[user].connected:
+            if self.devices[user].connected:
                 self.devices[user].step(e.FramesReceived((frame,)), self.now)
 
     def connect(self, user: int) -> None:
@@ -325,6 +324,7 @@ class World:
             self.devices[user].connect(self.now)
 
     def disconnect(self, user: int) -> None:
+        """The connection breaks: what is under way is lost."""
         self.wires[user].clear()
         self.devices[user].lose_connection(self.now)
         self.mesh.leave(user)

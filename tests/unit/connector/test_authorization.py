@@ -9,7 +9,6 @@ from meshim.errors import Code
 from meshim.protocol.routing import conversation_of, pick
 from meshim.wire.codec import encode
 from meshim.wire.envelope import Destination, DestinationType, Kind, decode_envelope
-from meshim.wire.link import Data
 from meshim.wire.mesh import Route
 from meshim.wire.outcome import Outcome, OutcomeStatus
 from meshim.wire.sizes import ENVELOPE_FIELDS_BYTES

@@ -248,8 +248,8 @@ class Client:
 
     # ---- greeting
 
-    def greet(self, version: int = WIRE_VERSION, window: int = 8) -> None:
-        self.send(Greet(version, bytes(32), EPOCH, self.link, window))
+    def greet(self, version: int = WIRE_VERSION, window: int = 8, silence_ms: int = 0) -> None:
+        self.send(Greet(version, bytes(32), EPOCH, self.link, window, silence_ms))
 
     @property
     def login(self) -> Login:

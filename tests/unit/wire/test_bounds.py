@@ -107,6 +107,8 @@ def test_hostile_frames_raise_decode_error_at_once(data: bytes) -> None:
 # ---------------------------------------------------------------- bounds
 
 U64_FIELDS = {"link", "epoch"}
+U53_TYPES = (Greet, client.Welcome)
+"""Their link is the one of a client, which JavaScript has to read."""
 
 
 def _with_number(value: Any, number: int) -> Iterator[tuple[str, Any]]:
@@ -134,7 +136,7 @@ def test_no_number_is_negative(coding: Coding, value: Any, number: int) -> None:
 @every_pinned
 def test_epochs_have_64_bits_and_all_other_numbers_at_most_63(coding: Coding, value: Any) -> None:
     for field, changed in _with_number(value, 2**64 - 1):
-        if field in U64_FIELDS:
+        if field in U64_FIELDS and not (field == "link" and isinstance(value, U53_TYPES)):
             assert coding.decode(codec.encode(changed)) == changed
         else:
             with pytest.raises(msgspec.DecodeError):
