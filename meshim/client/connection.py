@@ -89,9 +89,10 @@ class Connection:
     # ---------------------------------------------------------------- actions of the core
 
     def send(self, frame: bytes) -> None:
-        """Send a frame; drop it when the socket has no room: the window sends it again."""
-        if self._socket is not None:
-            self._socket.send(frame)
+        """Send a frame; end the connection when the socket has no room for it."""
+        if self._socket is not None and not self._socket.send(frame):
+            self._socket.close()  # nothing may follow a frame that is missing
+            self._lost()
 
     @property
     def endpoint(self) -> str | None:

@@ -278,7 +278,7 @@ class ClientCore:
 
     def _link_frame(self, frame: Any, now: float) -> None:
         link = self._link
-        if link is None or self.state is not State.ONLINE:  # a frame before the welcome comes again
+        if link is None or self.state is not State.ONLINE:
             return
         for item in link.receive(frame, now)[0]:
             self._item(item, link, now)
@@ -375,14 +375,12 @@ class ClientCore:
 
 
 def _within_limits(options: LinkOptions, welcome: Welcome) -> LinkOptions:
-    """The link options within the connector's limits: frames no larger, heartbeats no rarer."""
+    """The link options within the connector's limits: its silence, frames no larger, acknowledgements no later."""
     replace = msgspec.structs.replace
     bytes_max = max(1, welcome.frame_bytes - FRAME_OVERHEAD_BYTES)
     window = replace(options.window, frame_bytes=min(options.window.frame_bytes, bytes_max))
-    factor = min(1.0, welcome.heartbeat_ms / 1000 / options.heartbeat_s) or 1.0
-    return replace(
-        options, window=window, heartbeat_s=options.heartbeat_s * factor, silence_s=options.silence_s * factor
-    )
+    ack_delay_s = min(options.ack_delay_s, welcome.ack_ms / 1000 / 4)
+    return replace(options, window=window, silence_s=welcome.silence_ms / 1000, ack_delay_s=ack_delay_s)
 
 
 def _code(number: int) -> Code | None:

@@ -46,7 +46,7 @@ from meshim.stores.ports import Binding
 from meshim.wire import client as wire
 from meshim.wire.client import Greet
 from meshim.wire.envelope import EPHEMERAL_FROM
-from meshim.wire.link import Close, Data, Reset
+from meshim.wire.link import Close, Data, Pong, Reset
 from meshim.wire.mesh import Deliver
 from meshim.wire.notification import AccountChanged, Kick, WakeUp
 from meshim.wire.outcome import CopyOutcome, OutcomeStatus
@@ -159,11 +159,9 @@ class ConnectorCore:
         if link.failed(now):
             self._sessions.cut(session, Code.UNRESPONSIVE, "nothing was heard or acknowledged for too long")
             return
-        if link.window.unacknowledged or link.window.owes_ack:
-            resent = link.window.resent
+        if session.state is not State.BINDING:
             for frame in link.tick(now):
                 self._sessions.send_frame(session.peer, frame)
-            self.statistics.resent += link.window.resent - resent
         owes_ack = session.token_bucket.due <= now and session.acknowledge_charged(now)
         if owes_ack:
             self._sessions.mark(session)
@@ -235,15 +233,17 @@ class ConnectorCore:
             self._sessions.refuse(peer, 0, error.code, error.sentence)
 
     def _session_frame(self, session: Session, frame: wire.ClientFrame, now: float) -> None:
-        before = session.link.window.received_number
-        if isinstance(frame, Data):
-            self.statistics.deduplicated += frame.number <= before
-            if len(frame.items) > self._options.frame_items:
-                sentence = f"the frame has {len(frame.items)} items, {self._options.frame_items} are allowed"
-                raise PeerError(Code.TOO_LARGE, sentence)
+        if isinstance(frame, Pong):
+            # An idle session sends nothing else: only its deadlines move.
+            session.link.receive(frame, now)
+            session.due = session.next_deadline()
+            return
+        if isinstance(frame, Data) and len(frame.items) > self._options.frame_items:
+            sentence = f"the frame has {len(frame.items)} items, {self._options.frame_items} are allowed"
+            raise PeerError(Code.TOO_LARGE, sentence)
         items, acknowledged = session.link.receive(frame, now)
         self._sessions.mark(session)
-        if session.link.window.received_number > before:
+        if isinstance(frame, Data):
             session.charge(items)
             self.statistics.rate_limited += not session.acknowledge_charged(now)
         if acknowledged:

@@ -11,8 +11,8 @@ from meshim.topology import Limits
 ROUTER_TAG = 0
 """ROUTER starts the ids that it assigns with a zero byte, and frames of other ids are dropped."""
 FRAMES_PER_WINDOW = 4
-"""Frames that may wait in the socket for one client, or from one: a window, resends, acknowledgements, and some
-room."""
+"""Frames that may wait in the socket for one client, or from one: a window, acknowledgements of another one, pings, and
+some room.  A client for which that is not enough does not read."""
 UNAUTHENTICATED_MAX = 4_096
 """Connections without a session, beyond the sessions: a storm of honest clients has as many for a moment."""
 UNAUTHENTICATED_FRAMES = 128

@@ -53,16 +53,13 @@ def options_of(topology: Topology) -> ConnectorOptions:
         frame_items=FRAME_ITEMS,
         # One body of the largest size, so that a slow client can acknowledge each frame in time.
         frame_bytes=min(limits.frame_bytes - FRAME_OVERHEAD_BYTES, limits.body_bytes),
-        resend_s=timers.link_resend_s,
         give_up_s=timers.delivery_timeout_s,
-        stash_bytes=limits.body_bytes + FRAME_OVERHEAD_BYTES,
     )
     return ConnectorOptions(
         clients=LinkOptions(
             window=clients,
             heartbeat_s=timers.client_heartbeat_s,
             silence_s=timers.client_silence_s,
-            pings=False,
             ack_delay_s=timers.ack_delay_s,
         ),
         transfers=mesh_link_options(topology),
@@ -73,7 +70,7 @@ def options_of(topology: Topology) -> ConnectorOptions:
         session_queue=limits.session_queue,
         session_bytes=4 * limits.sync_page_bytes,
         session_rate=limits.session_rate,
-        heartbeat_s=timers.client_heartbeat_s,
+        silence_max_s=timers.client_silence_max_s,
         defer_s=timers.delivery_timeout_s,
         relation_ttl_s=(1 - CACHED_SHARE) * timers.relation_ttl_s,
         queue_poll_s=timers.lease_ttl_s,

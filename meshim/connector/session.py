@@ -126,9 +126,7 @@ class Session:
         self.login = login
         self.binding = binding
         self.state = State.BINDING
-        self.link: Link[ConnectorItem, Submit] = Link(
-            link, options, connector_item_size, now, manual_ack=True, size_of_received=submit_size
-        )  # fmt: skip
+        self.link: Link[ConnectorItem, Submit] = Link(link, options, connector_item_size, now, manual_ack=True)
         self.token_bucket = TokenBucket(rate, now)
         self.sync = OfflineSync(login.user, login.device, binding.session, sync)
         self.friends: frozenset[int]

@@ -141,11 +141,15 @@ class Shell:
 
     def _send_client(self, action: e.SendClient) -> None:
         peer = action.peer
-        # FULL: the frame is dropped.  The window of the session sends data again after `link_resend_s`, and a client
-        # that acknowledges nothing for `delivery_timeout_s` loses its session.  A Welcome or Close that is dropped
-        # costs the client its own greeting timeout.  The transport counts such frames.
-        if self._transports[peer[0]].send(peer, action.frame) is SendResult.GONE:
-            self.driver.receive(e.ClientGone(peer))
+        transport = self._transports[peer[0]]
+        result = transport.send(peer, action.frame)
+        if result is SendResult.OK:
+            return
+        if result is SendResult.FULL:
+            # The client reads too slowly for its window, or not at all.  The frame is missing from here on, so the
+            # connection ends (adr/0030), without a Close, for which there is no room.  The transport counts it.
+            transport.close_peer(peer)
+        self.driver.receive(e.ClientGone(peer))
 
     def _close_peer(self, action: e.ClosePeer) -> None:
         self._transports[action.peer[0]].close_peer(action.peer)
@@ -154,9 +158,10 @@ class Shell:
 
     def _send_transfer(self, action: e.SendTransfer) -> None:
         dealer = self._dealers.get(action.transfer)
-        if dealer is not None:
-            # A frame that finds no room is dropped: its window sends it again.
-            dealer.send(action.frame)
+        if dealer is not None and not dealer.send(action.frame):
+            # The connection is full or has ended, and with it the link: nothing may follow a frame that is missing.
+            self._disconnect_transfer(e.DisconnectTransfer(action.transfer))
+            self.driver.receive(e.TransferLost(action.transfer))
 
     def _connect_transfer(self, action: e.ConnectTransfer) -> None:
         transfer = action.transfer

@@ -49,10 +49,6 @@ class Statistics(msgspec.Struct):
     """Operations on a queue that failed because another connector had claimed it since."""
     not_connected: int = 0
     """Live copies for devices that are not connected here, although presence had a binding."""
-    resent: int = 0
-    """Frames that were sent again, because they were not acknowledged in time."""
-    deduplicated: int = 0
-    """Frames that had been received before."""
     rerouted: int = 0
     """Messages, returned copies and outcomes that were sent to another transfer, because theirs was lost."""
     ephemeral_dropped: int = 0

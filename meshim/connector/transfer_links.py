@@ -4,8 +4,8 @@
 
     CONNECTING ──CONNECTED──▶ GREETING ──HELLO_OK──▶ OPEN
      ▲     │                     │                    │
-     │     └──────LOST───────────┴─────────LOST───────┘   closed, silent, protocol broken: the unacknowledged items of
-     │                           ▼                        the link go to other transfers (R6)
+     │     └──────LOST───────────┴─────────LOST───────┘   closed, silent, protocol broken, socket full: the
+     │                           ▼                        unacknowledged items of the link go to other transfers (R6)
      └────────RETRY────────── WAITING                     after `reconnect_s`, with a new epoch
 
 A conversation belongs to one open link by rendezvous hashing.  A link is made again for as long as its transfer holds a
@@ -34,7 +34,7 @@ from meshim.protocol.routing import conversation_of, pick
 from meshim.wire import mesh as wire
 from meshim.wire.bounds import INTEGER_MAX
 from meshim.wire.envelope import EPHEMERAL_FROM, WIRE_VERSION, DestinationType
-from meshim.wire.link import Close, Data
+from meshim.wire.link import Close
 from meshim.wire.mesh import FromConnector, FromTransfer, Hello, HelloOk, Return, Route
 from meshim.wire.outcome import CopyOutcome
 from meshim.wire.sizes import mesh_item_size
@@ -177,7 +177,7 @@ class TransferLinks:
         if entry is None or not entry.move(_Trigger.CONNECTED):
             return
         self._epoch = (self._epoch + 1) & INTEGER_MAX
-        entry.link = Link(self._epoch, self._options, mesh_item_size, now, size_of_received=mesh_item_size)
+        entry.link = Link(self._epoch, self._options, mesh_item_size, now)
         hello = Hello(
             version=WIRE_VERSION, link=self._epoch, incarnation=self._incarnation, name=self._name,
             window=self._options.window.credit,
@@ -185,7 +185,7 @@ class TransferLinks:
         self._emit(SendTransfer(transfer, wire.encode(hello)))
 
     def lost(self, event: TransferLost, now: float) -> None:
-        """The connection ended or was not made."""
+        """The connection ended, was not made, or had no room for a frame."""
         self._lose(event.transfer, now)
 
     def _lose(self, transfer: int, now: float) -> None:
@@ -234,8 +234,6 @@ class TransferLinks:
                 if isinstance(frame, HelloOk):
                     self._opened(transfer, entry, frame)
                 else:
-                    if isinstance(frame, Data) and frame.number <= entry.link.window.received_number:
-                        self._statistics.deduplicated += 1
                     items.extend(entry.link.receive(frame, now)[0])
             except (msgspec.DecodeError, PeerError):
                 self._statistics.malformed += 1
@@ -260,7 +258,7 @@ class TransferLinks:
             self._emit(SendTransfer(transfer, wire.encode(frame)))
 
     def tick(self, now: float) -> None:
-        """Retry, resend, send heartbeats, and give up silent links."""
+        """Connect again, send heartbeats, and give up silent links."""
         for transfer, entry in list(self._transfers.items()):
             if entry.state is State.WAITING:
                 if now >= entry.retry_at:
@@ -270,10 +268,8 @@ class TransferLinks:
                 if entry.link.failed(now):
                     self._lose(transfer, now)
                 elif entry.state is State.OPEN:
-                    resent = entry.link.window.resent
                     for frame in entry.link.tick(now):
                         self._emit(SendTransfer(transfer, wire.encode(frame)))
-                    self._statistics.resent += entry.link.window.resent - resent
 
     def close(self) -> None:
         """Send Close on every link.  The transfers go on with the items that they have received."""

@@ -21,6 +21,7 @@ from meshim.wire.sizes import ENVELOPE_FIELDS_BYTES, RECORD_BYTES_MAX
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 _DETECTION_S_MAX = 5.0
 """A dead process must be noticed within it: lease and silence together."""
+_SILENCE_S_MAX = ((1 << 31) - 1) // 1000
 _PRESENCE_ANSWER_S_MAX = 3.0
 """Between two answers of Redis: it is asked every second and has two seconds for its answer."""
 
@@ -229,12 +230,10 @@ _BELOW = (
     _Below(2, "lease_renew_s", "lease_ttl_s", "one lost renewal ends a lease"),
     _Below(1, "lease_ttl_s", "partition_lease_s", "a partition changes hands before its writer counts as dead"),
     _Below(2, "mesh_heartbeat_s", "mesh_silence_s", "one lost heartbeat cuts a link"),
-    _Below(10, "outcome_delay_s", "mesh_resend_s", "senders wait longer for what became of a message than it takes"),
-    _Below(1, "mesh_resend_s", "delivery_timeout_s", "a bundle is given up before it was sent again"),
-    _Below(1, "link_resend_s", "delivery_timeout_s", "a frame is given up before it was sent again"),
+    _Below(50, "outcome_delay_s", "delivery_timeout_s", "senders wait longer for outcomes than deliveries take"),
     _Below(2, "client_heartbeat_s", "client_silence_s", "one lost heartbeat cuts a client"),
 )
-_TIMES = {1: "Its value of", 2: "Twice", 10: "Ten times"}
+_TIMES = {1: "Its value of", 2: "Twice", 50: "Fifty times"}
 
 
 def _timers_below(topology: Topology) -> Iterator[str]:
@@ -258,15 +257,27 @@ def _client_timeouts(topology: Topology) -> Iterator[str]:
 
 
 def _acknowledgements(topology: Topology) -> Iterator[str]:
-    acknowledged_s = topology.timers.ack_delay_s + TICK_S
-    for resend in ("mesh_resend_s", "link_resend_s"):
-        resend_s = getattr(topology.timers, resend)
-        if acknowledged_s >= resend_s:
-            yield (
-                f"An acknowledgement may take {acknowledged_s:g} s, it and the {TICK_S:g} s between two looks at the "
-                f"clock; that must be less than {resend} ({resend_s:g} s), or frames are sent twice "
-                "- at `$.timers.ack_delay_s`."
-            )
+    acknowledged_s, give_up_s = topology.timers.ack_delay_s + TICK_S, topology.timers.delivery_timeout_s
+    if 2 * acknowledged_s >= give_up_s:
+        yield (
+            f"An acknowledgement may take {acknowledged_s:g} s, it and the {TICK_S:g} s between two looks at the "
+            f"clock; twice that must be less than delivery_timeout_s ({give_up_s:g} s), or links end that only wait "
+            "for it - at `$.timers.ack_delay_s`."
+        )
+
+
+def _silence(topology: Topology) -> Iterator[str]:
+    silence_s, silence_max_s = topology.timers.client_silence_s, topology.timers.client_silence_max_s
+    if silence_max_s < silence_s:
+        yield (
+            f"Its value of {silence_max_s:g} s must be at least client_silence_s ({silence_s:g} s), which every client "
+            "is granted - at `$.timers.client_silence_max_s`."
+        )
+    if silence_max_s > _SILENCE_S_MAX:
+        yield (
+            f"Its value of {silence_max_s:g} s must be at most {_SILENCE_S_MAX} s, since Welcome names it in "
+            "milliseconds of 31 bits - at `$.timers.client_silence_max_s`."
+        )
 
 
 def _detection(topology: Topology) -> Iterator[str]:
@@ -345,6 +356,7 @@ _CHECKS: tuple[Callable[[Topology], Iterator[str]], ...] = (
     _timers_below,
     _client_timeouts,
     _acknowledgements,
+    _silence,
     _detection,
     _presence_silence,
     _rate,

@@ -114,11 +114,12 @@ class Timers(Frozen, frozen=True, forbid_unknown_fields=True):
     # links between processes of the mesh
     mesh_heartbeat_s: Seconds = 0.5
     mesh_silence_s: Seconds = 1.5
-    mesh_resend_s: Seconds = 0.5
     # links between clients and connectors
     client_heartbeat_s: Seconds = 10.0
     client_silence_s: Seconds = 25.0
-    link_resend_s: Seconds = 1.0
+    """An end of a link to a client that was silent for so long is dead."""
+    client_silence_max_s: Seconds = 150.0
+    """The longest silence that a client may ask for."""
     ack_delay_s: Seconds = 0.05
     """How long an acknowledgement waits for a data frame that carries it, unless half the window waits for it."""
     outcome_delay_s: Seconds = 0.003

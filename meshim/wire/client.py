@@ -14,7 +14,8 @@ class Greet(Frame, array_like=True, frozen=True, gc=False, tag=1):
     """The first frame of a client: its token, and the link epoch that all later frames carry.
 
     `epoch` is that of the client's state file, and must be the one that it logged in with.  `window` is how many
-    unacknowledged data frames the client takes.
+    unacknowledged data frames the client takes.  `silence_ms` is how long it asks to be allowed to be silent; 0 leaves
+    that to the connector.
     """
 
     version: U31
@@ -22,10 +23,16 @@ class Greet(Frame, array_like=True, frozen=True, gc=False, tag=1):
     epoch: U53
     link: U53
     window: WindowSize
+    silence_ms: U31 = 0
 
 
 class Welcome(Frame, array_like=True, frozen=True, gc=False, tag=2):
-    """The connector accepts the greeting.  `now` is its clock, in milliseconds since 1970-01-01 UTC."""
+    """The connector accepts the greeting.
+
+    The connector sends a Ping when it has sent nothing for `heartbeat_ms`.  An end that was silent for `silence_ms` is
+    dead.  The client must acknowledge a data frame within `ack_ms`.  `now` is the clock of the connector, in
+    milliseconds since 1970-01-01 UTC.
+    """
 
     version: U31
     link: U53
@@ -36,6 +43,8 @@ class Welcome(Frame, array_like=True, frozen=True, gc=False, tag=2):
     body_bytes: U31
     frame_bytes: U31
     heartbeat_ms: U31
+    silence_ms: U31
+    ack_ms: U31
     now: Milliseconds
 
 

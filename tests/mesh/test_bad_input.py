@@ -69,7 +69,7 @@ async def test_any_bytes_in_any_order_leave_the_client_able_to_connect(mallory: 
     bob = 2
     whole = [
         pack([GREET, 1, mallory.token, mallory.epoch, mallory.link, WINDOW, "x"]),
-        pack([DATA, mallory.link, 1, 0, [], [[1, bytes(80), bytes(60)], [1, bytes(5), b""]]]),
+        pack([DATA, mallory.link, 1, 0, [[1, bytes(80), bytes(60)], [1, bytes(5), b""]]]),
         pack([ACK, mallory.link, 0, [1, 2]]),
         pack([PING, mallory.link]),
         pack([CLOSE, mallory.link, 14, "bye"]),
@@ -139,7 +139,7 @@ async def test_data_before_the_greeting_is_answered_with_reset(
 ) -> None:
     connector = mallory.connectors[0]
     with dealer(connector["endpoint"], connector["key"].encode()) as (socket_of_ours, _):
-        socket_of_ours.send(pack([DATA, 7, 1, 0, [], [[1, b"?", b""]]]))
+        socket_of_ours.send(pack([DATA, 7, 1, 0, [[1, b"?", b""]]]))
         assert await in_thread(socket_of_ours.recv) == pack([RESET, 7])
 
 
@@ -147,7 +147,7 @@ async def test_a_client_that_sends_before_the_welcome_is_welcome(mallory: Indepe
     mallory.socket.close(0)
     await in_thread(mallory.connect, wait=False)
     for _ in range(5):
-        mallory.send(DATA, mallory.link, 1, 0, [], [])
+        mallory.send(DATA, mallory.link, 1, 0, [])
         mallory.send(PING, mallory.link)
     await in_thread(mallory.until, lambda: mallory.frames_of(WELCOME))
     await expect_alive(mallory)
@@ -357,13 +357,13 @@ async def test_invented_cookies_delay_no_message(mesh: RealMesh, mallory: Indepe
 
 async def test_a_cookie_over_its_bound_ends_the_session(mallory: IndependentClient) -> None:
     submit = [1, b"", bytes(1_025)]
-    mallory.socket.send(pack([DATA, mallory.link, 1, 0, [], [submit]]))
+    mallory.socket.send(pack([DATA, mallory.link, 1, 0, [submit]]))
     await expect_close(mallory, Code.MALFORMED)
 
 
 async def test_a_cookie_of_a_mebibyte_is_cut_off(mallory: IndependentClient) -> None:
     with monitored(mallory.socket) as wait_ended:
-        mallory.socket.send(pack([DATA, mallory.link, 1, 0, [], [[1, b"", bytes(1 << 20)]]]))
+        mallory.socket.send(pack([DATA, mallory.link, 1, 0, [[1, b"", bytes(1 << 20)]]]))
         await in_thread(wait_ended)
     assert not mallory.frames_of(CLOSE)
 

@@ -1,8 +1,8 @@
 """A client with little CPU and memory, so that one machine can run thousands beside the mesh that they measure.
 
 It implements what docs/protocol.md requires: greeting, window, frames in order and once, acknowledgements,
-deduplication, resend of unsettled messages, `delivered` receipts for stored messages, and heartbeats.  All its state is
-in memory, and it does not encrypt bodies.
+deduplication, resend of unsettled messages, `delivered` receipts for stored messages, and answers to heartbeats.  All
+its state is in memory, and it does not encrypt bodies.
 
 Messages that are sent within one turn of the event loop share a frame.
 """
@@ -54,7 +54,6 @@ class MinimalClient:
         "_ack_timer",
         "_cookies",
         "_flushing",
-        "_heartbeat_s",
         "_ids",
         "_loop",
         "_next_seq",
@@ -66,9 +65,6 @@ class MinimalClient:
         "_received",
         "_received_acked",
         "_seen_above",
-        "_sent_last_at",
-        "_stash",
-        "_unacked",
         "_watermarks",
         "caught_up",
         "closed",
@@ -107,15 +103,11 @@ class MinimalClient:
         self._cookies: dict[Destination, bytes] = {}
         """By destination, that of the latest outcome: live copies must not overtake stored ones."""
         self._outgoing: deque[list[Any]] = deque()
-        self._unacked: dict[int, Any] = {}
         self._number = self._number_acked = self._received = self._received_acked = 0
-        self._stash: dict[int, Any] = {}
         self._watermarks: dict[Destination, int] = {}
         self._seen_above: dict[Destination, set[int]] = {}
         self._ack_due = self._flushing = self._reading = False
         self._ack_timer: asyncio.TimerHandle | None = None
-        self._heartbeat_s = 10.0
-        self._sent_last_at = 0.0
         self.welcomed: asyncio.Future[None] = self._loop.create_future()
         self.caught_up: asyncio.Future[None] = self._loop.create_future()
         """Done when the offline queue is empty.  Until then new messages to this device are stored, too."""
@@ -179,10 +171,8 @@ class MinimalClient:
         while outgoing and self._number - self._number_acked < self.window:
             items = [self._submit(outgoing.popleft()) for _ in range(min(ITEMS_MAX, len(outgoing)))]
             self._number += 1
-            frame = _pack((DATA, self.link, self._number, self._received, (), items))
-            self._unacked[self._number] = [self._loop.time(), frame]
             self._ack_due, self._received_acked = False, self._received
-            self._send_bytes(frame)
+            self._send_frame((DATA, self.link, self._number, self._received, items))
         if self._ack_due and self._ack_timer is None:
             self._acknowledge()
 
@@ -197,12 +187,8 @@ class MinimalClient:
             self._send_frame([ACK, self.link, self._received])
 
     def _send_frame(self, frame: Sequence[Any]) -> None:
-        self._send_bytes(_pack(frame))
-
-    def _send_bytes(self, frame: bytes) -> None:
-        self._sent_last_at = self._loop.time()
         try:
-            self.socket.send(frame, zmq.NOBLOCK)
+            self.socket.send(_pack(frame), zmq.NOBLOCK)
         except zmq.Again:
             self._fail("nothing can be sent")
             return
@@ -211,16 +197,10 @@ class MinimalClient:
             self._loop.call_soon(self._readable)
 
     def _tick(self) -> None:
-        """Every second: send a heartbeat if one is due, and resend unacknowledged frames and unsettled messages."""
+        """Every second: submit again what was not settled in time."""
         if self.closed:
             return
         now = self._loop.time()
-        if now - self._sent_last_at >= self._heartbeat_s:
-            self._send_frame([PING, self.link])
-        for entry in self._unacked.values():
-            if now - entry[0] >= TICK_S:
-                entry[0] = now
-                self._send_bytes(entry[1])
         for waiting in self.pending.values():
             for message in waiting:
                 if now - message[2] < RESEND_S:
@@ -251,15 +231,12 @@ class MinimalClient:
             self._acknowledged(frame[3])
             number = frame[2]
             self._ack_due = True
-            if number == self._received + 1:
-                self._received = number
-                self._items(frame[5])
-                while self._stash and (stashed := self._stash.pop(self._received + 1, None)) is not None:
-                    self._received += 1
-                    self._items(stashed)
-            elif number > self._received:
-                self._stash[number] = frame[5]
-            if number != self._received or self._received - self._received_acked >= WINDOW // 2:
+            if number != self._received + 1:
+                self._fail(f"frame {number} came where {self._received + 1} was expected")
+                return
+            self._received = number
+            self._items(frame[4])
+            if self._received - self._received_acked >= WINDOW // 2:
                 self._acknowledge_now()
         elif kind == ACK:
             self._acknowledged(frame[2])
@@ -267,7 +244,6 @@ class MinimalClient:
             self._send_frame([PONG, self.link])
         elif kind == WELCOME:
             self.window = frame[6]
-            self._heartbeat_s = frame[9] / 1000
             self.welcomed.set_result(None)
             self._schedule_flush()
         elif kind == STORED_STATE:
@@ -288,8 +264,6 @@ class MinimalClient:
 
     def _acknowledged(self, number: int) -> None:
         if number > self._number_acked:
-            for each in range(self._number_acked + 1, number + 1):
-                del self._unacked[each]
             self._number_acked = number
             if self._outgoing:
                 self._schedule_flush()

@@ -111,7 +111,6 @@ class IndependentClient:
         self.frames = []
         self.sent_number = self.sent_acknowledged = 0
         self.received_number = 0
-        self.early: dict[int, list[Any]] = {}
         self.welcome: Any = None
         for frame in before_greeting:
             self.socket.send(frame)
@@ -132,7 +131,7 @@ class IndependentClient:
 
     def acknowledge(self) -> None:
         """Acknowledge every frame received so far."""
-        self.send(ACK, self.link, self.received_number, sorted(self.early))
+        self.send(ACK, self.link, self.received_number)
 
     def send(self, kind: int, *fields: Any) -> None:
         self.socket.send(pack([kind, *fields]))
@@ -142,8 +141,8 @@ class IndependentClient:
         self.until(lambda: self.sent_number - self.sent_acknowledged < self.welcome[6])
         self.sent_number += 1
         item = [SUBMIT, envelope, self.cookies.get(to, b"")]
-        received, early = (self.received_number, sorted(self.early)) if self.acknowledges else (0, [])
-        self.send(DATA, self.link, self.sent_number, received, early, [item])
+        received = self.received_number if self.acknowledges else 0
+        self.send(DATA, self.link, self.sent_number, received, [item])
 
     def until(self, condition: Callable[[], object]) -> None:
         """Read frames until the condition holds; AssertionError after `_DEADLINE_S`."""
@@ -163,19 +162,19 @@ class IndependentClient:
         if kind == WELCOME:
             self.welcome = frame
         elif kind == DATA:
-            link, number, acknowledged, _, items = fields[:5]
+            link, number, acknowledged, items = fields[:4]
             assert link == self.link
             self.sent_acknowledged = max(self.sent_acknowledged, acknowledged)
-            if self.received_number < number < self.received_number + WINDOW:
-                self.early[number] = items
-            while self.received_number + 1 in self.early:
-                self.received_number += 1
-                for item in self.early.pop(self.received_number):
-                    self.on_outcome(*item[1:]) if item[0] == OUTCOME else self.on_delivery(*item[1:])
+            assert number == self.received_number + 1
+            self.received_number += 1
+            for item in items:
+                self.on_outcome(*item[1:]) if item[0] == OUTCOME else self.on_delivery(*item[1:])
             if self.acknowledges:
                 self.acknowledge()
         elif kind == ACK:
             self.sent_acknowledged = max(self.sent_acknowledged, fields[1])
+        elif kind == PING:
+            self.send(PONG, self.link)
 
     def frames_of(self, kind: int) -> list[Any]:
         """The frames of this kind that arrived on this connection."""

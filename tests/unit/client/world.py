@@ -1,11 +1,12 @@
 """Two devices with real cores and real state files, and a mesh between them that a test steps.
 
-The mesh keeps its promises and nothing more: it loses frames and outcomes, answers `busy`, stores messages that it
+The mesh keeps its promises and nothing more: it loses connections and outcomes, answers `busy`, stores messages that it
 could deliver, and sends wake-ups late.  A device can be killed between any two steps, and restarts from its state file.
 """
 
 import itertools
 from collections import deque
+from math import inf
 from pathlib import Path
 
 import msgspec
@@ -24,10 +25,11 @@ from meshim.wire.link import Close
 from meshim.wire.outcome import OutcomeStatus
 
 LINK = LinkOptions(
-    WindowOptions(credit=4, queue=100_000, frame_items=3, frame_bytes=65_536, resend_s=1.0, give_up_s=4.0),
-    heartbeat_s=10.0,
+    WindowOptions(credit=4, queue=100_000, frame_items=3, frame_bytes=65_536, give_up_s=4.0),
+    heartbeat_s=inf,
     silence_s=25.0,
 )
+CONNECTOR_LINK = msgspec.structs.replace(LINK, heartbeat_s=10.0)
 OPTIONS = ClientOptions(
     LINK, OutboxOptions(resend_s=4.0, busy_s=0.5, settled_max=200), OrderingOptions(gap_release_s=10_000.0)
 )
@@ -50,7 +52,7 @@ class Binding:
     """One connected device, as the mesh sees it."""
 
     def __init__(self, link: int, now: float) -> None:
-        self.link: Link[ConnectorItem, Submit] = Link(link, LINK, connector_item_size, now)
+        self.link: Link[ConnectorItem, Submit] = Link(link, CONNECTOR_LINK, connector_item_size, now)
         self.unacked: deque[Row | bytes] = deque()
         self.synced = 0
 
@@ -74,8 +76,9 @@ class Mesh:
             self.bindings[user] = Binding(message.link, now)
             self.wake_up(user)
             welcome = Welcome(
-                WIRE_VERSION, message.link, 1, user, user * 10, LINK.window.credit, BODY_BYTES, FRAME_BYTES, 10_000, 0
-            )
+                WIRE_VERSION, message.link, 1, user, user * 10, LINK.window.credit, BODY_BYTES, FRAME_BYTES, 10_000,
+                25_000, 2_500, 0,
+            )  # fmt: skip
             return [wire.encode(welcome)]
         if user not in self.bindings or message.link != self.bindings[user].link.epoch:
             return []
@@ -297,22 +300,21 @@ class World:
         self.devices = {user: Device(folder, user) for user in (1, 2)}
         self.wires: dict[int, deque[bytes]] = {1: deque(), 2: deque()}
 
-    def carry_up(self, user: int, *, lose: bool = False) -> None:
-        """Carry one frame from a device to the mesh, or lose it."""
+    def carry_up(self, user: int) -> None:
+        """Carry one frame from a device to the mesh."""
         device = self.devices[user]
         if device.to_mesh:
             frame = device.to_mesh.popleft()
-            if not lose:
-                self.wires[user] += self.mesh.receive(user, frame, self.now)
+            self.wires[user] += self.mesh.receive(user, frame, self.now)
         for each in self.wires:
             self.wires[each] += self.mesh.flush(each, self.now)
 
-    def carry_down(self, user: int, *, lose: bool = False) -> None:
-        """Carry one frame from the mesh to a device, or lose it."""
+    def carry_down(self, user: int) -> None:
+        """Carry one frame from the mesh to a device."""
         self.wires[user] += self.mesh.flush(user, self.now)
         if self.wires[user]:
             frame = self.wires[user].popleft()
-            if not lose and self.devices[user].connected:
+            if self.devices[user].connected:
                 self.devices[user].step(e.FramesReceived((frame,)), self.now)
 
     def connect(self, user: int) -> None:
@@ -321,6 +323,7 @@ class World:
             self.devices[user].connect(self.now)
 
     def disconnect(self, user: int) -> None:
+        """The connection breaks: what is under way is lost."""
         self.wires[user].clear()
         self.devices[user].lose_connection(self.now)
         self.mesh.leave(user)

@@ -177,8 +177,8 @@ def test_an_acknowledgement_in_a_frame_that_breaks_the_protocol_loses_no_copy() 
     transfer = connector.transfer()
     bob = connector.online(B1)
     transfer.give(live_copy(seq=1))
-    bob.send(Data(bob.link, 100, 1, (), ()))
-    assert bob.closed[0][0] == Code.WINDOW_EXCEEDED
+    bob.send(Data(bob.link, 100, 1, ()))
+    assert bob.closed[0][0] == Code.MALFORMED
     assert returned(transfer) == [(1, True)]
 
 
@@ -351,16 +351,19 @@ def test_deferred_copies_are_bounded() -> None:
     assert returned(transfer) == [(7, False), (8, False)]
 
 
-def test_frames_are_sent_again_until_the_device_acknowledges() -> None:
+def test_a_frame_is_sent_once_and_the_device_must_acknowledge_it_in_time() -> None:
     connector = Connector()
     transfer = connector.transfer()
     bob = connector.online(B1)
     transfer.give(live_copy())
-    connector.pass_time(1.2)
-    assert [frame.number for frame in bob.came(Data)] == [1, 1]
-    assert connector.count.resent == 1
+    connector.pass_time(2.4)
+    assert [frame.number for frame in bob.came(Data)] == [1]
     bob.acknowledge()
     assert delivered(transfer.take()) == [(1, 1)]
+    transfer.give(live_copy(seq=2))
+    connector.pass_time(2.6)
+    assert bob.closed[0][0] == Code.UNRESPONSIVE
+    assert returned(transfer) == [(2, True)]
 
 
 # ---------------------------------------------------------------- wake-ups

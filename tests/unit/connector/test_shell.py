@@ -99,13 +99,14 @@ async def test_frames_and_departures_reach_the_core() -> None:
     ]
 
 
-async def test_a_peer_that_is_gone_is_reported_once_and_one_that_is_full_is_not() -> None:
+async def test_a_frame_that_finds_no_room_ends_the_connection() -> None:
     world = World()
     transport = world.transport(0)
     gone, full = transport.peer(1), transport.peer(2)
     transport.answers = {gone: SendResult.GONE, full: SendResult.FULL}
     world.perform(e.SendClient(gone, b"a"), e.SendClient(full, b"b"))
-    assert world.core.events[1:] == [e.ClientGone(gone)]
+    assert world.core.events[1:] == [e.ClientGone(gone), e.ClientGone(full)]
+    assert transport.closed_peers == [full]
 
 
 async def test_all_transports_are_closed() -> None:

@@ -45,9 +45,9 @@ LONGEST = 1.25
 
 
 def options(**changes: Any) -> ConnectorOptions:
-    window = WindowOptions(credit=8, queue=64, frame_items=4, frame_bytes=4_000, resend_s=1.0, give_up_s=DELIVERY_S)
+    window = WindowOptions(credit=8, queue=64, frame_items=4, frame_bytes=4_000, give_up_s=DELIVERY_S)
     values: dict[str, Any] = {
-        "clients": LinkOptions(window, heartbeat_s=10.0, silence_s=25.0, pings=False),
+        "clients": LinkOptions(window, heartbeat_s=10.0, silence_s=25.0),
         "transfers": LinkOptions(window, heartbeat_s=0.5, silence_s=1.5),
         "sync": OfflineSyncOptions(RETRY_S, SWEEP_S),
         "body_bytes": 1_000,
@@ -56,7 +56,7 @@ def options(**changes: Any) -> ConnectorOptions:
         "session_queue": 6,
         "session_bytes": 3_000,
         "session_rate": 100.0,
-        "heartbeat_s": 10.0,
+        "silence_max_s": 150.0,
         "defer_s": DEFER_S,
         "relation_ttl_s": RELATION_S,
         "unauthorized": 4,
@@ -258,8 +258,8 @@ class Client:
 
     # ---- greeting
 
-    def greet(self, version: int = WIRE_VERSION, window: int = 8) -> None:
-        self.send(Greet(version, bytes(32), EPOCH, self.link, window))
+    def greet(self, version: int = WIRE_VERSION, window: int = 8, silence_ms: int = 0) -> None:
+        self.send(Greet(version, bytes(32), EPOCH, self.link, window, silence_ms))
 
     @property
     def login(self) -> Login:
@@ -294,7 +294,7 @@ class Client:
     def submit(self, *envelopes: bytes, cookie: bytes = b"") -> None:
         self.number += 1
         items = tuple(Submit(each, cookie) for each in envelopes)
-        self.send(Data(self.link, self.number, self.received_number, (), items))
+        self.send(Data(self.link, self.number, self.received_number, items))
 
     @property
     def items(self) -> list[Any]:
@@ -372,7 +372,7 @@ class Transfer:
     def give(self, *items: FromTransfer) -> None:
         """Send one bundle of items."""
         self.number += 1
-        self.send(Data(self.link, self.number, 0, (), items))
+        self.send(Data(self.link, self.number, 0, items))
 
     def take(self) -> list[FromConnector]:
         items, self.items = self.items, []

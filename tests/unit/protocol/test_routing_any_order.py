@@ -30,7 +30,7 @@ TRANSFER = st.integers(0, 5).map(lambda number: mix(number) >> 2)
 CONNECTOR = st.integers(0, 1)
 RECONNECT_S = 0.5
 WINDOW = WindowOptions(
-    credit=64, queue=10_000, frame_items=64, frame_bytes=1 << 20, resend_s=100.0, give_up_s=1_000.0
+    credit=64, queue=10_000, frame_items=64, frame_bytes=1 << 20, give_up_s=1_000.0
 )  # fmt: skip
 OPTIONS = LinkOptions(WINDOW, heartbeat_s=100.0, silence_s=1_000.0)
 
@@ -90,7 +90,7 @@ class Connector:
 
     def acknowledge(self, now: float) -> None:
         for transfer in {transfer for transfer, _ in self.unacked}:
-            self.send(transfer, Ack(self.links[transfer], self.numbers[transfer], ()), now)
+            self.send(transfer, Ack(self.links[transfer], self.numbers[transfer]), now)
         self.unacked.clear()
 
     def send_all(self, now: float) -> dict[Pair, int]:
@@ -159,7 +159,7 @@ class ComingAndGoing(RuleBasedStateMachine):
         rerouted = by_pair([item for transfer, item in unacked if transfer == lost])
         assert by_pair([item for _, item in connector.unacked]) == (rerouted if connector.links else {})
         for transfer, link in connector.links.items():
-            connector.send(transfer, Ack(link, connector.numbers.get(transfer, 0), ()), self.now)
+            connector.send(transfer, Ack(link, connector.numbers.get(transfer, 0)), self.now)
         connector.unacked.clear()
 
     @rule(seconds=st.sampled_from([0.1, RECONNECT_S]))

@@ -33,7 +33,7 @@ CACHE_S, PRESENCE_SILENCE_S = 30.0, 5.0
 
 
 def options(**changes: Any) -> TransferOptions:
-    window = WindowOptions(credit=8, queue=16, frame_items=8, frame_bytes=4_000, resend_s=1.0, give_up_s=GIVE_UP_S)
+    window = WindowOptions(credit=8, queue=16, frame_items=8, frame_bytes=4_000, give_up_s=GIVE_UP_S)
     values: dict[str, Any] = {
         "links": LinkOptions(window, heartbeat_s=0.5, silence_s=SILENCE_S),
         "partitions": PARTITIONS,
@@ -186,7 +186,7 @@ class Connector:
     def send_items(self, *items: FromConnector) -> None:
         """Send one bundle."""
         self.number += 1
-        self.send(Data(self.link, self.number, 0, (), items))
+        self.send(Data(self.link, self.number, 0, items))
 
     def receive(self, frame: Frame) -> None:
         self.frames.append(frame)
