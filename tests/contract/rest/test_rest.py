@@ -123,7 +123,7 @@ async def test_an_import_from_another_machine_is_refused(world: World, address: 
 
 
 async def test_a_login_registers_its_device_and_lists_the_connectors(world: World) -> None:
-    await world.leases.acquire(Lease("connector", "c1", 7, "tcp://127.0.0.1:4001", "k" * 40, "wss://h/c1"), 60.0)
+    await world.leases.acquire(Lease("connector", "c1", 7, "tcp://127.0.0.1:4001", "k" * 40, url="wss://h/c1"), 60.0)
     async with world.api() as api:
         alice = await api.register("alice", PASSWORD)
         answer = await api.login("Alice", PASSWORD, "phone", EPOCH)
@@ -131,8 +131,10 @@ async def test_a_login_registers_its_device_and_lists_the_connectors(world: Worl
         assert answer.connectors == (rest.Connector("c1", "tcp://127.0.0.1:4001", "k" * 40, "wss://h/c1"),)
         assert await api.connectors() == answer.connectors
         # The second one is behind the same load balancer.
-        await world.leases.acquire(Lease("connector", "c2", 8, "tcp://127.0.0.1:4001", "k" * 40), 60.0)
-        assert await api.connectors() == (rest.Connector("c1,c2", "tcp://127.0.0.1:4001", "k" * 40),)
+        await world.leases.acquire(
+            Lease("connector", "c2", 8, "tcp://127.0.0.1:4001", "k" * 40, url="wss://h/c1"), 60.0
+        )
+        assert await api.connectors() == (rest.Connector("c1,c2", "tcp://127.0.0.1:4001", "k" * 40, "wss://h/c1"),)
     # A connector finds the login in the cache, and the same one in the database.
     login = Login(alice.user_id, answer.device_id, EPOCH, answer.expires_at)
     [cached] = await world.cache.logins([token_hash(answer.token)])
