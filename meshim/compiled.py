@@ -20,10 +20,13 @@ from pathlib import Path
 from types import ModuleType
 
 MODULES = (
+    "meshim.connector.accounting",
     "meshim.connector.authorization",
+    "meshim.connector.cookies",
     "meshim.connector.core",
     "meshim.connector.handshake",
     "meshim.connector.offline_sync",
+    "meshim.connector.outcomes",
     "meshim.connector.queues",
     "meshim.connector.session",
     "meshim.connector.sessions",

@@ -7,7 +7,8 @@
     │   └── TopologyError       a topology file is wrong; the sentence names the field
     ├── BackendUnavailable      Redis, NATS or the database does not answer; try again later
     ├── StoreConflict           the row is not as the caller believed (name taken, no such user, fenced off)
-    │   └── Fenced              a process with a higher fencing token took over
+    │   ├── Fenced              a process with a higher fencing token took over
+    │   └── DeviceInUse         the device has the epoch of another state file
     ├── SealBroken              sealed bytes were altered, or sealed with another key or for another purpose
     ├── ClientClosed            the client library stopped while a caller waited for it
     ├── PeerError               the peer broke the protocol; carries the code that is sent to it
@@ -56,6 +57,8 @@ class Code(enum.IntEnum):
     """This process shuts down: connect to another connector."""
     UNKNOWN_EPOCH = 15
     """This end does not know the link epoch: greet again."""
+    QUIT = 16
+    """From a client: its user quits, and it does not come back by itself."""
 
 
 def one_line(error: object) -> str:
@@ -98,6 +101,10 @@ class StoreConflict(MeshimError):
 
 class Fenced(StoreConflict):
     """A higher fencing token exists: the caller no longer owns the row or partition that it tried to change."""
+
+
+class DeviceInUse(StoreConflict):
+    """The device has logged in with another state file, and this login did not ask to take it over."""
 
 
 class SealBroken(MeshimError):

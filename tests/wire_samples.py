@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from meshim.wire import client, mesh
-from meshim.wire.client import Delivery, Greet, Stored, Submit, Welcome
+from meshim.wire.client import Delivery, Greet, Outcome, Stored, Submit, Welcome
 from meshim.wire.envelope import (
     Destination,
     DestinationType,
@@ -23,17 +23,21 @@ from meshim.wire.link import Ack, Close, Data, Ping, Pong, Reset
 from meshim.wire.mesh import Deliver, Hello, HelloOk, Return, Route, Stamp
 from meshim.wire.notification import AccountChanged, Kick, WakeUp, decode_notification, encode_notification
 from meshim.wire.offline_log import Entry, Record, decode_record, encode_record
-from meshim.wire.outcome import Outcome, OutcomeStatus
+from meshim.wire.outcome import CopyOutcome, OutcomeStatus
 
-LINK = 0xA1B2C3D4E5F60718
-EPOCH = 0xFEDCBA9876543210
+LINK = 0x0012C3D4E5F60718
+EPOCH = 0x001CBA9876543210
 BOB = Destination(DestinationType.USER, 42)
 ENVELOPE = Envelope(
     1, bytes(range(16)), 7, 8, EPOCH, BOB, 300, 299, Kind.TEXT, 2, 1_700_000_000_123, b"sealed"
 )  # fmt: skip
 ENVELOPE_BYTES = encode_envelope(ENVELOPE)
-STAMP = Stamp(2**62, 7, 8, EPOCH, BOB, 300, Kind.TEXT, ((42, 5, 9),), ((42, 5), (7, 6)))
-OUTCOME = Outcome(2**62, 7, 8, EPOCH, BOB, 300, 301, OutcomeStatus.STORED, ((42, 5),), ((42, 5), (7, 6)), 9)
+STAMP = Stamp(2**62, 2**50, 7, 8, EPOCH, BOB, 300, Kind.TEXT, ((42, 5, 9),), ((42, 5), (7, 6)))
+COPY_OUTCOME = CopyOutcome(
+    2**62, 2**50, 7, 8, EPOCH, BOB, 300, 301, OutcomeStatus.STORED, ((42, 5),), ((42, 5), (7, 6)), 9, ((42, 5, 8),)
+)
+
+OUTCOME = Outcome(BOB, 300, 301, OutcomeStatus.STORED, True, 0x12345678, b"cookie")
 
 
 class Coding(NamedTuple):
@@ -61,49 +65,49 @@ CODINGS = {
 
 # To change one of these lines is to change the protocol.
 PINNED: list[tuple[str, Any, str]] = [
-    ("client", Greet(1, b"token", EPOCH, LINK, 32),
-     "960101c405746f6b656ecffedcba9876543210cfa1b2c3d4e5f6071820"),
-    ("connector to client", Welcome(1, LINK, 2**50, 42, 5, 32, 65_536, 262_144, 10_000, 1_700_000_000_123),
-     "9b0201cfa1b2c3d4e5f60718cf00040000000000002a0520ce00010000ce00040000cd2710cf0000018bcfe5687b"),
+    ("client", Greet(1, b"token", EPOCH, LINK, 32, 60_000),
+     "970101c405746f6b656ecf001cba9876543210cf0012c3d4e5f6071820cdea60"),
+    ("connector to client", Welcome(
+        1, LINK, 2**50, 42, 5, 32, 65_536, 262_144, 10_000, 25_000, 2_500, 1_700_000_000_123
+    ),
+     "9d0201cf0012c3d4e5f60718cf00040000000000002a0520ce00010000ce00040000cd2710cd61a8cd09c4cf0000018bcfe5687b"),
     ("connector to client", Stored(LINK, delayed=True),
-     "930acfa1b2c3d4e5f60718c3"),
-    ("client", Data(LINK, 1, 0, (), (Submit(b"env", ((42, 5, 9),)),)),
-     "9603cfa1b2c3d4e5f60718010090919301c403656e7691932a0509"),
-    ("connector to client", Data(LINK, 2, 1, (4, 5), (Delivery(b"env", stored=True), OUTCOME)),
-     ("9603cfa1b2c3d4e5f6071802019204059"
-      "29302c403656e76c39e03cf40000000000000000708cffedcba987654321093012a00cd012ccd012d0291922a0592922a059207060900a0")),
-    ("client", Ack(LINK, 3, (5,)),
-     "9404cfa1b2c3d4e5f60718039105"),
+     "930acf0012c3d4e5f60718c3"),
+    ("client", Data(LINK, 1, 0, (Submit(b"env", b"cookie"),)),
+     "9503cf0012c3d4e5f607180100919301c403656e76c406636f6f6b6965"),
+    ("connector to client", Data(LINK, 2, 1, (Delivery(b"env", stored=True), OUTCOME)),
+     "9503cf0012c3d4e5f607180201929302c403656e76c39a0393012a00cd012ccd012d02c3ce12345678c406636f6f6b696500a0"),
+    ("client", Ack(LINK, 3),
+     "9304cf0012c3d4e5f6071803"),
     ("client", Ping(LINK),
-     "9205cfa1b2c3d4e5f60718"),
+     "9205cf0012c3d4e5f60718"),
     ("client", Pong(LINK),
-     "9206cfa1b2c3d4e5f60718"),
+     "9206cf0012c3d4e5f60718"),
     ("connector to client", Close(LINK, 14, "leaving"),
-     "9407cfa1b2c3d4e5f607180ea76c656176696e67"),
+     "9407cf0012c3d4e5f607180ea76c656176696e67"),
     ("connector to client", Reset(LINK),
-     "9208cfa1b2c3d4e5f60718"),
+     "9208cf0012c3d4e5f60718"),
     ("connector to transfer", Hello(1, LINK, 2**62, "c1", 64),
-     "960101cfa1b2c3d4e5f60718cf4000000000000000a2633140"),
+     "960101cf0012c3d4e5f60718cf4000000000000000a2633140"),
     ("transfer", HelloOk(1, LINK, 2**61, 64),
-     "950201cfa1b2c3d4e5f60718cf200000000000000040"),
-    ("connector to transfer", Data(LINK, 1, 0, (), (Route(STAMP, b"env"),)),
-     ("9603cfa1b2c3d4e5f6071801009091"
-      "930199cf40000000000000000708cffedcba987654321093012a00cd012c0191932a050992922a05920706c403656e76")),
-    ("connector to transfer", Data(LINK, 2, 0, (), (Return(42, (5,), True, STAMP, b"env"), OUTCOME)),
-     ("9603cfa1b2c3d4e5f6071802009092"
-      "96042a9105c399cf40000000000000000708cffedcba987654321093012a00cd012c0191932a050992922a05920706c403656e76"
-      "9e03cf40000000000000000708cffedcba987654321093012a00cd012ccd012d0291922a0592922a059207060900a0")),
-    ("transfer", Data(LINK, 1, 0, (), (Deliver(42, ((5, 2**50),), STAMP, b"env"),)),
-     ("9603cfa1b2c3d4e5f6071801009091"
-      "95022a919205cf000400000000000099cf40000000000000000708cffedcba987654321093012a00cd012c"
-      "0191932a050992922a05920706c403656e76")),
+     "950201cf0012c3d4e5f60718cf200000000000000040"),
+    ("connector to transfer", Data(LINK, 1, 0, (Route(STAMP, b"env"),)),
+     ("9503cf0012c3d4e5f6071801009193019acf4000000000000000cf00040000000000000708cf001cba987654321093012a00cd012c01"
+      "91932a050992922a05920706c403656e76")),
+    ("connector to transfer", Data(LINK, 2, 0, (Return(42, (5,), True, STAMP, b"env"), COPY_OUTCOME)),
+     ("9503cf0012c3d4e5f6071802009296042a9105c39acf4000000000000000cf00040000000000000708cf001cba987654321093012a00"
+      "cd012c0191932a050992922a05920706c403656e76dc001003cf4000000000000000cf00040000000000000708cf001cba9876543210"
+      "93012a00cd012ccd012d0291922a0592922a059207060991932a050800a0")),
+    ("transfer", Data(LINK, 1, 0, (Deliver(42, ((5, 2**50),), STAMP, b"env"),)),
+     ("9503cf0012c3d4e5f6071801009195022a919205cf00040000000000009acf4000000000000000cf00040000000000000708cf001cba"
+      "987654321093012a00cd012c0191932a050992922a05920706c403656e76")),
     ("envelope", ENVELOPE,
-     ("9c01c410000102030405060708090a0b0c0d0e0f0708cffedcba987654321093012a00cd012ccd012b"
+     ("9c01c410000102030405060708090a0b0c0d0e0f0708cf001cba987654321093012a00cd012ccd012b"
       "0102cf0000018bcfe5687bc4067365616c6564")),
     ("text", Text("hé"),
      "91a368c3a9"),
     ("receipt", Receipt(ReceiptKind.READ, EPOCH, BOB, ((1, 3), (5, 5))),
-     "9402cffedcba987654321093012a0092920103920505"),
+     "9402cf001cba987654321093012a0092920103920505"),
     ("log", Record(1, (Entry(42, (5, 6), b"env"),)),
      "920191932a920506c403656e76"),
     ("notification", WakeUp(((42, 5),)),

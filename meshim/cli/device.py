@@ -18,6 +18,7 @@ from meshim.protocol.names import fold_name, is_device_name
 
 if TYPE_CHECKING:  # imports sockets and cryptography, which `--help` does not need
     from meshim.client import Client
+    from meshim.client.connection import Transport
 
 _NOTICE_AFTER_S = 2.0
 """Without a connection for that long, a command says what it is waiting for."""
@@ -25,9 +26,10 @@ _T = TypeVar("_T")
 
 
 class Device(msgspec.Struct, frozen=True):
-    """One device of one user.  `password` is None unless it came from standard input."""
+    """One device of one user, and how it connects.  `password` is None unless it came from standard input."""
 
     options: ApiOptions
+    transport: "Transport"
     name: str
     device: str
     state: Path
@@ -51,6 +53,7 @@ class Device(msgspec.Struct, frozen=True):
                 device=self.device,
                 state=self.state,
                 insecure=self.options.insecure,
+                transport=self.transport,
             )
             async with client:
                 watching = asyncio.create_task(_watch(client, self.options.api))
@@ -112,6 +115,13 @@ def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @api_options
     @password_option
+    @click.option(
+        "--transport",
+        type=click.Choice(("auto", "zmq", "websocket")),
+        default="auto",
+        show_default=True,
+        help="How to reach a connector; auto is ZeroMQ where the connector has it.",
+    )
     @click.option("--device", default="cli", show_default=True, help="Name of this device among yours.")
     @click.option(
         "--state",
@@ -121,8 +131,9 @@ def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )
     @wraps(command)
     def with_device(
-        *args: Any, options: ApiOptions, me: str, device: str, state: Path | None, password_stdin: bool, **kwargs: Any
-    ) -> Any:
+        *args: Any, options: ApiOptions, transport: "Transport", me: str, device: str, state: Path | None,
+        password_stdin: bool, **kwargs: Any,
+    ) -> Any:  # fmt: skip
         name = fold_name(me)
         if name is None:
             raise UsageError(f"{me!r} cannot be the name of a user: use letters, digits, dots, dashes and underscores.")
@@ -131,7 +142,7 @@ def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
         # Read the line even if no login is needed: the lines after it on standard input are messages.
         password = read_password(name, True) if password_stdin else None
         file = state or default_state(options.api, name, device)
-        return command(*args, device=Device(options, name, device, file, password), **kwargs)
+        return command(*args, device=Device(options, transport, name, device, file, password), **kwargs)
 
     return click.argument("me")(with_device)
 

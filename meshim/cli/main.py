@@ -20,6 +20,7 @@ _INTERRUPTED = 130
 _MODULES = {
     **dict.fromkeys(("up", "down", "status", "topology", "db"), "meshim.cli.mesh"),
     **dict.fromkeys(("connector", "transfer", "writer", "rest"), "meshim.cli.roles"),
+    "key": "meshim.cli.keys",
     "deadletter": "meshim.cli.deadletter",
     **dict.fromkeys(("send", "listen", "chat"), "meshim.cli.messaging"),
 }

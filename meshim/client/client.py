@@ -27,7 +27,7 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from meshim.client import events as e
-from meshim.client.connection import Connection
+from meshim.client.connection import Connection, Transport
 from meshim.client.contacts import Contacts
 from meshim.client.core import ClientCore, Identity
 from meshim.client.inbox_reader import InboxReader
@@ -81,13 +81,15 @@ class Client:
         device: str = "default",
         state: str | os.PathLike[str] | None = None,
         insecure: bool = False,
+        transport: Transport = "auto",
         options: ClientOptions = DEFAULTS,
     ) -> None:
         """`api` is the URL of the REST service, `name` the user's name.
 
         `password` may be a function that returns it; it is called, in a thread, only when a login is needed.
         `device` names the device among those of the user.  `state` is its file, `NAME-DEVICE.db` in the working
-        directory by default.  `insecure` allows plain HTTP to another host.
+        directory by default.  `insecure` allows plain HTTP and ws:// to another host.  `transport` is how to reach a
+        connector: `zmq`, `websocket`, or `auto`, which is ZeroMQ where the connector has it.
 
         Raises UsageError when `api` is no http(s) URL, or is one of plain HTTP to another host without `insecure`.
         """
@@ -104,6 +106,8 @@ class Client:
         self._path = Path(state if state is not None else f"{quote(name.lower(), safe='')}-{quote(device, safe='')}.db")
         self._api = Api(api, insecure=insecure)
         self._options = options
+        self._transport: Transport = transport
+        self._insecure = insecure
         self._failure: MeshimError | None = None
         # Weak: a message whose `Outgoing` the application has dropped needs no updates.
         self._outgoing: WeakValueDictionary[tuple[Destination, int], Outgoing] = WeakValueDictionary()
@@ -119,8 +123,9 @@ class Client:
     async def __aenter__(self) -> Self:
         """Open the state file, log in if it holds no valid token, and connect in the background.
 
-        Raises UsageError when the file is in use, or belongs to another user or device; ApiError when the service
-        refuses the login; BackendUnavailable when the file holds no login and the service is unavailable.
+        Raises UsageError when the file is in use, or belongs to another user or device; Refused when another state
+        file took the device over; ApiError when the service refuses the login; BackendUnavailable when the file holds
+        no login and the service is unavailable.
         """
         if self._entered:
             raise UsageError("a client is for one `async with`: make another one")
@@ -154,7 +159,9 @@ class Client:
         self._reader = InboxReader(
             self._state, self._session.lock, self._contacts, self._mark_read, self._core.statistics
         )
-        self._connection = Connection(self._driver, self._session.connectors, self._session.token)
+        self._connection = Connection(
+            self._driver, self._session.connectors, self._session.token, self._transport, insecure=self._insecure
+        )
         self._driver.failed.add_done_callback(self._task_done)
         self._connecting = asyncio.create_task(self._connection.run())
         self._persisting = asyncio.create_task(self._persister.run())

@@ -3,11 +3,15 @@
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Literal, TypeAlias
+from urllib.parse import urlsplit
 
 from meshim.client import events as e
 from meshim.errors import ApiError, BackendUnavailable, Code, PeerError, Refused
+from meshim.runtime.addresses import is_loopback
 from meshim.runtime.driver import Driver
 from meshim.runtime.sockets import Context, Dealer
+from meshim.runtime.websocket import WebSocketClient
 from meshim.wire.rest import Connector
 
 FRAME_BYTES = 1_048_576
@@ -20,7 +24,8 @@ STABLE_S = 10.0
 A shorter one counts as a failure: two processes with copies of one state file, which replace each other, must not spin.
 """
 CONNECT_TIMEOUT_S = 3.0
-"""For the ZeroMQ handshake.  A connector process that is stopped accepts connections and never completes it."""
+"""For the handshake.  A connector process that is stopped accepts connections and never completes it."""
+Transport: TypeAlias = Literal["zmq", "websocket", "auto"]
 
 _random = secrets.SystemRandom()
 _contexts: dict[asyncio.AbstractEventLoop, tuple[Context, int]] = {}
@@ -53,11 +58,15 @@ class Connection:
         driver: Driver[e.Event, e.Action],
         connectors: Callable[[bool], Awaitable[Sequence[Connector]]],
         token: Callable[[bytes | None], Awaitable[bytes]],
+        transport: Transport = "auto",
+        *,
+        insecure: bool = False,
     ) -> None:
         """`connectors(fresh)` returns the living connectors; with `fresh` it asks the REST service.
 
         `token(refused)` returns the token to greet with; it logs in again when the current token is the refused one.
-        Both raise BackendUnavailable when REST is needed and unavailable.
+        Both raise BackendUnavailable when REST is needed and unavailable.  `auto` is ZeroMQ where a connector has it.
+        `insecure` allows plain WebSocket to another machine: the token could be read on the way.
         """
         self.online = asyncio.Event()
         self.offline = asyncio.Event()
@@ -66,7 +75,9 @@ class Connection:
         self._connectors = connectors
         self._token = token
         self._context = borrow_context()
-        self._dealer: Dealer | None = None
+        self._transport = transport
+        self._insecure = insecure
+        self._socket: Dealer | WebSocketClient | None = None
         self._ended: asyncio.Future[e.Disconnect] | None = None
         self._backoff_s = BACKOFF_MIN_S
         self._last = ""
@@ -78,9 +89,10 @@ class Connection:
     # ---------------------------------------------------------------- actions of the core
 
     def send(self, frame: bytes) -> None:
-        """Send a frame; drop it when the socket has no room: the window sends it again."""
-        if self._dealer is not None:
-            self._dealer.send(frame)
+        """Send a frame; end the connection when the socket has no room for it."""
+        if self._socket is not None and not self._socket.send(frame):
+            self._socket.close()  # nothing may follow a frame that is missing
+            self._lost()
 
     @property
     def endpoint(self) -> str | None:
@@ -155,20 +167,17 @@ class Connection:
         """Connect to one connector, other than the last one if there is another; return when that connection ends."""
         if not connectors:
             raise BackendUnavailable("no connector is running")
-        others = [connector for connector in connectors if connector.endpoint != self._last] or list(connectors)
+        reachable = [each for each in connectors if self._address(each)]
+        if not reachable:
+            raise BackendUnavailable(
+                f"no connector can be reached with transport {self._transport}"
+                " (plain ws:// to another machine is not used)"
+            )
+        others = [each for each in reachable if self._address(each) != self._last] or reachable
         connector = _random.choice(others)
-        self._last = connector.endpoint
+        self._last = self._address(connector)
         self._ended = asyncio.get_running_loop().create_future()
-        self._dealer = self._context.dealer(
-            connector.endpoint,
-            server_key=connector.key.encode() or None,
-            keys=None,
-            frame_bytes=FRAME_BYTES,
-            heartbeat_s=None,
-            on_batch=lambda batch: self._driver.receive(e.FramesReceived(batch)),
-            on_connected=lambda: self._connected(token),
-            on_lost=self._lost,
-        )
+        self._socket = self._connect(connector, token)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S) as self._timeout:
                 return await self._ended
@@ -176,12 +185,34 @@ class Connection:
             return e.Disconnect(None, "the connector does not answer")
         finally:
             self._set_offline()
-            self._dealer.close(linger_ms=200)
-            self._dealer = None
+            self._socket.close(linger_ms=200)
+            self._socket = None
+
+    def _address(self, connector: Connector) -> str:
+        """Where to connect to this connector; empty when it has no address for our transport."""
+        if self._transport == "websocket" or (self._transport == "auto" and not connector.endpoint):
+            return connector.url if self._insecure or _is_private(connector.url) else ""
+        return connector.endpoint
+
+    def _connect(self, connector: Connector, token: bytes) -> Dealer | WebSocketClient:
+        def on_batch(batch: Sequence[bytes]) -> None:
+            self._driver.receive(e.FramesReceived(batch))
+
+        def on_connected() -> None:
+            self._connected(token)
+
+        if self._last == connector.url:
+            return WebSocketClient(
+                connector.url, frame_bytes=FRAME_BYTES, on_batch=on_batch, on_connected=on_connected, on_lost=self._lost
+            )
+        return self._context.dealer(
+            connector.endpoint, server_key=connector.key.encode() or None, keys=None, frame_bytes=FRAME_BYTES,
+            heartbeat_s=None, on_batch=on_batch, on_connected=on_connected, on_lost=self._lost,
+        )  # fmt: skip
 
     def _connected(self, token: bytes) -> None:
         self._timeout.reschedule(None)
-        self._driver.receive(e.Connected(secrets.randbits(63), token))
+        self._driver.receive(e.Connected(secrets.randbits(53), token))
 
     def _lost(self) -> None:
         self._driver.receive(e.ConnectionLost())
@@ -190,3 +221,8 @@ class Connection:
     def close(self) -> None:
         """Give back the context; call it once `run` has ended."""
         return_context()
+
+
+def _is_private(url: str) -> bool:
+    """Whether nobody on the way can read what goes to this URL."""
+    return url.startswith("wss://") or is_loopback(urlsplit(url).hostname or "")

@@ -74,7 +74,7 @@ class Contacts:
         """
         if version not in self._keys.get(user, {}):
             try:
-                await self._save(await self._session.relations())
+                await self._save(await self._session.relations(user))
             except ApiError as error:
                 if error.temporary:
                     raise BackendUnavailable(error.sentence) from error

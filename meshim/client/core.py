@@ -115,7 +115,7 @@ class ClientCore:
         self.identity = identity
         self.state = State.OFFLINE
         self.statistics = Statistics()
-        self.outbox = Outbox(identity.user, options.outbox, snapshot, self.statistics)
+        self.outbox = Outbox(options.outbox, snapshot, self.statistics)
         self.inbox = Inbox(options.ordering, snapshot, self.statistics, now)
         self._options = options
         self._new_id = new_id
@@ -231,9 +231,9 @@ class ClientCore:
             self._actions.append(e.Disconnect(code, sentence))
 
     def farewell(self) -> Sequence[e.Action]:
-        """End the connection with a close frame, if there is one; returns the actions for that."""
+        """End the connection because the application quits; returns the actions for that."""
         if self._link is not None:
-            close = Close(self._link.epoch, Code.SHUTTING_DOWN, "the client leaves")
+            close = Close(self._link.epoch, Code.QUIT, "the client quits")
             self._actions.append(e.SendFrame(wire.encode(close)))
             self._disconnect(None, "closed")
         actions = self._actions.copy()
@@ -278,7 +278,7 @@ class ClientCore:
 
     def _link_frame(self, frame: Any, now: float) -> None:
         link = self._link
-        if link is None or self.state is not State.ONLINE:  # a frame before the welcome comes again
+        if link is None or self.state is not State.ONLINE:
             return
         for item in link.receive(frame, now)[0]:
             self._item(item, link, now)
@@ -287,8 +287,7 @@ class ClientCore:
 
     def _item(self, item: ConnectorItem, link: Link[Submit, ConnectorItem], now: float) -> None:
         if not isinstance(item, Delivery):  # an outcome; its acknowledgement is not urgent
-            if Identity(item.user, item.device, item.epoch) == self.identity:
-                self._update_outbox(self.outbox.outcome(item, now))
+            self._update_outbox(self.outbox.outcome(item, now))
             return
         link.window.ack_at_once()  # the sender sees `delivered` when the connector has this acknowledgement
         try:
@@ -376,14 +375,12 @@ class ClientCore:
 
 
 def _within_limits(options: LinkOptions, welcome: Welcome) -> LinkOptions:
-    """The link options within the connector's limits: frames no larger, heartbeats no rarer."""
+    """The link options within the connector's limits: its silence, frames no larger, acknowledgements no later."""
     replace = msgspec.structs.replace
     bytes_max = max(1, welcome.frame_bytes - FRAME_OVERHEAD_BYTES)
     window = replace(options.window, frame_bytes=min(options.window.frame_bytes, bytes_max))
-    factor = min(1.0, welcome.heartbeat_ms / 1000 / options.heartbeat_s) or 1.0
-    return replace(
-        options, window=window, heartbeat_s=options.heartbeat_s * factor, silence_s=options.silence_s * factor
-    )
+    ack_delay_s = min(options.ack_delay_s, welcome.ack_ms / 1000 / 4)
+    return replace(options, window=window, silence_s=welcome.silence_ms / 1000, ack_delay_s=ack_delay_s)
 
 
 def _code(number: int) -> Code | None:

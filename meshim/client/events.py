@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from meshim.errors import Code
-from meshim.wire.bounds import Positions
 from meshim.wire.envelope import Destination, Envelope, Stream
 
 STATES = ("", "pending", "sent", "delivered", "read", "rejected")
@@ -57,11 +56,11 @@ Event = Connected | FramesReceived | ConnectionLost | Composed | MessagesRead | 
 
 
 class PutStream(NamedTuple):
-    """A stream that this device sends: its next seq, and the log positions of its stored copies."""
+    """A stream that this device sends: its next seq, and the cookie of its latest outcome."""
 
     to: Destination
     next_seq: int
-    after: Positions
+    cookie: bytes
 
 
 class AddToOutbox(NamedTuple):

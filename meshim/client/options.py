@@ -1,5 +1,7 @@
 """The settings of a client, and what `Client` uses by default."""
 
+from math import inf
+
 import msgspec
 
 from meshim.protocol.link import LinkOptions
@@ -43,11 +45,9 @@ class ClientOptions(msgspec.Struct, frozen=True):
 
 DEFAULTS = ClientOptions(
     link=LinkOptions(
-        WindowOptions(
-            credit=32, queue=1024, frame_items=64, frame_bytes=65_536, resend_s=1.0, give_up_s=CLIENT_GIVE_UP_S
-        ),
-        heartbeat_s=10.0,
-        silence_s=25.0,
+        WindowOptions(credit=32, queue=1024, frame_items=64, frame_bytes=65_536, give_up_s=CLIENT_GIVE_UP_S),
+        heartbeat_s=inf,  # the connector pings
+        silence_s=inf,  # the welcome tells it
         ack_delay_s=CLIENT_ACK_DELAY_S,
     ),
     outbox=OutboxOptions(),

@@ -1,4 +1,4 @@
-"""The outbox: the sender keeps a message until every copy of it is accounted for.
+"""The outbox: the sender keeps a message until its outcome is final.
 
 ::
 
@@ -27,23 +27,27 @@ from meshim.client.events import (
 )
 from meshim.client.options import OutboxOptions
 from meshim.client.statistics import Statistics
-from meshim.protocol.outcome import DeliveryStatus, OutStream, OutStreamOptions
-from meshim.wire.client import Submit
+from meshim.protocol.outcome import REJECTED, OutStream, OutStreamOptions
+from meshim.wire.client import Outcome, Submit
 from meshim.wire.envelope import Destination, Envelope, Receipt, ReceiptKind, encode_envelope
-from meshim.wire.outcome import Outcome, OutcomeStatus
+from meshim.wire.outcome import OutcomeStatus
 
 Key = tuple[Destination, int]
 """(destination, seq): the name of a message of this device."""
 
 
+_OF_COPIES = (OutcomeStatus.DELIVERED, OutcomeStatus.STORED)
+
+
 class _Message:
     """A message that is not settled."""
 
-    __slots__ = ("busy_s", "delivery", "due", "envelope", "persisted", "receipt", "resend_s")
+    __slots__ = ("busy_s", "delivered", "due", "envelope", "persisted", "receipt", "resend_s")
 
     def __init__(self, envelope: bytes, options: OutboxOptions, *, persisted: bool, receipt: str = "") -> None:
         self.envelope = envelope
-        self.delivery = DeliveryStatus()
+        self.delivered = False
+        """To a device of the recipient."""
         self.persisted = persisted
         self.receipt = receipt
         """`delivered` or `read` once a receipt has arrived."""
@@ -65,8 +69,7 @@ class OutboxUpdate(NamedTuple):
 class Outbox:
     """The streams that one device sends."""
 
-    def __init__(self, user: int, options: OutboxOptions, snapshot: Snapshot, statistics: Statistics) -> None:
-        self._user = user
+    def __init__(self, options: OutboxOptions, snapshot: Snapshot, statistics: Statistics) -> None:
         self._options = options
         self._statistics = statistics
         self._stream_options = OutStreamOptions()
@@ -79,7 +82,7 @@ class Outbox:
         """A heap of (time, tie-breaker, message) to submit again; entries of settled messages stay in it."""
         self._count = 0
         for stream in snapshot.streams:
-            self._streams[stream.to] = OutStream(self._stream_options, stream.next_seq, stream.after)
+            self._streams[stream.to] = OutStream(self._stream_options, stream.next_seq, stream.cookie)
         for message in snapshot.unsettled:
             self._stream(message.to).restore(message.seq, message.base)
             key = message.to, message.seq
@@ -123,7 +126,7 @@ class Outbox:
 
     def _put_stream(self, to: Destination) -> PutStream:
         stream = self._streams[to]
-        return PutStream(to, stream.next_seq, stream.after)
+        return PutStream(to, stream.next_seq, stream.cookie)
 
     def persisted(self, keys: Iterable[Key]) -> None:
         """These messages are in the state file: `take` may submit them."""
@@ -149,7 +152,7 @@ class Outbox:
             message = self._pending[key]
             self._resend_at(key, message, now + message.resend_s)
             message.resend_s = min(2 * message.resend_s, self._options.resend_max_s)
-            submits.append(Submit(message.envelope, self._streams[key[0]].after))
+            submits.append(Submit(message.envelope, self._streams[key[0]].cookie))
         return submits
 
     def _resend_at(self, key: Key, message: _Message, due: float) -> None:
@@ -174,14 +177,13 @@ class Outbox:
     # ---------------------------------------------------------------- outcomes and receipts
 
     def outcome(self, outcome: Outcome, now: float) -> OutboxUpdate:
-        """Take in an outcome: what became of some copies of one message, or of several in a row."""
+        """Take in an outcome: what became of one message, or of several in a row."""
         update = OutboxUpdate([], [], [])
         stream = self._streams.get(outcome.to)
         if stream is None or outcome.last - outcome.first > self._options.settled_max:
             return update
-        if outcome.status == OutcomeStatus.STORED:
-            for copy in outcome.done:
-                stream.stored(copy, outcome.position)
+        if outcome.status in _OF_COPIES and outcome.cookie != stream.cookie:
+            stream.cookie = outcome.cookie
             update.changes.append(self._put_stream(outcome.to))
         for seq in range(outcome.first, outcome.last + 1):
             self._one_outcome((outcome.to, seq), outcome, stream, now, update)
@@ -190,7 +192,7 @@ class Outbox:
     def _one_outcome(self, key: Key, outcome: Outcome, stream: OutStream, now: float, update: OutboxUpdate) -> None:
         message = self._pending.get(key)
         if message is None:
-            if outcome.status == OutcomeStatus.DELIVERED and any(user != self._user for user, _ in outcome.done):
+            if outcome.status == OutcomeStatus.DELIVERED:
                 self._advance(key, "delivered", update)
             return
         if outcome.status == OutcomeStatus.BUSY:
@@ -198,20 +200,21 @@ class Outbox:
             self._resend_at(key, message, now + message.busy_s)
             message.busy_s = min(2 * message.busy_s, self._options.resend_s)
             return
-        delivery = message.delivery
-        if not delivery.add(outcome, self._user) or not delivery.settled:
+        message.delivered = message.delivered or outcome.status == OutcomeStatus.DELIVERED
+        rejected = outcome.status == OutcomeStatus.REJECTED
+        if not rejected and not (outcome.final and outcome.status in _OF_COPIES):
             return
         del self._pending[key]
         self._unsent.pop(key, None)
-        if stream.settle(key[1], delivery):
+        if stream.settle(key[1], REJECTED if rejected else outcome.audience):
             update.base_updates.append(key[0])
         self._settled[key] = "pending"
         while len(self._settled) > self._options.settled_max:
             self._settled.popitem(last=False)
-        if delivery.state == DeliveryStatus.REJECTED:
-            self._advance(key, "rejected", update, delivery.code, delivery.sentence)
+        if rejected:
+            self._advance(key, "rejected", update, outcome.code, outcome.sentence)
         else:
-            state = "delivered" if delivery.delivered else "sent"
+            state = "delivered" if message.delivered else "sent"
             self._advance(key, max(state, message.receipt, key=RANK.__getitem__), update)
 
     def receipt(self, sender: int, receipt: Receipt) -> OutboxUpdate:

@@ -89,13 +89,16 @@ class Api:
         answer = await self._call("POST", "/import", rest.ImportAnswer, body, timeout_s=120.0)
         return answer.users
 
-    async def login(self, name: str, password: str, device: str | None = None, epoch: int = 0) -> rest.LoginAnswer:
+    async def login(
+        self, name: str, password: str, device: str | None = None, epoch: int = 0, *, takeover: bool = False
+    ) -> rest.LoginAnswer:
         """Log in, and use the token of the answer from now on.
 
-        With a device name, the service registers the device, or lets the state file with this epoch take it over.
-        Without one no device changes, and connectors do not accept the token.
+        With a device name, the service registers the device or logs it in again; with `takeover` also a device that
+        another state file has, which loses it for good.  Without a device name no device changes, and connectors do
+        not accept the token.
         """
-        body = rest.LoginRequest(name, password, device, rest.format_epoch(epoch))
+        body = rest.LoginRequest(name, password, device, epoch, takeover)
         answer = await self._call("POST", "/login", rest.LoginAnswer, body)
         self.token = answer.token
         return answer
@@ -115,9 +118,13 @@ class Api:
 
     # ---------------------------------------------------------------- friends
 
-    async def relations(self) -> tuple[rest.Relation, ...]:
-        """Return the relations to all users that this one has or had any with, with content keys, by name."""
-        return (await self._call("GET", "/relations", rest.Relations)).relations
+    async def relations(self, user_id: int | None = None) -> tuple[rest.Relation, ...]:
+        """Return the relations to all users that this one has or had any with, with content keys, sorted by name.
+
+        With `user_id` only the one to that user, or none.
+        """
+        query = "" if user_id is None else f"?user_id={user_id}"
+        return (await self._call("GET", f"/relations{query}", rest.Relations)).relations
 
     async def relation(self, name: str) -> rest.Relation:
         """Return the relation to one user, with its content keys."""

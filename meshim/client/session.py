@@ -11,7 +11,7 @@ import msgspec
 from meshim.client.core import Identity
 from meshim.client.rest import Api
 from meshim.client.state import StateFile
-from meshim.errors import ApiError, BackendUnavailable, ClientClosed, Code, PeerError, UsageError
+from meshim.errors import ApiError, BackendUnavailable, ClientClosed, Code, PeerError, Refused, UsageError
 from meshim.protocol.names import fold_name
 from meshim.runtime.crypto import format_token, open_sealed, parse_token, seal
 from meshim.wire.envelope import associated_data, decode_envelope, encode_envelope
@@ -90,8 +90,9 @@ class Session:
     async def open(self) -> Identity:
         """Use the login in the file, or log in; returns the ids of the device.
 
-        Raises UsageError when the file belongs to another user or device, ApiError when the login is refused, and
-        BackendUnavailable when the file holds no login and the service is unavailable.
+        Raises UsageError when the file belongs to another user or device, ApiError when the login is refused, Refused
+        when another state file took the device over, and BackendUnavailable when the file holds no login and the
+        service is unavailable.
         """
         stored = self._state.get("login")
         if stored is not None:
@@ -119,8 +120,7 @@ class Session:
             before = self._login
             if before is not None and before.token != instead_of:
                 return
-            name, _, device = self._credentials
-            answer = await self._api.login(name, await self._credentials.reveal(), device, self._state.epoch)
+            answer = await self._answer(takeover=before is None)
             if before is not None and (before.user_id, before.mesh) != (answer.user_id, answer.mesh):
                 raise UsageError(
                     f"{self._state.path} is of another mesh, or of this one before its data was deleted: "
@@ -133,6 +133,22 @@ class Session:
                 self.on_relations(answer.relations)
             if before is not None and before.device_id != answer.device_id and self._opened:
                 raise ClientClosed("the server had forgotten this device and registered it anew: open the client again")
+
+    async def _answer(self, *, takeover: bool) -> LoginAnswer:
+        """The answer to a login.  Only a file without a login may take the device over, and so never takes it back."""
+        name, _, device = self._credentials
+        try:
+            return await self._api.login(
+                name, await self._credentials.reveal(), device, self._state.epoch, takeover=takeover
+            )
+        except ApiError as error:
+            if error.code != "device_in_use":
+                raise
+            raise Refused(
+                Code.REPLACED,
+                f"the device {device} of {name} was taken over with another state file: use that one, or be another "
+                f"device with a new file.  What {self._state.path} holds stays as it is",
+            ) from error
 
     def _login_of(self, answer: LoginAnswer) -> _Login:
         return _Login(
@@ -179,7 +195,7 @@ class Session:
                 pass  # the last list may still be right
             except ApiError as error:
                 if error.status == 401:
-                    # Report it as a connector does: after a takeover this device must not log in and take itself back.
+                    # Report it as a connector does, so that what follows is decided in one place.
                     raise PeerError(Code.BAD_TOKEN, error.sentence) from error
                 if not error.temporary:
                     raise
@@ -195,9 +211,9 @@ class Session:
         """As `Api.relation`."""
         return await self._authorized(lambda: self._api.relation(name))
 
-    async def relations(self) -> Sequence[Relation]:
+    async def relations(self, user_id: int | None = None) -> Sequence[Relation]:
         """As `Api.relations`."""
-        return await self._authorized(self._api.relations)
+        return await self._authorized(lambda: self._api.relations(user_id))
 
     async def _authorized(self, request: Callable[[], Awaitable[_T]]) -> _T:
         """The answer to a request, repeated after a new login when the service refuses the token."""

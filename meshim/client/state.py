@@ -3,7 +3,7 @@
     meta          epoch of the file, and the login
     peer          the contacts: names and relations
     content_key   keys by contact and version; they outlive the messages
-    stream        streams that this device sends: next seq, `after`
+    stream        streams that this device sends: next seq, cookie
     outbox        sent messages: the envelope until settled, then only the state
     seen          streams that this device receives: watermark and holes
     inbox         received messages, until the application has handled them; `turn` is their order of release
@@ -42,7 +42,7 @@ from meshim.wire.envelope import Destination, Stream
 
 _APPLICATION = 0x6D657368
 """Distinguishes state files from other SQLite databases (`application_id`): "mesh" in ASCII."""
-_VERSION = 1
+_VERSION = 2
 _DURABLE = "synchronous=FULL"
 _SETTLED_MAX = 10_000
 """Rows of settled messages, kept for the receipts that may still come."""
@@ -53,7 +53,7 @@ CREATE TABLE peer (user_id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, state
 CREATE TABLE content_key (
     user_id INTEGER, version INTEGER, key BLOB NOT NULL, PRIMARY KEY (user_id, version)
 ) WITHOUT ROWID;
-CREATE TABLE stream (destination BLOB PRIMARY KEY, next_seq INTEGER NOT NULL, after BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE stream (destination BLOB PRIMARY KEY, next_seq INTEGER NOT NULL, cookie BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE outbox (
     number INTEGER PRIMARY KEY AUTOINCREMENT, destination BLOB NOT NULL, seq INTEGER NOT NULL, base INTEGER NOT NULL,
     kind INTEGER NOT NULL, id BLOB NOT NULL, envelope BLOB, receipt TEXT NOT NULL DEFAULT '',
@@ -66,7 +66,7 @@ CREATE TABLE inbox (
     flag INTEGER NOT NULL DEFAULT 0, turn INTEGER, PRIMARY KEY (stream, seq)
 ) WITHOUT ROWID;
 CREATE INDEX inbox_turn ON inbox (turn) WHERE turn IS NOT NULL;
-INSERT INTO meta VALUES ('epoch', randomblob(8));
+INSERT INTO meta VALUES ('epoch', random() & 0x1fffffffffffff);
 """
 
 _Arguments = ParamSpec("_Arguments")
@@ -75,7 +75,6 @@ _Answer = TypeVar("_Answer")
 _pack = msgspec.msgpack.Encoder().encode
 _destination = msgspec.msgpack.Decoder(Destination).decode
 _stream = msgspec.msgpack.Decoder(Stream).decode
-_after = msgspec.msgpack.Decoder(tuple[tuple[int, int, int], ...]).decode
 _holes = msgspec.msgpack.Decoder(tuple[tuple[int, int], ...]).decode
 
 
@@ -133,8 +132,8 @@ class StateFile:
         try:
             self._prepare()
             self._turn: int = self._one("SELECT coalesce(max(turn), 0) FROM inbox")
-            self.epoch = int.from_bytes(self._one("SELECT value FROM meta WHERE key = 'epoch'"), "big")
-            """64 random bits, made with the file."""
+            self.epoch: int = self._one("SELECT value FROM meta WHERE key = 'epoch'")
+            """53 random bits, made with the file."""
         except sqlite3.DatabaseError as error:
             self.close()
             raise UsageError(f"{self.path} is not a state file of this version of meshim: {error}") from None
@@ -200,7 +199,7 @@ class StateFile:
         rows = self._db.execute
         return Snapshot(
             streams=[
-                PutStream(_destination(to), seq, _after(after)) for to, seq, after in rows("SELECT * FROM stream")
+                PutStream(_destination(to), seq, bytes(cookie)) for to, seq, cookie in rows("SELECT * FROM stream")
             ],
             unsettled=[
                 AddToOutbox(
@@ -244,7 +243,7 @@ class StateFile:
 
     def _put_stream(self, change: PutStream) -> None:
         self._db.execute(
-            "INSERT OR REPLACE INTO stream VALUES (?, ?, ?)", (_pack(change.to), change.next_seq, _pack(change.after))
+            "INSERT OR REPLACE INTO stream VALUES (?, ?, ?)", (_pack(change.to), change.next_seq, change.cookie)
         )
 
     def _add_to_outbox(self, change: AddToOutbox) -> None:
@@ -295,14 +294,14 @@ class StateFile:
     def reassign_outbox(self, messages: Sequence[tuple[Destination, int, bytes]]) -> None:
         """Replace envelopes of the outbox, each (to, seq, envelope), by those of another sending device.
 
-        Its streams are new, so no copy of them is stored anywhere: `after` becomes empty.
+        Its streams are new, so no copy of them is stored anywhere: their cookies become empty.
         """
         with self._transaction():
             self._db.executemany(
                 "UPDATE outbox SET envelope = ? WHERE destination = ? AND seq = ?",
                 [(envelope, _pack(to), seq) for to, seq, envelope in messages],
             )
-            self._db.execute("UPDATE stream SET after = ?", (_pack(()),))
+            self._db.execute("UPDATE stream SET cookie = x''")
 
     # ---------------------------------------------------------------- the messages for the application
 

@@ -10,6 +10,9 @@
     anything else, to a friend                  authorized
     anything else                               NOT_FRIENDS               rejected, after relations were read again
 
+The cookie of an authorized envelope that cannot be read now is BUSY: without it a message could overtake one that was
+stored.
+
 An ephemeral envelope that is rejected is dropped: there are no outcomes for ephemeral kinds.
 """
 
@@ -17,14 +20,13 @@ from typing import NamedTuple
 
 import msgspec
 
+from meshim.connector.outcomes import Outcomes
 from meshim.connector.session import Session
 from meshim.errors import Code, PeerError
-from meshim.protocol.outcome import AFTER_MAX
-from meshim.wire.bounds import Positions
-from meshim.wire.client import Submit
+from meshim.wire.client import Outcome, Submit
 from meshim.wire.envelope import EPHEMERAL_FROM, WIRE_VERSION, DestinationType, Envelope, Kind, decode_envelope
 from meshim.wire.mesh import Stamp
-from meshim.wire.outcome import Outcome, OutcomeStatus
+from meshim.wire.outcome import OutcomeStatus
 from meshim.wire.sizes import ENVELOPE_FIELDS_BYTES
 
 RECEIPT_BYTES = 4_096
@@ -42,7 +44,7 @@ class Rejection(NamedTuple):
     sentence: str
 
 
-def authorize(session: Session, submit: Submit, origin: int, body_bytes: int) -> Stamp | Rejection:
+def authorize(session: Session, submit: Submit, outcomes: Outcomes, origin: int, body_bytes: int) -> Stamp | Rejection:
     """The stamp of an authorized envelope, or the reason of its rejection.
 
     Raises PeerError when the session has to be cut.
@@ -73,9 +75,12 @@ def authorize(session: Session, submit: Submit, origin: int, body_bytes: int) ->
         return Rejection(envelope, Code.NOT_FRIENDS, "sender and recipient are not friends")
     # The sender's other devices get a copy too, except of receipts.
     others = () if receipt else session.others
-    after = submit.after if len(submit.after) <= AFTER_MAX else _concerning((to.id, login.user), submit.after)
+    after = outcomes.positions(envelope.stream, submit.cookie) if submit.cookie else ()
+    if after is None:
+        return Rejection(envelope, Code.BUSY, "the cookie cannot be read now: send it again")
     return Stamp(
         origin=origin,
+        session=session.binding.session,
         user=login.user,
         device=login.device,
         epoch=login.epoch,
@@ -87,15 +92,6 @@ def authorize(session: Session, submit: Submit, origin: int, body_bytes: int) ->
     )
 
 
-def _concerning(users: tuple[int, ...], after: Positions) -> Positions:
-    """The highest position of each user that gets a copy: so `after` takes no more memory than its envelope."""
-    highest: dict[int, int] = {}
-    for user, _, position in after:
-        if user in users:
-            highest[user] = max(position, highest.get(user, 0))
-    return tuple((user, 0, position) for user, position in highest.items())
-
-
 def rejected(rejection: Rejection) -> Outcome | None:
     """The outcome for the sender; None for ephemeral kinds."""
     envelope = rejection.envelope
@@ -103,10 +99,6 @@ def rejected(rejection: Rejection) -> Outcome | None:
         return None
     status = OutcomeStatus.BUSY if rejection.code == Code.BUSY else OutcomeStatus.REJECTED
     return Outcome(
-        origin=0,
-        user=envelope.user,
-        device=envelope.device,
-        epoch=envelope.epoch,
         to=envelope.to,
         first=envelope.seq,
         last=envelope.seq,
@@ -121,10 +113,6 @@ def busy(stamp: Stamp) -> Outcome | None:
     if stamp.kind >= EPHEMERAL_FROM:
         return None
     return Outcome(
-        origin=0,
-        user=stamp.user,
-        device=stamp.device,
-        epoch=stamp.epoch,
         to=stamp.to,
         first=stamp.seq,
         last=stamp.seq,

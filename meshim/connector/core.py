@@ -3,7 +3,7 @@
 A connector sits between clients and transfers.  It takes envelopes from a client, authorizes and stamps them
 (authorization.py), and routes each to the transfer of its conversation (submissions.py, transfer_links.py).  It first
 pushes the client's offline queue (offline_sync.py), then live messages (session.py), and it sends the outcome of each
-copy:
+copy (the connector of the sender adds them up: outcomes.py):
 
     the device acknowledged it               Outcome DELIVERED, to the sender's connector
     not connected, syncing, full, gone       Return, to a transfer, which stores the copy
@@ -32,6 +32,7 @@ import msgspec
 from meshim.connector import events as e
 from meshim.connector.handshake import LAST_SEEN_S, LEAVING, Handshake
 from meshim.connector.options import ConnectorOptions
+from meshim.connector.outcomes import Outcomes
 from meshim.connector.queues import Queues
 from meshim.connector.session import DeliverResult, Session, State, Trigger
 from meshim.connector.sessions import Sessions
@@ -45,10 +46,10 @@ from meshim.stores.ports import Binding
 from meshim.wire import client as wire
 from meshim.wire.client import Greet
 from meshim.wire.envelope import EPHEMERAL_FROM
-from meshim.wire.link import Close, Data, Reset
+from meshim.wire.link import Close, Data, Pong, Reset
 from meshim.wire.mesh import Deliver
 from meshim.wire.notification import AccountChanged, Kick, WakeUp
-from meshim.wire.outcome import Outcome, OutcomeStatus
+from meshim.wire.outcome import CopyOutcome, OutcomeStatus
 
 
 class ConnectorCore:
@@ -71,8 +72,9 @@ class ConnectorCore:
         self._sessions = Sessions(options, self.statistics, self._links, self._actions)
         self._handshake = Handshake(incarnation, options, self.statistics, self._sessions, self._actions, wall_ms)
         self._queues = Queues(partitions, self.statistics, self._sessions, self._actions)
+        self._outcomes = Outcomes(self.statistics, self._sessions)
         self._submissions = Submissions(
-            incarnation, options, self.statistics, self._sessions, self._links, self._actions
+            incarnation, options, self.statistics, self._sessions, self._outcomes, self._links, self._actions
         )  # fmt: skip
         self._handlers: dict[type[Any], Callable[[Any, float], None]] = {
             e.ClientsSent: self._clients_sent,
@@ -96,6 +98,7 @@ class ConnectorCore:
             e.NotificationReceived: self._notification_received,
             e.AccountsRead: self._accounts_read,
             e.AccountsReadFailed: self._accounts_read_failed,
+            e.SecretRead: self._secret_read,
             e.LeaseLost: self._lease_lost,
             e.PresenceRecovered: self._presence_recovered,
             e.StopRequested: self._stop_requested,
@@ -127,8 +130,8 @@ class ConnectorCore:
 
     @property
     def ready(self) -> bool:
-        """Whether the link to a transfer is open."""
-        return self._links.open > 0
+        """Whether the link to a transfer is open, and the secret of the mesh is known."""
+        return self._links.open > 0 and self._outcomes.secret != b""
 
     def has_greeted(self, peer: bytes) -> bool:
         """Whether the peer has a session, or its token is being verified.  A transport may close other connections."""
@@ -156,11 +159,9 @@ class ConnectorCore:
         if link.failed(now):
             self._sessions.cut(session, Code.UNRESPONSIVE, "nothing was heard or acknowledged for too long")
             return
-        if link.window.unacknowledged or link.window.owes_ack:
-            resent = link.window.resent
+        if session.state is not State.BINDING:
             for frame in link.tick(now):
                 self._sessions.send_frame(session.peer, frame)
-            self.statistics.resent += link.window.resent - resent
         owes_ack = session.token_bucket.due <= now and session.acknowledge_charged(now)
         if owes_ack:
             self._sessions.mark(session)
@@ -232,15 +233,17 @@ class ConnectorCore:
             self._sessions.refuse(peer, 0, error.code, error.sentence)
 
     def _session_frame(self, session: Session, frame: wire.ClientFrame, now: float) -> None:
-        before = session.link.window.received_number
-        if isinstance(frame, Data):
-            self.statistics.deduplicated += frame.number <= before
-            if len(frame.items) > self._options.frame_items:
-                sentence = f"the frame has {len(frame.items)} items, {self._options.frame_items} are allowed"
-                raise PeerError(Code.TOO_LARGE, sentence)
+        if isinstance(frame, Pong):
+            # An idle session sends nothing else: only its deadlines move.
+            session.link.receive(frame, now)
+            session.due = session.next_deadline()
+            return
+        if isinstance(frame, Data) and len(frame.items) > self._options.frame_items:
+            sentence = f"the frame has {len(frame.items)} items, {self._options.frame_items} are allowed"
+            raise PeerError(Code.TOO_LARGE, sentence)
         items, acknowledged = session.link.receive(frame, now)
         self._sessions.mark(session)
-        if session.link.window.received_number > before:
+        if isinstance(frame, Data):
             session.charge(items)
             self.statistics.rate_limited += not session.acknowledge_charged(now)
         if acknowledged:
@@ -276,9 +279,9 @@ class ConnectorCore:
             session.move(Trigger.OVERFLOWED)
             self._sessions.check_queue(session)
 
-    def _send_outcome(self, outcome: Outcome) -> None:
+    def _send_outcome(self, outcome: CopyOutcome) -> None:
         if outcome.origin == self._incarnation:
-            self._receive_outcome(outcome)
+            self._outcomes.receive(outcome)
         elif not self._links.send_outcome(outcome):
             self.statistics.outcomes_lost += 1
 
@@ -286,17 +289,10 @@ class ConnectorCore:
 
     def _transfer_sent(self, event: e.TransferSent, now: float) -> None:
         for item in self._links.receive(event.transfer, event.batch, now):
-            if isinstance(item, Outcome):
-                self._receive_outcome(item)
+            if isinstance(item, CopyOutcome):
+                self._outcomes.receive(item)
             else:
                 self._deliver(item, now)
-
-    def _receive_outcome(self, outcome: Outcome) -> None:
-        session = self._sessions.of_device(outcome.device)
-        if session is None or session.login.epoch != outcome.epoch or session.state is State.BINDING:
-            self.statistics.outcomes_lost += 1
-        else:
-            self._sessions.queue_outcome(session, outcome)
 
     def _deliver(self, deliver: Deliver, now: float) -> None:
         options = self._options
@@ -352,6 +348,9 @@ class ConnectorCore:
     def _accounts_read_failed(self, event: e.AccountsReadFailed, now: float) -> None:
         for session in self._sessions.of_users(event.users):
             self._submissions.authorize_deferred(session, known=False)
+
+    def _secret_read(self, event: e.SecretRead, now: float) -> None:
+        self._outcomes.secret = event.secret
 
     def _lease_lost(self, event: e.LeaseLost, now: float) -> None:
         """R9: messages for the devices here are stored, and no writer knows which connector to wake up."""

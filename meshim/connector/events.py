@@ -161,6 +161,12 @@ class AccountsReadFailed(NamedTuple):
     users: Sequence[int]
 
 
+class SecretRead(NamedTuple):
+    """The secret of the mesh, with which cookies are made; the shell reads it at the start."""
+
+    secret: bytes
+
+
 class LeaseLost(NamedTuple):
     """Our lease ended: our bindings do not count, and no writer wakes us up.  `PresenceRecovered` ends that."""
 
@@ -195,6 +201,7 @@ Event = (
     | NotificationReceived
     | AccountsRead
     | AccountsReadFailed
+    | SecretRead
     | LeaseLost
     | PresenceRecovered
     | StopRequested

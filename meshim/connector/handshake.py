@@ -12,12 +12,15 @@ binding: a late greeting of a stopped process cannot replace a newer connection 
 
 from collections.abc import Callable
 
+import msgspec
+
 from meshim.connector import events as e
 from meshim.connector.options import ConnectorOptions
 from meshim.connector.session import Session, State, Trigger
 from meshim.connector.sessions import Sessions
 from meshim.connector.statistics import Statistics
 from meshim.errors import Code, PeerError
+from meshim.protocol.link import LinkOptions
 from meshim.stores.ports import Binding
 from meshim.wire.client import Greet, Welcome
 from meshim.wire.envelope import WIRE_VERSION
@@ -114,7 +117,7 @@ class Handshake:
             login=login,
             account=event.account,
             binding=binding,
-            options=options.clients,
+            options=self._link_options(greet),
             sync=options.sync,
             rate=options.session_rate,
             now=now,
@@ -176,6 +179,13 @@ class Handshake:
         """Seconds until relations are read again: jittered by session, so that a storm of sessions does not repeat."""
         return self._options.relation_ttl_s * (0.75 + (session.binding.session % 1024) / 4096)
 
+    def _link_options(self, greet: Greet) -> LinkOptions:
+        """The options of the session's link, with the silence that is granted: as asked, within the bounds."""
+        options = self._options.clients
+        silence_s = min(greet.silence_ms / 1000, self._options.silence_max_s)
+        # Nearly all sessions share one struct.
+        return msgspec.structs.replace(options, silence_s=silence_s) if silence_s > options.silence_s else options
+
     def _welcome(self, session: Session) -> None:
         self._statistics.greeted += 1
         options, login = self._options, session.login
@@ -188,8 +198,14 @@ class Handshake:
             window=options.clients.window.credit,
             body_bytes=options.body_bytes,
             frame_bytes=options.frame_bytes,
-            heartbeat_ms=int(options.heartbeat_s * 1000),
+            heartbeat_ms=_ms(options.clients.heartbeat_s),
+            silence_ms=_ms(session.link.silence_s),
+            ack_ms=_ms(options.clients.window.give_up_s),
             now=self._wall_ms(),
         )
         self._sessions.send_frame(session.peer, welcome)
         self._actions.append(e.RecordLastSeen((login.device,)))
+
+
+def _ms(seconds: float) -> int:
+    return int(seconds * 1000)

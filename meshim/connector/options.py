@@ -12,7 +12,9 @@ class ConnectorOptions(msgspec.Struct, frozen=True):
 
     Per session: `session_queue` limits the live copies under way and `session_bytes` their bytes, up to and including
     the copy that exceeds it; `session_rate` the submits in a second; `frame_items` the items of a frame; `unauthorized`
-    the submits that wait until relations are read again.  Relations are read again after `relation_ttl_s`.  While no
+    the submits that wait until relations are read again.  A client may be silent
+    for `clients.silence_s`, or for as long as it asks, up to `silence_max_s`.  Relations are read again after
+    `relation_ttl_s`.  While no
     wake-up can come, queues are checked every `queue_poll_s`.
     """
 
@@ -25,7 +27,7 @@ class ConnectorOptions(msgspec.Struct, frozen=True):
     session_queue: int
     session_bytes: int
     session_rate: float
-    heartbeat_s: float
+    silence_max_s: float
     defer_s: float
     relation_ttl_s: float
     reconnect_s: float = 0.5

@@ -11,15 +11,15 @@ from meshim.topology import Limits
 ROUTER_TAG = 0
 """ROUTER starts the ids that it assigns with a zero byte, and frames of other ids are dropped."""
 FRAMES_PER_WINDOW = 4
-"""Frames that may wait in the socket for one client, or from one: a window, resends, acknowledgements, and some
-room."""
+"""Frames that may wait in the socket for one client, or from one: a window, acknowledgements of another one, pings, and
+some room.  A client for which that is not enough does not read."""
 UNAUTHENTICATED_MAX = 4_096
 """Connections without a session, beyond the sessions: a storm of honest clients has as many for a moment."""
 UNAUTHENTICATED_FRAMES = 128
 """A greeting takes one; an ended session still has a window or two under way."""
 UNAUTHENTICATED_BYTES = 4 << 20
 FILES_SHARE = 0.8
-"""Of the descriptors of the process: at the limit libzmq stops accepting, and spins."""
+"""Of the descriptors of the process, for all transports: at the limit libzmq stops accepting, and spins."""
 
 
 class RouterTransport:
@@ -34,8 +34,11 @@ class RouterTransport:
         limits: Limits,
         is_authenticated: Callable[[bytes], bool],
         on_batch: OnBatch,
+        transports: int = 1,
     ) -> None:
         """Bind.  `is_authenticated` says whether a peer has a session, or its token is being verified.
+
+        `transports` is their number in this process, which share its descriptors.
 
         Raises UsageError when the address is malformed, in use or not an address of this machine.
         """
@@ -46,7 +49,7 @@ class RouterTransport:
             frame_bytes=2 * limits.frame_bytes,  # the core answers a larger frame with a code; libzmq cuts beyond twice
             heartbeat_s=None,
             hwm=FRAMES_PER_WINDOW * limits.client_window,
-            guarding=guarding(limits, is_authenticated),
+            guarding=guarding(limits, is_authenticated, transports),
             on_batch=on_batch,
         )
         self.endpoint = self._router.endpoint
@@ -60,13 +63,13 @@ class RouterTransport:
         return self._router.statistics
 
 
-def guarding(limits: Limits, is_authenticated: Callable[[bytes], bool]) -> Guarding:
-    """The limits of connections without a session."""
+def guarding(limits: Limits, is_authenticated: Callable[[bytes], bool], transports: int) -> Guarding:
+    """The limits of connections without a session, for one of so many transports."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = limits.sessions + UNAUTHENTICATED_MAX
     return Guarding(
         is_authenticated=is_authenticated,
-        connections=most if files == resource.RLIM_INFINITY else min(most, int(FILES_SHARE * files)),
+        connections=most if files == resource.RLIM_INFINITY else min(most, int(FILES_SHARE * files / transports)),
         unauthenticated_s=2 * HANDSHAKE_S,
         unauthenticated_frames=UNAUTHENTICATED_FRAMES,
         unauthenticated_bytes=UNAUTHENTICATED_BYTES,

@@ -20,6 +20,8 @@ from collections.abc import Sequence
 from math import inf
 from typing import NamedTuple
 
+from meshim.connector.accounting import Accounting
+from meshim.connector.cookies import StoredPositions
 from meshim.connector.events import BindingRenewal
 from meshim.connector.offline_sync import OfflineSync, OfflineSyncOptions
 from meshim.protocol.link import Link, LinkOptions
@@ -89,6 +91,7 @@ class Session:
         "_deferred_streams",
         "_queue",
         "account_due",
+        "accounting",
         "binding",
         "binding_due",
         "deferred",
@@ -105,6 +108,7 @@ class Session:
         "peer",
         "rows",
         "state",
+        "stored",
         "sync",
         "token_bucket",
         "token_hash",
@@ -122,9 +126,7 @@ class Session:
         self.login = login
         self.binding = binding
         self.state = State.BINDING
-        self.link: Link[ConnectorItem, Submit] = Link(
-            link, options, connector_item_size, now, manual_ack=True, size_of_received=submit_size
-        )  # fmt: skip
+        self.link: Link[ConnectorItem, Submit] = Link(link, options, connector_item_size, now, manual_ack=True)
         self.token_bucket = TokenBucket(rate, now)
         self.sync = OfflineSync(login.user, login.device, binding.session, sync)
         self.friends: frozenset[int]
@@ -149,6 +151,10 @@ class Session:
         """Bytes of the envelopes of live copies, in `unacked` and `deferred`."""
         self.unauthorized: list[Submit] = []
         """To users who were not friends when relations were last read: authorized again when they are read again."""
+        self.accounting = Accounting()
+        """The messages of this session of which some copies are accounted for."""
+        self.stored = StoredPositions()
+        """Where copies of its messages were stored."""
         self.overflowed = False
         """Whether a live copy was stored since the session went live."""
         self.delayed_sent: bool | None = None

@@ -13,10 +13,10 @@ from meshim.connector.session import Session, State
 from meshim.connector.statistics import Statistics
 from meshim.connector.transfer_links import TransferLinks
 from meshim.wire import client as wire
+from meshim.wire.client import Outcome
 from meshim.wire.envelope import EPHEMERAL_FROM
 from meshim.wire.link import Close, Frame
 from meshim.wire.mesh import Deliver, Return
-from meshim.wire.outcome import Outcome
 
 
 class Sessions:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from meshim.connector import events as e
-from meshim.connector.authenticator import Authenticator, Backends
+from meshim.connector.authenticator import DATABASE_S, Authenticator, Backends
 from meshim.connector.core import ConnectorCore
 from meshim.connector.transport import ClientTransport
 from meshim.errors import BackendUnavailable, Fenced
@@ -29,6 +29,8 @@ MARK_PAUSE_S = 0.1
 same pages of the database."""
 MARKS = 256
 """Marks and releases in one batch."""
+SECRET_RETRY_S = 0.5
+"""Pause after the secret of the mesh could not be read."""
 CACHED_SHARE = 0.25
 """Relations may be this share of `relation_ttl_s` old at a greeting; a session uses them for the remaining time."""
 
@@ -37,7 +39,7 @@ class Shell:
     """Transports, sockets and backends around a connector's core."""
 
     def __init__(
-        self, core: ConnectorCore, backends: Backends, context: Context, keys: KeyPair | None, topology: Topology,
+        self, core: ConnectorCore, backends: Backends, context: Context, mesh_keys: KeyPair | None, topology: Topology,
         service: Service,
     ) -> None:  # fmt: skip
         self._transports: dict[int, ClientTransport] = {}
@@ -45,7 +47,7 @@ class Shell:
         self._core = core
         self._backends = backends
         self._context = context
-        self._keys = keys
+        self._mesh_keys = mesh_keys
         self._timers = topology.timers
         self._limits = topology.limits
         self._service = service
@@ -93,6 +95,7 @@ class Shell:
         ):  # fmt: skip
             self._service.start(batches.run())
         self._service.start(self._listen(incarnation))
+        self._service.start(self._read_secret())
 
     async def stop(self, within_s: float) -> None:
         """Send every client to another connector, and return the live copies that it had not acknowledged."""
@@ -138,11 +141,15 @@ class Shell:
 
     def _send_client(self, action: e.SendClient) -> None:
         peer = action.peer
-        # FULL: the frame is dropped.  The window of the session sends data again after `link_resend_s`, and a client
-        # that acknowledges nothing for `delivery_timeout_s` loses its session.  A Welcome or Close that is dropped
-        # costs the client its own greeting timeout.  The transport counts such frames.
-        if self._transports[peer[0]].send(peer, action.frame) is SendResult.GONE:
-            self.driver.receive(e.ClientGone(peer))
+        transport = self._transports[peer[0]]
+        result = transport.send(peer, action.frame)
+        if result is SendResult.OK:
+            return
+        if result is SendResult.FULL:
+            # The client reads too slowly for its window, or not at all.  The frame is missing from here on, so the
+            # connection ends (adr/0030), without a Close, for which there is no room.  The transport counts it.
+            transport.close_peer(peer)
+        self.driver.receive(e.ClientGone(peer))
 
     def _close_peer(self, action: e.ClosePeer) -> None:
         self._transports[action.peer[0]].close_peer(action.peer)
@@ -151,9 +158,10 @@ class Shell:
 
     def _send_transfer(self, action: e.SendTransfer) -> None:
         dealer = self._dealers.get(action.transfer)
-        if dealer is not None:
-            # A frame that finds no room is dropped: its window sends it again.
-            dealer.send(action.frame)
+        if dealer is not None and not dealer.send(action.frame):
+            # The connection is full or has ended, and with it the link: nothing may follow a frame that is missing.
+            self._disconnect_transfer(e.DisconnectTransfer(action.transfer))
+            self.driver.receive(e.TransferLost(action.transfer))
 
     def _connect_transfer(self, action: e.ConnectTransfer) -> None:
         transfer = action.transfer
@@ -164,8 +172,8 @@ class Shell:
         self._disconnect_transfer(e.DisconnectTransfer(transfer))
         self._dealers[transfer] = self._context.dealer(
             lease.endpoint,
-            server_key=lease.key.encode() if self._keys else None,
-            keys=self._keys,
+            server_key=lease.key.encode() if self._mesh_keys else None,
+            keys=self._mesh_keys,
             frame_bytes=self._limits.bundle_bytes + BUNDLE_OVERHEAD_BYTES,
             on_batch=lambda batch: self.driver.receive(e.TransferSent(transfer, batch)),
             on_connected=lambda: self.driver.receive(e.TransferConnected(transfer)),
@@ -208,6 +216,33 @@ class Shell:
             await self._backends.accounts.seen(tuple(dict.fromkeys(devices)), time.time())
         except BackendUnavailable:
             self._service.log.warning("devices not recorded as seen", count=len(devices))
+
+    async def _read_secret(self) -> None:
+        """Read the secret of the mesh from the database, or from its copy in the cache while the database is away."""
+        while True:
+            secret: bytes | None
+            try:
+                secret = await with_timeout(self._backends.accounts.mesh_secret(), DATABASE_S)
+                await self._cache_secret(secret)
+            except BackendUnavailable:
+                secret = await self._cached_secret()
+            if secret is not None:
+                self.driver.receive(e.SecretRead(secret))
+                return
+            self._service.log.warning("the secret of the mesh cannot be read")
+            await asyncio.sleep(SECRET_RETRY_S)
+
+    async def _cached_secret(self) -> bytes | None:
+        try:
+            return await self._backends.cache.mesh_secret()
+        except BackendUnavailable:
+            return None
+
+    async def _cache_secret(self, secret: bytes) -> None:
+        try:
+            await self._backends.cache.put_mesh_secret(secret)
+        except BackendUnavailable:
+            self._service.log.warning("the secret of the mesh is not cached")
 
     # ---------------------------------------------------------------- presence
 

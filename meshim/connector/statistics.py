@@ -49,13 +49,13 @@ class Statistics(msgspec.Struct):
     """Operations on a queue that failed because another connector had claimed it since."""
     not_connected: int = 0
     """Live copies for devices that are not connected here, although presence had a binding."""
-    resent: int = 0
-    """Frames that were sent again, because they were not acknowledged in time."""
-    deduplicated: int = 0
-    """Frames that had been received before."""
     rerouted: int = 0
     """Messages, returned copies and outcomes that were sent to another transfer, because theirs was lost."""
     ephemeral_dropped: int = 0
     """Ephemeral copies that could not be delivered at once."""
+    cookies_invalid: int = 0
+    """Cookies that this mesh did not make for the stream, or under another secret: ignored."""
+    secret_unknown: int = 0
+    """Submits and outcomes with a cookie while the secret of the mesh was not known: submitted again."""
     outcomes_lost: int = 0
-    """Outcomes that were dropped: their device is not connected here, or no link had room."""
+    """Outcomes that were dropped: their session is not here any more, or no link had room."""

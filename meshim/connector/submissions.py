@@ -3,6 +3,7 @@
 from meshim.connector import events as e
 from meshim.connector.authorization import Rejection, authorize, busy, rejected
 from meshim.connector.options import ConnectorOptions
+from meshim.connector.outcomes import Outcomes
 from meshim.connector.session import Session
 from meshim.connector.sessions import Sessions
 from meshim.connector.statistics import Statistics
@@ -21,6 +22,7 @@ class Submissions:
         options: ConnectorOptions,
         statistics: Statistics,
         sessions: Sessions,
+        outcomes: Outcomes,
         links: TransferLinks,
         actions: list[e.Action],
     ) -> None:
@@ -28,12 +30,13 @@ class Submissions:
         self._options = options
         self._statistics = statistics
         self._sessions = sessions
+        self._outcomes = outcomes
         self._links = links
         self._actions = actions
 
     def submit(self, session: Session, submit: Submit) -> None:
         """Raises PeerError when the session has to be cut."""
-        decision = authorize(session, submit, self._incarnation, self._options.body_bytes)
+        decision = authorize(session, submit, self._outcomes, self._incarnation, self._options.body_bytes)
         if isinstance(decision, Stamp):
             self._route(session, decision, submit)
         elif decision.code is Code.NOT_FRIENDS:
@@ -45,7 +48,7 @@ class Submissions:
         """Relations were read again; or, if not `known`, cannot be read now."""
         waiting, session.unauthorized = session.unauthorized, []
         for submit in waiting:
-            decision = authorize(session, submit, self._incarnation, self._options.body_bytes)
+            decision = authorize(session, submit, self._outcomes, self._incarnation, self._options.body_bytes)
             if isinstance(decision, Rejection):
                 self._reject(session, decision if known else _not_now(decision))
             else:

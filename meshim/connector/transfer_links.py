@@ -4,8 +4,8 @@
 
     CONNECTING ──CONNECTED──▶ GREETING ──HELLO_OK──▶ OPEN
      ▲     │                     │                    │
-     │     └──────LOST───────────┴─────────LOST───────┘   closed, silent, protocol broken: the unacknowledged items of
-     │                           ▼                        the link go to other transfers (R6)
+     │     └──────LOST───────────┴─────────LOST───────┘   closed, silent, protocol broken, socket full: the
+     │                           ▼                        unacknowledged items of the link go to other transfers (R6)
      └────────RETRY────────── WAITING                     after `reconnect_s`, with a new epoch
 
 A conversation belongs to one open link by rendezvous hashing.  A link is made again for as long as its transfer holds a
@@ -32,10 +32,11 @@ from meshim.protocol.flush_queue import FlushQueue
 from meshim.protocol.link import Link, LinkOptions
 from meshim.protocol.routing import conversation_of, pick
 from meshim.wire import mesh as wire
+from meshim.wire.bounds import INTEGER_MAX
 from meshim.wire.envelope import EPHEMERAL_FROM, WIRE_VERSION, DestinationType
-from meshim.wire.link import Close, Data
+from meshim.wire.link import Close
 from meshim.wire.mesh import FromConnector, FromTransfer, Hello, HelloOk, Return, Route
-from meshim.wire.outcome import Outcome
+from meshim.wire.outcome import CopyOutcome
 from meshim.wire.sizes import mesh_item_size
 
 ROUTES = 100_000
@@ -119,7 +120,7 @@ class TransferLinks:
         self._flush_queue.mark(*route)
         return True
 
-    def send_outcome(self, outcome: Outcome) -> bool:
+    def send_outcome(self, outcome: CopyOutcome) -> bool:
         """The same for an outcome, which may be coalesced with others."""
         route = self._route(outcome.user, outcome.to.id)
         if route is None or not route[1].push(outcome, deferrable=True):
@@ -175,8 +176,8 @@ class TransferLinks:
         entry = self._transfers.get(transfer)
         if entry is None or not entry.move(_Trigger.CONNECTED):
             return
-        self._epoch = (self._epoch + 1) & ((1 << 63) - 1)
-        entry.link = Link(self._epoch, self._options, mesh_item_size, now, size_of_received=mesh_item_size)
+        self._epoch = (self._epoch + 1) & INTEGER_MAX
+        entry.link = Link(self._epoch, self._options, mesh_item_size, now)
         hello = Hello(
             version=WIRE_VERSION, link=self._epoch, incarnation=self._incarnation, name=self._name,
             window=self._options.window.credit,
@@ -184,7 +185,7 @@ class TransferLinks:
         self._emit(SendTransfer(transfer, wire.encode(hello)))
 
     def lost(self, event: TransferLost, now: float) -> None:
-        """The connection ended or was not made."""
+        """The connection ended, was not made, or had no room for a frame."""
         self._lose(event.transfer, now)
 
     def _lose(self, transfer: int, now: float) -> None:
@@ -206,11 +207,11 @@ class TransferLinks:
 
     def _reroute(self, item: FromConnector) -> None:
         count = self._statistics
-        if not isinstance(item, Outcome) and item.stamp.kind >= EPHEMERAL_FROM:
+        if not isinstance(item, CopyOutcome) and item.stamp.kind >= EPHEMERAL_FROM:
             count.ephemeral_dropped += 1
-        elif self.send_outcome(item) if isinstance(item, Outcome) else self.send(item):
+        elif self.send_outcome(item) if isinstance(item, CopyOutcome) else self.send(item):
             count.rerouted += 1
-        elif isinstance(item, Outcome):
+        elif isinstance(item, CopyOutcome):
             count.outcomes_lost += 1
         elif isinstance(item, Route):
             count.route_failures += 1
@@ -233,8 +234,6 @@ class TransferLinks:
                 if isinstance(frame, HelloOk):
                     self._opened(transfer, entry, frame)
                 else:
-                    if isinstance(frame, Data) and frame.number <= entry.link.window.received_number:
-                        self._statistics.deduplicated += 1
                     items.extend(entry.link.receive(frame, now)[0])
             except (msgspec.DecodeError, PeerError):
                 self._statistics.malformed += 1
@@ -259,7 +258,7 @@ class TransferLinks:
             self._emit(SendTransfer(transfer, wire.encode(frame)))
 
     def tick(self, now: float) -> None:
-        """Retry, resend, send heartbeats, and give up silent links."""
+        """Connect again, send heartbeats, and give up silent links."""
         for transfer, entry in list(self._transfers.items()):
             if entry.state is State.WAITING:
                 if now >= entry.retry_at:
@@ -269,10 +268,8 @@ class TransferLinks:
                 if entry.link.failed(now):
                     self._lose(transfer, now)
                 elif entry.state is State.OPEN:
-                    resent = entry.link.window.resent
                     for frame in entry.link.tick(now):
                         self._emit(SendTransfer(transfer, wire.encode(frame)))
-                    self._statistics.resent += entry.link.window.resent - resent
 
     def close(self) -> None:
         """Send Close on every link.  The transfers go on with the items that they have received."""

@@ -9,8 +9,9 @@
     Pong            none beyond that of every frame: the peer lives
     Close, Reset    the link has ended: the owner takes back what it held (`Window.abandon`) and greets again
 
-An end sends a Ping when it has neither sent nor received a frame for `heartbeat_s`, so that both ends receive a frame
-at least that often.  After `silence_s` without a frame the peer counts as dead.
+An end with a heartbeat sends a Ping when it has sent no frame for `heartbeat_s`.  The peer answers, so that both ends
+receive a frame about that often, and one of them needs no timer.  After `silence_s` without a frame the peer counts as
+dead.
 """
 
 from collections.abc import Callable
@@ -28,7 +29,7 @@ In = TypeVar("In")
 
 
 class LinkOptions(msgspec.Struct, frozen=True):
-    """Times are seconds.  `pings` is false for an end that leaves the heartbeat to its peer.
+    """Times are seconds.  `heartbeat_s` is `inf` for an end that leaves pings to its peer.
 
     A delayed acknowledgement waits up to `ack_delay_s` for a data frame that carries it, unless it is urgent
     (`Window.ack_is_urgent`).  Deferrable items wait up to `coalesce_s` for others (coalescing.py).
@@ -37,7 +38,6 @@ class LinkOptions(msgspec.Struct, frozen=True):
     window: WindowOptions
     heartbeat_s: float
     silence_s: float
-    pings: bool = True
     ack_delay_s: float = 0.0
     coalesce_s: float = 0.0
 
@@ -59,14 +59,11 @@ class Link(Generic[Out, In]):
     )  # fmt: skip
 
     def __init__(
-        self, epoch: int, options: LinkOptions, size_of: Callable[[Out], int], now: float, *, manual_ack: bool = False,
-        size_of_received: Callable[[In], int] | None = None,
-    ) -> None:  # fmt: skip
-        """The last three arguments are those of `Window`."""
+        self, epoch: int, options: LinkOptions, size_of: Callable[[Out], int], now: float, *, manual_ack: bool = False
+    ) -> None:
+        """`size_of` and `manual_ack` are those of `Window`."""
         self.epoch = epoch
-        self.window: Window[Out, In] = Window(
-            epoch, options.window, size_of, manual_ack=manual_ack, size_of_received=size_of_received
-        )  # fmt: skip
+        self.window: Window[Out] = Window(epoch, options.window, size_of, manual_ack=manual_ack)
         self.received_at = now
         """When the last frame came in."""
         self.sent_at = now
@@ -81,6 +78,11 @@ class Link(Generic[Out, In]):
         self._urgent = False
         """Whether a queued item must not wait."""
 
+    @property
+    def silence_s(self) -> float:
+        """Seconds without a frame after which the peer counts as dead."""
+        return self._options.silence_s
+
     def push(self, item: Out, *, deferrable: bool = False) -> bool:
         """Queue an item; return False, and do nothing, when the queue is full.  A deferrable item may be coalesced."""
         if not self.window.push(item):
@@ -89,22 +91,22 @@ class Link(Generic[Out, In]):
             self._urgent = True
         return True
 
-    def receive(self, frame: Frame, now: float) -> tuple[list[In], list[Out]]:
+    def receive(self, frame: Frame, now: float) -> tuple[tuple[In, ...], list[Out]]:
         """Take in a frame of this epoch; return (items to process, in order; our items that the peer acknowledged).
 
         Raises PeerError when the peer broke the rules of the window.
         """
         self.received_at = now
         if isinstance(frame, Data):
-            acknowledged = self.window.acknowledged(frame.ack, frame.stash, now)
-            return self.window.receive(frame.number, frame.items), acknowledged
+            self.window.receive(frame.number)
+            return frame.items, self.window.acknowledged(frame.ack, now)
         if isinstance(frame, Ack):
-            return [], self.window.acknowledged(frame.ack, frame.stash, now)
+            return (), self.window.acknowledged(frame.ack, now)
         if isinstance(frame, Ping):
             self._pong_due = True
         elif isinstance(frame, Close | Reset):
             self.closed_by = frame
-        return [], []
+        return (), []
 
     def flush(self, now: float) -> list[Frame]:
         """Return the frames to send now: data that need not wait, an acknowledgement that is due, a Pong."""
@@ -154,19 +156,11 @@ class Link(Generic[Out, In]):
         return [] if ack is None else [ack]
 
     def tick(self, now: float) -> list[Frame]:
-        """Return the frames that are due by the clock: resends, coalesced items, a delayed acknowledgement, a Ping."""
-        frames: list[Frame] = list(self.window.resend(now))
-        if now >= self._coalescer.flush_at:
-            frames.extend(self._take(now))
+        """Return the frames that are due by the clock: coalesced items, a delayed acknowledgement, a Ping."""
+        frames: list[Frame] = self._take(now) if now >= self._coalescer.flush_at else []
         if now >= self._ack_at:
             frames.extend(self._acknowledge())
-        heartbeat_s = self._options.heartbeat_s
-        if (
-            not frames
-            and self._options.pings
-            and now - self.sent_at >= heartbeat_s / 4
-            and now - min(self.sent_at, self.received_at) >= heartbeat_s
-        ):
+        if not frames and now >= self.sent_at + self._options.heartbeat_s:
             frames.append(Ping(self.epoch))
         if frames:
             self.sent_at = now
@@ -178,12 +172,10 @@ class Link(Generic[Out, In]):
 
     def next_deadline(self) -> float:
         """Return when to call `tick` and `failed` again."""
-        options = self._options
-        deadline = min(self.received_at + options.silence_s, self._ack_at, self._coalescer.flush_at)
-        if options.pings:
-            deadline = min(
-                deadline,
-                max(min(self.sent_at, self.received_at) + options.heartbeat_s, self.sent_at + options.heartbeat_s / 4),
-            )
-        window = self.window.next_deadline()
-        return deadline if window is None else min(deadline, window)
+        return min(
+            self.received_at + self._options.silence_s,
+            self.sent_at + self._options.heartbeat_s,
+            self._ack_at,
+            self._coalescer.flush_at,
+            self.window.give_up_at,
+        )

@@ -4,10 +4,12 @@ import importlib.metadata
 import math
 import time
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 from litestar import Litestar, Request, Response
+from litestar.config.cors import CORSConfig
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.openapi import OpenAPIConfig
@@ -75,8 +77,21 @@ def build(
             render_plugins=[JsonRenderPlugin()],
             components=Components(security_schemes={"token": SecurityScheme(type="http", scheme="bearer")}),
         ),
+        cors_config=_cors(topology.security.origins),
         logging_config=None,
         debug=False,
+    )
+
+
+def _cors(origins: Sequence[str]) -> CORSConfig | None:
+    """What web pages of these origins may ask and read; None when there is none."""
+    if not origins:
+        return None
+    return CORSConfig(
+        allow_origins=list(origins),
+        allow_methods=["DELETE", "GET", "POST"],
+        allow_headers=["authorization", "content-type"],
+        expose_headers=["retry-after"],
     )
 
 

@@ -7,7 +7,7 @@ cache entries end with their TTL.  A step whose backend is unavailable is logged
 
 from collections.abc import Awaitable, Sequence
 
-from meshim.errors import BackendUnavailable
+from meshim.errors import BackendUnavailable, Code
 from meshim.rest.backends import Backends, Clock
 from meshim.rest.statistics import Statistics
 from meshim.runtime.log import Log
@@ -28,9 +28,14 @@ class ChangeNotifier:
         self.statistics = Statistics()
 
     async def logged_in(self, token_hash: bytes, login: Login, revoked: Sequence[bytes]) -> None:
-        """A device got a new token in place of the revoked ones, and may be new itself."""
+        """A device got a new token in place of the revoked ones, and may be new itself.
+
+        Its earlier session ends now, not when the new one greets: what it acknowledged until then would be marked read,
+        and the state file that has just logged in would never get it.
+        """
         if revoked:
             await self._try("revoked tokens", self._cache.drop_logins(revoked))
+        await self.kick(login, Code.REPLACED, "the device has logged in again since this connection began")
         await self._try("token", self._cache.put_login(token_hash, login))
         await self._try("devices", self._update_devices(login.user))
 

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from meshim.errors import ApiError
 from meshim.protocol.names import fold_name, is_device_name
+from meshim.stores.ports import Lease
 from meshim.wire import rest
 
 PASSWORD_CHARACTERS_MAX = 256
@@ -52,6 +53,7 @@ PROBLEMS = {
     "method_not_allowed": Problem(405, "Method not allowed"),
     "name_taken": Problem(409, "Name taken"),
     "not_asked": Problem(409, "No request to answer"),
+    "device_in_use": Problem(409, "Device in use"),
     "yourself": Problem(409, "That is you"),
     "too_many_devices": Problem(409, "Too many devices"),
     "too_many_relations": Problem(409, "Too many relations"),
@@ -208,6 +210,14 @@ def online_friends(
         rest.PeerPresence(peer, any(incarnation in living for incarnation in incarnations))
         for peer, incarnations in friends
     )
+
+
+def connector_entries(living: Iterable[Lease]) -> tuple[rest.Connector, ...]:
+    """Return one entry for each address: behind a load balancer connectors have it in common (adr/0037)."""
+    names: dict[tuple[str, str, str], list[str]] = {}
+    for lease in living:
+        names.setdefault((lease.endpoint, lease.key, lease.url), []).append(lease.name)
+    return tuple(rest.Connector(",".join(behind), *address) for address, behind in names.items())
 
 
 # ---------------------------------------------------------------- guessing passwords

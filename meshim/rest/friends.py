@@ -46,9 +46,18 @@ class Friends:
             raise refusal("no_such_user", f"There is no user {folded}.")
         return found[0]
 
-    async def relations(self, me: int) -> tuple[rest.Relation, ...]:
-        """Return all relations, by name of the peer, those that ended included: their keys open old messages."""
-        return tuple(self._to_wire(me, relation) for relation in await self._accounts.relations(me))
+    async def relations(self, me: int, peer: int | None = None) -> tuple[rest.Relation, ...]:
+        """Return all relations, sorted by the name of the peer, or only the one to the user with the id `peer`.
+
+        Those that ended are included: their keys open old messages.  An id without a relation gives an empty result,
+        whether a user has it or not.
+        """
+        if peer is None:
+            found = await self._accounts.relations(me)
+        else:
+            relation = await self._accounts.relation(me, peer)
+            found = [] if relation is None else [relation]
+        return tuple(self._to_wire(me, relation) for relation in found)
 
     async def relation(self, me: int, name: str) -> rest.Relation:
         """Return the relation to one user.  Raises ApiError when there is no such user or no relation."""

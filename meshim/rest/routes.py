@@ -24,7 +24,7 @@ from litestar.datastructures import State
 from litestar.di import NamedDependency, Provide
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import ResponseSpec
-from litestar.params import FromPath, JSONBody
+from litestar.params import FromPath, FromQuery, JSONBody
 
 from meshim.errors import BackendUnavailable
 from meshim.rest.backends import Backends
@@ -34,6 +34,7 @@ from meshim.rest.sessions import Sessions, bearer_hash
 from meshim.runtime.addresses import is_loopback
 from meshim.stores.ports import Login
 from meshim.wire import rest
+from meshim.wire.bounds import Id as UserId
 
 BODY_BYTES_MAX = 16 * 1024
 IMPORT_BYTES_MAX = 1024 * 1024
@@ -110,9 +111,9 @@ async def connectors(sessions: SessionsParameter, me: Me) -> rest.Connectors:
 # ---------------------------------------------------------------- friends
 
 
-@get("/relations", security=_TOKEN, responses=_refusals(401), summary="All my relations")
-async def relations(friends: FriendsParameter, me: Me) -> rest.Relations:
-    return rest.Relations(await friends.relations(me.user))
+@get("/relations", security=_TOKEN, responses=_refusals(400, 401), summary="All my relations, or the one to a user id")
+async def relations(friends: FriendsParameter, me: Me, user_id: FromQuery[UserId | None] = None) -> rest.Relations:
+    return rest.Relations(await friends.relations(me.user, user_id))
 
 
 @get("/relations/{name:str}", security=_TOKEN, responses=_refusals(400, 401, 404), summary="My relation to a user")

@@ -4,7 +4,7 @@ import math
 
 import msgspec
 
-from meshim.errors import BackendUnavailable, Code, PeerError, StoreConflict
+from meshim.errors import BackendUnavailable, Code, DeviceInUse, PeerError, StoreConflict
 from meshim.rest.backends import Backends, Clock
 from meshim.rest.change_notifier import ChangeNotifier
 from meshim.rest.core import (
@@ -13,6 +13,7 @@ from meshim.rest.core import (
     check_device,
     check_password,
     checked_name,
+    connector_entries,
     name_taken,
     refusal,
 )
@@ -84,11 +85,17 @@ class Sessions:
         token = crypto.new_token()
         now = self._clock()
         expires_at = now + self._token_ttl_s
-        epoch = rest.parse_epoch(request.epoch) if request.device is not None else 0
+        epoch = request.epoch if request.device is not None else 0
         try:
             login = await self._tokens.issue(
-                user.user_id, request.device, epoch, crypto.hash_token(token), expires_at, now
+                user.user_id, request.device, epoch, crypto.hash_token(token), expires_at, now, request.takeover
             )
+        except DeviceInUse:
+            raise refusal(
+                "device_in_use",
+                f"{name} uses the device {request.device} with another state file, or took it over with that: use that "
+                "file, or log in as another device. A first login may take the device over for good, with `takeover`.",
+            ) from None
         except StoreConflict:
             raise refusal(
                 "too_many_devices", f"{name} has {self._devices_max} devices already: use one of them."
@@ -99,7 +106,7 @@ class Sessions:
             user_id=user.user_id,
             name=user.name,
             device_id=login.device,
-            epoch=rest.format_epoch(login.epoch),
+            epoch=login.epoch,
             mesh=self._friends.mesh,
         )
         if request.device is None:
@@ -160,7 +167,7 @@ class Sessions:
         except BackendUnavailable as error:
             self._log.warning("leases away", reason=error)
         else:
-            self._last_connectors = tuple(rest.Connector(lease.name, lease.endpoint, lease.key) for lease in living)
+            self._last_connectors = connector_entries(living)
         return self._last_connectors
 
 

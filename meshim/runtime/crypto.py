@@ -10,9 +10,7 @@ carry their parameters: they can be raised later without touching what is stored
 import base64
 import binascii
 import hashlib
-import os
 import secrets
-import stat
 import unicodedata
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 from meshim.errors import Code, PeerError, SealBroken, UsageError
+from meshim.runtime import private_file
 
 KEY_BYTES = 32
 NONCE_BYTES = 12
@@ -160,43 +159,8 @@ class MasterKey:
         Raises `UsageError` when other users may read the file, or it is not 32 bytes long.
         """
         if not path.exists():
-            _create_key_file(path)
-        try:
-            with path.open("rb") as file:
-                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-                key = file.read(KEY_BYTES + 1)
-        except OSError as error:
-            raise UsageError(f"The master key {path} cannot be read: {error.strerror}.") from error
-        if mode & 0o077:
-            raise UsageError(f"Others may read the master key {path} (mode {mode:04o}): run chmod 600 on it.")
+            private_file.create(path, secrets.token_bytes(KEY_BYTES), "master key")
+        key = private_file.read(path, KEY_BYTES + 1, "master key")
         if len(key) != KEY_BYTES:
             raise UsageError(f"The master key {path} must be {KEY_BYTES} bytes long: restore it from your backup.")
         return cls(key)
-
-
-def _create_key_file(path: Path) -> None:
-    """Create the file whole and fsynced, or not at all; a file that another process made meanwhile stays."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(secrets.token_bytes(KEY_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(draft, path)  # unlike a rename, it does not replace the file of another process
-        except FileExistsError:
-            return
-        finally:
-            draft.unlink()
-        _fsync_folder(path.parent)
-    except OSError as error:
-        raise UsageError(f"The master key {path} cannot be made: {error.strerror}.") from error
-
-
-def _fsync_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

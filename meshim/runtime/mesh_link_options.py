@@ -13,10 +13,8 @@ def mesh_link_options(topology: Topology) -> LinkOptions:
         queue=limits.link_queue,
         frame_items=limits.bundle_items,
         frame_bytes=limits.bundle_bytes,
-        resend_s=timers.mesh_resend_s,
         give_up_s=timers.delivery_timeout_s,
         queue_bytes=limits.link_bytes,
-        stash_bytes=limits.link_bytes,
     )
     return LinkOptions(
         window, timers.mesh_heartbeat_s, timers.mesh_silence_s, ack_delay_s=timers.ack_delay_s,

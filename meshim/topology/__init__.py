@@ -4,6 +4,7 @@ from meshim.topology.checks import check
 from meshim.topology.file import dump, load
 from meshim.topology.structs import (
     Backends,
+    ConnectorListener,
     Durability,
     Frozen,
     Limits,
@@ -13,12 +14,14 @@ from meshim.topology.structs import (
     Security,
     Timers,
     Topology,
+    WebSocketListener,
     Worker,
     default,
 )
 
 __all__ = [
     "Backends",
+    "ConnectorListener",
     "Durability",
     "Frozen",
     "Limits",
@@ -28,6 +31,7 @@ __all__ = [
     "Security",
     "Timers",
     "Topology",
+    "WebSocketListener",
     "Worker",
     "check",
     "default",

@@ -4,6 +4,7 @@ Each function below yields one sentence for each thing that is wrong, with the p
 two timers, and between a limit and what holds it, are tables.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from typing import NamedTuple
@@ -13,12 +14,14 @@ from meshim.errors import TopologyError
 from meshim.protocol.flush_queue import TICK_S
 from meshim.protocol.timeouts import CLIENT_GIVE_UP_S, CLIENT_RESEND_S
 from meshim.protocol.token_bucket import FRAME_ITEMS_MAX, SUBMIT_BYTES
-from meshim.topology.structs import Listener, RestListener, Topology, Worker
+from meshim.topology.structs import ConnectorListener, Listener, RestListener, Topology, WebSocketListener, Worker
 from meshim.wire.bounds import ITEMS_MAX, LIST_MAX
 from meshim.wire.sizes import ENVELOPE_FIELDS_BYTES, RECORD_BYTES_MAX
 
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 _DETECTION_S_MAX = 5.0
 """A dead process must be noticed within it: lease and silence together."""
+_SILENCE_S_MAX = ((1 << 31) - 1) // 1000
 _PRESENCE_ANSWER_S_MAX = 3.0
 """Between two answers of Redis: it is asked every second and has two seconds for its answer."""
 
@@ -46,17 +49,36 @@ def _processes(topology: Topology) -> Iterator[str]:
             names[member.name] = path
             if isinstance(member, Worker):
                 continue
-            try:
-                address = _address(member.bind, "http" if isinstance(member, RestListener) else "tcp")
-            except ValueError as reason:
-                yield f"{member.bind!r} is not an address to bind: {reason} - at `{path}.bind`."
-                continue
-            if address in binds:
-                yield f"The address {member.bind!r} is taken by `{binds[address]}` - at `{path}.bind`."
-            if address[1] != 0:
-                binds[address] = path
-            if isinstance(member, Listener):
-                yield from _advertise(member, address, path)
+            yield from _binds(member, "http" if isinstance(member, RestListener) else "tcp", path, binds)
+            if isinstance(member, ConnectorListener) and (websocket := member.websocket) is not None:
+                scheme = "wss" if websocket.bind.startswith("wss:") else "ws"
+                yield from _binds(websocket, scheme, f"{path}.websocket", binds)
+                yield from _tls(websocket, scheme, f"{path}.websocket")
+
+
+def _binds(
+    listener: Listener | RestListener | WebSocketListener, scheme: str, path: str, binds: dict[tuple[str, int], str]
+) -> Iterator[str]:
+    try:
+        address = _address(listener.bind, scheme)
+    except ValueError as reason:
+        yield f"{listener.bind!r} is not an address to bind: {reason} - at `{path}.bind`."
+        return
+    if address in binds:
+        yield f"The address {listener.bind!r} is taken by `{binds[address]}` - at `{path}.bind`."
+    if address[1] != 0:
+        binds[address] = path
+    if not isinstance(listener, RestListener):
+        yield from _advertise(listener, address, path)
+
+
+def _tls(websocket: WebSocketListener, scheme: str, path: str) -> Iterator[str]:
+    for field in ("tls_certificate_file", "tls_key_file"):
+        given = getattr(websocket, field) is not None
+        if scheme == "wss" and not given:
+            yield f"wss:// needs the file of a certificate and that of its key - at `{path}.{field}`."
+        elif scheme == "ws" and given:
+            yield f"ws:// has no TLS: bind to wss://, or leave this out - at `{path}.{field}`."
 
 
 def _groups(topology: Topology) -> dict[str, tuple[Listener | Worker | RestListener, ...]]:
@@ -68,19 +90,41 @@ def _groups(topology: Topology) -> dict[str, tuple[Listener | Worker | RestListe
     }
 
 
-def _advertise(listener: Listener, bound: tuple[str, int], path: str) -> Iterator[str]:
+def _advertise(listener: Listener | WebSocketListener, bound: tuple[str, int], path: str) -> Iterator[str]:
     if listener.advertise is None:
         if _is_wildcard(bound[0]):
             yield f"Nobody can connect to {listener.bind!r}: say in `advertise` what others connect to - at `{path}`."
         return
     try:
-        host, port = _address(listener.advertise, "tcp")
+        if isinstance(listener, Listener):
+            host, port = _address(listener.advertise, "tcp")
+        else:
+            host, port = _url(listener.advertise)
         if port == 0:
             raise ValueError("its port is 0")
         if _is_wildcard(host):
             raise ValueError("it is no address of one host")
     except ValueError as reason:
         yield f"Nobody can connect to {listener.advertise!r}: {reason} - at `{path}.advertise`."
+
+
+def _shared_addresses(topology: Topology) -> Iterator[str]:
+    """Connectors that show one key may advertise one address, that of a load balancer; without CURVE none has a key."""
+    one_key = not topology.security.curve or topology.security.connector_key_file is not None
+    advertised: dict[str, str] = {}
+    for group, members in (("connectors", topology.connectors), ("transfers", topology.transfers)):
+        for index, member in enumerate(members):
+            if member.advertise is None:
+                continue
+            path = f"$.{group}[{index}]"
+            first = advertised.setdefault(member.advertise, path)
+            if first == path or (one_key and group == "connectors"):
+                continue
+            if group == "connectors":
+                remedy = "give all connectors one key in `security.connector_key_file`, or each an address of its own"
+            else:
+                remedy = "a transfer needs an address of its own"
+            yield f"{member.advertise!r} is advertised by `{first}` too: {remedy} - at `{path}.advertise`."
 
 
 def _address(url: str, scheme: str) -> tuple[str, int]:
@@ -97,6 +141,29 @@ def _address(url: str, scheme: str) -> tuple[str, int]:
     if parts.port is None:
         raise ValueError("it has no port (0 takes a free one)")
     return parts.hostname, parts.port
+
+
+def _url(url: str) -> tuple[str, int]:
+    """Return host and port of a WebSocket URL, with a path or without.  Raises ValueError for any other text."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("ws", "wss") or not url.startswith(f"{parts.scheme}://"):
+        raise ValueError("it begins neither with ws:// nor with wss://")
+    if any(character.isspace() for character in url):
+        raise ValueError("there is a space in it")
+    if not parts.hostname:
+        raise ValueError("it has no host")
+    if parts.query or parts.fragment or "@" in parts.netloc:
+        raise ValueError("there is more than host, port and path")
+    return parts.hostname, {"ws": 80, "wss": 443}[parts.scheme] if parts.port is None else parts.port
+
+
+def _origins(topology: Topology) -> Iterator[str]:
+    for index, origin in enumerate(topology.security.origins):
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            yield (
+                f"{origin!r} is no origin as browsers write it: SCHEME://HOST or SCHEME://HOST:PORT in lower case, "
+                f"without a final slash; or `*` - at `$.security.origins[{index}]`."
+            )
 
 
 def _is_wildcard(host: str) -> bool:
@@ -163,12 +230,10 @@ _BELOW = (
     _Below(2, "lease_renew_s", "lease_ttl_s", "one lost renewal ends a lease"),
     _Below(1, "lease_ttl_s", "partition_lease_s", "a partition changes hands before its writer counts as dead"),
     _Below(2, "mesh_heartbeat_s", "mesh_silence_s", "one lost heartbeat cuts a link"),
-    _Below(10, "outcome_delay_s", "mesh_resend_s", "senders wait longer for what became of a message than it takes"),
-    _Below(1, "mesh_resend_s", "delivery_timeout_s", "a bundle is given up before it was sent again"),
-    _Below(1, "link_resend_s", "delivery_timeout_s", "a frame is given up before it was sent again"),
+    _Below(50, "outcome_delay_s", "delivery_timeout_s", "senders wait longer for outcomes than deliveries take"),
     _Below(2, "client_heartbeat_s", "client_silence_s", "one lost heartbeat cuts a client"),
 )
-_TIMES = {1: "Its value of", 2: "Twice", 10: "Ten times"}
+_TIMES = {1: "Its value of", 2: "Twice", 50: "Fifty times"}
 
 
 def _timers_below(topology: Topology) -> Iterator[str]:
@@ -192,15 +257,27 @@ def _client_timeouts(topology: Topology) -> Iterator[str]:
 
 
 def _acknowledgements(topology: Topology) -> Iterator[str]:
-    acknowledged_s = topology.timers.ack_delay_s + TICK_S
-    for resend in ("mesh_resend_s", "link_resend_s"):
-        resend_s = getattr(topology.timers, resend)
-        if acknowledged_s >= resend_s:
-            yield (
-                f"An acknowledgement may take {acknowledged_s:g} s, it and the {TICK_S:g} s between two looks at the "
-                f"clock; that must be less than {resend} ({resend_s:g} s), or frames are sent twice "
-                "- at `$.timers.ack_delay_s`."
-            )
+    acknowledged_s, give_up_s = topology.timers.ack_delay_s + TICK_S, topology.timers.delivery_timeout_s
+    if 2 * acknowledged_s >= give_up_s:
+        yield (
+            f"An acknowledgement may take {acknowledged_s:g} s, it and the {TICK_S:g} s between two looks at the "
+            f"clock; twice that must be less than delivery_timeout_s ({give_up_s:g} s), or links end that only wait "
+            "for it - at `$.timers.ack_delay_s`."
+        )
+
+
+def _silence(topology: Topology) -> Iterator[str]:
+    silence_s, silence_max_s = topology.timers.client_silence_s, topology.timers.client_silence_max_s
+    if silence_max_s < silence_s:
+        yield (
+            f"Its value of {silence_max_s:g} s must be at least client_silence_s ({silence_s:g} s), which every client "
+            "is granted - at `$.timers.client_silence_max_s`."
+        )
+    if silence_max_s > _SILENCE_S_MAX:
+        yield (
+            f"Its value of {silence_max_s:g} s must be at most {_SILENCE_S_MAX} s, since Welcome names it in "
+            "milliseconds of 31 bits - at `$.timers.client_silence_max_s`."
+        )
 
 
 def _detection(topology: Topology) -> Iterator[str]:
@@ -272,11 +349,14 @@ def _fits(topology: Topology) -> Iterator[str]:
 
 _CHECKS: tuple[Callable[[Topology], Iterator[str]], ...] = (
     _processes,
+    _shared_addresses,
+    _origins,
     _backends,
     _monitor,
     _timers_below,
     _client_timeouts,
     _acknowledgements,
+    _silence,
     _detection,
     _presence_silence,
     _rate,

@@ -33,6 +33,11 @@ class Security(Frozen, frozen=True, forbid_unknown_fields=True):
     """CURVE on every ZeroMQ link.  Turn it off for measurements on one machine only."""
     master_key_file: str | None = None
     """The file of the key that wraps relation keys at rest (mode 0600); null: `master.key` in the data folder."""
+    connector_key_file: str | None = None
+    """The file of the CURVE key pair that every connector shows to clients (mode 0600), so that they reach any of them
+    behind one address; `meshim key new` makes it.  null: each connector makes a key pair at its start."""
+    origins: tuple[str, ...] = ()
+    """The web pages that may use connectors and REST from a browser, as `https://chat.example`; `*` for all."""
 
 
 OnWeak: TypeAlias = Literal["refuse", "warn"]
@@ -53,6 +58,19 @@ class Durability(Frozen, frozen=True, forbid_unknown_fields=True):
     """The monitoring of NATS, as http://HOST:8222: NATS shows `sync_interval` nowhere else."""
 
 
+class WebSocketListener(Frozen, frozen=True, forbid_unknown_fields=True):
+    """Where clients connect by WebSocket."""
+
+    bind: str = "ws://127.0.0.1:0"
+    """`wss://` with the two files below; a proxy with TLS in front needs neither."""
+    advertise: str | None = None
+    """The URL that clients connect to, with its path, where it differs from the bound one (a proxy, NAT, 0.0.0.0)."""
+    tls_certificate_file: str | None = None
+    """The certificate of `wss://` and those that sign it (PEM)."""
+    tls_key_file: str | None = None
+    """Its key (PEM, without a password)."""
+
+
 class Listener(Frozen, frozen=True, forbid_unknown_fields=True):
     """A process that accepts connections."""
 
@@ -61,6 +79,12 @@ class Listener(Frozen, frozen=True, forbid_unknown_fields=True):
     """Port 0 takes a free port, which the lease in Redis publishes."""
     advertise: str | None = None
     """The address that others connect to, where it differs from the bound one (NAT, 0.0.0.0)."""
+
+
+class ConnectorListener(Listener, frozen=True, forbid_unknown_fields=True):
+    """One connector: clients reach it by ZeroMQ, and by WebSocket where it has an address for that."""
+
+    websocket: WebSocketListener | None = None
 
 
 class Worker(Frozen, frozen=True, forbid_unknown_fields=True):
@@ -90,11 +114,12 @@ class Timers(Frozen, frozen=True, forbid_unknown_fields=True):
     # links between processes of the mesh
     mesh_heartbeat_s: Seconds = 0.5
     mesh_silence_s: Seconds = 1.5
-    mesh_resend_s: Seconds = 0.5
     # links between clients and connectors
     client_heartbeat_s: Seconds = 10.0
     client_silence_s: Seconds = 25.0
-    link_resend_s: Seconds = 1.0
+    """An end of a link to a client that was silent for so long is dead."""
+    client_silence_max_s: Seconds = 150.0
+    """The longest silence that a client may ask for."""
     ack_delay_s: Seconds = 0.05
     """How long an acknowledgement waits for a data frame that carries it, unless half the window waits for it."""
     outcome_delay_s: Seconds = 0.003
@@ -158,7 +183,7 @@ class Limits(Frozen, frozen=True, forbid_unknown_fields=True):
 class Topology(Frozen, frozen=True, forbid_unknown_fields=True):
     """The whole mesh."""
 
-    connectors: tuple[Listener, ...]
+    connectors: tuple[ConnectorListener, ...]
     transfers: tuple[Listener, ...]
     writers: tuple[Worker, ...]
     rest: tuple[RestListener, ...]
@@ -174,7 +199,7 @@ class Topology(Frozen, frozen=True, forbid_unknown_fields=True):
 def default() -> Topology:
     """Return the mesh of the repository's `topology.yaml`: one host, embedded backends."""
     return Topology(
-        connectors=(Listener("c1"), Listener("c2")),
+        connectors=tuple(ConnectorListener(name, websocket=WebSocketListener()) for name in ("c1", "c2")),
         transfers=(Listener("t1"), Listener("t2")),
         writers=(Worker("w1"),),
         rest=(RestListener("r1"),),

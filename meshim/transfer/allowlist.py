@@ -7,7 +7,10 @@ from meshim.stores.ports import Lease, Leases
 
 
 class ConnectorAllowlist:
-    """The CURVE keys of the living connectors, as their leases name them."""
+    """The CURVE keys of the living connectors for mesh links, as their leases name them.
+
+    Each incarnation has one of its own.  The key that clients see may be shared (adr/0037), and admits to no transfer.
+    """
 
     def __init__(self, leases: Leases) -> None:
         self._leases = leases
@@ -15,7 +18,7 @@ class ConnectorAllowlist:
 
     def living(self, role: str, leases: Sequence[Lease]) -> None:
         """Replace the list by the keys of these leases."""
-        self._keys = frozenset(lease.key.encode() for lease in leases)
+        self._keys = frozenset(lease.mesh_key.encode() for lease in leases)
 
     async def admit(self, key: bytes) -> bool | None:
         """Return whether a living connector has this key; None while Redis is away and the list lacks the key."""

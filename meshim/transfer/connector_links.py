@@ -2,7 +2,7 @@
 
 ::
 
-    Hello ──▶ linked ──Close, Reset, gone, silent, protocol error, a newer Hello──▶ lost
+    Hello ──▶ linked ──Close, Reset, gone, full, silent, protocol error, a newer Hello──▶ lost
 
 Connectors connect and greet, the transfer answers.  A connector incarnation has one link, and so has a connection
 (peer): a newer Hello of either replaces the older link.  The copies that a lost link had not acknowledged go back to
@@ -20,9 +20,9 @@ from meshim.transfer.events import Action, SendConnector
 from meshim.transfer.statistics import Statistics
 from meshim.wire import mesh as wire
 from meshim.wire.envelope import WIRE_VERSION
-from meshim.wire.link import Close, Data, Frame, Reset
+from meshim.wire.link import Close, Frame, Reset
 from meshim.wire.mesh import Deliver, FromConnector, FromTransfer, Hello, HelloOk
-from meshim.wire.outcome import Outcome
+from meshim.wire.outcome import CopyOutcome
 from meshim.wire.sizes import mesh_item_size
 
 _LEAVING = "this transfer is leaving"
@@ -69,7 +69,7 @@ class ConnectorLinks:
         self._flush_queue.mark(entry.peer, entry.link)
         return True
 
-    def send_outcome(self, outcome: Outcome) -> bool:
+    def send_outcome(self, outcome: CopyOutcome) -> bool:
         """Queue an outcome for its origin; it may wait for others (`meshim/protocol/coalescing.py`)."""
         entry = self._by_incarnation.get(outcome.origin)
         if entry is None or not entry.link.push(outcome, deferrable=True):
@@ -120,8 +120,6 @@ class ConnectorLinks:
 
     def _frame(self, entry: _Connector, frame: wire.ConnectorToTransfer, now: float) -> Sequence[FromConnector]:
         link = entry.link
-        if isinstance(frame, Data) and frame.number <= link.window.received_number:
-            self._statistics.deduplicated += 1
         items = link.receive(frame, now)[0]
         if link.closed_by is not None:
             self._lose(entry)
@@ -141,9 +139,7 @@ class ConnectorLinks:
             if replaced is not None and replaced.peer in self._by_peer:
                 self._lose(replaced)
         credit = self._options.window.credit
-        link: Link[FromTransfer, FromConnector] = Link(
-            hello.link, self._options, mesh_item_size, now, size_of_received=mesh_item_size
-        )  # fmt: skip
+        link: Link[FromTransfer, FromConnector] = Link(hello.link, self._options, mesh_item_size, now)
         link.window.credit = max(1, min(hello.window, credit))
         self._by_peer[peer] = self._by_incarnation[hello.incarnation] = _Connector(peer, hello.incarnation, link)
         self._statistics.connectors = len(self._by_peer)
@@ -151,7 +147,7 @@ class ConnectorLinks:
         self._send_frame(peer, ok)
 
     def gone(self, peer: bytes) -> None:
-        """End the link of a connection that no longer exists, if it has one."""
+        """End the link of a connection that no longer exists or has no room for a frame, if it has one."""
         if (entry := self._by_peer.get(peer)) is not None:
             self._lose(entry)
 
@@ -163,7 +159,7 @@ class ConnectorLinks:
             del self._by_incarnation[entry.incarnation]
         self._statistics.connectors = len(self._by_peer)
         for item in entry.link.window.abandon():
-            if isinstance(item, Outcome):
+            if isinstance(item, CopyOutcome):
                 self._statistics.outcomes_lost += 1
             else:
                 self._on_undelivered(item)
@@ -176,16 +172,14 @@ class ConnectorLinks:
             self._send_frame(peer, frame)
 
     def tick(self, now: float) -> None:
-        """End the links that failed; on the others resend, acknowledge and ping where that is due."""
+        """End the links that failed; on the others acknowledge and ping where that is due."""
         for entry in list(self._by_peer.values()):
             link = entry.link
             if link.failed(now):
                 self._lose(entry)
                 continue
-            resent = link.window.resent
             for frame in link.tick(now):
                 self._send_frame(entry.peer, frame)
-            self._statistics.resent += link.window.resent - resent
 
     def close(self, now: float) -> None:
         """Send all that waits, then Close; no new link is accepted from here on.

@@ -29,7 +29,7 @@ from meshim.transfer.statistics import Statistics
 from meshim.wire.envelope import EPHEMERAL_FROM, DestinationType
 from meshim.wire.mesh import Deliver, Return, Route, Stamp
 from meshim.wire.offline_log import Entry
-from meshim.wire.outcome import Copy, Outcome, OutcomeStatus
+from meshim.wire.outcome import Copy, CopyOutcome, OutcomeStatus
 
 _DEVICE = int(DestinationType.DEVICE)  # a plain number, because it is compared for every message
 
@@ -122,7 +122,7 @@ class TransferCore:
                 if isinstance(item, Route):
                     self.statistics.routed += 1
                     self._route(item, now)
-                elif isinstance(item, Outcome):
+                elif isinstance(item, CopyOutcome):
                     self._send_outcome(item)
                 else:
                     self._returned(item)
@@ -186,6 +186,7 @@ class TransferCore:
             copies, bound, unbound = recipient.copies, recipient.bound, recipient.unbound
         stamp = Stamp(
             origin=stamp.origin,
+            session=stamp.session,
             user=stamp.user,
             device=stamp.device,
             epoch=stamp.epoch,
@@ -251,7 +252,7 @@ class TransferCore:
         for outcome in outcomes_of(refused, OutcomeStatus.BUSY, code=Code.BUSY, sentence="the log cannot take it now"):
             self._send_outcome(outcome)
 
-    def _send_outcome(self, outcome: Outcome) -> None:
+    def _send_outcome(self, outcome: CopyOutcome) -> None:
         if self._links.send_outcome(outcome):
             self.statistics.outcomes += 1
         else:

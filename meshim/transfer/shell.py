@@ -57,7 +57,8 @@ class Shell:
 
     def _send_connector(self, action: e.SendConnector) -> None:
         assert self.router is not None
-        if self.router.send(action.peer, action.frame) is SendResult.GONE:
+        # FULL: the link ends, too.  The connector learns it by Reset, or by silence.
+        if self.router.send(action.peer, action.frame) is not SendResult.OK:
             self.driver.receive(e.ConnectorGone(action.peer))
 
     # ---------------------------------------------------------------- presence

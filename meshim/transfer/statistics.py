@@ -34,7 +34,3 @@ class Statistics(msgspec.Struct):
     """Users whose look-up failed; their messages were stored (R9)."""
     ephemeral_dropped: int = 0
     """Ephemeral messages and copies that could not be delivered at once."""
-    resent: int = 0
-    """Bundles sent again because they were not acknowledged in time."""
-    deduplicated: int = 0
-    """Bundles received twice, ignored the second time."""

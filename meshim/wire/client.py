@@ -5,56 +5,65 @@ from collections.abc import Callable
 import msgspec
 
 from meshim.wire import codec
-from meshim.wire.bounds import U31, U63, U64, Id, Milliseconds, Positions, Token, WindowSize
+from meshim.wire.bounds import U8, U31, U53, Cookie, Id, Milliseconds, Sentence, Seq, Token, WindowSize
+from meshim.wire.envelope import Destination
 from meshim.wire.link import Ack, Close, Data, Frame, Ping, Pong, Reset
-from meshim.wire.outcome import Outcome
 
 
 class Greet(Frame, array_like=True, frozen=True, gc=False, tag=1):
     """The first frame of a client: its token, and the link epoch that all later frames carry.
 
     `epoch` is that of the client's state file, and must be the one that it logged in with.  `window` is how many
-    unacknowledged data frames the client takes.
+    unacknowledged data frames the client takes.  `silence_ms` is how long it asks to be allowed to be silent; 0 leaves
+    that to the connector.
     """
 
     version: U31
     token: Token
-    epoch: U64
-    link: U64
+    epoch: U53
+    link: U53
     window: WindowSize
+    silence_ms: U31 = 0
 
 
 class Welcome(Frame, array_like=True, frozen=True, gc=False, tag=2):
-    """The connector accepts the greeting.  `now` is its clock, in milliseconds since 1970-01-01 UTC."""
+    """The connector accepts the greeting.
+
+    The connector sends a Ping when it has sent nothing for `heartbeat_ms`.  An end that was silent for `silence_ms` is
+    dead.  The client must acknowledge a data frame within `ack_ms`.  `now` is the clock of the connector, in
+    milliseconds since 1970-01-01 UTC.
+    """
 
     version: U31
-    link: U64
-    session: U63
+    link: U53
+    session: U53
     user: Id
     device: Id
     window: WindowSize
     body_bytes: U31
     frame_bytes: U31
     heartbeat_ms: U31
+    silence_ms: U31
+    ack_ms: U31
     now: Milliseconds
 
 
 class Stored(Frame, array_like=True, frozen=True, gc=False, tag=10):
     """The state of the offline queue: all messages are pushed, or `delayed` because the database does not answer."""
 
-    link: U64
+    link: U53
     delayed: bool
 
 
 class Submit(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=1):
     """Client to connector: an envelope to deliver.
 
-    `after` names, for each device for which a copy of this stream was stored (0: all devices of a user), the highest
-    position that an outcome reported.  A live copy for that device waits until the offline queue is pushed up to there.
+    `cookie` is that of the latest outcome of the stream.  It names, for each device for which a copy of the stream was
+    stored, the highest position: a live copy for that device waits until the offline queue is pushed up to there.
     """
 
     envelope: bytes
-    after: Positions = ()
+    cookie: Cookie = b""
 
 
 class Delivery(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=2):
@@ -62,6 +71,25 @@ class Delivery(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=2):
 
     envelope: bytes
     stored: bool = False
+
+
+class Outcome(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=3):
+    """Connector to client: what became of its messages `first` to `last` to this destination.
+
+    `status` is that of each message as known so far (an `OutcomeStatus`).  `final`: all copies are accounted for.
+    `audience` of a final outcome is equal for messages that went to the same copies, and not 0.  `cookie` is for every
+    later Submit of the stream; only DELIVERED and STORED carry one.
+    """
+
+    to: Destination
+    first: Seq
+    last: Seq
+    status: U8
+    final: bool = False
+    audience: U31 = 0
+    cookie: Cookie = b""
+    code: U31 = 0
+    sentence: Sentence = ""
 
 
 ClientItem = Submit

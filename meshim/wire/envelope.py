@@ -13,7 +13,7 @@ from typing import Annotated
 
 import msgspec
 
-from meshim.wire.bounds import LIST_MAX, U8, U31, U64, AnyId, Id, MessageId, Milliseconds, Seq
+from meshim.wire.bounds import LIST_MAX, U8, U31, U53, AnyId, Id, MessageId, Milliseconds, Seq
 from meshim.wire.codec import decoder, encode
 
 WIRE_VERSION = 1
@@ -59,7 +59,7 @@ class Stream(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     user: Id
     device: Id
-    epoch: U64
+    epoch: U53
     to: Destination
 
 
@@ -75,7 +75,7 @@ class Envelope(msgspec.Struct, array_like=True, frozen=True, gc=False):
     id: MessageId
     user: Id
     device: Id
-    epoch: U64
+    epoch: U53
     to: Destination
     seq: Seq
     base: Seq
@@ -111,7 +111,7 @@ class Receipt(msgspec.Struct, array_like=True, frozen=True):
     """
 
     kind: U8
-    epoch: U64
+    epoch: U53
     to: Destination
     ranges: Annotated[tuple[tuple[Seq, Seq], ...], msgspec.Meta(max_length=LIST_MAX)]
 

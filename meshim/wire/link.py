@@ -4,19 +4,17 @@ A frame is one message of the transport (over ZeroMQ: of one part): a msgpack ar
 `link` is the epoch of the link, a number chosen by the end that connected: a client makes random bits, a connector
 counts up from its incarnation.  An end answers a frame with an unknown epoch with `Reset`.
 
-Data frames are numbered from 1 in each direction.  `ack` is the last number that was processed; every frame up to it
-was.  `stash` lists the later frames that arrived early and are kept.
+Data frames are numbered 1, 2, 3, ... in each direction.  `ack` is the last number that was processed; every frame up to
+it was.  The rules of numbers and acknowledgements are in `meshim/protocol/window.py`.
 """
 
 from typing import Annotated, Generic, TypeVar
 
 import msgspec
 
-from meshim.wire.bounds import ITEMS_MAX, LIST_MAX, U31, U63, U64, FrameNumber, Sentence
+from meshim.wire.bounds import ITEMS_MAX, U31, U53, FrameNumber, Sentence
 
 Item = TypeVar("Item")
-
-Stash = Annotated[tuple[FrameNumber, ...], msgspec.Meta(max_length=LIST_MAX)]
 
 
 class Frame(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -26,37 +24,35 @@ class Frame(msgspec.Struct, array_like=True, frozen=True, gc=False):
 class Data(Frame, Generic[Item], array_like=True, frozen=True, gc=False, tag=3):
     """Items, delivered in order and once, and an acknowledgement of the other direction."""
 
-    link: U64
+    link: U53
     number: FrameNumber
-    ack: U63
-    stash: Stash
+    ack: U53
     items: Annotated[tuple[Item, ...], msgspec.Meta(max_length=ITEMS_MAX)]
 
 
 class Ack(Frame, array_like=True, frozen=True, gc=False, tag=4):
     """An acknowledgement that no data frame carries."""
 
-    link: U64
-    ack: U63
-    stash: Stash = ()
+    link: U53
+    ack: U53
 
 
 class Ping(Frame, array_like=True, frozen=True, gc=False, tag=5):
-    """Asks for a Pong."""
+    """Asks for a Pong.  Either end may."""
 
-    link: U64
+    link: U53
 
 
 class Pong(Frame, array_like=True, frozen=True, gc=False, tag=6):
     """Answers a Ping."""
 
-    link: U64
+    link: U53
 
 
 class Close(Frame, array_like=True, frozen=True, gc=False, tag=7):
     """Ends the link, with the reason.  The receiver ignores later frames of this epoch."""
 
-    link: U64
+    link: U53
     code: U31
     sentence: Sentence = ""
 
@@ -64,4 +60,4 @@ class Close(Frame, array_like=True, frozen=True, gc=False, tag=7):
 class Reset(Frame, array_like=True, frozen=True, gc=False, tag=8):
     """Answers a frame of an unknown epoch: greet again."""
 
-    link: U64
+    link: U53

@@ -10,17 +10,17 @@ from typing import Annotated
 import msgspec
 
 from meshim.wire import codec
-from meshim.wire.bounds import LIST_MAX, U8, U31, U63, U64, Copies, Id, Name, Positions, Seq, WindowSize
+from meshim.wire.bounds import LIST_MAX, U8, U31, U53, U63, Copies, Id, Name, Positions, Seq, WindowSize
 from meshim.wire.envelope import Destination
 from meshim.wire.link import Ack, Close, Data, Frame, Ping, Pong, Reset
-from meshim.wire.outcome import Outcome
+from meshim.wire.outcome import CopyOutcome
 
 
 class Hello(Frame, array_like=True, frozen=True, gc=False, tag=1):
     """The first frame of a connector: its incarnation, and the epoch of the link."""
 
     version: U31
-    link: U64
+    link: U53
     incarnation: U63
     name: Name
     window: WindowSize
@@ -30,7 +30,7 @@ class HelloOk(Frame, array_like=True, frozen=True, gc=False, tag=2):
     """The transfer accepts the hello.  `incarnation` is that of the transfer."""
 
     version: U31
-    link: U64
+    link: U53
     incarnation: U63
     window: WindowSize
 
@@ -38,14 +38,17 @@ class HelloOk(Frame, array_like=True, frozen=True, gc=False, tag=2):
 class Stamp(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The routing header of an envelope: its sender, as the authenticated session proves, and its destination.
 
-    `origin` is the incarnation of the sender's connector.  The connector fills `copies` with those for the sender's
-    other devices; the transfer adds those of the recipient.
+    `origin` is the incarnation of the sender's connector, and `session` the session there: outcomes go to it.  `after`
+    names, for each device for which a copy of the stream was stored (0: all devices of a user), the highest position
+    that the sender was told.  The connector fills `copies` with those for the sender's other devices; the transfer adds
+    those of the recipient.
     """
 
     origin: U63
+    session: U53
     user: Id
     device: Id
-    epoch: U64
+    epoch: U53
     to: Destination
     seq: Seq
     kind: U8
@@ -64,7 +67,7 @@ class Deliver(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=2):
     """Transfer to connector: deliver to these devices of `user`, each as (device, session)."""
 
     user: Id
-    bindings: Annotated[tuple[tuple[Id, U63], ...], msgspec.Meta(max_length=LIST_MAX)]
+    bindings: Annotated[tuple[tuple[Id, U53], ...], msgspec.Meta(max_length=LIST_MAX)]
     stamp: Stamp
     envelope: bytes
 
@@ -82,8 +85,8 @@ class Return(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=4):
     envelope: bytes
 
 
-FromConnector = Route | Return | Outcome
-FromTransfer = Deliver | Outcome
+FromConnector = Route | Return | CopyOutcome
+FromTransfer = Deliver | CopyOutcome
 
 ConnectorToTransfer = Hello | Data[FromConnector] | Ack | Ping | Pong | Close | Reset
 TransferToConnector = HelloOk | Data[FromTransfer] | Ack | Ping | Pong | Close | Reset

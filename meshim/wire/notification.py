@@ -10,7 +10,7 @@ from typing import Annotated
 
 import msgspec
 
-from meshim.wire.bounds import ITEMS_MAX, U31, U63, Id, Sentence
+from meshim.wire.bounds import ITEMS_MAX, U31, U53, Id, Sentence
 from meshim.wire.codec import decoder, encode
 
 
@@ -25,7 +25,7 @@ class Kick(msgspec.Struct, array_like=True, frozen=True, tag=2):
 
     user: Id
     device: Id
-    session: U63
+    session: U53
     code: U31
     sentence: Sentence
 

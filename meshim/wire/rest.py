@@ -1,20 +1,18 @@
 """The JSON bodies between clients and the REST service: one struct for each.
 
 Both sides ignore unknown fields, and every field that is added later has a default, so that older and newer versions
-understand each other.  Bytes are base64 (RFC 4648, with padding).  64-bit epochs are 16 hexadecimal digits, since many
-readers of JSON turn numbers into doubles.  Times are seconds since 1970-01-01 UTC.
+understand each other.  Bytes are base64 (RFC 4648, with padding).  Integers are below 2^53, since many readers of JSON
+turn numbers into doubles.  Times are seconds since 1970-01-01 UTC.
 """
 
-from typing import Annotated
-
 import msgspec
+
+from meshim.wire.bounds import U53
 
 PREFIX = "/v1"
 """The first part of the path of every endpoint but the probes."""
 
 PROBLEM_JSON = "application/problem+json"
-
-Epoch = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$", description="64 bits as 16 hexadecimal digits")]
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -72,23 +70,32 @@ class ImportAnswer(msgspec.Struct, frozen=True):
 
 
 class LoginRequest(msgspec.Struct, frozen=True):
-    """Logs in on a device: registers the device, or takes it over with this epoch.
+    """Logs in on a device, or registers it.
 
+    With `takeover` also a device that has another epoch, whose state file loses the device for good: a client says so
+    only at the first login of a new state file.
     Without a device the token is for REST only: the login changes no device, and no connector accepts the token.
     """
 
     name: str
     password: str
     device: str | None = None
-    epoch: Epoch = "0" * 16
+    epoch: U53 = 0
+    takeover: bool = False
 
 
 class Connector(msgspec.Struct, frozen=True):
-    """A living connector: a ZeroMQ endpoint, and its CURVE public key in Z85 (empty without CURVE)."""
+    """Where clients connect: a ZeroMQ endpoint with its CURVE public key in Z85 (empty without CURVE), a WebSocket URL,
+    or both; the other is empty.
+
+    `name` is that of the living connector there.  Behind a load balancer several have the same endpoint, key and URL:
+    they are one entry, with their names joined by commas.
+    """
 
     name: str
     endpoint: str
     key: str
+    url: str = ""
 
 
 class Connectors(msgspec.Struct, frozen=True):
@@ -117,7 +124,7 @@ class Relation(msgspec.Struct, frozen=True):
 
 
 class Relations(msgspec.Struct, frozen=True):
-    """All relations of a user, ordered by the name of the peer."""
+    """All relations of a user, sorted by the name of the peer; or only the one that was asked for, if there is any."""
 
     relations: tuple[Relation, ...]
 
@@ -133,7 +140,7 @@ class LoginAnswer(msgspec.Struct, frozen=True):
     user_id: int
     name: str
     device_id: int
-    epoch: Epoch
+    epoch: int
     connectors: tuple[Connector, ...] = ()
     relations: tuple[Relation, ...] = ()
     mesh: str = ""
@@ -151,7 +158,7 @@ class PeerPresence(msgspec.Struct, frozen=True):
 
 
 class PresenceAnswer(msgspec.Struct, frozen=True):
-    """All friends, ordered by name."""
+    """All friends, sorted by name."""
 
     friends: tuple[PeerPresence, ...]
 
@@ -168,14 +175,3 @@ class Readiness(msgspec.Struct, frozen=True):
 
     ready: bool
     backends: dict[str, Probe]
-
-
-def format_epoch(epoch: int) -> str:
-    """Return a 64-bit epoch in the form of JSON."""
-    assert 0 <= epoch < 1 << 64
-    return f"{epoch:016x}"
-
-
-def parse_epoch(text: str) -> int:
-    """Return the number of an `Epoch`, whose pattern was checked when its struct was decoded."""
-    return int(text, 16)

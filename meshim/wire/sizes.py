@@ -8,7 +8,7 @@ full frame stays below the limit of its socket.
 from meshim.wire.client import ConnectorItem, Delivery, Submit
 from meshim.wire.mesh import FromConnector, FromTransfer
 from meshim.wire.offline_log import Entry
-from meshim.wire.outcome import Outcome
+from meshim.wire.outcome import CopyOutcome
 
 FRAME_OVERHEAD_BYTES = 16_384
 """Room in a frame between client and connector, beside its items."""
@@ -23,19 +23,19 @@ ENVELOPE_FIELDS_BYTES = 4_096
 
 def submit_size(submit: Submit) -> int:
     """Return the bytes of an item from client to connector.  The rate limit of a session charges them."""
-    return len(submit.envelope) + 16 + 30 * len(submit.after)
+    return len(submit.envelope) + 16 + len(submit.cookie)
 
 
 def connector_item_size(item: ConnectorItem) -> int:
     """Return the bytes of an item from connector to client."""
-    return len(item.envelope) + 16 if isinstance(item, Delivery) else 96 + 24 * len(item.copies)
+    return len(item.envelope) + 16 if isinstance(item, Delivery) else 64 + len(item.cookie)
 
 
 def mesh_item_size(item: FromConnector | FromTransfer) -> int:
     """Return the bytes of an item between connector and transfer, in either direction."""
-    if isinstance(item, Outcome):
-        return 96 + 24 * len(item.copies)
-    return len(item.envelope) + 128 + 30 * (len(item.stamp.copies) + len(item.stamp.after))
+    if isinstance(item, CopyOutcome):
+        return 104 + 24 * len(item.copies) + 30 * len(item.after)
+    return len(item.envelope) + 136 + 30 * (len(item.stamp.copies) + len(item.stamp.after))
 
 
 def entry_size(entry: Entry) -> int:

@@ -7,6 +7,7 @@ Two well-behaved users talk during every test: what they send has to arrive once
 import json
 import random
 import secrets
+import time
 from contextlib import closing
 from typing import Any
 
@@ -18,6 +19,7 @@ from meshim.errors import Code
 from meshim.runtime import log
 from meshim.stores.nats.client import NatsClient
 from meshim.stores.nats.offline_log import JetStreamOfflineLog
+from meshim.wire.bounds import SEQ_MAX
 from tests.mesh.harness.background_chat import Users
 from tests.mesh.harness.independent_client import (
     ACK,
@@ -54,6 +56,8 @@ from tests.mesh.harness.real_mesh import PASSWORD, RealMesh, in_thread, until
 pytestmark = pytest.mark.usefixtures("chat_in_background")
 
 BODY_BYTES, FRAME_BYTES = 65_536, 262_144
+SOON_S = 2.0
+"""Less than a copy waits for a position (`delivery_timeout_s`)."""
 
 
 # ---------------------------------------------------------------- frames
@@ -65,7 +69,7 @@ async def test_any_bytes_in_any_order_leave_the_client_able_to_connect(mallory: 
     bob = 2
     whole = [
         pack([GREET, 1, mallory.token, mallory.epoch, mallory.link, WINDOW, "x"]),
-        pack([DATA, mallory.link, 1, 0, [], [[1, bytes(80), [[1, 2, 3]]], [1, bytes(5), []]]]),
+        pack([DATA, mallory.link, 1, 0, [[1, bytes(80), bytes(60)], [1, bytes(5), b""]]]),
         pack([ACK, mallory.link, 0, [1, 2]]),
         pack([PING, mallory.link]),
         pack([CLOSE, mallory.link, 14, "bye"]),
@@ -135,7 +139,7 @@ async def test_data_before_the_greeting_is_answered_with_reset(
 ) -> None:
     connector = mallory.connectors[0]
     with dealer(connector["endpoint"], connector["key"].encode()) as (socket_of_ours, _):
-        socket_of_ours.send(pack([DATA, 7, 1, 0, [], [[1, b"?", []]]]))
+        socket_of_ours.send(pack([DATA, 7, 1, 0, [[1, b"?", b""]]]))
         assert await in_thread(socket_of_ours.recv) == pack([RESET, 7])
 
 
@@ -143,7 +147,7 @@ async def test_a_client_that_sends_before_the_welcome_is_welcome(mallory: Indepe
     mallory.socket.close(0)
     await in_thread(mallory.connect, wait=False)
     for _ in range(5):
-        mallory.send(DATA, mallory.link, 1, 0, [], [])
+        mallory.send(DATA, mallory.link, 1, 0, [])
         mallory.send(PING, mallory.link)
     await in_thread(mallory.until, lambda: mallory.frames_of(WELCOME))
     await expect_alive(mallory)
@@ -163,7 +167,7 @@ async def test_invalid_tokens_are_refused(mesh: RealMesh, mallory: IndependentCl
     mallory.socket.close(0)
     password = {"name": users.mallory, "password": PASSWORD}
     async with httpx.AsyncClient(base_url=mesh.api) as http:
-        other = {**password, "device": "other", "epoch": "00000000000000aa"}
+        other = {**password, "device": "other", "epoch": 170, "takeover": True}
         of_other_device = (await http.post("/v1/login", json=other)).json()["token"]
         for_rest = (await http.post("/v1/login", json={**password, "device": None})).json()["token"]
         logged_out = (await http.post("/v1/login", json={**password, "device": "gone", "epoch": other["epoch"]})).json()
@@ -249,7 +253,7 @@ def record_outcomes(client: IndependentClient) -> list[tuple[int, int, int, str]
     outcomes: list[tuple[int, int, int, str]] = []
 
     def on_outcome(*fields: Any) -> None:
-        first, status, code, sentence = fields[5], fields[7], fields[11], fields[12]
+        first, status, code, sentence = fields[1], fields[3], fields[7], fields[8]
         outcomes.append((first, status, code, sentence))
 
     client.on_outcome = on_outcome  # type: ignore[method-assign, assignment]
@@ -292,12 +296,12 @@ async def test_forged_receipts_are_answered_and_change_nothing(
 ) -> None:
     """Receipts need no friendship, so mallory may send them to alice, for messages that mallory never got."""
     alice = await user_id(mesh, mallory, users.alice)
-    everything = pack([READ, 0, [USER, alice, 0], [[1, 1 << 62]] * 1_000])
+    everything = pack([READ, 0, [USER, alice, 0], [[1, SEQ_MAX]] * 1_000])
 
     def attack() -> None:
         keys = [mallory.send_envelope((DEVICE, alice, device), RECEIPT, b"garbage") for device in range(1, 30)]
         keys += [mallory.send_envelope((DEVICE, alice, device), RECEIPT, everything[:4_000]) for device in range(1, 30)]
-        short = pack([READ, 0, [USER, alice, 0], [[1, 1 << 62]] * 100])
+        short = pack([READ, 0, [USER, alice, 0], [[1, SEQ_MAX]] * 100])
         keys += [mallory.send_envelope((DEVICE, alice, device), RECEIPT, short) for device in range(1, 30)]
         keys.append(mallory.send_envelope((DEVICE, alice, 1), RECEIPT, everything))
         mallory.until(lambda: all(mallory.states[key] for key in keys))
@@ -319,17 +323,49 @@ async def test_unreadable_messages_of_a_friend_delay_no_other_message(
         with closing(trudy.socket):
             to = (USER, bob, 0)
             keys = [trudy.send_envelope(to, kind, b"garbage", 0) for kind in (TEXT, BASE, 77, 127)]
-            jump = pack([1, bytes(16), *own, to, 1 << 62, 1 << 62, TEXT, 9, 0, b"?"])
-            trudy.states[to, 1 << 62] = set()
+            jump = pack([1, bytes(16), *own, to, SEQ_MAX, SEQ_MAX, TEXT, 9, 0, b"?"])
+            trudy.states[to, SEQ_MAX] = set()
             trudy.submit(jump, to)
-            keys.append((to, 1 << 62))
+            keys.append((to, SEQ_MAX))
             trudy.until(lambda: all("sent" in trudy.states[key] for key in keys))
-            # The connector defers it for a position that never comes, then it is stored, then bob gets it.
-            trudy.after[to] = {(bob, 0): 1 << 60}
-            late = trudy.send_envelope(to, TEXT, b"garbage", 0)
-            trudy.until(lambda: "sent" in trudy.states[late])
 
     await in_thread(attack)
+
+
+async def test_invented_cookies_delay_no_message(mesh: RealMesh, mallory: IndependentClient, users: Users) -> None:
+    """A cookie of another stream, a changed one or an invented one counts as empty; a position cannot be made up."""
+    trudy = await in_thread(IndependentClient, mesh.api, users.trudy, PASSWORD)
+    bob = trudy.users[users.bob]
+    invalid = mesh.counter_sum("cookies_invalid")
+    positions = pack([[bob, 0, 1 << 60]])
+    cookies = [secrets.token_bytes(17) + positions, b"\x01" + bytes(16) + positions, b"\x01", bytes(1_024)]
+
+    def attack() -> None:
+        trudy.connect()
+        with closing(trudy.socket):
+            to = (USER, bob, 0)
+            for cookie in cookies:
+                trudy.cookies[to] = cookie
+                began = time.monotonic()
+                sent = trudy.send_envelope(to, TEXT, b"garbage", 0)
+                trudy.until(lambda sent=sent: "sent" in trudy.states[sent])
+                assert time.monotonic() - began < SOON_S, "it does not wait for the invented position"
+
+    await in_thread(attack)
+    await until(lambda: mesh.counter_sum("cookies_invalid") == invalid + len(cookies), "they are counted")
+
+
+async def test_a_cookie_over_its_bound_ends_the_session(mallory: IndependentClient) -> None:
+    submit = [1, b"", bytes(1_025)]
+    mallory.socket.send(pack([DATA, mallory.link, 1, 0, [submit]]))
+    await expect_close(mallory, Code.MALFORMED)
+
+
+async def test_a_cookie_of_a_mebibyte_is_cut_off(mallory: IndependentClient) -> None:
+    with monitored(mallory.socket) as wait_ended:
+        mallory.socket.send(pack([DATA, mallory.link, 1, 0, [[1, b"", bytes(1 << 20)]]]))
+        await in_thread(wait_ended)
+    assert not mallory.frames_of(CLOSE)
 
 
 # ---------------------------------------------------------------- the log

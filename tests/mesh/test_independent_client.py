@@ -90,7 +90,7 @@ async def test_a_recipient_who_was_away_gets_stored_messages_first_and_in_order(
     await in_thread(alice.connect)
     stored = [await in_thread(alice.send_text, pair.bob_id, f"stored {number}") for number in range(3)]
     await in_thread(alice.until, lambda: all(alice.states[key] == {"sent"} for key in stored))
-    assert max(alice.after[1, pair.bob_id, 0].values()) > 0
+    assert alice.cookies[1, pair.bob_id, 0]
     async with pair.bob() as bob:
         await bob.online()
         live = await in_thread(alice.send_text, pair.bob_id, "live")
@@ -168,7 +168,7 @@ def expect_close(alice: IndependentClient, code: Code) -> None:
 @pytest.mark.parametrize(
     ("destination", "code"),
     [
-        pytest.param((1, 2**62, 0), Code.NOT_FRIENDS, id="unknown user"),
+        pytest.param((1, 2**52, 0), Code.NOT_FRIENDS, id="unknown user"),
         pytest.param((7, 1, 0), Code.NO_SUCH_RECIPIENT, id="unknown destination type"),
         pytest.param((2, 1, 0), Code.NO_SUCH_RECIPIENT, id="device without a number"),
         pytest.param((1, 1, 1), Code.NO_SUCH_RECIPIENT, id="user with a device number"),
@@ -217,26 +217,25 @@ def test_a_second_greeting_ends_the_link(alice: IndependentClient) -> None:
 
 
 def test_frames_beyond_the_window_end_the_link(alice: IndependentClient) -> None:
-    alice.send(DATA, alice.link, 2 * alice.welcome[6] + 2, 0, [], [])
+    """More empty frames than the window, written at once: the connector acknowledges none of them in between."""
+    for number in range(1, 20 * alice.welcome[6]):
+        alice.send(DATA, alice.link, number, 0, [])
     expect_close(alice, Code.WINDOW_EXCEEDED)
 
 
-def test_an_early_frame_is_kept_and_a_duplicate_acknowledged_again(alice: IndependentClient) -> None:
-    alice.send(DATA, alice.link, 2, 0, [], [])
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_frame_that_is_not_the_next_ends_the_link(alice: IndependentClient, number: int) -> None:
+    alice.send(DATA, alice.link, 1, 0, [])
     alice.until(lambda: alice.frames_of(ACK))
-    assert alice.frames_of(ACK)[-1][2:] == [0, [2]]
-    alice.send(DATA, alice.link, 1, 0, [], [])
-    alice.until(lambda: alice.frames_of(ACK)[-1][2:] == [2, []])
-    before = len(alice.frames_of(ACK))
-    alice.send(DATA, alice.link, 1, 0, [], [])
-    alice.until(lambda: len(alice.frames_of(ACK)) > before)
-    assert alice.frames_of(ACK)[-1][2:] == [2, []]
+    assert alice.frames_of(ACK)[-1][2:] == [1]
+    alice.send(DATA, alice.link, number, 0, [])
+    expect_close(alice, Code.MALFORMED)
 
 
 def test_a_ping_is_answered_and_an_unknown_link_reset(alice: IndependentClient) -> None:
     alice.send(PING, alice.link)
     alice.until(lambda: alice.frames_of(PONG))
-    other = secrets.randbits(64)
+    other = secrets.randbits(53)
     alice.send(PING, other)
     alice.until(lambda: alice.frames_of(RESET))
     assert alice.frames_of(RESET) == [[RESET, other]]
@@ -266,15 +265,13 @@ def test_a_later_connection_of_the_device_takes_over(alice: IndependentClient) -
             expect_close(alice, Code.REPLACED)
 
 
-async def test_an_unacknowledged_frame_is_resent_and_then_the_link_ends(pair: Pair) -> None:
+async def test_an_unacknowledged_frame_ends_the_link(pair: Pair) -> None:
     alice = pair.alice
     await in_thread(alice.connect)
     alice.acknowledges = False
     async with pair.bob() as bob:
         outgoing = await bob.send(pair.names[0], "not acknowledged")
-        await in_thread(alice.until, lambda: len(alice.frames_of(DATA)) == 2)
-        first, second = alice.frames_of(DATA)
-        assert (first[2], first[5]) == (second[2], second[5])
+        await in_thread(alice.until, lambda: alice.frames_of(DATA))
         await in_thread(expect_close, alice, Code.UNRESPONSIVE)
         alice.socket.close(0)
         await outgoing.wait_sent()  # it was stored

@@ -173,7 +173,7 @@ async def test_r13_restarted_peer(mesh: RealMesh) -> None:
         bob.abort()
         await in_thread(bob.refresh_connectors)
         queued = [[SUBMIT, envelope, []] for envelope in bob.pending.values()]
-        frames = [pack([DATA, old, bob.sent_number + 1, 0, [], queued]), pack([PING, old])]
+        frames = [pack([DATA, old, bob.sent_number + 1, 0, queued]), pack([PING, old])]
         await in_thread(bob.connect, on="c1", before_greeting=frames)
         assert bob.frames_of(RESET) == [[RESET, old]] * 2
         await unknown_links.wait(2)

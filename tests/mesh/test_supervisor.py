@@ -18,7 +18,7 @@ from meshim.deploy import child, state
 from meshim.deploy.probe import probe
 from meshim.deploy.state import BackendState, DataFolder, MeshState, Phase, RoleState
 from meshim.errors import BackendUnavailable, MeshimError, UsageError
-from meshim.topology import Backends, Listener, RestListener, Timers, Topology, Worker
+from meshim.topology import Backends, ConnectorListener, Listener, RestListener, Timers, Topology, Worker
 from tests.mesh.harness import stub_mesh
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,7 @@ TIMEOUT_S = 20.0
 
 def topology_of(connector: str = "c1", rest: str = "http://127.0.0.1:0", backends: Backends | None = None) -> Topology:
     return Topology(
-        connectors=(Listener(connector),),
+        connectors=(ConnectorListener(connector),),
         transfers=(Listener("t1"),),
         writers=(Worker("w1"),),
         rest=(RestListener("r1", rest),),

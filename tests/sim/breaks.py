@@ -11,15 +11,17 @@ from unittest.mock import patch
 import msgspec
 
 from meshim.client.inbox import Inbox, InboxUpdate
+from meshim.connector import accounting
 from meshim.connector import events as connector_events
-from meshim.connector import session as connector_session
 from meshim.connector.handshake import Handshake
 from meshim.connector.offline_sync import OfflineSync
+from meshim.connector.outcomes import Outcomes
 from meshim.protocol.ordering import Flag, Released, StreamOrder
-from meshim.protocol.outcome import DeliveryStatus, outcomes_of
+from meshim.protocol.outcome import outcomes_of
+from meshim.rest.tokens import Tokens
 from meshim.stores.memory.database import MemoryPartitions, MemoryQueues
 from meshim.stores.memory.redis import MemoryPresence, MemorySessionCache
-from meshim.stores.ports import Binding, Page
+from meshim.stores.ports import Binding, Login, Page
 from meshim.transfer import events as transfer_events
 from meshim.transfer.core import TransferCore
 from meshim.wire.envelope import Envelope
@@ -87,12 +89,12 @@ def _sent_before_puback() -> list[Patch]:
 
 def _sent_on_first_copy() -> list[Patch]:
     """A message is `sent` with one copy accounted for, instead of all."""
-    return [(DeliveryStatus, "_accounted", lambda self, copy: bool(self.accounted))]
+    return [(accounting, "_complete", lambda accounted, copies: bool(accounted))]
 
 
-def _after() -> list[Patch]:
-    """A live message does not wait for messages that were stored before it."""
-    return [(connector_session, "after_of", lambda stamp, user, device: -1)]
+def _cookie() -> list[Patch]:
+    """Connectors ignore cookies: a live message does not wait for messages that were stored before it."""
+    return [(Outcomes, "positions", lambda self, stream, cookie: ())]
 
 
 def _wake_up() -> list[Patch]:
@@ -172,13 +174,25 @@ def _revoke() -> list[Patch]:
     return [(MemorySessionCache, "drop_logins", drop_logins)]
 
 
+def _takeover() -> list[Patch]:
+    """Every login may take its device over: a state file that lost the device takes it back by itself."""
+    issue = Tokens.issue
+
+    async def issue_to_any(
+        self: Tokens, user: int, device: str, epoch: int, token_hash: bytes, expires_at: float, now: float, _: bool
+    ) -> Login:
+        return await issue(self, user, device, epoch, token_hash, expires_at, now, True)
+
+    return [(Tokens, "issue", issue_to_any)]
+
+
 BREAKS: dict[str, Callable[[], list[Patch]]] = {
     "dedup": _dedup,
     "queue-lease": _queue_lease,
     "read-before-ack": _read_before_ack,
     "sent-before-puback": _sent_before_puback,
     "sent-on-first-copy": _sent_on_first_copy,
-    "after": _after,
+    "cookie": _cookie,
     "wake-up": _wake_up,
     "queue-check": _queue_check,
     "late-goodbye": _late_goodbye,
@@ -186,6 +200,7 @@ BREAKS: dict[str, Callable[[], list[Patch]]] = {
     "fencing": _fencing,
     "ack-before-commit": _ack_before_commit,
     "revoke": _revoke,
+    "takeover": _takeover,
 }
 
 

@@ -10,7 +10,7 @@ from meshim.client.core import ClientCore, Identity
 from meshim.client.options import DEFAULTS
 from meshim.client.persister import Persister
 from meshim.client.state import StateFile
-from meshim.errors import BackendUnavailable, Code, Refused
+from meshim.errors import BackendUnavailable, Code, DeviceInUse, Refused
 from meshim.rest.backends import Backends as RestBackends
 from meshim.rest.change_notifier import ChangeNotifier
 from meshim.rest.tokens import Tokens
@@ -78,7 +78,7 @@ class Device:
         self._network = network
         self._backends = backends
         self._judge = judge
-        self._state = MemoryStateFile(scheduler.random.getrandbits(63))
+        self._state = MemoryStateFile(scheduler.random.getrandbits(53))
         self._file: File | None = None
         self.sent = 0
         """Messages that its applications have sent."""
@@ -135,7 +135,7 @@ class Device:
         before = self.process
         waits = any(row.read_at is None for row in self._backends.database.devices[self.id].queue)
         self._judge.entered("R14", waits)
-        self._state = MemoryStateFile(self.scheduler.random.getrandbits(63))
+        self._state = MemoryStateFile(self.scheduler.random.getrandbits(53))
         self.process = self.core = None
         self._judge.offline(self.id)
         if before is not None and not keep_running:
@@ -154,6 +154,11 @@ class Device:
         result_of(self._backends.cache_data.put_login(token_hash, Login(self.user, self.id, epoch, ends)))
         self._state.token = token
         self._file = self._judge.opened(self.user, self.id, self._state.epoch)
+
+    def was_taken_from(self, state: MemoryStateFile) -> bool:
+        """Whether the mesh gives the device to this file, although a newer one has logged in since."""
+        newer = self._state is not state and self._state.token is not None
+        return newer and self._backends.database.devices[self.id].epoch == state.epoch
 
     # ---- reports of the application
 
@@ -260,16 +265,20 @@ class Application:
             backends.accounts(), backends.leases(), backends.presence(), backends.cache(), backends.notifications(), {}
         )
         notifier = ChangeNotifier(rest, lambda: WALL_S + self._process.scheduler.now, _Silent())
-        login = await Tokens(rest, notifier, 10).issue(
-            device.user, device.name, self._state.epoch, crypto.hash_token(token), now + TOKEN_TTL_S, now
-        )
+        takeover = self._state.token is None  # as the client library: only the first login of a state file
+        try:
+            login = await Tokens(rest, notifier, 10).issue(
+                device.user, device.name, self._state.epoch, crypto.hash_token(token), now + TOKEN_TTL_S, now, takeover
+            )
+        except DeviceInUse as error:
+            raise Refused(Code.REPLACED, error.sentence) from None
         device.id = login.device
         self._state.token = token
+        if device.was_taken_from(self._state):
+            self._judge.violated("taken over", f"{device.name} logged in with the state file that had lost the device")
 
     async def _token(self, refused: bytes | None) -> bytes:
         if refused is not None and refused == self._state.token:
-            if not self._is_current:
-                raise Refused(Code.REPLACED, "an old installation does not take the device back by itself")
             await self._log_in()
         assert self._state.token is not None
         return self._state.token

@@ -76,7 +76,7 @@ class FaultInjector:
 
     def _degrade_links(self) -> None:
         s = self.schedule
-        self._network.link_faults = LinkFaults(s.delay_s, s.loss, s.duplication, s.reordering)
+        self._network.link_faults = LinkFaults(s.delay_s, s.breaks, s.silence, s.full)
 
     def _begin(self, fault: Fault) -> None:
         """Begin a fault, or try again after `RETRY_S` if its target is not there."""

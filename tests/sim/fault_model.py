@@ -71,9 +71,9 @@ class FaultModel(msgspec.Struct, frozen=True):
     """All faults begin and end between `first_s` and this time."""
     kinds_share: float = 0.45
     """Share of the kinds that a seed takes, at least `KINDS_LEAST` of them if there are so many."""
-    loss: float = 0.05
-    duplication: float = 0.05
-    reordering: float = 0.1
+    breaks: float = 0.01
+    silence: float = 0.002
+    full: float = 0.005
     delay_s: float = 0.02
     calls_lost: float = 0.1
     replayed: float = 0.5
@@ -96,9 +96,9 @@ class Fault(NamedTuple):
 class Schedule(NamedTuple):
     """The faults of a run: those of all links, and single faults by time."""
 
-    loss: float
-    duplication: float
-    reordering: float
+    breaks: float
+    silence: float
+    full: float
     delay_s: float
     calls_lost: float
     replayed: float
@@ -107,7 +107,7 @@ class Schedule(NamedTuple):
     faults: tuple[Fault, ...]
 
     def __str__(self) -> str:
-        links = f"links: loss {self.loss:.3f}, duplication {self.duplication:.3f}, reordering {self.reordering:.3f}"
+        links = f"links: breaks {self.breaks:.4f}, silence {self.silence:.4f}, full {self.full:.4f}"
         return "\n".join([f"{links}, delay {self.delay_s:.3f} s", *map(str, self.faults)])
 
 
@@ -125,9 +125,9 @@ def schedule_of(faults: FaultModel, random: Random) -> Schedule:
     has_link_faults = random.random() < 0.5
     share = random.random() if has_link_faults else 0.0
     return Schedule(
-        loss=faults.loss * share,
-        duplication=faults.duplication * share,
-        reordering=faults.reordering * share,
+        breaks=faults.breaks * share,
+        silence=faults.silence * share,
+        full=faults.full * share,
         delay_s=max(0.002, faults.delay_s * random.random()),
         calls_lost=faults.calls_lost,
         replayed=faults.replayed,

@@ -11,6 +11,7 @@ code with the roles: it is told of events (`arrived`, `released`, `marked`), and
     once, in order  the messages that a state file gives to its application, except those flagged after a gap
     private         no message reaches a device of a user who is neither sender nor recipient
     fenced          only the last process that claimed a queue or partition writes, reads or marks it
+    taken over      a state file that lost its device to a newer one does not log in again
     soon            a message stored for a connected device arrives within `SOON_S`, while there are no faults
     in the end      every message is settled, shown on each device that it is owed to, and reported as delivered
 """

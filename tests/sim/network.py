@@ -1,4 +1,14 @@
-"""Connections between processes: frames take time, and are lost, duplicated and reordered as `LinkFaults` say.
+"""Connections between processes, as faithful to TCP as the promises need.
+
+Within one connection no frame is lost, doubled or overtaken.  What goes wrong is the connection:
+
+    breaks      it ends some time after a frame was sent; the frames that have not arrived by then, in both directions,
+                are lost
+    silence     from one frame on nothing arrives any more, in one direction or both, and neither end is told; the
+                heartbeats of ZMTP or the keepalive of TCP end the connection later, if no timer of the ends does
+    cut         no frame arrives for some time; then all of them do, in order, unless the connection has ended
+    full        a frame finds no room in the socket, and the sender is told: by chance, or because the other end has
+                not read `hwm` frames
 
 Stands in for `meshim.runtime.sockets`: `Context`, `Router` and `Dealer` have the same methods.  A connection
 is made once.  It ends when one end closes it or dies, when ZMTP heartbeats find the other end stopped or unreachable,
@@ -15,25 +25,30 @@ from typing import NamedTuple
 from meshim.runtime.sockets import Guarding, RouterStatistics, SendResult
 from tests.sim.scheduler import Process, Scheduler
 
+HWM = 1_000
+"""Frames that may wait in a socket, unless its owner says otherwise."""
 HEARTBEATS_S = 6.0
 """Until heartbeats end a silent connection: one every 2 s, and a timeout of 4 s."""
 KEEPALIVE_S = 10.0
 """Until TCP keepalive ends the connection to a host that does not answer (options.py)."""
 
+BREAK_S = 0.05
+"""Maximum time from a frame until the connection that it breaks has ended: it may arrive, and others behind it."""
 QUEUED_S = 0.5
 """Frames that a DEALER sent within this time may still be queued in it when the other end dies."""
 
 
 class LinkFaults(NamedTuple):
-    """The delay of frames in seconds, and the shares of frames with a fault."""
+    """The delay of frames in seconds, and the shares of frames with which something happens to their connection."""
 
     delay_s: float = 0.002
-    """Maximum delay of a frame without a fault; the minimum is half of it."""
-    loss: float = 0.0
-    duplication: float = 0.0
-    reordering: float = 0.0
-    """Share of frames that take up to `reorder_delay_s` longer, so that later frames overtake them."""
-    reorder_delay_s: float = 0.5
+    """Maximum delay of a frame; the minimum is half of it."""
+    breaks: float = 0.0
+    """Share of frames after which the connection breaks, within `BREAK_S`."""
+    silence: float = 0.0
+    """Share of frames from which on the connection is silent."""
+    full: float = 0.0
+    """Share of frames that find no room in the socket."""
 
 
 NO_LINK_FAULTS = LinkFaults()
@@ -49,7 +64,7 @@ class Network:
         self.digest = 0
         """CRC-32 of all frames that were sent, in order: equal for two equal runs."""
         self.cuts: set[tuple[str, str]] = set()
-        """(sender, receiver), names of processes: no frame passes in this direction."""
+        """(sender, receiver), names of processes: no frame arrives in this direction."""
         self.routers: dict[str, Router] = {}
         """By endpoint."""
         self.on_stale: Callable[[], None] = lambda: None
@@ -61,7 +76,7 @@ class Network:
     # ---- faults
 
     def cut(self, one: str, other: str, *, both: bool) -> None:
-        """Let no frame pass from one process to the other, nor back with `both`."""
+        """Let no frame arrive from one process at the other, nor back with `both`."""
         self.cuts.add((one, other))
         if both:
             self.cuts.add((other, one))
@@ -73,8 +88,11 @@ class Network:
             self.scheduler.after(within_s, functools.partial(self._end_silent, is_silent))
 
     def restore(self, one: str, other: str) -> None:
-        """Let frames pass in both directions again."""
+        """Let frames arrive in both directions again: TCP sends those that were held back."""
         self.cuts -= {(one, other), (other, one)}
+        for router in list(self.routers.values()):
+            for wire in list(router.wires.values()):
+                wire.release()
 
     def is_cut(self, wire: "Wire") -> bool:
         names = wire.dealer.process.name, wire.router.process.name
@@ -168,43 +186,39 @@ class Wire:
         self.recent: deque[tuple[float, bytes]] = deque(maxlen=16)
         """(time of sending, frame) of the latest frames to the router."""
         self._network = network
-        self._last = [0.0, 0.0]
+        names = dealer.process.name, router.process.name
+        self._up = Direction(self, names, lambda frame: router.process.loop.call_soon(self._take_up, frame), router.hwm)
+        self._down = Direction(
+            self, names[::-1], lambda frame: dealer.process.loop.call_soon(self._take_down, frame), dealer.hwm
+        )
 
-    def to_router(self, frame: bytes) -> None:
-        self._network.note(frame)
+    def to_router(self, frame: bytes) -> bool:
         self.recent.append((self._network.scheduler.now, frame))
-        names = self.dealer.process.name, self.router.process.name
+        return self._up.send(frame)
 
-        def arrive() -> None:
-            if self.is_open:
-                self.router.process.loop.call_soon(self.router.take, self, frame)
+    def to_dealer(self, frame: bytes) -> bool:
+        return self._down.send(frame)
 
-        self._send(0, names, arrive)
+    def _take_up(self, frame: bytes) -> None:
+        self._up.unread -= 1
+        self.router.take(self, frame)
 
-    def to_dealer(self, frame: bytes) -> None:
-        self._network.note(frame)
-        names = self.router.process.name, self.dealer.process.name
+    def _take_down(self, frame: bytes) -> None:
+        self._down.unread -= 1
+        self.dealer.take(frame)
 
-        def arrive() -> None:
-            if self.is_open:
-                self.dealer.process.loop.call_soon(self.dealer.take, frame)
+    def release(self) -> None:
+        """Send what was held back, if the way is free again."""
+        self._up.release()
+        self._down.release()
 
-        self._send(1, names, arrive)
-
-    def _send(self, direction: int, names: tuple[str, str], arrive: Callable[[], None]) -> None:
-        network, link_faults = self._network, self._network.link_faults
-        scheduler = network.scheduler
-        chance = scheduler.random.random
-        if names in network.cuts or (link_faults.loss and chance() < link_faults.loss):
-            return
-        delay = network.delay()
-        if link_faults.reordering and chance() < link_faults.reordering:
-            scheduler.after(delay + link_faults.reorder_delay_s * chance(), arrive)
-        else:
-            at = self._last[direction] = max(scheduler.now + delay, self._last[direction])
-            scheduler.after(at - scheduler.now, arrive)
-        if link_faults.duplication and chance() < link_faults.duplication:
-            scheduler.after(delay + link_faults.reorder_delay_s * chance(), arrive)
+    def fall_silent(self) -> None:
+        """Let nothing arrive any more, in one direction or both; the system finds it later."""
+        random = self._network.scheduler.random
+        directions = random.choice([(self._up,), (self._down,), (self._up, self._down)])
+        for direction in directions:
+            direction.is_silent = True
+        self._network.scheduler.after(HEARTBEATS_S if self.dealer.heartbeats else KEEPALIVE_S, self.end)
 
     def end(self) -> None:
         """End the connection: the dealer gets `lose`, the router notices when it next sends."""
@@ -212,6 +226,53 @@ class Wire:
             self.is_open = False
             self.router.wires.pop(self.peer, None)
             self._network.scheduler.after(self._network.delay(), self.dealer.lose)
+
+
+class Direction:
+    """One direction of a connection: frames arrive in order, once, or not any more."""
+
+    def __init__(self, wire: Wire, names: tuple[str, str], arrive: Callable[[bytes], object], hwm: int) -> None:
+        self.is_silent = False
+        self.unread = 0
+        """Frames that the other end has not taken: under way, held back, or waiting in its socket."""
+        self._wire = wire
+        self._names = names
+        self._arrive = arrive
+        self._hwm = hwm
+        self._network = wire._network
+        self._under_way: deque[bytes] = deque()
+        self._last_at = 0.0
+
+    def send(self, frame: bytes) -> bool:
+        """Send a frame, and let happen what its faults are; False when there is no room for it."""
+        network = self._network
+        faults, random = network.link_faults, network.scheduler.random
+        if self.unread >= self._hwm or (faults.full and random.random() < faults.full):
+            return False
+        network.note(frame)
+        if faults.silence and random.random() < faults.silence:
+            self._wire.fall_silent()
+        if faults.breaks and random.random() < faults.breaks:
+            network.scheduler.after(random.uniform(0.0, BREAK_S), self._wire.end)
+        self.unread += 1
+        self._under_way.append(frame)
+        self._arrive_later()
+        return True
+
+    def release(self) -> None:
+        for _ in self._under_way:
+            self._arrive_later()
+
+    def _arrive_later(self) -> None:
+        scheduler = self._network.scheduler
+        self._last_at = max(scheduler.now + self._network.delay(), self._last_at)
+        scheduler.after(self._last_at - scheduler.now, self._next_arrives)
+
+    def _next_arrives(self) -> None:
+        """The oldest frame under way arrives, unless something holds all of them back."""
+        is_held = self.is_silent or self._names in self._network.cuts
+        if self._wire.is_open and self._under_way and not is_held:
+            self._arrive(self._under_way.popleft())
 
 
 class Router:
@@ -224,8 +285,10 @@ class Router:
         endpoint: str,
         on_batch: Callable[[list[tuple[bytes, bytes]]], None],
         guarding: Guarding | None,
+        hwm: int,
     ) -> None:
         self.statistics = RouterStatistics()
+        self.hwm = hwm
         self.process = process
         self.endpoint = endpoint
         self.on_batch = on_batch
@@ -243,8 +306,10 @@ class Router:
         wire = self.wires.get(peer)
         if wire is None:
             return SendResult.GONE
-        wire.to_dealer(frame)
-        return SendResult.OK
+        if wire.to_dealer(frame):
+            return SendResult.OK
+        self.statistics.full += 1
+        return SendResult.FULL
 
     def close_peer(self, peer: bytes) -> None:
         wire, guarding = self.wires.get(peer), self._guarding
@@ -276,7 +341,9 @@ class Dealer:
         on_lost: Callable[[], None] | None,
         *,
         heartbeats: bool,
+        hwm: int,
     ) -> None:
+        self.hwm = hwm
         self.process = process
         self.endpoint = endpoint
         self.heartbeats = heartbeats
@@ -302,8 +369,7 @@ class Dealer:
     def send(self, frame: bytes) -> bool:
         if self.wire is None or not self.wire.is_open:
             return False
-        self.wire.to_router(frame)
-        return True
+        return self.wire.to_router(frame)
 
     def close(self, linger_ms: int = 0) -> None:
         if not self.is_closed:
@@ -327,9 +393,10 @@ class Context:
         *,
         on_batch: Callable[[list[tuple[bytes, bytes]]], None],
         guarding: Guarding | None = None,
+        hwm: int = HWM,
         **_: object,
     ) -> Router:
-        return Router(self._network, self._process, bind, on_batch, guarding)
+        return Router(self._network, self._process, bind, on_batch, guarding, hwm)
 
     def dealer(
         self,
@@ -339,10 +406,13 @@ class Context:
         on_lost: Callable[[], None] | None,
         on_connected: Callable[[], None] | None = None,
         heartbeat_s: float | None = 2.0,
+        hwm: int = HWM,
         **_: object,
     ) -> Dealer:
         heartbeats = heartbeat_s is not None
-        return Dealer(self._network, self._process, endpoint, on_batch, on_connected, on_lost, heartbeats=heartbeats)
+        return Dealer(
+            self._network, self._process, endpoint, on_batch, on_connected, on_lost, heartbeats=heartbeats, hwm=hwm
+        )
 
     def close(self) -> None:
         """Nothing to do: sockets are closed one by one, or when the process dies."""

@@ -26,8 +26,7 @@ def staggered(kind: str, at: float, lasts_s: float = 0.0, count: int = 10) -> li
 def only(*faults: Fault, replayed: float = 0.0, delay_s: float = 0.004) -> Schedule:
     """A schedule with these faults alone, and no link faults."""
     return Schedule(
-        loss=0.0, duplication=0.0, reordering=0.0, delay_s=delay_s, calls_lost=0.3, replayed=replayed,
-        clock_jump_s=20.0,
+        breaks=0.0, silence=0.0, full=0.0, delay_s=delay_s, calls_lost=0.3, replayed=replayed, clock_jump_s=20.0,
         ends=max(each.at + each.lasts_s for each in faults) + 1.0, faults=tuple(sorted(faults)),
     )  # fmt: skip
 

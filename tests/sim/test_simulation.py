@@ -24,7 +24,7 @@ NOTICED = {
     "read-before-ack": "marked",
     "sent-before-puback": "sent",
     "sent-on-first-copy": "sent",
-    "after": "in order",
+    "cookie": "in order",
     "wake-up": "soon",
     "queue-check": "soon",
     "late-goodbye": "soon",
@@ -32,6 +32,7 @@ NOTICED = {
     "fencing": "fenced",
     "ack-before-commit": "acknowledged",
     "revoke": "in the end",
+    "takeover": "taken over",
 }
 """The promise that the judge reports as broken, by the name of the break."""
 FAULTS = {
@@ -39,6 +40,7 @@ FAULTS = {
     "epoch": FaultModel(kinds=("lost-file",), kinds_share=1.0),
     "fencing": FaultModel(kinds=("pause-writer", "sql-away", "away"), kinds_share=1.0),
     "revoke": FaultModel(kinds=("taken-over", "redis-away", "kill-connector"), kinds_share=1.0),
+    "takeover": FaultModel(kinds=("taken-over", "kill-connector"), kinds_share=1.0),
 }
 """For breaks that the general fault model shows in few seeds; `scripts/simulate.py --break` uses that model."""
 SEEDS_THAT_SHOW = range(1, 41)

@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 
 from meshim import topology
 from meshim.errors import TopologyError
-from meshim.topology import Backends, Limits, Listener, RestListener, Timers, Topology, Worker
+from meshim.topology import (
+    Backends,
+    ConnectorListener,
+    Limits,
+    Listener,
+    RestListener,
+    Security,
+    Timers,
+    Topology,
+    WebSocketListener,
+    Worker,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,14 +41,26 @@ def topologies(draw: st.DrawFn) -> Topology:
         )
         return f"{scheme}://{host}:{draw(st.sampled_from([0, next(ports)]))}"
 
-    def listener(name: str) -> Listener:
+    def listener() -> tuple[str, str | None]:
         address = bind("tcp")
         needed = "*" in address
-        return Listener(name, address, "tcp://198.51.100.7:7100" if needed or draw(st.booleans()) else None)
+        return address, f"tcp://198.51.100.7:{next(ports)}" if needed or draw(st.booleans()) else None
+
+    def websocket() -> WebSocketListener | None:
+        return draw(
+            st.sampled_from(
+                [
+                    None,
+                    WebSocketListener(),
+                    WebSocketListener("ws://[::]:0", "wss://chat.example/c1"),
+                    WebSocketListener("wss://127.0.0.1:0", None, "certificate.pem", "key.pem"),
+                ]
+            )
+        )
 
     return Topology(
-        connectors=(listener(connector), *map(listener, others)),
-        transfers=(listener(transfer),),
+        connectors=tuple(ConnectorListener(name, *listener(), websocket()) for name in (connector, *others)),
+        transfers=(Listener(transfer, *listener()),),
         writers=(Worker(writer),),
         rest=(RestListener(rest, bind("http")),),
         namespace=draw(names),
@@ -98,6 +121,9 @@ def test_the_mysql_topology_is_the_same_mesh_on_other_backends() -> None:
     assert "embedded" not in msgspec.structs.astuple(external.backends)
 
 
+WEBSOCKET_URL = "`$.connectors[0].websocket.advertise`"
+
+
 def refusal(tmp_path: Path, old: str, new: str) -> str:
     """Return the sentence for the default topology after one change to its text."""
     text = topology.dump(topology.default())
@@ -143,6 +169,26 @@ def refusal(tmp_path: Path, old: str, new: str) -> str:
         ("advertise: null", "advertise: tcp://[::]:7100", "`$.connectors[0].advertise`", "no address of one host"),
         ("advertise: null", "advertise: tcp://h:0", "`$.connectors[0].advertise`", "port is 0"),
         ("advertise: null", "advertise: h:7100", "`$.connectors[0].advertise`", "does not begin with tcp://"),
+        ("ws://127.0.0.1:0", "http://127.0.0.1:0", "`$.connectors[0].websocket.bind`", "does not begin with ws://"),
+        ("ws://127.0.0.1:0", "ws://127.0.0.1:1/x", "`$.connectors[0].websocket.bind`", "more than host and port"),
+        ("ws://127.0.0.1:0", "ws://0.0.0.0:7100", "`$.connectors[0].websocket`", "`advertise`"),
+        ("ws://127.0.0.1:0", "wss://127.0.0.1:0", "`$.connectors[0].websocket.tls_certificate_file`", "a certificate"),
+        ("tls_key_file: null", "tls_key_file: k", "`$.connectors[0].websocket.tls_key_file`", "ws:// has no TLS"),
+        *(
+            ("ws://127.0.0.1:0\n    advertise: null", f"ws://127.0.0.1:0\n    advertise: {url}", WEBSOCKET_URL, why)
+            for url, why in (
+                ("http://h/", "neither with ws:// nor with wss://"),
+                ("wss://h/c1?x=1", "more than host, port and path"),
+                ("wss://u@h/", "more than host, port and path"),
+                ("ws://h:0/", "port is 0"),
+                ("ws:///c1", "no host"),
+                ("ws://0.0.0.0:80", "no address of one host"),
+            )
+        ),
+        *(
+            ("origins: []", f"origins: ['{origin}']", "`$.security.origins[0]`", "no origin as browsers write it")
+            for origin in ("https://chat.example/", "HTTPS://chat.example", "chat.example", "https://*", "", "null ")
+        ),
         ("http://127.0.0.1:8100", "tcp://127.0.0.1:8100", "`$.rest[0].bind`", "does not begin with http://"),
         # backends
         ("redis: embedded", "redis: http://h", "`$.backends.redis`", "redis://HOST:PORT/0"),
@@ -163,17 +209,16 @@ def refusal(tmp_path: Path, old: str, new: str) -> str:
         ),
         ("lease_ttl_s: 3.0", "lease_ttl_s: 3.5", "`$.timers.lease_ttl_s`", "5 s and must be less than 5 s"),
         ("mesh_heartbeat_s: 0.5", "mesh_heartbeat_s: 0.75", "`$.timers.mesh_heartbeat_s`", "cuts a link"),
-        ("mesh_resend_s: 0.5", "mesh_resend_s: 2.5", "`$.timers.mesh_resend_s`", "delivery_timeout_s"),
-        ("link_resend_s: 1.0", "link_resend_s: 2.5", "`$.timers.link_resend_s`", "delivery_timeout_s"),
         (
             "delivery_timeout_s: 2.5",
             "delivery_timeout_s: 4",
             "`$.timers.delivery_timeout_s`",
             "every client waits (4 s)",
         ),
-        ("ack_delay_s: 0.05", "ack_delay_s: 0.4", "`$.timers.ack_delay_s`", "mesh_resend_s (0.5 s)"),
-        ("link_resend_s: 1.0", "link_resend_s: 0.15", "`$.timers.ack_delay_s`", "link_resend_s (0.15 s)"),
-        ("outcome_delay_s: 0.003", "outcome_delay_s: 0.05", "`$.timers.outcome_delay_s`", "Ten times 0.05 s"),
+        ("ack_delay_s: 0.05", "ack_delay_s: 1.15", "`$.timers.ack_delay_s`", "delivery_timeout_s (2.5 s)"),
+        ("client_silence_max_s: 150.0", "client_silence_max_s: 24.9", "`$.timers.client_silence_max_s`", "is granted"),
+        ("client_silence_max_s: 150.0", "client_silence_max_s: 2147484", "`$.timers.client_silence_max_s`", "31 bits"),
+        ("outcome_delay_s: 0.003", "outcome_delay_s: 0.05", "`$.timers.outcome_delay_s`", "Fifty times 0.05 s"),
         ("publish_timeout_s: 2.0", "publish_timeout_s: 4", "`$.timers.publish_timeout_s`", "every client waits (4 s)"),
         ("client_heartbeat_s: 10.0", "client_heartbeat_s: 13", "`$.timers.client_heartbeat_s`", "cuts a client"),
         ("presence_silence_s: 5.0", "presence_silence_s: 3", "`$.timers.presence_silence_s`", "two answers of Redis"),
@@ -210,6 +255,36 @@ def test_one_address_belongs_to_one_process(tmp_path: Path) -> None:
     file.write_text(text, encoding="utf-8")
     with pytest.raises(TopologyError, match=r"taken by `\$\.connectors\[0\]` - at `\$\.connectors\[1\]\.bind`"):
         topology.load(file)
+
+
+ONE_KEY_EACH = Security()
+BALANCER = "tcp://chat.example:5000"
+
+
+def advertising(*addresses: str, group: str = "connectors", security: Security = ONE_KEY_EACH) -> Topology:
+    """The default mesh with these advertised addresses in one group."""
+    listeners = tuple(Listener(f"x{index}", advertise=address) for index, address in enumerate(addresses))
+    return msgspec.structs.replace(topology.default(), security=security, **{group: listeners})
+
+
+def test_connectors_behind_one_address_need_one_key() -> None:
+    with pytest.raises(TopologyError) as refused:
+        topology.check(advertising("tcp://other:5000", BALANCER, BALANCER))
+    assert refused.value.sentence == (
+        "'tcp://chat.example:5000' is advertised by `$.connectors[1]` too: give all connectors one key in "
+        "`security.connector_key_file`, or each an address of its own - at `$.connectors[2].advertise`."
+    )
+    topology.check(advertising(BALANCER, BALANCER, security=Security(connector_key_file="connector.key")))
+    topology.check(advertising(BALANCER, BALANCER, security=Security(curve=False)))
+
+
+@pytest.mark.parametrize("security", [Security(), Security(curve=False), Security(connector_key_file="connector.key")])
+def test_a_transfer_shares_its_address_with_no_process(security: Security) -> None:
+    with pytest.raises(TopologyError, match=r"an address of its own - at `\$\.transfers\[1\]\.advertise`"):
+        topology.check(advertising(BALANCER, BALANCER, group="transfers", security=security))
+    both = advertising(BALANCER, security=security)
+    with pytest.raises(TopologyError, match=r"by `\$\.connectors\[0\]` too: .* - at `\$\.transfers\[0\]\.advertise`"):
+        topology.check(msgspec.structs.replace(both, transfers=(Listener("t1", advertise=BALANCER),)))
 
 
 def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from meshim.errors import StoreConflict
+from meshim.errors import DeviceInUse, StoreConflict
 from meshim.stores.memory.database import MemoryDatabase, StoredDevice, StoredRelation
 from meshim.stores.ports import Account, Device, Login, Relation, RelationKey, User
 from meshim.wire.envelope import DestinationType
@@ -43,13 +43,14 @@ class MemoryAccounts:
         expires_at: float,
         now: float,
         devices_max: int,
+        takeover: bool = False,
     ) -> tuple[Device, tuple[bytes, ...]]:
         if user_id not in self._database.names:
             raise StoreConflict("There is no such user.")
         if device is None:
             stands_for = Device(0, "", 0, 0.0)
         else:
-            stands_for = self._take_device(user_id, device, epoch, now, devices_max)
+            stands_for = self._take_device(user_id, device, epoch, now, devices_max, takeover)
         tokens = self._database.tokens
         former = [
             hash_
@@ -64,7 +65,7 @@ class MemoryAccounts:
         tokens[token_hash] = Login(user_id, stands_for.device_id, stands_for.epoch, expires_at)
         return stands_for, tuple(former)
 
-    def _take_device(self, user_id: int, name: str, epoch: int, now: float, devices_max: int) -> Device:
+    def _take_device(self, user_id: int, name: str, epoch: int, now: float, devices_max: int, takeover: bool) -> Device:
         devices = self._database.devices_of(user_id)
         device = next((device for device in devices if device.name == name), None)
         if device is None:
@@ -76,12 +77,14 @@ class MemoryAccounts:
             if (waiting := self._database.first_devices.pop(user_id, None)) is not None:
                 device.queue, device.messages = waiting.queue, waiting.messages
             self._database.devices[device.device_id] = device
+        elif device.epoch != epoch and not takeover:
+            raise DeviceInUse(f"{name} has logged in with another state file.")
         device.epoch, device.last_seen = epoch, now
         return Device(device.device_id, name, epoch, now)
 
-    async def tokens(self, user_id: int, device: str) -> tuple[bytes, ...]:
+    async def tokens(self, user_id: int, device: str) -> dict[bytes, int]:
         named = {found.device_id for found in self._database.devices_of(user_id) if found.name == device}
-        return tuple(hash_ for hash_, login in self._database.tokens.items() if login.device in named)
+        return {hash_: login.epoch for hash_, login in self._database.tokens.items() if login.device in named}
 
     async def log_out(self, token_hash: bytes) -> Login | None:
         return self._database.tokens.pop(token_hash, None)
@@ -171,6 +174,9 @@ class MemoryAccounts:
         else:
             del self._database.relations[_pair(user_id, peer_id)]
         return True
+
+    async def mesh_secret(self) -> bytes:
+        return self._database.secret
 
     async def ping(self) -> None:
         """Do nothing: memory always answers."""

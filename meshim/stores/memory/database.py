@@ -93,6 +93,7 @@ class MemoryDatabase:
         self.devices: dict[int, StoredDevice] = {}
         self.tokens: dict[bytes, Login] = {}
         self.relations: dict[tuple[int, int], StoredRelation] = {}
+        self.secret = bytes(range(32))
         self.partitions: dict[int, StoredPartition] = {}
         self.first_devices: dict[int, StoredDevice] = {}
         """Rows kept for the first device of a user, by user."""

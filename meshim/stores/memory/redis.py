@@ -28,6 +28,8 @@ class MemoryRedis:
         self.presence: dict[tuple[str, int], _Entry] = {}
         self.logins: Expiring[tuple[str, bytes], tuple[Login, str] | None] = Expiring(clock)
         self.accounts: Expiring[tuple[str, int], Account] = Expiring(clock)
+        self.secrets: dict[str, bytes] = {}
+        """By namespace."""
         self.last_session = 0
         self._subscribers: list[_Subscriber] = []
         self._runs = 1
@@ -45,7 +47,7 @@ class MemoryRedis:
         """Answer again; with `wiped` as a new run without data, as a server without a disk."""
         self._away = False
         if wiped:
-            for held in (self.leases, self.presence, self.logins, self.accounts):
+            for held in (self.leases, self.presence, self.logins, self.accounts, self.secrets):
                 held.clear()
             self.last_session = 0
             self._runs += 1
@@ -326,3 +328,11 @@ class MemorySessionCache:
     async def accounts(self, users: Sequence[int]) -> list[Account | None]:
         self._redis.answer()
         return [self._redis.accounts.get((self._namespace, user)) for user in users]
+
+    async def put_mesh_secret(self, secret: bytes) -> None:
+        self._redis.answer()
+        self._redis.secrets[self._namespace] = secret
+
+    async def mesh_secret(self) -> bytes | None:
+        self._redis.answer()
+        return self._redis.secrets.get(self._namespace)

@@ -68,8 +68,9 @@ class Accounts(Protocol):
         expires_at: float,
         now: float,
         devices_max: int,
+        takeover: bool = False,
     ) -> tuple[Device, tuple[bytes, ...]]:
-        """Create the device, or take it over with a new epoch, and add the token.
+        """Create the device, or log it in again, and add the token; with `takeover` also a device of another epoch.
 
         Returns the device, and the hashes of the tokens that this login revoked: all earlier ones of the device.  The
         first device of a user gets the messages stored while the user had none.
@@ -77,11 +78,12 @@ class Accounts(Protocol):
         Without a device (None) the token is valid for REST only: the returned device has id 0, no name and epoch 0,
         and of such tokens the user keeps the newest `devices_max`; older ones are revoked.
 
-        Raises `StoreConflict` when there is no such user, or when a new device would be one more than `devices_max`.
+        Raises `DeviceInUse` when the device has another epoch and this is no `takeover`, and `StoreConflict` when there
+        is no such user, or when a new device would be one more than `devices_max`.
         """
 
-    async def tokens(self, user_id: int, device: str) -> tuple[bytes, ...]:
-        """Return the token hashes of the user's device of this name; none when there is no such device."""
+    async def tokens(self, user_id: int, device: str) -> dict[bytes, int]:
+        """Return the token hashes of the user's device of this name, each with the epoch of its login."""
 
     async def log_out(self, token_hash: bytes) -> Login | None:
         """Revoke the token; return its login, or None if it did not exist."""
@@ -138,6 +140,9 @@ class Accounts(Protocol):
 
         A pair that ever was friends keeps its relation as `removed`, with its keys; otherwise the relation is deleted.
         """
+
+    async def mesh_secret(self) -> bytes:
+        """Return the secret of the mesh: 32 random bytes, made by the first call."""
 
     async def ping(self) -> None:
         """Return when the database has answered a query."""

@@ -14,7 +14,9 @@ class Lease(msgspec.Struct, frozen=True):
     """The claim of a process on (role, name), valid for as long as the process renews it.
 
     `incarnation` is 62 or 63 random bits, made at the start of the process; `endpoint` is the address to connect to,
-    empty for writers; `key` is the CURVE public key of the endpoint in Z85, empty without CURVE.
+    empty for writers; `key` is the CURVE public key of the endpoint in Z85, empty without CURVE.  `mesh_key` is the
+    public key with which the process connects to others of the mesh: only connectors do, and it differs from `key`.
+    `url` is the WebSocket URL of a connector, empty without one.
     """
 
     role: str
@@ -22,6 +24,8 @@ class Lease(msgspec.Struct, frozen=True):
     incarnation: int
     endpoint: str = ""
     key: str = ""
+    mesh_key: str = ""
+    url: str = ""
 
 
 class Leases(Protocol):

@@ -1,4 +1,4 @@
-"""A cache of verified tokens and of accounts, so that logins succeed while SQL is down (R8).
+"""A cache of verified tokens, of accounts and of the secret of the mesh, so that logins succeed while SQL is down (R8).
 
 Implemented on Redis (`redis/session_cache.py`) and in memory (`memory/redis.py`); contract:
 `tests/contract/redis/test_session_cache.py`.
@@ -60,3 +60,9 @@ class SessionCache(Protocol):
 
     async def accounts(self, users: Sequence[int]) -> list[Account | None]:
         """Return one item per user; None when the account is not cached."""
+
+    async def put_mesh_secret(self, secret: bytes) -> None:
+        """Cache the secret of the mesh, in place of any other."""
+
+    async def mesh_secret(self) -> bytes | None:
+        """Return the cached secret of the mesh; None when it is not cached."""

@@ -1,4 +1,4 @@
-"""Logins and accounts in Redis, so that logins succeed while SQL is down (R8).
+"""Logins, accounts and the secret of the mesh in Redis, so that logins succeed while SQL is down (R8).
 
 A login carries the id of the Redis run in which it was cached.  After Redis restarts from an old dump, logins of
 earlier runs are not `verified`: they may have been revoked after the dump.
@@ -106,8 +106,18 @@ class RedisSessionCache:
             for value in await self._values([self._account_key(user) for user in users])
         ]
 
+    async def put_mesh_secret(self, secret: bytes) -> None:
+        await self._client.execute("SET", self._secret_key, secret)
+
+    async def mesh_secret(self) -> bytes | None:
+        return (await self._values([self._secret_key]))[0]
+
     async def _values(self, keys: list[str]) -> list[bytes | None]:
         return await self._client.execute("MGET", *keys) if keys else []
+
+    @property
+    def _secret_key(self) -> str:
+        return f"{self._namespace}:secret"
 
     def _login_key(self, token_hash: bytes) -> str:
         return f"{self._namespace}:login:{token_hash.hex()}"

@@ -7,6 +7,7 @@ A user without devices, because none has logged in yet or all were idle for too 
 kept under `first_device`, and the first device to log in gets them in the same transaction.
 """
 
+import secrets
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,12 +15,12 @@ from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.engine import Connection, CursorResult
 
 from meshim.chunks import chunks
-from meshim.errors import StoreConflict
+from meshim.errors import DeviceInUse, StoreConflict
 from meshim.stores.ports import Account, Device, Login, Relation, RelationKey, User
 from meshim.stores.sql import relations
 from meshim.stores.sql.database import Database
 from meshim.stores.sql.rows import first_device
-from meshim.stores.sql.schema import im_device, im_offline, im_position, im_token, im_user, now_ms, to_ms, to_s
+from meshim.stores.sql.schema import im_device, im_mesh, im_offline, im_position, im_token, im_user, now_ms, to_ms, to_s
 from meshim.wire.envelope import DestinationType
 
 _IN_MAX = 500
@@ -63,13 +64,14 @@ class SqlAccounts:
         expires_at: float,
         now: float,
         devices_max: int,
+        takeover: bool = False,
     ) -> tuple[Device, tuple[bytes, ...]]:
         token = _Token(token_hash, to_ms(expires_at), to_ms(now))
         if device is None:
             return await self._database.write(_log_in_to_rest, user_id, token, devices_max)
-        return await self._database.write(_log_in, user_id, device, epoch, token, devices_max)
+        return await self._database.write(_log_in, user_id, device, epoch, token, devices_max, takeover)
 
-    async def tokens(self, user_id: int, device: str) -> tuple[bytes, ...]:
+    async def tokens(self, user_id: int, device: str) -> dict[bytes, int]:
         return await self._database.read(_tokens, user_id, device)
 
     async def log_out(self, token_hash: bytes) -> Login | None:
@@ -110,6 +112,12 @@ class SqlAccounts:
     async def remove(self, user_id: int, peer_id: int, now: float) -> bool:
         return await self._database.write(relations.remove, user_id, peer_id, to_ms(now))
 
+    async def mesh_secret(self) -> bytes:
+        secret: bytes | None = await self._database.read(_mesh_secret)
+        if secret is None:
+            return await self._database.write(_make_mesh_secret, secrets.token_bytes(32))
+        return secret
+
     async def ping(self) -> None:
         await self._database.read(_ping)
 
@@ -141,10 +149,12 @@ def _user(connection: Connection, name: str) -> tuple[User, str] | None:
 
 
 def _log_in(
-    connection: Connection, user_id: int, name: str, epoch: int, token: _Token, devices_max: int
+    connection: Connection, user_id: int, name: str, epoch: int, token: _Token, devices_max: int, takeover: bool
 ) -> tuple[Device, tuple[bytes, ...]]:
     _lock_user(connection, user_id)
-    device_id = _take_device(connection, user_id, name, epoch, token.now, devices_max)
+    device_id = _known_device(connection, user_id, name, epoch, token.now, takeover)
+    if device_id is None:
+        device_id = _new_device(connection, user_id, name, epoch, token.now, devices_max)
     former = connection.scalars(select(im_token.c.token_hash).where(im_token.c.device_id == device_id)).all()
     revoked = _replace_tokens(connection, former, token, user_id=user_id, device_id=device_id, epoch=epoch)
     return Device(device_id, name, epoch, to_s(token.now)), revoked
@@ -170,14 +180,23 @@ def _lock_user(connection: Connection, user_id: int) -> None:
         raise StoreConflict("There is no such user.")
 
 
-def _take_device(connection: Connection, user_id: int, name: str, epoch: int, now: int, devices_max: int) -> int:
+def _known_device(
+    connection: Connection, user_id: int, name: str, epoch: int, now: int, takeover: bool
+) -> int | None:  # fmt: skip
+    device = im_device.c
+    named = select(device.id, device.epoch).where(device.user_id == user_id, device.name == name)
+    row = connection.execute(named.with_for_update()).first()  # locked, so that it is not dropped meanwhile
+    if row is None:
+        return None
+    if row.epoch != epoch and not takeover:
+        raise DeviceInUse(f"{name} has logged in with another state file.")
+    # The queue and its lease stay with the device: the new epoch takes them over (R14).
+    connection.execute(update(im_device).where(device.id == row.id).values(epoch=epoch, last_seen=now))
+    return int(row.id)
+
+
+def _new_device(connection: Connection, user_id: int, name: str, epoch: int, now: int, devices_max: int) -> int:
     of_user = im_device.c.user_id == user_id
-    named = select(im_device.c.id).where(of_user, im_device.c.name == name)
-    device_id: int | None = connection.scalar(named.with_for_update())  # so that it is not dropped meanwhile
-    if device_id is not None:
-        # The queue and its lease stay with the device: the new epoch takes them over (R14).
-        connection.execute(update(im_device).where(im_device.c.id == device_id).values(epoch=epoch, last_seen=now))
-        return device_id
     others = connection.scalars(select(func.count()).select_from(im_device).where(of_user)).one()
     if others >= devices_max:
         raise StoreConflict(f"There are {devices_max} devices already, as many as there may be: log in as one of them.")
@@ -209,9 +228,10 @@ def _replace_tokens(
     return tuple(hash_ for hash_ in former if hash_ != token.token_hash)
 
 
-def _tokens(connection: Connection, user_id: int, name: str) -> tuple[bytes, ...]:
-    query = select(im_token.c.token_hash).join(im_device, im_token.c.device_id == im_device.c.id)
-    return tuple(connection.scalars(query.where(im_device.c.user_id == user_id, im_device.c.name == name)))
+def _tokens(connection: Connection, user_id: int, name: str) -> dict[bytes, int]:
+    query = select(im_token.c.token_hash, im_token.c.epoch).join(im_device, im_token.c.device_id == im_device.c.id)
+    rows = connection.execute(query.where(im_device.c.user_id == user_id, im_device.c.name == name))
+    return {row.token_hash: row.epoch for row in rows}
 
 
 def _logins(connection: Connection, token_hashes: Sequence[bytes], now: float) -> dict[bytes, Login]:
@@ -302,6 +322,19 @@ def _accounts_of(connection: Connection, user_ids: Sequence[int], now: float) ->
         friends = relations.friends(connection, devices.keys())
         accounts |= {user: Account(user, tuple(ids), friends[user], now) for user, ids in devices.items()}
     return accounts
+
+
+def _mesh_secret(connection: Connection) -> bytes | None:
+    secret: bytes | None = connection.scalar(select(im_mesh.c.secret))
+    return secret
+
+
+def _make_mesh_secret(connection: Connection, secret: bytes) -> bytes:
+    """Add the row, unless there is one by now: of several calls at once one adds it, and all get the same."""
+    made = _mesh_secret(connection)
+    if made is None:
+        connection.execute(insert(im_mesh).values(id=1, secret=secret))
+    return made or secret
 
 
 def _ping(connection: Connection) -> None:

@@ -25,7 +25,6 @@ from meshim.stores.sql.schema import (
     lease_ended,
     now_ms,
     to_ms,
-    to_signed,
 )
 from meshim.wire.offline_log import Entry
 
@@ -154,7 +153,7 @@ def _insert_into_sqlite(connection: Connection, rows: list[NewRow], now: int) ->
     values = ", ".join("?" * len(_COLUMNS))
     # For this key only: any other conflict is an error.
     statement = f"{_insert(connection)} ({values}) ON CONFLICT ({', '.join(OFFLINE_KEY)}) DO NOTHING"
-    connection.exec_driver_sql(statement, [(*_with_signed_epoch(row), now, ROW_FORMAT) for row in rows])
+    connection.exec_driver_sql(statement, [(*row, now, ROW_FORMAT) for row in rows])
 
 
 def _insert_into_mysql(connection: Connection, rows: list[NewRow], now: int) -> None:
@@ -174,7 +173,7 @@ def _mysql_values(rows: list[NewRow], now: int) -> Iterator[str]:
     pieces: list[str] = []
     size = 0
     for row in rows:
-        msg_id, msg_type, content, *numbers = _with_signed_epoch(row)
+        msg_id, msg_type, content, *numbers = row
         piece = _MYSQL_ROW % (msg_id.hex(), msg_type, content.hex(), *numbers, now, ROW_FORMAT)
         if pieces and size + len(piece) > _STATEMENT_CHARACTERS:
             yield ",".join(pieces)
@@ -182,10 +181,6 @@ def _mysql_values(rows: list[NewRow], now: int) -> Iterator[str]:
         pieces.append(piece)
         size += len(piece)
     yield ",".join(pieces)
-
-
-def _with_signed_epoch(row: NewRow) -> NewRow:
-    return row if row.epoch < 1 << 63 else row._replace(epoch=to_signed(row.epoch))
 
 
 def _purge(connection: Connection, read_before: int, limit: int) -> int:

@@ -38,7 +38,7 @@ class DecodedEntry(NamedTuple):
 
 
 class NewRow(NamedTuple):
-    """A row to insert; `epoch` is unsigned, `bundle_index` goes to the column `index`."""
+    """A row to insert; `bundle_index` goes to the column `index`."""
 
     msg_id: bytes
     msg_type: int

@@ -5,8 +5,6 @@ Conventions, the same on SQLite and MySQL/MariaDB:
 - Ids ascend and are never reused (AUTOINCREMENT; InnoDB keeps its counter on disk since MySQL 8.0 and MariaDB 10.2.4).
 - Times are milliseconds since 1970 UTC, as integers: no time zone of a server or session can shift them.
 - Text is compared byte by byte (utf8mb4_bin, BINARY).
-- An epoch is 64 unsigned bits, and integers of SQLite are signed, so the column holds the signed number with the same
-  bits (`to_signed`).
 
 To add a table or a column: declare it here; write a step `migrations/versions/v000N_*.py` that makes the same change
 (`tests/contract/sql/test_schema.py` compares both on SQLite and MariaDB); use it in the adapter beside this file and
@@ -21,7 +19,6 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     ColumnElement,
-    Dialect,
     ForeignKey,
     Index,
     Integer,
@@ -30,7 +27,6 @@ from sqlalchemy import (
     SmallInteger,
     String,
     Table,
-    TypeDecorator,
     UniqueConstraint,
     or_,
     text,
@@ -38,16 +34,6 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
-
-
-def to_signed(number: int) -> int:
-    """Return the signed 64-bit number with the same bits as this unsigned one."""
-    return number - (1 << 64) if number >= 1 << 63 else number
-
-
-def to_unsigned(number: int) -> int:
-    """Return the unsigned 64-bit number with the same bits as this signed one."""
-    return number & (1 << 64) - 1
 
 
 def to_ms(seconds: float) -> int:
@@ -58,19 +44,6 @@ def to_ms(seconds: float) -> int:
 def to_s(milliseconds: int) -> float:
     """Return seconds of milliseconds."""
     return milliseconds / 1000
-
-
-class Epoch(TypeDecorator[int]):
-    """64 unsigned bits in a signed BIGINT."""
-
-    impl = BigInteger
-    cache_ok = True
-
-    def process_bind_param(self, value: int | None, dialect: Dialect) -> int | None:
-        return None if value is None else to_signed(value)
-
-    def process_result_value(self, value: int | None, dialect: Dialect) -> int | None:
-        return None if value is None else to_unsigned(value)
 
 
 class now_ms(FunctionElement[int]):  # noqa: N801  (an SQL function, named like one)
@@ -119,6 +92,15 @@ def _number(name: str, default: int | None = None) -> Column[int]:
     return Column(name, BigInteger, nullable=False, server_default=None if default is None else text(str(default)))
 
 
+# One row, which the first connector adds.  Connectors keep the secret that they read at their start.
+im_mesh = Table(
+    "im_mesh",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("secret", _Hash, nullable=False),
+    **_TABLE,
+)
+
 im_user = Table(
     "im_user",
     metadata,
@@ -136,7 +118,7 @@ im_device = Table(
     Column("id", _Id, primary_key=True),
     Column("user_id", BigInteger, ForeignKey("im_user.id", name="fk_device_user"), nullable=False),
     Column("name", String(64), nullable=False),
-    Column("epoch", Epoch, nullable=False),
+    _number("epoch"),
     _number("last_seen"),
     _number("gmt_create"),
     # The lease of the queue.  An empty owner means free.  The fencing token only rises.
@@ -157,7 +139,7 @@ im_token = Table(
     Column("user_id", BigInteger, ForeignKey("im_user.id", name="fk_token_user"), nullable=False),
     # NULL: valid for REST only.
     Column("device_id", BigInteger, ForeignKey("im_device.id", name="fk_token_device", ondelete="CASCADE")),
-    Column("epoch", Epoch, nullable=False),
+    _number("epoch"),
     _number("expires_at"),
     _number("gmt_create"),
     UniqueConstraint("token_hash", name="uq_token_hash"),
@@ -227,7 +209,7 @@ im_offline = Table(
     Column("gmt_read", BigInteger),
     _number("from_user_id"),
     _number("from_device"),
-    Column("epoch", Epoch, nullable=False),
+    _number("epoch"),
     Column("destination_type", SmallInteger, nullable=False),
     _number("destination_id"),
     _number("destination_device"),

@@ -16,7 +16,7 @@ from meshim.chunks import chunks
 from meshim.client.rest import Api
 from meshim.errors import ApiError, BackendUnavailable
 from meshim.stores.ports import Lease
-from scripts.harness.clients.misbehaving import TIMEOUT_S, WINDOW, MisbehavingClient, pause
+from scripts.harness.clients.misbehaving import TIMEOUT_S, MisbehavingClient, pause
 from scripts.harness.clients.raw_zmtp import send_endless_message
 from scripts.harness.clients.zmq_context import ZmqContext, context
 from scripts.harness.mesh.users import MeshUser, text_envelope
@@ -91,22 +91,6 @@ async def window_overrun(zmq_context: ZmqContext, options: AttackOptions) -> Cou
     """Send data frames with ascending numbers at full speed, whether or not the connector acknowledges them."""
     envelopes = [text_envelope(options.users[0], options.users[1].user, 1, os.urandom(options.size))]
     return await _repeatedly(zmq_context, options, lambda client, number: client.submit(envelopes, number))
-
-
-async def early_frames(zmq_context: ZmqContext, options: AttackOptions) -> Counts:
-    """Send all frames of the window but the first, at maximum size: the connector has to stash or drop them."""
-    body = os.urandom(60_000)
-
-    def fill(client: MisbehavingClient, number: int) -> bool:
-        if number >= WINDOW:
-            return False
-        user = client.user
-        assert user is not None
-        return client.submit(
-            [text_envelope(user, options.users[0].user, seq, body) for seq in (1, 2, 3, 4)], number + 1
-        )
-
-    return await _repeatedly(zmq_context, options, fill, at_once=len(options.users))
 
 
 async def endless_submits(zmq_context: ZmqContext, options: AttackOptions) -> Counts:
@@ -249,7 +233,7 @@ async def login_storm(_: ZmqContext, options: AttackOptions) -> Counts:
             while time.monotonic() < began + options.seconds:
                 tried += 1
                 try:
-                    await api.login(name, password, "phone", secrets.randbits(64))
+                    await api.login(name, password, "phone", secrets.randbits(53), takeover=True)
                     took_s.append(time.monotonic() - began)
                     return
                 except (ApiError, BackendUnavailable) as error:
@@ -280,7 +264,7 @@ async def large_sync(zmq_context: ZmqContext, options: AttackOptions) -> Counts:
 ATTACKS: dict[str, Attack] = {
     function.__name__: function
     for function in (
-        never_reads, window_overrun, early_frames, endless_submits, huge_frames, endless_parts, undecodable_frames,
+        never_reads, window_overrun, endless_submits, huge_frames, endless_parts, undecodable_frames,
         never_greets, greeting_storm, login_storm, large_sync,
     )
 }  # fmt: skip

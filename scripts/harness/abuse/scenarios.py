@@ -62,7 +62,6 @@ GROUPS: dict[str, tuple[Scenario, ...]] = {
     ),
     "floods": (
         Scenario("window_overrun", size=4_096, expected=(("sent", 200),)),
-        Scenario("early_frames", people=40, expected=(("sent", 200),)),
         Scenario(
             "endless_submits", people=4, size=128, expected=(("submitted", 5_000),), at_most=(("submitted", 80_000),),
         ),

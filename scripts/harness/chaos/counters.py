@@ -11,11 +11,11 @@ from meshim.deploy.state import DataFolder, read
 from meshim.runtime import counters
 
 SHOWN: dict[str, tuple[str, ...]] = {
-    "resent": ("connector", "transfer", "client"),
+    "resent": ("client",),
     "rerouted": ("connector",),
     "stored": ("transfer",),
     "synced": ("connector",),
-    "deduplicated": ("connector", "transfer", "client"),
+    "deduplicated": ("client",),
     "fenced": ("connector", "writer"),
     "woken": ("connector",),
     "deferred": ("connector",),

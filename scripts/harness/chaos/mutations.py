@@ -25,7 +25,7 @@ from meshim.deploy.state import DataFolder
 from scripts.harness.mesh.local_mesh import MESHIM
 from tests.sim.breaks import broken
 
-MUTATIONS = ("dedup", "read-before-ack", "sent-before-puback", "sent-on-first-copy", "after", "ack-before-commit")
+MUTATIONS = ("dedup", "read-before-ack", "sent-before-puback", "sent-on-first-copy", "cookie", "ack-before-commit")
 
 _PROGRAM = (sys.executable, "-P", "-m", "scripts.harness.chaos.mutations")
 _forever = ExitStack()

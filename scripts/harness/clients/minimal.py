@@ -1,8 +1,8 @@
 """A client with little CPU and memory, so that one machine can run thousands beside the mesh that they measure.
 
 It implements what docs/protocol.md requires: greeting, window, frames in order and once, acknowledgements,
-deduplication, resend of unsettled messages, `delivered` receipts for stored messages, and heartbeats.  All its state is
-in memory, and it does not encrypt bodies.
+deduplication, resend of unsettled messages, `delivered` receipts for stored messages, and answers to heartbeats.  All
+its state is in memory, and it does not encrypt bodies.
 
 Messages that are sent within one turn of the event loop share a frame.
 """
@@ -26,6 +26,7 @@ GREET, WELCOME, DATA, ACK, PING, PONG, CLOSE, RESET, STORED_STATE = 1, 2, 3, 4, 
 SUBMIT, DELIVERY, OUTCOME = 1, 2, 3
 DELIVERED, STORED, REJECTED, BUSY = 1, 2, 3, 4
 USER, DEVICE = 1, 2
+QUIT = 16
 TEXT, RECEIPT = 1, 3
 VERSION = 1
 WINDOW = 32
@@ -51,9 +52,8 @@ class MinimalClient:
     __slots__ = (
         "_ack_due",
         "_ack_timer",
-        "_after",
+        "_cookies",
         "_flushing",
-        "_heartbeat_s",
         "_ids",
         "_loop",
         "_next_seq",
@@ -65,9 +65,6 @@ class MinimalClient:
         "_received",
         "_received_acked",
         "_seen_above",
-        "_sent_last_at",
-        "_stash",
-        "_unacked",
         "_watermarks",
         "caught_up",
         "closed",
@@ -87,7 +84,7 @@ class MinimalClient:
     def __init__(self, context: ZmqContext, endpoint: str, server_key: bytes, me: SeededUser) -> None:
         """`server_key` is empty where links are plain."""
         self.me = me
-        self.link = secrets.randbits(64)
+        self.link = secrets.randbits(53)
         self.window = 1
         self.closed = False
         self.resent = self.doubled = 0
@@ -95,26 +92,22 @@ class MinimalClient:
         self.on_message: Callable[[bytes, int], None] | None = None
         """Called with the body of every new message and the user id of its sender."""
         self.on_settled: Callable[[Destination, int, int], None] | None = None
-        """Called with destination, seq and DELIVERED or STORED when all copies of a message are accounted for."""
+        """Called with destination, seq and DELIVERED or STORED when the outcome of a message is final."""
         self.pending: dict[Destination, deque[list[Any]]] = {}
-        """Unsettled messages by destination: [seq, submit item, time of submission, accounted copies]."""
+        """Unsettled messages by destination: [seq, envelope, time of submission, destination]."""
         self._loop = asyncio.get_running_loop()
         self._ids = count(secrets.randbits(62))
         self._next_seq: dict[Destination, int] = {}
         self._receipts_due: dict[Destination, list[int]] = {}
         """By stream, the seqs that the next receipt names."""
-        self._after: dict[Destination, dict[Destination, int]] = {}
-        """By destination and copy, the highest stored position: live copies must not overtake it."""
+        self._cookies: dict[Destination, bytes] = {}
+        """By destination, that of the latest outcome: live copies must not overtake stored ones."""
         self._outgoing: deque[list[Any]] = deque()
-        self._unacked: dict[int, Any] = {}
         self._number = self._number_acked = self._received = self._received_acked = 0
-        self._stash: dict[int, Any] = {}
         self._watermarks: dict[Destination, int] = {}
         self._seen_above: dict[Destination, set[int]] = {}
         self._ack_due = self._flushing = self._reading = False
         self._ack_timer: asyncio.TimerHandle | None = None
-        self._heartbeat_s = 10.0
-        self._sent_last_at = 0.0
         self.welcomed: asyncio.Future[None] = self._loop.create_future()
         self.caught_up: asyncio.Future[None] = self._loop.create_future()
         """Done when the offline queue is empty.  Until then new messages to this device are stored, too."""
@@ -151,8 +144,7 @@ class MinimalClient:
         me = self.me
         envelope_id, now = next(self._ids).to_bytes(16, "big"), int(time.time() * 1000)
         envelope = _pack((VERSION, envelope_id, me.user, me.user, me.epoch, to, seq, base, kind, 0, now, body))
-        after = tuple((*copy, position) for copy, position in self._after.get(to, {}).items())
-        entry = [seq, (SUBMIT, envelope, after), self._loop.time(), None]
+        entry = [seq, envelope, self._loop.time(), to]
         waiting.append(entry)
         self._outgoing.append(entry)
         self._schedule_flush()
@@ -177,14 +169,15 @@ class MinimalClient:
             return
         outgoing = self._outgoing
         while outgoing and self._number - self._number_acked < self.window:
-            items = [outgoing.popleft()[1] for _ in range(min(ITEMS_MAX, len(outgoing)))]
+            items = [self._submit(outgoing.popleft()) for _ in range(min(ITEMS_MAX, len(outgoing)))]
             self._number += 1
-            frame = _pack((DATA, self.link, self._number, self._received, (), items))
-            self._unacked[self._number] = [self._loop.time(), frame]
             self._ack_due, self._received_acked = False, self._received
-            self._send_bytes(frame)
+            self._send_frame((DATA, self.link, self._number, self._received, items))
         if self._ack_due and self._ack_timer is None:
             self._acknowledge()
+
+    def _submit(self, message: list[Any]) -> tuple[int, bytes, bytes]:
+        return SUBMIT, message[1], self._cookies.get(message[3], b"")
 
     def _acknowledge(self) -> None:
         """Send the acknowledgement as a frame of its own."""
@@ -194,12 +187,8 @@ class MinimalClient:
             self._send_frame([ACK, self.link, self._received])
 
     def _send_frame(self, frame: Sequence[Any]) -> None:
-        self._send_bytes(_pack(frame))
-
-    def _send_bytes(self, frame: bytes) -> None:
-        self._sent_last_at = self._loop.time()
         try:
-            self.socket.send(frame, zmq.NOBLOCK)
+            self.socket.send(_pack(frame), zmq.NOBLOCK)
         except zmq.Again:
             self._fail("nothing can be sent")
             return
@@ -208,16 +197,10 @@ class MinimalClient:
             self._loop.call_soon(self._readable)
 
     def _tick(self) -> None:
-        """Every second: send a heartbeat if one is due, and resend unacknowledged frames and unsettled messages."""
+        """Every second: submit again what was not settled in time."""
         if self.closed:
             return
         now = self._loop.time()
-        if now - self._sent_last_at >= self._heartbeat_s:
-            self._send_frame([PING, self.link])
-        for entry in self._unacked.values():
-            if now - entry[0] >= TICK_S:
-                entry[0] = now
-                self._send_bytes(entry[1])
         for waiting in self.pending.values():
             for message in waiting:
                 if now - message[2] < RESEND_S:
@@ -248,15 +231,12 @@ class MinimalClient:
             self._acknowledged(frame[3])
             number = frame[2]
             self._ack_due = True
-            if number == self._received + 1:
-                self._received = number
-                self._items(frame[5])
-                while self._stash and (stashed := self._stash.pop(self._received + 1, None)) is not None:
-                    self._received += 1
-                    self._items(stashed)
-            elif number > self._received:
-                self._stash[number] = frame[5]
-            if number != self._received or self._received - self._received_acked >= WINDOW // 2:
+            if number != self._received + 1:
+                self._fail(f"frame {number} came where {self._received + 1} was expected")
+                return
+            self._received = number
+            self._items(frame[4])
+            if self._received - self._received_acked >= WINDOW // 2:
                 self._acknowledge_now()
         elif kind == ACK:
             self._acknowledged(frame[2])
@@ -264,7 +244,6 @@ class MinimalClient:
             self._send_frame([PONG, self.link])
         elif kind == WELCOME:
             self.window = frame[6]
-            self._heartbeat_s = frame[9] / 1000
             self.welcomed.set_result(None)
             self._schedule_flush()
         elif kind == STORED_STATE:
@@ -285,8 +264,6 @@ class MinimalClient:
 
     def _acknowledged(self, number: int) -> None:
         if number > self._number_acked:
-            for each in range(self._number_acked + 1, number + 1):
-                del self._unacked[each]
             self._number_acked = number
             if self._outgoing:
                 self._schedule_flush()
@@ -331,26 +308,19 @@ class MinimalClient:
             self.on_message(body, user)
 
     def _outcome(self, item: list[Any]) -> None:
-        _, _, _, _, _, to, first, last, status, done, copies, position, *_ = item
+        _, to, first, last, status, final, _, cookie, *why = item
         to = tuple(to)
-        if status == STORED:
-            stored = self._after.setdefault(to, {})
-            for copy in map(tuple, done):
-                stored[copy] = max(position, stored.get(copy, 0))
+        if status in (DELIVERED, STORED):
+            self._cookies[to] = cookie
         waiting = self.pending.get(to)
         if not waiting:
             return
         if status == REJECTED:
-            self._fail(f"a message was rejected: {item[12:]}")
+            self._fail(f"a message was rejected: {why}")
             return
-        if status == BUSY:
-            return  # the resend timer submits it again
+        if not final:
+            return  # after BUSY the resend timer submits it again
         for message in _between(waiting, first, last):
-            if len(copies) > 1:
-                accounted = message[3] = message[3] or set()
-                accounted.update(map(tuple, done))
-                if not all((u, d) in accounted or (u, 0) in accounted for u, d in copies):
-                    continue
             waiting.remove(message)
             if self.on_settled is not None:
                 self.on_settled(to, message[0], status)
@@ -358,7 +328,7 @@ class MinimalClient:
     def close(self) -> None:
         """Say goodbye and close the connection."""
         if not self.closed:
-            self._send_frame([CLOSE, self.link, 14, "bye"])
+            self._send_frame([CLOSE, self.link, QUIT, ""])
             self._release()
 
     def _release(self) -> None:

@@ -14,7 +14,7 @@ from meshim.stores.ports import Lease
 from meshim.wire import client as wire
 from meshim.wire.client import ConnectorFrame, Delivery, Greet, Submit, Welcome
 from meshim.wire.envelope import WIRE_VERSION
-from meshim.wire.link import Ack, Close, Data, Frame, Reset
+from meshim.wire.link import Ack, Close, Data, Frame, Ping, Pong, Reset
 from scripts.harness.clients.zmq_context import ZmqContext
 from scripts.harness.mesh.users import MeshUser
 
@@ -27,7 +27,7 @@ class MisbehavingClient:
 
     def __init__(self, zmq_context: ZmqContext, connector: Lease, user: MeshUser | None, *, deaf: bool = False) -> None:
         self.user = user
-        self.link = secrets.randbits(64)
+        self.link = secrets.randbits(53)
         self.sent_number = self.acknowledged = self.received = 0
         self.deliveries = 0
         self.welcomed: asyncio.Future[Welcome] = asyncio.get_running_loop().create_future()
@@ -88,7 +88,7 @@ class MisbehavingClient:
         if number is None:
             self.sent_number += 1
             number = self.sent_number
-        return self.send(Data(self.link, number, self.received, (), tuple(Submit(envelope) for envelope in envelopes)))
+        return self.send(Data(self.link, number, self.received, tuple(Submit(envelope) for envelope in envelopes)))
 
     async def room(self) -> bool:
         """Wait until the window has room; return False when the connector has ended the link."""
@@ -123,6 +123,8 @@ class MisbehavingClient:
             self.send(Ack(self.link, self.received))
         elif isinstance(frame, Ack):
             self.acknowledged = max(self.acknowledged, frame.ack)
+        elif isinstance(frame, Ping):
+            self.send(Pong(self.link))
         elif isinstance(frame, Close | Reset):
             self.closed_by = frame
             if not self.welcomed.done():

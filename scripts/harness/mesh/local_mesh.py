@@ -14,7 +14,17 @@ from meshim import topology as topologies
 from meshim.deploy.embedded import free_port
 from meshim.deploy.pdeathsig import die_with_parent
 from meshim.errors import MeshimError
-from meshim.topology import Durability, Listener, OnWeak, RestListener, Security, Topology, Worker
+from meshim.topology import (
+    ConnectorListener,
+    Durability,
+    Listener,
+    OnWeak,
+    RestListener,
+    Security,
+    Topology,
+    WebSocketListener,
+    Worker,
+)
 
 MESHIM = (sys.executable, "-m", "meshim")
 
@@ -29,7 +39,7 @@ def topology(
 ) -> Topology:
     """Return a topology on embedded backends; all its addresses are chosen at the start."""
     return Topology(
-        connectors=tuple(Listener(f"c{n}") for n in range(1, connectors + 1)),
+        connectors=tuple(ConnectorListener(f"c{n}", websocket=WebSocketListener()) for n in range(1, connectors + 1)),
         transfers=tuple(Listener(f"t{n}") for n in range(1, transfers + 1)),
         writers=tuple(Worker(f"w{n}") for n in range(1, writers + 1)),
         rest=(RestListener("r1", _ANY_PORT),),

@@ -28,7 +28,7 @@ class SeededUser(NamedTuple):
     def of(cls, number: int) -> "SeededUser":
         """Return the user with this number, from 0; the same in every process."""
         digest = hashlib.sha512(b"seeded user %d" % number).digest()
-        return cls(number + 1, int.from_bytes(digest[:8], "big"), digest[8:40])
+        return cls(number + 1, int.from_bytes(digest[:8], "big") >> 11, digest[8:40])
 
 
 def seed_database(data: Path, count: int, friends: Iterable[tuple[int, int]]) -> Sequence[SeededUser]:

@@ -57,7 +57,7 @@ class UserFactory:
         users: list[MeshUser] = []
         for user in accounts:
             assert user is not None, "the name is new"
-            epoch, token, now = secrets.randbits(64), secrets.token_bytes(32), time.time()
+            epoch, token, now = secrets.randbits(53), secrets.token_bytes(32), time.time()
             device, _ = await self._accounts.log_in(
                 user.user_id, _DEVICE, epoch, hash_token(token), now + TOKEN_S, now, devices_max=10
             )

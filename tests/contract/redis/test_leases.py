@@ -18,8 +18,8 @@ from meshim.stores.redis.leases import RedisLeases
 from tests.contract.outage import up
 from tests.contract.redis.backends import LOG, Backend, open_backend
 
-FIRST = Lease("connector", "c1", 2**62 + 1, "tcp://127.0.0.1:5001", "key-1")
-SECOND = Lease("connector", "c1", 2**62 + 2, "tcp://127.0.0.1:5002", "key-2")
+FIRST = Lease("connector", "c1", 2**62 + 1, "tcp://127.0.0.1:5001", "key-1", "mesh-key-1")
+SECOND = Lease("connector", "c1", 2**62 + 2, "tcp://127.0.0.1:5002", "key-2", "mesh-key-2")
 """Another incarnation of the same connector; as doubles the two numbers would be equal."""
 OTHER = Lease("connector", "c2", 7)
 LONG_S = 60.0

@@ -1,4 +1,4 @@
-"""The port `SessionCache`: logins and accounts stay cached while SQL is down, and a revoked login stays revoked."""
+"""The port `SessionCache`: what is cached is there while SQL is down, and a revoked login stays revoked."""
 
 import time
 from collections.abc import AsyncIterator
@@ -21,7 +21,7 @@ async def backend(request: pytest.FixtureRequest, namespace: str) -> AsyncIterat
 
 async def test_a_login_is_cached_until_it_is_dropped(backend: Backend) -> None:
     cache, elsewhere = backend.session_cache(), backend.session_cache()
-    login = Login(user=1, device=2, epoch=2**64 - 1, expires_at=backend.now() + 60.0)
+    login = Login(user=1, device=2, epoch=2**53 - 1, expires_at=backend.now() + 60.0)
     assert await elsewhere.logins([]) == []
     assert await elsewhere.logins([ONE]) == [None]
     await cache.put_login(ONE, login)
@@ -105,6 +105,15 @@ async def test_a_large_account_is_kept_whole(backend: Backend) -> None:
     account = Account(1, tuple(range(10)), tuple(range(2**62, 2**62 + 5000)), 1000.0)
     await cache.put_accounts([account])
     assert await cache.accounts([1]) == [account]
+
+
+async def test_the_secret_of_the_mesh_is_kept_until_it_is_replaced(backend: Backend) -> None:
+    cache, elsewhere = backend.session_cache(), backend.session_cache()
+    assert await cache.mesh_secret() is None
+    await cache.put_mesh_secret(ONE)
+    assert await elsewhere.mesh_secret() == ONE
+    await elsewhere.put_mesh_secret(OTHER)
+    assert await cache.mesh_secret() == OTHER
 
 
 async def test_values_of_an_unknown_version_are_missing(valkey_url: str, namespace: str) -> None:

@@ -14,11 +14,12 @@ from meshim.runtime import crypto
 from meshim.runtime.crypto import MasterKey
 from meshim.stores.ports import Binding, CachedLogin, Lease, Login
 from meshim.wire import rest
+from meshim.wire.bounds import INTEGER_MAX
 from meshim.wire.notification import AccountChanged, Kick
 from tests.contract.rest.world import World, world_of
 
 PASSWORD = "correct horse"
-EPOCH = (1 << 64) - 1
+EPOCH = INTEGER_MAX
 
 
 @pytest.fixture(params=["memory", "sqlite", "mariadb"])
@@ -122,13 +123,18 @@ async def test_an_import_from_another_machine_is_refused(world: World, address: 
 
 
 async def test_a_login_registers_its_device_and_lists_the_connectors(world: World) -> None:
-    await world.leases.acquire(Lease("connector", "c1", 7, "tcp://127.0.0.1:4001", "k" * 40), 60.0)
+    await world.leases.acquire(Lease("connector", "c1", 7, "tcp://127.0.0.1:4001", "k" * 40, url="wss://h/c1"), 60.0)
     async with world.api() as api:
         alice = await api.register("alice", PASSWORD)
         answer = await api.login("Alice", PASSWORD, "phone", EPOCH)
-        assert (answer.user_id, answer.name, answer.epoch) == (alice.user_id, "alice", "f" * 16)
-        assert answer.connectors == (rest.Connector("c1", "tcp://127.0.0.1:4001", "k" * 40),)
+        assert (answer.user_id, answer.name, answer.epoch) == (alice.user_id, "alice", EPOCH)
+        assert answer.connectors == (rest.Connector("c1", "tcp://127.0.0.1:4001", "k" * 40, "wss://h/c1"),)
         assert await api.connectors() == answer.connectors
+        # The second one is behind the same load balancer.
+        await world.leases.acquire(
+            Lease("connector", "c2", 8, "tcp://127.0.0.1:4001", "k" * 40, url="wss://h/c1"), 60.0
+        )
+        assert await api.connectors() == (rest.Connector("c1,c2", "tcp://127.0.0.1:4001", "k" * 40, "wss://h/c1"),)
     # A connector finds the login in the cache, and the same one in the database.
     login = Login(alice.user_id, answer.device_id, EPOCH, answer.expires_at)
     [cached] = await world.cache.logins([token_hash(answer.token)])
@@ -143,15 +149,42 @@ async def test_a_login_registers_its_device_and_lists_the_connectors(world: Worl
     assert world.recorded.notifications == [(None, AccountChanged((alice.user_id,)))]
 
 
-async def test_a_second_login_takes_the_device_over(world: World) -> None:
+async def test_another_state_file_gets_a_device_only_by_a_takeover(world: World) -> None:
+    """H11: and the login that is refused takes no token of the device from the cache."""
+    async with world.api() as api, world.api() as other:
+        await api.register("alice", PASSWORD)
+        first = await api.login("alice", PASSWORD, "phone", 1)
+        for redis in (True, False):
+            world.turn(redis=redis)
+            with pytest.raises(
+                ApiError, match=r"uses the device phone with another state file.*log in as another device"
+            ) as e:
+                await other.login("alice", PASSWORD, "phone", 2)
+            assert (e.value.status, e.value.code) == (409, "device_in_use")
+        world.turn()
+        [cached] = await world.cache.logins([token_hash(first.token)])
+        assert cached is not None
+        second = await other.login("alice", PASSWORD, "phone", 2, takeover=True)
+        assert second.device_id == first.device_id
+        with pytest.raises(ApiError, match="with another state file"):
+            await api.login("alice", PASSWORD, "phone", 1)
+        assert (await other.login("alice", PASSWORD, "phone", 2)).device_id == first.device_id
+
+
+async def test_a_takeover_ends_the_earlier_session_at_once(world: World) -> None:
     async with world.api() as api:
         await api.register("alice", PASSWORD)
         first = await api.login("alice", PASSWORD, "phone", 1)
+        binding = Binding(first.user_id, first.device_id, 7, 99)
+        await world.presence.online([(binding, (first.device_id,))])
         world.recorded.notifications.clear()
-        second = await api.login("alice", PASSWORD, "phone", 2)
-        assert (second.device_id, second.epoch) == (first.device_id, "0" * 15 + "2")
+        second = await api.login("alice", PASSWORD, "phone", 2, takeover=True)
+        assert (second.device_id, second.epoch) == (first.device_id, 2)
         assert second.token != first.token
-        assert world.recorded.notifications == [], "a known device needs no notification"
+        [(incarnation, kick)] = world.recorded.notifications
+        assert isinstance(kick, Kick)
+        assert (incarnation, kick.user, kick.device, kick.session) == (7, first.user_id, first.device_id, 99)
+        assert kick.code == Code.REPLACED
         assert await world.cache.logins([token_hash(first.token)]) == [None]
         assert await world.accounts.login(token_hash(first.token), 0.0) is None
         async with world.api(first.token) as old:
@@ -175,7 +208,7 @@ async def test_a_login_without_a_device_changes_no_device(world: World) -> None:
         phone = await api.login("alice", PASSWORD, "phone", EPOCH)
         world.recorded.notifications.clear()
         answer = await other.login("alice", PASSWORD)
-        assert (answer.device_id, answer.epoch, answer.connectors) == (0, "0" * 16, ())
+        assert (answer.device_id, answer.epoch, answer.connectors) == (0, 0, ())
         assert await world.cache.logins([token_hash(answer.token)]) == [None], "connectors never see this token"
         assert (await world.accounts.accounts([phone.user_id], 0.0))[phone.user_id].devices == (phone.device_id,)
         assert world.recorded.notifications == []
@@ -215,7 +248,7 @@ async def test_the_devices_of_a_user_are_limited(world: World) -> None:
         with pytest.raises(ApiError, match="3 devices") as refused:
             await api.login("alice", PASSWORD, "one more", 1)
         assert (refused.value.status, refused.value.code) == (409, "too_many_devices")
-        assert (await api.login("alice", PASSWORD, "device 0", 2)).device_id
+        assert (await api.login("alice", PASSWORD, "device 0", 1)).device_id
 
 
 # ---------------------------------------------------------------- logging out
@@ -340,6 +373,22 @@ async def test_an_ended_friendship_keeps_its_keys_for_old_messages(world: World)
         assert again.keys[1].key != before.keys[0].key
 
 
+async def test_a_relation_is_found_by_the_id_of_the_peer_and_only_one_of_the_own(world: World) -> None:
+    async with (
+        await new_user(world, "alice") as alice,
+        await new_user(world, "bob") as bob,
+        await new_user(world, "carol") as carol,
+        world.raw() as http,
+    ):
+        await befriend(world, alice, bob)
+        bobs, carols = [(await alice.user(name)).user_id for name in ("bob", "carol")]
+        assert await alice.relations(bobs) == (await alice.relation("bob"),)
+        assert await alice.relations(carols) == await alice.relations(INTEGER_MAX) == ()
+        assert await carol.relations(bobs) == ()
+        answer = await http.get("/v1/relations?user_id=bob", headers={"authorization": f"Bearer {alice.token}"})
+        assert (answer.status_code, answer.json()["code"]) == (400, "malformed")
+
+
 async def test_refused_and_withdrawn_requests_notify_no_connector(world: World) -> None:
     async with await new_user(world, "alice") as alice, await new_user(world, "bob") as bob:
         await alice.request("bob")
@@ -383,6 +432,39 @@ async def test_presence_covers_friends_on_living_connectors_only(world: World) -
         # The same binding, on a connector whose lease has ended.
         await world.leases.release(Lease("connector", "c1", 7))
         assert [each.online for each in await alice.presence()] == [False]
+
+
+async def test_a_web_page_of_a_listed_origin_may_ask_and_read(world: World) -> None:
+    """Browsers ask first (OPTIONS), since requests have a JSON body or a token."""
+    page, other = "https://chat.example", "https://evil.example"
+    asked = {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type",
+    }
+    security = msgspec.structs.replace(world.topology.security, origins=(page,))
+    world.topology = msgspec.structs.replace(world.topology, security=security)
+    transport = world.transport(app=world.build())
+    async with httpx.AsyncClient(base_url="http://localhost", transport=transport) as http:
+        allowed = await http.options("/v1/login", headers={"Origin": page, **asked})
+        assert allowed.status_code == 204
+        assert allowed.headers["access-control-allow-origin"] == page
+        assert {"authorization", "content-type"} <= set(
+            allowed.headers["access-control-allow-headers"].lower().split(", ")
+        )
+        assert (await http.options("/v1/login", headers={"Origin": other, **asked})).status_code == 400
+        read = await http.get("/healthz", headers={"Origin": page})
+        assert read.headers["access-control-allow-origin"] == page
+        assert read.headers["access-control-expose-headers"] == "retry-after"
+        refused = await http.get("/v1/users/alice", headers={"Origin": page})
+        assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, page)
+        assert "access-control-allow-origin" not in (await http.get("/healthz", headers={"Origin": other})).headers
+
+
+async def test_without_origins_no_web_page_may_read(world: World) -> None:
+    async with world.raw() as http:
+        page = {"Origin": "https://chat.example", "Access-Control-Request-Method": "POST"}
+        for answer in (await http.options("/v1/login", headers=page), await http.get("/healthz", headers=page)):
+            assert not [name for name in answer.headers if name.startswith("access-control-")]
 
 
 async def test_another_master_key_has_its_own_code(world: World) -> None:
@@ -439,7 +521,7 @@ async def test_no_device_is_taken_over_while_redis_is_away(world: World) -> None
         first = await old.login("alice", PASSWORD, "phone", 1)
         world.turn(redis=False)
         with pytest.raises(ApiError, match=r"Redis is away.*try again") as away:
-            await new.login("alice", PASSWORD, "phone", 2)
+            await new.login("alice", PASSWORD, "phone", 2, takeover=True)
         assert (away.value.status, away.value.code) == (503, "backend_unavailable")
         assert away.value.retry_after_s
         login = await world.accounts.login(token_hash(first.token), 0.0)
@@ -448,7 +530,7 @@ async def test_no_device_is_taken_over_while_redis_is_away(world: World) -> None
         assert (await new.login("alice", PASSWORD, "laptop", 3)).device_id != first.device_id
         world.turn()
         assert await old.relations() == (), "the device was not taken over"
-        assert (await new.login("alice", PASSWORD, "phone", 2)).device_id == first.device_id
+        assert (await new.login("alice", PASSWORD, "phone", 2, takeover=True)).device_id == first.device_id
 
 
 async def test_redis_goes_away_during_the_commit_of_a_takeover(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -463,7 +545,7 @@ async def test_redis_goes_away_during_the_commit_of_a_takeover(world: World, mon
         await api.register("alice", PASSWORD)
         first = await api.login("alice", PASSWORD, "phone", 1)
         monkeypatch.setattr(world.accounts, "log_in", last_moment)
-        second = await api.login("alice", PASSWORD, "phone", 2)
+        second = await api.login("alice", PASSWORD, "phone", 2, takeover=True)
     world.turn()
     assert await world.cache.logins([token_hash(first.token)]) == [None]
     assert await world.accounts.login(token_hash(second.token), 0.0) is not None
@@ -480,7 +562,7 @@ async def test_an_uncommitted_takeover_ends_no_login(world: World, monkeypatch: 
         first = await old.login("alice", PASSWORD, "phone", 1)
         monkeypatch.setattr(world.accounts, "log_in", killed)
         with pytest.raises(ApiError):
-            await new.login("alice", PASSWORD, "phone", 2)
+            await new.login("alice", PASSWORD, "phone", 2, takeover=True)
         assert await world.cache.logins([token_hash(first.token)]) == [None]
         assert await old.relations() == ()
 
@@ -492,13 +574,13 @@ async def test_a_login_between_eviction_and_commit_is_revoked(world: World, monk
 
     async def late(*args: Any) -> Any:
         monkeypatch.setattr(world.accounts, "log_in", log_in)
-        between.append(await world.api().login("alice", PASSWORD, "phone", 2))
+        between.append(await world.api().login("alice", PASSWORD, "phone", 2, takeover=True))
         return await log_in(*args)
 
     async with world.api() as api:
         await api.register("alice", PASSWORD)
         monkeypatch.setattr(world.accounts, "log_in", late)
-        last = await api.login("alice", PASSWORD, "phone", 3)
+        last = await api.login("alice", PASSWORD, "phone", 3, takeover=True)
     hashes = [token_hash(answer.token) for answer in (*between, last)]
     assert [each and each.login.epoch for each in await world.cache.logins(hashes)] == [None, 3]
 
@@ -550,8 +632,8 @@ async def problem_of(response: httpx.Response) -> rest.Problem:
         b'"\xff"',
         b'{"name": "alice"}',
         b'{"name": 1, "password": "x"}',
-        b'{"name": "a", "password": "x", "epoch": "1"}',
-        b'{"name": "a", "password": "x", "epoch": "%s"}' % (b"F" * 16),
+        b'{"name": "a", "password": "x", "epoch": 1.5}',
+        b'{"name": "a", "password": "x", "epoch": 9007199254740992}',
         b'{"name": "a", "password": "\\ud800"}',
         b'{"name": "a", "password": "x", "device": ""}',
         b"[" * 10_000,

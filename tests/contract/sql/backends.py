@@ -24,13 +24,14 @@ from meshim.stores.sql.database import Database
 from meshim.stores.sql.partitions import SqlPartitions
 from meshim.stores.sql.queues import SqlQueues
 from meshim.stores.sql.schema import im_device, im_offline, im_position, metadata
+from meshim.wire.bounds import INTEGER_MAX
 from meshim.wire.envelope import Destination, DestinationType, Envelope, Kind, encode_envelope
 from meshim.wire.offline_log import Entry
 
 PARTITIONS = 4
 NOW = 1_800_000_000.0
-EPOCH = (1 << 63) + 7
-"""The epoch of every sender here: above the largest signed 64-bit number."""
+EPOCH = INTEGER_MAX
+"""The epoch of every sender here."""
 
 _TIMEOUT_S = 10.0
 _names = itertools.count(1)
@@ -219,7 +220,7 @@ async def device_ids(ports: Ports, user: User) -> list[int]:
 
 async def stored(ports: Ports, user: User, device: Device) -> list[bytes]:
     """Return the envelopes in the queue, in order."""
-    fence = await ports.queues.claim(device.device_id, "reader", 1 << 62, 60.0)
+    fence = await ports.queues.claim(device.device_id, "reader", 1 << 52, 60.0)
     assert fence is not None
     page = await ports.queues.page(user.user_id, device.device_id, fence, (0, -1), 10_000, 1 << 30, 60.0)
     return [row.envelope for row in page.rows]

@@ -5,8 +5,10 @@ import secrets
 
 import pytest
 
-from meshim.errors import StoreConflict
+from meshim.connector.cookies import SECRET_BYTES
+from meshim.errors import DeviceInUse, StoreConflict
 from meshim.stores.ports import Account, Login, RelationKey, User
+from meshim.wire.bounds import INTEGER_MAX
 from tests.contract.sql.backends import EPOCH, NOW, Backend, Ports, device_ids, device_of, entry, person, processes
 
 # ---------------------------------------------------------------- users
@@ -77,7 +79,7 @@ async def test_log_in_registers_the_device_and_the_token(ports: Ports) -> None:
     assert await ports.accounts.login(secrets.token_bytes(32), NOW) is None
 
 
-@pytest.mark.parametrize("epoch", [0, 1, (1 << 63) - 1, 1 << 63, (1 << 64) - 1])
+@pytest.mark.parametrize("epoch", [0, 1, INTEGER_MAX])
 async def test_every_epoch_is_kept(ports: Ports, epoch: int) -> None:
     alice = await person(ports)
     token = secrets.token_bytes(32)
@@ -86,12 +88,28 @@ async def test_every_epoch_is_kept(ports: Ports, epoch: int) -> None:
     assert await ports.accounts.login(token, NOW) == Login(alice.user_id, device.device_id, epoch, NOW + 60)
 
 
-async def test_second_log_in_takes_the_device_over(ports: Ports) -> None:
+async def test_another_epoch_gets_the_device_only_by_a_takeover(ports: Ports) -> None:
+    """H11: a login that is refused changes nothing."""
+    alice = await person(ports)
+    token, refused, again = secrets.token_bytes(32), secrets.token_bytes(32), secrets.token_bytes(32)
+    await ports.accounts.log_in(alice.user_id, "phone", 1, token, NOW + 60, NOW, 1)
+    with pytest.raises(DeviceInUse, match="phone has logged in with another state file"):
+        await ports.accounts.log_in(alice.user_id, "phone", 2, refused, NOW + 60, NOW, 1)
+    assert await ports.accounts.tokens(alice.user_id, "phone") == {token: 1}
+    await ports.accounts.log_in(alice.user_id, "phone", 1, again, NOW + 60, NOW, 1)
+    await ports.accounts.log_out(again)
+    with pytest.raises(DeviceInUse):
+        await ports.accounts.log_in(alice.user_id, "phone", 2, refused, NOW + 60, NOW, 1)
+
+
+async def test_a_takeover_keeps_the_device(ports: Ports) -> None:
     """R14: the device keeps its id, and so its queue, under a new epoch."""
     alice = await person(ports)
     first_token, second_token = secrets.token_bytes(32), secrets.token_bytes(32)
     first, _ = await ports.accounts.log_in(alice.user_id, "phone", 1, first_token, NOW + 60, NOW, 1)
-    second, revoked = await ports.accounts.log_in(alice.user_id, "phone", 2, second_token, NOW + 60, NOW + 1, 1)
+    second, revoked = await ports.accounts.log_in(
+        alice.user_id, "phone", 2, second_token, NOW + 60, NOW + 1, 1, takeover=True
+    )
     assert (second.device_id, second.epoch, second.last_seen) == (first.device_id, 2, NOW + 1)
     assert revoked == (first_token,)
     assert await ports.accounts.login(first_token, NOW) is None
@@ -104,15 +122,15 @@ async def test_tokens_belong_to_one_device_of_one_user(ports: Ports) -> None:
     logins = ((alice, "phone", of_phone), (alice, "laptop", of_laptop), (bob, "phone", of_bob), (alice, None, for_rest))
     for user, device, token in logins:
         await ports.accounts.log_in(user.user_id, device, 1, token, NOW + 60, NOW, 10)
-    assert await ports.accounts.tokens(alice.user_id, "phone") == (of_phone,)
-    assert await ports.accounts.tokens(bob.user_id, "phone") == (of_bob,)
-    for user_id, device in ((alice.user_id, "Phone"), (bob.user_id, "laptop"), (1 << 62, "phone")):
-        assert await ports.accounts.tokens(user_id, device) == ()
-    await ports.accounts.log_in(alice.user_id, "phone", 2, renewed, NOW + 60, NOW, 10)
-    assert await ports.accounts.tokens(alice.user_id, "phone") == (renewed,)
+    assert await ports.accounts.tokens(alice.user_id, "phone") == {of_phone: 1}
+    assert await ports.accounts.tokens(bob.user_id, "phone") == {of_bob: 1}
+    for user_id, device in ((alice.user_id, "Phone"), (bob.user_id, "laptop"), (1 << 52, "phone")):
+        assert await ports.accounts.tokens(user_id, device) == {}
+    await ports.accounts.log_in(alice.user_id, "phone", 2, renewed, NOW + 60, NOW, 10, takeover=True)
+    assert await ports.accounts.tokens(alice.user_id, "phone") == {renewed: 2}
     await ports.accounts.log_out(renewed)
-    assert await ports.accounts.tokens(alice.user_id, "phone") == ()
-    assert await ports.accounts.tokens(alice.user_id, "laptop") == (of_laptop,)
+    assert await ports.accounts.tokens(alice.user_id, "phone") == {}
+    assert await ports.accounts.tokens(alice.user_id, "laptop") == {of_laptop: 1}
 
 
 async def test_an_expired_token_counts_as_unrevoked(ports: Ports) -> None:
@@ -168,7 +186,7 @@ async def test_logins_at_once_share_one_device(backend: Backend) -> None:
 async def test_login_of_an_unknown_user_is_refused(ports: Ports) -> None:
     for device in ("phone", None):
         with pytest.raises(StoreConflict, match="no such user"):
-            await ports.accounts.log_in(1 << 62, device, 1, secrets.token_bytes(32), NOW, NOW, 10)
+            await ports.accounts.log_in(1 << 52, device, 1, secrets.token_bytes(32), NOW, NOW, 10)
 
 
 async def test_token_for_rest_only_touches_no_device(ports: Ports) -> None:
@@ -211,7 +229,7 @@ async def test_log_out_revokes_once(backend: Backend) -> None:
 async def test_last_seen_only_rises(ports: Ports) -> None:
     alice = await person(ports)
     phone, laptop = await device_of(ports, alice, "phone"), await device_of(ports, alice, "laptop", now=NOW + 20)
-    await ports.accounts.seen([laptop.device_id, phone.device_id, 1 << 62], NOW + 10)
+    await ports.accounts.seen([laptop.device_id, phone.device_id, 1 << 52], NOW + 10)
     for idle_before, left in ((NOW + 10, [phone, laptop]), (NOW + 20, [laptop]), (NOW + 21, [])):
         await ports.accounts.drop_idle_devices(idle_before, 10)
         assert await device_ids(ports, alice) == [device.device_id for device in left]
@@ -357,7 +375,7 @@ async def test_withdrawn_or_refused_request_leaves_nothing(ports: Ports, who: st
 
 async def test_request_to_oneself_or_an_unknown_user_is_refused(ports: Ports) -> None:
     alice = await person(ports)
-    for peer, sentence in ((alice.user_id, "themselves"), (1 << 62, "no such user")):
+    for peer, sentence in ((alice.user_id, "themselves"), (1 << 52, "no such user")):
         with pytest.raises(StoreConflict, match=sentence):
             await ports.accounts.request(alice.user_id, peer, NOW, 100)
 
@@ -422,7 +440,7 @@ async def test_account_has_devices_and_friends(ports: Ports) -> None:
     await _befriend(ports, alice, bob)
     await ports.accounts.request(alice.user_id, carol.user_id, NOW, 100)
     devices, friends = (phone.device_id, laptop.device_id), (bob.user_id, dave.user_id)
-    users = [alice.user_id, carol.user_id, 1 << 62, dave.user_id]
+    users = [alice.user_id, carol.user_id, 1 << 52, dave.user_id]
     assert await ports.accounts.accounts(users, NOW) == {
         alice.user_id: Account(alice.user_id, devices, friends, NOW),
         carol.user_id: Account(carol.user_id, (), (), NOW),
@@ -443,6 +461,14 @@ async def test_logins_by_token(ports: Ports) -> None:
     assert await ports.accounts.logins_by_token([], NOW) == {}
     await ports.accounts.log_out(good)
     assert await ports.accounts.logins_by_token([good], NOW) == {}
+
+
+async def test_the_mesh_has_one_secret_whoever_asks_first(backend: Backend) -> None:
+    asking = await processes(backend, 4)
+    secrets = await asyncio.gather(*(process.accounts.mesh_secret() for process in asking))
+    assert len(set(secrets)) == 1
+    assert len(secrets[0]) == SECRET_BYTES
+    assert await asking[0].accounts.mesh_secret() == secrets[0]
 
 
 async def test_ping_answers(ports: Ports) -> None:

@@ -29,7 +29,7 @@ from tests.contract.sql.backends import (
 
 async def waiting(ports: Ports, user: User, device: Device) -> list[int]:
     """Return the seqs in the queue, in order."""
-    fence = await ports.queues.claim(device.device_id, "reader", 1 << 62, 60.0)
+    fence = await ports.queues.claim(device.device_id, "reader", 1 << 52, 60.0)
     assert fence is not None
     page = await ports.queues.page(user.user_id, device.device_id, fence, (0, -1), 10_000, 1 << 30, 60.0)
     return [decode_envelope(row.envelope).seq for row in page.rows]
@@ -73,9 +73,9 @@ async def test_token_for_rest_only_takes_no_messages(ports: Ports) -> None:
 
 async def test_nothing_is_kept_for_unknown_users_or_deleted_devices(backend: Backend) -> None:
     ports = backend.process()
-    nobody, bob = User(1 << 62, "nobody"), await person(ports)
+    nobody, bob = User(1 << 52, "nobody"), await person(ports)
     fence, _ = await ports.partitions.claim(0, "writer", 60.0) or pytest.fail("not free")
-    gone = Device(1 << 62, "gone", 1, NOW)
+    gone = Device(1 << 52, "gone", 1, NOW)
     entries = [entry(nobody, 1), entry(nobody, 2, [gone]), entry(bob, 3, [gone])]
     written = await ports.partitions.write(0, fence, 1, [(1, entries)], NOW)
     assert (written.devices, written.left_out) == ((), 3)

@@ -124,8 +124,8 @@ async def test_rows_are_ordered_by_position_and_index(ports: Ports) -> None:
 async def test_unknown_users_and_devices_are_left_out_and_counted(ports: Ports) -> None:
     bob, carol = await person(ports), await person(ports)
     phone, foreign = await device_of(ports, bob), await device_of(ports, carol)
-    nobody = User(1 << 62, "nobody")
-    gone = Device(1 << 62, "gone", 1, NOW)
+    nobody = User(1 << 52, "nobody")
+    gone = Device(1 << 52, "gone", 1, NOW)
     entries = [entry(nobody, 1), entry(nobody, 2, [phone]), entry(bob, 4, [gone, phone, foreign])]
     written = await ports.partitions.write(0, await claimed(ports.partitions), 1, [(1, entries)], NOW)
     assert written.devices == ((bob.user_id, phone.device_id),)
@@ -158,7 +158,7 @@ async def test_more_rows_than_one_statement_holds(backend: Backend, ports: Ports
 async def test_many_users_at_once(ports: Ports) -> None:
     users = [user for user in await ports.accounts.register_many([(f"bot{n}", "x") for n in range(30)]) if user]
     devices = [await device_of(ports, user) for user in users]
-    unknown = [User((1 << 61) + number, "") for number in range(2_500)]
+    unknown = [User((1 << 51) + number, "") for number in range(2_500)]
     records = [(1, [entry(user, seq) for seq, user in enumerate([*unknown, *users], 1)])]
     written = await ports.partitions.write(0, await claimed(ports.partitions), 1, records, NOW)
     assert written.left_out == len(unknown)
@@ -213,7 +213,7 @@ def variations(of: Envelope) -> list[Envelope]:
         replace(of, user=of.user + 1),
         replace(of, device=of.device + 1),
         replace(of, epoch=of.epoch - 1),
-        replace(of, epoch=of.epoch - (1 << 63)),
+        replace(of, epoch=of.epoch - (1 << 52)),
         replace(of, seq=of.seq + 1),
         replace(of, to=replace(of.to, type=DestinationType.GROUP)),
         replace(of, to=replace(of.to, id=of.to.id + 1)),
@@ -317,7 +317,7 @@ async def test_writers_of_different_partitions_do_not_disturb_each_other(backend
 
 
 async def read_all(ports: Ports, user: User, device: Device) -> None:
-    fence = await ports.queues.claim(device.device_id, "c", 1 << 62, LEASE_S)
+    fence = await ports.queues.claim(device.device_id, "c", 1 << 52, LEASE_S)
     assert fence is not None
     page = await ports.queues.page(user.user_id, device.device_id, fence, (0, -1), 10_000, 1 << 30, LEASE_S)
     await ports.queues.mark_read(device.device_id, fence, [row.row_id for row in page.rows])

@@ -76,7 +76,7 @@ async def test_peek_returns_positions_and_devices_with_unread_rows(ports: Ports,
     assert await ports.queues.check([]) == ({}, set())
     assert await ports.queues.check([bob.key, carol.key]) == ({bob.partition: 0, carol.partition: 0}, set())
     await bob.store(1, 2, position=5)
-    positions, waiting = await ports.queues.check([bob.key, carol.key, (bob.user.user_id, 1 << 62)])
+    positions, waiting = await ports.queues.check([bob.key, carol.key, (bob.user.user_id, 1 << 52)])
     assert positions == {carol.partition: 0} | {bob.partition: 5}
     assert waiting == {bob.id}
 
@@ -93,7 +93,7 @@ async def test_peek_ignores_read_rows(ports: Ports, bob: Mailbox) -> None:
 
 async def test_peek_takes_many_devices(ports: Ports, bob: Mailbox) -> None:
     await bob.store(1, position=1)
-    many = [(user, (1 << 61) + user) for user in range(1, 3_000)]
+    many = [(user, (1 << 51) + user) for user in range(1, 3_000)]
     positions, waiting = await ports.queues.check([*many, bob.key])
     assert set(positions) == set(range(PARTITIONS))
     assert waiting == {bob.id}
@@ -115,7 +115,7 @@ async def test_lease_keeps_older_sessions_out(bob: Mailbox) -> None:
     await bob.claim("a", 7)
     assert await bob.ports.queues.claim(bob.id, "b", 6, LEASE_S) is None
     await bob.claim("b", 7)  # the holder's session is not above ours
-    await bob.claim("c", 1 << 62)
+    await bob.claim("c", 1 << 52)
     assert await bob.ports.queues.claim(bob.id, "b", 7, LEASE_S) is None
     await bob.claim("c", 3)  # the same connector
 
@@ -151,12 +151,12 @@ async def test_released_queue_is_free_and_only_its_owner_releases_it(bob: Mailbo
 
 
 async def test_queue_of_an_unknown_device_cannot_be_claimed(ports: Ports) -> None:
-    assert await ports.queues.claim(1 << 62, "a", 1, LEASE_S) is None
-    await ports.queues.release(1 << 62, 1)
+    assert await ports.queues.claim(1 << 52, "a", 1, LEASE_S) is None
+    await ports.queues.release(1 << 52, 1)
     with pytest.raises(Fenced):
-        await ports.queues.page(1, 1 << 62, 0, START, 1, 1, LEASE_S)
+        await ports.queues.page(1, 1 << 52, 0, START, 1, 1, LEASE_S)
     with pytest.raises(Fenced):
-        await ports.queues.mark_read(1 << 62, 0, [])
+        await ports.queues.mark_read(1 << 52, 0, [])
 
 
 async def test_claimers_at_once_get_different_fencing_numbers(backend: Backend, bob: Mailbox) -> None:

@@ -196,7 +196,7 @@ class QueueLease(RuleBasedStateMachine):
         """The last claim finds exactly the unmarked rows, in order."""
         self.check(0)
         for at, queue in enumerate(self.queues):
-            self.claim(at, 0, "last", 1 << 62, LEASE_S)
+            self.claim(at, 0, "last", 1 << 52, LEASE_S)
             self.page(at, 1, 0, -1, len(queue.rows) + 1)
 
 

@@ -18,7 +18,7 @@ from meshim.stores.nats.offline_log import JetStreamOfflineLog
 from meshim.stores.ports import Device, User
 from meshim.stores.sql import migrate
 from meshim.stores.sql.schema import im_offline
-from meshim.topology import Backends, Limits, Listener, RestListener, Timers, Topology, Worker, dump
+from meshim.topology import Backends, ConnectorListener, Limits, Listener, RestListener, Timers, Topology, Worker, dump
 from meshim.wire.offline_log import encode_record
 from tests.contract.redis.backends import LOG
 from tests.contract.sql.backends import NOW, Ports, SqlBackend, device_of, entry, person
@@ -38,7 +38,7 @@ async def until(condition: Callable[[], Awaitable[bool]], *, every_s: float = 0.
 
 def topology_of(redis: str, nats: str, sql: str, namespace: str) -> Topology:
     return Topology(
-        connectors=(Listener("c1"),),
+        connectors=(ConnectorListener("c1"),),
         transfers=(Listener("t1"),),
         writers=(Worker("w1"), Worker("w2")),
         rest=(RestListener("r1"),),

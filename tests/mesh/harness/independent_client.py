@@ -19,8 +19,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 GREET, WELCOME, DATA, ACK, PING, PONG, CLOSE, RESET, STORED = 1, 2, 3, 4, 5, 6, 7, 8, 10
 SUBMIT, DELIVERY, OUTCOME = 1, 2, 3
-COPY_DELIVERED, COPY_STORED, REJECTED, BUSY = 1, 2, 3, 4
+DELIVERED, STORED_COPIES, REJECTED, BUSY = 1, 2, 3, 4
 USER, DEVICE = 1, 2
+QUIT = 16
 TEXT, RECEIPT, BASE = 1, 3, 4
 RECEIVED, READ = 1, 2
 WINDOW = 32
@@ -40,10 +41,10 @@ class IndependentClient:
 
     def __init__(self, api: str, name: str, password: str) -> None:
         self.api = api
-        self.epoch = secrets.randbits(64)
+        self.epoch = secrets.randbits(53)
         answer = httpx.post(
             f"{api}/v1/login",
-            json={"name": name, "password": password, "device": DEVICE_NAME, "epoch": f"{self.epoch:016x}"},
+            json={"name": name, "password": password, "device": DEVICE_NAME, "epoch": self.epoch, "takeover": True},
         ).json()
         self.token = urlsafe_b64decode(answer["token"] + "=")
         self.user, self.device = answer["user_id"], answer["device_id"]
@@ -55,9 +56,8 @@ class IndependentClient:
         }
         # The outbox: by (destination, seq).
         self.next_seq: dict[tuple[int, ...], int] = {}
-        self.after: dict[tuple[int, ...], dict[tuple[int, int], int]] = {}
+        self.cookies: dict[tuple[int, ...], bytes] = {}
         self.pending: dict[tuple[tuple[int, ...], int], bytes] = {}
-        self.accounted: dict[tuple[tuple[int, ...], int], set[tuple[int, int]]] = {}
         self.states: dict[tuple[tuple[int, ...], int], set[str]] = {}
         self.codes: dict[tuple[tuple[int, ...], int], int] = {}
         self.busy: dict[tuple[tuple[int, ...], int], float] = {}
@@ -106,12 +106,11 @@ class IndependentClient:
             self.socket.set(zmq.CURVE_PUBLICKEY, public)
             self.socket.set(zmq.CURVE_SECRETKEY, secret)
         self.socket.connect(connector["endpoint"])
-        self.link = secrets.randbits(64)
+        self.link = secrets.randbits(53)
         self.acknowledges = acknowledges
         self.frames = []
         self.sent_number = self.sent_acknowledged = 0
         self.received_number = 0
-        self.early: dict[int, list[Any]] = {}
         self.welcome: Any = None
         for frame in before_greeting:
             self.socket.send(frame)
@@ -123,7 +122,7 @@ class IndependentClient:
 
     def disconnect(self) -> None:
         """Say goodbye with a CLOSE, and end the connection."""
-        self.send(CLOSE, self.link, 14, "bye")
+        self.send(CLOSE, self.link, QUIT)
         self.socket.close(200)
 
     def abort(self) -> None:
@@ -132,7 +131,7 @@ class IndependentClient:
 
     def acknowledge(self) -> None:
         """Acknowledge every frame received so far."""
-        self.send(ACK, self.link, self.received_number, sorted(self.early))
+        self.send(ACK, self.link, self.received_number)
 
     def send(self, kind: int, *fields: Any) -> None:
         self.socket.send(pack([kind, *fields]))
@@ -141,9 +140,9 @@ class IndependentClient:
         """Send one item in one frame.  There is no retransmission: a connection over loopback loses nothing."""
         self.until(lambda: self.sent_number - self.sent_acknowledged < self.welcome[6])
         self.sent_number += 1
-        item = [SUBMIT, envelope, [(u, d, position) for (u, d), position in self.after.get(to, {}).items()]]
-        received, early = (self.received_number, sorted(self.early)) if self.acknowledges else (0, [])
-        self.send(DATA, self.link, self.sent_number, received, early, [item])
+        item = [SUBMIT, envelope, self.cookies.get(to, b"")]
+        received = self.received_number if self.acknowledges else 0
+        self.send(DATA, self.link, self.sent_number, received, [item])
 
     def until(self, condition: Callable[[], object]) -> None:
         """Read frames until the condition holds; AssertionError after `_DEADLINE_S`."""
@@ -163,19 +162,19 @@ class IndependentClient:
         if kind == WELCOME:
             self.welcome = frame
         elif kind == DATA:
-            link, number, acknowledged, _, items = fields[:5]
+            link, number, acknowledged, items = fields[:4]
             assert link == self.link
             self.sent_acknowledged = max(self.sent_acknowledged, acknowledged)
-            if self.received_number < number < self.received_number + WINDOW:
-                self.early[number] = items
-            while self.received_number + 1 in self.early:
-                self.received_number += 1
-                for item in self.early.pop(self.received_number):
-                    self.on_outcome(*item[1:]) if item[0] == OUTCOME else self.on_delivery(*item[1:])
+            assert number == self.received_number + 1
+            self.received_number += 1
+            for item in items:
+                self.on_outcome(*item[1:]) if item[0] == OUTCOME else self.on_delivery(*item[1:])
             if self.acknowledges:
                 self.acknowledge()
         elif kind == ACK:
             self.sent_acknowledged = max(self.sent_acknowledged, fields[1])
+        elif kind == PING:
+            self.send(PONG, self.link)
 
     def frames_of(self, kind: int) -> list[Any]:
         """The frames of this kind that arrived on this connection."""
@@ -207,24 +206,18 @@ class IndependentClient:
         return to, seq
 
     def on_outcome(
-        self, _: int, user: int, device: int, epoch: int, to: list[int], first: int, last: int, status: int,
-        done: list[Any], copies: list[Any], position: int, code: int, *more: Any,
+        self, to: list[int], first: int, last: int, status: int, final: bool, audience: int, cookie: bytes, code: int,
+        *more: Any,
     ) -> None:  # fmt: skip
-        assert (user, device, epoch) == (self.user, self.device, self.epoch)
+        if status in (DELIVERED, STORED_COPIES):
+            self.cookies[tuple(to)] = cookie
         for seq in range(first, last + 1):
             key = (tuple(to), seq)
-            accounted = self.accounted.setdefault(key, set())
-            if status in (COPY_DELIVERED, COPY_STORED):
-                accounted |= {(u, d) for u, d in done}
-                if copies and all((u, d) in accounted or (u, 0) in accounted for u, d in copies):
-                    self.states[key].add("sent")
-                    self.pending.pop(key, None)
-            if status == COPY_DELIVERED and any(u != self.user for u, _ in done):
+            if final:
+                self.states[key].add("sent")
+                self.pending.pop(key, None)
+            if status == DELIVERED:
                 self.states[key].add("delivered")
-            if status == COPY_STORED:
-                for u, d in done:
-                    after = self.after.setdefault(tuple(to), {})
-                    after[u, d] = max(position, after.get((u, d), 0))
             if status == BUSY:
                 self.busy[key] = time.monotonic() + BUSY_S
             if status == REJECTED:

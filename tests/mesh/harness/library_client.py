@@ -12,7 +12,10 @@ from tests.mesh.harness.real_mesh import DEADLINE_S, PASSWORD, RealMesh
 
 def client(mesh: RealMesh, name: str, device: str = "phone", state: str = "") -> Client:
     """A device with a state file of its own.  Another `state` is another file, as after a new installation."""
-    return Client(mesh.api, name, PASSWORD, device=device, state=mesh.folder / f"{name}-{device}{state}.db")
+    return Client(
+        mesh.api, name, PASSWORD, device=device, state=mesh.folder / f"{name}-{device}{state}.db",
+        transport=mesh.transport,
+    )  # fmt: skip
 
 
 async def receive(

@@ -36,16 +36,19 @@ WaitEnded = Callable[[], int]
 
 @contextmanager
 def dealer(
-    endpoint: str, server_key: bytes | None, routing_id: bytes = b""
+    endpoint: str, server_key: bytes | None, routing_id: bytes = b"", keys: tuple[bytes, bytes] | None = None
 ) -> "Iterator[tuple[zmq.Socket[bytes], WaitEnded]]":
-    """A DEALER that connects once; without a server key it uses the NULL mechanism."""
+    """A DEALER that connects once; without a server key it uses the NULL mechanism.
+
+    `keys` are its own (public, secret), by default new ones.
+    """
     made = _context.socket(zmq.DEALER)
     made.set(zmq.LINGER, 0)
     made.set(zmq.RECONNECT_IVL, -1)
     if routing_id:
         made.set(zmq.ROUTING_ID, routing_id)
     if server_key is not None:
-        public, secret = zmq.curve_keypair()
+        public, secret = keys or zmq.curve_keypair()
         made.set(zmq.CURVE_SERVERKEY, server_key)
         made.set(zmq.CURVE_PUBLICKEY, public)
         made.set(zmq.CURVE_SECRETKEY, secret)

@@ -1,6 +1,7 @@
 """A whole mesh for tests: `meshim up` in a folder of its own, with its processes by name and its users."""
 
 import asyncio
+import copy
 import itertools
 import json
 import os
@@ -15,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from meshim.client.connection import Transport
 from meshim.client.rest import Api
 from meshim.deploy.embedded import free_port
 from meshim.deploy.state import DataFolder, Phase, RoleState, read
@@ -34,8 +36,16 @@ class RealMesh:
 
     def __init__(self, api: str, folder: Path) -> None:
         self.api = api
+        self.transport: Transport = "auto"
+        """How `library_client.client` connects."""
         self.folder = folder
         self.data = DataFolder(folder / "data")
+
+    def over(self, transport: Transport) -> "RealMesh":
+        """The same mesh, for clients with this transport."""
+        mesh = copy.copy(self)
+        mesh.transport = transport
+        return mesh
 
     # ---------------------------------------------------------------- users
 

@@ -25,7 +25,6 @@ def short(
     "scenario",
     [
         short("never_reads", "sent", 100, people=6, seconds=4.0, size=16_384),
-        short("early_frames", "sent", 100, people=16, seconds=2.0),
         short("endless_submits", "submitted", 1_000, people=4, size=128, seconds=2.0, at_most=40_000),
         short("undecodable_frames", "sent", 200, seconds=2.0, at_most=25_000),
         short("large_sync", "synced", 10_000, size=10_000, stored=10_000, seconds=20.0),

@@ -7,12 +7,15 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import rich_click as click
 
 from meshim import topology
 from meshim.cli import main as command_line
 from meshim.errors import BackendUnavailable, UsageError
+from meshim.runtime.sockets import key_file
+from meshim.topology import Backends, Security
 
 Meshim = Callable[..., tuple[int, str, str]]
 
@@ -120,6 +123,36 @@ def test_a_valid_topology_is_summarised(meshim: Meshim, tmp_path: Path) -> None:
         "good.yaml is a topology: 2 connectors, 2 transfers, 1 writers, 1 rest.\n",
         "",
     )
+
+
+def test_a_new_connector_key_is_made_once(meshim: Meshim, tmp_path: Path) -> None:
+    code, output, errors = meshim("key", "new", "connector.key")
+    public = key_file.load(tmp_path / "connector.key").public.decode()
+    assert (code, errors) == (0, "")
+    assert output == (
+        f"connector.key holds a new key pair with the public key {public}: copy it to the host of every connector.\n"
+    )
+    again = "meshim: connector.key exists already, and clients may know its key: choose another name.\n"
+    assert meshim("key", "new", "connector.key") == (2, "", again)
+
+
+def test_a_connector_does_not_start_with_a_wrong_key_file(meshim: Meshim, tmp_path: Path) -> None:
+    backends = Backends("redis://127.0.0.1:1/0", "nats://127.0.0.1:1", "sqlite:////nowhere.db")
+    mesh = msgspec.structs.replace(
+        topology.default(), backends=backends, security=Security(connector_key_file="connector.key")
+    )
+    (tmp_path / "mesh.yaml").write_text(topology.dump(mesh))
+    missing = "does not exist: make it with `meshim key new connector.key`, once for all connectors."
+    assert meshim("connector", "c1", "-t", "mesh.yaml") == (
+        2,
+        "",
+        f"meshim: The connector key connector.key {missing}\n",
+    )
+    meshim("key", "new", "connector.key")
+    (tmp_path / "connector.key").chmod(0o644)
+    code, _, errors = meshim("connector", "c1", "-t", "mesh.yaml")
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "(mode 0644): run chmod 600 on it." in errors
 
 
 def test_files_in_an_existing_folder_are_readable_by_their_owner_only(meshim: Meshim, tmp_path: Path) -> None:

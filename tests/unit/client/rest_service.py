@@ -18,6 +18,8 @@ class RestService:
 
     def __init__(self) -> None:
         self.away = self.slow = self.busy = False
+        self.taken_over = False
+        """Whether another state file has the device."""
         self.user_id, self.device_id = 1, 10
         self.mesh = "this"
         self.connectors: tuple[rest.Connector, ...] = (rest.Connector("c1", "tcp://127.0.0.1:1", ""),)
@@ -41,7 +43,7 @@ class RestService:
 
     def _handle(self, request: httpx.Request) -> httpx.Response:
         path = request.url.path.removeprefix(rest.PREFIX)
-        self.requests.append(path)
+        self.requests.append(f"{path}?{request.url.query.decode()}".rstrip("?"))
         if self.away:
             raise httpx.ConnectError("refused")
         if self.slow:
@@ -53,7 +55,9 @@ class RestService:
         if path == "/connectors":
             return _json(rest.Connectors(self.connectors))
         if path == "/relations":
-            return _json(rest.Relations(self.relations))
+            wanted = request.url.params.get("user_id")
+            found = [each for each in self.relations if wanted in (None, str(each.peer.user_id))]
+            return _json(rest.Relations(tuple(found)))
         for relation in self.relations:
             if path == f"/relations/{relation.peer.name}":
                 return _json(relation)
@@ -64,6 +68,8 @@ class RestService:
             return self._problem(503, "backend_unavailable", "Redis is away: try again later.")
         if request.password != PASSWORD:
             return self._problem(401, "bad_credentials", "The name or the password is wrong.")
+        if self.taken_over and not request.takeover:
+            return self._problem(409, "device_in_use", "Another state file has the device.")
         self.logins.append(request)
         return _json(
             rest.LoginAnswer(

@@ -22,14 +22,14 @@ def steps(world: World, chance: Random) -> list[Callable[[], object]]:
     return [
         *[lambda: device.send(3 - user, world.now)] * 10,
         *[lambda: device.persist(world.now)] * 15,
-        *[lambda: world.carry_up(user, lose=chance.random() < 0.05)] * 25,
-        *[lambda: world.carry_down(user, lose=chance.random() < 0.05)] * 25,
+        *[lambda: world.carry_up(user)] * 25,
+        *[lambda: world.carry_down(user)] * 25,
         *[lambda: device.read(world.now, mark=chance.random() < 0.5)] * 10,
         *[lambda: world.wait(chance.choice((0.1, 0.5, 1.0, 5.0)))] * 4,
         *[lambda: world.mesh.wake_up(user)] * 3,
         *[lambda: setattr(world.mesh, flag, chance.random() < 0.3)] * 3,
         *[lambda: world.connect(user)] * 12,
-        lambda: world.disconnect(user),
+        *[lambda: world.disconnect(user)] * 2,
         lambda: world.kill(user),
     ]
 

@@ -9,7 +9,7 @@ import pytest
 
 from meshim.client import connection as connection_module
 from meshim.client import events as e
-from meshim.client.connection import BACKOFF_MAX_S, CONNECT_TIMEOUT_S, STABLE_S, Connection
+from meshim.client.connection import BACKOFF_MAX_S, CONNECT_TIMEOUT_S, STABLE_S, Connection, Transport
 from meshim.errors import ApiError, BackendUnavailable, Code, MeshimError, Refused
 from meshim.wire.rest import Connector
 from tests.virtual_time import run
@@ -165,6 +165,28 @@ def test_the_only_connector_is_tried_again(in_world: InWorld) -> None:
         for _ in range(3):
             assert (await world.sockets.next()).endpoint == C1.endpoint
             world.sockets.dealers[-1].lost()
+
+    in_world(test)
+
+
+def test_behind_one_address_a_connector_that_is_shutting_down_costs_no_more_than_a_failed_attempt(
+    in_world: InWorld,
+) -> None:
+    """A load balancer may lead to it again: it refuses the greeting, and the waits grow although they began anew."""
+
+    async def test(world: World) -> None:
+        world.known = (Connector("c1,c2", "tcp://chat.example:5000", ""),)
+        times = []
+        await world.welcome()
+        for _ in range(6):
+            times.append(asyncio.get_running_loop().time())
+            world.connection.ended(e.Disconnect(Code.SHUTTING_DOWN, "leaving"))
+            dealer = await world.sockets.next()
+            assert dealer.endpoint == "tcp://chat.example:5000"
+            dealer.connected()
+        waits = [later - sooner for sooner, later in itertools.pairwise(times)]
+        assert waits == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.8])
+        assert world.fetches == [False, False] + [True] * 5
 
     in_world(test)
 
@@ -360,3 +382,53 @@ async def test_clients_of_one_loop_share_a_context_that_the_last_one_closes() ->
     connection_module.return_context()
     connection_module.return_context()
     assert connection_module._contexts == {}
+
+
+# ---------------------------------------------------------------- transports
+
+
+ZMQ, PLAIN, TLS = "tcp://127.0.0.1:1", "ws://127.0.0.1:2", "wss://chat.example/c1"
+ELSEWHERE = "ws://chat.example/c1"
+
+
+@pytest.mark.parametrize(
+    ("transport", "insecure", "connector", "expected"),
+    [
+        ("auto", False, Connector("c", ZMQ, "", PLAIN), ZMQ),
+        ("auto", False, Connector("c", "", "", TLS), TLS),
+        ("zmq", False, Connector("c", ZMQ, "", PLAIN), ZMQ),
+        ("zmq", False, Connector("c", "", "", PLAIN), None),
+        ("websocket", False, Connector("c", ZMQ, "", PLAIN), PLAIN),
+        ("websocket", False, Connector("c", ZMQ, "", TLS), TLS),
+        ("websocket", False, Connector("c", ZMQ, "", ""), None),
+        ("websocket", False, Connector("c", ZMQ, "", ELSEWHERE), None),
+        ("websocket", True, Connector("c", ZMQ, "", ELSEWHERE), ELSEWHERE),
+    ],
+)
+def test_each_transport_takes_the_connectors_that_have_it(
+    monkeypatch: pytest.MonkeyPatch, transport: Transport, insecure: bool, connector: Connector, expected: str | None
+) -> None:
+    async def main() -> None:
+        sockets, urls = Sockets(), []
+
+        class WebSocket:
+            def __init__(self, url: str, **options: Any) -> None:
+                urls.append(url)
+
+            def close(self, linger_ms: int) -> None:
+                pass
+
+        monkeypatch.setattr(connection_module, "borrow_context", lambda: sockets)
+        monkeypatch.setattr(connection_module, "WebSocketClient", WebSocket)
+        nobody: Any = None
+        driver: Any = Driver()
+        connection = Connection(driver, nobody, nobody, transport, insecure=insecure)
+        if expected is None:
+            with pytest.raises(BackendUnavailable, match=f"with transport {transport}"):
+                await connection._connect_once(b"token", (connector,))
+        else:
+            end = await connection._connect_once(b"token", (connector,))
+            assert end.sentence == "the connector does not answer"
+        assert urls + [dealer.endpoint for dealer in sockets.dealers] == ([expected] if expected else [])
+
+    run(main)

@@ -1,7 +1,6 @@
 """The outbox: when it submits a message, and how outcomes and receipts change the state of one."""
 
-from collections.abc import Sequence
-
+import msgspec
 import pytest
 
 from meshim.client.events import AddToOutbox, PutStream, RecordReceipt, SettleMessage, Snapshot, StatusChanged
@@ -9,6 +8,7 @@ from meshim.client.options import OutboxOptions
 from meshim.client.outbox import Outbox, OutboxUpdate, ranges_of
 from meshim.client.statistics import Statistics
 from meshim.errors import Code
+from meshim.wire.client import Outcome
 from meshim.wire.envelope import (
     WIRE_VERSION,
     Destination,
@@ -20,18 +20,17 @@ from meshim.wire.envelope import (
     decode_envelope,
     encode_envelope,
 )
-from meshim.wire.outcome import Copy, Outcome, OutcomeStatus
+from meshim.wire.outcome import OutcomeStatus
 
 ME, DEVICE, EPOCH, PEER = 1, 10, 7, 2
 BOB = Destination(DestinationType.USER, PEER)
 CAROL = Destination(DestinationType.USER, 3)
 OPTIONS = OutboxOptions(resend_s=4.0, busy_s=0.5, resend_max_s=15.0, settled_max=4)
 EMPTY = Snapshot([], [], [], [], [])
-PHONE, LAPTOP, MY_OTHER = (PEER, 20), (PEER, 21), (ME, 11)
 
 
 def outbox(snapshot: Snapshot = EMPTY, options: OutboxOptions = OPTIONS) -> Outbox:
-    return Outbox(ME, options, snapshot, Statistics())
+    return Outbox(options, snapshot, Statistics())
 
 
 def compose(box: Outbox, to: Destination = BOB, *, persisted: bool = True) -> int:
@@ -53,17 +52,18 @@ def submit(box: Outbox, now: float = 0.0, room: int = 99) -> list[int]:
 def outcome(
     seq: int,
     status: OutcomeStatus,
-    done: Sequence[Copy] = (PHONE,),
-    copies: Sequence[Copy] = (PHONE,),
     *,
+    final: bool | None = None,
+    audience: int = 1,
     last: int | None = None,
     to: Destination = BOB,
-    position: int = 0,
+    cookie: bytes = b"",
     code: int = 0,
 ) -> Outcome:
-    return Outcome(
-        0, ME, DEVICE, EPOCH, to, seq, last or seq, status, tuple(done), tuple(copies), position, code, "why"
-    )  # fmt: skip
+    """DELIVERED and STORED are `final` unless told otherwise."""
+    if final is None:
+        final = status in (OutcomeStatus.DELIVERED, OutcomeStatus.STORED)
+    return Outcome(to, seq, last or seq, status, final, audience if final else 0, cookie, code, "why")
 
 
 def states(update: OutboxUpdate) -> list[tuple[int, str]]:
@@ -129,7 +129,7 @@ def test_waits_after_busy_double_up_to_the_limit() -> None:
     while len(times) < 6:
         if submit(box, now):
             times.append(now)
-            box.outcome(outcome(1, OutcomeStatus.BUSY, (), ()), now)
+            box.outcome(outcome(1, OutcomeStatus.BUSY), now)
         now += 0.25
     assert times == [0.0, 0.5, 1.5, 3.5, 7.5, 11.5]
 
@@ -139,24 +139,34 @@ def test_busy_for_a_settled_message_is_ignored() -> None:
     compose(box)
     submit(box)
     box.outcome(outcome(1, OutcomeStatus.DELIVERED), 0.0)
-    assert box.outcome(outcome(1, OutcomeStatus.BUSY, (), ()), 0.0) == ([], [], [])
+    assert box.outcome(outcome(1, OutcomeStatus.BUSY), 0.0) == ([], [], [])
     assert submit(box, 99.0) == []
 
 
-def test_later_messages_carry_the_highest_stored_position() -> None:
+def test_messages_carry_the_cookie_of_the_latest_outcome_of_their_stream() -> None:
     box = outbox()
     compose(box)
     [first] = box.take(9, 0.0)
-    assert first.after == ()
-    update = box.outcome(outcome(1, OutcomeStatus.STORED, position=17), 0.0)
-    assert update.changes[0] == PutStream(BOB, 2, ((*PHONE, 17),))
-    box.outcome(outcome(1, OutcomeStatus.STORED, position=5), 0.0)  # a late outcome of an earlier attempt
+    assert first.cookie == b""
+    update = box.outcome(outcome(1, OutcomeStatus.STORED, final=False, cookie=b"17"), 0.0)
+    assert update.changes == [PutStream(BOB, 2, b"17")]
+    assert box.outcome(outcome(1, OutcomeStatus.DELIVERED, final=False, cookie=b"17"), 0.0).changes == []
     compose(box)
     [second] = box.take(9, 0.0)
-    assert second.after == ((*PHONE, 17),)
+    assert second.cookie == b"17"
     compose(box, CAROL)
     [third] = box.take(9, 0.0)
-    assert third.after == ()
+    assert third.cookie == b"", "of another stream"
+    box.outcome(outcome(2, OutcomeStatus.BUSY), 0.0)
+    box.outcome(outcome(2, OutcomeStatus.REJECTED), 0.0)
+    compose(box)
+    [fourth] = box.take(9, 0.0)
+    assert fourth.cookie == b"17", "only outcomes of copies have a cookie"
+    update = box.outcome(outcome(3, OutcomeStatus.DELIVERED), 0.0)
+    assert update.changes[0] == PutStream(BOB, 4, b""), "nothing is stored any more"
+    compose(box)
+    [fifth] = box.take(9, 0.0)
+    assert fifth.cookie == b""
 
 
 def test_a_stream_is_full_until_its_lowest_message_is_settled() -> None:
@@ -175,27 +185,32 @@ def test_a_stream_is_full_until_its_lowest_message_is_settled() -> None:
 # ---------------------------------------------------------------- outcomes
 
 
-def test_a_message_settles_when_every_copy_is_accounted_for() -> None:
+def test_a_message_settles_when_its_outcome_is_final() -> None:
     box = outbox()
     compose(box)
-    copies = (PHONE, LAPTOP, MY_OTHER)
-    assert states(box.outcome(outcome(1, OutcomeStatus.STORED, (LAPTOP,), copies, position=3), 0.0)) == []
-    assert states(box.outcome(outcome(1, OutcomeStatus.DELIVERED, (MY_OTHER,), copies), 0.0)) == []
+    assert states(box.outcome(outcome(1, OutcomeStatus.STORED, final=False), 0.0)) == []
+    assert states(box.outcome(outcome(1, OutcomeStatus.DELIVERED, final=False), 0.0)) == []
     assert box.unsettled == 1
-    update = box.outcome(outcome(1, OutcomeStatus.DELIVERED, (PHONE,), copies), 0.0)
+    update = box.outcome(outcome(1, OutcomeStatus.STORED), 0.0)
     assert states(update) == [(1, "delivered")]
     assert update.changes == [SettleMessage(BOB, 1, "delivered")]
     assert box.unsettled == 0
 
 
-def test_delivery_to_an_own_device_is_not_delivered() -> None:
+def test_a_message_that_was_sent_may_be_delivered_later() -> None:
     box = outbox()
     compose(box)
-    copies = (PHONE, MY_OTHER)
-    box.outcome(outcome(1, OutcomeStatus.DELIVERED, (MY_OTHER,), copies), 0.0)
-    assert states(box.outcome(outcome(1, OutcomeStatus.STORED, (PHONE,), copies, position=1), 0.0)) == [(1, "sent")]
-    assert states(box.outcome(outcome(1, OutcomeStatus.DELIVERED, (MY_OTHER,), copies), 0.0)) == []
-    assert states(box.outcome(outcome(1, OutcomeStatus.DELIVERED, (PHONE,), copies), 0.0)) == [(1, "delivered")]
+    assert states(box.outcome(outcome(1, OutcomeStatus.STORED), 0.0)) == [(1, "sent")]
+    assert states(box.outcome(outcome(1, OutcomeStatus.STORED), 0.0)) == []
+    assert states(box.outcome(outcome(1, OutcomeStatus.DELIVERED, final=False), 0.0)) == [(1, "delivered")]
+
+
+def test_an_unknown_status_settles_nothing() -> None:
+    box = outbox()
+    compose(box)
+    strange = msgspec.structs.replace(outcome(1, OutcomeStatus.STORED, cookie=b"cookie"), status=99)
+    assert box.outcome(strange, 0.0) == ([], [], [])
+    assert box.unsettled == 1
 
 
 def test_one_outcome_settles_many_messages() -> None:
@@ -221,7 +236,7 @@ def test_an_outcome_of_an_unknown_stream_is_ignored() -> None:
 def test_rejected_has_its_reason_and_is_final() -> None:
     box = outbox()
     compose(box)
-    update = box.outcome(outcome(1, OutcomeStatus.REJECTED, (), (), code=Code.NOT_FRIENDS), 0.0)
+    update = box.outcome(outcome(1, OutcomeStatus.REJECTED, code=Code.NOT_FRIENDS), 0.0)
     assert update.statuses == [StatusChanged(BOB, 1, "rejected", Code.NOT_FRIENDS, "why")]
     assert update.changes == [SettleMessage(BOB, 1, "rejected", Code.NOT_FRIENDS, "why")]
     assert states(box.outcome(outcome(1, OutcomeStatus.DELIVERED), 0.0)) == []
@@ -233,8 +248,17 @@ def test_a_base_update_follows_a_run_with_different_results() -> None:
     box = outbox()
     compose(box)
     compose(box)
-    assert box.outcome(outcome(1, OutcomeStatus.REJECTED, (), ()), 0.0).base_updates == []
+    assert box.outcome(outcome(1, OutcomeStatus.REJECTED), 0.0).base_updates == []
     assert box.outcome(outcome(2, OutcomeStatus.DELIVERED), 0.0).base_updates == [BOB]
+
+
+@pytest.mark.parametrize(("audience", "owed"), [(1, []), (2, [BOB])])
+def test_a_base_update_follows_a_run_with_different_audiences(audience: int, owed: list[Destination]) -> None:
+    box = outbox()
+    compose(box)
+    compose(box)
+    box.outcome(outcome(2, OutcomeStatus.STORED), 0.0)
+    assert box.outcome(outcome(1, OutcomeStatus.DELIVERED, audience=audience), 0.0).base_updates == owed
 
 
 # ---------------------------------------------------------------- receipts
@@ -243,7 +267,7 @@ def test_a_base_update_follows_a_run_with_different_results() -> None:
 def test_receipts_move_a_settled_message_forward_only() -> None:
     box = outbox()
     compose(box)
-    box.outcome(outcome(1, OutcomeStatus.STORED, position=1), 0.0)
+    box.outcome(outcome(1, OutcomeStatus.STORED), 0.0)
     assert states(box.receipt(PEER, receipt(ReceiptKind.DELIVERED, (1, 1)))) == [(1, "delivered")]
     assert states(box.receipt(PEER, receipt(ReceiptKind.READ, (1, 1)))) == [(1, "read")]
     for late in (receipt(ReceiptKind.DELIVERED, (1, 1)), receipt(ReceiptKind.READ, (1, 1))):
@@ -258,20 +282,20 @@ def test_a_receipt_before_the_outcome_is_recorded_and_settles_nothing() -> None:
     assert early == ([], [RecordReceipt(BOB, 1, "read")], [])
     assert box.receipt(PEER, receipt(ReceiptKind.DELIVERED, (1, 1))) == ([], [], [])
     assert box.unsettled == 1
-    assert states(box.outcome(outcome(1, OutcomeStatus.STORED, position=1), 0.0)) == [(1, "read")]
+    assert states(box.outcome(outcome(1, OutcomeStatus.STORED), 0.0)) == [(1, "read")]
 
 
 def test_a_receipt_of_another_user_is_ignored() -> None:
     box = outbox()
     compose(box)
-    box.outcome(outcome(1, OutcomeStatus.STORED, position=1), 0.0)
+    box.outcome(outcome(1, OutcomeStatus.STORED), 0.0)
     assert box.receipt(3, receipt(ReceiptKind.READ, (1, 1))) == ([], [], [])
 
 
 def test_a_receipt_for_endless_ranges_costs_little() -> None:
     box = outbox(options=OutboxOptions(settled_max=1_000))
     compose(box)
-    box.outcome(outcome(1, OutcomeStatus.STORED, position=1), 0.0)
+    box.outcome(outcome(1, OutcomeStatus.STORED), 0.0)
     endless = receipt(ReceiptKind.READ, (1, 1), (5, 1 << 62), (1, 1 << 62))
     assert states(box.receipt(PEER, endless)) == [(1, "read")]
 
@@ -280,7 +304,7 @@ def test_receipts_match_only_the_latest_settled_messages() -> None:
     box = outbox()
     for seq in range(1, 7):
         compose(box)
-        box.outcome(outcome(seq, OutcomeStatus.STORED, position=seq), 0.0)
+        box.outcome(outcome(seq, OutcomeStatus.STORED), 0.0)
     assert states(box.receipt(PEER, receipt(ReceiptKind.READ, (1, 2)))) == []
     assert states(box.receipt(PEER, receipt(ReceiptKind.READ, (3, 6)))) == [(n, "read") for n in (3, 4, 5, 6)]
 
@@ -294,20 +318,20 @@ def test_a_restart_restores_the_outbox() -> None:
 
     box = outbox(
         Snapshot(
-            streams=[PutStream(BOB, 8, ((PEER, 0, 5),))],
+            streams=[PutStream(BOB, 8, b"cookie")],
             unsettled=[unsettled(4, 4), unsettled(6, 4, "read")],
             settled=[SettleMessage(BOB, 5, "sent"), SettleMessage(BOB, 3, "rejected", 6, "no")],
             orders=[],
             early=[],
         )
     )
-    assert [submit.after for submit in box.take(9, 0.0)] == [((PEER, 0, 5),)] * 2
+    assert [submit.cookie for submit in box.take(9, 0.0)] == [b"cookie"] * 2
     box.disconnected()
     assert submit(box, 1.0) == [4, 6]
     assert box.reserve(BOB) == (8, 4)
     box.add(envelope(8, 4))
     assert states(box.receipt(PEER, receipt(ReceiptKind.DELIVERED, (3, 5)))) == [(5, "delivered")]
-    assert states(box.outcome(outcome(6, OutcomeStatus.STORED, position=9), 0.0)) == [(6, "read")]
+    assert states(box.outcome(outcome(6, OutcomeStatus.STORED), 0.0)) == [(6, "read")]
     # The results of 5 and 7 were forgotten, so a recipient may wait for them: a base update follows the end of the run.
     assert box.outcome(outcome(4, OutcomeStatus.DELIVERED), 0.0).base_updates == []
     assert box.outcome(outcome(8, OutcomeStatus.DELIVERED), 0.0).base_updates == [BOB]

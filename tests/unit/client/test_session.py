@@ -55,7 +55,7 @@ async def test_the_first_open_logs_in_and_later_ones_use_that_login(service: Res
         assert await opened.open() == Identity(1, 10, state.epoch)
         assert await opened.token(None) == service.token
         assert await opened.connectors(fresh=False) == service.connectors
-    assert [(login.device, login.epoch) for login in service.logins] == [("phone", rest.format_epoch(state.epoch))]
+    assert [(login.device, login.epoch) for login in service.logins] == [("phone", state.epoch)]
     service.away = True
     assert await session(service, state).open() == Identity(1, 10, state.epoch)
 
@@ -141,6 +141,21 @@ async def test_a_new_device_id_while_open_closes_the_client(service: RestService
     assert await session(service, state).open() == Identity(1, 11, state.epoch)
 
 
+async def test_only_a_file_that_never_logged_in_takes_the_device_over(service: RestService, state: StateFile) -> None:
+    """H11: the loser of a takeover never takes the device back, however it learns of it."""
+    service.taken_over, service.token_life_s = True, 30.0
+    opened = session(service, state)
+    await opened.open()
+    assert [login.takeover for login in service.logins] == [True]
+    for lost in (opened.token(service.token), session(service, state).open()):
+        with pytest.raises(Refused, match="phone of alice was taken over with another state file") as refused:
+            await lost
+        assert refused.value.code is Code.REPLACED
+    service.taken_over = False
+    await session(service, state).open()
+    assert [login.takeover for login in service.logins] == [True, False]
+
+
 # ---------------------------------------------------------------- requests
 
 
@@ -207,7 +222,9 @@ async def test_the_newest_key_seals_and_older_keys_open(service: RestService, st
     assert await known.key_for("bob") == (2, 2, b"2" * 32)
     assert await known.key_of(2, 1) == b"1" * 32
     service.relations = (rest.Relation(PEER, "friends", (*keys, rest.ContentKey(3, b"3" * 32))),)
+    service.requests.clear()
     assert await known.key_of(2, 3) == b"3" * 32
+    assert service.requests == ["/relations?user_id=2"], "only the relation to the sender"
     assert await known.key_of(2, 4) is None
     service.away = True
     with pytest.raises(BackendUnavailable):
@@ -282,7 +299,7 @@ async def test_the_outbox_of_a_dropped_device_is_reassigned_and_sealed_again(sta
                 AddToOutbox(
                     envelope.to, envelope.seq, envelope.base, envelope.kind, bytes(16), encode_envelope(envelope)
                 ),
-                PutStream(envelope.to, envelope.seq + 1, ((2, 0, 99),)),
+                PutStream(envelope.to, envelope.seq + 1, b"cookie"),
             ]
         )
     assert not reassign_outbox(state, Identity(1, 10, state.epoch))
@@ -292,7 +309,7 @@ async def test_the_outbox_of_a_dropped_device_is_reassigned_and_sealed_again(sta
     assert (new_text.device, new_text.id, new_text.seq, new_text.base) == (11, text.id, 3, 2)
     assert open_sealed(key, new_text.body, associated_data(new_text)) == b"hello"
     assert (new_receipt.device, new_receipt.body) == (11, b"receipt")
-    assert [stream.after for stream in snapshot.streams] == [(), ()]
+    assert [stream.cookie for stream in snapshot.streams] == [b"", b""]
     assert not reassign_outbox(state, Identity(1, 11, state.epoch))
 
 

@@ -31,7 +31,7 @@ from meshim.wire.envelope import Destination, DestinationType, Stream
 
 BOB = Destination(DestinationType.USER, 2)
 BOBS_PHONE = Destination(DestinationType.DEVICE, 2, 20)
-FROM_BOB = Stream(2, 20, (1 << 64) - 1, Destination(DestinationType.USER, 1))
+FROM_BOB = Stream(2, 20, (1 << 53) - 1, Destination(DestinationType.USER, 1))
 FROM_CAROL = Stream(3, 30, 0, Destination(DestinationType.USER, 1))
 
 
@@ -76,7 +76,7 @@ def test_a_new_file_is_readable_by_its_owner_only_and_keeps_its_epoch(path: Path
     state = StateFile(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     epoch = state.epoch
-    assert 0 < epoch < 1 << 64
+    assert 0 < epoch < 1 << 53
     other = StateFile(path.with_name("other.db"))
     assert other.epoch != epoch
     other.close()
@@ -97,7 +97,7 @@ from meshim.client.state import StateFile
 from meshim.client.events import *
 from meshim.wire.envelope import Destination
 state = StateFile(Path(sys.argv[1]))
-state.apply([AddToOutbox(Destination(1, 2), 1, 1, 1, bytes(16), b"safe"), PutStream(Destination(1, 2), 2, ())])
+state.apply([AddToOutbox(Destination(1, 2), 1, 1, 1, bytes(16), b"safe"), PutStream(Destination(1, 2), 2, b'')])
 print("applied", flush=True)
 signal.pause()
 """
@@ -150,8 +150,8 @@ def test_the_database_of_another_program_is_refused_and_unchanged(path: Path, ve
 
 
 def test_a_file_of_a_newer_version_is_refused(state: StateFile) -> None:
-    state._db.execute("PRAGMA user_version=2")
-    with pytest.raises(UsageError, match="it has version 2, 1 is known"):
+    state._db.execute("PRAGMA user_version=3")
+    with pytest.raises(UsageError, match="it has version 3, 2 is known"):
         reopened(state)
 
 
@@ -206,7 +206,7 @@ def test_threads_wait_for_one_another(state: StateFile) -> None:
 
     def write(first: int) -> None:
         for seq in range(first, first + 20):
-            state.apply([out(seq), PutStream(BOB, seq + 1, ())])
+            state.apply([out(seq), PutStream(BOB, seq + 1, b"")])
 
     threads = [threading.Thread(target=write, args=(first,)) for first in (1, 101, 201)]
     for thread in threads:
@@ -241,8 +241,8 @@ def test_the_snapshot_holds_all_applied_changes(state: StateFile) -> None:
         [
             *(out(seq) for seq in (1, 2, 3)),
             out(1, BOBS_PHONE),
-            PutStream(BOB, 4, ((2, 0, (1 << 63) - 1),)),
-            PutStream(BOBS_PHONE, 2, ()),
+            PutStream(BOB, 4, bytes(1_024)),
+            PutStream(BOBS_PHONE, 2, b""),
             RecordReceipt(BOB, 2, "read"),
             SettleMessage(BOB, 1, "sent"),
             SettleMessage(BOB, 3, "rejected", 6, "not friends"),
@@ -258,7 +258,7 @@ def test_the_snapshot_holds_all_applied_changes(state: StateFile) -> None:
     state.apply([SettleMessage(BOB, 1, "delivered")])
     again = reopened(state)
     assert again.load() == Snapshot(
-        streams=[PutStream(BOB, 4, ((2, 0, (1 << 63) - 1),)), PutStream(BOBS_PHONE, 2, ())],
+        streams=[PutStream(BOB, 4, bytes(1_024)), PutStream(BOBS_PHONE, 2, b"")],
         unsettled=[out(2)._replace(receipt="read"), out(1, BOBS_PHONE)],
         settled=[SettleMessage(BOB, 1, "delivered"), SettleMessage(BOB, 3, "rejected", 6, "not friends")],
         orders=[PutOrder(FROM_BOB, 3, ((1, 2), (7, 9))), PutOrder(FROM_CAROL, 1, ())],
@@ -290,12 +290,12 @@ def test_settled_messages_lose_their_envelope_and_the_oldest_are_deleted(
     assert envelopes == 1
 
 
-def test_reassigning_the_outbox_replaces_envelopes_and_clears_after(state: StateFile) -> None:
-    state.apply([out(1), out(2), PutStream(BOB, 3, ((2, 0, 77),))])
+def test_reassigning_the_outbox_replaces_envelopes_and_clears_cookies(state: StateFile) -> None:
+    state.apply([out(1), out(2), PutStream(BOB, 3, b"cookie")])
     state.reassign_outbox([(BOB, 2, b"anew")])
     snapshot = state.load()
     assert [each.envelope for each in snapshot.unsettled] == [b"envelope", b"anew"]
-    assert snapshot.streams == [PutStream(BOB, 3, ())]
+    assert snapshot.streams == [PutStream(BOB, 3, b"")]
 
 
 # ---------------------------------------------------------------- messages for the application

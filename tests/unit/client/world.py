@@ -1,11 +1,12 @@
 """Two devices with real cores and real state files, and a mesh between them that a test steps.
 
-The mesh keeps its promises and nothing more: it loses frames and outcomes, answers `busy`, stores messages that it
+The mesh keeps its promises and nothing more: it loses connections and outcomes, answers `busy`, stores messages that it
 could deliver, and sends wake-ups late.  A device can be killed between any two steps, and restarts from its state file.
 """
 
 import itertools
 from collections import deque
+from math import inf
 from pathlib import Path
 
 import msgspec
@@ -18,16 +19,17 @@ from meshim.protocol.link import Link, LinkOptions
 from meshim.protocol.ordering import OrderingOptions
 from meshim.protocol.window import WindowOptions
 from meshim.wire import client as wire
-from meshim.wire.client import ConnectorItem, Delivery, Greet, Submit, Welcome
+from meshim.wire.client import ConnectorItem, Delivery, Greet, Outcome, Submit, Welcome
 from meshim.wire.envelope import WIRE_VERSION, Destination, DestinationType, Envelope, Kind, Stream, decode_envelope
 from meshim.wire.link import Close
-from meshim.wire.outcome import Outcome, OutcomeStatus
+from meshim.wire.outcome import OutcomeStatus
 
 LINK = LinkOptions(
-    WindowOptions(credit=4, queue=100_000, frame_items=3, frame_bytes=65_536, resend_s=1.0, give_up_s=4.0),
-    heartbeat_s=10.0,
+    WindowOptions(credit=4, queue=100_000, frame_items=3, frame_bytes=65_536, give_up_s=4.0),
+    heartbeat_s=inf,
     silence_s=25.0,
 )
+CONNECTOR_LINK = msgspec.structs.replace(LINK, heartbeat_s=10.0)
 OPTIONS = ClientOptions(
     LINK, OutboxOptions(resend_s=4.0, busy_s=0.5, settled_max=200), OrderingOptions(gap_release_s=10_000.0)
 )
@@ -50,7 +52,7 @@ class Binding:
     """One connected device, as the mesh sees it."""
 
     def __init__(self, link: int, now: float) -> None:
-        self.link: Link[ConnectorItem, Submit] = Link(link, LINK, connector_item_size, now)
+        self.link: Link[ConnectorItem, Submit] = Link(link, CONNECTOR_LINK, connector_item_size, now)
         self.unacked: deque[Row | bytes] = deque()
         self.synced = 0
 
@@ -63,6 +65,8 @@ class Mesh:
         self.rows: dict[int, dict[tuple[Stream, int], Row]] = {}
         self.busy = self.storing = self.mute = self.waking = False
         self._positions = itertools.count(1)
+        self._highest: dict[Stream, int] = {}
+        """The highest position of each stream: its cookie."""
 
     def receive(self, user: int, frame: bytes, now: float) -> list[bytes]:
         """Take in a frame; returns frames for this user.  `flush` returns those for others."""
@@ -72,8 +76,9 @@ class Mesh:
             self.bindings[user] = Binding(message.link, now)
             self.wake_up(user)
             welcome = Welcome(
-                WIRE_VERSION, message.link, 1, user, user * 10, LINK.window.credit, BODY_BYTES, FRAME_BYTES, 10_000, 0
-            )
+                WIRE_VERSION, message.link, 1, user, user * 10, LINK.window.credit, BODY_BYTES, FRAME_BYTES, 10_000,
+                25_000, 2_500, 0,
+            )  # fmt: skip
             return [wire.encode(welcome)]
         if user not in self.bindings or message.link != self.bindings[user].link.epoch:
             return []
@@ -133,7 +138,7 @@ class Mesh:
             self._report(envelope, OutcomeStatus.BUSY)
             return
         binding = self.bindings.get(user)
-        after = max((at for of, _, at in submit.after if of == user), default=0)
+        after = int(submit.cookie or b"0")
         if binding is None or self.storing or after > binding.synced:
             self._store(user, submit.envelope)
             return
@@ -146,27 +151,24 @@ class Mesh:
         row = rows.setdefault((envelope.stream, envelope.seq), Row(next(self._positions), data))
         if self.waking:
             self.wake_up(user)
-        self._report(envelope, OutcomeStatus.STORED, row.position)
+        self._highest[envelope.stream] = max(row.position, self._highest.get(envelope.stream, 0))
+        self._report(envelope, OutcomeStatus.STORED)
 
-    def _report(self, envelope: Envelope, status: OutcomeStatus, position: int = 0) -> None:
+    def _report(self, envelope: Envelope, status: OutcomeStatus) -> None:
         binding = self.bindings.get(envelope.user)
         if binding is None or self.mute:
             return
-        copy = (envelope.to.id, envelope.to.device or envelope.to.id * 10)
-        done = () if status is OutcomeStatus.BUSY else (copy,)
+        busy = status is OutcomeStatus.BUSY
+        highest = self._highest.get(envelope.stream, 0)
         binding.link.push(
             Outcome(
-                origin=0,
-                user=envelope.user,
-                device=envelope.device,
-                epoch=envelope.epoch,
                 to=envelope.to,
                 first=envelope.seq,
                 last=envelope.seq,
                 status=status,
-                done=done,
-                copies=(copy,),
-                position=position,
+                final=not busy,
+                audience=0 if busy else 1,
+                cookie=b"" if busy or not highest else b"%d" % highest,
             )
         )
 
@@ -298,22 +300,21 @@ class World:
         self.devices = {user: Device(folder, user) for user in (1, 2)}
         self.wires: dict[int, deque[bytes]] = {1: deque(), 2: deque()}
 
-    def carry_up(self, user: int, *, lose: bool = False) -> None:
-        """Carry one frame from a device to the mesh, or lose it."""
+    def carry_up(self, user: int) -> None:
+        """Carry one frame from a device to the mesh."""
         device = self.devices[user]
         if device.to_mesh:
             frame = device.to_mesh.popleft()
-            if not lose:
-                self.wires[user] += self.mesh.receive(user, frame, self.now)
+            self.wires[user] += self.mesh.receive(user, frame, self.now)
         for each in self.wires:
             self.wires[each] += self.mesh.flush(each, self.now)
 
-    def carry_down(self, user: int, *, lose: bool = False) -> None:
-        """Carry one frame from the mesh to a device, or lose it."""
+    def carry_down(self, user: int) -> None:
+        """Carry one frame from the mesh to a device."""
         self.wires[user] += self.mesh.flush(user, self.now)
         if self.wires[user]:
             frame = self.wires[user].popleft()
-            if not lose and self.devices[user].connected:
+            if self.devices[user].connected:
                 self.devices[user].step(e.FramesReceived((frame,)), self.now)
 
     def connect(self, user: int) -> None:
@@ -322,6 +323,7 @@ class World:
             self.devices[user].connect(self.now)
 
     def disconnect(self, user: int) -> None:
+        """The connection breaks: what is under way is lost."""
         self.wires[user].clear()
         self.devices[user].lose_connection(self.now)
         self.mesh.leave(user)

@@ -144,7 +144,7 @@ async def test_a_token_that_is_revoked_while_it_is_verified_cannot_replace_the_l
             self, token_hashes: Sequence[bytes], now: float
         ) -> dict[bytes, tuple[Login, Account]]:
             found = await super().logins_by_token(token_hashes, now)
-            await world.accounts.log_in(login.user, "phone", EPOCH + 1, taker, now + 60, now, 10)
+            await world.accounts.log_in(login.user, "phone", EPOCH + 1, taker, now + 60, now, 10, takeover=True)
             await world.cache.drop_logins([hash_token(TOKEN)])
             (self.later,) = await world.presence.session_numbers(1)
             return found
@@ -168,7 +168,7 @@ async def test_a_token_that_the_cache_hides_is_looked_up_in_the_database() -> No
     assert await world.greet() is Code.BUSY, "not known now"
     world.accounts.away = False
     now = time.time()
-    await world.accounts.log_in(login.user, "phone", EPOCH + 1, hash_token(b"n" * 32), now + 60, now, 10)
+    await world.accounts.log_in(login.user, "phone", EPOCH + 1, hash_token(b"n" * 32), now + 60, now, 10, takeover=True)
     assert await world.greet() is Code.BAD_TOKEN
 
 

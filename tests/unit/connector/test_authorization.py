@@ -9,9 +9,8 @@ from meshim.errors import Code
 from meshim.protocol.routing import conversation_of, pick
 from meshim.wire.codec import encode
 from meshim.wire.envelope import Destination, DestinationType, Kind, decode_envelope
-from meshim.wire.link import Data
 from meshim.wire.mesh import Route
-from meshim.wire.outcome import Outcome, OutcomeStatus
+from meshim.wire.outcome import OutcomeStatus
 from meshim.wire.sizes import ENVELOPE_FIELDS_BYTES
 from tests.unit.connector.world import (
     A1,
@@ -24,6 +23,7 @@ from tests.unit.connector.world import (
     HERE,
     Connector,
     account,
+    cookie_of,
     envelope,
 )
 
@@ -33,27 +33,17 @@ def test_an_envelope_is_stamped_from_the_session_and_routed_unchanged() -> None:
     transfer = connector.transfer()
     alice = connector.online(A1, devices=(A1, A2))
     made = envelope(seq=7, base=3)
-    alice.submit(made, after=((BOB, B1, 12), (ALICE, A2, 5)))
+    alice.submit(made, cookie=cookie_of(alice, (ALICE, A2, 5), (BOB, B1, 12)))
     (route,) = transfer.take()
     assert isinstance(route, Route)
     assert route.envelope == made
     stamp = route.stamp
-    assert (stamp.origin, stamp.user, stamp.device, stamp.epoch) == (HERE, ALICE, A1, EPOCH)
+    assert (stamp.origin, stamp.session) == (HERE, alice.session)
+    assert (stamp.user, stamp.device, stamp.epoch) == (ALICE, A1, EPOCH)
     assert (stamp.to, stamp.seq, stamp.kind) == (Destination(DestinationType.USER, BOB), 7, Kind.TEXT)
-    assert stamp.after == ((BOB, B1, 12), (ALICE, A2, 5))
+    assert stamp.after == ((ALICE, A2, 5), (BOB, B1, 12))
     assert stamp.copies == ((ALICE, A2),), "the other devices of the sender get a copy too"
     assert connector.count.submitted == 1
-
-
-def test_positions_of_users_that_get_no_copy_are_dropped() -> None:
-    connector = Connector()
-    transfer = connector.transfer()
-    alice = connector.online(A1)
-    others = ((user, 0, 1) for user in range(100, 200))
-    alice.submit(envelope(), after=((BOB, B1, 12), *others, (ALICE, A2, 5), (BOB, 0, 7)))
-    (route,) = transfer.take()
-    assert isinstance(route, Route)
-    assert route.stamp.after == ((BOB, 0, 12), (ALICE, 0, 5))
 
 
 def test_a_conversation_keeps_its_transfer() -> None:
@@ -155,7 +145,7 @@ def test_an_unauthorized_envelope_is_rejected_and_the_others_of_its_frame_pass(
     (outcome,) = alice.outcomes
     assert (outcome.status, outcome.code, outcome.sentence) == (OutcomeStatus.REJECTED, code, sentence)
     sent = decode_envelope(made)
-    assert (outcome.to, outcome.first, outcome.last, outcome.epoch) == (sent.to, sent.seq, sent.seq, EPOCH)
+    assert (outcome.to, outcome.first, outcome.last, outcome.final) == (sent.to, sent.seq, sent.seq, False)
     assert len(transfer.take()) == 2
     assert connector.count.rejected == 1
     assert not alice.closed
@@ -288,49 +278,10 @@ def test_when_the_link_of_a_transfer_is_full_the_outcome_is_busy() -> None:
     assert connector.count.busy == len(busy)
 
 
-# ---------------------------------------------------------------- outcomes
+# ---------------------------------------------------------------- twice
 
 
-def outcome(
-    device: int = A1, seq: int = 1, epoch: int = EPOCH, status: OutcomeStatus = OutcomeStatus.STORED
-) -> Outcome:
-    to = Destination(DestinationType.USER, BOB)
-    return Outcome(HERE, device // 10, device, epoch, to, seq, seq, status, ((BOB, 0),), ((BOB, 0),), 5)
-
-
-def test_outcomes_reach_their_device() -> None:
-    connector = Connector()
-    transfer = connector.transfer()
-    alice, other = connector.online(A1), connector.online(A2)
-    transfer.give(outcome(seq=1), outcome(seq=2, status=OutcomeStatus.BUSY), outcome(A2, seq=9))
-    assert [each.first for each in alice.outcomes] == [1, 2]
-    assert [each.first for each in other.outcomes] == [9]
-
-
-def test_outcomes_for_devices_that_are_not_connected_are_counted_as_lost() -> None:
-    connector = Connector()
-    transfer = connector.transfer()
-    alice = connector.online(A1)
-    binding = connector.connect(B1)
-    binding.accepted()
-    transfer.give(outcome(A2), outcome(epoch=EPOCH + 1), outcome(B1))
-    assert not alice.outcomes
-    assert not binding.frames
-    assert connector.count.outcomes_lost == 3
-
-
-def test_the_outcomes_of_a_sender_that_does_not_read_are_bounded() -> None:
-    connector = Connector()
-    transfer = connector.transfer()
-    alice = connector.online(A1)
-    for seq in range(1, 101):
-        transfer.give(outcome(seq=seq))
-    assert connector.count.outcomes_lost == 100 - 8 - 2 * 6, "a window of one each, and twice the session's queue"
-    alice.acknowledge()
-    assert [each.first for each in alice.outcomes] == list(range(1, 21))
-
-
-def test_a_frame_that_comes_twice_is_processed_once() -> None:
+def test_a_frame_that_comes_twice_is_processed_once_and_ends_the_link() -> None:
     connector = Connector()
     transfer = connector.transfer()
     alice = connector.online(A1)
@@ -338,5 +289,4 @@ def test_a_frame_that_comes_twice_is_processed_once() -> None:
     alice.number = 0
     alice.submit(envelope())
     assert len(transfer.take()) == 1
-    assert connector.count.deduplicated == 1
-    assert not alice.came(Data)
+    assert alice.closed == [(Code.MALFORMED, "frame 1 came, 2 was expected")]

@@ -12,7 +12,7 @@ from meshim.wire.envelope import Kind
 from meshim.wire.link import Close, Data
 from meshim.wire.mesh import Deliver, FromConnector, Return
 from meshim.wire.notification import WakeUp
-from meshim.wire.outcome import Outcome, OutcomeStatus
+from meshim.wire.outcome import CopyOutcome, OutcomeStatus
 from tests.unit.connector.world import (
     A1,
     A2,
@@ -39,8 +39,8 @@ def returned(transfer: Transfer) -> list[tuple[int, bool]]:
 
 
 def delivered(items: Sequence[FromConnector]) -> list[tuple[int, int]]:
-    assert all(isinstance(item, Outcome) and item.status == OutcomeStatus.DELIVERED for item in items)
-    return [(item.first, item.last) for item in items if isinstance(item, Outcome)]
+    assert all(isinstance(item, CopyOutcome) and item.status == OutcomeStatus.DELIVERED for item in items)
+    return [(item.first, item.last) for item in items if isinstance(item, CopyOutcome)]
 
 
 def test_a_live_copy_is_pushed_and_its_outcome_follows_the_acknowledgement() -> None:
@@ -52,7 +52,7 @@ def test_a_live_copy_is_pushed_and_its_outcome_follows_the_acknowledgement() -> 
     assert not transfer.take(), "no outcome before the device has it"
     bob.acknowledge()
     (outcome,) = transfer.take()
-    assert isinstance(outcome, Outcome)
+    assert isinstance(outcome, CopyOutcome)
     assert (outcome.status, outcome.origin, outcome.user, outcome.device) == (
         OutcomeStatus.DELIVERED,
         ELSEWHERE,
@@ -76,9 +76,9 @@ def test_an_outcome_for_a_sender_on_the_same_connector_takes_no_detour() -> None
     connector = Connector()
     transfer = connector.transfer()
     alice, bob = connector.online(A1), connector.online(B1)
-    transfer.give(live_copy(origin=HERE))
+    transfer.give(live_copy(origin=HERE, session=alice.session))
     bob.acknowledge()
-    assert [(outcome.status, outcome.done) for outcome in alice.outcomes] == [(OutcomeStatus.DELIVERED, ((BOB, B1),))]
+    assert [(outcome.status, outcome.final) for outcome in alice.outcomes] == [(OutcomeStatus.DELIVERED, True)]
     assert not transfer.take()
 
 
@@ -100,7 +100,7 @@ def test_a_copy_for_two_devices_here_goes_to_both() -> None:
     transfer.give(Deliver(ALICE, ((A1, 0), (A2, 0)), both.stamp, both.envelope))
     one.acknowledge()
     other.acknowledge()
-    outcomes = [item for item in transfer.take() if isinstance(item, Outcome)]
+    outcomes = [item for item in transfer.take() if isinstance(item, CopyOutcome)]
     assert [outcome.done for outcome in outcomes] == [((ALICE, A1),), ((ALICE, A2),)]
 
 
@@ -177,8 +177,8 @@ def test_an_acknowledgement_in_a_frame_that_breaks_the_protocol_loses_no_copy() 
     transfer = connector.transfer()
     bob = connector.online(B1)
     transfer.give(live_copy(seq=1))
-    bob.send(Data(bob.link, 100, 1, (), ()))
-    assert bob.closed[0][0] == Code.WINDOW_EXCEEDED
+    bob.send(Data(bob.link, 100, 1, ()))
+    assert bob.closed[0][0] == Code.MALFORMED
     assert returned(transfer) == [(1, True)]
 
 
@@ -351,16 +351,19 @@ def test_deferred_copies_are_bounded() -> None:
     assert returned(transfer) == [(7, False), (8, False)]
 
 
-def test_frames_are_sent_again_until_the_device_acknowledges() -> None:
+def test_a_frame_is_sent_once_and_the_device_must_acknowledge_it_in_time() -> None:
     connector = Connector()
     transfer = connector.transfer()
     bob = connector.online(B1)
     transfer.give(live_copy())
-    connector.pass_time(1.2)
-    assert [frame.number for frame in bob.came(Data)] == [1, 1]
-    assert connector.count.resent == 1
+    connector.pass_time(2.4)
+    assert [frame.number for frame in bob.came(Data)] == [1]
     bob.acknowledge()
     assert delivered(transfer.take()) == [(1, 1)]
+    transfer.give(live_copy(seq=2))
+    connector.pass_time(2.6)
+    assert bob.closed[0][0] == Code.UNRESPONSIVE
+    assert returned(transfer) == [(2, True)]
 
 
 # ---------------------------------------------------------------- wake-ups

@@ -6,7 +6,7 @@ from meshim.connector import events as e
 from meshim.errors import Code
 from meshim.stores.ports import Binding
 from meshim.wire.client import Welcome, encode
-from meshim.wire.link import Ack, Close, Data, Ping, Pong
+from meshim.wire.link import Close, Data, Ping, Pong
 from meshim.wire.mesh import Deliver
 from meshim.wire.notification import AccountChanged, Kick
 from tests.unit.connector.world import (
@@ -105,9 +105,8 @@ def test_frames_before_the_welcome_are_dropped_and_counted() -> None:
     assert connector.count.early == 2
     connector.receive(e.BindingsWritten([(alice.binding, None)]))
     assert alice.came(Welcome)
-    alice.submit(envelope())  # number 2: the first has to come again
-    (ack,) = alice.came(Ack)
-    assert (ack.ack, ack.stash) == (0, (2,))
+    alice.submit(envelope())  # number 2: the first was dropped
+    assert alice.closed == [(Code.MALFORMED, "frame 2 came, 1 was expected")]
 
 
 @pytest.mark.parametrize("when", ["checking", "binding"])
@@ -400,6 +399,16 @@ def test_a_device_is_recorded_as_seen_at_both_ends_and_every_hour() -> None:
     assert connector.take_one(e.RecordLastSeen).devices == (A1,)
 
 
+def test_a_client_that_quits_ends_its_session_at_once_and_counts_as_no_error() -> None:
+    connector = Connector()
+    alice = connector.online(A1)
+    alice.send(Close(alice.link, Code.QUIT))
+    assert connector.count.sessions == 0
+    assert connector.take_one(e.EraseBindings).bindings == (alice.binding,)
+    assert (connector.count.cut, connector.count.malformed, connector.count.replaced) == (0, 0, 0)
+    assert connector.closed_peers == [alice.peer]
+
+
 # ---------------------------------------------------------------- links
 
 
@@ -409,7 +418,7 @@ def test_a_frame_of_an_unknown_link_is_answered_with_reset() -> None:
     alice = connector.connect(A1)
     connector.take(e.CheckGreet)
     connector.receive(e.ClientGone(alice.peer))
-    alice.send(Data(1234, 1, 0, (), ()))
+    alice.send(Data(1234, 1, 0, ()))
     alice.send(Ping(1235))
     alice.send(Close(1236, 0))
     assert alice.resets == [1234, 1235]
@@ -447,9 +456,46 @@ def test_later_frames_of_a_batch_do_not_reach_a_session_that_was_cut() -> None:
 def test_frames_beyond_the_window_end_the_session() -> None:
     connector = Connector()
     alice = connector.online(A1)
-    alice.number = 17
+    data = [encode(Data(alice.link, number, 0, ())) for number in range(1, 10)]
+    alice.send_bytes(*data[:8])  # at once, before any acknowledgement
+    assert not codes(alice)
+    alice.number = 8
     alice.submit(envelope())
+    assert not codes(alice), "what was received is acknowledged"
+    connector = Connector()
+    alice = connector.online(A1)
+    data = [encode(Data(alice.link, number, 0, ())) for number in range(1, 10)]
+    alice.send_bytes(*data)
     assert codes(alice) == [Code.WINDOW_EXCEEDED]
+
+
+@pytest.mark.parametrize(
+    ("asked_s", "granted_s"), [(0, 25), (10, 25), (25, 25), (90, 90), (150, 150), (2_000_000, 150)]
+)
+def test_a_client_is_granted_the_silence_that_it_asks_for_within_bounds(asked_s: int, granted_s: int) -> None:
+    connector = Connector()
+    alice = connector.connect(A1, silence_ms=1_000 * asked_s)
+    alice.accepted()
+    connector.receive(e.BindingsWritten([(alice.binding, None)]))
+    (welcome,) = alice.came(Welcome)
+    assert (welcome.silence_ms, welcome.heartbeat_ms, welcome.ack_ms) == (1_000 * granted_s, 10_000, 2_500)
+    connector.checked()
+    connector.pass_time(granted_s - 0.5)
+    assert not alice.closed
+    connector.pass_time(1.0)
+    assert codes(alice) == [Code.UNRESPONSIVE]
+
+
+def test_the_connector_pings_and_a_client_that_only_answers_stays_connected() -> None:
+    connector = Connector()
+    alice = connector.online(A1)
+    alice.frames.clear()
+    for _ in range(10):
+        connector.pass_time(10.1)
+        assert alice.came(Ping)
+        alice.frames.clear()
+        alice.send(Pong(alice.link))
+    assert not alice.closed
 
 
 def test_acknowledging_what_was_never_sent_ends_the_session() -> None:

@@ -9,11 +9,13 @@ import pytest
 
 from meshim.connector import events as e
 from meshim.connector import router_transport
+from meshim.connector import shell as shell_module
 from meshim.connector.authenticator import Backends
 from meshim.connector.core import ConnectorCore
 from meshim.connector.router_transport import RouterTransport, guarding
 from meshim.connector.shell import Shell
 from meshim.connector.transport import ClientTransport
+from meshim.errors import BackendUnavailable
 from meshim.runtime.send_result import SendResult
 from meshim.runtime.service import Service
 from meshim.runtime.sockets import Context
@@ -53,12 +55,13 @@ class World:
 
     def __init__(self, context: Context | None = None, core: ConnectorCore | None = None) -> None:
         self.core: Any = core if core is not None else Core()
-        database, redis = MemoryDatabase(time.time), MemoryRedis(time.time)
+        self.database, self.redis = MemoryDatabase(time.time), MemoryRedis(time.time)
+        self.cache = MemorySessionCache(self.redis, "test")
         backends = Backends(
-            presence=MemoryPresence(redis, "test"),
-            cache=MemorySessionCache(redis, "test"),
-            accounts=MemoryAccounts(database),
-            queues=MemoryQueues(database, 4),
+            presence=MemoryPresence(self.redis, "test"),
+            cache=self.cache,
+            accounts=MemoryAccounts(self.database),
+            queues=MemoryQueues(self.database, 4),
             notifications=MemoryNotifications(MemoryNats(time.time), "test"),
         )
         service = Service("connector", "c1", shutdown_s=1.0)
@@ -96,13 +99,14 @@ async def test_frames_and_departures_reach_the_core() -> None:
     ]
 
 
-async def test_a_peer_that_is_gone_is_reported_once_and_one_that_is_full_is_not() -> None:
+async def test_a_frame_that_finds_no_room_ends_the_connection() -> None:
     world = World()
     transport = world.transport(0)
     gone, full = transport.peer(1), transport.peer(2)
     transport.answers = {gone: SendResult.GONE, full: SendResult.FULL}
     world.perform(e.SendClient(gone, b"a"), e.SendClient(full, b"b"))
-    assert world.core.events[1:] == [e.ClientGone(gone)]
+    assert world.core.events[1:] == [e.ClientGone(gone), e.ClientGone(full)]
+    assert transport.closed_peers == [full]
 
 
 async def test_all_transports_are_closed() -> None:
@@ -110,6 +114,49 @@ async def test_all_transports_are_closed() -> None:
     transports = [world.transport(tag) for tag in (0, 1)]
     world.shell.close_transports(linger_ms=0)
     assert [transport.is_closed for transport in transports] == [True, True]
+
+
+# ---------------------------------------------------------------- the secret of the mesh
+
+
+async def test_the_secret_comes_from_the_database_and_is_cached() -> None:
+    world = World()
+    await world.shell._read_secret()
+    assert world.core.events == [e.SecretRead(world.database.secret)]
+    assert await world.cache.mesh_secret() == world.database.secret
+
+
+async def test_while_the_database_is_away_the_cached_secret_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    await world.cache.put_mesh_secret(b"cached")
+    monkeypatch.setattr(MemoryAccounts, "mesh_secret", _away)
+    await world.shell._read_secret()
+    assert world.core.events == [e.SecretRead(b"cached")]
+
+
+async def test_while_redis_is_away_the_database_is_enough() -> None:
+    world = World()
+    world.redis.stop()
+    await world.shell._read_secret()
+    assert world.core.events == [e.SecretRead(world.database.secret)]
+
+
+async def test_while_both_are_away_the_shell_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    world.redis.stop()
+    monkeypatch.setattr(shell_module, "SECRET_RETRY_S", 0.0)
+    with monkeypatch.context() as outage:
+        outage.setattr(MemoryAccounts, "mesh_secret", _away)
+        reading = asyncio.create_task(world.shell._read_secret())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not world.core.events
+    await asyncio.wait_for(reading, DEADLINE_S)
+    assert world.core.events == [e.SecretRead(world.database.secret)]
+
+
+async def _away(accounts: MemoryAccounts) -> bytes:
+    raise BackendUnavailable("stopped")
 
 
 # ---------------------------------------------------------------- the ROUTER

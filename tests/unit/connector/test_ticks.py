@@ -4,10 +4,11 @@ import pytest
 
 from meshim.connector import events as e
 from meshim.connector.core import ConnectorCore
+from meshim.connector.offline_sync import OfflineSyncOptions
 from meshim.connector.session import Session
 from meshim.protocol.link import LinkOptions
-from meshim.wire.link import Data
-from meshim.wire.outcome import Outcome
+from meshim.wire.link import Close, Data, Ping, Pong
+from meshim.wire.outcome import CopyOutcome
 from tests.unit.connector.world import A1, ALICE, B1, RELATION_S, SWEEP_S, Connector, account, live_copy, options
 
 
@@ -30,8 +31,21 @@ def test_an_idle_session_is_not_ticked(ticked: list[int]) -> None:
     connector.online(A1)
     connector.pass_time(0.2)
     ticked.clear()
-    connector.pass_time(10.0)
+    connector.pass_time(9.5)
     assert ticked == []
+
+
+def test_an_idle_session_is_ticked_once_for_each_ping(ticked: list[int]) -> None:
+    connector = Connector(relation_ttl_s=1_000.0, sync=OfflineSyncOptions(1.0, 1_000.0))
+    alice = connector.online(A1)
+    connector.pass_time(0.2)
+    ticked.clear()
+    for _ in range(4):
+        connector.pass_time(10.0)
+        assert alice.came(Ping)
+        alice.send(Pong(alice.link))
+    connector.pass_time(5.0)
+    assert ticked == [A1] * 4
 
 
 def test_a_session_that_received_a_frame_is_ticked_once(ticked: list[int]) -> None:
@@ -57,7 +71,7 @@ def test_coalesced_outcomes_leave_without_a_tick(ticked: list[int]) -> None:
         transfer.give(live_copy(B1, seq))
         bob.acknowledge(seq)
         connector.pass_time(0.004)
-        outcomes += [item.first for item in transfer.take() if isinstance(item, Outcome)]
+        outcomes += [item.first for item in transfer.take() if isinstance(item, CopyOutcome)]
     assert outcomes == [1, 2, 3]
     assert len(ticked) <= 1, "three outcomes left, and one tick may have come between"
 
@@ -70,14 +84,18 @@ def test_deadlines_of_a_session_are_kept() -> None:
     for transfer in connector.transfers.values():
         transfer.give(live_copy(B1))
     assert len(bob.came(Data)) == 1
-    connector.pass_time(1.2)
-    assert len(bob.came(Data)) == 2, "it was sent again"
+    connector.pass_time(2.4)
+    assert not bob.came(Close)
     bob.acknowledge(1)
     connector.take(e.CheckQueues)
     for _ in range(4):
         bob.ping()
         connector.pass_time(SWEEP_S / 3)
     assert connector.take(e.CheckQueues), "the sweep"
+    for transfer in connector.transfers.values():
+        transfer.give(live_copy(B1, 2))
+    connector.pass_time(2.6)
+    assert bob.came(Close), "it was not acknowledged in time"
 
 
 def test_a_binding_is_renewed_however_often_relations_are_read() -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from meshim.connector import events as e
+from meshim.connector.cookies import make_cookie
 from meshim.connector.core import ConnectorCore
 from meshim.connector.offline_sync import OfflineSyncOptions
 from meshim.connector.options import ConnectorOptions
@@ -11,20 +12,19 @@ from meshim.protocol.link import LinkOptions
 from meshim.protocol.window import WindowOptions
 from meshim.stores.ports import Account, Binding, Login, Page, Row
 from meshim.wire import client, mesh
-from meshim.wire.bounds import Positions
-from meshim.wire.client import Delivery, Greet, Stored, Submit, Welcome
+from meshim.wire.client import Delivery, Greet, Outcome, Stored, Submit, Welcome
 from meshim.wire.envelope import (
     WIRE_VERSION,
     Destination,
     DestinationType,
     Envelope,
     Kind,
+    Stream,
     decode_envelope,
     encode_envelope,
 )
 from meshim.wire.link import Ack, Close, Data, Frame, Ping, Pong, Reset
 from meshim.wire.mesh import Deliver, FromConnector, FromTransfer, Hello, HelloOk, Stamp
-from meshim.wire.outcome import Outcome
 
 A = TypeVar("A", bound=e.Action)
 F = TypeVar("F", bound=Frame)
@@ -32,6 +32,7 @@ F = TypeVar("F", bound=Frame)
 HERE = 77
 """The incarnation of the connector."""
 ELSEWHERE = 78
+SECRET = bytes(range(32))
 EPOCH = 0xE90C
 ALICE, BOB, CAROL = 1, 2, 3
 A1, A2, B1, B2, C1 = 11, 12, 21, 22, 31
@@ -44,9 +45,9 @@ LONGEST = 1.25
 
 
 def options(**changes: Any) -> ConnectorOptions:
-    window = WindowOptions(credit=8, queue=64, frame_items=4, frame_bytes=4_000, resend_s=1.0, give_up_s=DELIVERY_S)
+    window = WindowOptions(credit=8, queue=64, frame_items=4, frame_bytes=4_000, give_up_s=DELIVERY_S)
     values: dict[str, Any] = {
-        "clients": LinkOptions(window, heartbeat_s=10.0, silence_s=25.0, pings=False),
+        "clients": LinkOptions(window, heartbeat_s=10.0, silence_s=25.0),
         "transfers": LinkOptions(window, heartbeat_s=0.5, silence_s=1.5),
         "sync": OfflineSyncOptions(RETRY_S, SWEEP_S),
         "body_bytes": 1_000,
@@ -55,7 +56,7 @@ def options(**changes: Any) -> ConnectorOptions:
         "session_queue": 6,
         "session_bytes": 3_000,
         "session_rate": 100.0,
-        "heartbeat_s": 10.0,
+        "silence_max_s": 150.0,
         "defer_s": DEFER_S,
         "relation_ttl_s": RELATION_S,
         "unauthorized": 4,
@@ -92,9 +93,17 @@ def live_copy(device: int = B1, seq: int = 1, sender: int = A1, **fields: Any) -
     kind = fields.pop("kind", Kind.TEXT)
     origin = fields.pop("origin", ELSEWHERE)
     to = Destination(DestinationType.USER, user)
-    stamp = Stamp(origin, sender // 10, sender, EPOCH, to, seq, kind, after, ((user, device),))
+    session = fields.pop("session", 0)
+    stamp = Stamp(origin, session, sender // 10, sender, EPOCH, to, seq, kind, after, ((user, device),))
     assert not fields
     return Deliver(user, ((device, 0),), stamp, envelope(sender, user, seq, body, kind))
+
+
+def cookie_of(sender: "Client", *positions: tuple[int, int, int], to: int = BOB) -> bytes:
+    """The cookie that the mesh makes for the stream of a client to a user."""
+    login = sender.login
+    stream = Stream(login.user, login.device, login.epoch, Destination(DestinationType.USER, to))
+    return make_cookie(SECRET, stream, positions)
 
 
 def row(number: int, sender: int = A1, to: int = BOB, body: bytes = b"hello") -> Row:
@@ -115,6 +124,7 @@ class Connector:
         """Clients whose connection the core closed."""
         self.transfers: dict[int, Transfer] = {}
         self.numbers = 100
+        self.receive(e.SecretRead(SECRET))
 
     @property
     def count(self) -> Any:
@@ -248,8 +258,8 @@ class Client:
 
     # ---- greeting
 
-    def greet(self, version: int = WIRE_VERSION, window: int = 8) -> None:
-        self.send(Greet(version, bytes(32), EPOCH, self.link, window))
+    def greet(self, version: int = WIRE_VERSION, window: int = 8, silence_ms: int = 0) -> None:
+        self.send(Greet(version, bytes(32), EPOCH, self.link, window, silence_ms))
 
     @property
     def login(self) -> Login:
@@ -281,10 +291,10 @@ class Client:
 
     # ---- talking
 
-    def submit(self, *envelopes: bytes, after: Positions = ()) -> None:
+    def submit(self, *envelopes: bytes, cookie: bytes = b"") -> None:
         self.number += 1
-        items = tuple(Submit(each, after) for each in envelopes)
-        self.send(Data(self.link, self.number, self.received_number, (), items))
+        items = tuple(Submit(each, cookie) for each in envelopes)
+        self.send(Data(self.link, self.number, self.received_number, items))
 
     @property
     def items(self) -> list[Any]:
@@ -362,7 +372,7 @@ class Transfer:
     def give(self, *items: FromTransfer) -> None:
         """Send one bundle of items."""
         self.number += 1
-        self.send(Data(self.link, self.number, 0, (), items))
+        self.send(Data(self.link, self.number, 0, items))
 
     def take(self) -> list[FromConnector]:
         items, self.items = self.items, []

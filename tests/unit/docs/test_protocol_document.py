@@ -17,7 +17,7 @@ from meshim.protocol.ordering import OrderingOptions
 from meshim.protocol.outcome import OutStreamOptions
 from meshim.runtime.crypto import open_sealed
 from meshim.wire import client, codec, envelope, link, mesh, notification, offline_log, outcome
-from meshim.wire.bounds import ITEMS_MAX, LIST_MAX, MS_MAX, SEQ_MAX
+from meshim.wire.bounds import INTEGER_MAX, ITEMS_MAX, LIST_MAX, MS_MAX, SEQ_MAX
 
 ROOT = Path(__file__).parents[3]
 DOCUMENT = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
@@ -60,18 +60,18 @@ TYPES = {
 """Every struct of the wire, by name."""
 
 RANGES: dict[tuple[int | None, int | None], str] = {
-    (0, None): "u64",
+    (0, INTEGER_MAX): "u53",
     (0, 2**63 - 1): "u63",
     (0, 2**31 - 1): "u31",
     (0, 255): "u8",
-    (1, 2**63 - 1): "n63",
+    (1, INTEGER_MAX): "n53",
     (1, SEQ_MAX): "seq",
     (0, MS_MAX): "ms",
     (1, LIST_MAX): "window",
 }
 
 
-DEFAULTS = {"()": "empty", "''": "empty", "False": "false", "0": "0"}
+DEFAULTS = {"()": "empty", "''": "empty", "b''": "empty", "False": "false", "0": "0"}
 
 
 def written(kind: inspect.Type) -> str:

@@ -90,17 +90,15 @@ async def linked(window: int = 32) -> AsyncIterator[tuple[Connector, MinimalClie
         connector.close()
 
 
-def submitted(frame: list[Any]) -> list[tuple[int, list[Any]]]:
-    """Return (seq, after) of each message that a frame submits."""
+def submitted(frame: list[Any]) -> list[tuple[int, bytes]]:
+    """Return (seq, cookie) of each message that a frame submits."""
     assert frame[0] == DATA
     assert all(item[0] == SUBMIT for item in frame[5])
     return [(_unpack(item[1])[6], item[2]) for item in frame[5]]
 
 
-def outcome(
-    seq: int, status: int, *, last: int = 0, done: Any = ((BEN, 7),), copies: Any = ((BEN, 7),), at: int = 0
-) -> Any:
-    return (OUTCOME, 9, ME.user, ME.user, ME.epoch, (1, BEN, 0), seq, last or seq, status, done, copies, at, 0, "")
+def outcome(seq: int, status: int, *, last: int = 0, final: bool = True, cookie: bytes = b"") -> Any:
+    return (OUTCOME, (1, BEN, 0), seq, last or seq, status, final, 5, cookie, 0, "")
 
 
 def delivery(seq: int, base: int = 1, *, stored: bool = False, body: bytes = b"hello") -> Any:
@@ -113,26 +111,25 @@ async def test_messages_of_one_turn_share_a_frame_and_are_settled_by_their_outco
         settled: list[tuple[Any, int, int]] = []
         client.on_settled = lambda to, seq, status: settled.append((to, seq, status))
         assert [client.send(BEN, b"x") for _ in range(3)] == [1, 2, 3]
-        assert submitted(await connector.frame()) == [(1, []), (2, []), (3, [])]
+        assert submitted(await connector.frame()) == [(1, b""), (2, b""), (3, b"")]
         await connector.data(outcome(1, DELIVERED, last=2))
-        await connector.data(outcome(3, STORED, at=40))
+        await connector.data(outcome(3, STORED, cookie=b"40"))
         assert (await connector.frame())[:3] == [ACK, client.link, 2], "one delayed acknowledgement for both"
         assert settled == [((1, BEN, 0), 1, DELIVERED), ((1, BEN, 0), 2, DELIVERED), ((1, BEN, 0), 3, STORED)]
         client.send(BEN, b"x")
-        assert submitted(await connector.frame()) == [(4, [[BEN, 7, 40]])], "it must not overtake what was stored"
+        assert submitted(await connector.frame()) == [(4, b"40")], "it must not overtake what was stored"
 
 
-async def test_a_message_is_settled_by_its_last_copy() -> None:
+async def test_a_message_is_settled_by_its_final_outcome() -> None:
     async with linked() as (connector, client):
         settled: list[int] = []
         client.on_settled = lambda to, seq, status: settled.append(seq)
         client.send(BEN, b"x")
         await connector.frame()
-        copies = ((BEN, 7), (BEN, 8))
-        await connector.data(outcome(1, DELIVERED, done=copies[:1], copies=copies))
+        await connector.data(outcome(1, DELIVERED, final=False))
         await connector.frame()
         assert not settled
-        await connector.data(outcome(1, STORED, done=copies[1:], copies=copies, at=3))
+        await connector.data(outcome(1, STORED))
         await connector.frame()
         assert settled == [1]
 
@@ -140,11 +137,11 @@ async def test_a_message_is_settled_by_its_last_copy() -> None:
 async def test_acknowledgements_open_the_window() -> None:
     async with linked(window=1) as (connector, client):
         client.send(BEN, b"x")
-        assert submitted(await connector.frame()) == [(1, [])]
+        assert submitted(await connector.frame()) == [(1, b"")]
         client.send(BEN, b"x")
         await connector.nothing()
         await connector.send(ACK, client.link, 1, ())
-        assert submitted(await connector.frame()) == [(2, [])]
+        assert submitted(await connector.frame()) == [(2, b"")]
 
 
 async def test_messages_are_acknowledged_at_once_and_delivered_once_in_order() -> None:

@@ -10,7 +10,7 @@ from meshim.protocol.window import WindowOptions
 from meshim.wire.link import Data, Frame
 
 DELAY_S = 0.01
-WINDOW = WindowOptions(credit=8, queue=100, frame_items=4, frame_bytes=1_000, resend_s=1.0, give_up_s=5.0)
+WINDOW = WindowOptions(credit=8, queue=100, frame_items=4, frame_bytes=1_000, give_up_s=5.0)
 
 
 def link(epoch: int) -> Link[str, str]:

@@ -22,7 +22,7 @@ from meshim.wire import mesh as wire
 from meshim.wire.envelope import WIRE_VERSION, Destination, DestinationType, Kind
 from meshim.wire.link import Ack, Close, Data, Pong
 from meshim.wire.mesh import FromConnector, Hello, HelloOk, Return, Route, Stamp
-from meshim.wire.outcome import Outcome, OutcomeStatus
+from meshim.wire.outcome import CopyOutcome, OutcomeStatus
 
 PAIRS = [(one, other) for other in range(2, 7) for one in range(1, other)]
 TRANSFER = st.integers(0, 5).map(lambda number: mix(number) >> 2)
@@ -30,7 +30,7 @@ TRANSFER = st.integers(0, 5).map(lambda number: mix(number) >> 2)
 CONNECTOR = st.integers(0, 1)
 RECONNECT_S = 0.5
 WINDOW = WindowOptions(
-    credit=64, queue=10_000, frame_items=64, frame_bytes=1 << 20, resend_s=100.0, give_up_s=1_000.0
+    credit=64, queue=10_000, frame_items=64, frame_bytes=1 << 20, give_up_s=1_000.0
 )  # fmt: skip
 OPTIONS = LinkOptions(WINDOW, heartbeat_s=100.0, silence_s=1_000.0)
 
@@ -41,11 +41,11 @@ def items(pair: Pair) -> list[FromConnector]:
     """Every kind of item that connectors send about a conversation, from both ends of it."""
     found: list[FromConnector] = []
     for sender, to in (pair, pair[::-1]):
-        stamp = Stamp(1, sender, sender * 10, 7, Destination(DestinationType.USER, to), 1, Kind.TEXT)
+        stamp = Stamp(1, 5, sender, sender * 10, 7, Destination(DestinationType.USER, to), 1, Kind.TEXT)
         found.append(Route(stamp, b""))
         found.append(Return(to, (to * 10,), True, stamp, b""))
-        found.append(Outcome(1, sender, sender * 10, 7, stamp.to, 1, 1, OutcomeStatus.DELIVERED))
-        receipt = Stamp(1, sender, sender * 10, 7, Destination(DestinationType.DEVICE, to, to * 10), 1, Kind.RECEIPT)
+        found.append(CopyOutcome(1, 5, sender, sender * 10, 7, stamp.to, 1, 1, OutcomeStatus.DELIVERED))
+        receipt = Stamp(1, 5, sender, sender * 10, 7, Destination(DestinationType.DEVICE, to, to * 10), 1, Kind.RECEIPT)
         found.append(Route(receipt, b""))
     return found
 
@@ -90,7 +90,7 @@ class Connector:
 
     def acknowledge(self, now: float) -> None:
         for transfer in {transfer for transfer, _ in self.unacked}:
-            self.send(transfer, Ack(self.links[transfer], self.numbers[transfer], ()), now)
+            self.send(transfer, Ack(self.links[transfer], self.numbers[transfer]), now)
         self.unacked.clear()
 
     def send_all(self, now: float) -> dict[Pair, int]:
@@ -98,7 +98,7 @@ class Connector:
         handlers: dict[Pair, set[int]] = {}
         for pair in PAIRS:
             for item in items(pair):
-                sent = self.mesh.send_outcome(item) if isinstance(item, Outcome) else self.mesh.send(item)
+                sent = self.mesh.send_outcome(item) if isinstance(item, CopyOutcome) else self.mesh.send(item)
                 assert sent == bool(self.links), "an open transfer takes each item; without one no item is sent"
         self.work(now)
         for transfer, item in self.unacked:
@@ -109,7 +109,7 @@ class Connector:
 
 
 def pair_of(item: FromConnector) -> Pair:
-    sender, to = (item.user, item.to.id) if isinstance(item, Outcome) else (item.stamp.user, item.stamp.to.id)
+    sender, to = (item.user, item.to.id) if isinstance(item, CopyOutcome) else (item.stamp.user, item.stamp.to.id)
     return min(sender, to), max(sender, to)
 
 
@@ -159,7 +159,7 @@ class ComingAndGoing(RuleBasedStateMachine):
         rerouted = by_pair([item for transfer, item in unacked if transfer == lost])
         assert by_pair([item for _, item in connector.unacked]) == (rerouted if connector.links else {})
         for transfer, link in connector.links.items():
-            connector.send(transfer, Ack(link, connector.numbers.get(transfer, 0), ()), self.now)
+            connector.send(transfer, Ack(link, connector.numbers.get(transfer, 0)), self.now)
         connector.unacked.clear()
 
     @rule(seconds=st.sampled_from([0.1, RECONNECT_S]))

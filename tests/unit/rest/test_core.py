@@ -8,6 +8,7 @@ from meshim.errors import ApiError
 from meshim.protocol.names import fold_name, is_device_name
 from meshim.rest import core
 from meshim.rest.core import FriendAction, ImportPlan, LoginThrottle, Transition
+from meshim.stores.ports import Lease
 from meshim.wire import rest
 from meshim.wire.rest import Credentials
 
@@ -168,6 +169,28 @@ def test_friends_are_online_on_living_connectors_only() -> None:
     assert [(each.peer.name, each.online) for each in found] == [("ann", True), ("ben", False), ("cid", False)]
 
 
+def test_connectors_with_one_endpoint_and_key_are_one_entry() -> None:
+    """Those behind a load balancer.  Another key at the same endpoint, or no key, is another entry."""
+    balancer, key = "tcp://chat.example:5000", "k" * 40
+
+    def lease(name: str, endpoint: str, key: str) -> Lease:
+        return Lease("connector", name, incarnation=len(name), endpoint=endpoint, key=key, mesh_key=f"mesh {name}")
+
+    assert core.connector_entries(
+        [
+            lease("c1", balancer, key),
+            lease("c2", "tcp://10.0.0.2:7100", key),
+            lease("c3", balancer, key),
+            lease("c4", balancer, "j" * 40),
+        ]
+    ) == (
+        rest.Connector("c1,c3", balancer, key),
+        rest.Connector("c2", "tcp://10.0.0.2:7100", key),
+        rest.Connector("c4", balancer, "j" * 40),
+    )
+    assert core.connector_entries([]) == ()
+
+
 # ---------------------------------------------------------------- problems
 
 
@@ -209,8 +232,3 @@ def test_the_number_of_remembered_keys_is_bounded() -> None:
     for number in range(4):
         throttle.failed((f"user{number}", ""), 0.0)
     assert [throttle.wait_s((f"user{number}", ""), 0.0) > 0 for number in range(4)] == [False, True, True, True]
-
-
-def test_epochs_are_16_hexadecimal_digits() -> None:
-    assert rest.format_epoch(255) == "00000000000000ff"
-    assert rest.parse_epoch(rest.format_epoch((1 << 64) - 1)) == (1 << 64) - 1

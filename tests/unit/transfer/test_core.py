@@ -7,7 +7,7 @@ from meshim.transfer import events as e
 from meshim.wire.envelope import Destination, DestinationType, Kind
 from meshim.wire.mesh import Deliver
 from meshim.wire.offline_log import Entry
-from meshim.wire.outcome import Outcome, OutcomeStatus
+from meshim.wire.outcome import CopyOutcome, OutcomeStatus
 from tests.unit.transfer.world import (
     A1,
     A2,
@@ -19,6 +19,7 @@ from tests.unit.transfer.world import (
     CACHE_S,
     CAROL,
     PRESENCE_SILENCE_S,
+    SESSION,
     SILENCE_S,
     Transfer,
     presence_of,
@@ -47,8 +48,9 @@ def test_a_copy_goes_to_the_connector_in_presence() -> None:
 def test_an_outcome_from_a_connector_goes_to_the_origin() -> None:
     transfer = Transfer()
     alice, bob = transfer.connector(ALICE), transfer.connector(BOB)
-    outcome = Outcome(
+    outcome = CopyOutcome(
         ALICE,
+        SESSION,
         ALICE,
         A1,
         1,
@@ -67,7 +69,8 @@ def test_an_outcome_from_a_connector_goes_to_the_origin() -> None:
 def test_an_outcome_for_a_connector_that_is_not_linked_is_counted() -> None:
     transfer = Transfer()
     bob = transfer.connector(BOB)
-    bob.send_items(Outcome(ALICE, ALICE, A1, 1, Destination(DestinationType.USER, BOB), 1, 1, OutcomeStatus.DELIVERED))
+    to = Destination(DestinationType.USER, BOB)
+    bob.send_items(CopyOutcome(ALICE, SESSION, ALICE, A1, 1, to, 1, 1, OutcomeStatus.DELIVERED))
     assert transfer.count.outcomes_lost == 1
 
 
@@ -81,6 +84,22 @@ def test_a_user_without_presence_gets_one_entry_for_all_devices() -> None:
     assert (outcome.first, outcome.last, outcome.status, outcome.position) == (1, 2, OutcomeStatus.STORED, 9)
     assert outcome.done == outcome.copies == ((BOB, 0),)
     assert transfer.count.stored == 2
+
+
+def test_an_outcome_has_the_session_and_the_positions_of_its_submit() -> None:
+    transfer = Transfer()
+    alice, bob = transfer.connector(ALICE), transfer.connector(BOB)
+    after = ((BOB, B2, 5), (ALICE, A2, 9))
+    alice.send_items(route(1, after=after), route(2, after=after), route(3))
+    transfer.answer_lookups({BOB: presence_of(BOB, B1, unbound=(B2,))})
+    assert [(item.stamp.session, item.stamp.after) for item in bob.items if isinstance(item, Deliver)] == [
+        (SESSION, after), (SESSION, after), (SESSION, ()),
+    ]  # fmt: skip
+    transfer.publish_all()
+    assert [(o.first, o.last, o.session, o.after) for o in alice.outcomes] == [
+        (1, 2, SESSION, after),
+        (3, 3, SESSION, ()),
+    ]
 
 
 def test_bound_devices_get_a_copy_and_the_others_an_entry() -> None:

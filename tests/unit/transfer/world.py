@@ -15,7 +15,7 @@ from meshim.wire.envelope import WIRE_VERSION, Destination, DestinationType, Kin
 from meshim.wire.link import Ack, Close, Data, Frame, Ping, Pong, Reset
 from meshim.wire.mesh import Deliver, FromConnector, FromTransfer, Hello, HelloOk, Return, Route, Stamp
 from meshim.wire.offline_log import Entry, decode_record
-from meshim.wire.outcome import Copy, Outcome
+from meshim.wire.outcome import Copy, CopyOutcome
 
 A = TypeVar("A", bound=e.Action)
 F = TypeVar("F", bound=Frame)
@@ -27,11 +27,13 @@ A1, A2, B1, B2, C1 = 11, 12, 21, 22, 31
 EPOCH = 0xE90C
 PARTITIONS = 4
 SILENCE_S, GIVE_UP_S = 1.5, 2.5
+SESSION = 1000
+"""Of every sender."""
 CACHE_S, PRESENCE_SILENCE_S = 30.0, 5.0
 
 
 def options(**changes: Any) -> TransferOptions:
-    window = WindowOptions(credit=8, queue=16, frame_items=8, frame_bytes=4_000, resend_s=1.0, give_up_s=GIVE_UP_S)
+    window = WindowOptions(credit=8, queue=16, frame_items=8, frame_bytes=4_000, give_up_s=GIVE_UP_S)
     values: dict[str, Any] = {
         "links": LinkOptions(window, heartbeat_s=0.5, silence_s=SILENCE_S),
         "partitions": PARTITIONS,
@@ -51,7 +53,7 @@ def stamp(seq: int = 1, to: int | Destination = BOB, sender: int = A1, origin: i
     """`to` may be a user; `origin` defaults to the connector that has the number of the sender's user."""
     to = to if isinstance(to, Destination) else Destination(DestinationType.USER, to)
     values: dict[str, Any] = {"kind": Kind.TEXT, "after": (), "copies": ()}
-    return Stamp(origin or sender // 10, sender // 10, sender, EPOCH, to, seq, **(values | fields))
+    return Stamp(origin or sender // 10, SESSION, sender // 10, sender, EPOCH, to, seq, **(values | fields))
 
 
 def route(seq: int = 1, to: int | Destination = BOB, sender: int = A1, size: int = 4, **fields: Any) -> Route:
@@ -184,7 +186,7 @@ class Connector:
     def send_items(self, *items: FromConnector) -> None:
         """Send one bundle."""
         self.number += 1
-        self.send(Data(self.link, self.number, 0, (), items))
+        self.send(Data(self.link, self.number, 0, items))
 
     def receive(self, frame: Frame) -> None:
         self.frames.append(frame)
@@ -207,8 +209,8 @@ class Connector:
         return [(i.stamp.seq, tuple(d for d, _ in i.bindings)) for i in self.items if isinstance(i, Deliver)]
 
     @property
-    def outcomes(self) -> list[Outcome]:
-        return [item for item in self.items if isinstance(item, Outcome)]
+    def outcomes(self) -> list[CopyOutcome]:
+        return [item for item in self.items if isinstance(item, CopyOutcome)]
 
     def brief_outcomes(self) -> list[tuple[int, int, int, tuple[Copy, ...]]]:
         """(first, last, status, done) of each outcome received."""

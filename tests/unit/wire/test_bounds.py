@@ -25,7 +25,7 @@ from meshim.wire.link import Ack, Close, Data
 from meshim.wire.mesh import Deliver, Hello, Return
 from meshim.wire.notification import AccountChanged, WakeUp, decode_notification, encode_notification
 from meshim.wire.offline_log import Entry, decode_record, encode_record
-from tests.wire_samples import BOB, CODINGS, ENVELOPE, OUTCOME, PINNED, STAMP, Coding
+from tests.wire_samples import BOB, CODINGS, COPY_OUTCOME, ENVELOPE, PINNED, STAMP, Coding
 
 deterministic = settings(max_examples=300, derandomize=True, deadline=None, database=None)
 
@@ -106,7 +106,8 @@ def test_hostile_frames_raise_decode_error_at_once(data: bytes) -> None:
 
 # ---------------------------------------------------------------- bounds
 
-U64_FIELDS = {"link", "epoch"}
+U63_FIELDS = {"incarnation", "origin", "position", "after"}
+"""They stay inside the mesh; `after` has positions."""
 
 
 def _with_number(value: Any, number: int) -> Iterator[tuple[str, Any]]:
@@ -132,13 +133,14 @@ def test_no_number_is_negative(coding: Coding, value: Any, number: int) -> None:
 
 
 @every_pinned
-def test_epochs_have_64_bits_and_all_other_numbers_at_most_63(coding: Coding, value: Any) -> None:
-    for field, changed in _with_number(value, 2**64 - 1):
-        if field in U64_FIELDS:
-            assert coding.decode(codec.encode(changed)) == changed
-        else:
+def test_every_number_is_below_2_to_53_but_those_inside_the_mesh(coding: Coding, value: Any) -> None:
+    for field, changed in _with_number(value, 2**53):
+        if field not in U63_FIELDS:
             with pytest.raises(msgspec.DecodeError):
                 assert coding.decode(codec.encode(changed)) is None, field
+    for field, changed in _with_number(value, 2**63):
+        with pytest.raises(msgspec.DecodeError):
+            assert coding.decode(codec.encode(changed)) is None, field
 
 
 def _envelope(**fields: Any) -> bytes:
@@ -150,7 +152,7 @@ BEYOND: list[tuple[str, Callable[[bytes], Any], bytes]] = [
     ("id of 17 bytes", decode_envelope, _envelope(id=bytes(17))),
     ("user 0", decode_envelope, _envelope(user=0)),
     ("device 0", decode_envelope, _envelope(device=0)),
-    ("user of 64 bits", decode_envelope, _envelope(user=2**63)),
+    ("user of 54 bits", decode_envelope, _envelope(user=2**53)),
     ("seq 0", decode_envelope, _envelope(seq=0)),
     ("seq whose next one would not fit", decode_envelope, _envelope(seq=SEQ_MAX + 1)),
     ("base 0", decode_envelope, _envelope(base=0)),
@@ -159,33 +161,36 @@ BEYOND: list[tuple[str, Callable[[bytes], Any], bytes]] = [
     ("time after the year 9999", decode_envelope, _envelope(sent_at=MS_MAX + 1)),
     ("destination 0", decode_envelope, _envelope(to=Destination(1, 0))),
     ("window 0", client.decode_from_client, client.encode(Greet(1, b"t", 1, 1, 0))),
-    ("window beyond a stash", client.decode_from_client, client.encode(Greet(1, b"t", 1, 1, LIST_MAX + 1))),
+    ("window", client.decode_from_client, client.encode(Greet(1, b"t", 1, 1, LIST_MAX + 1))),
     ("token of 65 bytes", client.decode_from_client, client.encode(Greet(1, bytes(65), 1, 1, 1))),
     ("name of 129 characters", mesh.decode_from_connector, mesh.encode(Hello(1, 1, 1, "x" * 129, 1))),
     ("sentence of 1025 characters", client.decode_from_client, client.encode(Close(1, 1, "x" * 1025))),
-    ("frame number 0", client.decode_from_client, client.encode(Data(1, 0, 0, (), ()))),
-    ("stash", client.decode_from_client, client.encode(Ack(1, 1, (2,) * (LIST_MAX + 1)))),
-    ("stash of data", client.decode_from_client, client.encode(Data(1, 1, 1, (2,) * (LIST_MAX + 1), ()))),
-    ("items", client.decode_from_client, client.encode(Data(1, 1, 1, (), (Submit(b""),) * (ITEMS_MAX + 1)))),
+    ("frame number 0", client.decode_from_client, client.encode(Data(1, 0, 0, ()))),
+    ("acknowledged number", client.decode_from_client, client.encode(Ack(1, 2**53))),
+    ("frame number", client.decode_from_client, client.encode(Data(1, 2**53, 1, ()))),
+    ("link", client.decode_from_client, client.encode(Greet(1, b"t", 1, 2**53, 1))),
+    ("silence", client.decode_from_client, client.encode(Greet(1, b"t", 1, 1, 1, 2**31))),
+    ("items", client.decode_from_client, client.encode(Data(1, 1, 1, (Submit(b""),) * (ITEMS_MAX + 1)))),
     (
         "after",
-        client.decode_from_client,
-        client.encode(Data(1, 1, 1, (), (Submit(b"", ((1, 1, 1),) * (LIST_MAX + 1)),))),
+        mesh.decode_from_connector,
+        mesh.encode(Data(1, 1, 1, (msgspec.structs.replace(COPY_OUTCOME, after=((1, 1, 1),) * (LIST_MAX + 1)),))),
     ),
+    ("cookie of 1025 bytes", client.decode_from_client, client.encode(Data(1, 1, 1, (Submit(b"", bytes(1_025)),)))),
     (
         "copies",
         mesh.decode_from_connector,
-        mesh.encode(Data(1, 1, 1, (), (msgspec.structs.replace(OUTCOME, copies=((1, 1),) * (LIST_MAX + 1)),))),
+        mesh.encode(Data(1, 1, 1, (msgspec.structs.replace(COPY_OUTCOME, copies=((1, 1),) * (LIST_MAX + 1)),))),
     ),
     (
         "bindings",
         mesh.decode_from_transfer,
-        mesh.encode(Data(1, 1, 1, (), (Deliver(1, ((1, 1),) * (LIST_MAX + 1), STAMP, b""),))),
+        mesh.encode(Data(1, 1, 1, (Deliver(1, ((1, 1),) * (LIST_MAX + 1), STAMP, b""),))),
     ),
     (
         "returned devices",
         mesh.decode_from_connector,
-        mesh.encode(Data(1, 1, 1, (), (Return(1, (1,) * (LIST_MAX + 1), False, STAMP, b""),))),
+        mesh.encode(Data(1, 1, 1, (Return(1, (1,) * (LIST_MAX + 1), False, STAMP, b""),))),
     ),
     ("ranges", decode_receipt, encode_content(Receipt(1, 1, BOB, ((1, 1),) * (LIST_MAX + 1)))),
     ("range from 0", decode_receipt, encode_content(Receipt(1, 1, BOB, ((0, 1),)))),
@@ -204,10 +209,10 @@ def test_a_value_beyond_its_bounds_does_not_decode(decode: Callable[[bytes], Any
 
 def test_the_largest_values_decode() -> None:
     widest = msgspec.structs.replace(
-        ENVELOPE, user=2**63 - 1, device=2**63 - 1, epoch=2**64 - 1, seq=SEQ_MAX, base=SEQ_MAX, kind=255, sent_at=MS_MAX
+        ENVELOPE, user=2**53 - 1, device=2**53 - 1, epoch=2**53 - 1, seq=SEQ_MAX, base=SEQ_MAX, kind=255, sent_at=MS_MAX
     )
     assert decode_envelope(encode_envelope(widest)) == widest
-    ack = Ack(2**64 - 1, 2**63 - 1, (1,) * LIST_MAX)
+    ack = Ack(2**53 - 1, 2**53 - 1)
     assert client.decode_from_client(client.encode(ack)) == ack
     greet = Greet(0, bytes(64), 0, 0, LIST_MAX)
     assert client.decode_from_client(client.encode(greet)) == greet

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshim.wire import client, codec
-from meshim.wire.bounds import MS_MAX, SEQ_MAX
-from meshim.wire.client import Delivery, Greet, Submit
+from meshim.wire.bounds import INTEGER_MAX, MS_MAX, SEQ_MAX
+from meshim.wire.client import Delivery, Greet, Outcome, Submit
 from meshim.wire.envelope import (
     EPHEMERAL_FROM,
     Destination,
@@ -27,7 +27,7 @@ from meshim.wire.envelope import (
 from meshim.wire.link import Ack, Close, Data, Ping, Pong, Reset
 from meshim.wire.mesh import Deliver, Return, Route, Stamp
 from meshim.wire.offline_log import Entry, Record
-from meshim.wire.outcome import Outcome, OutcomeStatus
+from meshim.wire.outcome import CopyOutcome, OutcomeStatus
 from tests.wire_samples import (
     BOB,
     CODINGS,
@@ -127,19 +127,24 @@ def _plain(value: Any, grows: list[bool]) -> Any:
     ("coding", "plain", "value"),
     [
         (FROM_CLIENT, [1, 1, b"t", 1, 2, 3], Greet(1, b"t", 1, 2, 3)),
-        (FROM_CLIENT, [3, 1, 1, 0, [], [[1, b"e"]]], Data(1, 1, 0, (), (Submit(b"e"),))),
+        (FROM_CLIENT, [3, 1, 1, 0, [[1, b"e"]]], Data(1, 1, 0, (Submit(b"e"),))),
         (FROM_CLIENT, [4, 1, 0], Ack(1, 0)),
         (FROM_CLIENT, [7, 1, 14], Close(1, 14)),
-        (TO_CLIENT, [3, 1, 1, 0, [], [[2, b"e"]]], Data(1, 1, 0, (), (Delivery(b"e"),))),
+        (TO_CLIENT, [3, 1, 1, 0, [[2, b"e"]]], Data(1, 1, 0, (Delivery(b"e"),))),
         (
             TO_CLIENT,
-            [3, 1, 1, 0, [], [[3, 9, 7, 8, 5, [1, 42], 1, 1, 4]]],
-            Data(1, 1, 0, (), (Outcome(9, 7, 8, 5, BOB, 1, 1, OutcomeStatus.BUSY),)),
+            [3, 1, 1, 0, [[3, [1, 42], 1, 1, 4]]],
+            Data(1, 1, 0, (Outcome(BOB, 1, 1, OutcomeStatus.BUSY),)),
         ),
         (
             FROM_CONNECTOR,
-            [3, 1, 1, 0, [], [[1, [9, 7, 8, 5, [1, 42], 1, 1], b"e"]]],
-            Data(1, 1, 0, (), (Route(Stamp(9, 7, 8, 5, BOB, 1, 1), b"e"),)),
+            [3, 1, 1, 0, [[3, 9, 6, 7, 8, 5, [1, 42], 1, 1, 4]]],
+            Data(1, 1, 0, (CopyOutcome(9, 6, 7, 8, 5, BOB, 1, 1, OutcomeStatus.BUSY),)),
+        ),
+        (
+            FROM_CONNECTOR,
+            [3, 1, 1, 0, [[1, [9, 6, 7, 8, 5, [1, 42], 1, 1], b"e"]]],
+            Data(1, 1, 0, (Route(Stamp(9, 6, 7, 8, 5, BOB, 1, 1), b"e"),)),
         ),
     ],
 )
@@ -150,7 +155,7 @@ def test_fields_with_defaults_may_be_left_out_at_the_end(coding: Coding, plain: 
 def test_unknown_kinds_statuses_and_codes_decode() -> None:
     strange = msgspec.structs.replace(ENVELOPE, kind=99, to=Destination(77, 1, 2), version=2, key=2**31 - 1)
     assert decode_envelope(encode_envelope(strange)) == strange
-    outcome = Data(LINK, 1, 0, (), (msgspec.structs.replace(OUTCOME, status=99, code=9_999),))
+    outcome = Data(LINK, 1, 0, (msgspec.structs.replace(OUTCOME, status=99, code=9_999),))
     assert client.decode_from_connector(client.encode(outcome)) == outcome
 
 
@@ -162,46 +167,52 @@ def test_kinds_from_128_are_ephemeral() -> None:
 
 # ---------------------------------------------------------------- round trips
 
-ids, any_ids = st.integers(1, 2**63 - 1), st.integers(0, 2**63 - 1)
-u64, u31, u8 = st.integers(0, 2**64 - 1), st.integers(0, 2**31 - 1), st.integers(0, 255)
+ids, any_ids = st.integers(1, INTEGER_MAX), st.integers(0, INTEGER_MAX)
+u53, u31, u8 = st.integers(0, INTEGER_MAX), st.integers(0, 2**31 - 1), st.integers(0, 255)
 seqs = st.integers(1, SEQ_MAX)
 destinations = st.builds(Destination, u8, ids, any_ids)
 pairs = st.lists(st.tuples(ids, any_ids), max_size=4).map(tuple)
 positions = st.lists(st.tuples(ids, any_ids, any_ids), max_size=4).map(tuple)
 envelopes = st.builds(
-    Envelope, u31, st.binary(min_size=16, max_size=16), ids, ids, u64, destinations, seqs, seqs, u8, u31,
+    Envelope, u31, st.binary(min_size=16, max_size=16), ids, ids, u53, destinations, seqs, seqs, u8, u31,
     st.integers(0, MS_MAX), st.binary(max_size=100),
 )  # fmt: skip
+sentences = st.text(max_size=20)
 outcomes = st.builds(
-    Outcome, any_ids, ids, ids, u64, destinations, seqs, seqs, u8, pairs, pairs, any_ids, u31, st.text(max_size=20)
-)
-stamps = st.builds(Stamp, any_ids, ids, ids, u64, destinations, seqs, u8, positions, pairs)
-stashes = st.lists(ids, max_size=5).map(tuple)
+    Outcome, destinations, seqs, seqs, u8, st.booleans(), u31, st.binary(max_size=1_024), u31, sentences
+)  # fmt: skip
+copy_outcomes = st.builds(
+    CopyOutcome, any_ids, any_ids, ids, ids, u53, destinations, seqs, seqs, u8, pairs, pairs, any_ids, positions, u31,
+    sentences,
+)  # fmt: skip
+stamps = st.builds(Stamp, any_ids, any_ids, ids, ids, u53, destinations, seqs, u8, positions, pairs)
+numbers, acks = st.integers(1, 2**53 - 1), st.integers(0, 2**53 - 1)
 
 
 def data_of(*items: st.SearchStrategy[Any]) -> st.SearchStrategy[Data[Any]]:
     several: st.SearchStrategy[Any] = st.lists(st.one_of(*items), max_size=3).map(tuple)
-    return st.builds(Data, u64, ids, any_ids, stashes, several)
+    return st.builds(Data, u53, numbers, acks, several)
 
 
 controls = st.one_of(
-    st.builds(Ack, u64, any_ids, stashes),
-    st.builds(Ping, u64),
-    st.builds(Pong, u64),
-    st.builds(Close, u64, u31, st.text(max_size=50)),
-    st.builds(Reset, u64),
+    st.builds(Ack, u53, acks),
+    st.builds(Ping, u53),
+    st.builds(Pong, u53),
+    st.builds(Close, u53, u31, st.text(max_size=50)),
+    st.builds(Reset, u53),
 )
 devices = st.lists(ids, max_size=4).map(tuple)
 returns = st.builds(Return, ids, devices, st.booleans(), stamps, st.binary(max_size=50))
 deliveries = st.builds(Deliver, ids, pairs, stamps, st.binary(max_size=50))
 EVERYTHING: dict[str, st.SearchStrategy[Any]] = {
-    "client": controls | data_of(st.builds(Submit, st.binary(max_size=50), positions)),
+    "client": controls | data_of(st.builds(Submit, st.binary(max_size=50), st.binary(max_size=1_024))),
     "connector to client": controls | data_of(st.builds(Delivery, st.binary(max_size=50), st.booleans()), outcomes),
-    "connector to transfer": controls | data_of(st.builds(Route, stamps, st.binary(max_size=50)), returns, outcomes),
-    "transfer": controls | data_of(deliveries, outcomes),
+    "connector to transfer": controls
+    | data_of(st.builds(Route, stamps, st.binary(max_size=50)), returns, copy_outcomes),
+    "transfer": controls | data_of(deliveries, copy_outcomes),
     "envelope": envelopes,
     "text": st.builds(Text, st.text()),
-    "receipt": st.builds(Receipt, u8, u64, destinations, st.lists(st.tuples(seqs, seqs), max_size=5).map(tuple)),
+    "receipt": st.builds(Receipt, u8, u53, destinations, st.lists(st.tuples(seqs, seqs), max_size=5).map(tuple)),
     "log": st.builds(Record, st.just(1), st.lists(st.builds(Entry, ids, devices, st.binary()), max_size=3).map(tuple)),
 }
 
@@ -219,7 +230,7 @@ def test_round_trips(coding: str, data: st.DataObject) -> None:
 
 def test_associated_data_is_pinned() -> None:
     assert associated_data(ENVELOPE).hex() == (
-        "9a01c410000102030405060708090a0b0c0d0e0f0708cffedcba987654321093012a00cd012c0102cf0000018bcfe5687b"
+        "9a01c410000102030405060708090a0b0c0d0e0f0708cf001cba987654321093012a00cd012c0102cf0000018bcfe5687b"
     )
 
 

@@ -42,6 +42,7 @@ def _bytes(name: str, on_mysql: Any) -> sa.Column[bytes]:
 
 
 def upgrade() -> None:
+    _create_mesh()
     _create_accounts()
     _create_relations()
     _create_queues()
@@ -57,6 +58,15 @@ def _create_index(name: str, table: str, *columns: str) -> None:
     """MySQL has no CREATE INDEX IF NOT EXISTS."""
     if name not in {index["name"] for index in sa.inspect(op.get_bind()).get_indexes(table)}:
         op.create_index(name, table, columns)
+
+
+def _create_mesh() -> None:
+    op.create_table(
+        "im_mesh",
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+        _bytes("secret", mysql.BINARY(32)),
+        **_TABLE,
+    )
 
 
 def _create_accounts() -> None:

@@ -1,7 +1,7 @@
-"""Delivery status against two dictionaries: where copies really are, and which outcomes reported them.
+"""Final outcomes against two dictionaries: where copies really are, and which outcomes reported them.
 
 The mesh is honest and unreliable: its outcomes are true, but it loses them, delivers them twice and in any order;
-meanwhile the recipient's devices come and go, and the sender submits messages again.  No message may become `sent` too
+meanwhile the recipient's devices come and go, and the sender submits messages again.  No message may become final too
 early.
 """
 
@@ -9,9 +9,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from meshim.protocol.outcome import AFTER_MAX, DeliveryStatus, OutStream, OutStreamOptions
+from meshim.connector.accounting import Accounting, audience
+from meshim.protocol.outcome import REJECTED, OutStream, OutStreamOptions
 from meshim.wire.envelope import Destination, DestinationType
-from meshim.wire.outcome import Copy, Outcome, OutcomeStatus
+from meshim.wire.outcome import Copy, CopyOutcome, OutcomeStatus
 
 ALICE, BOB = 1, 2
 DEVICES: tuple[Copy, ...] = ((BOB, 21), (BOB, 22), (BOB, 23), (ALICE, 12))
@@ -25,7 +26,10 @@ class Sender(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.out = OutStream(OPTIONS)
-        self.messages: dict[int, DeliveryStatus] = {}
+        self.accounting = Accounting()
+        """Of the session; the next one has another."""
+        self.states: dict[int, str] = {}
+        self.delivered: set[int] = set()
         self.registry = set(DEVICES[:1])
         self.attempts: dict[int, list[frozenset[Copy]]] = {}
         """By seq: the copies of each attempt."""
@@ -33,10 +37,8 @@ class Sender(RuleBasedStateMachine):
         """By seq: the copies that are on their device or fsynced."""
         self.on_device: dict[int, set[Copy]] = {}
         self.rejected: set[int] = set()
-        self.outcomes: list[tuple[int, Outcome]] = []
+        self.outcomes: list[tuple[int, CopyOutcome]] = []
         self.position = 0
-        self.positions: dict[Copy, int] = {}
-        """The highest that an outcome reported for each copy."""
 
     # ---- the sender
 
@@ -46,7 +48,7 @@ class Sender(RuleBasedStateMachine):
         seq, base = self.out.assign()
         assert seq == len(self.attempts) + 1
         assert base == min(self.out.unsettled)
-        self.messages[seq] = DeliveryStatus()
+        self.states[seq] = "pending"
         self.safe[seq], self.on_device[seq], self.attempts[seq] = set(), set(), []
 
     @precondition(lambda self: self.outcomes)
@@ -56,25 +58,30 @@ class Sender(RuleBasedStateMachine):
         seq, outcome = self.outcomes[which]
         if not again:
             del self.outcomes[which]
-        message = self.messages[seq]
-        settled, before = message.settled, (message.state, message.delivered)
-        assert message.add(outcome, ALICE) == ((message.state, message.delivered) != before)
-        assert not (settled and message.state != before[0]), "settled is final"
-        if outcome.status == OutcomeStatus.STORED:
-            for copy in outcome.done:
-                self.out.stored(copy, outcome.position)
-                self.positions[copy] = max(self.positions.get(copy, 0), outcome.position)
-        if message.settled:
-            self.out.settle(seq, message)
+        if outcome.status == OutcomeStatus.REJECTED:
+            self.settle(seq, "rejected", REJECTED)
+        elif outcome.status in (OutcomeStatus.DELIVERED, OutcomeStatus.STORED):
+            for progress in self.accounting.add(outcome):
+                assert progress.first == progress.last == seq
+                if progress.status == OutcomeStatus.DELIVERED:
+                    self.delivered.add(seq)
+                if progress.final:
+                    self.settle(seq, "sent", audience(outcome.copies))
+
+    def settle(self, seq: int, state: str, fate: int) -> None:
+        if self.states[seq] == "pending":
+            self.states[seq] = state
+            self.out.settle(seq, fate)
 
     @rule()
     def restart(self) -> None:
-        """The state file does not hold the accounted copies: outcomes of the next attempt report them again."""
+        """The next session knows no accounted copies: outcomes of the next attempt report them again."""
+        self.accounting = Accounting()
+        self.outcomes.clear()  # the connector drops those of another session
         known = self.out
-        self.out = OutStream(OPTIONS, known.next_seq, known.after)
+        self.out = OutStream(OPTIONS, known.next_seq, known.cookie)
         for seq, base in known.unsettled.items():
             self.out.restore(seq, base)
-            self.messages[seq] = DeliveryStatus()
 
     # ---- the mesh
 
@@ -124,8 +131,8 @@ class Sender(RuleBasedStateMachine):
         self.position += status == OutcomeStatus.STORED
         position = self.position if status == OutcomeStatus.STORED else 0
         to = Destination(DestinationType.USER, BOB)
-        outcome = Outcome(
-            origin=9, user=ALICE, device=11, epoch=5, to=to, first=seq, last=seq,
+        outcome = CopyOutcome(
+            origin=9, session=6, user=ALICE, device=11, epoch=5, to=to, first=seq, last=seq,
             status=status, done=done, copies=copies, position=position,
         )  # fmt: skip
         self.outcomes.append((seq, outcome))
@@ -134,30 +141,18 @@ class Sender(RuleBasedStateMachine):
 
     @invariant()
     def sent_is_safe(self) -> None:
-        for seq, message in self.messages.items():
-            if message.state == DeliveryStatus.SENT:
+        for seq, state in self.states.items():
+            if state == "sent":
                 assert any(meant <= self.safe[seq] for meant in self.attempts[seq]), "sent before all copies are safe"
-            if message.delivered:
-                assert any(user == BOB for user, _ in self.on_device[seq])
-            if message.state == DeliveryStatus.REJECTED:
+            if state == "rejected":
                 assert seq in self.rejected
+            if seq in self.delivered:
+                assert any(user == BOB for user, _ in self.on_device[seq])
 
     @invariant()
     def unsettled_are_the_messages_that_are_not_settled(self) -> None:
-        assert list(self.out.unsettled) == [seq for seq, message in self.messages.items() if not message.settled]
+        assert list(self.out.unsettled) == [seq for seq, state in self.states.items() if state == "pending"]
         assert self.out.next_seq - self.out.base <= OPTIONS.in_flight
-
-    @invariant()
-    def after_is_the_highest_reported_position_of_each_copy(self) -> None:
-        assert len(self.out.after) <= AFTER_MAX
-        after = {(user, device): position for user, device, position in self.out.after}
-        for copy in DEVICES:
-            all_of_them = (copy[0], 0)
-            reported = max(self.positions.get(copy, 0), self.positions.get(all_of_them, 0))
-            carried = max(after.get(copy, 0), after.get(all_of_them, 0))
-            assert carried >= reported, "a live copy could overtake a stored one"
-            if all_of_them not in self.positions:
-                assert carried == reported
 
     def teardown(self) -> None:
         """When the mesh works again, another attempt settles every message."""
