@@ -18,30 +18,30 @@ const bytes = (base64) => Uint8Array.from(atob(base64), (character) => character
 export class Rules { // what a client remembers and decides; all changes of `disk` are written in one transaction
   constructor(disk) {
     this.disk = disk;
-    this.again = new Map(); // [peer, seq] of what is unsettled -> [when to submit it again, ms until the next time]
+    this.again = new Map(); // [to, seq] of what is unsettled -> [when to submit it again, ms until the next time]
     this.since = new Map(); // [stream, seq] of each message that is held back -> when it arrived
     const outbox = [...disk.keys()].map((key) => JSON.parse(key)).filter(([room]) => room === "outbox");
-    for (const [, peer, seq] of outbox.sort((a, b) => a[2] - b[2])) this.again.set(id(peer, seq), [0, 4000]);
+    for (const [, to, seq] of outbox.sort((a, b) => a[2] - b[2])) this.again.set(id(to, seq), [0, 4000]);
     for (const [stream, { held }] of disk) for (const [seq] of held ?? []) this.since.set(id(stream, seq), 0);
   }
   connected(now) { // everything unsettled is submitted again, and the clocks of all gaps start anew
     for (const key of this.again.keys()) this.again.set(key, [now, 4000]);
     for (const key of this.since.keys()) this.since.set(key, now);
   }
-  unsettled(peer) {
-    return [...this.again.keys()].map((key) => JSON.parse(key)).filter(([to]) => to === peer).map(([, seq]) => seq);
+  unsettled(to) { // `to` of messages is JSON, as in the keys of `disk`
+    return [...this.again.keys()].map((key) => JSON.parse(key)).filter(([each]) => each === to).map(([, seq]) => seq);
   }
-  out(peer) { return this.disk.get(id("out", peer)) ?? { next: 1, cookie: EMPTY, fate: null, mixed: false }; }
-  full(peer) { // recipients hold back no more: no message may be made until an earlier one is settled
-    return this.out(peer).next - Math.min(this.out(peer).next, ...this.unsettled(peer)) >= 256;
+  out(to) { return this.disk.get(id("out", to)) ?? { next: 1, cookie: EMPTY, fate: null, mixed: false }; }
+  full(to) { // recipients hold back no more: no message may be made until an earlier one is settled
+    return this.out(to).next - Math.min(this.out(to).next, ...this.unsettled(to)) >= 256;
   }
-  async make(peer, seal, now) { // one at a time: `seal(seq, base)` is asynchronous, and a seq must not be taken in vain
-    const unsettled = this.unsettled(peer), { next: seq } = this.out(peer);
+  async make(to, seal, now) { // one at a time: `seal(seq, base)` is asynchronous, and a seq must not be taken in vain
+    const unsettled = this.unsettled(to), { next: seq } = this.out(to);
     const envelope = await seal(seq, Math.min(seq, ...unsettled));
-    const run = this.unsettled(peer).length ? {} : { fate: null, mixed: false };
-    this.disk.set(id("out", peer), { ...this.out(peer), ...run, next: seq + 1 });
-    this.disk.set(id("outbox", peer, seq), envelope);
-    this.again.set(id(peer, seq), [now, 4000]);
+    const run = this.unsettled(to).length ? {} : { fate: null, mixed: false };
+    this.disk.set(id("out", to), { ...this.out(to), ...run, next: seq + 1 });
+    this.disk.set(id("outbox", to, seq), envelope);
+    this.again.set(id(to, seq), [now, 4000]);
     return seq;
   }
   due(now) { // [envelope, cookie] of each message to submit now, in the order in which they were made
@@ -50,18 +50,18 @@ export class Rules { // what a client remembers and decides; all changes of `dis
     return due.map(([key]) => [this.disk.get(id("outbox", ...JSON.parse(key))), this.out(JSON.parse(key)[0]).cookie]);
   }
   outcome(now, to, first, last, status, final = false, audience = 0, cookie = EMPTY) { // -> [settled seqs, owes a BASE]
-    const peer = to[1], settled = this.unsettled(peer).filter((seq) => first <= seq && seq <= last);
-    if (status === DELIVERED || status === STORED) this.disk.set(id("out", peer), { ...this.out(peer), cookie });
-    if (status === BUSY) for (const seq of settled) this.again.get(id(peer, seq))[0] = now + 500;
+    const settled = this.unsettled(to).filter((seq) => first <= seq && seq <= last);
+    if (status === DELIVERED || status === STORED) this.disk.set(id("out", to), { ...this.out(to), cookie });
+    if (status === BUSY) for (const seq of settled) this.again.get(id(to, seq))[0] = now + 500;
     if (!final && status !== REJECTED) return [[], false];
     for (const seq of settled) {
-      const out = this.out(peer), fate = status === REJECTED ? 0 : audience;
+      const out = this.out(to), fate = status === REJECTED ? 0 : audience;
       const mixed = out.mixed || (out.fate !== null && out.fate !== fate);
-      this.disk.set(id("out", peer), { ...out, fate, mixed });
-      this.disk.delete(id("outbox", peer, seq));
-      this.again.delete(id(peer, seq));
+      this.disk.set(id("out", to), { ...out, fate, mixed });
+      this.disk.delete(id("outbox", to, seq));
+      this.again.delete(id(to, seq));
     }
-    return [settled, settled.length > 0 && this.out(peer).mixed && !this.unsettled(peer).length];
+    return [settled, settled.length > 0 && this.out(to).mixed && !this.unsettled(to).length];
   }
   deliver(stream, seq, base, message, now) { // -> the messages to show now, in order
     const order = this.disk.get(stream) ?? { watermark: 1, holes: [], held: [] };
@@ -180,14 +180,14 @@ export class Client {
   named(user) { return Object.keys(this.users).find((name) => this.users[name] === user) ?? user; }
   aes(key) { return crypto.subtle.importKey("raw", key, "AES-GCM", false, ["encrypt", "decrypt"]); }
 
-  compose(peer, kind, content) { // put a message into the outbox; TEXT is sealed with the newest key of the peer
+  compose(to, kind, content) { // put a message into the outbox; TEXT is sealed with the newest key of the recipient
     const { user, device, epoch } = this.me;
-    const front = [1, crypto.getRandomValues(new Uint8Array(16)), user, device, epoch, [1, peer, 0]];
-    const version = kind === TEXT ? Math.max(...Object.keys(this.keys[peer])) : 0, back = [kind, version, Date.now()];
-    return this.rules.make(peer, async (seq, base) => {
+    const front = [1, crypto.getRandomValues(new Uint8Array(16)), user, device, epoch, to];
+    const version = kind === TEXT ? Math.max(...Object.keys(this.keys[to[1]])) : 0, back = [kind, version, Date.now()];
+    return this.rules.make(id(...to), async (seq, base) => {
       if (!version) return encode([...front, seq, base, ...back, content]);
       const iv = crypto.getRandomValues(new Uint8Array(12)), additionalData = encode([...front, seq, ...back]);
-      const key = await this.aes(this.keys[peer][version]);
+      const key = await this.aes(this.keys[to[1]][version]);
       const sealed = await crypto.subtle.encrypt({ name: "AES-GCM", iv, additionalData }, key, content);
       return encode([...front, seq, base, ...back, new Uint8Array([...iv, ...new Uint8Array(sealed)])]);
     }, Date.now());
@@ -195,16 +195,16 @@ export class Client {
   received(data, stored = false) { // what this changes is on disk before its frame is acknowledged
     const [, , user, device, epoch, to, seq, base, kind, , , body] = decode(data);
     if (kind >= EPHEMERAL || device === this.me.device) return;
-    if (kind === RECEIPT && user !== this.me.user) {
-      const [what, ofDevice, ofEpoch, , ranges] = decode(body);
-      if (ofDevice === this.me.device && ofEpoch === this.me.epoch)
-        this.emit({ event: what === 2 ? "read" : "delivered", to: this.named(user), ranges });
+    if (kind === RECEIPT) {
+      const [what, ofEpoch, , ranges] = decode(body);
+      if (ofEpoch === this.me.epoch) this.emit({ event: what === 2 ? "read" : "delivered", to: this.named(user), ranges });
+      return;
     }
     if (kind === TEXT && stored) this.owe(1, user, device, epoch, to[1], seq);
     this.queue(this.rules.deliver(id("in", user, device, epoch, to[1]), seq, base, data, Date.now()));
   }
   queue(shown) { // for the application, on disk
-    for (const data of shown.filter((each) => ![RECEIPT, BASE].includes(decode(each)[8]))) {
+    for (const data of shown.filter((each) => decode(each)[8] !== BASE)) {
       this.disk.set("shown", (this.disk.get("shown") ?? 0) + 1);
       this.disk.set(id("new", this.disk.get("shown")), data);
     }
@@ -234,8 +234,8 @@ export class Client {
   async pay() {
     for (const key of [...this.disk.keys()].filter((each) => each.startsWith('["owed"'))) {
       const [, what, user, device, epoch, to] = JSON.parse(key);
-      if (this.rules.full(user)) continue;
-      await this.compose(user, RECEIPT, encode([what, device, epoch, [1, to, 0], this.disk.get(key)]));
+      if (this.rules.full(id(2, user, device))) continue;
+      await this.compose([2, user, device], RECEIPT, encode([what, epoch, [1, to, 0], this.disk.get(key)]));
       this.disk.delete(key);
     }
   }
@@ -274,7 +274,7 @@ export class Client {
   async talk(send, frames, wait) {
     const link = Math.floor(Math.random() * 2 ** 53);
     const token = bytes(this.me.token.replaceAll("-", "+").replaceAll("_", "/"));
-    let sent = 0, acked = 0, received = 0, told = 0, window = 0, silence = 5000, heard = Date.now(), progress, items = [];
+    let [sent, acked, received, told, window, silence, heard, progress] = [0, 0, 0, 0, 0, 5000, Date.now(), 0], items = [];
     send(GREET, 1, token, this.me.epoch, link, WINDOW);
     for (;;) {
       await wait(50);
@@ -316,11 +316,11 @@ export class Client {
     }
   }
   async outcome(now, to, first, last, status, final = false, ...more) {
-    const [settled, owesBase] = this.rules.outcome(now, to, first, last, status, final, ...more);
+    const [settled, owesBase] = this.rules.outcome(now, id(...to), first, last, status, final, ...more);
     const event = { [DELIVERED]: "delivered", [STORED]: "sent", [REJECTED]: "rejected" }[status];
-    if (settled.length || status === DELIVERED)
+    if (to[0] === 1 && (settled.length || status === DELIVERED))
       this.emit({ event, to: this.named(to[1]), ranges: [[first, last]], final, code: more[2] ?? 0 });
-    if (owesBase) await this.compose(to[1], BASE, EMPTY);
+    if (owesBase) await this.compose(to, BASE, EMPTY);
   }
   async commands() { // obey `lines`, in order; one that cannot be obeyed yet waits, and those behind it
     for (; this.lines.length; this.lines.shift()) {
@@ -328,8 +328,9 @@ export class Client {
       if (word === "add") await this.rest("POST", `/v1/relations/${name}`);
       if (word === "quit") this.quitting = true;
       if (word !== "send") continue;
-      if (!Object.keys(this.keys[this.users[name]] ?? {}).length || this.rules.full(this.users[name])) return;
-      const seq = await this.compose(this.users[name], TEXT, encode([text]));
+      const to = [1, this.users[name], 0];
+      if (!Object.keys(this.keys[to[1]] ?? {}).length || this.rules.full(id(...to))) return;
+      const seq = await this.compose(to, TEXT, encode([text]));
       await this.disk.commit();
       this.emit({ event: "queued", to: name, seq });
     }

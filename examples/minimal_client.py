@@ -41,7 +41,7 @@ class Rules:
 
     def __init__(self, disk):
         self.disk = disk
-        # (peer, seq) of what is unsettled -> [when to submit it again, seconds until the next time]
+        # (to, seq) of what is unsettled -> [when to submit it again, seconds until the next time]
         self.again = {key[1:]: [0, 4] for key in sorted(key for key in disk if key[0] == "outbox")}
         # (stream, seq) of what is held back -> when it arrived
         self.since = {(key[1:], seq): 0 for key in disk if key[0] == "in" for seq in disk[key]["held"]}
@@ -51,21 +51,21 @@ class Rules:
         self.again = {key: [now, 4] for key in self.again}
         self.since = dict.fromkeys(self.since, now)
 
-    def unsettled(self, peer):
-        return [seq for to, seq in self.again if to == peer]
+    def unsettled(self, to):
+        return [seq for each, seq in self.again if each == to]
 
-    def full(self, peer):  # recipients hold back no more: make no message until an earlier one is settled
-        next_seq = self.disk.get(("out", peer), {"next": 1})["next"]
-        return next_seq - min(self.unsettled(peer), default=next_seq) >= 256
+    def full(self, to):  # recipients hold back no more: make no message until an earlier one is settled
+        next_seq = self.disk.get(("out", to), {"next": 1})["next"]
+        return next_seq - min(self.unsettled(to), default=next_seq) >= 256
 
-    def make(self, peer, seal, now):
+    def make(self, to, seal, now):
         """Make a message: `seal(seq, base)` returns its envelope.  Commit, and then submit what is due."""
-        out, unsettled = self.disk.get(("out", peer), {"next": 1, "cookie": b""}), self.unsettled(peer)
+        out, unsettled = self.disk.get(("out", to), {"next": 1, "cookie": b""}), self.unsettled(to)
         out |= {} if unsettled else {"fate": None, "mixed": False}  # a run begins
         seq = out["next"]
-        self.disk["out", peer] = out | {"next": seq + 1}
-        self.disk["outbox", peer, seq] = seal(seq, min(unsettled, default=seq))
-        self.again[peer, seq] = [now, 4]
+        self.disk["out", to] = out | {"next": seq + 1}
+        self.disk["outbox", to, seq] = seal(seq, min(unsettled, default=seq))
+        self.again[to, seq] = [now, 4]
         return seq
 
     def due(self, now):
@@ -76,19 +76,19 @@ class Rules:
         return [(self.disk["outbox", *key], self.disk["out", key[0]]["cookie"]) for key in due]
 
     def outcome(self, now, to, first, last, status, final=False, audience=0, cookie=b"", *_):
-        """Take in an Outcome; return the seqs that it settles, and whether a BASE is owed to this peer."""
-        peer, settled = to[1], [seq for seq in self.unsettled(to[1]) if first <= seq <= last]
+        """Take in an Outcome; return the seqs that it settles, and whether a BASE is owed."""
+        settled = [seq for seq in self.unsettled(to) if first <= seq <= last]
         if status in (DELIVERED, STORED):
-            self.disk["out", peer] = self.disk["out", peer] | {"cookie": cookie}
+            self.disk["out", to] = self.disk["out", to] | {"cookie": cookie}
         if status == BUSY:
-            self.again |= {(peer, seq): [now + 0.5, self.again[peer, seq][1]] for seq in settled}
+            self.again |= {(to, seq): [now + 0.5, self.again[to, seq][1]] for seq in settled}
         if not final and status != REJECTED:
             return [], False
         for seq in settled:
-            out, fate = self.disk["out", peer], 0 if status == REJECTED else audience
-            self.disk["out", peer] = out | {"fate": fate, "mixed": out["mixed"] or out["fate"] not in (None, fate)}
-            del self.disk["outbox", peer, seq], self.again[peer, seq]
-        return settled, bool(settled) and self.disk["out", peer]["mixed"] and not self.unsettled(peer)
+            out, fate = self.disk["out", to], 0 if status == REJECTED else audience
+            self.disk["out", to] = out | {"fate": fate, "mixed": out["mixed"] or out["fate"] not in (None, fate)}
+            del self.disk["outbox", to, seq], self.again[to, seq]
+        return settled, bool(settled) and self.disk["out", to]["mixed"] and not self.unsettled(to)
 
     def deliver(self, stream, seq, base, message, now):
         """Take in a message of a stream; return the messages to show now, in order."""
@@ -176,26 +176,27 @@ class Client:
             self.users[name], self.names[user] = user, name
             self.keys[user] = {key["version"]: b64decode(key["key"]) for key in relation["keys"]}
 
-    def compose(self, peer, kind, content):
-        """Put a message into the outbox.  TEXT is sealed with the newest key of the peer."""
-        front = [1, secrets.token_bytes(16), self.me["user_id"], self.me["device_id"], self.me["epoch"], [1, peer, 0]]
-        version, key = max(self.keys[peer].items()) if kind == TEXT else (0, b"")
+    def compose(self, to, kind, content):
+        """Put a message into the outbox.  TEXT is sealed with the newest key of the recipient."""
+        front = [1, secrets.token_bytes(16), self.me["user_id"], self.me["device_id"], self.me["epoch"], to]
+        version, key = max(self.keys[to[1]].items()) if kind == TEXT else (0, b"")
         back, nonce = [kind, version, time.time_ns() // 1_000_000], secrets.token_bytes(12)
 
         def seal(seq, base):
             body = nonce + AESGCM(key).encrypt(nonce, content, pack([*front, seq, *back])) if version else content
             return pack([*front, seq, base, *back, body])
 
-        return self.rules.make(peer, seal, time.monotonic())
+        return self.rules.make(to, seal, time.monotonic())
 
     def received(self, data, stored=False, *_):  # a Delivery: return the messages to show now
         _, _, user, device, epoch, to, seq, base, kind, *_, body = unpack(data)[:12]
         if kind >= EPHEMERAL or device == self.me["device_id"]:
             return []
-        if kind == RECEIPT and user != self.me["user_id"]:
-            what, of_device, of_epoch, _, ranges = unpack(body)[:5]
-            if (of_device, of_epoch) == (self.me["device_id"], self.me["epoch"]):
+        if kind == RECEIPT:
+            what, of_epoch, _, ranges = unpack(body)[:4]
+            if of_epoch == self.me["epoch"]:
                 self.emit("read" if what == 2 else "delivered", to=user, ranges=ranges)
+            return []
         if kind == TEXT and stored:
             self.owe(1, user, device, epoch, to[1], seq)
         return self.rules.deliver((user, device, epoch, to[1]), seq, base, data, time.monotonic())
@@ -222,9 +223,9 @@ class Client:
             self.disk["owed", what, user, device, epoch, to] = tuple(ranges[-64:])
 
     def pay(self):
-        for key in [key for key in self.disk if key[0] == "owed" and not self.rules.full(key[2])]:
+        for key in [key for key in self.disk if key[0] == "owed" and not self.rules.full((2, *key[2:4]))]:
             _, what, user, device, epoch, to = key
-            self.compose(user, RECEIPT, pack([what, device, epoch, [1, to, 0], self.disk[key]]))
+            self.compose((2, user, device), RECEIPT, pack([what, epoch, (1, to, 0), self.disk[key]]))
             del self.disk[key]
 
     def run(self):
@@ -297,7 +298,7 @@ class Client:
             if window:
                 with suppress(OSError):
                     self.commands()
-                for data in [data for data in shown + self.rules.tick(now) if unpack(data)[8] not in (RECEIPT, BASE)]:
+                for data in [data for data in shown + self.rules.tick(now) if unpack(data)[8] != BASE]:
                     number = self.disk["shown",] = self.disk.get(("shown",), 0) + 1
                     self.disk["new", number] = data
                 self.pay()
@@ -317,11 +318,11 @@ class Client:
 
     def outcome(self, now, to, first, last, status, final=False, *more):
         settled, owes_base = self.rules.outcome(now, to, first, last, status, final, *more)
-        if settled or status == DELIVERED:
+        if to[0] == 1 and (settled or status == DELIVERED):
             state = {DELIVERED: "delivered", STORED: "sent", REJECTED: "rejected"}[status]
             self.emit(state, to=to[1], ranges=[(first, last)], final=final, code=more[2] if len(more) > 2 else 0)
         if owes_base:
-            self.compose(to[1], BASE, b"")
+            self.compose(to, BASE, b"")
         return []
 
     def commands(self):  # a command that cannot be obeyed yet waits, and those behind it
@@ -330,9 +331,10 @@ class Client:
             if word == "add":
                 self.rest("POST", f"/v1/relations/{name}")
             elif word == "send":
-                if not self.keys.get(self.users.get(name)) or self.rules.full(self.users[name]):
+                to = (1, self.users.get(name), 0)
+                if not self.keys.get(to[1]) or self.rules.full(to):
                     return
-                seq = self.compose(self.users[name], TEXT, pack([text]))
+                seq = self.compose(to, TEXT, pack([text]))
                 self.disk.database.commit()
                 self.emit("queued", to=name, seq=seq)
             self.quitting = self.quitting or word == "quit"
