@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from meshim.wire import client, mesh
-from meshim.wire.client import Delivery, Greet, Outcome, Stored, Submit, Welcome
+from meshim.wire.client import Changed, Delivery, Greet, Outcome, Stored, Submit, Welcome
 from meshim.wire.envelope import (
     Destination,
     DestinationType,
@@ -73,6 +73,8 @@ PINNED: list[tuple[str, Any, str]] = [
      "9d0201cf0012c3d4e5f60718cf00040000000000002a0520ce00010000ce00040000cd2710cd61a8cd09c4cf0000018bcfe5687b"),
     ("connector to client", Stored(LINK, delayed=True),
      "930acf0012c3d4e5f60718c3"),
+    ("connector to client", Changed(LINK, 5),
+     "930bcf0012c3d4e5f6071805"),
     ("client", Data(LINK, 1, 0, (Submit(b"env", b"cookie"),)),
      "9503cf0012c3d4e5f607180100919301c403656e76c406636f6f6b6965"),
     ("connector to client", Data(LINK, 2, 1, (Delivery(b"env", stored=True), OUTCOME)),
@@ -114,6 +116,6 @@ PINNED: list[tuple[str, Any, str]] = [
      "920191922a05"),
     ("notification", Kick(42, 5, 2**50, 11, "replaced"),
      "96022a05cf00040000000000000ba87265706c61636564"),
-    ("notification", AccountChanged((42, 7)),
-     "9203922a07"),
+    ("notification", AccountChanged((42, 7), 3),
+     "9303922a0703"),
 ]  # fmt: skip

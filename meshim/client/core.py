@@ -29,7 +29,7 @@ from meshim.client.statistics import Statistics
 from meshim.errors import Code, PeerError
 from meshim.protocol.link import Link, LinkOptions
 from meshim.wire import client as wire
-from meshim.wire.client import ConnectorItem, Delivery, Greet, Stored, Submit, Welcome
+from meshim.wire.client import Changed, ConnectorItem, Delivery, Greet, Stored, Submit, Welcome
 from meshim.wire.envelope import (
     EPHEMERAL_FROM,
     WIRE_VERSION,
@@ -108,6 +108,7 @@ class ClientCore:
         self._frame_handlers: dict[type[Any], Callable[[Any, float], None]] = {
             Welcome: self._welcomed,
             Stored: self._stored,
+            Changed: self._changed,
             Close: self._closed,
             Reset: self._reset,
         }
@@ -269,6 +270,9 @@ class ClientCore:
 
     def _stored(self, stored: Stored, now: float) -> None:
         self._actions.append(e.StoredDelayed(stored.delayed))
+
+    def _changed(self, changed: Changed, now: float) -> None:
+        """Relations and keys are asked for when a message needs them."""
 
     def _closed(self, close: Close, now: float) -> None:
         self._disconnect(_code(close.code), close.sentence)

@@ -44,12 +44,15 @@ from meshim.protocol.flush_queue import TICK_S
 from meshim.protocol.outcome import outcomes_of
 from meshim.stores.ports import Binding
 from meshim.wire import client as wire
-from meshim.wire.client import Greet
+from meshim.wire.client import Change, Greet
 from meshim.wire.envelope import EPHEMERAL_FROM
 from meshim.wire.link import Close, Data, Pong, Reset
 from meshim.wire.mesh import Deliver
 from meshim.wire.notification import AccountChanged, Kick, WakeUp
 from meshim.wire.outcome import CopyOutcome, OutcomeStatus
+
+_RELATIONS, _DEVICES = int(Change.RELATIONS), int(Change.DEVICES)
+_FRIENDSHIP = int(Change.RELATIONS | Change.KEYS)
 
 
 class ConnectorCore:
@@ -179,6 +182,8 @@ class ConnectorCore:
             # While presence is away nothing is written: all bindings are written again when it is back.
             if self._poll_queues_at is None:
                 self._actions.append(e.RenewBindings((session.binding_renewal,)))
+        if session.changed:
+            self._sessions.send_changed(session, now)
         if now >= session.last_seen_due:
             session.last_seen_due = now + LAST_SEEN_S
             self._actions.append(e.RecordLastSeen((session.login.device,)))
@@ -329,16 +334,33 @@ class ConnectorCore:
                 self.statistics.replaced += notification.code == Code.REPLACED
                 self._sessions.cut(session, notification.code, notification.sentence)
         elif isinstance(notification, AccountChanged):
-            users = dict.fromkeys(session.login.user for session in self._sessions.of_users(notification.users))
-            if users:
-                self._actions.append(e.ReadAccounts(tuple(users)))
+            self._account_changed(notification, now)
+
+    def _account_changed(self, notification: AccountChanged, now: float) -> None:
+        """Tell the devices; where friends or devices changed, once they have been read: then they hold here too."""
+        users: dict[int, None] = {}
+        only_relations = notification.what == _RELATIONS
+        for session in self._sessions.of_users(notification.users):
+            session.changed |= notification.what
+            if only_relations:
+                self._sessions.send_changed(session, now)
+            else:
+                users[session.login.user] = None
+        if users:
+            self._actions.append(e.ReadAccounts(tuple(users)))
 
     def _accounts_read(self, event: e.AccountsRead, now: float) -> None:
         accounts = {account.user: account for account in event.accounts}
         for session in self._sessions.of_users(accounts):
             account = accounts[session.login.user]
-            before = session.devices
+            before, friends = session.devices, session.friends
             session.update_account(account)
+            # The notification may have been lost.
+            if session.friends != friends:
+                session.changed |= _FRIENDSHIP
+            if set(session.devices) != set(before):
+                session.changed |= _DEVICES
+            self._sessions.send_changed(session, now)
             session.account_due = now + self._handshake.account_period_s(session)
             if not set(before).issuperset(session.devices):
                 # REST may not have reached presence when it registered the new device.
@@ -347,6 +369,7 @@ class ConnectorCore:
 
     def _accounts_read_failed(self, event: e.AccountsReadFailed, now: float) -> None:
         for session in self._sessions.of_users(event.users):
+            self._sessions.send_changed(session, now)
             self._submissions.authorize_deferred(session, known=False)
 
     def _secret_read(self, event: e.SecretRead, now: float) -> None:

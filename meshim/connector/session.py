@@ -94,6 +94,8 @@ class Session:
         "accounting",
         "binding",
         "binding_due",
+        "changed",
+        "changed_due",
         "deferred",
         "delayed_sent",
         "devices",
@@ -140,6 +142,10 @@ class Session:
         """When to read relations and devices again."""
         self.binding_due = inf
         """When to write the binding again: by a period, and soon when presence did not answer."""
+        self.changed = 0
+        """What of the account changed and was not told to the device yet, as bits of `Change`."""
+        self.changed_due = 0.0
+        """The earliest time for the next Changed frame."""
         self.last_seen_due = now
         """When to record again that the device is connected."""
         self.unacked: list[Deliver | int] = []
@@ -184,6 +190,8 @@ class Session:
         deadline = min(
             self.link.next_deadline(), self.token_bucket.due, self.account_due, self.binding_due, self.last_seen_due
         )
+        if self.changed:
+            deadline = min(deadline, self.changed_due)
         if self.deferred:
             deadline = min(deadline, self.deferred[0].until)
         if self.sync.check_at is not None:

@@ -13,10 +13,13 @@ from meshim.connector.session import Session, State
 from meshim.connector.statistics import Statistics
 from meshim.connector.transfer_links import TransferLinks
 from meshim.wire import client as wire
-from meshim.wire.client import Outcome
+from meshim.wire.client import Changed, Outcome
 from meshim.wire.envelope import EPHEMERAL_FROM
 from meshim.wire.link import Close, Frame
 from meshim.wire.mesh import Deliver, Return
+
+CHANGED_S = 1.0
+"""Between two Changed frames of a session: many requests for friendship at once become one frame."""
 
 
 class Sessions:
@@ -82,6 +85,12 @@ class Sessions:
 
     def send_frame(self, peer: bytes, frame: Frame) -> None:
         self._actions.append(SendClient(peer, wire.encode(frame)))
+
+    def send_changed(self, session: Session, now: float) -> None:
+        """Tell the device what of its account changed, if anything did: at most once in `CHANGED_S`."""
+        if session.changed and now >= session.changed_due and session.state is not State.BINDING:
+            self.send_frame(session.peer, Changed(session.link.epoch, session.changed))
+            session.changed, session.changed_due = 0, now + CHANGED_S
 
     def mark(self, session: Session) -> None:
         """Have `flush` send what its link has to send."""

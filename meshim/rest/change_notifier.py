@@ -12,6 +12,7 @@ from meshim.rest.backends import Backends, Clock
 from meshim.rest.statistics import Statistics
 from meshim.runtime.log import Log
 from meshim.stores.ports import Account, Login
+from meshim.wire.client import Change
 from meshim.wire.notification import AccountChanged, Kick
 
 
@@ -43,7 +44,14 @@ class ChangeNotifier:
         """These two users became friends, or ended their friendship."""
         for user in users:
             await self._try("friends", self._put_account(user))
-        await self._try("notification", self._notifications.tell_all(AccountChanged(users)))
+        await self._tell(users, Change.RELATIONS | Change.KEYS)
+
+    async def request_changed(self, users: tuple[int, int]) -> None:
+        """One of these two users asked the other for friendship, or a request ended: no account changed."""
+        await self._tell(users, Change.RELATIONS)
+
+    async def _tell(self, users: tuple[int, ...], what: Change) -> None:
+        await self._try("notification", self._notifications.tell_all(AccountChanged(users, int(what))))
 
     async def kick(self, login: Login, code: int, sentence: str) -> None:
         """End the session of a device, on whichever connector it is."""
@@ -55,7 +63,7 @@ class ChangeNotifier:
         if account is None or (cached is not None and cached.devices == account.devices):
             return  # nearly every login is from a device that is in the list already
         await self._presence.set_devices(user, account.devices)
-        await self._notifications.tell_all(AccountChanged((user,)))
+        await self._notifications.tell_all(AccountChanged((user,), int(Change.DEVICES)))
 
     async def _put_account(self, user: int) -> Account | None:
         account = (await self._accounts.accounts([user], self._clock())).get(user)

@@ -85,9 +85,11 @@ class Friends:
         now = self._clock()
         if chosen is Transition.ASK:
             try:
-                return await self._accounts.request(me, peer, now, self._relations_max) == "requested"
+                if await self._accounts.request(me, peer, now, self._relations_max) != "requested":
+                    return False
             except StoreConflict:
                 raise refusal("too_many_relations", "One of you knows too many people already.") from None
+            await self._notifier.request_changed((me, peer))
         if chosen is Transition.ACCEPT:
             version = before.keys[-1].version + 1 if before and before.keys else 1
             wrapped = self._master.wrap(new_content_key(), relation_context(me, peer, version))
@@ -101,6 +103,8 @@ class Friends:
                 return False
             if before is not None and before.state == "friends":
                 await self._notifier.friends_changed((me, peer))
+            else:
+                await self._notifier.request_changed((me, peer))
         return True
 
     async def presence(self, me: int) -> tuple[rest.PeerPresence, ...]:

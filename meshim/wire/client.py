@@ -1,5 +1,6 @@
 """The link between a client (DEALER) and a connector (ROUTER)."""
 
+import enum
 from collections.abc import Callable
 
 import msgspec
@@ -55,6 +56,25 @@ class Stored(Frame, array_like=True, frozen=True, gc=False, tag=10):
     delayed: bool
 
 
+class Change(enum.IntFlag):
+    """What of an account changed, as bits of `Changed.what`."""
+
+    RELATIONS = 1
+    """The state of a relation: a request, a friend, the end of either."""
+    KEYS = 2
+    """With whom the user shares a content key to seal with: a friendship began or ended."""
+    DEVICES = 4
+    PROFILE = 8
+    """Reserved."""
+
+
+class Changed(Frame, array_like=True, frozen=True, gc=False, tag=11):
+    """The account of this user changed, by the bits of `Change`: ask the REST service for what is of interest."""
+
+    link: U53
+    what: U31
+
+
 class Submit(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=1):
     """Client to connector: an envelope to deliver.
 
@@ -96,7 +116,7 @@ ClientItem = Submit
 ConnectorItem = Delivery | Outcome
 
 ClientFrame = Greet | Data[ClientItem] | Ack | Ping | Pong | Close | Reset
-ConnectorFrame = Welcome | Stored | Data[ConnectorItem] | Ack | Ping | Pong | Close | Reset
+ConnectorFrame = Welcome | Stored | Changed | Data[ConnectorItem] | Ack | Ping | Pong | Close | Reset
 
 encode: Callable[[Frame], bytes] = codec.encode
 decode_from_client: Callable[[bytes], ClientFrame] = codec.decoder(ClientFrame)

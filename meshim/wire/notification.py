@@ -31,9 +31,13 @@ class Kick(msgspec.Struct, array_like=True, frozen=True, tag=2):
 
 
 class AccountChanged(msgspec.Struct, array_like=True, frozen=True, tag=3):
-    """Relations or devices of these users changed: read them again."""
+    """The accounts of these users changed, by the bits of `wire.client.Change`.
+
+    A connector reads them again unless only RELATIONS is set (a request), and tells the devices.
+    """
 
     users: Annotated[tuple[Id, ...], msgspec.Meta(max_length=ITEMS_MAX)]
+    what: U31
 
 
 Notification = WakeUp | Kick | AccountChanged

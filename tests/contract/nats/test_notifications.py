@@ -23,7 +23,7 @@ from tests.contract.outage import up
 ONE, OTHER = 2**62 + 1, 2**62 + 2
 WAKE_UP = WakeUp(((1, 2), (3, 4)))
 KICK = Kick(1, 2, 2**50, 12, "You logged out.")
-CHANGED = AccountChanged((1, 2**62))
+CHANGED = AccountChanged((1, 2**52), 3)
 
 
 @pytest.fixture(params=["memory", "nats"])

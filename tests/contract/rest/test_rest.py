@@ -15,6 +15,7 @@ from meshim.runtime.crypto import MasterKey
 from meshim.stores.ports import Binding, CachedLogin, Lease, Login
 from meshim.wire import rest
 from meshim.wire.bounds import INTEGER_MAX
+from meshim.wire.client import Change
 from meshim.wire.notification import AccountChanged, Kick
 from tests.contract.rest.world import World, world_of
 
@@ -146,7 +147,7 @@ async def test_a_login_registers_its_device_and_lists_the_connectors(world: Worl
     [account] = await world.cache.accounts([alice.user_id])
     assert account is not None
     assert account.devices == (answer.device_id,)
-    assert world.recorded.notifications == [(None, AccountChanged((alice.user_id,)))]
+    assert world.recorded.notifications == [(None, AccountChanged((alice.user_id,), Change.DEVICES))]
 
 
 async def test_another_state_file_gets_a_device_only_by_a_takeover(world: World) -> None:
@@ -326,7 +327,7 @@ async def test_friends_share_a_key_that_is_wrapped_at_rest(world: World) -> None
         asked = await alice.request("Bob")
         assert (asked.peer.name, asked.state, asked.keys) == ("bob", "requested", ())
         assert [(each.peer.name, each.state) for each in await bob.relations()] == [("alice", "asked")]
-        assert world.recorded.notifications == []
+        assert [told for _, told in world.recorded.notifications] == [AccountChanged((1, 2), Change.RELATIONS)]
         accepted = await bob.accept("alice")
         assert (accepted.state, [key.version for key in accepted.keys]) == ("friends", [1])
         seen_by_alice = await alice.relation("bob")
@@ -335,7 +336,7 @@ async def test_friends_share_a_key_that_is_wrapped_at_rest(world: World) -> None
         phone = await alice.login("alice", PASSWORD, "phone", 1)
         assert phone.relations == (seen_by_alice,)
     ids = (accepted.peer.user_id, asked.peer.user_id)
-    assert world.recorded.notifications[0] == (None, AccountChanged((ids[1], ids[0])))
+    assert world.recorded.notifications[1] == (None, AccountChanged((ids[1], ids[0]), Change.RELATIONS | Change.KEYS))
     [first, second] = await world.cache.accounts(ids)
     assert first is not None
     assert second is not None
@@ -389,7 +390,7 @@ async def test_a_relation_is_found_by_the_id_of_the_peer_and_only_one_of_the_own
         assert (answer.status_code, answer.json()["code"]) == (400, "malformed")
 
 
-async def test_refused_and_withdrawn_requests_notify_no_connector(world: World) -> None:
+async def test_refused_and_withdrawn_requests_change_no_account(world: World) -> None:
     async with await new_user(world, "alice") as alice, await new_user(world, "bob") as bob:
         await alice.request("bob")
         with pytest.raises(ApiError, match="bob to accept"):
@@ -402,7 +403,8 @@ async def test_refused_and_withdrawn_requests_notify_no_connector(world: World) 
         with pytest.raises(ApiError) as missing:
             await bob.relation("alice")
         assert (missing.value.status, missing.value.code) == (404, "no_such_relation")
-    assert world.recorded.notifications == []
+    whats = [told.what for _, told in world.recorded.notifications if isinstance(told, AccountChanged)]
+    assert whats == [Change.RELATIONS] * 4, "devices ask for the request; connectors read no account"
 
 
 async def test_invalid_friend_requests_are_refused_with_their_code(world: World) -> None:
@@ -505,7 +507,7 @@ async def test_redis_is_away(world: World) -> None:
         assert answer.connectors == before != (), "the last list"
         await alice.request("bob")
         assert (await bob.accept("alice")).state == "friends"
-        assert len(world.recorded.notifications) == 1, "connectors are notified all the same"
+        assert len(world.recorded.notifications) == 2, "connectors are notified all the same"
         with pytest.raises(ApiError) as away:
             await alice.presence()
         assert (away.value.status, away.value.code) == (503, "backend_unavailable")

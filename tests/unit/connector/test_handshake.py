@@ -5,7 +5,7 @@ import pytest
 from meshim.connector import events as e
 from meshim.errors import Code
 from meshim.stores.ports import Binding
-from meshim.wire.client import Welcome, encode
+from meshim.wire.client import Change, Changed, Welcome, encode
 from meshim.wire.link import Close, Data, Ping, Pong
 from meshim.wire.mesh import Deliver
 from meshim.wire.notification import AccountChanged, Kick
@@ -366,8 +366,44 @@ def test_a_change_of_an_account_is_read_once_however_many_devices_it_has() -> No
     connector = Connector()
     connector.online(A1)
     connector.online(A2)
-    connector.receive(e.NotificationReceived(AccountChanged((ALICE, CAROL))))
+    connector.receive(e.NotificationReceived(AccountChanged((ALICE, CAROL), Change.DEVICES)))
     assert connector.take_one(e.ReadAccounts).users == (ALICE,)
+
+
+def test_devices_are_told_of_a_request_at_once_and_of_a_friend_once_the_account_is_read() -> None:
+    connector = Connector()
+    alice, bob = connector.online(A1), connector.online(B1)
+    connector.receive(e.NotificationReceived(AccountChanged((ALICE, CAROL), Change.RELATIONS)))
+    assert alice.came(Changed) == [Changed(alice.link, Change.RELATIONS)]
+    assert not connector.take(e.ReadAccounts), "a request changes no account"
+    connector.pass_time(1.0)
+    both = Change.RELATIONS | Change.KEYS
+    connector.receive(e.NotificationReceived(AccountChanged((ALICE, CAROL), both)))
+    assert len(alice.came(Changed)) == 1
+    connector.receive(e.AccountsRead([account(ALICE, (BOB, CAROL))]))
+    assert alice.came(Changed)[1:] == [Changed(alice.link, both)]
+    assert not bob.came(Changed)
+
+
+def test_a_change_whose_notification_was_lost_is_told_when_the_account_is_read() -> None:
+    connector = Connector()
+    alice = connector.online(A1)
+    connector.receive(e.AccountsRead([account(ALICE, (ALICE, BOB))]))
+    assert not alice.came(Changed)
+    connector.receive(e.AccountsRead([account(ALICE, (CAROL,), devices=(A1, A2))]))
+    assert alice.came(Changed) == [Changed(alice.link, Change.RELATIONS | Change.KEYS | Change.DEVICES)]
+
+
+def test_many_changes_become_one_frame_a_second() -> None:
+    connector = Connector()
+    alice = connector.online(A1)
+    for _ in range(100):
+        connector.receive(e.NotificationReceived(AccountChanged((ALICE,), Change.RELATIONS)))
+    assert len(alice.came(Changed)) == 1
+    connector.pass_time(1.2)
+    assert len(alice.came(Changed)) == 2
+    connector.pass_time(5.0)
+    assert len(alice.came(Changed)) == 2
 
 
 def test_a_new_device_of_the_user_is_written_to_presence() -> None:

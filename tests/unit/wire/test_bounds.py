@@ -197,7 +197,7 @@ BEYOND: list[tuple[str, Callable[[bytes], Any], bytes]] = [
     ("devices of an entry", decode_record, encode_record((Entry(1, (1,) * (LIST_MAX + 1), b""),))),
     ("entries", decode_record, encode_record((Entry(1, (1,), b""),) * (ITEMS_MAX + 1))),
     ("woken devices", decode_notification, encode_notification(WakeUp(((1, 1),) * (ITEMS_MAX + 1)))),
-    ("changed users", decode_notification, encode_notification(AccountChanged((1,) * (ITEMS_MAX + 1)))),
+    ("changed users", decode_notification, encode_notification(AccountChanged((1,) * (ITEMS_MAX + 1), 1))),
 ]
 
 
