@@ -197,7 +197,8 @@ export class Client {
     if (kind >= EPHEMERAL || device === this.me.device) return;
     if (kind === RECEIPT) {
       const [what, ofEpoch, , ranges] = decode(body);
-      if (ofEpoch === this.me.epoch) this.emit({ event: what === 2 ? "read" : "delivered", to: this.named(user), ranges });
+      const event = what === 2 ? "read" : "delivered";
+      if (ofEpoch === this.me.epoch) this.emit({ event, to: this.named(user), ranges });
       return;
     }
     if (kind === TEXT && stored) this.owe(1, user, device, epoch, to[1], seq);
@@ -274,7 +275,8 @@ export class Client {
   async talk(send, frames, wait) {
     const link = Math.floor(Math.random() * 2 ** 53);
     const token = bytes(this.me.token.replaceAll("-", "+").replaceAll("_", "/"));
-    let [sent, acked, received, told, window, silence, heard, progress] = [0, 0, 0, 0, 0, 5000, Date.now(), 0], items = [];
+    let [sent, acked, received, told, window, silence, heard, progress] = [0, 0, 0, 0, 0, 5000, Date.now(), 0];
+    let items = [];
     send(GREET, 1, token, this.me.epoch, link, WINDOW);
     for (;;) {
       await wait(50);

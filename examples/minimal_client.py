@@ -3,9 +3,9 @@
 
     minimal_client.py REST NAME PASSWORD STATE      logs in, and stays connected until it is told to quit
 
-STATE is its SQLite file.  A line on stdin is a command: `add bob` asks bob to be a friend, or accepts what bob asked;
-`send bob hello` sends a message, which is on disk before {"event": "queued"} appears; `quit` leaves once everything is
-settled.  A line on stdout is a JSON object.  `Rules` is section 16 of the page; the rest moves bytes.
+STATE is its SQLite file.  stdin has commands: `add bob` asks bob to be a friend, or accepts what bob asked; `send bob
+hello` sends, and is on disk before {"event": "queued"}; `quit` leaves once everything is settled.  stdout has events in
+JSON.  `Rules` is section 16 of the page; the rest moves bytes.
 """
 
 import json
@@ -171,10 +171,13 @@ class Client:
         self.disk.database.commit()
 
     def relations(self):
-        for relation in self.rest("GET", "/v1/relations")["relations"]:
-            name, user = relation["peer"]["name"], relation["peer"]["user_id"]
-            self.users[name], self.names[user] = user, name
-            self.keys[user] = {key["version"]: b64decode(key["key"]) for key in relation["keys"]}
+        with suppress(OSError):  # while REST is away the known ones have to do
+            for relation in self.rest("GET", "/v1/relations")["relations"]:
+                name, user = relation["peer"]["name"], relation["peer"]["user_id"]
+                self.users[name], self.names[user] = user, name
+                self.keys[user] = {key["version"]: b64decode(key["key"]) for key in relation["keys"]}
+            return True
+        return False
 
     def compose(self, to, kind, content):
         """Put a message into the outbox.  TEXT is sealed with the newest key of the recipient."""
@@ -201,17 +204,16 @@ class Client:
             self.owe(1, user, device, epoch, to[1], seq)
         return self.rules.deliver((user, device, epoch, to[1]), seq, base, data, time.monotonic())
 
-    def hand_over(self):
-        """Show what is on disk, and note that it was shown: after a crash in between it comes once more."""
+    def hand_over(self):  # after a crash between showing a message and noting that, it comes once more
         for key in sorted(key for key in self.disk if key[0] == "new"):
             fields, text = unpack(self.disk[key]), None
             (user, device, epoch, to, seq), version, body = fields[2:7], fields[9], fields[11]
             peer = to[1] if user == self.me["user_id"] else user
-            if version not in self.keys.get(peer, {}):
-                self.relations()  # a new friendship has a new key.  While REST is away, this message and the next wait
+            if version not in self.keys.get(peer, {}) and not self.relations():
+                return  # a new friendship has a new key: while REST is away, this message and the next ones wait
             with suppress(KeyError, ValueError, InvalidTag):
-                data = pack(fields[:7] + fields[8:11])
-                text = unpack(AESGCM(self.keys[peer][version]).decrypt(body[:12], body[12:], data))[0]
+                aes, authenticated = AESGCM(self.keys[peer][version]), pack(fields[:7] + fields[8:11])
+                text = unpack(aes.decrypt(body[:12], body[12:], authenticated))[0]
             self.emit("message", n=key[1], sender=user, to=to[1], seq=seq, text=text)
             del self.disk[key]
             self.owe(2, user, device, epoch, to[1], seq)
@@ -235,7 +237,6 @@ class Client:
             try:
                 if code in (BAD_TOKEN, "bad_token"):
                     self.login()
-                code = 0
                 self.relations()
                 connectors = [each for each in self.rest("GET", "/v1/connectors")["connectors"] if each["endpoint"]]
                 self.connection(random.choice(connectors))
@@ -311,8 +312,7 @@ class Client:
                 if told < received:
                     told = received
                     send(ACK, link, told)
-                with suppress(OSError):
-                    self.hand_over()
+                self.hand_over()
                 if self.quitting and not self.rules.again:
                     return send(CLOSE, link, QUIT)
 
@@ -337,7 +337,7 @@ class Client:
                 seq = self.compose(to, TEXT, pack([text]))
                 self.disk.database.commit()
                 self.emit("queued", to=name, seq=seq)
-            self.quitting = self.quitting or word == "quit"
+            self.quitting |= word == "quit"
             self.lines.pop(0)
 
     def emit(self, event, **fields):
