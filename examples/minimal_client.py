@@ -177,7 +177,6 @@ class Client:
                 self.users[name], self.names[user] = user, name
                 self.keys[user] = {key["version"]: b64decode(key["key"]) for key in relation["keys"]}
             return True
-        return False
 
     def compose(self, to, kind, content):
         """Put a message into the outbox.  TEXT is sealed with the newest key of the recipient."""
@@ -293,7 +292,7 @@ class Client:
                 if kind == DATA:
                     received += 1
                     for number, *item in fields[3]:
-                        shown += self.received(*item) if number == DELIVERY else self.outcome(now, *item)
+                        shown += self.received(*item) if number == DELIVERY else self.outcome(now, *item) or []
             if (gone and not frames) or now - heard > silence_s or (sent > acked and now - progress > 4):
                 raise ConnectionError(0)
             if window:
@@ -323,7 +322,6 @@ class Client:
             self.emit(state, to=to[1], ranges=[(first, last)], final=final, code=more[2] if len(more) > 2 else 0)
         if owes_base:
             self.compose(to, BASE, b"")
-        return []
 
     def commands(self):  # a command that cannot be obeyed yet waits, and those behind it
         while self.lines:
