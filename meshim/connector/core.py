@@ -239,10 +239,10 @@ class ConnectorCore:
 
     def _session_frame(self, session: Session, frame: wire.ClientFrame, now: float) -> None:
         if isinstance(frame, Pong):
-            # An idle session sends nothing else: only its deadlines move.
+            # An idle session sends nothing else.  Its deadlines move away, so that it need not be ticked any sooner.
             session.link.receive(frame, now)
-            session.due = session.next_deadline()
             return
+        session.due = 0.0
         if isinstance(frame, Data) and len(frame.items) > self._options.frame_items:
             sentence = f"the frame has {len(frame.items)} items, {self._options.frame_items} are allowed"
             raise PeerError(Code.TOO_LARGE, sentence)

@@ -47,13 +47,11 @@ class Sessions:
     def has(self, peer: bytes) -> bool:
         return peer in self._by_peer
 
-    # The caller may change what a session waits for, so a session that is found is looked at again at the next tick.
-
     def of_peer(self, peer: bytes) -> Session | None:
-        found = self._by_peer.get(peer)
-        if found is not None:
-            found.due = 0.0
-        return found
+        """The session of a connection; a caller that changes what it waits for sets its `due` to 0."""
+        return self._by_peer.get(peer)
+
+    # The caller may change what a session waits for, so a session that is found is looked at again at the next tick.
 
     def of_device(self, device: int, session: int | None = None) -> Session | None:
         """The session of a device; with `session`, only if it still has that number."""

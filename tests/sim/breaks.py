@@ -16,9 +16,12 @@ from meshim.connector import events as connector_events
 from meshim.connector.handshake import Handshake
 from meshim.connector.offline_sync import OfflineSync
 from meshim.connector.outcomes import Outcomes
+from meshim.connector.shell import Shell as ConnectorShell
 from meshim.protocol.ordering import Flag, Released, StreamOrder
 from meshim.protocol.outcome import outcomes_of
+from meshim.protocol.window import Window
 from meshim.rest.tokens import Tokens
+from meshim.runtime.send_result import SendResult
 from meshim.stores.memory.database import MemoryPartitions, MemoryQueues
 from meshim.stores.memory.redis import MemoryPresence, MemorySessionCache
 from meshim.stores.ports import Binding, Login, Page
@@ -43,6 +46,21 @@ def _dedup() -> list[Patch]:
         return [Released(seq, item, Flag.IN_ORDER)] if released is None and seq not in self.early else released or []
 
     return [(StreamOrder, "receive", without_dedup)]
+
+
+def _gap() -> list[Patch]:
+    """A frame that finds no room is dropped, and the window takes the frame behind it."""
+
+    def send_client(self: ConnectorShell, action: connector_events.SendClient) -> None:
+        if self._transports[action.peer[0]].send(action.peer, action.frame) is SendResult.GONE:
+            self.driver.receive(connector_events.ClientGone(action.peer))
+
+    def receive(self: Window[Any], number: int) -> None:
+        self.received_number = number
+        if not self._manual_ack:
+            self.processed_number = number
+
+    return [(ConnectorShell, "_send_client", send_client), (Window, "receive", receive)]
 
 
 def _queue_lease() -> list[Patch]:
@@ -187,6 +205,7 @@ def _takeover() -> list[Patch]:
 
 
 BREAKS: dict[str, Callable[[], list[Patch]]] = {
+    "gap": _gap,
     "dedup": _dedup,
     "queue-lease": _queue_lease,
     "read-before-ack": _read_before_ack,

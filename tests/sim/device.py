@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, cast
 
 from meshim.client import events as e
@@ -130,9 +131,12 @@ class Device:
                     self.connection.send(action.frame)
         self.scheduler.after(0.01, process.kill)
 
-    def lose_file(self, *, keep_running: bool) -> None:
-        """Go on with a new state file; with `keep_running` the application on the old file runs on beside it."""
-        before = self.process
+    def lose_file(self, *, keep_running: bool) -> MemoryStateFile:
+        """Go on with a new state file, and return the old one.
+
+        With `keep_running` the application on the old file runs on beside it.
+        """
+        before, lost = self.process, self._state
         waits = any(row.read_at is None for row in self._backends.database.devices[self.id].queue)
         self._judge.entered("R14", waits)
         self._state = MemoryStateFile(self.scheduler.random.getrandbits(53))
@@ -144,6 +148,13 @@ class Device:
             before.resume()
             before.on_end = lambda: self._network.died(before)
         self._file = self._judge.opened(self.user, self.id, self._state.epoch)
+        return lost
+
+    def wake(self, state: MemoryStateFile) -> None:
+        """Log in with an earlier state file, as an application does whose token is refused when it wakes up."""
+        process = Process(self.scheduler, self.name, rate=1.0)
+        process.on_end = lambda: self._network.died(process)
+        process.run(Application(self, process, state).wake)
 
     def register(self) -> None:
         """Log in before the run begins, so that the mesh stores messages for the device from the start."""
@@ -256,6 +267,11 @@ class Application:
             except BackendUnavailable:
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, 2.0)
+
+    async def wake(self) -> None:
+        """Log in once."""
+        with suppress(Refused, BackendUnavailable):
+            await self._log_in()
 
     async def _log_in(self) -> None:
         device, backends = self._device, self._device._backends

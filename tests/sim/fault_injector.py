@@ -248,12 +248,16 @@ class FaultInjector:
         return self._end(fault, replace)
 
     def _taken(self, what: str, fault: Fault) -> bool:
-        """R14: a second installation with a state file of its own takes the device over, while the first runs on."""
+        """R14: a second installation with a state file of its own takes the device over, while the first runs on.
+
+        H11: later a process on the first state file wakes up, which was away, and logs in.
+        """
         device = self._device(fault.target)
         if device is None or device.core is None:
             return False
-        device.lose_file(keep_running=True)
+        before = device.lose_file(keep_running=True)
         device.start()
+        self._scheduler.after(self._scheduler.random.uniform(1.0, 6.0), lambda: device.wake(before))
         return True
 
     def _away(self, what: str, fault: Fault) -> bool:

@@ -19,6 +19,7 @@ SEEDS = range(1, 21)
 """`scripts/simulate.py` runs thousands."""
 
 NOTICED = {
+    "gap": "in the end",
     "dedup": "once",
     "queue-lease": "fenced",
     "read-before-ack": "marked",

@@ -184,7 +184,9 @@ async def person(ports: Ports) -> User:
 async def device_of(
     ports: Ports, user: User, name: str = "phone", *, epoch: int = 1, now: float = NOW, most: int = 10
 ) -> Device:
-    device, _ = await ports.accounts.log_in(user.user_id, name, epoch, secrets.token_bytes(32), now + 3600.0, now, most)
+    device, _ = await ports.accounts.log_in(
+        user.user_id, name, epoch, secrets.token_bytes(32), now + 3600.0, now, most, takeover=True
+    )
     return device
 
 

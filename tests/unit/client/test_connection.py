@@ -26,6 +26,12 @@ class Dealer:
         self.lost = on_lost
         self.at = asyncio.get_running_loop().time()
         self.closed = False
+        self.is_full = False
+        self.sent: list[bytes] = []
+
+    def send(self, frame: bytes) -> bool:
+        self.sent += [] if self.is_full else [frame]
+        return not self.is_full
 
     def close(self, linger_ms: int = 0) -> None:
         self.closed = True
@@ -432,3 +438,18 @@ def test_each_transport_takes_the_connectors_that_have_it(
         assert urls + [dealer.endpoint for dealer in sockets.dealers] == ([expected] if expected else [])
 
     run(main)
+
+
+def test_a_frame_that_finds_no_room_ends_the_connection_and_nothing_follows_it(in_world: Any) -> None:
+    async def main(world: World) -> None:
+        dealer = await world.welcome()
+        world.connection.send(b"1")
+        dealer.is_full = True
+        world.connection.send(b"2")
+        assert dealer.closed
+        assert world.driver.events[-1] == e.ConnectionLost()
+        again = await world.sockets.next()
+        assert again is not dealer
+        assert dealer.sent == [b"1"]
+
+    in_world(main)

@@ -109,6 +109,28 @@ async def test_a_frame_that_finds_no_room_ends_the_connection() -> None:
     assert transport.closed_peers == [full]
 
 
+class FullDealer:
+    """A socket to a transfer without room."""
+
+    def __init__(self) -> None:
+        self.closed = 0
+
+    def send(self, frame: bytes) -> bool:
+        assert not self.closed, "nothing may follow the frame that is missing"
+        return False
+
+    def close(self, linger_ms: int = 0) -> None:
+        self.closed += 1
+
+
+async def test_a_bundle_that_finds_no_room_ends_the_link() -> None:
+    world, dealer = World(), FullDealer()
+    world.shell._dealers[901] = cast("Any", dealer)
+    world.perform(e.SendTransfer(901, b"a"), e.SendTransfer(901, b"b"))
+    assert world.core.events[1:] == [e.TransferLost(901)]
+    assert dealer.closed == 1
+
+
 async def test_all_transports_are_closed() -> None:
     world = World()
     transports = [world.transport(tag) for tag in (0, 1)]
