@@ -155,7 +155,7 @@ export class Client {
   constructor(api, name, password, disk, emit) {
     Object.assign(this, { api, name, password, disk, emit, rules: new Rules(disk), users: {}, keys: {}, lines: [] });
     const [high, low] = crypto.getRandomValues(new Uint32Array(2));
-    this.me = disk.get("me") ?? { epoch: (high >>> 11) * 2 ** 32 + low };
+    this.me = disk.get(id("me")) ?? { epoch: (high >>> 11) * 2 ** 32 + low };
   }
   async rest(method, path, body) {
     const headers = { "Content-Type": "application/json", Authorization: `Bearer ${this.me.token}` };
@@ -168,7 +168,7 @@ export class Client {
     const { name, password, me: { epoch, token } } = this;
     const answer = await this.rest("POST", "/v1/login", { name, password, device: "web", epoch, takeover: !token });
     this.me = { epoch, token: answer.token, user: answer.user_id, device: answer.device_id };
-    this.disk.set("me", this.me);
+    this.disk.set(id("me"), this.me);
     await this.disk.commit();
   }
   async relations() {
@@ -206,8 +206,8 @@ export class Client {
   }
   queue(shown) { // for the application, on disk
     for (const data of shown.filter((each) => decode(each)[8] !== BASE)) {
-      this.disk.set("shown", (this.disk.get("shown") ?? 0) + 1);
-      this.disk.set(id("new", this.disk.get("shown")), data);
+      this.disk.set(id("shown"), (this.disk.get(id("shown")) ?? 0) + 1);
+      this.disk.set(id("new", this.disk.get(id("shown"))), data);
     }
   }
   async handOver() { // show what is on disk, and note that it was shown: after a crash in between it comes once more

@@ -239,7 +239,7 @@ class Client:
                 self.relations()
                 connectors = [each for each in self.rest("GET", "/v1/connectors")["connectors"] if each["endpoint"]]
                 self.connection(random.choice(connectors))
-            except (OSError, IndexError) as error:  # the first argument of a ConnectionError is a code
+            except (OSError, IndexError, zmq.Again) as error:  # a ConnectionError has a code
                 code = error.args[0] if isinstance(error, ConnectionError) else code
                 self.emit("offline", code=code, reason=str(error))
             if code in STOP:

