@@ -27,7 +27,6 @@ from tests.mesh.harness.independent_client import (
     BUSY,
     CLOSE,
     DATA,
-    DEVICE,
     GREET,
     PING,
     PONG,
@@ -42,6 +41,7 @@ from tests.mesh.harness.independent_client import (
     IndependentClient,
     pack,
 )
+from tests.mesh.harness.library_client import client
 from tests.mesh.harness.raw_sockets import (
     bearer_header,
     dealer,
@@ -291,23 +291,40 @@ async def test_a_large_field_beside_the_body_closes_the_session(mallory: Indepen
     await expect_close(mallory, Code.MALFORMED)
 
 
-async def test_forged_receipts_are_answered_and_change_nothing(
-    mesh: RealMesh, mallory: IndependentClient, users: Users
-) -> None:
-    """Receipts need no friendship, so mallory may send them to alice, for messages that mallory never got."""
+async def test_receipts_of_a_stranger_are_rejected(mesh: RealMesh, mallory: IndependentClient, users: Users) -> None:
+    """H1: mallory must not learn whether a device of alice is connected, nor have anything stored for it."""
     alice = await user_id(mesh, mallory, users.alice)
-    everything = pack([READ, 0, [USER, alice, 0], [[1, SEQ_MAX]] * 1_000])
 
     def attack() -> None:
-        keys = [mallory.send_envelope((DEVICE, alice, device), RECEIPT, b"garbage") for device in range(1, 30)]
-        keys += [mallory.send_envelope((DEVICE, alice, device), RECEIPT, everything[:4_000]) for device in range(1, 30)]
-        short = pack([READ, 0, [USER, alice, 0], [[1, SEQ_MAX]] * 100])
-        keys += [mallory.send_envelope((DEVICE, alice, device), RECEIPT, short) for device in range(1, 30)]
-        keys.append(mallory.send_envelope((DEVICE, alice, 1), RECEIPT, everything))
-        mallory.until(lambda: all(mallory.states[key] for key in keys))
-        assert mallory.codes == {keys[-1]: Code.TOO_LARGE}
+        to = (USER, alice, 0)
+        keys = [mallory.send_envelope(to, RECEIPT, pack([READ, device, 1, to, [[1, 9]]])) for device in range(1, 9)]
+        one_device = mallory.send_envelope((2, alice, 1), RECEIPT, b"garbage")
+        mallory.until(lambda: all(mallory.states[key] for key in [*keys, one_device]))
+        assert mallory.codes == dict.fromkeys(keys, Code.NOT_FRIENDS) | {one_device: Code.NO_SUCH_RECIPIENT}
 
     await in_thread(attack)
+
+
+async def test_forged_receipts_of_a_friend_change_nothing(mesh: RealMesh, users: Users) -> None:
+    """trudy sends receipts about messages that trudy never got, of devices that do not exist, and about alice's."""
+    trudy = await in_thread(IndependentClient, mesh.api, users.trudy, PASSWORD)
+    bob = trudy.users[users.bob]
+
+    def attack() -> None:
+        trudy.connect()
+        with closing(trudy.socket):
+            to, mine, others = (USER, bob, 0), [USER, trudy.user, 0], [USER, bob, 0]
+            bodies = [b"garbage", pack([READ, 1, 1, mine])]
+            bodies += [pack([kind, 1, 1, mine, [[1, SEQ_MAX], [9, 2]] * 512]) for kind in (READ, 0, 77)]
+            bodies += [pack([READ, device, device, of, [[1, 9]]]) for of in (mine, others) for device in range(1, 60)]
+            keys = [trudy.send_envelope(to, RECEIPT, body) for body in bodies]
+            trudy.until(lambda: all("sent" in trudy.states[key] for key in keys))
+
+    async with client(mesh, users.bob, "tablet") as device:
+        await device.online()
+        await in_thread(attack)
+        count = device.statistics
+        await until(lambda: count.unreadable == 2 and count.receipts_ignored == 59 - 32, f"they are counted: {count}")
 
 
 async def test_unreadable_messages_of_a_friend_delay_no_other_message(

@@ -101,7 +101,7 @@ def test_a_base_update_releases_waiting_messages_and_is_dropped() -> None:
     receive(box, 2)
     update = receive(box, 3, 3, kind=Kind.BASE)
     assert released(update.changes) == [(2, Flag.IN_ORDER)]
-    assert DropFromInbox(BOB, 3) in update.changes
+    assert DropFromInbox(BOB, 3, Flag.IN_ORDER) in update.changes
     assert update.available
     alone = receive(box, 4, 4, kind=Kind.BASE)
     assert not alone.available

@@ -5,7 +5,7 @@ import pytest
 
 from meshim.client.events import AddToOutbox, PutStream, RecordReceipt, SettleMessage, Snapshot, StatusChanged
 from meshim.client.options import OutboxOptions
-from meshim.client.outbox import Outbox, OutboxUpdate, ranges_of
+from meshim.client.outbox import Outbox, OutboxUpdate
 from meshim.client.statistics import Statistics
 from meshim.errors import Code
 from meshim.wire.client import Outcome
@@ -71,7 +71,7 @@ def states(update: OutboxUpdate) -> list[tuple[int, str]]:
 
 
 def receipt(kind: ReceiptKind, *ranges: tuple[int, int], to: Destination = BOB) -> Receipt:
-    return Receipt(kind, EPOCH, to, ranges)
+    return Receipt(kind, DEVICE, EPOCH, to, ranges)
 
 
 # ---------------------------------------------------------------- submitting
@@ -335,15 +335,3 @@ def test_a_restart_restores_the_outbox() -> None:
     # The results of 5 and 7 were forgotten, so a recipient may wait for them: a base update follows the end of the run.
     assert box.outcome(outcome(4, OutcomeStatus.DELIVERED), 0.0).base_updates == []
     assert box.outcome(outcome(8, OutcomeStatus.DELIVERED), 0.0).base_updates == [BOB]
-
-
-@pytest.mark.parametrize(
-    ("numbers", "ranges"),
-    [
-        ([], ()),
-        ([4], ((4, 4),)),
-        ([3, 1, 2, 2, 7, 9, 8], ((1, 3), (7, 9))),
-    ],
-)
-def test_ranges_cover_exactly_the_numbers(numbers: list[int], ranges: tuple[tuple[int, int], ...]) -> None:
-    assert ranges_of(numbers) == ranges
