@@ -58,6 +58,8 @@ pytestmark = pytest.mark.usefixtures("chat_in_background")
 BODY_BYTES, FRAME_BYTES = 65_536, 262_144
 SOON_S = 2.0
 """Less than a copy waits for a position (`delivery_timeout_s`)."""
+UNUSED = 1 << 40
+"""No device has this id, or a larger one."""
 
 
 # ---------------------------------------------------------------- frames
@@ -314,9 +316,13 @@ async def test_forged_receipts_of_a_friend_change_nothing(mesh: RealMesh, users:
         trudy.connect()
         with closing(trudy.socket):
             to, mine, others = (USER, bob, 0), [USER, trudy.user, 0], [USER, bob, 0]
-            bodies = [b"garbage", pack([READ, 1, 1, mine])]
-            bodies += [pack([kind, 1, 1, mine, [[1, SEQ_MAX], [9, 2]] * 512]) for kind in (READ, 0, 77)]
-            bodies += [pack([READ, device, device, of, [[1, 9]]]) for of in (mine, others) for device in range(1, 60)]
+            bodies = [b"garbage", pack([READ, UNUSED, 1, mine])]
+            bodies += [pack([kind, UNUSED, UNUSED, mine, [[1, SEQ_MAX], [9, 2]] * 512]) for kind in (READ, 0, 77)]
+            bodies += [
+                pack([READ, device, device, of, [[1, 9]]])
+                for of in (mine, others)
+                for device in range(UNUSED, UNUSED + 59)
+            ]
             keys = [trudy.send_envelope(to, RECEIPT, body) for body in bodies]
             trudy.until(lambda: all("sent" in trudy.states[key] for key in keys))
 

@@ -17,6 +17,7 @@ from meshim.wire.envelope import (
     Kind,
     Receipt,
     ReceiptKind,
+    Stream,
     decode_envelope,
     decode_receipt,
     encode_content,
@@ -434,6 +435,79 @@ def test_a_receipt_for_another_epoch_or_device_leaves_the_outbox_alone(
         action.state for action in connector.actions_of(e.StatusChanged) if isinstance(action, e.StatusChanged)
     ] == progress
     assert not connector.actions_of(e.MessagesAvailable)
+
+
+def test_a_receipt_for_another_device_of_this_user_is_told_and_takes_its_place_in_the_order() -> None:
+    connector = Connector().go_online()
+    body = encode_content(Receipt(ReceiptKind.READ, 11, 6, TO_BOB, ((1, 2),)))
+    connector.deliver(from_bob(1, kind=Kind.RECEIPT, body=body), from_bob(2))
+    mine_elsewhere, from_bobs = Stream(ME.user, 11, 6, TO_BOB), decode_envelope(from_bob(1).envelope).stream
+    assert connector.actions_of(e.StreamProgressed) == [e.StreamProgressed(mine_elsewhere, "read", ((1, 2),))]
+    [save] = connector.actions_of(e.Persist)
+    assert isinstance(save, e.Persist)
+    assert e.PutOrder(from_bobs, 3, ()) in save.changes
+    assert e.PutReceipts(mine_elsewhere, (), ((1, 2),), (), ()) in save.changes
+    assert [change.seq for change in save.changes if isinstance(change, e.AddToInbox)] == [2]
+
+
+def test_a_receipt_that_comes_early_is_applied_at_once() -> None:
+    connector = Connector().go_online()
+    body = encode_content(Receipt(ReceiptKind.READ, 11, 6, TO_BOB, ((1, 2),)))
+    connector.deliver(from_bob(2, kind=Kind.RECEIPT, body=body))
+    assert connector.actions_of(e.StreamProgressed)
+    connector.deliver(from_bob(1))
+    connector.persist()
+    assert connector.actions_of(e.MessagesAvailable)
+
+
+def test_receipts_are_within_the_limit_of_their_stream() -> None:
+    """256 texts to bob are under way: what is read meanwhile becomes one receipt, once one of them is settled."""
+    connector = Connector()
+    for _ in range(256):
+        connector.compose()
+    connector.persist()
+    stream = decode_envelope(from_bob(1).envelope).stream
+    for seq in (1, 2, 3):
+        connector.step(e.MessagesRead(((stream, seq),)))
+        connector.persist()
+    core = connector.core
+    assert (core.outbox.unsettled, core.unsettled) == (256, 257)
+    connector.go_online()
+    connector.deliver(delivered_outcome(1), ack=0)
+    [save] = connector.actions_of(e.Persist)
+    assert isinstance(save, e.Persist)
+    [receipt] = [decode_envelope(change.envelope) for change in save.changes if isinstance(change, e.AddToOutbox)]
+    assert (receipt.seq, receipt.base) == (257, 2)
+    assert receipts([receipt]) == [(TO_BOB, Receipt(ReceiptKind.READ, 20, 5, TO_ME, ((1, 3),)))]
+    assert core.unsettled == core.outbox.unsettled == 256
+
+
+def test_a_rejected_receipt_is_settled_silently() -> None:
+    """The friendship has ended: no base update, and nothing is left of it."""
+    connector = Connector().go_online()
+    connector.step(e.MessagesRead(((decode_envelope(from_bob(1).envelope).stream, 1),)))
+    connector.persist()
+    connector.deliver(Outcome(TO_BOB, 1, 1, OutcomeStatus.REJECTED, code=Code.NOT_FRIENDS, sentence="no"), ack=1)
+    [save] = connector.actions_of(e.Persist)
+    assert isinstance(save, e.Persist)
+    assert save.changes == (e.DropFromOutbox(TO_BOB, 1),)
+    assert connector.core.unsettled == 0
+
+
+def test_receipts_are_not_answered() -> None:
+    """Two clients that read everything at once, and are told of everything as stored: one receipt for each message."""
+    connector = Connector().go_online()
+    stream = decode_envelope(from_bob(1).envelope).stream
+    connector.deliver(from_bob(1, stored=True))
+    connector.persist()
+    connector.step(e.MessagesRead(((stream, 1),)))
+    connector.persist()
+    sent = connector.core.outbox._streams[TO_BOB].next_seq
+    for seq in (2, 3, 4):
+        connector.deliver(from_bob(seq, stored=True, kind=Kind.RECEIPT, body=READ_1), ack=0)
+        connector.persist()
+        connector.step(e.MessagesRead(((stream, 1),)))
+    assert (sent, connector.core.outbox._streams[TO_BOB].next_seq) == (3, 3)
 
 
 @pytest.mark.parametrize("delivery", [Delivery(b"\xc1"), from_bob(1, kind=Kind.RECEIPT, body=b"\xc1")])
