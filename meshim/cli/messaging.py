@@ -97,6 +97,7 @@ def _json(message: "Message") -> str:
             "sent_at": message.sent_at,
             "own": message.own,
             "stored": message.stored,
+            "already_read": message.already_read,
             "place": message.order.name.lower(),
             "problem": message.problem,
         }

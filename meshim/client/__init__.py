@@ -2,5 +2,6 @@
 
 from meshim.client.client import Client
 from meshim.client.message import Message, OrderFlag, Outgoing
+from meshim.client.progress import Progress
 
-__all__ = ["Client", "Message", "OrderFlag", "Outgoing"]
+__all__ = ["Client", "Message", "OrderFlag", "Outgoing", "Progress"]

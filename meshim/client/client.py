@@ -34,9 +34,9 @@ from meshim.client.inbox_reader import InboxReader
 from meshim.client.message import Message, Outgoing
 from meshim.client.options import DEFAULTS, ClientOptions
 from meshim.client.persister import Persister
+from meshim.client.progress import Progress, ProgressReader
 from meshim.client.rest import Api
-from meshim.client.session import Credentials, Session, reassign_outbox
-from meshim.client.state import StateFile
+from meshim.client.session import Credentials, Session, opened, reassign_outbox
 from meshim.client.statistics import Statistics
 from meshim.errors import ClientClosed, Code, MeshimError, Refused, UsageError
 from meshim.runtime.crypto import seal
@@ -100,6 +100,7 @@ class Client:
             e.Online: self._welcomed,
             e.StoredDelayed: self._set_delayed,
             e.StatusChanged: self._status_changed,
+            e.StreamProgressed: self._stream_progressed,
             e.MessagesAvailable: self._messages_available,
         }
         self._credentials = Credentials(name, password, device)
@@ -111,6 +112,7 @@ class Client:
         self._failure: MeshimError | None = None
         # Weak: a message whose `Outgoing` the application has dropped needs no updates.
         self._outgoing: WeakValueDictionary[tuple[Destination, int], Outgoing] = WeakValueDictionary()
+        self._progress = ProgressReader()
         self._status_change = asyncio.Event()
         self._ended = asyncio.Event()
         self._body_bytes = BODY_BYTES
@@ -131,7 +133,7 @@ class Client:
             raise UsageError("a client is for one `async with`: make another one")
         self._entered = True
         try:
-            self._state = await _opened(self._path)
+            self._state = await opened(self._path)
             try:
                 self._session = Session(self._api, self._state, self._credentials)
                 await self._start(await self._session.open())
@@ -157,7 +159,7 @@ class Client:
         )
         self._contacts = Contacts(self._session, self._state)
         self._reader = InboxReader(
-            self._state, self._session.lock, self._contacts, self._mark_read, self._core.statistics
+            self._state, self._session.lock, self._contacts, self._core.receipts, self._mark_read, self._core.statistics
         )
         self._connection = Connection(
             self._driver, self._session.connectors, self._session.token, self._transport, insecure=self._insecure
@@ -206,6 +208,7 @@ class Client:
         for outgoing in list(self._outgoing.values()):
             outgoing.fail(error)
         self._reader.fail(error)
+        self._progress.fail(error)
         self._status_change.set()
         self._ended.set()
 
@@ -269,6 +272,9 @@ class Client:
         if (outgoing := self._outgoing.get((action.to, action.seq))) is not None:
             outgoing.advance(action.state, action.code, action.sentence)
 
+    def _stream_progressed(self, action: e.StreamProgressed) -> None:
+        self._progress.notify(action)
+
     def _messages_available(self, action: e.MessagesAvailable) -> None:
         self._reader.notify()
 
@@ -330,7 +336,7 @@ class Client:
         Raises the error that ended the client.
         """
         self._check()
-        while self._core.outbox.unsettled:
+        while self._core.unsettled:
             await self._wait_for_status_change()
 
     async def _wait_for_status_change(self) -> None:
@@ -351,6 +357,25 @@ class Client:
         async for message in self._reader.messages():
             yield message
 
+    def progress(self) -> AsyncIterator[Progress]:
+        """Yield what becomes of messages that this device did not send: those that another device of this user sent
+        are `delivered` or `read`, and messages of others were `read` by this user on another device.
+
+        It tells what is new from the first step of the loop on; `state_of` tells what is known.  Raises the error that
+        ended the client.
+        """
+        return self._progress.read()
+
+    def state_of(self, message: Message) -> str:
+        """Return `sent`, `delivered` or `read`, as far as receipts have told this device.
+
+        Of an own message, `own`, the recipient counts: has any of the recipient's devices it, has the recipient read
+        it?  A message that went straight to a connected device stays `sent` until it is read: only the device that sent
+        it is told.  Of a message of another user, `read` means that this user has read it, on any device; it is never
+        `sent`.
+        """
+        return self._core.receipts.state(message.stream, message.seq) or ("sent" if message.own else "delivered")
+
     async def _mark_read(self, stream: Stream, seq: int) -> None:
         self._check()
         await self._receive_and_persist(e.MessagesRead(((stream, seq),)))
@@ -362,21 +387,6 @@ class Client:
             await asyncio.sleep(0)  # let `_task_done` set the error that ended the client
             self._check()
         await self._persister.wait_persisted()
-
-
-async def _opened(path: Path) -> StateFile:
-    """Open the state file in a thread.  A thread cannot be cancelled: a file opened too late is closed again."""
-    opening = asyncio.ensure_future(asyncio.to_thread(StateFile, path))
-    try:
-        return await asyncio.shield(opening)
-    except asyncio.CancelledError:
-        opening.add_done_callback(_close_unused)
-        raise
-
-
-def _close_unused(opening: asyncio.Future[StateFile]) -> None:
-    if not opening.cancelled() and opening.exception() is None:
-        opening.result().close()
 
 
 def _encoded(text: str) -> bytes:

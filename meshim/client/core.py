@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from meshim.chunks import chunks
 from meshim.client import events as e
 from meshim.client.inbox import Inbox, InboxUpdate
 from meshim.client.options import ClientOptions
-from meshim.client.outbox import NewId, Outbox, OutboxUpdate, ranges_of
+from meshim.client.outbox import NewId, Outbox, OutboxUpdate
+from meshim.client.receipts import Receipts
 from meshim.client.statistics import Statistics
 from meshim.errors import Code, PeerError
 from meshim.protocol.link import Link, LinkOptions
@@ -32,14 +32,11 @@ from meshim.wire import client as wire
 from meshim.wire.client import Changed, ConnectorItem, Delivery, Greet, Stored, Submit, Welcome
 from meshim.wire.envelope import (
     EPHEMERAL_FROM,
+    HIDDEN,
     WIRE_VERSION,
     Destination,
-    DestinationType,
     Envelope,
     Kind,
-    Receipt,
-    ReceiptKind,
-    Stream,
     decode_envelope,
     decode_receipt,
     encode_content,
@@ -118,6 +115,7 @@ class ClientCore:
         self.statistics = Statistics()
         self.outbox = Outbox(options.outbox, snapshot, self.statistics)
         self.inbox = Inbox(options.ordering, snapshot, self.statistics, now)
+        self.receipts = Receipts(identity.user, snapshot.receipts, options.receipt_ranges_max, self.statistics)
         self._options = options
         self._new_id = new_id
         self._wall_ms = wall_ms
@@ -128,8 +126,6 @@ class ClientCore:
         self._changes: list[e.Change] = []
         self._composed: list[tuple[Destination, int]] = []
         self._available = False
-        self._receipts: dict[tuple[int, Stream], list[int]] = {}
-        """Receipts to compose: the seqs by kind of receipt and stream."""
         self._pending: deque[_Pending] = deque()
         self._serial = 0
 
@@ -300,12 +296,15 @@ class ClientCore:
             # From a later version: connectors forward only what decodes in theirs.
             self.statistics.unreadable += 1
             return
+        if envelope.kind >= EPHEMERAL_FROM or envelope.device == self.identity.device:
+            return
         if envelope.kind == Kind.RECEIPT:
             self._receipt(envelope)
-        elif envelope.kind < EPHEMERAL_FROM and envelope.device != self.identity.device:
-            self._update_inbox(self.inbox.receive(envelope, item.envelope, stored=item.stored, now=now))
-            if item.stored and envelope.user != self.identity.user and envelope.kind != Kind.BASE:
-                self._queue_receipt(ReceiptKind.DELIVERED, envelope.stream, envelope.seq)
+        self._update_inbox(self.inbox.receive(envelope, item.envelope, stored=item.stored, now=now))
+        if envelope.kind in HIDDEN:
+            self.receipts.hidden(envelope.stream, envelope.seq)
+        elif item.stored and envelope.user != self.identity.user:
+            self.receipts.owe_delivered(envelope.stream, envelope.seq)
 
     def _receipt(self, envelope: Envelope) -> None:
         try:
@@ -313,7 +312,9 @@ class ClientCore:
         except msgspec.DecodeError:
             self.statistics.unreadable += 1
             return
-        if receipt.epoch == self.identity.epoch:
+        if envelope.user == self.identity.user or receipt.device != self.identity.device:
+            self._actions.extend(self.receipts.apply(envelope, receipt, self.inbox.has))
+        elif receipt.epoch == self.identity.epoch:
             self._update_outbox(self.outbox.receipt(envelope.user, receipt))
 
     def _update_inbox(self, update: InboxUpdate) -> None:
@@ -338,20 +339,18 @@ class ClientCore:
 
     def _messages_read(self, event: e.MessagesRead, now: float) -> None:
         for stream, seq in event.messages:
-            if stream.user != self.identity.user:
-                self._queue_receipt(ReceiptKind.READ, stream, seq)
-
-    def _queue_receipt(self, kind: ReceiptKind, stream: Stream, seq: int) -> None:
-        self._receipts.setdefault((kind, stream), []).append(seq)
+            self.receipts.owe_read(stream, seq)
 
     def _compose_receipts(self) -> None:
-        """One receipt for all messages of a stream in this event."""
-        for (kind, stream), numbers in self._receipts.items():
-            to = Destination(DestinationType.DEVICE, stream.user, stream.device)
-            for ranges in chunks(ranges_of(numbers), self._options.receipt_ranges_max):
-                receipt = Receipt(kind, stream.epoch, stream.to, tuple(ranges))
-                self._compose(to, Kind.RECEIPT, encode_content(receipt))
-        self._receipts.clear()
+        """One receipt for all messages of a stream in this event, and for those of earlier ones that found no room."""
+        for to, receipt in self.receipts.take(self.outbox.full):
+            self._compose(to, Kind.RECEIPT, encode_content(receipt))
+        self._changes.extend(self.receipts.changes())
+
+    @property
+    def unsettled(self) -> int:
+        """How many messages are not settled, receipts that are owed included."""
+        return self.outbox.unsettled + self.receipts.owed
 
     def _compose(self, to: Destination, kind: Kind, body: bytes) -> None:
         """Add an envelope of this core's own to the outbox; its body is not sealed."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from meshim.errors import Code
+from meshim.protocol.ranges import Range
 from meshim.wire.envelope import Destination, Envelope, Stream
 
 STATES = ("", "pending", "sent", "delivered", "read", "rejected")
@@ -94,12 +95,31 @@ class SettleMessage(NamedTuple):
     sentence: str = ""
 
 
+class DropFromOutbox(NamedTuple):
+    """A receipt or base update is settled: nothing more can become of it."""
+
+    to: Destination
+    seq: int
+
+
 class PutOrder(NamedTuple):
     """The position in a stream that this device receives; see `protocol.ordering`."""
 
     stream: Stream
     watermark: int
     holes: tuple[tuple[int, int], ...]
+    flag: int = 0
+    """AFTER_GAP when a message was dropped behind a gap, so that the next one for the application tells of it."""
+
+
+class PutReceipts(NamedTuple):
+    """The messages of a stream of which this device knows that they are delivered or read; see `client.receipts`."""
+
+    stream: Stream
+    delivered: tuple[Range, ...]
+    read: tuple[Range, ...]
+    owed_delivered: tuple[Range, ...]
+    owed_read: tuple[Range, ...]
 
 
 class AddToInbox(NamedTuple):
@@ -120,13 +140,25 @@ class Release(NamedTuple):
 
 
 class DropFromInbox(NamedTuple):
-    """The message took its place in the order, and is not for the application."""
+    """The message took its place in the order, with this flag, and is not for the application."""
 
     stream: Stream
     seq: int
+    flag: int
 
 
-Change = PutStream | AddToOutbox | RecordReceipt | SettleMessage | PutOrder | AddToInbox | Release | DropFromInbox
+Change = (
+    PutStream
+    | AddToOutbox
+    | RecordReceipt
+    | SettleMessage
+    | DropFromOutbox
+    | PutOrder
+    | PutReceipts
+    | AddToInbox
+    | Release
+    | DropFromInbox
+)
 
 
 class EarlyMessage(NamedTuple):
@@ -147,6 +179,7 @@ class Snapshot(NamedTuple):
     """The latest settled messages: receipts for them may still come."""
     orders: Sequence[PutOrder]
     early: Sequence[EarlyMessage]
+    receipts: Sequence[PutReceipts] = ()
 
 
 # ---------------------------------------------------------------- actions
@@ -194,8 +227,21 @@ class StatusChanged(NamedTuple):
     sentence: str
 
 
+class StreamProgressed(NamedTuple):
+    """A receipt told something new about messages that this device did not send.
+
+    Of another device of this user: they are `delivered` or `read`.  Of a friend: this user has read them elsewhere.
+    """
+
+    stream: Stream
+    state: str
+    ranges: tuple[Range, ...]
+
+
 class MessagesAvailable(NamedTuple):
     """The state file holds messages that the application has not read."""
 
 
-Action = SendFrame | Persist | Disconnect | Online | StoredDelayed | StatusChanged | MessagesAvailable
+Action = (
+    SendFrame | Persist | Disconnect | Online | StoredDelayed | StatusChanged | StreamProgressed | MessagesAvailable
+)

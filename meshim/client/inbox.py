@@ -1,8 +1,7 @@
 """The inbox: every message once, in the order of its stream; nothing is acknowledged before it is in the state file.
 
     text, file, unknown kinds     ordered by (stream, seq), released to the application
-    base                          ordered likewise, then dropped: it only carries `base`
-    receipt                       goes to the outbox instead, where a repeated one changes nothing
+    base, receipt                 ordered likewise, then dropped: the core has applied a receipt when it arrived
     ephemeral                     ignored: this library does not show them
 
 The core answers a stored message with a `delivered` receipt: the mesh has settled it already, as `sent`, and reports
@@ -14,8 +13,8 @@ from typing import NamedTuple
 
 from meshim.client.events import AddToInbox, Change, DropFromInbox, PutOrder, Release, Snapshot
 from meshim.client.statistics import Statistics
-from meshim.protocol.ordering import OrderingOptions, Released, StreamOrder
-from meshim.wire.envelope import Envelope, Kind, Stream, decode_envelope
+from meshim.protocol.ordering import Flag, OrderingOptions, Released, StreamOrder
+from meshim.wire.envelope import HIDDEN, Envelope, Stream, decode_envelope
 
 
 class InboxUpdate(NamedTuple):
@@ -35,10 +34,14 @@ class Inbox:
         self._orders: dict[Stream, StreamOrder[int]] = {}
         self._gaps: set[Stream] = set()
         """Streams in which messages wait for a missing one."""
+        self._flags: dict[Stream, int] = {}
+        """By stream: AFTER_GAP while a message that was not shown stands between a gap and the next one."""
         self._restored: list[Change] = []
         """Releases of messages that waited before the restart, and need not with the options of now."""
         for order in snapshot.orders:
             self._orders[order.stream] = StreamOrder(options, order.watermark, order.holes)
+            if order.flag:
+                self._flags[order.stream] = order.flag
         for early in snapshot.early:
             envelope = decode_envelope(early.envelope)
             order_of = self._order(early.stream)
@@ -54,26 +57,35 @@ class Inbox:
         return order
 
     def receive(self, envelope: Envelope, data: bytes, *, stored: bool, now: float) -> InboxUpdate:
-        """Take in a durable envelope that is no receipt; `data` is its encoding."""
+        """Take in a durable envelope; `data` is its encoding."""
         stream = envelope.stream
         order = self._order(stream)
         released = order.receive(envelope.seq, envelope.base, envelope.kind, now)
         if released is None:
             self._statistics.deduplicated += 1
             return InboxUpdate([], available=False)
+        passes = envelope.kind in HIDDEN and released[:1] == [(envelope.seq, envelope.kind, Flag.IN_ORDER)]
+        if passes:  # at once: it leaves no trace but the order
+            return self._released([], stream, order, released[1:])
         return self._released([AddToInbox(stream, envelope.seq, data, stored)], stream, order, released)
+
+    def has(self, stream: Stream) -> bool:
+        """Return whether this device has got a message of this stream."""
+        return stream in self._orders
 
     def _released(
         self, changes: list[Change], stream: Stream, order: StreamOrder[int], released: Iterable[Released[int]]
     ) -> InboxUpdate:
         available = False
         for seq, kind, flag in released:
-            if kind == Kind.BASE:
-                changes.append(DropFromInbox(stream, seq))
+            if kind in HIDDEN:
+                if flag == Flag.AFTER_GAP:
+                    self._flags[stream] = flag
+                changes.append(DropFromInbox(stream, seq, flag))
             else:
-                changes.append(Release(stream, seq, flag))
+                changes.append(Release(stream, seq, flag or self._flags.pop(stream, 0)))
                 available = True
-        changes.append(PutOrder(stream, order.watermark, tuple(order.holes)))
+        changes.append(PutOrder(stream, order.watermark, tuple(order.holes), self._flags.get(stream, 0)))
         self._note_gap(stream, order)
         return InboxUpdate(changes, available)
 

@@ -9,6 +9,7 @@ import msgspec
 
 from meshim.client.contacts import Contacts
 from meshim.client.message import Message, OrderFlag
+from meshim.client.receipts import Receipts
 from meshim.client.state import Received, StateFile
 from meshim.client.statistics import Statistics
 from meshim.errors import BackendUnavailable, MeshimError, SealBroken, UsageError
@@ -30,13 +31,15 @@ class InboxReader:
         state: StateFile,
         lock: asyncio.Lock,
         contacts: Contacts,
+        receipts: Receipts,
         mark_read: Callable[[Stream, int], Awaitable[None]],
         statistics: Statistics,
     ) -> None:
-        """`lock` is held while the file is used; `mark_read` sends a read receipt for a message."""
+        """`lock` is held while the file is used.  `receipts` knows what was read; `mark_read` sends a read receipt."""
         self._state = state
         self._lock = lock
         self._contacts = contacts
+        self._receipts = receipts
         self._mark_read = mark_read
         self._statistics = statistics
         self._available = asyncio.Event()
@@ -112,6 +115,7 @@ class InboxReader:
             sent_at=datetime.fromtimestamp(envelope.sent_at / 1000, UTC),
             own=own,
             stored=row.stored,
+            already_read=not own and self._receipts.state(row.stream, row.seq) == "read",
             order=OrderFlag(row.flag),
             problem=problem,
             stream=row.stream,

@@ -57,6 +57,8 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     stored: bool
     """It was stored in the mesh before it was delivered."""
     order: OrderFlag
+    already_read: bool = False
+    """The user has read it before: on another device, or on this one before it was handled."""
     problem: str = ""
     """Why the text cannot be read; empty when it can."""
     stream: Stream
@@ -71,9 +73,11 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     """Send a read receipt, without `done`.  Raises as `mark_read`."""
 
     async def mark_read(self) -> None:
-        """Send a read receipt to the sender, and count the message as handled (`done`).
+        """Send a read receipt, and count the message as handled (`done`).
 
-        Returns once the receipt is in the state file.  Raises the MeshimError that ended the client.
+        The receipt goes to all devices of the sender, and to the other devices of this user.  None is sent for a
+        message that was read before.  Returns once the receipt is in the state file.  Raises the MeshimError that
+        ended the client.
         """
         await self.read()
         await self.done()

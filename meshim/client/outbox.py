@@ -12,13 +12,14 @@ again.  Nothing is submitted before it is in the state file.
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from meshim.client.events import (
     RANK,
     AddToOutbox,
     Change,
+    DropFromOutbox,
     PutStream,
     RecordReceipt,
     SettleMessage,
@@ -28,24 +29,30 @@ from meshim.client.events import (
 from meshim.client.options import OutboxOptions
 from meshim.client.statistics import Statistics
 from meshim.protocol.outcome import REJECTED, OutStream, OutStreamOptions
+from meshim.protocol.ranges import Ranges
 from meshim.wire.client import Outcome, Submit
-from meshim.wire.envelope import Destination, Envelope, Receipt, ReceiptKind, encode_envelope
+from meshim.wire.envelope import HIDDEN, Destination, Envelope, Receipt, ReceiptKind, encode_envelope
 from meshim.wire.outcome import OutcomeStatus
 
 Key = tuple[Destination, int]
 """(destination, seq): the name of a message of this device."""
 
 
+_STATES: dict[int, str] = {ReceiptKind.DELIVERED: "delivered", ReceiptKind.READ: "read"}
 _OF_COPIES = (OutcomeStatus.DELIVERED, OutcomeStatus.STORED)
 
 
 class _Message:
     """A message that is not settled."""
 
-    __slots__ = ("busy_s", "delivered", "due", "envelope", "persisted", "receipt", "resend_s")
+    __slots__ = ("busy_s", "delivered", "due", "envelope", "hidden", "persisted", "receipt", "resend_s")
 
-    def __init__(self, envelope: bytes, options: OutboxOptions, *, persisted: bool, receipt: str = "") -> None:
+    def __init__(
+        self, envelope: bytes, kind: int, options: OutboxOptions, *, persisted: bool, receipt: str = ""
+    ) -> None:
         self.envelope = envelope
+        self.hidden = kind in HIDDEN
+        """Nothing becomes of it after it is settled."""
         self.delivered = False
         """To a device of the recipient."""
         self.persisted = persisted
@@ -77,6 +84,8 @@ class Outbox:
         self._pending: dict[Key, _Message] = {}
         self._settled: OrderedDict[Key, str] = OrderedDict()
         """The state of the latest `settled_max` settled messages."""
+        self._receipts: dict[tuple[Destination, str], Ranges] = {}
+        """By stream and state: the messages of which this process has had a receipt."""
         self._unsent: OrderedDict[Key, None] = OrderedDict()
         self._due: list[tuple[float, int, Key]] = []
         """A heap of (time, tie-breaker, message) to submit again; entries of settled messages stay in it."""
@@ -86,7 +95,9 @@ class Outbox:
         for message in snapshot.unsettled:
             self._stream(message.to).restore(message.seq, message.base)
             key = message.to, message.seq
-            self._pending[key] = _Message(message.envelope, options, persisted=True, receipt=message.receipt)
+            self._pending[key] = _Message(
+                message.envelope, message.kind, options, persisted=True, receipt=message.receipt
+            )
             self._unsent[key] = None
         for settled in snapshot.settled:
             self._settled[settled.to, settled.seq] = settled.state
@@ -113,7 +124,7 @@ class Outbox:
     def add(self, envelope: Envelope) -> list[Change]:
         """Add a composed message; call `persisted` when the returned changes are in the state file."""
         data = encode_envelope(envelope)
-        self._pending[envelope.to, envelope.seq] = _Message(data, self._options, persisted=False)
+        self._pending[envelope.to, envelope.seq] = _Message(data, envelope.kind, self._options, persisted=False)
         message = AddToOutbox(
             to=envelope.to,
             seq=envelope.seq,
@@ -208,35 +219,42 @@ class Outbox:
         self._unsent.pop(key, None)
         if stream.settle(key[1], REJECTED if rejected else outcome.audience):
             update.base_updates.append(key[0])
+        state = "rejected" if rejected else "delivered" if message.delivered else "sent"
+        if message.hidden:
+            update.statuses.append(StatusChanged(key[0], key[1], state, outcome.code, outcome.sentence))
+            update.changes.append(DropFromOutbox(*key))
+            return
         self._settled[key] = "pending"
         while len(self._settled) > self._options.settled_max:
             self._settled.popitem(last=False)
         if rejected:
-            self._advance(key, "rejected", update, outcome.code, outcome.sentence)
+            self._advance(key, state, update, outcome.code, outcome.sentence)
         else:
-            state = "delivered" if message.delivered else "sent"
             self._advance(key, max(state, message.receipt, key=RANK.__getitem__), update)
 
     def receipt(self, sender: int, receipt: Receipt) -> OutboxUpdate:
         """Take in a receipt; ignore it unless its sender is the recipient of the messages."""
         update = OutboxUpdate([], [], [])
-        if receipt.to.id != sender:
+        stream = self._streams.get(receipt.to)
+        if receipt.to.id != sender or stream is None or receipt.kind not in _STATES:
             return update
-        state = "read" if receipt.kind == ReceiptKind.READ else "delivered"
-        budget = self._options.settled_max
+        state = _STATES[receipt.kind]
+        told = self._receipts.setdefault((receipt.to, state), Ranges())
+        # A range may begin at 1: only what is new and still known here costs anything.
+        lowest = max(1, stream.next_seq - self._options.settled_max - self._stream_options.in_flight)
         for first, last in receipt.ranges:
-            budget -= max(0, last - first + 1)  # a range that runs backwards must not buy room for a long one
-            if budget < 0:
-                break
-            for seq in range(first, last + 1):
-                self._one_receipt((receipt.to, seq), state, update)
+            for new_first, new_last in told.add(max(first, lowest), min(last, stream.next_seq - 1)):
+                for seq in range(new_first, new_last + 1):
+                    self._one_receipt((receipt.to, seq), state, update)
         return update
 
     def _one_receipt(self, key: Key, state: str, update: OutboxUpdate) -> None:
         message = self._pending.get(key)
         if message is None:
             self._advance(key, state, update)
-        elif RANK[state] > RANK[message.receipt]:  # the receipt arrived before the outcome of the message
+        elif (
+            RANK[state] > RANK[message.receipt] and not message.hidden
+        ):  # the receipt arrived before the outcome of the message
             message.receipt = state
             update.changes.append(RecordReceipt(key[0], key[1], state))
 
@@ -248,17 +266,6 @@ class Outbox:
         self._settled[key] = state
         update.statuses.append(StatusChanged(key[0], key[1], state, code, sentence))
         update.changes.append(SettleMessage(key[0], key[1], state, code, sentence))
-
-
-def ranges_of(numbers: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """Return the inclusive ranges that cover exactly these numbers, in ascending order."""
-    ranges: list[tuple[int, int]] = []
-    for number in sorted(numbers):
-        if ranges and number <= ranges[-1][1] + 1:
-            ranges[-1] = (ranges[-1][0], max(number, ranges[-1][1]))
-        else:
-            ranges.append((number, number))
-    return tuple(ranges)
 
 
 NewId = Callable[[], bytes]

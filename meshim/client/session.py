@@ -227,6 +227,21 @@ class Session:
         return await request()
 
 
+async def opened(path: Path) -> StateFile:
+    """Open the state file in a thread.  A thread cannot be cancelled: a file opened too late is closed again."""
+    opening = asyncio.ensure_future(asyncio.to_thread(StateFile, path))
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        opening.add_done_callback(_close_unused)
+        raise
+
+
+def _close_unused(opening: asyncio.Future[StateFile]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
+
+
 def stored_token(path: Path) -> str | None:
     """Return the token in a state file, as REST writes it; None when it has none, or only an expired one.
 

@@ -6,6 +6,7 @@
     stream        streams that this device sends: next seq, cookie
     outbox        sent messages: the envelope until settled, then only the state
     seen          streams that this device receives: watermark and holes
+    receipt       the messages of such a stream that are delivered or read, and the receipts that are owed
     inbox         received messages, until the application has handled them; `turn` is their order of release
 
 WAL with `synchronous=FULL`: the changes are on disk when `apply` returns, and survive a power loss.  One process at a
@@ -28,8 +29,10 @@ from meshim.client.events import (
     AddToOutbox,
     Change,
     DropFromInbox,
+    DropFromOutbox,
     EarlyMessage,
     PutOrder,
+    PutReceipts,
     PutStream,
     RecordReceipt,
     Release,
@@ -42,7 +45,7 @@ from meshim.wire.envelope import Destination, Stream
 
 _APPLICATION = 0x6D657368
 """Distinguishes state files from other SQLite databases (`application_id`): "mesh" in ASCII."""
-_VERSION = 2
+_VERSION = 3
 _DURABLE = "synchronous=FULL"
 _SETTLED_MAX = 10_000
 """Rows of settled messages, kept for the receipts that may still come."""
@@ -60,7 +63,13 @@ CREATE TABLE outbox (
     state TEXT NOT NULL DEFAULT 'pending', code INTEGER NOT NULL DEFAULT 0, sentence TEXT NOT NULL DEFAULT '',
     UNIQUE (destination, seq)
 );
-CREATE TABLE seen (stream BLOB PRIMARY KEY, watermark INTEGER NOT NULL, holes BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE seen (
+    stream BLOB PRIMARY KEY, watermark INTEGER NOT NULL, holes BLOB NOT NULL, flag INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE receipt (
+    stream BLOB PRIMARY KEY, delivered BLOB NOT NULL, read BLOB NOT NULL,
+    owed_delivered BLOB NOT NULL, owed_read BLOB NOT NULL
+) WITHOUT ROWID;
 CREATE TABLE inbox (
     stream BLOB NOT NULL, seq INTEGER NOT NULL, envelope BLOB NOT NULL, stored INTEGER NOT NULL,
     flag INTEGER NOT NULL DEFAULT 0, turn INTEGER, PRIMARY KEY (stream, seq)
@@ -75,7 +84,7 @@ _Answer = TypeVar("_Answer")
 _pack = msgspec.msgpack.Encoder().encode
 _destination = msgspec.msgpack.Decoder(Destination).decode
 _stream = msgspec.msgpack.Decoder(Stream).decode
-_holes = msgspec.msgpack.Decoder(tuple[tuple[int, int], ...]).decode
+_ranges = msgspec.msgpack.Decoder(tuple[tuple[int, int], ...]).decode
 
 
 class Received(NamedTuple):
@@ -114,7 +123,9 @@ class StateFile:
             AddToOutbox: self._add_to_outbox,
             RecordReceipt: self._record_receipt,
             SettleMessage: self._settle_message,
+            DropFromOutbox: self._drop_from_outbox,
             PutOrder: self._put_order,
+            PutReceipts: self._put_receipts,
             AddToInbox: self._add_to_inbox,
             Release: self._release,
             DropFromInbox: self._drop_from_inbox,
@@ -218,13 +229,17 @@ class StateFile:
                 )
             ],
             orders=[
-                PutOrder(_stream(s), watermark, _holes(holes)) for s, watermark, holes in rows("SELECT * FROM seen")
+                PutOrder(_stream(stream), watermark, _ranges(holes), flag)
+                for stream, watermark, holes, flag in rows("SELECT * FROM seen")
             ],
             early=[
                 EarlyMessage(_stream(stream), seq, envelope)
                 for stream, seq, envelope in rows(
                     "SELECT stream, seq, envelope FROM inbox WHERE turn IS NULL ORDER BY stream, seq"
                 )
+            ],
+            receipts=[
+                PutReceipts(_stream(stream), *map(_ranges, ranges)) for stream, *ranges in rows("SELECT * FROM receipt")
             ],
         )
 
@@ -268,11 +283,17 @@ class StateFile:
             (_SETTLED_MAX,),
         )
 
+    def _drop_from_outbox(self, change: DropFromOutbox) -> None:
+        self._db.execute("DELETE FROM outbox WHERE destination = ? AND seq = ?", (_pack(change.to), change.seq))
+
     def _put_order(self, change: PutOrder) -> None:
         self._db.execute(
-            "INSERT OR REPLACE INTO seen VALUES (?, ?, ?)",
-            (_pack(change.stream), change.watermark, _pack(change.holes)),
+            "INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?)",
+            (_pack(change.stream), change.watermark, _pack(change.holes), change.flag),
         )
+
+    def _put_receipts(self, change: PutReceipts) -> None:
+        self._db.execute("INSERT OR REPLACE INTO receipt VALUES (?, ?, ?, ?, ?)", [_pack(field) for field in change])
 
     def _add_to_inbox(self, change: AddToInbox) -> None:
         self._db.execute(

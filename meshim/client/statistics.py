@@ -14,5 +14,7 @@ class Statistics(msgspec.Struct):
     """Times that messages were released although an earlier one had not arrived within `gap_release_s`."""
     unreadable: int = 0
     """Deliveries and receipts that did not decode."""
+    receipts_ignored: int = 0
+    """Receipts of a friend about streams of which this device has no message, beyond those that may be ahead of it."""
     skipped: int = 0
     """Messages of kinds that this version does not know."""

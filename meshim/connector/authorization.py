@@ -6,8 +6,7 @@
     too many bytes besides the body             MALFORMED                 the session is cut
     body over the limit                         TOO_LARGE                 rejected
     no such type of destination, or oneself     NO_SUCH_RECIPIENT         rejected
-    a receipt, to one device                    authorized                friends or not: it answers a friend's message
-    anything else, to a friend                  authorized
+    to a friend                                 authorized
     anything else                               NOT_FRIENDS               rejected, after relations were read again
 
 The cookie of an authorized envelope that cannot be read now is BUSY: without it a message could overtake one that was
@@ -24,16 +23,12 @@ from meshim.connector.outcomes import Outcomes
 from meshim.connector.session import Session
 from meshim.errors import Code, PeerError
 from meshim.wire.client import Outcome, Submit
-from meshim.wire.envelope import EPHEMERAL_FROM, WIRE_VERSION, DestinationType, Envelope, Kind, decode_envelope
+from meshim.wire.envelope import EPHEMERAL_FROM, WIRE_VERSION, DestinationType, Envelope, decode_envelope
 from meshim.wire.mesh import Stamp
 from meshim.wire.outcome import OutcomeStatus
 from meshim.wire.sizes import ENVELOPE_FIELDS_BYTES
 
-RECEIPT_BYTES = 4_096
-"""Limit of the body of a receipt: small, because a receipt needs no friendship."""
-
-# As plain numbers, because they are compared with every message.
-_RECEIPT, _USER, _DEVICE = int(Kind.RECEIPT), int(DestinationType.USER), int(DestinationType.DEVICE)
+_USER = int(DestinationType.USER)  # a plain number, because it is compared for every message
 
 
 class Rejection(NamedTuple):
@@ -63,18 +58,13 @@ def authorize(session: Session, submit: Submit, outcomes: Outcomes, origin: int,
     if len(submit.envelope) - len(envelope.body) > ENVELOPE_FIELDS_BYTES:
         # The limits of bundles, records and pages rest on the limit of the body.
         raise PeerError(Code.MALFORMED, f"the envelope has over {ENVELOPE_FIELDS_BYTES} bytes beside its body")
-    receipt = envelope.kind == _RECEIPT
-    limit = RECEIPT_BYTES if receipt else body_bytes
-    if len(envelope.body) > limit:
-        return Rejection(envelope, Code.TOO_LARGE, f"the body has {len(envelope.body)} bytes, {limit} are allowed")
+    if len(envelope.body) > body_bytes:
+        return Rejection(envelope, Code.TOO_LARGE, f"the body has {len(envelope.body)} bytes, {body_bytes} are allowed")
     to = envelope.to
-    to_device = to.type == _DEVICE
-    if not (to_device or to.type == _USER) or to.id == login.user or to_device != (to.device > 0):
+    if to.type != _USER or to.device or to.id == login.user:
         return Rejection(envelope, Code.NO_SUCH_RECIPIENT, "there is no such destination")
-    if to.id not in session.friends and not (receipt and to_device):
+    if to.id not in session.friends:
         return Rejection(envelope, Code.NOT_FRIENDS, "sender and recipient are not friends")
-    # The sender's other devices get a copy too, except of receipts.
-    others = () if receipt else session.others
     after = outcomes.positions(envelope.stream, submit.cookie) if submit.cookie else ()
     if after is None:
         return Rejection(envelope, Code.BUSY, "the cookie cannot be read now: send it again")
@@ -88,7 +78,7 @@ def authorize(session: Session, submit: Submit, outcomes: Outcomes, origin: int,
         seq=envelope.seq,
         kind=envelope.kind,
         after=after,
-        copies=others,
+        copies=session.others,  # the sender's other devices get a copy too
     )
 
 

@@ -26,12 +26,10 @@ from meshim.transfer.log_batcher import LogBatcher, PendingEntry
 from meshim.transfer.options import TransferOptions
 from meshim.transfer.presence_cache import BoundDevices, Locations, PresenceCache
 from meshim.transfer.statistics import Statistics
-from meshim.wire.envelope import EPHEMERAL_FROM, DestinationType
+from meshim.wire.envelope import EPHEMERAL_FROM
 from meshim.wire.mesh import Deliver, Return, Route, Stamp
 from meshim.wire.offline_log import Entry
-from meshim.wire.outcome import Copy, CopyOutcome, OutcomeStatus
-
-_DEVICE = int(DestinationType.DEVICE)  # a plain number, because it is compared for every message
+from meshim.wire.outcome import CopyOutcome, OutcomeStatus
 
 
 class _PendingRoute:
@@ -179,11 +177,6 @@ class TransferCore:
         """
         stamp, envelope = route.stamp, route.envelope
         to, own_copies = stamp.to, stamp.copies
-        if to.type == _DEVICE:
-            copies: tuple[Copy, ...] = ((to.id, to.device),)
-            bound, unbound = recipient.split((to.device,))
-        else:
-            copies, bound, unbound = recipient.copies, recipient.bound, recipient.unbound
         stamp = Stamp(
             origin=stamp.origin,
             session=stamp.session,
@@ -194,9 +187,9 @@ class TransferCore:
             seq=stamp.seq,
             kind=stamp.kind,
             after=stamp.after,
-            copies=copies + own_copies,
+            copies=recipient.copies + own_copies,
         )
-        self._deliver_or_store(to.id, bound, unbound, stamp, envelope)
+        self._deliver_or_store(to.id, recipient.bound, recipient.unbound, stamp, envelope)
         if own_copies:
             assert sender is not None
             bound, unbound = sender.split(device for _, device in own_copies)

@@ -31,22 +31,24 @@ class Kind(enum.IntEnum):
     TYPING = 128
 
 
+HIDDEN = frozenset((Kind.RECEIPT, Kind.BASE))
+"""Kinds that take their place in the order of a stream, and are not for the application."""
+
 EPHEMERAL_FROM = 128
 """The first ephemeral kind."""
 
 
 class DestinationType(enum.IntEnum):
-    """The type of a destination."""
+    """The type of a destination.  2 stays free."""
 
     USER = 1
-    DEVICE = 2
     GROUP = 3
 
 
 class Destination(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The destination of a stream.
 
-    `id` is a user id for USER and DEVICE, a group id for GROUP; `device` is 0 except for DEVICE.
+    `id` is a user id for USER, a group id for GROUP; `device` is 0.
     """
 
     type: U8
@@ -106,11 +108,12 @@ class ReceiptKind(enum.IntEnum):
 class Receipt(msgspec.Struct, array_like=True, frozen=True):
     """The content of an opened RECEIPT body: these messages of a stream reached a device, or were read on it.
 
-    `epoch` and `to` complete the name of the stream, whose user and device are the destination of the receipt.
+    `device`, `epoch` and `to` complete the name of the stream; its user is the destination of the receipt.
     `ranges` are inclusive pairs of `seq`.
     """
 
     kind: U8
+    device: Id
     epoch: U53
     to: Destination
     ranges: Annotated[tuple[tuple[Seq, Seq], ...], msgspec.Meta(max_length=LIST_MAX)]

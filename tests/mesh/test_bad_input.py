@@ -27,7 +27,6 @@ from tests.mesh.harness.independent_client import (
     BUSY,
     CLOSE,
     DATA,
-    DEVICE,
     GREET,
     PING,
     PONG,
@@ -42,6 +41,7 @@ from tests.mesh.harness.independent_client import (
     IndependentClient,
     pack,
 )
+from tests.mesh.harness.library_client import client
 from tests.mesh.harness.raw_sockets import (
     bearer_header,
     dealer,
@@ -58,6 +58,8 @@ pytestmark = pytest.mark.usefixtures("chat_in_background")
 BODY_BYTES, FRAME_BYTES = 65_536, 262_144
 SOON_S = 2.0
 """Less than a copy waits for a position (`delivery_timeout_s`)."""
+UNUSED = 1 << 40
+"""No device has this id, or a larger one."""
 
 
 # ---------------------------------------------------------------- frames
@@ -146,8 +148,8 @@ async def test_data_before_the_greeting_is_answered_with_reset(
 async def test_a_client_that_sends_before_the_welcome_is_welcome(mallory: IndependentClient) -> None:
     mallory.socket.close(0)
     await in_thread(mallory.connect, wait=False)
+    mallory.send(DATA, mallory.link, 1, 0, [])  # dropped before the Welcome, frame 1 after it: it is a race
     for _ in range(5):
-        mallory.send(DATA, mallory.link, 1, 0, [])
         mallory.send(PING, mallory.link)
     await in_thread(mallory.until, lambda: mallory.frames_of(WELCOME))
     await expect_alive(mallory)
@@ -291,23 +293,44 @@ async def test_a_large_field_beside_the_body_closes_the_session(mallory: Indepen
     await expect_close(mallory, Code.MALFORMED)
 
 
-async def test_forged_receipts_are_answered_and_change_nothing(
-    mesh: RealMesh, mallory: IndependentClient, users: Users
-) -> None:
-    """Receipts need no friendship, so mallory may send them to alice, for messages that mallory never got."""
+async def test_receipts_of_a_stranger_are_rejected(mesh: RealMesh, mallory: IndependentClient, users: Users) -> None:
+    """H1: mallory must not learn whether a device of alice is connected, nor have anything stored for it."""
     alice = await user_id(mesh, mallory, users.alice)
-    everything = pack([READ, 0, [USER, alice, 0], [[1, SEQ_MAX]] * 1_000])
 
     def attack() -> None:
-        keys = [mallory.send_envelope((DEVICE, alice, device), RECEIPT, b"garbage") for device in range(1, 30)]
-        keys += [mallory.send_envelope((DEVICE, alice, device), RECEIPT, everything[:4_000]) for device in range(1, 30)]
-        short = pack([READ, 0, [USER, alice, 0], [[1, SEQ_MAX]] * 100])
-        keys += [mallory.send_envelope((DEVICE, alice, device), RECEIPT, short) for device in range(1, 30)]
-        keys.append(mallory.send_envelope((DEVICE, alice, 1), RECEIPT, everything))
-        mallory.until(lambda: all(mallory.states[key] for key in keys))
-        assert mallory.codes == {keys[-1]: Code.TOO_LARGE}
+        to = (USER, alice, 0)
+        keys = [mallory.send_envelope(to, RECEIPT, pack([READ, device, 1, to, [[1, 9]]])) for device in range(1, 9)]
+        one_device = mallory.send_envelope((2, alice, 1), RECEIPT, b"garbage")
+        mallory.until(lambda: all(mallory.states[key] for key in [*keys, one_device]))
+        assert mallory.codes == dict.fromkeys(keys, Code.NOT_FRIENDS) | {one_device: Code.NO_SUCH_RECIPIENT}
 
     await in_thread(attack)
+
+
+async def test_forged_receipts_of_a_friend_change_nothing(mesh: RealMesh, users: Users) -> None:
+    """trudy sends receipts about messages that trudy never got, of devices that do not exist, and about alice's."""
+    trudy = await in_thread(IndependentClient, mesh.api, users.trudy, PASSWORD)
+    bob = trudy.users[users.bob]
+
+    def attack() -> None:
+        trudy.connect()
+        with closing(trudy.socket):
+            to, mine, others = (USER, bob, 0), [USER, trudy.user, 0], [USER, bob, 0]
+            bodies = [b"garbage", pack([READ, UNUSED, 1, mine])]
+            bodies += [pack([kind, UNUSED, UNUSED, mine, [[1, SEQ_MAX], [9, 2]] * 512]) for kind in (READ, 0, 77)]
+            bodies += [
+                pack([READ, device, device, of, [[1, 9]]])
+                for of in (mine, others)
+                for device in range(UNUSED, UNUSED + 59)
+            ]
+            keys = [trudy.send_envelope(to, RECEIPT, body) for body in bodies]
+            trudy.until(lambda: all("sent" in trudy.states[key] for key in keys))
+
+    async with client(mesh, users.bob, "tablet") as device:
+        await device.online()
+        await in_thread(attack)
+        count = device.statistics
+        await until(lambda: count.unreadable == 2 and count.receipts_ignored == 59 - 32, f"they are counted: {count}")
 
 
 async def test_unreadable_messages_of_a_friend_delay_no_other_message(

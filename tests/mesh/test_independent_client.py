@@ -80,7 +80,7 @@ async def test_both_clients_exchange_messages_and_every_receipt(pair: Pair) -> N
         await while_reading(alice, answer.wait_delivered())
         (stream,) = alice.watermark
         user, device, epoch, *to = stream
-        await in_thread(alice.send_receipt, READ, user, device, epoch, to, 1)
+        await in_thread(alice.send_receipt, READ, user, device, epoch, to, answer.seq)
         await while_reading(alice, answer.wait_read())
     alice.disconnect()
 

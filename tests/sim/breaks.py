@@ -27,7 +27,9 @@ from meshim.stores.memory.redis import MemoryPresence, MemorySessionCache
 from meshim.stores.ports import Binding, Login, Page
 from meshim.transfer import events as transfer_events
 from meshim.transfer.core import TransferCore
-from meshim.wire.envelope import Envelope
+from meshim.transfer.presence_cache import Locations
+from meshim.wire.envelope import Envelope, Kind, decode_envelope, decode_receipt
+from meshim.wire.mesh import Route
 from meshim.wire.outcome import OutcomeStatus
 from meshim.writer import events as writer_events
 from meshim.writer.pipeline import Pipeline
@@ -204,6 +206,29 @@ def _takeover() -> list[Patch]:
     return [(Tokens, "issue", issue_to_any)]
 
 
+def _devices_agree() -> list[Patch]:
+    """A receipt reaches one device only, of those of the sender of the messages; no other device of its own sender."""
+    send_copies = TransferCore._send_copies
+
+    def to_one(self: TransferCore, route: Route, recipient: Locations, sender: Locations | None) -> None:
+        if route.stamp.kind == Kind.RECEIPT:
+            stamp = msgspec.structs.replace(route.stamp, copies=())
+            route = msgspec.structs.replace(route, stamp=stamp)
+            one = decode_receipt(decode_envelope(route.envelope).body).device
+            recipient = _only(recipient, stamp.to.id, one)
+        send_copies(self, route, recipient, sender)
+
+    return [(TransferCore, "_send_copies", to_one)]
+
+
+def _only(all_devices: Locations, user: int, device: int) -> Locations:
+    """The presence of one device of a user."""
+    locations = Locations(user, None)
+    locations.copies = ((user, device),)
+    locations.bound, locations.unbound = all_devices.split((device,))
+    return locations
+
+
 BREAKS: dict[str, Callable[[], list[Patch]]] = {
     "gap": _gap,
     "dedup": _dedup,
@@ -220,6 +245,7 @@ BREAKS: dict[str, Callable[[], list[Patch]]] = {
     "ack-before-commit": _ack_before_commit,
     "revoke": _revoke,
     "takeover": _takeover,
+    "devices-agree": _devices_agree,
 }
 
 

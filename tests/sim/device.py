@@ -345,6 +345,10 @@ class Application:
                     self._judge.arrived(self._file, decode_envelope(data), stored=stored)
                 case e.Release(stream, seq, flag):
                     self._judge.released(self._file, _key(stream, seq), flag)
+                case e.DropFromInbox(stream, seq, flag):
+                    self._judge.dropped(self._file, _key(stream, seq), flag)
+                case e.PutReceipts():
+                    self._judge.agreement.knows(self._file, change)
 
     # ---- the application
 

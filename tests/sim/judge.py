@@ -14,17 +14,21 @@ code with the roles: it is told of events (`arrived`, `released`, `marked`), and
     taken over      a state file that lost its device to a newer one does not log in again
     soon            a message stored for a connected device arrives within `SOON_S`, while there are no faults
     in the end      every message is settled, shown on each device that it is owed to, and reported as delivered
+    agree           in the end, what a receipt says is known to every device of the sender of the messages, and what
+                    was read to every device of the reader
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from math import inf
 
 from meshim.protocol.ordering import Flag
 from meshim.protocol.timeouts import GAP_RELEASE_S
 from meshim.stores.memory.database import MemoryDatabase
 from meshim.stores.ports import Written
-from meshim.wire.envelope import Envelope, Kind, decode_envelope
+from meshim.wire.envelope import Envelope, Kind, decode_envelope, decode_receipt
 from meshim.wire.offline_log import Entry
+from tests.sim.agreement import Agreement
 from tests.sim.scheduler import Process, Scheduler
 
 Key = tuple[int, ...]
@@ -60,6 +64,8 @@ class File:
         """By stream: the gap below this `seq` was released."""
         self.owns_queue = False
         """Whether a session of this epoch has claimed the queue: then all rows in it are for this file."""
+        self.owned_since = 0.0
+        """When that was; 0 for the first file of a device, for which the mesh stores from the start."""
 
 
 class _Message:
@@ -89,6 +95,7 @@ class Judge:
         self.database: MemoryDatabase
         self._scheduler = scheduler
         self._files: dict[int, File] = {}
+        self.agreement = Agreement(self, self._files)
         self._had: dict[int, set[Key]] = {}
         self._earlier: dict[int, set[Key]] = {}
         """By device: the messages that reached a file which is no longer the current one."""
@@ -118,6 +125,7 @@ class Judge:
         self._earlier.setdefault(device, set())
         file = self._files[device] = File(user, device, epoch)
         if before is not None:
+            file.owned_since = inf
             self._lost(before)
         return file
 
@@ -133,11 +141,17 @@ class Judge:
 
     def queued(self, file: File, envelope: Envelope) -> None:
         """The outbox has a new message; each other device of sender and recipient is owed a copy."""
+        if envelope.kind == Kind.RECEIPT:
+            self.agreement.queued(file, envelope.to.id, decode_receipt(envelope.body), self._scheduler.now)
         if envelope.kind != Kind.TEXT:
             return
         devices = [d.device_id for user in (envelope.to.id, envelope.user) for d in self.database.devices_of(user)]
         owed = {device for device in devices if device != envelope.device}
         self.messages[key_of(envelope)] = _Message(file, envelope, owed)
+
+    def was_given(self, key: Key) -> bool:
+        """Whether an application has got this message."""
+        return key in self._given
 
     def progressed(self, key: Key, state: str) -> None:
         """A message of the outbox has reached a state."""
@@ -205,6 +219,15 @@ class Judge:
         file.waiting.get(stream, {}).pop(seq, None)
         file.last[stream] = max(seq, file.last.get(stream, 0))
 
+    def dropped(self, file: File, key: Key, flag: int) -> None:
+        """A receipt or base update that was held back has taken its place in the order."""
+        stream, seq = key[:-1], key[-1]
+        since = file.waiting.get(stream, {}).pop(seq, self._scheduler.now)
+        if flag == Flag.AFTER_GAP:
+            if self._scheduler.now - min((since, *file.waiting[stream].values())) < GAP_S:
+                self.violated("in order", f"{key} came after a gap to device {file.device}, given up too soon")
+            file.gaps[stream] = seq
+
     def gave(self, file: File, key: Key) -> None:
         """The application gets a message; a second time only if it was killed before it handled it."""
         if key in file.handled:
@@ -253,6 +276,7 @@ class Judge:
         if file is None or file.epoch != epoch or file.owns_queue:
             return
         file.owns_queue = True
+        file.owned_since = min(file.owned_since, self._scheduler.now)
         for envelope in self._unread(device):
             key = key_of(envelope)
             if key not in file.has and (message := self.messages.get(key)) is not None:

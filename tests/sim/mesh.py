@@ -99,9 +99,9 @@ class Mesh:
     def under_way(self) -> list[str]:
         """The messages, outboxes and devices that are not settled yet, a sentence each."""
         outboxes = [
-            f"{device.name} has {device.core.outbox.unsettled} unsettled"
+            f"{device.name} has {device.core.unsettled} unsettled"
             for device in self.devices
-            if device.core is not None and device.core.outbox.unsettled
+            if device.core is not None and device.core.unsettled
         ]
         away = [f"{device.name} is away" for device in self.devices if device.core is None]
         return [*self.judge.unfinished(), *outboxes, *away]

@@ -132,6 +132,8 @@ def _run_until_settled(mesh: Mesh) -> None:
             settled_at = scheduler.now
     for what in mesh.under_way()[:5]:
         mesh.judge.violated("in the end", what)
+    for what in mesh.judge.agreement.broken()[:5]:
+        mesh.judge.violated("agree", what)
 
 
 def _outcome(seed: int, mesh: Mesh, began: float) -> Outcome:

@@ -34,6 +34,7 @@ NOTICED = {
     "ack-before-commit": "acknowledged",
     "revoke": "in the end",
     "takeover": "taken over",
+    "devices-agree": "agree",
 }
 """The promise that the judge reports as broken, by the name of the break."""
 FAULTS = {

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from meshim.errors import DeviceInUse, StoreConflict
 from meshim.stores.memory.database import MemoryDatabase, StoredDevice, StoredRelation
 from meshim.stores.ports import Account, Device, Login, Relation, RelationKey, User
-from meshim.wire.envelope import DestinationType
 
 
 class MemoryAccounts:
@@ -116,7 +115,7 @@ class MemoryAccounts:
     def _keep_for_first_device(self, last: StoredDevice) -> None:
         waiting = self._database.first_device_of(last.user_id)
         for row in last.queue:
-            if row.read_at is None and row.new.destination_type != DestinationType.DEVICE:
+            if row.read_at is None:
                 waiting.keep(row)
 
     async def accounts(self, user_ids: Sequence[int], now: float) -> dict[int, Account]:

@@ -21,7 +21,6 @@ from meshim.stores.sql import relations
 from meshim.stores.sql.database import Database
 from meshim.stores.sql.rows import first_device
 from meshim.stores.sql.schema import im_device, im_mesh, im_offline, im_position, im_token, im_user, now_ms, to_ms, to_s
-from meshim.wire.envelope import DestinationType
 
 _IN_MAX = 500
 """Values in one IN (...)."""
@@ -298,9 +297,9 @@ def _drop_device(connection: Connection, device_id: int, before: int) -> int:
 
 
 def _keep_for_first_device(connection: Connection, user_id: int, device_id: int) -> None:
-    """Keep the unread rows of the last device for the next one, except rows addressed to that device alone."""
+    """Keep the unread rows of the last device for the next one."""
     row = im_offline.c
-    unread = (row.to_device == device_id) & (row.has_read == 0) & (row.destination_type != DestinationType.DEVICE)
+    unread = (row.to_device == device_id) & (row.has_read == 0)
     connection.execute(update(im_offline).where(unread).values(to_device=first_device(user_id)))
 
 

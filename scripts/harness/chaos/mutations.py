@@ -53,7 +53,7 @@ def _page_marked(self: Queues, event: PageRead, now: float) -> None:
 
 def _apply_again(self: StateFile, change: Change) -> None:
     if isinstance(change, AddToInbox):
-        _apply(self, DropFromInbox(change.stream, change.seq))
+        _apply(self, DropFromInbox(change.stream, change.seq, 0))
     _apply(self, change)
 
 

@@ -25,7 +25,7 @@ from scripts.harness.mesh.seed_database import SeededUser
 GREET, WELCOME, DATA, ACK, PING, PONG, CLOSE, RESET, STORED_STATE = 1, 2, 3, 4, 5, 6, 7, 8, 10
 SUBMIT, DELIVERY, OUTCOME = 1, 2, 3
 DELIVERED, STORED, REJECTED, BUSY = 1, 2, 3, 4
-USER, DEVICE = 1, 2
+USER = 1
 QUIT = 16
 TEXT, RECEIPT = 1, 3
 VERSION = 1
@@ -282,7 +282,7 @@ class MinimalClient:
         """Send one receipt for each stream, for all stored messages that this turn delivered."""
         for stream, seqs in self._receipts_due.items():
             user, device, epoch, *to = stream
-            self._compose((DEVICE, user, device), RECEIPT, _pack((1, epoch, to, _ranges(seqs))))
+            self._compose((USER, user, 0), RECEIPT, _pack((1, device, epoch, to, _ranges(seqs))))
         self._receipts_due.clear()
 
     def _delivery(self, item: list[Any]) -> None:

@@ -3,14 +3,13 @@
 import asyncio
 import secrets
 
-import msgspec
 import pytest
 
 from meshim.stores.ports import Device, User
 from meshim.stores.sql import accounts as sql_accounts
 from meshim.stores.sql import partitions as sql_partitions
 from meshim.stores.sql.rows import first_device
-from meshim.wire.envelope import Destination, DestinationType, decode_envelope, encode_envelope
+from meshim.wire.envelope import decode_envelope
 from meshim.wire.offline_log import Entry
 from tests.contract.sql.backends import (
     NOW,
@@ -20,7 +19,6 @@ from tests.contract.sql.backends import (
     device_ids,
     device_of,
     entry,
-    envelope,
     is_waiting,
     pause_after,
     person,
@@ -86,11 +84,7 @@ async def test_queue_of_the_last_idle_device_is_kept_for_the_next_device(backend
     ports = backend.process()
     bob = await person(ports)
     first, last = await device_of(ports, bob, "first"), await device_of(ports, bob, "last", now=NOW + 1)
-    receipt = msgspec.structs.replace(
-        decode_envelope(envelope(9)), to=Destination(DestinationType.DEVICE, bob.user_id, 7)
-    )
-    for_last_alone = Entry(bob.user_id, (last.device_id,), encode_envelope(receipt))
-    await write(ports, 1, entry(bob, 1), entry(bob, 2), for_last_alone)
+    await write(ports, 1, entry(bob, 1), entry(bob, 2), entry(bob, 3, [last]))
     fence = await ports.queues.claim(last.device_id, "c", 1, 60.0)
     assert fence is not None
     page = await ports.queues.page(bob.user_id, last.device_id, fence, (0, -1), 1, 1 << 20, 60.0)
@@ -99,8 +93,8 @@ async def test_queue_of_the_last_idle_device_is_kept_for_the_next_device(backend
     assert await ports.accounts.drop_idle_devices(NOW + 60, 1) == 1
     assert (await backend.rows(first.device_id), await backend.rows(first_device(bob.user_id))) == (0, 0)
     assert await ports.accounts.drop_idle_devices(NOW + 60, 1) == 1
-    assert (await backend.rows(last.device_id), await backend.rows(first_device(bob.user_id))) == (0, 1)
-    assert await waiting(ports, bob, await device_of(ports, bob, "new")) == [2]
+    assert (await backend.rows(last.device_id), await backend.rows(first_device(bob.user_id))) == (0, 2)
+    assert await waiting(ports, bob, await device_of(ports, bob, "new")) == [2, 3]
 
 
 # ---------------------------------------------------------------- a writer and a first login at once

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 GREET, WELCOME, DATA, ACK, PING, PONG, CLOSE, RESET, STORED = 1, 2, 3, 4, 5, 6, 7, 8, 10
 SUBMIT, DELIVERY, OUTCOME = 1, 2, 3
 DELIVERED, STORED_COPIES, REJECTED, BUSY = 1, 2, 3, 4
-USER, DEVICE = 1, 2
+USER = 1
 QUIT = 16
 TEXT, RECEIPT, BASE = 1, 3, 4
 RECEIVED, READ = 1, 2
@@ -67,6 +67,8 @@ class IndependentClient:
         self.held_back: dict[tuple[Any, ...], dict[int, list[Any]]] = {}
         self.shown: list[tuple[int, str, bool]] = []
         """The messages that the application saw: (sender, text, whether the mesh had stored it)."""
+        self.told: dict[tuple[int, ...], dict[str, list[list[int]]]] = {}
+        """What receipts said of messages of other devices: ranges by (user, device, epoch) and state."""
         self.duplicates = 0
         self.frames: list[Any] = []
         """All frames that arrived on this connection."""
@@ -231,13 +233,9 @@ class IndependentClient:
         fields = unpack(envelope)
         _, _, user, device, epoch, to, seq, base, kind = fields[:9]
         if kind == RECEIPT:
-            what, of_epoch, of_to, ranges = unpack(fields[11])[:4]
-            if of_epoch == self.epoch and of_to[1] == user:
-                for first, last in ranges:
-                    for number in range(first, last + 1):
-                        self.states[tuple(of_to), number].add("read" if what == READ else "delivered")
-            return
-        if stored and kind != BASE:  # a duplicate as well: the sender may never have had the first receipt
+            self.on_receipt(user, to, *unpack(fields[11])[:5])
+        if stored and kind not in (BASE, RECEIPT) and user != self.user:
+            # A duplicate as well: the sender may never have had the first receipt.
             self.send_receipt(RECEIVED, user, device, epoch, to, seq)
         stream = (user, device, epoch, *to)
         watermark, held_back = self.watermark.get(stream, 1), self.held_back.setdefault(stream, {})
@@ -254,6 +252,22 @@ class IndependentClient:
         for number in ready:
             self.show(*held_back.pop(number))
 
+    def on_receipt(
+        self, sender: int, to: list[int], what: int, device: int, epoch: int, of: list[int], ranges: Any
+    ) -> None:
+        """Apply a receipt, at once: to messages of this device, of its siblings, or of friends."""
+        state = "read" if what == READ else "delivered"
+        if sender == self.user:
+            self.told.setdefault((to[1], device, epoch), {}).setdefault(state, []).extend(ranges)
+        elif of[1] != sender:
+            return
+        elif (device, epoch) == (self.device, self.epoch):
+            for seq in (seq for first, last in ranges for seq in range(first, last + 1)):
+                if (tuple(of), seq) in self.states:
+                    self.states[tuple(of), seq].add(state)
+        else:
+            self.told.setdefault((self.user, device, epoch), {}).setdefault(state, []).extend(ranges)
+
     def show(self, fields: list[Any], stored: bool) -> None:
         version, made, user, device, epoch, to, seq, _, kind, key, sent_at, body = fields[:12]
         if kind == TEXT:
@@ -263,4 +277,4 @@ class IndependentClient:
             self.shown.append((user, unpack(plain)[0], stored))
 
     def send_receipt(self, what: int, user: int, device: int, epoch: int, to: list[int], seq: int) -> None:
-        self.send_envelope((DEVICE, user, device), RECEIPT, pack([what, epoch, to, [[seq, seq]]]))
+        self.send_envelope((USER, user, 0), RECEIPT, pack([what, device, epoch, to, [[seq, seq]]]))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from meshim.client import Client, Outgoing
-from meshim.client import client as client_module
+from meshim.client import session as session_module
 from meshim.client.state import StateFile
 from meshim.errors import ApiError, BackendUnavailable, ClientClosed, Code, Refused, UsageError
 from meshim.wire.envelope import decode_envelope
@@ -104,7 +104,7 @@ async def test_a_cancelled_start_closes_the_state_file(
         opened.append(StateFile(path))
         return opened[0]
 
-    monkeypatch.setattr(client_module, "StateFile", slowly)
+    monkeypatch.setattr(session_module, "StateFile", slowly)
     starting = asyncio.ensure_future(alice(service, path).__aenter__())
     assert await asyncio.to_thread(begun.wait, 5.0)
     starting.cancel()

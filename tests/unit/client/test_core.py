@@ -17,6 +17,7 @@ from meshim.wire.envelope import (
     Kind,
     Receipt,
     ReceiptKind,
+    Stream,
     decode_envelope,
     decode_receipt,
     encode_content,
@@ -28,6 +29,7 @@ from tests.unit.client.world import OPTIONS
 
 ME = Identity(1, 10, 7)
 TO_ME, TO_BOB = Destination(DestinationType.USER, 1), Destination(DestinationType.USER, 2)
+READ_1 = encode_content(Receipt(ReceiptKind.READ, ME.device, ME.epoch, TO_BOB, ((1, 1),)))
 LINK = 55
 EMPTY = e.Snapshot([], [], [], [], [])
 
@@ -365,8 +367,7 @@ def test_stored_messages_of_one_frame_share_one_receipt() -> None:
     connector = Connector().go_online()
     connector.deliver(*(from_bob(seq, stored=True) for seq in (1, 2, 3, 5)))
     connector.persist()
-    to_bobs_device = Destination(DestinationType.DEVICE, 2, 20)
-    assert receipts(connector.submits) == [(to_bobs_device, Receipt(ReceiptKind.DELIVERED, 5, TO_ME, ((1, 3), (5, 5))))]
+    assert receipts(connector.submits) == [(TO_BOB, Receipt(ReceiptKind.DELIVERED, 20, 5, TO_ME, ((1, 3), (5, 5))))]
 
 
 def test_a_stored_duplicate_gets_another_receipt() -> None:
@@ -384,12 +385,13 @@ def test_a_stored_duplicate_gets_another_receipt() -> None:
     "delivery",
     [
         from_bob(1, stored=True, kind=Kind.BASE),
+        from_bob(1, stored=True, kind=Kind.RECEIPT, body=READ_1),
         from_bob(1, stored=True, user=1, device=11, to=TO_BOB),  # from another device of this user
         from_bob(1, stored=True, user=1, device=10, to=TO_BOB),  # from this device
         from_bob(1, stored=True, kind=Kind.TYPING),
     ],
 )
-def test_base_updates_own_messages_and_ephemeral_ones_get_no_receipt(delivery: Delivery) -> None:
+def test_base_updates_receipts_own_messages_and_ephemeral_ones_get_no_receipt(delivery: Delivery) -> None:
     connector = Connector().go_online()
     acked = connector.deliver(delivery) and connector.acked()
     connector.persist()
@@ -397,14 +399,12 @@ def test_base_updates_own_messages_and_ephemeral_ones_get_no_receipt(delivery: D
     assert 1 in (acked, connector.acked())
 
 
-def test_a_read_receipt_goes_to_the_sending_device() -> None:
+def test_a_read_receipt_goes_to_the_user_who_sent_the_message() -> None:
     connector = Connector().go_online()
     stream = decode_envelope(from_bob(1).envelope).stream
     connector.step(e.MessagesRead(((stream, 1), (stream, 2))))
     connector.persist()
-    assert receipts(connector.submits) == [
-        (Destination(DestinationType.DEVICE, 2, 20), Receipt(ReceiptKind.READ, 5, TO_ME, ((1, 2),)))
-    ]
+    assert receipts(connector.submits) == [(TO_BOB, Receipt(ReceiptKind.READ, 20, 5, TO_ME, ((1, 2),)))]
     own = decode_envelope(from_bob(1, user=1, device=11, to=TO_BOB).envelope).stream
     assert connector.step(e.MessagesRead(((own, 1),))) == []
 
@@ -418,24 +418,104 @@ def test_a_receipt_with_many_ranges_is_split() -> None:
     assert counts == [64, 64, 2]
 
 
-@pytest.mark.parametrize(("epoch", "progress"), [(ME.epoch, ["read"]), (ME.epoch + 1, [])])
-def test_a_receipt_for_another_epoch_is_ignored(epoch: int, progress: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("device", "epoch", "progress"),
+    [(ME.device, ME.epoch, ["read"]), (ME.device, ME.epoch + 1, []), (11, ME.epoch, [])],
+)
+def test_a_receipt_for_another_epoch_or_device_leaves_the_outbox_alone(
+    device: int, epoch: int, progress: list[str]
+) -> None:
     connector = Connector().go_online()
     connector.compose()
     connector.persist()
     connector.deliver(delivered_outcome(1), ack=1)
-    body = encode_content(Receipt(ReceiptKind.READ, epoch, TO_BOB, ((1, 1),)))
-    connector.deliver(from_bob(1, kind=Kind.RECEIPT, body=body, to=Destination(DestinationType.DEVICE, 1, 10)))
+    body = encode_content(Receipt(ReceiptKind.READ, device, epoch, TO_BOB, ((1, 1),)))
+    connector.deliver(from_bob(1, kind=Kind.RECEIPT, body=body))
     assert [
         action.state for action in connector.actions_of(e.StatusChanged) if isinstance(action, e.StatusChanged)
     ] == progress
     assert not connector.actions_of(e.MessagesAvailable)
 
 
+def test_a_receipt_for_another_device_of_this_user_is_told_and_takes_its_place_in_the_order() -> None:
+    connector = Connector().go_online()
+    body = encode_content(Receipt(ReceiptKind.READ, 11, 6, TO_BOB, ((1, 2),)))
+    connector.deliver(from_bob(1, kind=Kind.RECEIPT, body=body), from_bob(2))
+    mine_elsewhere, from_bobs = Stream(ME.user, 11, 6, TO_BOB), decode_envelope(from_bob(1).envelope).stream
+    assert connector.actions_of(e.StreamProgressed) == [e.StreamProgressed(mine_elsewhere, "read", ((1, 2),))]
+    [save] = connector.actions_of(e.Persist)
+    assert isinstance(save, e.Persist)
+    assert e.PutOrder(from_bobs, 3, ()) in save.changes
+    assert e.PutReceipts(mine_elsewhere, (), ((1, 2),), (), ()) in save.changes
+    assert [change.seq for change in save.changes if isinstance(change, e.AddToInbox)] == [2]
+
+
+def test_a_receipt_that_comes_early_is_applied_at_once() -> None:
+    connector = Connector().go_online()
+    body = encode_content(Receipt(ReceiptKind.READ, 11, 6, TO_BOB, ((1, 2),)))
+    connector.deliver(from_bob(2, kind=Kind.RECEIPT, body=body))
+    assert connector.actions_of(e.StreamProgressed)
+    connector.deliver(from_bob(1))
+    connector.persist()
+    assert connector.actions_of(e.MessagesAvailable)
+
+
+def test_receipts_are_within_the_limit_of_their_stream() -> None:
+    """256 texts to bob are under way: what is read meanwhile becomes one receipt, once one of them is settled."""
+    connector = Connector()
+    for _ in range(256):
+        connector.compose()
+    connector.persist()
+    stream = decode_envelope(from_bob(1).envelope).stream
+    for seq in (1, 2, 3):
+        connector.step(e.MessagesRead(((stream, seq),)))
+        connector.persist()
+    core = connector.core
+    assert (core.outbox.unsettled, core.unsettled) == (256, 257)
+    connector.go_online()
+    connector.deliver(delivered_outcome(1), ack=0)
+    [save] = connector.actions_of(e.Persist)
+    assert isinstance(save, e.Persist)
+    [receipt] = [decode_envelope(change.envelope) for change in save.changes if isinstance(change, e.AddToOutbox)]
+    assert (receipt.seq, receipt.base) == (257, 2)
+    assert receipts([receipt]) == [(TO_BOB, Receipt(ReceiptKind.READ, 20, 5, TO_ME, ((1, 3),)))]
+    assert core.unsettled == core.outbox.unsettled == 256
+
+
+def test_a_rejected_receipt_is_settled_silently() -> None:
+    """The friendship has ended: no base update, and nothing is left of it."""
+    connector = Connector().go_online()
+    connector.step(e.MessagesRead(((decode_envelope(from_bob(1).envelope).stream, 1),)))
+    connector.persist()
+    connector.deliver(Outcome(TO_BOB, 1, 1, OutcomeStatus.REJECTED, code=Code.NOT_FRIENDS, sentence="no"), ack=1)
+    [save] = connector.actions_of(e.Persist)
+    assert isinstance(save, e.Persist)
+    assert save.changes == (e.DropFromOutbox(TO_BOB, 1),)
+    assert connector.core.unsettled == 0
+
+
+def test_receipts_are_not_answered() -> None:
+    """Two clients that read everything at once, and are told of everything as stored: one receipt for each message."""
+    connector = Connector().go_online()
+    stream = decode_envelope(from_bob(1).envelope).stream
+    connector.deliver(from_bob(1, stored=True))
+    connector.persist()
+    connector.step(e.MessagesRead(((stream, 1),)))
+    connector.persist()
+    sent = connector.core.outbox._streams[TO_BOB].next_seq
+    for seq in (2, 3, 4):
+        connector.deliver(from_bob(seq, stored=True, kind=Kind.RECEIPT, body=READ_1), ack=0)
+        connector.persist()
+        connector.step(e.MessagesRead(((stream, 1),)))
+    assert (sent, connector.core.outbox._streams[TO_BOB].next_seq) == (3, 3)
+
+
 @pytest.mark.parametrize("delivery", [Delivery(b"\xc1"), from_bob(1, kind=Kind.RECEIPT, body=b"\xc1")])
 def test_an_unreadable_delivery_is_counted_and_acknowledged(delivery: Delivery) -> None:
     connector = Connector().go_online()
     connector.deliver(delivery)
+    if connector.actions_of(e.Persist):  # a receipt takes its place in the order, whatever it says
+        connector.persist()
     assert connector.core.statistics.unreadable == 1
     assert connector.acked() == 1
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import pytest
+
 from meshim.client.events import AddToInbox, Change, DropFromInbox, EarlyMessage, PutOrder, Release, Snapshot
 from meshim.client.inbox import Inbox, InboxUpdate
 from meshim.client.statistics import Statistics
@@ -101,11 +103,39 @@ def test_a_base_update_releases_waiting_messages_and_is_dropped() -> None:
     receive(box, 2)
     update = receive(box, 3, 3, kind=Kind.BASE)
     assert released(update.changes) == [(2, Flag.IN_ORDER)]
-    assert DropFromInbox(BOB, 3) in update.changes
+    assert DropFromInbox(BOB, 3, Flag.IN_ORDER) in update.changes
     assert update.available
     alone = receive(box, 4, 4, kind=Kind.BASE)
     assert not alone.available
     assert alone.changes[-1] == PutOrder(BOB, 5, ((1, 1),))
+
+
+def test_a_receipt_in_order_leaves_no_trace_but_the_order() -> None:
+    assert receive(inbox(), 1, kind=Kind.RECEIPT) == InboxUpdate([PutOrder(BOB, 2, ())], False)
+
+
+def test_a_receipt_that_is_held_back_is_dropped_when_its_turn_comes() -> None:
+    box = inbox()
+    assert isinstance(receive(box, 2, kind=Kind.RECEIPT).changes[0], AddToInbox)
+    update = receive(box, 1)
+    assert released(update.changes) == [(1, Flag.IN_ORDER)]
+    assert update.changes[-2:] == [DropFromInbox(BOB, 2, Flag.IN_ORDER), PutOrder(BOB, 3, ())]
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_the_message_behind_a_receipt_behind_a_gap_tells_of_the_gap(restart: bool) -> None:
+    table = InboxTable()
+    box = inbox()
+    table.apply(receive(box, 2, kind=Kind.RECEIPT, now=0.0).changes)
+    update = box.tick(30.0)
+    table.apply(update.changes)
+    assert update == InboxUpdate(
+        [DropFromInbox(BOB, 2, Flag.AFTER_GAP), PutOrder(BOB, 3, ((1, 1),), Flag.AFTER_GAP)], False
+    )
+    if restart:
+        box = inbox(table.snapshot())
+    assert released(receive(box, 3).changes) == [(3, Flag.AFTER_GAP)]
+    assert released(receive(box, 4).changes) == [(4, Flag.IN_ORDER)]
 
 
 def test_a_gap_is_released_after_its_timeout_and_the_missing_message_is_late() -> None:

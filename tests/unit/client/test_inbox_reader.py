@@ -13,6 +13,7 @@ from meshim.client.contacts import Contacts
 from meshim.client.events import AddToInbox, Release
 from meshim.client.inbox_reader import InboxReader
 from meshim.client.message import Message, OrderFlag
+from meshim.client.receipts import Receipts
 from meshim.client.state import StateFile
 from meshim.client.statistics import Statistics
 from meshim.errors import ApiError, BackendUnavailable, ClientClosed, MeshimError, UsageError
@@ -67,7 +68,7 @@ def answering(key: bytes | None = KEY, *errors: MeshimError) -> SlowContacts:
 
 
 def inbox_reader(state: StateFile, contacts: Contacts) -> InboxReader:
-    return InboxReader(state, asyncio.Lock(), contacts, no_receipt, Statistics())
+    return InboxReader(state, asyncio.Lock(), contacts, Receipts(1, (), 64, Statistics()), no_receipt, Statistics())
 
 
 async def no_receipt(stream: Stream, seq: int) -> None:

@@ -3,9 +3,17 @@
 import msgspec
 import pytest
 
-from meshim.client.events import AddToOutbox, PutStream, RecordReceipt, SettleMessage, Snapshot, StatusChanged
+from meshim.client.events import (
+    AddToOutbox,
+    DropFromOutbox,
+    PutStream,
+    RecordReceipt,
+    SettleMessage,
+    Snapshot,
+    StatusChanged,
+)
 from meshim.client.options import OutboxOptions
-from meshim.client.outbox import Outbox, OutboxUpdate, ranges_of
+from meshim.client.outbox import Outbox, OutboxUpdate
 from meshim.client.statistics import Statistics
 from meshim.errors import Code
 from meshim.wire.client import Outcome
@@ -71,7 +79,7 @@ def states(update: OutboxUpdate) -> list[tuple[int, str]]:
 
 
 def receipt(kind: ReceiptKind, *ranges: tuple[int, int], to: Destination = BOB) -> Receipt:
-    return Receipt(kind, EPOCH, to, ranges)
+    return Receipt(kind, DEVICE, EPOCH, to, ranges)
 
 
 # ---------------------------------------------------------------- submitting
@@ -292,6 +300,31 @@ def test_a_receipt_of_another_user_is_ignored() -> None:
     assert box.receipt(3, receipt(ReceiptKind.READ, (1, 1))) == ([], [], [])
 
 
+def test_a_cursor_reports_only_what_is_new() -> None:
+    box = outbox(options=OutboxOptions(settled_max=1_000))
+    for seq in range(1, 4):
+        compose(box)
+        box.outcome(outcome(seq, OutcomeStatus.STORED), 0.0)
+    assert states(box.receipt(PEER, receipt(ReceiptKind.READ, (1, 2)))) == [(1, "read"), (2, "read")]
+    assert states(box.receipt(PEER, receipt(ReceiptKind.READ, (1, 3)))) == [(3, "read")]
+    assert states(box.receipt(PEER, receipt(ReceiptKind.READ, (1, 9)))) == [], "a message that is not made yet"
+    assert compose(box) == 4
+    box.outcome(outcome(4, OutcomeStatus.STORED), 0.0)
+    assert states(box.receipt(PEER, receipt(ReceiptKind.READ, (1, 4)))) == [(4, "read")]
+    assert box.receipt(PEER, receipt(77, (1, 4))) == ([], [], [])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [Kind.RECEIPT, Kind.BASE])
+def test_nothing_is_kept_of_a_settled_receipt_or_base_update(kind: Kind) -> None:
+    box = outbox()
+    seq, base = box.reserve(BOB)
+    box.add(msgspec.structs.replace(envelope(seq, base), kind=kind))
+    assert box.receipt(PEER, receipt(ReceiptKind.READ, (1, 1))) == ([], [], []), "it names a range around it"
+    update = box.outcome(outcome(1, OutcomeStatus.STORED), 0.0)
+    assert (states(update), update.changes) == ([(1, "sent")], [DropFromOutbox(BOB, 1)])
+    assert (box.unsettled, len(box._settled)) == (0, 0)
+
+
 def test_a_receipt_for_endless_ranges_costs_little() -> None:
     box = outbox(options=OutboxOptions(settled_max=1_000))
     compose(box)
@@ -335,15 +368,3 @@ def test_a_restart_restores_the_outbox() -> None:
     # The results of 5 and 7 were forgotten, so a recipient may wait for them: a base update follows the end of the run.
     assert box.outcome(outcome(4, OutcomeStatus.DELIVERED), 0.0).base_updates == []
     assert box.outcome(outcome(8, OutcomeStatus.DELIVERED), 0.0).base_updates == [BOB]
-
-
-@pytest.mark.parametrize(
-    ("numbers", "ranges"),
-    [
-        ([], ()),
-        ([4], ((4, 4),)),
-        ([3, 1, 2, 2, 7, 9, 8], ((1, 3), (7, 9))),
-    ],
-)
-def test_ranges_cover_exactly_the_numbers(numbers: list[int], ranges: tuple[tuple[int, int], ...]) -> None:
-    assert ranges_of(numbers) == ranges

@@ -288,11 +288,11 @@ async def test_a_login_while_running_updates_the_keys(service: RestService, stat
 
 
 async def test_the_outbox_of_a_dropped_device_is_reassigned_and_sealed_again(state: StateFile) -> None:
-    bob, bobs_phone, key = Destination(DestinationType.USER, 2), Destination(DestinationType.DEVICE, 2, 20), b"k" * 32
+    bob, carol, key = Destination(DestinationType.USER, 2), Destination(DestinationType.USER, 3), b"k" * 32
     state.put_peers([(2, "bob", "friends")], [(2, 1, key)])
     text = Envelope(WIRE_VERSION, bytes(16), 1, 10, state.epoch, bob, 3, 2, Kind.TEXT, 1, 7, b"")
     text = _sealed(text, key, b"hello")
-    receipt = Envelope(WIRE_VERSION, bytes(16), 1, 10, state.epoch, bobs_phone, 1, 1, Kind.RECEIPT, 0, 7, b"receipt")
+    receipt = Envelope(WIRE_VERSION, bytes(16), 1, 10, state.epoch, carol, 1, 1, Kind.RECEIPT, 0, 7, b"receipt")
     for envelope in (text, receipt):
         state.apply(
             [

@@ -17,8 +17,10 @@ from meshim.client.events import (
     AddToInbox,
     AddToOutbox,
     DropFromInbox,
+    DropFromOutbox,
     EarlyMessage,
     PutOrder,
+    PutReceipts,
     PutStream,
     RecordReceipt,
     Release,
@@ -30,8 +32,9 @@ from meshim.errors import ClientClosed, UsageError
 from meshim.wire.envelope import Destination, DestinationType, Stream
 
 BOB = Destination(DestinationType.USER, 2)
-BOBS_PHONE = Destination(DestinationType.DEVICE, 2, 20)
+CAROL = Destination(DestinationType.USER, 3)
 FROM_BOB = Stream(2, 20, (1 << 53) - 1, Destination(DestinationType.USER, 1))
+OF_MY_PHONE = Stream(1, 11, 3, BOB)
 FROM_CAROL = Stream(3, 30, 0, Destination(DestinationType.USER, 1))
 
 
@@ -150,8 +153,8 @@ def test_the_database_of_another_program_is_refused_and_unchanged(path: Path, ve
 
 
 def test_a_file_of_a_newer_version_is_refused(state: StateFile) -> None:
-    state._db.execute("PRAGMA user_version=3")
-    with pytest.raises(UsageError, match="it has version 3, 2 is known"):
+    state._db.execute("PRAGMA user_version=4")
+    with pytest.raises(UsageError, match="it has version 4, 3 is known"):
         reopened(state)
 
 
@@ -240,29 +243,37 @@ def test_the_snapshot_holds_all_applied_changes(state: StateFile) -> None:
     state.apply(
         [
             *(out(seq) for seq in (1, 2, 3)),
-            out(1, BOBS_PHONE),
+            out(1, CAROL),
             PutStream(BOB, 4, bytes(1_024)),
-            PutStream(BOBS_PHONE, 2, b""),
+            PutStream(CAROL, 2, b""),
             RecordReceipt(BOB, 2, "read"),
             SettleMessage(BOB, 1, "sent"),
             SettleMessage(BOB, 3, "rejected", 6, "not friends"),
             AddToInbox(FROM_BOB, 1, b"one", False),
             Release(FROM_BOB, 1, 0),
             AddToInbox(FROM_BOB, 2, b"base", False),
-            DropFromInbox(FROM_BOB, 2),
+            DropFromInbox(FROM_BOB, 2, 0),
             AddToInbox(FROM_BOB, 5, b"early", True),
             PutOrder(FROM_BOB, 3, ((1, 2), (7, 9))),
-            PutOrder(FROM_CAROL, 1, ()),
+            PutOrder(FROM_CAROL, 1, (), 1),
+            out(4),
+            DropFromOutbox(BOB, 4),
+            PutReceipts(FROM_BOB, (), ((1, 2),), ((4, 4),), ()),
+            PutReceipts(OF_MY_PHONE, ((1, 9), (11, 11)), ((1, 3),), (), ()),
         ]
     )
-    state.apply([SettleMessage(BOB, 1, "delivered")])
+    state.apply([SettleMessage(BOB, 1, "delivered"), PutReceipts(FROM_BOB, (), ((1, 4),), (), ((4, 4),))])
     again = reopened(state)
     assert again.load() == Snapshot(
-        streams=[PutStream(BOB, 4, bytes(1_024)), PutStream(BOBS_PHONE, 2, b"")],
-        unsettled=[out(2)._replace(receipt="read"), out(1, BOBS_PHONE)],
+        streams=[PutStream(BOB, 4, bytes(1_024)), PutStream(CAROL, 2, b"")],
+        unsettled=[out(2)._replace(receipt="read"), out(1, CAROL)],
         settled=[SettleMessage(BOB, 1, "delivered"), SettleMessage(BOB, 3, "rejected", 6, "not friends")],
-        orders=[PutOrder(FROM_BOB, 3, ((1, 2), (7, 9))), PutOrder(FROM_CAROL, 1, ())],
+        orders=[PutOrder(FROM_BOB, 3, ((1, 2), (7, 9))), PutOrder(FROM_CAROL, 1, (), 1)],
         early=[EarlyMessage(FROM_BOB, 5, b"early")],
+        receipts=[
+            PutReceipts(OF_MY_PHONE, ((1, 9), (11, 11)), ((1, 3),), (), ()),
+            PutReceipts(FROM_BOB, (), ((1, 4),), (), ((4, 4),)),
+        ],
     )
     again.close()
 

@@ -251,7 +251,7 @@ class Device:
     def idle(self) -> bool:
         """Nothing is unsettled, waits for the disk or for the application."""
         core = self.core
-        return not (core.outbox.unsettled or self.persists or self.handling or self.state.received(self._last_read, 1))
+        return not (core.unsettled or self.persists or self.handling or self.state.received(self._last_read, 1))
 
     # ---------------------------------------------------------------- the application
 

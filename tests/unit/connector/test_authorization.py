@@ -4,7 +4,6 @@ import msgspec
 import pytest
 
 from meshim.connector import events as e
-from meshim.connector.authorization import RECEIPT_BYTES
 from meshim.errors import Code
 from meshim.protocol.routing import conversation_of, pick
 from meshim.wire.codec import encode
@@ -118,14 +117,13 @@ def test_an_envelope_of_a_later_version_of_ours_passes_with_the_fields_it_has() 
     ("made", "code", "sentence"),
     [
         (envelope(body=bytes(1_001)), Code.TOO_LARGE, "the body has 1001 bytes, 1000 are allowed"),
-        (
-            envelope(kind=Kind.RECEIPT, body=bytes(RECEIPT_BYTES + 1)),
-            Code.TOO_LARGE,
-            "the body has 4097 bytes, 4096 are allowed",
-        ),
         (envelope(to=ALICE), Code.NO_SUCH_RECIPIENT, "there is no such destination"),
         (envelope(to=Destination(DestinationType.GROUP, BOB)), Code.NO_SUCH_RECIPIENT, "there is no such destination"),
-        (envelope(to=Destination(DestinationType.DEVICE, BOB)), Code.NO_SUCH_RECIPIENT, "there is no such destination"),
+        (
+            envelope(to=Destination(2, BOB, B1)),
+            Code.NO_SUCH_RECIPIENT,
+            "there is no such destination",
+        ),
         (
             envelope(to=Destination(DestinationType.USER, BOB, B1)),
             Code.NO_SUCH_RECIPIENT,
@@ -133,7 +131,7 @@ def test_an_envelope_of_a_later_version_of_ours_passes_with_the_fields_it_has() 
         ),
         (envelope(to=Destination(200, BOB)), Code.NO_SUCH_RECIPIENT, "there is no such destination"),
     ],
-    ids=["body", "receipt", "oneself", "group", "device without number", "user with one", "of the future"],
+    ids=["body", "oneself", "group", "one device", "user with a device", "of the future"],
 )
 def test_an_unauthorized_envelope_is_rejected_and_the_others_of_its_frame_pass(
     made: bytes, code: Code, sentence: str
@@ -158,17 +156,16 @@ def test_the_largest_body_passes() -> None:
     assert len(transfer.take()) == 1
 
 
-def test_a_receipt_to_a_device_needs_no_friendship_and_makes_no_copies() -> None:
+def test_a_receipt_goes_to_the_other_devices_of_its_sender_too() -> None:
     connector = Connector()
     transfer = connector.transfer()
-    alice = connector.online(A1, friends=(), devices=(A1, A2))
-    alice.submit(envelope(to=Destination(DestinationType.DEVICE, CAROL, 31), kind=Kind.RECEIPT))
+    connector.online(A1, devices=(A1, A2)).submit(envelope(kind=Kind.RECEIPT))
     (route,) = transfer.take()
     assert isinstance(route, Route)
-    assert route.stamp.copies == ()
+    assert route.stamp.copies == ((ALICE, A2),)
 
 
-def test_a_receipt_to_a_user_needs_friendship() -> None:
+def test_a_receipt_needs_friendship() -> None:
     connector = Connector()
     transfer = connector.transfer()
     connector.online(A1, friends=()).submit(envelope(kind=Kind.RECEIPT))

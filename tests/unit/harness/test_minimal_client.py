@@ -189,8 +189,8 @@ async def test_a_stored_message_gets_a_receipt() -> None:
         assert frame[3] == 1, "it carries the acknowledgement"
         (item,) = frame[4]
         envelope = _unpack(item[1])
-        assert envelope[5] == [2, BEN, 7], "to the device that sent it"
-        assert _unpack(envelope[11]) == [1, 3, [1, ME.user, 0], [[1, 2]]]
+        assert envelope[5] == [1, BEN, 0], "to all devices of its sender"
+        assert _unpack(envelope[11]) == [1, 7, 3, [1, ME.user, 0], [[1, 2]]]
 
 
 async def test_it_answers_pings_and_closes_the_link() -> None:

@@ -45,7 +45,7 @@ def items(pair: Pair) -> list[FromConnector]:
         found.append(Route(stamp, b""))
         found.append(Return(to, (to * 10,), True, stamp, b""))
         found.append(CopyOutcome(1, 5, sender, sender * 10, 7, stamp.to, 1, 1, OutcomeStatus.DELIVERED))
-        receipt = Stamp(1, 5, sender, sender * 10, 7, Destination(DestinationType.DEVICE, to, to * 10), 1, Kind.RECEIPT)
+        receipt = Stamp(1, 5, sender, sender * 10, 7, stamp.to, 1, Kind.RECEIPT)
         found.append(Route(receipt, b""))
     return found
 

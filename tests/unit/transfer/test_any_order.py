@@ -48,16 +48,11 @@ class Accounting(RuleBasedStateMachine):
 
     # ---- what connectors do
 
-    @rule(user=USER, durable=st.sampled_from([True, True, False]), to=st.integers(0, 2), copies=st.booleans())
-    def submit(self, user: int, durable: bool, to: int, copies: bool) -> None:
+    @rule(user=USER, durable=st.sampled_from([True, True, False]), copies=st.booleans())
+    def submit(self, user: int, durable: bool, copies: bool) -> None:
         seq = len(self.sent) + 1
         self.sent[seq] = durable
-        known = DEVICES[user]
-        destination = (
-            Destination(DestinationType.DEVICE, user, known[to % len(known)])
-            if to == 2
-            else Destination(DestinationType.USER, user)
-        )
+        destination = Destination(DestinationType.USER, user)
         mine = ((ALICE, 12),) if copies else ()
         kind = Kind.TEXT if durable else Kind.TYPING
         self.origin.send_items(route(seq, destination, A1, origin=ORIGIN, kind=kind, copies=mine))

@@ -165,14 +165,14 @@ def test_the_other_devices_of_the_sender_get_a_copy() -> None:
     assert [o.copies for o in alice.outcomes] == [all_copies]
 
 
-@pytest.mark.parametrize("bound", [True, False])
-def test_a_message_to_one_device(bound: bool) -> None:
+def test_a_receipt_goes_to_every_device_like_a_message() -> None:
     transfer = Transfer()
     alice, bob = transfer.connector(ALICE), transfer.connector(BOB)
-    alice.send_items(route(to=Destination(DestinationType.DEVICE, BOB, B2), kind=Kind.RECEIPT))
-    transfer.answer_lookups({BOB: presence_of(BOB, B1, *([B2] if bound else []), unbound=() if bound else (B2,))})
-    assert bob.delivered == ([(1, (B2,))] if bound else [])
-    assert transfer.publish_all() == ([] if bound else [(2, [Entry(BOB, (B2,), b"0001")])])
+    alice.send_items(route(kind=Kind.RECEIPT, copies=((ALICE, A2),)))
+    transfer.answer_lookups({BOB: presence_of(BOB, B1, unbound=(B2,)), ALICE: presence_of(ALICE, A1, A2)})
+    assert bob.delivered == [(1, (B1,))]
+    assert alice.delivered == [(1, (A2,))]
+    assert transfer.publish_all() == [(2, [Entry(BOB, (B2,), b"0001")])]
 
 
 def test_an_ephemeral_copy_is_delivered_or_dropped() -> None:

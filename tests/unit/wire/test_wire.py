@@ -212,7 +212,7 @@ EVERYTHING: dict[str, st.SearchStrategy[Any]] = {
     "transfer": controls | data_of(deliveries, copy_outcomes),
     "envelope": envelopes,
     "text": st.builds(Text, st.text()),
-    "receipt": st.builds(Receipt, u8, u53, destinations, st.lists(st.tuples(seqs, seqs), max_size=5).map(tuple)),
+    "receipt": st.builds(Receipt, u8, ids, u53, destinations, st.lists(st.tuples(seqs, seqs), max_size=5).map(tuple)),
     "log": st.builds(Record, st.just(1), st.lists(st.builds(Entry, ids, devices, st.binary()), max_size=3).map(tuple)),
 }
 
@@ -246,7 +246,7 @@ def test_associated_data_covers_every_field_but_base_and_body() -> None:
         if associated_data(msgspec.structs.replace(ENVELOPE, **{name: value})) != sealed
     }  # fmt: skip
     assert covered == other.keys() - {"base", "body"}
-    for to in (Destination(DestinationType.DEVICE, 42), Destination(DestinationType.USER, 42, 1)):
+    for to in (Destination(DestinationType.GROUP, 42), Destination(DestinationType.USER, 42, 1)):
         assert associated_data(msgspec.structs.replace(ENVELOPE, to=to)) != sealed
 
 

@@ -1,0 +1,175 @@
+"""What one device knows of `delivered` and `read`, beside its own outbox, and the receipts that it owes.
+
+A receipt goes from one user to another, like a message: to all devices of the user whose messages it is about, and to
+the other devices of the user who sends it.  So there are two kinds of streams here:
+
+    of a friend, to this user             which messages this user has read, on any device; receipts that are owed
+    of another device of this user        which messages the recipient has, and which the recipient has read
+
+What is known of a stream is kept as ranges of `seq`, one row of the state file for each stream.  A READ receipt is a
+cursor: it names the whole range around the messages that were read, so a later receipt says what an earlier one said.
+Receipts and base updates in a stream count as read: nothing in them is to be read, and they must not cut a range.
+
+Receipts count in the limit of their stream like every message.  While the stream is full they are owed on disk, and
+what is owed meanwhile becomes one receipt.
+"""
+
+from collections.abc import Callable, Iterable
+
+from meshim.chunks import chunks
+from meshim.client.events import Change, PutReceipts, StreamProgressed
+from meshim.client.statistics import Statistics
+from meshim.protocol.ranges import Range, Ranges
+from meshim.wire.envelope import Destination, DestinationType, Envelope, Receipt, ReceiptKind, Stream
+
+AHEAD_MAX = 32
+"""Streams of this user of which a friend sends receipts before this device has a copy.  More are counted and ignored:
+a friend could name streams that do not exist."""
+
+OWED_MAX = 4_096
+"""Ranges of messages in one stream of which receipts are owed, while the stream that they go into is full."""
+
+_STATES = {ReceiptKind.DELIVERED: "delivered", ReceiptKind.READ: "read"}
+
+
+class _Known:
+    """One stream.  `owed` is by kind of receipt."""
+
+    __slots__ = ("delivered", "held", "owed", "read")
+
+    def __init__(self, row: PutReceipts | None = None) -> None:
+        self.delivered = Ranges(row.delivered if row else ())
+        self.read = Ranges(row.read if row else ())
+        self.owed = {
+            ReceiptKind.DELIVERED: Ranges(row.owed_delivered if row else (), OWED_MAX),
+            ReceiptKind.READ: Ranges(row.owed_read if row else (), OWED_MAX),
+        }
+        self.held = any(self.owed.values())
+        """Whether the row in the state file says that receipts are owed."""
+
+
+class Receipts:
+    """The streams of others that this device has or may get messages of."""
+
+    def __init__(self, user: int, rows: Iterable[PutReceipts], ranges_max: int, statistics: Statistics) -> None:
+        """`ranges_max` is how many ranges one receipt names at most."""
+        self._user = user
+        self._ranges_max = ranges_max
+        self._statistics = statistics
+        self._streams = {row.stream: _Known(row) for row in rows}
+        self._owing = {stream: None for stream, known in self._streams.items() if known.held}
+        """Streams with receipts that are owed, in the order in which that began."""
+        self._changed: dict[Stream, None] = {}
+        """Streams whose row of the state file is out of date."""
+
+    @property
+    def owed(self) -> int:
+        """How many streams have receipts that are owed and not composed yet."""
+        return len(self._owing)
+
+    def state(self, stream: Stream, seq: int) -> str:
+        """Return `read`, `delivered` or "", as far as receipts tell."""
+        known = self._streams.get(stream)
+        if known is None:
+            return ""
+        return "read" if seq in known.read else "delivered" if seq in known.delivered else ""
+
+    def _known(self, stream: Stream) -> _Known:
+        known = self._streams.get(stream)
+        if known is None:
+            known = self._streams[stream] = _Known()
+        return known
+
+    # ---------------------------------------------------------------- what receipts say
+
+    def apply(self, envelope: Envelope, receipt: Receipt, has: Callable[[Stream], bool]) -> list[StreamProgressed]:
+        """Take in a receipt about messages that this device did not send; return what is new.
+
+        `has` tells whether this device has got a message of a stream.
+        """
+        own = envelope.user == self._user
+        about, reader = (envelope.to.id, self._user) if own else (self._user, envelope.user)
+        if receipt.to != Destination(DestinationType.USER, reader):
+            return []  # nobody else's messages can be received or read
+        stream = Stream(about, receipt.device, receipt.epoch, receipt.to)
+        read = receipt.kind == ReceiptKind.READ
+        if receipt.kind not in _STATES or (own and not read):
+            return []  # a message that is on another device of this user need not be on this one
+        if not own and not has(stream) and self._too_many_ahead(stream, has):
+            self._statistics.receipts_ignored += 1
+            return []
+        known = self._known(stream)
+        ranges = known.read if read else known.delivered
+        new = [part for first, last in receipt.ranges for part in ranges.add(first, last)]
+        if not new:
+            return []
+        self._changed[stream] = None
+        return [StreamProgressed(stream, _STATES[ReceiptKind(receipt.kind)], tuple(new))]
+
+    def _too_many_ahead(self, stream: Stream, has: Callable[[Stream], bool]) -> bool:
+        if stream in self._streams:
+            return False
+        ahead = (each for each in self._streams if each.user == self._user and each.to == stream.to)
+        return sum(not has(each) for each in ahead) >= AHEAD_MAX
+
+    # ---------------------------------------------------------------- what is owed
+
+    def hidden(self, stream: Stream, seq: int) -> None:
+        """A receipt or base update of this stream has arrived: there is nothing to read in it."""
+        if stream.user != self._user and self._known(stream).read.add(seq, seq):
+            self._changed[stream] = None
+
+    def owe_delivered(self, stream: Stream, seq: int) -> None:
+        """A stored message has reached this device."""
+        self._known(stream).owed[ReceiptKind.DELIVERED].add(seq, seq)
+        self._owing[stream] = None
+
+    def owe_read(self, stream: Stream, seq: int) -> None:
+        """The application has read a message; no receipt is owed when one has been sent, from any device."""
+        if stream.user == self._user or not (known := self._known(stream)).read.add(seq, seq):
+            return
+        known.owed[ReceiptKind.READ].add(seq, seq)
+        self._owing[stream] = None
+        self._changed[stream] = None
+
+    def take(self, full: Callable[[Destination], bool]) -> Iterable[tuple[Destination, Receipt]]:
+        """Yield the receipts to compose now; those for a stream that is `full` stay owed."""
+        for stream in list(self._owing):
+            known, to = self._streams[stream], Destination(DestinationType.USER, stream.user)
+            for kind, owed in known.owed.items():
+                named = self._named(known, kind, owed)
+                for ranges in chunks(named, self._ranges_max) if owed else ():
+                    if full(to):
+                        break
+                    yield to, Receipt(kind, stream.device, stream.epoch, stream.to, tuple(ranges))
+                    told = Ranges(ranges, self._ranges_max)
+                    known.owed[kind] = Ranges((part for part in known.owed[kind] if not told.covers(*part)), OWED_MAX)
+            owes = any(known.owed.values())
+            if owes or known.held:
+                self._changed[stream] = None
+            known.held = owes
+            if not owes:
+                del self._owing[stream]
+
+    def _named(self, known: _Known, kind: ReceiptKind, owed: Ranges) -> list[Range]:
+        if kind == ReceiptKind.DELIVERED:
+            return list(owed)
+        read = known.read
+        return list(dict.fromkeys(read.around(first) if first in read else (first, last) for first, last in owed))
+
+    def changes(self) -> list[Change]:
+        """Return the rows of the state file that changed since the last call."""
+        rows: list[Change] = []
+        for stream in self._changed:
+            known = self._streams[stream]
+            rows.append(
+                PutReceipts(
+                    stream=stream,
+                    delivered=tuple(known.delivered),
+                    read=tuple(known.read),
+                    owed_delivered=tuple(known.owed[ReceiptKind.DELIVERED]),
+                    owed_read=tuple(known.owed[ReceiptKind.READ]),
+                )
+            )
+        self._changed.clear()
+        return rows
