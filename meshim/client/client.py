@@ -370,8 +370,7 @@ class Client:
         """Return `sent`, `delivered` or `read`, as far as receipts have told this device.
 
         Of an own message, `own`, the recipient counts: has any of the recipient's devices it, has the recipient read
-        it?  A message that went straight to a connected device stays `sent` until it is read: only the device that sent
-        it is told.  Of a message of another user, `read` means that this user has read it, on any device; it is never
+        it?  Of a message of another user, `read` means that this user has read it, on any device; it is never
         `sent`.
         """
         return self._core.receipts.state(message.stream, message.seq) or ("sent" if message.own else "delivered")

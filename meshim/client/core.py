@@ -24,7 +24,7 @@ from meshim.client import events as e
 from meshim.client.inbox import Inbox, InboxUpdate
 from meshim.client.options import ClientOptions
 from meshim.client.outbox import NewId, Outbox, OutboxUpdate
-from meshim.client.receipts import Receipts
+from meshim.client.receipts import NOW, Receipts
 from meshim.client.statistics import Statistics
 from meshim.errors import Code, PeerError
 from meshim.protocol.link import Link, LinkOptions
@@ -152,7 +152,7 @@ class ClientCore:
 
     def next_deadline(self) -> float | None:
         """When to call `tick`; None while nothing is due."""
-        deadlines = [self.inbox.next_deadline()]
+        deadlines = [self.inbox.next_deadline(), self.receipts.next_deadline()]
         if self._link is not None:
             if self.state is State.GREETING:
                 deadlines.append(self._greeted_at + self._options.greet_timeout_s)
@@ -161,7 +161,7 @@ class ClientCore:
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def _flush(self, now: float) -> Sequence[e.Action]:
-        self._compose_receipts()
+        self._compose_receipts(now)
         link = self._link
         if self._changes:
             self._serial += 1
@@ -303,8 +303,9 @@ class ClientCore:
         self._update_inbox(self.inbox.receive(envelope, item.envelope, stored=item.stored, now=now))
         if envelope.kind in HIDDEN:
             self.receipts.hidden(envelope.stream, envelope.seq)
-        elif item.stored and envelope.user != self.identity.user:
-            self.receipts.owe_delivered(envelope.stream, envelope.seq)
+        elif envelope.user != self.identity.user:
+            due = NOW if item.stored else now + self._options.delivered_delay_s
+            self.receipts.owe_delivered(envelope.stream, envelope.seq, due)
 
     def _receipt(self, envelope: Envelope) -> None:
         try:
@@ -341,15 +342,15 @@ class ClientCore:
         for stream, seq in event.messages:
             self.receipts.owe_read(stream, seq)
 
-    def _compose_receipts(self) -> None:
-        """One receipt for all messages of a stream in this event, and for those of earlier ones that found no room."""
-        for to, receipt in self.receipts.take(self.outbox.full):
+    def _compose_receipts(self, now: float) -> None:
+        """One receipt for all messages of a stream in this event, and for those of earlier ones that had to wait."""
+        for to, receipt in self.receipts.take(self.outbox.full, now):
             self._compose(to, Kind.RECEIPT, encode_content(receipt))
         self._changes.extend(self.receipts.changes())
 
     @property
     def unsettled(self) -> int:
-        """How many messages are not settled, receipts that are owed included."""
+        """How many messages are not settled, receipts that are due included."""
         return self.outbox.unsettled + self.receipts.owed
 
     def _compose(self, to: Destination, kind: Kind, body: bytes) -> None:

@@ -41,6 +41,8 @@ class ClientOptions(msgspec.Struct, frozen=True):
     """Messages that wait for room in the window of the link; the others wait in the outbox."""
     receipt_ranges_max: int = 64
     """Ranges of `seq` in one receipt; more are split over several receipts."""
+    delivered_delay_s: float = 2.0
+    """How long a `delivered` receipt waits that the sending device does not need; a `read` receipt replaces it."""
 
 
 DEFAULTS = ClientOptions(

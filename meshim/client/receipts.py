@@ -10,11 +10,17 @@ What is known of a stream is kept as ranges of `seq`, one row of the state file 
 cursor: it names the whole range around the messages that were read, so a later receipt says what an earlier one said.
 Receipts and base updates in a stream count as read: nothing in them is to be read, and they must not cut a range.
 
-Receipts count in the limit of their stream like every message.  While the stream is full they are owed on disk, and
-what is owed meanwhile becomes one receipt.
+    read                                  owed at once
+    delivered, was stored                 owed at once: it is news to the sending device
+    delivered, came straight              owed after a delay: it is news to the sender's other devices, and `read`,
+                                          or a receipt of another device of this user, mostly makes it needless
+
+Receipts count in the limit of their stream like every message.  While the stream is full, and during the delay, they
+are owed on disk, and what is owed meanwhile becomes one receipt.
 """
 
 from collections.abc import Callable, Iterable
+from math import inf
 
 from meshim.chunks import chunks
 from meshim.client.events import Change, PutReceipts, StreamProgressed
@@ -28,6 +34,9 @@ a friend could name streams that do not exist."""
 
 OWED_MAX = 4_096
 """Ranges of messages in one stream of which receipts are owed, while the stream that they go into is full."""
+
+NOW = -inf
+"""When a receipt is due that need not wait."""
 
 _STATES = {ReceiptKind.DELIVERED: "delivered", ReceiptKind.READ: "read"}
 
@@ -57,15 +66,26 @@ class Receipts:
         self._ranges_max = ranges_max
         self._statistics = statistics
         self._streams = {row.stream: _Known(row) for row in rows}
-        self._owing = {stream: None for stream, known in self._streams.items() if known.held}
-        """Streams with receipts that are owed, in the order in which that began."""
+        self._owing = {stream: NOW for stream, known in self._streams.items() if known.held}
+        """Streams with receipts that are owed, in the order in which that began, and when they are due."""
+        self._taken_at = NOW
+        """What was due then and is still owed waits for room in its stream, not for a time."""
         self._changed: dict[Stream, None] = {}
         """Streams whose row of the state file is out of date."""
 
     @property
     def owed(self) -> int:
-        """How many streams have receipts that are owed and not composed yet."""
-        return len(self._owing)
+        """How many streams have receipts that are due, and wait for room."""
+        return sum(due <= self._taken_at for due in self._owing.values())
+
+    @property
+    def delayed(self) -> int:
+        """How many streams have receipts that are not due yet."""
+        return len(self._owing) - self.owed
+
+    def next_deadline(self) -> float | None:
+        """When to call `take`, if nothing else happens; None for never."""
+        return min((due for due in self._owing.values() if due > self._taken_at), default=None)
 
     def state(self, stream: Stream, seq: int) -> str:
         """Return `read`, `delivered` or "", as far as receipts tell."""
@@ -93,8 +113,11 @@ class Receipts:
             return []  # nobody else's messages can be received or read
         stream = Stream(about, receipt.device, receipt.epoch, receipt.to)
         read = receipt.kind == ReceiptKind.READ
-        if receipt.kind not in _STATES or (own and not read):
-            return []  # a message that is on another device of this user need not be on this one
+        if receipt.kind not in _STATES:
+            return []
+        if own and not read:  # a message that is on another device of this user need not be on this one
+            self._told_elsewhere(stream, receipt.ranges)
+            return []
         if not own and not has(stream) and self._too_many_ahead(stream, has):
             self._statistics.receipts_ignored += 1
             return []
@@ -105,6 +128,17 @@ class Receipts:
             return []
         self._changed[stream] = None
         return [StreamProgressed(stream, _STATES[ReceiptKind(receipt.kind)], tuple(new))]
+
+    def _told_elsewhere(self, stream: Stream, ranges: Iterable[Range]) -> None:
+        if stream in self._owing:
+            self._pay(stream, ReceiptKind.DELIVERED, Ranges(ranges, OWED_MAX))
+            self._changed[stream] = None
+
+    def _pay(self, stream: Stream, kind: ReceiptKind, told: Ranges) -> None:
+        """These are owed no more."""
+        known = self._streams[stream]
+        left = (part for first, last in known.owed[kind] for part in told.missing(first, last))
+        known.owed[kind] = Ranges(left, OWED_MAX)
 
     def _too_many_ahead(self, stream: Stream, has: Callable[[Stream], bool]) -> bool:
         if stream in self._streams:
@@ -119,31 +153,40 @@ class Receipts:
         if stream.user != self._user and self._known(stream).read.add(seq, seq):
             self._changed[stream] = None
 
-    def owe_delivered(self, stream: Stream, seq: int) -> None:
-        """A stored message has reached this device."""
-        self._known(stream).owed[ReceiptKind.DELIVERED].add(seq, seq)
-        self._owing[stream] = None
+    def owe_delivered(self, stream: Stream, seq: int, due: float = NOW) -> None:
+        """A message has reached this device; the receipt is due then, or earlier with another one of its stream."""
+        known = self._known(stream)
+        if seq in known.read:
+            return
+        if known.owed[ReceiptKind.DELIVERED].add(seq, seq) and due > NOW:
+            known.held = True
+            self._changed[stream] = None
+        self._owe(stream, due)
 
     def owe_read(self, stream: Stream, seq: int) -> None:
         """The application has read a message; no receipt is owed when one has been sent, from any device."""
         if stream.user == self._user or not (known := self._known(stream)).read.add(seq, seq):
             return
         known.owed[ReceiptKind.READ].add(seq, seq)
-        self._owing[stream] = None
+        self._owe(stream, NOW)
         self._changed[stream] = None
 
-    def take(self, full: Callable[[Destination], bool]) -> Iterable[tuple[Destination, Receipt]]:
+    def _owe(self, stream: Stream, due: float) -> None:
+        self._owing[stream] = min(due, self._owing.get(stream, due))
+
+    def take(self, full: Callable[[Destination], bool], now: float) -> Iterable[tuple[Destination, Receipt]]:
         """Yield the receipts to compose now; those for a stream that is `full` stay owed."""
-        for stream in list(self._owing):
+        self._taken_at = now
+        for stream in [stream for stream, due in self._owing.items() if due <= now]:
             known, to = self._streams[stream], Destination(DestinationType.USER, stream.user)
+            self._pay(stream, ReceiptKind.DELIVERED, known.read)  # `read` says it, or has said it
             for kind, owed in known.owed.items():
                 named = self._named(known, kind, owed)
                 for ranges in chunks(named, self._ranges_max) if owed else ():
                     if full(to):
                         break
                     yield to, Receipt(kind, stream.device, stream.epoch, stream.to, tuple(ranges))
-                    told = Ranges(ranges, self._ranges_max)
-                    known.owed[kind] = Ranges((part for part in known.owed[kind] if not told.covers(*part)), OWED_MAX)
+                    self._pay(stream, kind, Ranges(ranges, self._ranges_max))
             owes = any(known.owed.values())
             if owes or known.held:
                 self._changed[stream] = None

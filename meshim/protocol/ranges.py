@@ -39,6 +39,18 @@ class Ranges:
         at = bisect_right(self._first, number) - 1
         return self._first[at], self._last[at]
 
+    def missing(self, first: int, last: int) -> list[Range]:
+        """Return the ranges between `first` and `last` that are not in the set, in ascending order."""
+        missing: list[Range] = []
+        low, high = bisect_left(self._last, first), bisect_right(self._first, last)
+        for known_first, known_last in zip(self._first[low:high], self._last[low:high], strict=True):
+            if first < known_first:
+                missing.append((first, known_first - 1))
+            first = known_last + 1
+        if first <= last:
+            missing.append((first, last))
+        return missing
+
     def add(self, first: int, last: int) -> list[Range]:
         """Add the numbers from `first` to `last`; return the ranges of those that are new, in ascending order.
 
@@ -46,16 +58,9 @@ class Ranges:
         """
         if first > last or self.covers(first, last):
             return []
+        new = self.missing(first, last)
         low = bisect_left(self._last, first - 1)  # the first range that this one overlaps or touches
         high = bisect_right(self._first, last + 1)  # the first one behind it
-        new: list[Range] = []
-        at = first
-        for known_first, known_last in zip(self._first[low:high], self._last[low:high], strict=True):
-            if at < known_first:
-                new.append((at, min(last, known_first - 1)))
-            at = max(at, known_last + 1)
-        if at <= last:
-            new.append((at, last))
         merged_first = min(first, self._first[low]) if low < high else first
         merged_last = max(last, self._last[high - 1]) if low < high else last
         self._first[low:high] = [merged_first]

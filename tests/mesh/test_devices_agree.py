@@ -59,6 +59,20 @@ async def test_all_devices_learn_at_once_when_they_are_connected(mesh: RealMesh)
         assert [sum(stream.next_seq - 1 for stream in streams.values()) for streams in sent.values()] == [1, 1, 0]
 
 
+async def test_all_devices_of_the_sender_learn_that_a_message_is_delivered_before_it_is_read(mesh: RealMesh) -> None:
+    alice_name, bob_name = await mesh.register_users("alice", "bob")
+    async with client(mesh, alice_name) as phone, client(mesh, alice_name, "laptop") as laptop:
+        await phone.online()
+        await laptop.online()
+        async with client(mesh, bob_name) as bob:
+            await bob.online()
+            outgoing = await phone.send(bob_name, "hello")
+            await asyncio.wait_for(outgoing.wait_delivered(), DEADLINE_S)
+            [copy] = await receive(laptop, 1)
+            await expect_state(laptop, copy, "delivered")
+            assert outgoing.state == "delivered"
+
+
 async def test_a_device_that_was_away_learns_what_its_user_read_meanwhile(mesh: RealMesh) -> None:
     alice_name, bob_name = await mesh.register_users("alice", "bob")
     async with registered(mesh, (bob_name, "laptop")), client(mesh, alice_name) as alice:

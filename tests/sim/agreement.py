@@ -23,12 +23,17 @@ class Agreement:
         self._files = files
         self._receipts: list[tuple[float, File, int, Receipt]] = []
         """Each receipt that an outbox had: when, its file, the user it is for, and its content."""
+        self._arrivals: list[tuple[float, File, Key]] = []
         self._told: dict[tuple[File, Key], tuple[Ranges, Ranges]] = {}
         """By file and stream: the messages that the file has as delivered, and as read."""
 
     def queued(self, file: "File", to: int, receipt: Receipt, now: float) -> None:
         """The outbox has a new receipt."""
         self._receipts.append((now, file, to, receipt))
+
+    def arrived(self, file: "File", key: "Key", now: float) -> None:
+        """A device has a message for the first time."""
+        self._arrivals.append((now, file, key))
 
     def knows(self, file: "File", change: PutReceipts) -> None:
         """A device has written what it knows of a stream; nothing is `read` that no application was given."""
@@ -54,7 +59,20 @@ class Agreement:
                 known_to = self._files[device]
                 if self._files[file.device] is file and known_to.owned_since <= made_at:
                     left |= dict.fromkeys(self._unknown(known_to, user, receipt))
+        for arrived_at, file, key in self._arrivals:
+            if self._files[file.device] is file:
+                left |= dict.fromkeys(self._not_delivered(key, arrived_at))
         return list(left)
+
+    def _not_delivered(self, key: "Key", arrived_at: float) -> Iterator[str]:
+        """The sender's other devices that do not have this message as delivered."""
+        user, sending, stream = key[0], key[1], key[:-1]
+        for device in self._judge.database.devices_of(user):
+            file = self._files[device.device_id]
+            if file.device != sending and file.owned_since <= arrived_at:
+                told, _ = self._told.get((file, stream), (Ranges(), Ranges()))
+                if key[-1] not in told:
+                    yield f"device {file.device} does not know that {key} is delivered"
 
     def _unknown(self, file: "File", user: int, receipt: Receipt) -> Iterator[str]:
         """The messages of this receipt, about a stream of `user`, that the file does not have as the receipt says."""

@@ -192,6 +192,8 @@ class Judge:
             if message is not None and not self._files[file.device].owns_queue:
                 # An application on the earlier file acknowledged it before the new file claimed the queue.
                 message.owed.discard(file.device)
+        elif message is not None and key not in file.has and file.user != envelope.user:
+            self.agreement.arrived(file, key, self._scheduler.now)
         file.has.add(key)
         file.waiting.setdefault(key[:-1], {})[key[-1]] = self._scheduler.now
         self._had[file.device].add(key)

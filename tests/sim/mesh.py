@@ -99,9 +99,9 @@ class Mesh:
     def under_way(self) -> list[str]:
         """The messages, outboxes and devices that are not settled yet, a sentence each."""
         outboxes = [
-            f"{device.name} has {device.core.unsettled} unsettled"
+            f"{device.name} has {device.core.unsettled} unsettled, {device.core.receipts.delayed} receipts to send"
             for device in self.devices
-            if device.core is not None and device.core.unsettled
+            if device.core is not None and (device.core.unsettled or device.core.receipts.delayed)
         ]
         away = [f"{device.name} is away" for device in self.devices if device.core is None]
         return [*self.judge.unfinished(), *outboxes, *away]

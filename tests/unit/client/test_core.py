@@ -381,6 +381,20 @@ def test_a_stored_duplicate_gets_another_receipt() -> None:
     assert len(receipts(connector.submits)) == 1
 
 
+def test_what_came_straight_gets_a_receipt_after_a_while_also_offline() -> None:
+    connector = Connector().go_online()
+    connector.deliver(from_bob(1), from_bob(2))
+    connector.persist()
+    connector.step(e.ConnectionLost())
+    due = connector.core.next_deadline()
+    assert due == OPTIONS.delivered_delay_s
+    connector.now = due
+    connector.step(None)
+    connector.persist()
+    connector.go_online()
+    assert receipts(connector.submits) == [(TO_BOB, Receipt(ReceiptKind.DELIVERED, 20, 5, TO_ME, ((1, 2),)))]
+
+
 @pytest.mark.parametrize(
     "delivery",
     [
@@ -528,6 +542,9 @@ def test_a_gap_is_released_after_its_timeout_while_offline() -> None:
     connector.deliver(from_bob(2))
     connector.persist()
     connector.step(e.ConnectionLost())
+    connector.now = OPTIONS.delivered_delay_s
+    connector.step(None)
+    connector.persist()
     deadline = connector.core.next_deadline()
     assert deadline == OPTIONS.ordering.gap_release_s
     connector.now = deadline

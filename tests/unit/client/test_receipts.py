@@ -49,8 +49,10 @@ def of_my_phone(box: Receipts, kind: int, *ranges: Range, stream: Stream = FROM_
     return box.apply(envelope(ME, TO_BEN), receipt, lambda stream: False)
 
 
-def taken(box: Receipts, full: Sequence[Destination] = ()) -> list[tuple[Destination, int, tuple[Range, ...]]]:
-    found = list(box.take(lambda to: to in full))
+def taken(
+    box: Receipts, full: Sequence[Destination] = (), now: float = 0.0
+) -> list[tuple[Destination, int, tuple[Range, ...]]]:
+    found = list(box.take(lambda to: to in full, now))
     assert all((receipt.device, receipt.epoch, receipt.to) == (20, 5, TO_ME) for _, receipt in found)
     return [(to, receipt.kind, receipt.ranges) for to, receipt in found]
 
@@ -161,11 +163,11 @@ def test_receipts_wait_on_disk_while_their_stream_is_full() -> None:
     assert taken(box, full=[TO_BEN]) == []
     assert box.owed == 1
     [row] = box.changes()
-    assert row == PutReceipts(FROM_BEN, (), ((1, 1),), ((1, 1),), ((1, 1),))
+    assert row == PutReceipts(FROM_BEN, (), ((1, 1),), (), ((1, 1),))
     for waiting in (box, receipts(row)):
         waiting.owe_read(FROM_BEN, 2)
         assert waiting.owed == 1
-        assert taken(waiting) == [(TO_BEN, DELIVERED, ((1, 1),)), (TO_BEN, READ, ((1, 2),))]
+        assert taken(waiting) == [(TO_BEN, READ, ((1, 2),))], "it says that the message is delivered, too"
         assert waiting.owed == 0
         assert waiting.changes() == [PutReceipts(FROM_BEN, (), ((1, 2),), (), ())]
         assert taken(waiting) == []
@@ -176,7 +178,48 @@ def test_a_stream_that_becomes_full_in_between_keeps_the_rest() -> None:
     for seq in (1, 3, 5, 7, 9):
         box.owe_read(FROM_BEN, seq)
     room = iter([False, True])
-    first = [receipt.ranges for _, receipt in box.take(lambda to: next(room))]
+    first = [receipt.ranges for _, receipt in box.take(lambda to: next(room), 0.0)]
     assert first == [((1, 1), (3, 3))]
     assert box.owed == 1
     assert [ranges for _, _, ranges in taken(box)] == [((5, 5), (7, 7)), ((9, 9),)]
+
+
+# ---------------------------------------------------------------- what may wait
+
+
+def test_what_came_straight_is_told_after_a_delay_and_is_on_disk_meanwhile() -> None:
+    box = receipts()
+    box.owe_delivered(FROM_BEN, 1, due=2.0)
+    box.owe_delivered(FROM_BEN, 2, due=3.0)
+    assert (taken(box, now=1.0), box.next_deadline(), box.owed, box.delayed) == ([], 2.0, 0, 1)
+    [row] = box.changes()
+    assert row == PutReceipts(FROM_BEN, (), (), ((1, 2),), ())
+    assert taken(box, now=2.0) == [(TO_BEN, DELIVERED, ((1, 2),))]
+    assert (box.next_deadline(), box.delayed) == (None, 0)
+    assert box.changes() == [PutReceipts(FROM_BEN, (), (), (), ())]
+    assert taken(receipts(row), now=-5.0) == [(TO_BEN, DELIVERED, ((1, 2),))], "after a restart it is told at once"
+
+
+def test_read_or_a_receipt_of_a_sibling_makes_it_needless() -> None:
+    box = receipts()
+    for seq in (1, 2, 3):
+        box.owe_delivered(FROM_BEN, seq, due=2.0)
+    box.owe_read(FROM_BEN, 1)
+    assert taken(box, now=0.0) == [(TO_BEN, READ, ((1, 1),)), (TO_BEN, DELIVERED, ((2, 3),))][::-1]
+    for seq in (4, 5, 6):
+        box.owe_delivered(FROM_BEN, seq, due=4.0)
+    box.changes()
+    assert of_my_phone(box, DELIVERED, (1, 4)) == []
+    assert box.changes() == [PutReceipts(FROM_BEN, (), ((1, 1),), ((5, 6),), ())]
+    assert of_my_phone(box, READ, (5, 6)) == [StreamProgressed(FROM_BEN, "read", ((5, 6),))]
+    assert taken(box, now=4.0) == []
+    assert box.changes() == [PutReceipts(FROM_BEN, (), ((1, 1), (5, 6)), (), ())]
+    assert box.next_deadline() is None
+
+
+def test_a_receipt_that_waits_for_room_sets_no_alarm() -> None:
+    box = receipts()
+    box.owe_delivered(FROM_BEN, 1, due=2.0)
+    assert taken(box, full=[TO_BEN], now=2.0) == []
+    assert (box.next_deadline(), box.owed, box.delayed) == (None, 1, 0)
+    assert taken(box, now=2.5) == [(TO_BEN, DELIVERED, ((1, 1),))]
