@@ -195,23 +195,22 @@ export class Client {
   received(data, stored = false) { // what this changes is on disk before its frame is acknowledged
     const [, , user, device, epoch, to, seq, base, kind, , , body] = decode(data);
     if (kind >= EPHEMERAL || device === this.me.device) return;
-    if (kind === RECEIPT) {
-      const [what, ofEpoch, , ranges] = decode(body);
-      const event = what === 2 ? "read" : "delivered";
-      if (ofEpoch === this.me.epoch) this.emit({ event, to: this.named(user), ranges });
-      return;
-    }
-    if (kind === TEXT && stored) this.owe(1, user, device, epoch, to[1], seq);
+    if (kind === RECEIPT) try { // applied at once; it takes its place in the order, too
+      const [what, ...about] = decode(body), ranges = about[3];
+      const mine = id(...about.slice(0, 3)) === id(this.me.device, this.me.epoch, [1, user, 0]);
+      if (mine) this.emit({ event: what === 2 ? "read" : "delivered", to: this.named(user), ranges });
+    } catch { /* a friend's nonsense: it only keeps its place */ }
+    if (kind === TEXT && stored) for (const what of [1, 2]) this.owe(what, user, device, epoch);
     this.queue(this.rules.deliver(id("in", user, device, epoch, to[1]), seq, base, data, Date.now()));
   }
   queue(shown) { // for the application, on disk
-    for (const data of shown.filter((each) => decode(each)[8] !== BASE)) {
+    for (const data of shown.filter((each) => decode(each)[8] === TEXT)) {
       this.disk.set(id("shown"), (this.disk.get(id("shown")) ?? 0) + 1);
       this.disk.set(id("new", this.disk.get(id("shown"))), data);
     }
   }
   async handOver() { // show what is on disk, and note that it was shown: after a crash in between it comes once more
-    const numbers = [...this.disk.keys()].filter((key) => key.startsWith('["new"')).map((key) => JSON.parse(key)[1]);
+    const numbers = this.keysOf("new").map((key) => JSON.parse(key)[1]);
     for (const n of numbers.sort((a, b) => a - b)) {
       const fields = decode(this.disk.get(id("new", n))), [, , user, device, epoch, to, seq, , kind, version] = fields;
       const peer = user === this.me.user ? to[1] : user, body = fields[11];
@@ -222,24 +221,29 @@ export class Client {
       const text = await opened.then((plain) => decode(new Uint8Array(plain))[0], () => null);
       this.emit({ event: "message", n, sender: this.named(user), to: this.named(to[1]), seq, text });
       this.disk.delete(id("new", n));
-      this.owe(2, user, device, epoch, to[1], seq);
+      this.owe(2, user, device, epoch);
     }
+    await this.pay();
   }
-  owe(what, user, device, epoch, to, seq) { // note a receipt: 1 delivered, 2 read
-    if (user === this.me.user) return;
-    const key = id("owed", what, user, device, epoch, to), ranges = [...(this.disk.get(key) ?? [])];
-    if (ranges.at(-1)?.[1] === seq - 1) ranges.push([ranges.pop()[0], seq]);
-    else ranges.push([seq, seq]);
-    this.disk.set(key, ranges.slice(-64));
+  owe(what, user, device, epoch) { // note a receipt: 1 delivered, 2 read
+    if (user !== this.me.user) this.disk.set(id("owed", what, user, device, epoch), true);
   }
-  async pay() {
-    for (const key of [...this.disk.keys()].filter((each) => each.startsWith('["owed"'))) {
-      const [, what, user, device, epoch, to] = JSON.parse(key);
-      if (this.rules.full(id(2, user, device))) continue;
-      await this.compose([2, user, device], RECEIPT, encode([what, epoch, [1, to, 0], this.disk.get(key)]));
+  async pay() { // READ names everything that was shown; nothing below the watermark waits for the application here
+    for (const key of this.keysOf("owed")) {
+      const [, what, user, device, epoch] = JSON.parse(key), to = [1, user, 0], mine = [1, this.me.user, 0];
+      const { holes, watermark, held } = this.disk.get(id("in", user, device, epoch, this.me.user)), shown = [];
+      let first = 1;
+      for (const [last, after] of [...holes, [watermark, 0]]) {
+        if (first < last) shown.push([first, last - 1]);
+        first = after + 1;
+      }
+      const ranges = what === 2 ? shown : held.map(([seq]) => [seq, seq]);
+      if (this.rules.full(id(...to))) continue;
+      if (ranges.length) await this.compose(to, RECEIPT, encode([what, device, epoch, mine, ranges]));
       this.disk.delete(key);
     }
   }
+  keysOf(room) { return [...this.disk.keys()].filter((key) => JSON.parse(key)[0] === room); }
   async run() {
     for (let pause = 50, code = this.me.token ? 0 : BAD_TOKEN; !this.quitting; ) {
       const started = Date.now();
@@ -306,7 +310,6 @@ export class Client {
       if (!window) continue;
       await this.commands().catch((error) => this.emit({ event: "waiting", reason: error.message }));
       this.queue(this.rules.tick(now));
-      await this.pay();
       await this.disk.commit(); // before anything is acknowledged, submitted or shown
       if (!items.length) items = this.rules.due(now);
       if (sent === acked) progress = now;
@@ -314,13 +317,14 @@ export class Client {
         send(DATA, link, ++sent, received, [[SUBMIT, ...items.shift()]]);
       if (told < received) send(ACK, link, (told = received));
       await this.handOver().catch((error) => this.emit({ event: "waiting", reason: error.message }));
-      if (this.quitting && !this.rules.again.size) return send(CLOSE, link, QUIT);
+      const busy = this.rules.again.size + this.keysOf("new").length + this.keysOf("owed").length;
+      if (this.quitting && !busy) return send(CLOSE, link, QUIT);
     }
   }
   async outcome(now, to, first, last, status, final = false, ...more) {
     const [settled, owesBase] = this.rules.outcome(now, id(...to), first, last, status, final, ...more);
     const event = { [DELIVERED]: "delivered", [STORED]: "sent", [REJECTED]: "rejected" }[status];
-    if (to[0] === 1 && (settled.length || status === DELIVERED))
+    if (settled.length || status === DELIVERED)
       this.emit({ event, to: this.named(to[1]), ranges: [[first, last]], final, code: more[2] ?? 0 });
     if (owesBase) await this.compose(to, BASE, EMPTY);
   }

@@ -28,11 +28,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 GREET, WELCOME, DATA, ACK, PING, PONG, CLOSE, RESET, CHANGED = 1, 2, 3, 4, 5, 6, 7, 8, 11
 SUBMIT, DELIVERY, TEXT, RECEIPT, BASE, EPHEMERAL = 1, 2, 1, 3, 4, 128
 BAD_TOKEN, QUIT, WINDOW = 4, 16, 32
+STATES = {1: "delivered", 2: "sent", 3: "rejected"}
 STOP = (2, 5, 12, "bad_credentials", "device_in_use")  # VERSION, IMPERSONATION, LOGGED_OUT: stop, and tell the user
 pack, unpack = msgpack.packb, partial(msgpack.unpackb, strict_map_key=False, use_list=False)
-
-
-# ---- section 16 begins
 DELIVERED, STORED, REJECTED, BUSY = 1, 2, 3, 4
 
 
@@ -127,9 +125,6 @@ class Rules:
         return [message for stream, seq in late for message in self.release(stream, seq + 1)]
 
 
-# ---- section 16 ends
-
-
 class Disk(dict):
     """A dictionary that lives in an SQLite file: SQLite begins a transaction at the first change after a commit."""
 
@@ -190,18 +185,18 @@ class Client:
 
         return self.rules.make(to, seal, time.monotonic())
 
-    def received(self, data, stored=False, *_):  # a Delivery: return the messages to show now
+    def received(self, now, data, stored=False, *_):  # what this changes is on disk before its frame is acknowledged
         _, _, user, device, epoch, to, seq, base, kind, *_, body = unpack(data)[:12]
         if kind >= EPHEMERAL or device == self.me["device_id"]:
-            return []
-        if kind == RECEIPT:
-            what, of_epoch, _, ranges = unpack(body)[:4]
-            if of_epoch == self.me["epoch"]:
-                self.emit("read" if what == 2 else "delivered", to=user, ranges=ranges)
-            return []
+            return
+        if kind == RECEIPT:  # applied at once; it takes its place in the order, too
+            with suppress(ValueError, TypeError):
+                what, *about, ranges = unpack(body)[:5]
+                if about == [self.me["device_id"], self.me["epoch"], (1, user, 0)]:
+                    self.emit("read" if what == 2 else "delivered", to=user, ranges=ranges)
         if kind == TEXT and stored:
-            self.owe(1, user, device, epoch, to[1], seq)
-        return self.rules.deliver((user, device, epoch, to[1]), seq, base, data, time.monotonic())
+            self.owe((1, 2), user, device, epoch)
+        self.queue(self.rules.deliver((user, device, epoch, to[1]), seq, base, data, now))
 
     def hand_over(self):  # after a crash between showing a message and noting that, it comes once more
         for key in sorted(key for key in self.disk if key[0] == "new"):
@@ -215,19 +210,30 @@ class Client:
                 text = unpack(aes.decrypt(body[:12], body[12:], authenticated))[0]
             self.emit("message", n=key[1], sender=user, to=to[1], seq=seq, text=text)
             del self.disk[key]
-            self.owe(2, user, device, epoch, to[1], seq)
+            self.owe((2,), user, device, epoch)
+        self.pay()
 
-    def owe(self, what, user, device, epoch, to, seq):  # 1 delivered, 2 read
-        if user != self.me["user_id"]:
-            *ranges, last = self.disk.get(("owed", what, user, device, epoch, to), ((seq, seq - 1),))
-            ranges += [(last[0], seq)] if last[1] == seq - 1 else [last, (seq, seq)]
-            self.disk["owed", what, user, device, epoch, to] = tuple(ranges[-64:])
+    def queue(self, messages):  # for the application, on disk
+        for data in messages:
+            if unpack(data)[8] == TEXT:
+                number = self.disk["shown",] = self.disk.get(("shown",), 0) + 1
+                self.disk["new", number] = data
 
-    def pay(self):
-        for key in [key for key in self.disk if key[0] == "owed" and not self.rules.full((2, *key[2:4]))]:
-            _, what, user, device, epoch, to = key
-            self.compose((2, user, device), RECEIPT, pack([what, epoch, (1, to, 0), self.disk[key]]))
-            del self.disk[key]
+    def owe(self, whats, user, *stream):  # 1 delivered, 2 read
+        for what in whats if user != self.me["user_id"] else ():
+            self.disk["owed", what, user, *stream] = True
+
+    def pay(self):  # READ names everything that was shown; nothing below the watermark waits for the application here
+        for key in [key for key in self.disk if key[0] == "owed"]:
+            _, what, user, device, epoch = key
+            order, to, mine = self.disk["in", *key[2:], self.me["user_id"]], (1, user, 0), (1, self.me["user_id"], 0)
+            around = [0, *(seq for hole in order["holes"] for seq in hole), order["watermark"]]
+            shown = [(before + 1, after - 1) for before, after in zip(around[::2], around[1::2]) if after - before > 1]
+            ranges = shown if what == 2 else [(seq, seq) for seq in sorted(order["held"])]
+            if not self.rules.full(to):
+                del self.disk[key]
+                if ranges:
+                    self.compose(to, RECEIPT, pack([what, device, epoch, mine, ranges]))
 
     def run(self):
         pause, code = 0.05, 0 if "token" in self.me else BAD_TOKEN
@@ -236,6 +242,7 @@ class Client:
             try:
                 if code in (BAD_TOKEN, "bad_token"):
                     self.login()
+                    code = 0
                 self.relations()
                 connectors = [each for each in self.rest("GET", "/v1/connectors")["connectors"] if each["endpoint"]]
                 self.connection(random.choice(connectors))
@@ -267,7 +274,7 @@ class Client:
         items, silence_s, heard = [], 5, time.monotonic()
         send(GREET, 1, urlsafe_b64decode(self.me["token"] + "="), self.me["epoch"], link, WINDOW)
         while True:
-            frames, shown, gone = [], [], monitor.poll(0)
+            frames, gone = [], monitor.poll(0)
             while socket.poll(0 if frames else 50):
                 frames.append(unpack(socket.recv()))
             now = time.monotonic()
@@ -292,16 +299,13 @@ class Client:
                 if kind == DATA:
                     received += 1
                     for number, *item in fields[3]:
-                        shown += self.received(*item) if number == DELIVERY else self.outcome(now, *item) or []
+                        (self.received if number == DELIVERY else self.outcome)(now, *item)
             if (gone and not frames) or now - heard > silence_s or (sent > acked and now - progress > 4):
                 raise ConnectionError(0)
             if window:
                 with suppress(OSError):
                     self.commands()
-                for data in [data for data in shown + self.rules.tick(now) if unpack(data)[8] != BASE]:
-                    number = self.disk["shown",] = self.disk.get(("shown",), 0) + 1
-                    self.disk["new", number] = data
-                self.pay()
+                self.queue(self.rules.tick(now))
                 self.disk.database.commit()  # before anything is acknowledged, submitted or shown
                 items = items or self.rules.due(now)
                 progress = progress if sent > acked else now
@@ -311,21 +315,22 @@ class Client:
                 if told < received:
                     told = received
                     send(ACK, link, told)
-                self.hand_over()
-                if self.quitting and not self.rules.again:
+                if self.quitting and not self.rules.again and not any(key[0] == "new" for key in self.disk):
                     return send(CLOSE, link, QUIT)
+                self.hand_over()
 
     def outcome(self, now, to, first, last, status, final=False, *more):
         settled, owes_base = self.rules.outcome(now, to, first, last, status, final, *more)
-        if to[0] == 1 and (settled or status == DELIVERED):
-            state = {DELIVERED: "delivered", STORED: "sent", REJECTED: "rejected"}[status]
-            self.emit(state, to=to[1], ranges=[(first, last)], final=final, code=more[2] if len(more) > 2 else 0)
+        if settled or status == DELIVERED:
+            self.emit(
+                STATES[status], to=to[1], ranges=[(first, last)], final=final, code=more[2] if len(more) > 2 else 0
+            )
         if owes_base:
             self.compose(to, BASE, b"")
 
     def commands(self):  # a command that cannot be obeyed yet waits, and those behind it
         while self.lines:
-            word, name, text = [*self.lines[0].split(" ", 2), "", ""][:3]
+            word, name, text, *_ = [*self.lines[0].split(" ", 2), "", ""]
             if word == "add":
                 self.rest("POST", f"/v1/relations/{name}")
             elif word == "send":

@@ -1,7 +1,7 @@
 """Notifications: small messages to connectors over NATS, delivered at most once.
 
 A connector that misses one does the same later: a sweep looks at the offline queues again, and relations, devices and
-tokens are read again within `relation_ttl_s` (docs/protocol.md, section 20).  WakeUp and Kick go to the subject of one
+tokens are read again within `relation_ttl_s` (docs/protocol.md, section 21).  WakeUp and Kick go to the subject of one
 connector incarnation, AccountChanged to all connectors.
 """
 

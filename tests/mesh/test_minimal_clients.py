@@ -25,6 +25,7 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealMesh]:
 @pytest.mark.parametrize("name", ["minimal_client.py", "minimal_client.mjs"])
 def test_a_minimal_client_is_a_page(name: str) -> None:
     lines = (EXAMPLES / name).read_text().splitlines()
+    print(f"{name}: {len(lines)} lines")
     assert len(lines) < LINES_MAX
     assert max(map(len, lines)) <= 120
     assert not any("import meshim" in line or "from meshim" in line for line in lines)
@@ -34,6 +35,11 @@ def texts(name: str, count: int = COUNT) -> list[str]:
     return [f"{name} {number}" for number in range(count)]
 
 
+async def shown_and_read(each: MinimalProcess, shown: int, read: int, within_s: float) -> None:
+    await each.until(lambda: len(each.texts) >= shown, "not all arrived", within_s)
+    await each.until(lambda: each.count("read") >= read, "not all were read", within_s)
+
+
 async def talk(alice: MinimalProcess, bob: MinimalProcess, count: int = COUNT, within_s: float = 60.0) -> None:
     """Each sends to the other at once; everything comes once, in order, and is read."""
     before = len(alice.texts), len(bob.texts)
@@ -41,8 +47,7 @@ async def talk(alice: MinimalProcess, bob: MinimalProcess, count: int = COUNT, w
     alice.send(bob.name, *texts(alice.name, count))
     bob.send(alice.name, *texts(bob.name, count))
     for each, seen, reads in ((alice, before[0], known[0]), (bob, before[1], known[1])):
-        await each.until(lambda e=each, n=seen: len(e.texts) >= n + count, "not all arrived", within_s)
-        await each.until(lambda e=each, n=reads: e.count("read") >= n + count, "not all were read", within_s)
+        await shown_and_read(each, seen + count, reads + count, within_s)
     assert alice.texts[before[0] :] == texts(bob.name, count)
     assert bob.texts[before[1] :] == texts(alice.name, count)
 

@@ -55,16 +55,18 @@ class MinimalProcess:
         return sum(event["event"] == "queued" for event in self.events)
 
     def count(self, *states: str) -> int:
-        """How many of its messages to others reached one of these states, by the ranges that it named."""
-        return len(
-            {
-                (event["to"], seq)
-                for event in self.events
-                if event["event"] in states and event.get("final", True)
-                for first, last in event["ranges"]
-                for seq in range(first, last + 1)
-            }
-        )
+        """How many of the texts that it queued reached one of these states, by the ranges that it named.
+
+        Receipts and base updates are in the same ranges.
+        """
+        reached = {
+            (event["to"], seq)
+            for event in self.events
+            if event["event"] in states and event.get("final", True)
+            for first, last in event["ranges"]
+            for seq in range(first, last + 1)
+        }
+        return len(reached & {(event["to"], event["seq"]) for event in self.events if event["event"] == "queued"})
 
     async def until(self, condition: Callable[[], bool], otherwise: str, within_s: float = DEADLINE_S) -> None:
         """Wait until its events make the condition true; raise AssertionError(otherwise) after `within_s`."""

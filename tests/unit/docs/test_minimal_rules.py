@@ -12,6 +12,7 @@ from meshim.protocol.ordering import OrderingOptions, StreamOrder
 
 ROOT = Path(__file__).parents[3]
 STREAM = (7, 12, 99, 9)
+TO = (1, 9, 0)
 
 
 def page_rules() -> str:
@@ -50,11 +51,11 @@ def test_every_message_is_submitted_until_it_is_settled(steps: list[str]) -> Non
     choose = random.Random(len(steps))
     for step in steps:
         now += 1
-        unsettled = rules.unsettled(9)
+        unsettled = rules.unsettled(TO)
         assert set(unsettled) == set(range(1, made + 1)) - settled
         if step == "make":
             made += 1
-            assert rules.make(9, lambda seq, base: (seq, base), now) == made
+            assert rules.make(TO, lambda seq, base: (seq, base), now) == made
         elif step == "restart":
             rules = make_rules(disk)
         elif step == "connected":
@@ -63,11 +64,11 @@ def test_every_message_is_submitted_until_it_is_settled(steps: list[str]) -> Non
         elif unsettled:
             seq = choose.choice(unsettled)
             status = {"final": 1, "rejected": 3, "busy": 4, "stored": 2}[step]
-            done, _ = rules.outcome(now, (1, 9, 0), seq, seq, status, step == "final", 5, b"cookie")
+            done, _ = rules.outcome(now, TO, seq, seq, status, step == "final", 5, b"cookie")
             assert done == ([seq] if step in ("final", "rejected") else [])
             settled.update(done)
             if step in ("final", "stored"):
-                assert disk["out", 9]["cookie"] == b"cookie"
+                assert disk["out", TO]["cookie"] == b"cookie"
     rules.connected(now)
     assert {envelope[0] for envelope, _ in rules.due(now)} == set(range(1, made + 1)) - settled
 
@@ -75,9 +76,9 @@ def test_every_message_is_submitted_until_it_is_settled(steps: list[str]) -> Non
 def test_a_base_update_is_owed_when_the_messages_of_a_run_had_different_fates() -> None:
     rules = make_rules({})
     for _ in range(3):
-        rules.make(9, lambda seq, base: (seq, base), 0)
-    assert rules.outcome(0, (1, 9, 0), 1, 1, 1, True, 5) == ([1], False)
-    assert rules.outcome(0, (1, 9, 0), 2, 2, 3) == ([2], False)
-    assert rules.outcome(0, (1, 9, 0), 3, 3, 1, True, 5) == ([3], True)
-    rules.make(9, lambda seq, base: (seq, base), 0)
-    assert rules.outcome(0, (1, 9, 0), 4, 4, 1, True, 6) == ([4], False), "a new run begins with a new fate"
+        rules.make(TO, lambda seq, base: (seq, base), 0)
+    assert rules.outcome(0, TO, 1, 1, 1, True, 5) == ([1], False)
+    assert rules.outcome(0, TO, 2, 2, 3) == ([2], False)
+    assert rules.outcome(0, TO, 3, 3, 1, True, 5) == ([3], True)
+    rules.make(TO, lambda seq, base: (seq, base), 0)
+    assert rules.outcome(0, TO, 4, 4, 1, True, 6) == ([4], False), "a new run begins with a new fate"
