@@ -9,6 +9,7 @@ import { decode, decodeMulti, encode } from "@msgpack/msgpack";
 const GREET = 1, WELCOME = 2, DATA = 3, ACK = 4, PING = 5, PONG = 6, CLOSE = 7, RESET = 8, CHANGED = 11;
 const SUBMIT = 1, DELIVERY = 2, TEXT = 1, RECEIPT = 3, BASE = 4, EPHEMERAL = 128;
 const DELIVERED = 1, STORED = 2, REJECTED = 3, BUSY = 4;
+const STATES = { 1: "delivered", 2: "sent", 3: "rejected" };
 const BAD_TOKEN = 4, QUIT = 16, WINDOW = 32, EMPTY = new Uint8Array();
 const STOP = [2, 5, 12, "bad_credentials", "device_in_use"]; // VERSION, IMPERSONATION, LOGGED_OUT: stop, tell the user
 const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
@@ -196,9 +197,9 @@ export class Client {
     const [, , user, device, epoch, to, seq, base, kind, , , body] = decode(data);
     if (kind >= EPHEMERAL || device === this.me.device) return;
     if (kind === RECEIPT) try { // applied at once; it takes its place in the order, too
-      const [what, ...about] = decode(body), ranges = about[3];
-      const mine = id(...about.slice(0, 3)) === id(this.me.device, this.me.epoch, [1, user, 0]);
-      if (mine) this.emit({ event: what === 2 ? "read" : "delivered", to: this.named(user), ranges });
+      const [what, toDevice, toEpoch, to, ranges] = decode(body), event = what === 2 ? "read" : "delivered";
+      if (id(toDevice, toEpoch, to) === id(this.me.device, this.me.epoch, [1, user, 0]))
+        this.emit({ event, to: this.named(user), ranges });
     } catch { /* a friend's nonsense: it only keeps its place */ }
     if (kind === TEXT && stored) for (const what of [1, 2]) this.owe(what, user, device, epoch);
     this.queue(this.rules.deliver(id("in", user, device, epoch, to[1]), seq, base, data, Date.now()));
@@ -231,12 +232,9 @@ export class Client {
   async pay() { // READ names everything that was shown; nothing below the watermark waits for the application here
     for (const key of this.keysOf("owed")) {
       const [, what, user, device, epoch] = JSON.parse(key), to = [1, user, 0], mine = [1, this.me.user, 0];
-      const { holes, watermark, held } = this.disk.get(id("in", user, device, epoch, this.me.user)), shown = [];
-      let first = 1;
-      for (const [last, after] of [...holes, [watermark, 0]]) {
-        if (first < last) shown.push([first, last - 1]);
-        first = after + 1;
-      }
+      const { holes, watermark, held } = this.disk.get(id("in", user, device, epoch, this.me.user));
+      const ends = [...holes.map(([first]) => first), watermark], starts = [0, ...holes.map(([, last]) => last)];
+      const shown = starts.map((start, n) => [start + 1, ends[n] - 1]).filter(([first, last]) => first <= last);
       const ranges = what === 2 ? shown : held.map(([seq]) => [seq, seq]);
       if (this.rules.full(id(...to))) continue;
       if (ranges.length) await this.compose(to, RECEIPT, encode([what, device, epoch, mine, ranges]));
@@ -269,12 +267,8 @@ export class Client {
     socket.onmessage = ({ data }) => { frames.push(decode(new Uint8Array(data))); wake(); };
     socket.onclose = () => { frames.push(null); wake(); };
     await new Promise((opened) => { socket.onopen = opened; socket.onerror = opened; });
-    try {
-      await this.talk((...frame) => socket.send(encode(frame)), frames, (ms) =>
-        frames.length ? null : Promise.race([new Promise((done) => { wake = done; }), sleep(ms)]));
-    } finally {
-      socket.close();
-    }
+    const wait = (ms) => frames.length ? null : Promise.race([new Promise((done) => { wake = done; }), sleep(ms)]);
+    await this.talk((...frame) => socket.send(encode(frame)), frames, wait).finally(() => socket.close());
   }
   async talk(send, frames, wait) {
     const link = Math.floor(Math.random() * 2 ** 53);
@@ -316,16 +310,14 @@ export class Client {
       for (; items.length && sent - acked < window; told = received)
         send(DATA, link, ++sent, received, [[SUBMIT, ...items.shift()]]);
       if (told < received) send(ACK, link, (told = received));
+      if (this.quitting && !this.rules.again.size && !this.keysOf("new").length) return send(CLOSE, link, QUIT);
       await this.handOver().catch((error) => this.emit({ event: "waiting", reason: error.message }));
-      const busy = this.rules.again.size + this.keysOf("new").length + this.keysOf("owed").length;
-      if (this.quitting && !busy) return send(CLOSE, link, QUIT);
     }
   }
   async outcome(now, to, first, last, status, final = false, ...more) {
     const [settled, owesBase] = this.rules.outcome(now, id(...to), first, last, status, final, ...more);
-    const event = { [DELIVERED]: "delivered", [STORED]: "sent", [REJECTED]: "rejected" }[status];
     if (settled.length || status === DELIVERED)
-      this.emit({ event, to: this.named(to[1]), ranges: [[first, last]], final, code: more[2] ?? 0 });
+      this.emit({ event: STATES[status], to: this.named(to[1]), ranges: [[first, last]], final, code: more[2] ?? 0 });
     if (owesBase) await this.compose(to, BASE, EMPTY);
   }
   async commands() { // obey `lines`, in order; one that cannot be obeyed yet waits, and those behind it

@@ -3,13 +3,11 @@
 
     minimal_client.py REST NAME PASSWORD STATE      logs in, and stays connected until it is told to quit
 
-STATE is its SQLite file.  stdin has commands: `add bob` asks bob to be a friend, or accepts what bob asked; `send bob
-hello` sends, and is on disk before {"event": "queued"}; `quit` leaves once everything is settled.  stdout has events in
-JSON.  `Rules` is section 16 of the page; the rest moves bytes.
+STATE is an SQLite file.  stdin has `add bob` (asks, or accepts), `send bob hi` (on disk before {"event": "queued"}) and
+`quit` (once all is settled); stdout has events in JSON.  `Rules` is section 16 of the page; the rest moves bytes.
 """
 
 import json
-import random
 import secrets
 import sqlite3
 import sys
@@ -147,8 +145,7 @@ class Client:
     def __init__(self, api, name, password, state):
         self.api, self.account, self.disk = api, {"name": name, "password": password}, Disk(state)
         self.rules, self.me = Rules(self.disk), self.disk.get(("me",)) or {"epoch": secrets.randbits(53)}
-        self.users, self.names, self.keys = {}, {}, {}  # name -> id; id -> name; id -> {version: key}
-        self.lines, self.quitting = [], False
+        self.users, self.names, self.keys, self.lines, self.quitting = {}, {}, {}, [], False
 
     def rest(self, method, path, body=None):
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.me.get('token')}"}
@@ -214,10 +211,9 @@ class Client:
         self.pay()
 
     def queue(self, messages):  # for the application, on disk
-        for data in messages:
-            if unpack(data)[8] == TEXT:
-                number = self.disk["shown",] = self.disk.get(("shown",), 0) + 1
-                self.disk["new", number] = data
+        for data in (data for data in messages if unpack(data)[8] == TEXT):
+            self.disk["shown",] = self.disk.get(("shown",), 0) + 1
+            self.disk["new", self.disk["shown",]] = data
 
     def owe(self, whats, user, *stream):  # 1 delivered, 2 read
         for what in whats if user != self.me["user_id"] else ():
@@ -227,8 +223,9 @@ class Client:
         for key in [key for key in self.disk if key[0] == "owed"]:
             _, what, user, device, epoch = key
             order, to, mine = self.disk["in", *key[2:], self.me["user_id"]], (1, user, 0), (1, self.me["user_id"], 0)
-            around = [0, *(seq for hole in order["holes"] for seq in hole), order["watermark"]]
-            shown = [(before + 1, after - 1) for before, after in zip(around[::2], around[1::2]) if after - before > 1]
+            ends = [*(first for first, _ in order["holes"]), order["watermark"]]
+            around = zip([0, *(last for _, last in order["holes"])], ends, strict=True)
+            shown = [(start + 1, end - 1) for start, end in around if end - start > 1]
             ranges = shown if what == 2 else [(seq, seq) for seq in sorted(order["held"])]
             if not self.rules.full(to):
                 del self.disk[key]
@@ -242,17 +239,17 @@ class Client:
             try:
                 if code in (BAD_TOKEN, "bad_token"):
                     self.login()
-                    code = 0
+                code = 0
                 self.relations()
                 connectors = [each for each in self.rest("GET", "/v1/connectors")["connectors"] if each["endpoint"]]
-                self.connection(random.choice(connectors))
+                self.connection(secrets.choice(connectors))
             except (OSError, IndexError, zmq.Again) as error:  # a ConnectionError has a code
                 code = error.args[0] if isinstance(error, ConnectionError) else code
                 self.emit("offline", code=code, reason=str(error))
             if code in STOP:
                 sys.exit(f"the mesh ended the session: {code}")
             pause = 0.05 if time.monotonic() - started > 10 else min(2 * pause, 5)
-            time.sleep(pause * random.uniform(0.5, 1.5))
+            time.sleep(pause * (0.5 + secrets.randbits(16) / 65536))
             with suppress(OSError):
                 self.commands()
 
@@ -292,8 +289,8 @@ class Client:
                     send(PONG, link)
                 elif kind == CHANGED:
                     self.relations()
-                elif kind in (DATA, ACK) and fields[-2 if kind == DATA else -1] > acked:
-                    acked, progress = fields[-2 if kind == DATA else -1], now
+                elif kind in (DATA, ACK) and (ack := fields[-2 if kind == DATA else -1]) > acked:
+                    acked, progress = ack, now
                 if kind == RESET or (kind == DATA and fields[1] != received + 1):
                     raise ConnectionError(0)
                 if kind == DATA:
@@ -313,18 +310,16 @@ class Client:
                     sent, told = sent + 1, received
                     send(DATA, link, sent, told, [[SUBMIT, *items.pop(0)]])
                 if told < received:
-                    told = received
-                    send(ACK, link, told)
+                    send(ACK, link, received)
+                told = received
                 if self.quitting and not self.rules.again and not any(key[0] == "new" for key in self.disk):
                     return send(CLOSE, link, QUIT)
                 self.hand_over()
 
-    def outcome(self, now, to, first, last, status, final=False, *more):
-        settled, owes_base = self.rules.outcome(now, to, first, last, status, final, *more)
+    def outcome(self, now, to, first, last, status, final=False, audience=0, cookie=b"", code=0, *_):
+        settled, owes_base = self.rules.outcome(now, to, first, last, status, final, audience, cookie)
         if settled or status == DELIVERED:
-            self.emit(
-                STATES[status], to=to[1], ranges=[(first, last)], final=final, code=more[2] if len(more) > 2 else 0
-            )
+            self.emit(STATES[status], to=to[1], ranges=[(first, last)], final=final, code=code)
         if owes_base:
             self.compose(to, BASE, b"")
 
@@ -333,7 +328,7 @@ class Client:
             word, name, text, *_ = [*self.lines[0].split(" ", 2), "", ""]
             if word == "add":
                 self.rest("POST", f"/v1/relations/{name}")
-            elif word == "send":
+            if word == "send":
                 to = (1, self.users.get(name), 0)
                 if not self.keys.get(to[1]) or self.rules.full(to):
                     return
