@@ -2,7 +2,7 @@
 """Measure meshim beside its peers: the adapter for a harness that measures messaging servers on the same work.
 
 The harness puts the module `common` on PYTHONPATH and runs this file like its own adapters.  CURVE is on unless
-`--plain`.
+`--plain`, or clients come over WebSocket.
 """
 
 import argparse
@@ -28,6 +28,7 @@ def main() -> None:
         epilog="The harness takes all other options.",
     )
     parser.add_argument("--plain", action="store_true", help="links without CURVE")
+    parser.add_argument("--transport", choices=["zeromq", "websocket"], default="zeromq", help="of clients (zeromq)")
     parser.add_argument("--connectors", type=count, default=2, metavar="N", help="(2)")
     parser.add_argument("--transfers", type=count, default=1, metavar="N", help="(1)")
     parser.add_argument(
@@ -40,7 +41,9 @@ def main() -> None:
         return
     if common is None:
         sys.exit("bench_peer: the harness is not on PYTHONPATH: have its run_all.sh run this, as EXTRA.")
-    peer = MeshimPeer(common, options.connectors, options.transfers, curve=not options.plain)
+    peer = MeshimPeer(
+        common, options.connectors, options.transfers, curve=not options.plain, transport=options.transport
+    )
     try:
         common.main(peer)
     finally:

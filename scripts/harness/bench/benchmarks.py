@@ -15,6 +15,7 @@ from rich.progress import Progress
 
 from scripts.harness.bench import workloads
 from scripts.harness.bench.workloads import InvalidMeasurement, MemorySampler, ReportProgress
+from scripts.harness.clients.connections import Transport
 from scripts.harness.mesh import local_mesh
 from scripts.harness.mesh.measured_mesh import MeasuredMesh, measured_mesh
 
@@ -40,8 +41,10 @@ TRANSFERS = (1, 2, 4)
 class Bench:
     """Runs measurements and shows their progress on a terminal."""
 
-    def __init__(self, *, curve: bool = True) -> None:
+    def __init__(self, *, curve: bool = True, transport: Transport = "zeromq") -> None:
+        """`transport` is that of the clients; `curve` is of ZeroMQ, and of links within the mesh."""
         self._curve = curve
+        self._transport: Transport = transport
         self._console = Console(stderr=True)
 
     def online(self, pairs: int, window: int, seconds: float, connectors: int = 2, transfers: int = 1) -> Result:
@@ -107,7 +110,7 @@ class Bench:
             def progress(what: str, done: float) -> None:
                 bar.update(task, description=f"{title}: {what}", completed=done)
 
-            with measured_mesh(topology, users, friends) as mesh:
+            with measured_mesh(topology, users, friends, self._transport) as mesh:
                 yield mesh, progress
 
 

@@ -12,9 +12,13 @@ from scripts.harness.bench.benchmarks import Bench
 from scripts.harness.bench.bounds import check_growth, check_scale
 from scripts.harness.bench.text import TEXTS
 from scripts.harness.bench.workloads import WINDOW
+from scripts.harness.clients.connections import Transport
 
 as_json = click.option("--json", "json_", is_flag=True, help="Print the figures as one JSON object.")
-plain = click.option("--plain", is_flag=True, help="Links without CURVE.")
+plain = click.option("--plain", is_flag=True, help="Links without CURVE (clients over WebSocket never have it).")
+transport = click.option(
+    "--transport", type=click.Choice(["zeromq", "websocket"]), default="zeromq", show_default=True, help="Of clients."
+)
 seconds = click.option("--seconds", type=click.FloatRange(1, 3600), default=8.0, show_default=True, help="Measured.")
 connectors = click.option("--connectors", type=click.IntRange(1, 16), default=2, show_default=True)
 transfers = click.option("--transfers", type=click.IntRange(1, 16), default=1, show_default=True)
@@ -45,10 +49,24 @@ def bench() -> None:
 @connectors
 @transfers
 @plain
+@transport
 @as_json
-def online(pairs: int, window: int, seconds: float, connectors: int, transfers: int, plain: bool, json_: bool) -> None:
+def online(
+    pairs: int,
+    window: int,
+    seconds: float,
+    connectors: int,
+    transfers: int,
+    plain: bool,
+    transport: Transport,
+    json_: bool,
+) -> None:
     """Throughput: messages a second, and the CPU of each."""
-    _print("online", Bench(curve=not plain).online(pairs, window, seconds, connectors, transfers), json_)
+    _print(
+        "online",
+        Bench(curve=not plain, transport=transport).online(pairs, window, seconds, connectors, transfers),
+        json_,
+    )
 
 
 @bench.command()
@@ -58,38 +76,55 @@ def online(pairs: int, window: int, seconds: float, connectors: int, transfers: 
 @connectors
 @transfers
 @plain
+@transport
 @as_json
-def latency(rate: float, users: int, seconds: float, connectors: int, transfers: int, plain: bool, json_: bool) -> None:
+def latency(
+    rate: float,
+    users: int,
+    seconds: float,
+    connectors: int,
+    transfers: int,
+    plain: bool,
+    transport: Transport,
+    json_: bool,
+) -> None:
     """Latency of a message at a rate below saturation."""
-    _print("latency", Bench(curve=not plain).latency(users, rate, seconds, connectors, transfers), json_)
+    _print(
+        "latency",
+        Bench(curve=not plain, transport=transport).latency(users, rate, seconds, connectors, transfers),
+        json_,
+    )
 
 
 @bench.command()
 @click.option("--messages", type=click.IntRange(1_000, 1_000_000), default=20_000, show_default=True)
 @plain
+@transport
 @as_json
-def offline(messages: int, plain: bool, json_: bool) -> None:
+def offline(messages: int, plain: bool, transport: Transport, json_: bool) -> None:
     """Messages to offline users: stored, written, and collected when they log in."""
-    _print("offline", Bench(curve=not plain).offline(messages), json_)
+    _print("offline", Bench(curve=not plain, transport=transport).offline(messages), json_)
 
 
 @bench.command()
 @click.option("--connections", type=click.IntRange(100, 5_000), default=2_000, show_default=True)
 @plain
+@transport
 @as_json
-def idle(connections: int, plain: bool, json_: bool) -> None:
+def idle(connections: int, plain: bool, transport: Transport, json_: bool) -> None:
     """Idle connections: how many are made in a second, and their memory."""
-    _print("idle", Bench(curve=not plain).idle(connections), json_)
+    _print("idle", Bench(curve=not plain, transport=transport).idle(connections), json_)
 
 
 @bench.command()
 @click.option("--minutes", type=click.FloatRange(1.5, 600), default=10.0, show_default=True)
 @click.option("--rate", type=Rate, default=20_000.0, show_default=True, help="About half of the rate of `online`.")
 @plain
+@transport
 @as_json
-def soak(minutes: float, rate: float, plain: bool, json_: bool) -> None:
+def soak(minutes: float, rate: float, plain: bool, transport: Transport, json_: bool) -> None:
     """Growth of memory under load; exits with 1 above 5 %."""
-    result = Bench(curve=not plain).soak(minutes, rate)
+    result = Bench(curve=not plain, transport=transport).soak(minutes, rate)
     _print("soak", result, json_)
     check_growth(result)
 
@@ -98,10 +133,11 @@ def soak(minutes: float, rate: float, plain: bool, json_: bool) -> None:
 @click.option("--seconds", type=click.FloatRange(1, 600), default=6.0, show_default=True, help="Measured in each case.")
 @click.option("--repetitions", type=click.IntRange(1, 20), default=1, show_default=True)
 @plain
+@transport
 @as_json
-def scale(seconds: float, repetitions: int, plain: bool, json_: bool) -> None:
+def scale(seconds: float, repetitions: int, plain: bool, transport: Transport, json_: bool) -> None:
     """Cost of a message with more users, connectors and transfers; exits with 1 above 15 %."""
-    result = Bench(curve=not plain).scale(seconds, repetitions, _on_stderr)
+    result = Bench(curve=not plain, transport=transport).scale(seconds, repetitions, _on_stderr)
     _print("scale", result, json_)
     check_scale(result)
 

@@ -10,13 +10,15 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from meshim import topology as topologies
+from meshim.stores.ports import Lease
+from scripts.harness.clients.connections import Dialer, Transport
 from scripts.harness.clients.minimal import MinimalClient
-from scripts.harness.clients.zmq_context import ZmqContext, context
 from scripts.harness.mesh import local_mesh
 from scripts.harness.mesh.seed_database import SeededUser, seed_database
 from scripts.harness.mesh.users import living_connectors
@@ -61,14 +63,15 @@ class MeshimPeer:
 
     workloads = ("w1", "w2", "w3")
 
-    def __init__(self, common: Any, connectors: int, transfers: int, *, curve: bool) -> None:
-        self.name = "meshim" if curve else "meshim-plain"
+    def __init__(self, common: Any, connectors: int, transfers: int, *, curve: bool, transport: Transport) -> None:
+        self.name = "meshim-websocket" if transport == "websocket" else "meshim" if curve else "meshim-plain"
+        self._transport: Transport = transport
         self._common = common
         self._topology = local_mesh.topology(connectors, transfers, curve=curve)
         self._database = Path(tempfile.mkdtemp(prefix="meshim-bench-"))
         self._seeded = False
-        self._endpoints: list[tuple[str, bytes]] = []
-        self._context: ZmqContext | None = None
+        self._connectors: Sequence[Lease] = ()
+        self._dialer: Dialer | None = None
 
     def remove_files(self) -> None:
         """Remove the seeded database."""
@@ -92,11 +95,10 @@ class MeshimPeer:
         server = self._common.Server(command, tmp, 0, ready=str(state), timeout=START_S)
         try:
             self._until_running(server, state)
-            leases = asyncio.run(living_connectors(folder / "data"))
+            self._connectors = asyncio.run(living_connectors(folder / "data"))
         except BaseException:
             server.stop()
             raise
-        self._endpoints = [(lease.endpoint, lease.key.encode()) for lease in leases]
         return server
 
     def _friends(self) -> list[tuple[int, int]]:
@@ -116,12 +118,11 @@ class MeshimPeer:
 
     async def connect(self, srv: Any, user: int, load: Any, mode: str) -> PeerClient:
         """Connect a client; the recipients of W1 are on another connector than its senders."""
-        if self._context is None:
-            self._context = context()
+        if self._dialer is None:
+            self._dialer = Dialer(self._transport)
         pairs = self._common.PAIRS
         index = user // pairs if user < 2 * pairs else user
-        endpoint, key = self._endpoints[index % len(self._endpoints)]
-        minimal = MinimalClient(self._context, endpoint, key, SeededUser.of(user))
+        minimal = MinimalClient(self._dialer, self._connectors[index % len(self._connectors)], SeededUser.of(user))
         client = PeerClient(self._common, minimal, user, load, mode)
         await minimal.welcomed
         return client

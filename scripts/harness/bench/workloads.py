@@ -14,8 +14,8 @@ from typing import Any, Self
 
 import zmq
 
-from scripts.harness.clients.minimal import DELIVERED, STORED, Destination, MinimalClient
-from scripts.harness.clients.zmq_context import context
+from scripts.harness.clients.connections import Dialer
+from scripts.harness.clients.minimal import DELIVERED, STORED, Destination, LinkLost, MinimalClient
 from scripts.harness.mesh.measured_mesh import Cost, MeasuredMesh
 from scripts.harness.mesh.seed_database import SeededUser
 
@@ -44,7 +44,7 @@ class BenchClients:
     def __init__(self, mesh: MeasuredMesh) -> None:
         self.by_number: dict[int, MinimalClient] = {}
         self._mesh = mesh
-        self._context = context()
+        self._dialer = Dialer(mesh.transport)
         self._failures: list[str] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: self._failures.append(context["message"]))
 
@@ -63,8 +63,8 @@ class BenchClients:
         async def one(number: int) -> None:
             nonlocal done
             async with gate:
-                endpoint, key = self._mesh.endpoints[connector_of(number) % len(self._mesh.endpoints)]
-                client = self.by_number[number] = MinimalClient(self._context, endpoint, key, SeededUser.of(number))
+                connector = self._mesh.connectors[connector_of(number) % len(self._mesh.connectors)]
+                client = self.by_number[number] = MinimalClient(self._dialer, connector, SeededUser.of(number))
                 if traffic is not None:
                     traffic.listen(client)
                 async with asyncio.timeout(60):
@@ -74,7 +74,7 @@ class BenchClients:
 
         try:
             await asyncio.gather(*map(one, numbers))
-        except (TimeoutError, zmq.ZMQError) as error:
+        except (TimeoutError, zmq.ZMQError, LinkLost) as error:
             raise InvalidMeasurement(f"{done} of {len(numbers)} users could connect ({error!r})") from error
 
     @property
@@ -105,7 +105,7 @@ class BenchClients:
         for client in self.by_number.values():
             client.close()
         await asyncio.sleep(_STEP_S)
-        self._context.destroy(0)
+        self._dialer.close()
         if kind is None:
             self.check()
 

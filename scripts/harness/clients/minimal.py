@@ -12,14 +12,13 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import cache
 from itertools import count
 from typing import Any
 
 import msgspec
-import zmq
 
-from scripts.harness.clients.zmq_context import ZmqContext
+from meshim.stores.ports import Lease
+from scripts.harness.clients.connections import Dialer
 from scripts.harness.mesh.seed_database import SeededUser
 
 GREET, WELCOME, DATA, ACK, PING, PONG, CLOSE, RESET, STORED_STATE = 1, 2, 3, 4, 5, 6, 7, 8, 10
@@ -52,6 +51,7 @@ class MinimalClient:
     __slots__ = (
         "_ack_due",
         "_ack_timer",
+        "_connection",
         "_cookies",
         "_flushing",
         "_ids",
@@ -60,7 +60,6 @@ class MinimalClient:
         "_number",
         "_number_acked",
         "_outgoing",
-        "_reading",
         "_receipts_due",
         "_received",
         "_received_acked",
@@ -76,13 +75,11 @@ class MinimalClient:
         "on_settled",
         "pending",
         "resent",
-        "socket",
         "welcomed",
         "window",
     )  # fmt: skip
 
-    def __init__(self, context: ZmqContext, endpoint: str, server_key: bytes, me: SeededUser) -> None:
-        """`server_key` is empty where links are plain."""
+    def __init__(self, dialer: Dialer, connector: Lease, me: SeededUser) -> None:
         self.me = me
         self.link = secrets.randbits(53)
         self.window = 1
@@ -106,25 +103,14 @@ class MinimalClient:
         self._number = self._number_acked = self._received = self._received_acked = 0
         self._watermarks: dict[Destination, int] = {}
         self._seen_above: dict[Destination, set[int]] = {}
-        self._ack_due = self._flushing = self._reading = False
+        self._ack_due = self._flushing = False
         self._ack_timer: asyncio.TimerHandle | None = None
         self.welcomed: asyncio.Future[None] = self._loop.create_future()
         self.caught_up: asyncio.Future[None] = self._loop.create_future()
         """Done when the offline queue is empty.  Until then new messages to this device are stored, too."""
         self.error: LinkLost | None = None
         """Why the connection ended, unless `close` ended it.  The exception handler of the loop gets it, too."""
-        self.socket = context.socket(zmq.DEALER)
-        self.socket.set(zmq.LINGER, 100)
-        self.socket.set(zmq.RECONNECT_IVL, -1)
-        self.socket.set(zmq.SNDHWM, 0)
-        self.socket.set(zmq.RCVHWM, 0)
-        if server_key:
-            public, secret = _keys()
-            self.socket.set(zmq.CURVE_SERVERKEY, server_key)
-            self.socket.set(zmq.CURVE_PUBLICKEY, public)
-            self.socket.set(zmq.CURVE_SECRETKEY, secret)
-        self.socket.connect(endpoint)
-        self._loop.add_reader(self.socket.FD, self._readable)
+        self._connection = dialer.connect(connector, self)
         self._send_frame([GREET, VERSION, me.token, me.epoch, self.link, WINDOW])
         self._loop.call_later(TICK_S, self._tick)
 
@@ -187,14 +173,8 @@ class MinimalClient:
             self._send_frame([ACK, self.link, self._received])
 
     def _send_frame(self, frame: Sequence[Any]) -> None:
-        try:
-            self.socket.send(_pack(frame), zmq.NOBLOCK)
-        except zmq.Again:
-            self._fail("nothing can be sent")
-            return
-        if not self._reading:  # a send may consume the edge of the descriptor
-            self._reading = True
-            self._loop.call_soon(self._readable)
+        if not self._connection.send(_pack(frame)):
+            self.lost("nothing can be sent")
 
     def _tick(self) -> None:
         """Every second: submit again what was not settled in time."""
@@ -213,26 +193,16 @@ class MinimalClient:
 
     # ---------------------------------------------------------------- receiving
 
-    def _readable(self) -> None:
-        self._reading = False
-        if self.closed:
-            return
-        receive = self.socket.recv
-        try:
-            while not self.closed:
-                self._receive(_unpack(receive(zmq.NOBLOCK)))
-        except zmq.Again:
-            pass
-        self._write_receipts()
-
-    def _receive(self, frame: list[Any]) -> None:
+    def received(self, data: bytes) -> None:
+        """Take a frame (of `Receiver`, as the next two)."""
+        frame = _unpack(data)
         kind = frame[0]
         if kind == DATA:
             self._acknowledged(frame[3])
             number = frame[2]
             self._ack_due = True
             if number != self._received + 1:
-                self._fail(f"frame {number} came where {self._received + 1} was expected")
+                self.lost(f"frame {number} came where {self._received + 1} was expected")
                 return
             self._received = number
             self._items(frame[4])
@@ -250,9 +220,10 @@ class MinimalClient:
             if not frame[2] and not self.caught_up.done():
                 self.caught_up.set_result(None)
         elif kind in (CLOSE, RESET):
-            self._fail(f"the connector says {frame[2:]}")
+            self.lost(f"the connector says {frame[2:]}")
 
-    def _fail(self, why: str) -> None:
+    def lost(self, why: str) -> None:
+        """The connection ended, or has to."""
         if self.closed:
             return
         self._release()
@@ -278,7 +249,7 @@ class MinimalClient:
         if self._ack_timer is None and self._ack_due and not self._flushing:
             self._ack_timer = self._loop.call_later(ACK_DELAY_S, self._acknowledge)
 
-    def _write_receipts(self) -> None:
+    def received_all(self) -> None:
         """Send one receipt for each stream, for all stored messages that this turn delivered."""
         for stream, seqs in self._receipts_due.items():
             user, device, epoch, *to = stream
@@ -316,7 +287,7 @@ class MinimalClient:
         if not waiting:
             return
         if status == REJECTED:
-            self._fail(f"a message was rejected: {why}")
+            self.lost(f"a message was rejected: {why}")
             return
         if not final:
             return  # after BUSY the resend timer submits it again
@@ -334,14 +305,7 @@ class MinimalClient:
     def _release(self) -> None:
         if not self.closed:
             self.closed = True
-            self._loop.remove_reader(self.socket.FD)
-            self.socket.close()
-
-
-@cache
-def _keys() -> tuple[bytes, bytes]:
-    """Return one CURVE key pair for all clients of this process: connectors accept any, and a new one costs time."""
-    return zmq.curve_keypair()
+            self._connection.close()
 
 
 def _between(waiting: deque[list[Any]], first: int, last: int) -> list[list[Any]]:

@@ -8,7 +8,7 @@ import asyncio
 import json
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +17,9 @@ import msgspec
 
 from meshim.deploy.state import DataFolder, MeshState
 from meshim.errors import BackendUnavailable
+from meshim.stores.ports import Lease
 from meshim.topology import Topology
+from scripts.harness.clients.connections import Transport
 from scripts.harness.mesh import local_mesh
 from scripts.harness.mesh.process_stats import resident_kib
 from scripts.harness.mesh.seed_database import seed_database
@@ -54,10 +56,12 @@ class Cost(NamedTuple):
 class MeasuredMesh:
     """A running mesh."""
 
-    def __init__(self, data: Path, endpoints: list[tuple[str, bytes]]) -> None:
+    def __init__(self, data: Path, connectors: Sequence[Lease], transport: Transport) -> None:
         self.data = data
-        self.endpoints = endpoints
-        """Endpoint and CURVE key of each connector, in the order of their names; keys are empty without CURVE."""
+        self.transport = transport
+        """Of the clients that measure it."""
+        self.connectors = connectors
+        """In the order of their names; keys are empty without CURVE."""
         state = msgspec.json.decode(DataFolder(data).state.read_bytes(), type=MeshState)
         self._pids = {"up": state.pid}
         self._pids |= {role.name: role.pid for role in state.roles if role.pid is not None}
@@ -88,7 +92,9 @@ class MeasuredMesh:
 
 
 @contextmanager
-def measured_mesh(mesh: Topology, users: int, friends: Iterable[tuple[int, int]]) -> Iterator[MeasuredMesh]:
+def measured_mesh(
+    mesh: Topology, users: int, friends: Iterable[tuple[int, int]], transport: Transport = "zeromq"
+) -> Iterator[MeasuredMesh]:
     """Run a mesh in a temporary folder with `users` seeded users; `friends` are pairs of their numbers, from 0.
 
     Raises `MeshimError` when it does not start.
@@ -99,7 +105,7 @@ def measured_mesh(mesh: Topology, users: int, friends: Iterable[tuple[int, int]]
         with local_mesh.running(Path(folder), mesh):
             _until_linked(data, mesh)
             leases = sorted(asyncio.run(living_connectors(data)), key=lambda lease: lease.name)
-            yield MeasuredMesh(data, [(lease.endpoint, lease.key.encode()) for lease in leases])
+            yield MeasuredMesh(data, leases, transport)
 
 
 def _until_linked(data: Path, mesh: Topology) -> None:

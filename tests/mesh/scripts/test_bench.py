@@ -9,6 +9,7 @@ import pytest
 import uvloop
 
 from scripts.harness.bench import workloads
+from scripts.harness.clients.connections import Transport
 from scripts.harness.mesh.local_mesh import topology
 from scripts.harness.mesh.measured_mesh import measured_mesh
 
@@ -20,10 +21,11 @@ def no_progress(_what: str, _done: float) -> None:
     pass
 
 
-def test_every_workload_on_one_mesh() -> None:
+@pytest.mark.parametrize("transport", ["zeromq", "websocket"])
+def test_every_workload_on_one_mesh(transport: Transport) -> None:
     users = 2 * PAIRS
     friends = [(one, other) for one in range(users) for other in range(one + 1, users)]
-    with measured_mesh(topology(3, 1), users + 20, friends) as mesh:
+    with measured_mesh(topology(3, 1), users + 20, friends, transport) as mesh:
         online = uvloop.run(workloads.online(mesh, PAIRS, 4, 0.2, 0.5, no_progress))
         assert online["cpu_us_by"].keys() >= {"up", "c1", "c2", "c3", "t1", "w1", "r1", "redis", "nats"}
         least = online["cpu_us_by"]["t1"] / 5

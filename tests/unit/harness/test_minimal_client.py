@@ -10,6 +10,8 @@ import pytest
 import zmq
 import zmq.asyncio
 
+from meshim.stores.ports import Lease
+from scripts.harness.clients.connections import Dialer
 from scripts.harness.clients.minimal import (
     ACK,
     CLOSE,
@@ -94,14 +96,14 @@ class Connector:
 @asynccontextmanager
 async def linked(window: int = 32) -> AsyncIterator[tuple[Connector, MinimalClient]]:
     connector = Connector(window)
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    client = connector.client = MinimalClient(context, connector.endpoint, b"", ME)
+    dialer = Dialer("zeromq")
+    client = connector.client = MinimalClient(dialer, Lease("connector", "c1", 1, connector.endpoint), ME)
     try:
         await connector.welcome()
         yield connector, client
     finally:
         client.close()
-        context.destroy(0)
+        dialer.close()
         connector.close()
 
 

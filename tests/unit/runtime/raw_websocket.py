@@ -47,7 +47,8 @@ def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, masked: bool =
     if not masked:
         return head + payload
     mask = b"\x01\x02\x03\x04"
-    return head + mask + bytes(byte ^ mask[at % 4] for at, byte in enumerate(payload))
+    masking = int.from_bytes((mask * (size // 4 + 1))[:size], "big")
+    return head + mask + (int.from_bytes(payload, "big") ^ masking).to_bytes(size, "big")
 
 
 def request(*headers: str, protocol: str | None = "meshim.1", path: str = "/") -> bytes:
