@@ -309,7 +309,9 @@ class Application:
             except BackendUnavailable:
                 return self._connectors
             if living:
-                self._connectors = tuple(Connector(lease.name, lease.endpoint, lease.key, lease.url) for lease in living)
+                self._connectors = tuple(
+                    Connector(lease.name, lease.endpoint, lease.key, lease.url) for lease in living
+                )
         return self._connectors
 
     # ---- the actions of the core
