@@ -67,7 +67,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--break", choices=sorted(BREAKS), dest="break_", metavar="NAME",
                         help=f"take a mechanism out; ends when the judge has noticed: {', '.join(BREAKS)}")  # fmt: skip
     parser.add_argument("--transport", choices=sorted(TRANSPORTS), default=MIXED,
-                        help="by which the devices connect: one of the two, or each by one of them (mixed)")  # fmt: skip
+                        help="by which devices connect: one of the two, or each by one of them (mixed)")  # fmt: skip
     jobs = os.cpu_count() or 1
     parser.add_argument("--jobs", type=count, default=jobs, metavar="N",
                         help="processes: one for each core, four for each at most")  # fmt: skip

@@ -62,8 +62,8 @@ class Device:
     """One device of a user: its state file, its plan, and the process of its application while that runs."""
 
     def __init__(
-        self, scheduler: Scheduler, network: Network, backends: Backends, judge: Judge, user: int, name: str, plan: Plan,
-        transport: Transport,
+        self, scheduler: Scheduler, network: Network, backends: Backends, judge: Judge, user: int, name: str,
+        plan: Plan, transport: Transport,
     ) -> None:  # fmt: skip
         self.scheduler = scheduler
         self.user = user

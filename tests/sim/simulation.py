@@ -9,6 +9,7 @@
 The same seed, fault model and code give the same run, frame by frame.
 """
 
+import email.utils
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,7 +18,6 @@ from unittest.mock import patch
 
 import msgspec
 import websockets.frames
-import websockets.server
 import websockets.utils
 
 from meshim.client import connection
@@ -182,7 +182,7 @@ def seeded(mesh: Mesh) -> Iterator[None]:
             stack.enter_context(patch.object(module, "time", Clock))
         for module in (connection, websockets.frames, websockets.utils):
             stack.enter_context(patch.object(module, "secrets", Secrets))
-        stack.enter_context(patch.object(websockets.server.email.utils, "formatdate", lambda **_: "now"))
+        stack.enter_context(patch.object(email.utils, "formatdate", lambda **_: "now"))
         stack.enter_context(patch.object(connection, "_random", mesh.scheduler.random))
         stack.enter_context(patch.object(connection, "Context", lambda: Context(mesh.network, current())))
         stack.enter_context(patch.dict(connection._contexts))

@@ -75,7 +75,11 @@ class Streams:
         scheduler = self._network.scheduler
 
         def fail(error: OSError) -> None:
-            process.loop.call_soon(lambda: made.done() or made.set_exception(error))
+            process.loop.call_soon(failed, error)
+
+        def failed(error: OSError) -> None:
+            if not made.done():
+                made.set_exception(error)
 
         def asked() -> None:
             port = self.ports.get(host)
@@ -108,7 +112,10 @@ class Streams:
                 stream.client.start(make())
                 made.set_result(None)
 
-        self._network.scheduler.after(self._network.delay(), lambda: process.loop.call_soon(connected))
+        def answered() -> None:
+            process.loop.call_soon(connected)
+
+        self._network.scheduler.after(self._network.delay(), answered)
 
     # ---- faults
 

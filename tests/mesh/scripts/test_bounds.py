@@ -21,6 +21,7 @@ def short(
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("transport", ["zeromq", "websocket"])
 @pytest.mark.parametrize(
     "scenario",
     [
@@ -32,6 +33,6 @@ def short(
     ],
     ids=lambda scenario: scenario.name,
 )
-async def test_every_bound_holds(mesh: RealMesh, scenario: Scenario) -> None:
-    result = await run(mesh.data.root, scenario)
+async def test_every_bound_holds(mesh: RealMesh, scenario: Scenario, transport: str) -> None:
+    result = await run(mesh.data.root, scenario, transport)
     assert result["broken"] == [], result
