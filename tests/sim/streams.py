@@ -187,9 +187,9 @@ class End(asyncio.Transport):
     # ---- as the protocol of this end sees it
 
     def write(self, data: Any) -> None:
-        assert not self._eof_sent, "write after write_eof"
         if self._closing or not data:
             return
+        assert not self._eof_sent, "write after write_eof"
         network = self._network
         faults, random = network.link_faults, network.scheduler.random
         network.note(data)
