@@ -10,10 +10,9 @@ from scripts.harness.abuse.run import run
 from scripts.harness.abuse.scenarios import Scenario
 from tests.mesh.harness.real_mesh import RealMesh
 
-
 CHEAP_CONNECTIONS = (
-    "a connection that is cut is made again at once: without CURVE that takes so little that a stranger gets five times "
-    "as many frames through"
+    "a connection that is cut is made again at once, which is cheap without CURVE: a stranger sends five times as many "
+    "frames as over ZeroMQ"
 )
 
 
