@@ -29,7 +29,10 @@ def main() -> int:
     raise_open_files(FILES)
     try:
         with tempfile.TemporaryDirectory(prefix="meshim-bounds-") as folder:
-            results = run_all(Path(folder), [each for name in options.groups for each in GROUPS[name]])
+            chosen = [each for name in options.groups for each in GROUPS[name]]
+            if options.transport == "websocket":
+                chosen = [each for each in chosen if each.websocket]
+            results = run_all(Path(folder), chosen, options.transport)
     except MeshimError as error:
         print(f"bounds: {error.sentence}", file=sys.stderr)
         return 2
@@ -54,6 +57,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "groups", nargs="*", choices=names, default="all", metavar="NAME", help=f"{', '.join(names)} (all)"
     )
+    parser.add_argument(
+        "--transport", choices=["zeromq", "websocket"], default="zeromq",
+        help="of all clients (zeromq); what only one of the two can do is left out for the other",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
     options = parser.parse_args()
     chosen = [options.groups] if isinstance(options.groups, str) else options.groups

@@ -20,7 +20,15 @@ from meshim.errors import MeshimError
 from scripts.harness.chaos import fault_plan
 from scripts.harness.chaos.mutations import MUTATIONS
 from scripts.harness.chaos.run import Run
-from scripts.harness.chaos.settings import Settings, check_mutation, chosen_kinds, new_folder, topology_of
+from scripts.harness.chaos.settings import (
+    Settings,
+    check_mutation,
+    check_transport,
+    chosen_kinds,
+    new_folder,
+    topology_of,
+)
+from scripts.harness.chaos.users import TRANSPORTS
 from scripts.harness.mesh.options import interrupt_on_sigterm, natural, number, whole
 
 SECONDS = number(5, 86_400, "a number of seconds, 5 to 86400")
@@ -56,6 +64,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rate", type=RATE, default=600.0, metavar="N", help="messages a second (600)")
     parser.add_argument("--users", type=USERS, default=60, metavar="N", help="how many people: 7 at least (60)")
     parser.add_argument(
+        "--transport", choices=TRANSPORTS, default="mixed", help="of the devices: half of them by each (mixed)"
+    )
+    parser.add_argument(
         "--topology", type=Path, metavar="FILE", help="of the mesh (3 connectors, 3 transfers, 2 writers)"
     )
     for backend in BACKENDS:
@@ -70,11 +81,13 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     mesh = topology_of(options.topology, urls)
     kinds = chosen_kinds(options.only, mesh)
     check_mutation(options.mutation)
+    check_transport(options.transport, mesh)
     seed = secrets.randbits(32) if options.seed is None else options.seed
     folder = new_folder(options.folder)
     settings = Settings(
         seed=seed, seconds=options.seconds, rate=options.rate, users=options.users, kinds=kinds,
         everything=options.only is None, mutation=options.mutation or "",
+        transport=options.transport,
     )  # fmt: skip
     print(f"chaos: seed {seed}, all files of the run are in {folder}", file=sys.stderr, flush=True)
     return Run(settings, mesh, folder).run()

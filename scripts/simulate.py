@@ -27,15 +27,17 @@ if "--compiled" in sys.argv and not compiled.use():
 from scripts.harness.simulation.seeds import SimulationError, outcomes
 from scripts.harness.simulation.totals import Totals
 from tests.sim.breaks import BREAKS
+from tests.sim.mesh import MIXED, TRANSPORTS
 
 
 def main() -> int:
     options = _options()
     interrupt_on_sigterm()
     began = time.monotonic()
-    totals = Totals(options.first, options.break_)
+    totals = Totals(options.first, options.break_, options.transport)
+    seeds = range(options.first, options.first + options.seeds)
     try:
-        for outcome in outcomes(range(options.first, options.first + options.seeds), options.break_, options.jobs):
+        for outcome in outcomes(seeds, options.break_, options.jobs, options.transport):
             totals.add(outcome)
             _show_progress(totals, options.seeds)
             if options.break_ and outcome.failed:
@@ -64,6 +66,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--from", type=natural, default=1, dest="first", metavar="S", help="the first seed (1)")
     parser.add_argument("--break", choices=sorted(BREAKS), dest="break_", metavar="NAME",
                         help=f"take a mechanism out; ends when the judge has noticed: {', '.join(BREAKS)}")  # fmt: skip
+    parser.add_argument("--transport", choices=sorted(TRANSPORTS), default=MIXED,
+                        help="by which devices connect: one of the two, or each by one of them (mixed)")  # fmt: skip
     jobs = os.cpu_count() or 1
     parser.add_argument("--jobs", type=count, default=jobs, metavar="N",
                         help="processes: one for each core, four for each at most")  # fmt: skip
@@ -88,7 +92,8 @@ def _show(answer: dict[str, Any]) -> None:
     )
     print("Races met: " + ", ".join(f"{race} {times}" for race, times in answer["races"].items()))
     for failing in answer["failing"]:
-        again = f"--from {failing['seed']} --seeds 1" + (f" --break {answer['break']}" if answer["break"] else "")
+        again = f"--from {failing['seed']} --seeds 1 --transport {answer['transport']}"
+        again += f" --break {answer['break']}" if answer["break"] else ""
         print(f"\nSeed {failing['seed']} (simulate.py {again}):")
         for line in (*failing["violations"], *failing["schedule"]):
             print(f"  {line}")

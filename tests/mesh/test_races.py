@@ -38,9 +38,15 @@ LINES = [f"m{number}" for number in range(1, 6)]
 
 
 @pytest.fixture(scope="module")
-def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealMesh]:
+def started_mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealMesh]:
     with running(tmp_path_factory.mktemp("mesh"), short_timers(sweep_s=SWEEP_S)) as started:
         yield started
+
+
+@pytest.fixture(params=["zmq", "websocket"])
+def mesh(request: pytest.FixtureRequest, started_mesh: RealMesh) -> RealMesh:
+    """By either transport alice and bob connect."""
+    return started_mesh.over(request.param)
 
 
 # ---------------------------------------------------------------- R1
@@ -282,7 +288,7 @@ async def test_r14_lost_state_file(mesh: RealMesh) -> None:
         await until(lambda: stored_rows(mesh, old.device) == (5, 5), "the writer did not store it")
         await in_thread(old.connect, acknowledges=False)
         await in_thread(old.until, lambda: pair.shown(*LINES))
-        new = pair.bob = await in_thread(IndependentClient, mesh.api, pair.bob_name, PASSWORD)
+        new = pair.bob = await in_thread(IndependentClient, mesh.api, pair.bob_name, PASSWORD, mesh.transport)
         assert (new.device, new.epoch != old.epoch) == (old.device, True)
         await in_thread(new.connect)
         await in_thread(new.until, lambda: pair.shown(*LINES, stored=True))

@@ -35,9 +35,15 @@ NOTIFICATION_S = 5.0
 
 
 @pytest.fixture(scope="module")
-def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealMesh]:
+def started_mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealMesh]:
     with running(tmp_path_factory.mktemp("mesh"), short_timers(writers=2)) as started:
         yield started
+
+
+@pytest.fixture(params=["zmq", "websocket"])
+def mesh(request: pytest.FixtureRequest, started_mesh: RealMesh) -> RealMesh:
+    """By either transport alice and bob connect."""
+    return started_mesh.over(request.param)
 
 
 # ---------------------------------------------------------------- R4

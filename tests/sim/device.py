@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any, cast
 
 from meshim.client import events as e
-from meshim.client.connection import Connection
+from meshim.client.connection import Connection, Transport
 from meshim.client.core import ClientCore, Identity
 from meshim.client.options import DEFAULTS
 from meshim.client.persister import Persister
@@ -62,14 +62,16 @@ class Device:
     """One device of a user: its state file, its plan, and the process of its application while that runs."""
 
     def __init__(
-        self, scheduler: Scheduler, network: Network, backends: Backends, judge: Judge, user: int, name: str, plan: Plan
-    ) -> None:
+        self, scheduler: Scheduler, network: Network, backends: Backends, judge: Judge, user: int, name: str,
+        plan: Plan, transport: Transport,
+    ) -> None:  # fmt: skip
         self.scheduler = scheduler
         self.user = user
         self.name = name
         self.id = 0
         """Given by the mesh at the first login."""
         self.plan = plan
+        self.transport = transport
         self.process: Process | None = None
         self.core: ClientCore | None = None
         self.connection: Connection | None = None
@@ -94,6 +96,7 @@ class Device:
         scheduler = self.scheduler
         process = Process(scheduler, self.name, rate=scheduler.random.uniform(0.99, 1.01))
         process.wall_s = scheduler.random.uniform(-60.0, 60.0)
+        process.connect = self._network.streams.connect
         self.process = process
         app = Application(self, process, self._state)
 
@@ -231,7 +234,7 @@ class Application:
                 cast("StateFile", self), asyncio.Lock(), lambda serial: driver.receive(e.Persisted(serial))
             )
             self._persister = persister
-            self._connection = Connection(driver, self._living, self._token)
+            self._connection = Connection(driver, self._living, self._token, device.transport, insecure=True)
             device.core, device.connection = core, self._connection
             tasks = [asyncio.create_task(work) for work in (self._write(), self._read(), persister.run())]
             for future in (driver.failed, *tasks):
@@ -306,7 +309,9 @@ class Application:
             except BackendUnavailable:
                 return self._connectors
             if living:
-                self._connectors = tuple(Connector(lease.name, lease.endpoint, lease.key) for lease in living)
+                self._connectors = tuple(
+                    Connector(lease.name, lease.endpoint, lease.key, lease.url) for lease in living
+                )
         return self._connectors
 
     # ---- the actions of the core

@@ -178,7 +178,7 @@ class FaultInjector:
             return self._end(fault, lambda: server.unreachable.discard(name))
         if what == "device":
             device = self._mesh.devices[fault.target % len(self._mesh.devices)]
-            ends = [device.name, device.last_endpoint.split("/")[2] if device.last_endpoint else "c1"]
+            ends = [device.name, device.last_endpoint.split("/")[2].partition(".")[0] if device.last_endpoint else "c1"]
         else:
             ends = [self._mesh.connectors[fault.target % 3].name, self._mesh.transfers[fault.other % 3].name]
         if fault.other % 2:

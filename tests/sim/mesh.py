@@ -2,9 +2,12 @@
 
 import itertools
 from collections import Counter
+from collections.abc import Iterator
+from random import Random
 
 import msgspec
 
+from meshim.client.connection import Transport
 from meshim.connector.core import ConnectorCore
 from meshim.connector.session import State as Session
 from meshim.stores.ports import RelationKey
@@ -16,7 +19,7 @@ from tests.sim.fault_model import Schedule
 from tests.sim.judge import Judge
 from tests.sim.network import Network
 from tests.sim.remote_calls import result_of
-from tests.sim.roles import Connector, Core, Role, Transfer, Writer
+from tests.sim.roles import Connector, Role, Transfer, Writer
 from tests.sim.scheduler import Scheduler
 from tests.sim.servers import Backends
 
@@ -28,6 +31,13 @@ PEERS = 3
 MESSAGE_EVERY_S = 1.05
 """Average pause of each device between two messages."""
 PARTITIONS = 2
+MIXED = "mixed"
+TRANSPORTS: dict[str, tuple[Transport, ...]] = {
+    "zeromq": ("zmq",),
+    "websocket": ("websocket",),
+    MIXED: ("zmq", "websocket"),
+}
+"""The transports of the devices, by the name of `--transport`: of several each device has one, by seed."""
 
 
 def topology() -> Topology:
@@ -45,7 +55,7 @@ def topology() -> Topology:
 class Mesh:
     """All processes, servers and devices of one run."""
 
-    def __init__(self, seed: int, schedule: Schedule) -> None:
+    def __init__(self, seed: int, schedule: Schedule, transport: str = MIXED) -> None:
         self.scheduler = scheduler = Scheduler(seed)
         self.topology = mesh = topology()
         self.network = Network(scheduler, replayed=schedule.replayed)
@@ -57,7 +67,7 @@ class Mesh:
         self.transfers = [Transfer(*shared, each.name) for each in mesh.transfers]
         self.writers = [Writer(*shared, each.name) for each in mesh.writers]
         self.roles: list[Role] = [*self.connectors, *self.transfers, *self.writers]
-        self.devices = self._make_devices()
+        self.devices = self._make_devices(_transports(seed, transport))
         self.syncing: dict[int, Role] = {}
         """The connector that claimed the queue of a device last."""
         self.fault_injector = FaultInjector(self, schedule)
@@ -70,7 +80,7 @@ class Mesh:
         for role in self.connectors:
             role.on_recovered = lambda: self.judge.entered("R9")
 
-    def _make_devices(self) -> list[Device]:
+    def _make_devices(self, transports: Iterator[Transport]) -> list[Device]:
         """Register users, who are all friends of each other, and their devices."""
         registry, random = self.backends.registry, self.scheduler.random
         users = [result_of(registry.register(f"user{n}", "")).user_id for n in range(1, USERS + 1)]
@@ -82,7 +92,10 @@ class Mesh:
             plan = Plan(random.sample([peer for peer in users if peer != user], PEERS), MESSAGE_EVERY_S)
             for which in ("a", "b") if number <= TWO_DEVICES else ("a",):
                 name = f"d{number}{which}"
-                devices.append(Device(self.scheduler, self.network, self.backends, self.judge, user, name, plan))
+                device = Device(
+                    self.scheduler, self.network, self.backends, self.judge, user, name, plan, next(transports)
+                )
+                devices.append(device)
         for device in devices:
             device.register()
         return devices
@@ -144,9 +157,19 @@ class Mesh:
         counters: Counter[str] = Counter()
         for role in self.roles:
             for core in role.cores:
-                counters.update({f"{role.kind}_{name}": count for name, count in _counted(core).items()})
+                counters.update({f"{role.kind}_{name}": count for name, count in _counted(core.statistics).items()})
+            for each in role.websockets:
+                counters.update({f"websocket_{name}": count for name, count in _counted(each).items()})
+        counters["websocket_pieces"] = self.network.streams.pieces
         return counters
 
 
-def _counted(core: Core) -> dict[str, int]:
-    return msgspec.structs.asdict(core.statistics)
+def _counted(statistics: msgspec.Struct) -> dict[str, int]:
+    return msgspec.structs.asdict(statistics)
+
+
+def _transports(seed: int, transport: str) -> Iterator[Transport]:
+    """The transport of one device after the other.  Not drawn by the scheduler: a device alone must change nothing."""
+    random = Random(f"transports {seed}")
+    while True:
+        yield random.choice(TRANSPORTS[transport])

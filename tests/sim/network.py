@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from meshim.runtime.sockets import Guarding, RouterStatistics, SendResult
 from tests.sim.scheduler import Process, Scheduler
+from tests.sim.streams import Streams
 
 HWM = 1_000
 """Frames that may wait in a socket, unless its owner says otherwise."""
@@ -72,6 +73,8 @@ class Network:
         self._replayed = replayed
         self._stale: dict[str, list[bytes]] = {}
         self._numbers = itertools.count(1)
+        self.streams = Streams(self)
+        """The connections of WebSocket."""
 
     # ---- faults
 
@@ -93,10 +96,13 @@ class Network:
         for router in list(self.routers.values()):
             for wire in list(router.wires.values()):
                 wire.release()
+        self.streams.release()
 
     def is_cut(self, wire: "Wire") -> bool:
-        names = wire.dealer.process.name, wire.router.process.name
-        return names in self.cuts or names[::-1] in self.cuts
+        return self.are_cut(wire.dealer.process.name, wire.router.process.name)
+
+    def are_cut(self, one: str, other: str) -> bool:
+        return (one, other) in self.cuts or (other, one) in self.cuts
 
     def stopped(self, process: Process) -> None:
         """A process was paused: heartbeats end its connections if the pause lasts."""
@@ -126,6 +132,7 @@ class Network:
                     wire.end()
             if router.process is process:
                 del self.routers[endpoint]
+        self.streams.died(process)
 
     def _keep_stale(self, name: str, wire: "Wire") -> None:
         """R13: a DEALER that reconnects by itself, as a client in another language may, sends its queued frames."""

@@ -5,6 +5,7 @@ Each `_serve` here does what `service.py` of the role does, on the network and t
 
 import asyncio
 import io
+import socket
 from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
@@ -13,10 +14,12 @@ from meshim.connector import core as connector_core
 from meshim.connector import service as connector_service
 from meshim.connector import shell as connector_shell
 from meshim.connector.router_transport import RouterTransport
+from meshim.connector.websocket_transport import WebSocketTransport
 from meshim.errors import MeshimError
 from meshim.runtime import sockets
 from meshim.runtime.log import Log
 from meshim.runtime.service import Service
+from meshim.runtime.websocket import Listening, WebSocketStatistics
 from meshim.stores.backends import lease_held
 from meshim.stores.lease_keeper import LeaseKeeper
 from meshim.stores.ports import Lease
@@ -32,6 +35,7 @@ from meshim.writer import shell as writer_shell
 from tests.sim.network import Context, Network
 from tests.sim.scheduler import Process, Scheduler
 from tests.sim.servers import Backends
+from tests.sim.streams import Port
 
 Core = connector_core.ConnectorCore | transfer_core.TransferCore | writer_core.WriterCore
 
@@ -76,6 +80,8 @@ class Role:
         self.incarnation = 0
         self.cores: list[Core] = []
         """The cores of all processes that this role had."""
+        self.websockets: list[WebSocketStatistics] = []
+        """The counters of the WebSocket servers of all its processes."""
         self.respawn_s = 0.5
         self.on_recovered: Callable[[], None] = lambda: None
         self.on_kill: Callable[[Role], None] = lambda role: None
@@ -160,15 +166,18 @@ class Connector(Role):
         shell = connector_shell.Shell(core, ports, context, None, topology, service)
         transport = RouterTransport(
             context, self._endpoint(), keys=None, limits=topology.limits,
-            is_authenticated=core.has_greeted, on_batch=shell.clients_sent,
+            is_authenticated=core.has_greeted, on_batch=shell.clients_sent, transports=2,
         )  # fmt: skip
         shell.serve(transport)
+        websocket = self._websocket(core, shell)
+        shell.serve(websocket)
+        await websocket.start()
 
         def disturbed() -> None:
             self.on_recovered()
             shell.presence_recovered()
 
-        lease = Lease(self.kind, self.name, self.incarnation, self._endpoint())
+        lease = Lease(self.kind, self.name, self.incarnation, self._endpoint(), url=websocket.endpoint)
         keeper = LeaseKeeper(
             backends.leases(), lease, timers, service.log,
             watch=("transfer",), on_living=shell.transfers_discovered, on_lost=shell.lease_lost,
@@ -180,6 +189,18 @@ class Connector(Role):
             await service.stopping()
         await shell.stop(timers.shutdown_s * 0.6)
         shell.close_transports(linger_ms=200)
+        await websocket.wait_closed()
+
+    def _websocket(self, core: connector_core.ConnectorCore, shell: connector_shell.Shell) -> WebSocketTransport:
+        assert self.process is not None
+        host = f"{self.name}.{self.incarnation}"
+        port = cast("socket.socket", Port(self.network, self.process, host))
+        transport = WebSocketTransport(
+            Listening(port, f"ws://{host}/", None), origins=(), limits=self.topology.limits,
+            is_authenticated=core.has_greeted, on_batch=shell.clients_sent, on_gone=shell.client_gone, transports=2,
+        )  # fmt: skip
+        self.websockets.append(transport.statistics)
+        return transport
 
 
 class Transfer(Role):

@@ -17,13 +17,14 @@ import enum
 import heapq
 import random
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from typing import Any, TypeAlias, TypeVar
 
 T = TypeVar("T")
 
 WALL_S = 1_700_000_000.0
 """The wall-clock time at the start of a run, in seconds since 1970."""
+Connect: TypeAlias = "Callable[[Process, Callable[[], asyncio.Protocol], str], Awaitable[None]]"
 _HANDLES_MOST = 1_000_000
 """Callbacks of one process at one instant; more than that is an endless loop."""
 _CANCEL_ROUNDS_MOST = 20
@@ -88,6 +89,8 @@ class Process:
         self._rate = rate
         self._ready: deque[asyncio.Handle] = deque()
         self._awake = False
+        self.connect: Connect | None = None
+        """Makes the connections of `Loop.create_connection`."""
         scheduler.processes.append(self)
 
     # ---- start, stop, end
@@ -256,6 +259,18 @@ class Loop(asyncio.AbstractEventLoop):
 
         self.call_later(random.uniform(0.0005, 0.01), work)
         return future
+
+    async def create_server(  # type: ignore[override]  # a socket that the caller has made, and no TLS
+        self, protocol_factory: Callable[[], asyncio.Protocol], *, sock: Any, ssl: None, **_: object
+    ) -> Any:
+        sock.listen(protocol_factory)
+        return sock
+
+    async def create_connection(  # type: ignore[override]  # its caller needs no result
+        self, protocol_factory: Callable[[], asyncio.Protocol], host: str, port: int, *, ssl: None
+    ) -> None:
+        assert self.process.connect is not None, "this process has no network"
+        await self.process.connect(self.process, protocol_factory, host)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         self.process.fail(context.get("exception") or RuntimeError(context["message"]))

@@ -9,6 +9,7 @@
 The same seed, fault model and code give the same run, frame by frame.
 """
 
+import email.utils
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,8 @@ from random import Random
 from unittest.mock import patch
 
 import msgspec
+import websockets.frames
+import websockets.utils
 
 from meshim.client import connection
 from meshim.connector import authenticator as connector_authenticator
@@ -23,7 +26,7 @@ from meshim.connector import shell as connector_shell
 from meshim.writer import shell as writer_shell
 from tests.sim.device import Device
 from tests.sim.fault_model import FaultModel, Schedule, schedule_of
-from tests.sim.mesh import Mesh
+from tests.sim.mesh import MIXED, Mesh
 from tests.sim.network import Context
 from tests.sim.scheduler import Scheduler, current
 
@@ -66,15 +69,15 @@ class Outcome(msgspec.Struct):
         return bool(self.violations)
 
 
-def run(seed: int, faults: FaultModel | None = None) -> Outcome:
+def run(seed: int, faults: FaultModel | None = None, transport: str = MIXED) -> Outcome:
     """Simulate one mesh with the faults that the seed draws from a fault model."""
-    return play(seed, schedule_of(faults or FaultModel(), Random(f"schedule {seed}")))
+    return play(seed, schedule_of(faults or FaultModel(), Random(f"schedule {seed}")), transport)
 
 
-def play(seed: int, schedule: Schedule) -> Outcome:
+def play(seed: int, schedule: Schedule, transport: str = MIXED) -> Outcome:
     """Simulate one mesh with these faults."""
     began = time.process_time()
-    mesh = Mesh(seed, schedule)
+    mesh = Mesh(seed, schedule, transport)
     with seeded(mesh):
         _play(mesh, schedule.ends)
         outcome = _outcome(seed, mesh, began)
@@ -170,10 +173,16 @@ def seeded(mesh: Mesh) -> Iterator[None]:
         def randbits(bits: int) -> int:
             return mesh.scheduler.random.getrandbits(bits)
 
+        @staticmethod
+        def token_bytes(count: int) -> bytes:
+            return mesh.scheduler.random.randbytes(count)
+
     with ExitStack() as stack:
         for module in (connector_authenticator, connector_shell, writer_shell):
             stack.enter_context(patch.object(module, "time", Clock))
-        stack.enter_context(patch.object(connection, "secrets", Secrets))
+        for module in (connection, websockets.frames, websockets.utils):
+            stack.enter_context(patch.object(module, "secrets", Secrets))
+        stack.enter_context(patch.object(email.utils, "formatdate", lambda **_: "now"))
         stack.enter_context(patch.object(connection, "_random", mesh.scheduler.random))
         stack.enter_context(patch.object(connection, "Context", lambda: Context(mesh.network, current())))
         stack.enter_context(patch.dict(connection._contexts))

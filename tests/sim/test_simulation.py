@@ -12,10 +12,11 @@ import pytest
 
 from tests.sim.breaks import BREAKS, broken
 from tests.sim.fault_model import FaultModel
+from tests.sim.mesh import TRANSPORTS
 from tests.sim.simulation import run
 
 SIMULATE = Path(__file__).resolve().parent.parent.parent / "scripts" / "simulate.py"
-SEEDS = range(1, 21)
+SEEDS = range(1, 11)
 """`scripts/simulate.py` runs thousands."""
 
 NOTICED = {
@@ -48,12 +49,15 @@ FAULTS = {
 SEEDS_THAT_SHOW = range(1, 41)
 
 
+@pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("seed", SEEDS)
-def test_every_promise_is_kept(seed: int) -> None:
-    outcome = run(seed)
+def test_every_promise_is_kept(seed: int, transport: str) -> None:
+    outcome = run(seed, transport=transport)
     assert outcome.violations == [], f"{outcome.violations}\n{outcome.schedule}"
     assert outcome.messages >= 200
     assert sum(outcome.faults.values()) >= 3
+    assert (outcome.counters["websocket_opened"] > 0) is (transport != "zeromq")
+    assert (outcome.counters["websocket_pieces"] > 0) is (transport != "zeromq")
 
 
 @pytest.mark.parametrize("name", BREAKS)

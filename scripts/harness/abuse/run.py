@@ -14,6 +14,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from meshim.errors import MeshimError
 from scripts.harness.abuse.attacks import AttackOptions, attack
 from scripts.harness.abuse.background_clients import Conversation, exchange_messages
@@ -27,7 +29,7 @@ WARM_UP_S = 0.5
 """Messages of this first time do not count: the transfers look up the two users in Redis."""
 
 
-def run_all(folder: Path, scenarios: Sequence[Scenario]) -> list[dict[str, Any]]:
+def run_all(folder: Path, scenarios: Sequence[Scenario], transport: str) -> list[dict[str, Any]]:
     """Run the scenarios, those with CURVE on one mesh and those without on another; return a result for each.
 
     Progress goes to stderr.  Raises MeshimError when a mesh or a process of the measurement fails.
@@ -42,16 +44,18 @@ def run_all(folder: Path, scenarios: Sequence[Scenario]) -> list[dict[str, Any]]
         with local_mesh.running(mesh_folder, topology(curve=curve)):
             for scenario in chosen:
                 with _progress(f"{scenario.name} ({len(results) + 1} of {len(scenarios)})"):
-                    results.append(asyncio.run(run(mesh_folder / "data", scenario)))
+                    results.append(asyncio.run(run(mesh_folder / "data", scenario, transport)))
     return results
 
 
-async def run(data: Path, scenario: Scenario) -> dict[str, Any]:
+async def run(data: Path, scenario: Scenario, transport: str = "zeromq") -> dict[str, Any]:
     """Run one scenario on the mesh of a data folder.
 
     Returns the figures, and as `broken` a sentence for each bound that did not hold.
     """
     connectors = await living_connectors(data)
+    if transport == "websocket":
+        connectors = [msgspec.structs.replace(each, endpoint="", key="") for each in connectors]
     users, pair = await _create_users(data, scenario)
     options = AttackOptions(connectors[0], users, scenario.seconds, scenario.size, rest_url(data))
     pids = role_pids(data)
@@ -77,6 +81,7 @@ async def run(data: Path, scenario: Scenario) -> dict[str, Any]:
         broken.append(f"{files_left} descriptors were left, {scenario.files_left} are allowed")
     return {
         "scenario": scenario.name,
+        "transport": transport,
         "broken": broken,
         "counts": counts,
         **_memory_figures(memory),

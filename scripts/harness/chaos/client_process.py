@@ -67,7 +67,10 @@ class DeviceClient:
         self._write_record("online")
         self.failed.clear()
         device, config = self.device, self._config
-        client = Client(config.api, device.user, config.password, device=device.name, state=device.state)
+        client = Client(
+            config.api, device.user, config.password, device=device.name, state=device.state,
+            transport=device.transport,
+        )  # fmt: skip
         await client.__aenter__()
         self.client = client
         self._tasks = [asyncio.create_task(self._listen(client)), asyncio.create_task(self._watch(client))]

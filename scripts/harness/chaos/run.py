@@ -105,7 +105,7 @@ class Run:
                 rate=settings.rate,
                 journals=str(journals),
                 friends=friends_of(users),
-                devices=assign_devices(users, states, PROCESSES, settings.seed),
+                devices=assign_devices(users, states, PROCESSES, settings.seed, settings.transport),
                 mutation=settings.mutation,
             ),
             writer,
@@ -215,6 +215,7 @@ class Run:
             "why": why,
             "seed": settings.seed,
             "seconds": settings.seconds,
+            "transport": settings.transport,
             "users": verdict["users"],
             "devices": verdict["devices"],
             **{name: verdict[name] for name in names},
@@ -260,6 +261,8 @@ class Run:
             yield f"these happened less than twice: {', '.join(few)}"
         if settings.everything and (zero := [name for name, count in sums.items() if not count]):
             yield f"these never happened: {', '.join(zero)}"
+        if settings.transport != "zeromq" and not self._counters.all()["connector"].get("websocket_opened"):
+            yield "no device came by WebSocket"
 
 
 def _too_slow(recovery: dict[str, dict[str, Any]], which: str, kinds: Collection[str]) -> Iterator[str]:

@@ -24,6 +24,7 @@ class Settings(msgspec.Struct, frozen=True):
     kinds: tuple[str, ...]
     everything: bool
     mutation: str
+    transport: str
 
 
 def topology_of(file: Path | None, backends: Mapping[str, str]) -> Topology:
@@ -32,6 +33,15 @@ def topology_of(file: Path | None, backends: Mapping[str, str]) -> Topology:
     mesh = local_mesh.prepared(mesh, backends)
     topologies.check(mesh)
     return mesh
+
+
+def check_transport(transport: str, mesh: Topology) -> None:
+    """Raise UsageError when the devices would find a connector that does not speak their transport."""
+    without = [each.name for each in mesh.connectors if each.websocket is None]
+    if transport != "zeromq" and without:
+        raise UsageError(
+            f"{', '.join(without)} have no `websocket` in the topology: add it, or choose --transport zeromq."
+        )
 
 
 def chosen_kinds(only: str | None, mesh: Topology) -> tuple[str, ...]:

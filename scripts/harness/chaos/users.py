@@ -1,12 +1,23 @@
 """The users of a chaos run: their devices, their friends, and the client process of each device."""
 
+from itertools import cycle
 from pathlib import Path
 from random import Random
 
 import msgspec
 
+from meshim.client.connection import Transport
+
 FRIENDS = 3
 """Friends of each user on either side of a ring: six in all."""
+
+
+TRANSPORTS: dict[str, tuple[Transport, ...]] = {
+    "zeromq": ("zmq",),
+    "websocket": ("websocket",),
+    "mixed": ("zmq", "websocket"),
+}
+"""The transports of the devices, by the name of `--transport`: `mixed` is half of them by each, in turn."""
 
 
 class DeviceConfig(msgspec.Struct, frozen=True):
@@ -19,6 +30,7 @@ class DeviceConfig(msgspec.Struct, frozen=True):
     """Path of its state file."""
     process: int
     device_id: str = ""
+    transport: Transport = "zmq"
 
 
 class ClientsConfig(msgspec.Struct, frozen=True):
@@ -50,15 +62,19 @@ def friends_of(users: list[str]) -> dict[str, tuple[str, ...]]:
     return {user: tuple(users[(at + step) % count] for step in steps) for at, user in enumerate(users)}
 
 
-def assign_devices(users: list[str], states: Path, processes: int, seed: int) -> tuple[DeviceConfig, ...]:
+def assign_devices(
+    users: list[str], states: Path, processes: int, seed: int, transport: str
+) -> tuple[DeviceConfig, ...]:
     """Return one device for each user and a second one for every fifth, on random processes.
 
-    Two devices of one user are never in the same process.
+    Two devices of one user are never in the same process.  `transport` is a key of `TRANSPORTS`.
     """
     random = Random(f"devices {seed}")
+    transports = cycle(TRANSPORTS[transport])
     devices = []
     for at, user in enumerate(users):
         homes = random.sample(range(processes), 2)
         for number, name in enumerate(("phone", "laptop") if at % 5 == 0 else ("phone",)):
-            devices.append(DeviceConfig(user, name, str(states / f"{user}-{name}.db"), homes[number]))
+            state = str(states / f"{user}-{name}.db")
+            devices.append(DeviceConfig(user, name, state, homes[number], transport=next(transports)))
     return tuple(devices)

@@ -7,7 +7,9 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
+import msgspec
 import zmq
 
 from meshim.stores.ports import Lease
@@ -15,6 +17,7 @@ from meshim.wire import client as wire
 from meshim.wire.client import ConnectorFrame, Delivery, Greet, Submit, Welcome
 from meshim.wire.envelope import WIRE_VERSION
 from meshim.wire.link import Ack, Close, Data, Frame, Ping, Pong, Reset
+from scripts.harness.clients.raw_websocket import RawWebSocket
 from scripts.harness.clients.zmq_context import ZmqContext
 from scripts.harness.mesh.users import MeshUser
 
@@ -23,7 +26,10 @@ TIMEOUT_S = 20.0
 
 
 class MisbehavingClient:
-    """One connection.  A deaf client never reads; others acknowledge every frame and call `on_delivery`."""
+    """One connection: by WebSocket to a connector without an endpoint of ZeroMQ.
+
+    A deaf client never reads; others acknowledge every frame and call `on_delivery`.
+    """
 
     def __init__(self, zmq_context: ZmqContext, connector: Lease, user: MeshUser | None, *, deaf: bool = False) -> None:
         self.user = user
@@ -36,6 +42,10 @@ class MisbehavingClient:
         self.changed = asyncio.Event()
         """Set after every read."""
         self._deaf = deaf
+        self.websocket: RawWebSocket | None = None
+        if not connector.endpoint:
+            self.websocket = RawWebSocket(connector.url, self._take_bytes, self._lost, deaf=deaf)
+            return
         self.socket = socket = zmq_context.socket(zmq.DEALER)
         socket.set(zmq.LINGER, 0)
         socket.set(zmq.RECONNECT_IVL, -1)
@@ -52,7 +62,9 @@ class MisbehavingClient:
             asyncio.get_running_loop().add_reader(socket.FD, self._read)
 
     def close(self) -> None:
-        if not self.socket.closed:
+        if self.websocket is not None:
+            self.websocket.close()
+        elif not self.socket.closed:
             if not self._deaf:
                 asyncio.get_running_loop().remove_reader(self.socket.FD)
             self.socket.close(0)
@@ -65,6 +77,8 @@ class MisbehavingClient:
 
     def send_bytes(self, data: bytes) -> bool:
         """Send any bytes; return False when the socket has no room."""
+        if self.websocket is not None:
+            return self.websocket.send(data)
         try:
             self.socket.send(data, zmq.NOBLOCK)
         except zmq.Again:
@@ -105,6 +119,16 @@ class MisbehavingClient:
                 self._take(wire.decode_from_connector(self.socket.recv(zmq.NOBLOCK)))
         except zmq.Again:
             pass
+        self.changed.set()
+
+    def _take_bytes(self, data: bytes) -> None:
+        with suppress(msgspec.DecodeError):  # the Close frame of WebSocket is none of the protocol
+            self._take(wire.decode_from_connector(data))
+        self.changed.set()
+
+    def _lost(self) -> None:
+        """The WebSocket has ended: a DEALER would not notice."""
+        self._take(self.closed_by or Reset(self.link))
         self.changed.set()
 
     def _take(self, frame: ConnectorFrame) -> None:

@@ -19,9 +19,9 @@ class SimulationError(Exception):
     """An error of the simulation itself, not of the mesh that it simulates."""
 
 
-def outcomes(seeds: range, mutation: str | None, jobs: int) -> Iterator[Outcome]:
+def outcomes(seeds: range, mutation: str | None, jobs: int, transport: str) -> Iterator[Outcome]:
     """Yield the outcome of each seed, in order.  Raises SimulationError."""
-    work = partial(_run, mutation)
+    work = partial(_run, mutation, transport)
     jobs = min(jobs, len(seeds), JOBS_PER_CORE_MAX * (os.cpu_count() or 1))
     if jobs == 1:
         yield from map(work, seeds)
@@ -37,10 +37,10 @@ def _ignore_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _run(mutation: str | None, seed: int) -> Outcome:
+def _run(mutation: str | None, transport: str, seed: int) -> Outcome:
     with broken(mutation):
         try:
-            return run(seed)
+            return run(seed, transport=transport)
         except Exception as error:  # noqa: BLE001  # any error that is not a verdict of the judge
             traceback.print_exc()
             raise SimulationError(f"seed {seed} could not be run, the simulation itself failed: {error!r}") from None

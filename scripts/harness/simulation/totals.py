@@ -18,9 +18,10 @@ CONCLUSIVE_SEEDS = 1_000
 class Totals:
     """Adds up the outcomes of seeds from `first` on; `mutation` is the name of `--break`."""
 
-    def __init__(self, first: int, mutation: str | None) -> None:
+    def __init__(self, first: int, mutation: str | None, transport: str) -> None:
         self._first = first
         self._mutation = mutation
+        self._transport = transport
         self._seeds = 0
         self._failing: list[Outcome] = []
         self._failing_seeds: list[int] = []
@@ -66,6 +67,7 @@ class Totals:
             "seeds": self._seeds,
             "from": self._first,
             "break": self._mutation,
+            "transport": self._transport,
             "failures": self.failures,
             "failing_seeds": self._failing_seeds,
             "failing": [

@@ -10,12 +10,16 @@ import secrets
 import time
 from base64 import b64decode, urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextlib import ExitStack, suppress
+from typing import Any, cast
 
 import httpx
 import msgspec
 import zmq
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+from websockets.typing import Subprotocol
 
 GREET, WELCOME, DATA, ACK, PING, PONG, CLOSE, RESET, STORED = 1, 2, 3, 4, 5, 6, 7, 8, 10
 SUBMIT, DELIVERY, OUTCOME = 1, 2, 3
@@ -36,11 +40,61 @@ unpack: Callable[[bytes], Any] = msgspec.msgpack.decode
 _context = zmq.Context()
 
 
+def _dealer(connector: Any) -> Any:
+    socket = _context.socket(zmq.DEALER)
+    socket.set(zmq.IMMEDIATE, 1)
+    socket.set(zmq.LINGER, 0)
+    if connector["key"]:
+        public, secret = zmq.curve_keypair()
+        socket.set(zmq.CURVE_SERVERKEY, connector["key"].encode())
+        socket.set(zmq.CURVE_PUBLICKEY, public)
+        socket.set(zmq.CURVE_SECRETKEY, secret)
+    socket.connect(connector["endpoint"])
+    return socket
+
+
+class WebSocket:
+    """A WebSocket with the methods of a DEALER: after its end nothing arrives, and what is sent is dropped."""
+
+    def __init__(self, url: str) -> None:
+        self._open = ExitStack()
+        self._connection = self._open.enter_context(
+            connect(url, subprotocols=[Subprotocol("meshim.1")], compression=None, proxy=None)
+        )
+        self._read: list[bytes] = []
+
+    def send(self, frame: bytes) -> None:
+        with suppress(ConnectionClosed):
+            self._connection.send(frame)
+
+    def poll(self, timeout_ms: int) -> bool:
+        try:
+            if not self._read:
+                self._read.append(cast("bytes", self._connection.recv(timeout_ms / 1_000)))
+        except TimeoutError:
+            return False
+        except ConnectionClosed:
+            time.sleep(timeout_ms / 1_000)
+            return False
+        return True
+
+    def recv(self) -> bytes:
+        return self._read.pop()
+
+    def close(self, linger_ms: int) -> None:
+        """End the connection: with the handshake of WebSocket, or at once."""
+        if linger_ms:
+            self._open.close()
+        else:
+            self._connection.close_socket()
+
+
 class IndependentClient:
     """One device: logs in when it is made, connects when `connect` is called."""
 
-    def __init__(self, api: str, name: str, password: str) -> None:
+    def __init__(self, api: str, name: str, password: str, transport: str = "zmq") -> None:
         self.api = api
+        self.transport = transport
         self.epoch = secrets.randbits(53)
         answer = httpx.post(
             f"{api}/v1/login",
@@ -99,15 +153,7 @@ class IndependentClient:
             time.sleep(0.05)  # REST lists a connector once it has its lease
             self.refresh_connectors()
         connector = secrets.choice(living)
-        self.socket = _context.socket(zmq.DEALER)
-        self.socket.set(zmq.IMMEDIATE, 1)
-        self.socket.set(zmq.LINGER, 0)
-        if connector["key"]:
-            public, secret = zmq.curve_keypair()
-            self.socket.set(zmq.CURVE_SERVERKEY, connector["key"].encode())
-            self.socket.set(zmq.CURVE_PUBLICKEY, public)
-            self.socket.set(zmq.CURVE_SECRETKEY, secret)
-        self.socket.connect(connector["endpoint"])
+        self.socket: Any = WebSocket(connector["url"]) if self.transport == "websocket" else _dealer(connector)
         self.link = secrets.randbits(53)
         self.acknowledges = acknowledges
         self.frames = []

@@ -47,7 +47,7 @@ class TwoUsers:
 async def two_users(mesh: RealMesh, alice_on: str = "") -> AsyncIterator[TwoUsers]:
     """Register alice and bob, and connect alice to the connector `alice_on`, or to any."""
     names = await mesh.register_users("alice", "bob")
-    bob = await in_thread(IndependentClient, mesh.api, names[1], PASSWORD)
+    bob = await in_thread(IndependentClient, mesh.api, names[1], PASSWORD, mesh.transport)
     async with client(mesh, names[0]) as alice:
         if alice_on:
             pin_connector(alice, alice_on)

@@ -10,6 +10,11 @@ from scripts.harness.abuse.run import run
 from scripts.harness.abuse.scenarios import Scenario
 from tests.mesh.harness.real_mesh import RealMesh
 
+CHEAP_CONNECTIONS = (
+    "a connection that is cut is made again at once, which is cheap without CURVE: a stranger sends five times as many "
+    "frames as over ZeroMQ"
+)
+
 
 def short(
     name: str, count: str, least: float, *, people: int = 2, seconds: float = 3.0, size: int = 0, stored: int = 0,
@@ -21,6 +26,7 @@ def short(
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("transport", ["zeromq", "websocket"])
 @pytest.mark.parametrize(
     "scenario",
     [
@@ -32,6 +38,10 @@ def short(
     ],
     ids=lambda scenario: scenario.name,
 )
-async def test_every_bound_holds(mesh: RealMesh, scenario: Scenario) -> None:
-    result = await run(mesh.data.root, scenario)
+async def test_every_bound_holds(
+    mesh: RealMesh, scenario: Scenario, transport: str, request: pytest.FixtureRequest
+) -> None:
+    if (scenario.name, transport) == ("undecodable_frames", "websocket"):
+        request.applymarker(pytest.mark.xfail(reason=CHEAP_CONNECTIONS))
+    result = await run(mesh.data.root, scenario, transport)
     assert result["broken"] == [], result
