@@ -248,7 +248,7 @@ async def test_nothing_is_read_after_a_close(world: World, after: list[bytes], m
 
 
 async def test_7_1_5_a_close_between_fragments(world: World) -> None:
-    """The suite would have it answered with 1000: the library takes it for an error.  The connection ends as it should."""
+    """The suite would have it answered with 1000: the library takes it for an error.  The connection ends anyway."""
     async with await world.open() as raw:
         raw.send(part(b"fragment1", BINARY) + NORMAL + last(b"fragment2"))
         assert (await raw.receive()).code == 1002
