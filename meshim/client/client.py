@@ -369,9 +369,9 @@ class Client:
     def state_of(self, message: Message) -> str:
         """Return `sent`, `delivered` or `read`, as far as receipts have told this device.
 
-        Of an own message, `own`, the recipient counts: has any of the recipient's devices it, has the recipient read
-        it?  Of a message of another user, `read` means that this user has read it, on any device; it is never
-        `sent`.
+        An own message (`own`) is `delivered` when it is on any device of the recipient, and `read` when the recipient
+        has read it.  A message of another user is `read` when this user has read it, on any device, and `delivered`
+        until then.
         """
         return self._core.receipts.state(message.stream, message.seq) or ("sent" if message.own else "delivered")
 

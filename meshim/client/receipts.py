@@ -20,6 +20,7 @@ are owed on disk, and what is owed meanwhile becomes one receipt.
 """
 
 from collections.abc import Callable, Iterable
+from itertools import takewhile
 from math import inf
 
 from meshim.chunks import chunks
@@ -66,26 +67,26 @@ class Receipts:
         self._ranges_max = ranges_max
         self._statistics = statistics
         self._streams = {row.stream: _Known(row) for row in rows}
-        self._owing = {stream: NOW for stream, known in self._streams.items() if known.held}
-        """Streams with receipts that are owed, in the order in which that began, and when they are due."""
-        self._taken_at = NOW
-        """What was due then and is still owed waits for room in its stream, not for a time."""
+        self._due = {stream: None for stream, known in self._streams.items() if known.held}
+        """Streams with receipts that are due, in the order in which that began; they may have to wait for room."""
+        self._delayed: dict[Stream, float] = {}
+        """Other streams with receipts that are owed, and when they are due: earlier ones come first."""
         self._changed: dict[Stream, None] = {}
         """Streams whose row of the state file is out of date."""
 
     @property
     def owed(self) -> int:
         """How many streams have receipts that are due, and wait for room."""
-        return sum(due <= self._taken_at for due in self._owing.values())
+        return len(self._due)
 
     @property
     def delayed(self) -> int:
         """How many streams have receipts that are not due yet."""
-        return len(self._owing) - self.owed
+        return len(self._delayed)
 
     def next_deadline(self) -> float | None:
         """When to call `take`, if nothing else happens; None for never."""
-        return min((due for due in self._owing.values() if due > self._taken_at), default=None)
+        return next(iter(self._delayed.values()), None)
 
     def state(self, stream: Stream, seq: int) -> str:
         """Return `read`, `delivered` or "", as far as receipts tell."""
@@ -130,7 +131,7 @@ class Receipts:
         return [StreamProgressed(stream, _STATES[ReceiptKind(receipt.kind)], tuple(new))]
 
     def _told_elsewhere(self, stream: Stream, ranges: Iterable[Range]) -> None:
-        if stream in self._owing:
+        if stream in self._due or stream in self._delayed:
             self._pay(stream, ReceiptKind.DELIVERED, Ranges(ranges, OWED_MAX))
             self._changed[stream] = None
 
@@ -154,7 +155,10 @@ class Receipts:
             self._changed[stream] = None
 
     def owe_delivered(self, stream: Stream, seq: int, due: float = NOW) -> None:
-        """A message has reached this device; the receipt is due then, or earlier with another one of its stream."""
+        """A message has reached this device; the receipt is due then, or earlier with another one of its stream.
+
+        `due` is NOW, or no earlier than in any call before.
+        """
         known = self._known(stream)
         if seq in known.read:
             return
@@ -172,12 +176,17 @@ class Receipts:
         self._changed[stream] = None
 
     def _owe(self, stream: Stream, due: float) -> None:
-        self._owing[stream] = min(due, self._owing.get(stream, due))
+        if due <= NOW:
+            self._delayed.pop(stream, None)
+            self._due[stream] = None
+        elif stream not in self._due:
+            self._delayed.setdefault(stream, due)
 
     def take(self, full: Callable[[Destination], bool], now: float) -> Iterable[tuple[Destination, Receipt]]:
         """Yield the receipts to compose now; those for a stream that is `full` stay owed."""
-        self._taken_at = now
-        for stream in [stream for stream, due in self._owing.items() if due <= now]:
+        for stream in list(takewhile(lambda each: self._delayed[each] <= now, self._delayed)):
+            self._owe(stream, NOW)
+        for stream in list(self._due):
             known, to = self._streams[stream], Destination(DestinationType.USER, stream.user)
             self._pay(stream, ReceiptKind.DELIVERED, known.read)  # `read` says it, or has said it
             for kind, owed in known.owed.items():
@@ -192,7 +201,7 @@ class Receipts:
                 self._changed[stream] = None
             known.held = owes
             if not owes:
-                del self._owing[stream]
+                del self._due[stream]
 
     def _named(self, known: _Known, kind: ReceiptKind, owed: Ranges) -> list[Range]:
         if kind == ReceiptKind.DELIVERED:

@@ -1,7 +1,8 @@
 """A part of the judge: do the devices of one person agree on what is delivered and read?
 
 A receipt may be lost with the file that made it, and what a device knew with its own file.  Everything else has to
-reach every device of the sender of the messages, and what was read every device of the reader.
+reach every device of the sender of the messages, and what was read every device of the reader.  The sending device
+knows from outcomes what is delivered; its siblings have to learn it as well (`judge.py` asks the sending device).
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,7 @@ class Agreement:
         self._receipts: list[tuple[float, File, int, Receipt]] = []
         """Each receipt that an outbox had: when, its file, the user it is for, and its content."""
         self._arrivals: list[tuple[float, File, Key]] = []
+        """Each message that a device of its recipient has: since when, the file, and the message."""
         self._told: dict[tuple[File, Key], tuple[Ranges, Ranges]] = {}
         """By file and stream: the messages that the file has as delivered, and as read."""
 

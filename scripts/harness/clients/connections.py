@@ -8,6 +8,7 @@ import asyncio
 import base64
 import random
 import secrets
+import socket
 import struct
 from contextlib import suppress
 from functools import cache
@@ -25,6 +26,9 @@ Transport = Literal["zeromq", "websocket"]
 SUBPROTOCOL: Final = "meshim.1"
 BUFFER_BYTES: Final = 16 << 20
 """May wait for a connector that does not read."""
+WAITING_MAX: Final = 100
+"""Frames that may wait for the handshake of a WebSocket."""
+_DEAF_BYTES: Final = 4_096
 
 _BINARY: Final = 0x82
 """The first byte of a whole binary message."""
@@ -134,8 +138,11 @@ def _keys() -> tuple[bytes, bytes]:
 class WebSocketConnection(asyncio.Protocol):
     """A client of `ws://`; masks are not those of a cryptographic random number generator."""
 
-    def __init__(self, url: str, receiver: Receiver) -> None:
+    def __init__(self, url: str, receiver: Receiver, *, deaf: bool = False, buffer_bytes: int = BUFFER_BYTES) -> None:
+        """A `deaf` one reads nothing after the handshake; `buffer_bytes` may wait to be sent."""
         self._receiver = receiver
+        self._deaf = deaf
+        self._buffer_bytes = buffer_bytes
         self._closed = self._open = False
         self._transport: asyncio.Transport | None = None
         self._waiting: list[bytes] = []
@@ -154,10 +161,12 @@ class WebSocketConnection(asyncio.Protocol):
 
     def send(self, frame: bytes) -> bool:
         transport = self._transport
+        if self._closed:
+            return False
         if not self._open or transport is None:
             self._waiting.append(frame)
-            return True
-        if transport.get_write_buffer_size() > BUFFER_BYTES:
+            return len(self._waiting) < WAITING_MAX
+        if transport.get_write_buffer_size() > self._buffer_bytes:
             return False
         size, mask = len(frame), random.getrandbits(32).to_bytes(4, "big")
         if size < 126:
@@ -170,21 +179,31 @@ class WebSocketConnection(asyncio.Protocol):
         return True
 
     def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            self._connecting.cancel()
-            if self._transport is not None:
-                self._transport.close()
+        self._end()
+
+    def abort(self) -> None:
+        """End it at once; what was sent may be lost."""
+        self._end()
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _end(self) -> None:
+        self._closed = True
+        self._connecting.cancel()
+        if self._transport is not None:
+            self._transport.close()
 
     def _lost(self, why: str) -> None:
         if not self._closed:
-            self._closed = True
+            self._end()
             self._receiver.lost(why)
 
     # ---------------------------------------------------------------- of the transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        if self._deaf:
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _DEAF_BYTES)
         key = base64.b64encode(secrets.token_bytes(16)).decode()
         self._transport.write(
             f"GET / HTTP/1.1\r\nHost: {self._host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -196,6 +215,7 @@ class WebSocketConnection(asyncio.Protocol):
         self._lost("the connection ended")
 
     def data_received(self, data: bytes) -> None:
+        assert self._transport is not None
         if self._unread:
             data = self._unread + data
         if not self._open:
@@ -207,9 +227,13 @@ class WebSocketConnection(asyncio.Protocol):
                 self._lost(f"the connector answers {head!r}")
                 return
             self._open = True
+            if self._deaf:
+                self._transport.pause_reading()
             waiting, self._waiting = self._waiting, []
             for frame in waiting:
                 self.send(frame)
+        if self._deaf:
+            return
         self._unread = data[self._take(data) :]
         self._receiver.received_all()
 

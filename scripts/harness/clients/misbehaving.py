@@ -7,9 +7,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
-import msgspec
 import zmq
 
 from meshim.stores.ports import Lease
@@ -17,12 +15,14 @@ from meshim.wire import client as wire
 from meshim.wire.client import ConnectorFrame, Delivery, Greet, Submit, Welcome
 from meshim.wire.envelope import WIRE_VERSION
 from meshim.wire.link import Ack, Close, Data, Frame, Ping, Pong, Reset
-from scripts.harness.clients.raw_websocket import RawWebSocket
+from scripts.harness.clients.connections import WebSocketConnection
 from scripts.harness.clients.zmq_context import ZmqContext
 from scripts.harness.mesh.users import MeshUser
 
 WINDOW = 32
 TIMEOUT_S = 20.0
+BUFFER_BYTES = 1 << 20
+"""May wait to be sent by WebSocket; a single frame may be larger."""
 
 
 class MisbehavingClient:
@@ -34,7 +34,7 @@ class MisbehavingClient:
     def __init__(self, zmq_context: ZmqContext, connector: Lease, user: MeshUser | None, *, deaf: bool = False) -> None:
         self.user = user
         self.link = secrets.randbits(53)
-        self.sent_number = self.acknowledged = self.received = 0
+        self.sent_number = self.acknowledged = self.received_number = 0
         self.deliveries = 0
         self.welcomed: asyncio.Future[Welcome] = asyncio.get_running_loop().create_future()
         self.closed_by: Close | Reset | None = None
@@ -42,9 +42,9 @@ class MisbehavingClient:
         self.changed = asyncio.Event()
         """Set after every read."""
         self._deaf = deaf
-        self.websocket: RawWebSocket | None = None
+        self._websocket: WebSocketConnection | None = None
         if not connector.endpoint:
-            self.websocket = RawWebSocket(connector.url, self._take_bytes, self._lost, deaf=deaf)
+            self._websocket = WebSocketConnection(connector.url, self, deaf=deaf, buffer_bytes=BUFFER_BYTES)
             return
         self.socket = socket = zmq_context.socket(zmq.DEALER)
         socket.set(zmq.LINGER, 0)
@@ -62,8 +62,8 @@ class MisbehavingClient:
             asyncio.get_running_loop().add_reader(socket.FD, self._read)
 
     def close(self) -> None:
-        if self.websocket is not None:
-            self.websocket.close()
+        if self._websocket is not None:
+            self._websocket.abort()
         elif not self.socket.closed:
             if not self._deaf:
                 asyncio.get_running_loop().remove_reader(self.socket.FD)
@@ -77,8 +77,8 @@ class MisbehavingClient:
 
     def send_bytes(self, data: bytes) -> bool:
         """Send any bytes; return False when the socket has no room."""
-        if self.websocket is not None:
-            return self.websocket.send(data)
+        if self._websocket is not None:
+            return self._websocket.send(data)
         try:
             self.socket.send(data, zmq.NOBLOCK)
         except zmq.Again:
@@ -102,7 +102,8 @@ class MisbehavingClient:
         if number is None:
             self.sent_number += 1
             number = self.sent_number
-        return self.send(Data(self.link, number, self.received, tuple(Submit(envelope) for envelope in envelopes)))
+        items = tuple(Submit(envelope) for envelope in envelopes)
+        return self.send(Data(self.link, number, self.received_number, items))
 
     async def room(self) -> bool:
         """Wait until the window has room; return False when the connector has ended the link."""
@@ -121,12 +122,14 @@ class MisbehavingClient:
             pass
         self.changed.set()
 
-    def _take_bytes(self, data: bytes) -> None:
-        with suppress(msgspec.DecodeError):  # the Close frame of WebSocket is none of the protocol
-            self._take(wire.decode_from_connector(data))
+    def received(self, frame: bytes) -> None:
+        """Take a frame (of `Receiver`, as the next two)."""
+        self._take(wire.decode_from_connector(frame))
+
+    def received_all(self) -> None:
         self.changed.set()
 
-    def _lost(self) -> None:
+    def lost(self, why: str) -> None:
         """The WebSocket has ended: a DEALER would not notice."""
         self._take(self.closed_by or Reset(self.link))
         self.changed.set()
@@ -137,14 +140,14 @@ class MisbehavingClient:
                 self.welcomed.set_result(frame)
         elif isinstance(frame, Data):
             self.acknowledged = max(self.acknowledged, frame.ack)
-            if frame.number == self.received + 1:
-                self.received = frame.number
+            if frame.number == self.received_number + 1:
+                self.received_number = frame.number
                 for item in frame.items:
                     if isinstance(item, Delivery):
                         self.deliveries += 1
                         if self.on_delivery is not None:
                             self.on_delivery(item)
-            self.send(Ack(self.link, self.received))
+            self.send(Ack(self.link, self.received_number))
         elif isinstance(frame, Ack):
             self.acknowledged = max(self.acknowledged, frame.ack)
         elif isinstance(frame, Ping):

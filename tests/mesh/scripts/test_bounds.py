@@ -4,16 +4,16 @@ Memory is bounded, the background clients are not cut, and their median latency 
 (The p99 of so few messages means nothing; the script itself checks it.)
 """
 
+import msgspec
 import pytest
 
 from scripts.harness.abuse.run import run
 from scripts.harness.abuse.scenarios import Scenario
 from tests.mesh.harness.real_mesh import RealMesh
 
-CHEAP_CONNECTIONS = (
-    "a connection that is cut is made again at once, which is cheap without CURVE: a stranger sends five times as many "
-    "frames as over ZeroMQ"
-)
+NOT_BOUNDED = ("sent", "websocket")
+"""What a stranger may count whose connections are cut: it connects again at once, which is cheap without CURVE, and how
+often is not bounded (docs/guarantees.md).  Memory and the latency of others are, also then."""
 
 
 def short(
@@ -38,10 +38,7 @@ def short(
     ],
     ids=lambda scenario: scenario.name,
 )
-async def test_every_bound_holds(
-    mesh: RealMesh, scenario: Scenario, transport: str, request: pytest.FixtureRequest
-) -> None:
-    if (scenario.name, transport) == ("undecodable_frames", "websocket"):
-        request.applymarker(pytest.mark.xfail(reason=CHEAP_CONNECTIONS))
-    result = await run(mesh.data.root, scenario, transport)
+async def test_every_bound_holds(mesh: RealMesh, scenario: Scenario, transport: str) -> None:
+    at_most = tuple(each for each in scenario.at_most if (each[0], transport) != NOT_BOUNDED)
+    result = await run(mesh.data.root, msgspec.structs.replace(scenario, at_most=at_most), transport)
     assert result["broken"] == [], result

@@ -14,6 +14,7 @@ def test_ranges_are_a_set_of_numbers(added: list[Range]) -> None:
     ranges, numbers = Ranges(), set[int]()
     for first, last in added:
         new = set(range(first, last + 1)) - numbers
+        assert ranges.missing(first, last) == list(ranges_of(sorted(new)))
         numbers |= new
         assert ranges.add(first, last) == list(ranges_of(sorted(new)))
         assert tuple(ranges) == ranges_of(sorted(numbers))
