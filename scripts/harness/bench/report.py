@@ -24,6 +24,8 @@ mpl.use("Agg")
 PAIRS = 50
 RATES = (200, 1_000, 5_000, 20_000)
 """Messages a second of each point of the latency curve."""
+STEADY_RATE = 1_000
+"""Messages a second at which the transports are compared."""
 SECONDS = 8.0
 MESSAGES = 20_000
 CONNECTIONS = 2_000
@@ -53,12 +55,16 @@ def write(out: Path, bench: Bench, repetitions: int, soak_minutes: float, tell: 
 
 def measure(bench: Bench, repetitions: int, soak_minutes: float, tell: Callable[[str], None]) -> Result:
     """Return the medians of all measurements; each is repeated `repetitions` times, in turns with the others."""
+    websocket = Bench(transport="websocket")
     measurements: dict[str, Callable[[], Result]] = {
         "online": lambda: bench.online(PAIRS, WINDOW, SECONDS),
         **{f"latency {rate}": partial(bench.latency, 2 * PAIRS, rate, SECONDS) for rate in RATES},
         "plain": lambda: Bench(curve=False).online(PAIRS, WINDOW, SECONDS),
+        "websocket online": lambda: websocket.online(PAIRS, WINDOW, SECONDS),
+        f"websocket latency {STEADY_RATE}": lambda: websocket.latency(2 * PAIRS, STEADY_RATE, SECONDS),
         "offline": lambda: bench.offline(MESSAGES),
         "idle": lambda: bench.idle(CONNECTIONS),
+        "websocket idle": lambda: websocket.idle(CONNECTIONS),
     }
     seen: dict[str, list[Result]] = {name: [] for name in measurements}
     for repetition in range(1, repetitions + 1):
@@ -114,6 +120,7 @@ def page(results: Result, where: dict[str, str], beside: str) -> str:
         _latency([results[f"latency {rate}"] for rate in RATES]),
         _offline(results["offline"]),
         _connections(results["idle"]),
+        _transports(results),
         _scales(results["scale"]),
         _memory(results["soak"]),
         beside.strip(),
@@ -182,6 +189,35 @@ def _connections(idle: Result) -> str:
     return f"""## Connections
 
 {_table(("", "connects/s", "CPU each (µs)", "KiB each, idle"), [row])}"""
+
+
+def _transports(results: Result) -> str:
+    zeromq, websocket = (
+        [results[f"{prefix}{name}"] for name in ("online", f"latency {STEADY_RATE}", "idle")]
+        for prefix in ("", "websocket ")
+    )
+    rows = [
+        (name, *(f"{figure:,.{digits}f}" for figure, digits in _transport_figures(*figures)))
+        for name, figures in (("ZeroMQ with CURVE", zeromq), ("WebSocket", websocket))
+    ]
+    ratios = [
+        f"{one / other:.2f}"
+        for (one, _), (other, _) in zip(_transport_figures(*websocket), _transport_figures(*zeromq), strict=True)
+    ]
+    head = ("", "messages/s", "µs each", f"99 % at {STEADY_RATE:,}/s (ms)", "connects/s", "µs each", "KiB each, idle")
+    return f"""## WebSocket beside ZeroMQ
+
+The same work with clients of either transport, in turns. WebSocket is without TLS here: that is the work of a proxy.
+
+{_table(head, [*rows, ("ratio", *ratios)])}"""
+
+
+def _transport_figures(online: Result, steady: Result, idle: Result) -> list[tuple[float, int]]:
+    """Return the figures of a row, each with the number of its decimal places."""
+    return [
+        (online["rate"], 0), (online["cpu_us"], 1), (steady["p99_ms"], 2),
+        (idle["rate"], 0), (idle["cpu_us"], 0), (idle["kib"], 1),
+    ]  # fmt: skip
 
 
 def _scales(scale: dict[str, list[Result]]) -> str:

@@ -35,7 +35,7 @@ def test_percentiles_are_observed_values() -> None:
 
 
 def cost(**more: Any) -> dict[str, Any]:
-    return {"rate": 1234.5, "cpu_us": 21.5, "cpu_us_by": {"c1": 20.0, "up": 0.0}, **more}
+    return {"rate": 1234.5, "cpu_us": 21.5, "cpu_us_by": {"c1": 20.0, "up": 0.0}} | more
 
 
 def results() -> dict[str, Any]:
@@ -49,6 +49,8 @@ def results() -> dict[str, Any]:
     )
     return {
         "repetitions": 1, "online": cost(), "plain": cost(), "idle": cost(connections=2000, kib=33.3), **latency,
+        "websocket online": cost(rate=2469.0), f"websocket latency {report.STEADY_RATE}": cost(p99_ms=1.2),
+        "websocket idle": cost(connections=2000, kib=22.2),
         "offline": {"messages": 20_000, "away": 100, "came_again": 0} | dict.fromkeys(report.STEPS, cost()),
         "scale": scale, "soak": soak,
     }  # fmt: skip
@@ -63,6 +65,7 @@ def test_the_page_has_every_figure(tmp_path: Path) -> None:
         "0.50",
         "1.50",
         "| c1 | 2.0 | 2.0 | 1.000 |",
+        "| ratio | 2.00 | 1.00 | 0.80 | 1.00 | 1.00 | 0.67 |",
         "They are slower.",
         "processor",
     ):
