@@ -8,8 +8,10 @@
      │                           ▼                        unacknowledged items of the link go to other transfers (R6)
      └────────RETRY────────── WAITING                     after `reconnect_s`, with a new epoch
 
-A conversation belongs to one open link by rendezvous hashing.  A link is made again for as long as its transfer holds a
-lease.
+A conversation belongs to one open link by rendezvous hashing.  What goes back to the connector that a message came from
+takes a link whose transfer has delivered for that connector, if the one of the conversation has not: connectors find a
+new transfer at different times, and a transfer drops what is for a connector that it does not know yet.  A link is made
+again for as long as its transfer holds a lease.
 """
 
 import enum
@@ -41,6 +43,8 @@ from meshim.wire.sizes import mesh_item_size
 
 ROUTES = 100_000
 """Conversations whose link is cached."""
+ORIGINS = 4_096
+"""Connectors of which it is kept which transfers have delivered for them."""
 _GROUP = int(DestinationType.GROUP)  # as a plain number, because it is compared with every message
 
 
@@ -104,6 +108,8 @@ class TransferLinks:
         self._transfers: dict[int, _Transfer] = {}
         self._open: dict[int, Link[FromConnector, FromTransfer]] = {}
         self._routes: dict[tuple[int, int], tuple[int, Link[FromConnector, FromTransfer]]] = {}
+        self._delivered_for: dict[int, set[int]] = {}
+        """Incarnation of a connector to the open transfers that have delivered messages of it."""
         self._flush_queue: FlushQueue[int] = FlushQueue()
         self._discovered: set[int] = set()
         self._epoch = incarnation
@@ -115,6 +121,8 @@ class TransferLinks:
         stamp = item.stamp
         to = stamp.to
         route = self._route(stamp.user, to.id if to.type != _GROUP else 0)
+        if stamp.origin != self._incarnation:
+            route = self._back(stamp.origin, route)
         if route is None or not route[1].push(item):
             return False
         self._flush_queue.mark(*route)
@@ -122,7 +130,7 @@ class TransferLinks:
 
     def send_outcome(self, outcome: CopyOutcome) -> bool:
         """The same for an outcome, which may be coalesced with others."""
-        route = self._route(outcome.user, outcome.to.id)
+        route = self._back(outcome.origin, self._route(outcome.user, outcome.to.id))
         if route is None or not route[1].push(outcome, deferrable=True):
             return False
         self._flush_queue.mark(*route)
@@ -139,6 +147,18 @@ class TransferLinks:
                 self._routes.clear()
             route = self._routes[one, other] = (transfer, self._open[transfer])
         return route
+
+    def _back(
+        self, origin: int, route: "tuple[int, Link[FromConnector, FromTransfer]] | None"
+    ) -> "tuple[int, Link[FromConnector, FromTransfer]] | None":
+        """The link of the conversation, or else one whose transfer has a link to the connector `origin`."""
+        if route is None or len(self._open) == 1:
+            return route
+        transfers = self._delivered_for.get(origin)
+        if not transfers or route[0] in transfers:
+            return route
+        transfer = next(iter(transfers))
+        return transfer, self._open[transfer]
 
     @property
     def flush_at(self) -> float:
@@ -202,6 +222,8 @@ class TransferLinks:
         if self._open.pop(transfer, None) is None or link is None:
             return
         self._routes.clear()
+        for transfers in self._delivered_for.values():
+            transfers.discard(transfer)
         for item in link.window.abandon():
             self._reroute(item)
 
@@ -244,7 +266,21 @@ class TransferLinks:
                 break
         if transfer in self._open:
             self._flush_queue.mark(transfer, self._open[transfer])
+            if len(self._open) > 1:
+                self._note_origins(transfer, items)
         return items
+
+    def _note_origins(self, transfer: int, items: Iterable[FromTransfer]) -> None:
+        known = self._delivered_for
+        for item in items:
+            if isinstance(item, CopyOutcome):
+                continue
+            origin = item.stamp.origin
+            if (transfers := known.get(origin)) is None:
+                if len(known) >= ORIGINS:
+                    known.clear()
+                transfers = known[origin] = set()
+            transfers.add(transfer)
 
     def _opened(self, transfer: int, entry: _Transfer, frame: HelloOk) -> None:
         assert entry.link is not None

@@ -20,6 +20,46 @@ def idle(connector: Connector) -> bool:
     return connector.core.idle
 
 
+def test_what_goes_back_takes_a_transfer_that_knows_the_origin() -> None:
+    """The other connector has found one of two transfers so far; whatever the conversation, it gets its outcomes."""
+    for knowing in (901, 902):
+        connector = Connector()
+        transfers = {incarnation: connector.transfer(incarnation) for incarnation in (901, 902)}
+        bob = connector.online(B1)
+        transfers[knowing].give(live_copy(seq=1))
+        bob.acknowledge()
+        transfers[knowing].give(live_copy(12, seq=21))
+        assert {type(item) for item in transfers.pop(knowing).take()} == {CopyOutcome, Return}
+        assert not transfers.popitem()[1].take()
+
+
+def test_once_both_transfers_know_the_origin_the_one_of_the_conversation_is_taken() -> None:
+    connector = Connector()
+    one, other = connector.transfer(901), connector.transfer(902)
+    bob = connector.online(B1)
+    for seq, transfer in enumerate((one, other, one, other), 1):
+        transfer.give(live_copy(seq=seq))
+        if seq == 2:
+            bob.acknowledge()
+            one.take(), other.take()
+    bob.acknowledge()
+    taken = [
+        sum(item.last - item.first + 1 for item in each.take() if isinstance(item, CopyOutcome))
+        for each in (one, other)
+    ]
+    assert sorted(taken) == [0, 2]
+
+
+def test_a_transfer_that_is_gone_is_no_way_back() -> None:
+    connector = Connector()
+    gone, stays, third = (connector.transfer(incarnation) for incarnation in (901, 902, 903))
+    bob = connector.online(B1)
+    gone.give(live_copy(seq=1))
+    gone.send(Close(gone.link, Code.SHUTTING_DOWN))
+    bob.acknowledge()
+    assert len([*stays.take(), *third.take()]) == 1
+
+
 def test_a_link_is_greeted_with_an_epoch_of_its_own() -> None:
     connector = Connector()
     assert not connector.core.ready
