@@ -60,6 +60,18 @@ def test_every_promise_is_kept(seed: int, transport: str) -> None:
     assert (outcome.counters["websocket_pieces"] > 0) is (transport != "zeromq")
 
 
+@pytest.mark.parametrize("seed", [3, 8])
+def test_a_transfer_that_has_just_started_drops_no_outcome(seed: int) -> None:
+    """Connectors find it at different times.  A resend would heal it, so the promises do not show it."""
+    restarts = FaultModel(
+        kinds=("kill-transfer",), kinds_share=1.0, count=(6, 6), first_s=0.1, last_s=10.0, breaks=0, silence=0, full=0
+    )
+    outcome = run(seed, restarts)
+    assert outcome.violations == []
+    assert outcome.faults["kill-transfer"] > 2
+    assert outcome.counters["transfer_outcomes_lost"] == 0
+
+
 @pytest.mark.parametrize("name", BREAKS)
 def test_a_broken_mesh_is_noticed(name: str) -> None:
     with broken(name):
