@@ -2,7 +2,8 @@
 
 A receipt may be lost with the file that made it, and what a device knew with its own file.  Everything else has to
 reach every device of the sender of the messages, and what was read every device of the reader.  The sending device
-knows from outcomes what is delivered; its siblings have to learn it as well (`judge.py` asks the sending device).
+knows from outcomes what is delivered; its siblings have to learn it as well (`judge.py` asks the sending device).  What
+a receipt said before a device had its file need not be said to it again.
 """
 
 from collections.abc import Iterator, Mapping
@@ -61,13 +62,26 @@ class Agreement:
                 known_to = self._files[device]
                 if self._files[file.device] is file and known_to.owned_since <= made_at:
                     left |= dict.fromkeys(self._unknown(known_to, user, receipt))
+        said = self._first_said()
         for arrived_at, file, key in self._arrivals:
             if self._files[file.device] is file:
-                left |= dict.fromkeys(self._not_delivered(key, arrived_at))
+                left |= dict.fromkeys(self._not_delivered(key, min(arrived_at, said.get(key, arrived_at))))
         return list(left)
 
+    def _first_said(self) -> "dict[Key, float]":
+        """When the first receipt about each message was made, by a file that is not lost; others then make none."""
+        said: dict[Key, float] = {}
+        for made_at, file, user, receipt in self._receipts:  # in the order of time
+            if self._files[file.device] is not file:
+                continue
+            to = receipt.to
+            stream = (user, receipt.device, receipt.epoch, to.type, to.id, to.device)
+            for key in self._messages(stream, Ranges(receipt.ranges)):
+                said.setdefault(key, made_at)
+        return said
+
     def _not_delivered(self, key: "Key", arrived_at: float) -> Iterator[str]:
-        """The sender's other devices that do not have this message as delivered."""
+        """The sender's other devices that do not have this message as delivered, and have their file since before."""
         user, sending, stream = key[0], key[1], key[:-1]
         for device in self._judge.database.devices_of(user):
             file = self._files[device.device_id]
