@@ -17,8 +17,9 @@ An endpoint that needs a new query also adds a method to `Accounts` in `stores/p
 `stores/sql/accounts.py` and `stores/memory/accounts.py`, and a test of both in tests/contract/.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 from litestar import Request, Response, Router, delete, get, post
 from litestar.datastructures import State
 from litestar.di import NamedDependency, Provide
@@ -39,6 +40,9 @@ from meshim.wire.bounds import Id as UserId
 BODY_BYTES_MAX = 16 * 1024
 IMPORT_BYTES_MAX = 1024 * 1024
 """Room for 500 users with the longest names and passwords, JSON escapes included."""
+
+PRESENCE_IDS_MAX = 100
+PresenceIds = Annotated[list[UserId], msgspec.Meta(max_length=PRESENCE_IDS_MAX)]
 
 Incoming = Request[Any, Any, State]
 SessionsParameter = NamedDependency[Sessions]
@@ -164,9 +168,33 @@ async def remove(name: FromPath[str], friends: FriendsParameter, me: Me) -> None
     await friends.apply(me.user, name, FriendAction.REMOVE)
 
 
-@get("/presence", security=_TOKEN, responses=_refusals(401), summary="Which of my friends are connected")
-async def presence(friends: FriendsParameter, me: Me) -> rest.PresenceAnswer:
-    return rest.PresenceAnswer(await friends.presence(me.user))
+@post(
+    "/relations/{name:str}/block",
+    status_code=200,
+    security=_TOKEN,
+    responses=_refusals(400, 401, 404, 409),
+    summary="Block a user, who does not learn of it",
+)
+async def block(name: FromPath[str], friends: FriendsParameter, me: Me) -> rest.Relation:
+    return await friends.apply(me.user, name, FriendAction.BLOCK)
+
+
+@post(
+    "/relations/{name:str}/unblock",
+    status_code=200,
+    security=_TOKEN,
+    responses=_refusals(400, 401, 404, 409),
+    summary="End a block",
+)
+async def unblock(name: FromPath[str], friends: FriendsParameter, me: Me) -> rest.Relation:
+    return await friends.apply(me.user, name, FriendAction.UNBLOCK)
+
+
+@get("/presence", security=_TOKEN, responses=_refusals(400, 401), summary="Which of my friends are connected")
+async def presence(
+    friends: FriendsParameter, me: Me, user_id: FromQuery[PresenceIds | None] = None
+) -> rest.PresenceAnswer:
+    return rest.PresenceAnswer(await friends.presence(me.user, user_id))
 
 
 # ---------------------------------------------------------------- probes
@@ -193,7 +221,17 @@ async def readyz(backends: BackendsParameter) -> Response[rest.Readiness]:
 
 ACCOUNTS: list[HTTPRouteHandler] = [register, import_users, user]
 SESSIONS: list[HTTPRouteHandler] = [login, logout, connectors]
-FRIENDS: list[HTTPRouteHandler] = [relations, relation, request_friendship, accept, refuse, remove, presence]
+FRIENDS: list[HTTPRouteHandler] = [
+    relations,
+    relation,
+    request_friendship,
+    accept,
+    refuse,
+    remove,
+    block,
+    unblock,
+    presence,
+]
 
 
 def dependencies(sessions: Sessions, friends: Friends, backends: Backends) -> dict[str, Provide]:

@@ -739,6 +739,8 @@ async def test_openapi_lists_every_endpoint(world: World) -> None:
         "DELETE /v1/relations/{name}",
         "POST /v1/relations/{name}/accept",
         "POST /v1/relations/{name}/refuse",
+        "POST /v1/relations/{name}/block",
+        "POST /v1/relations/{name}/unblock",
         "GET /v1/presence",
         "GET /healthz",
         "GET /readyz",
