@@ -24,8 +24,11 @@ from meshim.stores.sql import migrate
 from meshim.stores.sql.accounts import SqlAccounts
 from meshim.stores.sql.database import Database
 from meshim.topology import Limits, Topology
+from meshim.wire import rest
 from meshim.wire.notification import Notification
 from tests.contract.redis.backends import Backend, open_backend
+
+PASSWORD = "correct horse"
 
 
 class Switch:
@@ -157,3 +160,21 @@ async def world_of(
             set_clock(time.time())
         stack.callback(world.passwords.close)
         yield world
+
+
+# ---------------------------------------------------------------- users
+
+
+async def new_user(world: World, name: str) -> Api:
+    """Register a user, and log in for REST alone."""
+    api = world.api()
+    await api.register(name, PASSWORD)
+    await api.login(name, PASSWORD)
+    return api
+
+
+async def befriend(world: World, alice: Api, bob: Api) -> rest.Relation:
+    await alice.request("bob")
+    relation = await bob.accept("alice")
+    world.recorded.notifications.clear()
+    return relation
