@@ -1,0 +1,191 @@
+"""Who may call which endpoint: each one of the OpenAPI document, by token and by relation to the user that it names."""
+
+import json
+import secrets
+import time
+from typing import NamedTuple
+
+import httpx
+import pytest
+
+from meshim.rest.core import PROBLEMS
+from meshim.runtime import crypto
+from meshim.stores.ports import RelationKey, User
+from tests.contract.rest.world import PASSWORD, World
+
+Answer = int | str
+"""A status, or the code of a problem."""
+
+TOKENS = ("no token", "unknown", "revoked", "expired", "REST only", "device")
+
+
+class Endpoint(NamedTuple):
+    """`by_token` has an answer for each of `TOKENS`; `body` is JSON."""
+
+    by_token: tuple[Answer, ...]
+    body: object = None
+
+
+def _with_token(answer: Answer, body: object = None) -> Endpoint:
+    return Endpoint(("bad_token",) * 4 + (answer,) * 2, body)
+
+
+def _open(answer: Answer, body: object = None) -> Endpoint:
+    return Endpoint((answer,) * 6, body)
+
+
+ENDPOINTS = {
+    "POST /v1/users": _open(201, {"name": "dora", "password": PASSWORD}),
+    "POST /v1/import": _open(200, {"users": []}),
+    "POST /v1/login": _open("bad_credentials", {"name": "peer", "password": PASSWORD}),
+    "POST /v1/logout": Endpoint(("bad_token", 204, 204, 204, 204, 204)),
+    "GET /v1/connectors": _with_token(200),
+    "GET /v1/users/{name}": _with_token(200),
+    "GET /v1/relations": _with_token(200),
+    "GET /v1/relations/{name}": _with_token("no_such_relation"),
+    "POST /v1/relations/{name}": _with_token(200),
+    "POST /v1/relations/{name}/accept": _with_token("not_asked"),
+    "POST /v1/relations/{name}/refuse": _with_token("not_asked"),
+    "POST /v1/relations/{name}/block": _with_token(200),
+    "POST /v1/relations/{name}/unblock": _with_token("not_blocked"),
+    "DELETE /v1/relations/{name}": _with_token("no_such_relation"),
+    "GET /v1/presence": _with_token(200),
+    "GET /healthz": _open(200),
+    "GET /readyz": _open(200),
+}
+"""Those that name a user name a stranger here."""
+
+RELATIONS = ("stranger", "blocked", "requested", "asked", "friends", "removed", "blocks", "oneself")
+"""What the caller is to the user: `requested` has asked, `asked` was asked, `blocked` was blocked, `blocks` has."""
+
+BY_RELATION: dict[str, tuple[Answer, ...]] = {
+    "GET /v1/users/{name}": (200,) * 8,
+    "GET /v1/relations/{name}": ("no_such_relation",) * 2 + (200,) * 5 + ("no_such_relation",),
+    "POST /v1/relations/{name}": (200,) * 6 + ("blocked", "yourself"),
+    "POST /v1/relations/{name}/accept": ("not_asked",) * 3 + (200, 200, "not_asked", "blocked", "yourself"),
+    "POST /v1/relations/{name}/refuse": ("not_asked",) * 3 + (204, "not_asked", "not_asked", "blocked", "yourself"),
+    "POST /v1/relations/{name}/block": (200,) * 7 + ("yourself",),
+    "POST /v1/relations/{name}/unblock": ("not_blocked",) * 6 + (200, "yourself"),
+    "DELETE /v1/relations/{name}": ("no_such_relation",) * 2 + (204,) * 3 + ("no_such_relation", "blocked", "yourself"),
+}
+"""An answer for each of `RELATIONS`, to a caller with a token."""
+
+
+class Caller:
+    """A user and the user that its requests name."""
+
+    def __init__(self, world: World, me: User, peer: User) -> None:
+        self.world = world
+        self.me = me
+        self.peer = peer
+
+    async def token(self, kind: str) -> str:
+        """Return an `Authorization` header, or an empty string."""
+        if kind == "no token":
+            return ""
+        token = secrets.token_bytes(32)
+        now = time.time()
+        expires_at = now - 60 if kind == "expired" else now + 3600
+        device = "phone" if kind == "device" else None
+        if kind != "unknown":
+            hash_ = crypto.hash_token(token)
+            await self.world.accounts.log_in(self.me.user_id, device, 1, hash_, expires_at, now - 3600, 3)
+            if kind == "revoked":
+                await self.world.accounts.log_out(hash_)
+        return f"Bearer {crypto.format_token(token)}"
+
+    async def bring_about(self, relation: str) -> None:
+        """Give the two this relation."""
+        accounts, me, peer, now = self.world.accounts, self.me.user_id, self.peer.user_id, time.time()
+        if relation == "blocked":
+            await accounts.block(peer, me, now, 3)
+        if relation == "blocks":
+            await accounts.block(me, peer, now, 3)
+        if relation in {"requested", "friends", "removed"}:
+            await accounts.request(me, peer, now, 3)
+        if relation == "asked":
+            await accounts.request(peer, me, now, 3)
+        if relation in {"friends", "removed"}:
+            wrapped = self.world.master.wrap(bytes(32), crypto.relation_context(me, peer, 1))
+            await accounts.accept(peer, me, RelationKey(1, wrapped), now)
+        if relation == "removed":
+            await accounts.remove(peer, me, now)
+
+    async def call(self, endpoint: str, header: str, name: str, body: object = None) -> httpx.Response:
+        method, path = endpoint.split()
+        headers = {"authorization": header} if header else {}
+        content = None if body is None else json.dumps(body).encode()
+        if content is not None:
+            headers["content-type"] = "application/json"
+        async with self.world.raw() as http:
+            return await http.request(method, path.format(name=name), headers=headers, content=content)
+
+
+@pytest.fixture
+async def caller(world: World) -> Caller:
+    # No password fits the hash "x", so every login is refused; `test_rest.py` has those with the right password.
+    me, peer = [await world.accounts.register(name, "x") for name in ("me", "peer")]
+    return Caller(world, me, peer)
+
+
+def _answer(response: httpx.Response) -> Answer:
+    """The status of a success; of a problem the code, whose status must be the right one."""
+    if response.is_success:
+        return response.status_code
+    code = str(response.json()["code"])
+    assert PROBLEMS[code].status == response.status_code
+    return code
+
+
+async def test_every_endpoint_has_a_row(world: World) -> None:
+    async with world.raw() as http:
+        paths = (await http.get("/schema/openapi.json")).json()["paths"]
+    served = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
+    assert served == ENDPOINTS.keys()
+    assert BY_RELATION.keys() == {endpoint for endpoint in served if "{name}" in endpoint}
+    needs_token = {
+        f"{m.upper()} {path}" for path, methods in paths.items() for m in methods if "security" in methods[m]
+    }
+    assert needs_token == {endpoint for endpoint, row in ENDPOINTS.items() if row.by_token[0] == "bad_token"}
+
+
+def test_a_blocked_user_is_answered_as_a_stranger() -> None:
+    stranger, blocked = RELATIONS.index("stranger"), RELATIONS.index("blocked")
+    for endpoint, answers in BY_RELATION.items():
+        assert answers[stranger] == answers[blocked] == ENDPOINTS[endpoint].by_token[-1], endpoint
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+async def test_answers_by_token(caller: Caller, endpoint: str) -> None:
+    row = ENDPOINTS[endpoint]
+    for number, (kind, expected) in enumerate(zip(TOKENS, row.by_token, strict=True)):
+        body = row.body
+        if endpoint == "POST /v1/users":
+            body = {"name": f"dora{number}", "password": PASSWORD}
+        response = await caller.call(endpoint, await caller.token(kind), caller.peer.name, body)
+        assert _answer(response) == expected, kind
+        if expected == "bad_token":
+            assert response.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+@pytest.mark.parametrize("endpoint", BY_RELATION)
+async def test_answers_by_relation(caller: Caller, endpoint: str, relation: str) -> None:
+    await caller.bring_about(relation)
+    name = caller.me.name if relation == "oneself" else caller.peer.name
+    response = await caller.call(endpoint, await caller.token("REST only"), name)
+    assert _answer(response) == BY_RELATION[endpoint][RELATIONS.index(relation)]
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+async def test_by_id_a_user_finds_the_own_relations_and_the_presence_of_friends(caller: Caller, relation: str) -> None:
+    await caller.bring_about(relation)
+    token = await caller.token("REST only")
+    user = caller.me if relation == "oneself" else caller.peer
+    relations = await caller.call(f"GET /v1/relations?user_id={user.user_id}", token, "")
+    presence = await caller.call(f"GET /v1/presence?user_id={user.user_id}", token, "")
+    assert (relations.status_code, presence.status_code) == (200, 200)
+    found = [each["state"] for each in relations.json()["relations"]]
+    unseen = {"stranger", "blocked", "oneself"}
+    assert found == ([] if relation in unseen else ["blocked" if relation == "blocks" else relation])
+    assert len(presence.json()["friends"]) == (1 if relation == "friends" else 0)
