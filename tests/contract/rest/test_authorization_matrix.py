@@ -1,12 +1,13 @@
 """Who may call which endpoint: each one of the OpenAPI document, by token and by relation to the user that it names."""
 
+import itertools
 import json
 import secrets
 import time
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import httpx
-import pytest
 
 from meshim.rest.core import PROBLEMS
 from meshim.runtime import crypto
@@ -15,6 +16,8 @@ from tests.contract.rest.world import PASSWORD, World
 
 Answer = int | str
 """A status, or the code of a problem."""
+
+_numbers = itertools.count()
 
 TOKENS = ("no token", "unknown", "revoked", "expired", "REST only", "device")
 
@@ -121,11 +124,14 @@ class Caller:
             return await http.request(method, path.format(name=name), headers=headers, content=content)
 
 
-@pytest.fixture
-async def caller(world: World) -> Caller:
-    # No password fits the hash "x", so every login is refused; `test_rest.py` has those with the right password.
-    me, peer = [await world.accounts.register(name, "x") for name in ("me", "peer")]
+async def new_caller(world: World) -> Caller:
+    """Return two new users.  No password fits the hash "x": `test_rest.py` has the logins that succeed."""
+    me, peer = [await world.accounts.register(f"{name}{next(_numbers)}", "x") for name in ("me", "peer")]
     return Caller(world, me, peer)
+
+
+def _cells(rows: Mapping[str, Sequence[Answer]], columns: Sequence[str]) -> dict[tuple[str, str], Answer]:
+    return {(row, column): cell for row, cells in rows.items() for column, cell in zip(columns, cells, strict=True)}
 
 
 def _answer(response: httpx.Response) -> Answer:
@@ -155,37 +161,40 @@ def test_a_blocked_user_is_answered_as_a_stranger() -> None:
         assert answers[stranger] == answers[blocked] == ENDPOINTS[endpoint].by_token[-1], endpoint
 
 
-@pytest.mark.parametrize("endpoint", ENDPOINTS)
-async def test_answers_by_token(caller: Caller, endpoint: str) -> None:
-    row = ENDPOINTS[endpoint]
-    for number, (kind, expected) in enumerate(zip(TOKENS, row.by_token, strict=True)):
-        body = row.body
-        if endpoint == "POST /v1/users":
-            body = {"name": f"dora{number}", "password": PASSWORD}
-        response = await caller.call(endpoint, await caller.token(kind), caller.peer.name, body)
-        assert _answer(response) == expected, kind
-        if expected == "bad_token":
-            assert response.headers["www-authenticate"] == "Bearer"
+async def test_answers_by_token(world: World) -> None:
+    found = {}
+    for endpoint, row in ENDPOINTS.items():
+        for kind in TOKENS:
+            caller = await new_caller(world)
+            body = {"name": f"new{next(_numbers)}", "password": PASSWORD} if endpoint == "POST /v1/users" else row.body
+            response = await caller.call(endpoint, await caller.token(kind), caller.peer.name, body)
+            found[endpoint, kind] = _answer(response)
+            assert ("www-authenticate" in response.headers) == (response.status_code == 401)
+    rows = {endpoint: row.by_token for endpoint, row in ENDPOINTS.items()}
+    assert found == _cells(rows, TOKENS)
 
 
-@pytest.mark.parametrize("relation", RELATIONS)
-@pytest.mark.parametrize("endpoint", BY_RELATION)
-async def test_answers_by_relation(caller: Caller, endpoint: str, relation: str) -> None:
-    await caller.bring_about(relation)
-    name = caller.me.name if relation == "oneself" else caller.peer.name
-    response = await caller.call(endpoint, await caller.token("REST only"), name)
-    assert _answer(response) == BY_RELATION[endpoint][RELATIONS.index(relation)]
+async def test_answers_by_relation(world: World) -> None:
+    found = {}
+    for endpoint in BY_RELATION:
+        for relation in RELATIONS:
+            caller = await new_caller(world)
+            await caller.bring_about(relation)
+            name = caller.me.name if relation == "oneself" else caller.peer.name
+            found[endpoint, relation] = _answer(await caller.call(endpoint, await caller.token("REST only"), name))
+    assert found == _cells(BY_RELATION, RELATIONS)
 
 
-@pytest.mark.parametrize("relation", RELATIONS)
-async def test_by_id_a_user_finds_the_own_relations_and_the_presence_of_friends(caller: Caller, relation: str) -> None:
-    await caller.bring_about(relation)
-    token = await caller.token("REST only")
-    user = caller.me if relation == "oneself" else caller.peer
-    relations = await caller.call(f"GET /v1/relations?user_id={user.user_id}", token, "")
-    presence = await caller.call(f"GET /v1/presence?user_id={user.user_id}", token, "")
-    assert (relations.status_code, presence.status_code) == (200, 200)
-    found = [each["state"] for each in relations.json()["relations"]]
-    unseen = {"stranger", "blocked", "oneself"}
-    assert found == ([] if relation in unseen else ["blocked" if relation == "blocks" else relation])
-    assert len(presence.json()["friends"]) == (1 if relation == "friends" else 0)
+async def test_by_id_a_user_finds_the_own_relations_and_the_presence_of_friends(world: World) -> None:
+    for relation in RELATIONS:
+        caller = await new_caller(world)
+        await caller.bring_about(relation)
+        token = await caller.token("REST only")
+        user = caller.me if relation == "oneself" else caller.peer
+        relations = await caller.call(f"GET /v1/relations?user_id={user.user_id}", token, "")
+        presence = await caller.call(f"GET /v1/presence?user_id={user.user_id}", token, "")
+        assert (relations.status_code, presence.status_code) == (200, 200)
+        found = [each["state"] for each in relations.json()["relations"]]
+        unseen = {"stranger", "blocked", "oneself"}
+        assert found == ([] if relation in unseen else ["blocked" if relation == "blocks" else relation])
+        assert len(presence.json()["friends"]) == (1 if relation == "friends" else 0)
