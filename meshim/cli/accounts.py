@@ -195,7 +195,7 @@ def unblock(options: ApiOptions, me: str, peer: str, password_stdin: bool) -> No
     async def act(api: "Api") -> str:
         relation = await api.unblock(peer)
         name = relation.peer.name
-        asked = f" {_answer(me, name)}." if relation.state == "asked" else ""
+        asked = f"\n{_answer(me, name)}" if relation.state == "asked" else ""
         return f"{name} is not blocked any more.{asked}"
 
     _run_logged_in(options, me, password_stdin, act)

@@ -29,6 +29,8 @@ from meshim.wire import rest
 PASSWORD_CHARACTERS_MAX = 256
 IMPORT_USERS_MAX = 500
 """In one request: they take some seconds of hashing on two cores."""
+PRESENCE_IDS_MAX = 100
+"""In one request: a URL of these is shorter than 4 KiB."""
 
 
 # ---------------------------------------------------------------- refusals

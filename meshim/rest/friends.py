@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from meshim.errors import SealBroken, StoreConflict
 from meshim.rest.backends import Backends, Clock
 from meshim.rest.change_notifier import ChangeNotifier
-from meshim.rest.core import FriendAction, RateLimit, Transition, checked_name, online_friends, refusal, transition
+from meshim.rest.core import (
+    PRESENCE_IDS_MAX,
+    FriendAction,
+    RateLimit,
+    Transition,
+    checked_name,
+    online_friends,
+    refusal,
+    transition,
+)
 from meshim.runtime.crypto import MasterKey, new_content_key, relation_context
 from meshim.runtime.log import Log
 from meshim.stores.ports import Relation, RelationKey, User
@@ -133,8 +142,10 @@ class Friends:
         """Return which friends are connected, with `among` only of these ids.
 
         A binding counts while the lease of its connector lives.  Costs a token for each id, without `among` for each
-        friend; raises ApiError while the user has none left.
+        friend; raises ApiError while the user has none left, and when `among` is too long.
         """
+        if among is not None and len(among) > PRESENCE_IDS_MAX:
+            raise refusal("malformed", f"Ask for {PRESENCE_IDS_MAX} users at most in one request.")
         now = self._clock()
         wait_s = self._presence_rate.wait_s(me, now)
         if wait_s > 0:

@@ -17,9 +17,8 @@ An endpoint that needs a new query also adds a method to `Accounts` in `stores/p
 `stores/sql/accounts.py` and `stores/memory/accounts.py`, and a test of both in tests/contract/.
 """
 
-from typing import Annotated, Any
+from typing import Any
 
-import msgspec
 from litestar import Request, Response, Router, delete, get, post
 from litestar.datastructures import State
 from litestar.di import NamedDependency, Provide
@@ -40,9 +39,6 @@ from meshim.wire.bounds import Id as UserId
 BODY_BYTES_MAX = 16 * 1024
 IMPORT_BYTES_MAX = 1024 * 1024
 """Room for 500 users with the longest names and passwords, JSON escapes included."""
-
-PRESENCE_IDS_MAX = 100
-PresenceIds = Annotated[list[UserId], msgspec.Meta(max_length=PRESENCE_IDS_MAX)]
 
 Incoming = Request[Any, Any, State]
 SessionsParameter = NamedDependency[Sessions]
@@ -192,7 +188,7 @@ async def unblock(name: FromPath[str], friends: FriendsParameter, me: Me) -> res
 
 @get("/presence", security=_TOKEN, responses=_refusals(400, 401), summary="Which of my friends are connected")
 async def presence(
-    friends: FriendsParameter, me: Me, user_id: FromQuery[PresenceIds | None] = None
+    friends: FriendsParameter, me: Me, user_id: FromQuery[list[UserId] | None] = None
 ) -> rest.PresenceAnswer:
     return rest.PresenceAnswer(await friends.presence(me.user, user_id))
 
