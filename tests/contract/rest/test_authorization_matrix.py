@@ -11,7 +11,7 @@ import httpx
 
 from meshim.rest.core import PROBLEMS
 from meshim.runtime import crypto
-from meshim.stores.ports import RelationKey, User
+from meshim.stores.ports import Login, RelationKey, User
 from tests.contract.rest.world import PASSWORD, World
 
 Answer = int | str
@@ -19,7 +19,7 @@ Answer = int | str
 
 _numbers = itertools.count()
 
-TOKENS = ("no token", "unknown", "revoked", "expired", "REST only", "device")
+TOKENS = ("no token", "unknown", "revoked", "expired", "expired, and in the cache", "REST only", "device")
 
 
 class Endpoint(NamedTuple):
@@ -30,18 +30,18 @@ class Endpoint(NamedTuple):
 
 
 def _with_token(answer: Answer, body: object = None) -> Endpoint:
-    return Endpoint(("bad_token",) * 4 + (answer,) * 2, body)
+    return Endpoint(("bad_token",) * 5 + (answer,) * 2, body)
 
 
 def _open(answer: Answer, body: object = None) -> Endpoint:
-    return Endpoint((answer,) * 6, body)
+    return Endpoint((answer,) * 7, body)
 
 
 ENDPOINTS = {
     "POST /v1/users": _open(201, {"name": "dora", "password": PASSWORD}),
     "POST /v1/import": _open(200, {"users": []}),
     "POST /v1/login": _open("bad_credentials", {"name": "peer", "password": PASSWORD}),
-    "POST /v1/logout": Endpoint(("bad_token", 204, 204, 204, 204, 204)),
+    "POST /v1/logout": Endpoint(("bad_token",) + (204,) * 6),
     "GET /v1/connectors": _with_token(200),
     "GET /v1/users/{name}": _with_token(200),
     "GET /v1/relations": _with_token(200),
@@ -81,6 +81,7 @@ class Caller:
         self.world = world
         self.me = me
         self.peer = peer
+        self.app = world.app
 
     async def token(self, kind: str) -> str:
         """Return an `Authorization` header, or an empty string."""
@@ -89,10 +90,13 @@ class Caller:
         token = secrets.token_bytes(32)
         now = time.time()
         expires_at = now - 60 if kind == "expired" else now + 3600
-        device = "phone" if kind == "device" else None
+        device = "phone" if kind in {"device", "expired, and in the cache"} else None
         if kind != "unknown":
             hash_ = crypto.hash_token(token)
-            await self.world.accounts.log_in(self.me.user_id, device, 1, hash_, expires_at, now - 3600, 3)
+            found, _ = await self.world.accounts.log_in(self.me.user_id, device, 1, hash_, expires_at, now - 3600, 3)
+            if kind == "expired, and in the cache":
+                await self.world.cache.put_login(hash_, Login(self.me.user_id, found.device_id, 1, expires_at))
+                self.app = self.world.build(clock=lambda: time.time() + 7200)  # the cache's clock is behind
             if kind == "revoked":
                 await self.world.accounts.log_out(hash_)
         return f"Bearer {crypto.format_token(token)}"
@@ -120,7 +124,8 @@ class Caller:
         content = None if body is None else json.dumps(body).encode()
         if content is not None:
             headers["content-type"] = "application/json"
-        async with self.world.raw() as http:
+        transport = self.world.transport(app=self.app)
+        async with httpx.AsyncClient(base_url="http://localhost", transport=transport) as http:
             return await http.request(method, path.format(name=name), headers=headers, content=content)
 
 

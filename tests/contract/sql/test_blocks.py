@@ -140,6 +140,21 @@ async def test_of_two_blocks_of_strangers_each_ends_by_itself(ports: Ports) -> N
     assert await _request(ports, alice, bob) == "requested"
 
 
+async def test_of_a_pair_without_relation_and_block_nothing_is_kept(backend: Backend) -> None:
+    ports = backend.process()
+    alice, bob = await person(ports), await person(ports)
+    await _block(ports, alice, bob)
+    assert await backend.pairs() == 1
+    await _unblock(ports, alice, bob)
+    assert await backend.pairs() == 0
+    await _request(ports, bob, alice)
+    await _block(ports, alice, bob)
+    await _remove(ports, bob, alice)
+    assert await backend.pairs() == 1
+    await _unblock(ports, alice, bob)
+    assert await backend.pairs() == 0
+
+
 async def test_keys_go_on_after_a_block(ports: Ports) -> None:
     alice, bob = await person(ports), await person(ports)
     await _befriend(ports, alice, bob)
@@ -205,6 +220,17 @@ async def test_block_and_acceptance_at_once_leave_no_friends(backend: Backend) -
         )
         assert await _sees(ports, alice, bob) == "blocked"
         assert await _sees(ports, bob, alice) in {None, "removed"}
+
+
+async def test_blocks_are_limited_for_calls_at_once(backend: Backend) -> None:
+    ports = backend.process()
+    alice, *others = [await person(ports) for _ in range(7)]
+    blocks = (
+        _block(process, alice, other, 2) for process, other in zip(await processes(backend, 6), others, strict=True)
+    )
+    answers = await asyncio.gather(*blocks, return_exceptions=True)
+    assert answers.count(None) == 2
+    assert [each.state for each in await ports.accounts.relations(alice.user_id)] == ["blocked"] * 2
 
 
 async def test_two_blocks_of_each_other_at_once_both_hold(backend: Backend) -> None:

@@ -276,7 +276,7 @@ def test_a_bucket_holds_the_tokens_of_one_second() -> None:
     limit.charge(1, 10, now=500.0)
     assert limit.wait_s(1, 500.0) > 0
     limit.charge(1, 1, now=400.0)
-    assert limit.wait_s(1, 500.2) == 0.0, "a clock that was set back takes no tokens"
+    assert limit.wait_s(1, 400.2) == 0.0, "a clock that was set back takes no tokens"
 
 
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 30), st.floats(0, 3)), max_size=50))
