@@ -11,7 +11,8 @@ To add an endpoint:
 4. `docs/rest.md`: a row in the table of endpoints, and one for each new code; `tests/unit/docs/test_rest_document.py`
    compares.
 5. `client/rest.py`: a method of `Api`.
-6. `tests/contract/rest/test_rest.py`: a test over every backend, and the endpoint in the list of OpenAPI.
+6. `tests/contract/rest/`: a test over every backend, the endpoint in the list of OpenAPI in `test_rest.py`, and its
+   rows in `test_authorization_matrix.py`: who may call it.
 
 An endpoint that needs a new query also adds a method to `Accounts` in `stores/ports/accounts.py`, to its adapters in
 `stores/sql/accounts.py` and `stores/memory/accounts.py`, and a test of both in tests/contract/.
