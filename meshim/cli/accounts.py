@@ -170,13 +170,44 @@ def remove(options: ApiOptions, me: str, peer: str, password_stdin: bool) -> Non
     _run_logged_in(options, me, password_stdin, act)
 
 
+@friend.command()
+@click.argument("me")
+@click.argument("peer")
+@api_options
+@password_option
+def block(options: ApiOptions, me: str, peer: str, password_stdin: bool) -> None:
+    """Block PEER: you are friends no more and see no requests.  PEER does not learn of it."""
+
+    async def act(api: "Api") -> str:
+        return f"{(await api.block(peer)).peer.name} is blocked."
+
+    _run_logged_in(options, me, password_stdin, act)
+
+
+@friend.command()
+@click.argument("me")
+@click.argument("peer")
+@api_options
+@password_option
+def unblock(options: ApiOptions, me: str, peer: str, password_stdin: bool) -> None:
+    """End the block of PEER; that does not make you friends again."""
+
+    async def act(api: "Api") -> str:
+        relation = await api.unblock(peer)
+        name = relation.peer.name
+        asked = f"\n{_answer(me, name)}" if relation.state == "asked" else ""
+        return f"{name} is not blocked any more.{asked}"
+
+    _run_logged_in(options, me, password_stdin, act)
+
+
 @friend.command("list")
 @click.argument("me")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @api_options
 @password_option
 def list_friends(options: ApiOptions, me: str, password_stdin: bool, as_json: bool) -> None:
-    """Show friends, whether they are online, and who has asked whom."""
+    """Show friends, whether they are online, who has asked whom, and who is blocked."""
 
     async def act(api: "Api") -> str:
         known = [relation for relation in await api.relations() if relation.state != "removed"]
@@ -210,10 +241,16 @@ async def _online(api: "Api") -> dict[str, bool]:
 
 def _line(me: str, friend: Friend) -> str:
     if friend.state == "asked":
-        return f"{friend.name} has asked: answer with `meshim friend accept {me} {friend.name}`"
+        return _answer(me, friend.name)
+    if friend.state == "blocked":
+        return f"{friend.name} is blocked"
     if friend.state == "requested":
         return f"{friend.name} has not answered yet"
     return friend.name + {True: " (online)", False: " (offline)", None: ""}[friend.online]
+
+
+def _answer(me: str, peer: str) -> str:
+    return f"{peer} has asked: answer with `meshim friend accept {me} {peer}`"
 
 
 def _are_friends(me: str, relation: "rest.Relation") -> str:

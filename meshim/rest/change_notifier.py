@@ -46,8 +46,8 @@ class ChangeNotifier:
             await self._try("friends", self._put_account(user))
         await self._tell(users, Change.RELATIONS | Change.KEYS)
 
-    async def request_changed(self, users: tuple[int, int]) -> None:
-        """One of these two users asked the other for friendship, or a request ended: no account changed."""
+    async def request_changed(self, users: tuple[int, ...]) -> None:
+        """These users see another state of a request, or of a block of theirs: no account changed."""
         await self._tell(users, Change.RELATIONS)
 
     async def _tell(self, users: tuple[int, ...], what: Change) -> None:

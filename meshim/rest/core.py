@@ -1,17 +1,19 @@
-"""The rules of the REST service: names, friendship, and how soon a client may try a password again.  Pure.
+"""The rules of the REST service: names, friendship, rates of requests and of guesses at passwords.  Pure.
 
 Friendship is a table: the row is the state of my relation to a peer, the column is what I ask for, and the cell is the
 transition.  A missing cell is a refusal:
 
-    state       REQUEST    ACCEPT     REFUSE     REMOVE
-    (none)      ASK
-    removed     ASK
-    requested   NONE                             END
-    asked       ACCEPT     ACCEPT     END        END
-    friends     NONE       NONE                  END
+    state       REQUEST    ACCEPT     REFUSE     REMOVE     BLOCK      UNBLOCK
+    (none)      ASK                                         BLOCK
+    removed     ASK                                         BLOCK
+    requested   NONE                             END        BLOCK
+    asked       ACCEPT     ACCEPT     END        END        BLOCK
+    friends     NONE       NONE                  END        BLOCK
+    blocked                                                 NONE       UNBLOCK
 
 `requested` and `asked` are one database row, seen from its two ends.  So a request to a peer who has asked already
-accepts the peer's request.
+accepts the peer's request.  `blocked` is seen from the end of the blocker alone: the peer goes on in the other rows, as
+if the blocker had removed the friendship, withdrawn the request, or not answered.
 """
 
 import enum
@@ -27,6 +29,8 @@ from meshim.wire import rest
 PASSWORD_CHARACTERS_MAX = 256
 IMPORT_USERS_MAX = 500
 """In one request: they take some seconds of hashing on two cores."""
+PRESENCE_IDS_MAX = 100
+"""In one request: a URL of these is shorter than 4 KiB."""
 
 
 # ---------------------------------------------------------------- refusals
@@ -53,6 +57,8 @@ PROBLEMS = {
     "method_not_allowed": Problem(405, "Method not allowed"),
     "name_taken": Problem(409, "Name taken"),
     "not_asked": Problem(409, "No request to answer"),
+    "blocked": Problem(409, "You have blocked this user"),
+    "not_blocked": Problem(409, "Not blocked"),
     "device_in_use": Problem(409, "Device in use"),
     "yourself": Problem(409, "That is you"),
     "too_many_devices": Problem(409, "Too many devices"),
@@ -60,7 +66,7 @@ PROBLEMS = {
     "changed_meanwhile": Problem(409, "Changed meanwhile"),
     "too_large": Problem(413, "Too large"),
     "unsupported_media_type": Problem(415, "Not JSON"),
-    "slow_down": Problem(429, "Too many failed logins"),
+    "slow_down": Problem(429, "Too many requests"),
     "internal": Problem(500, "Internal error"),
     "wrong_master_key": Problem(500, "Wrong master key"),
     "busy": Problem(503, "Busy"),
@@ -164,6 +170,8 @@ class FriendAction(enum.Enum):
     ACCEPT = enum.auto()
     REFUSE = enum.auto()
     REMOVE = enum.auto()
+    BLOCK = enum.auto()
+    UNBLOCK = enum.auto()
 
 
 class Transition(enum.Enum):
@@ -172,6 +180,8 @@ class Transition(enum.Enum):
     ASK = enum.auto()
     ACCEPT = enum.auto()
     END = enum.auto()
+    BLOCK = enum.auto()
+    UNBLOCK = enum.auto()
     NONE = enum.auto()
 
 
@@ -187,6 +197,13 @@ _TRANSITIONS: dict[tuple[str | None, FriendAction], Transition] = {
     ("requested", FriendAction.REMOVE): Transition.END,
     ("asked", FriendAction.REMOVE): Transition.END,
     ("friends", FriendAction.REMOVE): Transition.END,
+    (None, FriendAction.BLOCK): Transition.BLOCK,
+    ("removed", FriendAction.BLOCK): Transition.BLOCK,
+    ("requested", FriendAction.BLOCK): Transition.BLOCK,
+    ("asked", FriendAction.BLOCK): Transition.BLOCK,
+    ("friends", FriendAction.BLOCK): Transition.BLOCK,
+    ("blocked", FriendAction.BLOCK): Transition.NONE,
+    ("blocked", FriendAction.UNBLOCK): Transition.UNBLOCK,
 }
 
 
@@ -195,6 +212,10 @@ def transition(state: str | None, action: FriendAction, peer: str) -> Transition
     found = _TRANSITIONS.get((state, action))
     if found is not None:
         return found
+    if state == "blocked":
+        raise refusal("blocked", f"You have blocked {peer}: unblock first.")
+    if action is FriendAction.UNBLOCK:
+        raise refusal("not_blocked", f"You have not blocked {peer}.")
     if action is FriendAction.REMOVE:
         raise refusal("no_such_relation", f"You and {peer} are not friends, and neither has asked.")
     if state == "requested":
@@ -218,6 +239,42 @@ def connector_entries(living: Iterable[Lease]) -> tuple[rest.Connector, ...]:
     for lease in living:
         names.setdefault((lease.endpoint, lease.key, lease.url), []).append(lease.name)
     return tuple(rest.Connector(",".join(behind), *address) for address, behind in names.items())
+
+
+# ---------------------------------------------------------------- rates
+
+
+class RateLimit:
+    """A token bucket for each user: `rate` tokens a second, and at most those of one second.
+
+    A user with tokens left may overdraw the bucket, and waits until it is paid.  Remembers at most `users_max` users,
+    and forgets first the one that was charged longest ago.
+    """
+
+    def __init__(self, rate: float, users_max: int) -> None:
+        self._rate = rate
+        self._users_max = users_max
+        self._buckets: OrderedDict[int, tuple[float, float]] = OrderedDict()
+        """User to (tokens, the time when there were so many)."""
+
+    def wait_s(self, user: int, now: float) -> float:
+        """Return the seconds until the user has tokens again; 0 when there are some."""
+        tokens = self._tokens(user, now)
+        return 0.0 if tokens > 0 else max(-tokens, 1.0) / self._rate
+
+    def charge(self, user: int, cost: float, now: float) -> None:
+        """Take `cost` tokens, also when there are fewer."""
+        self._buckets[user] = (self._tokens(user, now) - cost, now)
+        self._buckets.move_to_end(user)
+        if len(self._buckets) > self._users_max:
+            self._buckets.popitem(last=False)
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def _tokens(self, user: int, now: float) -> float:
+        tokens, since = self._buckets.get(user, (self._rate, now))
+        return min(self._rate, tokens + max(0.0, now - since) * self._rate)
 
 
 # ---------------------------------------------------------------- guessing passwords

@@ -1,9 +1,21 @@
 """Relations between users: their state, the content keys that two friends share, and who of them is connected."""
 
+import math
+from collections.abc import Sequence
+
 from meshim.errors import SealBroken, StoreConflict
 from meshim.rest.backends import Backends, Clock
 from meshim.rest.change_notifier import ChangeNotifier
-from meshim.rest.core import FriendAction, Transition, checked_name, online_friends, refusal, transition
+from meshim.rest.core import (
+    PRESENCE_IDS_MAX,
+    FriendAction,
+    RateLimit,
+    Transition,
+    checked_name,
+    online_friends,
+    refusal,
+    transition,
+)
 from meshim.runtime.crypto import MasterKey, new_content_key, relation_context
 from meshim.runtime.log import Log
 from meshim.stores.ports import Relation, RelationKey, User
@@ -34,7 +46,9 @@ class Friends:
         self._master = master
         self.mesh = master.fingerprint
         """The id of this mesh: content keys of another mesh do not open its messages."""
-        self._relations_max = topology.limits.relations_per_user
+        limits = topology.limits
+        self._relations_max = limits.relations_per_user
+        self._presence_rate = RateLimit(limits.presence_lookups_per_s, limits.presence_limited_users)
         self._clock = clock
         self._log = log
 
@@ -85,11 +99,12 @@ class Friends:
         now = self._clock()
         if chosen is Transition.ASK:
             try:
-                if await self._accounts.request(me, peer, now, self._relations_max) != "requested":
-                    return False
+                state = await self._accounts.request(me, peer, now, self._relations_max)
             except StoreConflict:
                 raise refusal("too_many_relations", "One of you knows too many people already.") from None
-            await self._notifier.request_changed((me, peer))
+            if state not in {"requested", "hidden"}:
+                return False
+            await self._tell(me, peer, state)
         if chosen is Transition.ACCEPT:
             version = before.keys[-1].version + 1 if before and before.keys else 1
             wrapped = self._master.wrap(new_content_key(), relation_context(me, peer, version))
@@ -99,17 +114,48 @@ class Friends:
                 return False
             await self._notifier.friends_changed((me, peer))
         if chosen is Transition.END:
-            if not await self._accounts.remove(me, peer, now):
+            ended = await self._accounts.remove(me, peer, now)
+            if ended is None:
                 return False
-            if before is not None and before.state == "friends":
-                await self._notifier.friends_changed((me, peer))
-            else:
-                await self._notifier.request_changed((me, peer))
+            await self._tell(me, peer, ended)
+        if chosen is Transition.BLOCK:
+            try:
+                ended = await self._accounts.block(me, peer, now, self._relations_max)
+            except StoreConflict:
+                raise refusal("too_many_relations", "You know too many people already.") from None
+            # A request of the peer stays as it is, and the peer must not learn of the block.
+            await self._tell(me, peer, ended if ended in {"friends", "requested"} else "hidden")
+        if chosen is Transition.UNBLOCK:
+            if not await self._accounts.unblock(me, peer, now):
+                return False
+            await self._tell(me, peer, "hidden")
         return True
 
-    async def presence(self, me: int) -> tuple[rest.PeerPresence, ...]:
-        """Return which friends are connected.  A binding counts while the lease of its connector lives."""
-        friends = [relation.peer for relation in await self._accounts.relations(me) if relation.state == "friends"]
+    async def _tell(self, me: int, peer: int, changed: str) -> None:
+        """Notify of a state that began or ended: `hidden` is what the peer does not see."""
+        if changed == "friends":
+            await self._notifier.friends_changed((me, peer))
+        else:
+            await self._notifier.request_changed((me,) if changed == "hidden" else (me, peer))
+
+    async def presence(self, me: int, among: Sequence[int] | None = None) -> tuple[rest.PeerPresence, ...]:
+        """Return which friends are connected, with `among` only of these ids.
+
+        A binding counts while the lease of its connector lives.  Costs a token for each id, without `among` for each
+        friend; raises ApiError while the user has none left, and when `among` is too long.
+        """
+        if among is not None and len(among) > PRESENCE_IDS_MAX:
+            raise refusal("malformed", f"Ask for {PRESENCE_IDS_MAX} users at most in one request.")
+        now = self._clock()
+        wait_s = self._presence_rate.wait_s(me, now)
+        if wait_s > 0:
+            seconds = math.ceil(wait_s)
+            raise refusal("slow_down", f"Too many questions about presence: try again in {seconds} s.", seconds)
+        # Before the first await, so that requests at once are not all let through.  Ids of strangers cost as much.
+        self._presence_rate.charge(me, 1 if among is None else len(among), now)
+        friends = await self._accounts.friends(me, among)
+        if among is None:
+            self._presence_rate.charge(me, max(0, len(friends) - 1), now)
         entries = await self._presence.lookup([friend.user_id for friend in friends])
         living = {lease.incarnation for lease in await self._leases.living("connector")}
         bound = [

@@ -11,7 +11,8 @@ To add an endpoint:
 4. `docs/rest.md`: a row in the table of endpoints, and one for each new code; `tests/unit/docs/test_rest_document.py`
    compares.
 5. `client/rest.py`: a method of `Api`.
-6. `tests/contract/rest/test_rest.py`: a test over every backend, and the endpoint in the list of OpenAPI.
+6. `tests/contract/rest/`: a test over every backend, the endpoint in the list of OpenAPI in `test_rest.py`, and its
+   rows in `test_authorization_matrix.py`: who may call it.
 
 An endpoint that needs a new query also adds a method to `Accounts` in `stores/ports/accounts.py`, to its adapters in
 `stores/sql/accounts.py` and `stores/memory/accounts.py`, and a test of both in tests/contract/.
@@ -164,9 +165,33 @@ async def remove(name: FromPath[str], friends: FriendsParameter, me: Me) -> None
     await friends.apply(me.user, name, FriendAction.REMOVE)
 
 
-@get("/presence", security=_TOKEN, responses=_refusals(401), summary="Which of my friends are connected")
-async def presence(friends: FriendsParameter, me: Me) -> rest.PresenceAnswer:
-    return rest.PresenceAnswer(await friends.presence(me.user))
+@post(
+    "/relations/{name:str}/block",
+    status_code=200,
+    security=_TOKEN,
+    responses=_refusals(400, 401, 404, 409),
+    summary="Block a user, who does not learn of it",
+)
+async def block(name: FromPath[str], friends: FriendsParameter, me: Me) -> rest.Relation:
+    return await friends.apply(me.user, name, FriendAction.BLOCK)
+
+
+@post(
+    "/relations/{name:str}/unblock",
+    status_code=200,
+    security=_TOKEN,
+    responses=_refusals(400, 401, 404, 409),
+    summary="End a block",
+)
+async def unblock(name: FromPath[str], friends: FriendsParameter, me: Me) -> rest.Relation:
+    return await friends.apply(me.user, name, FriendAction.UNBLOCK)
+
+
+@get("/presence", security=_TOKEN, responses=_refusals(400, 401), summary="Which of my friends are connected")
+async def presence(
+    friends: FriendsParameter, me: Me, user_id: FromQuery[list[UserId] | None] = None
+) -> rest.PresenceAnswer:
+    return rest.PresenceAnswer(await friends.presence(me.user, user_id))
 
 
 # ---------------------------------------------------------------- probes
@@ -193,7 +218,17 @@ async def readyz(backends: BackendsParameter) -> Response[rest.Readiness]:
 
 ACCOUNTS: list[HTTPRouteHandler] = [register, import_users, user]
 SESSIONS: list[HTTPRouteHandler] = [login, logout, connectors]
-FRIENDS: list[HTTPRouteHandler] = [relations, relation, request_friendship, accept, refuse, remove, presence]
+FRIENDS: list[HTTPRouteHandler] = [
+    relations,
+    relation,
+    request_friendship,
+    accept,
+    refuse,
+    remove,
+    block,
+    unblock,
+    presence,
+]
 
 
 def dependencies(sessions: Sessions, friends: Friends, backends: Backends) -> dict[str, Provide]:

@@ -166,6 +166,10 @@ class Limits(Frozen, frozen=True, forbid_unknown_fields=True):
     """Connected devices of one connector (a connection needs up to two file descriptors)."""
     devices_per_user: Count = 10
     relations_per_user: Count = 5_000
+    presence_lookups_per_s: Count = 100
+    """Friends whose presence one user may ask for in a second, from one REST service."""
+    presence_limited_users: Count = 10_000
+    """Users whose rate of such requests one REST service remembers."""
     sync_page_rows: Count = 256
     sync_page_bytes: Count = 1_048_576
     presence_cache: Count = 200_000

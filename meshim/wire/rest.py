@@ -114,7 +114,8 @@ class ContentKey(msgspec.Struct, frozen=True):
 class Relation(msgspec.Struct, frozen=True):
     """The relation of a user with `peer`.
 
-    `state` is `friends`; `requested` by the user; `asked` by the peer; or `removed`: ended, withdrawn or refused.
+    `state` is `friends`; `requested` by the user; `asked` by the peer; `removed`: ended, withdrawn or refused; or
+    `blocked` by the user, of which the peer sees nothing.
     `keys` are all versions, oldest first: the last one seals, the others open old messages.
     """
 

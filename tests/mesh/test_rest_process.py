@@ -106,6 +106,15 @@ def test_two_users_become_friends_on_the_command_line(topology: Path) -> None:
         assert done.returncode == 0
         done = rest.cli("friend", "list", "alice", "--password-stdin", stdin="alice secret\n")
         assert "no friends yet" in done.stdout
+        assert rest.cli("friend", "add", "bob", "alice", "--password-stdin", stdin="Bob secret\n").returncode == 0
+        done = rest.cli("friend", "block", "alice", "bob", "--password-stdin", stdin="alice secret\n")
+        assert done.stdout == "bob is blocked.\n", done.stderr
+        done = rest.cli("friend", "list", "alice", "--password-stdin", stdin="alice secret\n")
+        assert done.stdout == "bob is blocked\n"
+        done = rest.cli("friend", "unblock", "alice", "bob", "--password-stdin", stdin="alice secret\n")
+        assert done.stdout == (
+            "bob is not blocked any more.\nbob has asked: answer with `meshim friend accept alice bob`\n"
+        )
         assert rest.end()[0] == 0
     assert (topology.parent / "data" / "master.key").stat().st_mode & 0o777 == 0o600
 

@@ -134,23 +134,37 @@ class MemoryAccounts:
         return next((found for found in await self.relations(user_id) if found.peer.user_id == peer_id), None)
 
     async def relations(self, user_id: int) -> list[Relation]:
-        related = self._database.relations_of(user_id)
-        return [Relation(peer, relation.state_for(user_id), tuple(relation.keys)) for peer, relation in related]
+        found = []
+        for peer, relation in self._database.relations_of(user_id):
+            state = relation.state_for(user_id)
+            if state is not None:
+                found.append(Relation(peer, state, tuple(relation.keys)))
+        return found
 
     async def request(self, user_id: int, peer_id: int, now: float, relations_max: int) -> str:
+        relation = self._database.relations.get(_pair(user_id, peer_id))
+        self._check_pair(user_id, peer_id)
+        if relation is not None and user_id in relation.blocked_by:
+            return "blocked"
+        if relation is None or relation.state == "none":
+            self._check_limit(user_id, "You have", relations_max)
+            self._check_limit(peer_id, "That user has", relations_max)
+        relation = self._database.relations.setdefault(_pair(user_id, peer_id), StoredRelation("none", 0))
+        if relation.state in {"none", "removed"}:
+            relation.state, relation.requested_by = "requested", user_id
+        return _before(relation, user_id) or ""
+
+    def _check_pair(self, user_id: int, peer_id: int) -> None:
         if user_id == peer_id:
             raise StoreConflict("Nobody can be a friend of themselves.")
         if not {user_id, peer_id} <= self._database.names.keys():
             raise StoreConflict("There is no such user.")
-        relation = self._database.relations.get(_pair(user_id, peer_id))
-        if relation is None:
-            for one, who in ((user_id, "You have"), (peer_id, "That user has")):
-                if len(self._database.relations_of(one)) >= relations_max:
-                    raise StoreConflict(f"{who} {relations_max} relations, as many as there may be.")
-            relation = self._database.relations[_pair(user_id, peer_id)] = StoredRelation("requested", user_id)
-        elif relation.state == "removed":
-            relation.state, relation.requested_by = "requested", user_id
-        return relation.state_for(user_id)
+
+    def _check_limit(self, user_id: int, who: str, relations_max: int) -> None:
+        related = [relation for _, relation in self._database.relations_of(user_id)]
+        count = sum((each.state != "none") + (user_id in each.blocked_by) for each in related)
+        if count >= relations_max:
+            raise StoreConflict(f"{who} {relations_max} relations, as many as there may be.")
 
     async def accept(self, user_id: int, peer_id: int, key: RelationKey, now: float) -> Relation:
         relation = self._database.relations.get(_pair(user_id, peer_id))
@@ -164,21 +178,56 @@ class MemoryAccounts:
             raise StoreConflict("That user has not asked for friendship.")
         return Relation(User(peer_id, self._database.names[peer_id]), relation.state, tuple(relation.keys))
 
-    async def remove(self, user_id: int, peer_id: int, now: float) -> bool:
+    async def remove(self, user_id: int, peer_id: int, now: float) -> str | None:
         relation = self._database.relations.get(_pair(user_id, peer_id))
-        if relation is None or relation.state == "removed":
+        before = _before(relation, user_id)
+        if relation is None or before in {None, "removed", "blocked"}:
+            return None
+        relation.state = "removed" if relation.keys else "none"
+        self._forget_if_empty(user_id, peer_id)
+        return before
+
+    async def block(self, user_id: int, peer_id: int, now: float, relations_max: int) -> str | None:
+        self._check_pair(user_id, peer_id)
+        relation = self._database.relations.get(_pair(user_id, peer_id))
+        before = _before(relation, user_id)
+        if before is None:
+            self._check_limit(user_id, "You have", relations_max)
+        relation = self._database.relations.setdefault(_pair(user_id, peer_id), StoredRelation("none", 0))
+        if before in {"friends", "requested", "hidden"}:
+            relation.state = "removed" if relation.keys else "none"
+        relation.blocked_by.add(user_id)
+        return before
+
+    async def unblock(self, user_id: int, peer_id: int, now: float) -> bool:
+        relation = self._database.relations.get(_pair(user_id, peer_id))
+        if relation is None or user_id not in relation.blocked_by:
             return False
-        if relation.keys:
-            relation.state = "removed"
-        else:
-            del self._database.relations[_pair(user_id, peer_id)]
+        relation.blocked_by.remove(user_id)
+        self._forget_if_empty(user_id, peer_id)
         return True
+
+    def _forget_if_empty(self, user_id: int, peer_id: int) -> None:
+        relation = self._database.relations[_pair(user_id, peer_id)]
+        if relation.state == "none" and not relation.blocked_by:
+            del self._database.relations[_pair(user_id, peer_id)]
+
+    async def friends(self, user_id: int, among: Sequence[int] | None = None) -> list[User]:
+        related = self._database.relations_of(user_id)
+        friends = [peer for peer, relation in related if relation.state == "friends"]
+        return friends if among is None else [peer for peer in friends if peer.user_id in among]
 
     async def mesh_secret(self) -> bytes:
         return self._database.secret
 
     async def ping(self) -> None:
         """Do nothing: memory always answers."""
+
+
+def _before(relation: StoredRelation | None, user_id: int) -> str | None:
+    """What the user sees, and `hidden` for a request of the user that the peer does not see."""
+    state = None if relation is None else relation.state_for(user_id)
+    return "hidden" if state == "requested" and relation is not None and relation.blocked_by else state
 
 
 def _pair(user_id: int, peer_id: int) -> tuple[int, int]:

@@ -71,9 +71,15 @@ class StoredRelation:
     state: str
     requested_by: int
     keys: list[RelationKey] = field(default_factory=list)
+    blocked_by: set[int] = field(default_factory=set)
 
-    def state_for(self, user_id: int) -> str:
-        return "asked" if self.state == "requested" and self.requested_by != user_id else self.state
+    def state_for(self, user_id: int) -> str | None:
+        """Return what this user sees; None: no relation."""
+        if user_id in self.blocked_by:
+            return "blocked"
+        if self.state == "requested" and self.requested_by != user_id:
+            return "asked"
+        return None if self.state == "none" else self.state
 
 
 @dataclass

@@ -36,10 +36,13 @@ class RelationKey(NamedTuple):
 
 
 class Relation(msgspec.Struct, frozen=True):
-    """The relation of a user to `peer`.
+    """The relation of a user to `peer`, as that user may see it.
 
-    `state` is `requested` (by the user), `asked` (the peer has requested), `friends` or `removed`.  `keys` are all
-    versions, oldest first; the last is in use.
+    `state` is `requested` (by the user), `asked` (the peer has requested), `friends`, `removed` or `blocked` (by the
+    user).  `keys` are all versions, oldest first; the last is in use.
+
+    A block is private: it changes the user's own view alone.  To the peer a friendship looks removed, a request of the
+    user looks withdrawn, and a request of the peer looks as if it was not answered yet.
     """
 
     peer: User
@@ -122,9 +125,13 @@ class Accounts(Protocol):
     async def request(self, user_id: int, peer_id: int, now: float, relations_max: int) -> str:
         """Request friendship; return the state afterwards.
 
-        The state is `requested`; or `asked` or `friends` where it was so before, and then nothing changed.  Raises
-        `StoreConflict` when either user has `relations_max` relations (`removed` ones count: their keys are kept),
-        when there is no such user, and when both are the same user.
+        The state is `requested`; `hidden`, which is the same to the user, but the peer has blocked the user and must
+        not learn of the request; or `asked`, `friends` or `blocked` where it was so before, and then nothing changed.
+
+        Raises `StoreConflict` when there is no such user, when both are the same user, and, unless the two have a
+        relation, when either user has `relations_max`.  Each relation counts for both users, also a `removed` one (its
+        keys are kept).  Each block counts for the blocker alone, beside the relation: so what a block takes of the
+        limit looks to others like a relation to somebody else.
         """
 
     async def accept(self, user_id: int, peer_id: int, key: RelationKey, now: float) -> Relation:
@@ -135,11 +142,27 @@ class Accounts(Protocol):
         relation as it is.
         """
 
-    async def remove(self, user_id: int, peer_id: int, now: float) -> bool:
-        """End friendship, withdraw a request or refuse one; return False when there was none.
+    async def remove(self, user_id: int, peer_id: int, now: float) -> str | None:
+        """End friendship, withdraw a request or refuse one; return the state that ended, or None when there was none.
 
-        A pair that ever was friends keeps its relation as `removed`, with its keys; otherwise the relation is deleted.
+        That state is `friends`, `asked`, `requested`, or `hidden` (a request that the peer did not see).  A user who
+        has blocked the peer has none to end.  A pair that ever was friends keeps its relation as `removed`, with its
+        keys; otherwise the relation is deleted.
         """
+
+    async def block(self, user_id: int, peer_id: int, now: float, relations_max: int) -> str | None:
+        """Block the peer; return the state before, as the user saw it (as in `remove`, `removed`, `blocked`, or None).
+
+        A friendship or a request of the user ends, as by `remove`.  A request of the peer stays, and the user sees it
+        again after `unblock`.  Raises `StoreConflict` when there is no such user, when both are the same user, and,
+        unless the two have a relation, when the user has `relations_max` (see `request`).
+        """
+
+    async def unblock(self, user_id: int, peer_id: int, now: float) -> bool:
+        """End a block; return False when there was none.  What the peer sees does not change."""
+
+    async def friends(self, user_id: int, among: Sequence[int] | None = None) -> list[User]:
+        """Return the friends of the user by name; with `among` only those whose id is in it."""
 
     async def mesh_secret(self) -> bytes:
         """Return the secret of the mesh: 32 random bytes, made by the first call."""

@@ -108,8 +108,17 @@ class SqlAccounts:
     async def accept(self, user_id: int, peer_id: int, key: RelationKey, now: float) -> Relation:
         return await self._database.write(relations.accept, user_id, peer_id, key, to_ms(now))
 
-    async def remove(self, user_id: int, peer_id: int, now: float) -> bool:
+    async def remove(self, user_id: int, peer_id: int, now: float) -> str | None:
         return await self._database.write(relations.remove, user_id, peer_id, to_ms(now))
+
+    async def block(self, user_id: int, peer_id: int, now: float, relations_max: int) -> str | None:
+        return await self._database.write(relations.block, user_id, peer_id, to_ms(now), relations_max)
+
+    async def unblock(self, user_id: int, peer_id: int, now: float) -> bool:
+        return await self._database.write(relations.unblock, user_id, peer_id, to_ms(now))
+
+    async def friends(self, user_id: int, among: Sequence[int] | None = None) -> list[User]:
+        return await self._database.read(relations.friends_by_name, user_id, among)
 
     async def mesh_secret(self) -> bytes:
         secret: bytes | None = await self._database.read(_mesh_secret)

@@ -7,7 +7,6 @@ import httpx
 import msgspec
 import pytest
 
-from meshim.client.rest import Api
 from meshim.errors import ApiError, BackendUnavailable, Code
 from meshim.rest import core, routes
 from meshim.runtime import crypto
@@ -17,44 +16,9 @@ from meshim.wire import rest
 from meshim.wire.bounds import INTEGER_MAX
 from meshim.wire.client import Change
 from meshim.wire.notification import AccountChanged, Kick
-from tests.contract.rest.world import World, world_of
+from tests.contract.rest.world import PASSWORD, World, befriend, new_user
 
-PASSWORD = "correct horse"
 EPOCH = INTEGER_MAX
-
-
-@pytest.fixture(params=["memory", "sqlite", "mariadb"])
-async def world(request: pytest.FixtureRequest, namespace: str) -> AsyncIterator[World]:
-    database = "mariadb_url" if request.param == "mariadb" else "sqlite_url"
-    async with world_of(
-        request.param,
-        lambda: str(request.getfixturevalue(database)),
-        lambda: str(request.getfixturevalue("valkey_url")),
-        namespace,
-    ) as world:
-        yield world
-
-
-@pytest.fixture(autouse=True)
-def _quick_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Use Argon2 with little memory, so that a hash takes no time."""
-    monkeypatch.setattr(crypto, "_ARGON2_MEMORY_KIB", 8)
-    monkeypatch.setattr(crypto, "_ARGON2_PASSES", 1)
-
-
-async def new_user(world: World, name: str) -> Api:
-    """Register a user, and log in for REST alone."""
-    api = world.api()
-    await api.register(name, PASSWORD)
-    await api.login(name, PASSWORD)
-    return api
-
-
-async def befriend(world: World, alice: Api, bob: Api) -> rest.Relation:
-    await alice.request("bob")
-    relation = await bob.accept("alice")
-    world.recorded.notifications.clear()
-    return relation
 
 
 def token_hash(token: str) -> bytes:
@@ -739,6 +703,8 @@ async def test_openapi_lists_every_endpoint(world: World) -> None:
         "DELETE /v1/relations/{name}",
         "POST /v1/relations/{name}/accept",
         "POST /v1/relations/{name}/refuse",
+        "POST /v1/relations/{name}/block",
+        "POST /v1/relations/{name}/unblock",
         "GET /v1/presence",
         "GET /healthz",
         "GET /readyz",

@@ -13,7 +13,7 @@ from meshim import topology
 from meshim.client.rest import Api
 from meshim.errors import BackendUnavailable
 from meshim.rest.app import build
-from meshim.rest.backends import Backends
+from meshim.rest.backends import Backends, Clock
 from meshim.rest.passwords import Passwords
 from meshim.runtime.crypto import MasterKey
 from meshim.runtime.log import Log
@@ -24,8 +24,11 @@ from meshim.stores.sql import migrate
 from meshim.stores.sql.accounts import SqlAccounts
 from meshim.stores.sql.database import Database
 from meshim.topology import Limits, Topology
+from meshim.wire import rest
 from meshim.wire.notification import Notification
 from tests.contract.redis.backends import Backend, open_backend
+
+PASSWORD = "correct horse"
 
 
 class Switch:
@@ -79,7 +82,7 @@ class World:
         self.passwords = Passwords()
         self.app = self.build()
 
-    def build(self, master: MasterKey | None = None) -> Litestar:
+    def build(self, master: MasterKey | None = None, clock: Clock = time.time) -> Litestar:
         """Another process of the service on the same backends."""
         cache, presence, leases = self.redis
 
@@ -100,6 +103,7 @@ class World:
             master=master or self.master,
             topology=self.topology,
             log=Log("rest", "r1", self.log),
+            clock=clock,
         )
 
     def turn(self, *, sql: bool = True, redis: bool = True, nats: bool = True) -> None:
@@ -157,3 +161,22 @@ async def world_of(
             set_clock(time.time())
         stack.callback(world.passwords.close)
         yield world
+
+
+# ---------------------------------------------------------------- users
+
+
+async def new_user(world: World, name: str) -> Api:
+    """Register a user, and log in for REST alone."""
+    api = world.api()
+    await api.register(name, PASSWORD)
+    await api.login(name, PASSWORD)
+    return api
+
+
+async def befriend(world: World, alice: Api, bob: Api, name: str = "bob") -> rest.Relation:
+    """Make friends of alice and a user of this name."""
+    await alice.request(name)
+    relation = await bob.accept("alice")
+    world.recorded.notifications.clear()
+    return relation

@@ -23,7 +23,7 @@ from meshim.stores.sql.accounts import SqlAccounts
 from meshim.stores.sql.database import Database
 from meshim.stores.sql.partitions import SqlPartitions
 from meshim.stores.sql.queues import SqlQueues
-from meshim.stores.sql.schema import im_device, im_offline, im_position, metadata
+from meshim.stores.sql.schema import im_device, im_offline, im_position, im_relation, metadata
 from meshim.wire.bounds import INTEGER_MAX
 from meshim.wire.envelope import Destination, DestinationType, Envelope, Kind, encode_envelope
 from meshim.wire.offline_log import Entry
@@ -55,6 +55,9 @@ class Backend(Protocol):
     async def rows(self, device: int) -> int:
         """Return the number of rows of the device, read or not."""
 
+    async def pairs(self) -> int:
+        """Return the number of pairs of users of whom anything is kept."""
+
 
 class MemoryBackend:
     def __init__(self) -> None:
@@ -74,6 +77,9 @@ class MemoryBackend:
     async def rows(self, device: int) -> int:
         queues = [*self._database.devices.values(), *self._database.first_devices.values()]
         return sum(len(found.queue) for found in queues if found.device_id == device)
+
+    async def pairs(self) -> int:
+        return len(self._database.relations)
 
 
 class SqlBackend:
@@ -112,6 +118,12 @@ class SqlBackend:
         def count(connection: Connection) -> int:
             query = select(func.count()).select_from(im_offline).where(im_offline.c.to_device == device)
             return connection.scalars(query).one()
+
+        return await self.database.read(count)
+
+    async def pairs(self) -> int:
+        def count(connection: Connection) -> int:
+            return connection.scalars(select(func.count()).select_from(im_relation)).one()
 
         return await self.database.read(count)
 

@@ -4,10 +4,11 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import alembic.command
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Connection, Inspector, insert, inspect, text, update
+from sqlalchemy import Connection, Inspector, insert, inspect, select, text, update
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from meshim.errors import BackendUnavailable, UsageError
@@ -93,6 +94,24 @@ def test_interrupted_upgrade_is_finished(empty_url: str) -> None:
     migrate.check(empty_url)
     with connected(empty_url) as connection:
         assert inspect(connection).has_table("im_position")
+
+
+def test_relations_from_before_blocks_are_kept_and_unblocked(empty_url: str) -> None:
+    """Also when the step was interrupted after its first column."""
+    with connected(empty_url) as connection:
+        alembic.command.upgrade(migrate._configuration(connection), "0001")
+        for user in (1, 2):
+            connection.execute(text(f"INSERT INTO im_user VALUES ({user}, 'user{user}', 'x', 1)"))
+        connection.execute(text("INSERT INTO im_relation VALUES (1, 1, 2, 'friends', 1, 1, 1)"))
+        connection.execute(text("ALTER TABLE im_relation ADD COLUMN blocked_by1 SMALLINT NOT NULL DEFAULT 0"))
+    with pytest.raises(UsageError, match="run `meshim db upgrade`"):
+        migrate.check(empty_url)
+    migrate.upgrade(empty_url)
+    with connected(empty_url) as connection:
+        row = connection.execute(select(im_relation)).one()
+        assert (row.user_id1, row.user_id2, row.state, row.blocked_by1, row.blocked_by2) == (1, 2, "friends", 0, 0)
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        assert compare_metadata(context, metadata) == []
 
 
 @pytest.mark.parametrize("act", [migrate.upgrade, migrate.check])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from meshim.errors import ApiError
 from meshim.protocol.names import fold_name, is_device_name
 from meshim.rest import core
-from meshim.rest.core import FriendAction, ImportPlan, LoginThrottle, Transition
+from meshim.rest.core import FriendAction, ImportPlan, LoginThrottle, RateLimit, Transition
 from meshim.stores.ports import Lease
 from meshim.wire import rest
 from meshim.wire.rest import Credentials
@@ -96,11 +96,16 @@ class Pair:
 
     def __init__(self) -> None:
         self.states: dict[str, str | None] = {"alice": None, "bob": None}
+        """Without blocks."""
+        self.blocked_by: set[str] = set()
         self.keys = 0
+
+    def sees(self, me: str) -> str | None:
+        return "blocked" if me in self.blocked_by else self.states[me]
 
     def action(self, me: str, action: FriendAction) -> None:
         peer = "bob" if me == "alice" else "alice"
-        match core.transition(self.states[me], action, peer):
+        match core.transition(self.sees(me), action, peer):
             case Transition.ASK:
                 self.states = {me: "requested", peer: "asked"}
             case Transition.ACCEPT:
@@ -108,6 +113,12 @@ class Pair:
                 self.keys += 1
             case Transition.END:
                 self.states = {me: "removed", peer: "removed"}
+            case Transition.BLOCK:
+                self.blocked_by.add(me)
+                if self.states[me] in {"friends", "requested"}:
+                    self.states = {me: "removed", peer: "removed"}
+            case Transition.UNBLOCK:
+                self.blocked_by.remove(me)
             case Transition.NONE:
                 pass
 
@@ -116,11 +127,11 @@ class Pair:
 def test_friendship_needs_both_users_and_ends_for_both(actions: list[tuple[str, FriendAction]]) -> None:
     pair = Pair()
     for me, action in actions:
-        before = dict(pair.states)
+        before, blocked_by = dict(pair.states), set(pair.blocked_by)
         try:
             pair.action(me, action)
         except ApiError:
-            assert pair.states == before
+            assert (pair.states, pair.blocked_by) == (before, blocked_by)
             continue
         after = pair.states
         assert sorted(map(str, after.values())) in (
@@ -133,6 +144,8 @@ def test_friendship_needs_both_users_and_ends_for_both(actions: list[tuple[str, 
             assert before[me] == "asked", "the peer must have asked"
         if action in (FriendAction.REMOVE, FriendAction.REFUSE):
             assert after[me] == "removed"
+        assert (me in pair.blocked_by) == (action is FriendAction.BLOCK), "a blocker unblocks before anything else"
+        assert not (pair.blocked_by and after[me] == "friends")
 
 
 def test_a_request_to_a_peer_who_has_asked_accepts() -> None:
@@ -154,6 +167,11 @@ def test_a_request_to_a_peer_who_has_asked_accepts() -> None:
         ("friends", FriendAction.REFUSE, "not_asked"),
         (None, FriendAction.REMOVE, "no_such_relation"),
         ("removed", FriendAction.REMOVE, "no_such_relation"),
+        *((state, FriendAction.UNBLOCK, "not_blocked") for state in (None, "removed", "requested", "asked", "friends")),
+        ("blocked", FriendAction.REQUEST, "blocked"),
+        ("blocked", FriendAction.ACCEPT, "blocked"),
+        ("blocked", FriendAction.REFUSE, "blocked"),
+        ("blocked", FriendAction.REMOVE, "blocked"),
     ],
 )
 def test_a_missing_cell_is_a_refusal(state: str | None, action: FriendAction, code: str) -> None:
@@ -161,6 +179,9 @@ def test_a_missing_cell_is_a_refusal(state: str | None, action: FriendAction, co
         core.transition(state, action, "bob")
     assert refused.value.code == code
     assert "bob" in refused.value.sentence
+
+
+# ---------------------------------------------------------------- presence, connectors
 
 
 def test_friends_are_online_on_living_connectors_only() -> None:
@@ -232,3 +253,47 @@ def test_the_number_of_remembered_keys_is_bounded() -> None:
     for number in range(4):
         throttle.failed((f"user{number}", ""), 0.0)
     assert [throttle.wait_s((f"user{number}", ""), 0.0) > 0 for number in range(4)] == [False, True, True, True]
+
+
+# ---------------------------------------------------------------- rates
+
+
+def test_a_user_may_overdraw_the_bucket_and_waits_until_it_is_paid() -> None:
+    limit = RateLimit(rate=10, users_max=9)
+    limit.charge(1, 9, now=0.0)
+    assert limit.wait_s(1, 0.0) == 0.0, "one token is left"
+    limit.charge(1, 21, now=0.0)
+    assert limit.wait_s(1, 0.0) == 2.0
+    assert limit.wait_s(2, 0.0) == 0.0, "another user"
+    assert limit.wait_s(1, 1.5) == 0.5
+    assert limit.wait_s(1, 2.0) == 0.1, "no token yet"
+    assert limit.wait_s(1, 2.1) == 0.0
+
+
+def test_a_bucket_holds_the_tokens_of_one_second() -> None:
+    limit = RateLimit(rate=10, users_max=9)
+    limit.charge(1, 10, now=0.0)
+    limit.charge(1, 10, now=500.0)
+    assert limit.wait_s(1, 500.0) > 0
+    limit.charge(1, 1, now=400.0)
+    assert limit.wait_s(1, 400.2) == 0.0, "a clock that was set back takes no tokens"
+
+
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 30), st.floats(0, 3)), max_size=50))
+def test_nobody_gets_more_than_the_rate_and_one_overdraft(calls: list[tuple[int, int, float]]) -> None:
+    limit = RateLimit(rate=10, users_max=9)
+    now, got = 0.0, dict.fromkeys(range(1, 6), 0.0)
+    for user, cost, later in calls:
+        now += later
+        if limit.wait_s(user, now) == 0:
+            limit.charge(user, cost, now)
+            got[user] += cost
+    assert all(cost <= 10 * (now + 1) + 30 for cost in got.values())
+
+
+def test_the_number_of_remembered_users_is_bounded() -> None:
+    limit = RateLimit(rate=10, users_max=3)
+    for user in (1, 2, 3, 1, 4):
+        limit.charge(user, 11, now=0.0)
+    assert len(limit) == 3
+    assert [limit.wait_s(user, 0.0) > 0 for user in (1, 2, 3, 4)] == [True, False, True, True]
