@@ -45,8 +45,59 @@ def sections(marks: str) -> Iterator[Section]:
 
 
 CHAPTERS = {section.title.split(". ", 1)[-1]: section for section in sections("##")}
-STRUCTS = {section.title: section for section in sections("###")}
+SUBSECTIONS = {section.title: section for section in sections("###")}
+STRUCTS = {title: section for title, section in SUBSECTIONS.items() if not title[0].isdigit()}
+"""The headings of subsections have a number, those of structs have none."""
 BARE = re.compile(r"`([^`]*)`")
+
+
+# ---------------------------------------------------------------- sections and links
+
+LINKED = ("README.md", "CONTRIBUTING.md", "docs/protocol.md", "docs/rest.md", "docs/guarantees.md", "docs/architecture.md")
+SCREEN = 45
+"""Lines of prose in one section, without fences and tables."""
+
+
+def anchors(text: str) -> list[str]:
+    """The anchor of each heading, as GitHub and most renderers of Markdown make it."""
+    headings = re.findall(r"^#+ (.*)$", without_fences(text), flags=re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+def without_fences(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_every_link_to_a_file_or_a_section_has_a_target(name: str) -> None:
+    text = without_fences((ROOT / name).read_text(encoding="utf-8"))
+    for link in re.findall(r"\]\((?!https?://)([^)\s]+)\)", text):
+        path, _, anchor = link.partition("#")
+        target = (ROOT / name).parent / path if path else ROOT / name
+        assert target.exists(), f"{name} links to {link}"
+        if anchor:
+            assert anchors(target.read_text(encoding="utf-8")).count(anchor) == 1, f"{name} links to {link}"
+
+
+def test_the_contents_have_every_section() -> None:
+    contents = DOCUMENT.split("# Part one: clients\n")[0]
+    listed = re.findall(r"\]\(#([^)]+)\)", contents)
+    sections_of_clients = [title for title in SUBSECTIONS if title not in STRUCTS]
+    titles = [section.title for section in sections("##")] + sections_of_clients
+    assert set(anchors("".join(f"## {title}\n" for title in titles))) <= set(listed)
+
+
+def test_a_section_has_a_screen_of_prose() -> None:
+    parts = re.split(r"^#{2,3} ", without_fences(DOCUMENT.split("# Part two")[0]), flags=re.MULTILINE)[1:]
+    for part in parts:
+        lines = [line for line in part.splitlines()[1:] if line and not line.startswith("|")]
+        assert len(lines) <= SCREEN, f"{part.splitlines()[0]} has {len(lines)} lines"
+
+
+def test_the_words_of_bcp_14_are_those_that_the_page_declares() -> None:
+    prose = without_fences(DOCUMENT)
+    assert not re.findall(r"\b(?:SHALL|REQUIRED|RECOMMENDED|OPTIONAL)\b", prose)
+    assert not re.findall(r"\b(?:must|should)\b", prose.split("# Part two")[0]), "a duty is written in capitals"
 
 
 # ---------------------------------------------------------------- structs
@@ -178,7 +229,7 @@ def test_every_timer_and_limit_is_documented_with_its_default() -> None:
 
 def test_bounds_in_the_text_are_those_of_the_code() -> None:
     assert OutStreamOptions().in_flight == 256
-    assert "lowest unsettled seq` ≤ 256" in DOCUMENT
+    assert "lowest unsettled seq` ≥ 256" in DOCUMENT
     options = OrderingOptions(gap_release_s=30.0)
     assert (options.early_max, options.holes_max) == (1024, 64)
     assert "more than 1024 are held" in DOCUMENT
@@ -239,7 +290,7 @@ def test_examples_are_the_bytes_that_meshim_sends(side: str, text: str, hexadeci
 def test_every_struct_of_the_wire_has_an_example() -> None:
     shown = {name for side, _, data in EXAMPLES for name in _names(DECODERS[side](bytes.fromhex(data)))}
     assert shown == STRUCTS.keys()
-    assert len(EXAMPLES) == DOCUMENT.count("```wire")
+    assert len(EXAMPLES) == DOCUMENT.count("```wire ")
 
 
 def _names(value: Any) -> Iterator[str]:
