@@ -248,6 +248,8 @@ class ClientCore:
                 frame = wire.decode_from_connector(data)
                 # A connector that knows no link of ours closes link 0.
                 if frame.link == link.epoch or (isinstance(frame, Close) and frame.link == 0):
+                    if self.state is State.GREETING and not isinstance(frame, Welcome | Close | Reset):
+                        raise PeerError(Code.NOT_GREETED, f"a {type(frame).__name__} came before the Welcome")
                     self._frame_handlers.get(type(frame), self._link_frame)(frame, now)
             except (msgspec.DecodeError, PeerError) as error:
                 self._disconnect(None, f"the connector broke the protocol: {error}")
@@ -278,8 +280,7 @@ class ClientCore:
 
     def _link_frame(self, frame: Any, now: float) -> None:
         link = self._link
-        if link is None or self.state is not State.ONLINE:
-            return
+        assert link is not None
         for item in link.receive(frame, now)[0]:
             self._item(item, link, now)
 

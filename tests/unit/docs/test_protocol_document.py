@@ -31,7 +31,7 @@ class Section(NamedTuple):
         """The cells of all tables, without their heads."""
         found: list[list[str]] = []
         for table in re.findall(r"(?:^\|.*\n)+", self.text, flags=re.MULTILINE):
-            lines = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()]
+            lines = [[cell.strip() for cell in line.removeprefix("|").removesuffix("|").split("|")] for line in table.splitlines()]
             assert set("".join(lines[1])) <= set("- |"), f"a table without a head in {self.title}"
             found += lines[2:]
         return found
