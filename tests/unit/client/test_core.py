@@ -151,15 +151,16 @@ def test_only_the_greeting_is_sent_before_the_welcome() -> None:
     assert [envelope.seq for envelope in connector.submits] == [1]
 
 
-def test_a_frame_before_the_welcome_is_ignored() -> None:
+@pytest.mark.parametrize("early", [Data(LINK, 1, 0, ()), Ack(LINK, 0), Ping(LINK), Stored(LINK, delayed=True)])
+def test_a_frame_before_the_welcome_disconnects(early: Frame) -> None:
     connector = Connector()
     connector.connect()
-    early = Data(LINK, 1, 0, (from_bob(1),))
-    assert connector.send(early) == []
+    (end,) = connector.send(early)
+    assert isinstance(end, e.Disconnect)
+    assert end.sentence.endswith("came before the Welcome")
+    connector.connect()
     connector.send(connector.welcome())
-    connector.send(early)
-    connector.persist()
-    assert connector.acked() == 1
+    assert connector.core.state is State.ONLINE
 
 
 @pytest.mark.parametrize("number", [0, 1, 3])

@@ -205,10 +205,10 @@ class Device:
         self.take(encode([2, 1, LINK, 1, USER, DEVICE, 32, 65536, 262144, 10000, 25000, 2500, 0]))
         return self
 
-    def compose(self, count: int) -> None:
+    def compose(self, to: int, count: int) -> None:
         for _ in range(count):
-            seq, base = self.core.reserve(Destination(1, FRIEND))
-            self.step(c.Composed((decode_envelope(ENVELOPE(seq=seq, base=base)),)))
+            seq, base = self.core.reserve(Destination(1, to))
+            self.step(c.Composed((decode_envelope(ENVELOPE(to=[1, to, 0], seq=seq, base=base)),)))
 
 
 def answer_of(actions: list[c.Action]) -> str:
@@ -239,8 +239,9 @@ def test_a_client_answers(sent: str, answer: str) -> None:
 @pytest.mark.parametrize(("sent", "answer"), [*vectors("refused receipt"), *vectors("accepted receipt")])
 def test_a_client_reads_receipts(sent: str, answer: str) -> None:
     device = Device().go_online()
-    device.compose(5)
-    device.take(encode([3, LINK, 1, 0, [[3, [1, FRIEND, 0], 1, 5, 1, True, 5]]]))
+    for to in (FRIEND, 8):
+        device.compose(to, 5)
+    device.take(encode([3, LINK, 1, 0, [[3, [1, to, 0], 1, 5, 1, True, 5] for to in (FRIEND, 8)]]))
     envelope = FROM_9(kind=3, key=0, body=evaluated(sent))
     actions = device.take(encode([3, LINK, 2, 0, [[2, envelope]]]))
     read = {action.seq for action in actions if isinstance(action, c.StatusChanged) and action.state == "read"}
