@@ -294,7 +294,7 @@ export class Client {
         if (kind === CHANGED) await this.relations();
         const ack = kind === DATA ? fields[2] : kind === ACK ? fields[1] : 0;
         if (ack > acked) [acked, progress] = [ack, now];
-        if (kind === RESET || (kind === DATA && fields[1] !== received + 1)) throw lost(0);
+        if (kind === RESET || !window || acked > sent || (kind === DATA && fields[1] !== received + 1)) throw lost(0);
         if (kind !== DATA) continue;
         received += 1;
         for (const [number, ...item] of fields[3])

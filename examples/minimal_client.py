@@ -291,7 +291,7 @@ class Client:
                     self.relations()
                 elif kind in (DATA, ACK) and (ack := fields[-2 if kind == DATA else -1]) > acked:
                     acked, progress = ack, now
-                if kind == RESET or (kind == DATA and fields[1] != received + 1):
+                if kind == RESET or not window or acked > sent or (kind == DATA and fields[1] != received + 1):
                     raise ConnectionError(0)
                 if kind == DATA:
                     received += 1

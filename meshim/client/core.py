@@ -147,12 +147,12 @@ class ClientCore:
             else:
                 for frame in self._link.tick(now):
                     self._actions.append(e.SendFrame(wire.encode(frame)))
-        self._update_inbox(self.inbox.tick(now))
+        self._update_inbox(self.inbox.tick(now, online=self.state is State.ONLINE))
         return self._flush(now)
 
     def next_deadline(self) -> float | None:
         """When to call `tick`; None while nothing is due."""
-        deadlines = [self.inbox.next_deadline(), self.receipts.next_deadline()]
+        deadlines = [self.inbox.next_deadline(online=self.state is State.ONLINE), self.receipts.next_deadline()]
         if self._link is not None:
             if self.state is State.GREETING:
                 deadlines.append(self._greeted_at + self._options.greet_timeout_s)
@@ -264,6 +264,7 @@ class ClientCore:
         )
         link.window.credit = max(1, min(welcome.window, self._options.link.window.credit))
         self._link = link
+        self.inbox.connected(now)
         self._actions.append(e.Online(welcome.body_bytes))
 
     def _stored(self, stored: Stored, now: float) -> None:

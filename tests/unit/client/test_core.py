@@ -538,7 +538,8 @@ def test_an_unreadable_delivery_is_counted_and_acknowledged(delivery: Delivery) 
 # ---------------------------------------------------------------- gaps
 
 
-def test_a_gap_is_released_after_its_timeout_while_offline() -> None:
+def test_a_gap_waits_while_offline_and_its_time_begins_anew_with_the_next_link() -> None:
+    """What is missing may be stored meanwhile, and comes after the Welcome."""
     connector = Connector().go_online()
     connector.deliver(from_bob(2))
     connector.persist()
@@ -546,9 +547,14 @@ def test_a_gap_is_released_after_its_timeout_while_offline() -> None:
     connector.now = OPTIONS.delivered_delay_s
     connector.step(None)
     connector.persist()
-    deadline = connector.core.next_deadline()
-    assert deadline == OPTIONS.ordering.gap_release_s
-    connector.now = deadline
+    assert connector.core.next_deadline() is None
+    connector.now = 2 * OPTIONS.ordering.gap_release_s
+    assert connector.step(None) == []
+    connector.go_online(silence_ms=2_000_000_000)
+    connector.now = 3 * OPTIONS.ordering.gap_release_s - 1.0
+    connector.step(None)
+    assert not connector.actions_of(e.Persist)
+    connector.now += 1.0
     connector.step(None)
     [save] = connector.actions_of(e.Persist)
     assert isinstance(save, e.Persist)

@@ -232,7 +232,7 @@ def test_bounds_in_the_text_are_those_of_the_code() -> None:
     assert "lowest unsettled seq` ≥ 256" in DOCUMENT
     options = OrderingOptions(gap_release_s=30.0)
     assert (options.early_max, options.holes_max) == (1024, 64)
-    assert "more than 1024 are held" in DOCUMENT
+    assert "holds more than 1024" in DOCUMENT
     assert "beyond 64 ranges" in DOCUMENT
     assert (LIST_MAX, ITEMS_MAX) == (1024, 65536)
 
