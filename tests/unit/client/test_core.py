@@ -551,6 +551,7 @@ def test_a_gap_waits_while_offline_and_its_time_begins_anew_with_the_next_link()
     connector.now = 2 * OPTIONS.ordering.gap_release_s
     assert connector.step(None) == []
     connector.go_online(silence_ms=2_000_000_000)
+    connector.send(Ack(connector.link, 1))  # of the receipt
     connector.now = 3 * OPTIONS.ordering.gap_release_s - 1.0
     connector.step(None)
     assert not connector.actions_of(e.Persist)
