@@ -31,7 +31,8 @@ class Section(NamedTuple):
         """The cells of all tables, without their heads."""
         found: list[list[str]] = []
         for table in re.findall(r"(?:^\|.*\n)+", self.text, flags=re.MULTILINE):
-            lines = [[cell.strip() for cell in line.removeprefix("|").removesuffix("|").split("|")] for line in table.splitlines()]
+            rows = [line.removeprefix("|").removesuffix("|").split("|") for line in table.splitlines()]
+            lines = [[cell.strip() for cell in row] for row in rows]
             assert set("".join(lines[1])) <= set("- |"), f"a table without a head in {self.title}"
             found += lines[2:]
         return found
@@ -53,7 +54,7 @@ BARE = re.compile(r"`([^`]*)`")
 
 # ---------------------------------------------------------------- sections and links
 
-LINKED = ("README.md", "CONTRIBUTING.md", "docs/protocol.md", "docs/rest.md", "docs/guarantees.md", "docs/architecture.md")
+LINKED = ("README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in ("protocol", "rest", "guarantees")))
 SCREEN = 45
 """Lines of prose in one section, without fences and tables."""
 
@@ -71,12 +72,12 @@ def without_fences(text: str) -> str:
 @pytest.mark.parametrize("name", LINKED)
 def test_every_link_to_a_file_or_a_section_has_a_target(name: str) -> None:
     text = without_fences((ROOT / name).read_text(encoding="utf-8"))
-    for link in re.findall(r"\]\((?!https?://)([^)\s]+)\)", text):
-        path, _, anchor = link.partition("#")
+    for found in re.findall(r"\]\((?!https?://)([^)\s]+)\)", text):
+        path, _, anchor = found.partition("#")
         target = (ROOT / name).parent / path if path else ROOT / name
-        assert target.exists(), f"{name} links to {link}"
+        assert target.exists(), f"{name} links to {found}"
         if anchor:
-            assert anchors(target.read_text(encoding="utf-8")).count(anchor) == 1, f"{name} links to {link}"
+            assert anchors(target.read_text(encoding="utf-8")).count(anchor) == 1, f"{name} links to {found}"
 
 
 def test_the_contents_have_every_section() -> None:
