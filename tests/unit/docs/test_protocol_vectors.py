@@ -9,7 +9,7 @@ import pytest
 
 from meshim import topology
 from meshim.client import events as c
-from meshim.client.core import ClientCore, Identity
+from meshim.client.core import ClientCore
 from meshim.client.options import DEFAULTS
 from meshim.connector import events as e
 from meshim.connector.authenticator import _verdict
@@ -24,7 +24,7 @@ from meshim.wire.envelope import Destination, Envelope, Receipt, Stream, decode_
 from meshim.wire.link import Ack, Close, Data, Frame
 from meshim.wire.mesh import Route
 from meshim.wire.outcome import OutcomeStatus
-from tests.unit.client.test_core import EMPTY
+from tests.unit.client.test_core import EMPTY, ME
 from tests.unit.connector.world import SECRET, Client, Connector
 from tests.unit.docs.test_protocol_document import DECODERS, DOCUMENT, EXAMPLES, SUBSECTIONS
 
@@ -184,7 +184,8 @@ class Device:
     """The core of the client library, greeted or not, whose disk is always done."""
 
     def __init__(self) -> None:
-        self.core = ClientCore(Identity(USER, DEVICE, EPOCH), DEFAULTS, EMPTY, lambda: bytes(16), lambda: 0, 0.0)
+        identity = ME._replace(user=USER, device=DEVICE, epoch=EPOCH)
+        self.core = ClientCore(identity, DEFAULTS, EMPTY, lambda: bytes(16), lambda: 0, 0.0)
         self.now = 0.0
         self.step(c.Connected(LINK, TOKEN))
 
