@@ -54,7 +54,7 @@ export class Rules { // what a client remembers and decides; all changes of `dis
     const settled = this.unsettled(to).filter((seq) => first <= seq && seq <= last);
     if (status === DELIVERED || status === STORED) this.disk.set(id("out", to), { ...this.out(to), cookie });
     if (status === BUSY) for (const seq of settled) this.again.get(id(to, seq))[0] = now + 500;
-    if (!final && status !== REJECTED) return [[], false];
+    if (status !== REJECTED && !(final && [DELIVERED, STORED].includes(status))) return [[], false];
     for (const seq of settled) {
       const out = this.out(to), fate = status === REJECTED ? 0 : audience;
       const mixed = out.mixed || (out.fate !== null && out.fate !== fate);
@@ -294,7 +294,7 @@ export class Client {
         if (kind === CHANGED) await this.relations();
         const ack = kind === DATA ? fields[2] : kind === ACK ? fields[1] : 0;
         if (ack > acked) [acked, progress] = [ack, now];
-        if (kind === RESET || (kind === DATA && fields[1] !== received + 1)) throw lost(0);
+        if (kind === RESET || !window || acked > sent || (kind === DATA && fields[1] !== received + 1)) throw lost(0);
         if (kind !== DATA) continue;
         received += 1;
         for (const [number, ...item] of fields[3])

@@ -78,7 +78,7 @@ class Rules:
             self.disk["out", to] = self.disk["out", to] | {"cookie": cookie}
         if status == BUSY:
             self.again |= {(to, seq): [now + 0.5, self.again[to, seq][1]] for seq in settled}
-        if not final and status != REJECTED:
+        if status != REJECTED and not (final and status in (DELIVERED, STORED)):
             return [], False
         for seq in settled:
             out, fate = self.disk["out", to], 0 if status == REJECTED else audience
@@ -256,7 +256,7 @@ class Client:
     def connection(self, connector):
         gone = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
         with zmq.Context.instance().socket(zmq.DEALER) as socket, socket.get_monitor_socket(gone) as monitor:
-            socket.linger, socket.reconnect_ivl, socket.tcp_keepalive = 200, -1, 1
+            socket.linger, socket.reconnect_ivl, socket.tcp_keepalive = 200, 1_000_000_000, 1
             if connector["key"]:
                 socket.curve_publickey, socket.curve_secretkey = zmq.curve_keypair()
                 socket.curve_serverkey = connector["key"].encode()
@@ -291,7 +291,7 @@ class Client:
                     self.relations()
                 elif kind in (DATA, ACK) and (ack := fields[-2 if kind == DATA else -1]) > acked:
                     acked, progress = ack, now
-                if kind == RESET or (kind == DATA and fields[1] != received + 1):
+                if kind == RESET or not window or acked > sent or (kind == DATA and fields[1] != received + 1):
                     raise ConnectionError(0)
                 if kind == DATA:
                     received += 1

@@ -147,12 +147,12 @@ class ClientCore:
             else:
                 for frame in self._link.tick(now):
                     self._actions.append(e.SendFrame(wire.encode(frame)))
-        self._update_inbox(self.inbox.tick(now))
+        self._update_inbox(self.inbox.tick(now, online=self.state is State.ONLINE))
         return self._flush(now)
 
     def next_deadline(self) -> float | None:
         """When to call `tick`; None while nothing is due."""
-        deadlines = [self.inbox.next_deadline(), self.receipts.next_deadline()]
+        deadlines = [self.inbox.next_deadline(online=self.state is State.ONLINE), self.receipts.next_deadline()]
         if self._link is not None:
             if self.state is State.GREETING:
                 deadlines.append(self._greeted_at + self._options.greet_timeout_s)
@@ -248,6 +248,8 @@ class ClientCore:
                 frame = wire.decode_from_connector(data)
                 # A connector that knows no link of ours closes link 0.
                 if frame.link == link.epoch or (isinstance(frame, Close) and frame.link == 0):
+                    if self.state is State.GREETING and not isinstance(frame, Welcome | Close | Reset):
+                        raise PeerError(Code.NOT_GREETED, f"a {type(frame).__name__} came before the Welcome")
                     self._frame_handlers.get(type(frame), self._link_frame)(frame, now)
             except (msgspec.DecodeError, PeerError) as error:
                 self._disconnect(None, f"the connector broke the protocol: {error}")
@@ -262,6 +264,7 @@ class ClientCore:
         )
         link.window.credit = max(1, min(welcome.window, self._options.link.window.credit))
         self._link = link
+        self.inbox.connected(now)
         self._actions.append(e.Online(welcome.body_bytes))
 
     def _stored(self, stored: Stored, now: float) -> None:
@@ -278,8 +281,7 @@ class ClientCore:
 
     def _link_frame(self, frame: Any, now: float) -> None:
         link = self._link
-        if link is None or self.state is not State.ONLINE:
-            return
+        assert link is not None
         for item in link.receive(frame, now)[0]:
             self._item(item, link, now)
 

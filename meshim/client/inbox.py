@@ -95,11 +95,19 @@ class Inbox:
         else:
             self._gaps.add(stream)
 
-    def tick(self, now: float) -> InboxUpdate:
-        """Release the messages behind gaps that are open for `gap_release_s` or longer."""
+    def connected(self, now: float) -> None:
+        """A link begins, which may bring what is missing."""
+        for stream in self._gaps:
+            self._orders[stream].restart_clocks(now)
+
+    def tick(self, now: float, *, online: bool = True) -> InboxUpdate:
+        """Release the messages behind gaps that are open for `gap_release_s` or longer.
+
+        Not while the client is offline: it cannot get what is missing.
+        """
         changes, self._restored = self._restored, []
         available = bool(changes)
-        for stream in list(self._gaps):
+        for stream in list(self._gaps) if online else ():
             order = self._orders[stream]
             if released := order.tick(now):
                 self._statistics.gaps_released += 1
@@ -108,9 +116,11 @@ class Inbox:
                 available = available or update.available
         return InboxUpdate(changes, available)
 
-    def next_deadline(self) -> float | None:
+    def next_deadline(self, *, online: bool = True) -> float | None:
         """When `tick` has something to release; None while no message waits."""
         if self._restored:
             return 0.0
+        if not online:
+            return None
         deadlines = (self._orders[stream].next_deadline() for stream in self._gaps)
         return min((deadline for deadline in deadlines if deadline is not None), default=None)

@@ -106,6 +106,10 @@ class StreamOrder(Generic[T]):
         due = [seq for seq, at in self._arrived_at.items() if at + self._options.gap_release_s <= now]
         return self._give_up_before(max(due)) if due else []
 
+    def restart_clocks(self, now: float) -> None:
+        """Wait for every gap anew: what is missing may come over the link that begins now."""
+        self._arrived_at = dict.fromkeys(self._arrived_at, now)
+
     def next_deadline(self) -> float | None:
         """Return when `tick` gives up a gap; None while no message is held back."""
         for arrived_at in self._arrived_at.values():

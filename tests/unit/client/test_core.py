@@ -151,15 +151,16 @@ def test_only_the_greeting_is_sent_before_the_welcome() -> None:
     assert [envelope.seq for envelope in connector.submits] == [1]
 
 
-def test_a_frame_before_the_welcome_is_ignored() -> None:
+@pytest.mark.parametrize("early", [Data(LINK, 1, 0, ()), Ack(LINK, 0), Ping(LINK), Stored(LINK, delayed=True)])
+def test_a_frame_before_the_welcome_disconnects(early: Frame) -> None:
     connector = Connector()
     connector.connect()
-    early = Data(LINK, 1, 0, (from_bob(1),))
-    assert connector.send(early) == []
+    (end,) = connector.send(early)
+    assert isinstance(end, e.Disconnect)
+    assert end.sentence.endswith("came before the Welcome")
+    connector.connect()
     connector.send(connector.welcome())
-    connector.send(early)
-    connector.persist()
-    assert connector.acked() == 1
+    assert connector.core.state is State.ONLINE
 
 
 @pytest.mark.parametrize("number", [0, 1, 3])
@@ -537,7 +538,8 @@ def test_an_unreadable_delivery_is_counted_and_acknowledged(delivery: Delivery) 
 # ---------------------------------------------------------------- gaps
 
 
-def test_a_gap_is_released_after_its_timeout_while_offline() -> None:
+def test_a_gap_waits_while_offline_and_its_time_begins_anew_with_the_next_link() -> None:
+    """What is missing may be stored meanwhile, and comes after the Welcome."""
     connector = Connector().go_online()
     connector.deliver(from_bob(2))
     connector.persist()
@@ -545,9 +547,15 @@ def test_a_gap_is_released_after_its_timeout_while_offline() -> None:
     connector.now = OPTIONS.delivered_delay_s
     connector.step(None)
     connector.persist()
-    deadline = connector.core.next_deadline()
-    assert deadline == OPTIONS.ordering.gap_release_s
-    connector.now = deadline
+    assert connector.core.next_deadline() is None
+    connector.now = 2 * OPTIONS.ordering.gap_release_s
+    assert connector.step(None) == []
+    connector.go_online(silence_ms=2_000_000_000)
+    connector.send(Ack(connector.link, 1))  # of the receipt
+    connector.now = 3 * OPTIONS.ordering.gap_release_s - 1.0
+    connector.step(None)
+    assert not connector.actions_of(e.Persist)
+    connector.now += 1.0
     connector.step(None)
     [save] = connector.actions_of(e.Persist)
     assert isinstance(save, e.Persist)

@@ -82,3 +82,11 @@ def test_a_base_update_is_owed_when_the_messages_of_a_run_had_different_fates() 
     assert rules.outcome(0, TO, 3, 3, 1, True, 5) == ([3], True)
     rules.make(TO, lambda seq, base: (seq, base), 0)
     assert rules.outcome(0, TO, 4, 4, 1, True, 6) == ([4], False), "a new run begins with a new fate"
+
+
+def test_an_outcome_of_an_unknown_status_settles_nothing() -> None:
+    rules = make_rules({})
+    rules.make(TO, lambda seq, base: (seq, base), 0)
+    assert rules.outcome(0, TO, 1, 1, 99, True, 5, b"cookie") == ([], False)
+    assert rules.unsettled(TO) == [1]
+    assert rules.disk["out", TO]["cookie"] == b""

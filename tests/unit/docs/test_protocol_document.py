@@ -31,7 +31,8 @@ class Section(NamedTuple):
         """The cells of all tables, without their heads."""
         found: list[list[str]] = []
         for table in re.findall(r"(?:^\|.*\n)+", self.text, flags=re.MULTILINE):
-            lines = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()]
+            rows = [line.removeprefix("|").removesuffix("|").split("|") for line in table.splitlines()]
+            lines = [[cell.strip() for cell in row] for row in rows]
             assert set("".join(lines[1])) <= set("- |"), f"a table without a head in {self.title}"
             found += lines[2:]
         return found
@@ -45,8 +46,59 @@ def sections(marks: str) -> Iterator[Section]:
 
 
 CHAPTERS = {section.title.split(". ", 1)[-1]: section for section in sections("##")}
-STRUCTS = {section.title: section for section in sections("###")}
+SUBSECTIONS = {section.title: section for section in sections("###")}
+STRUCTS = {title: section for title, section in SUBSECTIONS.items() if not title[0].isdigit()}
+"""The headings of subsections have a number, those of structs have none."""
 BARE = re.compile(r"`([^`]*)`")
+
+
+# ---------------------------------------------------------------- sections and links
+
+LINKED = ("README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in ("protocol", "rest", "guarantees")))
+SCREEN = 45
+"""Lines of prose in one section, without fences and tables."""
+
+
+def anchors(text: str) -> list[str]:
+    """The anchor of each heading, as GitHub and most renderers of Markdown make it."""
+    headings = re.findall(r"^#+ (.*)$", without_fences(text), flags=re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+def without_fences(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_every_link_to_a_file_or_a_section_has_a_target(name: str) -> None:
+    text = without_fences((ROOT / name).read_text(encoding="utf-8"))
+    for found in re.findall(r"\]\((?!https?://)([^)\s]+)\)", text):
+        path, _, anchor = found.partition("#")
+        target = (ROOT / name).parent / path if path else ROOT / name
+        assert target.exists(), f"{name} links to {found}"
+        if anchor:
+            assert anchors(target.read_text(encoding="utf-8")).count(anchor) == 1, f"{name} links to {found}"
+
+
+def test_the_contents_have_every_section() -> None:
+    contents = DOCUMENT.split("# Part one: clients\n")[0]
+    listed = re.findall(r"\]\(#([^)]+)\)", contents)
+    sections_of_clients = [title for title in SUBSECTIONS if title not in STRUCTS]
+    titles = [section.title for section in sections("##")] + sections_of_clients
+    assert set(anchors("".join(f"## {title}\n" for title in titles))) <= set(listed)
+
+
+def test_a_section_has_a_screen_of_prose() -> None:
+    parts = re.split(r"^#{2,3} ", without_fences(DOCUMENT.split("# Part two")[0]), flags=re.MULTILINE)[1:]
+    for part in parts:
+        lines = [line for line in part.splitlines()[1:] if line and not line.startswith("|")]
+        assert len(lines) <= SCREEN, f"{part.splitlines()[0]} has {len(lines)} lines"
+
+
+def test_the_words_of_bcp_14_are_those_that_the_page_declares() -> None:
+    prose = without_fences(DOCUMENT)
+    assert not re.findall(r"\b(?:SHALL|REQUIRED|RECOMMENDED|OPTIONAL)\b", prose)
+    assert not re.findall(r"\b(?:must|should)\b", prose.split("# Part two")[0]), "a duty is written in capitals"
 
 
 # ---------------------------------------------------------------- structs
@@ -178,10 +230,10 @@ def test_every_timer_and_limit_is_documented_with_its_default() -> None:
 
 def test_bounds_in_the_text_are_those_of_the_code() -> None:
     assert OutStreamOptions().in_flight == 256
-    assert "lowest unsettled seq` ≤ 256" in DOCUMENT
+    assert "lowest unsettled seq` ≥ 256" in DOCUMENT
     options = OrderingOptions(gap_release_s=30.0)
     assert (options.early_max, options.holes_max) == (1024, 64)
-    assert "more than 1024 are held" in DOCUMENT
+    assert "holds more than 1024" in DOCUMENT
     assert "beyond 64 ranges" in DOCUMENT
     assert (LIST_MAX, ITEMS_MAX) == (1024, 65536)
 
@@ -239,7 +291,7 @@ def test_examples_are_the_bytes_that_meshim_sends(side: str, text: str, hexadeci
 def test_every_struct_of_the_wire_has_an_example() -> None:
     shown = {name for side, _, data in EXAMPLES for name in _names(DECODERS[side](bytes.fromhex(data)))}
     assert shown == STRUCTS.keys()
-    assert len(EXAMPLES) == DOCUMENT.count("```wire")
+    assert len(EXAMPLES) == DOCUMENT.count("```wire ")
 
 
 def _names(value: Any) -> Iterator[str]:
