@@ -11,10 +11,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from meshim.deploy.embedded import Nats, Valkey
 from scripts.harness.mesh.options import interrupt_on_sigterm
 from tests.servers import MariaDB, running
+
+# The same examples in every run, and no time limit on one: it would fail on a busy machine.
+settings.register_profile(
+    "meshim", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("meshim")
 
 _count = itertools.count(1)
 

@@ -400,7 +400,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=steps)
 def test_memory_and_redis_behave_the_same(valkey_url: str, namespace: str, steps: list[tuple[str, object]]) -> None:
     async def both() -> None:

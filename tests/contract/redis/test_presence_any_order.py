@@ -262,9 +262,6 @@ def check(server: Callable[[], Server], runner: asyncio.Runner, examples: int, *
         settings=settings(
             max_examples=examples,
             stateful_step_count=40,
-            derandomize=True,
-            deadline=None,
-            database=None,
             suppress_health_check=list(HealthCheck),
             phases=(Phase.generate, *phases),
         ),

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from meshim.errors import ApiError
@@ -223,7 +223,7 @@ def test_bob_cannot_tell_a_block_from_being_removed_or_ignored(
         try:
             worlds = [runner.run(opened(stack, name)) for name in ("blocked", "ignored")]
 
-            @settings(max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+            @settings(max_examples=examples)
             @given(STEPS)
             @example([("alice", "request"), ("bob", "accept"), ("alice", "block"), ("bob", "request")])
             @example([("alice", "block"), ("bob", "request"), ("bob", "remove"), ("bob", "request")])

@@ -213,9 +213,6 @@ def check(backend: Backend, runner: asyncio.Runner, examples: int) -> None:
         settings=settings(
             max_examples=examples,
             stateful_step_count=40,
-            derandomize=True,
-            deadline=None,
-            database=None,
             suppress_health_check=list(HealthCheck),
             phases=(Phase.generate, Phase.shrink) if isinstance(backend, MemoryBackend) else (Phase.generate,),
         ),

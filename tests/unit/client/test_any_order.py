@@ -35,7 +35,7 @@ def steps(world: World, chance: Random) -> list[Callable[[], object]]:
 
 
 @given(st.randoms(use_true_random=True), st.integers(10, 400))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_messages_arrive_once_and_in_order_whatever_dies_when(chance: Random, count: int) -> None:
     folder = Path(tempfile.mkdtemp(prefix="meshim-"))
     # Processes are killed here; the machine never loses power.

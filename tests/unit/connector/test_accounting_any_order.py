@@ -167,5 +167,5 @@ class Sender(RuleBasedStateMachine):
 
 TestSender = Sender.TestCase
 TestSender.settings = settings(
-    max_examples=80, stateful_step_count=40, derandomize=True, deadline=None, database=None
+    max_examples=80, stateful_step_count=40
 )  # fmt: skip

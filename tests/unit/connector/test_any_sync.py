@@ -254,6 +254,4 @@ class AnySync(RuleBasedStateMachine):
 
 
 TestAnySync = AnySync.TestCase
-TestAnySync.settings = settings(
-    max_examples=300, stateful_step_count=50, derandomize=True, deadline=None, database=None
-)
+TestAnySync.settings = settings(max_examples=300, stateful_step_count=50)

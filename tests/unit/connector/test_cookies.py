@@ -17,7 +17,7 @@ STREAM = Stream(ALICE, 11, 5, TO)
 POSITIONS: Positions = ((ALICE, 12, 3), (BOB, 0, 7))
 PHONE, LAPTOP, TABLET, OWN = (BOB, 21), (BOB, 22), (BOB, 23), (ALICE, 12)
 
-deterministic = settings(max_examples=300, derandomize=True, deadline=None, database=None)
+thorough = settings(max_examples=300)
 
 
 # ---------------------------------------------------------------- authentic for one stream
@@ -47,7 +47,7 @@ def test_a_cookie_does_not_open_under_another_secret() -> None:
     assert read_cookie(bytes(32), STREAM, make_cookie(SECRET, STREAM, POSITIONS)) is None
 
 
-@deterministic
+@thorough
 @given(st.binary(max_size=1_024))
 def test_what_was_made_up_does_not_open(cookie: bytes) -> None:
     assert read_cookie(SECRET, STREAM, cookie) is None
@@ -194,7 +194,5 @@ class Sending(RuleBasedStateMachine):
             assert held <= self.position
 
 
-Sending.TestCase.settings = settings(
-    max_examples=200, stateful_step_count=40, derandomize=True, deadline=None, database=None
-)
+Sending.TestCase.settings = settings(max_examples=200, stateful_step_count=40)
 TestSending = Sending.TestCase

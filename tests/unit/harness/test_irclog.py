@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from meshim.protocol.names import fold_name
 from scripts.harness.replay.irclog import Action, LogLine, Step, addressee, count_addressed, parse, plan, user_name
 
-deterministic = settings(max_examples=300, derandomize=True, deadline=None, database=None)
+thorough = settings(max_examples=300)
 
 LOG = b"""\
 [23:50] <ann> hello
@@ -122,7 +122,7 @@ actions = st.builds("[{:02}:{:02}]  * {} {}".format, st.integers(0, 23), st.inte
 logs = st.lists(st.one_of(messages, actions, texts)).map(lambda lines: "\n".join(lines).encode())
 
 
-@deterministic
+@thorough
 @given(st.lists(logs, max_size=3))
 def test_any_plan_keeps_its_rules(days: list[bytes]) -> None:
     steps = plan(days)
@@ -153,14 +153,14 @@ def slow_count(log: bytes) -> int:
     return count
 
 
-@deterministic
+@thorough
 @given(logs)
 def test_a_plan_has_as_many_messages_as_a_plain_count(log: bytes) -> None:
     said = sum(step.action is Action.SEND for step in plan([log]))
     assert said == count_addressed(log) == slow_count(log)
 
 
-@deterministic
+@thorough
 @given(st.lists(st.text(min_size=1, max_size=20), unique=True))
 def test_no_two_nicks_share_a_name(different: list[str]) -> None:
     names = [user_name(nick, tag="r1.") for nick in different]

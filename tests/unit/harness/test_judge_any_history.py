@@ -111,16 +111,13 @@ MUTATIONS = {
 }
 
 any_random = st.randoms(use_true_random=False)
-deterministic = settings(
+thorough = settings(
     max_examples=300,
-    derandomize=True,
-    deadline=None,
-    database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 
-@deterministic
+@thorough
 @given(any_random)
 def test_any_correct_history_passes(path: Path, random: Random) -> None:
     history = correct(random)
@@ -130,7 +127,7 @@ def test_any_correct_history_passes(path: Path, random: Random) -> None:
     assert verdict["delivered"] == verdict["sent"] == sends
 
 
-@deterministic
+@thorough
 @given(any_random, st.sampled_from(sorted(MUTATIONS)))
 def test_any_single_mutation_is_found(path: Path, random: Random, kind: str) -> None:
     history = correct(random)

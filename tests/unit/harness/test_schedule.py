@@ -60,7 +60,7 @@ nicks = st.sampled_from(["ann", "bob", "cy", "dee"])
 lines = st.builds("[{:02}:{:02}] <{}> {}: hi".format, st.integers(0, 3), st.integers(0, 59), nicks, nicks)
 
 
-@settings(max_examples=100, derandomize=True, deadline=None, database=None)
+@settings(max_examples=100)
 @given(st.lists(lines, max_size=40), st.integers(1, 4), st.randoms(use_true_random=False))
 def test_every_step_of_any_plan_runs_in_order(log: list[str], places: int, random: Random) -> None:
     steps = plan(["\n".join(sorted(log)).encode()])

@@ -192,7 +192,7 @@ def test_a_watermark_beyond_every_seq_of_the_wire_still_counts() -> None:
     assert order.holes == [(1, 2**62 - 1)]
 
 
-@settings(max_examples=200, derandomize=True, deadline=None, database=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(st.integers(-3, 40), st.integers(-3, 60)), max_size=60))
 def test_no_wrong_base_shows_a_message_twice_or_breaks_a_bound(arrivals: list[tuple[int, int]]) -> None:
     order = stream()
@@ -319,6 +319,4 @@ class Recipient(RuleBasedStateMachine):
 
 
 TestRecipient = Recipient.TestCase
-TestRecipient.settings = settings(
-    max_examples=100, stateful_step_count=50, derandomize=True, deadline=None, database=None
-)
+TestRecipient.settings = settings(max_examples=100, stateful_step_count=50)

@@ -265,6 +265,4 @@ class Conversation(RuleBasedStateMachine):
 
 
 TestConversation = Conversation.TestCase
-TestConversation.settings = settings(
-    max_examples=150, stateful_step_count=40, derandomize=True, deadline=None, database=None
-)
+TestConversation.settings = settings(max_examples=150, stateful_step_count=40)

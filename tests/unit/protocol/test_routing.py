@@ -10,7 +10,7 @@ from meshim.protocol.routing import conversation_of, mix, partition_of, pick
 
 ids = st.integers(1, 2**63 - 1)
 incarnations = st.lists(st.integers(0, 2**63 - 1), unique=True, min_size=1, max_size=8)
-deterministic = settings(max_examples=200, derandomize=True, deadline=None, database=None)
+thorough = settings(max_examples=200)
 
 TRANSFERS = [mix(number) >> 1 for number in range(5)]
 
@@ -29,7 +29,7 @@ def test_conversations_are_pinned() -> None:
     assert conversation_of(2**63 - 1, 1) == 0xD1448F4D0B0BE7BC
 
 
-@deterministic
+@thorough
 @given(ids, ids)
 def test_both_directions_are_one_conversation(one: int, other: int) -> None:
     assert conversation_of(one, other) == conversation_of(other, one)
@@ -40,7 +40,7 @@ def test_conversations_of_one_user_differ() -> None:
     assert len({conversation_of(7, other) for other in range(10_000)}) == 10_000
 
 
-@deterministic
+@thorough
 @given(ids, st.integers(1, 64))
 def test_a_user_has_one_partition(user: int, partitions: int) -> None:
     assert 0 <= partition_of(user, partitions) < partitions
@@ -50,7 +50,7 @@ def test_ascending_users_fill_partitions_evenly() -> None:
     assert set(Counter(partition_of(user, 4) for user in range(1, 401)).values()) == {100}
 
 
-@deterministic
+@thorough
 @given(st.integers(0, 2**64 - 1), incarnations)
 def test_the_order_of_transfers_does_not_matter(conversation: int, transfers: list[int]) -> None:
     picked = pick(conversation, transfers)
@@ -62,7 +62,7 @@ def test_pick_without_transfers_returns_none() -> None:
     assert pick(1, []) is None
 
 
-@deterministic
+@thorough
 @given(st.integers(0, 2**64 - 1), incarnations, st.integers(0, 2**63 - 1))
 def test_a_transfer_that_leaves_moves_its_own_conversations_only(
     conversation: int, transfers: list[int], newcomer: int

@@ -190,6 +190,4 @@ class ComingAndGoing(RuleBasedStateMachine):
 
 
 TestComingAndGoing = ComingAndGoing.TestCase
-TestComingAndGoing.settings = settings(
-    max_examples=60, stateful_step_count=25, derandomize=True, deadline=None, database=None
-)
+TestComingAndGoing.settings = settings(max_examples=60, stateful_step_count=25)

@@ -365,6 +365,4 @@ class TwoWindows(RuleBasedStateMachine):
 
 
 TestTwoWindows = TwoWindows.TestCase
-TestTwoWindows.settings = settings(
-    max_examples=80, stateful_step_count=60, derandomize=True, deadline=None, database=None
-)
+TestTwoWindows.settings = settings(max_examples=80, stateful_step_count=60)

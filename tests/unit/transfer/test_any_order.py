@@ -194,6 +194,4 @@ class Accounting(RuleBasedStateMachine):
 
 
 TestAccounting = Accounting.TestCase
-TestAccounting.settings = settings(
-    max_examples=150, stateful_step_count=40, derandomize=True, deadline=None, database=None
-)
+TestAccounting.settings = settings(max_examples=150, stateful_step_count=40)

@@ -27,7 +27,7 @@ from meshim.wire.notification import AccountChanged, WakeUp, decode_notification
 from meshim.wire.offline_log import Entry, decode_record, encode_record
 from tests.wire_samples import BOB, CODINGS, COPY_OUTCOME, ENVELOPE, PINNED, STAMP, Coding
 
-deterministic = settings(max_examples=300, derandomize=True, deadline=None, database=None)
+thorough = settings(max_examples=300)
 
 every_pinned = pytest.mark.parametrize(
     ("coding", "value"),
@@ -38,7 +38,7 @@ every_pinned = pytest.mark.parametrize(
 # ---------------------------------------------------------------- malformed bytes
 
 
-@deterministic
+@thorough
 @given(st.binary(max_size=200))
 def test_garbage_raises_only_decode_error(data: bytes) -> None:
     for coding in CODINGS.values():

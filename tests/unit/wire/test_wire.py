@@ -43,7 +43,7 @@ from tests.wire_samples import (
     Coding,
 )
 
-deterministic = settings(max_examples=300, derandomize=True, deadline=None, database=None)
+thorough = settings(max_examples=300)
 
 every_pinned = pytest.mark.parametrize(
     ("coding", "value"),
@@ -218,7 +218,7 @@ EVERYTHING: dict[str, st.SearchStrategy[Any]] = {
 
 
 @pytest.mark.parametrize("coding", EVERYTHING)
-@deterministic
+@thorough
 @given(st.data())
 def test_round_trips(coding: str, data: st.DataObject) -> None:
     value = data.draw(EVERYTHING[coding])
@@ -250,7 +250,7 @@ def test_associated_data_covers_every_field_but_base_and_body() -> None:
         assert associated_data(msgspec.structs.replace(ENVELOPE, to=to)) != sealed
 
 
-@deterministic
+@thorough
 @given(envelopes, envelopes)
 def test_associated_data_is_equal_only_for_equal_fields(one: Envelope, other: Envelope) -> None:
     alike = msgspec.structs.replace(other, base=one.base, body=one.body) == one

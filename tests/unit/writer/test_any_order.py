@@ -141,5 +141,5 @@ class AnyOrder(RuleBasedStateMachine):
             assert (partition, at) in self.world.acknowledged
 
 
-AnyOrder.TestCase.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+AnyOrder.TestCase.settings = settings(max_examples=200, stateful_step_count=50)
 TestAnyOrder = AnyOrder.TestCase
