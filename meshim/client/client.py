@@ -89,7 +89,7 @@ class Client:
         `password` may be a function that returns it; it is called, in a thread, only when a login is needed.
         `device` names the device among those of the user.  `state` is its file, `NAME-DEVICE.db` in the working
         directory by default.  `insecure` allows plain HTTP and ws:// to another host.  `transport` is how to reach a
-        connector: `zmq`, `websocket`, or `auto`, which is ZeroMQ where the connector has it.
+        connector: `zeromq`, `websocket`, or `auto`, which is ZeroMQ where the connector has it.
 
         Raises UsageError when `api` is no http(s) URL, or is one of plain HTTP to another host without `insecure`.
         """
