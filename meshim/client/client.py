@@ -28,8 +28,9 @@ import msgspec
 
 from meshim.client import events as e
 from meshim.client.connection import Connection, Transport
-from meshim.client.contacts import Contacts
-from meshim.client.core import ClientCore, Identity
+from meshim.client.core import ClientCore
+from meshim.client.friends.contacts import Contacts
+from meshim.client.identity import Identity
 from meshim.client.inbox_reader import InboxReader
 from meshim.client.message import Message, Outgoing
 from meshim.client.options import DEFAULTS, ClientOptions
@@ -42,10 +43,8 @@ from meshim.errors import ClientClosed, Code, MeshimError, Refused, UsageError
 from meshim.runtime.crypto import seal
 from meshim.runtime.driver import Driver
 from meshim.wire.envelope import (
-    WIRE_VERSION,
     Destination,
     DestinationType,
-    Envelope,
     Kind,
     Stream,
     Text,
@@ -301,20 +300,8 @@ class Client:
             await self._wait_for_status_change()
         self._check()
         seq, base = self._core.reserve(to)
-        identity = self._core.identity
-        draft = Envelope(
-            version=WIRE_VERSION,
-            id=secrets.token_bytes(16),
-            user=identity.user,
-            device=identity.device,
-            epoch=identity.epoch,
-            to=to,
-            seq=seq,
-            base=base,
-            kind=Kind.TEXT,
-            key=version,
-            sent_at=_wall_ms(),
-            body=b"",
+        draft = self._core.identity.envelope(
+            to, seq, base, Kind.TEXT, id=secrets.token_bytes(16), sent_at=_wall_ms(), key=version
         )
         body = seal(key, plain, associated_data(draft))
         outgoing = self._outgoing[to, seq] = Outgoing(draft.id.hex(), recipient, seq)

@@ -21,13 +21,14 @@ from typing import Any, NamedTuple
 import msgspec
 
 from meshim.client import events as e
+from meshim.client.identity import Identity
 from meshim.client.inbox import Inbox, InboxUpdate
-from meshim.client.options import ClientOptions
+from meshim.client.options import ClientOptions, within_limits
 from meshim.client.outbox import NewId, Outbox, OutboxUpdate
 from meshim.client.receipts import NOW, Receipts
 from meshim.client.statistics import Statistics
 from meshim.errors import Code, PeerError
-from meshim.protocol.link import Link, LinkOptions
+from meshim.protocol.link import Link
 from meshim.wire import client as wire
 from meshim.wire.client import Changed, ConnectorItem, Delivery, Greet, Stored, Submit, Welcome
 from meshim.wire.envelope import (
@@ -42,15 +43,7 @@ from meshim.wire.envelope import (
     encode_content,
 )
 from meshim.wire.link import Close, Reset
-from meshim.wire.sizes import FRAME_OVERHEAD_BYTES, submit_size
-
-
-class Identity(NamedTuple):
-    """The ids of this device, from its login, and the epoch of its state file."""
-
-    user: int
-    device: int
-    epoch: int
+from meshim.wire.sizes import submit_size
 
 
 class State(enum.Enum):
@@ -258,7 +251,7 @@ class ClientCore:
         assert self._link is not None
         # A new link, with the limits of this connector: nothing was sent on the old one but the greeting.
         link = Link[Submit, ConnectorItem](
-            self._link.epoch, _within_limits(self._options.link, welcome), submit_size, now, manual_ack=True
+            self._link.epoch, within_limits(self._options.link, welcome), submit_size, now, manual_ack=True
         )
         link.window.credit = max(1, min(welcome.window, self._options.link.window.credit))
         self._link = link
@@ -356,35 +349,12 @@ class ClientCore:
     def _compose(self, to: Destination, kind: Kind, body: bytes) -> None:
         """Add an envelope of this core's own to the outbox; its body is not sealed."""
         seq, base = self.outbox.reserve(to)
-        self._add(
-            Envelope(
-                version=WIRE_VERSION,
-                id=self._new_id(),
-                user=self.identity.user,
-                device=self.identity.device,
-                epoch=self.identity.epoch,
-                to=to,
-                seq=seq,
-                base=base,
-                kind=kind,
-                key=0,
-                sent_at=self._wall_ms(),
-                body=body,
-            )
-        )
+        made = self.identity.envelope(to, seq, base, kind, id=self._new_id(), sent_at=self._wall_ms(), body=body)
+        self._add(made)
 
     def _add(self, envelope: Envelope) -> None:
         self._changes.extend(self.outbox.add(envelope))
         self._composed.append((envelope.to, envelope.seq))
-
-
-def _within_limits(options: LinkOptions, welcome: Welcome) -> LinkOptions:
-    """The link options within the connector's limits: its silence, frames no larger, acknowledgements no later."""
-    replace = msgspec.structs.replace
-    bytes_max = max(1, welcome.frame_bytes - FRAME_OVERHEAD_BYTES)
-    window = replace(options.window, frame_bytes=min(options.window.frame_bytes, bytes_max))
-    ack_delay_s = min(options.ack_delay_s, welcome.ack_ms / 1000 / 4)
-    return replace(options, window=window, silence_s=welcome.silence_ms / 1000, ack_delay_s=ack_delay_s)
 
 
 def _code(number: int) -> Code | None:

@@ -14,6 +14,8 @@ from meshim.protocol.timeouts import (
     GREET_TIMEOUT_S,
 )
 from meshim.protocol.window import WindowOptions
+from meshim.wire.client import Welcome
+from meshim.wire.sizes import FRAME_OVERHEAD_BYTES
 
 
 class OutboxOptions(msgspec.Struct, frozen=True):
@@ -55,3 +57,12 @@ DEFAULTS = ClientOptions(
     outbox=OutboxOptions(),
     ordering=OrderingOptions(gap_release_s=GAP_RELEASE_S),
 )
+
+
+def within_limits(options: LinkOptions, welcome: Welcome) -> LinkOptions:
+    """Return the options within the connector's limits: its silence, frames no larger, acknowledgements no later."""
+    replace = msgspec.structs.replace
+    bytes_max = max(1, welcome.frame_bytes - FRAME_OVERHEAD_BYTES)
+    window = replace(options.window, frame_bytes=min(options.window.frame_bytes, bytes_max))
+    ack_delay_s = min(options.ack_delay_s, welcome.ack_ms / 1000 / 4)
+    return replace(options, window=window, silence_s=welcome.silence_ms / 1000, ack_delay_s=ack_delay_s)

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from meshim.client.core import Identity
+from meshim.client.identity import Identity
 from meshim.client.rest import Api
 from meshim.client.state import StateFile
 from meshim.errors import ApiError, BackendUnavailable, ClientClosed, Code, PeerError, Refused, UsageError

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import pytest
 
 from meshim.client import events as e
-from meshim.client.core import ClientCore, Identity, State
+from meshim.client.core import ClientCore, State
+from meshim.client.identity import Identity
 from meshim.errors import Code
 from meshim.wire import client as wire
 from meshim.wire.client import ConnectorItem, Delivery, Greet, Outcome, Stored, Welcome

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from meshim.client.contacts import Contacts
-from meshim.client.core import Identity
 from meshim.client.events import AddToOutbox, PutStream
+from meshim.client.friends.contacts import Contacts
+from meshim.client.identity import Identity
 from meshim.client.session import Credentials, Session, reassign_outbox
 from meshim.client.state import StateFile
 from meshim.errors import ApiError, BackendUnavailable, ClientClosed, Code, Refused, UsageError
