@@ -27,6 +27,7 @@ from meshim.client.options import ClientOptions, within_limits
 from meshim.client.outbox import NewId, Outbox, OutboxUpdate
 from meshim.client.receipts import NOW, Receipts
 from meshim.client.statistics import Statistics
+from meshim.client.typing_state import TypingState
 from meshim.errors import Code, PeerError
 from meshim.protocol.link import Link
 from meshim.wire import client as wire
@@ -41,6 +42,7 @@ from meshim.wire.envelope import (
     decode_envelope,
     decode_receipt,
     encode_content,
+    encode_envelope,
 )
 from meshim.wire.link import Close, Reset
 from meshim.wire.sizes import submit_size
@@ -93,6 +95,7 @@ class ClientCore:
             e.ConnectionLost: self._connection_lost,
             e.Composed: self._composed_by_application,
             e.MessagesRead: self._messages_read,
+            e.UserTyped: self._user_typed,
             e.Persisted: self._persisted,
         }
         self._frame_handlers: dict[type[Any], Callable[[Any, float], None]] = {
@@ -109,6 +112,7 @@ class ClientCore:
         self.outbox = Outbox(options.outbox, snapshot, self.statistics)
         self.inbox = Inbox(options.ordering, snapshot, self.statistics, now)
         self.receipts = Receipts(identity.user, snapshot.receipts, options.receipt_ranges_max, self.statistics)
+        self.typing = TypingState(options.typing_every_s, options.typing_shown_s)
         self._options = options
         self._new_id = new_id
         self._wall_ms = wall_ms
@@ -141,11 +145,12 @@ class ClientCore:
                 for frame in self._link.tick(now):
                     self._actions.append(e.SendFrame(wire.encode(frame)))
         self._update_inbox(self.inbox.tick(now))
+        self._actions.extend(self.typing.tick(now))
         return self._flush(now)
 
     def next_deadline(self) -> float | None:
         """When to call `tick`; None while nothing is due."""
-        deadlines = [self.inbox.next_deadline(), self.receipts.next_deadline()]
+        deadlines = [self.inbox.next_deadline(), self.receipts.next_deadline(), self.typing.next_deadline()]
         if self._link is not None:
             if self.state is State.GREETING:
                 deadlines.append(self._greeted_at + self._options.greet_timeout_s)
@@ -261,7 +266,7 @@ class ClientCore:
         self._actions.append(e.StoredDelayed(stored.delayed))
 
     def _changed(self, changed: Changed, now: float) -> None:
-        """Relations and keys are asked for when a message needs them."""
+        self._actions.append(e.AccountChanged(changed.what))
 
     def _closed(self, close: Close, now: float) -> None:
         self._disconnect(_code(close.code), close.sentence)
@@ -289,7 +294,10 @@ class ClientCore:
             # From a later version: connectors forward only what decodes in theirs.
             self.statistics.unreadable += 1
             return
-        if envelope.kind >= EPHEMERAL_FROM or envelope.device == self.identity.device:
+        if envelope.device == self.identity.device:
+            return
+        if envelope.kind >= EPHEMERAL_FROM:
+            self._ephemeral(envelope, now)
             return
         if envelope.kind == Kind.RECEIPT:
             self._receipt(envelope)
@@ -297,8 +305,15 @@ class ClientCore:
         if envelope.kind in HIDDEN:
             self.receipts.hidden(envelope.stream, envelope.seq)
         elif envelope.user != self.identity.user:
+            self._actions.extend(self.typing.stop(envelope.user))
             due = NOW if item.stored else now + self._options.delivered_delay_s
             self.receipts.owe_delivered(envelope.stream, envelope.seq, due)
+
+    def _ephemeral(self, envelope: Envelope, now: float) -> None:
+        """Show typing of a friend, unless the message that was typed is here already: it may have come first."""
+        mine = envelope.user == self.identity.user
+        if envelope.kind == Kind.TYPING and not mine and not self.inbox.has_message(envelope.stream, envelope.seq):
+            self._actions.extend(self.typing.start(envelope.user, now))
 
     def _receipt(self, envelope: Envelope) -> None:
         try:
@@ -329,7 +344,19 @@ class ClientCore:
 
     def _composed_by_application(self, event: e.Composed, now: float) -> None:
         for envelope in event.envelopes:
+            self.typing.composed(envelope.to.id)
             self._add(envelope)
+
+    def _user_typed(self, event: e.UserTyped, now: float) -> None:
+        """Send it now or never: behind messages that wait for room it would come too late."""
+        link, to = self._link, event.to
+        room = link is not None and self.state is State.ONLINE and not link.window.queued
+        if link is None or not room or not self.typing.may_send(to.id, now):
+            self.statistics.typing_not_sent += 1
+            return
+        seq, base = self.outbox.next(to)
+        made = self.identity.envelope(to, seq, base, Kind.TYPING, id=self._new_id(), sent_at=self._wall_ms())
+        link.push(Submit(encode_envelope(made)))
 
     def _messages_read(self, event: e.MessagesRead, now: float) -> None:
         for stream, seq in event.messages:

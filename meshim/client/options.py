@@ -45,6 +45,16 @@ class ClientOptions(msgspec.Struct, frozen=True):
     """Ranges of `seq` in one receipt; more are split over several receipts."""
     delivered_delay_s: float = 2.0
     """How long a `delivered` receipt waits that the sending device does not need; a `read` receipt replaces it."""
+    typing_every_s: float = 3.0
+    """Typing is sent to each friend at most once in so long."""
+    typing_shown_s: float = 6.0
+    """A friend types until so long after the last word of it."""
+    presence_poll_s: float = 10.0
+    """Between two requests for the presence of watched friends, times a random factor between 0.8 and 1.2."""
+    watched_max: int = 500
+    """Friends who are watched at once; a request asks for 100."""
+    events_max: int = 1024
+    """Events that wait for a reader of `Client.events`; see `client.event_stream`."""
 
 
 DEFAULTS = ClientOptions(

@@ -146,9 +146,24 @@ class Api:
         """End a friendship, withdraw a request, or refuse one."""
         await self._send("DELETE", f"/relations/{_segment(name)}")
 
-    async def presence(self) -> tuple[rest.PeerPresence, ...]:
-        """Return which friends are connected, by name."""
-        return (await self._call("GET", "/presence", rest.PresenceAnswer)).friends
+    async def block(self, name: str) -> rest.Relation:
+        """Block a user, who does not learn of it: a friendship ends, requests are not shown; returns the relation."""
+        return await self._call("POST", f"/relations/{_segment(name)}/block", rest.Relation)
+
+    async def unblock(self, name: str) -> rest.Relation:
+        """End a block; returns the relation after it: `removed`, or `asked` if a request of the user waits."""
+        return await self._call("POST", f"/relations/{_segment(name)}/unblock", rest.Relation)
+
+    async def presence(self, user_ids: Sequence[int] | None = None) -> tuple[rest.PeerPresence, ...]:
+        """Return which friends are connected, by name.
+
+        With `user_ids`, 100 at most, only of these: those that are no friends are left out.  The service limits how
+        many friends a user may ask about in a second: the ApiError says how long to wait.
+        """
+        if user_ids is not None and not user_ids:
+            return ()
+        query = "&".join(f"user_id={user_id}" for user_id in user_ids or ())
+        return (await self._call("GET", f"/presence?{query}" if query else "/presence", rest.PresenceAnswer)).friends
 
     # ---------------------------------------------------------------- one request
 

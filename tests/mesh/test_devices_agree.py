@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from meshim.client import Client, Message, Progress
+from meshim.client import Client, Message, MessagesProgressed
 from meshim.client.rest import Api
-from tests.mesh.harness.library_client import client, expect_nothing_more, receive, send_and_wait
+from tests.mesh.harness.library_client import client, expect_nothing_more, next_event, receive, send_and_wait
 from tests.mesh.harness.real_mesh import DEADLINE_S, PASSWORD, RealMesh, until
 
 
@@ -23,8 +23,8 @@ async def expect_state(device: Client, message: Message, state: str) -> None:
     await until(lambda: device.state_of(message) == state, f"{message.text} is {state}")
 
 
-async def first_progress(device: Client) -> Progress:
-    return await anext(aiter(device.progress()))
+async def first_progress(device: Client) -> MessagesProgressed:
+    return await next_event(device.events(), MessagesProgressed)
 
 
 async def settled(device: Client) -> None:
