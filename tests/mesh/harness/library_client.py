@@ -7,15 +7,18 @@ from typing import TypeVar
 
 from meshim.client import Client, Event, Message, Subscription
 from meshim.client.events import ConnectionLost
+from meshim.client.options import DEFAULTS, ClientOptions
 from meshim.wire.rest import Connector
 from tests.mesh.harness.real_mesh import DEADLINE_S, PASSWORD, RealMesh
 
 
-def client(mesh: RealMesh, name: str, device: str = "phone", state: str = "") -> Client:
+def client(
+    mesh: RealMesh, name: str, device: str = "phone", state: str = "", options: ClientOptions = DEFAULTS
+) -> Client:
     """A device with a state file of its own.  Another `state` is another file, as after a new installation."""
     return Client(
         mesh.api, name, PASSWORD, device=device, state=mesh.folder / f"{name}-{device}{state}.db",
-        transport=mesh.transport,
+        transport=mesh.transport, options=options,
     )  # fmt: skip
 
 

@@ -1,0 +1,288 @@
+"""What an application is told without asking: friends, presence, typing, the connection, the end of its device."""
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+import pytest
+
+from meshim.client import (
+    Client,
+    Connected,
+    DevicesChanged,
+    DeviceTakenOver,
+    Disconnected,
+    EventsLost,
+    KeyChanged,
+    MessagesProgressed,
+    PresenceChanged,
+    RelationChanged,
+    TypingStarted,
+    TypingStopped,
+)
+from meshim.client.options import DEFAULTS
+from meshim.client.rest import Api
+from meshim.errors import ApiError, Code, Refused
+from tests.mesh.harness.library_client import client, next_event, receive, receive_texts, send_and_wait
+from tests.mesh.harness.real_mesh import DEADLINE_S, PASSWORD, RealMesh, until
+
+SOON_S = 5.0
+"""Pushed, not polled: connectors read relations by themselves after `relation_ttl_s`, a minute."""
+
+
+@pytest.fixture(params=["zeromq", "websocket"])
+def over(request: pytest.FixtureRequest, mesh: RealMesh) -> RealMesh:
+    return mesh.over(request.param)
+
+
+@asynccontextmanager
+async def application(mesh: RealMesh, name: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """`meshim listen` of this user, in a process of its own."""
+    state = mesh.folder / f"{name}-listen.db"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "meshim", "listen", name, "--api", mesh.api, "--state", str(state), "--password-stdin",
+        "--json", "--transport", mesh.transport, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdin is not None
+    process.stdin.write(f"{PASSWORD}\n".encode())
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.communicate()
+
+
+def change(name: str, user: Client, old: str, new: str) -> RelationChanged:
+    return RelationChanged(user_id=user.user_id, name=name, old=old, new=new)  # type: ignore[arg-type]  # plain text here
+
+
+# ---------------------------------------------------------------- friends
+
+
+async def test_a_friendship_from_request_to_end_appears_on_all_devices_without_polling(over: RealMesh) -> None:
+    ann_name, ben_name = await over.register_users("ann", "ben", friends=False)
+    async with client(over, ann_name) as ann, client(over, ben_name) as phone, client(over, ben_name, "pc") as pc:
+        events, on_pc, of_ann = phone.events(), pc.events(), ann.events()
+        for each in (ann, phone, pc):
+            await asyncio.wait_for(each.online(), DEADLINE_S)
+        async with asyncio.timeout(SOON_S):
+            assert (await ann.add(ben_name)).state == "requested"
+            assert await next_event(of_ann, RelationChanged) == change(ben_name, phone, "none", "requested")
+            for reader in (events, on_pc):
+                assert await next_event(reader, RelationChanged) == change(ann_name, ann, "none", "asked")
+        assert [(friend.name, friend.state) for friend in await phone.friends()] == [(ann_name, "asked")]
+        async with asyncio.timeout(SOON_S):
+            assert (await phone.accept(ann_name)).state == "friends"
+            for reader in (events, on_pc):
+                assert await next_event(reader, RelationChanged) == change(ann_name, ann, "asked", "friends")
+            assert await next_event(of_ann, RelationChanged) == change(ben_name, phone, "requested", "friends")
+            await send_and_wait(ann, ben_name, "hello")
+        async with asyncio.timeout(SOON_S):
+            await phone.remove(ann_name)
+            for reader in (events, on_pc):
+                assert await next_event(reader, RelationChanged) == change(ann_name, ann, "friends", "removed")
+            assert await next_event(of_ann, RelationChanged) == change(ben_name, phone, "friends", "removed")
+        assert await ann.friends() == []
+
+
+async def test_refused_requests_and_new_keys_are_told(mesh: RealMesh) -> None:
+    ann_name, ben_name = await mesh.register_users("ann", "ben")
+    async with client(mesh, ann_name) as ann, client(mesh, ben_name) as ben:
+        events, of_ben = ann.events(), ben.events()
+        await asyncio.wait_for(asyncio.gather(ann.online(), ben.online()), DEADLINE_S)
+        await ann.remove(ben_name)
+        await next_event(of_ben, RelationChanged, lambda event: event.new == "removed")
+        await ann.add(ben_name)
+        await next_event(of_ben, RelationChanged, lambda event: event.new == "asked")
+        await next_event(events, RelationChanged, lambda event: event.new == "requested")
+        await ben.refuse(ann_name)
+        assert await next_event(events, RelationChanged) == change(ben_name, ben, "requested", "removed")
+        with pytest.raises(ApiError) as refused:
+            await ben.accept(ann_name)
+        assert refused.value.code == "not_asked"
+        await ann.add(ben_name)
+        await next_event(of_ben, RelationChanged, lambda event: event.new == "asked")
+        assert (await ben.add(ann_name)).state == "friends"
+        assert (await next_event(events, KeyChanged)).version == 2
+
+
+async def test_a_request_that_came_while_the_device_was_away_appears_when_it_is_back(mesh: RealMesh) -> None:
+    ann_name, ben_name = await mesh.register_users("ann", "ben", friends=False)
+    async with client(mesh, ben_name) as ben:
+        await ben.online()
+    async with client(mesh, ann_name) as ann:
+        await ann.add(ben_name)
+        async with client(mesh, ben_name) as ben:
+            assert await next_event(ben.events(), RelationChanged) == change(ann_name, ann, "none", "asked")
+
+
+async def test_a_new_device_of_the_user_is_told(mesh: RealMesh) -> None:
+    [ann_name] = await mesh.register_users("ann")
+    async with client(mesh, ann_name) as ann:
+        events = ann.events()
+        await ann.online()
+        async with client(mesh, ann_name, "pc") as pc:
+            await pc.online()
+            await asyncio.wait_for(next_event(events, DevicesChanged), SOON_S)
+
+
+# ---------------------------------------------------------------- presence and typing
+
+
+async def test_presence_of_a_watched_friend_turns_when_the_process_is_killed(over: RealMesh) -> None:
+    ann_name, ben_name, cid_name = await over.register_users("ann", "ben", "cid")
+    options = msgspec.structs.replace(DEFAULTS, presence_poll_s=0.5)
+    async with client(over, ann_name, options=options) as ann, client(over, cid_name) as cid:
+        await cid.online()
+        events = ann.events()
+        ann.watch(ben_name, cid_name)
+        assert ann.presence(cid_name) == "unknown"
+        async with application(over, ben_name) as ben:
+            for name in (cid_name, ben_name):
+                seen = await next_event(events, PresenceChanged, lambda event, name=name: event.name == name)  # type: ignore[misc]
+                if seen.new == "offline":  # the application was not up yet
+                    seen = await next_event(events, PresenceChanged)
+                assert (seen.name, seen.new, ann.presence(name)) == (name, "online", "online")
+            ben.send_signal(signal.SIGKILL)
+            gone = await asyncio.wait_for(next_event(events, PresenceChanged), SOON_S)
+            assert gone == PresenceChanged(name=ben_name, old="online", new="offline")
+        assert ann.presence(cid_name) == "online"
+        async with application(over, ben_name):
+            back = await next_event(events, PresenceChanged)
+            assert back == PresenceChanged(name=ben_name, old="offline", new="online")
+            ann.unwatch(ben_name)
+        assert ann.presence(ben_name) == "unknown"
+
+
+async def test_typing_is_shown_and_vanishes(over: RealMesh) -> None:
+    ann_name, ben_name = await over.register_users("ann", "ben")
+    options = msgspec.structs.replace(DEFAULTS, typing_shown_s=1.0, typing_every_s=0.2)
+    async with (
+        client(over, ann_name) as ann, client(over, ann_name, "pc") as anns_pc,
+        client(over, ben_name, options=options) as ben,
+    ):  # fmt: skip
+        for each in (ann, anns_pc, ben):
+            await asyncio.wait_for(each.online(), DEADLINE_S)
+        events, on_pc = ben.events(), anns_pc.events()
+        await ann.typing(ben_name)
+        await ann.typing(ben_name)  # at once: not sent
+        assert await asyncio.wait_for(next_event(events, TypingStarted), SOON_S) == TypingStarted(name=ann_name)
+        began = asyncio.get_running_loop().time()
+        assert await next_event(events, TypingStopped) == TypingStopped(name=ann_name)
+        assert 0.7 < asyncio.get_running_loop().time() - began < SOON_S
+        assert (ann.statistics.typing_not_sent, ben.statistics.typing_not_sent) == (1, 0)
+        await send_and_wait(ann, ben_name, "hello")
+        await ann.typing(ben_name)  # a message begins the 3 s anew
+        await next_event(events, TypingStarted)
+        await send_and_wait(ann, ben_name, "are you there?")
+        await asyncio.wait_for(next_event(events, TypingStopped), 0.9)
+        assert await receive_texts(ben, 2) == ["hello", "are you there?"]
+        await receive(anns_pc, 2)
+        await ben.typing(ann_name)
+        told = await next_event(on_pc, TypingStarted)
+        assert told == TypingStarted(name=ben_name), "what the user types on another device is no news"
+
+
+async def test_typing_is_not_kept_for_friends_who_are_away(mesh: RealMesh) -> None:
+    ann_name, ben_name = await mesh.register_users("ann", "ben")
+    async with client(mesh, ann_name) as ann:
+        async with client(mesh, ben_name) as ben:
+            await ben.online()
+        await ann.online()
+        await ann.typing(ben_name)
+        await send_and_wait(ann, ben_name, "hello")
+        async with client(mesh, ben_name) as ben:
+            events = ben.events()
+            assert await receive_texts(ben, 1) == ["hello"]
+            await ben.friends()
+            events.close()
+            assert [event async for event in events if isinstance(event, TypingStarted)] == []
+
+
+# ---------------------------------------------------------------- connection and device
+
+
+async def test_a_killed_connector_is_a_connection_down_and_up(over: RealMesh) -> None:
+    [ann_name] = await over.register_users("ann")
+    async with client(over, ann_name) as ann:
+        events = ann.events()
+        first = await next_event(events, Connected)
+        assert first.connector == ann.connector
+        lease = next(each for each in await ann._api.connectors() if first.connector in (each.endpoint, each.url))
+        pid = over.signal(lease.name, signal.SIGKILL)
+        down = await asyncio.wait_for(next_event(events, Disconnected), SOON_S)
+        assert (down.code, down.sentence) == (None, "the connection was lost")
+        up = await next_event(events, Connected)
+        assert up.connector != first.connector
+        assert up.connector == ann.connector
+        await over.restarted(lease.name, pid)
+
+
+async def test_a_device_that_is_taken_over_hears_of_it_and_then_ends(over: RealMesh) -> None:
+    [ann_name] = await over.register_users("ann")
+    async with client(over, ann_name) as old:
+        events = old.events()
+        await next_event(events, Connected)
+        async with client(over, ann_name, state="-new") as new:
+            await new.online()
+            taken = await asyncio.wait_for(next_event(events, DeviceTakenOver), SOON_S)
+            assert "was taken over with another state file" in taken.sentence
+            for reader in (events, old.events()):
+                with pytest.raises(Refused) as refused:
+                    await asyncio.wait_for(anext(reader), SOON_S)
+                assert refused.value.code is Code.REPLACED
+
+
+# ---------------------------------------------------------------- messages, and readers that are slow
+
+
+async def test_messages_tell_how_far_they_have_come(over: RealMesh) -> None:
+    ann_name, ben_name = await over.register_users("ann", "ben")
+    async with client(over, ann_name) as ann, client(over, ben_name) as ben:
+        await asyncio.wait_for(asyncio.gather(ann.online(), ben.online()), DEADLINE_S)
+        events = ann.events()
+        outgoing = await ann.send(ben_name, "hello")
+        delivered = await next_event(events, MessagesProgressed)
+        assert (delivered.covers(outgoing), delivered.peer, delivered.state) == (True, ben_name, "delivered")
+        await receive(ben, 1, mark_read=True)
+        read = await next_event(events, MessagesProgressed)
+        assert (read.covers(outgoing), read.state) == (True, "read")
+        async with Api(over.api) as api:
+            await api.login(ben_name, PASSWORD)
+            await api.remove(ann_name)
+        await next_event(events, RelationChanged)
+        ann._contacts._relations[ben_name] = (ben.user_id, "friends")  # as if the news had not come yet
+        refused = await ann.send(ben_name, "again")
+        no = await next_event(events, MessagesProgressed)
+        assert (no.covers(refused), no.state, no.code) == (True, "rejected", Code.NOT_FRIENDS)
+
+
+async def test_a_slow_reader_loses_nothing_silently(mesh: RealMesh) -> None:
+    ann_name, ben_name, *names = await mesh.register_users("ann", "ben", *(f"x{number}" for number in range(6)))
+    options = msgspec.structs.replace(DEFAULTS, events_max=3)
+    async with client(mesh, ann_name, options=options) as ann, client(mesh, ben_name) as ben:
+        await asyncio.wait_for(asyncio.gather(ann.online(), ben.online()), DEADLINE_S)
+        await ann.friends()
+        slow, bounded = ann.events(), ann.events()
+        outgoing = [await ann.send(ben_name, str(number)) for number in range(100)]
+        await receive(ben, 100, mark_read=True)
+        for each in outgoing:
+            await asyncio.wait_for(each.wait_read(), DEADLINE_S)
+        for name in names:
+            await ann.remove(name)
+        first, *rest = [await next_event(slow, MessagesProgressed) for _ in range(2)]
+        told = {
+            (event.state, seq) for event in (first, *rest) for low, high in event.ranges for seq in range(low, high + 1)
+        }
+        assert {("read", each.seq) for each in outgoing} <= told
+        assert {("delivered", each.seq) for each in outgoing} <= told
+        lost = await next_event(bounded, EventsLost)
+        assert lost.count >= 4, "ranges are one event; six relations found room for one"
+        assert ann.statistics.events_lost == 2 * lost.count
+        await until(lambda: len(bounded._waiting) == 0, "the loss stands at the end")
+        assert [friend.name for friend in await ann.friends()] == [ben_name]
