@@ -28,7 +28,7 @@ from meshim.client.options import DEFAULTS
 from meshim.client.rest import Api
 from meshim.errors import ApiError, Code, Refused
 from tests.mesh.harness.library_client import client, next_event, receive, receive_texts, send_and_wait
-from tests.mesh.harness.real_mesh import DEADLINE_S, PASSWORD, RealMesh, until
+from tests.mesh.harness.real_mesh import DEADLINE_S, PASSWORD, RealMesh
 
 SOON_S = 5.0
 """Pushed, not polled: connectors read relations by themselves after `relation_ttl_s`, a minute."""
@@ -57,7 +57,7 @@ async def application(mesh: RealMesh, name: str) -> AsyncIterator[asyncio.subpro
         await process.communicate()
 
 
-def change(name: str, user: Client, old: str, new: str) -> RelationChanged:
+def relation(name: str, user: Client, old: str, new: str) -> RelationChanged:
     return RelationChanged(user_id=user.user_id, name=name, old=old, new=new)  # type: ignore[arg-type]  # plain text here
 
 
@@ -72,21 +72,21 @@ async def test_a_friendship_from_request_to_end_appears_on_all_devices_without_p
             await asyncio.wait_for(each.online(), DEADLINE_S)
         async with asyncio.timeout(SOON_S):
             assert (await ann.add(ben_name)).state == "requested"
-            assert await next_event(of_ann, RelationChanged) == change(ben_name, phone, "none", "requested")
+            assert await next_event(of_ann, RelationChanged) == relation(ben_name, phone, "none", "requested")
             for reader in (events, on_pc):
-                assert await next_event(reader, RelationChanged) == change(ann_name, ann, "none", "asked")
+                assert await next_event(reader, RelationChanged) == relation(ann_name, ann, "none", "asked")
         assert [(friend.name, friend.state) for friend in await phone.friends()] == [(ann_name, "asked")]
         async with asyncio.timeout(SOON_S):
             assert (await phone.accept(ann_name)).state == "friends"
             for reader in (events, on_pc):
-                assert await next_event(reader, RelationChanged) == change(ann_name, ann, "asked", "friends")
-            assert await next_event(of_ann, RelationChanged) == change(ben_name, phone, "requested", "friends")
+                assert await next_event(reader, RelationChanged) == relation(ann_name, ann, "asked", "friends")
+            assert await next_event(of_ann, RelationChanged) == relation(ben_name, phone, "requested", "friends")
             await send_and_wait(ann, ben_name, "hello")
         async with asyncio.timeout(SOON_S):
             await phone.remove(ann_name)
             for reader in (events, on_pc):
-                assert await next_event(reader, RelationChanged) == change(ann_name, ann, "friends", "removed")
-            assert await next_event(of_ann, RelationChanged) == change(ben_name, phone, "friends", "removed")
+                assert await next_event(reader, RelationChanged) == relation(ann_name, ann, "friends", "removed")
+            assert await next_event(of_ann, RelationChanged) == relation(ben_name, phone, "friends", "removed")
         assert await ann.friends() == []
 
 
@@ -101,7 +101,7 @@ async def test_refused_requests_and_new_keys_are_told(mesh: RealMesh) -> None:
         await next_event(of_ben, RelationChanged, lambda event: event.new == "asked")
         await next_event(events, RelationChanged, lambda event: event.new == "requested")
         await ben.refuse(ann_name)
-        assert await next_event(events, RelationChanged) == change(ben_name, ben, "requested", "removed")
+        assert await next_event(events, RelationChanged) == relation(ben_name, ben, "requested", "removed")
         with pytest.raises(ApiError) as refused:
             await ben.accept(ann_name)
         assert refused.value.code == "not_asked"
@@ -118,7 +118,7 @@ async def test_a_request_that_came_while_the_device_was_away_appears_when_it_is_
     async with client(mesh, ann_name) as ann:
         await ann.add(ben_name)
         async with client(mesh, ben_name) as ben:
-            assert await next_event(ben.events(), RelationChanged) == change(ann_name, ann, "none", "asked")
+            assert await next_event(ben.events(), RelationChanged) == relation(ann_name, ann, "none", "asked")
 
 
 async def test_a_new_device_of_the_user_is_told(mesh: RealMesh) -> None:
@@ -143,13 +143,12 @@ async def test_presence_of_a_watched_friend_turns_when_the_process_is_killed(ove
         ann.watch(ben_name, cid_name)
         assert ann.presence(cid_name) == "unknown"
         async with application(over, ben_name) as ben:
-            for name in (cid_name, ben_name):
-                await until(lambda name=name: ann.presence(name) == "online", f"{name} is online")
-            async with asyncio.timeout(SOON_S):
-                while await next_event(events, PresenceChanged) != (
-                    PresenceChanged(name=ben_name, old="offline", new="online")
-                ):
-                    pass
+            seen: dict[str, str] = {}
+            while seen != {cid_name: "online", ben_name: "online"}:
+                change = await next_event(events, PresenceChanged)
+                assert change.old == seen.get(change.name, "unknown")
+                seen[change.name] = change.new
+            assert (ann.presence(ben_name), ann.presence(cid_name)) == ("online", "online")
             ben.send_signal(signal.SIGKILL)
             await ben.wait()
             # Over ZeroMQ a connector notices by the next frame: by its Ping within 10 s, or by this one.
