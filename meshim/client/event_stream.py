@@ -2,7 +2,7 @@
 
 What waits for a reader has a key, and a later event with the same key is merged into it:
 
-    MessagesProgressed            stream, state, code     the ranges are united
+    MessagesProgressed            stream, state, code     the ranges are united; a later state takes from earlier ones
     RelationChanged               user                    from the first `old` to the last `new`; nothing if equal
     PresenceChanged               name                    likewise
     TypingStarted, TypingStopped  name                    one cancels the other
@@ -62,6 +62,9 @@ _MOVING = (Connected, Disconnected)
 _UNBOUNDED = (Connected, Disconnected, DeviceTakenOver, EventsLost)
 """One key each: they always find room."""
 
+_EARLIER: dict[str, tuple[str, ...]] = {"delivered": ("sent",), "read": ("sent", "delivered")}
+"""State of a message to those that it implies."""
+
 
 def _key(event: Event) -> Key:
     kind = TypingStarted if isinstance(event, TypingStopped) else type(event)
@@ -104,6 +107,8 @@ class Subscription(AsyncIterator[Event]):
 
     def put(self, event: Event) -> None:
         """For the publisher: an event has happened."""
+        if isinstance(event, MessagesProgressed):
+            self._supersede(event)
         key = _key(event)
         earlier = self._waiting.get(key)
         if earlier is None:
@@ -130,6 +135,19 @@ class Subscription(AsyncIterator[Event]):
         before = self._waiting.get(key)
         self._waiting[key] = EventsLost(count=count + (before.count if isinstance(before, EventsLost) else 0))
         self._available.set()
+
+    def _supersede(self, event: MessagesProgressed) -> None:
+        """Take these messages out of events with earlier states that wait: no message goes back in the loop."""
+        told = Ranges(event.ranges, len(event.ranges))
+        for state in _EARLIER.get(event.state, ()):
+            key = (MessagesProgressed, event.stream, state, 0, "")
+            waiting = self._waiting.get(key)
+            if isinstance(waiting, MessagesProgressed):
+                left = tuple(part for first, last in waiting.ranges for part in told.missing(first, last))
+                if left:
+                    self._waiting[key] = msgspec.structs.replace(waiting, ranges=left)
+                else:
+                    del self._waiting[key]
 
     def _merged(self, earlier: Event, event: Event) -> Event | None:
         """One event for two with the same key; None when together they changed nothing."""
@@ -167,7 +185,7 @@ class Publisher:
     @property
     def subscribed(self) -> bool:
         """Whether there is a reader."""
-        return any(not reader.closed for reader in self._readers)
+        return bool(self._readers) and any(not reader.closed for reader in self._readers)
 
     def subscribe(self) -> Subscription:
         """Return a new reader, of the events from now on."""

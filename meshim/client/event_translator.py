@@ -75,6 +75,8 @@ class EventTranslator:
     def _progressed(
         self, stream: Stream, state: str, ranges: tuple[Range, ...], code: int = 0, sentence: str = ""
     ) -> None:
+        if not self._publisher.subscribed:  # most bots; this is done for every message
+            return
         peer = stream.to.id if stream.user == self._identity.user else stream.user
         self._publisher.publish(
             MessagesProgressed(
