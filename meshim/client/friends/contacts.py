@@ -55,6 +55,7 @@ class Contacts:
             sentence = {
                 "asked": f"{folded} has asked for your friendship: answer with `meshim friend accept {me} {folded}`.",
                 "requested": f"{folded} has not accepted your friendship yet.",
+                "blocked": f"{folded} is blocked: end that with `meshim friend unblock {me} {folded}`.",
             }.get(relation, f"{folded} is not your friend: ask with `meshim friend add {me} {folded}`.")
             raise Refused(Code.NOT_FRIENDS, sentence)
         version = max(self._keys[user])

@@ -79,6 +79,8 @@ async def test_friends_are_asked_for_changed_and_kept_in_the_state_file(service:
         await client.refuse("bob")
         assert await client.block("bob") == Friend(2, "bob", "blocked")
         assert await client.friends() == [Friend(2, "bob", "blocked")]
+        with pytest.raises(Refused, match="bob is blocked"):
+            await client.send("bob", "hello")
         assert (await client.unblock("bob")).state == "removed"
         await client.add("bob")
     assert peers(path) == {"bob": "requested"}

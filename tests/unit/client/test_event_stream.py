@@ -239,8 +239,8 @@ class Source:
             case "connection":
                 event = DOWN if screen.online else UP
             case _:
-                stream, reached = (STREAM, OTHER)[user % 2], MESSAGE_STATES[seq % 3]
-                first, last = seq, seq + user
+                stream, reached = (STREAM, OTHER)[user % 2], MESSAGE_STATES[STATES.index(state) % 3]
+                first, last = seq, seq + user // 3
                 known = {screen.states.get((stream, each), "") for each in range(first, last + 1)}
                 if any(RANK[each] >= RANK[reached] for each in known):
                     return None
@@ -255,7 +255,7 @@ STEPS = st.lists(
     st.one_of(
         st.tuples(
             st.sampled_from(("relation", "typing", "connection", "progress")), st.integers(0, 5),
-            st.sampled_from(STATES), st.integers(1, 40),
+            st.sampled_from(STATES), st.integers(1, 4),
         ),
         st.just("read"),
     ),
