@@ -251,26 +251,19 @@ class Source:
 
 MESSAGE_STATES: tuple[MessageState, ...] = ("sent", "delivered", "read")
 STATES: tuple[RelationState, ...] = ("none", "asked", "friends", "removed")
-STEPS = st.lists(
-    st.one_of(
-        st.tuples(
-            st.sampled_from(("relation", "typing", "connection", "progress")), st.integers(0, 5),
-            st.sampled_from(STATES), st.integers(1, 4),
-        ),
-        st.just("read"),
-    ),
-    max_size=80,
-)  # fmt: skip
+KINDS = ("relation", "typing", "connection", "progress")
 
 
-@given(STEPS, st.integers(1, 30))
+@pytest.mark.parametrize("kinds", [*([kind] for kind in KINDS), KINDS])
+@given(data=st.data(), events_max=st.integers(1, 30))
 @settings(deadline=None)
 def test_a_reader_ends_with_what_holds_however_slowly_it_reads_or_knows_that_it_does_not(
-    steps: Sequence[tuple[str, int, RelationState, int] | str], events_max: int
+    data: st.DataObject, events_max: int, kinds: Sequence[str]
 ) -> None:
+    happens = st.tuples(st.sampled_from(kinds), st.integers(0, 5), st.sampled_from(STATES), st.integers(1, 4))
+    steps = data.draw(st.lists(st.one_of(happens, happens, happens, st.just("read")), max_size=60))
     source, screen, events = Source(), Screen(), publisher(events_max)
     reader = events.subscribe()
-
     for step in steps:
         if isinstance(step, str):
             if reader._waiting:
