@@ -261,7 +261,7 @@ def test_a_reader_ends_with_what_holds_however_slowly_it_reads_or_knows_that_it_
     data: st.DataObject, events_max: int, kinds: Sequence[str]
 ) -> None:
     happens = st.tuples(st.sampled_from(kinds), st.integers(0, 5), st.sampled_from(STATES), st.integers(1, 4))
-    steps = data.draw(st.lists(st.one_of(happens, happens, happens, st.just("read")), max_size=60))
+    steps = data.draw(st.lists(st.one_of(happens, happens, happens, st.just("read")), min_size=25, max_size=80))
     source, screen, events = Source(), Screen(), publisher(events_max)
     reader = events.subscribe()
     for step in steps:
