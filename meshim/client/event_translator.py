@@ -64,7 +64,7 @@ class EventTranslator:
 
     def status_changed(self, action: e.StatusChanged) -> None:
         """A message of this device has reached a state."""
-        if not action.hidden:
+        if self._publisher.subscribed and not action.hidden:  # most bots read no events: this is for every message
             stream, ranges = self._identity.stream(action.to), ((action.seq, action.seq),)
             self._progressed(stream, action.state, ranges, action.code, action.sentence)
 
@@ -75,8 +75,6 @@ class EventTranslator:
     def _progressed(
         self, stream: Stream, state: str, ranges: tuple[Range, ...], code: int = 0, sentence: str = ""
     ) -> None:
-        if not self._publisher.subscribed:  # most bots; this is done for every message
-            return
         peer = stream.to.id if stream.user == self._identity.user else stream.user
         self._publisher.publish(
             MessagesProgressed(
