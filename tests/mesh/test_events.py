@@ -21,6 +21,7 @@ from meshim.client import (
     MessagesProgressed,
     PresenceChanged,
     RelationChanged,
+    Subscription,
     TypingStarted,
     TypingStopped,
 )
@@ -153,32 +154,35 @@ async def test_presence_of_a_watched_friend_turns_when_the_process_is_killed(ove
             await ben.wait()
             # Over ZeroMQ a connector notices by the next frame: by its Ping within 10 s, or by this one.
             await ann.typing(ben_name)
-            gone = await asyncio.wait_for(next_event(events, PresenceChanged), SOON_S)
+            gone = await asyncio.wait_for(next_event(events, PresenceChanged), DEADLINE_S)
             assert gone == PresenceChanged(name=ben_name, old="online", new="offline")
         ann.unwatch(ben_name)
         assert (ann.presence(ben_name), ann.presence(cid_name)) == ("unknown", "online")
 
 
+async def type_until_shown(typist: Client, name: str, reader: Subscription) -> TypingStarted:
+    """Type until the friend sees it: what meets a device that is not synced yet is dropped."""
+    shown = asyncio.ensure_future(next_event(reader, TypingStarted))
+    while not shown.done():
+        await typist.typing(name)
+        await asyncio.wait([shown], timeout=0.2)
+    return shown.result()
+
+
 async def test_typing_is_shown_and_vanishes(mesh: RealMesh) -> None:
     ann_name, ben_name = await mesh.register_users("ann", "ben")
-    short = msgspec.structs.replace(DEFAULTS, typing_shown_s=1.0)
+    ann_options = msgspec.structs.replace(DEFAULTS, typing_every_s=0.1)
+    ben_options = msgspec.structs.replace(ann_options, typing_shown_s=1.0)
     async with (
-        client(mesh, ann_name) as ann, client(mesh, ann_name, "pc") as anns_pc,
-        client(mesh, ben_name, options=short) as ben,
+        client(mesh, ann_name, options=ann_options) as ann, client(mesh, ann_name, "pc") as anns_pc,
+        client(mesh, ben_name, options=ben_options) as ben,
     ):  # fmt: skip
         for each in (ann, anns_pc, ben):
             await asyncio.wait_for(each.online(), DEADLINE_S)
         events, on_pc = ben.events(), anns_pc.events()
-        await ann.typing(ben_name)
-        await ann.typing(ben_name)  # at once: not sent
-        assert await asyncio.wait_for(next_event(events, TypingStarted), SOON_S) == TypingStarted(name=ann_name)
+        assert await type_until_shown(ann, ben_name, events) == TypingStarted(name=ann_name)
         assert await asyncio.wait_for(next_event(events, TypingStopped), SOON_S) == TypingStopped(name=ann_name)
-        assert (ann.statistics.typing_not_sent, ben.statistics.typing_not_sent) == (1, 0)
-        await send_and_wait(ann, ben_name, "hello")
-        await ann.typing(ben_name)  # a message begins the 3 s anew
-        await asyncio.wait_for(next_event(events, TypingStarted), SOON_S)
-        await ben.typing(ann_name)
-        told = await asyncio.wait_for(next_event(on_pc, TypingStarted), SOON_S)
+        told = await type_until_shown(ben, ann_name, on_pc)
         assert told == TypingStarted(name=ben_name), "what the user types on another device is no news"
         await send_and_wait(ben, ann_name, "hello")
         stopped = await asyncio.wait_for(next_event(on_pc, TypingStopped), SOON_S)  # without it: after 6 s
@@ -187,7 +191,8 @@ async def test_typing_is_shown_and_vanishes(mesh: RealMesh) -> None:
 
 async def test_typing_is_not_kept_for_friends_who_are_away(mesh: RealMesh) -> None:
     ann_name, ben_name = await mesh.register_users("ann", "ben")
-    async with client(mesh, ann_name) as ann:
+    options = msgspec.structs.replace(DEFAULTS, typing_every_s=0.1)
+    async with client(mesh, ann_name, options=options) as ann:
         async with client(mesh, ben_name) as ben:
             await ben.online()
         await ann.online()
@@ -201,8 +206,7 @@ async def test_typing_is_not_kept_for_friends_who_are_away(mesh: RealMesh) -> No
             while MessagesProgressed not in seen:
                 seen.append(type(await anext(events)))
             assert TypingStarted not in seen
-            await ann.typing(ben_name)  # and now it comes
-            await asyncio.wait_for(next_event(events, TypingStarted), SOON_S)
+            assert await type_until_shown(ann, ben_name, events) == TypingStarted(name=ann_name), "and now it comes"
 
 
 # ---------------------------------------------------------------- connection and device
@@ -232,10 +236,11 @@ async def test_messages_tell_how_far_they_have_come(mesh: RealMesh) -> None:
         await asyncio.wait_for(asyncio.gather(ann.online(), ben.online()), DEADLINE_S)
         events = ann.events()
         outgoing = await ann.send(ben_name, "hello")
-        delivered = await next_event(events, MessagesProgressed)
-        assert (delivered.covers(outgoing), delivered.peer, delivered.state) == (True, ben_name, "delivered")
+        first = await next_event(events, MessagesProgressed)
+        assert (first.covers(outgoing), first.peer) == (True, ben_name)
+        assert first.state in ("sent", "delivered"), "it may have been stored first"
         await receive(ben, 1, mark_read=True)
-        read = await next_event(events, MessagesProgressed)
+        read = await next_event(events, MessagesProgressed, lambda event: event.state != "delivered")
         assert (read.covers(outgoing), read.state) == (True, "read")
         async with Api(mesh.api) as api:
             await api.login(ben_name, PASSWORD)
