@@ -135,6 +135,7 @@ class ClientCore:
 
     def tick(self, now: float) -> Sequence[e.Action]:
         """Do what is due at this time; returns what to do about it."""
+        self._actions.extend(self.typing.tick(now))
         if self._link is not None:
             if self.state is State.GREETING:
                 if now - self._greeted_at >= self._options.greet_timeout_s:
@@ -145,17 +146,17 @@ class ClientCore:
                 for frame in self._link.tick(now):
                     self._actions.append(e.SendFrame(wire.encode(frame)))
         self._update_inbox(self.inbox.tick(now))
-        self._actions.extend(self.typing.tick(now))
         return self._flush(now)
 
     def next_deadline(self) -> float | None:
         """When to call `tick`; None while nothing is due."""
-        deadlines = [self.inbox.next_deadline(), self.receipts.next_deadline(), self.typing.next_deadline()]
+        deadlines = [self.inbox.next_deadline(), self.receipts.next_deadline()]
         if self._link is not None:
             if self.state is State.GREETING:
                 deadlines.append(self._greeted_at + self._options.greet_timeout_s)
             else:
                 deadlines += [self._link.next_deadline(), self.outbox.next_deadline()]
+        deadlines.append(self.typing.next_deadline())
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def _flush(self, now: float) -> Sequence[e.Action]:
