@@ -17,6 +17,7 @@ from meshim.client import (
     DeviceTakenOver,
     Disconnected,
     EventsLost,
+    Friend,
     KeyChanged,
     MessagesProgressed,
     PresenceChanged,
@@ -110,6 +111,29 @@ async def test_refused_requests_and_new_keys_are_told(mesh: RealMesh) -> None:
         await next_event(of_ben, RelationChanged, lambda event: event.new == "asked")
         assert (await ben.add(ann_name)).state == "friends"
         assert (await next_event(events, KeyChanged)).version == 2
+
+
+async def test_who_is_blocked_is_no_friend_and_cannot_ask_until_that_ends(mesh: RealMesh) -> None:
+    ann_name, ben_name = await mesh.register_users("ann", "ben")
+    async with client(mesh, ann_name) as ann, client(mesh, ann_name, "pc") as pc, client(mesh, ben_name) as ben:
+        for each in (ann, pc, ben):
+            await asyncio.wait_for(each.online(), DEADLINE_S)
+        of_ben, on_pc = ben.events(), pc.events()
+        assert await ann.block(ben_name) == Friend(ben.user_id, ben_name, "blocked")
+        assert (await next_event(on_pc, RelationChanged)).new == "blocked"
+        assert (await next_event(of_ben, RelationChanged)).new == "removed", "ben does not learn of the block"
+        with pytest.raises(Refused) as refused:
+            await ann.send(ben_name, "hello")
+        assert refused.value.code is Code.NOT_FRIENDS
+        assert (await ben.add(ann_name)).state == "requested"
+        assert [friend.state for friend in await ann.friends()] == ["blocked"]
+        with pytest.raises(ApiError) as error:
+            await ann.add(ben_name)
+        assert error.value.code == "blocked"
+        assert (await ann.unblock(ben_name)).state == "asked", "the request has waited"
+        assert (await ann.accept(ben_name)).state == "friends"
+        assert (await next_event(of_ben, RelationChanged, lambda event: event.new == "friends")).name == ann_name
+        await (await ann.send(ben_name, "hello")).wait_sent()
 
 
 async def test_a_request_that_came_while_the_device_was_away_appears_when_it_is_back(mesh: RealMesh) -> None:
