@@ -184,6 +184,25 @@ async def test_presence_of_a_watched_friend_turns_when_the_process_is_killed(ove
         assert (ann.presence(ben_name), ann.presence(cid_name)) == ("unknown", "online")
 
 
+async def test_presence_is_unknown_while_rest_is_away(mesh: RealMesh) -> None:
+    ann_name, ben_name = await mesh.register_users("ann", "ben")
+    options = msgspec.structs.replace(DEFAULTS, presence_poll_s=0.3)
+    async with client(mesh, ann_name, options=options) as ann, client(mesh, ben_name) as ben:
+        await asyncio.wait_for(ben.online(), DEADLINE_S)
+        events = ann.events()
+        ann.watch(ben_name)
+        await next_event(events, PresenceChanged, lambda event: event.new == "online")
+        ann._api._http.timeout = 1.0  # the service is stopped, and would be waited for
+        mesh.signal("r1", signal.SIGSTOP)
+        try:
+            unknown = await asyncio.wait_for(next_event(events, PresenceChanged), SOON_S)
+            assert unknown == PresenceChanged(name=ben_name, old="online", new="unknown")
+        finally:
+            mesh.signal("r1", signal.SIGCONT)
+        assert await next_event(events, PresenceChanged) == PresenceChanged(name=ben_name, old="unknown", new="online")
+        assert ann.statistics.presence_requests_failed > 0
+
+
 async def type_until_shown(typist: Client, name: str, reader: Subscription) -> TypingStarted:
     """Type until the friend sees it: what meets a device that is not synced yet is dropped."""
     shown = asyncio.ensure_future(next_event(reader, TypingStarted))
