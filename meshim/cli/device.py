@@ -117,7 +117,7 @@ def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @password_option
     @click.option(
         "--transport",
-        type=click.Choice(("auto", "zmq", "websocket")),
+        type=click.Choice(("auto", "zeromq", "websocket")),
         default="auto",
         show_default=True,
         help="How to reach a connector; auto is ZeroMQ where the connector has it.",

@@ -1,7 +1,47 @@
 """The client library: `from meshim.client import Client`."""
 
 from meshim.client.client import Client
+from meshim.client.event_stream import Subscription
+from meshim.client.friends.relations import Friend
 from meshim.client.message import Message, OrderFlag, Outgoing
-from meshim.client.progress import Progress
+from meshim.client.public_events import (
+    Connected,
+    DevicesChanged,
+    DeviceTakenOver,
+    Disconnected,
+    Event,
+    EventsLost,
+    KeyChanged,
+    MessagesProgressed,
+    MessageState,
+    Presence,
+    PresenceChanged,
+    RelationChanged,
+    RelationState,
+    TypingStarted,
+    TypingStopped,
+)
 
-__all__ = ["Client", "Message", "OrderFlag", "Outgoing", "Progress"]
+__all__ = [
+    "Client",
+    "Connected",
+    "DeviceTakenOver",
+    "DevicesChanged",
+    "Disconnected",
+    "Event",
+    "EventsLost",
+    "Friend",
+    "KeyChanged",
+    "Message",
+    "MessageState",
+    "MessagesProgressed",
+    "OrderFlag",
+    "Outgoing",
+    "Presence",
+    "PresenceChanged",
+    "RelationChanged",
+    "RelationState",
+    "Subscription",
+    "TypingStarted",
+    "TypingStopped",
+]

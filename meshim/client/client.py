@@ -28,13 +28,18 @@ import msgspec
 
 from meshim.client import events as e
 from meshim.client.connection import Connection, Transport
-from meshim.client.contacts import Contacts
-from meshim.client.core import ClientCore, Identity
+from meshim.client.core import ClientCore
+from meshim.client.event_stream import Publisher, Subscription
+from meshim.client.event_translator import EventTranslator
+from meshim.client.friends.contacts import Contacts
+from meshim.client.friends.interface import FriendsInterface
+from meshim.client.friends.presence import PresencePoller
+from meshim.client.friends.relations import Relations
+from meshim.client.identity import Identity
 from meshim.client.inbox_reader import InboxReader
 from meshim.client.message import Message, Outgoing
 from meshim.client.options import DEFAULTS, ClientOptions
 from meshim.client.persister import Persister
-from meshim.client.progress import Progress, ProgressReader
 from meshim.client.rest import Api
 from meshim.client.session import Credentials, Session, opened, reassign_outbox
 from meshim.client.statistics import Statistics
@@ -42,10 +47,8 @@ from meshim.errors import ClientClosed, Code, MeshimError, Refused, UsageError
 from meshim.runtime.crypto import seal
 from meshim.runtime.driver import Driver
 from meshim.wire.envelope import (
-    WIRE_VERSION,
     Destination,
     DestinationType,
-    Envelope,
     Kind,
     Stream,
     Text,
@@ -59,7 +62,7 @@ _SEAL_BYTES = 28
 """Nonce and tag: what sealing adds to a body."""
 
 
-class Client:
+class Client(FriendsInterface):
     """One device of one user.
 
     ::
@@ -89,20 +92,10 @@ class Client:
         `password` may be a function that returns it; it is called, in a thread, only when a login is needed.
         `device` names the device among those of the user.  `state` is its file, `NAME-DEVICE.db` in the working
         directory by default.  `insecure` allows plain HTTP and ws:// to another host.  `transport` is how to reach a
-        connector: `zmq`, `websocket`, or `auto`, which is ZeroMQ where the connector has it.
+        connector: `zeromq`, `websocket`, or `auto`, which is ZeroMQ where the connector has it.
 
         Raises UsageError when `api` is no http(s) URL, or is one of plain HTTP to another host without `insecure`.
         """
-        self._performers: dict[type[Any], Callable[[Any], None]] = {
-            e.SendFrame: self._send_frame,
-            e.Persist: self._persist,
-            e.Disconnect: self._disconnect,
-            e.Online: self._welcomed,
-            e.StoredDelayed: self._set_delayed,
-            e.StatusChanged: self._status_changed,
-            e.StreamProgressed: self._stream_progressed,
-            e.MessagesAvailable: self._messages_available,
-        }
         self._credentials = Credentials(name, password, device)
         self._path = Path(state if state is not None else f"{quote(name.lower(), safe='')}-{quote(device, safe='')}.db")
         self._api = Api(api, insecure=insecure)
@@ -112,7 +105,6 @@ class Client:
         self._failure: MeshimError | None = None
         # Weak: a message whose `Outgoing` the application has dropped needs no updates.
         self._outgoing: WeakValueDictionary[tuple[Destination, int], Outgoing] = WeakValueDictionary()
-        self._progress = ProgressReader()
         self._status_change = asyncio.Event()
         self._ended = asyncio.Event()
         self._body_bytes = BODY_BYTES
@@ -157,17 +149,37 @@ class Client:
         self._persister = Persister(
             self._state, self._session.lock, lambda serial: self._driver.receive(e.Persisted(serial))
         )
-        self._contacts = Contacts(self._session, self._state)
+        self._events = Publisher(self._options.events_max, self._core.statistics)
+        self._contacts = Contacts(self._session, self._state, self._events.publish)
         self._reader = InboxReader(
             self._state, self._session.lock, self._contacts, self._core.receipts, self._mark_read, self._core.statistics
         )
         self._connection = Connection(
             self._driver, self._session.connectors, self._session.token, self._transport, insecure=self._insecure
         )
+        self._relations = Relations(self._session, self._contacts, self._events, self._core.statistics)
+        self._presence = PresencePoller(
+            self._session, self._contacts, self._events, self._connection.online, self._options, self._core.statistics
+        )
+        translate = self._translator = EventTranslator(
+            identity, self._contacts, self._relations, self._presence, self._events
+        )
+        self._performers: dict[type[Any], Callable[[Any], None]] = {
+            e.SendFrame: self._send_frame,
+            e.Persist: self._persister.add,
+            e.Disconnect: self._disconnect,
+            e.Online: self._welcomed,
+            e.StoredDelayed: self._set_delayed,
+            e.StatusChanged: self._status_changed,
+            e.StreamProgressed: translate.stream_progressed,
+            e.TypingChanged: translate.typing_changed,
+            e.AccountChanged: translate.account_changed,
+            e.MessagesAvailable: self._messages_available,
+        }
         self._driver.failed.add_done_callback(self._task_done)
-        self._connecting = asyncio.create_task(self._connection.run())
-        self._persisting = asyncio.create_task(self._persister.run())
-        for task in (self._connecting, self._persisting):
+        running = (each.run() for each in (self._persister, self._connection, self._relations, self._presence))
+        self._persisting, *self._tasks = map(asyncio.create_task, running)
+        for task in (self._persisting, *self._tasks):
             task.add_done_callback(self._task_done)
 
     async def __aexit__(
@@ -181,7 +193,7 @@ class Client:
             for action in self._core.farewell():
                 self._perform(action)
         self._fail(ClientClosed("the client was closed"))
-        await asyncio.wait((self._connecting, self._persisting))
+        await asyncio.wait((self._persisting, *self._tasks))
         try:
             async with self._session.lock:
                 await asyncio.to_thread(self._state.close)  # a thread: SQLite syncs the file once more
@@ -203,12 +215,13 @@ class Client:
             return
         self._failure = error
         self._driver.stop()
-        self._connecting.cancel()
+        for task in self._tasks:
+            task.cancel()
         self._persister.stop()
         for outgoing in list(self._outgoing.values()):
             outgoing.fail(error)
         self._reader.fail(error)
-        self._progress.fail(error)
+        self._translator.failed(error)
         self._status_change.set()
         self._ended.set()
 
@@ -252,15 +265,15 @@ class Client:
     def _send_frame(self, action: e.SendFrame) -> None:
         self._connection.send(action.frame)
 
-    def _persist(self, action: e.Persist) -> None:
-        self._persister.add(action)
-
     def _disconnect(self, action: e.Disconnect) -> None:
+        if self._connection.online.is_set():
+            self._translator.disconnected(action)
         self._connection.ended(action)
 
     def _welcomed(self, action: e.Online) -> None:
         self._body_bytes = action.body_bytes
         self._connection.welcomed()
+        self._translator.welcomed(self._connection.endpoint or "")
 
     def _set_delayed(self, action: e.StoredDelayed) -> None:
         self.stored_delayed = action.delayed
@@ -269,11 +282,9 @@ class Client:
         self._status_change.set()
         if action.code == Code.NOT_FRIENDS:
             self._contacts.invalidate(action.to.id)
+        self._translator.status_changed(action)
         if (outgoing := self._outgoing.get((action.to, action.seq))) is not None:
             outgoing.advance(action.state, action.code, action.sentence)
-
-    def _stream_progressed(self, action: e.StreamProgressed) -> None:
-        self._progress.notify(action)
 
     def _messages_available(self, action: e.MessagesAvailable) -> None:
         self._reader.notify()
@@ -301,34 +312,13 @@ class Client:
             await self._wait_for_status_change()
         self._check()
         seq, base = self._core.reserve(to)
-        identity = self._core.identity
-        draft = Envelope(
-            version=WIRE_VERSION,
-            id=secrets.token_bytes(16),
-            user=identity.user,
-            device=identity.device,
-            epoch=identity.epoch,
-            to=to,
-            seq=seq,
-            base=base,
-            kind=Kind.TEXT,
-            key=version,
-            sent_at=_wall_ms(),
-            body=b"",
+        draft = self._core.identity.envelope(
+            to, seq, base, Kind.TEXT, id=secrets.token_bytes(16), sent_at=_wall_ms(), key=version
         )
         body = seal(key, plain, associated_data(draft))
-        outgoing = self._outgoing[to, seq] = Outgoing(draft.id.hex(), recipient, seq)
+        outgoing = self._outgoing[to, seq] = Outgoing(draft.id.hex(), recipient, draft.stream, seq)
         await self._receive_and_persist(e.Composed((msgspec.structs.replace(draft, body=body),)))
         return outgoing
-
-    async def check_friend(self, name: str) -> None:
-        """Return if this user is a friend, to whom messages can be sent.
-
-        Raises Refused when the user is no friend, is oneself or does not exist, BackendUnavailable when that must be
-        fetched and the REST service is unavailable, or the error that ended the client.
-        """
-        self._check()
-        await self._contacts.key_for(name)
 
     async def settled(self) -> None:
         """Wait until every message is settled (`sent` or `rejected`), read receipts included.  It has no timeout.
@@ -357,14 +347,20 @@ class Client:
         async for message in self._reader.messages():
             yield message
 
-    def progress(self) -> AsyncIterator[Progress]:
-        """Yield what becomes of messages that this device did not send: those that another device of this user sent
-        are `delivered` or `read`, and messages of others were `read` by this user on another device.
+    def events(self) -> Subscription:
+        """Return the events from now on, to be read with `async for`; `client.public_events` lists them.
 
-        It tells what is new from the first step of the loop on; `state_of` tells what is known.  Raises the error that
-        ended the client.
+        What happens while the loop handles an event waits for it, coalesced: a slow loop ends with the state that
+        holds, and may miss states that have passed.  At most 1,024 events wait (`ClientOptions.events_max`); then
+        EventsLost says how many found no room.  Events are for showing, and are not kept in the state file: what was
+        before is asked for, after this call, with `friends`, `presence`, `state_of` and `connector`.  Each call is a
+        reader of its own, until its `close`, or until nothing refers to it.
+
+        The loop raises the error that ended the client, after the last event.
         """
-        return self._progress.read()
+        subscription = self._events.subscribe()
+        self._translator.subscribed()
+        return subscription
 
     def state_of(self, message: Message) -> str:
         """Return `sent`, `delivered` or `read`, as far as receipts have told this device.

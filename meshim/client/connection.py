@@ -25,7 +25,7 @@ A shorter one counts as a failure: two processes with copies of one state file, 
 """
 CONNECT_TIMEOUT_S = 3.0
 """For the handshake.  A connector process that is stopped accepts connections and never completes it."""
-Transport: TypeAlias = Literal["zmq", "websocket", "auto"]
+Transport: TypeAlias = Literal["zeromq", "websocket", "auto"]
 
 _random = secrets.SystemRandom()
 _contexts: dict[asyncio.AbstractEventLoop, tuple[Context, int]] = {}

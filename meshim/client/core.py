@@ -21,13 +21,15 @@ from typing import Any, NamedTuple
 import msgspec
 
 from meshim.client import events as e
+from meshim.client.identity import Identity
 from meshim.client.inbox import Inbox, InboxUpdate
-from meshim.client.options import ClientOptions
+from meshim.client.options import ClientOptions, within_limits
 from meshim.client.outbox import NewId, Outbox, OutboxUpdate
 from meshim.client.receipts import NOW, Receipts
 from meshim.client.statistics import Statistics
+from meshim.client.typing_state import TypingState
 from meshim.errors import Code, PeerError
-from meshim.protocol.link import Link, LinkOptions
+from meshim.protocol.link import Link
 from meshim.wire import client as wire
 from meshim.wire.client import Changed, ConnectorItem, Delivery, Greet, Stored, Submit, Welcome
 from meshim.wire.envelope import (
@@ -40,17 +42,10 @@ from meshim.wire.envelope import (
     decode_envelope,
     decode_receipt,
     encode_content,
+    encode_envelope,
 )
 from meshim.wire.link import Close, Reset
-from meshim.wire.sizes import FRAME_OVERHEAD_BYTES, submit_size
-
-
-class Identity(NamedTuple):
-    """The ids of this device, from its login, and the epoch of its state file."""
-
-    user: int
-    device: int
-    epoch: int
+from meshim.wire.sizes import submit_size
 
 
 class State(enum.Enum):
@@ -100,6 +95,7 @@ class ClientCore:
             e.ConnectionLost: self._connection_lost,
             e.Composed: self._composed_by_application,
             e.MessagesRead: self._messages_read,
+            e.UserTyped: self._user_typed,
             e.Persisted: self._persisted,
         }
         self._frame_handlers: dict[type[Any], Callable[[Any, float], None]] = {
@@ -116,6 +112,7 @@ class ClientCore:
         self.outbox = Outbox(options.outbox, snapshot, self.statistics)
         self.inbox = Inbox(options.ordering, snapshot, self.statistics, now)
         self.receipts = Receipts(identity.user, snapshot.receipts, options.receipt_ranges_max, self.statistics)
+        self.typing = TypingState(options.typing_every_s, options.typing_shown_s)
         self._options = options
         self._new_id = new_id
         self._wall_ms = wall_ms
@@ -138,6 +135,7 @@ class ClientCore:
 
     def tick(self, now: float) -> Sequence[e.Action]:
         """Do what is due at this time; returns what to do about it."""
+        self._actions.extend(self.typing.tick(now))
         if self._link is not None:
             if self.state is State.GREETING:
                 if now - self._greeted_at >= self._options.greet_timeout_s:
@@ -158,6 +156,7 @@ class ClientCore:
                 deadlines.append(self._greeted_at + self._options.greet_timeout_s)
             else:
                 deadlines += [self._link.next_deadline(), self.outbox.next_deadline()]
+        deadlines.append(self.typing.next_deadline())
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def _flush(self, now: float) -> Sequence[e.Action]:
@@ -260,7 +259,7 @@ class ClientCore:
         assert self._link is not None
         # A new link, with the limits of this connector: nothing was sent on the old one but the greeting.
         link = Link[Submit, ConnectorItem](
-            self._link.epoch, _within_limits(self._options.link, welcome), submit_size, now, manual_ack=True
+            self._link.epoch, within_limits(self._options.link, welcome), submit_size, now, manual_ack=True
         )
         link.window.credit = max(1, min(welcome.window, self._options.link.window.credit))
         self._link = link
@@ -271,7 +270,7 @@ class ClientCore:
         self._actions.append(e.StoredDelayed(stored.delayed))
 
     def _changed(self, changed: Changed, now: float) -> None:
-        """Relations and keys are asked for when a message needs them."""
+        self._actions.append(e.AccountChanged(changed.what))
 
     def _closed(self, close: Close, now: float) -> None:
         self._disconnect(_code(close.code), close.sentence)
@@ -298,7 +297,10 @@ class ClientCore:
             # From a later version: connectors forward only what decodes in theirs.
             self.statistics.unreadable += 1
             return
-        if envelope.kind >= EPHEMERAL_FROM or envelope.device == self.identity.device:
+        if envelope.device == self.identity.device:
+            return
+        if envelope.kind >= EPHEMERAL_FROM:
+            self._ephemeral(envelope, now)
             return
         if envelope.kind == Kind.RECEIPT:
             self._receipt(envelope)
@@ -306,8 +308,15 @@ class ClientCore:
         if envelope.kind in HIDDEN:
             self.receipts.hidden(envelope.stream, envelope.seq)
         elif envelope.user != self.identity.user:
+            self._actions.extend(self.typing.stop(envelope.user))
             due = NOW if item.stored else now + self._options.delivered_delay_s
             self.receipts.owe_delivered(envelope.stream, envelope.seq, due)
+
+    def _ephemeral(self, envelope: Envelope, now: float) -> None:
+        """Show typing of a friend, unless the message that was typed is here already: it may have come first."""
+        mine = envelope.user == self.identity.user
+        if envelope.kind == Kind.TYPING and not mine and not self.inbox.has_message(envelope.stream, envelope.seq):
+            self._actions.extend(self.typing.start(envelope.user, now))
 
     def _receipt(self, envelope: Envelope) -> None:
         try:
@@ -338,7 +347,19 @@ class ClientCore:
 
     def _composed_by_application(self, event: e.Composed, now: float) -> None:
         for envelope in event.envelopes:
+            self.typing.composed(envelope.to.id)
             self._add(envelope)
+
+    def _user_typed(self, event: e.UserTyped, now: float) -> None:
+        """Send it now or never: behind messages that wait for room it would come too late."""
+        link, to = self._link, event.to
+        room = link is not None and self.state is State.ONLINE and not link.window.queued
+        if link is None or not room or not self.typing.may_send(to.id, now):
+            self.statistics.typing_not_sent += 1
+            return
+        seq, base = self.outbox.next(to)
+        made = self.identity.envelope(to, seq, base, Kind.TYPING, id=self._new_id(), sent_at=self._wall_ms())
+        link.push(Submit(encode_envelope(made)))
 
     def _messages_read(self, event: e.MessagesRead, now: float) -> None:
         for stream, seq in event.messages:
@@ -358,35 +379,12 @@ class ClientCore:
     def _compose(self, to: Destination, kind: Kind, body: bytes) -> None:
         """Add an envelope of this core's own to the outbox; its body is not sealed."""
         seq, base = self.outbox.reserve(to)
-        self._add(
-            Envelope(
-                version=WIRE_VERSION,
-                id=self._new_id(),
-                user=self.identity.user,
-                device=self.identity.device,
-                epoch=self.identity.epoch,
-                to=to,
-                seq=seq,
-                base=base,
-                kind=kind,
-                key=0,
-                sent_at=self._wall_ms(),
-                body=body,
-            )
-        )
+        made = self.identity.envelope(to, seq, base, kind, id=self._new_id(), sent_at=self._wall_ms(), body=body)
+        self._add(made)
 
     def _add(self, envelope: Envelope) -> None:
         self._changes.extend(self.outbox.add(envelope))
         self._composed.append((envelope.to, envelope.seq))
-
-
-def _within_limits(options: LinkOptions, welcome: Welcome) -> LinkOptions:
-    """The link options within the connector's limits: its silence, frames no larger, acknowledgements no later."""
-    replace = msgspec.structs.replace
-    bytes_max = max(1, welcome.frame_bytes - FRAME_OVERHEAD_BYTES)
-    window = replace(options.window, frame_bytes=min(options.window.frame_bytes, bytes_max))
-    ack_delay_s = min(options.ack_delay_s, welcome.ack_ms / 1000 / 4)
-    return replace(options, window=window, silence_s=welcome.silence_ms / 1000, ack_delay_s=ack_delay_s)
 
 
 def _code(number: int) -> Code | None:

@@ -45,13 +45,19 @@ class MessagesRead(NamedTuple):
     messages: Sequence[tuple[Stream, int]]
 
 
+class UserTyped(NamedTuple):
+    """The user types a message to this destination."""
+
+    to: Destination
+
+
 class Persisted(NamedTuple):
     """The state file holds the changes of every Persist up to this serial."""
 
     serial: int
 
 
-Event = Connected | FramesReceived | ConnectionLost | Composed | MessagesRead | Persisted
+Event = Connected | FramesReceived | ConnectionLost | Composed | MessagesRead | UserTyped | Persisted
 
 # ---------------------------------------------------------------- changes to the state file
 
@@ -225,6 +231,21 @@ class StatusChanged(NamedTuple):
     state: str
     code: int
     sentence: str
+    hidden: bool = False
+    """It is a receipt or base update of this library."""
+
+
+class TypingChanged(NamedTuple):
+    """A friend types to this user, or does so no more."""
+
+    user: int
+    typing: bool
+
+
+class AccountChanged(NamedTuple):
+    """The connector says that this user's account changed; `what` are the bits of a Changed frame."""
+
+    what: int
 
 
 class StreamProgressed(NamedTuple):
@@ -243,5 +264,14 @@ class MessagesAvailable(NamedTuple):
 
 
 Action = (
-    SendFrame | Persist | Disconnect | Online | StoredDelayed | StatusChanged | StreamProgressed | MessagesAvailable
+    SendFrame
+    | Persist
+    | Disconnect
+    | Online
+    | StoredDelayed
+    | StatusChanged
+    | StreamProgressed
+    | TypingChanged
+    | AccountChanged
+    | MessagesAvailable
 )

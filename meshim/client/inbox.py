@@ -2,7 +2,7 @@
 
     text, file, unknown kinds     ordered by (stream, seq), released to the application
     base, receipt                 ordered likewise, then dropped: the core has applied a receipt when it arrived
-    ephemeral                     ignored: this library does not show them
+    ephemeral                     not here: they have no order
 
 The core answers a stored message with a `delivered` receipt: the mesh has settled it already, as `sent`, and reports
 no outcome when a device takes it.
@@ -72,6 +72,11 @@ class Inbox:
     def has(self, stream: Stream) -> bool:
         """Return whether this device has got a message of this stream."""
         return stream in self._orders
+
+    def has_message(self, stream: Stream, seq: int) -> bool:
+        """Return whether this device has got the message, or has given it up."""
+        order = self._orders.get(stream)
+        return order is not None and (seq < order.watermark or seq in order.early)
 
     def _released(
         self, changes: list[Change], stream: Stream, order: StreamOrder[int], released: Iterable[Released[int]]

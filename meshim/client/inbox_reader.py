@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from meshim.client.contacts import Contacts
+from meshim.client.friends.contacts import Contacts
 from meshim.client.message import Message, OrderFlag
 from meshim.client.receipts import Receipts
 from meshim.client.state import Received, StateFile

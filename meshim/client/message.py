@@ -91,7 +91,7 @@ class Outgoing:
         outgoing = await client.send("bob", "hello")
         await outgoing.wait_delivered()
 
-    `id` is 32 hexadecimal digits, `recipient` the name given to `send`, `seq` the number in its stream.
+    `id` is 32 hexadecimal digits, `recipient` the name given to `send`; (`stream`, `seq`) names the message for ever.
     `state` is `pending`, then `sent`, `delivered`, `read`, in this order and perhaps with some left out; or `rejected`.
 
     Each `wait_` method returns when the message has reached that state or a later one, at once if it already has.
@@ -99,9 +99,10 @@ class Outgoing:
     use `asyncio.timeout`.
     """
 
-    def __init__(self, message_id: str, recipient: str, seq: int) -> None:
+    def __init__(self, message_id: str, recipient: str, stream: Stream, seq: int) -> None:
         self.id = message_id
         self.recipient = recipient
+        self.stream = stream
         self.seq = seq
         self.state = "pending"
         self._error: MeshimError | None = None

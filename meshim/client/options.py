@@ -14,6 +14,8 @@ from meshim.protocol.timeouts import (
     GREET_TIMEOUT_S,
 )
 from meshim.protocol.window import WindowOptions
+from meshim.wire.client import Welcome
+from meshim.wire.sizes import FRAME_OVERHEAD_BYTES
 
 
 class OutboxOptions(msgspec.Struct, frozen=True):
@@ -43,6 +45,16 @@ class ClientOptions(msgspec.Struct, frozen=True):
     """Ranges of `seq` in one receipt; more are split over several receipts."""
     delivered_delay_s: float = 2.0
     """How long a `delivered` receipt waits that the sending device does not need; a `read` receipt replaces it."""
+    typing_every_s: float = 3.0
+    """Typing is sent to each friend at most once in so long."""
+    typing_shown_s: float = 6.0
+    """A friend types until so long after the last word of it."""
+    presence_poll_s: float = 10.0
+    """Between two requests for the presence of watched friends, times a random factor between 0.8 and 1.2."""
+    watched_max: int = 500
+    """Friends who are watched at once; a request asks for 100."""
+    events_max: int = 1024
+    """Events that wait for a reader of `Client.events`; see `client.event_stream`."""
 
 
 DEFAULTS = ClientOptions(
@@ -55,3 +67,12 @@ DEFAULTS = ClientOptions(
     outbox=OutboxOptions(),
     ordering=OrderingOptions(gap_release_s=GAP_RELEASE_S),
 )
+
+
+def within_limits(options: LinkOptions, welcome: Welcome) -> LinkOptions:
+    """Return the options within the connector's limits: its silence, frames no larger, acknowledgements no later."""
+    replace = msgspec.structs.replace
+    bytes_max = max(1, welcome.frame_bytes - FRAME_OVERHEAD_BYTES)
+    window = replace(options.window, frame_bytes=min(options.window.frame_bytes, bytes_max))
+    ack_delay_s = min(options.ack_delay_s, welcome.ack_ms / 1000 / 4)
+    return replace(options, window=window, silence_s=welcome.silence_ms / 1000, ack_delay_s=ack_delay_s)

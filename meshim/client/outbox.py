@@ -121,6 +121,11 @@ class Outbox:
         """Return (seq, base) for the message that is composed next."""
         return self._stream(to).assign()
 
+    def next(self, to: Destination) -> tuple[int, int]:
+        """Return (seq, base) that the next message will have, for an ephemeral envelope, which uses up none."""
+        stream = self._stream(to)
+        return stream.next_seq, stream.base
+
     def add(self, envelope: Envelope) -> list[Change]:
         """Add a composed message; call `persisted` when the returned changes are in the state file."""
         data = encode_envelope(envelope)
@@ -221,7 +226,7 @@ class Outbox:
             update.base_updates.append(key[0])
         state = "rejected" if rejected else "delivered" if message.delivered else "sent"
         if message.hidden:
-            update.statuses.append(StatusChanged(key[0], key[1], state, outcome.code, outcome.sentence))
+            update.statuses.append(StatusChanged(key[0], key[1], state, outcome.code, outcome.sentence, hidden=True))
             update.changes.append(DropFromOutbox(*key))
             return
         self._settled[key] = "pending"

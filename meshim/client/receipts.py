@@ -128,7 +128,9 @@ class Receipts:
         if not new:
             return []
         self._changed[stream] = None
-        return [StreamProgressed(stream, _STATES[ReceiptKind(receipt.kind)], tuple(new))]
+        if not read:  # a receipt that came late: those that are read do not go back to `delivered`
+            new = [part for first, last in new for part in known.read.missing(first, last)]
+        return [StreamProgressed(stream, _STATES[ReceiptKind(receipt.kind)], tuple(new))] if new else []
 
     def _told_elsewhere(self, stream: Stream, ranges: Iterable[Range]) -> None:
         if stream in self._due or stream in self._delayed:

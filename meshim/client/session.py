@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from meshim.client.core import Identity
+from meshim.client.identity import Identity
 from meshim.client.rest import Api
 from meshim.client.state import StateFile
 from meshim.errors import ApiError, BackendUnavailable, ClientClosed, Code, PeerError, Refused, UsageError
@@ -209,22 +209,22 @@ class Session:
 
     async def relation(self, name: str) -> Relation:
         """As `Api.relation`."""
-        return await self._authorized(lambda: self._api.relation(name))
+        return await self.authorized(lambda api: api.relation(name))
 
     async def relations(self, user_id: int | None = None) -> Sequence[Relation]:
         """As `Api.relations`."""
-        return await self._authorized(lambda: self._api.relations(user_id))
+        return await self.authorized(lambda api: api.relations(user_id))
 
-    async def _authorized(self, request: Callable[[], Awaitable[_T]]) -> _T:
-        """The answer to a request, repeated after a new login when the service refuses the token."""
+    async def authorized(self, request: Callable[[Api], Awaitable[_T]]) -> _T:
+        """Return the answer to a request, repeated after a new login when the service refuses the token."""
         token = self._current.token
         try:
-            return await request()
+            return await request(self._api)
         except ApiError as error:
             if error.status != 401:
                 raise
         await self._log_in(token)
-        return await request()
+        return await request(self._api)
 
 
 async def opened(path: Path) -> StateFile:

@@ -18,3 +18,11 @@ class Statistics(msgspec.Struct):
     """Receipts of a friend about streams of which this device has no message, beyond those that may be ahead of it."""
     skipped: int = 0
     """Messages of kinds that this version does not know."""
+    events_lost: int = 0
+    """Events that found no room while a reader of `Client.events` was slow."""
+    typing_not_sent: int = 0
+    """Calls of `Client.typing` that sent nothing: too soon after the last one, no connection, or no room."""
+    relation_requests_failed: int = 0
+    """Requests for relations that changed, which REST did not answer; they are repeated."""
+    presence_requests_failed: int = 0
+    """Requests for the presence of watched friends, which REST did not answer; they are repeated."""

@@ -38,7 +38,7 @@ async def test_hundreds_both_ways_arrive_once_and_in_order(over_websocket: RealM
 
 async def test_one_user_on_each_transport(mesh: RealMesh) -> None:
     alice_name, bob_name = await mesh.register_users("alice", "bob")
-    async with client(mesh.over("websocket"), alice_name) as alice, client(mesh.over("zmq"), bob_name) as bob:
+    async with client(mesh.over("websocket"), alice_name) as alice, client(mesh.over("zeromq"), bob_name) as bob:
         await asyncio.wait_for(asyncio.gather(alice.online(), bob.online()), DEADLINE_S)
         assert [str(each.connector).partition("://")[0] for each in (alice, bob)] == ["ws", "tcp"]
         texts = [f"message {number}" for number in range(50)]

@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from meshim.client import Client, Message, Progress
+from meshim.client import Client, Message, MessagesProgressed, RelationChanged
 from meshim.client.rest import Api
-from tests.mesh.harness.library_client import client, expect_nothing_more, receive, send_and_wait
+from tests.mesh.harness.library_client import client, expect_nothing_more, next_event, receive, send_and_wait
 from tests.mesh.harness.real_mesh import DEADLINE_S, PASSWORD, RealMesh, until
 
 
@@ -23,8 +23,8 @@ async def expect_state(device: Client, message: Message, state: str) -> None:
     await until(lambda: device.state_of(message) == state, f"{message.text} is {state}")
 
 
-async def first_progress(device: Client) -> Progress:
-    return await anext(aiter(device.progress()))
+async def first_progress(device: Client) -> MessagesProgressed:
+    return await next_event(device.events(), MessagesProgressed)
 
 
 async def settled(device: Client) -> None:
@@ -163,7 +163,9 @@ async def test_receipts_after_the_end_of_a_friendship_settle_silently(mesh: Real
         [message] = await receive(bob, 1)
         answer = await api.login(alice_name, PASSWORD, None, 0)
         api.token = answer.token
+        events = bob.events()
         await api.remove(bob_name)
+        await next_event(events, RelationChanged)  # his connector knows it, too
         await until(lambda: bob._core.outbox.unsettled == 0, "nothing is under way")
         await message.mark_read()
         await settled(bob)

@@ -40,7 +40,7 @@ def started_mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealMesh]
         yield started
 
 
-@pytest.fixture(params=["zmq", "websocket"])
+@pytest.fixture(params=["zeromq", "websocket"])
 def mesh(request: pytest.FixtureRequest, started_mesh: RealMesh) -> RealMesh:
     """By either transport alice and bob connect."""
     return started_mesh.over(request.param)

@@ -7,7 +7,8 @@ from typing import Any, cast
 
 from meshim.client import events as e
 from meshim.client.connection import Connection, Transport
-from meshim.client.core import ClientCore, Identity
+from meshim.client.core import ClientCore
+from meshim.client.identity import Identity
 from meshim.client.options import DEFAULTS
 from meshim.client.persister import Persister
 from meshim.client.state import StateFile

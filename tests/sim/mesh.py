@@ -33,9 +33,9 @@ MESSAGE_EVERY_S = 1.05
 PARTITIONS = 2
 MIXED = "mixed"
 TRANSPORTS: dict[str, tuple[Transport, ...]] = {
-    "zeromq": ("zmq",),
+    "zeromq": ("zeromq",),
     "websocket": ("websocket",),
-    MIXED: ("zmq", "websocket"),
+    MIXED: ("zeromq", "websocket"),
 }
 """The transports of the devices, by the name of `--transport`: of several each device has one, by seed."""
 

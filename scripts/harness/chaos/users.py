@@ -13,9 +13,9 @@ FRIENDS = 3
 
 
 TRANSPORTS: dict[str, tuple[Transport, ...]] = {
-    "zeromq": ("zmq",),
+    "zeromq": ("zeromq",),
     "websocket": ("websocket",),
-    "mixed": ("zmq", "websocket"),
+    "mixed": ("zeromq", "websocket"),
 }
 """The transports of the devices, by the name of `--transport`: `mixed` is half of them by each, in turn."""
 
@@ -30,7 +30,7 @@ class DeviceConfig(msgspec.Struct, frozen=True):
     """Path of its state file."""
     process: int
     device_id: str = ""
-    transport: Transport = "zmq"
+    transport: Transport = "zeromq"
 
 
 class ClientsConfig(msgspec.Struct, frozen=True):

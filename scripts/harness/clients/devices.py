@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
-from meshim.client.core import Identity
+from meshim.client.identity import Identity
 from meshim.client.rest import Api
 from meshim.client.session import Credentials, Session
 from meshim.client.state import StateFile

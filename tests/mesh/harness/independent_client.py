@@ -92,7 +92,7 @@ class WebSocket:
 class IndependentClient:
     """One device: logs in when it is made, connects when `connect` is called."""
 
-    def __init__(self, api: str, name: str, password: str, transport: str = "zmq") -> None:
+    def __init__(self, api: str, name: str, password: str, transport: str = "zeromq") -> None:
         self.api = api
         self.transport = transport
         self.epoch = secrets.randbits(53)

@@ -1,20 +1,24 @@
 """Devices on the client library, and the steps that tests take with them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
-from meshim.client import Client, Message
+from meshim.client import Client, Event, Message, Subscription
 from meshim.client.events import ConnectionLost
+from meshim.client.options import DEFAULTS, ClientOptions
 from meshim.wire.rest import Connector
 from tests.mesh.harness.real_mesh import DEADLINE_S, PASSWORD, RealMesh
 
 
-def client(mesh: RealMesh, name: str, device: str = "phone", state: str = "") -> Client:
+def client(
+    mesh: RealMesh, name: str, device: str = "phone", state: str = "", options: ClientOptions = DEFAULTS
+) -> Client:
     """A device with a state file of its own.  Another `state` is another file, as after a new installation."""
     return Client(
         mesh.api, name, PASSWORD, device=device, state=mesh.folder / f"{name}-{device}{state}.db",
-        transport=mesh.transport,
+        transport=mesh.transport, options=options,
     )  # fmt: skip
 
 
@@ -42,6 +46,20 @@ async def send_and_wait(sender: Client, peer: str, *texts: str) -> None:
     async with asyncio.timeout(DEADLINE_S):
         for outgoing in [await sender.send(peer, text) for text in texts]:
             await outgoing.wait_sent()
+
+
+EventT = TypeVar("EventT", bound=Event)
+
+
+async def next_event(
+    events: Subscription, kind: type[EventT], which: Callable[[EventT], bool] = lambda event: True
+) -> EventT:
+    """The next event of this kind for which `which` is true; those before it are skipped."""
+    async with asyncio.timeout(DEADLINE_S):
+        async for event in events:
+            if isinstance(event, kind) and which(event):
+                return event
+    raise AssertionError("the reader was closed")
 
 
 async def expect_nothing_more(reader: Client, writer: Client, peer: str) -> None:

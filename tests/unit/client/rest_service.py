@@ -12,6 +12,17 @@ from meshim.wire import rest
 PASSWORD = "correct horse"
 PEER = rest.User(2, "bob")
 
+_AFTER: dict[tuple[str, str], str | None] = {
+    ("GET", ""): None,
+    ("POST", ""): "requested",
+    ("POST", "/accept"): "friends",
+    ("POST", "/refuse"): "removed",
+    ("DELETE", ""): "removed",
+    ("POST", "/block"): "blocked",
+    ("POST", "/unblock"): "removed",
+}
+"""The state of a relation after a request, by its method and the end of its path."""
+
 
 class RestService:
     """One user, alice, with one device; only the token of the last login is valid."""
@@ -24,6 +35,10 @@ class RestService:
         self.mesh = "this"
         self.connectors: tuple[rest.Connector, ...] = (rest.Connector("c1", "tcp://127.0.0.1:1", ""),)
         self.relations: tuple[rest.Relation, ...] = (rest.Relation(PEER, "friends", (rest.ContentKey(1, bytes(32)),)),)
+        self.online: set[int] = set()
+        """Ids of the users who are connected."""
+        self.slow_down_s: float | None = None
+        """Answer the next question about presence with 429 and this Retry-After."""
         self.token_life_s = 3600.0
         self.logins: list[rest.LoginRequest] = []
         self.requests: list[str] = []
@@ -58,10 +73,39 @@ class RestService:
             wanted = request.url.params.get("user_id")
             found = [each for each in self.relations if wanted in (None, str(each.peer.user_id))]
             return _json(rest.Relations(tuple(found)))
+        if path == "/presence":
+            return self._presence(request)
         for relation in self.relations:
-            if path == f"/relations/{relation.peer.name}":
-                return _json(relation)
+            if path.startswith(f"/relations/{relation.peer.name}"):
+                return self._relation(relation, request.method, path.removeprefix(f"/relations/{relation.peer.name}"))
         return self._problem(404, "no_such_user", "There is no such user.")
+
+    def _relation(self, relation: rest.Relation, method: str, action: str) -> httpx.Response:
+        after = _AFTER[method, action]
+        if after is None:
+            return _json(relation)
+        self.set_relation(relation.peer.name, after)
+        if method == "DELETE" or action == "/refuse":
+            return httpx.Response(204)
+        return _json(next(each for each in self.relations if each.peer == relation.peer))
+
+    def set_relation(self, name: str, state: str) -> None:
+        """Give the relation to this user another state."""
+        self.relations = tuple(
+            msgspec.structs.replace(each, state=state) if each.peer.name == name else each for each in self.relations
+        )
+
+    def _presence(self, request: httpx.Request) -> httpx.Response:
+        if self.slow_down_s is not None:
+            seconds, self.slow_down_s = self.slow_down_s, None
+            refusal = self._problem(429, "slow_down", "Too many questions about presence.")
+            refusal.headers["retry-after"] = f"{seconds:.0f}"
+            return refusal
+        wanted = request.url.params.get_list("user_id")
+        assert len(wanted) <= 100
+        friends = [each.peer for each in self.relations if each.state == "friends"]
+        found = [peer for peer in friends if not wanted or str(peer.user_id) in wanted]
+        return _json(rest.PresenceAnswer(tuple(rest.PeerPresence(peer, peer.user_id in self.online) for peer in found)))
 
     def _log_in(self, request: rest.LoginRequest) -> httpx.Response:
         if self.busy:

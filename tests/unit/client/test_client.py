@@ -15,8 +15,10 @@ from meshim.client import Client, Outgoing
 from meshim.client import session as session_module
 from meshim.client.state import StateFile
 from meshim.errors import ApiError, BackendUnavailable, ClientClosed, Code, Refused, UsageError
-from meshim.wire.envelope import decode_envelope
+from meshim.wire.envelope import Destination, DestinationType, Stream, decode_envelope
 from tests.unit.client.rest_service import PASSWORD, RestService
+
+STREAM = Stream(1, 10, 7, Destination(DestinationType.USER, 2))
 
 
 @pytest.fixture
@@ -267,7 +269,7 @@ async def test_a_database_error_while_reading_is_raised_in_messages(
 
 
 async def test_a_failure_keeps_the_states_reached_before() -> None:
-    outgoing = Outgoing("id", "bob", 1)
+    outgoing = Outgoing("id", "bob", STREAM, 1)
     outgoing.advance("delivered", 0, "")
     outgoing.fail(ClientClosed("closed"))
     await outgoing.wait_sent()
@@ -278,7 +280,7 @@ async def test_a_failure_keeps_the_states_reached_before() -> None:
 
 
 async def test_the_end_of_a_client_rejects_no_message() -> None:
-    outgoing = Outgoing("id", "bob", 1)
+    outgoing = Outgoing("id", "bob", STREAM, 1)
     outgoing.fail(Refused(Code.REPLACED, "taken over"))
     assert outgoing.state == "pending"
     with pytest.raises(Refused, match="taken over"):
@@ -287,7 +289,7 @@ async def test_the_end_of_a_client_rejects_no_message() -> None:
 
 @pytest.mark.parametrize(("code", "known"), [(6, Code.NOT_FRIENDS), (999, Code.MALFORMED)])
 async def test_a_rejection_is_raised_in_all_waits_and_later_ones(code: int, known: Code) -> None:
-    outgoing = Outgoing("id", "bob", 1)
+    outgoing = Outgoing("id", "bob", STREAM, 1)
     async with waiting(outgoing.wait_sent(), outgoing.wait_read()) as tasks:
         outgoing.advance("rejected", code, "no")
     for error in (*(task.exception() for task in tasks), await _error_of(outgoing.wait_delivered())):
@@ -304,7 +306,7 @@ async def _error_of(work: Coroutine[Any, Any, object]) -> BaseException | None:
 
 
 async def test_a_cancelled_wait_is_removed() -> None:
-    outgoing = Outgoing("id", "bob", 1)
+    outgoing = Outgoing("id", "bob", STREAM, 1)
     for _ in range(3):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.001):

@@ -402,8 +402,8 @@ ELSEWHERE = "ws://chat.example/c1"
     [
         ("auto", False, Connector("c", ZMQ, "", PLAIN), ZMQ),
         ("auto", False, Connector("c", "", "", TLS), TLS),
-        ("zmq", False, Connector("c", ZMQ, "", PLAIN), ZMQ),
-        ("zmq", False, Connector("c", "", "", PLAIN), None),
+        ("zeromq", False, Connector("c", ZMQ, "", PLAIN), ZMQ),
+        ("zeromq", False, Connector("c", "", "", PLAIN), None),
         ("websocket", False, Connector("c", ZMQ, "", PLAIN), PLAIN),
         ("websocket", False, Connector("c", ZMQ, "", TLS), TLS),
         ("websocket", False, Connector("c", ZMQ, "", ""), None),

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import pytest
 
 from meshim.client import events as e
-from meshim.client.core import ClientCore, Identity, State
+from meshim.client.core import ClientCore, State
+from meshim.client.identity import Identity
 from meshim.errors import Code
 from meshim.wire import client as wire
-from meshim.wire.client import ConnectorItem, Delivery, Greet, Outcome, Stored, Welcome
+from meshim.wire.client import Changed, ConnectorItem, Delivery, Greet, Outcome, Stored, Welcome
 from meshim.wire.envelope import (
     WIRE_VERSION,
     Destination,
@@ -561,3 +562,83 @@ def test_a_gap_waits_while_offline_and_its_time_begins_anew_with_the_next_link()
     assert isinstance(save, e.Persist)
     assert [type(change) for change in save.changes] == [e.Release, e.PutOrder]
     assert connector.persist() == [e.MessagesAvailable()]
+
+
+# ---------------------------------------------------------------- typing, and changes of the account
+
+
+def test_typing_is_sent_at_once_with_the_next_seq_and_uses_up_none() -> None:
+    connector = Connector().go_online()
+    connector.compose()
+    connector.persist()
+    connector.step(e.UserTyped(TO_BOB))
+    [typing] = connector.submits
+    assert (typing.kind, typing.seq, typing.base, typing.key, typing.body) == (Kind.TYPING, 2, 1, 0, b"")
+    assert connector.actions_of(e.Persist) == [], "it is not kept"
+    connector.compose()
+    connector.persist()
+    assert [(each.kind, each.seq) for each in connector.submits] == [(Kind.TEXT, 2)]
+    connector.step(e.UserTyped(TO_BOB))
+    assert [each.seq for each in connector.submits] == [3], "a message begins the time anew"
+    connector.step(e.UserTyped(TO_BOB))
+    assert (connector.submits, connector.core.statistics.typing_not_sent) == ([], 1)
+    connector.now = 60.0
+    connector.step(None)
+    assert Kind.TYPING not in {each.kind for each in connector.submits}, "it is not sent again"
+
+
+def test_typing_is_dropped_without_a_connection_and_behind_messages_that_wait_for_room() -> None:
+    connector = Connector()
+    connector.step(e.UserTyped(TO_BOB))
+    connector.connect()
+    connector.step(e.UserTyped(TO_BOB))
+    assert connector.submits == []
+    connector.send(connector.welcome())
+    assert connector.submits == []
+    for _ in range(5):  # the window has room for four frames
+        connector.compose()
+        connector.persist()
+    connector.step(e.UserTyped(TO_BOB))
+    assert connector.submits == []
+    assert connector.core.statistics.typing_not_sent == 3
+    connector.send(Ack(LINK, 4))
+    assert [each.kind for each in connector.submits] == [Kind.TEXT]
+
+
+def test_typing_of_a_friend_is_shown_until_a_message_comes_or_time_passes() -> None:
+    connector = Connector().go_online()
+    started, stopped = e.TypingChanged(2, typing=True), e.TypingChanged(2, typing=False)
+    connector.deliver(from_bob(1, kind=Kind.TYPING))
+    assert connector.actions_of(e.TypingChanged) == [started]
+    assert connector.core.next_deadline() == 6.0
+    connector.deliver(from_bob(1))
+    assert connector.actions_of(e.TypingChanged) == [stopped]
+    connector.persist()
+    connector.deliver(from_bob(2, kind=Kind.TYPING))
+    connector.deliver(from_bob(2, kind=Kind.RECEIPT, body=READ_1))
+    assert connector.actions_of(e.TypingChanged) == [], "a receipt is not what was typed"
+    connector.now = 6.0
+    connector.step(None)
+    assert connector.actions_of(e.TypingChanged) == [stopped]
+
+
+@pytest.mark.parametrize(
+    "delivery",
+    [
+        from_bob(1, kind=Kind.TYPING),  # the message that was typed overtook it
+        from_bob(9, kind=Kind.TYPING, user=1, device=11, to=TO_BOB),  # this user, on another device
+        from_bob(9, kind=129),
+    ],
+)
+def test_typing_that_came_late_or_from_this_user_is_not_shown(delivery: Delivery) -> None:
+    connector = Connector().go_online()
+    connector.deliver(from_bob(1))
+    connector.deliver(delivery)
+    assert connector.actions_of(e.TypingChanged) == []
+    assert connector.core.state is State.ONLINE
+
+
+def test_a_changed_frame_is_told() -> None:
+    connector = Connector().go_online()
+    connector.send(Changed(LINK, 5))
+    assert connector.actions_of(e.AccountChanged) == [e.AccountChanged(5)]

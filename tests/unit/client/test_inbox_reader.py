@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from meshim.client.contacts import Contacts
 from meshim.client.events import AddToInbox, Release
+from meshim.client.friends.contacts import Contacts
 from meshim.client.inbox_reader import InboxReader
 from meshim.client.message import Message, OrderFlag
 from meshim.client.receipts import Receipts

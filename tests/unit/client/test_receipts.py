@@ -73,6 +73,8 @@ def test_a_friend_tells_what_became_of_the_messages_of_another_device_of_this_us
     assert of_ben(box, READ, (1, 2)) == []
     assert box.changes() == [], "twice does no harm"
     assert of_ben(box, READ, (1, 4)) == [StreamProgressed(MINE_ELSEWHERE, "read", ((3, 4),))]
+    assert of_ben(box, DELIVERED, (4, 4)) == [], "no message goes back"
+    assert of_ben(box, DELIVERED, (4, 5)) == [StreamProgressed(MINE_ELSEWHERE, "delivered", ((5, 5),))]
     assert taken(box) == [], "a receipt is never answered by a receipt"
 
 

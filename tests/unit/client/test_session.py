@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from meshim.client.contacts import Contacts
-from meshim.client.core import Identity
 from meshim.client.events import AddToOutbox, PutStream
+from meshim.client.friends.contacts import Contacts
+from meshim.client.identity import Identity
 from meshim.client.session import Credentials, Session, reassign_outbox
 from meshim.client.state import StateFile
 from meshim.errors import ApiError, BackendUnavailable, ClientClosed, Code, Refused, UsageError
@@ -203,7 +203,7 @@ async def test_the_last_list_of_connectors_is_used_while_the_service_fails(
 async def contacts(service: RestService, state: StateFile) -> Contacts:
     opened = session(service, state)
     await opened.open()
-    return Contacts(opened, state)
+    return Contacts(opened, state, lambda event: None)
 
 
 async def test_friends_are_known_from_the_login(service: RestService, state: StateFile) -> None:
@@ -278,7 +278,7 @@ async def test_a_login_while_running_updates_the_keys(service: RestService, stat
     """As after the server's data was deleted, and the same names registered again."""
     opened = session(service, state)
     await opened.open()
-    known = Contacts(opened, state)
+    known = Contacts(opened, state, lambda event: None)
     service.relations = (rest.Relation(PEER, "friends", (rest.ContentKey(1, b"anew" * 8),)),)
     await opened.token(service.token)
     assert await known.key_for("bob") == (2, 1, b"anew" * 8)

@@ -12,7 +12,8 @@ from pathlib import Path
 import msgspec
 
 from meshim.client import events as e
-from meshim.client.core import ClientCore, Identity
+from meshim.client.core import ClientCore
+from meshim.client.identity import Identity
 from meshim.client.options import ClientOptions, OutboxOptions
 from meshim.client.state import Received, StateFile
 from meshim.protocol.link import Link, LinkOptions

@@ -1,0 +1,1 @@
+"""Friends as the application sees them: contacts and their keys, relations, presence."""
