@@ -171,7 +171,7 @@ class Client:
             return True
 
     def compose(self, to, kind, content):
-        """Put a message into the outbox.  TEXT is sealed with the newest key of the recipient."""
+        """Put a message into the outbox; return its seq and id.  TEXT is sealed with the recipient's newest key."""
         front = [1, secrets.token_bytes(16), self.me["user_id"], self.me["device_id"], self.me["epoch"], to]
         version, key = max(self.keys[to[1]].items()) if kind == TEXT else (0, b"")
         back, nonce = [kind, version, time.time_ns() // 1_000_000], secrets.token_bytes(12)
@@ -180,7 +180,7 @@ class Client:
             body = nonce + AESGCM(key).encrypt(nonce, content, pack([*front, seq, *back])) if version else content
             return pack([*front, seq, base, *back, body])
 
-        return self.rules.make(to, seal, time.monotonic())
+        return self.rules.make(to, seal, time.monotonic()), front[1].hex()
 
     def received(self, now, data, stored=False, *_):  # what this changes is on disk before its frame is acknowledged
         _, _, user, device, epoch, to, seq, base, kind, *_, body = unpack(data)[:12]
@@ -205,7 +205,7 @@ class Client:
             with suppress(KeyError, ValueError, InvalidTag):
                 aes, authenticated = AESGCM(self.keys[peer][version]), pack(fields[:7] + fields[8:11])
                 text = unpack(aes.decrypt(body[:12], body[12:], authenticated))[0]
-            self.emit("message", n=key[1], sender=user, to=to[1], seq=seq, text=text)
+            self.emit("message", n=key[1], id=fields[1].hex(), sender=user, device=device, to=to[1], seq=seq, text=text)
             del self.disk[key]
             self.owe((2,), user, device, epoch)
         self.pay()
@@ -240,9 +240,9 @@ class Client:
                 if code in (BAD_TOKEN, "bad_token"):
                     self.login()
                 code = 0
-                self.relations()
                 connectors = [each for each in self.rest("GET", "/v1/connectors")["connectors"] if each["endpoint"]]
-                self.connection(secrets.choice(connectors))
+                if self.relations():
+                    self.connection(secrets.choice(connectors))
             except (OSError, IndexError, zmq.Again) as error:  # a ConnectionError has a code
                 code = error.args[0] if isinstance(error, ConnectionError) else code
                 self.emit("offline", code=code, reason=str(error))
@@ -284,7 +284,7 @@ class Client:
                 if kind == WELCOME:
                     window, silence_s = min(fields[5], WINDOW), fields[9] / 1000
                     self.rules.connected(now)
-                    self.emit("online")
+                    self.emit("online", device=self.me["device_id"])
                 elif kind == PING:
                     send(PONG, link)
                 elif kind == CHANGED:
@@ -332,9 +332,9 @@ class Client:
                 to = (1, self.users.get(name), 0)
                 if not self.keys.get(to[1]) or self.rules.full(to):
                     return
-                seq = self.compose(to, TEXT, pack([text]))
+                seq, envelope = self.compose(to, TEXT, pack([text]))
                 self.disk.database.commit()
-                self.emit("queued", to=name, seq=seq)
+                self.emit("queued", to=name, seq=seq, id=envelope)
             self.quitting |= word == "quit"
             self.lines.pop(0)
 
