@@ -175,7 +175,7 @@ export class Client {
   }
   async relations() {
     for (const { peer, keys } of (await this.rest("GET", "/v1/relations")).relations) {
-      this.users[peer.name] = peer.user_id;
+      Object.assign(this.users, { [this.name]: this.me.user, [peer.name]: peer.user_id });
       this.keys[peer.user_id] = Object.fromEntries(keys.map(({ version, key }) => [version, bytes(key)]));
     }
   }

@@ -213,7 +213,8 @@ class Run:
         recoveries = RecoveryTimes()
         for device in self._config.devices:
             recoveries.add({"type": "device", "user": device.user, "device": device.device_id, "at": 0.0})
-        files = [_records(self._config.journal_of(number)) for number in range(PROCESSES)]
+        numbers = range(PROCESSES + len(self._settings.minimal))
+        files = [_records(self._config.journal_of(number)) for number in numbers]
         for record in heapq.merge(self._notes, *files, key=lambda record: record["at"]):
             writer.write(record)
             recoveries.add(record)
