@@ -114,8 +114,8 @@ class Disk extends Map { // a Map that remembers what changed; `write(changes)` 
   async commit() {
     if (!this.changed.size) return;
     const changes = [...this.changed].map((key) => [key, super.get(key)]);
-    this.changed.clear();
     await this.write(changes);
+    this.changed.clear();
   }
 }
 
@@ -151,7 +151,7 @@ export async function indexedDisk(name) { // browser: one object store
   });
 }
 
-const lost = (code) => Object.assign(new Error(`ended with code ${code}`), { code }); // of a Close, or a word of REST
+const lost = (ended) => Object.assign(new Error(`ended with code ${ended}`), { ended }); // of a Close, or a word of REST
 
 export class Client {
   constructor(api, name, password, disk, emit) {
@@ -252,9 +252,10 @@ export class Client {
         code = 0;
         await this.relations();
         const urls = (await this.rest("GET", "/v1/connectors")).connectors.map(({ url }) => url).filter(Boolean);
+        if (!urls.length) throw lost("no_connector");
         await this.connection(urls[Math.floor(Math.random() * urls.length)]);
       } catch (error) {
-        code = error.code ?? code;
+        code = error.ended ?? code;
         this.emit({ event: "offline", code, reason: error.message });
         if (STOP.includes(code)) throw error;
       }
