@@ -151,7 +151,7 @@ export async function indexedDisk(name) { // browser: one object store
   });
 }
 
-const lost = (ended) => Object.assign(new Error(`ended with code ${ended}`), { ended }); // of a Close, or a word of REST
+const lost = (ended) => Object.assign(new Error(`ended with code ${ended}`), { ended }); // by a Close or by REST
 
 export class Client {
   constructor(api, name, password, disk, emit) {

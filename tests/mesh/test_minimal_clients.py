@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from scripts.harness.clients.minimal_example import EXAMPLES, Language
 from tests.mesh.harness.fault_injection import kill, short_timers, wait_restarted
 from tests.mesh.harness.library_client import client, receive
-from tests.mesh.harness.minimal_process import EXAMPLES, Language, MinimalProcess, minimal
+from tests.mesh.harness.minimal_process import MinimalProcess, minimal
 from tests.mesh.harness.real_mesh import DEADLINE_S, RealMesh, restartable_mesh, running
 
 COUNT = 300

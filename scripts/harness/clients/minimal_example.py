@@ -1,5 +1,6 @@
 """The command lines of the minimal clients in `examples/`, for tests and chaos runs."""
 
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ EXAMPLES = _ROOT / "examples"
 NODE_MODULES = _ROOT / ".venv" / "node" / "node_modules"
 """Where `scripts/setup test` puts the packages of the JavaScript client."""
 
+PAGE = "minimal_page.html"
 FILES: dict[Language, str] = {"python": "minimal_client.py", "javascript": "minimal_client.mjs"}
 
 
@@ -30,12 +32,10 @@ def node() -> Path | None:
     return program if (NODE_MODULES / "@msgpack" / "msgpack").is_dir() else None
 
 
-def command(
-    language: Language, folder: Path, replacements: Mapping[str, str] | None = None, program: Path | None = None
-) -> list[str]:
+def command(language: Language, folder: Path, replacements: Mapping[str, str] | None = None) -> list[str]:
     """Copy the client of a language into `folder`, with these texts replaced; return the command that starts it.
 
-    `program` is Node, by default that of `node()`.  The arguments REST, NAME, PASSWORD and STATE are missing.
+    The first element is Python or Node; the arguments REST, NAME, PASSWORD and STATE are missing.
     Raises Replacement, and AssertionError when there is no Node.
     """
     name = FILES[language]
@@ -50,9 +50,21 @@ def command(
         client.write_text(source)
     if language == "python":
         return [sys.executable, str(client)]
-    program = program or node()
+    program = node()
     assert program is not None, "Node or @msgpack/msgpack is missing: scripts/setup test installs both"
-    packages = folder / "node_modules"  # Node looks for packages beside the file that imports them
+    _add_packages(folder)
+    return [str(program), str(client)]
+
+
+def website(folder: Path) -> None:
+    """Put the page of the JavaScript client, and what it loads, into a folder to be served."""
+    folder.mkdir(exist_ok=True)
+    for name in (PAGE, FILES["javascript"]):
+        shutil.copy(EXAMPLES / name, folder / name)
+    _add_packages(folder)
+
+
+def _add_packages(folder: Path) -> None:
+    packages = folder / "node_modules"  # beside the file that imports them
     if not packages.is_symlink():
         packages.symlink_to(NODE_MODULES)
-    return [str(program), str(client)]

@@ -58,6 +58,12 @@ class Page:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
+    async def until(self, condition: str) -> None:
+        """Wait until a JavaScript expression is true.  Raises TimeoutError."""
+        async with asyncio.timeout(DEADLINE_S):
+            while not await self.evaluate(condition):
+                await asyncio.sleep(0.02)
+
     async def open(self, url: str) -> None:
         """Open a URL; return once everything is loaded."""
         await self._load("Page.navigate", url=url)
@@ -67,11 +73,11 @@ class Page:
         await self._load("Page.reload")
 
     async def _load(self, method: str, **parameters: object) -> None:
-        loaded = asyncio.get_running_loop().create_future()
-        self._browser.on(self._session, "Page.loadEventFired", lambda _: loaded.done() or loaded.set_result(None))
+        loaded = asyncio.Event()
+        self._browser.on(self._session, "Page.loadEventFired", lambda _: loaded.set())
         await self.call("Page.enable")
         await self.call(method, **parameters)
-        await asyncio.wait_for(loaded, DEADLINE_S)
+        await asyncio.wait_for(loaded.wait(), DEADLINE_S)
 
     async def listen(self, take: Callable[[str], None]) -> None:
         """Call `take` with every line that the page writes to its console."""
@@ -91,9 +97,10 @@ class Page:
 
 
 class Browser:
-    """A running browser.  Its pages share what they store."""
+    """A running browser, as one user has it: its pages share what they store."""
 
     def __init__(self, socket: ClientConnection) -> None:
+        self._context = ""
         self._socket = socket
         self._ids = itertools.count(1)
         self._answers: dict[int, asyncio.Future[Any]] = {}
@@ -122,17 +129,27 @@ class Browser:
         assert "error" not in answered, answered["error"]
         return answered["result"]
 
+    async def close(self) -> None:
+        """Close all pages, and forget what they have stored."""
+        if self._context:
+            await self.call("Target.disposeBrowserContext", browserContextId=self._context)
+
     async def page(self) -> Page:
         """Open an empty page."""
         # In a window of its own, so that hiding it hides no other.
-        target = (await self.call("Target.createTarget", url="about:blank", newWindow=True))["targetId"]
+        if not self._context:
+            self._context = (await self.call("Target.createBrowserContext"))["browserContextId"]
+        created = await self.call(
+            "Target.createTarget", url="about:blank", newWindow=True, browserContextId=self._context
+        )
+        target = created["targetId"]
         session = (await self.call("Target.attachToTarget", targetId=target, flatten=True))["sessionId"]
         return Page(self, target, session)
 
 
-@asynccontextmanager
-async def chromium(folder: Path) -> AsyncIterator[Browser]:
-    """Run Chromium during the block, with its files in `folder`."""
+@contextmanager
+def chromium(folder: Path) -> Iterator[str]:
+    """Run Chromium during the block, with its files in `folder`; yield the URL of its DevTools protocol."""
     program = next((found for name in PROGRAMS if (found := shutil.which(name))), None)
     assert program is not None, "Chromium is missing: apt install chromium-headless-shell"
     files, log = folder / "chromium", folder / "chromium.log"
@@ -142,32 +159,33 @@ async def chromium(folder: Path) -> AsyncIterator[Browser]:
             stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, "HOME": str(folder)},
         )  # fmt: skip
     try:
-        endpoint = await _devtools(files / "DevToolsActivePort", process, log)
-        async with connect(endpoint, max_size=None, compression=None) as socket:
-            browser = Browser(socket)
-            reading = asyncio.create_task(browser.read())
-            try:
-                yield browser
-            finally:
-                reading.cancel()
+        port_and_path, deadline = files / "DevToolsActivePort", time.monotonic() + DEADLINE_S
+        while not (port_and_path.exists() and port_and_path.read_text().count("\n")):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.02)
+        port, path = port_and_path.read_text().split()
+        yield f"ws://127.0.0.1:{port}{path}"
     finally:
         process.kill()
         process.wait()
 
 
-async def _devtools(file: Path, process: "subprocess.Popen[bytes]", log: Path) -> str:
-    """Return the URL of the DevTools protocol, once the browser has written it."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not file.exists() or file.read_text().count("\n") == 0:
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        await asyncio.sleep(0.02)
-    port, path = file.read_text().split()
-    return f"ws://127.0.0.1:{port}{path}"
+@asynccontextmanager
+async def browser_of(devtools: str) -> AsyncIterator[Browser]:
+    """Use a running Chromium during the block, with nothing that earlier users have stored."""
+    async with connect(devtools, max_size=None, compression=None) as socket:
+        browser = Browser(socket)
+        reading = asyncio.create_task(browser.read())
+        try:
+            yield browser
+        finally:
+            await browser.close()
+            reading.cancel()
 
 
 class _Handler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *_: object) -> None:
         pass
 
 
