@@ -1,12 +1,13 @@
 """The two clients of one page, written from docs/protocol.md, keep the promises."""
 
 import asyncio
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from scripts.harness.clients.minimal_example import EXAMPLES, Language
+from scripts.harness.clients.minimal_example import EXAMPLES, NODE_20, Language
 from tests.mesh.harness.fault_injection import kill, short_timers, wait_restarted
 from tests.mesh.harness.library_client import client, receive
 from tests.mesh.harness.minimal_process import MinimalProcess, minimal
@@ -76,6 +77,19 @@ async def test_with_the_library(mesh: RealMesh, tmp_path: Path, language: Langua
         async with asyncio.timeout(DEADLINE_S):
             for outgoing in sent:
                 await outgoing.wait_read()
+
+
+async def test_on_node_20(mesh: RealMesh, tmp_path: Path) -> None:
+    """As docs/protocol.md says: WebSocket has to be switched on there."""
+    a, b = await mesh.register_users("alice", "bob")
+    node = (str(NODE_20), "--experimental-websocket")
+    assert subprocess.run([*node, "--version"], capture_output=True, text=True, check=True).stdout.startswith("v20.")
+    async with (
+        minimal("javascript", mesh.api, a, tmp_path / "a", node) as alice,
+        minimal("javascript", mesh.api, b, tmp_path / "b") as bob,
+    ):
+        await talk(alice, bob, 30)
+        await asyncio.gather(alice.quit(), bob.quit())
 
 
 @pytest.mark.parametrize("language", BOTH)

