@@ -79,11 +79,15 @@ async def test_with_the_library(mesh: RealMesh, tmp_path: Path, language: Langua
                 await outgoing.wait_read()
 
 
+def test_node_20_is_installed() -> None:
+    version = subprocess.run([NODE_20, "--version"], capture_output=True, text=True, check=True).stdout
+    assert version.startswith("v20.")
+
+
 async def test_on_node_20(mesh: RealMesh, tmp_path: Path) -> None:
     """As docs/protocol.md says: WebSocket has to be switched on there."""
     a, b = await mesh.register_users("alice", "bob")
     node = (str(NODE_20), "--experimental-websocket")
-    assert subprocess.run([*node, "--version"], capture_output=True, text=True, check=True).stdout.startswith("v20.")
     async with (
         minimal("javascript", mesh.api, a, tmp_path / "a", node) as alice,
         minimal("javascript", mesh.api, b, tmp_path / "b") as bob,
