@@ -2,10 +2,9 @@
 
     python -m scripts.harness.chaos.mutations NAME up|ROLE ARGUMENT...
 
-is the `meshim` command without that mechanism, in every process that it starts.  What is taken out of minimal clients
-alone is in `minimal_mutations.py`.  `tests/sim/breaks.py` defines what
+is the `meshim` command without that mechanism, in every process that it starts.  `tests/sim/breaks.py` defines what
 each name takes out; here are the names whose effect shows soon and surely in real processes.  (The others change rules
-of Redis and SQL, or need lost state files.)
+of Redis and SQL, or need lost state files.)  What is taken out of minimal clients alone is in `minimal_mutations.py`.
 """
 
 import asyncio
@@ -35,7 +34,7 @@ _forever = ExitStack()
 
 
 def apply(name: str) -> None:
-    """Take a mechanism out of this process for the rest of its life; it has all of those of minimal clients."""
+    """Take a mechanism out of this process for the rest of its life, unless it is one of the minimal clients alone."""
     if name not in MESH_MUTATIONS:
         return
     _forever.enter_context(broken(name))
