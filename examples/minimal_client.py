@@ -237,7 +237,7 @@ class Client:
 
     def run(self):
         pause, code = 0.05, 0 if "token" in self.me else BAD_TOKEN
-        while not self.quitting:
+        while self.rules.again or not self.quitting:
             started, refused, code = time.monotonic(), code in (BAD_TOKEN, "bad_token"), 0
             try:
                 if refused:

@@ -109,12 +109,19 @@ async def test_offline_over_a_restart_of_the_mesh(tmp_path: Path, language: Lang
             await alice.until(lambda: alice.count("sent") >= 30, "not stored")
             await restartable.down()
             alice.send(b, *texts("while away", 30))
+            leaving = asyncio.create_task(alice.quit())
             await restartable.up()
-            async with minimal(language, mesh.api, b, tmp_path / "b") as bob:
-                alice.send(b, *texts("after", 30))
-                await bob.until(lambda: len(bob.texts) >= 90, "not all arrived")
-                assert bob.texts == texts("stored", 30) + texts("while away", 30) + texts("after", 30)
-                await alice.until(lambda: alice.count("read") >= 93, "not all were read")
+            await leaving
+            assert alice.count("sent", "delivered") == 63, "it left before everything was settled"
+        async with (
+            minimal(language, mesh.api, a, tmp_path / "a") as again,
+            minimal(language, mesh.api, b, tmp_path / "b") as bob,
+        ):
+            again.events.extend(alice.events)
+            again.send(b, *texts("after", 30))
+            await bob.until(lambda: len(bob.texts) >= 90, "not all arrived")
+            assert bob.texts == texts("stored", 30) + texts("while away", 30) + texts("after", 30)
+            await again.until(lambda: again.count("read") >= 93, "not all were read")
 
 
 @pytest.mark.parametrize("victims", [("c1", "t1"), ("c2", "t2")])
