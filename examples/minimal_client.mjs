@@ -14,6 +14,7 @@ const BAD_TOKEN = 4, QUIT = 16, WINDOW = 32, EMPTY = new Uint8Array();
 const STOP = [2, 5, 12, "bad_credentials", "device_in_use"]; // VERSION, IMPERSONATION, LOGGED_OUT: stop, tell the user
 const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
 const id = (...parts) => JSON.stringify(parts);
+const hex = (each) => Array.from(each, (byte) => byte.toString(16).padStart(2, "0")).join("");
 const bytes = (base64) => Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
 
 export class Rules { // what a client remembers and decides; all changes of `disk` are written in one transaction
@@ -113,8 +114,8 @@ class Disk extends Map { // a Map that remembers what changed; `write(changes)` 
   async commit() {
     if (!this.changed.size) return;
     const changes = [...this.changed].map((key) => [key, super.get(key)]);
-    this.changed.clear();
     await this.write(changes);
+    this.changed.clear();
   }
 }
 
@@ -150,7 +151,7 @@ export async function indexedDisk(name) { // browser: one object store
   });
 }
 
-const lost = (code) => Object.assign(new Error(`ended with code ${code}`), { code }); // of a Close, or a word of REST
+const lost = (ended) => Object.assign(new Error(`ended with code ${ended}`), { ended }); // by a Close or by REST
 
 export class Client {
   constructor(api, name, password, disk, emit) {
@@ -174,14 +175,14 @@ export class Client {
   }
   async relations() {
     for (const { peer, keys } of (await this.rest("GET", "/v1/relations")).relations) {
-      this.users[peer.name] = peer.user_id;
+      Object.assign(this.users, { [this.name]: this.me.user, [peer.name]: peer.user_id });
       this.keys[peer.user_id] = Object.fromEntries(keys.map(({ version, key }) => [version, bytes(key)]));
     }
   }
   named(user) { return Object.keys(this.users).find((name) => this.users[name] === user) ?? user; }
   aes(key) { return crypto.subtle.importKey("raw", key, "AES-GCM", false, ["encrypt", "decrypt"]); }
 
-  compose(to, kind, content) { // put a message into the outbox; TEXT is sealed with the newest key of the recipient
+  compose(to, kind, content) { // -> its [seq, id], in the outbox; TEXT is sealed with the newest key of the recipient
     const { user, device, epoch } = this.me;
     const front = [1, crypto.getRandomValues(new Uint8Array(16)), user, device, epoch, to];
     const version = kind === TEXT ? Math.max(...Object.keys(this.keys[to[1]])) : 0, back = [kind, version, Date.now()];
@@ -191,7 +192,7 @@ export class Client {
       const key = await this.aes(this.keys[to[1]][version]);
       const sealed = await crypto.subtle.encrypt({ name: "AES-GCM", iv, additionalData }, key, content);
       return encode([...front, seq, base, ...back, new Uint8Array([...iv, ...new Uint8Array(sealed)])]);
-    }, Date.now());
+    }, Date.now()).then((seq) => [seq, hex(front[1])]);
   }
   received(data, stored = false) { // what this changes is on disk before its frame is acknowledged
     const [, , user, device, epoch, to, seq, base, kind, , , body] = decode(data);
@@ -220,7 +221,8 @@ export class Client {
       const opened = this.aes(this.keys[peer]?.[version] ?? new Uint8Array(32)).then((key) =>
         crypto.subtle.decrypt({ name: "AES-GCM", iv: body.subarray(0, 12), additionalData }, key, body.subarray(12)));
       const text = await opened.then((plain) => decode(new Uint8Array(plain))[0], () => null);
-      this.emit({ event: "message", n, sender: this.named(user), to: this.named(to[1]), seq, text });
+      const about = { id: hex(fields[1]), sender: this.named(user), device, to: this.named(to[1]), seq };
+      this.emit({ event: "message", n, ...about, text });
       this.disk.delete(id("new", n));
       this.owe(2, user, device, epoch);
     }
@@ -250,9 +252,10 @@ export class Client {
         code = 0;
         await this.relations();
         const urls = (await this.rest("GET", "/v1/connectors")).connectors.map(({ url }) => url).filter(Boolean);
+        if (!urls.length) throw lost("no_connector");
         await this.connection(urls[Math.floor(Math.random() * urls.length)]);
       } catch (error) {
-        code = error.code ?? code;
+        code = error.ended ?? code;
         this.emit({ event: "offline", code, reason: error.message });
         if (STOP.includes(code)) throw error;
       }
@@ -275,6 +278,7 @@ export class Client {
     const token = bytes(this.me.token.replaceAll("-", "+").replaceAll("_", "/"));
     let [sent, acked, received, told, window, silence, heard, progress] = [0, 0, 0, 0, 0, 5000, Date.now(), 0];
     let items = [];
+    const waits = (error) => this.emit({ event: "waiting", reason: error.message }); // for REST
     send(GREET, 1, token, this.me.epoch, link, WINDOW);
     for (;;) {
       await wait(50);
@@ -288,10 +292,10 @@ export class Client {
         if (kind === WELCOME) {
           [window, silence] = [Math.min(fields[5], WINDOW), fields[9]];
           this.rules.connected(now);
-          this.emit({ event: "online" });
+          this.emit({ event: "online", device: this.me.device });
         }
         if (kind === PING) send(PONG, link);
-        if (kind === CHANGED) await this.relations();
+        if (kind === CHANGED) await this.relations().catch(waits);
         const ack = kind === DATA ? fields[2] : kind === ACK ? fields[1] : 0;
         if (ack > acked) [acked, progress] = [ack, now];
         if (kind === RESET || !window || acked > sent || (kind === DATA && fields[1] !== received + 1)) throw lost(0);
@@ -302,7 +306,7 @@ export class Client {
       }
       if (now - heard > silence || (sent > acked && now - progress > 4000)) throw lost(0);
       if (!window) continue;
-      await this.commands().catch((error) => this.emit({ event: "waiting", reason: error.message }));
+      await this.commands().catch(waits);
       this.queue(this.rules.tick(now));
       await this.disk.commit(); // before anything is acknowledged, submitted or shown
       if (!items.length) items = this.rules.due(now);
@@ -311,7 +315,7 @@ export class Client {
         send(DATA, link, ++sent, received, [[SUBMIT, ...items.shift()]]);
       if (told < received) send(ACK, link, (told = received));
       if (this.quitting && !this.rules.again.size && !this.keysOf("new").length) return send(CLOSE, link, QUIT);
-      await this.handOver().catch((error) => this.emit({ event: "waiting", reason: error.message }));
+      await this.handOver().catch(waits);
     }
   }
   async outcome(now, to, first, last, status, final = false, ...more) {
@@ -328,9 +332,9 @@ export class Client {
       if (word !== "send") continue;
       const to = [1, this.users[name], 0];
       if (!Object.keys(this.keys[to[1]] ?? {}).length || this.rules.full(id(...to))) return;
-      const seq = await this.compose(to, TEXT, encode([text]));
+      const [seq, envelope] = await this.compose(to, TEXT, encode([text]));
       await this.disk.commit();
-      this.emit({ event: "queued", to: name, seq });
+      this.emit({ event: "queued", to: name, seq, id: envelope });
     }
   }
 }

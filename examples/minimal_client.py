@@ -17,6 +17,8 @@ import urllib.request
 from base64 import b64decode, urlsafe_b64decode
 from contextlib import suppress
 from functools import partial
+from http.client import HTTPException
+from itertools import pairwise
 
 import msgpack
 import zmq
@@ -25,10 +27,11 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 GREET, WELCOME, DATA, ACK, PING, PONG, CLOSE, RESET, CHANGED = 1, 2, 3, 4, 5, 6, 7, 8, 11
 SUBMIT, DELIVERY, TEXT, RECEIPT, BASE, EPHEMERAL = 1, 2, 1, 3, 4, 128
-BAD_TOKEN, QUIT, WINDOW = 4, 16, 32
+BAD_TOKEN, QUIT, WINDOW, GONE = 4, 16, 32, zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
 STATES = {1: "delivered", 2: "sent", 3: "rejected"}
 STOP = (2, 5, 12, "bad_credentials", "device_in_use")  # VERSION, IMPERSONATION, LOGGED_OUT: stop, and tell the user
 pack, unpack = msgpack.packb, partial(msgpack.unpackb, strict_map_key=False, use_list=False)
+AWAY = (OSError, HTTPException, ValueError)  # of REST: no connection, or an answer that is none
 DELIVERED, STORED, REJECTED, BUSY = 1, 2, 3, 4
 
 
@@ -143,8 +146,9 @@ class Disk(dict):
 
 class Client:
     def __init__(self, api, name, password, state):
-        self.api, self.account, self.disk = api, {"name": name, "password": password}, Disk(state)
+        self.api, self.disk = api, Disk(state)
         self.rules, self.me = Rules(self.disk), self.disk.get(("me",)) or {"epoch": secrets.randbits(53)}
+        self.account = {"name": name, "password": password, "device": "minimal", "epoch": self.me["epoch"]}
         self.users, self.names, self.keys, self.lines, self.quitting = {}, {}, {}, [], False
 
     def rest(self, method, path, body=None):
@@ -157,13 +161,13 @@ class Client:
             raise ConnectionError(json.load(error)["code"]) from None
 
     def login(self):
-        device = {"device": "minimal", "epoch": self.me["epoch"], "takeover": "token" not in self.me}
-        answer = self.rest("POST", "/v1/login", self.account | device)
+        answer = self.rest("POST", "/v1/login", self.account | {"takeover": "token" not in self.me})
         self.me = self.disk["me",] = self.me | {key: answer[key] for key in ("token", "user_id", "device_id")}
         self.disk.database.commit()
 
     def relations(self):
-        with suppress(OSError):  # while REST is away the known ones have to do
+        with suppress(*AWAY):  # while REST is away the known ones have to do
+            self.names[self.me["user_id"]] = self.account["name"]
             for relation in self.rest("GET", "/v1/relations")["relations"]:
                 name, user = relation["peer"]["name"], relation["peer"]["user_id"]
                 self.users[name], self.names[user] = user, name
@@ -171,7 +175,7 @@ class Client:
             return True
 
     def compose(self, to, kind, content):
-        """Put a message into the outbox.  TEXT is sealed with the newest key of the recipient."""
+        """Put a message into the outbox; return its seq and id.  TEXT is sealed with the recipient's newest key."""
         front = [1, secrets.token_bytes(16), self.me["user_id"], self.me["device_id"], self.me["epoch"], to]
         version, key = max(self.keys[to[1]].items()) if kind == TEXT else (0, b"")
         back, nonce = [kind, version, time.time_ns() // 1_000_000], secrets.token_bytes(12)
@@ -180,7 +184,7 @@ class Client:
             body = nonce + AESGCM(key).encrypt(nonce, content, pack([*front, seq, *back])) if version else content
             return pack([*front, seq, base, *back, body])
 
-        return self.rules.make(to, seal, time.monotonic())
+        return self.rules.make(to, seal, time.monotonic()), front[1].hex()
 
     def received(self, now, data, stored=False, *_):  # what this changes is on disk before its frame is acknowledged
         _, _, user, device, epoch, to, seq, base, kind, *_, body = unpack(data)[:12]
@@ -205,7 +209,7 @@ class Client:
             with suppress(KeyError, ValueError, InvalidTag):
                 aes, authenticated = AESGCM(self.keys[peer][version]), pack(fields[:7] + fields[8:11])
                 text = unpack(aes.decrypt(body[:12], body[12:], authenticated))[0]
-            self.emit("message", n=key[1], sender=user, to=to[1], seq=seq, text=text)
+            self.emit("message", n=key[1], id=fields[1].hex(), sender=user, device=device, to=to[1], seq=seq, text=text)
             del self.disk[key]
             self.owe((2,), user, device, epoch)
         self.pay()
@@ -223,9 +227,8 @@ class Client:
         for key in [key for key in self.disk if key[0] == "owed"]:
             _, what, user, device, epoch = key
             order, to, mine = self.disk["in", *key[2:], self.me["user_id"]], (1, user, 0), (1, self.me["user_id"], 0)
-            ends = [*(first for first, _ in order["holes"]), order["watermark"]]
-            around = zip([0, *(last for _, last in order["holes"])], ends, strict=True)
-            shown = [(start + 1, end - 1) for start, end in around if end - start > 1]
+            edges = [(0, 0), *order["holes"], (order["watermark"], 0)]
+            shown = [(last + 1, first - 1) for (_, last), (first, _) in pairwise(edges) if first - last > 1]
             ranges = shown if what == 2 else [(seq, seq) for seq in sorted(order["held"])]
             if not self.rules.full(to):
                 del self.disk[key]
@@ -234,28 +237,25 @@ class Client:
 
     def run(self):
         pause, code = 0.05, 0 if "token" in self.me else BAD_TOKEN
-        while not self.quitting:
-            started = time.monotonic()
+        while self.rules.again or not self.quitting:
+            started, refused, code = time.monotonic(), code in (BAD_TOKEN, "bad_token"), 0
             try:
-                if code in (BAD_TOKEN, "bad_token"):
+                if refused:
                     self.login()
-                code = 0
-                self.relations()
                 connectors = [each for each in self.rest("GET", "/v1/connectors")["connectors"] if each["endpoint"]]
-                self.connection(secrets.choice(connectors))
-            except (OSError, IndexError, zmq.Again) as error:  # a ConnectionError has a code
-                code = error.args[0] if isinstance(error, ConnectionError) else code
+                if self.relations():
+                    self.connection(secrets.choice(connectors))
+            except (*AWAY, IndexError, zmq.Again) as error:  # a ConnectionError has a code
+                code = error.args[0] if isinstance(error, ConnectionError) else 0
                 self.emit("offline", code=code, reason=str(error))
             if code in STOP:
                 sys.exit(f"the mesh ended the session: {code}")
             pause = 0.05 if time.monotonic() - started > 10 else min(2 * pause, 5)
             time.sleep(pause * (0.5 + secrets.randbits(16) / 65536))
-            with suppress(OSError):
-                self.commands()
+            self.commands()
 
     def connection(self, connector):
-        gone = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
-        with zmq.Context.instance().socket(zmq.DEALER) as socket, socket.get_monitor_socket(gone) as monitor:
+        with zmq.Context.instance().socket(zmq.DEALER) as socket, socket.get_monitor_socket(GONE) as monitor:
             socket.linger, socket.reconnect_ivl, socket.tcp_keepalive = 200, 1_000_000_000, 1
             if connector["key"]:
                 socket.curve_publickey, socket.curve_secretkey = zmq.curve_keypair()
@@ -284,7 +284,7 @@ class Client:
                 if kind == WELCOME:
                     window, silence_s = min(fields[5], WINDOW), fields[9] / 1000
                     self.rules.connected(now)
-                    self.emit("online")
+                    self.emit("online", device=self.me["device_id"])
                 elif kind == PING:
                     send(PONG, link)
                 elif kind == CHANGED:
@@ -300,8 +300,7 @@ class Client:
             if (gone and not frames) or now - heard > silence_s or (sent > acked and now - progress > 4):
                 raise ConnectionError(0)
             if window:
-                with suppress(OSError):
-                    self.commands()
+                self.commands()
                 self.queue(self.rules.tick(now))
                 self.disk.database.commit()  # before anything is acknowledged, submitted or shown
                 items = items or self.rules.due(now)
@@ -324,19 +323,20 @@ class Client:
             self.compose(to, BASE, b"")
 
     def commands(self):  # a command that cannot be obeyed yet waits, and those behind it
-        while self.lines:
-            word, name, text, *_ = [*self.lines[0].split(" ", 2), "", ""]
-            if word == "add":
-                self.rest("POST", f"/v1/relations/{name}")
-            if word == "send":
-                to = (1, self.users.get(name), 0)
-                if not self.keys.get(to[1]) or self.rules.full(to):
-                    return
-                seq = self.compose(to, TEXT, pack([text]))
-                self.disk.database.commit()
-                self.emit("queued", to=name, seq=seq)
-            self.quitting |= word == "quit"
-            self.lines.pop(0)
+        with suppress(*AWAY):
+            while self.lines:
+                word, name, text, *_ = [*self.lines[0].split(" ", 2), "", ""]
+                if word == "add":
+                    self.rest("POST", f"/v1/relations/{name}")
+                if word == "send":
+                    to = (1, self.users.get(name), 0)
+                    if not self.keys.get(to[1]) or self.rules.full(to):
+                        return
+                    seq, envelope = self.compose(to, TEXT, pack([text]))
+                    self.disk.database.commit()
+                    self.emit("queued", to=name, seq=seq, id=envelope)
+                self.quitting |= word == "quit"
+                self.lines.pop(0)
 
     def emit(self, event, **fields):
         names = {key: self.names.get(fields[key], fields[key]) for key in ("sender", "to") if key in fields}

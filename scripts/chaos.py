@@ -16,8 +16,10 @@ from typing import Any
 
 import _venv  # noqa: F401  (the project's own Python from here on)
 
+from meshim.client.connection import Transport
 from meshim.errors import MeshimError
 from scripts.harness.chaos import fault_plan
+from scripts.harness.chaos.minimal_clients import transports_here
 from scripts.harness.chaos.mutations import MUTATIONS
 from scripts.harness.chaos.run import Run
 from scripts.harness.chaos.settings import (
@@ -67,6 +69,9 @@ def _options() -> argparse.Namespace:
         "--transport", choices=TRANSPORTS, default="mixed", help="of the devices: half of them by each (mixed)"
     )
     parser.add_argument(
+        "--minimal", type=natural, default=6, metavar="N", help="how many users have a client of examples/ (6)"
+    )
+    parser.add_argument(
         "--topology", type=Path, metavar="FILE", help="of the mesh (3 connectors, 3 transfers, 2 writers)"
     )
     for backend in BACKENDS:
@@ -87,10 +92,19 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     settings = Settings(
         seed=seed, seconds=options.seconds, rate=options.rate, users=options.users, kinds=kinds,
         everything=options.only is None, mutation=options.mutation or "",
-        transport=options.transport,
+        transport=options.transport, minimal=_minimal(options.transport, min(options.minimal, options.users)),
     )  # fmt: skip
     print(f"chaos: seed {seed}, all files of the run are in {folder}", file=sys.stderr, flush=True)
     return Run(settings, mesh, folder).run()
+
+
+def _minimal(transport: str, count: int) -> tuple[Transport, ...]:
+    """Return the transports of the minimal clients that can run here, and say which cannot."""
+    transports = transports_here(transport, count)
+    if count and transport != "zeromq" and "websocket" not in transports:
+        sentence = "no JavaScript client runs: `scripts/setup test` installs Node and what it imports"
+        print(f"chaos: {sentence}", file=sys.stderr, flush=True)
+    return transports
 
 
 def _show(answer: dict[str, Any], *, as_json: bool) -> None:

@@ -1,14 +1,16 @@
 """The two clients of one page, written from docs/protocol.md, keep the promises."""
 
 import asyncio
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from scripts.harness.clients.minimal_example import EXAMPLES, NODE_20, Language
 from tests.mesh.harness.fault_injection import kill, short_timers, wait_restarted
 from tests.mesh.harness.library_client import client, receive
-from tests.mesh.harness.minimal_process import EXAMPLES, Language, MinimalProcess, minimal
+from tests.mesh.harness.minimal_process import MinimalProcess, minimal
 from tests.mesh.harness.real_mesh import DEADLINE_S, RealMesh, restartable_mesh, running
 
 COUNT = 300
@@ -77,6 +79,23 @@ async def test_with_the_library(mesh: RealMesh, tmp_path: Path, language: Langua
                 await outgoing.wait_read()
 
 
+def test_node_20_is_installed() -> None:
+    version = subprocess.run([NODE_20, "--version"], capture_output=True, text=True, check=True).stdout
+    assert version.startswith("v20.")
+
+
+async def test_on_node_20(mesh: RealMesh, tmp_path: Path) -> None:
+    """As docs/protocol.md says: WebSocket has to be switched on there."""
+    a, b = await mesh.register_users("alice", "bob")
+    node = (str(NODE_20), "--experimental-websocket")
+    async with (
+        minimal("javascript", mesh.api, a, tmp_path / "a", node) as alice,
+        minimal("javascript", mesh.api, b, tmp_path / "b") as bob,
+    ):
+        await talk(alice, bob, 30)
+        await asyncio.gather(alice.quit(), bob.quit())
+
+
 @pytest.mark.parametrize("language", BOTH)
 async def test_offline_over_a_restart_of_the_mesh(tmp_path: Path, language: Language) -> None:
     async with restartable_mesh(tmp_path) as restartable:
@@ -90,12 +109,19 @@ async def test_offline_over_a_restart_of_the_mesh(tmp_path: Path, language: Lang
             await alice.until(lambda: alice.count("sent") >= 30, "not stored")
             await restartable.down()
             alice.send(b, *texts("while away", 30))
+            leaving = asyncio.create_task(alice.quit())
             await restartable.up()
-            async with minimal(language, mesh.api, b, tmp_path / "b") as bob:
-                alice.send(b, *texts("after", 30))
-                await bob.until(lambda: len(bob.texts) >= 90, "not all arrived")
-                assert bob.texts == texts("stored", 30) + texts("while away", 30) + texts("after", 30)
-                await alice.until(lambda: alice.count("read") >= 93, "not all were read")
+            await leaving
+            assert alice.count("sent", "delivered") == 63, "it left before everything was settled"
+        async with (
+            minimal(language, mesh.api, a, tmp_path / "a") as again,
+            minimal(language, mesh.api, b, tmp_path / "b") as bob,
+        ):
+            again.events.extend(alice.events)
+            again.send(b, *texts("after", 30))
+            await bob.until(lambda: len(bob.texts) >= 90, "not all arrived")
+            assert bob.texts == texts("stored", 30) + texts("while away", 30) + texts("after", 30)
+            await again.until(lambda: again.count("read") >= 93, "not all were read")
 
 
 @pytest.mark.parametrize("victims", [("c1", "t1"), ("c2", "t2")])

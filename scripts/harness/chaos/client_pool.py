@@ -14,6 +14,7 @@ from meshim.client.rest import Api
 from meshim.client.session import Credentials
 from meshim.deploy.pdeathsig import die_with_parent
 from meshim.errors import MeshimError
+from scripts.harness.chaos.minimal_clients import MinimalClients
 from scripts.harness.chaos.observer import Observer
 from scripts.harness.chaos.users import ClientsConfig, DeviceConfig
 from scripts.harness.clients.devices import for_each, log_in_device
@@ -60,12 +61,13 @@ async def seed_users(config: ClientsConfig, history: HistoryWriter) -> ClientsCo
 
 
 class ClientPool:
-    """The client processes of a run."""
+    """The client processes of a run: those of the client library, and `minimal`, which run already."""
 
-    def __init__(self, config: ClientsConfig, folder: Path, observer: Observer) -> None:
+    def __init__(self, config: ClientsConfig, folder: Path, observer: Observer, minimal: MinimalClients) -> None:
         self._config = config
         self._folder = folder
         self._observer = observer
+        self._minimal = minimal
         self._processes: dict[int, Process] = {}
         self._commands: list[str] = []
         self._file = folder / "clients.json"
@@ -87,6 +89,10 @@ class ClientPool:
     async def send(self, command: str) -> None:
         """Send a command to every process, also to those that start later."""
         self._commands.append(command)
+        if command == "start":
+            self._minimal.start()
+        if command == "stop":
+            self._minimal.stop()
         for number in self._processes:
             await self._send(number, command)
 
@@ -96,12 +102,14 @@ class ClientPool:
         stdin.write(f"{command}\n".encode())
         await stdin.drain()
 
-    def living(self) -> list[int]:
-        """Return the numbers of the processes that run."""
-        return [number for number, process in self._processes.items() if process.returncode is None]
+    def living(self) -> tuple[list[int], list[int]]:
+        """Return the numbers of the processes that run: of the client library, and minimal clients."""
+        running = [number for number, process in self._processes.items() if process.returncode is None]
+        return running, self._minimal.living()
 
     def check(self, away: Iterable[int]) -> None:
         """Raise MeshimError with the last line of a process that ended by itself; `away` are the killed ones."""
+        self._minimal.check()
         if "disconnect" in self._commands:
             return
         for number, process in self._processes.items():
@@ -112,6 +120,9 @@ class ClientPool:
 
     async def kill(self, number: int, stopped_s: float) -> None:
         """Send SIGSTOP, and SIGKILL `stopped_s` later; then write `killed` for each device that was online."""
+        if number in self._minimal:
+            await self._minimal.kill(number, stopped_s)
+            return
         process = self._processes[number]
         process.send_signal(signal.SIGSTOP)
         await asyncio.sleep(stopped_s)
@@ -125,10 +136,11 @@ class ClientPool:
         journal.close()
 
     async def restart(self, number: int) -> None:
-        await self._start(number)
+        await (self._minimal.restart(number) if number in self._minimal else self._start(number))
 
     async def disconnect(self, within_s: float) -> None:
         """Make all clients disconnect cleanly; raises MeshimError when a process fails or takes over `within_s`."""
+        await self._minimal.disconnect(within_s)
         await self.send("disconnect")
         deadline = time.monotonic() + within_s
         for number, process in self._processes.items():
@@ -142,6 +154,7 @@ class ClientPool:
 
     async def kill_all(self) -> None:
         """Kill the processes that still run, without `killed` records."""
+        await self._minimal.end()
         for process in self._processes.values():
             if process.returncode is None:
                 process.kill()

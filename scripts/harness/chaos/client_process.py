@@ -214,7 +214,9 @@ class ClientProcess:
             commands = tasks.create_task(self._read_commands())
             traffic = tasks.create_task(self._send(tasks))
             clients = [tasks.create_task(self._run_client(client)) for client in self._clients]
-            await asyncio.wait(clients)
+            await self._disconnect.wait()  # a process may have no device
+            if clients:
+                await asyncio.wait(clients)
             traffic.cancel()
             commands.cancel()
 

@@ -211,20 +211,25 @@ class FaultInjector:
         return topologies.load(self._data.topology).backends
 
     async def _kill_client(self, fault: Fault) -> bool:
+        """Kill a process of the client library, and a minimal client."""
         deadline = self._deadline(fault)
-        while not (living := [number for number in self._pool.living() if number not in self.away]):
+        while not (victims := self._victims(fault.draw)):
             if self._clock() >= deadline:
                 return False
             await asyncio.sleep(_POLL_S)
-        number = living[fault.draw % len(living)]
-        self.away.add(number)
+        self.away.update(victims)
         stopped_s = _STOPPED_S * fault.draw / 65_536 if fault.draw % 4 else 0.0
-        self._record(fault, f"process-{number}")
-        await self._pool.kill(number, stopped_s)
+        self._record(fault, " and ".join(f"process-{number}" for number in victims))
+        await asyncio.gather(*(self._pool.kill(number, stopped_s) for number in victims))
         await asyncio.sleep(fault.duration_s)
-        await self._pool.restart(number)
-        self.away.discard(number)
+        await asyncio.gather(*(self._pool.restart(number) for number in victims))
+        self.away.difference_update(victims)
         return True
+
+    def _victims(self, draw: int) -> list[int]:
+        """Return the number of one process of each kind, where one runs."""
+        groups = [[number for number in group if number not in self.away] for group in self._pool.living()]
+        return [group[draw % len(group)] for group in groups if group]
 
 
 def _take_lock(database: sqlite3.Connection) -> bool:

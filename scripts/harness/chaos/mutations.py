@@ -4,7 +4,7 @@
 
 is the `meshim` command without that mechanism, in every process that it starts.  `tests/sim/breaks.py` defines what
 each name takes out; here are the names whose effect shows soon and surely in real processes.  (The others change rules
-of Redis and SQL, or need lost state files.)
+of Redis and SQL, or need lost state files.)  What is taken out of minimal clients alone is in `minimal_mutations.py`.
 """
 
 import asyncio
@@ -22,17 +22,21 @@ from meshim.connector.events import PageRead
 from meshim.connector.queues import Queues
 from meshim.deploy import supervisor
 from meshim.deploy.state import DataFolder
+from scripts.harness.chaos.minimal_mutations import REPLACEMENTS
 from scripts.harness.mesh.local_mesh import MESHIM
 from tests.sim.breaks import broken
 
-MUTATIONS = ("dedup", "read-before-ack", "sent-before-puback", "sent-on-first-copy", "cookie", "ack-before-commit")
+MESH_MUTATIONS = ("dedup", "read-before-ack", "sent-before-puback", "sent-on-first-copy", "cookie", "ack-before-commit")
+MUTATIONS = (*MESH_MUTATIONS, *REPLACEMENTS)
 
 _PROGRAM = (sys.executable, "-P", "-m", "scripts.harness.chaos.mutations")
 _forever = ExitStack()
 
 
 def apply(name: str) -> None:
-    """Take a mechanism out of this process for the rest of its life."""
+    """Take a mechanism out of this process for the rest of its life, unless it is one of the minimal clients alone."""
+    if name not in MESH_MUTATIONS:
+        return
     _forever.enter_context(broken(name))
     if name == "read-before-ack":  # the mark waits for the next look at the queue otherwise, which is too late here
         _forever.enter_context(patch.object(Queues, "page_read", _page_marked))
@@ -58,8 +62,8 @@ def _apply_again(self: StateFile, change: Change) -> None:
 
 
 def mesh_command(name: str) -> Sequence[str]:
-    """Return the command line of meshim, without the mechanism `name` unless that is empty."""
-    return (*_PROGRAM, name) if name else MESHIM
+    """Return the command line of meshim, without the mechanism `name` if the mesh has it."""
+    return (*_PROGRAM, name) if name in MESH_MUTATIONS else MESHIM
 
 
 def _up(name: str, file: Path, data: DataFolder) -> None:

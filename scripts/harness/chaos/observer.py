@@ -5,12 +5,12 @@ is that of `check_history.py`.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import msgspec
 
-from scripts.harness.chaos.users import ClientsConfig
+from scripts.harness.chaos.users import ClientsConfig, DeviceConfig
 from scripts.harness.history.format import SETTLED
 
 _decode = msgspec.json.Decoder().decode
@@ -29,7 +29,8 @@ class _Message(msgspec.Struct):
 class Observer:
     """Reads the new records of the journals at each `catch_up`."""
 
-    def __init__(self, config: ClientsConfig, processes: int) -> None:
+    def __init__(self, config: ClientsConfig, processes: int, minimal: Collection[DeviceConfig] = ()) -> None:
+        """`minimal` are devices whose applications read all that they are shown, and learn what others read."""
         self.sent = 0
         self.max_settle_s = 0.0
         """Longest time from `send` to a settled outcome, of messages whose sender stayed online."""
@@ -42,8 +43,13 @@ class Observer:
         """Counters of closed clients; those of killed clients are lost."""
         self.open: dict[str, _Message] = {}
         """Messages that are not settled, or not seen by a device; without those that `send` may not have kept."""
+        self.unread: set[str] = set()
+        """Messages from one minimal client to another that were queued, and whose READ receipt has not come."""
+        self._senders = {device.device_id for device in minimal}
+        self._readers = {device.user for device in minimal}
         self._in_doubt: dict[str, _Message] = {}
         self._known: set[str] = set()
+        self._to_read: set[str] = set()
         self._early: dict[str, set[str]] = {}
         self._devices: dict[str, set[str]] = {}
         self._sent_by: dict[str, list[str]] = {device.device_id: [] for device in config.devices}
@@ -52,6 +58,11 @@ class Observer:
         for device in config.devices:
             self._devices.setdefault(device.user, set()).add(device.device_id)
             self._online_of[device.device_id] = self.online.setdefault(device.process, set())
+
+    @property
+    def awaited(self) -> int:
+        """How much is not over: messages that are open, and receipts."""
+        return len(self.open) + len(self.unread)
 
     def catch_up(self) -> None:
         """Read the records that were appended since the last call."""
@@ -86,9 +97,15 @@ class Observer:
         self._known.add(name)
         self.open[name] = _Message(record["at"], owed - self._early.pop(name, set()))
         self._sent_by[record["device"]].append(name)
+        if record["device"] in self._senders and record["to"] in self._readers:
+            self._to_read.add(name)
 
     def _outcome(self, record: dict[str, Any]) -> None:
         name, outcome = record["message"], record["outcome"]
+        if outcome == "queued" and name in self._to_read:
+            self.unread.add(name)
+        elif outcome in ("read", "rejected"):
+            self.unread.discard(name)
         if (message := self.open.get(name)) is None:
             return
         message.returned = True

@@ -6,6 +6,7 @@ import secrets
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,11 +22,12 @@ from scripts.harness.chaos.client_pool import ClientPool, seed_users
 from scripts.harness.chaos.counters import MeshCounters
 from scripts.harness.chaos.fault_plan import plan, too_few
 from scripts.harness.chaos.injector import FaultInjector
+from scripts.harness.chaos.minimal_clients import MinimalClients, language_of
 from scripts.harness.chaos.mutations import mesh_command
 from scripts.harness.chaos.observer import Observer
 from scripts.harness.chaos.recovery import Recovery, RecoveryTimes, by_kind
 from scripts.harness.chaos.settings import Settings
-from scripts.harness.chaos.users import ClientsConfig, assign_devices, friends_of
+from scripts.harness.chaos.users import ClientsConfig, DeviceConfig, assign_devices, friends_of, with_minimal
 from scripts.harness.history.format import HistoryWriter, Record
 from scripts.harness.history.verdict import verdict_on
 from scripts.harness.mesh import local_mesh
@@ -92,36 +94,48 @@ class Run:
     # ---------------------------------------------------------------- the run
 
     async def _run_in_loop(self, api: str, states: Path, writer: HistoryWriter) -> None:
+        data = DataFolder(self._folder / "data")
+        self._counters = MeshCounters(data)
+        config, devices = await self._seed(api, states, writer)
+        minimal = MinimalClients(config, devices, self._folder)
+        try:
+            self._config = config = await minimal.log_in(writer)
+            senders = config.devices[-len(devices) :] if devices else ()
+            self._observer = observer = Observer(config, PROCESSES + len(devices), senders)
+            pool = ClientPool(config, self._folder, observer, minimal)
+            self._injector = injector = FaultInjector(data, pool, self._clock, self._note)
+            watching = asyncio.create_task(self._watch(pool, injector))
+            try:
+                await _run_with(self._run_phases(pool, injector), watching)
+            finally:
+                watching.cancel()
+                injector.release()
+                await pool.kill_all()
+        finally:
+            await minimal.end()
+
+    async def _seed(
+        self, api: str, states: Path, writer: HistoryWriter
+    ) -> tuple[ClientsConfig, tuple[DeviceConfig, ...]]:
+        """Register the users; return the configuration of the client library, and the devices of minimal clients."""
         settings = self._settings
         users = [f"u{at}.{secrets.token_hex(3)}" for at in range(settings.users)]
         journals = self._folder / "journals"
         journals.mkdir()
-        self._config = config = await seed_users(
-            ClientsConfig(
-                api=api,
-                password=secrets.token_hex(16),
-                start=self._start,
-                seed=settings.seed,
-                rate=settings.rate,
-                journals=str(journals),
-                friends=friends_of(users),
-                devices=assign_devices(users, states, PROCESSES, settings.seed, settings.transport),
-                mutation=settings.mutation,
-            ),
-            writer,
+        devices = assign_devices(users, states, PROCESSES, settings.seed, settings.transport)
+        devices, minimal = with_minimal(devices, users, states, PROCESSES, settings.minimal)
+        config = ClientsConfig(
+            api=api,
+            password=secrets.token_hex(16),
+            start=self._start,
+            seed=settings.seed,
+            rate=settings.rate,
+            journals=str(journals),
+            friends=friends_of(users),
+            devices=devices,
+            mutation=settings.mutation,
         )
-        data = DataFolder(self._folder / "data")
-        self._observer = observer = Observer(config, PROCESSES)
-        self._counters = MeshCounters(data)
-        pool = ClientPool(config, self._folder, observer)
-        self._injector = injector = FaultInjector(data, pool, self._clock, self._note)
-        watching = asyncio.create_task(self._watch(pool, injector))
-        try:
-            await _run_with(self._run_phases(pool, injector), watching)
-        finally:
-            watching.cancel()
-            injector.release()
-            await pool.kill_all()
+        return await seed_users(config, writer), minimal
 
     async def _run_phases(self, pool: ClientPool, injector: FaultInjector) -> None:
         settings, observer = self._settings, self._observer
@@ -154,16 +168,17 @@ class Run:
             "rate": round((sent - sent_before) / (ended - began), 1),
             "quiet_s": quiet,
             "unfinished": len(observer.open),
+            "unread": len(observer.unread),
             "max_settle_s": round(observer.max_settle_s, 2),
         }
 
     async def _quiet(self, since: float) -> float | None:
-        """Wait until every message is settled and seen; return the seconds, or None when that did not happen."""
-        fewest, changed_at = len(self._observer.open), since
-        while self._observer.open:
+        """Wait until every message is settled, seen and read; return the seconds, or None when that did not happen."""
+        fewest, changed_at = self._observer.awaited, since
+        while self._observer.awaited:
             now = self._clock()
-            if len(self._observer.open) < fewest:
-                fewest, changed_at = len(self._observer.open), now
+            if self._observer.awaited < fewest:
+                fewest, changed_at = self._observer.awaited, now
             if now - since > QUIET_S or now - changed_at > _STUCK_S:
                 return None  # the judge will find what is missing
             await asyncio.sleep(_POLL_S)
@@ -198,7 +213,8 @@ class Run:
         recoveries = RecoveryTimes()
         for device in self._config.devices:
             recoveries.add({"type": "device", "user": device.user, "device": device.device_id, "at": 0.0})
-        files = [_records(self._config.journal_of(number)) for number in range(PROCESSES)]
+        numbers = range(PROCESSES + len(self._settings.minimal))
+        files = [_records(self._config.journal_of(number)) for number in numbers]
         for record in heapq.merge(self._notes, *files, key=lambda record: record["at"]):
             writer.write(record)
             recoveries.add(record)
@@ -216,6 +232,7 @@ class Run:
             "seed": settings.seed,
             "seconds": settings.seconds,
             "transport": settings.transport,
+            "minimal": Counter(language_of(transport) for transport in settings.minimal),
             "users": verdict["users"],
             "devices": verdict["devices"],
             **{name: verdict[name] for name in names},
@@ -240,6 +257,8 @@ class Run:
         for name in ("lost", "duplicated", "reordered", "misdelivered", "altered", "unknown"):
             if verdict[name]:
                 yield f"{verdict[name]} {name}"
+        if self._facts["unread"]:
+            yield f"{self._facts['unread']} messages were read by a minimal client, and their senders were not told"
         if self._facts["quiet_s"] is None:
             open_ = self._facts["unfinished"]
             yield f"{open_} messages were not settled and seen after everything was healed"

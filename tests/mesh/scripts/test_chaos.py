@@ -31,7 +31,18 @@ def run(tmp_path: Path) -> Any:
     )
 
     def run(seed: int, *arguments: str) -> tuple[int, dict[str, Any]]:
-        small = ("--users", "12", "--rate", "120", "--topology", file, "--folder", tmp_path / f"run{seed}")
+        small = (
+            "--users",
+            "12",
+            "--minimal",
+            "4",
+            "--rate",
+            "120",
+            "--topology",
+            file,
+            "--folder",
+            tmp_path / f"run{seed}",
+        )
         done = chaos(*small, "--seed", str(seed), *arguments)
         assert done.returncode in (0, 1), done.stderr
         answer: dict[str, Any] = json.loads(done.stdout)
@@ -45,6 +56,9 @@ def test_a_short_run_keeps_every_promise(run: Any) -> None:
     code, answer = run(0, "--seconds", "10", "--only", kinds)  # a seed whose plan has all of them
     assert (code, answer["why"]) == (0, [])
     assert {injection["kind"] for injection in answer["kills"]} == set(kinds.split(","))
+    assert answer["minimal"] == {"python": 2, "javascript": 2}
+    killed = [injection["name"] for injection in answer["kills"] if injection["kind"] == "kill-client"]
+    assert killed[0].count("process-") == 2, "a process of the client library, and a minimal client"
     assert answer["recovery_s"]["kill-connector"]["max"] < 5
     assert answer["sent"] > 500
     assert answer["delivered"] == answer["sent"]

@@ -1,5 +1,6 @@
 """The observer of a chaos run reads journals that several processes append to, at any moment."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ ANN, BEN, LAPTOP = "1", "2", "3"
 class Files:
     """Two processes: ann's phone and ben's laptop are in the first, ben's phone in the second."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, minimal: Sequence[DeviceConfig] = ()) -> None:
         devices = (
             DeviceConfig("ann", "phone", "", 0, ANN),
             DeviceConfig("ben", "phone", "", 1, BEN),
@@ -24,7 +25,7 @@ class Files:
         self.config = ClientsConfig(
             api="", password="", start=0.0, seed=1, rate=1.0, journals=str(folder), friends={}, devices=devices
         )
-        self.observer = Observer(self.config, 2)
+        self.observer = Observer(self.config, 2, minimal)
         self._clock = 0.0
 
     def append(self, process: int, kind: str, **fields: Any) -> None:
@@ -129,3 +130,30 @@ def test_online_and_connected_devices_are_known(files: Files) -> None:
     files.append(1, "offline", user="ben", device=BEN)
     files.observer.catch_up()
     assert (files.observer.online, files.observer.connected) == ({0: set(), 1: set()}, set())
+
+
+def test_minimal_clients_await_that_a_queued_message_is_read(tmp_path: Path) -> None:
+    minimal = (DeviceConfig("ann", "phone", "", 0, ANN), DeviceConfig("ben", "phone", "", 1, BEN))
+    files = Files(tmp_path, minimal)
+    observer = files.observer
+    files.send("m")
+    files.outcome("m", "queued")
+    files.send("doubtful")  # the client is killed before it says that it has it
+    files.append(0, "killed", user="ann", device=ANN)
+    observer.catch_up()
+    assert observer.unread == {"m"}
+    files.outcome("m", "sent")
+    files.seen(1, BEN, "m")
+    files.seen(0, LAPTOP, "m")
+    observer.catch_up()
+    assert (len(observer.open), observer.awaited) == (0, 1)
+    files.outcome("m", "read")
+    observer.catch_up()
+    assert observer.awaited == 0
+
+
+def test_the_client_library_marks_few_messages_as_read_and_awaits_none(files: Files) -> None:
+    files.send("m")
+    files.outcome("m", "queued")
+    files.observer.catch_up()
+    assert files.observer.unread == set()
