@@ -7,7 +7,7 @@ from meshim.client.session import Session
 from meshim.client.state import StateFile
 from meshim.errors import ApiError, BackendUnavailable, Code, Refused
 from meshim.protocol.names import fold_name
-from meshim.wire.rest import Relation
+from meshim.wire.rest import Relation, User
 
 
 class Contacts:
@@ -107,6 +107,19 @@ class Contacts:
         """Take in relations as REST has them, and write them into the state file."""
         self._cache(relations)
         await self._session.persist_relations(relations)
+
+    async def save_all(self, relations: Sequence[Relation]) -> None:
+        """Take in all relations of this user as REST has them.
+
+        One that is missing has ended: REST keeps `removed` only of two users who ever were friends.
+        """
+        found = {relation.peer.name for relation in relations}
+        missing = [
+            Relation(User(user, name), "removed")
+            for name, (user, state) in self._relations.items()
+            if name not in found and state not in ("none", "removed")
+        ]
+        await self.save([*relations, *missing])
 
     def _cache(self, relations: Sequence[Relation]) -> None:
         for relation in relations:

@@ -125,7 +125,7 @@ class Relations:
                 found = await self._session.relations()
                 if acted == self._acted:
                     break
-            await self._contacts.save(found)
+            await self._contacts.save_all(found)
         return found
 
 

@@ -45,6 +45,30 @@ async def test_a_changed_frame_becomes_one_event(world: FriendsWorld) -> None:
     ]
 
 
+@pytest.mark.parametrize("state", ["asked", "requested", "blocked"])
+def test_a_relation_that_rest_does_not_list_any_more_has_ended(state: str) -> None:
+    """REST deletes the request of two users who never were friends when it is withdrawn or refused."""
+
+    @scenario
+    async def test(world: FriendsWorld) -> None:
+        world.service.set_relation("bob", state)
+        await world.relations.friends()
+        reader = world.subscribe()
+        world.service.relations = tuple(each for each in world.service.relations if each.peer.name != "bob")
+        world.relations.changed()
+        await asyncio.sleep(0.1)
+        assert waiting(reader) == [bob(state, "removed")]
+        assert [(each.peer.name, each.state) for each in world.session.persisted[-2:]] == [
+            ("carol", "friends"),
+            ("bob", "removed"),
+        ]
+        world.relations.changed()
+        await asyncio.sleep(2 * SPACING_S)
+        assert waiting(reader) == [], "it is told once"
+
+    test()
+
+
 @scenario
 async def test_nothing_is_asked_while_no_application_reads_and_everything_once_it_does(world: FriendsWorld) -> None:
     world.connect()
@@ -160,7 +184,7 @@ async def test_a_new_key_and_a_state_of_a_later_version(world: FriendsWorld) -> 
     reader = world.subscribe()
     peer = rest.User(2, "bob")
     keys = tuple(rest.ContentKey(version, bytes(32)) for version in (1, 2))
-    world.service.relations = (rest.Relation(peer, "engaged", keys),)
+    world.service.relations = (rest.Relation(peer, "engaged", keys), world.service.relations[1])
     world.relations.changed()
     await asyncio.sleep(0.1)
     assert waiting(reader) == [bob("friends", "none"), KeyChanged(user_id=2, name="bob", version=2)]
