@@ -77,7 +77,7 @@ class Rules:
     def outcome(self, now, to, first, last, status, final=False, audience=0, cookie=b"", *_):
         """Take in an Outcome; return the seqs that it settles, and whether a BASE is owed."""
         settled = [seq for seq in self.unsettled(to) if first <= seq <= last]
-        if status in (DELIVERED, STORED):
+        if status in (DELIVERED, STORED) and ("out", to) in self.disk:
             self.disk["out", to] = self.disk["out", to] | {"cookie": cookie}
         if status == BUSY:
             self.again |= {(to, seq): [now + 0.5, self.again[to, seq][1]] for seq in settled}
@@ -131,7 +131,7 @@ class Disk(dict):
 
     def __init__(self, path):
         self.database = sqlite3.connect(path)
-        self.database.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;")
+        self.database.executescript("PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;")
         self.database.execute("CREATE TABLE IF NOT EXISTS disk (key BLOB PRIMARY KEY, value BLOB)")
         super().__init__((unpack(key), unpack(value)) for key, value in self.database.execute("SELECT * FROM disk"))
 
@@ -289,7 +289,7 @@ class Client:
                     send(PONG, link)
                 elif kind == CHANGED:
                     self.relations()
-                elif kind in (DATA, ACK) and (ack := fields[-2 if kind == DATA else -1]) > acked:
+                elif kind in (DATA, ACK) and (ack := fields[2 if kind == DATA else 1]) > acked:
                     acked, progress = ack, now
                 if kind == RESET or not window or acked > sent or (kind == DATA and fields[1] != received + 1):
                     raise ConnectionError(0)
