@@ -266,8 +266,7 @@ class TransferLinks:
                 break
         if transfer in self._open:
             self._flush_queue.mark(transfer, self._open[transfer])
-            if len(self._open) > 1:
-                self._note_origins(transfer, items)
+            self._note_origins(transfer, items)
         return items
 
     def _note_origins(self, transfer: int, items: Iterable[FromTransfer]) -> None:

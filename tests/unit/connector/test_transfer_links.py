@@ -33,6 +33,18 @@ def test_what_goes_back_takes_a_transfer_that_knows_the_origin() -> None:
         assert not transfers.popitem()[1].take()
 
 
+def test_what_the_only_transfer_delivered_goes_back_by_it_when_another_has_just_opened() -> None:
+    for new in range(902, 912):  # the conversation belongs to some of them
+        connector = Connector()
+        only = connector.transfer(901)
+        bob = connector.online(B1)
+        only.give(live_copy(seq=1))
+        opened = connector.transfer(new)
+        bob.acknowledge()
+        assert [type(item) for item in only.take()] == [CopyOutcome]
+        assert not opened.take()
+
+
 def test_once_both_transfers_know_the_origin_the_one_of_the_conversation_is_taken() -> None:
     connector = Connector()
     one, other = connector.transfer(901), connector.transfer(902)
