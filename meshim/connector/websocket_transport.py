@@ -15,6 +15,13 @@ from meshim.wire.sizes import FRAME_OVERHEAD_BYTES
 WEBSOCKET_TAG = 1
 CONTROL_BYTES = 65_536
 """Room for the frames that no window counts: acknowledgements, pongs, and the last Close."""
+UNAUTHENTICATED_FRAMES = 16
+"""A greeting takes one.  Here a connection ends with its session, so that no window of it is under way."""
+UNAUTHENTICATED_BYTES = 16_384
+"""A greeting takes less than a hundred."""
+HANDSHAKES = 2_000
+"""A second.  One takes 0.15 ms of a core, and a greeting more than that: connectors welcome no more (adr/0040)."""
+HANDSHAKES_AT_ONCE = 500
 
 _CLOSE: Final = 7
 """The type of a Close frame: the second byte of each, after the byte of a short array (wire/link.py)."""
@@ -52,8 +59,10 @@ class WebSocketTransport:
                 connections=guard.connections,
                 unauthenticated=min(UNAUTHENTICATED_MAX, guard.connections),
                 unauthenticated_s=guard.unauthenticated_s,
-                unauthenticated_frames=guard.unauthenticated_frames,
-                unauthenticated_bytes=guard.unauthenticated_bytes,
+                unauthenticated_frames=UNAUTHENTICATED_FRAMES,
+                unauthenticated_bytes=UNAUTHENTICATED_BYTES,
+                handshakes=HANDSHAKES,
+                handshakes_at_once=HANDSHAKES_AT_ONCE,
                 message_bytes=limits.frame_bytes,
                 write_bytes=write_bytes(limits),
                 handshake_s=guard.handshake_s,

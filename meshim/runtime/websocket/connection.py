@@ -38,6 +38,7 @@ class Owner(Protocol):
     statistics: WebSocketStatistics
     origins: list[Origin | None] | None
     message_bytes: int
+    unauthenticated_bytes: int
     write_bytes: int
     linger_s: float
     loop: asyncio.AbstractEventLoop
@@ -58,22 +59,26 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_header_bytes", "_messages", "_owner", "_transport", "_websocket", "accepted_at", "close_with", "frames",
-        "is_ending", "is_stranger", "peer", "size",
+        "_header_bytes", "_held", "_messages", "_owner", "_transport", "_websocket", "accepted_at", "close_with",
+        "frames", "is_ending", "is_stranger", "is_waiting", "peer", "size",
     )  # fmt: skip
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
         self._transport: asyncio.Transport
         self._websocket = ServerProtocol(
-            origins=owner.origins, subprotocols=[SUBPROTOCOL], max_size=owner.message_bytes, logger=QUIET
+            origins=owner.origins, subprotocols=[SUBPROTOCOL], max_size=owner.unauthenticated_bytes, logger=QUIET
         )
         self._messages = Messages()
+        self._held = b""
+        """Came while it waits, and is not looked at."""
         self._header_bytes = 0
         self.peer = b""
         self.accepted_at = 0.0
         self.is_stranger = True
         """Not known to be authenticated."""
+        self.is_waiting = False
+        """To be served: nothing is read meanwhile."""
         self.is_ending = False
         """Closed by one end: nothing is received any more."""
         self.frames = 0
@@ -99,8 +104,28 @@ class Connection(asyncio.Protocol):
             return
         if self.is_ending:
             self._discard(data)
+        elif self.is_waiting:
+            self._hold(data)
         else:
             self._read(data)
+
+    def _hold(self, data: bytes) -> None:
+        """Read no more until it is served.  (uvloop reads once before a transport can be paused.)"""
+        self._held += data[: HEADER_BYTES_MAX + 1 - len(self._held)]
+        self._transport.pause_reading()
+
+    def serve(self) -> None:
+        """It need not wait any more."""
+        self.is_waiting = False
+        if self._held and not self._transport.is_closing():
+            held, self._held = self._held, b""
+            self._transport.resume_reading()
+            self.data_received(held)
+
+    def authenticated(self) -> None:
+        """It is no stranger any more, and may send messages of the largest size."""
+        self.is_stranger = False
+        self._websocket.max_message_size = self._owner.message_bytes
 
     def _discard(self, data: bytes) -> None:
         """All that is of interest is that the other end has closed, too.  What the library answers is dropped."""
@@ -179,6 +204,12 @@ class Connection(asyncio.Protocol):
             words = words or websocket.reject(400, "this is no request of HTTP/1.1\n").serialize()
         self._end()
         self._leave(words)
+
+    @property
+    def host(self) -> str:
+        """The address of the other end."""
+        address = self._transport.get_extra_info("peername")
+        return str(address[0]) if address else ""
 
     # ---------------------------------------------------------------- what leaves
 

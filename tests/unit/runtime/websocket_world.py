@@ -26,6 +26,8 @@ class World:
             "unauthenticated_s": 60.0,
             "unauthenticated_frames": 100,
             "unauthenticated_bytes": 50_000,
+            "handshakes": 100_000,
+            "handshakes_at_once": 100_000,
             "message_bytes": MESSAGE_BYTES,
             "write_bytes": 100_000,
             "linger_s": 0.2,
