@@ -15,13 +15,14 @@ from meshim.wire.sizes import FRAME_OVERHEAD_BYTES
 WEBSOCKET_TAG = 1
 CONTROL_BYTES = 65_536
 """Room for the frames that no window counts: acknowledgements, pongs, and the last Close."""
-UNAUTHENTICATED_FRAMES = 16
+UNAUTHENTICATED_FRAMES = 8
 """A greeting takes one.  Here a connection ends with its session, so that no window of it is under way."""
 UNAUTHENTICATED_BYTES = 16_384
 """A greeting takes less than a hundred."""
 HANDSHAKES = 2_000
-"""A second.  One takes 0.15 ms of a core, and a greeting more than that: connectors welcome no more (adr/0040)."""
+"""A second (adr/0040).  One takes 0.1 to 0.2 ms of a core.  Its greeting takes more: honest clients come no faster."""
 HANDSHAKES_AT_ONCE = 500
+"""They keep the others waiting for 0.1 s."""
 
 _CLOSE: Final = 7
 """The type of a Close frame: the second byte of each, after the byte of a short array (wire/link.py)."""

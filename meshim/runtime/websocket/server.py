@@ -74,7 +74,7 @@ class WebSocketServer:
         self._server: asyncio.Server | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._batch: list[tuple[bytes, bytes]] = []
-        self._greeting: list[Connection] = []
+        self._greeting: dict[Connection, None] = {}
         """The connections of the batch that were not known to be authenticated."""
         self._peers: dict[bytes, Connection] = {}
         self._connections: set[Connection] = set()
@@ -208,7 +208,11 @@ class WebSocketServer:
         if connection.is_stranger:
             if not self._passes(connection, len(frame)):
                 return
-            self._greeting.append(connection)
+            if connection in self._greeting:  # the answer to its first frame may be a Close
+                self._deliver()
+                if connection.is_ending:
+                    return
+            self._greeting[connection] = None
         if not self._batch:
             self.loop.call_soon(self._deliver)
         self._batch.append((connection.peer, frame))
@@ -241,7 +245,7 @@ class WebSocketServer:
     def _deliver(self) -> None:
         if self._batch:
             batch, self._batch = self._batch, []
-            greeting, self._greeting = self._greeting, []
+            greeting, self._greeting = self._greeting, {}
             self._on_batch(batch)
             for connection in greeting:
                 self._is_authenticated(connection)

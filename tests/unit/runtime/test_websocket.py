@@ -41,10 +41,11 @@ async def make(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
 async def test_messages_both_ways_and_a_batch_of_what_is_ready(make: Make) -> None:
     world = await make()
     async with await world.open() as raw:
+        peer = await world.peer_of(raw)
+        world.authenticated.add(peer)
         raw.send(b"".join(frame(BINARY, b"%d" % number) for number in range(5)))
-        await until(lambda: len(world.messages) == 5)
-        peer = world.messages[0][0]
-        assert world.batches == [[(peer, b"%d" % number) for number in range(5)]]
+        await until(lambda: len(world.messages) == 6)
+        assert world.batches[1:] == [[(peer, b"0")], [(peer, b"%d" % number) for number in range(1, 5)]]
         assert peer[0] == TAG
         for size in (0, 125, 126, 65_535, 65_536):
             assert world.server.send(peer, bytes(size)) is SendResult.OK
