@@ -14,10 +14,11 @@ import pytest
 from meshim.client.rest import Api
 from meshim.deploy.embedded import free_port
 from meshim.topology import ConnectorListener, WebSocketListener
-from tests.mesh.harness import haproxy, nginx
+from tests.mesh.harness import haproxy, nginx, proxies
 from tests.mesh.harness.fault_injection import short_timers
 from tests.mesh.harness.inspection import CounterRise
 from tests.mesh.harness.library_client import client
+from tests.mesh.harness.proxies import Certificate
 from tests.mesh.harness.real_mesh import DEADLINE_S, PASSWORD, RealMesh, running
 from tests.mesh.harness.talk import Talk, some_device_goes_offline
 
@@ -30,7 +31,8 @@ DEFAULT_TIMEOUT_S = 60
 class Proxied:
     """A mesh whose connectors advertise the address of a proxy, which does not run yet."""
 
-    def __init__(self, mesh: RealMesh, port: int, connectors: dict[str, int]) -> None:
+    def __init__(self, tls: Certificate, mesh: RealMesh, port: int, connectors: dict[str, int]) -> None:
+        self._tls = tls
         self.mesh = mesh
         self.connectors = connectors
         self.port = port
@@ -39,16 +41,16 @@ class Proxied:
         self._rest = urlsplit(mesh.api).port or 0
 
     def nginx(self, folder: Path, timeout: str | None = "60s") -> AbstractContextManager[None]:
-        configuration = nginx.documented(folder, self.port, self.connectors, self._rest, timeout)
+        configuration = nginx.documented(folder, self._tls, self.port, self.connectors, self._rest, timeout)
         return nginx.running(folder, configuration, self.port)
 
     def haproxy(self, folder: Path, timeout: str = "60s") -> AbstractContextManager[None]:
-        configuration = haproxy.documented_websocket(folder, self.port, self.connectors, self._rest, timeout)
+        configuration = haproxy.documented_websocket(self._tls, self.port, self.connectors, self._rest, timeout)
         return haproxy.running(folder, configuration, self.port)
 
 
 @contextmanager
-def proxied_mesh(folder: Path, client_heartbeat_s: float = 10.0) -> Iterator[Proxied]:
+def proxied_mesh(tls: Certificate, folder: Path, client_heartbeat_s: float = 10.0) -> Iterator[Proxied]:
     port, connectors = free_port(), {"c1": free_port(), "c2": free_port()}
     topology = msgspec.structs.replace(
         short_timers(client_heartbeat_s=client_heartbeat_s),
@@ -60,19 +62,22 @@ def proxied_mesh(folder: Path, client_heartbeat_s: float = 10.0) -> Iterator[Pro
         ),
     )  # fmt: skip
     with running(folder, topology) as mesh:
-        yield Proxied(mesh, port, connectors)
+        yield Proxied(tls, mesh, port, connectors)
 
 
 @pytest.fixture(scope="module")
-def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
-    with proxied_mesh(tmp_path_factory.mktemp("proxied")) as proxied:
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Certificate]:
+    """The certificate of every proxy here; clients trust it.  (The library loads what it trusts once in a process.)"""
+    made = proxies.certificate(tmp_path_factory.mktemp("tls"))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("SSL_CERT_FILE", str(made.certificate))
+        yield made
+
+
+@pytest.fixture(scope="module")
+def proxied(tls: Certificate, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
+    with proxied_mesh(tls, tmp_path_factory.mktemp("proxied")) as proxied:
         yield proxied
-
-
-@pytest.fixture(autouse=True)
-def trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clients trust the certificate that the proxy of this test will have."""
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate.pem"))
 
 
 @asynccontextmanager
@@ -116,9 +121,11 @@ async def test_nothing_is_lost_while_connectors_are_killed_and_ended(
 
 @pytest.mark.parametrize("proxy", ["nginx", "haproxy"])
 @pytest.mark.parametrize("is_shorter", [True, False], ids=["a shorter heartbeat", "a longer heartbeat"])
-async def test_idle_connections_live_by_heartbeats(tmp_path: Path, proxy: str, is_shorter: bool) -> None:
+async def test_idle_connections_live_by_heartbeats(
+    tls: Certificate, tmp_path: Path, proxy: str, is_shorter: bool
+) -> None:  # fmt: skip
     heartbeat_s = IDLE_TIMEOUT_S / 4 if is_shorter else 10.0 * IDLE_TIMEOUT_S
-    with proxied_mesh(tmp_path, heartbeat_s) as proxied:
+    with proxied_mesh(tls, tmp_path, heartbeat_s) as proxied:
         timeout = f"{IDLE_TIMEOUT_S}s"
         runs = proxied.nginx(tmp_path, timeout) if proxy == "nginx" else proxied.haproxy(tmp_path, timeout)
         with runs:

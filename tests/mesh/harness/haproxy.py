@@ -21,14 +21,11 @@ def documented(port: int, connectors: Mapping[str, int], timeout: str = "50s") -
 
 
 def documented_websocket(
-    folder: Path, port: int, connectors: Mapping[str, int], rest: int, timeout: str = "60s"
+    tls: proxies.Certificate, port: int, connectors: Mapping[str, int], rest: int, timeout: str = "60s"
 ) -> str:  # fmt: skip
     """For WebSocket: word for word but for addresses, the certificate, its timeout and the number of connections."""
-    certificate, key = proxies.certificate(folder)
-    together = folder / "haproxy.pem"
-    together.write_text(certificate.read_text() + key.read_text())
     replacements = {
-        "bind :443 ssl crt /etc/ssl/chat.example/haproxy.pem\n": f"bind 127.0.0.1:{port} ssl crt {together}\n",
+        "bind :443 ssl crt /etc/ssl/chat.example/haproxy.pem\n": f"bind 127.0.0.1:{port} ssl crt {tls.both}\n",
         "maxconn 20000\n": "maxconn 500\n",
         "timeout tunnel 60s\n": f"timeout tunnel {timeout}\n",
         "server r1 10.0.0.11:8100\n": f"server r1 127.0.0.1:{rest}\n",

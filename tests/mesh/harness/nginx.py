@@ -11,25 +11,26 @@ _WRITES = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
 
 def documented(
-    folder: Path, port: int, connectors: Mapping[str, int], rest: int, timeout: str | None = "60s"
+    folder: Path, tls: proxies.Certificate, port: int, connectors: Mapping[str, int], rest: int,
+    timeout: str | None = "60s",
 ) -> str:  # fmt: skip
     """Word for word but for addresses, the certificate, its timeouts, the number of connections, and where it writes.
 
     None leaves the timeouts to nginx, whose defaults are 60 s as well.
     """
-    certificate, key = proxies.certificate(folder)
     paths = "".join(f"{name}_temp_path {folder}/nginx-{name}; " for name in _WRITES)
     replacements = {
         # Of root the workers would be another user, who sees nothing of the folder of a test.
         "user www-data;\n": "user root;\n" if os.geteuid() == 0 else "",
         "pid /run/nginx.pid;\n": f"pid {folder}/nginx.pid; daemon off; error_log stderr;\n",
-        "worker_processes auto;\n": "worker_processes 2;\n",
+        # One process: workers would outlive a master that is killed.
+        "worker_processes auto;\n": "master_process off;\n",
         "worker_rlimit_nofile 40000;\n": "",
         "worker_connections 20000;\n": "worker_connections 500;\n",
         "http {\n": f"http {{ {paths}\n",
         "listen 443 ssl;\n": f"listen 127.0.0.1:{port} ssl;\n",
-        "ssl_certificate /etc/ssl/chat.example/fullchain.pem;\n": f"ssl_certificate {certificate};\n",
-        "ssl_certificate_key /etc/ssl/chat.example/key.pem;\n": f"ssl_certificate_key {key};\n",
+        "ssl_certificate /etc/ssl/chat.example/fullchain.pem;\n": f"ssl_certificate {tls.certificate};\n",
+        "ssl_certificate_key /etc/ssl/chat.example/key.pem;\n": f"ssl_certificate_key {tls.key};\n",
         "server 10.0.0.11:8100;\n": f"server 127.0.0.1:{rest};\n",
     }
     for side in ("read", "send"):
