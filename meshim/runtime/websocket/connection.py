@@ -4,7 +4,7 @@ import asyncio
 import struct
 from typing import Final, Protocol, cast
 
-from websockets.exceptions import InvalidOrigin, NegotiationError
+from websockets.exceptions import InvalidHeader, InvalidOrigin, NegotiationError
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 from websockets.protocol import OPEN
@@ -26,6 +26,8 @@ from meshim.runtime.websocket.statistics import WebSocketStatistics
 HEADER_BYTES_MAX: Final = 16_384
 """Of the whole request of a handshake."""
 
+_VERSION: Final = "Sec-WebSocket-Version"
+_HEAD_END: Final = b"\r\n\r\n"
 _BINARY: Final = 0x80 | Opcode.BINARY.value
 _SHORT: Final = struct.Struct("!BB")
 _MEDIUM: Final = struct.Struct("!BBH")
@@ -59,8 +61,8 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_header_bytes", "_held", "_messages", "_owner", "_transport", "_websocket", "accepted_at", "close_with",
-        "frames", "is_ending", "is_stranger", "is_waiting", "peer", "size",
+        "_header_bytes", "_held", "_messages", "_owner", "_request_end", "_transport", "_websocket", "accepted_at",
+        "close_with", "frames", "is_ending", "is_stranger", "is_waiting", "peer", "size",
     )  # fmt: skip
 
     def __init__(self, owner: Owner) -> None:
@@ -73,6 +75,8 @@ class Connection(asyncio.Protocol):
         self._held = b""
         """Came while it waits, and is not looked at."""
         self._header_bytes = 0
+        self._request_end = b""
+        """The last bytes that came of the request."""
         self.peer = b""
         self.accepted_at = 0.0
         self.is_stranger = True
@@ -136,13 +140,31 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     def _read(self, data: bytes) -> None:
+        if self.peer:
+            self._parse(data)
+            return
+        # The library would parse what is behind the request before there is an answer to it.
+        end = self._end_of_request(data)
+        self._header_bytes += end
+        if self._header_bytes > HEADER_BYTES_MAX:
+            self._owner.statistics.refused_request += 1
+            self.refuse(431, f"the request has more than {HEADER_BYTES_MAX} bytes")
+            return
+        self._parse(data[:end])
+        if self.peer and end < len(data):
+            self._parse(data[end:])
+
+    def _end_of_request(self, data: bytes) -> int:
+        """How many of these bytes belong to the request."""
+        begun = self._request_end + data
+        end = begun.find(_HEAD_END)
+        if end < 0:
+            self._request_end = begun[1 - len(_HEAD_END) :]
+            return len(data)
+        return end + len(_HEAD_END) - len(self._request_end)
+
+    def _parse(self, data: bytes) -> None:
         websocket = self._websocket
-        if not self.peer:
-            self._header_bytes += len(data)
-            if self._header_bytes > HEADER_BYTES_MAX:
-                self._owner.statistics.refused_request += 1
-                self.refuse(431, f"the request has more than {HEADER_BYTES_MAX} bytes")
-                return
         websocket.receive_data(data)
         for event in websocket.events_received():
             if isinstance(event, Frame):
@@ -161,6 +183,11 @@ class Connection(asyncio.Protocol):
     def _accept(self, request: Request) -> None:
         websocket = self._websocket
         response = websocket.accept(request)
+        if response.status_code == 101 and len(request.headers.get_all("Host")) != 1:
+            response = websocket.reject(400, "a request has one Host header\n")  # RFC 9112, 3.2: left to its caller
+        elif isinstance(error := websocket.handshake_exc, InvalidHeader) and error.name == _VERSION:
+            response = websocket.reject(426, f"{error}\n")  # RFC 6455, 4.4
+            response.headers[_VERSION] = "13"
         websocket.send_response(response)
         if response.status_code == 101:
             self._transport.write(b"".join(websocket.data_to_send()))

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.certificates import Certificate
 from tests.mesh.harness import proxies
 
 
@@ -21,7 +22,7 @@ def documented(port: int, connectors: Mapping[str, int], timeout: str = "50s") -
 
 
 def documented_websocket(
-    tls: proxies.Certificate, port: int, connectors: Mapping[str, int], rest: int, timeout: str = "60s"
+    tls: Certificate, port: int, connectors: Mapping[str, int], rest: int, timeout: str = "60s"
 ) -> str:  # fmt: skip
     """For WebSocket: word for word but for addresses, the certificate, its timeout and the number of connections."""
     replacements = {

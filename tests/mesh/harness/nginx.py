@@ -5,13 +5,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.certificates import Certificate
 from tests.mesh.harness import proxies
 
 _WRITES = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
 
 def documented(
-    folder: Path, tls: proxies.Certificate, port: int, connectors: Mapping[str, int], rest: int,
+    folder: Path, tls: Certificate, port: int, connectors: Mapping[str, int], rest: int,
     timeout: str | None = "60s",
 ) -> str:  # fmt: skip
     """Word for word but for addresses, the certificate, its timeouts, the number of connections, and where it writes.

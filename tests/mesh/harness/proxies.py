@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 from meshim.deploy.pdeathsig import die_with_parent
 from tests.mesh.harness.real_mesh import DEADLINE_S
@@ -58,24 +57,3 @@ def running(folder: Path, package: str, arguments: list[str], port: int) -> Iter
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-class Certificate(NamedTuple):
-    """The files of a certificate, of its key, and of both together (PEM)."""
-
-    certificate: Path
-    key: Path
-    both: Path
-
-
-def certificate(folder: Path) -> Certificate:
-    """Make a certificate for 127.0.0.1 that signs itself."""
-    made = Certificate(folder / "certificate.pem", folder / "key.pem", folder / "both.pem")
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
-         "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1",
-         "-out", made.certificate, "-keyout", made.key],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    made.both.write_text(made.certificate.read_text() + made.key.read_text())
-    return made
