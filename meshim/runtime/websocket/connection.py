@@ -151,7 +151,7 @@ class Connection(asyncio.Protocol):
             self.refuse(431, f"the request has more than {HEADER_BYTES_MAX} bytes")
             return
         self._parse(data[:end])
-        if self.peer and end < len(data):
+        if end < len(data) and self._websocket.state is OPEN:
             self._parse(data[end:])
 
     def _end_of_request(self, data: bytes) -> int:

@@ -110,9 +110,9 @@ class RawWebSocket:
         """Send one message."""
         self.send(frame(BINARY, payload))
 
-    async def answer(self) -> Answer:
+    async def answer(self, within_s: float = DEADLINE_S) -> Answer:
         """The answer to the handshake."""
-        async with asyncio.timeout(DEADLINE_S):
+        async with asyncio.timeout(within_s):
             head = await self._reader.readuntil(b"\r\n\r\n")
         return Answer(int(head.split()[1]), head)
 
