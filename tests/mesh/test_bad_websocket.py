@@ -47,8 +47,11 @@ GREETINGS_S = 8.0
 
 @pytest.fixture(autouse=True)
 async def chat_over_websocket(mesh: RealMesh, users: Users) -> AsyncIterator[None]:
+    """An exception of a connection would end that connection alone, and show nowhere but in the log."""
     async with background_chat(mesh.over("websocket"), users):
         yield
+    for name in ("c1", "c2"):
+        assert "Traceback" not in mesh.log("connector", name)
 
 
 @pytest.fixture
@@ -124,8 +127,6 @@ async def test_bad_handshakes_are_refused_and_counted(mesh: RealMesh, stranger: 
                 assert (await raw.answer()).status == status, sent[:200]
     await until_counted(mesh, before)
     await expect_served(stranger, url)
-    for name in ("c1", "c2"):
-        assert "Traceback" not in mesh.log("connector", name)
 
 
 async def test_hundreds_of_endless_headers_take_little_memory(

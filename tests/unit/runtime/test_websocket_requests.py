@@ -122,6 +122,18 @@ async def test_a_request_in_pieces_and_a_message_behind_it(make: Make, piece: in
     assert world.counted == {}
 
 
+@pytest.mark.parametrize("missing", [1, 2, 3])
+async def test_a_request_whose_end_comes_later_with_garbage_behind_it(make: Make, missing: int) -> None:
+    world = await make()
+    bad = without(b"Host")
+    async with await RawWebSocket.connect(world.url) as raw:
+        raw.send(bad[:-missing])
+        await until(lambda: [each._header_bytes for each in world.server._connections] == [len(bad) - missing])
+        raw.send(bad[-missing:] + b"\xff" * 200)
+        assert (await raw.answer()).status == 400
+    assert world.counted == {"refused_request": 1}
+
+
 async def test_a_second_request_behind_the_handshake_is_a_bad_frame(make: Make) -> None:
     world = await make()
     async with await RawWebSocket.connect(world.url) as raw:
