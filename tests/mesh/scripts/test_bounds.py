@@ -47,7 +47,7 @@ async def test_strangers_who_connect_again_at_once_are_bounded(mesh: RealMesh) -
         at_most=(("counted_websocket_opened", 1.2 * most), ("counted_malformed", 1.2 * most)),
     )  # fmt: skip
     scenario = msgspec.structs.replace(
-        scenario, quiet_s=2.0, expected=(*scenario.expected, ("counted_websocket_delayed", 100))
+        scenario, p50=30.0, quiet_s=2.0, expected=(*scenario.expected, ("counted_websocket_delayed", 100))
     )
     result = await run(mesh.data.root, scenario, "websocket")
     assert result["broken"] == [], result
