@@ -23,6 +23,8 @@ HANDSHAKES = 2_000
 """A second (adr/0040).  One takes 0.1 to 0.2 ms of a core.  Its greeting takes more: honest clients come no faster."""
 HANDSHAKES_AT_ONCE = 500
 """They keep the others waiting for 0.1 s."""
+WAITING_MAX = 3 * HANDSHAKES
+"""Clients give up after 3 s."""
 
 _CLOSE: Final = 7
 """The type of a Close frame: the second byte of each, after the byte of a short array (wire/link.py)."""
@@ -64,6 +66,7 @@ class WebSocketTransport:
                 unauthenticated_bytes=UNAUTHENTICATED_BYTES,
                 handshakes=HANDSHAKES,
                 handshakes_at_once=HANDSHAKES_AT_ONCE,
+                waiting=WAITING_MAX,
                 message_bytes=limits.frame_bytes,
                 write_bytes=write_bytes(limits),
                 handshake_s=guard.handshake_s,

@@ -7,6 +7,7 @@ waiting, and behind a proxy, where all have one address, the first to come is th
 
 import socket
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -28,6 +29,10 @@ class Admission(Generic[T]):
     def __len__(self) -> int:
         """How many wait."""
         return len(self._addresses)
+
+    def __iter__(self) -> Iterator[T]:
+        """Those that wait."""
+        return iter(self._addresses)
 
     def admit(self, now: float) -> bool:
         """Whether a new connection is served at once; False when it has to `wait`."""

@@ -43,6 +43,8 @@ class ServerOptions(NamedTuple):
     handshakes: int
     """A second; what comes faster waits."""
     handshakes_at_once: int
+    waiting: int
+    """At most so many wait; beyond, the oldest from the address of the newest is cut."""
     message_bytes: int
     """A larger message ends its connection before it is in memory."""
     write_bytes: int
@@ -79,7 +81,7 @@ class WebSocketServer:
         self._peers: dict[bytes, Connection] = {}
         self._connections: set[Connection] = set()
         self._strangers: OrderedDict[Connection, None] = OrderedDict()
-        """The connections that are not known to be authenticated, the oldest first."""
+        """The connections that are served and not known to be authenticated, the oldest first."""
         self._admission: Admission[Connection] = Admission(
             options.handshakes, options.handshakes_at_once, self.loop.time()
         )
@@ -156,13 +158,14 @@ class WebSocketServer:
     # ---------------------------------------------------------------- of connections
 
     def accepted(self, connection: Connection) -> None:
-        """Serve it, or let it wait; if there are too many now, cut one that is not authenticated."""
+        """Serve it, or let it wait; if there are too many now, cut some that are not authenticated."""
         self.statistics.accepted += 1
         now = connection.accepted_at = self.loop.time()
         self._connections.add(connection)
         self._none_left.clear()
-        self._strangers[connection] = None
-        if not self._admission.admit(now):
+        if self._admission.admit(now):
+            self._strangers[connection] = None
+        else:
             self.statistics.delayed += 1
             connection.is_waiting = True
             self._admission.wait(connection, connection.host)
@@ -173,7 +176,9 @@ class WebSocketServer:
     def _admit(self) -> None:
         self._admitting = None
         for connection in self._admission.due(self.loop.time()):
+            self._strangers[connection] = None
             connection.serve()
+            self._make_room(connection)
         if len(self._admission):
             self._admitting = self.loop.call_later(ADMIT_S, self._admit)
 
@@ -182,12 +187,17 @@ class WebSocketServer:
         options = self._options
         while len(self._connections) > options.connections and self._leaving:
             self._forget(next(iter(self._leaving))).abort()
-        while len(self._connections) > options.connections or len(self._strangers) > options.unauthenticated:
+        while len(self._connections) > options.connections or len(self._admission) > options.waiting:
             oldest = self._admission.oldest_beside(newest) or self._oldest_stranger()
             if oldest is None:
                 break
-            self._cut(oldest, Code.BUSY, "newer connections needed the room")
-            self._forget(oldest).leave_now()
+            self._cut_for_room(oldest)
+        while len(self._strangers) > options.unauthenticated and (oldest := self._oldest_stranger()) is not None:
+            self._cut_for_room(oldest)
+
+    def _cut_for_room(self, connection: Connection) -> None:
+        self._cut(connection, Code.BUSY, "newer connections needed the room")
+        self._forget(connection).leave_now()
 
     def _oldest_stranger(self) -> Connection | None:
         while self._strangers:
@@ -268,10 +278,10 @@ class WebSocketServer:
     def _check(self) -> None:
         now = self.loop.time()
         options = self._options
-        for connection in list(self._strangers):
+        for connection in (*self._admission, *self._strangers):
             age_s = now - connection.accepted_at
             if age_s < options.handshake_s:
-                break
+                continue
             if not connection.peer:
                 self.statistics.refused_late += 1
                 connection.refuse(408, f"the handshake was not complete after {options.handshake_s:g} s")

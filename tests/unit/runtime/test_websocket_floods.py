@@ -71,7 +71,7 @@ async def test_who_has_waited_too_long_is_told(make: Make) -> None:
 
 async def test_a_flood_takes_the_room_of_its_own_address(make: Make) -> None:
     """Those that wait from there go first: neither other addresses, nor who has been served."""
-    world = await make(handshakes=NEVER, handshakes_at_once=1, unauthenticated=3)
+    world = await make(handshakes=NEVER, handshakes_at_once=1, waiting=3)
     served = await ask(world.url)
     assert (await served.answer()).status == 101
     other = await ask(world.url, "127.0.0.2")
@@ -79,13 +79,32 @@ async def test_a_flood_takes_the_room_of_its_own_address(make: Make) -> None:
     for _ in range(10):
         flood.append(await ask(world.url))
         await until(lambda: world.server.statistics.accepted == 2 + len(flood))
-    for each in flood[:9]:
+    for each in flood[:8]:
         assert await each.ended() == b""
-    await until(lambda: len(world.server._connections) == 3)
+    await until(lambda: len(world.server._connections) == 4)
     hosts = sorted(each.host for each in world.server._connections)
-    assert hosts == ["127.0.0.1", "127.0.0.1", "127.0.0.2"]
-    assert world.counted == {"delayed": 11, "cut": 9}
+    assert hosts == ["127.0.0.1", "127.0.0.1", "127.0.0.1", "127.0.0.2"]
+    assert world.counted == {"delayed": 11, "cut": 8}
     await close_all(served, other, *flood)
+
+
+async def test_those_that_are_served_in_time_stay_within_their_limit(make: Make) -> None:
+    world = await make(handshakes=100, handshakes_at_once=1, unauthenticated=3)
+    raws = [await ask(world.url) for _ in range(8)]
+    await until(lambda: world.server.statistics.opened == 8)
+    assert world.counted == {"delayed": 7, "cut": 5}
+    assert len(world.server._strangers) == 3
+    await close_all(*raws)
+
+
+async def test_the_total_is_bounded_also_by_those_that_wait(make: Make) -> None:
+    world = await make(handshakes=NEVER, handshakes_at_once=1, connections=4)
+    raws = [await ask(world.url) for _ in range(8)]
+    await until(lambda: world.server.statistics.accepted == 8)
+    await until(lambda: len(world.server._connections) == 4)
+    assert (await raws[0].answer()).status == 101, "what waits goes first"
+    assert world.counted == {"delayed": 7, "cut": 4}
+    await close_all(*raws)
 
 
 async def test_another_address_is_served_between_those_of_a_flood(make: Make) -> None:

@@ -28,6 +28,7 @@ class World:
             "unauthenticated_bytes": 50_000,
             "handshakes": 100_000,
             "handshakes_at_once": 100_000,
+            "waiting": 50,
             "message_bytes": MESSAGE_BYTES,
             "write_bytes": 100_000,
             "linger_s": 0.2,
