@@ -30,8 +30,7 @@ def main() -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="meshim-bounds-") as folder:
             chosen = [each for name in options.groups for each in GROUPS[name]]
-            if options.transport == "websocket":
-                chosen = [each for each in chosen if each.websocket]
+            chosen = [each for each in chosen if options.transport in each.transports]
             results = run_all(Path(folder), chosen, options.transport)
     except MeshimError as error:
         print(f"bounds: {error.sentence}", file=sys.stderr)

@@ -15,6 +15,16 @@ from meshim.wire.sizes import FRAME_OVERHEAD_BYTES
 WEBSOCKET_TAG = 1
 CONTROL_BYTES = 65_536
 """Room for the frames that no window counts: acknowledgements, pongs, and the last Close."""
+UNAUTHENTICATED_FRAMES = 8
+"""A greeting takes one.  Here a connection ends with its session, so that no window of it is under way."""
+UNAUTHENTICATED_BYTES = 16_384
+"""A greeting takes less than a hundred."""
+HANDSHAKES = 2_000
+"""A second (adr/0040).  One takes 0.1 to 0.2 ms of a core.  Its greeting takes more: honest clients come no faster."""
+HANDSHAKES_AT_ONCE = 500
+"""They keep the others waiting for 0.1 s."""
+WAITING_MAX = 3 * HANDSHAKES
+"""Clients give up after 3 s."""
 
 _CLOSE: Final = 7
 """The type of a Close frame: the second byte of each, after the byte of a short array (wire/link.py)."""
@@ -52,8 +62,11 @@ class WebSocketTransport:
                 connections=guard.connections,
                 unauthenticated=min(UNAUTHENTICATED_MAX, guard.connections),
                 unauthenticated_s=guard.unauthenticated_s,
-                unauthenticated_frames=guard.unauthenticated_frames,
-                unauthenticated_bytes=guard.unauthenticated_bytes,
+                unauthenticated_frames=UNAUTHENTICATED_FRAMES,
+                unauthenticated_bytes=UNAUTHENTICATED_BYTES,
+                handshakes=HANDSHAKES,
+                handshakes_at_once=HANDSHAKES_AT_ONCE,
+                waiting=WAITING_MAX,
                 message_bytes=limits.frame_bytes,
                 write_bytes=write_bytes(limits),
                 handshake_s=guard.handshake_s,

@@ -4,7 +4,7 @@ import asyncio
 import struct
 from typing import Final, Protocol, cast
 
-from websockets.exceptions import InvalidOrigin, NegotiationError
+from websockets.exceptions import InvalidHeader, InvalidOrigin, NegotiationError
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 from websockets.protocol import OPEN
@@ -26,6 +26,8 @@ from meshim.runtime.websocket.statistics import WebSocketStatistics
 HEADER_BYTES_MAX: Final = 16_384
 """Of the whole request of a handshake."""
 
+_VERSION: Final = "Sec-WebSocket-Version"
+_HEAD_END: Final = b"\r\n\r\n"
 _BINARY: Final = 0x80 | Opcode.BINARY.value
 _SHORT: Final = struct.Struct("!BB")
 _MEDIUM: Final = struct.Struct("!BBH")
@@ -38,6 +40,7 @@ class Owner(Protocol):
     statistics: WebSocketStatistics
     origins: list[Origin | None] | None
     message_bytes: int
+    unauthenticated_bytes: int
     write_bytes: int
     linger_s: float
     loop: asyncio.AbstractEventLoop
@@ -58,22 +61,28 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_header_bytes", "_messages", "_owner", "_transport", "_websocket", "accepted_at", "close_with", "frames",
-        "is_ending", "is_stranger", "peer", "size",
+        "_header_bytes", "_held", "_messages", "_owner", "_request_end", "_transport", "_websocket", "accepted_at",
+        "close_with", "frames", "is_ending", "is_stranger", "is_waiting", "peer", "size",
     )  # fmt: skip
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
         self._transport: asyncio.Transport
         self._websocket = ServerProtocol(
-            origins=owner.origins, subprotocols=[SUBPROTOCOL], max_size=owner.message_bytes, logger=QUIET
+            origins=owner.origins, subprotocols=[SUBPROTOCOL], max_size=owner.unauthenticated_bytes, logger=QUIET
         )
         self._messages = Messages()
+        self._held = b""
+        """Came while it waits, and is not looked at."""
         self._header_bytes = 0
+        self._request_end = b""
+        """The last bytes that came of the request."""
         self.peer = b""
         self.accepted_at = 0.0
         self.is_stranger = True
         """Not known to be authenticated."""
+        self.is_waiting = False
+        """To be served: nothing is read meanwhile."""
         self.is_ending = False
         """Closed by one end: nothing is received any more."""
         self.frames = 0
@@ -99,8 +108,28 @@ class Connection(asyncio.Protocol):
             return
         if self.is_ending:
             self._discard(data)
+        elif self.is_waiting:
+            self._hold(data)
         else:
             self._read(data)
+
+    def _hold(self, data: bytes) -> None:
+        """Read no more until it is served.  (uvloop reads once before a transport can be paused.)"""
+        self._held += data[: HEADER_BYTES_MAX + 1 - len(self._held)]
+        self._transport.pause_reading()
+
+    def serve(self) -> None:
+        """It need not wait any more."""
+        self.is_waiting = False
+        if self._held and not self._transport.is_closing():
+            held, self._held = self._held, b""
+            self._transport.resume_reading()
+            self.data_received(held)
+
+    def authenticated(self) -> None:
+        """It is no stranger any more, and may send messages of the largest size."""
+        self.is_stranger = False
+        self._websocket.max_message_size = self._owner.message_bytes
 
     def _discard(self, data: bytes) -> None:
         """All that is of interest is that the other end has closed, too.  What the library answers is dropped."""
@@ -111,13 +140,31 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     def _read(self, data: bytes) -> None:
+        if self.peer:
+            self._parse(data)
+            return
+        # The library would parse what is behind the request before there is an answer to it.
+        end = self._end_of_request(data)
+        self._header_bytes += end
+        if self._header_bytes > HEADER_BYTES_MAX:
+            self._owner.statistics.refused_request += 1
+            self.refuse(431, f"the request has more than {HEADER_BYTES_MAX} bytes")
+            return
+        self._parse(data[:end])
+        if end < len(data) and self._websocket.state is OPEN:
+            self._parse(data[end:])
+
+    def _end_of_request(self, data: bytes) -> int:
+        """How many of these bytes belong to the request."""
+        begun = self._request_end + data
+        end = begun.find(_HEAD_END)
+        if end < 0:
+            self._request_end = begun[1 - len(_HEAD_END) :]
+            return len(data)
+        return end + len(_HEAD_END) - len(self._request_end)
+
+    def _parse(self, data: bytes) -> None:
         websocket = self._websocket
-        if not self.peer:
-            self._header_bytes += len(data)
-            if self._header_bytes > HEADER_BYTES_MAX:
-                self._owner.statistics.refused_request += 1
-                self.refuse(431, f"the request has more than {HEADER_BYTES_MAX} bytes")
-                return
         websocket.receive_data(data)
         for event in websocket.events_received():
             if isinstance(event, Frame):
@@ -136,6 +183,11 @@ class Connection(asyncio.Protocol):
     def _accept(self, request: Request) -> None:
         websocket = self._websocket
         response = websocket.accept(request)
+        if response.status_code == 101 and len(request.headers.get_all("Host")) != 1:
+            response = websocket.reject(400, "a request has one Host header\n")  # RFC 9112, 3.2: left to its caller
+        elif isinstance(error := websocket.handshake_exc, InvalidHeader) and error.name == _VERSION:
+            response = websocket.reject(426, f"{error}\n")  # RFC 6455, 4.4
+            response.headers[_VERSION] = "13"
         websocket.send_response(response)
         if response.status_code == 101:
             self._transport.write(b"".join(websocket.data_to_send()))
@@ -179,6 +231,12 @@ class Connection(asyncio.Protocol):
             words = words or websocket.reject(400, "this is no request of HTTP/1.1\n").serialize()
         self._end()
         self._leave(words)
+
+    @property
+    def host(self) -> str:
+        """The address of the other end."""
+        address = self._transport.get_extra_info("peername")
+        return str(address[0]) if address else ""
 
     # ---------------------------------------------------------------- what leaves
 

@@ -1,6 +1,7 @@
 """A WebSocket server for many peers, and the end of those that do not authenticate."""
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ from websockets.typing import Origin
 
 from meshim.errors import Code
 from meshim.runtime.send_result import SendResult
+from meshim.runtime.websocket.admission import Admission
 from meshim.runtime.websocket.connection import Connection
 from meshim.runtime.websocket.listening import BACKLOG, Listening
 from meshim.runtime.websocket.messages import GOING_AWAY
@@ -15,6 +17,8 @@ from meshim.runtime.websocket.statistics import WebSocketStatistics
 
 CHECK_S = 1.0
 """How often connections are looked at that are not authenticated."""
+ADMIT_S = 0.01
+"""How often connections are served that wait."""
 APPLICATION_CODE = 4_000
 """Plus a `Code`: the code of the Close frame of WebSocket (RFC 6455, 7.4.2)."""
 
@@ -35,6 +39,12 @@ class ServerOptions(NamedTuple):
     unauthenticated_s: float
     unauthenticated_frames: int
     unauthenticated_bytes: int
+    """Of one of them: in all, and so of a message, too."""
+    handshakes: int
+    """A second; what comes faster waits."""
+    handshakes_at_once: int
+    waiting: int
+    """At most so many wait; beyond, the oldest from the address of the newest is cut."""
     message_bytes: int
     """A larger message ends its connection before it is in memory."""
     write_bytes: int
@@ -66,11 +76,17 @@ class WebSocketServer:
         self._server: asyncio.Server | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._batch: list[tuple[bytes, bytes]] = []
+        self._greeting: dict[Connection, None] = {}
+        """The connections of the batch that were not known to be authenticated."""
         self._peers: dict[bytes, Connection] = {}
         self._connections: set[Connection] = set()
-        self._strangers: dict[Connection, None] = {}
-        """The connections that are not known to be authenticated, the oldest first."""
-        self._leaving: dict[Connection, None] = {}
+        self._strangers: OrderedDict[Connection, None] = OrderedDict()
+        """The connections that are served and not known to be authenticated, the oldest first."""
+        self._admission: Admission[Connection] = Admission(
+            options.handshakes, options.handshakes_at_once, self.loop.time()
+        )
+        self._admitting: asyncio.TimerHandle | None = None
+        self._leaving: OrderedDict[Connection, None] = OrderedDict()
         """Those that wait for the answer to a Close, or for its arrival; the oldest first."""
         self._count = 0
         self._prefix = bytes((options.tag,))
@@ -81,6 +97,7 @@ class WebSocketServer:
             None if "*" in options.origins else [None, *(Origin(origin) for origin in options.origins)]
         )
         self.message_bytes = options.message_bytes
+        self.unauthenticated_bytes = min(options.unauthenticated_bytes, options.message_bytes)
         self.write_bytes = options.write_bytes
         self.linger_s = options.linger_s
 
@@ -119,6 +136,8 @@ class WebSocketServer:
         """Accept nothing any more and close every connection; queued frames have `linger_ms` to leave."""
         if self._timer is not None:
             self._timer.cancel()
+        if self._admitting is not None:
+            self._admitting.cancel()
         if self._server is not None:
             self._server.close()
         else:
@@ -139,21 +158,53 @@ class WebSocketServer:
     # ---------------------------------------------------------------- of connections
 
     def accepted(self, connection: Connection) -> None:
-        """Count it; if there are too many now, cut the oldest that is not authenticated."""
+        """Serve it, or let it wait; if there are too many now, cut some that are not authenticated."""
         self.statistics.accepted += 1
-        connection.accepted_at = self.loop.time()
+        now = connection.accepted_at = self.loop.time()
         self._connections.add(connection)
         self._none_left.clear()
-        self._strangers[connection] = None
+        if self._admission.admit(now):
+            self._strangers[connection] = None
+        else:
+            self.statistics.delayed += 1
+            connection.is_waiting = True
+            self._admission.wait(connection, connection.host)
+            if self._admitting is None:
+                self._admitting = self.loop.call_later(ADMIT_S, self._admit)
+        self._make_room(connection)
+
+    def _admit(self) -> None:
+        self._admitting = None
+        for connection in self._admission.due(self.loop.time()):
+            self._strangers[connection] = None
+            connection.serve()
+            self._make_room(connection)
+        if len(self._admission):
+            self._admitting = self.loop.call_later(ADMIT_S, self._admit)
+
+    def _make_room(self, newest: Connection) -> None:
+        """A flood from one address takes the room of what waits from there; else the oldest has to go."""
         options = self._options
         while len(self._connections) > options.connections and self._leaving:
             self._forget(next(iter(self._leaving))).abort()
-        while len(self._connections) > options.connections or len(self._strangers) > options.unauthenticated:
-            oldest = next((each for each in list(self._strangers) if not self._is_authenticated(each)), None)
+        while len(self._connections) > options.connections or len(self._admission) > options.waiting:
+            oldest = self._admission.oldest_beside(newest) or self._oldest_stranger()
             if oldest is None:
                 break
-            self._cut(oldest, Code.BUSY, "newer connections needed the room")
-            self._forget(oldest).leave_now()
+            self._cut_for_room(oldest)
+        while len(self._strangers) > options.unauthenticated and (oldest := self._oldest_stranger()) is not None:
+            self._cut_for_room(oldest)
+
+    def _cut_for_room(self, connection: Connection) -> None:
+        self._cut(connection, Code.BUSY, "newer connections needed the room")
+        self._forget(connection).leave_now()
+
+    def _oldest_stranger(self) -> Connection | None:
+        while self._strangers:
+            oldest = next(iter(self._strangers))
+            if not self._is_authenticated(oldest):
+                return oldest
+        return None
 
     def opened(self, connection: Connection) -> bytes:
         """The handshake is complete: returns the id of the peer, which no other ever has."""
@@ -164,8 +215,14 @@ class WebSocketServer:
         return peer
 
     def received(self, connection: Connection, frame: bytes) -> None:
-        if connection.is_stranger and not self._passes(connection, len(frame)):
-            return
+        if connection.is_stranger:
+            if not self._passes(connection, len(frame)):
+                return
+            if connection in self._greeting:  # the answer to its first frame may be a Close
+                self._deliver()
+                if connection.is_ending:
+                    return
+            self._greeting[connection] = None
         if not self._batch:
             self.loop.call_soon(self._deliver)
         self._batch.append((connection.peer, frame))
@@ -178,6 +235,7 @@ class WebSocketServer:
     def ending(self, connection: Connection) -> None:
         """One end has closed it: the owner learns that at once, after the last frames."""
         self._strangers.pop(connection, None)
+        self._admission.withdraw(connection)
         self._leaving[connection] = None
         if self._peers.pop(connection.peer, None) is not None:
             self._deliver()
@@ -197,7 +255,10 @@ class WebSocketServer:
     def _deliver(self) -> None:
         if self._batch:
             batch, self._batch = self._batch, []
+            greeting, self._greeting = self._greeting, {}
             self._on_batch(batch)
+            for connection in greeting:
+                self._is_authenticated(connection)
 
     # ---------------------------------------------------------------- those that are not authenticated
 
@@ -217,10 +278,10 @@ class WebSocketServer:
     def _check(self) -> None:
         now = self.loop.time()
         options = self._options
-        for connection in list(self._strangers):
+        for connection in (*self._admission, *self._strangers):
             age_s = now - connection.accepted_at
             if age_s < options.handshake_s:
-                break
+                continue
             if not connection.peer:
                 self.statistics.refused_late += 1
                 connection.refuse(408, f"the handshake was not complete after {options.handshake_s:g} s")
@@ -230,7 +291,7 @@ class WebSocketServer:
 
     def _is_authenticated(self, connection: Connection) -> bool:
         if connection.peer and self._options.is_authenticated(connection.peer):
-            connection.is_stranger = False
+            connection.authenticated()
             self._strangers.pop(connection, None)
             return True
         return False

@@ -8,6 +8,8 @@ class WebSocketStatistics(msgspec.Struct):
 
     accepted: int = 0
     """Connections that TCP accepted, and TLS where it is on."""
+    delayed: int = 0
+    """Of `accepted`: waited to be served, because many came at once."""
     opened: int = 0
     """Of `accepted`: the handshake of WebSocket was complete."""
     lost: int = 0

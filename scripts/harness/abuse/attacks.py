@@ -18,6 +18,7 @@ from meshim.errors import ApiError, BackendUnavailable
 from meshim.stores.ports import Lease
 from scripts.harness.clients.misbehaving import TIMEOUT_S, MisbehavingClient, pause
 from scripts.harness.clients.raw_zmtp import send_endless_message
+from scripts.harness.clients.stranger_flood import flood
 from scripts.harness.clients.zmq_context import ZmqContext, context
 from scripts.harness.mesh.users import MeshUser, text_envelope
 
@@ -136,6 +137,12 @@ async def endless_parts(zmq_context: ZmqContext, options: AttackOptions) -> Coun
 async def undecodable_frames(zmq_context: ZmqContext, options: AttackOptions) -> Counts:
     """Send frames that do not decode on a connection without a greeting; the connector answers each."""
     return await _repeatedly(zmq_context, options, lambda client, number: client.send_bytes(b"\xc1" * 64), greet=False)
+
+
+async def reconnecting_strangers(_: ZmqContext, options: AttackOptions) -> Counts:
+    """Connect at full speed, with `size` frames that do not decode behind each handshake."""
+    stop_at = time.monotonic() + options.seconds
+    return {"connections": await asyncio.to_thread(flood, options.connector.url, options.size, stop_at)}
 
 
 async def _repeatedly(
@@ -265,6 +272,6 @@ ATTACKS: dict[str, Attack] = {
     function.__name__: function
     for function in (
         never_reads, window_overrun, endless_submits, huge_frames, endless_parts, undecodable_frames,
-        never_greets, greeting_storm, login_storm, large_sync,
+        reconnecting_strangers, never_greets, greeting_storm, login_storm, large_sync,
     )
 }  # fmt: skip

@@ -7,7 +7,7 @@ clients before, during and after the attack, compared within the same run.
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -19,9 +19,16 @@ import msgspec
 from meshim.errors import MeshimError
 from scripts.harness.abuse.attacks import AttackOptions, attack
 from scripts.harness.abuse.background_clients import Conversation, exchange_messages
-from scripts.harness.abuse.scenarios import Scenario, broken_bounds, topology
+from scripts.harness.abuse.scenarios import COUNTED, Scenario, broken_bounds, topology
 from scripts.harness.mesh import local_mesh
-from scripts.harness.mesh.process_stats import MemoryPeak, open_files, rest_url, role_pids, watch_memory
+from scripts.harness.mesh.process_stats import (
+    MemoryPeak,
+    connector_counters,
+    open_files,
+    rest_url,
+    role_pids,
+    watch_memory,
+)
 from scripts.harness.mesh.users import MeshUser, living_connectors, user_factory
 
 END_S = 30.0
@@ -63,6 +70,7 @@ async def run(data: Path, scenario: Scenario, transport: str = "zeromq") -> dict
         await _receive(background)
         measured_from = time.monotonic() + WARM_UP_S
         await asyncio.sleep(WARM_UP_S + scenario.quiet_s)
+        counted = connector_counters(data)
         with watch_memory(pids) as memory:
             began = time.monotonic()
             counts, files_left = await _attack(scenario, options, pids[connectors[0].name])
@@ -72,6 +80,7 @@ async def run(data: Path, scenario: Scenario, transport: str = "zeromq") -> dict
             await asyncio.sleep(scenario.quiet_s)
         background.send("stop")
         conversation: Conversation = await _receive(background)
+    counts |= _counted(scenario, counted, connector_counters(data))
     before = conversation.between(measured_from, began)
     during = conversation.between(began, ended)
     after = conversation.between(calm, time.monotonic())
@@ -93,6 +102,12 @@ async def run(data: Path, scenario: Scenario, transport: str = "zeromq") -> dict
         "ratio_p99": _ratio(during.p99_ms, before.p99_ms),
         "background_cut": conversation.cut,
     }
+
+
+def _counted(scenario: Scenario, before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, int]:
+    """Return how far the counters have risen for which the scenario has bounds."""
+    names = {name for name, _ in (*scenario.expected, *scenario.at_most) if name.startswith(COUNTED)}
+    return {name: after[name.removeprefix(COUNTED)] - before[name.removeprefix(COUNTED)] for name in names}
 
 
 def _memory_figures(memory: MemoryPeak) -> dict[str, dict[str, float]]:

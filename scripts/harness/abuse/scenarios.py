@@ -9,6 +9,9 @@ from scripts.harness.mesh import local_mesh
 P99_FLOOR_MS = 5.0
 """Ratios of p99 are against at least this: with few messages a smaller p99 is noise of the machine."""
 
+COUNTED = "counted_"
+"""A count with this prefix is how far a counter of all connectors together has risen."""
+
 
 class Scenario(msgspec.Struct, frozen=True):
     """An attack, its users, duration and size; then the bounds.
@@ -35,8 +38,8 @@ class Scenario(msgspec.Struct, frozen=True):
     files_left: int = 150
     """Descriptors that the connector may hold at the end of the attack beyond those before: attackers close none."""
     curve: bool = True
-    websocket: bool = True
-    """Whether it is one over WebSocket, too."""
+    transports: tuple[str, ...] = ("zeromq", "websocket")
+    """Over which it is an attack."""
     quiet_s: float = 3.0
     calm_s: float = 3.0
     expected: tuple[tuple[str, float], ...] = ()
@@ -68,8 +71,16 @@ GROUPS: dict[str, tuple[Scenario, ...]] = {
             "endless_submits", people=4, size=128, expected=(("submitted", 5_000),), at_most=(("submitted", 80_000),),
         ),
         Scenario("huge_frames", expected=(("sent", 2),)),
-        Scenario("endless_parts", grown_mib=400, curve=False, websocket=False, expected=(("sent_mib", 64),)),
-        Scenario("undecodable_frames", expected=(("sent", 1_000),), at_most=(("sent", 50_000),)),
+        Scenario("endless_parts", grown_mib=400, curve=False, transports=("zeromq",), expected=(("sent_mib", 64),)),
+        Scenario(
+            "undecodable_frames", expected=(("sent", 1_000), ("counted_malformed", 100)),
+            at_most=(("counted_malformed", 50_000),),
+        ),
+        Scenario(
+            "reconnecting_strangers", size=32, files_left=2_500, transports=("websocket",),
+            expected=(("connections", 2_000), ("counted_websocket_delayed", 100)),
+            at_most=(("counted_websocket_opened", 20_000),),
+        ),
         Scenario("never_greets", seconds=30.0, size=3_000, grown_mib=160, expected=(("connections", 3_000),)),
     ),
     "stored": (Scenario("large_sync", seconds=90.0, size=STORED, stored=STORED, expected=(("synced", STORED),)),),
@@ -79,7 +90,7 @@ GROUPS: dict[str, tuple[Scenario, ...]] = {
             expected=(("welcomed", LOGINS),),
         ),
         Scenario(
-            "login_storm", seconds=40.0, size=PASSWORDS, websocket=False, grown_mib=128, p50=8.0, p99=200.0,
+            "login_storm", seconds=40.0, size=PASSWORDS, transports=("zeromq",), grown_mib=128, p50=8.0, p99=200.0,
             expected=(("logged_in", PASSWORDS),),
         ),
     ),

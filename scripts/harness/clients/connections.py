@@ -212,6 +212,7 @@ class WebSocketConnection(asyncio.Protocol):
         )
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None  # asyncio's may not be aborted after this
         self._lost("the connection ended")
 
     def data_received(self, data: bytes) -> None:

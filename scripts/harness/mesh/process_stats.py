@@ -2,11 +2,13 @@
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from meshim.deploy.state import DataFolder, read
+from meshim.runtime import counters
 
 SAMPLE_S = 0.1
 _PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
@@ -17,6 +19,17 @@ def role_pids(data: Path) -> dict[str, int]:
     state = read(DataFolder(data))
     assert state is not None, "the mesh runs"
     return {role.name: role.pid for role in state.roles if role.pid is not None}
+
+
+def connector_counters(data: Path) -> Counter[str]:
+    """Return the counters of all connectors together, at most a second old."""
+    state = read(DataFolder(data))
+    assert state is not None, "the mesh runs"
+    together: Counter[str] = Counter()
+    for role in state.roles:
+        if role.role == "connector":
+            together.update(counters.read(data, role.role, role.name, role.pid))
+    return together
 
 
 def rest_url(data: Path) -> str:

@@ -43,7 +43,7 @@ class World:
         options = ServerOptions(
             tag=1, origins=(), is_authenticated=lambda peer: True, connections=10, unauthenticated=10,
             unauthenticated_s=60.0, unauthenticated_frames=100, unauthenticated_bytes=1 << 20,
-            message_bytes=1 << 20, write_bytes=1 << 24,
+            handshakes=1_000, handshakes_at_once=1_000, waiting=10, message_bytes=1 << 20, write_bytes=1 << 24,
         )  # fmt: skip
         self.server = WebSocketServer(listening, options, self._echo, self.gone.append)
 

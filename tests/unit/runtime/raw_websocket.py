@@ -70,15 +70,16 @@ class RawWebSocket:
         self._writer = writer
 
     @classmethod
-    async def connect(cls, url: str) -> Self:
-        """Connect without a handshake."""
+    async def connect(cls, url: str, host: str | None = None) -> Self:
+        """Connect without a handshake; from an address of this machine, if one is given."""
         where = urlsplit(url)
-        return cls(*await asyncio.open_connection(where.hostname, where.port))
+        own = (host, 0) if host else None
+        return cls(*await asyncio.open_connection(where.hostname, where.port, local_addr=own))
 
     @classmethod
-    async def open(cls, url: str) -> Self:
+    async def open(cls, url: str, host: str | None = None) -> Self:
         """Connect, with a good handshake."""
-        raw = await cls.connect(url)
+        raw = await cls.connect(url, host)
         raw.send(request())
         answer = await raw.answer()
         assert answer.status == 101, answer
@@ -109,9 +110,9 @@ class RawWebSocket:
         """Send one message."""
         self.send(frame(BINARY, payload))
 
-    async def answer(self) -> Answer:
+    async def answer(self, within_s: float = DEADLINE_S) -> Answer:
         """The answer to the handshake."""
-        async with asyncio.timeout(DEADLINE_S):
+        async with asyncio.timeout(within_s):
             head = await self._reader.readuntil(b"\r\n\r\n")
         return Answer(int(head.split()[1]), head)
 

@@ -12,6 +12,7 @@ from meshim.errors import UsageError
 from meshim.runtime.send_result import SendResult
 from meshim.runtime.websocket import WebSocketClient, listen
 from meshim.runtime.websocket import server as server_module
+from tests.certificates import make_certificate
 from tests.unit.runtime.raw_websocket import (
     BINARY,
     CLOSE,
@@ -41,10 +42,11 @@ async def make(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
 async def test_messages_both_ways_and_a_batch_of_what_is_ready(make: Make) -> None:
     world = await make()
     async with await world.open() as raw:
+        peer = await world.peer_of(raw)
+        world.authenticated.add(peer)
         raw.send(b"".join(frame(BINARY, b"%d" % number) for number in range(5)))
-        await until(lambda: len(world.messages) == 5)
-        peer = world.messages[0][0]
-        assert world.batches == [[(peer, b"%d" % number) for number in range(5)]]
+        await until(lambda: len(world.messages) == 6)
+        assert world.batches[1:] == [[(peer, b"0")], [(peer, b"%d" % number) for number in range(1, 5)]]
         assert peer[0] == TAG
         for size in (0, 125, 126, 65_535, 65_536):
             assert world.server.send(peer, bytes(size)) is SendResult.OK
@@ -224,7 +226,7 @@ async def test_a_message_that_is_too_large_is_not_read(make: Make) -> None:
         (request().replace(b"Upgrade: websocket\r\n", b""), 426, "refused_request"),
         (request().replace(b"GET", b"POST"), 405, "refused_request"),
         (request().replace(b"HTTP/1.1", b"HTTP/1.0"), 505, "refused_request"),
-        (request().replace(b"Version: 13", b"Version: 8"), 400, "refused_request"),
+        (request().replace(b"Version: 13", b"Version: 8"), 426, "refused_request"),
         (request().replace(b"dGhlIHNhbXBsZSBub25jZQ==", b"short"), 400, "refused_request"),
         (request().replace(b"Host: x", b"no colon"), 400, "refused_request"),
         (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", 426, "refused_request"),
@@ -412,14 +414,8 @@ def test_an_address_that_cannot_be_bound_is_one_sentence() -> None:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    folder = tmp_path_factory.mktemp("tls")
-    names = str(folder / "certificate.pem"), str(folder / "key.pem")
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
-         "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-out", names[0], "-keyout", names[1]],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return names
+    made = make_certificate(tmp_path_factory.mktemp("tls"))
+    return str(made.certificate), str(made.key)
 
 
 async def test_tls(make: Make, certificate: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
