@@ -63,10 +63,16 @@ class Admission(Generic[T]):
             admitted.append(connection)
         return admitted
 
-    def oldest_beside(self, connection: T) -> T | None:
-        """Return the connection of the same address that has waited longest; None when this one does not wait."""
+    def to_cut_for(self, connection: T) -> T | None:
+        """Return which one has to go for this one: the oldest of its address; None when this one does not wait.
+
+        Where it waits alone, that is the oldest of all: a flood that fills the room would keep other addresses out.
+        """
         address = self._addresses.get(connection)
-        return None if address is None else next(iter(self._turns[address]))
+        if address is None:
+            return None
+        queue = self._turns[address]
+        return next(iter(queue if len(queue) > 1 else self._addresses))
 
     def withdraw(self, connection: T) -> None:
         """Forget a connection; nothing happens when it does not wait."""

@@ -44,7 +44,7 @@ class ServerOptions(NamedTuple):
     """A second; what comes faster waits."""
     handshakes_at_once: int
     waiting: int
-    """At most so many wait; beyond, the oldest from the address of the newest is cut."""
+    """At most so many wait; beyond, one is cut (`Admission.to_cut_for`)."""
     message_bytes: int
     """A larger message ends its connection before it is in memory."""
     write_bytes: int
@@ -183,12 +183,12 @@ class WebSocketServer:
             self._admitting = self.loop.call_later(ADMIT_S, self._admit)
 
     def _make_room(self, newest: Connection) -> None:
-        """A flood from one address takes the room of what waits from there; else the oldest has to go."""
+        """A flood from one address takes the room of what waits from there; from many, the oldest has to go."""
         options = self._options
         while len(self._connections) > options.connections and self._leaving:
             self._forget(next(iter(self._leaving))).abort()
         while len(self._connections) > options.connections or len(self._admission) > options.waiting:
-            oldest = self._admission.oldest_beside(newest) or self._oldest_stranger()
+            oldest = self._admission.to_cut_for(newest) or self._oldest_stranger()
             if oldest is None:
                 break
             self._cut_for_room(oldest)

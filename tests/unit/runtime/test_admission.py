@@ -47,14 +47,14 @@ def test_what_is_withdrawn_takes_no_turn() -> None:
     made.withdraw("a1")
     made.withdraw("b1")
     made.withdraw("b1")
-    assert (len(made), made.oldest_beside("a2")) == (1, "a2")
+    assert (len(made), made.to_cut_for("a2")) == (1, "a2")
     assert made.due(1.0) == ["a2"]
-    assert made.oldest_beside("a2") is None
+    assert made.to_cut_for("a2") is None
 
 
-def test_the_oldest_of_the_same_address_is_known() -> None:
-    made = queued(("a1", "a"), ("b1", "b"), ("a2", "a"))
-    assert (made.oldest_beside("a2"), made.oldest_beside("b1")) == ("a1", "b1")
+def test_the_oldest_of_an_address_goes_for_the_newest_of_it_and_the_oldest_of_all_for_a_single_one() -> None:
+    made = queued(("a1", "a"), ("b1", "b"), ("b2", "b"), ("c1", "c"))
+    assert [made.to_cut_for(each) for each in ("b2", "c1")] == ["b1", "a1"]
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,17 @@ async def test_a_flood_takes_the_room_of_its_own_address(make: Make) -> None:
     await close_all(served, other, *flood)
 
 
+async def test_another_address_finds_room_where_a_flood_has_filled_it(make: Make) -> None:
+    world = await make(handshakes=NEVER, handshakes_at_once=1, waiting=3)
+    flood = [await ask(world.url) for _ in range(6)]
+    await until(lambda: world.server.statistics.accepted == 6)
+    other = await ask(world.url, "127.0.0.2")
+    await until(lambda: world.server.statistics.accepted == 7)
+    hosts = sorted(each.host for each in world.server._connections if each.is_waiting)
+    assert hosts == ["127.0.0.1", "127.0.0.1", "127.0.0.2"]
+    await close_all(other, *flood)
+
+
 async def test_those_that_are_served_in_time_stay_within_their_limit(make: Make) -> None:
     world = await make(handshakes=100, handshakes_at_once=1, unauthenticated=3)
     raws = [await ask(world.url) for _ in range(8)]
