@@ -187,7 +187,7 @@ async def unblock(name: FromPath[str], friends: FriendsParameter, me: Me) -> res
     return await friends.apply(me.user, name, FriendAction.UNBLOCK)
 
 
-@get("/presence", security=_TOKEN, responses=_refusals(400, 401), summary="Which of my friends are connected")
+@get("/presence", security=_TOKEN, responses=_refusals(400, 401, 429), summary="Which of my friends are connected")
 async def presence(
     friends: FriendsParameter, me: Me, user_id: FromQuery[list[UserId] | None] = None
 ) -> rest.PresenceAnswer:
