@@ -118,7 +118,10 @@ class DeviceTakenOver(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EventsLost(msgspec.Struct, frozen=True, kw_only=True):
-    """This reader was too slow, and so many events found no room: ask `friends()` and `state_of` anew."""
+    """This reader was too slow, and so many events found no room.
+
+    Ask `friends()`, `presence` and `state_of` anew, and show nobody as typing.
+    """
 
     count: int
 
