@@ -266,8 +266,7 @@ class Client(FriendsInterface):
         self._connection.send(action.frame)
 
     def _disconnect(self, action: e.Disconnect) -> None:
-        if self._connection.online.is_set():
-            self._translator.disconnected(action)
+        self._translator.disconnected(action)
         self._connection.ended(action)
 
     def _welcomed(self, action: e.Online) -> None:

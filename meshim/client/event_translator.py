@@ -40,6 +40,8 @@ class EventTranslator:
         self._relations = relations
         self._presence = presence
         self._publisher = publisher
+        self._connected = False
+        """As the application was told."""
 
     def subscribed(self) -> None:
         """The application reads events."""
@@ -48,13 +50,16 @@ class EventTranslator:
 
     def welcomed(self, connector: str) -> None:
         """A connector has welcomed this client."""
+        self._connected = True
         self._publisher.publish(Connected(connector=connector))
         self._relations.welcomed()
         self._presence.welcomed()
 
     def disconnected(self, action: e.Disconnect) -> None:
-        """A connection that was welcomed has ended."""
-        self._publisher.publish(Disconnected(code=action.code, sentence=action.sentence))
+        """A connection has ended.  One that was not welcomed is no event."""
+        if self._connected:
+            self._connected = False
+            self._publisher.publish(Disconnected(code=action.code, sentence=action.sentence))
 
     def failed(self, error: MeshimError) -> None:
         """This error ends the client."""

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ from meshim.client import (
 from meshim.client import events as e
 from meshim.client.state import StateFile
 from meshim.errors import ApiError, BackendUnavailable, ClientClosed, Code, Refused
-from meshim.wire.client import Change
+from meshim.wire.client import Change, Welcome, encode
 from meshim.wire.envelope import Destination, DestinationType, Stream
 from tests.unit.client.friends_world import waiting
 from tests.unit.client.rest_service import PASSWORD, RestService
@@ -125,6 +126,29 @@ async def test_the_connection_and_the_account_are_told(alice: Client) -> None:
         ]
     alice._perform(e.TypingChanged(2, typing=False))
     assert waiting(events) == [TypingStopped(name="bob")]
+
+
+class FullSocket:
+    """Has no room for any frame."""
+
+    def send(self, frame: bytes) -> bool:
+        return False
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+async def test_a_connection_that_ends_because_a_frame_finds_no_room_is_told(alice: Client) -> None:
+    events = alice.events()
+    alice._driver.receive(e.Connected(5, bytes(32)))
+    welcome = Welcome(1, 5, 1, 1, 10, 32, 65_536, 262_144, 10_000, 25_000, 2_500, 0)
+    alice._driver.receive(e.FramesReceived([encode(welcome)]))
+    full: Any = FullSocket()
+    alice._connection._socket = full
+    await alice.send("bob", "hello")
+    alice._connection._socket = None
+    assert alice.connector is None
+    assert [type(event) for event in waiting(events)] == [Connected, Disconnected]
 
 
 async def test_messages_of_this_device_and_of_others_are_told_by_one_event(alice: Client) -> None:
