@@ -54,7 +54,11 @@ BARE = re.compile(r"`([^`]*)`")
 
 # ---------------------------------------------------------------- sections and links
 
-LINKED = ("README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in ("protocol", "rest", "guarantees")))
+LINKED = sorted(
+    str(page.relative_to(ROOT))
+    for pattern in ("*.md", "docs/*.md", "docs/adr/*.md", "examples/*.md")
+    for page in ROOT.glob(pattern)
+)
 SCREEN = 45
 """Lines of prose in one section, without fences and tables."""
 
