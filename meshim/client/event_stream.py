@@ -115,7 +115,7 @@ class Subscription(AsyncIterator[Event]):
             if len(self._waiting) >= self._events_max and not isinstance(event, _UNBOUNDED):
                 self._lose(1)
                 return
-            self._waiting[key] = event
+            self._waiting[key] = self._bounded(event) if isinstance(event, MessagesProgressed) else event
         else:
             merged = self._merged(earlier, event)
             if merged is None or isinstance(event, _MOVING):
@@ -145,7 +145,7 @@ class Subscription(AsyncIterator[Event]):
             if isinstance(waiting, MessagesProgressed):
                 left = tuple(part for first, last in waiting.ranges for part in told.missing(first, last))
                 if left:
-                    self._waiting[key] = msgspec.structs.replace(waiting, ranges=left)
+                    self._waiting[key] = self._bounded(msgspec.structs.replace(waiting, ranges=left))
                 else:
                     del self._waiting[key]
 
@@ -164,13 +164,18 @@ class Subscription(AsyncIterator[Event]):
                 return event
 
     def _united(self, earlier: MessagesProgressed, event: MessagesProgressed) -> MessagesProgressed:
-        united = Ranges(earlier.ranges, RANGES_MAX + len(event.ranges))
+        united = Ranges(earlier.ranges, len(earlier.ranges) + len(event.ranges))
         for first, last in event.ranges:
             united.add(first, last)
-        ranges = tuple(united)
-        if (lost := len(ranges) - RANGES_MAX) > 0:
-            self._lose(lost)
-        return msgspec.structs.replace(event, ranges=ranges[-RANGES_MAX:])
+        return self._bounded(msgspec.structs.replace(event, ranges=tuple(united)))
+
+    def _bounded(self, event: MessagesProgressed) -> MessagesProgressed:
+        """The event with its highest ranges alone, if there are too many."""
+        lost = len(event.ranges) - RANGES_MAX
+        if lost <= 0:
+            return event
+        self._lose(lost)
+        return msgspec.structs.replace(event, ranges=tuple(sorted(event.ranges)[lost:]))
 
 
 class Publisher:

@@ -123,6 +123,28 @@ def test_ranges_that_find_no_room_are_counted() -> None:
     assert lost == EventsLost(count=4)
 
 
+def test_ranges_that_find_no_room_in_a_single_event_are_counted() -> None:
+    """A receipt may have 1,024 of them."""
+    ranges = [(seq, seq) for seq in range(2 * (RANGES_MAX + 4), 0, -2)]
+    lost, event = coalesced(progress(STREAM, "read", *ranges))
+    assert isinstance(event, MessagesProgressed)
+    assert (len(event.ranges), event.ranges[0]) == (RANGES_MAX, (10, 10))
+    assert lost == EventsLost(count=4)
+
+
+def test_ranges_that_a_later_state_cuts_into_too_many_are_counted() -> None:
+    source = publisher()
+    reader = source.subscribe()
+    source.publish(progress(STREAM, "sent", (1, 1_000)))
+    for seq in range(2, 2 * (RANGES_MAX + 4), 2):
+        source.publish(progress(STREAM, "delivered", (seq, seq)))
+    source.publish(progress(STREAM, "sent", (2_000, 2_000)))
+    events = waiting(reader)
+    ranges = {event.state: event.ranges for event in events if isinstance(event, MessagesProgressed)}
+    assert [len(ranges["sent"]), len(ranges["delivered"])] == [RANGES_MAX] * 2
+    assert [event for event in events if isinstance(event, EventsLost)] == [EventsLost(count=3 + 4 + 1)]
+
+
 async def test_every_reader_gets_every_event_from_its_start_to_its_close() -> None:
     source = publisher()
     source.publish(UP)
