@@ -201,7 +201,7 @@ class Api:
             )
         except httpx.TimeoutException:
             raise BackendUnavailable(f"{self.base_url} did not answer in time: try again later.") from None
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:  # of the connection, or of a body that cannot be decompressed
             raise BackendUnavailable(
                 f"Cannot reach meshim at {self.base_url} ({one_line(error)}): is it running, and is the URL right?"
             ) from error

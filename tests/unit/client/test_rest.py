@@ -55,6 +55,7 @@ async def test_a_problem_answer_becomes_an_api_error_with_all_its_fields() -> No
         (httpx.ConnectError("refused"), r"Cannot reach meshim at http://localhost:8100 \(refused\)"),
         (httpx.ReadTimeout("late"), "did not answer in time"),
         (httpx.RemoteProtocolError(""), "Cannot reach meshim"),
+        (httpx.DecodingError("not gzip"), r"Cannot reach meshim at .* \(not gzip\)"),
         (httpx.Response(502, text="Bad gateway"), "answered 502"),
         (httpx.Response(503, headers={"content-type": "application/problem+json"}, content=PROBLEM[:20]), "cut off"),
         (httpx.Response(200, text="<html>"), "is the URL right"),
