@@ -22,8 +22,8 @@ UNAUTHENTICATED_BYTES = 16_384
 HANDSHAKES = 3_000
 """A second (adr/0040).  One takes 0.1 to 0.2 ms of a core: half of it is left for sessions.  Honest clients come no
 faster, because their greetings take as much again."""
-HANDSHAKES_AT_ONCE = 1_000
-"""They keep the others waiting for 0.15 s."""
+HANDSHAKES_AT_ONCE = 300
+"""They keep the others waiting for 0.05 s."""
 WAITING_MAX = 3 * HANDSHAKES
 """Clients give up after 3 s."""
 
