@@ -77,7 +77,7 @@ GROUPS: dict[str, tuple[Scenario, ...]] = {
             at_most=(("counted_malformed", 50_000),),
         ),
         Scenario(
-            "reconnecting_strangers", size=32, p99=40.0, files_left=2_500, transports=("websocket",),
+            "reconnecting_strangers", size=32, grown_mib=160, p99=40.0, files_left=2_500, transports=("websocket",),
             expected=(("connections", 2_000),),
             at_most=(("counted_websocket_opened", 30_000), ("counted_malformed", 30_000)),
         ),

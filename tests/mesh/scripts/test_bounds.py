@@ -43,7 +43,7 @@ async def test_strangers_who_connect_again_at_once_are_bounded(mesh: RealMesh) -
     """3,000 handshakes a second and 300 at once, and those that wait at the end; one message of each is looked at."""
     most = 300 + 2 * 3_000 + 2_000
     scenario = short(
-        "reconnecting_strangers", "connections", 500, seconds=2.0, size=32, grown_mib=64.0, files_left=2_500,
+        "reconnecting_strangers", "connections", 500, seconds=2.0, size=32, grown_mib=160.0, files_left=2_500,
         at_most=(("counted_websocket_opened", 1.2 * most), ("counted_malformed", 1.2 * most)),
     )  # fmt: skip
     scenario = msgspec.structs.replace(scenario, p50=30.0, quiet_s=2.0)
