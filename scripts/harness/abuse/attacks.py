@@ -198,17 +198,27 @@ async def greeting_storm(zmq_context: ZmqContext, options: AttackOptions) -> Cou
     began = time.monotonic()
     clients = [MisbehavingClient(zmq_context, options.connector, user) for user in options.users]
     took_s: list[float] = []
-    failed = 0
+    failed = again = 0
 
-    async def welcome(client: MisbehavingClient) -> None:
-        nonlocal failed
-        try:
-            await client.welcome()
-            took_s.append(time.monotonic() - began)
-        except NOT_WELCOMED:
-            failed += 1
+    async def welcome(index: int) -> None:
+        """Try again when there is no room for the moment, as clients do."""
+        nonlocal failed, again
+        while True:
+            try:
+                await clients[index].welcome()
+                took_s.append(time.monotonic() - began)
+                return
+            except TimeoutError:
+                failed += 1
+                return
+            except ConnectionRefusedError:
+                again += 1
+                clients[index].close()
+                await asyncio.sleep(0.1)
+                clients[index] = MisbehavingClient(zmq_context, options.connector, options.users[index])
 
-    await asyncio.gather(*(welcome(each) for each in clients))
+    async with asyncio.timeout(options.seconds + TIMEOUT_S):
+        await asyncio.gather(*(welcome(index) for index in range(len(clients))))
     stay_until = began + options.seconds
     while await pause(stay_until, 0.1):
         pass
@@ -218,7 +228,7 @@ async def greeting_storm(zmq_context: ZmqContext, options: AttackOptions) -> Cou
     took_s.sort()
     half = took_s[len(took_s) // 2] if took_s else 0.0
     return {
-        "welcomed": len(took_s), "failed": failed, "closed": closed,
+        "welcomed": len(took_s), "failed": failed, "again": again, "closed": closed,
         "half_s": round(half, 2), "all_s": round(max(took_s, default=0.0), 2),
     }  # fmt: skip
 
