@@ -87,12 +87,18 @@ class FriendsInterface:
         self._presence.watch(names)
 
     def unwatch(self, *names: str) -> None:
-        """Ask for these friends no more; `presence` of them is `unknown` from now on."""
+        """Ask for these friends no more; `presence` of them is `unknown` from now on.
+
+        Raises UsageError for what cannot be a name.
+        """
         self._check()
         self._presence.unwatch(names)
 
     def presence(self, name: str) -> Presence:
-        """Return what the latest PresenceChanged of this friend said: `online`, `offline`, or `unknown`."""
+        """Return what the latest PresenceChanged of this friend said: `online`, `offline`, or `unknown`.
+
+        Raises UsageError for what cannot be a name.
+        """
         return self._presence.presence(name)
 
     async def typing(self, name: str) -> None:

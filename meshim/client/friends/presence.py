@@ -6,7 +6,7 @@ there is no connection, presence is `unknown`, which is better than what was tru
 
     every `presence_poll_s`, times 0.8 to 1.2        also sooner after `watch`, and after a Welcome within `JITTER_S`
     `slow_down` (429)                                after Retry-After, if that is later
-    two requests for the same friends                `SPACING_S` apart at least
+    any two requests                                 `SPACING_S` apart at least
 """
 
 import asyncio
@@ -117,7 +117,9 @@ class PresencePoller:
         for name in (name for name, user in ids.items() if user is None):
             self._set(name, "unknown")
         friends = [(name, user) for name, user in ids.items() if user is not None]
-        for some in chunks(friends, IDS_MAX):
+        for number, some in enumerate(chunks(friends, IDS_MAX)):
+            if number:
+                await asyncio.sleep(SPACING_S)  # the service lets a user ask for 100 friends a second
             online = await self._ask([user for _, user in some])
             if online is None:
                 self._forget()

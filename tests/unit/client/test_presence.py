@@ -143,7 +143,9 @@ def test_a_request_asks_for_a_hundred_friends_at_most() -> None:
             world.subscribe()
             world.connect()
             world.presence.watch(NAMES)
-            await asyncio.sleep(3.0)
+            await asyncio.sleep(0.9)
+            assert world.asked("/presence") <= 1, "100 friends a second"
+            await asyncio.sleep(2.2)
             assert world.asked("/presence") == 3  # the service asserts the limit
             assert {world.presence.presence(name) for name in NAMES} == {"online"}
             with pytest.raises(UsageError, match="at most 250 friends"):
