@@ -267,7 +267,7 @@ export class Client {
     const socket = new WebSocket(url, "meshim.1"), frames = [];
     socket.binaryType = "arraybuffer";
     let wake = () => {};
-    socket.onmessage = ({ data }) => { frames.push(decode(new Uint8Array(data))); wake(); };
+    socket.onmessage = ({ data }) => { frames.push(new Uint8Array(data)); wake(); };
     socket.onclose = () => { frames.push(null); wake(); };
     await new Promise((opened) => { socket.onopen = opened; socket.onerror = opened; });
     const wait = (ms) => frames.length ? null : Promise.race([new Promise((done) => { wake = done; }), sleep(ms)]);
@@ -286,7 +286,7 @@ export class Client {
       for (const frame of frames.splice(0)) {
         heard = now;
         if (!frame) throw lost(0);
-        const [kind, ...fields] = frame;
+        const [kind, ...fields] = decode(frame); // what does not decode ends the link
         if (kind === CLOSE && [link, 0].includes(fields[0])) throw lost(fields[1]);
         if (fields[kind === WELCOME ? 1 : 0] !== link) continue;
         if (kind === WELCOME) {
