@@ -221,6 +221,7 @@ class ClosePeer(NamedTuple):
     """End the connection of a client, after the frames that were sent to it before.  Not answered."""
 
     peer: bytes
+    had_session: bool = False
 
 
 class SendTransfer(NamedTuple):

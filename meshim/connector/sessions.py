@@ -171,4 +171,4 @@ class Sessions:
         if session.state is not State.BINDING:
             self._actions.append(RecordLastSeen((session.login.device,)))
         self.return_copies(session, session.abandon(), absent=True)
-        self.close_peer(session.peer)
+        self._actions.append(ClosePeer(session.peer, had_session=True))

@@ -152,7 +152,7 @@ class Shell:
         self.driver.receive(e.ClientGone(peer))
 
     def _close_peer(self, action: e.ClosePeer) -> None:
-        self._transports[action.peer[0]].close_peer(action.peer)
+        self._transports[action.peer[0]].close_peer(action.peer, was_authenticated=action.had_session)
 
     # ---------------------------------------------------------------- transfers
 

@@ -30,10 +30,11 @@ class ClientTransport(Protocol):
     def send(self, peer: bytes, frame: bytes) -> SendResult:
         """Queue one frame for a peer.  Never waits: a frame that finds no room is dropped, and the answer is FULL."""
 
-    def close_peer(self, peer: bytes) -> None:
+    def close_peer(self, peer: bytes, *, was_authenticated: bool = False) -> None:
         """End the connection of a peer, soon enough to stop it and late enough that the last frame still leaves.
 
-        Nothing happens for a peer that is gone.
+        One that was authenticated until now may have much under way, and still gets its last frame.  Nothing happens
+        for a peer that is gone.
         """
 
     def close(self, linger_ms: int = 0) -> None:

@@ -77,7 +77,6 @@ class WebSocketTransport:
             on_gone,
         )
         self._send = self._server.send
-        self.close_peer = self._server.close_peer
         self.start = self._server.start
         self.close = self._server.close
         self.wait_closed = self._server.wait_closed
@@ -92,6 +91,10 @@ class WebSocketTransport:
             close = _decode_close(frame)
             self._server.set_close(peer, APPLICATION_CODE + close.code, close.sentence)
         return self._send(peer, frame)
+
+    def close_peer(self, peer: bytes, *, was_authenticated: bool = False) -> None:
+        """As of ClientTransport: whatever is under way, the last frame and the Close leave in their turn."""
+        self._server.close_peer(peer)
 
 
 def write_bytes(limits: Limits) -> int:

@@ -318,7 +318,7 @@ class Router:
         self.statistics.full += 1
         return SendResult.FULL
 
-    def close_peer(self, peer: bytes) -> None:
+    def close_peer(self, peer: bytes, *, was_authenticated: bool = False) -> None:
         wire, guarding = self.wires.get(peer), self._guarding
         assert guarding is not None, "only a guarded ROUTER knows the connections of its peers"
 

@@ -166,7 +166,7 @@ class Guard:
 
     # ---------------------------------------------------------------- ending connections
 
-    def close(self, peer: bytes, now: float) -> None:
+    def close(self, peer: bytes, now: float, *, was_authenticated: bool) -> None:
         """Cut the connection of a peer at the first `check` after `linger_s`, unless it is authenticated again by then.
 
         A connection that no `check` has seen authenticated keeps the time for its handshake: the last frame of a peer
@@ -183,6 +183,8 @@ class Guard:
             if not connection.is_authenticated:
                 since = max(since, connection.accepted_at + self._guarding.handshake_s - limit_s)
             connection.since = min(connection.since, since)
+            # The last `check` may have been before it authenticated: its frames must not be counted either.
+            connection.is_authenticated = connection.is_authenticated or was_authenticated
 
     def check(self, now: float) -> None:
         """Cut the connections that are not authenticated for too long.  Call it every `CHECK_S`."""

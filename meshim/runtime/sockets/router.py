@@ -77,14 +77,15 @@ class Router:
             self._pump.nudge()
         return SendResult.OK
 
-    def close_peer(self, peer: bytes) -> None:
+    def close_peer(self, peer: bytes, *, was_authenticated: bool = False) -> None:
         """End the connection of a peer soon, so that the frames queued for it still leave.
 
-        The guard shuts it down after `Guarding.linger_s`, unless the peer is authenticated again by then.  Nothing
-        happens for a peer that is not connected.
+        The guard shuts it down after `Guarding.linger_s`, unless the peer is authenticated again by then.  What one
+        sends that `was_authenticated` until now counts from the next check on.  Nothing happens for a peer that is not
+        connected.
         """
         assert self._guard is not None, "only a guarded ROUTER knows the connections of its peers"
-        self._guard.close(peer, self._loop.time())
+        self._guard.close(peer, self._loop.time(), was_authenticated=was_authenticated)
 
     def close(self, linger_ms: int = 0) -> None:
         """Unbind and end every connection; queued frames have `linger_ms` to leave."""

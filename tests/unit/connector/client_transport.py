@@ -24,7 +24,7 @@ class RecordingTransport:
         self.sent.append((peer, frame))
         return self.answers.get(peer, SendResult.OK)
 
-    def close_peer(self, peer: bytes) -> None:
+    def close_peer(self, peer: bytes, *, was_authenticated: bool = False) -> None:
         self.closed_peers.append(peer)
 
     def close(self, linger_ms: int = 0) -> None:

@@ -273,7 +273,7 @@ def test_a_connection_has_all_its_time_although_its_descriptor_was_used_before(l
     watching.accepted(ours.fileno(), 0.0)
     watching.first_frame(known, ours.fileno())  # of the earlier connection
     watching.check(0.5)
-    watching.close(known, 0.6)
+    watching.close(known, 0.6, was_authenticated=True)
     sessions.clear()
     watching.first_frame(b"\0\0\0\0\2", ours.fileno())
     watching.check(1.0)
@@ -282,6 +282,22 @@ def test_a_connection_has_all_its_time_although_its_descriptor_was_used_before(l
     assert ours.recv(1) == b"x"
     watching.check(5.0)
     assert theirs.recv(1) == b""
+
+
+@pytest.mark.parametrize("was_authenticated", [True, False])
+def test_a_flood_does_not_cut_a_session_that_ends_before_its_last_frame(
+    loopback: Loopback, was_authenticated: bool
+) -> None:
+    """Also of a session that began after the last check.  A stranger is cut at its limit."""
+    watching = make_guard(unauthenticated_bytes=1 << 20)
+    ours, _ = loopback.connect()
+    watching.accepted(ours.fileno(), 0.0)
+    connection = watching.first_frame(b"\0\0\0\0\1", ours.fileno())
+    assert connection is not None
+    watching.close(b"\0\0\0\0\1", 0.1, was_authenticated=was_authenticated)
+    assert all(watching.may_pass(connection, 1) for _ in range(100)) is was_authenticated
+    watching.check(1.0)
+    assert not all(watching.may_pass(connection, 1) for _ in range(100))
 
 
 def test_the_last_frame_of_a_closed_peer_leaves_the_next_connection_the_time_of_its_handshake(
@@ -293,7 +309,7 @@ def test_the_last_frame_of_a_closed_peer_leaves_the_next_connection_the_time_of_
     watching.accepted(ours.fileno(), 0.0)
     late = watching.first_frame(b"\0\0\0\0\1", ours.fileno())
     assert late is not None
-    watching.close(b"\0\0\0\0\1", 0.1)
+    watching.close(b"\0\0\0\0\1", 0.1, was_authenticated=False)
     watching.check(9.9)
     theirs.sendall(b"x")
     assert ours.recv(1) == b"x"
