@@ -21,7 +21,7 @@ from meshim.errors import BackendUnavailable, MeshimError, UsageError
 from meshim.topology import Backends, ConnectorListener, Listener, RestListener, Timers, Topology, Worker
 from tests.mesh.harness import stub_mesh
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TIMEOUT_S = 20.0
 
 
