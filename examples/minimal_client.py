@@ -155,7 +155,7 @@ class Client:
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.me.get('token')}"}
         request = urllib.request.Request(self.api + path, body and json.dumps(body).encode(), headers, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=5) as answer:
+            with urllib.request.urlopen(request, timeout=2) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
             raise ConnectionError(json.load(error)["code"]) from None
