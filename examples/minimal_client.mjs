@@ -161,7 +161,7 @@ export class Client {
   }
   async rest(method, path, body) {
     const headers = { "Content-Type": "application/json", Authorization: `Bearer ${this.me.token}` };
-    const signal = AbortSignal.timeout(5000);
+    const signal = AbortSignal.timeout(2000);
     const answer = await fetch(this.api + path, { method, headers, signal, body: body && JSON.stringify(body) });
     if (!answer.ok) throw lost((await answer.json()).code);
     return answer.json();
