@@ -6,6 +6,7 @@
 
 import itertools
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,8 @@ _count = itertools.count(1)
 
 # bin/test ends a run with SIGTERM: as with Ctrl-C, fixtures then end their servers and remove their folders.
 interrupt_on_sigterm()
+# A shell lets what it starts in the background ignore SIGINT.  The processes of tests must not inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
