@@ -15,6 +15,7 @@ from meshim.client import Client, OrderFlag
 from meshim.client.rest import Api
 from meshim.errors import ApiError, Code, Refused, UsageError
 from tests.mesh.harness import scenarios
+from tests.mesh.harness.inspection import stored_rows
 from tests.mesh.harness.library_client import (
     client,
     disconnected,
@@ -85,13 +86,19 @@ async def test_the_example_in_the_documentation_works(
 # ---------------------------------------------------------------- installations
 
 
+async def receive_for_good(mesh: RealMesh, sender: Client, reader: Client, name: str, text: str) -> None:
+    """Send a text that no later state file of the reader's device gets: also what was stored of it is marked."""
+    await send_and_wait(sender, name, text)
+    assert await receive_texts(reader, 1) == [text]
+    await until(lambda: stored_rows(mesh, reader.device_id)[0] == 0, "an unread row stays in the queue")
+
+
 async def test_a_new_state_file_takes_over_the_queue_of_its_device(mesh: RealMesh) -> None:
     """R14: lost state file."""
     alice_name, bob_name = await mesh.register_users("alice", "bob")
     async with client(mesh, alice_name) as alice:
         async with client(mesh, bob_name) as lost:
-            await send_and_wait(alice, bob_name, "one")
-            assert await receive_texts(lost, 1) == ["one"]
+            await receive_for_good(mesh, alice, lost, bob_name, "one")
         await send_and_wait(alice, bob_name, "two", "three")
         async with client(mesh, bob_name, state="-new") as new:
             assert new.device_id == lost.device_id
@@ -102,8 +109,8 @@ async def test_a_new_state_file_takes_over_the_queue_of_its_device(mesh: RealMes
 async def test_an_installation_that_is_taken_over_while_connected_stops(mesh: RealMesh) -> None:
     alice_name, bob_name = await mesh.register_users("alice", "bob")
     async with client(mesh, alice_name) as alice, client(mesh, bob_name) as old:
-        await send_and_wait(alice, bob_name, "one")
-        reading = asyncio.create_task(receive(old, 2))
+        await receive_for_good(mesh, alice, old, bob_name, "one")
+        reading = asyncio.create_task(receive(old, 1))
         async with client(mesh, bob_name, state="-new") as new:
             with pytest.raises(Refused, match="taken over with another state file") as refusal:
                 await asyncio.wait_for(reading, DEADLINE_S)
