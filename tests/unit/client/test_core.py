@@ -289,6 +289,26 @@ def test_a_delivery_is_acknowledged_when_persisted() -> None:
     assert connector.actions_of(e.MessagesAvailable)
 
 
+@pytest.mark.parametrize("nested", [1, 200, 900])
+def test_what_is_kept_of_an_envelope_decodes_also_deep_in_the_stack_of_an_application(nested: int) -> None:
+    connector = Connector().go_online()
+    plain = from_bob(1, 1).envelope
+    unknown = b"\x91" * nested + b"\x90"  # an element that a later version added: arrays within arrays
+    connector.deliver(Delivery(b"\x9d" + plain[1:] + unknown))
+    kept = [
+        change.envelope
+        for action in connector.actions
+        if isinstance(action, e.Persist)
+        for change in action.changes
+        if isinstance(change, e.AddToInbox)
+    ]
+
+    def deep(frames: int) -> Envelope:
+        return deep(frames - 1) if frames else decode_envelope(kept[0])
+
+    assert deep(500) == decode_envelope(plain)
+
+
 def test_a_duplicate_is_acknowledged_at_once_unless_earlier_frames_wait_for_the_disk() -> None:
     connector = Connector().go_online()
     connector.deliver(from_bob(1))
