@@ -21,6 +21,7 @@ from meshim.runtime.log import Log
 from meshim.stores.ports import Relation, RelationKey, User
 from meshim.topology import Topology
 from meshim.wire import rest
+from meshim.wire.bounds import INTEGER_MAX
 
 _TRIES = 3
 """When the peer changes the relation in the same moment, it is read and decided again, so many times."""
@@ -64,10 +65,12 @@ class Friends:
         """Return all relations, sorted by the name of the peer, or only the one to the user with the id `peer`.
 
         Those that ended are included: their keys open old messages.  An id without a relation gives an empty result,
-        whether a user has it or not.
+        whether a user has it or not; raises ApiError for a number that no user can have.
         """
         if peer is None:
             found = await self._accounts.relations(me)
+        elif not 1 <= peer <= INTEGER_MAX:  # the framework checks the bounds of lists alone
+            raise refusal("malformed", f"A user_id is a number from 1 to {INTEGER_MAX}.")
         else:
             relation = await self._accounts.relation(me, peer)
             found = [] if relation is None else [relation]

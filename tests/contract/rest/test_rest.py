@@ -350,8 +350,11 @@ async def test_a_relation_is_found_by_the_id_of_the_peer_and_only_one_of_the_own
         assert await alice.relations(bobs) == (await alice.relation("bob"),)
         assert await alice.relations(carols) == await alice.relations(INTEGER_MAX) == ()
         assert await carol.relations(bobs) == ()
-        answer = await http.get("/v1/relations?user_id=bob", headers={"authorization": f"Bearer {alice.token}"})
-        assert (answer.status_code, answer.json()["code"]) == (400, "malformed")
+        for wrong in ("bob", 0, -1, INTEGER_MAX + 1, 1 << 63, 1 << 70):
+            answer = await http.get(
+                f"/v1/relations?user_id={wrong}", headers={"authorization": f"Bearer {alice.token}"}
+            )
+            assert (answer.status_code, answer.json()["code"]) == (400, "malformed")
 
 
 async def test_refused_and_withdrawn_requests_change_no_account(world: World) -> None:
