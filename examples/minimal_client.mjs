@@ -8,12 +8,12 @@ import { decode, decodeMulti, encode } from "@msgpack/msgpack";
 
 const GREET = 1, WELCOME = 2, DATA = 3, ACK = 4, PING = 5, PONG = 6, CLOSE = 7, RESET = 8, CHANGED = 11;
 const SUBMIT = 1, DELIVERY = 2, TEXT = 1, RECEIPT = 3, BASE = 4, EPHEMERAL = 128;
-const DELIVERED = 1, STORED = 2, REJECTED = 3, BUSY = 4;
-const STATES = { 1: "delivered", 2: "sent", 3: "rejected" };
+const DELIVERED = 1, STORED = 2, REJECTED = 3, BUSY = 4, STATES = { 1: "delivered", 2: "sent", 3: "rejected" };
 const BAD_TOKEN = 4, QUIT = 16, WINDOW = 32, EMPTY = new Uint8Array();
 const STOP = [2, 5, 12, "bad_credentials", "device_in_use"]; // VERSION, IMPERSONATION, LOGGED_OUT: stop, tell the user
 const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
 const id = (...parts) => JSON.stringify(parts);
+const attempt = (read) => { try { return read(); } catch { return []; } }; // what a friend wrote may be anything
 const hex = (each) => Array.from(each, (byte) => byte.toString(16).padStart(2, "0")).join("");
 const bytes = (base64) => Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
 
@@ -195,13 +195,13 @@ export class Client {
     }, Date.now()).then((seq) => [seq, hex(front[1])]);
   }
   received(data, stored = false) { // what this changes is on disk before its frame is acknowledged
-    const [, , user, device, epoch, to, seq, base, kind, , , body] = decode(data);
+    const [, , user, device, epoch, to, seq, base, kind = EPHEMERAL, , , body] = attempt(() => decode(data));
     if (kind >= EPHEMERAL || device === this.me.device) return;
-    if (kind === RECEIPT) try { // applied at once; it takes its place in the order, too
+    if (kind === RECEIPT) attempt(() => { // applied at once; it takes its place in the order, too
       const [what, toDevice, toEpoch, to, ranges] = decode(body), event = what === 2 ? "read" : "delivered";
       if (id(toDevice, toEpoch, to) === id(this.me.device, this.me.epoch, [1, user, 0]))
         this.emit({ event, to: this.named(user), ranges });
-    } catch { /* a friend's nonsense: it only keeps its place */ }
+    });
     if (kind === TEXT && stored) for (const what of [1, 2]) this.owe(what, user, device, epoch);
     this.queue(this.rules.deliver(id("in", user, device, epoch, to[1]), seq, base, data, Date.now()));
   }
@@ -217,12 +217,12 @@ export class Client {
       const fields = decode(this.disk.get(id("new", n))), [, , user, device, epoch, to, seq, , kind, version] = fields;
       const peer = user === this.me.user ? to[1] : user, body = fields[11];
       if (!this.keys[peer]?.[version]) await this.relations(); // while REST is away, this message and the next wait
-      const additionalData = encode([...fields.slice(0, 7), ...fields.slice(8, 11)]);
+      const additionalData = encode([...fields.slice(0, 5), to.slice(0, 3), seq, ...fields.slice(8, 11)]);
       const opened = this.aes(this.keys[peer]?.[version] ?? new Uint8Array(32)).then((key) =>
         crypto.subtle.decrypt({ name: "AES-GCM", iv: body.subarray(0, 12), additionalData }, key, body.subarray(12)));
-      const text = await opened.then((plain) => decode(new Uint8Array(plain))[0], () => null);
+      const [text] = await opened.then((plain) => attempt(() => [decode(new Uint8Array(plain))[0]]), () => []);
       const about = { id: hex(fields[1]), sender: this.named(user), device, to: this.named(to[1]), seq };
-      this.emit({ event: "message", n, ...about, text });
+      this.emit({ event: "message", n, ...about, text: typeof text === "string" ? text : null });
       this.disk.delete(id("new", n));
       this.owe(2, user, device, epoch);
     }

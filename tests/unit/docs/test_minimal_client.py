@@ -7,9 +7,10 @@ from typing import Any
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from meshim.runtime.crypto import format_token
-from tests.unit.docs.test_protocol_vectors import DEVICE, EPOCH, LINK, TOKEN, USER, encode, frames_of, vectors
+from tests.unit.docs.test_protocol_vectors import DEVICE, EPOCH, FROM_9, LINK, TOKEN, USER, encode, frames_of, vectors
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "minimal_client.py"
 FRAMES = {4: "Ack", 6: "Pong"}
@@ -59,11 +60,17 @@ def module() -> Any:
     return loaded
 
 
-@pytest.mark.parametrize(("sent", "answer"), vectors("accepted connector"))
-def test_it_takes_what_is_unusual_and_right(module: Any, sent: str, answer: str) -> None:
+def client_of(module: Any) -> Any:
+    """Return a client that is logged in, and asks REST for nothing."""
     client = module.Client("", "alice", "", ":memory:")
     client.me |= {"token": format_token(TOKEN), "user_id": USER, "device_id": DEVICE, "epoch": EPOCH}
     client.relations = lambda: True
+    return client
+
+
+@pytest.mark.parametrize(("sent", "answer"), vectors("accepted connector"))
+def test_it_takes_what_is_unusual_and_right(module: Any, sent: str, answer: str) -> None:
+    client = client_of(module)
     shown: list[str] = []
     client.emit = lambda event, **fields: shown.append(event)
     wire = Wire([encode(WELCOME), *frames_of(sent)])
@@ -72,6 +79,47 @@ def test_it_takes_what_is_unusual_and_right(module: Any, sent: str, answer: str)
     names = [FRAMES[kind] for kind, *_ in wire.sent[1:]]
     assert names == ([] if answer in ("ignored", "ends the link") else [answer])
     assert shown.count("message") == ("[2, FROM_9]" in sent)
+
+
+@pytest.mark.parametrize(
+    "added",
+    ["8180 01", "a1ff", "c705ff3132333435", "91" * 990 + "90"],
+    ids=["a map as a key", "no UTF-8", "no time", "arrays within arrays"],
+)
+@pytest.mark.parametrize("place", ["envelope", "destination"])
+def test_an_envelope_with_elements_that_do_not_decode_is_acknowledged(module: Any, added: str, place: str) -> None:
+    """Connectors do not look at what a later version may have added.  What comes next must not wait behind it."""
+    client = client_of(module)
+    plain, unknown = FROM_9(kind=77), bytes.fromhex(added)
+    to = encode([1, USER, 0])
+    hostile = {
+        "envelope": b"\x9d" + plain[1:] + unknown,
+        "destination": plain.replace(to, b"\x94" + to[1:] + unknown, 1),
+    }[place]
+    wire = Wire([encode(WELCOME), encode([3, LINK, 1, 0, [[2, hostile]]]), encode([5, LINK])])
+    with pytest.raises(Done):
+        client.talk(wire, Monitor(wire), LINK)
+    assert {FRAMES[kind] for kind, *_ in wire.sent[1:]} == {"Ack", "Pong"}
+
+
+@pytest.mark.parametrize(
+    "plaintext", ["05", "90", "c0", "c1", "", "91c40178", "9101", "80", "91" * 990 + "90", "91" + "91" * 900 + "90"]
+)
+def test_a_sealed_body_without_a_text_is_shown_as_unreadable_and_once(module: Any, plaintext: str) -> None:
+    """The friend who seals it has the key: it may be anything."""
+    client = client_of(module)
+    shown: list[Any] = []
+    client.emit = lambda event, **fields: shown.append(fields["text"]) if event == "message" else None
+    key, nonce = bytes(32), bytes(12)
+    client.keys[9] = {1: key}
+    fields = msgspec.msgpack.decode(FROM_9())
+    authenticated = encode([*fields[:7], *fields[8:11]])
+    sealed = nonce + AESGCM(key).encrypt(nonce, bytes.fromhex(plaintext), authenticated)
+    wire = Wire([encode(WELCOME), encode([3, LINK, 1, 0, [[2, FROM_9(body=sealed)]]])])
+    with pytest.raises(Done):
+        client.talk(wire, Monitor(wire), LINK)
+    assert shown == [None]
+    assert not [key for key in client.disk if key[0] == "new"]
 
 
 def test_one_process_at_a_time_uses_a_state_file(module: Any, tmp_path: Path) -> None:
