@@ -37,7 +37,7 @@ from meshim.client.public_events import (
 )
 from meshim.client.statistics import Statistics
 from meshim.errors import MeshimError
-from meshim.protocol.ranges import Ranges
+from meshim.protocol.ranges import Ranges, united
 
 RANGES_MAX = 256
 """Ranges in one event; beyond that the lowest is lost."""
@@ -164,10 +164,8 @@ class Subscription(AsyncIterator[Event]):
                 return event
 
     def _united(self, earlier: MessagesProgressed, event: MessagesProgressed) -> MessagesProgressed:
-        united = Ranges(earlier.ranges, len(earlier.ranges) + len(event.ranges))
-        for first, last in event.ranges:
-            united.add(first, last)
-        return self._bounded(msgspec.structs.replace(event, ranges=tuple(united)))
+        ranges = tuple(united((*earlier.ranges, *event.ranges)))
+        return self._bounded(msgspec.structs.replace(event, ranges=ranges))
 
     def _bounded(self, event: MessagesProgressed) -> MessagesProgressed:
         """The event with its highest ranges alone, if there are too many."""

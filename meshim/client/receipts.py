@@ -26,7 +26,7 @@ from math import inf
 from meshim.chunks import chunks
 from meshim.client.events import Change, PutReceipts, StreamProgressed
 from meshim.client.statistics import Statistics
-from meshim.protocol.ranges import Range, Ranges
+from meshim.protocol.ranges import Range, Ranges, united
 from meshim.wire.envelope import Destination, DestinationType, Envelope, Receipt, ReceiptKind, Stream
 
 AHEAD_MAX = 32
@@ -124,7 +124,9 @@ class Receipts:
             return []
         known = self._known(stream)
         ranges = known.read if read else known.delivered
-        new = [part for first, last in receipt.ranges for part in ranges.add(first, last)]
+        # No more than are kept: lower ones would be news again with each receipt, and a friend can send many of them.
+        told = united(receipt.ranges)[-ranges.most :]
+        new = [part for first, last in told for part in ranges.add(first, last)]
         if not new:
             return []
         self._changed[stream] = None

@@ -19,6 +19,11 @@ class Ranges:
         for first, last in ranges:
             self.add(first, last)
 
+    @property
+    def most(self) -> int:
+        """How many ranges are kept."""
+        return self._most
+
     def __bool__(self) -> bool:
         return bool(self._first)
 
@@ -68,6 +73,22 @@ class Ranges:
         if len(self._first) > self._most:
             del self._first[0], self._last[0]
         return new
+
+
+def united(ranges: Iterable[Range]) -> list[Range]:
+    """Return the ranges of the numbers in these, in ascending order, no two of them touching.
+
+    For many at once it is much faster than `Ranges.add`.
+    """
+    result: list[Range] = []
+    for first, last in sorted(ranges):
+        if first > last:
+            continue
+        if result and first <= result[-1][1] + 1:
+            result[-1] = (result[-1][0], max(last, result[-1][1]))
+        else:
+            result.append((first, last))
+    return result
 
 
 def ranges_of(numbers: Sequence[int]) -> tuple[Range, ...]:

@@ -78,6 +78,22 @@ def test_a_friend_tells_what_became_of_the_messages_of_another_device_of_this_us
     assert taken(box) == [], "a receipt is never answered by a receipt"
 
 
+def test_more_ranges_than_are_kept_are_no_news_each_time() -> None:
+    """A friend can send hundreds of such receipts a second: of the lowest ranges none is ever kept."""
+    box = receipts()
+    many = tuple((2 * number, 2 * number) for number in range(1, 1025))
+    [progressed] = of_ben(box, READ, *many)
+    assert progressed.ranges == many[-256:]
+    assert of_ben(box, READ, *many) == of_ben(box, READ, *reversed(many)) == []
+    assert states(box, MINE_ELSEWHERE, 2048, 2046, 2047) == ["read", "read", ""]
+
+
+def test_ranges_that_touch_are_one_before_they_are_counted() -> None:
+    box = receipts()
+    [progressed] = of_ben(box, READ, *((number, number) for number in range(1024, 0, -1)))
+    assert progressed.ranges == ((1, 1024),)
+
+
 def test_another_device_of_this_user_tells_what_was_read_there() -> None:
     box = receipts()
     assert of_my_phone(box, READ, (1, 2)) == [StreamProgressed(FROM_BEN, "read", ((1, 2),))]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshim.protocol.ranges import Range, Ranges, ranges_of
+from meshim.protocol.ranges import Range, Ranges, ranges_of, united
 
 NUMBERS = st.integers(1, 60)
 
@@ -48,3 +48,9 @@ def test_beyond_the_limit_the_lowest_range_is_forgotten() -> None:
 )
 def test_ranges_cover_exactly_the_numbers(numbers: list[int], ranges: tuple[Range, ...]) -> None:
     assert ranges_of(numbers) == ranges
+
+
+@given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30))))
+def test_united_ranges_have_the_same_numbers_and_do_not_touch(ranges: list[Range]) -> None:
+    numbers = {number for first, last in ranges for number in range(first, last + 1)}
+    assert united(ranges) == list(ranges_of(list(numbers)))
