@@ -244,7 +244,9 @@ class Outbox:
         if receipt.to.id != sender or stream is None or receipt.kind not in _STATES:
             return update
         state = _STATES[receipt.kind]
-        told = self._receipts.setdefault((receipt.to, state), Ranges())
+        told = self._receipts.get((receipt.to, state))
+        if told is None:  # it has room for every message that is known here, so that none of them is news twice
+            told = self._receipts[receipt.to, state] = Ranges(most=self._options.settled_max)
         # A range may begin at 1: only what is new and still known here costs anything.
         lowest = max(1, stream.next_seq - self._options.settled_max - self._stream_options.in_flight)
         for first, last in receipt.ranges:

@@ -333,6 +333,18 @@ def test_a_receipt_for_endless_ranges_costs_little() -> None:
     assert states(box.receipt(PEER, endless)) == [(1, "read")]
 
 
+def test_the_same_receipt_for_many_ranges_is_news_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A friend can send hundreds of those a second."""
+    options = msgspec.structs.replace(OPTIONS, settled_max=2_000)
+    box = outbox(Snapshot([PutStream(BOB, 2_001, b"")], [], [], [], []), options)
+    asked: list[int] = []
+    monkeypatch.setattr(box, "_one_receipt", lambda key, state, update: asked.append(key[1]))
+    read = receipt(ReceiptKind.READ, *((seq, seq) for seq in range(2, 2_001, 2)))
+    for _ in range(2):
+        box.receipt(PEER, read)
+    assert asked == list(range(2, 2_001, 2))
+
+
 def test_receipts_match_only_the_latest_settled_messages() -> None:
     box = outbox()
     for seq in range(1, 7):
