@@ -2,6 +2,7 @@
 
 import importlib.util
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,24 @@ class Monitor:
 
 
 @pytest.fixture
-def module() -> Any:
+def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The example; its databases are closed afterwards."""
+    opened: list[sqlite3.Connection] = []
+    connect = sqlite3.connect
+
+    def remember(path: str | Path, **options: Any) -> sqlite3.Connection:
+        opened.append(connect(path, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", remember)
     spec = importlib.util.spec_from_file_location("minimal_client", EXAMPLE)
     assert spec is not None
     assert spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
-    return loaded
+    yield loaded
+    for database in opened:
+        database.close()
 
 
 def client_of(module: Any) -> Any:
