@@ -104,6 +104,8 @@ async def test_refused_requests_and_new_keys_are_told(mesh: RealMesh) -> None:
         await next_event(events, RelationChanged, lambda event: event.new == "requested")
         await ben.refuse(ann_name)
         assert await next_event(events, RelationChanged) == relation(ben_name, ben, "requested", "removed")
+        # Read before the next request: what is unread of one relation becomes one event, or none if nothing changed.
+        assert await next_event(of_ben, RelationChanged) == relation(ann_name, ann, "asked", "removed")
         with pytest.raises(ApiError) as refused:
             await ben.accept(ann_name)
         assert refused.value.code == "not_asked"
