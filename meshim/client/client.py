@@ -24,13 +24,13 @@ from typing import Self
 from urllib.parse import quote
 
 from meshim.client import events as e
+from meshim.client.application.event_stream import Subscription
+from meshim.client.application.message import Message, Outgoing
+from meshim.client.application.public_events import Presence
 from meshim.client.connection import Transport
 from meshim.client.core import ClientCore
-from meshim.client.event_stream import Subscription
 from meshim.client.friends.relations import Friend
-from meshim.client.message import Message, Outgoing
 from meshim.client.options import DEFAULTS, ClientOptions
-from meshim.client.public_events import Presence
 from meshim.client.rest import Api
 from meshim.client.session import Credentials, Session, opened, reassign_outbox
 from meshim.client.shell import Shell

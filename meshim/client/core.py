@@ -21,14 +21,14 @@ from typing import Any, NamedTuple
 import msgspec
 
 from meshim.client import events as e
-from meshim.client.deliveries import Deliveries
 from meshim.client.identity import Identity
-from meshim.client.inbox import Inbox
 from meshim.client.options import ClientOptions, within_limits
-from meshim.client.outbox import NewId, Outbox, OutboxUpdate
-from meshim.client.receipts import Receipts
 from meshim.client.statistics import Statistics
-from meshim.client.typing_state import TypingState
+from meshim.client.streams.deliveries import Deliveries
+from meshim.client.streams.inbox import Inbox
+from meshim.client.streams.outbox import NewId, Outbox, OutboxUpdate
+from meshim.client.streams.receipts import Receipts
+from meshim.client.streams.typing_state import TypingState
 from meshim.errors import Code, PeerError
 from meshim.protocol.link import Link
 from meshim.wire import client as wire

@@ -9,9 +9,9 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from meshim.client import events as e
+from meshim.client.application.message import Outgoing
 from meshim.client.core import ClientCore
 from meshim.client.friends.contacts import Contacts
-from meshim.client.message import Outgoing
 from meshim.errors import Code, MeshimError, Refused, UsageError
 from meshim.runtime.crypto import seal
 from meshim.wire.envelope import Destination, DestinationType, Kind, Text, associated_data, encode_content

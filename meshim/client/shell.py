@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 from meshim.client import events as e
+from meshim.client.application.event_stream import Publisher, Subscription
 from meshim.client.connection import Connection, Transport
 from meshim.client.core import ClientCore
-from meshim.client.event_stream import Publisher, Subscription
 from meshim.client.event_translator import EventTranslator
 from meshim.client.friends.contacts import Contacts
 from meshim.client.friends.presence import PresencePoller

@@ -15,11 +15,11 @@ import msgspec
 
 from meshim.client import events as e
 from meshim.client.identity import Identity
-from meshim.client.inbox import Inbox
-from meshim.client.outbox import Outbox
-from meshim.client.receipts import NOW, Receipts
 from meshim.client.statistics import Statistics
-from meshim.client.typing_state import TypingState
+from meshim.client.streams.inbox import Inbox
+from meshim.client.streams.outbox import Outbox
+from meshim.client.streams.receipts import NOW, Receipts
+from meshim.client.streams.typing_state import TypingState
 from meshim.wire.client import Delivery
 from meshim.wire.envelope import (
     EPHEMERAL_FROM,
