@@ -1,10 +1,8 @@
 """The client library: `from meshim.client import Client`."""
 
-from meshim.client.client import Client
-from meshim.client.event_stream import Subscription
-from meshim.client.friends.relations import Friend
-from meshim.client.message import Message, OrderFlag, Outgoing
-from meshim.client.public_events import (
+from meshim.client.application.event_stream import Subscription
+from meshim.client.application.message import Message, OrderFlag, Outgoing
+from meshim.client.application.public_events import (
     Connected,
     DevicesChanged,
     DeviceTakenOver,
@@ -21,6 +19,8 @@ from meshim.client.public_events import (
     TypingStarted,
     TypingStopped,
 )
+from meshim.client.client import Client
+from meshim.client.friends.relations import Friend
 
 __all__ = [
     "Client",

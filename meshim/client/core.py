@@ -22,37 +22,20 @@ import msgspec
 
 from meshim.client import events as e
 from meshim.client.identity import Identity
-from meshim.client.inbox import Inbox, InboxUpdate
 from meshim.client.options import ClientOptions, within_limits
-from meshim.client.outbox import NewId, Outbox, OutboxUpdate
-from meshim.client.receipts import NOW, Receipts
 from meshim.client.statistics import Statistics
-from meshim.client.typing_state import TypingState
+from meshim.client.streams.deliveries import Deliveries
+from meshim.client.streams.inbox import Inbox
+from meshim.client.streams.outbox import NewId, Outbox, OutboxUpdate
+from meshim.client.streams.receipts import Receipts
+from meshim.client.streams.typing_state import TypingState
 from meshim.errors import Code, PeerError
 from meshim.protocol.link import Link
 from meshim.wire import client as wire
 from meshim.wire.client import Changed, ConnectorItem, Delivery, Greet, Stored, Submit, Welcome
-from meshim.wire.envelope import (
-    EPHEMERAL_FROM,
-    HIDDEN,
-    WIRE_VERSION,
-    Destination,
-    Envelope,
-    Kind,
-    decode_envelope,
-    decode_receipt,
-    encode_content,
-    encode_envelope,
-)
+from meshim.wire.envelope import WIRE_VERSION, Destination, Envelope, Kind, encode_content, encode_envelope
 from meshim.wire.link import Close, Reset
 from meshim.wire.sizes import submit_size
-
-ADDED_BYTES_MAX = 256
-"""Of an envelope beside its body: beyond, the state file gets it without the elements that this version does not know.
-
-They may be arrays within arrays, so deep that they decode here and not further down in the stack of an application: it
-could never read this message, nor any behind it.
-"""
 
 
 class State(enum.Enum):
@@ -128,6 +111,10 @@ class ClientCore:
         self._greeted_at = 0.0
         self._actions: list[e.Action] = []
         self._changes: list[e.Change] = []
+        self._deliveries = Deliveries(
+            identity, options.delivered_delay_s, self.inbox, self.outbox, self.receipts, self.typing, self.statistics,
+            self._changes, self._actions,
+        )  # fmt: skip
         self._composed: list[tuple[Destination, int]] = []
         self._available = False
         self._pending: deque[_Pending] = deque()
@@ -152,7 +139,9 @@ class ClientCore:
             else:
                 for frame in self._link.tick(now):
                     self._actions.append(e.SendFrame(wire.encode(frame)))
-        self._update_inbox(self.inbox.tick(now, online=self.state is State.ONLINE))
+        released, available = self.inbox.tick(now, online=self.state is State.ONLINE)
+        self._changes.extend(released)
+        self._available = self._available or available
         return self._flush(now)
 
     def next_deadline(self) -> float | None:
@@ -294,54 +283,12 @@ class ClientCore:
     # ---------------------------------------------------------------- received items
 
     def _item(self, item: ConnectorItem, link: Link[Submit, ConnectorItem], now: float) -> None:
-        if not isinstance(item, Delivery):  # an outcome; its acknowledgement is not urgent
+        if isinstance(item, Delivery):
+            link.window.ack_at_once()  # the sender sees `delivered` when the connector has this acknowledgement
+            available = self._deliveries.receive(item, now)
+            self._available = self._available or available
+        else:  # an outcome; its acknowledgement is not urgent
             self._update_outbox(self.outbox.outcome(item, now))
-            return
-        link.window.ack_at_once()  # the sender sees `delivered` when the connector has this acknowledgement
-        try:
-            envelope = decode_envelope(item.envelope)
-        except msgspec.DecodeError:
-            # From a later version: connectors forward only what decodes in theirs.
-            self.statistics.unreadable += 1
-            return
-        if envelope.device == self.identity.device:
-            return
-        if envelope.kind >= EPHEMERAL_FROM:
-            self._ephemeral(envelope, now)
-            return
-        if envelope.kind == Kind.RECEIPT:
-            self._receipt(envelope)
-        data = item.envelope
-        if len(data) - len(envelope.body) > ADDED_BYTES_MAX:
-            data = encode_envelope(envelope)
-        self._update_inbox(self.inbox.receive(envelope, data, stored=item.stored, now=now))
-        if envelope.kind in HIDDEN:
-            self.receipts.hidden(envelope.stream, envelope.seq)
-        elif envelope.user != self.identity.user:
-            self._actions.extend(self.typing.stop(envelope.user))
-            due = NOW if item.stored else now + self._options.delivered_delay_s
-            self.receipts.owe_delivered(envelope.stream, envelope.seq, due)
-
-    def _ephemeral(self, envelope: Envelope, now: float) -> None:
-        """Show typing of a friend, unless the message that was typed is here already: it may have come first."""
-        mine = envelope.user == self.identity.user
-        if envelope.kind == Kind.TYPING and not mine and not self.inbox.has_message(envelope.stream, envelope.seq):
-            self._actions.extend(self.typing.start(envelope.user, now))
-
-    def _receipt(self, envelope: Envelope) -> None:
-        try:
-            receipt = decode_receipt(envelope.body)
-        except msgspec.DecodeError:
-            self.statistics.unreadable += 1
-            return
-        if envelope.user == self.identity.user or receipt.device != self.identity.device:
-            self._actions.extend(self.receipts.apply(envelope, receipt, self.inbox.has))
-        elif receipt.epoch == self.identity.epoch:
-            self._update_outbox(self.outbox.receipt(envelope.user, receipt))
-
-    def _update_inbox(self, update: InboxUpdate) -> None:
-        self._changes.extend(update.changes)
-        self._available = self._available or update.available
 
     def _update_outbox(self, update: OutboxUpdate) -> None:
         self._changes.extend(update.changes)

@@ -3,12 +3,8 @@
 from typing import cast
 
 from meshim.client import events as e
-from meshim.client.event_stream import Publisher
-from meshim.client.friends.contacts import Contacts
-from meshim.client.friends.presence import PresencePoller
-from meshim.client.friends.relations import Relations
-from meshim.client.identity import Identity
-from meshim.client.public_events import (
+from meshim.client.application.event_stream import Publisher
+from meshim.client.application.public_events import (
     Connected,
     DevicesChanged,
     DeviceTakenOver,
@@ -18,6 +14,10 @@ from meshim.client.public_events import (
     TypingStarted,
     TypingStopped,
 )
+from meshim.client.friends.contacts import Contacts
+from meshim.client.friends.presence import PresencePoller
+from meshim.client.friends.relations import Relations
+from meshim.client.identity import Identity
 from meshim.errors import Code, MeshimError, Refused
 from meshim.protocol.ranges import Range
 from meshim.wire.client import Change

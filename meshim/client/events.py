@@ -119,7 +119,7 @@ class PutOrder(NamedTuple):
 
 
 class PutReceipts(NamedTuple):
-    """The messages of a stream of which this device knows that they are delivered or read; see `client.receipts`."""
+    """Which messages of a stream are delivered or read, as far as this device knows; see `client.streams.receipts`."""
 
     stream: Stream
     delivered: tuple[Range, ...]

@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from meshim.client.application.message import Message, OrderFlag
 from meshim.client.friends.contacts import Contacts
-from meshim.client.message import Message, OrderFlag
-from meshim.client.receipts import Receipts
 from meshim.client.state import Received, StateFile
 from meshim.client.statistics import Statistics
+from meshim.client.streams.receipts import Receipts
 from meshim.errors import BackendUnavailable, MeshimError, SealBroken, UsageError
 from meshim.runtime.crypto import open_sealed
 from meshim.wire.envelope import Envelope, Kind, Stream, associated_data, decode_envelope, decode_text

@@ -54,7 +54,7 @@ class ClientOptions(msgspec.Struct, frozen=True):
     watched_max: int = 500
     """Friends who are watched at once; a request asks for 100."""
     events_max: int = 1024
-    """Events that wait for a reader of `Client.events`; see `client.event_stream`."""
+    """Events that wait for a reader of `Client.events`; see `client.application.event_stream`."""
 
 
 DEFAULTS = ClientOptions(

@@ -20,7 +20,7 @@ An endpoint that needs a new query also adds a method to `Accounts` in `stores/p
 
 from typing import Any
 
-from litestar import Request, Response, Router, delete, get, post
+from litestar import HttpMethod, Request, Response, Router, get, post
 from litestar.datastructures import State
 from litestar.di import NamedDependency, Provide
 from litestar.handlers import HTTPRouteHandler
@@ -122,67 +122,44 @@ async def relation(name: FromPath[str], friends: FriendsParameter, me: Me) -> re
     return await friends.relation(me.user, name)
 
 
-@post(
-    "/relations/{name:str}",
-    status_code=200,
-    security=_TOKEN,
-    responses=_refusals(400, 401, 404, 409),
-    summary="Ask a user for friendship, or accept that user's request",
-)
+def _relation_change(method: HttpMethod, path: str, status: int, summary: str) -> HTTPRouteHandler:
+    """Decorates a handler that changes the relation to the user in the path."""
+    return HTTPRouteHandler(
+        f"/relations/{{name:str}}{path}",
+        http_method=method,
+        status_code=status,
+        security=_TOKEN,
+        responses=_refusals(400, 401, 404, 409),
+        summary=summary,
+    )
+
+
+@_relation_change(HttpMethod.POST, "", 200, "Ask a user for friendship, or accept that user's request")
 async def request_friendship(name: FromPath[str], friends: FriendsParameter, me: Me) -> rest.Relation:
     return await friends.apply(me.user, name, FriendAction.REQUEST)
 
 
-@post(
-    "/relations/{name:str}/accept",
-    status_code=200,
-    security=_TOKEN,
-    responses=_refusals(400, 401, 404, 409),
-    summary="Accept a request",
-)
+@_relation_change(HttpMethod.POST, "/accept", 200, "Accept a request")
 async def accept(name: FromPath[str], friends: FriendsParameter, me: Me) -> rest.Relation:
     return await friends.apply(me.user, name, FriendAction.ACCEPT)
 
 
-@post(
-    "/relations/{name:str}/refuse",
-    status_code=204,
-    security=_TOKEN,
-    responses=_refusals(400, 401, 404, 409),
-    summary="Refuse a request",
-)
+@_relation_change(HttpMethod.POST, "/refuse", 204, "Refuse a request")
 async def refuse(name: FromPath[str], friends: FriendsParameter, me: Me) -> None:
     await friends.apply(me.user, name, FriendAction.REFUSE)
 
 
-@delete(
-    "/relations/{name:str}",
-    security=_TOKEN,
-    responses=_refusals(400, 401, 404, 409),
-    summary="End a friendship, or withdraw a request",
-)
+@_relation_change(HttpMethod.DELETE, "", 204, "End a friendship, or withdraw a request")
 async def remove(name: FromPath[str], friends: FriendsParameter, me: Me) -> None:
     await friends.apply(me.user, name, FriendAction.REMOVE)
 
 
-@post(
-    "/relations/{name:str}/block",
-    status_code=200,
-    security=_TOKEN,
-    responses=_refusals(400, 401, 404, 409),
-    summary="Block a user, who does not learn of it",
-)
+@_relation_change(HttpMethod.POST, "/block", 200, "Block a user, who does not learn of it")
 async def block(name: FromPath[str], friends: FriendsParameter, me: Me) -> rest.Relation:
     return await friends.apply(me.user, name, FriendAction.BLOCK)
 
 
-@post(
-    "/relations/{name:str}/unblock",
-    status_code=200,
-    security=_TOKEN,
-    responses=_refusals(400, 401, 404, 409),
-    summary="End a block",
-)
+@_relation_change(HttpMethod.POST, "/unblock", 200, "End a block")
 async def unblock(name: FromPath[str], friends: FriendsParameter, me: Me) -> rest.Relation:
     return await friends.apply(me.user, name, FriendAction.UNBLOCK)
 

@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import msgspec
 
-from meshim.client.inbox import Inbox, InboxUpdate
+from meshim.client.streams.inbox import Inbox, InboxUpdate
 from meshim.connector import accounting
 from meshim.connector import events as connector_events
 from meshim.connector.handshake import Handshake

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from meshim.client.public_events import Event, KeyChanged, RelationChanged, RelationState, relation_state
+from meshim.client.application.public_events import Event, KeyChanged, RelationChanged, RelationState, relation_state
 from meshim.client.session import Session
 from meshim.client.state import StateFile
 from meshim.errors import ApiError, BackendUnavailable, Code, Refused

@@ -15,10 +15,10 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from meshim.chunks import chunks
-from meshim.client.event_stream import Publisher
+from meshim.client.application.event_stream import Publisher
+from meshim.client.application.public_events import Presence, PresenceChanged
 from meshim.client.friends.contacts import Contacts
 from meshim.client.options import ClientOptions
-from meshim.client.public_events import Presence, PresenceChanged
 from meshim.client.session import Session
 from meshim.client.statistics import Statistics
 from meshim.errors import ApiError, BackendUnavailable, UsageError

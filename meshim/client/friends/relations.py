@@ -15,9 +15,9 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
-from meshim.client.event_stream import Publisher
+from meshim.client.application.event_stream import Publisher
+from meshim.client.application.public_events import RelationState, relation_state
 from meshim.client.friends.contacts import Contacts
-from meshim.client.public_events import RelationState, relation_state
 from meshim.client.rest import Api
 from meshim.client.session import Session
 from meshim.client.statistics import Statistics

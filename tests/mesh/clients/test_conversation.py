@@ -194,7 +194,7 @@ async def _connector_of(mesh: RealMesh, device: Client) -> str:
     """The name of the connector that holds the connection of a device."""
     await asyncio.wait_for(device.online(), DEADLINE_S)
     roles = mesh.status()["roles"]
-    return str(next(role["name"] for role in roles if role["endpoint"] == device._connection._last))
+    return str(next(role["name"] for role in roles if role["endpoint"] == device._shell.connection._last))
 
 
 @pytest.mark.parametrize(("ending", "within_s"), [(signal.SIGTERM, 1.0), (signal.SIGKILL, 5.0)])
@@ -222,7 +222,7 @@ async def test_clients_of_a_stopping_connector_move_within_a_second(mesh: RealMe
     moving = [each for each, connector in zip(clients, connectors, strict=True) if connector == connectors[0]]
     ended, began = mesh.signal(connectors[0], signal.SIGTERM), time.monotonic()
     await until(
-        lambda: not any(each._connection.online.is_set() for each in moving),
+        lambda: not any(each._shell.connection.online.is_set() for each in moving),
         "the connector does not close their sessions",
     )
     await asyncio.wait_for(asyncio.gather(*(each.online() for each in moving)), DEADLINE_S)
@@ -313,7 +313,7 @@ async def test_a_body_over_the_limit_is_refused_by_the_library_and_by_the_connec
         with pytest.raises(Refused, match=r"the message has 65,54\d bytes, 65,508 are allowed") as refusal:
             await alice.send(bob_name, "x" * 65_536)
         assert refusal.value.code is Code.TOO_LARGE
-        alice._body_bytes = 1 << 20  # as in a library with a higher limit
+        alice._shell.sender.body_bytes = 1 << 20  # as in a library with a higher limit
         refused = await alice.send(bob_name, "x" * 65_536)
         with pytest.raises(Refused, match=r"the body has 6557\d bytes, 65536 are allowed") as refusal:
             await asyncio.wait_for(refused.wait_sent(), DEADLINE_S)

@@ -55,7 +55,10 @@ async def test_all_devices_learn_at_once_when_they_are_connected(mesh: RealMesh)
         await unread.mark_read()  # it has been told: no second receipt, and no receipt for a receipt
         for device in (phone, laptop, bobs_phone, bobs_laptop):
             await settled(device)
-        sent = {(each.user_id, each.device_id): each._core.outbox._streams for each in (phone, bobs_phone, bobs_laptop)}
+        sent = {
+            (each.user_id, each.device_id): each._shell.core.outbox._streams
+            for each in (phone, bobs_phone, bobs_laptop)
+        }
         assert [sum(stream.next_seq - 1 for stream in streams.values()) for streams in sent.values()] == [1, 1, 0]
 
 
@@ -82,7 +85,7 @@ async def test_a_device_that_was_away_learns_what_its_user_read_meanwhile(mesh: 
             await receive(phone, 2, mark_read=True)
             await settled(phone)
         async with client(mesh, bob_name, "laptop") as laptop:
-            await until(lambda: bool(laptop._core.receipts._streams), "the receipt has come")
+            await until(lambda: bool(laptop._shell.core.receipts._streams), "the receipt has come")
             one, two, three = await receive(laptop, 3)
             await expect_state(laptop, two, "read")
             assert [laptop.state_of(message) for message in (one, two, three)] == ["read", "read", "delivered"]
@@ -108,8 +111,8 @@ async def test_senders_devices_that_were_away_learn_what_was_delivered_and_read(
             await expect_state(laptop, two, "delivered")
         async with client(mesh, alice_name) as phone:
             to = one.stream.to
-            await until(lambda: phone._core.outbox._settled[to, one.seq] == "read", "the sending device knows")
-            await until(lambda: phone._core.outbox._settled[to, two.seq] == "delivered", "of the second one, too")
+            await until(lambda: phone._shell.core.outbox._settled[to, one.seq] == "read", "the sending device knows")
+            await until(lambda: phone._shell.core.outbox._settled[to, two.seq] == "delivered", "of the second one, too")
 
 
 async def test_a_new_state_file_of_the_sender_learns_of_what_its_sibling_sent(mesh: RealMesh) -> None:
@@ -166,7 +169,7 @@ async def test_receipts_after_the_end_of_a_friendship_settle_silently(mesh: Real
         events = bob.events()
         await api.remove(bob_name)
         await next_event(events, RelationChanged)  # his connector knows it, too
-        await until(lambda: bob._core.outbox.unsettled == 0, "nothing is under way")
+        await until(lambda: bob._shell.core.outbox.unsettled == 0, "nothing is under way")
         await message.mark_read()
         await settled(bob)
-        assert (bob._failure, bob.state_of(message), outgoing.state) == (None, "read", "delivered")
+        assert (bob._shell._failure, bob.state_of(message), outgoing.state) == (None, "read", "delivered")

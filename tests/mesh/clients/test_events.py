@@ -291,7 +291,7 @@ async def test_messages_tell_how_far_they_have_come(mesh: RealMesh) -> None:
             await api.login(ben_name, PASSWORD)
             await api.remove(ann_name)
         await next_event(events, RelationChanged)
-        ann._contacts._relations[ben_name] = (ben.user_id, "friends")  # as if the news had not come yet
+        ann._shell.contacts._relations[ben_name] = (ben.user_id, "friends")  # as if the news had not come yet
         refused = await ann.send(ben_name, "again")
         no = await next_event(events, MessagesProgressed)
         assert (no.covers(refused), no.state, no.code) == (True, "rejected", Code.NOT_FRIENDS)

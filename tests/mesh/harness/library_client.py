@@ -71,7 +71,7 @@ async def expect_nothing_more(reader: Client, writer: Client, peer: str) -> None
 @asynccontextmanager
 async def disconnected(device: Client) -> AsyncIterator[None]:
     """Take the connection of a device away for the block; afterwards it connects again."""
-    connection, may_connect = device._connection, asyncio.Event()
+    connection, may_connect = device._shell.connection, asyncio.Event()
     ask = connection._connectors
 
     async def after_the_block(fresh: bool) -> Sequence[Connector]:
@@ -79,7 +79,7 @@ async def disconnected(device: Client) -> AsyncIterator[None]:
         return await ask(fresh)
 
     connection._connectors = after_the_block
-    device._driver.receive(ConnectionLost())
+    device._shell.driver.receive(ConnectionLost())
     try:
         yield
     finally:

@@ -42,7 +42,7 @@ async def stored_messages_survive_a_restart(mesh: RestartableMesh) -> None:
             await send_and_wait(alice, bob_name, "are you there?")
             assert await receive_texts(bob, 1) == ["are you there?"]
         await send_and_wait(alice, bob_name, *old)
-        before = {connector.endpoint for connector in await alice._session.connectors(fresh=True)}
+        before = {connector.endpoint for connector in await alice._shell._session.connectors(fresh=True)}
         await mesh.down()
         await mesh.up()
         async with client(running_mesh, bob_name) as bob:
@@ -52,7 +52,7 @@ async def stored_messages_survive_a_restart(mesh: RestartableMesh) -> None:
             await bob.settled()
         assert [message.text for message in messages] == old + new
         assert all(message.stored for message in messages[: len(old)])
-        after = {connector.endpoint for connector in await alice._session.connectors(fresh=True)}
+        after = {connector.endpoint for connector in await alice._shell._session.connectors(fresh=True)}
         assert not before & after, "every connector has a new port after a restart"
 
 

@@ -83,8 +83,8 @@ async def expect_nothing_else(pair: TwoUsers, *texts: str, through: IndependentC
 
 def pin_connector(device: Client, name: str) -> None:
     """Let a device of the library connect to this connector alone from now on; call it before it connects."""
-    connection = device._connection
-    ask = device._session.connectors
+    connection = device._shell.connection
+    ask = device._shell._session.connectors
 
     async def only_that_one(fresh: bool) -> list[Connector]:
         return [connector for connector in await ask(fresh) if connector.name == name]

@@ -6,12 +6,12 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 
-from meshim.client.event_stream import Publisher, Subscription
+from meshim.client.application.event_stream import Publisher, Subscription
+from meshim.client.application.public_events import Event
 from meshim.client.friends.contacts import Contacts
 from meshim.client.friends.presence import PresencePoller
 from meshim.client.friends.relations import Relations
 from meshim.client.options import DEFAULTS
-from meshim.client.public_events import Event
 from meshim.client.rest import Api
 from meshim.client.statistics import Statistics
 from meshim.wire import rest

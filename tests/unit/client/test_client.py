@@ -223,8 +223,8 @@ async def test_closing_continues_when_its_task_is_cancelled(service: RestService
 
 async def test_a_state_file_that_cannot_be_written_ends_the_client(service: RestService, path: Path) -> None:
     async with alice(service, path) as client:
-        pages = client._state._db.execute("PRAGMA page_count").fetchone()[0]
-        client._state._db.execute(f"PRAGMA max_page_count={pages}")
+        pages = client._shell._state._db.execute("PRAGMA page_count").fetchone()[0]
+        client._shell._state._db.execute(f"PRAGMA max_page_count={pages}")
         outgoing: list[Outgoing] = []
 
         async def send_for_ever() -> None:
@@ -249,7 +249,7 @@ async def test_an_unexpected_exception_is_reported_and_ends_the_client(
         def broken(*arguments: object) -> None:
             raise AssertionError("a bug")
 
-        monkeypatch.setattr(client._core.outbox, "add", broken)
+        monkeypatch.setattr(client._shell.core.outbox, "add", broken)
         for _ in range(2):
             with pytest.raises(ClientClosed, match="the client failed: AssertionError"):
                 await client.send("bob", "hello")
@@ -260,7 +260,7 @@ async def test_a_database_error_while_reading_is_raised_in_messages(
     service: RestService, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with alice(service, path) as client:
-        client._state._db.execute("ALTER TABLE inbox RENAME TO gone")
+        client._shell._state._db.execute("ALTER TABLE inbox RENAME TO gone")
         with pytest.raises(sqlite3.OperationalError):
             await anext(client.messages())
 

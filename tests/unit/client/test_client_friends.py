@@ -88,7 +88,7 @@ async def test_friends_are_asked_for_changed_and_kept_in_the_state_file(service:
     async with client_of(service, path) as client:
         events = client.events()
         service.set_relation("bob", "friends")
-        client._perform(e.AccountChanged(Change.RELATIONS | Change.KEYS))
+        client._shell._perform(e.AccountChanged(Change.RELATIONS | Change.KEYS))
         async with asyncio.timeout(5.0):
             assert await anext(events) == RelationChanged(user_id=2, name="bob", old="requested", new="friends")
 
@@ -111,12 +111,12 @@ async def test_a_token_that_ended_is_renewed(service: RestService, alice: Client
 
 async def test_the_connection_and_the_account_are_told(alice: Client) -> None:
     events = alice.events()
-    alice._connection._last = "tcp://c1"
-    alice._perform(e.Online(65_536))
-    alice._perform(e.AccountChanged(Change.DEVICES))
-    alice._perform(e.Disconnect(Code.SHUTTING_DOWN, "bye"))
-    alice._perform(e.Disconnect(None, "an attempt that was not welcomed"))
-    alice._perform(e.TypingChanged(2, typing=True))
+    alice._shell.connection._last = "tcp://c1"
+    alice._shell._perform(e.Online(65_536))
+    alice._shell._perform(e.AccountChanged(Change.DEVICES))
+    alice._shell._perform(e.Disconnect(Code.SHUTTING_DOWN, "bye"))
+    alice._shell._perform(e.Disconnect(None, "an attempt that was not welcomed"))
+    alice._shell._perform(e.TypingChanged(2, typing=True))
     async with asyncio.timeout(5.0):
         assert [await anext(events) for _ in range(4)] == [
             Connected(connector="tcp://c1"),
@@ -124,7 +124,7 @@ async def test_the_connection_and_the_account_are_told(alice: Client) -> None:
             Disconnected(code=Code.SHUTTING_DOWN, sentence="bye"),
             TypingStarted(name="bob"),
         ]
-    alice._perform(e.TypingChanged(2, typing=False))
+    alice._shell._perform(e.TypingChanged(2, typing=False))
     assert waiting(events) == [TypingStopped(name="bob")]
 
 
@@ -140,13 +140,13 @@ class FullSocket:
 
 async def test_a_connection_that_ends_because_a_frame_finds_no_room_is_told(alice: Client) -> None:
     events = alice.events()
-    alice._driver.receive(e.Connected(5, bytes(32)))
+    alice._shell.driver.receive(e.Connected(5, bytes(32)))
     welcome = Welcome(1, 5, 1, 1, 10, 32, 65_536, 262_144, 10_000, 25_000, 2_500, 0)
-    alice._driver.receive(e.FramesReceived([encode(welcome)]))
+    alice._shell.driver.receive(e.FramesReceived([encode(welcome)]))
     full: Any = FullSocket()
-    alice._connection._socket = full
+    alice._shell.connection._socket = full
     await alice.send("bob", "hello")
-    alice._connection._socket = None
+    alice._shell.connection._socket = None
     assert alice.connector is None
     assert [type(event) for event in waiting(events)] == [Connected, Disconnected]
 
@@ -155,11 +155,11 @@ async def test_messages_of_this_device_and_of_others_are_told_by_one_event(alice
     events = alice.events()
     outgoing = await alice.send("bob", "hello")
     mine, bobs = outgoing.stream, Stream(2, 20, 5, Destination(DestinationType.USER, 1))
-    assert mine == Stream(1, 10, alice._state.epoch, TO_BOB)
-    alice._perform(e.StatusChanged(TO_BOB, 1, "sent", 0, ""))
-    alice._perform(e.StatusChanged(TO_BOB, 2, "sent", 0, "", hidden=True))
-    alice._perform(e.StatusChanged(TO_BOB, 3, "rejected", 6, "no friends"))
-    alice._perform(e.StreamProgressed(bobs, "read", ((1, 4),)))
+    assert mine == Stream(1, 10, alice._shell._state.epoch, TO_BOB)
+    alice._shell._perform(e.StatusChanged(TO_BOB, 1, "sent", 0, ""))
+    alice._shell._perform(e.StatusChanged(TO_BOB, 2, "sent", 0, "", hidden=True))
+    alice._shell._perform(e.StatusChanged(TO_BOB, 3, "rejected", 6, "no friends"))
+    alice._shell._perform(e.StreamProgressed(bobs, "read", ((1, 4),)))
     sent, rejected, read = waiting(events)
     assert isinstance(sent, MessagesProgressed)
     assert (sent.covers(outgoing), sent.peer, sent.state, sent.ranges) == (True, "bob", "sent", ((1, 1),))
@@ -181,7 +181,7 @@ async def test_the_end_of_the_client_is_raised_after_the_last_event(
     alice: Client, error: Refused, told: list[object]
 ) -> None:
     events = alice.events()
-    alice._fail(error)
+    alice._shell._fail(error)
     assert [await anext(events) for _ in told] == told
     with pytest.raises(Refused, match=error.sentence):
         await anext(events)
@@ -212,7 +212,7 @@ async def test_watched_friends_are_asked_for_over_the_session(service: RestServi
     service.online = {2}
     events = alice.events()
     alice.watch("Bob")
-    alice._perform(e.Online(65_536))
+    alice._shell._perform(e.Online(65_536))
     async with asyncio.timeout(5.0):
         while alice.presence("bob") != "online":
             await anext(events)

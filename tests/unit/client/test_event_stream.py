@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshim.client.event_stream import RANGES_MAX, Publisher, Subscription
-from meshim.client.events import RANK
-from meshim.client.public_events import (
+from meshim.client.application.event_stream import RANGES_MAX, Publisher, Subscription
+from meshim.client.application.public_events import (
     Connected,
     DevicesChanged,
     DeviceTakenOver,
@@ -26,6 +25,7 @@ from meshim.client.public_events import (
     TypingStarted,
     TypingStopped,
 )
+from meshim.client.events import RANK
 from meshim.client.statistics import Statistics
 from meshim.errors import ClientClosed, Code, Refused
 from meshim.wire.envelope import Destination, DestinationType, Stream

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import pytest
 
 from meshim.client.events import AddToInbox, Change, DropFromInbox, EarlyMessage, PutOrder, Release, Snapshot
-from meshim.client.inbox import Inbox, InboxUpdate
 from meshim.client.statistics import Statistics
+from meshim.client.streams.inbox import Inbox, InboxUpdate
 from meshim.protocol.ordering import Flag, OrderingOptions
 from meshim.wire.envelope import WIRE_VERSION, Destination, DestinationType, Envelope, Kind, Stream, encode_envelope
 

@@ -9,13 +9,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from meshim.client.application.message import Message, OrderFlag
 from meshim.client.events import AddToInbox, Release
 from meshim.client.friends.contacts import Contacts
 from meshim.client.inbox_reader import InboxReader
-from meshim.client.message import Message, OrderFlag
-from meshim.client.receipts import Receipts
 from meshim.client.state import StateFile
 from meshim.client.statistics import Statistics
+from meshim.client.streams.receipts import Receipts
 from meshim.errors import ApiError, BackendUnavailable, ClientClosed, MeshimError, UsageError
 from meshim.runtime.crypto import seal
 from meshim.wire.envelope import (

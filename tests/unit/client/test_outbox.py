@@ -13,8 +13,8 @@ from meshim.client.events import (
     StatusChanged,
 )
 from meshim.client.options import OutboxOptions
-from meshim.client.outbox import Outbox, OutboxUpdate
 from meshim.client.statistics import Statistics
+from meshim.client.streams.outbox import Outbox, OutboxUpdate
 from meshim.errors import Code
 from meshim.wire.client import Outcome
 from meshim.wire.envelope import (

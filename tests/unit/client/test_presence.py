@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from meshim.client.public_events import Presence, PresenceChanged
+from meshim.client.application.public_events import Presence, PresenceChanged
 from meshim.errors import UsageError
 from tests import virtual_time
 from tests.unit.client.friends_world import FriendsWorld, waiting

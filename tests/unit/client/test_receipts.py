@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import pytest
 
 from meshim.client.events import PutReceipts, StreamProgressed
-from meshim.client.receipts import AHEAD_MAX, Receipts
 from meshim.client.statistics import Statistics
+from meshim.client.streams.receipts import AHEAD_MAX, Receipts
 from meshim.protocol.ranges import Range
 from meshim.wire.envelope import (
     WIRE_VERSION,

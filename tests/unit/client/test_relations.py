@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from meshim.client.application.public_events import KeyChanged, RelationChanged, relation_state
 from meshim.client.friends.relations import BACKOFF_MAX_S, JITTER_S, SPACING_S, Friend
-from meshim.client.public_events import KeyChanged, RelationChanged, relation_state
 from meshim.errors import ApiError
 from meshim.wire import rest
 from tests import virtual_time

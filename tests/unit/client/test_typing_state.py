@@ -1,7 +1,7 @@
 """Typing is sent now and then, and shown until it stops."""
 
 from meshim.client.events import TypingChanged
-from meshim.client.typing_state import TypingState
+from meshim.client.streams.typing_state import TypingState
 
 BOB, CAROL = 2, 3
 

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias, cast, get_args
 
 import msgspec
 
-from meshim.client.message import Message, Outgoing
+from meshim.client.application.message import Message, Outgoing
 from meshim.errors import Code
 from meshim.protocol.ranges import Range
 from meshim.wire.envelope import Stream

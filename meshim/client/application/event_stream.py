@@ -21,7 +21,7 @@ from weakref import WeakSet
 
 import msgspec
 
-from meshim.client.public_events import (
+from meshim.client.application.public_events import (
     Connected,
     DevicesChanged,
     DeviceTakenOver,

@@ -1,0 +1,1 @@
+"""What an application gets: messages, events, and the readers that it takes events from."""
