@@ -2,8 +2,8 @@
 //
 //   node minimal_client.mjs REST NAME PASSWORD STATE      the commands and events of minimal_client.py
 //
-// In a page: new Client(rest, name, password, await indexedDisk("meshim"), event => show(event)).run().  Node 20 needs
-// --experimental-websocket.  `Rules` is section 16 of the page; the rest moves bytes.
+// In a page: new Client(rest, name, password, disk, event => show(event)).run(), with the disk of minimal_page.html.
+// Node 20 needs --experimental-websocket.  `Rules` is section 16 of docs/protocol.md; the rest moves bytes.
 import { decode, decodeMulti, encode } from "@msgpack/msgpack";
 
 const GREET = 1, WELCOME = 2, DATA = 3, ACK = 4, PING = 5, PONG = 6, CLOSE = 7, RESET = 8, CHANGED = 11;
@@ -11,6 +11,7 @@ const SUBMIT = 1, DELIVERY = 2, TEXT = 1, RECEIPT = 3, BASE = 4, EPHEMERAL = 128
 const DELIVERED = 1, STORED = 2, REJECTED = 3, BUSY = 4, STATES = { 1: "delivered", 2: "sent", 3: "rejected" };
 const BAD_TOKEN = 4, QUIT = 16, WINDOW = 32, EMPTY = new Uint8Array();
 const STOP = [2, 5, 12, "bad_credentials", "device_in_use"]; // VERSION, IMPERSONATION, LOGGED_OUT: stop, tell the user
+const LATER = ["bad_token", "slow_down", "busy", "backend_unavailable", "internal", "wrong_master_key"]; // try again
 const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
 const id = (...parts) => JSON.stringify(parts);
 const attempt = (read) => { try { return read(); } catch { return []; } }; // what a friend wrote may be anything
@@ -103,7 +104,7 @@ export class Rules { // what a client remembers and decides; all changes of `dis
   }
 }
 
-class Disk extends Map { // a Map that remembers what changed; `write(changes)` puts all of it on disk, or nothing
+export class Disk extends Map { // a Map that knows what changed; `write(changes)` puts all of it on disk, or nothing
   constructor(entries, write) {
     super();
     for (const [key, value] of entries) super.set(key, value);
@@ -133,31 +134,16 @@ export async function fileDisk(path) { // Node: a journal of changes; what is to
   return new Disk(entries, (changes) => { writeSync(file, encode(changes)); fdatasyncSync(file); });
 }
 
-export async function indexedDisk(name) { // browser: one object store
-  const done = (request, event) => new Promise((resolve, reject) => {
-    request[event] = () => resolve(request.result);
-    request.onerror = request.onabort = () => reject(request.error);
-  });
-  const opening = indexedDB.open(name, 1);
-  opening.onupgradeneeded = () => opening.result.createObjectStore("disk");
-  const database = await done(opening, "onsuccess"), store = database.transaction("disk").objectStore("disk");
-  const [keys, values] = [store.getAllKeys(), store.getAll()].map((request) => done(request, "onsuccess"));
-  const entries = (await values).map(async (value, n) => [(await keys)[n], value]);
-  return new Disk(await Promise.all(entries), (changes) => {
-    const transaction = database.transaction("disk", "readwrite", { durability: "strict" });
-    const disk = transaction.objectStore("disk");
-    for (const [key, value] of changes) value === undefined ? disk.delete(key) : disk.put(value, key);
-    return done(transaction, "oncomplete");
-  });
-}
-
+const final = (error) => { if (!error.ended || LATER.includes(error.ended)) throw error; return error.ended; };
 const lost = (ended) => Object.assign(new Error(`ended with code ${ended}`), { ended }); // by a Close or by REST
 
 export class Client {
   constructor(api, name, password, disk, emit) {
-    Object.assign(this, { api, name, password, disk, emit, rules: new Rules(disk), users: {}, keys: {}, lines: [] });
+    Object.assign(this, { api, name, password, disk, emit, rules: new Rules(disk), lines: [] });
+    [this.users, this.keys] = [new Map(), new Map()]; // a name's user, and the keys of a user, by their versions
     const [high, low] = crypto.getRandomValues(new Uint32Array(2));
-    this.me = disk.get(id("me")) ?? { epoch: (high >>> 11) * 2 ** 32 + low };
+    this.me = disk.get(id("me")) ?? { name, epoch: (high >>> 11) * 2 ** 32 + low };
+    if (this.me.name !== name) throw new Error(`this state is a device of ${this.me.name}: ${name} needs another`);
   }
   async rest(method, path, body) {
     const headers = { "Content-Type": "application/json", Authorization: `Bearer ${this.me.token}` };
@@ -169,27 +155,31 @@ export class Client {
   async login() {
     const { name, password, me: { epoch, token } } = this;
     const answer = await this.rest("POST", "/v1/login", { name, password, device: "web", epoch, takeover: !token });
-    this.me = { epoch, token: answer.token, user: answer.user_id, device: answer.device_id };
+    this.me = { name, epoch, token: answer.token, user: answer.user_id, device: answer.device_id };
     this.disk.set(id("me"), this.me);
     await this.disk.commit();
   }
   async relations() {
-    for (const { peer, keys } of (await this.rest("GET", "/v1/relations")).relations) {
-      Object.assign(this.users, { [this.name]: this.me.user, [peer.name]: peer.user_id });
-      this.keys[peer.user_id] = Object.fromEntries(keys.map(({ version, key }) => [version, bytes(key)]));
+    const { relations } = await this.rest("GET", "/v1/relations");
+    this.users.set(this.name, this.me.user);
+    for (const { peer, keys } of relations) {
+      this.users.set(peer.name, peer.user_id);
+      this.keys.set(peer.user_id, new Map(keys.map(({ version, key }) => [version, bytes(key)])));
     }
+    const states = Object.fromEntries(relations.map(({ peer, state }) => [peer.name, state]));
+    this.emit({ event: "relations", states });
   }
-  named(user) { return Object.keys(this.users).find((name) => this.users[name] === user) ?? user; }
+  named(user) { return [...this.users].find(([, each]) => each === user)?.[0] ?? user; }
   aes(key) { return crypto.subtle.importKey("raw", key, "AES-GCM", false, ["encrypt", "decrypt"]); }
 
   compose(to, kind, content) { // -> its [seq, id], in the outbox; TEXT is sealed with the newest key of the recipient
     const { user, device, epoch } = this.me;
     const front = [1, crypto.getRandomValues(new Uint8Array(16)), user, device, epoch, to];
-    const version = kind === TEXT ? Math.max(...Object.keys(this.keys[to[1]])) : 0, back = [kind, version, Date.now()];
+    const version = kind === TEXT ? Math.max(...this.keys.get(to[1]).keys()) : 0, back = [kind, version, Date.now()];
     return this.rules.make(id(...to), async (seq, base) => {
       if (!version) return encode([...front, seq, base, ...back, content]);
       const iv = crypto.getRandomValues(new Uint8Array(12)), additionalData = encode([...front, seq, ...back]);
-      const key = await this.aes(this.keys[to[1]][version]);
+      const key = await this.aes(this.keys.get(to[1]).get(version));
       const sealed = await crypto.subtle.encrypt({ name: "AES-GCM", iv, additionalData }, key, content);
       return encode([...front, seq, base, ...back, new Uint8Array([...iv, ...new Uint8Array(sealed)])]);
     }, Date.now()).then((seq) => [seq, hex(front[1])]);
@@ -216,9 +206,9 @@ export class Client {
     for (const n of numbers.sort((a, b) => a - b)) {
       const fields = decode(this.disk.get(id("new", n))), [, , user, device, epoch, to, seq, , kind, version] = fields;
       const peer = user === this.me.user ? to[1] : user, body = fields[11];
-      if (!this.keys[peer]?.[version]) await this.relations(); // while REST is away, this message and the next wait
+      if (!this.keys.get(peer)?.has(version)) await this.relations(); // while REST is away, this and the next wait
       const additionalData = encode([...fields.slice(0, 5), to.slice(0, 3), seq, ...fields.slice(8, 11)]);
-      const opened = this.aes(this.keys[peer]?.[version] ?? new Uint8Array(32)).then((key) =>
+      const opened = this.aes(this.keys.get(peer)?.get(version) ?? new Uint8Array(32)).then((key) =>
         crypto.subtle.decrypt({ name: "AES-GCM", iv: body.subarray(0, 12), additionalData }, key, body.subarray(12)));
       const [text] = await opened.then((plain) => attempt(() => [decode(new Uint8Array(plain))[0]]), () => []);
       const about = { id: hex(fields[1]), sender: this.named(user), device, to: this.named(to[1]), seq };
@@ -245,12 +235,12 @@ export class Client {
   }
   keysOf(room) { return [...this.disk.keys()].filter((key) => JSON.parse(key)[0] === room); }
   async run() {
-    for (let pause = 50, code = this.me.token ? 0 : BAD_TOKEN; !this.quitting; ) {
+    for (let pause = 50, code = this.me.token ? 0 : BAD_TOKEN; this.rules.again.size || !this.quitting; ) {
       const started = Date.now();
       try {
         if ([BAD_TOKEN, "bad_token"].includes(code)) await this.login();
         code = 0;
-        await this.relations();
+        if (!this.users.size) await this.relations();
         const urls = (await this.rest("GET", "/v1/connectors")).connectors.map(({ url }) => url).filter(Boolean);
         if (!urls.length) throw lost("no_connector");
         await this.connection(urls[Math.floor(Math.random() * urls.length)]);
@@ -261,6 +251,7 @@ export class Client {
       }
       pause = Date.now() - started > 10000 ? 50 : Math.min(2 * pause, 5000);
       await sleep(pause * (0.5 + Math.random()));
+      await this.commands().catch(() => {});
     }
   }
   async connection(url) {
@@ -277,8 +268,8 @@ export class Client {
     const link = Math.floor(Math.random() * 2 ** 53);
     const token = bytes(this.me.token.replaceAll("-", "+").replaceAll("_", "/"));
     let [sent, acked, received, told, window, silence, heard, progress] = [0, 0, 0, 0, 0, 5000, Date.now(), 0];
-    let items = [];
-    const waits = (error) => this.emit({ event: "waiting", reason: error.message }); // for REST
+    let items = [], retry = 0;
+    const waits = ({ message: reason }) => { retry = Date.now() + 1000; this.emit({ event: "waiting", reason }); };
     send(GREET, 1, token, this.me.epoch, link, WINDOW);
     for (;;) {
       await wait(50);
@@ -295,7 +286,7 @@ export class Client {
           this.emit({ event: "online", device: this.me.device });
         }
         if (kind === PING) send(PONG, link);
-        if (kind === CHANGED) await this.relations().catch(waits);
+        if (kind === WELCOME || kind === CHANGED) await this.relations().catch(waits); // Welcome: none is told before
         const ack = kind === DATA ? fields[2] : kind === ACK ? fields[1] : 0;
         if (ack > acked) [acked, progress] = [ack, now];
         if (kind === RESET || !window || acked > sent || (kind === DATA && fields[1] !== received + 1)) throw lost(0);
@@ -306,7 +297,7 @@ export class Client {
       }
       if (now - heard > silence || (sent > acked && now - progress > 4000)) throw lost(0);
       if (!window) continue;
-      await this.commands().catch(waits);
+      if (now > retry) await this.commands().catch(waits);
       this.queue(this.rules.tick(now));
       await this.disk.commit(); // before anything is acknowledged, submitted or shown
       if (!items.length) items = this.rules.due(now);
@@ -315,7 +306,7 @@ export class Client {
         send(DATA, link, ++sent, received, [[SUBMIT, ...items.shift()]]);
       if (told < received) send(ACK, link, (told = received));
       if (this.quitting && !this.rules.again.size && !this.keysOf("new").length) return send(CLOSE, link, QUIT);
-      await this.handOver().catch(waits);
+      if (now > retry) await this.handOver().catch(waits);
     }
   }
   async outcome(now, to, first, last, status, final = false, ...more) {
@@ -324,26 +315,35 @@ export class Client {
       this.emit({ event: STATES[status], to: this.named(to[1]), ranges: [[first, last]], final, code: more[2] ?? 0 });
     if (owesBase) await this.compose(to, BASE, EMPTY);
   }
-  async commands() { // obey `lines`, in order; one that cannot be obeyed yet waits, and those behind it
-    for (; this.lines.length; this.lines.shift()) {
-      const [, word, name, text] = /^(\S*) ?(\S*) ?(.*)$/s.exec(this.lines[0]);
-      if (word === "add") await this.rest("POST", `/v1/relations/${name}`);
-      if (word === "quit") this.quitting = true;
-      if (word !== "send") continue;
-      const to = [1, this.users[name], 0];
-      if (!Object.keys(this.keys[to[1]] ?? {}).length || this.rules.full(id(...to))) return;
-      const [seq, envelope] = await this.compose(to, TEXT, encode([text]));
-      await this.disk.commit();
-      this.emit({ event: "queued", to: name, seq, id: envelope });
+  async commands() { // in their order: one that needs REST, or room, waits, with those behind it
+    for (; this.lines.length && (this.users.size || this.lines[0] === "quit"); this.lines.shift()) {
+      const [, word, name, text] = /^(\S*) ?(\S*) ?(.*)$/s.exec(this.lines[0]), to = [1, this.users.get(name), 0];
+      let refused = null;
+      if (this.lines[0] === "quit") this.quitting = true;
+      else if (word === "add") {
+        const added = this.rest("POST", `/v1/relations/${encodeURIComponent(name)}`).then(() => this.relations());
+        refused = await added.catch(final);
+      } else if (word === "send" && this.keys.get(to[1])?.size) {
+        if (this.rules.full(id(...to))) return;
+        const [seq, envelope] = await this.compose(to, TEXT, encode([text]));
+        await this.disk.commit();
+        this.emit({ event: "queued", to: name, seq, id: envelope });
+      } else refused = word === "send" ? "not_friends" : "unknown_command";
+      if (refused) this.emit({ event: "refused", command: this.lines[0], code: refused });
     }
   }
 }
 
 if (globalThis.process?.argv[1]?.endsWith("minimal_client.mjs")) {
-  const [api, name, password, state] = process.argv.slice(2);
-  const client = new Client(api, name, password, await fileDisk(state), (event) => console.log(JSON.stringify(event)));
-  const { createInterface } = await import("node:readline");
-  createInterface({ input: process.stdin }).on("line", (line) => client.lines.push(line));
-  await client.run();
+  const [api, name, password, state] = process.argv.slice(2), { createInterface } = await import("node:readline");
+  const leave = (words) => { console.error(words); process.exit(1); };
+  if (!state) leave("node minimal_client.mjs REST NAME PASSWORD STATE");
+  if (!globalThis.WebSocket) leave("This version of Node needs the option --experimental-websocket.");
+  try {
+    const show = (event) => console.log(JSON.stringify(event));
+    const client = new Client(api, name, password, await fileDisk(state), show);
+    createInterface({ input: process.stdin }).on("line", (line) => client.lines.push(line));
+    await client.run();
+  } catch (error) { leave(error.constructor === Error ? error.message : error.stack); }
   process.exit(0);
 }

@@ -1,10 +1,9 @@
 #!/usr/bin/env python3
-"""A client of meshim on one page, from docs/protocol.md: pyzmq, msgpack, cryptography, and nothing of meshim.
+"""A client of meshim on one page, from docs/protocol.md: `Rules` is its section 16, the rest moves bytes.
 
-    minimal_client.py REST NAME PASSWORD STATE      logs in, and stays connected until it is told to quit
+    minimal_client.py REST NAME PASSWORD STATE
 
-STATE is an SQLite file.  stdin has `add bob` (asks, or accepts), `send bob hi` (on disk before {"event": "queued"}) and
-`quit` (once all is settled); stdout has events in JSON.  `Rules` is section 16 of the page; the rest moves bytes.
+Lines on stdin: `add NAME`, `send NAME TEXT`, `quit`.  Lines on stdout: events, in JSON.  STATE: an SQLite file.
 """
 
 import json
@@ -18,19 +17,19 @@ from base64 import b64decode, urlsafe_b64decode
 from contextlib import suppress
 from functools import partial
 from http.client import HTTPException
-from itertools import pairwise
+from urllib.parse import quote
 
 import msgpack
 import zmq
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 GREET, WELCOME, DATA, ACK, PING, PONG, CLOSE, RESET, CHANGED = 1, 2, 3, 4, 5, 6, 7, 8, 11
-SUBMIT, DELIVERY, TEXT, RECEIPT, BASE, EPHEMERAL = 1, 2, 1, 3, 4, 128
-BAD_TOKEN, QUIT, WINDOW, GONE = 4, 16, 32, zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
-STATES = {1: "delivered", 2: "sent", 3: "rejected"}
+SUBMIT, DELIVERY, TEXT, RECEIPT, BASE, EPHEMERAL, BAD_TOKEN, QUIT, WINDOW = 1, 2, 1, 3, 4, 128, 4, 16, 32
+STATES, GONE = {1: "delivered", 2: "sent", 3: "rejected"}, zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
 STOP = (2, 5, 12, "bad_credentials", "device_in_use")  # VERSION, IMPERSONATION, LOGGED_OUT: stop, and tell the user
 pack, unpack = msgpack.packb, partial(msgpack.unpackb, strict_map_key=False, use_list=False)
 AWAY = (OSError, HTTPException, ValueError)  # of REST: no connection, or an answer that is none
+LATER = ("bad_token", "slow_down", "busy", "backend_unavailable", "internal", "wrong_master_key")  # of REST: try again
 DELIVERED, STORED, REJECTED, BUSY = 1, 2, 3, 4
 
 
@@ -68,9 +67,8 @@ class Rules:
 
     def due(self, now):
         """Return (envelope, cookie) of each message to submit now, in the order in which they were made."""
-        due = [key for key, (at, _) in self.again.items() if at <= now]
-        for key in due:
-            self.again[key] = [now + self.again[key][1], min(2 * self.again[key][1], 15)]
+        due = {key: [now + pause, min(2 * pause, 15)] for key, (at, pause) in self.again.items() if at <= now}
+        self.again |= due
         return [(self.disk["outbox", *key], self.disk["out", key[0]]["cookie"]) for key in due]
 
     def outcome(self, now, to, first, last, status, final=False, audience=0, cookie=b"", *_):
@@ -145,44 +143,40 @@ class Disk(dict):
 
 class Client:
     def __init__(self, api, name, password, state):
-        self.api, self.disk = api, Disk(state)
-        self.rules, self.me = Rules(self.disk), self.disk.get(("me",)) or {"epoch": secrets.randbits(53)}
-        self.account = {"name": name, "password": password, "device": "minimal", "epoch": self.me["epoch"]}
-        self.users, self.names, self.keys, self.lines, self.quitting = {}, {}, {}, [], False
+        self.api, self.password, self.disk = api, password, Disk(state)
+        self.me = {"name": name, "epoch": secrets.randbits(53)} | self.disk.get(("me",), {})
+        self.rules, self.names, self.keys, self.lines, self.quitting, self.wait = Rules(self.disk), {}, {}, [], False, 0
+        if self.me["name"] != name:
+            sys.exit(f"{state} is the device of {self.me['name']}: give {name} a file of its own.")
 
     def rest(self, method, path, body=None):
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.me.get('token')}"}
         request = urllib.request.Request(self.api + path, body and json.dumps(body).encode(), headers, method=method)
+        self.wait = time.monotonic() + 1  # until then nothing is asked again that can wait, unless this is answered
         try:
             with urllib.request.urlopen(request, timeout=2) as answer:
+                self.wait = 0
                 return json.load(answer)
         except urllib.error.HTTPError as error:
             raise ConnectionError(json.load(error)["code"]) from None
 
-    def login(self):
-        answer = self.rest("POST", "/v1/login", self.account | {"takeover": "token" not in self.me})
-        self.me = self.disk["me",] = self.me | {key: answer[key] for key in ("token", "user_id", "device_id")}
-        self.disk.database.commit()
-
     def relations(self):
         with suppress(*AWAY):  # while REST is away the known ones have to do
-            self.names[self.me["user_id"]] = self.account["name"]
-            for relation in self.rest("GET", "/v1/relations")["relations"]:
-                name, user = relation["peer"]["name"], relation["peer"]["user_id"]
-                self.users[name], self.names[user] = user, name
-                self.keys[user] = {key["version"]: b64decode(key["key"]) for key in relation["keys"]}
+            relations = self.rest("GET", "/v1/relations")["relations"]
+            self.names |= {peer["user_id"]: peer["name"] for peer in [self.me, *(each["peer"] for each in relations)]}
+            for each in relations:
+                self.keys[each["peer"]["user_id"]] = {key["version"]: b64decode(key["key"]) for key in each["keys"]}
+            self.emit("relations", states={each["peer"]["name"]: each["state"] for each in relations})
             return True
 
-    def compose(self, to, kind, content):
-        """Put a message into the outbox; return its seq and id.  TEXT is sealed with the recipient's newest key."""
-        front = [1, secrets.token_bytes(16), self.me["user_id"], self.me["device_id"], self.me["epoch"], to]
-        version, key = max(self.keys[to[1]].items()) if kind == TEXT else (0, b"")
-        back, nonce = [kind, version, time.time_ns() // 1_000_000], secrets.token_bytes(12)
-
+    def compose(self, to, kind, content):  # into the outbox; returns seq and id.  TEXT is sealed with the newest key
         def seal(seq, base):
             body = nonce + AESGCM(key).encrypt(nonce, content, pack([*front, seq, *back])) if version else content
             return pack([*front, seq, base, *back, body])
 
+        front = [1, secrets.token_bytes(16), self.me["user_id"], self.me["device_id"], self.me["epoch"], to]
+        version, key = max(self.keys[to[1]].items()) if kind == TEXT else (0, b"")
+        back, nonce = [kind, version, time.time_ns() // 1_000_000], secrets.token_bytes(12)
         return self.rules.make(to, seal, time.monotonic()), front[1].hex()
 
     def received(self, now, data, stored=False, *_):  # what this changes is on disk before its frame is acknowledged
@@ -196,7 +190,8 @@ class Client:
                 what, *about, ranges = unpack(body)[:5]
                 if about == [self.me["device_id"], self.me["epoch"], (1, user, 0)]:
                     self.emit("read" if what == 2 else "delivered", to=user, ranges=ranges)
-        self.owe((1, 2) if kind == TEXT and stored else (), user, device, epoch)
+        for what in (1, 2) if kind == TEXT and stored and user != self.me["user_id"] else ():
+            self.disk["owed", what, user, device, epoch] = True
         self.queue(self.rules.deliver((user, device, epoch, to[1]), seq, base, data, now))
 
     def hand_over(self):  # after a crash between showing a message and noting that, it comes once more
@@ -211,29 +206,22 @@ class Client:
                 text = "" + unpack(aes.decrypt(body[:12], body[12:], authenticated))[0]
             self.emit("message", n=key[1], id=fields[1].hex(), sender=user, device=device, to=to[1], seq=seq, text=text)
             del self.disk[key]
-            self.owe((2,), user, device, epoch)
-        self.pay()
+            if user != self.me["user_id"]:
+                self.disk["owed", 2, user, device, epoch] = True
+        for _, what, user, device, epoch in [key for key in self.disk if key[0] == "owed"]:  # 1 DELIVERED, 2 READ
+            order, to = self.disk["in", user, device, epoch, self.me["user_id"]], (1, user, 0)
+            starts, ends = [(0, 0), *order["holes"]], [*order["holes"], (order["watermark"], 0)]
+            shown = [(low[1] + 1, up[0] - 1) for low, up in zip(starts, ends, strict=True) if up[0] - low[1] > 1]
+            ranges = shown if what == 2 else [(seq, seq) for seq in sorted(order["held"])]
+            if not self.rules.full(to):
+                del self.disk["owed", what, user, device, epoch]
+                if ranges:  # READ names everything that was shown: nothing below the watermark waits here any more
+                    self.compose(to, RECEIPT, pack([what, device, epoch, (1, self.me["user_id"], 0), ranges]))
 
     def queue(self, messages):  # for the application, on disk
         for data in (data for data in messages if unpack(data)[8] == TEXT):
             self.disk["shown",] = self.disk.get(("shown",), 0) + 1
             self.disk["new", self.disk["shown",]] = data
-
-    def owe(self, whats, user, *stream):  # 1 delivered, 2 read
-        for what in whats if user != self.me["user_id"] else ():
-            self.disk["owed", what, user, *stream] = True
-
-    def pay(self):  # READ names everything that was shown; nothing below the watermark waits for the application here
-        for key in [key for key in self.disk if key[0] == "owed"]:
-            _, what, user, device, epoch = key
-            order, to, mine = self.disk["in", *key[2:], self.me["user_id"]], (1, user, 0), (1, self.me["user_id"], 0)
-            edges = [(0, 0), *order["holes"], (order["watermark"], 0)]
-            shown = [(last + 1, first - 1) for (_, last), (first, _) in pairwise(edges) if first - last > 1]
-            ranges = shown if what == 2 else [(seq, seq) for seq in sorted(order["held"])]
-            if not self.rules.full(to):
-                del self.disk[key]
-                if ranges:
-                    self.compose(to, RECEIPT, pack([what, device, epoch, mine, ranges]))
 
     def run(self):
         pause, code = 0.05, 0 if "token" in self.me else BAD_TOKEN
@@ -241,12 +229,14 @@ class Client:
             started, refused, code = time.monotonic(), code in (BAD_TOKEN, "bad_token"), 0
             try:
                 if refused:
-                    self.login()
+                    account = {"device": "minimal", "password": self.password, "takeover": "token" not in self.me}
+                    new = self.rest("POST", "/v1/login", account | {key: self.me[key] for key in ("name", "epoch")})
+                    self.me = self.disk["me",] = self.me | {key: new[key] for key in ("token", "user_id", "device_id")}
                 connectors = [each for each in self.rest("GET", "/v1/connectors")["connectors"] if each["endpoint"]]
-                if self.relations():
+                if self.names or self.relations():
                     self.connection(secrets.choice(connectors))
-            except (*AWAY, IndexError, zmq.Again) as error:  # a ConnectionError has a code
-                code = error.args[0] if isinstance(error, ConnectionError) else 0
+            except (*AWAY, LookupError, zmq.Again) as error:  # a ConnectionError has a code
+                code = error.args[0] if type(error) is ConnectionError else 0
                 self.emit("offline", code=code, reason=str(error))
             if code in STOP:
                 sys.exit(f"the mesh ended the session: {code}")
@@ -287,10 +277,10 @@ class Client:
                     self.emit("online", device=self.me["device_id"])
                 elif kind == PING:
                     send(PONG, link)
-                elif kind == CHANGED:
-                    self.relations()
                 elif kind in (DATA, ACK) and (ack := fields[2 if kind == DATA else 1]) > acked:
                     acked, progress = ack, now
+                if kind in (WELCOME, CHANGED):  # after Welcome: changes from before it are not told
+                    self.relations()
                 if kind == RESET or not window or acked > sent or (kind == DATA and fields[1] != received + 1):
                     raise ConnectionError(0)
                 if kind == DATA:
@@ -303,17 +293,15 @@ class Client:
                 self.commands()
                 self.queue(self.rules.tick(now))
                 self.disk.database.commit()  # before anything is acknowledged, submitted or shown
-                items = items or self.rules.due(now)
-                progress = progress if sent > acked else now
+                items, progress = items or self.rules.due(now), progress if sent > acked else now
                 while items and sent - acked < window:
-                    sent, told = sent + 1, received
-                    send(DATA, link, sent, told, [[SUBMIT, *items.pop(0)]])
+                    send(DATA, link, sent := sent + 1, told := received, [[SUBMIT, *items.pop(0)]])
                 if told < received:
-                    send(ACK, link, received)
-                told = received
+                    send(ACK, link, told := received)
                 if self.quitting and not self.rules.again and not any(key[0] == "new" for key in self.disk):
                     return send(CLOSE, link, QUIT)
-                self.hand_over()
+                if now > self.wait:
+                    self.hand_over()
 
     def outcome(self, now, to, first, last, status, final=False, audience=0, cookie=b"", code=0, *_):
         settled, owes_base = self.rules.outcome(now, to, first, last, status, final, audience, cookie)
@@ -322,21 +310,27 @@ class Client:
         if owes_base:
             self.compose(to, BASE, b"")
 
-    def commands(self):  # a command that cannot be obeyed yet waits, and those behind it
-        with suppress(*AWAY):
-            while self.lines:
-                word, name, text, *_ = [*self.lines[0].split(" ", 2), "", ""]
+    def commands(self):  # in their order: one that needs REST, or room, waits, with those behind it
+        while self.lines and (self.names or self.lines[0] == "quit") and time.monotonic() > self.wait:
+            word, name, text, *_ = [*self.lines[0].split(" ", 2), "", ""]
+            to = (1, next((user for user, each in self.names.items() if each == name), 0), 0)
+            try:
                 if word == "add":
-                    self.rest("POST", f"/v1/relations/{name}")
-                if word == "send":
-                    to = (1, self.users.get(name), 0)
-                    if not self.keys.get(to[1]) or self.rules.full(to):
+                    self.rest("POST", f"/v1/relations/{quote(name, safe='')}")
+                    self.relations()
+                elif word == "send" and self.keys.get(to[1]):
+                    if self.rules.full(to):
                         return
                     seq, envelope = self.compose(to, TEXT, pack([text]))
                     self.disk.database.commit()
                     self.emit("queued", to=name, seq=seq, id=envelope)
-                self.quitting |= word == "quit"
-                self.lines.pop(0)
+                elif self.lines[0] != "quit":
+                    raise ConnectionError("not_friends" if word == "send" else "unknown_command")
+            except AWAY as error:
+                if type(error) is not ConnectionError or error.args[0] in LATER:
+                    return
+                self.emit("refused", command=self.lines[0], code=error.args[0])
+            self.quitting |= self.lines.pop(0) == "quit"
 
     def emit(self, event, **fields):
         names = {key: self.names.get(fields[key], fields[key]) for key in ("sender", "to") if key in fields}
@@ -344,6 +338,12 @@ class Client:
 
 
 if __name__ == "__main__":
-    client = Client(*sys.argv[1:])
-    threading.Thread(target=lambda: client.lines.extend(line.rstrip("\n") for line in sys.stdin), daemon=True).start()
-    client.run()
+    if len(sys.argv) != 5:
+        sys.exit(__doc__)
+    try:
+        client = Client(*sys.argv[1:])
+        lines = (line.rstrip("\n") for line in sys.stdin)
+        threading.Thread(target=client.lines.extend, args=[lines], daemon=True).start()
+        client.run()
+    except (sqlite3.Error, KeyboardInterrupt) as error:
+        sys.exit(str(error) or 130)

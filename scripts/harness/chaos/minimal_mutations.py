@@ -13,7 +13,7 @@ REPLACEMENTS: dict[str, dict[Language, dict[str, str]]] = {
     "minimal-resend": {  # every message is submitted once
         "python": {
             "self.again = {key: [now, 4] for key in self.again}": "pass",
-            "[now + self.again[key][1], min(2 * self.again[key][1], 15)]": "[now + 1e9, 4]",
+            "[now + pause, min(2 * pause, 15)]": "[now + 1e9, 4]",
         },
         "javascript": {
             "for (const key of this.again.keys()) this.again.set(key, [now, 4000]);": "",

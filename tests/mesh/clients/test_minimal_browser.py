@@ -18,6 +18,7 @@ from tests.mesh.harness.minimal_process import MinimalPage
 from tests.mesh.harness.real_mesh import DEADLINE_S, PASSWORD, RealMesh, running
 
 COUNT = 300
+LEAVE = "document.getElementById('leave').click()"
 SILENCE_S = 2.0
 """The mesh ends a connection that was silent for so long."""
 
@@ -127,4 +128,41 @@ async def test_a_hidden_page_stays_connected(site: Site, browser: Browser) -> No
         assert await alice.page.evaluate("ticks") - ticks <= 3 * SILENCE_S, "the timers of a hidden page run slowly"
         outgoing = await bob.send(a, "are you there?")
         await asyncio.wait_for(outgoing.wait_read(), DEADLINE_S)
-        assert [event["event"] for event in alice.events] == ["online", "message"]
+        assert [event["event"] for event in alice.events if event["event"] != "relations"] == ["online", "message"]
+
+
+async def test_a_second_page_of_one_user_says_that_it_waits_and_takes_over(site: Site, browser: Browser) -> None:
+    a, b = await site.mesh.register_users("alice", "bob")
+    first, second = MinimalPage(a, await browser.page()), MinimalPage(a, await browser.page())
+    await first.log_in(site.listed, site.mesh.api)
+    await first.until(lambda: any(event["event"] == "online" for event in first.events), "it does not connect")
+    await second.log_in(site.listed, site.mesh.api)
+    await second.until(lambda: bool(second.events), "it says nothing")
+    assert second.events == [{"event": "waiting", "reason": f"another page of {a} is open"}]
+    await first.send(b, "before")
+    await first.until(lambda: first.count("sent", "delivered") == 1, "the first page does not go on")
+    await first.page.load_by(LEAVE)
+    await second.until(lambda: any(event["event"] == "online" for event in second.events), "it does not take over")
+    await second.send(b, "after")
+    await second.until(lambda: second.count("sent", "delivered") == 1, "it sends nothing")
+    assert [event["seq"] for event in first.events + second.events if event["event"] == "queued"] == [1, 2]
+
+
+async def test_a_wrong_address_of_rest_can_be_mended(site: Site, browser: Browser) -> None:
+    [a] = await site.mesh.register_users("alice")
+    alice = MinimalPage(a, await browser.page())
+    await alice.log_in(site.listed, "http://127.0.0.1:1")
+    await alice.until(lambda: any(event["event"] == "offline" for event in alice.events), "it says nothing")
+    await alice.page.load_by(LEAVE)
+    assert await alice.page.evaluate("!document.forms.login.hidden")
+    await alice.log_in(site.listed, site.mesh.api)
+    await alice.until(lambda: any(event["event"] == "online" for event in alice.events), "it does not connect")
+
+
+async def test_a_wrong_password_brings_the_form_back(site: Site, browser: Browser) -> None:
+    [a] = await site.mesh.register_users("alice")
+    alice = MinimalPage(a, await browser.page())
+    await alice.log_in(site.listed, site.mesh.api, "wrong")
+    await alice.until(lambda: any(event["event"] == "ended" for event in alice.events), "it does not end")
+    assert alice.events[-1] == {"event": "ended", "reason": "ended with code bad_credentials"}
+    assert await alice.page.evaluate("!document.forms.login.hidden && document.forms.command.hidden")

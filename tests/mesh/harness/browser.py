@@ -72,6 +72,10 @@ class Page:
         """Load the page again; return once everything is loaded."""
         await self._load("Page.reload")
 
+    async def load_by(self, expression: str) -> None:
+        """Evaluate an expression that loads a page; return once everything is loaded."""
+        await self._load("Runtime.evaluate", expression=expression)
+
     async def _load(self, method: str, **parameters: object) -> None:
         loaded = asyncio.Event()
         self._browser.on(self._session, "Page.loadEventFired", lambda _: loaded.set())

@@ -107,11 +107,11 @@ class MinimalPage(MinimalDevice):
         super().__init__(name)
         self.page = page
 
-    async def log_in(self, origin: str, api: str) -> None:
+    async def log_in(self, origin: str, api: str, password: str = PASSWORD) -> None:
         """Open the page from an origin, and log in."""
         await self.page.listen(self.said)
         await self.page.open(f"{origin}/{minimal_example.PAGE}")
-        values = json.dumps({"rest": api, "name": self.name, "password": PASSWORD})
+        values = json.dumps({"rest": api, "name": self.name, "password": password})
         await self.page.evaluate(
             f"for (const [name, value] of Object.entries({values})) document.forms.login[name].value = value;"
             "document.forms.login.requestSubmit()"
