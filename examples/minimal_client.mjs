@@ -10,7 +10,7 @@ const GREET = 1, WELCOME = 2, DATA = 3, ACK = 4, PING = 5, PONG = 6, CLOSE = 7, 
 const SUBMIT = 1, DELIVERY = 2, TEXT = 1, RECEIPT = 3, BASE = 4, EPHEMERAL = 128;
 const DELIVERED = 1, STORED = 2, REJECTED = 3, BUSY = 4, STATES = { 1: "delivered", 2: "sent", 3: "rejected" };
 const BAD_TOKEN = 4, QUIT = 16, WINDOW = 32, EMPTY = new Uint8Array();
-const STOP = [2, 5, 12, "bad_credentials", "device_in_use"]; // VERSION, IMPERSONATION, LOGGED_OUT: stop, tell the user
+const STOP = [2, 5, 12, "bad_credentials", "device_in_use", "disk"]; // VERSION, IMPERSONATION, LOGGED_OUT
 const LATER = ["bad_token", "slow_down", "busy", "backend_unavailable", "internal", "wrong_master_key"]; // try again
 const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
 const id = (...parts) => JSON.stringify(parts);
@@ -108,20 +108,21 @@ export class Disk extends Map { // a Map that knows what changed; `write(changes
   constructor(entries, write) {
     super();
     for (const [key, value] of entries) super.set(key, value);
-    Object.assign(this, { changed: new Set(), write });
+    Object.assign(this, { changed: new Set(), last: Promise.resolve(), write });
   }
   set(key, value) { this.changed?.add(key); return super.set(key, value); }
   delete(key) { this.changed.add(key); return super.delete(key); }
   async commit() {
     if (!this.changed.size) return;
     const changes = [...this.changed].map((key) => [key, super.get(key)]);
-    await this.write(changes);
+    const failed = (error) => { throw Object.assign(error, { ended: "disk" }); };
+    await (this.last = this.last.then(() => this.write(changes)).catch(failed)); // after a failure none is written
     this.changed.clear();
   }
 }
 
 export async function fileDisk(path) { // Node: a journal of changes; what is torn at its end was never acknowledged
-  const { openSync, writeSync, fdatasyncSync, readFileSync, truncateSync } = await import("node:fs");
+  const { openSync, fdatasyncSync, readFileSync, truncateSync, writeFileSync } = await import("node:fs");
   const entries = new Map(), file = openSync(path, "a"), journal = readFileSync(path);
   let whole = 0;
   try {
@@ -131,7 +132,7 @@ export async function fileDisk(path) { // Node: a journal of changes; what is to
     }
   } catch (error) { if (!(error instanceof RangeError)) throw error; }
   truncateSync(path, whole);
-  return new Disk(entries, (changes) => { writeSync(file, encode(changes)); fdatasyncSync(file); });
+  return new Disk(entries, (changes) => { writeFileSync(file, encode(changes)); fdatasyncSync(file); });
 }
 
 const final = (error) => { if (!error.ended || LATER.includes(error.ended)) throw error; return error.ended; };
@@ -241,6 +242,7 @@ export class Client {
         if ([BAD_TOKEN, "bad_token"].includes(code)) await this.login();
         code = 0;
         if (!this.users.size) await this.relations();
+        await this.commands();
         const urls = (await this.rest("GET", "/v1/connectors")).connectors.map(({ url }) => url).filter(Boolean);
         if (!urls.length) throw lost("no_connector");
         await this.connection(urls[Math.floor(Math.random() * urls.length)]);
@@ -251,7 +253,6 @@ export class Client {
       }
       pause = Date.now() - started > 10000 ? 50 : Math.min(2 * pause, 5000);
       await sleep(pause * (0.5 + Math.random()));
-      await this.commands().catch(() => {});
     }
   }
   async connection(url) {
@@ -343,7 +344,6 @@ if (globalThis.process?.argv[1]?.endsWith("minimal_client.mjs")) {
     const show = (event) => console.log(JSON.stringify(event));
     const client = new Client(api, name, password, await fileDisk(state), show);
     createInterface({ input: process.stdin }).on("line", (line) => client.lines.push(line));
-    await client.run();
+    await client.run().then(() => process.exit(0));
   } catch (error) { leave(error.constructor === Error ? error.message : error.stack); }
-  process.exit(0);
 }

@@ -136,7 +136,8 @@ async def test_a_second_page_of_one_user_says_that_it_waits_and_takes_over(site:
     first, second = MinimalPage(a, await browser.page()), MinimalPage(a, await browser.page())
     await first.log_in(site.listed, site.mesh.api)
     await first.until(lambda: any(event["event"] == "online" for event in first.events), "it does not connect")
-    await second.log_in(site.listed, site.mesh.api)
+    await second.page.listen(second.said)
+    await second.page.open(f"{site.listed}/{minimal_example.PAGE}")
     await second.until(lambda: bool(second.events), "it says nothing")
     assert second.events == [{"event": "waiting", "reason": f"another page of {a} is open"}]
     await first.send(b, "before")

@@ -14,6 +14,7 @@ from meshim.client.rest import Api
 from scripts.harness.clients import minimal_example
 from scripts.harness.clients.minimal_example import NODE_20, Language
 from tests.mesh.harness.fault_injection import short_timers
+from tests.mesh.harness.library_client import client, receive
 from tests.mesh.harness.minimal_process import MinimalDevice, minimal
 from tests.mesh.harness.real_mesh import DEADLINE_S, PASSWORD, RealMesh, running
 
@@ -161,3 +162,38 @@ async def test_ctrl_c_ends_it_without_a_word(mesh: RealMesh, tmp_path: Path) -> 
         process.send_signal(signal.SIGINT)
         _, said = await process.communicate()
     assert (process.returncode, said) == (130, b"")
+
+
+FULL = """
+import { Client, Disk, fileDisk } from "./minimal_client.mjs";
+const [, , api, name, password, state] = process.argv, file = await fileDisk(state);
+let room = 1; // for the login
+const disk = new Disk(file, (changes) => {
+  room -= 1;
+  if (room >= 0) return file.write(changes);
+  room = 100; // too late
+  throw new Error("no space left");
+});
+const client = new Client(api, name, password, disk, (event) => console.log(JSON.stringify(event)));
+client.lines.push("send PEER hello");
+await client.run().catch(({ message }) => { console.error(message); process.exit(1); });
+"""
+
+
+async def test_a_full_disk_ends_it_and_what_was_not_written_is_not_said_to_be_queued(
+    mesh: RealMesh, tmp_path: Path
+) -> None:
+    a, b = await mesh.register_users("alice", "bob")
+    command = minimal_example.command("javascript", tmp_path / "javascript")
+    program = tmp_path / "javascript" / "full.mjs"
+    program.write_text(FULL.replace("PEER", b))
+    arguments = (mesh.api, a, PASSWORD, str(tmp_path / "a"))
+    process = await asyncio.create_subprocess_exec(command[0], str(program), *arguments, stdout=PIPE, stderr=PIPE)
+    async with asyncio.timeout(DEADLINE_S):
+        said, error = await process.communicate()
+    assert error.decode().strip() == "no space left"
+    assert b'"queued"' not in said
+    async with minimal("javascript", mesh.api, a, tmp_path / "a") as again, client(mesh, b) as bob:
+        again.send(b, "hello")
+        assert [message.text for message in await receive(bob, 1)] == ["hello"]
+        await again.quit()
