@@ -151,6 +151,8 @@ def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
         # Read the line even if no login is needed: the lines after it on standard input are messages.
         password = read_password(name, True) if password_stdin else None
         file = state or default_state(options.api, name, device)
+        if state is None:  # the folder of a path that the user gave is the user's to make
+            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         return command(*args, device=Device(options, transport, name, device, file, password), **kwargs)
 
     return click.argument("me")(with_device)

@@ -117,12 +117,12 @@ class Client(FriendsInterface):
     async def __aenter__(self) -> Self:
         """Open the state file, log in if it holds no valid token, and connect in the background.
 
-        Raises UsageError when the file is in use, or belongs to another user or device; Refused when another state
-        file took the device over; ApiError when the service refuses the login; BackendUnavailable when the file holds
-        no login and the service is unavailable.
+        Raises UsageError when the file is in use, has no folder, or is of another user or device; Refused when another
+        state file took the device over; ApiError when the service refuses the login; BackendUnavailable when the file
+        holds no login and the service is unavailable.
         """
         if self._entered:
-            raise UsageError("a client is for one `async with`: make another one")
+            raise UsageError("A client is for one `async with`: make another one.")
         self._entered = True
         try:
             self._state = await opened(self._path)
@@ -192,7 +192,7 @@ class Client(FriendsInterface):
         if self._failure is None:
             for action in self._core.farewell():
                 self._perform(action)
-        self._fail(ClientClosed("the client was closed"))
+        self._fail(ClientClosed("The client was closed."))
         await asyncio.wait((self._persisting, *self._tasks))
         try:
             async with self._session.lock:
@@ -206,7 +206,7 @@ class Client(FriendsInterface):
             return
         if not isinstance(error, MeshimError):
             asyncio.get_running_loop().call_exception_handler({"message": "meshim client failed", "exception": error})
-            error = ClientClosed(f"the client failed: {error!r}")
+            error = ClientClosed(f"The client failed: {error!r}")
         self._fail(error)
 
     def _fail(self, error: MeshimError) -> None:
@@ -306,7 +306,7 @@ class Client(FriendsInterface):
         plain = _encoded(text)
         if len(plain) + _SEAL_BYTES > self._body_bytes:
             bytes_max = self._body_bytes - _SEAL_BYTES
-            raise Refused(Code.TOO_LARGE, f"the message has {len(plain):,} bytes, {bytes_max:,} are allowed")
+            raise Refused(Code.TOO_LARGE, f"The message has {len(plain):,} bytes, {bytes_max:,} are allowed.")
         while self._core.outbox.full(to):
             await self._wait_for_status_change()
         self._check()
@@ -387,7 +387,7 @@ def _encoded(text: str) -> bytes:
     try:
         return encode_content(Text(text))
     except UnicodeEncodeError as error:
-        raise UsageError(f"the text cannot be sent, it is not Unicode: {error.reason}") from None
+        raise UsageError(f"The text cannot be sent, it is not Unicode: {error.reason}.") from None
 
 
 def _wall_ms() -> int:

@@ -190,7 +190,7 @@ class Api:
         if body is not None:
             headers["content-type"] = "application/json"
         if self._http.is_closed:
-            raise ClientClosed("the client was closed")
+            raise ClientClosed("The client was closed.")
         try:
             response = await self._http.request(
                 method,

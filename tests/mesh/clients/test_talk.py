@@ -226,7 +226,7 @@ async def test_chat_goes_on_after_a_line_that_is_refused(mesh: RealMesh, meshim:
     code, output, errors = await meshim.run("chat", alice, "--to", bob, stdin="x" * 70_000 + "\nshort\n")
     assert code == 0
     assert output == "  #2 sent\n"
-    assert "  #1 not sent: the message has 70,0" in errors
+    assert "  #1 not sent: The message has 70,0" in errors
 
 
 # ---------------------------------------------------------------- errors
@@ -236,14 +236,15 @@ async def test_chat_goes_on_after_a_line_that_is_refused(mesh: RealMesh, meshim:
     ("arguments", "code", "sentence"),
     [
         (
-            ("send", "ALICE", "CAROL", "hi"), 1,
+            ("send", "ALICE", "CAROL", "hi"),
+            1,
             "You and CAROL are not friends, and neither has asked: ask with `meshim friend add ALICE CAROL`.",
         ),
         (("send", "ALICE", "nobody-at-all", "hi"), 1, "There is no user nobody-at-all."),
         (("send", "ALICE", "no body", "hi"), 1, "'no body' cannot be the name of a user"),
         (("send", "ALICE", "ALICE", "hi"), 1, "nobody writes to oneself"),
         (("send", "ALICE", "BOB", ""), 2, "There is nothing to send: the text is empty."),
-        (("send", "ALICE", "BOB", "x" * 70_000), 1, "the message has 70,006 bytes, 65,508 are allowed"),
+        (("send", "ALICE", "BOB", "x" * 70_000), 1, "The message has 70,006 bytes, 65,508 are allowed"),
         (("chat", "ALICE"), 2, "Missing option '--to'. Try `meshim chat --help`."),
         (("listen", "ALICE", "--count", "0"), 2, ""),
     ],

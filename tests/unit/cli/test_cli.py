@@ -1,5 +1,6 @@
 """The command line: every error is one sentence and an exit code."""
 
+import io
 import json
 import os
 import subprocess
@@ -75,6 +76,35 @@ def test_wrong_usage_is_one_sentence(
     meshim: Meshim, tmp_path: Path, arguments: list[str], code: int, sentence: str
 ) -> None:
     assert meshim(*arguments) == (code, "", f"meshim: {sentence.format(tmp_path)}\n")
+
+
+@pytest.mark.parametrize("command", [["send", "ann", "ben", "hi"], ["listen", "ann"], ["chat", "ann", "--to", "ben"]])
+@pytest.mark.parametrize("password", [[], ["--password-stdin"]], ids=["prompt", "stdin"])
+def test_a_state_file_needs_a_folder(
+    meshim: Meshim, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: list[str], password: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("correct horse\n"))
+    sentence = f"There is no folder {tmp_path}/statse for the state file: make it, or name another file."
+    state = ["--state", "statse/ann.db"]
+    assert meshim(*command, *state, *password, "--api", "http://127.0.0.1:9") == (2, "", f"meshim: {sentence}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_of_the_default_state_file_is_made(
+    meshim: Meshim, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("correct horse\n"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "home" / "state"))
+    code, _, errors = meshim("listen", "ann", "--password-stdin", "--api", "http://127.0.0.1:9")
+    assert (code, errors[:45]) == (1, "meshim: Cannot reach meshim at http://127.0.0")
+    assert (tmp_path / "home" / "state" / "meshim").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("command", [["up"], ["up", "--detach"], ["db", "upgrade"]], ids=" ".join)
+def test_a_data_folder_needs_a_folder_around_it(meshim: Meshim, tmp_path: Path, command: list[str]) -> None:
+    sentence = f"There is no folder {tmp_path}/dta for the data: make it, or choose other --data."
+    assert meshim(*command, "--data", "dta/mesh") == (2, "", f"meshim: {sentence}\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_status_json_without_a_mesh_is_stopped(meshim: Meshim, tmp_path: Path) -> None:
