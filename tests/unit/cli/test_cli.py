@@ -14,6 +14,8 @@ import rich_click as click
 
 from meshim import topology
 from meshim.cli import main as command_line
+from meshim.cli.next_step import next_step
+from meshim.deploy.state import DataFolder
 from meshim.errors import BackendUnavailable, UsageError
 from meshim.runtime.sockets import key_file
 from meshim.topology import Backends, Security
@@ -208,3 +210,15 @@ def test_commands_for_operators_do_not_import_the_client() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ran.stdout.endswith("[]\n")
+
+
+def test_the_next_step_is_short_where_the_defaults_find_the_mesh(meshim: Meshim, tmp_path: Path) -> None:
+    assert meshim("db", "upgrade")[0] == 0
+    data = DataFolder(tmp_path / "data")
+    backends = msgspec.structs.replace(topology.default().backends, sql=data.sqlite_url)
+    data.topology.write_text(topology.dump(msgspec.structs.replace(topology.default(), backends=backends)))
+    for api in ("http://127.0.0.1:8100", "http://0.0.0.0:8100"):
+        assert next_step(api, data) == (
+            "Make an account with `meshim user register NAME`; end the mesh with `meshim down`."
+        )
+    assert "`meshim user register NAME --api http://127.0.0.1:8200`" in next_step("http://0.0.0.0:8200", data)

@@ -136,7 +136,7 @@ async def test_a_new_device_id_while_open_closes_the_client(service: RestService
     opened = session(service, state)
     await opened.open()
     service.device_id = 11
-    with pytest.raises(ClientClosed, match="open the client again"):
+    with pytest.raises(ClientClosed, match="open a new client"):
         await opened.token(service.token)
     assert await session(service, state).open() == Identity(1, 11, state.epoch)
 
