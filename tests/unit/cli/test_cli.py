@@ -102,10 +102,9 @@ def test_the_folder_of_the_default_state_file_is_made(
     assert (tmp_path / "home" / "state" / "meshim").stat().st_mode & 0o077 == 0
 
 
-@pytest.mark.parametrize("command", [["up"], ["up", "--detach"], ["db", "upgrade"]], ids=" ".join)
-def test_a_data_folder_needs_a_folder_around_it(meshim: Meshim, tmp_path: Path, command: list[str]) -> None:
+def test_a_data_folder_needs_a_folder_around_it(meshim: Meshim, tmp_path: Path) -> None:
     sentence = f"There is no folder {tmp_path}/dta for the data: make it, or choose other --data."
-    assert meshim(*command, "--data", "dta/mesh") == (2, "", f"meshim: {sentence}\n")
+    assert meshim("db", "upgrade", "--data", "dta/mesh") == (2, "", f"meshim: {sentence}\n")
     assert list(tmp_path.iterdir()) == []
 
 
