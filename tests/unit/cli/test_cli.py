@@ -12,6 +12,7 @@ import msgspec
 import pytest
 import rich_click as click
 
+from meshim import __main__ as program
 from meshim import topology
 from meshim.cli import main as command_line
 from meshim.cli.next_step import next_step
@@ -136,6 +137,16 @@ def test_every_error_has_its_exit_code(
 ) -> None:
     failing(error)
     assert meshim("fail") == (code, "", errors)
+
+
+def test_ctrl_c_during_the_imports_ends_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("meshim.compiled.use", interrupt)
+    with pytest.raises(SystemExit) as ended:
+        program.main()
+    assert ended.value.code == 130
 
 
 def test_an_unexpected_exception_is_raised(
