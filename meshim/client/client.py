@@ -2,10 +2,10 @@
 
 ::
 
-    async with Client("http://127.0.0.1:8100", "alice", password, device="phone", state="alice.db") as alice:
-        outgoing = await alice.send("bob", "hello")
+    async with Client("http://127.0.0.1:8100", "ann", password, device="bot", state="ann.db") as ann:
+        outgoing = await ann.send("ben", "hello")
         await outgoing.wait_delivered()
-        async for message in alice.messages():
+        async for message in ann.messages():
             print(message.sender, message.text)
             await message.mark_read()
 
@@ -67,8 +67,8 @@ class Client(FriendsInterface):
 
     ::
 
-        async with Client("http://127.0.0.1:8100", "alice", password, state="alice.db") as alice:
-            await (await alice.send("bob", "hello")).wait_sent()
+        async with Client("http://127.0.0.1:8100", "ann", password, device="bot", state="ann.db") as ann:
+            await (await ann.send("ben", "hello")).wait_sent()
 
     Use it in `async with`, and call its methods from any task of that event loop.  An error that ends the client (the
     device was taken over, its state file cannot be written, `async with` was left) is raised by every method that

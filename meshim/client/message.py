@@ -88,7 +88,7 @@ class Outgoing:
 
     ::
 
-        outgoing = await client.send("bob", "hello")
+        outgoing = await ann.send("ben", "hello")
         await outgoing.wait_delivered()
 
     `id` is 32 hexadecimal digits, `recipient` the name given to `send`; (`stream`, `seq`) names the message for ever.
