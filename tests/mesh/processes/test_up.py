@@ -117,10 +117,10 @@ def test_up_says_what_to_type_next_and_it_works(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as again:
         assert again.stdout is not None
         api = again.stdout.readline().split()[3]
-        hint = again.stdout.readline()
+        talk = again.stdout.readline()
         again.send_signal(signal.SIGINT)
     in_data = shlex.join(data)
-    assert hint == (
+    assert talk == (
         f"Talk with `meshim chat ME --to PEER --api {api}`; see its processes with `meshim status {in_data}`; "
         f"end the mesh with `meshim down {in_data}` or Ctrl-C.\n"
     )
