@@ -2,10 +2,10 @@
 
 ::
 
-    async with Client("http://127.0.0.1:8100", "alice", password, device="phone", state="alice.db") as alice:
-        outgoing = await alice.send("bob", "hello")
+    async with Client("http://127.0.0.1:8100", "ann", password, device="bot", state="ann.db") as ann:
+        outgoing = await ann.send("ben", "hello")
         await outgoing.wait_delivered()
-        async for message in alice.messages():
+        async for message in ann.messages():
             print(message.sender, message.text)
             await message.mark_read()
 
@@ -45,8 +45,8 @@ class Client:
 
     ::
 
-        async with Client("http://127.0.0.1:8100", "alice", password, state="alice.db") as alice:
-            await (await alice.send("bob", "hello")).wait_sent()
+        async with Client("http://127.0.0.1:8100", "ann", password, device="bot", state="ann.db") as ann:
+            await (await ann.send("ben", "hello")).wait_sent()
 
     Use it in `async with`, and call its methods from any task of that event loop.  An error that ends the client (the
     device was taken over, its state file cannot be written, `async with` was left) is raised by every method that
@@ -90,12 +90,12 @@ class Client:
     async def __aenter__(self) -> Self:
         """Open the state file, log in if it holds no valid token, and connect in the background.
 
-        Raises UsageError when the file is in use, or belongs to another user or device; Refused when another state
-        file took the device over; ApiError when the service refuses the login; BackendUnavailable when the file holds
-        no login and the service is unavailable.
+        Raises UsageError when the file is in use, has no folder, or is of another user or device; Refused when another
+        state file took the device over; ApiError when the service refuses the login; BackendUnavailable when the file
+        holds no login and the service is unavailable.
         """
         if self._entered:
-            raise UsageError("a client is for one `async with`: make another one")
+            raise UsageError("A client is for one `async with`: make another one.")
         self._entered = True
         try:
             state = await opened(self._path)

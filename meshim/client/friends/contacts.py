@@ -44,7 +44,7 @@ class Contacts:
             raise Refused(Code.NO_SUCH_RECIPIENT, f"{name!r} cannot be the name of a user")
         if folded == self._names[self.me]:
             raise Refused(
-                Code.NO_SUCH_RECIPIENT, "nobody writes to oneself: your other devices see what you send anyway"
+                Code.NO_SUCH_RECIPIENT, "Nobody writes to oneself: your other devices see what you send anyway."
             )
         known = self._relations.get(folded)
         if known is None or known[1] != "friends" or folded in self._stale or not self._keys.get(known[0]):

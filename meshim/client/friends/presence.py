@@ -65,7 +65,7 @@ class PresencePoller:
         """As `Client.watch`."""
         new = [name for name in dict.fromkeys(map(_folded, names)) if name not in self._watched]
         if len(self._watched) + len(new) > self._watched_max:
-            raise UsageError(f"at most {self._watched_max} friends can be watched at once: unwatch some")
+            raise UsageError(f"At most {self._watched_max} friends can be watched at once: unwatch some.")
         for name in new:
             self._watched[name] = "unknown"
         if new:
