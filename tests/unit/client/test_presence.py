@@ -148,7 +148,7 @@ def test_a_request_asks_for_a_hundred_friends_at_most() -> None:
             await asyncio.sleep(2.2)
             assert world.asked("/presence") == 3  # the service asserts the limit
             assert {world.presence.presence(name) for name in NAMES} == {"online"}
-            with pytest.raises(UsageError, match="at most 250 friends"):
+            with pytest.raises(UsageError, match="At most 250 friends"):
                 world.presence.watch(["one.more"])
             world.presence.watch(NAMES)
 
