@@ -1,21 +1,18 @@
 """The REST service as a process: bind, connect the ports, serve until SIGTERM, finish the requests under way."""
 
-import asyncio
 import errno
 import secrets
 import socket
-from collections.abc import Generator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
-import uvicorn
-from litestar import Litestar
 
 from meshim.errors import UsageError
 from meshim.rest.app import build
 from meshim.rest.backends import Backends
+from meshim.rest.http_server import BACKLOG, Server
 from meshim.rest.passwords import Passwords
 from meshim.runtime import counters
 from meshim.runtime.addresses import is_loopback
@@ -30,9 +27,6 @@ from meshim.stores.redis.session_cache import RedisSessionCache
 from meshim.stores.sql.accounts import SqlAccounts
 from meshim.topology import Topology
 
-_CONNECTIONS_MAX = 4096
-_BACKLOG = 1024
-_KEEP_ALIVE_S = 15
 _NATS_PROBE_S = 1.0
 
 
@@ -51,7 +45,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         backends = await _connected(topology, connections)
         _warn_off_loopback(address, log)
         app = build(backends=backends, passwords=passwords, master=master, topology=topology, log=log)
-        server = Server(app, timers.shutdown_s / 2)
+        server = Server(app, timers.shutdown_s / 2, app.state.statistics)
         service.start(server.serve([bound]))
         await server.up.wait()
         lease = Lease("rest", name, secrets.randbits(63), endpoint)
@@ -80,7 +74,7 @@ def bind(address: str) -> tuple[socket.socket, str]:
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of an earlier run may be in TIME_WAIT
         bound.bind((host, port))
-        bound.listen(_BACKLOG)
+        bound.listen(BACKLOG)
     except OSError as error:
         bound.close()
         if error.errno == errno.EADDRINUSE:
@@ -90,51 +84,6 @@ def bind(address: str) -> tuple[socket.socket, str]:
         raise UsageError(f"{address} cannot be bound: {error.strerror or error}.") from error
     shown = f"[{host}]" if ":" in host else host
     return bound, f"http://{shown}:{bound.getsockname()[1]}"
-
-
-class Server(uvicorn.Server):
-    """uvicorn without its signal handlers: `Service` handles signals."""
-
-    def __init__(self, app: Litestar, finish_s: float) -> None:
-        """`finish_s` is the time that requests under way have to end after `stop`."""
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                log_level="warning",
-                access_log=False,
-                proxy_headers=False,  # any client can forge them; a proxy in front has limits of its own
-                server_header=False,
-                limit_concurrency=_CONNECTIONS_MAX,
-                backlog=_BACKLOG,
-                timeout_keep_alive=_KEEP_ALIVE_S,
-                timeout_graceful_shutdown=max(1, round(finish_s)),
-            )
-        )
-        self.up = asyncio.Event()
-        self._down = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.up.set()
-
-    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        try:
-            await super().serve(sockets)
-        finally:
-            self._down.set()
-
-    async def stop(self) -> None:
-        """Take no more connections, finish the requests under way, and return."""
-        self.should_exit = True
-        await self._down.wait()
-
-    @contextmanager
-    def capture_signals(self) -> Generator[None]:
-        yield
 
 
 async def _connected(topology: Topology, connections: BackendConnections) -> Backends:

@@ -8,3 +8,11 @@ class Statistics(msgspec.Struct):
 
     notify_failures: int = 0
     """Steps after a commit (cache, presence, notification) that failed because a backend was unavailable."""
+    requests_malformed: int = 0
+    """No HTTP at all: 400, and the connection ends."""
+    requests_too_large: int = 0
+    """More bytes of headers than are allowed: 431, and the connection ends."""
+    requests_late: int = 0
+    """A request that did not arrive in time, or a connection without one: 408, or nothing, and the connection ends."""
+    connections_cut: int = 0
+    """Cut, or not taken, to make room for others."""

@@ -30,6 +30,7 @@ from typing import Any, Self
 
 from meshim import compiled
 from meshim.errors import MeshimError
+from meshim.runtime.library_log import LibraryLog
 from meshim.runtime.log import Log, get
 
 EXIT_BUG = 70
@@ -58,11 +59,13 @@ class Service:
         self._stopping = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
+        self._library_log = LibraryLog(self.log)
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
         self._main = asyncio.current_task()
         self._loop.set_exception_handler(self._on_loop_exception)
+        self._library_log.__enter__()
         for number in _SIGNALS:
             self._loop.add_signal_handler(number, self._stop, number)
         raise_descriptor_limit()
@@ -77,6 +80,7 @@ class Service:
         if self._background:
             await asyncio.wait(self._background)
         self._loop.set_exception_handler(None)
+        self._library_log.__exit__()
         for number in _SIGNALS:
             self._loop.remove_signal_handler(number)
         cause = self._failure or error
