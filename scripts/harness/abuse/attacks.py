@@ -16,6 +16,7 @@ from meshim.chunks import chunks
 from meshim.client.rest import Api
 from meshim.errors import ApiError, BackendUnavailable
 from meshim.stores.ports import Lease
+from scripts.harness.abuse import rest_attacks
 from scripts.harness.clients.misbehaving import TIMEOUT_S, MisbehavingClient, pause
 from scripts.harness.clients.raw_zmtp import send_endless_message
 from scripts.harness.clients.stranger_flood import flood
@@ -263,6 +264,16 @@ async def login_storm(_: ZmqContext, options: AttackOptions) -> Counts:
     return {"logged_in": len(took_s), "tried": tried, "all_s": round(max(took_s, default=0.0), 2)}
 
 
+async def slow_requests(_: ZmqContext, options: AttackOptions) -> Counts:
+    """As `rest_attacks.slow_requests`."""
+    return await rest_attacks.slow_requests(options.api, options.seconds, options.size)
+
+
+async def endless_headers(_: ZmqContext, options: AttackOptions) -> Counts:
+    """As `rest_attacks.endless_headers`."""
+    return await rest_attacks.endless_headers(options.api, options.seconds, options.size)
+
+
 async def large_sync(zmq_context: ZmqContext, options: AttackOptions) -> Counts:
     """Log in a user with `size` stored messages and read them all at full speed."""
     client = MisbehavingClient(zmq_context, options.connector, options.users[0])
@@ -282,6 +293,7 @@ ATTACKS: dict[str, Attack] = {
     function.__name__: function
     for function in (
         never_reads, window_overrun, endless_submits, huge_frames, endless_parts, undecodable_frames,
-        reconnecting_strangers, never_greets, greeting_storm, login_storm, large_sync,
+        reconnecting_strangers, never_greets, greeting_storm, login_storm, large_sync, slow_requests,
+        endless_headers,
     )
 }  # fmt: skip

@@ -83,6 +83,16 @@ GROUPS: dict[str, tuple[Scenario, ...]] = {
         ),
         Scenario("never_greets", seconds=30.0, size=3_000, grown_mib=160, expected=(("connections", 3_000),)),
     ),
+    "rest": (
+        Scenario(
+            "slow_requests", seconds=20.0, size=6_000, grown_mib=128, transports=("zeromq",),
+            expected=(("connections", 6_000), ("answered", 20)), at_most=(("failed", 0), ("slowest_s", 2.0)),
+        ),
+        Scenario(
+            "endless_headers", size=8, transports=("zeromq",),
+            expected=(("connections", 100), ("answered", 20)), at_most=(("failed", 0), ("slowest_s", 2.0)),
+        ),
+    ),
     "stored": (Scenario("large_sync", seconds=90.0, size=STORED, stored=STORED, expected=(("synced", STORED),)),),
     "logins": (
         Scenario(

@@ -39,6 +39,22 @@ async def test_every_bound_holds(mesh: RealMesh, scenario: Scenario, transport: 
     assert result["broken"] == [], result
 
 
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        short("slow_requests", "connections", 4_500, seconds=6.0, size=4_500, grown_mib=128.0),
+        short("endless_headers", "connections", 20, size=4),
+    ],
+    ids=lambda scenario: scenario.name,
+)
+async def test_strangers_at_rest_keep_nobody_out(mesh: RealMesh, scenario: Scenario) -> None:
+    """More slow requests than connections, and headers without end: memory is bounded, another address is served."""
+    scenario = msgspec.structs.replace(scenario, at_most=(("failed", 0), ("slowest_s", 3.0)), p50=30.0)
+    result = await run(mesh.data.root, scenario)
+    assert result["broken"] == [], result
+    assert result["counts"]["answered"] >= 5
+
+
 async def test_strangers_who_connect_again_at_once_are_bounded(mesh: RealMesh) -> None:
     """3,000 handshakes a second and 300 at once, and those that wait at the end; one message of each is looked at."""
     most = 300 + 2 * 3_000 + 2_000
