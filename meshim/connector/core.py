@@ -203,6 +203,8 @@ class ConnectorCore:
                 if isinstance(frame, Greet):
                     self._handshake.greet(peer, frame)
                 elif session is None or frame.link != session.link.epoch:
+                    if session is not None:
+                        session.unnumbered.charge(now)
                     self._unknown_link(peer, frame)
                 elif session.state is not State.BINDING:
                     self._session_frame(session, frame, now)
@@ -210,6 +212,7 @@ class ConnectorCore:
                     self._sessions.close(session)
                 else:
                     self.statistics.early += 1
+                    session.unnumbered.charge(now)
             except msgspec.DecodeError as error:
                 self._protocol_error(peer, session, PeerError(Code.MALFORMED, f"the frame does not decode: {error}"))
             except PeerError as error:
@@ -240,6 +243,7 @@ class ConnectorCore:
     def _session_frame(self, session: Session, frame: wire.ClientFrame, now: float) -> None:
         if isinstance(frame, Pong):
             # An idle session sends nothing else.  Its deadlines move away, so that it need not be ticked any sooner.
+            session.unnumbered.charge(now)
             session.link.receive(frame, now)
             return
         session.due = 0.0
@@ -251,6 +255,8 @@ class ConnectorCore:
         if isinstance(frame, Data):
             session.charge(items)
             self.statistics.rate_limited += not session.acknowledge_charged(now)
+        elif not acknowledged:
+            session.unnumbered.charge(now)
         if acknowledged:
             self._acknowledged(session, acknowledged)
         if items:

@@ -25,7 +25,7 @@ from meshim.connector.cookies import StoredPositions
 from meshim.connector.events import BindingRenewal
 from meshim.connector.offline_sync import OfflineSync, OfflineSyncOptions
 from meshim.protocol.link import Link, LinkOptions
-from meshim.protocol.token_bucket import SUBMIT_BYTES, TokenBucket
+from meshim.protocol.token_bucket import SUBMIT_BYTES, TokenBucket, UnnumberedBudget
 from meshim.stores.ports import Account, Binding, Login, Row
 from meshim.wire.client import ConnectorItem, Delivery, Submit
 from meshim.wire.envelope import Destination
@@ -116,6 +116,7 @@ class Session:
         "token_hash",
         "unacked",
         "unauthorized",
+        "unnumbered",
     )  # fmt: skip
 
     def __init__(
@@ -130,6 +131,7 @@ class Session:
         self.state = State.BINDING
         self.link: Link[ConnectorItem, Submit] = Link(link, options, connector_item_size, now, manual_ack=True)
         self.token_bucket = TokenBucket(rate, now)
+        self.unnumbered = UnnumberedBudget(now)
         self.sync = OfflineSync(login.user, login.device, binding.session, sync)
         self.friends: frozenset[int]
         self.devices: tuple[int, ...]

@@ -9,10 +9,15 @@ WINDOW_EXCEEDED (window.py).
 
 from math import inf
 
+from meshim.errors import Code, PeerError
+
 SUBMIT_BYTES = 2_048
 """A frame costs one token for each message, or one for each 2,048 bytes where that is more."""
 FRAME_ITEMS_MAX = 128
 """Messages in one frame of a client."""
+UNNUMBERED_RATE = 50.0
+UNNUMBERED_BURST = 200.0
+"""Frames outside of the window, a second and at once: a client that keeps the protocol sends one in some seconds."""
 
 
 class TokenBucket:
@@ -49,3 +54,24 @@ class TokenBucket:
     def due(self) -> float:
         """When to call `acknowledgeable` again; `inf` when every frame is paid."""
         return self._refilled_at + max(0.0, -self._tokens) / self._rate if self._unpaid else inf
+
+
+class UnnumberedBudget:
+    """What a peer may send outside of its window, where no credit bounds it: a token bucket that ends the link."""
+
+    __slots__ = ("_refilled_at", "_tokens")
+
+    def __init__(self, now: float) -> None:
+        self._tokens = UNNUMBERED_BURST
+        self._refilled_at = now
+
+    def charge(self, now: float) -> None:
+        """Charge one frame.  Raises PeerError when there is no token for it."""
+        if now > self._refilled_at:
+            self._tokens = min(UNNUMBERED_BURST, self._tokens + (now - self._refilled_at) * UNNUMBERED_RATE)
+            self._refilled_at = now
+        if self._tokens < 1.0:
+            raise PeerError(
+                Code.WINDOW_EXCEEDED, f"more than {UNNUMBERED_RATE:g} frames a second outside of the window"
+            )
+        self._tokens -= 1.0

@@ -11,6 +11,7 @@ from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 from websockets.typing import Origin
 
+from meshim.protocol.token_bucket import UnnumberedBudget
 from meshim.runtime.send_result import SendResult
 from meshim.runtime.websocket.messages import (
     MESSAGE_TOO_BIG,
@@ -48,6 +49,7 @@ class Owner(Protocol):
     def accepted(self, connection: "Connection") -> None: ...
     def opened(self, connection: "Connection") -> bytes: ...
     def received(self, connection: "Connection", frame: bytes) -> None: ...
+    def continued(self, connection: "Connection") -> None: ...
     def controlled(self, connection: "Connection") -> None: ...
     def ending(self, connection: "Connection") -> None: ...
     def lost(self, connection: "Connection") -> None: ...
@@ -62,7 +64,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_header_bytes", "_held", "_messages", "_owner", "_request_end", "_transport", "_websocket", "accepted_at",
-        "close_with", "frames", "is_ending", "is_stranger", "is_waiting", "peer", "size",
+        "close_with", "frames", "is_ending", "is_stranger", "is_waiting", "peer", "size", "unnumbered",
     )  # fmt: skip
 
     def __init__(self, owner: Owner) -> None:
@@ -88,6 +90,7 @@ class Connection(asyncio.Protocol):
         self.frames = 0
         """Frames and bytes received while it is a stranger."""
         self.size = 0
+        self.unnumbered = UnnumberedBudget(owner.loop.time())
         self.close_with = (NORMAL, "")
 
     # ---------------------------------------------------------------- what comes
@@ -197,8 +200,10 @@ class Connection(asyncio.Protocol):
         message = self._messages.take(self._websocket, frame)
         if message is not None:
             self._owner.received(self, message)
-        else:
+        elif frame.opcode.value >= Opcode.CLOSE.value:
             self._owner.controlled(self)
+        else:
+            self._owner.continued(self)
 
     def _answer(self) -> None:
         """Send the pongs for the pings that came."""

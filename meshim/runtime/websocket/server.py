@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from websockets.typing import Origin
 
-from meshim.errors import Code
+from meshim.errors import Code, PeerError
 from meshim.runtime.send_result import SendResult
 from meshim.runtime.websocket.admission import Admission
 from meshim.runtime.websocket.connection import Connection
@@ -227,10 +227,18 @@ class WebSocketServer:
             self.loop.call_soon(self._deliver)
         self._batch.append((connection.peer, frame))
 
-    def controlled(self, connection: Connection) -> None:
-        """A control frame or a part of a message came."""
+    def continued(self, connection: Connection) -> None:
+        """A part of a message came."""
         if connection.is_stranger:
             self._passes(connection, 0)
+
+    def controlled(self, connection: Connection) -> None:
+        """A control frame came."""
+        if not connection.is_stranger or self._passes(connection, 0):
+            try:
+                connection.unnumbered.charge(self.loop.time())
+            except PeerError as error:
+                self._cut(connection, error.code, error.sentence)
 
     def ending(self, connection: Connection) -> None:
         """One end has closed it: the owner learns that at once, after the last frames."""

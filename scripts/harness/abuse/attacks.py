@@ -16,6 +16,7 @@ from meshim.chunks import chunks
 from meshim.client.rest import Api
 from meshim.errors import ApiError, BackendUnavailable
 from meshim.stores.ports import Lease
+from meshim.wire.link import Ack, Ping
 from scripts.harness.abuse import rest_attacks
 from scripts.harness.clients.misbehaving import TIMEOUT_S, MisbehavingClient, pause
 from scripts.harness.clients.raw_zmtp import send_endless_message
@@ -116,6 +117,15 @@ async def endless_submits(zmq_context: ZmqContext, options: AttackOptions) -> Co
 
     await asyncio.gather(*(flood(a, b) for a, b in _pairs(options)))
     return counts
+
+
+async def free_frames(zmq_context: ZmqContext, options: AttackOptions) -> Counts:
+    """Send frames that no window bounds, pings and acknowledgements of nothing new, at full speed."""
+
+    def step(client: MisbehavingClient, number: int) -> bool:
+        return client.send(Ping(client.link) if number % 2 else Ack(client.link, 0))
+
+    return await _repeatedly(zmq_context, options, step)
 
 
 async def huge_frames(zmq_context: ZmqContext, options: AttackOptions) -> Counts:
@@ -292,7 +302,7 @@ async def large_sync(zmq_context: ZmqContext, options: AttackOptions) -> Counts:
 ATTACKS: dict[str, Attack] = {
     function.__name__: function
     for function in (
-        never_reads, window_overrun, endless_submits, huge_frames, endless_parts, undecodable_frames,
+        never_reads, window_overrun, endless_submits, free_frames, huge_frames, endless_parts, undecodable_frames,
         reconnecting_strangers, never_greets, greeting_storm, login_storm, large_sync, slow_requests,
         endless_headers,
     )

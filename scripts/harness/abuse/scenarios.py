@@ -70,6 +70,9 @@ GROUPS: dict[str, tuple[Scenario, ...]] = {
         Scenario(
             "endless_submits", people=4, size=128, expected=(("submitted", 5_000),), at_most=(("submitted", 80_000),),
         ),
+        Scenario(
+            "free_frames", expected=(("sent", 400), ("connections", 2)), at_most=(("counted_greeted", 20_000),),
+        ),
         Scenario("huge_frames", expected=(("sent", 2),)),
         Scenario("endless_parts", grown_mib=400, curve=False, transports=("zeromq",), expected=(("sent_mib", 64),)),
         Scenario(

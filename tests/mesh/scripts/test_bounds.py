@@ -28,6 +28,7 @@ def short(
     [
         short("never_reads", "sent", 100, people=6, seconds=4.0, size=16_384),
         short("endless_submits", "submitted", 1_000, people=4, size=128, seconds=2.0, at_most=(("submitted", 40_000),)),
+        short("free_frames", "connections", 2, seconds=2.0),
         short("undecodable_frames", "sent", 200, seconds=2.0, at_most=(("counted_malformed", 25_000),)),
         short("large_sync", "synced", 10_000, size=10_000, stored=10_000, seconds=20.0),
         short("greeting_storm", "welcomed", 300, people=300, grown_mib=64.0, files_left=700),

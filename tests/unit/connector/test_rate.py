@@ -1,9 +1,16 @@
 """A device that submits above its rate runs out of window, and costs no other device anything."""
 
-from meshim.errors import Code
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meshim.errors import Code, PeerError
 from meshim.protocol.link import LinkOptions
-from meshim.wire.link import Ack, Data
-from tests.unit.connector.world import A1, Client, Connector, envelope, options
+from meshim.protocol.token_bucket import UNNUMBERED_BURST, UNNUMBERED_RATE, UnnumberedBudget
+from meshim.wire.link import Ack, Data, Frame, Ping, Pong
+from tests.unit.connector.world import A1, B1, Client, Connector, envelope, live_copy, options
 
 
 def acknowledged(client: Client) -> int:
@@ -77,3 +84,61 @@ def test_a_frame_of_too_many_items_ends_the_link() -> None:
     alice = connector.online(A1)
     alice.submit(*(envelope(A1, seq=seq) for seq in range(1, 130)))
     assert [code for code, _ in alice.closed] == [Code.TOO_LARGE]
+
+
+FREE: dict[str, Callable[[Client], Frame]] = {
+    "ping": lambda client: Ping(client.link),
+    "pong": lambda client: Pong(client.link),
+    "an acknowledgement of nothing new": lambda client: Ack(client.link, 0),
+    "another link": lambda client: Ping(client.link + 1),
+}
+
+
+@pytest.mark.parametrize("frame", FREE.values(), ids=FREE)
+def test_frames_outside_of_the_window_are_charged(frame: Callable[[Client], Frame]) -> None:
+    connector = Connector()
+    alice = connector.online(A1)
+    for _ in range(int(UNNUMBERED_BURST)):
+        alice.send(frame(alice))
+    assert not alice.closed
+    connector.pass_time(1.0)
+    for _ in range(int(UNNUMBERED_RATE)):
+        alice.send(frame(alice))
+    assert not alice.closed, "at this rate it may go on"
+    alice.send(frame(alice))
+    assert [code for code, _ in alice.closed] == [Code.WINDOW_EXCEEDED]
+
+
+def test_frames_before_the_welcome_are_charged() -> None:
+    connector = Connector()
+    alice = connector.connect(A1)
+    alice.accepted()
+    for _ in range(int(UNNUMBERED_BURST) + 1):
+        alice.ping()
+    assert [code for code, _ in alice.closed] == [Code.WINDOW_EXCEEDED]
+
+
+def test_an_acknowledgement_of_something_new_costs_nothing() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    bob = connector.online(B1)
+    for seq in range(1, 2 * int(UNNUMBERED_BURST)):
+        transfer.give(live_copy(B1, seq))
+        connector.pass_time(0.001)
+        bob.acknowledge()
+    assert bob.acknowledged > UNNUMBERED_BURST
+    assert not bob.closed
+
+
+@given(st.lists(st.floats(0, 3), max_size=300), st.integers(1, 40))
+def test_it_lets_through_the_burst_and_the_rate(pauses: list[float], each: int) -> None:
+    budget, now, taken = UnnumberedBudget(0.0), 0.0, 0
+    try:
+        for pause in pauses:
+            now += pause
+            for _ in range(each):
+                budget.charge(now)
+                taken += 1
+    except PeerError:
+        assert taken >= UNNUMBERED_BURST - 1
+    assert taken <= UNNUMBERED_BURST + now * UNNUMBERED_RATE + 1e-6

@@ -5,8 +5,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from meshim.errors import Code
+from meshim.protocol.token_bucket import UNNUMBERED_BURST
 from meshim.runtime.websocket import server as server_module
-from tests.unit.runtime.raw_websocket import BINARY, CLOSE, RawWebSocket, frame, request
+from tests.unit.runtime.raw_websocket import BINARY, CLOSE, PING, PONG, RawWebSocket, frame, request
 from tests.unit.runtime.websocket_world import MESSAGE_BYTES, Make, until, worlds
 
 NEVER = 1e-9
@@ -176,3 +178,17 @@ async def test_only_the_first_bad_message_of_a_connection_is_looked_at(make: Mak
         assert (await raw.answer()).status == 101
         assert (await raw.receive()).opcode == CLOSE
     assert [message for _, message in world.messages] == [b"garbage"]
+
+
+async def test_pings_without_end_end_the_connection(make: Make) -> None:
+    world = await make()
+    async with await world.open() as raw:
+        world.authenticated.add(await world.peer_of(raw))
+        raw.send(frame(PING, b"?") * int(UNNUMBERED_BURST))
+        for _ in range(int(UNNUMBERED_BURST)):
+            assert (await raw.receive()).opcode == PONG
+        raw.send(frame(PING, b"?") * 200)
+        while (received := await raw.receive()).opcode == PONG:
+            pass
+        assert received.code == 4000 + Code.WINDOW_EXCEEDED
+    assert world.counted == {"cut": 1}

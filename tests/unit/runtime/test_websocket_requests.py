@@ -243,15 +243,19 @@ async def test_a_message_of_1024_fragments_is_the_longest(make: Make) -> None:
     assert world.counted == {"too_large": 1}
 
 
-async def test_empty_fragments_with_pings_between_them_for_ever(make: Make) -> None:
+@pytest.mark.parametrize(("fragments", "counter", "code"), [(10, "too_large", 1009), (1, "cut", 4009)])
+async def test_empty_fragments_with_pings_between_them_for_ever(
+    make: Make, fragments: int, counter: str, code: int
+) -> None:
+    """Too many fragments of a message, or too many pings, whichever comes first."""
     world = await make(unauthenticated_frames=100_000)
     async with await world.open() as raw:
         raw.send(frame(BINARY, b"", fin=False))
-        raw.send((frame(PING, b"?") + frame(CONTINUATION, b"", fin=False)) * 2_000)
+        raw.send((frame(PING, b"?") + frame(CONTINUATION, b"", fin=False) * fragments) * 2_000)
         while (received := await raw.receive()).opcode == PONG:
             pass
-        assert received.code == 1009
-    assert world.counted == {"too_large": 1}
+        assert received.code == code
+    assert world.counted == {counter: 1}
 
 
 async def test_a_continuation_after_a_long_pause_completes_the_message(make: Make) -> None:
