@@ -132,6 +132,13 @@ class Handshake:
         """Welcome new sessions, cut those that lost their binding, and kick the sessions that were replaced
         elsewhere."""
         for binding, result in event.results:
+            if isinstance(result, Binding) and result.incarnation != self._incarnation:
+                # Also when the session here has ended meanwhile: presence does not name the other one any more.
+                kick = Kick(
+                    user=binding.user, device=binding.device, session=result.session,
+                    code=Code.REPLACED, sentence="this device connected elsewhere",
+                )  # fmt: skip
+                self._actions.append(e.SendKick(result.incarnation, kick))
             session = self._sessions.of_device(binding.device, binding.session)
             if session is None:
                 # The session ended while its binding was being written.
@@ -141,12 +148,6 @@ class Handshake:
                 self._statistics.replaced += 1
                 self._sessions.cut(session, Code.REPLACED, "another connection of this device took over")
                 continue
-            if isinstance(result, Binding) and result.incarnation != self._incarnation:
-                kick = Kick(
-                    user=binding.user, device=binding.device, session=result.session,
-                    code=Code.REPLACED, sentence="this device connected elsewhere",
-                )  # fmt: skip
-                self._actions.append(e.SendKick(result.incarnation, kick))
             if session.state is State.BINDING:
                 self._welcome(session)
             session.move(Trigger.BOUND)

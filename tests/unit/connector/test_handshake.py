@@ -190,6 +190,24 @@ def test_the_session_that_held_the_binding_elsewhere_is_kicked() -> None:
     assert alice.came(Welcome)
 
 
+@pytest.mark.parametrize("how", ["close", "gone"])
+def test_the_session_that_lost_its_binding_elsewhere_is_kicked_though_the_later_one_left_early(how: str) -> None:
+    """Else it would stay connected without a binding, and its messages would wait for the sweep."""
+    connector = Connector()
+    alice = connector.connect(A1)
+    alice.accepted()
+    connector.take(e.WriteBindings)
+    if how == "close":
+        alice.send(Close(alice.link, Code.QUIT))
+    else:
+        connector.receive(e.ClientGone(alice.peer))
+    connector.take(e.EraseBindings)
+    connector.receive(e.BindingsWritten([(alice.binding, Binding(ALICE, A1, ELSEWHERE, 42))]))
+    tell = connector.take_one(e.SendKick)
+    assert (tell.incarnation, tell.kick.device, tell.kick.session, tell.kick.code) == (ELSEWHERE, A1, 42, Code.REPLACED)
+    assert connector.take_one(e.EraseBindings).bindings == (alice.binding,)
+
+
 def test_a_later_connection_of_the_device_here_replaces_the_earlier() -> None:
     connector = Connector()
     connector.transfer()
