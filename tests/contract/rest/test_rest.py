@@ -1,5 +1,6 @@
 """The REST service: its answers, its changes to the stores, and its notifications."""
 
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -165,6 +166,41 @@ async def test_a_new_device_is_added_to_presence(world: World) -> None:
         laptop = await api.login("alice", PASSWORD, "laptop", 2)
     entry = (await world.presence.lookup([alice.user_id]))[alice.user_id]
     assert set(entry.devices) == {phone.device_id, laptop.device_id}
+
+
+async def test_two_devices_that_register_at_once_are_both_added_to_presence(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process reads the devices, another registers one more, and the first writes what it read."""
+    accounts = world.accounts.accounts
+    between: list[rest.LoginAnswer] = []
+
+    async def slow(*args: Any) -> Any:
+        found = await accounts(*args)
+        monkeypatch.setattr(world.accounts, "accounts", accounts)
+        between.append(await world.api(app=world.build()).login("alice", PASSWORD, "tablet", 3))
+        return found
+
+    async with world.api() as api:
+        alice = await api.register("alice", PASSWORD)
+        phone = await api.login("alice", PASSWORD, "phone", 1)
+        await world.presence.online([(Binding(alice.user_id, phone.device_id, 7, 1), (phone.device_id,))])
+        monkeypatch.setattr(world.accounts, "accounts", slow)
+        laptop = await api.login("alice", PASSWORD, "laptop", 2)
+    entry = (await world.presence.lookup([alice.user_id]))[alice.user_id]
+    assert set(entry.devices) == {phone.device_id, laptop.device_id, between[0].device_id}
+
+
+async def test_a_device_that_was_dropped_leaves_presence_at_the_next_login(world: World) -> None:
+    async with world.api() as api:
+        alice = await api.register("alice", PASSWORD)
+        old = await api.login("alice", PASSWORD, "old", 1)
+        assert await world.accounts.drop_idle_devices(time.time() + 1, 10) == 1
+        phone = await api.login("alice", PASSWORD, "phone", 2)
+        both = (old.device_id, phone.device_id)
+        await world.presence.online([(Binding(alice.user_id, phone.device_id, 7, 1), both)])
+        await api.login("alice", PASSWORD, "phone", 2)
+    assert (await world.presence.lookup([alice.user_id]))[alice.user_id].devices == (phone.device_id,)
 
 
 async def test_a_login_without_a_device_changes_no_device(world: World) -> None:
