@@ -192,8 +192,8 @@ class RedisPresence:
         return found
 
     async def update_devices(self, user: int, devices: Sequence[int], removed: Sequence[int] = ()) -> None:
-        arguments = [user, _json.encode(sorted(devices)), _json.encode(sorted(removed))]
-        await self._update_devices([self._channel, self._key(user)], arguments)
+        keys, lists = [self._channel, self._key(user)], (_json.encode(sorted(devices)), _json.encode(sorted(removed)))
+        await self._update_devices(keys, [user, *lists])
 
     async def changes(self) -> AsyncGenerator[tuple[int, ...] | None]:
         """Yield as the port says; a tuple names each user once.
