@@ -2,8 +2,9 @@
 
 ::
 
-    Greet ──▶ token verified ──▶ binding written in presence ──▶ Welcome, offline queue checked
-                  │                     │
+    Greet ──▶ token verified ──▶ binding written in presence ──▶ token looked at again ──▶ Welcome, queue checked
+                  │                     │                               │
+                  │                     │                               └── revoked meanwhile: cut
                   └── refused ──────────┴── a later session holds the binding, or presence is away: cut
 
 The session number is taken from the clock of presence before the token is verified, and only a higher number replaces a
@@ -126,7 +127,7 @@ class Handshake:
         session.account_due = session.binding_due = now + self.account_period_s(session)
         session.last_seen_due = now + LAST_SEEN_S
         self._sessions.add(session)
-        self._actions.append(e.WriteBindings(((binding, session.devices),)))
+        self._actions.append(e.WriteBindings((session.binding_renewal,)))
 
     def bindings_written(self, event: e.BindingsWritten, now: float) -> None:
         """Welcome new sessions, cut those that lost their binding, and kick the sessions that were replaced
@@ -166,7 +167,7 @@ class Handshake:
                 session.binding_due = now + self._options.sync.retry_s
 
     def tokens_revoked(self, event: e.TokensRevoked, now: float) -> None:
-        """Cut sessions whose tokens were revoked without a kick that reached us (R14).
+        """Cut sessions whose tokens were revoked without a kick that reached us (R14), or before they had a binding.
 
         With the code REPLACED: an application that has logged in again since then greets with its new token, and
         another application gets BAD_TOKEN.

@@ -40,7 +40,7 @@ def test_a_valid_token_is_bound_then_welcomed_then_synced() -> None:
     alice.accepted()
     assert not alice.frames, "no welcome before presence has the binding"
     write = connector.take_one(e.WriteBindings)
-    assert write.bindings == ((alice.binding, (A1,)),)
+    assert write.renewals == ((alice.binding, (A1,), alice.token_hash),)
     assert not connector.take(e.CheckQueues), "the queue is checked after the presence write"
     connector.receive(e.BindingsWritten([(alice.binding, None)]))
     (welcome,) = alice.came(Welcome)
@@ -437,7 +437,7 @@ def test_an_account_read_before_the_registration_of_the_device_is_completed() ->
     connector = Connector()
     alice = connector.connect(A2)
     alice.accepted(devices=(A1,))
-    assert connector.take_one(e.WriteBindings).bindings == ((alice.binding, (A1, A2)),)
+    assert connector.take_one(e.WriteBindings).renewals == ((alice.binding, (A1, A2), alice.token_hash),)
 
 
 def test_a_device_is_recorded_as_seen_at_both_ends_and_every_hour() -> None:
