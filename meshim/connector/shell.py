@@ -126,7 +126,7 @@ class Shell:
     def serve(self, transport: ClientTransport) -> None:
         """Send to the clients of this transport; several can be served at once.
 
-        Make the transport with `on_batch=shell.clients_sent` and, where it has one, `on_gone=shell.client_gone`.
+        Make the transport with `on_batch=shell.clients_sent` and `on_gone=shell.client_gone`.
         """
         assert transport.tag not in self._transports, "each transport has a tag of its own"
         self._transports[transport.tag] = transport
