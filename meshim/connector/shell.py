@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from meshim.connector import events as e
-from meshim.connector.authenticator import DATABASE_S, Authenticator, Backends
+from meshim.connector.authenticator import DATABASE_S, Authenticator, Backends, Held
 from meshim.connector.core import ConnectorCore
 from meshim.connector.transport import ClientTransport
 from meshim.errors import BackendUnavailable, Fenced
@@ -58,7 +58,9 @@ class Shell:
         # More than reads: on SQLite, writes that are under way together share a commit (adr/0011).
         self._write_slots = asyncio.Semaphore(8 * topology.limits.db_threads)
         self._greets: Batches[e.CheckGreet] = Batches(self._greet_batch, 256, PAUSE_S)
-        self._bindings: Batches[tuple[Binding, tuple[int, ...]]] = Batches(self._write_batch, 256, PAUSE_S)
+        self._bindings: Batches[tuple[e.BindingRenewal, bool]] = Batches(self._write_batch, 256, PAUSE_S)
+        """Each with whether it is the first of its session."""
+        self._doubtful: Batches[tuple[e.BindingRenewal, Binding | bool | None]] = Batches(self._doubtful_batch, 256)
         self._renewals: Batches[e.BindingRenewal] = Batches(self._renew_batch, 8192)
         self._erased: Batches[Binding] = Batches(self._erase_batch, 1024)
         self._checks: Batches[tuple[int, int, int]] = Batches(self._check_batch, 512, PAUSE_S)
@@ -90,7 +92,7 @@ class Shell:
         """Start the batches, and listen to notifications for this incarnation."""
         self._service.watch(self.driver.failed)
         for batches in (
-            self._greets, self._bindings, self._renewals, self._erased, self._checks, self._marks,
+            self._greets, self._bindings, self._doubtful, self._renewals, self._erased, self._checks, self._marks,
             self._account_reads, self._last_seen,
         ):  # fmt: skip
             self._service.start(batches.run())
@@ -103,7 +105,8 @@ class Shell:
         self.driver.receive(e.StopRequested())
         await self.driver.until(lambda: self._core.idle, within_s)
         deadline = loop.time() + within_s
-        for batches in (self._renewals, self._bindings, self._erased):  # in this order: each adds to the next
+        # In this order: each adds to the next.
+        for batches in (self._renewals, self._bindings, self._doubtful, self._erased):
             await batches.join(deadline - loop.time())
         for action in self._core.close(loop.time()):
             self._perform(action)
@@ -123,7 +126,7 @@ class Shell:
     def serve(self, transport: ClientTransport) -> None:
         """Send to the clients of this transport; several can be served at once.
 
-        Make the transport with `on_batch=shell.clients_sent` and, where it has one, `on_gone=shell.client_gone`.
+        Make the transport with `on_batch=shell.clients_sent` and `on_gone=shell.client_gone`.
         """
         assert transport.tag not in self._transports, "each transport has a tag of its own"
         self._transports[transport.tag] = transport
@@ -256,29 +259,45 @@ class Shell:
         self.driver.receive(e.PresenceRecovered())
 
     def _write_bindings(self, action: e.WriteBindings) -> None:
-        self._add_all(self._bindings, action.bindings)
+        self._add_all(self._bindings, [(renewal, True) for renewal in action.renewals])
 
-    async def _write_batch(self, bindings: Sequence[tuple[Binding, tuple[int, ...]]]) -> None:
+    async def _write_batch(self, writes: Sequence[tuple[e.BindingRenewal, bool]]) -> None:
         try:
-            results = await self._backends.presence.online(bindings)
+            results = await self._backends.presence.online([(each.binding, each.devices) for each, _ in writes])
         except BackendUnavailable:
-            self.driver.receive(e.BindingsWriteFailed([binding for binding, _ in bindings]))
+            self.driver.receive(e.BindingsWriteFailed([each.binding for each, _ in writes]))
             return
-        self.driver.receive(
-            e.BindingsWritten([(binding, result) for (binding, _), result in zip(bindings, results, strict=True)])
-        )
+        # After the write (authenticator.py).
+        held = await self._authenticator.look_again([each.token_hash for each, is_new in writes if is_new])
+        written = []
+        for (renewal, is_new), result in zip(writes, results, strict=True):
+            if is_new and held[renewal.token_hash] is Held.NOTHING:
+                self._doubtful.add((renewal, result))
+                continue
+            written.append((renewal.binding, result))
+            if is_new and held[renewal.token_hash] is Held.UNVERIFIED:
+                self._renewals.add(renewal)
+        if written:
+            self.driver.receive(e.BindingsWritten(written))
+
+    async def _doubtful_batch(self, writes: Sequence[tuple[e.BindingRenewal, Binding | bool | None]]) -> None:
+        await self._unrevoked([renewal for renewal, _ in writes])
+        self.driver.receive(e.BindingsWritten([(renewal.binding, result) for renewal, result in writes]))
 
     def _renew_bindings(self, action: e.RenewBindings) -> None:
         self._add_all(self._renewals, action.renewals)
 
     async def _renew_batch(self, renewals: Sequence[e.BindingRenewal]) -> None:
+        for renewal in await self._unrevoked(renewals):
+            self._bindings.add((renewal, False))
+
+    async def _unrevoked(self, renewals: Sequence[e.BindingRenewal]) -> list[e.BindingRenewal]:
+        """Those whose token is not revoked; the core is told of the others."""
         unrevoked = await self._authenticator.unrevoked([renewal.token_hash for renewal in renewals])
         revoked = [renewal.binding for renewal in renewals if renewal.token_hash not in unrevoked]
         if revoked:
             self.driver.receive(e.TokensRevoked(revoked))
-        for renewal in renewals:
-            if renewal.token_hash in unrevoked:
-                self._bindings.add((renewal.binding, renewal.devices))
+        return [renewal for renewal in renewals if renewal.token_hash in unrevoked]
 
     def _erase_bindings(self, action: e.EraseBindings) -> None:
         self._add_all(self._erased, action.bindings)

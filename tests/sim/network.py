@@ -228,11 +228,12 @@ class Wire:
         self._network.scheduler.after(HEARTBEATS_S if self.dealer.heartbeats else KEEPALIVE_S, self.end)
 
     def end(self) -> None:
-        """End the connection: the dealer gets `lose`, the router notices when it next sends."""
+        """End the connection: the dealer gets `lose`, the router loses the peer, and is told a little later."""
         if self.is_open:
             self.is_open = False
             self.router.wires.pop(self.peer, None)
             self._network.scheduler.after(self._network.delay(), self.dealer.lose)
+            self._network.scheduler.after(self._network.delay(), lambda: self.router.lose(self.peer))
 
 
 class Direction:
@@ -317,6 +318,14 @@ class Router:
             return SendResult.OK
         self.statistics.full += 1
         return SendResult.FULL
+
+    def lose(self, peer: bytes) -> None:
+        if self._guarding is not None and self.process.alive:
+            self.process.loop.call_soon(self._report, peer)
+
+    def _report(self, peer: bytes) -> None:
+        if self._guarding is not None and not self.is_closed:
+            self._guarding.on_gone(peer)
 
     def close_peer(self, peer: bytes, *, was_authenticated: bool = False) -> None:
         wire, guarding = self.wires.get(peer), self._guarding

@@ -45,7 +45,11 @@ class Router:
         self._on_batch = on_batch
         self._on_closed = on_closed
         self.statistics = RouterStatistics()
-        self._guard = Guard(guarding, self.statistics) if guarding is not None else None
+        self._guard: Guard | None = None
+        self._gone: list[bytes] = []
+        if guarding is not None:
+            self._on_gone = guarding.on_gone
+            self._guard = Guard(guarding._replace(on_gone=self._peer_gone), self.statistics)
         # The `send` of pyzmq's backend: the one of zmq.Socket only adds options of drafts, and doubles the cost.
         self._send = super(zmq.Socket, socket).send
         self._monitor = Monitor(loop, socket, _EVENTS, self._on_event)
@@ -135,6 +139,19 @@ class Router:
             connection = guard.first_frame(peer, int(frame.get(zmq.SRCFD)))
         # Without one: a last frame of a connection that has ended meanwhile.
         return connection is None or guard.may_pass(connection, len(frame))
+
+    def _peer_gone(self, peer: bytes) -> None:
+        """Report the peer when its last frames have been read: libzmq reports the end of a connection before them."""
+        if not self._gone:
+            self._pump.nudge()
+            self._loop.call_soon(self._report_gone)  # behind the read to which `nudge` led
+        self._gone.append(peer)
+
+    def _report_gone(self) -> None:
+        gone, self._gone = self._gone, []
+        for peer in gone:
+            if not self._socket.closed:
+                self._on_gone(peer)
 
     def _watch(self, guard: Guard) -> None:
         self._monitor.read_events()

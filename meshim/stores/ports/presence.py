@@ -49,10 +49,12 @@ class Presence(Protocol):
     async def lookup(self, users: Sequence[int]) -> dict[int, UserPresence]:
         """Return the entries of those users that have one.  An entry has at least one binding."""
 
-    async def set_devices(self, user: int, devices: Sequence[int]) -> None:
-        """Replace the device list in the entry of a user and publish the change.
+    async def update_devices(self, user: int, devices: Sequence[int], removed: Sequence[int] = ()) -> None:
+        """Add these devices to the list in the entry of a user, take the `removed` ones out, and publish the change.
 
-        Without an entry the change is only published: caches may still hold one that has ended.
+        The calls of several processes may come in any order: nothing is taken out that is not named, and an id of a
+        device is never given again.  Without an entry the change is only published: caches may still hold one that has
+        ended.
         """
 
     def changes(self) -> AsyncGenerator[tuple[int, ...] | None]:

@@ -1,11 +1,11 @@
 """Presence in Redis: one hash per user with a connected device.
 
-===========  ==========================================  =======================================
+===========  ==========================================  ===================================================
 field        value                                       written by
-===========  ==========================================  =======================================
-`devices`    ``[device,...]``, all known devices         `online` (adds), `set_devices` (replaces)
+===========  ==========================================  ===================================================
+`devices`    ``[device,...]``, all known devices         `online` (adds), `update_devices` (adds and removes)
 ``<device>``  ``[user,device,incarnation,session]``        `online`
-===========  ==========================================  =======================================
+===========  ==========================================  ===================================================
 
 Values are JSON text, which scripts concatenate without parsing: a look-up of many users is one script, one reply and
 one decode (4 times faster than a pipeline of HGETALL), and no number passes through Lua's doubles, which hold 53 bits
@@ -44,21 +44,25 @@ redis.call('SET', KEYS[1], first + ARGV[1] - 1)
 return first
 """
 
-# KEYS: channel, last number given, then one hash per binding.  ARGV: per binding user, device, session, binding (JSON),
-# devices (JSON).  Returns JSON: per binding false, null or the binding that was replaced.  Raises the last number given
-# to the highest session written, so that numbers ascend also after a wipe, when connectors write their sessions again.
-_ONLINE = """
-local function merged(old, new)
-    if not old or old == new then return new end
+# The union of two lists without the devices of a third, each JSON or false.
+_MERGED = """
+local function merged(old, new, without)
+    if not without and (not old or old == new) then return new end
     local seen, ids = {}, {}
-    for id in string.gmatch(old .. new, '%d+') do
+    for id in string.gmatch(without or '', '%d+') do seen[id] = true end
+    for id in string.gmatch((old or '') .. new, '%d+') do
         if not seen[id] then seen[id] = true; ids[#ids + 1] = id end
     end
     table.sort(ids, function(a, b) if #a ~= #b then return #a < #b end return a < b end)
     return '[' .. table.concat(ids, ',') .. ']'
 end
+"""
 
-local results, changed, highest = {}, {}, '0'
+# KEYS: channel, last number given, then one hash per binding.  ARGV: per binding user, device, session, binding (JSON),
+# devices (JSON).  Returns JSON: per binding false, null or the binding that was replaced.  Raises the last number given
+# to the highest session written, so that numbers ascend also after a wipe, when connectors write their sessions again.
+_ONLINE = f"""{_MERGED}
+local results, changed, highest = {{}}, {{}}, '0'
 for i = 3, #KEYS do
     local at = (i - 3) * 5
     local user, device, session, binding, devices = unpack(ARGV, at + 1, at + 5)
@@ -113,12 +117,13 @@ end
 return '[' .. table.concat(results, ',') .. ']'
 """
 
-# KEYS: channel, hash.  ARGV: user, devices (JSON).
-_SET_DEVICES = """
+# KEYS: channel, hash.  ARGV: user, devices (JSON), removed devices (JSON).
+_UPDATE_DEVICES = f"""{_MERGED}
 local held = redis.call('HGET', KEYS[2], 'devices')
-if held and held ~= ARGV[2] then redis.call('HSET', KEYS[2], 'devices', ARGV[2]) end
+local all = held and merged(held, ARGV[2], ARGV[3])
+if held and held ~= all then redis.call('HSET', KEYS[2], 'devices', all) end
 -- Publish also without an entry: caches may still hold one that has expired.
-if held ~= ARGV[2] then redis.call('PUBLISH', KEYS[1], ARGV[1]) end
+if not held or held ~= all then redis.call('PUBLISH', KEYS[1], ARGV[1]) end
 return 0
 """
 
@@ -140,7 +145,7 @@ class RedisPresence:
         self._online = client.script(_ONLINE.replace("UNSEEN_S", str(unseen_s)))
         self._offline = client.script(_OFFLINE)
         self._lookup = client.script(_LOOKUP)
-        self._set_devices = client.script(_SET_DEVICES)
+        self._update_devices = client.script(_UPDATE_DEVICES)
 
     async def session_numbers(self, count: int) -> list[int]:
         if count == 0:
@@ -186,8 +191,9 @@ class RedisPresence:
             found.update((user, each) for user, each in zip(batch, presences, strict=True) if each is not None)
         return found
 
-    async def set_devices(self, user: int, devices: Sequence[int]) -> None:
-        await self._set_devices([self._channel, self._key(user)], [user, _json.encode(sorted(devices))])
+    async def update_devices(self, user: int, devices: Sequence[int], removed: Sequence[int] = ()) -> None:
+        keys, lists = [self._channel, self._key(user)], (_json.encode(sorted(devices)), _json.encode(sorted(removed)))
+        await self._update_devices(keys, [user, *lists])
 
     async def changes(self) -> AsyncGenerator[tuple[int, ...] | None]:
         """Yield as the port says; a tuple names each user once.

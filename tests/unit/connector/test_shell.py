@@ -200,7 +200,7 @@ async def until(condition: Any) -> None:
 def router_of(context: Context, world: World, core: ConnectorCore) -> RouterTransport:
     transport = RouterTransport(
         context, "tcp://127.0.0.1:0", keys=None, limits=TOPOLOGY.limits,
-        is_authenticated=core.has_greeted, on_batch=world.shell.clients_sent,
+        is_authenticated=core.has_greeted, on_batch=world.shell.clients_sent, on_gone=world.shell.client_gone,
     )  # fmt: skip
     world.shell.serve(transport)
     return transport
