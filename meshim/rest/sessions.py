@@ -116,17 +116,20 @@ class Sessions:
 
     async def _authenticated(self, name: str, password: str, address: str) -> User:
         key = (name, address)
-        wait_s = self._throttle.wait_s(key, self._clock())
+        wait_s = self._throttle.begin(key, self._clock())
         if wait_s > 0:
             seconds = math.ceil(wait_s)
-            raise refusal("slow_down", f"Too many failed logins as {name}: try again in {seconds} s.", seconds)
-        found = await self._accounts.user(name)
-        user, password_hash = found or (None, None)
-        if not await self._passwords.verify(password, password_hash) or user is None:
-            self._throttle.failed(key, self._clock())
-            raise refusal("bad_credentials", "The name or the password is wrong.")
-        self._throttle.succeeded(key)
-        return user
+            raise refusal("slow_down", f"Too many logins as {name}: try again in {seconds} s.", seconds)
+        try:
+            found = await self._accounts.user(name)
+            user, password_hash = found or (None, None)
+            if not await self._passwords.verify(password, password_hash) or user is None:
+                self._throttle.failed(key, self._clock())
+                raise refusal("bad_credentials", "The name or the password is wrong.")
+            self._throttle.succeeded(key)
+            return user
+        finally:
+            self._throttle.end(key)
 
     async def logout(self, token_hash: bytes) -> None:
         """Revoke a token and end its session.  An unknown token is no error (RFC 7009, 2.2).

@@ -1,5 +1,6 @@
 """The REST service: its answers, its changes to the stores, and its notifications."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -239,6 +240,14 @@ async def test_failed_logins_are_limited_by_name_and_address(world: World) -> No
         assert (response.status_code, response.json()["code"]) == (429, "slow_down")
         assert 0 < int(response.headers["retry-after"]) <= 60
         assert (await alice.post("/v1/login", json=right)).status_code == 200
+
+
+async def test_guesses_at_once_are_counted_before_they_are_checked(world: World) -> None:
+    await world.api().register("alice", PASSWORD)
+    async with world.raw("10.0.0.7") as guesser:
+        guess = {"name": "alice", "password": "guess"}
+        answers = await asyncio.gather(*(guesser.post("/v1/login", json=guess) for _ in range(40)))
+    assert sorted(answer.status_code for answer in answers) == [401] * 10 + [429] * 30
 
 
 async def test_the_devices_of_a_user_are_limited(world: World) -> None:
