@@ -107,7 +107,9 @@ class Shell:
             await batches.join(deadline - loop.time())
         for action in self._core.close(loop.time()):
             self._perform(action)
-        for dealer in list(self._dealers.values()):
+        # Before the sockets close: what clients still send, and the answers of backends, must move nothing any more.
+        self.driver.stop()
+        for dealer in self._dealers.values():
             dealer.close(linger_ms=200)
         await self._marks.join(deadline - loop.time())
 

@@ -34,6 +34,8 @@ TOPOLOGY = Topology(connectors=(), transfers=(), writers=(), rest=())
 class Core:
     """Records events; an event of a client is answered with the actions of `answer`."""
 
+    idle = True
+
     def __init__(self) -> None:
         self.events: list[e.Event] = []
         self.answer: list[e.Action] = []
@@ -48,6 +50,9 @@ class Core:
 
     def next_deadline(self) -> float | None:
         return None
+
+    def close(self, now: float) -> Sequence[e.Action]:
+        return ()
 
 
 class World:
@@ -129,6 +134,16 @@ async def test_a_bundle_that_finds_no_room_ends_the_link() -> None:
     world.perform(e.SendTransfer(901, b"a"), e.SendTransfer(901, b"b"))
     assert world.core.events[1:] == [e.TransferLost(901)]
     assert dealer.closed == 1
+
+
+async def test_what_comes_after_the_stop_moves_nothing() -> None:
+    """The sockets to the transfers are closed, while clients still send and marks are still written."""
+    world, dealer = World(), FullDealer()
+    world.shell._dealers[901] = cast("Any", dealer)
+    await world.shell.stop(DEADLINE_S)
+    assert dealer.closed == 1
+    world.perform(e.SendTransfer(901, b"late"))
+    assert world.core.events == [e.StopRequested()]
 
 
 async def test_all_transports_are_closed() -> None:

@@ -290,6 +290,19 @@ async def test_gone_is_reported(context: Context) -> None:
 
 
 @on_each_loop
+async def test_a_closed_socket_sends_nothing_and_does_not_raise(context: Context) -> None:
+    """A role that stops closes its sockets while answers are still under way."""
+    server = Server(context)
+    client = await Client(context, server.router.endpoint).connect()
+    assert client.dealer.send(b"hello")
+    await until(lambda: server.got)
+    client.dealer.close()
+    assert not client.dealer.send(b"late")
+    server.router.close()
+    assert server.router.send(server.got[0][0], b"late") is SendResult.GONE
+
+
+@on_each_loop
 async def test_lost_is_reported_once_when_the_server_goes(context: Context) -> None:
     server = Server(context)
     client = await Client(context, server.router.endpoint).connect()
