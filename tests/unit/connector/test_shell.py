@@ -14,15 +14,17 @@ from meshim.connector.authenticator import Backends
 from meshim.connector.core import ConnectorCore
 from meshim.connector.router_transport import RouterTransport, guarding
 from meshim.connector.shell import Shell
+from meshim.connector.statistics import Statistics
 from meshim.connector.transport import ClientTransport
 from meshim.errors import BackendUnavailable
 from meshim.runtime.send_result import SendResult
 from meshim.runtime.service import Service
-from meshim.runtime.sockets import Context
+from meshim.runtime.sockets import Context, KeyPair
 from meshim.stores.memory.accounts import MemoryAccounts
 from meshim.stores.memory.database import MemoryDatabase, MemoryQueues
 from meshim.stores.memory.nats import MemoryNats, MemoryNotifications
 from meshim.stores.memory.redis import MemoryPresence, MemoryRedis, MemorySessionCache
+from meshim.stores.ports import Lease
 from meshim.topology import Topology
 from tests.unit.connector.client_transport import RecordingTransport
 from tests.unit.connector.world import HERE, options
@@ -39,6 +41,7 @@ class Core:
     def __init__(self) -> None:
         self.events: list[e.Event] = []
         self.answer: list[e.Action] = []
+        self.statistics = Statistics()
 
     def receive(self, event: e.Event, now: float) -> Sequence[e.Action]:
         self.events.append(event)
@@ -58,7 +61,9 @@ class Core:
 class World:
     """A shell around a recording core, or another one."""
 
-    def __init__(self, context: Context | None = None, core: ConnectorCore | None = None) -> None:
+    def __init__(
+        self, context: Context | None = None, core: ConnectorCore | None = None, mesh_keys: KeyPair | None = None
+    ) -> None:
         self.core: Any = core if core is not None else Core()
         self.database, self.redis = MemoryDatabase(time.time), MemoryRedis(time.time)
         self.cache = MemorySessionCache(self.redis, "test")
@@ -71,7 +76,7 @@ class World:
         )
         service = Service("connector", "c1", shutdown_s=1.0)
         self.shell = Shell(
-            cast("ConnectorCore", self.core), backends, cast("Context", context), None, TOPOLOGY, service
+            cast("ConnectorCore", self.core), backends, cast("Context", context), mesh_keys, TOPOLOGY, service
         )
 
     def transport(self, tag: int) -> RecordingTransport:
@@ -210,6 +215,29 @@ async def until(condition: Any) -> None:
     async with asyncio.timeout(DEADLINE_S):
         while not condition():
             await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "key"),
+    [
+        ("tcp://127.0.0.1:1", ""),
+        ("tcp://127.0.0.1:1", "short"),
+        ("tcp://127.0.0.1:1", "\N{SNOWMAN}" * 40),
+        ("tcp://127.0.0.1:nowhere", "k" * 40),
+        ("", "k" * 40),
+    ],
+)
+async def test_a_transfer_whose_lease_is_unusable_is_lost_counted_and_logged_once(
+    context: Context, endpoint: str, key: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    world = World(context, mesh_keys=KeyPair.new())
+    lease = Lease("transfer", "t1", 901, endpoint, key)
+    world.shell.transfers_discovered("transfer", [lease])
+    for _ in range(3):
+        world.perform(e.ConnectTransfer(901))
+    assert world.core.events.count(e.TransferLost(901)) == 3
+    assert world.core.statistics.leases_unusable == 3
+    assert capfd.readouterr().err.count("lease-of-a-transfer-unusable transfer=t1") == 1
 
 
 def router_of(context: Context, world: World, core: ConnectorCore) -> RouterTransport:

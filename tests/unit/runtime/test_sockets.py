@@ -601,6 +601,13 @@ async def test_wrong_addresses_to_connect_to_are_explained(context: Context, end
         Client(context, endpoint)
 
 
+@pytest.mark.parametrize("key", [b"", b"short", b"k" * 39, b"\xe2" * 40])
+@on_each_loop
+async def test_a_malformed_key_of_the_server_is_explained(context: Context, key: bytes) -> None:
+    with pytest.raises(UsageError, match="is not a CURVE key of 40 characters"):
+        Client(context, "tcp://127.0.0.1:1", server_key=key)
+
+
 @on_each_loop
 async def test_ipv6(context: Context) -> None:
     router = context.router("tcp://[::1]:0", keys=None, frame_bytes=FRAME_BYTES, on_batch=lambda batch: None)
