@@ -188,7 +188,7 @@ class Shell:
             self._core.statistics.leases_unusable += 1
             if transfer not in self._unusable:
                 self._unusable.add(transfer)
-                self._service.log.error("lease of a transfer unusable", transfer=lease.name, reason=error)
+                self._service.log.warning("lease of a transfer unusable", transfer=lease.name, reason=error)
             self.driver.receive(e.TransferLost(transfer))
 
     def _disconnect_transfer(self, action: e.DisconnectTransfer) -> None:
