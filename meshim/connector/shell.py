@@ -9,7 +9,7 @@ from meshim.connector import events as e
 from meshim.connector.authenticator import DATABASE_S, Authenticator, Backends, Held
 from meshim.connector.core import ConnectorCore
 from meshim.connector.transport import ClientTransport
-from meshim.errors import BackendUnavailable, Fenced
+from meshim.errors import BackendUnavailable, Fenced, UsageError
 from meshim.runtime.batches import Batches
 from meshim.runtime.driver import Driver
 from meshim.runtime.send_result import SendResult
@@ -54,6 +54,8 @@ class Shell:
         self._authenticator = Authenticator(backends, CACHED_SHARE * self._timers.relation_ttl_s, service)
         self._transfers: dict[int, Lease] = {}
         self._dealers: dict[int, Dealer] = {}
+        self._unusable: set[int] = set()
+        """Living transfers whose lease names an endpoint or a key that no socket takes: each is logged once."""
         self._read_slots = asyncio.Semaphore(2 * topology.limits.db_threads)
         # More than reads: on SQLite, writes that are under way together share a commit (adr/0011).
         self._write_slots = asyncio.Semaphore(8 * topology.limits.db_threads)
@@ -110,7 +112,9 @@ class Shell:
             await batches.join(deadline - loop.time())
         for action in self._core.close(loop.time()):
             self._perform(action)
-        for dealer in list(self._dealers.values()):
+        # Before the sockets close: what clients still send, and the answers of backends, must move nothing any more.
+        self.driver.stop()
+        for dealer in self._dealers.values():
             dealer.close(linger_ms=200)
         await self._marks.join(deadline - loop.time())
 
@@ -173,15 +177,22 @@ class Shell:
             self.driver.receive(e.TransferLost(transfer))
             return
         self._disconnect_transfer(e.DisconnectTransfer(transfer))
-        self._dealers[transfer] = self._context.dealer(
-            lease.endpoint,
-            server_key=lease.key.encode() if self._mesh_keys else None,
-            keys=self._mesh_keys,
-            frame_bytes=self._limits.bundle_bytes + BUNDLE_OVERHEAD_BYTES,
-            on_batch=lambda batch: self.driver.receive(e.TransferSent(transfer, batch)),
-            on_connected=lambda: self.driver.receive(e.TransferConnected(transfer)),
-            on_lost=lambda: self.driver.receive(e.TransferLost(transfer)),
-        )
+        try:
+            self._dealers[transfer] = self._context.dealer(
+                lease.endpoint,
+                server_key=lease.key.encode() if self._mesh_keys else None,
+                keys=self._mesh_keys,
+                frame_bytes=self._limits.bundle_bytes + BUNDLE_OVERHEAD_BYTES,
+                on_batch=lambda batch: self.driver.receive(e.TransferSent(transfer, batch)),
+                on_connected=lambda: self.driver.receive(e.TransferConnected(transfer)),
+                on_lost=lambda: self.driver.receive(e.TransferLost(transfer)),
+            )
+        except UsageError as error:  # the fault of that transfer, or of a foreign writer in Redis: the others go on
+            self._core.statistics.leases_unusable += 1
+            if transfer not in self._unusable:
+                self._unusable.add(transfer)
+                self._service.log.warning("lease of a transfer unusable", transfer=lease.name, reason=error)
+            self.driver.receive(e.TransferLost(transfer))
 
     def _disconnect_transfer(self, action: e.DisconnectTransfer) -> None:
         if (dealer := self._dealers.pop(action.transfer, None)) is not None:
@@ -190,6 +201,7 @@ class Shell:
     def transfers_discovered(self, role: str, leases: Sequence[Lease]) -> None:
         """These transfers hold a lease now."""
         self._transfers = {lease.incarnation: lease for lease in leases}
+        self._unusable &= self._transfers.keys()
         self.driver.receive(e.TransfersDiscovered(tuple(self._transfers)))
 
     # ---------------------------------------------------------------- greetings and accounts

@@ -65,7 +65,7 @@ class Router:
             self._timer = loop.call_later(CHECK_MEMORY_S, self._watch, self._guard)
 
     def send(self, peer: bytes, frame: bytes) -> SendResult:
-        """Queue one frame for a peer, and return what became of it; never waits."""
+        """Queue one frame for a peer, and return what became of it; never waits.  GONE after `close`."""
         try:
             self._send(peer, _SEND_MORE)
             self._send(frame, NOBLOCK)  # the second part goes where the first went, or nowhere: it cannot fail
@@ -73,7 +73,7 @@ class Router:
             self.statistics.full += 1
             return SendResult.FULL
         except zmq.ZMQError as error:
-            if error.errno != errno.EHOSTUNREACH:
+            if error.errno != errno.EHOSTUNREACH and not self._socket.closed:
                 raise
             self.statistics.gone += 1
             return SendResult.GONE

@@ -5,24 +5,27 @@ Implemented on Redis (`redis/presence.py`) and in memory (`memory/redis.py`); co
 """
 
 from collections.abc import AsyncGenerator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Annotated, NamedTuple, Protocol, TypeAlias
 
 import msgspec
+
+Number: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+"""Checked when it is read from the backend: the wire has no larger ones."""
 
 
 class Binding(NamedTuple):
     """A connected device: the incarnation of its connector, and its session number (as an XMPP resource binding)."""
 
-    user: int
-    device: int
-    incarnation: int
-    session: int
+    user: Number
+    device: Number
+    incarnation: Number
+    session: Number
 
 
 class UserPresence(msgspec.Struct, frozen=True, gc=False):
     """All known devices of a user, and the bindings of those that are connected."""
 
-    devices: tuple[int, ...]
+    devices: tuple[Number, ...]
     bindings: tuple[Binding, ...]
 
 

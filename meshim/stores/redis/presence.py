@@ -38,7 +38,8 @@ _USERS_PER_SCRIPT = 256
 # KEYS: last number given.  ARGV: count, least number allowed.  Returns the first of `count` ascending numbers.
 _SESSION_NUMBERS = """
 local time = redis.call('TIME')
-local last = tonumber(redis.call('GET', KEYS[1]) or 0)
+local last = tonumber(redis.pcall('GET', KEYS[1]) or 0) or 0
+if not (last < 2 ^ 53) then last = 0 end
 local first = math.max(time[1] * 1000000 + time[2], last + 1, tonumber(ARGV[2]))
 redis.call('SET', KEYS[1], first + ARGV[1] - 1)
 return first
@@ -51,7 +52,7 @@ local function merged(old, new, without)
     local seen, ids = {}, {}
     for id in string.gmatch(without or '', '%d+') do seen[id] = true end
     for id in string.gmatch((old or '') .. new, '%d+') do
-        if not seen[id] then seen[id] = true; ids[#ids + 1] = id end
+        if not seen[id] and string.match(id, '^[1-9]') and #id <= 16 then seen[id] = true; ids[#ids + 1] = id end
     end
     table.sort(ids, function(a, b) if #a ~= #b then return #a < #b end return a < b end)
     return '[' .. table.concat(ids, ',') .. ']'
@@ -61,13 +62,24 @@ end
 # KEYS: channel, last number given, then one hash per binding.  ARGV: per binding user, device, session, binding (JSON),
 # devices (JSON).  Returns JSON: per binding false, null or the binding that was replaced.  Raises the last number given
 # to the highest session written, so that numbers ascend also after a wipe, when connectors write their sessions again.
-_ONLINE = f"""{_MERGED}
-local results, changed, highest = {{}}, {{}}, '0'
+_ONLINE = (
+    _MERGED
+    + """
+-- Four numbers of at most 19 digits, as JSON writes them: another value would spoil the answer for all bindings, or be
+-- a session that no device can follow.
+local function well_formed(binding)
+    return string.match(binding, '^%[%d+,%d+,%d+,%d+%]$') and #binding <= 81 and not string.find(binding, '[%[,]0%d')
+        and not string.find(binding, string.rep('%d', 20))
+end
+
+local results, changed, highest = {}, {}, '0'
 for i = 3, #KEYS do
     local at = (i - 3) * 5
     local user, device, session, binding, devices = unpack(ARGV, at + 1, at + 5)
     if tonumber(session) > tonumber(highest) then highest = session end
-    local held = redis.call('HMGET', KEYS[i], device, 'devices')
+    local held = redis.pcall('HMGET', KEYS[i], device, 'devices')
+    if held.err then redis.call('DEL', KEYS[i]); held = {} end -- of another type: a foreign writer made it
+    if held[1] and not well_formed(held[1]) then held[1] = false end
     local session_held = held[1] and tonumber(string.match(held[1], '(%d+)%]$'))
     if session_held and session_held > tonumber(session) then
         results[i - 2] = 'false'
@@ -81,10 +93,11 @@ for i = 3, #KEYS do
         redis.call('EXPIRE', KEYS[i], UNSEEN_S)
     end
 end
-if tonumber(highest) > tonumber(redis.call('GET', KEYS[2]) or 0) then redis.call('SET', KEYS[2], highest) end
+if tonumber(highest) > (tonumber(redis.pcall('GET', KEYS[2]) or 0) or 0) then redis.call('SET', KEYS[2], highest) end
 if #changed > 0 then redis.call('PUBLISH', KEYS[1], table.concat(changed, ',')) end
 return '[' .. table.concat(results, ',') .. ']'
 """
+)
 
 # KEYS: channel, then one hash per binding.  ARGV: per binding user, device, binding (JSON).
 _OFFLINE = """
@@ -92,7 +105,7 @@ local changed = {}
 for i = 2, #KEYS do
     local at = (i - 2) * 3
     local user, device, binding = unpack(ARGV, at + 1, at + 3)
-    if redis.call('HGET', KEYS[i], device) == binding then
+    if redis.pcall('HGET', KEYS[i], device) == binding then
         redis.call('HDEL', KEYS[i], device)
         if redis.call('HLEN', KEYS[i]) == 1 then redis.call('DEL', KEYS[i]) end
         changed[#changed + 1] = user
@@ -106,7 +119,7 @@ return #changed
 _LOOKUP = """
 local results = {}
 for i, key in ipairs(KEYS) do
-    local fields = redis.call('HGETALL', key)
+    local fields = redis.pcall('HGETALL', key) -- of a key of another type an error, which has no fields
     local devices, bindings = nil, {}
     for at = 1, #fields, 2 do
         if fields[at] == 'devices' then devices = fields[at + 1] else bindings[#bindings + 1] = fields[at + 1] end
@@ -118,7 +131,9 @@ return '[' .. table.concat(results, ',') .. ']'
 """
 
 # KEYS: channel, hash.  ARGV: user, devices (JSON), removed devices (JSON).
-_UPDATE_DEVICES = f"""{_MERGED}
+_UPDATE_DEVICES = (
+    _MERGED
+    + """
 local held = redis.call('HGET', KEYS[2], 'devices')
 local all = held and merged(held, ARGV[2], ARGV[3])
 if held and held ~= all then redis.call('HSET', KEYS[2], 'devices', all) end
@@ -126,6 +141,7 @@ if held and held ~= all then redis.call('HSET', KEYS[2], 'devices', all) end
 if not held or held ~= all then redis.call('PUBLISH', KEYS[1], ARGV[1]) end
 return 0
 """
+)
 
 _json = msgspec.json.Encoder()
 _replaced = msgspec.json.Decoder(list[Binding | bool | None])
@@ -187,8 +203,21 @@ class RedisPresence:
     async def lookup(self, users: Sequence[int]) -> dict[int, UserPresence]:
         found: dict[int, UserPresence] = {}
         for batch in chunks(users, _USERS_PER_SCRIPT):
-            presences = _presences.decode(await self._lookup([self._key(user) for user in batch]))
-            found.update((user, each) for user, each in zip(batch, presences, strict=True) if each is not None)
+            found.update(await self._lookup_batch(batch))
+        return found
+
+    async def _lookup_batch(self, users: Sequence[int]) -> dict[int, UserPresence]:
+        """Look users up with one script; one by one where an entry is malformed, and without that entry."""
+        try:
+            presences = _presences.decode(await self._lookup([self._key(user) for user in users]))
+            return {user: each for user, each in zip(users, presences, strict=True) if each is not None}
+        except (msgspec.DecodeError, ValueError) as error:
+            if len(users) == 1:
+                self._client.skip("presence", error)
+                return {}
+        found: dict[int, UserPresence] = {}
+        for user in users:
+            found.update(await self._lookup_batch((user,)))
         return found
 
     async def update_devices(self, user: int, devices: Sequence[int], removed: Sequence[int] = ()) -> None:
@@ -204,8 +233,18 @@ class RedisPresence:
             async for batch in batches:
                 if batch is None:
                     yield None
-                else:
-                    yield tuple(dict.fromkeys(int(user) for message in batch for user in message.split(b",")))
+                    continue
+                users = tuple(dict.fromkeys(user for message in batch for user in self._users(message)))
+                if users or not batch:  # `()` is a heartbeat: messages of foreign publishers alone are none
+                    yield users
+
+    def _users(self, message: bytes) -> list[int]:
+        """Return the users in a message of the channel; none for a message of a foreign publisher."""
+        try:
+            return [int(user) for user in message.split(b",")]
+        except ValueError as error:
+            self._client.skip("presence message", error)
+            return []
 
     def _key(self, user: int) -> str:
         return f"{self._namespace}:presence:{user}"

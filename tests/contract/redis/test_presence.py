@@ -16,6 +16,7 @@ from redis.asyncio.client import PubSub
 
 from meshim.deploy.embedded import Valkey
 from meshim.errors import BackendUnavailable
+from meshim.runtime.log import Log
 from meshim.stores.memory.redis import MemoryPresence, MemoryRedis
 from meshim.stores.ports import Binding, UserPresence
 from meshim.stores.redis.client import RedisClient
@@ -315,6 +316,65 @@ async def test_changes_yield_none_when_some_may_have_been_missed(backend: Backen
         assert await soon(changes) is None
         await presence.online([(Binding(ALICE, 11, HERE, SESSION), (11,))])
         assert await soon(changes) == (ALICE,)
+
+
+MALFORMED = (
+    b"x", b"[", b"[11", b"[11,-1]", b"[007]", b"[99999999999999999999]", b"null", b'"text"',
+    b'[],"bindings":[]},{"devices":[]',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("value", MALFORMED)
+@pytest.mark.parametrize("field", ["devices", "11"])
+async def test_a_malformed_entry_is_no_entry_until_its_device_connects(
+    valkey_url: str, namespace: str, field: str, value: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    client = RedisClient(valkey_url, Log("test", "malformed"))
+    presence = RedisPresence(client, namespace)
+    alice, bob = Binding(ALICE, 11, HERE, SESSION), Binding(BOB, 12, HERE, SESSION)
+    await presence.online([(alice, (11,)), (bob, (12,))])
+    entry = await presence.lookup([BOB])
+    await client.execute("HSET", f"{namespace}:presence:{ALICE}", field, value)
+    for _ in range(2):
+        assert await presence.lookup([ALICE, BOB]) == entry
+    assert client.statistics.malformed == 2
+    assert capfd.readouterr().err.count("malformed-value-in-redis kind=presence") == 1
+    again = alice._replace(session=SESSION + 1)
+    results = await presence.online([(again, (11,)), (bob._replace(session=SESSION + 1), (12,))])
+    assert results == [alice if field == "devices" else None, bob]
+    found = (await presence.lookup([ALICE]))[ALICE]
+    assert (11 in found.devices, found.bindings) == (True, (again,))
+    await client.close()
+
+
+async def test_keys_of_another_type_are_no_entries_and_are_replaced(valkey_url: str, namespace: str) -> None:
+    client = RedisClient(valkey_url, LOG)
+    presence = RedisPresence(client, namespace)
+    binding, key = Binding(ALICE, 11, HERE, SESSION), f"{namespace}:presence:{ALICE}"
+    for command in (("SET", key, "x"), ("RPUSH", f"{namespace}:session", "x")):
+        await client.execute(*command)
+    assert await presence.lookup([ALICE]) == {}
+    await presence.offline([binding])
+    assert await presence.online([(binding, (11,))]) == [None]
+    assert await presence.lookup([ALICE]) == {ALICE: UserPresence((11,), (binding,))}
+    for malformed in ("x", "nan", "1e300"):
+        await client.execute("SET", f"{namespace}:session", malformed)
+        [number] = await presence.session_numbers(1)
+        assert SESSION < number < 2**53
+    await client.close()
+
+
+async def test_messages_of_a_foreign_publisher_are_skipped_and_counted(valkey_url: str, namespace: str) -> None:
+    client = RedisClient(valkey_url, LOG)
+    presence = RedisPresence(client, namespace)
+    async with aclosing(presence.changes()) as changes:
+        assert await soon(changes) is None
+        for message in (b"", b"alice", b"1,,2", b"9" * 5_000, b"\xff"):
+            await client.execute("PUBLISH", f"{namespace}:presence", message)
+        await presence.set_devices(BOB, (12,))
+        assert await soon(changes) == (BOB,)
+    assert client.statistics.malformed == 5
+    await client.close()
 
 
 async def test_changes_continue_after_a_restart_of_the_server(servers_folder: Path, namespace: str) -> None:
