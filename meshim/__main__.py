@@ -1,13 +1,17 @@
 """`python -m meshim` is the `meshim` command, compiled where it can be."""
 
-from meshim import compiled
+import sys
 
 
 def main() -> None:
     """Run the command."""
-    compiled.use()  # before anything that it holds is imported
-    from meshim.cli.main import main
+    try:
+        from meshim import compiled
 
+        compiled.use()  # before anything that it holds is imported
+        from meshim.cli.main import main
+    except KeyboardInterrupt:  # Ctrl-C during the imports
+        sys.exit(130)
     main()
 
 

@@ -66,6 +66,11 @@ def one_line(error: object) -> str:
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
+def as_sentence(text: str) -> str:
+    """Return what a peer said as a sentence of an error: on the wire it has no capital and no period."""
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
+
+
 def innermost(error: BaseException) -> str:
     """Return the text of the first error of a chain, on one line; for an errno the text of the operating system."""
     while inner := error.__cause__ or error.__context__:

@@ -11,7 +11,8 @@ import rich_click as click
 
 from meshim.chunks import chunks
 from meshim.cli.login import ApiOptions, api_options, password_option, read_password
-from meshim.errors import ApiError, UsageError
+from meshim.cli.relations import unblock_first
+from meshim.errors import ApiError, MeshimError, UsageError
 
 if TYPE_CHECKING:  # see `login`
     from meshim.client.rest import Api
@@ -98,7 +99,9 @@ def friend() -> None:
     """
 
 
-def _run_logged_in(options: ApiOptions, me: str, password_stdin: bool, act: "Callable[[Api], Awaitable[str]]") -> None:
+def _run_logged_in(
+    options: ApiOptions, me: str, peer: str, password_stdin: bool, act: "Callable[[Api], Awaitable[str]]"
+) -> None:
     """Log in as `me`, call `act`, and print the sentence that it returns."""
     password = read_password(me, password_stdin)
 
@@ -106,7 +109,12 @@ def _run_logged_in(options: ApiOptions, me: str, password_stdin: bool, act: "Cal
         async with options.logged_in(me, password) as api:
             return await act(api)
 
-    print(asyncio.run(run()))
+    try:
+        print(asyncio.run(run()))
+    except ApiError as error:
+        if error.code != "blocked":
+            raise
+        raise MeshimError(unblock_first(me, peer)) from error
 
 
 @friend.command()
@@ -123,7 +131,7 @@ def add(options: ApiOptions, me: str, peer: str, password_stdin: bool) -> None:
             return _are_friends(me, relation)
         return f"{relation.peer.name} is asked: now it takes `meshim friend accept {relation.peer.name} {me}`."
 
-    _run_logged_in(options, me, password_stdin, act)
+    _run_logged_in(options, me, peer, password_stdin, act)
 
 
 @friend.command()
@@ -137,7 +145,7 @@ def accept(options: ApiOptions, me: str, peer: str, password_stdin: bool) -> Non
     async def act(api: "Api") -> str:
         return _are_friends(me, await api.accept(peer))
 
-    _run_logged_in(options, me, password_stdin, act)
+    _run_logged_in(options, me, peer, password_stdin, act)
 
 
 @friend.command()
@@ -152,7 +160,7 @@ def refuse(options: ApiOptions, me: str, peer: str, password_stdin: bool) -> Non
         await api.refuse(peer)
         return f"{peer} is refused."
 
-    _run_logged_in(options, me, password_stdin, act)
+    _run_logged_in(options, me, peer, password_stdin, act)
 
 
 @friend.command()
@@ -167,7 +175,7 @@ def remove(options: ApiOptions, me: str, peer: str, password_stdin: bool) -> Non
         await api.remove(peer)
         return f"{me} and {peer} are not friends any more."
 
-    _run_logged_in(options, me, password_stdin, act)
+    _run_logged_in(options, me, peer, password_stdin, act)
 
 
 @friend.command()
@@ -181,7 +189,7 @@ def block(options: ApiOptions, me: str, peer: str, password_stdin: bool) -> None
     async def act(api: "Api") -> str:
         return f"{(await api.block(peer)).peer.name} is blocked."
 
-    _run_logged_in(options, me, password_stdin, act)
+    _run_logged_in(options, me, peer, password_stdin, act)
 
 
 @friend.command()
@@ -198,7 +206,7 @@ def unblock(options: ApiOptions, me: str, peer: str, password_stdin: bool) -> No
         asked = f"\n{_answer(me, name)}" if relation.state == "asked" else ""
         return f"{name} is not blocked any more.{asked}"
 
-    _run_logged_in(options, me, password_stdin, act)
+    _run_logged_in(options, me, peer, password_stdin, act)
 
 
 @friend.command("list")
@@ -217,7 +225,7 @@ def list_friends(options: ApiOptions, me: str, password_stdin: bool, as_json: bo
             return msgspec.json.format(msgspec.json.encode(rows)).decode()
         return "\n".join(_line(me, row) for row in rows) or f"{me} has no friends yet: `meshim friend add {me} PEER`."
 
-    _run_logged_in(options, me, password_stdin, act)
+    _run_logged_in(options, me, "", password_stdin, act)
 
 
 class Friend(msgspec.Struct, frozen=True):

@@ -104,7 +104,13 @@ def retry_(numbers: tuple[int, ...], everything: bool, file: Path | None, data: 
 def drop(numbers: tuple[int, ...], everything: bool, yes: bool, file: Path | None, data: DataFolder) -> None:
     """Delete letters for good: the messages in them are lost to who did not get them."""
     _check_choice(numbers, everything)
-    asyncio.run(_drop(numbers, everything, yes, file, data))
+    chosen = asyncio.run(_find(numbers, everything, file, data))
+    if not chosen:
+        print(_NONE)
+    elif yes or click.confirm(_question(chosen)):  # not in a thread of an event loop: Ctrl-C would wait for the answer
+        asyncio.run(_drop(chosen, file, data))
+    else:
+        print("Nothing is dropped.")
 
 
 commands: list[click.Command] = [deadletter]
@@ -147,19 +153,18 @@ async def _retry(numbers: Sequence[int], everything: bool, file: Path | None, da
             print(_NONE)
 
 
-async def _drop(numbers: Sequence[int], everything: bool, yes: bool, file: Path | None, data: DataFolder) -> None:
+async def _find(numbers: Sequence[int], everything: bool, file: Path | None, data: DataFolder) -> list[int]:
+    async with _connected(file, data) as backend:
+        return await _chosen(numbers, everything, backend.letters)
+
+
+async def _drop(numbers: Sequence[int], file: Path | None, data: DataFolder) -> None:
     async def remove(letter: DeadLetter, backend: _Backend) -> None:
         await backend.letters.remove(letter.number)
         print(f"Letter {letter.number} is dropped.")
 
     async with _connected(file, data) as backend:
-        chosen = await _chosen(numbers, everything, backend.letters)
-        if not chosen:
-            print(_NONE)
-        elif yes or await asyncio.to_thread(click.confirm, _question(chosen)):
-            await _for_each(chosen, backend, remove)
-        else:
-            print("Nothing is dropped.")
+        await _for_each(numbers, backend, remove)
 
 
 def _question(numbers: Sequence[int]) -> str:

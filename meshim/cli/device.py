@@ -35,15 +35,20 @@ class Device(msgspec.Struct, frozen=True):
     state: Path
     password: str | None
 
-    def run(self, work: "Callable[[Client], Awaitable[_T]]") -> _T:
-        """Log in if necessary, connect, run `work` and return its result."""
+    def run(self, work: "Callable[[Client], Awaitable[_T]]", *, kept: str = "", connected: str = "") -> _T:
+        """Log in if necessary, connect, run `work` and return its result.
+
+        While there is no connection, standard error says so, and what becomes of what the user has written (`kept`).
+        `connected` is what it says at the first connection.
+        """
         import uvloop
 
         # Before anything else reads the terminal, or a typed message could become the password, or the reverse.
         password = self.password or self._ask_password()
         new = not self.state.exists()
+        waiting = f"Waiting for a connector of the mesh at {self.options.api}{f' ({kept})' if kept else ''} ..."
 
-        async def connected() -> _T:
+        async def with_client() -> _T:
             from meshim.client import Client
 
             client = Client(
@@ -56,14 +61,14 @@ class Device(msgspec.Struct, frozen=True):
                 transport=self.transport,
             )
             async with client:
-                watching = asyncio.create_task(_watch(client, self.options.api))
+                watching = asyncio.create_task(_watch(client, waiting, connected))
                 try:
                     return await work(client)
                 finally:
                     watching.cancel()
 
         try:
-            return uvloop.run(connected())
+            return uvloop.run(with_client())
         except ApiError:
             if new:  # the file holds no login
                 self.state.unlink(missing_ok=True)
@@ -95,17 +100,21 @@ class Device(msgspec.Struct, frozen=True):
         raise UsageError(f"The login of {self.name} on this device has ended: run the command again to log in.")
 
 
-async def _watch(client: "Client", api: str) -> None:
-    """Print when there is no connection for longer than a moment, and when it is back."""
+async def _watch(client: "Client", waiting: str, connected: str) -> None:
+    """Print `connected` at the first connection, and when there is none for longer than a moment and it is back."""
+    lost, back = "", "Connected."
     try:
         while True:
             try:
                 await asyncio.wait_for(client.online(), _NOTICE_AFTER_S)
             except TimeoutError:
-                print(f"Waiting for a connector of the mesh at {api} (what you write is kept) ...", file=sys.stderr)
+                print(f"{lost}{waiting}", file=sys.stderr)
                 await client.online()
-                print("Connected.", file=sys.stderr)
+                connected = connected or back
+            if connected:
+                print(connected, file=sys.stderr)
             await client.offline()
+            lost, back, connected = "The connection is lost.  ", "Connected again.", ""
     except MeshimError:  # `work` raises the same error, and the command prints it
         return
 
@@ -142,6 +151,8 @@ def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
         # Read the line even if no login is needed: the lines after it on standard input are messages.
         password = read_password(name, True) if password_stdin else None
         file = state or default_state(options.api, name, device)
+        if state is None:  # the folder of a path that the user gave is the user's to make
+            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         return command(*args, device=Device(options, transport, name, device, file, password), **kwargs)
 
     return click.argument("me")(with_device)

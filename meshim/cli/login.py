@@ -14,6 +14,9 @@ from meshim.errors import UsageError
 if TYPE_CHECKING:  # imports httpx, which takes longer than all other modules together
     from meshim.client.rest import Api
 
+DEFAULT_API = "http://127.0.0.1:8100"
+API_VARIABLE = "MESHIM_API"
+
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -56,9 +59,9 @@ def api_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--api",
         metavar="URL",
-        default="http://127.0.0.1:8100",
+        default=DEFAULT_API,
         show_default=True,
-        envvar="MESHIM_API",
+        envvar=API_VARIABLE,
         show_envvar=True,
         help="Where the mesh's REST service is.",
     )(with_insecure)

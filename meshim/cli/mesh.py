@@ -14,6 +14,7 @@ import msgspec
 import rich_click as click
 
 from meshim import topology as topologies
+from meshim.cli.next_step import next_step
 from meshim.cli.options import data_option, load, topology_option
 from meshim.deploy import state, supervisor
 from meshim.deploy.probe import probe
@@ -22,7 +23,6 @@ from meshim.errors import BackendUnavailable, MeshimError, UsageError
 from meshim.runtime import counters
 from meshim.stores.durability import Setting, Verdict
 
-_HINT = "Make an account with `meshim user register NAME`; end the mesh with `meshim down`{}."
 _ENDED = "The mesh has ended."
 _DOWN_S = 60.0
 """Longer than the supervisor waits for its children."""
@@ -36,13 +36,12 @@ def up(file: Path | None, data: DataFolder, detach: bool) -> None:
     """Run a whole mesh: embedded backends, the database's tables, every role."""
     topology = load(file)
     if detach:
-        print(_ready(_up_detached(file, data)), flush=True)
-        print(_HINT.format(""))
+        api = _up_detached(file, data)
+        print(f"{_ready(api)}\n{next_step(api, data)}")
         return
 
     def announce(api: str) -> None:
-        print(_ready(api))
-        print(_HINT.format(" or Ctrl-C"), flush=True)
+        print(f"{_ready(api)}\n{next_step(api, data, ' or Ctrl-C')}", flush=True)
 
     asyncio.run(supervisor.run(topology, data, announce))
     print(_ENDED)

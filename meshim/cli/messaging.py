@@ -12,6 +12,7 @@ import msgspec
 import rich_click as click
 
 from meshim.cli.device import Device, device_options
+from meshim.cli.relations import explain
 from meshim.cli.terminal import printable
 from meshim.errors import BackendUnavailable, MeshimError, Refused, UsageError
 
@@ -45,7 +46,10 @@ def send(device: Device, peer: str, text: str, wait: str) -> None:
         raise UsageError("There is nothing to send: the text is empty.")
 
     async def work(client: "Client") -> None:
-        outgoing = await client.send(peer, body)
+        try:
+            outgoing = await client.send(peer, body)
+        except Refused as error:
+            raise await explain(error, client, device.name, peer) from error
         reached = {"sent": outgoing.wait_sent, "delivered": outgoing.wait_delivered, "read": outgoing.wait_read}
         try:
             await outgoing.wait_sent()
@@ -53,13 +57,15 @@ def send(device: Device, peer: str, text: str, wait: str) -> None:
                 _NOTICE_AFTER_S, f"It is safe in the mesh; waiting until it is {wait}, which Ctrl-C ends ..."
             ):
                 await reached[wait]()
-        except (MeshimError, asyncio.CancelledError):
+        except (MeshimError, asyncio.CancelledError) as error:
+            if outgoing.state == "rejected" and isinstance(error, MeshimError):
+                raise await explain(error, client, device.name, peer) from error
             if outgoing.state == "pending":
                 print("The message is kept, and goes out when this device connects again.", file=sys.stderr)
             raise
         print(f"{outgoing.id} {outgoing.state}")
 
-    device.run(work)
+    device.run(work, kept="the message is kept")
 
 
 # ---------------------------------------------------------------- listen
@@ -83,7 +89,7 @@ def listen(device: Device, as_json: bool, count: int | None, no_read: bool) -> N
                 await _wait_until_settled(client)
                 return
 
-    device.run(work)
+    device.run(work, connected=f"Connected: messages for {device.name} are printed as they come.  Ctrl-C ends.")
 
 
 def _json(message: "Message") -> str:
@@ -152,9 +158,11 @@ def chat(device: Device, peer: str) -> None:
             await client.check_friend(peer)
         except BackendUnavailable as error:
             print(error.sentence, file=sys.stderr)
+        except Refused as error:
+            raise await explain(error, client, device.name, peer) from error
         print(f"You are {device.name} and talk with {peer}.  Ctrl-D ends.", file=sys.stderr)
         printing = asyncio.create_task(_print_messages(client))
-        sending = asyncio.create_task(_send_lines(client, peer))
+        sending = asyncio.create_task(_send_lines(client, device.name, peer))
         try:
             await asyncio.wait((printing, sending), return_when=asyncio.FIRST_COMPLETED)
             for task in (sending, printing):
@@ -164,7 +172,7 @@ def chat(device: Device, peer: str) -> None:
             printing.cancel()
             sending.cancel()
 
-    device.run(work)
+    device.run(work, kept="what you type is kept")
 
 
 async def _print_messages(client: "Client") -> None:
@@ -178,10 +186,10 @@ async def _print_messages(client: "Client") -> None:
         await message.mark_read()
 
 
-async def _send_lines(client: "Client", peer: str) -> None:
+async def _send_lines(client: "Client", me: str, peer: str) -> None:
     """Send each line of standard input; at its end wait until all messages are settled."""
     lines = _read_stdin()
-    tasks: set[asyncio.Task[None]] = set()
+    tasks: dict[asyncio.Task[None], Outgoing] = {}
     number = 0
     while (line := await lines.get()) is not None:
         if not line.strip():
@@ -190,16 +198,19 @@ async def _send_lines(client: "Client", peer: str) -> None:
         try:
             outgoing = await client.send(peer, line)
         except (Refused, UsageError, BackendUnavailable) as error:
-            print(f"  #{number} not sent: {error.sentence}", file=sys.stderr)
+            reason = await explain(error, client, me, peer)
+            print(f"  #{number} not sent: {reason.sentence}", file=sys.stderr)
             continue
-        task = asyncio.create_task(_print_states(number, outgoing))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
+        task = asyncio.create_task(_print_states(number, outgoing, client, me, peer))
+        tasks[task] = outgoing
+        task.add_done_callback(tasks.pop)
     await _wait_until_settled(client)
     await asyncio.sleep(0)  # let the tasks print the last states
+    if rejected := [task for task, outgoing in tasks.items() if outgoing.state == "rejected"]:
+        await asyncio.wait(rejected)  # they ask the REST service why, which answers or times out
 
 
-async def _print_states(number: int, outgoing: "Outgoing") -> None:
+async def _print_states(number: int, outgoing: "Outgoing", client: "Client", me: str, peer: str) -> None:
     """Print each state that a message reaches."""
     try:
         for state, reached in (
@@ -211,7 +222,7 @@ async def _print_states(number: int, outgoing: "Outgoing") -> None:
             print(f"  #{number} {state}", flush=True)
     except MeshimError as error:
         if outgoing.state == "rejected":
-            print(f"  #{number} not sent: {error.sentence}", flush=True)
+            print(f"  #{number} not sent: {(await explain(error, client, me, peer)).sentence}", flush=True)
         elif outgoing.state == "pending":
             print(f"  #{number} is kept, and goes out when this device connects again.", file=sys.stderr)
 

@@ -13,6 +13,7 @@ from meshim.topology import Topology
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 DEFAULT_FILE = Path("topology.yaml")
+DEFAULT_DATA = "data"
 
 
 class _DataType(click.ParamType[DataFolder, Path]):
@@ -25,7 +26,7 @@ class _DataType(click.ParamType[DataFolder, Path]):
 def data_option(command: _Command) -> _Command:
     """`--data DIR`, as a `DataFolder`."""
     return click.option(
-        "--data", type=_DataType(), default="data", show_default="./data", help="Folder with the mesh's files."
+        "--data", type=_DataType(), default=DEFAULT_DATA, show_default="./data", help="Folder with the mesh's files."
     )(command)
 
 

@@ -90,12 +90,12 @@ class Client:
     async def __aenter__(self) -> Self:
         """Open the state file, log in if it holds no valid token, and connect in the background.
 
-        Raises UsageError when the file is in use, or belongs to another user or device; Refused when another state
-        file took the device over; ApiError when the service refuses the login; BackendUnavailable when the file holds
-        no login and the service is unavailable.
+        Raises UsageError when the file is in use, has no folder, or is of another user or device; Refused when another
+        state file took the device over; ApiError when the service refuses the login; BackendUnavailable when the file
+        holds no login and the service is unavailable.
         """
         if self._entered:
-            raise UsageError("a client is for one `async with`: make another one")
+            raise UsageError("A client is for one `async with`: make another one.")
         self._entered = True
         try:
             state = await opened(self._path)

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 from urllib.parse import urlsplit
 
 from meshim.client import events as e
-from meshim.errors import ApiError, BackendUnavailable, Code, PeerError, Refused
+from meshim.errors import ApiError, BackendUnavailable, Code, PeerError, Refused, as_sentence
 from meshim.runtime.addresses import is_loopback
 from meshim.runtime.driver import Driver
 from meshim.runtime.sockets import Context, Dealer
@@ -157,21 +157,21 @@ class Connection:
     def _raise_if_final(self, end: e.Disconnect) -> None:
         """Raise Refused when the device belongs to another state file now, or was logged out."""
         if end.code in (Code.VERSION, Code.LOGGED_OUT, Code.IMPERSONATION):
-            raise Refused(end.code, end.sentence)
+            raise Refused(end.code, as_sentence(end.sentence))
         if end.code is Code.BAD_TOKEN and self._replaced:
             # A login of the same device with another state file has revoked our token.
-            raise Refused(Code.REPLACED, "this device was taken over with another state file")
+            raise Refused(Code.REPLACED, "This device was taken over with another state file.")
         self._replaced = self._replaced or end.code is Code.REPLACED
 
     async def _connect_once(self, token: bytes, connectors: Sequence[Connector]) -> e.Disconnect:
         """Connect to one connector, other than the last one if there is another; return when that connection ends."""
         if not connectors:
-            raise BackendUnavailable("no connector is running")
+            raise BackendUnavailable("No connector is running.")
         reachable = [each for each in connectors if self._address(each)]
         if not reachable:
             raise BackendUnavailable(
-                f"no connector can be reached with transport {self._transport}"
-                " (plain ws:// to another machine is not used)"
+                f"No connector can be reached with transport {self._transport}"
+                " (plain ws:// to another machine is not used)."
             )
         others = [each for each in reachable if self._address(each) != self._last] or reachable
         connector = _random.choice(others)

@@ -73,7 +73,7 @@ class InboxReader:
                 self._check()
                 if self._reader is not reader:  # both loops would get the same messages
                     self._available.set()  # this wake-up may have been for the other loop
-                    raise UsageError("another loop reads the messages of this client now: one at a time")
+                    raise UsageError("Another loop reads the messages of this client now: one at a time.")
                 if self._last_given:
                     self._state.handled((self._last_given,))  # the application left its loop, and began another
                 page = self._state.received(self._last_given, PAGE)

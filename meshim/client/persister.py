@@ -52,7 +52,7 @@ class Persister:
             self._error = error
             raise
         finally:
-            self._error = self._error or ClientClosed("the client was closed before this was in its state file")
+            self._error = self._error or ClientClosed("The client was closed before this was in its state file.")
             for _, future in self._waiting:
                 if not future.done():
                     future.set_exception(self._error)

@@ -30,9 +30,9 @@ class Api:
     ::
 
         async with Api("http://127.0.0.1:8100") as api:
-            await api.register("alice", password)
-            await api.login("alice", password)
-            relation = await api.request("bob")
+            await api.register("ann", password)
+            await api.login("ann", password)
+            relation = await api.request("ben")
 
     It keeps HTTP connections open: use it in `async with`, or `close` it.  `token` is that of the last login; set it
     to use an earlier one.  The answers are the structs of `meshim.wire.rest`.
@@ -190,7 +190,7 @@ class Api:
         if body is not None:
             headers["content-type"] = "application/json"
         if self._http.is_closed:
-            raise ClientClosed("the client was closed")
+            raise ClientClosed("The client was closed.")
         try:
             response = await self._http.request(
                 method,

@@ -45,7 +45,7 @@ class Sender:
         plain = _encoded(text)
         if len(plain) + _SEAL_BYTES > self.body_bytes:
             bytes_max = self.body_bytes - _SEAL_BYTES
-            raise Refused(Code.TOO_LARGE, f"the message has {len(plain):,} bytes, {bytes_max:,} are allowed")
+            raise Refused(Code.TOO_LARGE, f"The message has {len(plain):,} bytes, {bytes_max:,} are allowed.")
         while self._core.outbox.full(to):
             await self._wait_for_status_change()
         self._check()
@@ -93,4 +93,4 @@ def _encoded(text: str) -> bytes:
     try:
         return encode_content(Text(text))
     except UnicodeEncodeError as error:
-        raise UsageError(f"the text cannot be sent, it is not Unicode: {error.reason}") from None
+        raise UsageError(f"The text cannot be sent, it is not Unicode: {error.reason}.") from None

@@ -10,7 +10,7 @@ import msgspec
 
 from meshim.client.identity import Identity
 from meshim.client.rest import Api
-from meshim.client.state import StateFile
+from meshim.client.state import StateFile, check_folder
 from meshim.errors import ApiError, BackendUnavailable, ClientClosed, Code, PeerError, Refused, UsageError
 from meshim.protocol.names import fold_name
 from meshim.runtime.crypto import format_token, open_sealed, parse_token, seal
@@ -101,8 +101,8 @@ class Session:
             name, _, device = self._credentials
             if (self._login.name, self._login.device) != (fold_name(name), device):
                 raise UsageError(
-                    f"this state file is of {self._login.name} on {self._login.device}, "
-                    f"not of {name} on {device}: give each device a file of its own"
+                    f"This state file is of {self._login.name} on {self._login.device}, "
+                    f"not of {name} on {device}: give each device a file of its own."
                 )
         if self._login is None or self._login.expires_at <= time.time() + _EXPIRY_MARGIN_S:
             try:
@@ -124,7 +124,7 @@ class Session:
             if before is not None and (before.user_id, before.mesh) != (answer.user_id, answer.mesh):
                 raise UsageError(
                     f"{self._state.path} is of another mesh, or of this one before its data was deleted: "
-                    "remove it, or use another state file"
+                    "remove it, or use another state file."
                 )
             self._login = self._login_of(answer)
             await self._persist()
@@ -132,7 +132,7 @@ class Session:
             if self.on_relations is not None:
                 self.on_relations(answer.relations)
             if before is not None and before.device_id != answer.device_id and self._opened:
-                raise ClientClosed("the server had forgotten this device and registered it anew: open the client again")
+                raise ClientClosed("The server had forgotten this device and registered it anew: open a new client.")
 
     async def _answer(self, *, takeover: bool) -> LoginAnswer:
         """The answer to a login.  Only a file without a login may take the device over, and so never takes it back."""
@@ -146,8 +146,8 @@ class Session:
                 raise
             raise Refused(
                 Code.REPLACED,
-                f"the device {device} of {name} was taken over with another state file: use that one, or be another "
-                f"device with a new file.  What {self._state.path} holds stays as it is",
+                f"The device {device} of {name} was taken over with another state file: use that one, or be another "
+                f"device with a new file.  What {self._state.path} holds stays as it is.",
             ) from error
 
     def _login_of(self, answer: LoginAnswer) -> _Login:
@@ -245,8 +245,9 @@ def _close_unused(opening: asyncio.Future[StateFile]) -> None:
 def stored_token(path: Path) -> str | None:
     """Return the token in a state file, as REST writes it; None when it has none, or only an expired one.
 
-    Raises UsageError when another process uses the file, or it is no state file.
+    Raises UsageError when another process uses the file, it is no state file, or there is no folder for it.
     """
+    check_folder(path)
     if not path.exists():
         return None
     state = StateFile(path)

@@ -89,7 +89,7 @@ class Shell:
         if self._failure is None:
             for action in self.core.farewell():
                 self._perform(action)
-        self._fail(ClientClosed("the client was closed"))
+        self._fail(ClientClosed("The client was closed."))
         await asyncio.wait((self._persisting, *self._tasks))
         try:
             async with self._session.lock:
@@ -102,7 +102,7 @@ class Shell:
             return
         if not isinstance(error, MeshimError):
             asyncio.get_running_loop().call_exception_handler({"message": "meshim client failed", "exception": error})
-            error = ClientClosed(f"the client failed: {error!r}")
+            error = ClientClosed(f"The client failed: {error!r}")
         self._fail(error)
 
     def _fail(self, error: MeshimError) -> None:

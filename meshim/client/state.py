@@ -107,7 +107,7 @@ def _exclusive(
     def exclusive(self: "StateFile", /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Answer:
         with self._using:
             if self._closed:  # by another task, while this one waited for REST
-                raise ClientClosed("the client was closed")
+                raise ClientClosed("The client was closed.")
             return method(self, *args, **kwargs)
 
     return exclusive
@@ -135,10 +135,12 @@ class StateFile:
         self._closed = False
         try:
             path = path.resolve()  # a symbolic link must lead to the same lock
-            path.parent.mkdir(parents=True, exist_ok=True)
+            check_folder(path)
             self._lock = _lock(path)
         except OSError as error:
-            raise UsageError(f"the state file {self.path} cannot be used: {error.filename}: {error.strerror}") from None
+            raise UsageError(
+                f"The state file {self.path} cannot be used: {error.filename}: {error.strerror}."
+            ) from None
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         try:
             self._prepare()
@@ -147,7 +149,7 @@ class StateFile:
             """53 random bits, made with the file."""
         except sqlite3.DatabaseError as error:
             self.close()
-            raise UsageError(f"{self.path} is not a state file of this version of meshim: {error}") from None
+            raise UsageError(f"{self.path} is not a state file of this version of meshim: {error}.") from None
 
     def _prepare(self) -> None:
         # Before anything is written: the file may belong to another program.
@@ -367,8 +369,15 @@ class StateFile:
             if self._db.in_transaction:  # SQLite rolls back by itself on some errors
                 self._db.execute("ROLLBACK")
             if isinstance(error, sqlite3.OperationalError):
-                raise UsageError(f"the state file {self.path} cannot be written: {error}") from error
+                raise UsageError(f"The state file {self.path} cannot be written: {error}.") from error
             raise
+
+
+def check_folder(path: Path) -> None:
+    """Raise UsageError when a state file has no folder: a slip in its path must not make a new device."""
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise UsageError(f"There is no folder {folder} for the state file: make it, or name another file.")
 
 
 def _lock(path: Path) -> int:
@@ -383,5 +392,5 @@ def _lock(path: Path) -> int:
         raise
     os.close(lock)
     raise UsageError(
-        f"another process uses the state file {path}: stop it, or be another device with a file of its own"
+        f"Another process uses the state file {path}: stop it, or be another device with a file of its own."
     )

@@ -81,7 +81,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
     """Serve until SIGTERM; raises a MeshimError when it cannot start."""
     listener = next((connector for connector in topology.connectors if connector.name == name), None)
     if listener is None:
-        raise UsageError(f"there is no connector called {name} in the topology: name one of its `connectors`")
+        raise UsageError(f"There is no connector called {name} in the topology: name one of its `connectors`.")
     timers, limits = topology.timers, topology.limits
     incarnation = secrets.randbits(62) + 1
     client_keys = _client_keys(topology.security)

@@ -80,7 +80,7 @@ class Child(ABC):
                 return
             reason = self._last_log_line(log_offset) or f"it ended with code {await self._process.wait()}"
         await self.stop(_KILL_S)
-        raise MeshimError(f"{self.kind} {self.name} did not start: {reason.rstrip('.')} (log: {self._log}).")
+        raise MeshimError(f"The {self.kind} {self.name} did not start: {reason.rstrip('.')} (log: {self._log}).")
 
     async def supervise(self) -> None:
         """Restart the process whenever it ends, until cancelled."""

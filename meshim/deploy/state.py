@@ -77,10 +77,13 @@ class DataFolder:
     def create(self) -> None:
         """Make the folders that are missing, readable for their owner alone (messages, keys, passwords).
 
-        A folder that exists keeps its mode; the files that meshim writes are private through its umask.
+        A folder that exists keeps its mode; the files that meshim writes are private through its umask.  Raises
+        `UsageError` when the folder around them does not exist: a slip in its path must not make a new, empty mesh.
         """
+        if not self.root.parent.is_dir():
+            raise UsageError(f"There is no folder {self.root.parent} for the data: make it, or choose other --data.")
         for folder in (self.root, self.run, self.logs):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
 
     @property
     def sqlite_url(self) -> str:

@@ -98,8 +98,8 @@ class LeaseKeeper:
         while not await self._take():
             if self._loop.time() >= give_up_at:
                 raise UsageError(
-                    f"another {self.mine.role} called {self.mine.name} is running: "
-                    "stop it, or give this one another name in the topology"
+                    f"Another {self.mine.role} called {self.mine.name} is running: "
+                    "stop it, or give this one another name in the topology."
                 )
             await asyncio.sleep(self._renew_s / 4)
         self._run_id = await self._leases.run_id()
@@ -165,7 +165,7 @@ class LeaseKeeper:
         elif self._taken_since is None:
             self._taken_since = sent_at
         elif sent_at - self._taken_since > _ACQUIRE_TTLS * self._ttl_s:
-            raise Fenced(f"another {self.mine.role} called {self.mine.name} took over: this one ends")
+            raise Fenced(f"Another {self.mine.role} called {self.mine.name} took over: this one ends.")
 
     async def _take(self) -> bool:
         sent_at = self._loop.time()

@@ -47,7 +47,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
     """Serve until SIGTERM; raises a MeshimError when it cannot start."""
     listener = next((transfer for transfer in topology.transfers if transfer.name == name), None)
     if listener is None:
-        raise UsageError(f"there is no transfer called {name} in the topology: name one of its `transfers`")
+        raise UsageError(f"There is no transfer called {name} in the topology: name one of its `transfers`.")
     timers = topology.timers
     incarnation = secrets.randbits(62) + 1
     keys = KeyPair.new() if topology.security.curve else None

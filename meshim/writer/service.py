@@ -49,7 +49,7 @@ def options_of(topology: Topology, name: str, seed: int) -> WriterOptions:
 async def run(topology: Topology, name: str, data: Path) -> None:
     """Serve until SIGTERM; raises a MeshimError when it cannot start."""
     if all(writer.name != name for writer in topology.writers):
-        raise UsageError(f"there is no writer called {name} in the topology: name one of its `writers`")
+        raise UsageError(f"There is no writer called {name} in the topology: name one of its `writers`.")
     timers = topology.timers
     incarnation = secrets.randbits(62) + 1
     async with AsyncExitStack() as stack, Service("writer", name, shutdown_s=timers.shutdown_s) as service:

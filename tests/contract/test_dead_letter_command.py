@@ -1,6 +1,8 @@
 """`meshim deadletter` beside a writer: bad records block no others, are listed, and can be retried or dropped."""
 
+import asyncio
 import json
+import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -124,6 +126,23 @@ async def test_dropping_asks_first(mesh: Mesh) -> None:
     code, said = await mesh.deadletter("drop", "--all", "--yes")
     assert (code, said) == (0, "Letter 1 is dropped.\nLetter 3 is dropped.\n")
     assert await shown(mesh) == []
+
+
+async def test_ctrl_c_at_the_question_drops_nothing(mesh: Mesh) -> None:
+    await mesh.start()
+    await mesh.log.dead_letter(0, 1, "why", GARBAGE)
+    process = await mesh.deadletter_process("drop", "1")
+    try:
+        async with asyncio.timeout(20.0):
+            assert process.stdout is not None
+            await process.stdout.readuntil(b"[y/N]: ")
+            process.send_signal(signal.SIGINT)
+            assert (await process.stdout.read(), await process.wait()) == (b"", 130)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert len(await shown(mesh)) == 1
 
 
 async def test_errors_are_one_sentence(mesh: Mesh) -> None:

@@ -8,7 +8,7 @@ from datetime import datetime
 import msgspec
 
 from meshim.client.events import RANK
-from meshim.errors import Code, MeshimError, Refused
+from meshim.errors import Code, MeshimError, Refused, as_sentence
 from meshim.protocol.ordering import Flag
 from meshim.wire.envelope import Stream
 
@@ -88,7 +88,7 @@ class Outgoing:
 
     ::
 
-        outgoing = await client.send("bob", "hello")
+        outgoing = await ann.send("ben", "hello")
         await outgoing.wait_delivered()
 
     `id` is 32 hexadecimal digits, `recipient` the name given to `send`; (`stream`, `seq`) names the message for ever.
@@ -160,5 +160,5 @@ class Outgoing:
 def _refusal(code: int, sentence: str) -> Refused:
     """The error of a rejection.  Codes are an open list: an unknown one goes into the sentence."""
     if code in Code.__members__.values():
-        return Refused(Code(code), sentence)
-    return Refused(Code.MALFORMED, f"{sentence} (code {code})")
+        return Refused(Code(code), as_sentence(sentence))
+    return Refused(Code.MALFORMED, as_sentence(f"{sentence} (code {code})"))

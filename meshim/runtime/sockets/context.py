@@ -109,7 +109,7 @@ class Context:
             dealer = Dealer(self._loop, socket, endpoint, on_batch, on_connected, on_lost, self._closed)
         except zmq.ZMQError as error:
             socket.close(0)
-            raise UsageError(f"cannot connect to {endpoint}: write it as tcp://HOST:PORT ({error})") from error
+            raise UsageError(f"Cannot connect to {endpoint}: write it as tcp://HOST:PORT ({error}).") from error
         self._open.add(dealer)
         return dealer
 
@@ -136,4 +136,4 @@ def _cannot_bind(bind: str, error: zmq.ZMQError) -> str:
         return f"{bind} is not an address of this machine: bind to one of its own, or to 0.0.0.0"
     if error.errno == errno.EACCES:
         return f"{bind} is not allowed to this user: choose a port from 1024 on"
-    return f"cannot listen on {bind}: write it as tcp://ADDRESS:PORT ({error})"
+    return f"Cannot listen on {bind}: write it as tcp://ADDRESS:PORT ({error})"

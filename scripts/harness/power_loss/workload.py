@@ -60,6 +60,7 @@ def main(folder: Path, seconds: float, seed: int, mutation: str | None) -> None:
 class _Load:
     def __init__(self, folder: Path, api: str, random: Random) -> None:
         self._states = folder / "states"
+        self._states.mkdir(exist_ok=True)
         self._api = api
         self._random = random
         self._notes = os.open(folder / "notes", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

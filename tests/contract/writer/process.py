@@ -148,13 +148,17 @@ class Mesh:
 
     async def deadletter(self, *arguments: str, answer: str = "") -> tuple[int, str]:
         """Run `meshim deadletter` with the topology; return its exit code and all that it wrote."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "meshim", "deadletter", *arguments, "-t", str(self._file),
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-        )  # fmt: skip
+        process = await self.deadletter_process(*arguments)
         output, _ = await process.communicate(answer.encode())
         assert process.returncode is not None
         return process.returncode, output.decode()
+
+    async def deadletter_process(self, *arguments: str) -> asyncio.subprocess.Process:
+        """Start `meshim deadletter` with the topology."""
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "meshim", "deadletter", *arguments, "-t", str(self._file),
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
 
     # ---- people and messages
 

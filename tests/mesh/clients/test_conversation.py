@@ -142,7 +142,7 @@ async def test_a_second_process_on_a_state_file_is_refused(mesh: RealMesh) -> No
         )  # fmt: skip
         assert refused.returncode == 2
         assert refused.stderr == (
-            f"meshim: another process uses the state file {file}: "
+            f"meshim: Another process uses the state file {file}: "
             "stop it, or be another device with a file of its own\n"
         )
 
@@ -310,7 +310,7 @@ async def test_a_body_over_the_limit_is_refused_by_the_library_and_by_the_connec
     alice_name, bob_name = await mesh.register_users("alice", "bob")
     async with client(mesh, alice_name) as alice, client(mesh, bob_name) as bob:
         await asyncio.wait_for(alice.online(), DEADLINE_S)
-        with pytest.raises(Refused, match=r"the message has 65,54\d bytes, 65,508 are allowed") as refusal:
+        with pytest.raises(Refused, match=r"The message has 65,54\d bytes, 65,508 are allowed") as refusal:
             await alice.send(bob_name, "x" * 65_536)
         assert refusal.value.code is Code.TOO_LARGE
         alice._shell.sender.body_bytes = 1 << 20  # as in a library with a higher limit
@@ -350,7 +350,7 @@ async def test_after_the_end_of_a_friendship_stored_messages_come_and_no_new_one
                 accepted.append(f"after {len(accepted)}")
             except Refused as error:
                 refusal = error
-        assert (refusal.code, refusal.sentence) == (Code.NOT_FRIENDS, "sender and recipient are not friends")
+        assert (refusal.code, refusal.sentence) == (Code.NOT_FRIENDS, "Sender and recipient are not friends.")
         with pytest.raises(Refused, match="is not your friend: ask with"):
             await alice.send(bob_name, "and again")  # now the library of alice knows it too
         async with client(mesh, bob_name) as bob:
@@ -364,5 +364,5 @@ async def test_another_users_state_file_is_refused(mesh: RealMesh) -> None:
     async with client(mesh, alice_name):
         pass
     file = mesh.folder / f"{alice_name}-phone.db"
-    with pytest.raises(UsageError, match=f"this state file is of {alice_name} on phone, not of {bob_name} on phone"):
+    with pytest.raises(UsageError, match=f"This state file is of {alice_name} on phone, not of {bob_name} on phone"):
         await Client(mesh.api, bob_name, PASSWORD, device="phone", state=file).__aenter__()

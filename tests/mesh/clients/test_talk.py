@@ -19,6 +19,11 @@ from tests.mesh.harness.real_mesh import DEADLINE_S, PASSWORD, RealMesh, restart
 ID = "[0-9a-f]{32}"
 
 
+def connected(name: str) -> str:
+    """What `listen` says once it is connected."""
+    return f"Connected: messages for {name} are printed as they come.  Ctrl-C ends.\n"
+
+
 class Meshim:
     """Runs the `meshim` command as one user of a machine, with the state files in `home`."""
 
@@ -94,7 +99,7 @@ async def test_send_prints_the_state_and_listen_prints_the_message(mesh: RealMes
     assert re.fullmatch(f"{ID} sent\n", output)
 
     code, output, errors = await meshim.run("listen", bob, "--json", "--count", "1")
-    assert (code, errors) == (0, "")
+    assert (code, errors) == (0, connected(bob))
     heard = json.loads(output)
     assert {name: heard[name] for name in ("sender", "recipient", "text", "own", "stored", "place", "problem")} == {
         "sender": alice,
@@ -174,7 +179,7 @@ async def test_listen_ends_quietly_when_its_output_is_closed(mesh: RealMesh, mes
         await send_and_wait(sender, bob, "two", "three")
         assert await ended(listening) == 1
         assert listening.stderr is not None
-        assert await listening.stderr.read() == b""
+        assert (await listening.stderr.read()).decode() == connected(bob)
 
 
 # ---------------------------------------------------------------- chat
@@ -221,7 +226,7 @@ async def test_chat_goes_on_after_a_line_that_is_refused(mesh: RealMesh, meshim:
     code, output, errors = await meshim.run("chat", alice, "--to", bob, stdin="x" * 70_000 + "\nshort\n")
     assert code == 0
     assert output == "  #2 sent\n"
-    assert "  #1 not sent: the message has 70,0" in errors
+    assert "  #1 not sent: The message has 70,0" in errors
 
 
 # ---------------------------------------------------------------- errors
@@ -230,12 +235,16 @@ async def test_chat_goes_on_after_a_line_that_is_refused(mesh: RealMesh, meshim:
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        (("send", "ALICE", "CAROL", "hi"), 1, "You and CAROL are not friends, and neither has asked."),
+        (
+            ("send", "ALICE", "CAROL", "hi"),
+            1,
+            "You and CAROL are not friends, and neither has asked: ask with `meshim friend add ALICE CAROL`.",
+        ),
         (("send", "ALICE", "nobody-at-all", "hi"), 1, "There is no user nobody-at-all."),
         (("send", "ALICE", "no body", "hi"), 1, "'no body' cannot be the name of a user"),
         (("send", "ALICE", "ALICE", "hi"), 1, "nobody writes to oneself"),
         (("send", "ALICE", "BOB", ""), 2, "There is nothing to send: the text is empty."),
-        (("send", "ALICE", "BOB", "x" * 70_000), 1, "the message has 70,006 bytes, 65,508 are allowed"),
+        (("send", "ALICE", "BOB", "x" * 70_000), 1, "The message has 70,006 bytes, 65,508 are allowed"),
         (("chat", "ALICE"), 2, "Missing option '--to'. Try `meshim chat --help`."),
         (("listen", "ALICE", "--count", "0"), 2, ""),
     ],
@@ -251,7 +260,7 @@ async def test_errors_are_one_sentence_and_an_exit_code(
     assert done[2].count("\n") == 1
     assert done[2].startswith("meshim: ")
     if sentence:
-        assert sentence.replace("CAROL", carol) in done[2]
+        assert sentence.replace("CAROL", carol).replace("ALICE", alice) in done[2]
 
 
 async def test_a_wrong_password_is_one_sentence(mesh: RealMesh, meshim: Meshim) -> None:
@@ -280,7 +289,7 @@ async def test_while_the_mesh_is_down_send_keeps_the_message_and_says_so(tmp_pat
         meshim = Meshim(running.api, tmp_path / "home")
         assert (await meshim.run("send", alice, bob, "one"))[0] == 0
         await mesh.down()
-        waiting = f"Waiting for a connector of the mesh at {running.api} (what you write is kept) ...\n"
+        waiting = f"Waiting for a connector of the mesh at {running.api} (the message is kept) ...\n"
         async with meshim.start("send", alice, bob, "two") as sending:
             assert sending.stderr is not None
             assert (await asyncio.wait_for(sending.stderr.readline(), DEADLINE_S)).decode() == waiting
@@ -296,3 +305,60 @@ async def test_while_the_mesh_is_down_send_keeps_the_message_and_says_so(tmp_pat
             assert await ended(sending) == 0
         async with client(running, bob) as reader:
             assert [message.text for message in await receive(reader, 3)] == ["one", "two", "three"]
+
+
+async def error_line(process: Process) -> str:
+    """The next line of standard error."""
+    assert process.stderr is not None
+    return (await asyncio.wait_for(process.stderr.readline(), DEADLINE_S)).decode()
+
+
+async def test_listen_and_chat_say_when_the_connection_is_lost_and_when_it_is_back(tmp_path: Path) -> None:
+    async with restartable_mesh(tmp_path) as mesh:
+        running = await mesh.up()
+        alice, bob = await running.register_users("alice", "bob")
+        meshim = Meshim(running.api, tmp_path / "home")
+        waiting = f"Waiting for a connector of the mesh at {running.api}"
+        async with meshim.start("listen", bob) as listening, meshim.start("chat", alice, "--to", bob) as chatting:
+            assert await error_line(listening) == connected(bob)
+            assert await error_line(chatting) == f"You are {alice} and talk with {bob}.  Ctrl-D ends.\n"
+            await type_line(chatting, "hello")
+            assert await lines_until(chatting, "sent") == ["  #1 sent"]  # so that it is connected
+            await mesh.down()
+            assert await error_line(listening) == f"The connection is lost.  {waiting} ...\n"
+            assert await error_line(chatting) == f"The connection is lost.  {waiting} (what you type is kept) ...\n"
+            await mesh.up()
+            assert [await error_line(each) for each in (listening, chatting)] == ["Connected again.\n"] * 2
+
+
+# ---------------------------------------------------------------- blocks
+
+
+async def test_who_has_blocked_the_peer_is_told_to_unblock_first(mesh: RealMesh, meshim: Meshim) -> None:
+    alice, bob = await mesh.register_users("alice", "bob")
+    assert (await meshim.run("send", alice, bob, "hello"))[0] == 0  # the state file knows the friendship from now on
+    chat = ("chat", alice, "--to", bob)
+    async with meshim.start(*chat) as chatting:
+        assert await error_line(chatting) == f"You are {alice} and talk with {bob}.  Ctrl-D ends.\n"
+        assert (await meshim.run("friend", "block", alice, bob))[0] == 0
+        reason = f"{bob} is blocked: end that with `meshim friend unblock {alice} {bob}`.\n"
+        await type_line(chatting, "are you there?")
+        output, errors = await asyncio.wait_for(chatting.communicate(b""), DEADLINE_S)
+        assert (output.decode(), errors.decode()) == (f"  #1 not sent: {reason}", "")
+    for arguments in (("send", alice, bob, "hello"), chat):
+        assert await meshim.run(*arguments) == (1, "", f"meshim: {reason}")
+    first = f"meshim: You have blocked {bob}: unblock first with `meshim friend unblock {alice} {bob}`.\n"
+    for action in ("add", "accept", "refuse", "remove"):
+        assert await meshim.run("friend", action, alice, bob) == (1, "", first)
+
+    assert (await meshim.run("friend", "unblock", alice, bob))[0] == 0
+    not_friends = f"meshim: {bob} is not your friend: ask with `meshim friend add {alice} {bob}`.\n"
+    assert await meshim.run("send", alice, bob, "hello") == (1, "", not_friends)
+
+
+async def test_send_tells_of_a_block_that_its_state_file_does_not_know(mesh: RealMesh, meshim: Meshim) -> None:
+    alice, bob = await mesh.register_users("alice", "bob")
+    assert (await meshim.run("send", alice, bob, "hello"))[0] == 0
+    assert (await meshim.run("friend", "block", alice, bob))[0] == 0
+    reason = f"meshim: {bob} is blocked: end that with `meshim friend unblock {alice} {bob}`.\n"
+    assert await meshim.run("send", alice, bob, "hello") == (1, "", reason)

@@ -203,7 +203,7 @@ async def refusal(mesh: Topology, data: DataFolder) -> MeshimError:
 async def test_a_role_that_cannot_start_says_why(data: DataFolder) -> None:
     error = await refusal(topology_of(connector="fails"), data)
     log = data.logs / "connector-fails.log"
-    assert error.sentence == f"connector fails did not start: The answer is not 42 (log: {log})."
+    assert error.sentence == f"The connector fails did not start: The answer is not 42 (log: {log})."
 
 
 async def test_a_role_that_is_not_ready_in_time_fails_the_start(
@@ -211,7 +211,7 @@ async def test_a_role_that_is_not_ready_in_time_fails_the_start(
 ) -> None:
     monkeypatch.setattr(child, "_READY_S", 3.0)
     error = await refusal(topology_of(connector="never-ready"), data)
-    assert error.sentence.startswith("connector never-ready did not start: it was not ready within 3 s")
+    assert error.sentence.startswith("The connector never-ready did not start: it was not ready within 3 s")
 
 
 async def test_a_port_in_use_is_one_sentence(data: DataFolder) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -16,8 +17,9 @@ from meshim.topology import Backends, Durability, Limits, RestListener
 from tests.servers import UnsyncedNats, running
 
 
-def meshim(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, "-m", "meshim", *arguments], capture_output=True, text=True, timeout=60)
+def meshim(*arguments: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "meshim", *arguments]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60)
 
 
 def written(folder: Path, bind: str) -> str:
@@ -91,6 +93,37 @@ def test_up_status_down(tmp_path: Path) -> None:
     assert (down.returncode, down.stdout) == (0, "The mesh has ended.\n")
     assert not any(Path(f"/proc/{role['pid']}").exists() for role in shown["roles"])
     assert meshim("status", *data).returncode == 2
+
+
+def test_up_says_what_to_type_next_and_it_works(tmp_path: Path) -> None:
+    data = ("--data", str(tmp_path / "my data"))
+    mesh = written(tmp_path, "http://127.0.0.1:0")
+    up = meshim("up", "-t", mesh, "--detach", *data)
+    assert up.returncode == 0, up.stderr
+    try:
+        api = up.stdout.split()[3]
+        hint = re.fullmatch(r"(.*)\nMake an account with `(.*)`; end the mesh with `(.*)`\.\n", up.stdout)
+        assert hint is not None, up.stdout
+        ready, register, end = hint.groups()
+        assert (ready, register) == (f"meshim is ready: {api}", f"meshim user register NAME --api {api}")
+        typed = [*shlex.split(register.replace("NAME", "ann"))[1:], "--password-stdin"]
+        registered = meshim(*typed, stdin="correct horse\n")
+        assert registered.stdout == "ann is registered.\n", registered.stderr
+    finally:
+        down = meshim("down", *data)
+    assert shlex.split(end) == ["meshim", "down", *data]
+    assert down.stdout == "The mesh has ended.\n", down.stderr
+    command = [sys.executable, "-m", "meshim", "up", "-t", mesh, *data]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as again:
+        assert again.stdout is not None
+        api = again.stdout.readline().split()[3]
+        talk = again.stdout.readline()
+        again.send_signal(signal.SIGINT)
+    in_data = shlex.join(data)
+    assert talk == (
+        f"Talk with `meshim chat ME --to PEER --api {api}`; see its processes with `meshim status {in_data}`; "
+        f"end the mesh with `meshim down {in_data}` or Ctrl-C.\n"
+    )
 
 
 def test_up_detached_says_why_it_cannot_start(tmp_path: Path) -> None:

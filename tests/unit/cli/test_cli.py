@@ -1,5 +1,6 @@
 """The command line: every error is one sentence and an exit code."""
 
+import io
 import json
 import os
 import subprocess
@@ -11,8 +12,11 @@ import msgspec
 import pytest
 import rich_click as click
 
+from meshim import __main__ as program
 from meshim import topology
 from meshim.cli import main as command_line
+from meshim.cli.next_step import next_step
+from meshim.deploy.state import DataFolder
 from meshim.errors import BackendUnavailable, UsageError
 from meshim.runtime.sockets import key_file
 from meshim.topology import Backends, Security
@@ -77,6 +81,34 @@ def test_wrong_usage_is_one_sentence(
     assert meshim(*arguments) == (code, "", f"meshim: {sentence.format(tmp_path)}\n")
 
 
+@pytest.mark.parametrize("command", [["send", "ann", "ben", "hi"], ["listen", "ann"], ["chat", "ann", "--to", "ben"]])
+@pytest.mark.parametrize("password", [[], ["--password-stdin"]], ids=["prompt", "stdin"])
+def test_a_state_file_needs_a_folder(
+    meshim: Meshim, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: list[str], password: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("correct horse\n"))
+    sentence = f"There is no folder {tmp_path}/statse for the state file: make it, or name another file."
+    state = ["--state", "statse/ann.db"]
+    assert meshim(*command, *state, *password, "--api", "http://127.0.0.1:9") == (2, "", f"meshim: {sentence}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_of_the_default_state_file_is_made(
+    meshim: Meshim, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("correct horse\n"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "home" / "state"))
+    code, _, errors = meshim("listen", "ann", "--password-stdin", "--api", "http://127.0.0.1:9")
+    assert (code, errors[:45]) == (1, "meshim: Cannot reach meshim at http://127.0.0")
+    assert (tmp_path / "home" / "state" / "meshim").stat().st_mode & 0o077 == 0
+
+
+def test_a_data_folder_needs_a_folder_around_it(meshim: Meshim, tmp_path: Path) -> None:
+    sentence = f"There is no folder {tmp_path}/dta for the data: make it, or choose other --data."
+    assert meshim("db", "upgrade", "--data", "dta/mesh") == (2, "", f"meshim: {sentence}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_status_json_without_a_mesh_is_stopped(meshim: Meshim, tmp_path: Path) -> None:
     code, output, errors = meshim("status", "--json")
     assert (code, errors) == (2, f"meshim: No mesh runs on {tmp_path}/data: start one with `meshim up`.\n")
@@ -105,6 +137,16 @@ def test_every_error_has_its_exit_code(
 ) -> None:
     failing(error)
     assert meshim("fail") == (code, "", errors)
+
+
+def test_ctrl_c_during_the_imports_ends_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("meshim.compiled.use", interrupt)
+    with pytest.raises(SystemExit) as ended:
+        program.main()
+    assert ended.value.code == 130
 
 
 def test_an_unexpected_exception_is_raised(
@@ -178,3 +220,15 @@ def test_commands_for_operators_do_not_import_the_client() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ran.stdout.endswith("[]\n")
+
+
+def test_the_next_step_is_short_where_the_defaults_find_the_mesh(meshim: Meshim, tmp_path: Path) -> None:
+    assert meshim("db", "upgrade")[0] == 0
+    data = DataFolder(tmp_path / "data")
+    backends = msgspec.structs.replace(topology.default().backends, sql=data.sqlite_url)
+    data.topology.write_text(topology.dump(msgspec.structs.replace(topology.default(), backends=backends)))
+    for api in ("http://127.0.0.1:8100", "http://0.0.0.0:8100"):
+        assert next_step(api, data) == (
+            "Make an account with `meshim user register NAME`; end the mesh with `meshim down`."
+        )
+    assert "`meshim user register NAME --api http://127.0.0.1:8200`" in next_step("http://0.0.0.0:8200", data)

@@ -315,7 +315,7 @@ def test_replaced_and_then_bad_token_is_a_takeover(in_world: InWorld) -> None:
         await asyncio.wait([world.task])
         error = world.task.exception()
         assert isinstance(error, Refused)
-        assert (error.code, error.sentence) == (Code.REPLACED, "this device was taken over with another state file")
+        assert (error.code, error.sentence) == (Code.REPLACED, "This device was taken over with another state file.")
 
     in_world(test)
 

@@ -136,7 +136,7 @@ async def test_a_new_device_id_while_open_closes_the_client(service: RestService
     opened = session(service, state)
     await opened.open()
     service.device_id = 11
-    with pytest.raises(ClientClosed, match="open the client again"):
+    with pytest.raises(ClientClosed, match="open a new client"):
         await opened.token(service.token)
     assert await session(service, state).open() == Identity(1, 11, state.epoch)
 
@@ -148,7 +148,7 @@ async def test_only_a_file_that_never_logged_in_takes_the_device_over(service: R
     await opened.open()
     assert [login.takeover for login in service.logins] == [True]
     for lost in (opened.token(service.token), session(service, state).open()):
-        with pytest.raises(Refused, match="phone of alice was taken over with another state file") as refused:
+        with pytest.raises(Refused, match="The device phone of alice was taken over with another") as refused:
             await lost
         assert refused.value.code is Code.REPLACED
     service.taken_over = False

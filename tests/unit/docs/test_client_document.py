@@ -30,6 +30,13 @@ def test_the_examples_type_check(tmp_path: Path) -> None:
     assert status == 0, report + errors
 
 
+def test_all_examples_open_the_same_device() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "meshim" / "client").rglob("*.py")]
+    opened = [each for page in pages for each in re.findall(r"Client\((\"http.*?)\) as", page.read_text())]
+    assert len(opened) >= 4
+    assert set(opened) == {'"http://127.0.0.1:8100", "ann", password, device="bot", state="ann.db"'}
+
+
 @pytest.mark.parametrize("name", [name for name, _ in inspect.getmembers(Client) if not name.startswith("_")])
 def test_the_page_has_every_method(name: str) -> None:
     assert re.search(rf"[`.]{name}\b", PAGE)

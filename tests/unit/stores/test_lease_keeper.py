@@ -273,7 +273,7 @@ def test_a_name_in_use_is_a_usage_error() -> None:
         stage = Stage()
         other = asyncio.create_task(lives(stage, Lease("connector", "c1", 7)))
         await asyncio.sleep(0)
-        with pytest.raises(UsageError, match="another connector called c1 is running"):
+        with pytest.raises(UsageError, match="Another connector called c1 is running"):
             await stage.keeper.acquire()
         assert stage.loop.time() < 10
         other.cancel()
