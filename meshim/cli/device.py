@@ -13,6 +13,7 @@ import msgspec
 import rich_click as click
 
 from meshim.cli.login import ApiOptions, api_options, password_option, read_password
+from meshim.cli.terminal import escape_unencodable
 from meshim.errors import ApiError, BackendUnavailable, MeshimError, UsageError
 from meshim.protocol.names import fold_name, is_device_name
 
@@ -43,6 +44,7 @@ class Device(msgspec.Struct, frozen=True):
         """
         import uvloop
 
+        escape_unencodable()
         # Before anything else reads the terminal, or a typed message could become the password, or the reverse.
         password = self.password or self._ask_password()
         new = not self.state.exists()

@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -113,7 +114,14 @@ def _json(message: "Message") -> str:
 def _line(message: "Message") -> str:
     users = f"{message.sender} to {message.recipient}" if message.own else message.sender
     text = f"[{message.problem}]" if message.problem else printable(message.text)
-    return f"{message.sent_at.astimezone():%Y-%m-%d %H:%M:%S} {users}: {text}"
+    return f"{_local(message.sent_at):%Y-%m-%d %H:%M:%S} {users}: {text}"
+
+
+def _local(time: datetime) -> datetime:
+    try:
+        return time.astimezone()
+    except (OverflowError, ValueError, OSError):  # it has no local form, as at the ends of the calendar
+        return time
 
 
 @contextmanager

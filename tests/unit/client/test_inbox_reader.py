@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +168,8 @@ async def test_every_time_on_the_wire_is_a_datetime(state: StateFile) -> None:
     times = [(await read_one(reader)).sent_at for _ in range(2)]
     assert times[0] == datetime(1970, 1, 1, tzinfo=UTC)
     assert times[1].year == 9999
+    for hours in (-24, 14):
+        assert times[1].astimezone(timezone(timedelta(hours=hours, minutes=1 if hours < 0 else 0))).year >= 9999
 
 
 async def test_unknown_kinds_are_skipped_and_counted(state: StateFile) -> None:
