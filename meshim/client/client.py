@@ -2,10 +2,10 @@
 
 ::
 
-    async with Client("http://127.0.0.1:8100", "alice", password, device="phone", state="alice.db") as alice:
-        outgoing = await alice.send("bob", "hello")
+    async with Client("http://127.0.0.1:8100", "ann", password, device="bot", state="ann.db") as ann:
+        outgoing = await ann.send("ben", "hello")
         await outgoing.wait_delivered()
-        async for message in alice.messages():
+        async for message in ann.messages():
             print(message.sender, message.text)
             await message.mark_read()
 
@@ -16,7 +16,6 @@ it.  This file is what an application sees: `ClientCore` decides, and `Shell` pe
 import asyncio
 import os
 import secrets
-import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import TracebackType
@@ -31,11 +30,13 @@ from meshim.client.connection import Transport
 from meshim.client.core import ClientCore
 from meshim.client.friends.relations import Friend
 from meshim.client.options import DEFAULTS, ClientOptions
+from meshim.client.recovery import recover
 from meshim.client.rest import Api
-from meshim.client.session import Credentials, Session, opened, reassign_outbox
+from meshim.client.session import Credentials, Session, opened
 from meshim.client.shell import Shell
 from meshim.client.state import StateFile
 from meshim.client.statistics import Statistics
+from meshim.client.wall_clock import wall_ms
 from meshim.errors import UsageError
 from meshim.wire.envelope import Destination, DestinationType
 
@@ -45,8 +46,8 @@ class Client:
 
     ::
 
-        async with Client("http://127.0.0.1:8100", "alice", password, state="alice.db") as alice:
-            await (await alice.send("bob", "hello")).wait_sent()
+        async with Client("http://127.0.0.1:8100", "ann", password, device="bot", state="ann.db") as ann:
+            await (await ann.send("ben", "hello")).wait_sent()
 
     Use it in `async with`, and call its methods from any task of that event loop.  An error that ends the client (the
     device was taken over, its state file cannot be written, `async with` was left) is raised by every method that
@@ -113,14 +114,13 @@ class Client:
         session = Session(self._api, state, self._credentials)
         identity = await session.open()
         self.user_id, self.device_id = identity.user, identity.device
-        await asyncio.to_thread(reassign_outbox, state, identity)
-        snapshot = await asyncio.to_thread(state.load)
-        core = ClientCore(
-            identity, self._options, snapshot, lambda: secrets.token_bytes(16), lambda: int(time.time() * 1000),
-            asyncio.get_running_loop().time(),
-        )  # fmt: skip
+        snapshot, unsendable = await recover(session, state, identity)
+        now = asyncio.get_running_loop().time()
+        core = ClientCore(identity, self._options, snapshot, lambda: secrets.token_bytes(16), wall_ms, now)
         self._shell = Shell(core, session, state, self._options, self._transport, insecure=self._insecure)
         self._shell.start()
+        if unsendable.messages:
+            self._shell.driver.receive(unsendable)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -12,15 +12,13 @@ from meshim.client.friends.contacts import Contacts
 from meshim.client.state import Received, StateFile
 from meshim.client.statistics import Statistics
 from meshim.client.streams.receipts import Receipts
+from meshim.client.wall_clock import SENT_AT_MS_MAX
 from meshim.errors import BackendUnavailable, MeshimError, SealBroken, UsageError
 from meshim.runtime.crypto import open_sealed
-from meshim.wire.bounds import MS_MAX
 from meshim.wire.envelope import Envelope, Kind, Stream, associated_data, decode_envelope, decode_text
 
 PAGE = 64
 """Messages read from the state file at once; the others stay there until these are handled."""
-_SHOWN_MS_MAX = MS_MAX - 86_400_000
-"""A day before the end of the calendar: `astimezone` raises OverflowError beyond it."""
 _KEY_RETRY_MIN_S = 0.2
 _KEY_RETRY_MAX_S = 5.0
 """Between two requests for a missing key while REST is unavailable; the wait doubles."""
@@ -115,7 +113,7 @@ class InboxReader:
             sender_device=envelope.device,
             recipient=self._contacts.name_of(envelope.to.id),
             text=text,
-            sent_at=datetime.fromtimestamp(min(envelope.sent_at, _SHOWN_MS_MAX) / 1000, UTC),
+            sent_at=datetime.fromtimestamp(min(envelope.sent_at, SENT_AT_MS_MAX) / 1000, UTC),
             own=own,
             stored=row.stored,
             already_read=not own and self._receipts.state(row.stream, row.seq) == "read",

@@ -11,10 +11,9 @@ import msgspec
 from meshim.client.identity import Identity
 from meshim.client.rest import Api
 from meshim.client.state import StateFile, check_folder
-from meshim.errors import ApiError, BackendUnavailable, ClientClosed, Code, PeerError, Refused, UsageError
+from meshim.errors import ApiError, BackendUnavailable, ClientClosed, Code, PeerError, Refused, UsageError, one_line
 from meshim.protocol.names import fold_name
-from meshim.runtime.crypto import format_token, open_sealed, parse_token, seal
-from meshim.wire.envelope import associated_data, decode_envelope, encode_envelope
+from meshim.runtime.crypto import format_token, parse_token
 from meshim.wire.rest import Connector, LoginAnswer, Relation
 
 _CONNECTORS_TIMEOUT_S = 2.0
@@ -53,6 +52,13 @@ class _Login(msgspec.Struct):
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Login).decode
+
+
+def _decoded(login: bytes, path: Path) -> _Login:
+    try:
+        return _decode(login)
+    except msgspec.DecodeError as error:
+        raise UsageError(f"The login in the state file {path} is damaged: {one_line(error)}.") from error
 
 
 class Session:
@@ -96,7 +102,7 @@ class Session:
         """
         stored = self._state.get("login")
         if stored is not None:
-            self._login = _decode(stored)
+            self._login = _decoded(stored, self._state.path)
             self._api.token = format_token(self._login.token)
             name, _, device = self._credentials
             if (self._login.name, self._login.device) != (fold_name(name), device):
@@ -255,30 +261,7 @@ def stored_token(path: Path) -> str | None:
         stored = state.get("login")
     finally:
         state.close()
-    login = None if stored is None else _decode(stored)
+    login = None if stored is None else _decoded(stored, path)
     if login is None or login.expires_at <= time.time() + _EXPIRY_MARGIN_S:
         return None
     return format_token(login.token)
-
-
-def reassign_outbox(state: StateFile, identity: Identity) -> bool:
-    """Change the sender of unsettled messages to this device, and seal them again; returns whether there were any.
-
-    The server drops a device that was idle for `device_idle_s`, and its next login registers a new one.  Connectors
-    refuse envelopes from the old one.
-    """
-    keys = {(user, version): key for user, version, key in state.content_keys()}
-    changed = []
-    for message in state.load().unsettled:
-        old = decode_envelope(message.envelope)
-        if old.device == identity.device:
-            continue
-        new = msgspec.structs.replace(old, device=identity.device)
-        if old.key:
-            key = keys[old.to.id, old.key]
-            body = seal(key, open_sealed(key, old.body, associated_data(old)), associated_data(new))
-            new = msgspec.structs.replace(new, body=body)
-        changed.append((message.to, message.seq, encode_envelope(new)))
-    if changed:
-        state.reassign_outbox(changed)
-    return bool(changed)
