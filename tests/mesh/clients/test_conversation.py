@@ -143,7 +143,7 @@ async def test_a_second_process_on_a_state_file_is_refused(mesh: RealMesh) -> No
         assert refused.returncode == 2
         assert refused.stderr == (
             f"meshim: Another process uses the state file {file}: "
-            "stop it, or be another device with a file of its own\n"
+            "stop it, or be another device with a file of its own.\n"
         )
 
 
@@ -315,7 +315,7 @@ async def test_a_body_over_the_limit_is_refused_by_the_library_and_by_the_connec
         assert refusal.value.code is Code.TOO_LARGE
         alice._shell.sender.body_bytes = 1 << 20  # as in a library with a higher limit
         refused = await alice.send(bob_name, "x" * 65_536)
-        with pytest.raises(Refused, match=r"the body has 6557\d bytes, 65536 are allowed") as refusal:
+        with pytest.raises(Refused, match=r"The body has 6557\d bytes, 65536 are allowed") as refusal:
             await asyncio.wait_for(refused.wait_sent(), DEADLINE_S)
         assert refusal.value.code is Code.TOO_LARGE
         assert refused.state == "rejected"
