@@ -165,6 +165,11 @@ class StateFile:
             kind_and_version = f"PRAGMA application_id={_APPLICATION}; PRAGMA user_version={_VERSION};"
             self._db.executescript(f"BEGIN; {_SCHEMA} {kind_and_version} COMMIT;")
 
+    @property
+    def latest(self) -> int:
+        """The number of the message that was released last, 0 before the first one."""
+        return self._turn
+
     def close(self) -> None:
         """Close the file, after the method that uses it; all methods raise ClientClosed from then on."""
         with self._using:

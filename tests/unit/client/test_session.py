@@ -210,7 +210,7 @@ async def test_friends_are_known_from_the_login(service: RestService, state: Sta
     known = await contacts(service, state)
     service.away = True
     assert await known.key_for("Bob") == (PEER.user_id, 1, bytes(32))
-    assert await known.key_of(PEER.user_id, 1) == bytes(32)
+    assert known.key(PEER.user_id, 1) == bytes(32)
     assert (known.name_of(PEER.user_id), known.name_of(known.me), known.name_of(9)) == ("bob", "alice", "user-9")
     assert service.requests == ["/login"]
 
@@ -220,15 +220,20 @@ async def test_the_newest_key_seals_and_older_keys_open(service: RestService, st
     service.relations = (rest.Relation(PEER, "friends", keys),)
     known = await contacts(service, state)
     assert await known.key_for("bob") == (2, 2, b"2" * 32)
-    assert await known.key_of(2, 1) == b"1" * 32
+    assert known.key(2, 1) == b"1" * 32
     service.relations = (rest.Relation(PEER, "friends", (*keys, rest.ContentKey(3, b"3" * 32))),)
     service.requests.clear()
-    assert await known.key_of(2, 3) == b"3" * 32
-    assert service.requests == ["/relations?user_id=2"], "only the relation to the sender"
-    assert await known.key_of(2, 4) is None
+    renewed: list[int] = []
+    known.on_new_keys = renewed.append
+    assert known.key(2, 3) is None
+    await known.fetch_keys(2)
+    assert known.key(2, 3) == b"3" * 32
+    await known.fetch_keys(2)
+    assert service.requests == ["/relations?user_id=2"] * 2, "only the relation to the sender"
+    assert (known.key(2, 4), renewed) == (None, [2])
     service.away = True
     with pytest.raises(BackendUnavailable):
-        await known.key_of(2, 4)
+        await known.fetch_keys(2)
 
 
 @pytest.mark.parametrize(
