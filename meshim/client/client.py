@@ -155,6 +155,14 @@ class Client:
         return self._shell.connection.endpoint
 
     @property
+    def last_failure(self) -> str | None:
+        """Why the latest attempt to connect failed, as a sentence; None once a connector has welcomed this client.
+
+        Attempts that fail are no events, because the client goes on by itself: show this where `online` takes long.
+        """
+        return self._shell.connection.failure
+
+    @property
     def stored_delayed(self) -> bool:
         """True while stored messages for this device are delayed because the mesh's database is away."""
         return self._shell.stored_delayed

@@ -1,6 +1,7 @@
 """The login of a device: made with REST, kept in the state file, renewed when it ends; and requests that need it."""
 
 import asyncio
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ _EXPIRY_MARGIN_S = 60.0
 """A token that expires within this time counts as expired."""
 
 _T = TypeVar("_T")
+_random = secrets.SystemRandom()
 
 
 class Credentials(NamedTuple):
@@ -77,6 +79,8 @@ class Session:
         self._login: _Login | None = None
         self._logging_in = asyncio.Lock()
         self._opened = False
+        self._ask_not_before = 0.0
+        """When the service may be asked for connectors again, by the clock of the loop."""
 
     @property
     def name(self) -> str:
@@ -191,9 +195,12 @@ class Session:
     async def connectors(self, fresh: bool) -> Sequence[Connector]:
         """Return the connectors to choose from: the last list, or with `fresh` a new one, if REST answers in time.
 
+        While REST has told this client to wait (Retry-After), it is not asked: the last list may do.
+
         Raises PeerError when the service refuses our token.
         """
-        if fresh:
+        loop = asyncio.get_running_loop()
+        if fresh and loop.time() >= self._ask_not_before:
             try:
                 async with asyncio.timeout(_CONNECTORS_TIMEOUT_S):
                     found = await self._api.connectors()
@@ -205,6 +212,8 @@ class Session:
                     raise PeerError(Code.BAD_TOKEN, error.sentence) from error
                 if not error.temporary:
                     raise
+                wait_s = (error.retry_after_s or 0.0) * _random.uniform(1.0, 1.5)  # others were told the same
+                self._ask_not_before = loop.time() + wait_s
             else:
                 if found and found != self._current.connectors:  # empty: Redis has lost the leases
                     self._current.connectors = found

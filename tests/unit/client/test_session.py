@@ -197,6 +197,27 @@ async def test_the_last_list_of_connectors_is_used_while_the_service_fails(
     assert await again.connectors(fresh=True) == service.connectors
 
 
+@pytest.mark.parametrize(
+    ("told", "waits_s"), [("20", 20.0), ("9" * 400, 300.0), ("\xb2", 0.0), ("-5", 0.0), ("Sun, 29 Nov 2026", 0.0)]
+)
+async def test_rest_is_not_asked_for_connectors_before_it_says(
+    service: RestService, state: StateFile, told: str, waits_s: float
+) -> None:
+    opened = session(service, state)
+    await opened.open()
+    service.retry_after = told
+    service.requests.clear()
+    now = asyncio.get_running_loop().time()
+    for _ in range(2):
+        assert await opened.connectors(fresh=True) == service.connectors
+    assert service.requests == ["/connectors"] * (1 if waits_s else 2)
+    assert waits_s <= opened._ask_not_before - now <= 1.5 * waits_s + 5.0
+    opened._ask_not_before = now
+    service.retry_after = None
+    service.connectors = (rest.Connector("c2", "tcp://127.0.0.1:2", ""),)
+    assert await opened.connectors(fresh=True) == service.connectors
+
+
 # ---------------------------------------------------------------- contacts
 
 
