@@ -30,7 +30,7 @@ from meshim.client.connection import Transport
 from meshim.client.core import ClientCore
 from meshim.client.friends.relations import Friend
 from meshim.client.options import DEFAULTS, ClientOptions
-from meshim.client.recovery import recover
+from meshim.client.recovery import reading, recover
 from meshim.client.rest import Api
 from meshim.client.session import Credentials, Session, opened
 from meshim.client.shell import Shell
@@ -116,8 +116,9 @@ class Client:
         self.user_id, self.device_id = identity.user, identity.device
         snapshot, unsendable = await recover(session, state, identity)
         now = asyncio.get_running_loop().time()
-        core = ClientCore(identity, self._options, snapshot, lambda: secrets.token_bytes(16), wall_ms, now)
-        self._shell = Shell(core, session, state, self._options, self._transport, insecure=self._insecure)
+        with reading(state):
+            core = ClientCore(identity, self._options, snapshot, lambda: secrets.token_bytes(16), wall_ms, now)
+            self._shell = Shell(core, session, state, self._options, self._transport, insecure=self._insecure)
         self._shell.start()
         if unsendable.messages:
             self._shell.driver.receive(unsendable)

@@ -12,7 +12,8 @@ envelopes from the old one, so unsettled messages get the new device as their se
 
 import asyncio
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import msgspec
@@ -42,7 +43,7 @@ async def recover(session: Session, state: StateFile, identity: Identity) -> Rec
     A key that is not in the file is asked for.  Raises UsageError when the file is damaged; where a key is missing also
     ApiError or BackendUnavailable, when REST does not answer.
     """
-    try:
+    with reading(state):
         snapshot = await asyncio.to_thread(state.load)
         for user in _lacking(snapshot.unsettled, identity, await _keys(state)):
             await session.persist_relations(await session.relations(user))
@@ -52,9 +53,16 @@ async def recover(session: Session, state: StateFile, identity: Identity) -> Rec
             snapshot = await asyncio.to_thread(state.load)
         for early in snapshot.early:
             decode_envelope(early.envelope)
-    except (msgspec.DecodeError, sqlite3.DatabaseError) as error:
-        raise UsageError(f"The state file {state.path} is damaged: {one_line(error)}.") from error
     return Recovered(snapshot, UnsendableFound(unsendable))
+
+
+@contextmanager
+def reading(state: StateFile) -> Iterator[None]:
+    """Use what the file holds; raises UsageError when it is damaged: values of other types, or contradictions."""
+    try:
+        yield
+    except (msgspec.DecodeError, sqlite3.DatabaseError, AssertionError, OverflowError, TypeError, ValueError) as error:
+        raise UsageError(f"The state file {state.path} is damaged: {one_line(error)}.") from error
 
 
 async def _keys(state: StateFile) -> _Keys:

@@ -1,6 +1,7 @@
 """Opening a state file: a device with a new id, and messages that no connector would take."""
 
 import asyncio
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -9,15 +10,17 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from meshim.client import Client
-from meshim.client.events import AddToInbox, AddToOutbox, PutStream
+from meshim.client.events import AddToInbox, AddToOutbox, Change, PutOrder, PutReceipts, PutStream
 from meshim.client.identity import Identity
 from meshim.client.recovery import Recovered, recover
 from meshim.client.session import Credentials, Session
 from meshim.client.state import StateFile
 from meshim.client.wall_clock import SENT_AT_MS_MAX, wall_ms
-from meshim.errors import BackendUnavailable, Code, UsageError
+from meshim.errors import BackendUnavailable, Code, Refused, UsageError
 from meshim.runtime.crypto import open_sealed, seal
 from meshim.wire import rest
 from meshim.wire.envelope import (
@@ -174,3 +177,59 @@ async def test_a_wrong_clock_stops_no_message(
         monkeypatch.undo()
         message = (await asyncio.to_thread(client._shell._state.load)).unsettled[0]
         assert decode_envelope(message.envelope).sent_at == expected
+
+
+# ---------------------------------------------------------------- anything in the file
+
+_COLUMNS = {
+    "meta": ["value"],
+    "peer": ["name", "state"],
+    "content_key": ["version", "key"],
+    "stream": ["destination", "next_seq", "cookie"],
+    "outbox": ["destination", "seq", "base", "kind", "id", "envelope", "receipt", "state", "sentence"],
+    "seen": ["stream", "watermark", "holes", "flag"],
+    "receipt": ["stream", "delivered", "owed_read"],
+    "inbox": ["stream", "seq", "envelope"],
+}
+
+
+@given(
+    place=st.sampled_from([(table, column) for table, columns in _COLUMNS.items() for column in columns]),
+    value=st.one_of(st.binary(max_size=20), st.integers(-(2**62), 2**62), st.text(max_size=5), st.just(b"\x90")),
+)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_is_in_the_file_it_opens_or_says_so(
+    service: RestService, tmp_path: Path, place: tuple[str, str], value: bytes | int | str
+) -> None:
+    """Damage may cost what is damaged; it never ends the application with anything but a sentence."""
+    path = tmp_path / "alice.db"
+    whole = tmp_path / "whole.db"
+    if not whole.exists():
+        asyncio.run(_make(service, whole))
+    shutil.copyfile(whole, path)
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute(f"UPDATE {place[0]} SET {place[1]} = ?", (value,))
+    asyncio.run(_open(service, path))
+
+
+async def _make(service: RestService, path: Path) -> None:
+    stream = Stream(2, 20, 7, Destination(DestinationType.USER, 1))
+    async with opened(service, path) as client:
+        await client.send("bob", "hello")
+    with closing(StateFile(path)) as state:
+        received = encode_envelope(text(state, 2, user=2, device=20))
+        changes: list[Change] = [
+            AddToInbox(stream, 2, received, False), PutOrder(stream, 1, ((1, 1),)),
+            PutReceipts(stream, ((1, 1),), (), (), ()),
+        ]  # fmt: skip
+        state.apply(changes)
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+async def _open(service: RestService, path: Path) -> None:
+    try:
+        async with opened(service, path):
+            pass
+    except (UsageError, Refused):
+        pass
