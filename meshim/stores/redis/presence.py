@@ -134,7 +134,8 @@ return '[' .. table.concat(results, ',') .. ']'
 _UPDATE_DEVICES = (
     _MERGED
     + """
-local held = redis.call('HGET', KEYS[2], 'devices')
+local held = redis.pcall('HGET', KEYS[2], 'devices')
+if held and held.err then held = false end -- of another type: no entry; the next `online` replaces it
 local all = held and merged(held, ARGV[2], ARGV[3])
 if held and held ~= all then redis.call('HSET', KEYS[2], 'devices', all) end
 -- Publish also without an entry: caches may still hold one that has expired.

@@ -354,6 +354,7 @@ async def test_keys_of_another_type_are_no_entries_and_are_replaced(valkey_url: 
     for command in (("SET", key, "x"), ("RPUSH", f"{namespace}:session", "x")):
         await client.execute(*command)
     assert await presence.lookup([ALICE]) == {}
+    await presence.update_devices(ALICE, (11,))
     await presence.offline([binding])
     assert await presence.online([(binding, (11,))]) == [None]
     assert await presence.lookup([ALICE]) == {ALICE: UserPresence((11,), (binding,))}
@@ -371,7 +372,7 @@ async def test_messages_of_a_foreign_publisher_are_skipped_and_counted(valkey_ur
         assert await soon(changes) is None
         for message in (b"", b"alice", b"1,,2", b"9" * 5_000, b"\xff"):
             await client.execute("PUBLISH", f"{namespace}:presence", message)
-        await presence.set_devices(BOB, (12,))
+        await presence.update_devices(BOB, (12,))
         assert await soon(changes) == (BOB,)
     assert client.statistics.malformed == 5
     await client.close()
