@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,6 +15,7 @@ import msgspec
 import rich_click as click
 
 from meshim.cli.login import ApiOptions, api_options, password_option, read_password
+from meshim.cli.terminal import escape_unencodable
 from meshim.errors import ApiError, BackendUnavailable, MeshimError, UsageError
 from meshim.protocol.names import fold_name, is_device_name
 
@@ -20,8 +23,10 @@ if TYPE_CHECKING:  # imports sockets and cryptography, which `--help` does not n
     from meshim.client import Client
     from meshim.client.connection import Transport
 
+_POLL_S = 0.2
 _NOTICE_AFTER_S = 2.0
 """Without a connection for that long, a command says what it is waiting for."""
+_TERMINATED = 128 + signal.SIGTERM
 _T = TypeVar("_T")
 
 
@@ -43,6 +48,7 @@ class Device(msgspec.Struct, frozen=True):
         """
         import uvloop
 
+        escape_unencodable()
         # Before anything else reads the terminal, or a typed message could become the password, or the reverse.
         password = self.password or self._ask_password()
         new = not self.state.exists()
@@ -60,6 +66,9 @@ class Device(msgspec.Struct, frozen=True):
                 insecure=self.options.insecure,
                 transport=self.transport,
             )
+            main = asyncio.current_task()
+            assert main is not None
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, main.cancel)
             async with client:
                 watching = asyncio.create_task(_watch(client, waiting, connected))
                 try:
@@ -69,6 +78,8 @@ class Device(msgspec.Struct, frozen=True):
 
         try:
             return uvloop.run(with_client())
+        except asyncio.CancelledError:  # SIGTERM: `work` has said what becomes of what it had to do
+            raise SystemExit(_TERMINATED) from None
         except ApiError:
             if new:  # the file holds no login
                 self.state.unlink(missing_ok=True)
@@ -109,7 +120,7 @@ async def _watch(client: "Client", waiting: str, connected: str) -> None:
                 await asyncio.wait_for(client.online(), _NOTICE_AFTER_S)
             except TimeoutError:
                 print(f"{lost}{waiting}", file=sys.stderr)
-                await client.online()
+                await _until_online(client)
                 connected = connected or back
             if connected:
                 print(connected, file=sys.stderr)
@@ -117,6 +128,16 @@ async def _watch(client: "Client", waiting: str, connected: str) -> None:
             lost, back, connected = "The connection is lost.  ", "Connected again.", ""
     except MeshimError:  # `work` raises the same error, and the command prints it
         return
+
+
+async def _until_online(client: "Client") -> None:
+    """Wait for a connection; say once why there is none, as soon as an attempt has failed."""
+    while client.last_failure is None and client.connector is None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(client.online(), _POLL_S)
+    if client.last_failure is not None:
+        print(client.last_failure, file=sys.stderr)
+    await client.online()
 
 
 def device_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,7 +1,7 @@
 """The `meshim` command: the modules of its subcommands, and how errors are printed.
 
 An error that a person can correct is one sentence on stderr and an exit code: 2 for wrong usage, 1 for any other
-MeshimError, 130 after Ctrl-C.  A traceback means a bug in meshim.
+MeshimError, 130 after Ctrl-C, 143 after SIGTERM (commands of a device).  A traceback means a bug in meshim.
 """
 
 import errno

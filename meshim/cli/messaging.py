@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -39,13 +40,27 @@ _NOTICE_AFTER_S = 1.0
     show_default=True,
     help="Return when it is safe in the mesh, with PEER, or read.",
 )
-def send(device: Device, peer: str, text: str, wait: str) -> None:
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0.0, min_open=True),
+    metavar="SECONDS",
+    help="Wait no longer than this; a message that is not sent by then is kept.  Without it there is no limit.",
+)
+def send(device: Device, peer: str, text: str, wait: str, timeout_s: float | None) -> None:
     """Send TEXT to PEER, as ME; - as TEXT reads it from standard input."""
     body = sys.stdin.read().rstrip("\n") if text == "-" else text
     if not body:
         raise UsageError("There is nothing to send: the text is empty.")
 
     async def work(client: "Client") -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await send_and_wait(client)
+        except TimeoutError:
+            raise BackendUnavailable(f"The message was not {wait} within {timeout_s:g} s.") from None
+
+    async def send_and_wait(client: "Client") -> None:
         try:
             outgoing = await client.send(peer, body)
         except Refused as error:
@@ -113,7 +128,14 @@ def _json(message: "Message") -> str:
 def _line(message: "Message") -> str:
     users = f"{message.sender} to {message.recipient}" if message.own else message.sender
     text = f"[{message.problem}]" if message.problem else printable(message.text)
-    return f"{message.sent_at.astimezone():%Y-%m-%d %H:%M:%S} {users}: {text}"
+    return f"{_local(message.sent_at):%Y-%m-%d %H:%M:%S} {users}: {text}"
+
+
+def _local(time: datetime) -> datetime:
+    try:
+        return time.astimezone()
+    except (OverflowError, ValueError, OSError):  # it has no local form, as at the ends of the calendar
+        return time
 
 
 @contextmanager

@@ -16,7 +16,6 @@ it.  This file is what an application sees: `ClientCore` decides, and `Shell` pe
 import asyncio
 import os
 import secrets
-import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import TracebackType
@@ -31,11 +30,13 @@ from meshim.client.connection import Transport
 from meshim.client.core import ClientCore
 from meshim.client.friends.relations import Friend
 from meshim.client.options import DEFAULTS, ClientOptions
+from meshim.client.recovery import reading, recover
 from meshim.client.rest import Api
-from meshim.client.session import Credentials, Session, opened, reassign_outbox
+from meshim.client.session import Credentials, Session, opened
 from meshim.client.shell import Shell
 from meshim.client.state import StateFile
 from meshim.client.statistics import Statistics
+from meshim.client.wall_clock import wall_ms
 from meshim.errors import UsageError
 from meshim.wire.envelope import Destination, DestinationType
 
@@ -113,14 +114,14 @@ class Client:
         session = Session(self._api, state, self._credentials)
         identity = await session.open()
         self.user_id, self.device_id = identity.user, identity.device
-        await asyncio.to_thread(reassign_outbox, state, identity)
-        snapshot = await asyncio.to_thread(state.load)
-        core = ClientCore(
-            identity, self._options, snapshot, lambda: secrets.token_bytes(16), lambda: int(time.time() * 1000),
-            asyncio.get_running_loop().time(),
-        )  # fmt: skip
-        self._shell = Shell(core, session, state, self._options, self._transport, insecure=self._insecure)
+        snapshot, unsendable = await recover(session, state, identity)
+        now = asyncio.get_running_loop().time()
+        with reading(state):
+            core = ClientCore(identity, self._options, snapshot, lambda: secrets.token_bytes(16), wall_ms, now)
+            self._shell = Shell(core, session, state, self._options, self._transport, insecure=self._insecure)
         self._shell.start()
+        if unsendable.messages:
+            self._shell.driver.receive(unsendable)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -153,6 +154,14 @@ class Client:
     def connector(self) -> str | None:
         """The endpoint of the connector that has welcomed this client; None while there is no connection."""
         return self._shell.connection.endpoint
+
+    @property
+    def last_failure(self) -> str | None:
+        """Why the latest attempt to connect failed, as a sentence; None once a connector has welcomed this client.
+
+        Attempts that fail are no events, because the client goes on by itself: show this where `online` takes long.
+        """
+        return self._shell.connection.failure
 
     @property
     def stored_delayed(self) -> bool:

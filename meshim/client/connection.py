@@ -71,6 +71,8 @@ class Connection:
         self.online = asyncio.Event()
         self.offline = asyncio.Event()
         self.offline.set()
+        self.failure: str | None = None
+        """Why the latest attempt failed, as a sentence; None before the first one, and after a welcome."""
         self._driver = driver
         self._connectors = connectors
         self._token = token
@@ -82,6 +84,10 @@ class Connection:
         self._backoff_s = BACKOFF_MIN_S
         self._last = ""
         """The endpoint of the latest attempt."""
+        self._reached = ""
+        """The endpoint of this attempt, for `failure`; empty while there is none."""
+        self._made = False
+        """Whether this attempt has led to a connection."""
         self._welcomed_at: float | None = None
         self._replaced = False
         """The latest welcomed connection ended with REPLACED."""
@@ -103,6 +109,7 @@ class Connection:
         """The connector has accepted the greeting."""
         self._welcomed_at = asyncio.get_running_loop().time()
         self._replaced = False
+        self.failure = None
         self.offline.clear()
         self.online.set()
 
@@ -126,6 +133,8 @@ class Connection:
         refused: bytes | None = None
         while True:
             token: bytes | None = None
+            told_s = 0.0
+            self._reached = ""
             try:
                 token = await self._token(refused)
                 end = await self._connect_once(token, await self._connectors(fresh_list))
@@ -136,14 +145,19 @@ class Connection:
             except ApiError as error:
                 if not error.temporary:
                     raise Refused(Code.BAD_TOKEN, error.sentence) from error
+                told_s = error.retry_after_s or 0.0
                 end = e.Disconnect(None, error.sentence)
+            if self._welcomed_at is None:
+                self.failure = _sentence(end.sentence, self._reached)
             self._raise_if_final(end)
             if end.code is Code.BAD_TOKEN:
                 refused = token
             fresh_list = not self._succeeded(end)
             if not fresh_list:
                 self._backoff_s = BACKOFF_MIN_S
-            await asyncio.sleep(self._backoff_s * _random.uniform(0.5, 1.5))
+            # As long as REST says, and not at the same moment as all others that were told so.
+            wait_s = max(self._backoff_s * _random.uniform(0.5, 1.5), told_s * _random.uniform(1.0, 1.5))
+            await asyncio.sleep(wait_s)
             self._backoff_s = min(2 * self._backoff_s, BACKOFF_MAX_S)
 
     def _succeeded(self, end: e.Disconnect) -> bool:
@@ -176,6 +190,8 @@ class Connection:
         others = [each for each in reachable if self._address(each) != self._last] or reachable
         connector = _random.choice(others)
         self._last = self._address(connector)
+        self._reached = self._last
+        self._made = False
         self._ended = asyncio.get_running_loop().create_future()
         self._socket = self._connect(connector, token)
         try:
@@ -211,16 +227,23 @@ class Connection:
         )  # fmt: skip
 
     def _connected(self, token: bytes) -> None:
+        self._made = True
         self._timeout.reschedule(None)
         self._driver.receive(e.Connected(secrets.randbits(53), token))
 
     def _lost(self) -> None:
         self._driver.receive(e.ConnectionLost())
-        self.ended(e.Disconnect(None, "the connection was lost"))
+        sentence = "the connection was lost" if self._made else "the connector cannot be reached"
+        self.ended(e.Disconnect(None, sentence))
 
     def close(self) -> None:
         """Give back the context; call it once `run` has ended."""
         return_context()
+
+
+def _sentence(text: str, endpoint: str) -> str:
+    """Why an attempt failed; `endpoint` is empty where it was the fault of no connector."""
+    return f"{as_sentence(text).rstrip('.')} ({endpoint})." if endpoint else text
 
 
 def _is_private(url: str) -> bool:

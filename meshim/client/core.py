@@ -32,9 +32,10 @@ from meshim.client.streams.typing_state import TypingState
 from meshim.errors import Code, PeerError
 from meshim.protocol.link import Link
 from meshim.wire import client as wire
-from meshim.wire.client import Changed, ConnectorItem, Delivery, Greet, Stored, Submit, Welcome
+from meshim.wire.client import Changed, ConnectorItem, Delivery, Greet, Outcome, Stored, Submit, Welcome
 from meshim.wire.envelope import WIRE_VERSION, Destination, Envelope, Kind, encode_content, encode_envelope
 from meshim.wire.link import Close, Reset
+from meshim.wire.outcome import OutcomeStatus
 from meshim.wire.sizes import submit_size
 
 
@@ -87,6 +88,7 @@ class ClientCore:
             e.MessagesRead: self._messages_read,
             e.UserTyped: self._user_typed,
             e.Persisted: self._persisted,
+            e.UnsendableFound: self._unsendable_found,
         }
         self._frame_handlers: dict[type[Any], Callable[[Any, float], None]] = {
             Welcome: self._welcomed,
@@ -327,6 +329,14 @@ class ClientCore:
         for to, receipt in self.receipts.take(self.outbox.full, now):
             self._compose(to, Kind.RECEIPT, encode_content(receipt))
         self._changes.extend(self.receipts.changes())
+
+    def _unsendable_found(self, event: e.UnsendableFound, now: float) -> None:
+        for to, seq, sentence in event.messages:
+            self.statistics.unsendable += 1
+            rejected = Outcome(
+                to=to, first=seq, last=seq, status=OutcomeStatus.REJECTED, code=Code.MALFORMED, sentence=sentence
+            )
+            self._update_outbox(self.outbox.outcome(rejected, now))
 
     @property
     def unsettled(self) -> int:

@@ -57,7 +57,13 @@ class Persisted(NamedTuple):
     serial: int
 
 
-Event = Connected | FramesReceived | ConnectionLost | Composed | MessagesRead | UserTyped | Persisted
+class UnsendableFound(NamedTuple):
+    """The state file holds unsettled messages that no connector would take, each (to, seq, why): reject them."""
+
+    messages: Sequence[tuple[Destination, int, str]]
+
+
+Event = Connected | FramesReceived | ConnectionLost | Composed | MessagesRead | UserTyped | Persisted | UnsendableFound
 
 # ---------------------------------------------------------------- changes to the state file
 

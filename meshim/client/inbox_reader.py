@@ -1,26 +1,36 @@
-"""Gives an application its received messages: in order, each once, and again after a restart until it handled them."""
+"""Gives an application its received messages: in order, each once, and again after a restart until it handled them.
+
+A message whose key this device lacks waits in the state file until REST has answered, and with it the later messages of
+its stream, whose order is promised.  Other streams go on: there is no order between streams, and otherwise one friend
+who names a key that does not exist would stop the messages of all friends while REST is away.
+
+A message that cannot be opened, for whatever reason, is given with its `problem`: an exception would come again with
+the same message, first of all, for ever.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
 from datetime import UTC, datetime
 
 import msgspec
 
 from meshim.client.application.message import Message, OrderFlag
 from meshim.client.friends.contacts import Contacts
+from meshim.client.friends.key_requests import KeyRequests
 from meshim.client.state import Received, StateFile
 from meshim.client.statistics import Statistics
 from meshim.client.streams.receipts import Receipts
-from meshim.errors import BackendUnavailable, MeshimError, SealBroken, UsageError
+from meshim.client.wall_clock import SENT_AT_MS_MAX
+from meshim.errors import MeshimError, SealBroken, UsageError, one_line
 from meshim.runtime.crypto import open_sealed
 from meshim.wire.envelope import Envelope, Kind, Stream, associated_data, decode_envelope, decode_text
 
 PAGE = 64
 """Messages read from the state file at once; the others stay there until these are handled."""
-_KEY_RETRY_MIN_S = 0.2
-_KEY_RETRY_MAX_S = 5.0
-"""Between two requests for a missing key while REST is unavailable; the wait doubles."""
+
+
+class _KeyUnknown(Exception):
+    """A message has to wait for its key."""
 
 
 class InboxReader:
@@ -42,11 +52,18 @@ class InboxReader:
         self._receipts = receipts
         self._mark_read = mark_read
         self._statistics = statistics
+        self._keys = KeyRequests(contacts, lambda: state.latest, self._release)
+        contacts.on_new_keys = self._release
         self._available = asyncio.Event()
-        self._failed = asyncio.Event()
         self._failure: MeshimError | None = None
+        self._after = 0
+        """The number up to which messages were given, or wait."""
         self._last_given = 0
         """The number of the last message that the application got."""
+        self._waiting: dict[Stream, int] = {}
+        """Streams whose next message waits for a key, with the user whose key it is."""
+        self._again = False
+        """Streams wait no more: read from the first message on."""
         self._reader: object = None
         """The `messages` loop that reads now; only the latest one may."""
 
@@ -57,7 +74,7 @@ class InboxReader:
     def fail(self, error: MeshimError) -> None:
         """Raise this error in the loops that read, now and later."""
         self._failure = error
-        self._failed.set()
+        self._keys.stop()
         self._available.set()
 
     async def messages(self) -> AsyncIterator[Message]:
@@ -76,77 +93,94 @@ class InboxReader:
                     raise UsageError("Another loop reads the messages of this client now: one at a time.")
                 if self._last_given:
                     self._state.handled((self._last_given,))  # the application left its loop, and began another
-                page = self._state.received(self._last_given, PAGE)
+                if self._again:
+                    self._again, self._after = False, 0
+                page = self._state.received(self._after, PAGE)
             for row in page:
-                message = await self._open(row)
-                self._check()
-                if self._reader is not reader:
+                # After a wait, first the messages that waited: later ones of their streams may be in this page.
+                if self._reader is not reader or self._again:
                     break
+                self._after = row.number
+                try:
+                    message = self._read(row)
+                except _KeyUnknown:
+                    continue
                 if message is not None:
                     self._last_given = row.number
                     yield message
                 await self._done(row.number)
+                self._check()
             if not page:
                 await self._available.wait()
 
     def _check(self) -> None:
         if self._failure is not None:
             raise self._failure
+        self._keys.check()
+
+    def _release(self, peer: int) -> None:
+        """There may be keys for what waits."""
+        waiting = {stream: user for stream, user in self._waiting.items() if user != peer}
+        self._again = self._again or len(waiting) < len(self._waiting)
+        self._waiting = waiting
+        self._available.set()
 
     async def _done(self, number: int) -> None:
         async with self._lock:
             if self._failure is None:
                 self._state.handled((number,))
 
-    async def _open(self, row: Received) -> Message | None:
-        """The message of a row; None for a kind that this version does not know."""
-        envelope = decode_envelope(row.envelope)
-        if envelope.kind != Kind.TEXT:
-            self._statistics.skipped += 1
-            return None
-        own = envelope.user == self._contacts.me
-        text, problem = await self._text(envelope, envelope.to.id if own else envelope.user)
+    def _read(self, row: Received) -> Message | None:
+        """The message of a row; None for a kind that this version does not know.  Raises _KeyUnknown."""
+        if row.stream in self._waiting:
+            raise _KeyUnknown
+        try:
+            envelope = decode_envelope(row.envelope)
+            if envelope.kind != Kind.TEXT:
+                self._statistics.skipped += 1
+                return None
+            text, problem = self._text(row, envelope)
+            sent_at = datetime.fromtimestamp(min(envelope.sent_at, SENT_AT_MS_MAX) / 1000, UTC)
+            return self._message(row, envelope.id.hex(), sent_at, text, problem)
+        except _KeyUnknown:
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever it is: an exception would come again, for ever
+            self._statistics.inbox_failures += 1
+            problem = f"the message cannot be opened: {one_line(error)}"
+            return self._message(row, "", datetime.fromtimestamp(0, UTC), "", problem)
+
+    def _message(self, row: Received, name: str, sent_at: datetime, text: str, problem: str) -> Message:
+        stream = row.stream
+        own = stream.user == self._contacts.me
         return Message(
-            id=envelope.id.hex(),
-            sender=self._contacts.name_of(envelope.user),
-            sender_device=envelope.device,
-            recipient=self._contacts.name_of(envelope.to.id),
+            id=name,
+            sender=self._contacts.name_of(stream.user),
+            sender_device=stream.device,
+            recipient=self._contacts.name_of(stream.to.id),
             text=text,
-            sent_at=datetime.fromtimestamp(envelope.sent_at / 1000, UTC),
+            sent_at=sent_at,
             own=own,
             stored=row.stored,
-            already_read=not own and self._receipts.state(row.stream, row.seq) == "read",
+            already_read=not own and self._receipts.state(stream, row.seq) == "read",
             order=OrderFlag(row.flag),
             problem=problem,
-            stream=row.stream,
+            stream=stream,
             seq=row.seq,
             done=lambda: self._done(row.number),
-            read=lambda: self._mark_read(row.stream, row.seq),
+            read=lambda: self._mark_read(stream, row.seq),
         )
 
-    async def _text(self, envelope: Envelope, peer: int) -> tuple[str, str]:
+    def _text(self, row: Received, envelope: Envelope) -> tuple[str, str]:
         """(text, problem): one of them is empty."""
-        key = await self._key(peer, envelope.key)
+        peer = envelope.to.id if envelope.user == self._contacts.me else envelope.user
+        key = self._contacts.key(peer, envelope.key)
         if key is None:
+            if not self._keys.is_missing(peer, row.number):
+                self._waiting[row.stream] = peer
+                self._keys.request(peer, envelope.key)
+                raise _KeyUnknown
             return "", f"the key of this message, version {envelope.key}, is not to be had"
         try:
             return decode_text(open_sealed(key, envelope.body, associated_data(envelope))).text, ""
         except (SealBroken, msgspec.DecodeError) as error:
-            return "", f"the message cannot be opened: {error}"
-
-    async def _key(self, peer: int, version: int) -> bytes | None:
-        """The content key; None when REST does not know it.
-
-        Waits while REST is unavailable: a message given without its text would be lost.
-        """
-        wait_s = _KEY_RETRY_MIN_S
-        while True:
-            try:
-                return await self._contacts.key_of(peer, version)
-            except BackendUnavailable:
-                self._check()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
-                    await self._failed.wait()
-            self._check()
-            wait_s = min(2 * wait_s, _KEY_RETRY_MAX_S)
+            return "", f"the message cannot be opened: {one_line(error)}"

@@ -21,6 +21,9 @@ from meshim.wire.rest import PREFIX, PROBLEM_JSON
 
 DEFAULT_URL = "http://127.0.0.1:8100"
 
+RETRY_AFTER_MAX_S = 300.0
+"""A longer Retry-After counts as this: no answer may stop a client for good."""
+
 _T = TypeVar("_T")
 
 
@@ -220,7 +223,8 @@ class Api:
         except msgspec.DecodeError:
             return BackendUnavailable(f"{self.base_url} answered {response.status_code} with a reason that is cut off.")
         wait = response.headers.get("retry-after", "")
-        return ApiError(response.status_code, problem.code, problem.detail, float(wait) if wait.isdigit() else None)
+        wait_s = min(float(wait), RETRY_AFTER_MAX_S) if wait.isascii() and wait.isdigit() else None
+        return ApiError(response.status_code, problem.code, problem.detail, wait_s)
 
 
 def _check_url(url: str, insecure: bool) -> bool:

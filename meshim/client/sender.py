@@ -2,7 +2,6 @@
 
 import asyncio
 import secrets
-import time
 from collections.abc import Awaitable, Callable
 from weakref import WeakValueDictionary
 
@@ -12,6 +11,7 @@ from meshim.client import events as e
 from meshim.client.application.message import Outgoing
 from meshim.client.core import ClientCore
 from meshim.client.friends.contacts import Contacts
+from meshim.client.wall_clock import wall_ms
 from meshim.errors import Code, MeshimError, Refused, UsageError
 from meshim.runtime.crypto import seal
 from meshim.wire.envelope import Destination, DestinationType, Kind, Text, associated_data, encode_content
@@ -51,7 +51,7 @@ class Sender:
         self._check()
         seq, base = self._core.reserve(to)
         draft = self._core.identity.envelope(
-            to, seq, base, Kind.TEXT, id=secrets.token_bytes(16), sent_at=int(time.time() * 1000), key=version
+            to, seq, base, Kind.TEXT, id=secrets.token_bytes(16), sent_at=wall_ms(), key=version
         )
         body = seal(key, plain, associated_data(draft))
         outgoing = self._outgoing[to, seq] = Outgoing(draft.id.hex(), recipient, draft.stream, seq)

@@ -1,6 +1,7 @@
 """The login of a device: made with REST, kept in the state file, renewed when it ends; and requests that need it."""
 
 import asyncio
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -11,10 +12,9 @@ import msgspec
 from meshim.client.identity import Identity
 from meshim.client.rest import Api
 from meshim.client.state import StateFile, check_folder
-from meshim.errors import ApiError, BackendUnavailable, ClientClosed, Code, PeerError, Refused, UsageError
+from meshim.errors import ApiError, BackendUnavailable, ClientClosed, Code, PeerError, Refused, UsageError, one_line
 from meshim.protocol.names import fold_name
-from meshim.runtime.crypto import format_token, open_sealed, parse_token, seal
-from meshim.wire.envelope import associated_data, decode_envelope, encode_envelope
+from meshim.runtime.crypto import format_token, parse_token
 from meshim.wire.rest import Connector, LoginAnswer, Relation
 
 _CONNECTORS_TIMEOUT_S = 2.0
@@ -23,6 +23,7 @@ _EXPIRY_MARGIN_S = 60.0
 """A token that expires within this time counts as expired."""
 
 _T = TypeVar("_T")
+_random = secrets.SystemRandom()
 
 
 class Credentials(NamedTuple):
@@ -55,6 +56,13 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Login).decode
 
 
+def _decoded(login: bytes, path: Path) -> _Login:
+    try:
+        return _decode(login)
+    except msgspec.DecodeError as error:
+        raise UsageError(f"The login in the state file {path} is damaged: {one_line(error)}.") from error
+
+
 class Session:
     """The login of one state file, and the REST requests that need its token.
 
@@ -71,6 +79,8 @@ class Session:
         self._login: _Login | None = None
         self._logging_in = asyncio.Lock()
         self._opened = False
+        self._ask_not_before = 0.0
+        """When the service may be asked for connectors again, by the clock of the loop."""
 
     @property
     def name(self) -> str:
@@ -96,7 +106,7 @@ class Session:
         """
         stored = self._state.get("login")
         if stored is not None:
-            self._login = _decode(stored)
+            self._login = _decoded(stored, self._state.path)
             self._api.token = format_token(self._login.token)
             name, _, device = self._credentials
             if (self._login.name, self._login.device) != (fold_name(name), device):
@@ -185,9 +195,12 @@ class Session:
     async def connectors(self, fresh: bool) -> Sequence[Connector]:
         """Return the connectors to choose from: the last list, or with `fresh` a new one, if REST answers in time.
 
+        While REST has told this client to wait (Retry-After), it is not asked: the last list may do.
+
         Raises PeerError when the service refuses our token.
         """
-        if fresh:
+        loop = asyncio.get_running_loop()
+        if fresh and loop.time() >= self._ask_not_before:
             try:
                 async with asyncio.timeout(_CONNECTORS_TIMEOUT_S):
                     found = await self._api.connectors()
@@ -199,6 +212,8 @@ class Session:
                     raise PeerError(Code.BAD_TOKEN, error.sentence) from error
                 if not error.temporary:
                     raise
+                wait_s = (error.retry_after_s or 0.0) * _random.uniform(1.0, 1.5)  # others were told the same
+                self._ask_not_before = loop.time() + wait_s
             else:
                 if found and found != self._current.connectors:  # empty: Redis has lost the leases
                     self._current.connectors = found
@@ -255,30 +270,7 @@ def stored_token(path: Path) -> str | None:
         stored = state.get("login")
     finally:
         state.close()
-    login = None if stored is None else _decode(stored)
+    login = None if stored is None else _decoded(stored, path)
     if login is None or login.expires_at <= time.time() + _EXPIRY_MARGIN_S:
         return None
     return format_token(login.token)
-
-
-def reassign_outbox(state: StateFile, identity: Identity) -> bool:
-    """Change the sender of unsettled messages to this device, and seal them again; returns whether there were any.
-
-    The server drops a device that was idle for `device_idle_s`, and its next login registers a new one.  Connectors
-    refuse envelopes from the old one.
-    """
-    keys = {(user, version): key for user, version, key in state.content_keys()}
-    changed = []
-    for message in state.load().unsettled:
-        old = decode_envelope(message.envelope)
-        if old.device == identity.device:
-            continue
-        new = msgspec.structs.replace(old, device=identity.device)
-        if old.key:
-            key = keys[old.to.id, old.key]
-            body = seal(key, open_sealed(key, old.body, associated_data(old)), associated_data(new))
-            new = msgspec.structs.replace(new, body=body)
-        changed.append((message.to, message.seq, encode_envelope(new)))
-    if changed:
-        state.reassign_outbox(changed)
-    return bool(changed)

@@ -144,7 +144,8 @@ class StateFile:
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         try:
             self._prepare()
-            self._turn: int = self._one("SELECT coalesce(max(turn), 0) FROM inbox")
+            self.latest: int = self._one("SELECT coalesce(max(turn), 0) FROM inbox")
+            """The number of the message that was released last; 0 before the first one."""
             self.epoch: int = self._one("SELECT value FROM meta WHERE key = 'epoch'")
             """53 random bits, made with the file."""
         except sqlite3.DatabaseError as error:
@@ -179,7 +180,7 @@ class StateFile:
     def get(self, key: str) -> bytes | None:
         """Return an entry of `meta`; None when it is missing."""
         found = self._one("SELECT value FROM meta WHERE key = ?", key)
-        return None if found is None else bytes(found)
+        return found if found is None or isinstance(found, bytes) else b""  # damaged
 
     @_exclusive
     def put(self, key: str, value: bytes) -> None:
@@ -304,10 +305,10 @@ class StateFile:
         )
 
     def _release(self, change: Release) -> None:
-        self._turn += 1
+        self.latest += 1
         self._db.execute(
             "UPDATE inbox SET turn = ?, flag = ? WHERE stream = ? AND seq = ?",
-            (self._turn, change.flag, _pack(change.stream), change.seq),
+            (self.latest, change.flag, _pack(change.stream), change.seq),
         )
 
     def _drop_from_inbox(self, change: DropFromInbox) -> None:

@@ -18,6 +18,10 @@ class Statistics(msgspec.Struct):
     """Receipts of a friend about streams of which this device has no message, beyond those that may be ahead of it."""
     skipped: int = 0
     """Messages of kinds that this version does not know."""
+    inbox_failures: int = 0
+    """Messages in the state file that could not be opened, for a reason that was not expected; each has a `problem`."""
+    unsendable: int = 0
+    """Messages in the state file that no connector would take: rejected when the client was opened."""
     events_lost: int = 0
     """Events that found no room while a reader of `Client.events` was slow."""
     typing_not_sent: int = 0

@@ -2,9 +2,14 @@
 
 A fresh entry in the Redis cache is enough, so that most greetings need no database; any other token is looked up in
 SQL.  While SQL is away the cache alone decides, however old it is (R8).
+
+A token may be revoked after it was verified and before presence has the binding, where the logout would have found the
+session.  So it is looked at again when the binding is written: a logout or takeover drops the token from the cache
+first and reads presence last, so either it finds the binding, or the second look finds the token gone.
 """
 
 import asyncio
+import enum
 import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -35,6 +40,16 @@ class Backends(NamedTuple):
     accounts: Accounts
     queues: Queues
     notifications: Notifications
+
+
+class Held(enum.Enum):
+    """What the cache holds of a token when it is looked at for the second time."""
+
+    VERIFIED = enum.auto()
+    UNVERIFIED = enum.auto()
+    """A login of an earlier run of Redis, or Redis did not answer: a query that may hang must not delay the Welcome."""
+    NOTHING = enum.auto()
+    """It was dropped, or never cached: only the database knows."""
 
 
 Authenticated = tuple[Login, Account]
@@ -142,10 +157,31 @@ class Authenticator:
         except BackendUnavailable:
             self._service.log.warning("login not cached", user=login.user)
 
+    async def look_again(self, token_hashes: Sequence[bytes]) -> dict[bytes, Held]:
+        """What the cache holds of each token now."""
+        try:
+            found = await self._backends.cache.logins(token_hashes)
+        except BackendUnavailable:
+            return dict.fromkeys(token_hashes, Held.UNVERIFIED)
+        return {token_hash: _held(cached) for token_hash, cached in zip(token_hashes, found, strict=True)}
+
     async def unrevoked(self, token_hashes: Sequence[bytes]) -> set[bytes]:
-        """These tokens without those that were revoked; a token counts as valid when its query times out."""
+        """These tokens without those that were revoked; a token counts as valid when its query times out.
+
+        The revoked ones leave the cache, which could still accept them: the next greeting gets the same verdict.
+        """
         found = await asyncio.gather(*map(self._unrevoked, chunks(token_hashes, TOKENS_AT_ONCE)))
-        return {token_hash for some in found for token_hash in some}
+        unrevoked = {token_hash for some in found for token_hash in some}
+        await self._drop([token_hash for token_hash in token_hashes if token_hash not in unrevoked])
+        return unrevoked
+
+    async def _drop(self, revoked: Sequence[bytes]) -> None:
+        if not revoked:
+            return
+        try:
+            await self._backends.cache.drop_logins(revoked)
+        except BackendUnavailable:
+            self._service.log.warning("revoked tokens not dropped", count=len(revoked))
 
     async def _unrevoked(self, token_hashes: Sequence[bytes]) -> set[bytes]:
         try:
@@ -160,6 +196,12 @@ class Authenticator:
             await self._backends.cache.put_accounts(accounts)
         except BackendUnavailable:
             self._service.log.warning("accounts not cached", count=len(accounts))
+
+
+def _held(cached: CachedLogin | None) -> Held:
+    if cached is None:
+        return Held.NOTHING
+    return Held.VERIFIED if cached.verified else Held.UNVERIFIED
 
 
 def _from_cache(known: _Known | None, now: float) -> Authenticated | Code:

@@ -261,13 +261,16 @@ class BindingRenewal(NamedTuple):
 
 
 class WriteBindings(NamedTuple):
-    """Each binding with all devices of its user.  Answered by BindingsWritten or BindingsWriteFailed."""
+    """Of new sessions.  Answered by BindingsWritten or BindingsWriteFailed.
 
-    bindings: Sequence[tuple[Binding, tuple[int, ...]]]
+    Where the token was revoked after it was verified, TokensRevoked comes before BindingsWritten, or soon after it.
+    """
+
+    renewals: Sequence[BindingRenewal]
 
 
 class RenewBindings(NamedTuple):
-    """As WriteBindings for each whose token is not revoked; the others are answered by TokensRevoked."""
+    """As WriteBindings for each whose token is not revoked; the others are answered by TokensRevoked alone."""
 
     renewals: Sequence[BindingRenewal]
 

@@ -2,8 +2,9 @@
 
 ::
 
-    Greet ──▶ token verified ──▶ binding written in presence ──▶ Welcome, offline queue checked
-                  │                     │
+    Greet ──▶ token verified ──▶ binding written in presence ──▶ token looked at again ──▶ Welcome, queue checked
+                  │                     │                               │
+                  │                     │                               └── revoked meanwhile: cut
                   └── refused ──────────┴── a later session holds the binding, or presence is away: cut
 
 The session number is taken from the clock of presence before the token is verified, and only a higher number replaces a
@@ -126,12 +127,19 @@ class Handshake:
         session.account_due = session.binding_due = now + self.account_period_s(session)
         session.last_seen_due = now + LAST_SEEN_S
         self._sessions.add(session)
-        self._actions.append(e.WriteBindings(((binding, session.devices),)))
+        self._actions.append(e.WriteBindings((session.binding_renewal,)))
 
     def bindings_written(self, event: e.BindingsWritten, now: float) -> None:
         """Welcome new sessions, cut those that lost their binding, and kick the sessions that were replaced
         elsewhere."""
         for binding, result in event.results:
+            if isinstance(result, Binding) and result.incarnation != self._incarnation:
+                # Also when the session here has ended meanwhile: presence does not name the other one any more.
+                kick = Kick(
+                    user=binding.user, device=binding.device, session=result.session,
+                    code=Code.REPLACED, sentence="this device connected elsewhere",
+                )  # fmt: skip
+                self._actions.append(e.SendKick(result.incarnation, kick))
             session = self._sessions.of_device(binding.device, binding.session)
             if session is None:
                 # The session ended while its binding was being written.
@@ -141,12 +149,6 @@ class Handshake:
                 self._statistics.replaced += 1
                 self._sessions.cut(session, Code.REPLACED, "another connection of this device took over")
                 continue
-            if isinstance(result, Binding) and result.incarnation != self._incarnation:
-                kick = Kick(
-                    user=binding.user, device=binding.device, session=result.session,
-                    code=Code.REPLACED, sentence="this device connected elsewhere",
-                )  # fmt: skip
-                self._actions.append(e.SendKick(result.incarnation, kick))
             if session.state is State.BINDING:
                 self._welcome(session)
             session.move(Trigger.BOUND)
@@ -165,7 +167,7 @@ class Handshake:
                 session.binding_due = now + self._options.sync.retry_s
 
     def tokens_revoked(self, event: e.TokensRevoked, now: float) -> None:
-        """Cut sessions whose tokens were revoked without a kick that reached us (R14).
+        """Cut sessions whose tokens were revoked without a kick that reached us (R14), or before they had a binding.
 
         With the code REPLACED: an application that has logged in again since then greets with its new token, and
         another application gets BAD_TOKEN.

@@ -3,7 +3,7 @@
 import resource
 from collections.abc import Callable
 
-from meshim.connector.transport import OnBatch
+from meshim.connector.transport import OnBatch, OnGone
 from meshim.runtime.sockets import Context, Guarding, KeyPair, RouterStatistics
 from meshim.runtime.sockets.options import HANDSHAKE_S
 from meshim.topology import Limits
@@ -23,7 +23,12 @@ FILES_SHARE = 0.8
 
 
 class RouterTransport:
-    """A ClientTransport.  It has no `on_gone`: libzmq reports no departures, so GONE is an answer of `send`."""
+    """A ClientTransport.
+
+    `on_gone` comes from the events of the connection, so an idle peer that died is noticed without a frame to it.
+    Where its host vanished, or a load balancer keeps the connection, none comes: then GONE is the answer of `send`, or
+    the heartbeat of the link decides.
+    """
 
     def __init__(
         self,
@@ -34,6 +39,7 @@ class RouterTransport:
         limits: Limits,
         is_authenticated: Callable[[bytes], bool],
         on_batch: OnBatch,
+        on_gone: OnGone,
         transports: int = 1,
     ) -> None:
         """Bind.  `is_authenticated` says whether a peer has a session, or its token is being verified.
@@ -49,7 +55,7 @@ class RouterTransport:
             frame_bytes=2 * limits.frame_bytes,  # the core answers a larger frame with a code; libzmq cuts beyond twice
             heartbeat_s=None,
             hwm=FRAMES_PER_WINDOW * limits.client_window,
-            guarding=guarding(limits, is_authenticated, transports),
+            guarding=guarding(limits, is_authenticated, transports)._replace(on_gone=on_gone),
             on_batch=on_batch,
         )
         self.endpoint = self._router.endpoint

@@ -98,7 +98,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         shell = Shell(core, backends, context, mesh_keys, topology, service)
         transport = RouterTransport(
             context, listener.bind, keys=client_keys, limits=limits,
-            is_authenticated=core.has_greeted, on_batch=shell.clients_sent,
+            is_authenticated=core.has_greeted, on_batch=shell.clients_sent, on_gone=shell.client_gone,
             transports=1 if listener.websocket is None else 2,
         )  # fmt: skip
         shell.serve(transport)

@@ -6,10 +6,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from meshim.connector import events as e
-from meshim.connector.authenticator import DATABASE_S, Authenticator, Backends
+from meshim.connector.authenticator import DATABASE_S, Authenticator, Backends, Held
 from meshim.connector.core import ConnectorCore
 from meshim.connector.transport import ClientTransport
-from meshim.errors import BackendUnavailable, Fenced
+from meshim.errors import BackendUnavailable, Fenced, UsageError
 from meshim.runtime.batches import Batches
 from meshim.runtime.driver import Driver
 from meshim.runtime.send_result import SendResult
@@ -54,11 +54,15 @@ class Shell:
         self._authenticator = Authenticator(backends, CACHED_SHARE * self._timers.relation_ttl_s, service)
         self._transfers: dict[int, Lease] = {}
         self._dealers: dict[int, Dealer] = {}
+        self._unusable: set[int] = set()
+        """Living transfers whose lease names an endpoint or a key that no socket takes: each is logged once."""
         self._read_slots = asyncio.Semaphore(2 * topology.limits.db_threads)
         # More than reads: on SQLite, writes that are under way together share a commit (adr/0011).
         self._write_slots = asyncio.Semaphore(8 * topology.limits.db_threads)
         self._greets: Batches[e.CheckGreet] = Batches(self._greet_batch, 256, PAUSE_S)
-        self._bindings: Batches[tuple[Binding, tuple[int, ...]]] = Batches(self._write_batch, 256, PAUSE_S)
+        self._bindings: Batches[tuple[e.BindingRenewal, bool]] = Batches(self._write_batch, 256, PAUSE_S)
+        """Each with whether it is the first of its session."""
+        self._doubtful: Batches[tuple[e.BindingRenewal, Binding | bool | None]] = Batches(self._doubtful_batch, 256)
         self._renewals: Batches[e.BindingRenewal] = Batches(self._renew_batch, 8192)
         self._erased: Batches[Binding] = Batches(self._erase_batch, 1024)
         self._checks: Batches[tuple[int, int, int]] = Batches(self._check_batch, 512, PAUSE_S)
@@ -90,7 +94,7 @@ class Shell:
         """Start the batches, and listen to notifications for this incarnation."""
         self._service.watch(self.driver.failed)
         for batches in (
-            self._greets, self._bindings, self._renewals, self._erased, self._checks, self._marks,
+            self._greets, self._bindings, self._doubtful, self._renewals, self._erased, self._checks, self._marks,
             self._account_reads, self._last_seen,
         ):  # fmt: skip
             self._service.start(batches.run())
@@ -103,11 +107,14 @@ class Shell:
         self.driver.receive(e.StopRequested())
         await self.driver.until(lambda: self._core.idle, within_s)
         deadline = loop.time() + within_s
-        for batches in (self._renewals, self._bindings, self._erased):  # in this order: each adds to the next
+        # In this order: each adds to the next.
+        for batches in (self._renewals, self._bindings, self._doubtful, self._erased):
             await batches.join(deadline - loop.time())
         for action in self._core.close(loop.time()):
             self._perform(action)
-        for dealer in list(self._dealers.values()):
+        # Before the sockets close: what clients still send, and the answers of backends, must move nothing any more.
+        self.driver.stop()
+        for dealer in self._dealers.values():
             dealer.close(linger_ms=200)
         await self._marks.join(deadline - loop.time())
 
@@ -123,7 +130,7 @@ class Shell:
     def serve(self, transport: ClientTransport) -> None:
         """Send to the clients of this transport; several can be served at once.
 
-        Make the transport with `on_batch=shell.clients_sent` and, where it has one, `on_gone=shell.client_gone`.
+        Make the transport with `on_batch=shell.clients_sent` and `on_gone=shell.client_gone`.
         """
         assert transport.tag not in self._transports, "each transport has a tag of its own"
         self._transports[transport.tag] = transport
@@ -170,15 +177,22 @@ class Shell:
             self.driver.receive(e.TransferLost(transfer))
             return
         self._disconnect_transfer(e.DisconnectTransfer(transfer))
-        self._dealers[transfer] = self._context.dealer(
-            lease.endpoint,
-            server_key=lease.key.encode() if self._mesh_keys else None,
-            keys=self._mesh_keys,
-            frame_bytes=self._limits.bundle_bytes + BUNDLE_OVERHEAD_BYTES,
-            on_batch=lambda batch: self.driver.receive(e.TransferSent(transfer, batch)),
-            on_connected=lambda: self.driver.receive(e.TransferConnected(transfer)),
-            on_lost=lambda: self.driver.receive(e.TransferLost(transfer)),
-        )
+        try:
+            self._dealers[transfer] = self._context.dealer(
+                lease.endpoint,
+                server_key=lease.key.encode() if self._mesh_keys else None,
+                keys=self._mesh_keys,
+                frame_bytes=self._limits.bundle_bytes + BUNDLE_OVERHEAD_BYTES,
+                on_batch=lambda batch: self.driver.receive(e.TransferSent(transfer, batch)),
+                on_connected=lambda: self.driver.receive(e.TransferConnected(transfer)),
+                on_lost=lambda: self.driver.receive(e.TransferLost(transfer)),
+            )
+        except UsageError as error:  # the fault of that transfer, or of a foreign writer in Redis: the others go on
+            self._core.statistics.leases_unusable += 1
+            if transfer not in self._unusable:
+                self._unusable.add(transfer)
+                self._service.log.warning("lease of a transfer unusable", transfer=lease.name, reason=error)
+            self.driver.receive(e.TransferLost(transfer))
 
     def _disconnect_transfer(self, action: e.DisconnectTransfer) -> None:
         if (dealer := self._dealers.pop(action.transfer, None)) is not None:
@@ -187,6 +201,7 @@ class Shell:
     def transfers_discovered(self, role: str, leases: Sequence[Lease]) -> None:
         """These transfers hold a lease now."""
         self._transfers = {lease.incarnation: lease for lease in leases}
+        self._unusable &= self._transfers.keys()
         self.driver.receive(e.TransfersDiscovered(tuple(self._transfers)))
 
     # ---------------------------------------------------------------- greetings and accounts
@@ -256,29 +271,45 @@ class Shell:
         self.driver.receive(e.PresenceRecovered())
 
     def _write_bindings(self, action: e.WriteBindings) -> None:
-        self._add_all(self._bindings, action.bindings)
+        self._add_all(self._bindings, [(renewal, True) for renewal in action.renewals])
 
-    async def _write_batch(self, bindings: Sequence[tuple[Binding, tuple[int, ...]]]) -> None:
+    async def _write_batch(self, writes: Sequence[tuple[e.BindingRenewal, bool]]) -> None:
         try:
-            results = await self._backends.presence.online(bindings)
+            results = await self._backends.presence.online([(each.binding, each.devices) for each, _ in writes])
         except BackendUnavailable:
-            self.driver.receive(e.BindingsWriteFailed([binding for binding, _ in bindings]))
+            self.driver.receive(e.BindingsWriteFailed([each.binding for each, _ in writes]))
             return
-        self.driver.receive(
-            e.BindingsWritten([(binding, result) for (binding, _), result in zip(bindings, results, strict=True)])
-        )
+        # After the write (authenticator.py).
+        held = await self._authenticator.look_again([each.token_hash for each, is_new in writes if is_new])
+        written = []
+        for (renewal, is_new), result in zip(writes, results, strict=True):
+            if is_new and held[renewal.token_hash] is Held.NOTHING:
+                self._doubtful.add((renewal, result))
+                continue
+            written.append((renewal.binding, result))
+            if is_new and held[renewal.token_hash] is Held.UNVERIFIED:
+                self._renewals.add(renewal)
+        if written:
+            self.driver.receive(e.BindingsWritten(written))
+
+    async def _doubtful_batch(self, writes: Sequence[tuple[e.BindingRenewal, Binding | bool | None]]) -> None:
+        await self._unrevoked([renewal for renewal, _ in writes])
+        self.driver.receive(e.BindingsWritten([(renewal.binding, result) for renewal, result in writes]))
 
     def _renew_bindings(self, action: e.RenewBindings) -> None:
         self._add_all(self._renewals, action.renewals)
 
     async def _renew_batch(self, renewals: Sequence[e.BindingRenewal]) -> None:
+        for renewal in await self._unrevoked(renewals):
+            self._bindings.add((renewal, False))
+
+    async def _unrevoked(self, renewals: Sequence[e.BindingRenewal]) -> list[e.BindingRenewal]:
+        """Those whose token is not revoked; the core is told of the others."""
         unrevoked = await self._authenticator.unrevoked([renewal.token_hash for renewal in renewals])
         revoked = [renewal.binding for renewal in renewals if renewal.token_hash not in unrevoked]
         if revoked:
             self.driver.receive(e.TokensRevoked(revoked))
-        for renewal in renewals:
-            if renewal.token_hash in unrevoked:
-                self._bindings.add((renewal.binding, renewal.devices))
+        return [renewal for renewal in renewals if renewal.token_hash in unrevoked]
 
     def _erase_bindings(self, action: e.EraseBindings) -> None:
         self._add_all(self._erased, action.bindings)

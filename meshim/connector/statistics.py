@@ -59,3 +59,5 @@ class Statistics(msgspec.Struct):
     """Submits and outcomes with a cookie while the secret of the mesh was not known: submitted again."""
     outcomes_lost: int = 0
     """Outcomes that were dropped: their session is not here any more, or no link had room."""
+    leases_unusable: int = 0
+    """Attempts to connect to a transfer whose lease names an endpoint or a key that no socket takes."""

@@ -7,7 +7,8 @@ the same id.  A transport never gives an id twice: a verdict on a token may come
 A transport takes two callbacks when it is made:
 
     on_batch(batch)     frames arrived: (peer, frame) pairs in the order of arrival, all that were ready at once
-    on_gone(peer)       a connection ended.  A transport that cannot tell (ROUTER) answers the next `send` with GONE
+    on_gone(peer)       a connection ended, after the frames that it brought.  Not called where the transport cannot
+                        know: then the next `send` is answered with GONE, or the heartbeat of the link ends the session
 """
 
 from collections.abc import Callable

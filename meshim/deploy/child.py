@@ -57,6 +57,18 @@ class Child(ABC):
     async def start(self) -> None:
         """Start the process and return when it is ready; raises `MeshimError` with the reason when it is not."""
         self._set_state(Phase.STARTING)
+        try:
+            reason = await self._reason_not_started()
+        except OSError as error:  # the disk is full, or a limit of processes or descriptors is reached: it may pass
+            reason = str(error)
+        if reason is None:
+            self._set_state(Phase.RUNNING)
+            return
+        await self.stop(_KILL_S)
+        raise MeshimError(f"The {self.kind} {self.name} did not start: {reason.rstrip('.')} (log: {self._log}).")
+
+    async def _reason_not_started(self) -> str | None:
+        """Start the process; return None when it is ready, else why it is not."""
         log_offset = self._rotate_log()
         command = self._command()
         with self._log.open("ab") as log:
@@ -73,14 +85,10 @@ class Child(ABC):
             async with asyncio.timeout(_READY_S):
                 self.endpoint = await self._until_ready(self._process)
         except TimeoutError:
-            reason = f"it was not ready within {_READY_S:g} s"
-        else:
-            if self.endpoint is not None:
-                self._set_state(Phase.RUNNING)
-                return
-            reason = self._last_log_line(log_offset) or f"it ended with code {await self._process.wait()}"
-        await self.stop(_KILL_S)
-        raise MeshimError(f"The {self.kind} {self.name} did not start: {reason.rstrip('.')} (log: {self._log}).")
+            return f"it was not ready within {_READY_S:g} s"
+        if self.endpoint is not None:
+            return None
+        return self._last_log_line(log_offset) or f"it ended with code {await self._process.wait()}"
 
     async def supervise(self) -> None:
         """Restart the process whenever it ends, until cancelled."""
@@ -103,9 +111,9 @@ class Child(ABC):
     async def stop(self, grace_s: float) -> None:
         """Send SIGTERM, and SIGKILL after `grace_s`; return when the process is gone."""
         if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(signal.SIGTERM)
             if self.state is Phase.RUNNING:
                 self._set_state(Phase.STOPPING)
-            self._process.send_signal(signal.SIGTERM)
             try:
                 async with asyncio.timeout(grace_s):
                     await self._process.wait()

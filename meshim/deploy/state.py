@@ -19,6 +19,7 @@ import msgspec
 
 from meshim.errors import UsageError
 from meshim.runtime.file_lock import try_lock
+from meshim.stores.sql.url import sqlite_url
 
 
 class Phase(StrEnum):
@@ -88,7 +89,7 @@ class DataFolder:
     @property
     def sqlite_url(self) -> str:
         """The URL that `embedded` stands for."""
-        return f"sqlite:///{self.root / 'meshim.db'}"
+        return sqlite_url(self.root / "meshim.db")
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from meshim.deploy.embedded import Nats, Valkey
 from meshim.deploy.probe import probe, public
 from meshim.deploy.state import BackendState, DataFolder, MeshState, Phase, RoleState
 from meshim.errors import UsageError
+from meshim.runtime.log import get as get_log
 from meshim.topology import Listener, RestListener, Topology, Worker, dump
 
 RoleCommand: TypeAlias = Callable[[str, str, DataFolder], list[str]]
@@ -31,6 +32,8 @@ RoleCommand: TypeAlias = Callable[[str, str, DataFolder], list[str]]
 _BACKEND_GRACE_S = 5.0
 _EXTRA_GRACE_S = 2.0
 """A role may drain for `shutdown_s`.  It is killed this much later."""
+_STATE_RETRY_S = 1.0
+"""Pause after the state file could not be written."""
 
 
 def role_command(role: str, name: str, data: DataFolder) -> list[str]:
@@ -90,6 +93,9 @@ class _Mesh:
         self._nats: Nats | None = None
         self._backends: dict[str, BackendChild] = {}
         self._roles: list[RoleChild] = []
+        self._log = get_log("mesh", "up")
+        self._state_retry: asyncio.TimerHandle | None = None
+        """Set while the state file is older than the state."""
         self._write_state()
 
     async def start(self) -> None:
@@ -111,8 +117,10 @@ class _Mesh:
         self._phase = Phase.STOPPING
         self._write_state()
         grace_s = self._topology.timers.shutdown_s + _EXTRA_GRACE_S
-        await _gather(role.stop(grace_s) for role in self._roles)
-        await _gather(backend.stop(_BACKEND_GRACE_S) for backend in self._backends.values())
+        try:
+            await _gather(role.stop(grace_s) for role in self._roles)
+        finally:
+            await _gather(backend.stop(_BACKEND_GRACE_S) for backend in self._backends.values())
         self._phase = Phase.STOPPED
         self._write_state()
 
@@ -156,6 +164,22 @@ class _Mesh:
             file.write(dump(resolved))
 
     def _write_state(self) -> None:
+        """Write the state file; when the disk is full, again every `_STATE_RETRY_S`: the mesh goes on without it."""
+        was_failing = self._state_retry is not None
+        if self._state_retry is not None:
+            self._state_retry.cancel()
+            self._state_retry = None
+        try:
+            state.write(self._data, self._state())
+        except OSError as error:
+            self._state_retry = asyncio.get_running_loop().call_later(_STATE_RETRY_S, self._write_state)
+            if not was_failing:
+                self._log.warning("state not written", file=self._data.state, reason=error.strerror)
+        else:
+            if was_failing:
+                self._log.info("state written again", file=self._data.state)
+
+    def _state(self) -> MeshState:
         backends = []
         for name, url in self._urls.items():
             child = self._backends.get(name)
@@ -171,7 +195,7 @@ class _Mesh:
             RoleState(r.name, r.kind, r.pid, r.state, None if r.endpoint == "-" else r.endpoint, r.restarts)
             for r in self._roles
         ]
-        state.write(self._data, MeshState(os.getpid(), self._phase, self.api or None, roles, backends))
+        return MeshState(os.getpid(), self._phase, self.api or None, roles, backends)
 
 
 def _members(topology: Topology) -> Iterator[tuple[str, Listener | Worker | RestListener]]:

@@ -58,11 +58,17 @@ class ChangeNotifier:
         await self._try("kick", self._kick(login, code, sentence))
 
     async def _update_devices(self, user: int) -> None:
+        # Before the database is read: a device that presence lists now and the database does not have was deleted.  The
+        # other way round, another process may have registered it meanwhile.
+        entry = (await self._presence.lookup([user])).get(user)
         (cached,) = await self._cache.accounts([user])
         account = await self._put_account(user)
-        if account is None or (cached is not None and cached.devices == account.devices):
-            return  # nearly every login is from a device that is in the list already
-        await self._presence.set_devices(user, account.devices)
+        if account is None:
+            return
+        listed = set(entry.devices) if entry is not None else set(account.devices)
+        if listed == set(account.devices) and cached is not None and cached.devices == account.devices:
+            return  # nearly every login is from a device that is in the lists already
+        await self._presence.update_devices(user, account.devices, tuple(listed.difference(account.devices)))
         await self._notifications.tell_all(AccountChanged((user,), int(Change.DEVICES)))
 
     async def _put_account(self, user: int) -> Account | None:

@@ -17,7 +17,7 @@ if the blocker had removed the friendship, withdrawn the request, or not answere
 """
 
 import enum
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
@@ -282,11 +282,16 @@ class RateLimit:
 # ---------------------------------------------------------------- guessing passwords
 
 
+UNDER_WAY_S = 1.0
+"""Until attempts that are under way have ended, most likely."""
+
+
 class LoginThrottle:
     """Refuses more logins after `failures_max` failures for the same key within `window_s`.
 
-    Remembers at most `keys_max` keys, and forgets first the one whose last failure is oldest.  An attacker who can fill
-    it can try as many passwords anyway, and pays for each key with a connection.
+    An attempt counts from its beginning: of many at once no more are checked than may fail.  Remembers at most
+    `keys_max` keys, and forgets first the one whose last failure is oldest.  An attacker who can fill it can try as
+    many passwords anyway, and pays for each key with a connection.
     """
 
     def __init__(self, failures_max: int = 10, window_s: float = 60.0, keys_max: int = 10_000) -> None:
@@ -295,11 +300,29 @@ class LoginThrottle:
         self._keys_max = keys_max
         self._failures: OrderedDict[tuple[str, str], tuple[float, int]] = OrderedDict()
         """Key to (begin of its window, failures in it)."""
+        self._under_way: Counter[tuple[str, str]] = Counter()
 
-    def wait_s(self, key: tuple[str, str], now: float) -> float:
-        """Return the seconds that the key has to wait; 0 when it may try now."""
-        since, count = self._failures.get(key, (now, 0))
-        return max(0.0, since + self._window_s - now) if count >= self._failures_max else 0.0
+    def begin(self, key: tuple[str, str], now: float) -> float:
+        """Begin an attempt; it has to `end`.  Return 0, or the seconds that the key has to wait when it has not begun.
+
+        Others that are under way may still succeed, so a wait for them is short.
+        """
+        since, failures = self._failures.get(key, (now, 0))
+        wait_s = since + self._window_s - now
+        if wait_s <= 0:
+            failures = 0
+        if failures >= self._failures_max:
+            return wait_s
+        if failures + self._under_way[key] >= self._failures_max:
+            return UNDER_WAY_S
+        self._under_way[key] += 1
+        return 0.0
+
+    def end(self, key: tuple[str, str]) -> None:
+        """An attempt has ended: it has `failed`, `succeeded`, or was given up."""
+        self._under_way[key] -= 1
+        if not self._under_way[key]:
+            del self._under_way[key]
 
     def failed(self, key: tuple[str, str], now: float) -> None:
         """Count a failure.  The window begins with the first one."""

@@ -116,29 +116,43 @@ class Sessions:
 
     async def _authenticated(self, name: str, password: str, address: str) -> User:
         key = (name, address)
-        wait_s = self._throttle.wait_s(key, self._clock())
+        wait_s = self._throttle.begin(key, self._clock())
         if wait_s > 0:
             seconds = math.ceil(wait_s)
-            raise refusal("slow_down", f"Too many failed logins as {name}: try again in {seconds} s.", seconds)
-        found = await self._accounts.user(name)
-        user, password_hash = found or (None, None)
-        if not await self._passwords.verify(password, password_hash) or user is None:
-            self._throttle.failed(key, self._clock())
-            raise refusal("bad_credentials", "The name or the password is wrong.")
-        self._throttle.succeeded(key)
-        return user
+            raise refusal("slow_down", f"Too many logins as {name}: try again in {seconds} s.", seconds)
+        try:
+            found = await self._accounts.user(name)
+            user, password_hash = found or (None, None)
+            if not await self._passwords.verify(password, password_hash) or user is None:
+                self._throttle.failed(key, self._clock())
+                raise refusal("bad_credentials", "The name or the password is wrong.")
+            self._throttle.succeeded(key)
+            return user
+        finally:
+            self._throttle.end(key)
 
     async def logout(self, token_hash: bytes) -> None:
         """Revoke a token and end its session.  An unknown token is no error (RFC 7009, 2.2).
 
-        Raises BackendUnavailable when a cache may still accept the token: the client must repeat the logout.
+        Raises BackendUnavailable when the token is still valid, or a cache may accept it: the client must repeat the
+        logout.
         """
         (cached,) = await self._cache.logins([token_hash])
+        if cached is not None:
+            # First: the cache is trusted without the database, so a logout that is interrupted from here on leaves a
+            # token that the database decides about.
+            await self._cache.drop_logins([token_hash])
         login = await self._accounts.log_out(token_hash) or (cached and cached.login)
-        await self._cache.drop_logins([token_hash])
-        # After the cache has dropped the token, or the device could reconnect with it.
-        if login is not None and login.device:
-            await self._notifier.kick(login, Code.LOGGED_OUT, "This device was logged out.")
+        if login is None:
+            return  # unknown tokens leave nothing in Redis, however many are tried
+        try:
+            # Again: if Redis came back with an old dump meanwhile, a connector may have verified the entry there just
+            # before the database revoked the token.
+            await self._cache.drop_logins([token_hash])
+        finally:
+            # After the cache has dropped the token, or the device could reconnect with it.
+            if login.device:
+                await self._notifier.kick(login, Code.LOGGED_OUT, "This device was logged out.")
 
     async def authenticate(self, authorization: str | None) -> Login:
         """Return the login of an `Authorization` header.  Raises ApiError without a token, or for an invalid one."""

@@ -9,6 +9,9 @@
 Chat messages are not logged; frequent events are counted.  Events that may come with every request while a backend
 is down are limited to `BURST_LINES` lines of one event in `BURST_S` seconds; the next line of that event says in
 `left_out` how many were dropped.
+
+Logging never raises: the disk under the log may be full, and the mesh goes on.  The next line that can be written says
+in `not_written` how many could not.
 """
 
 import json
@@ -44,6 +47,7 @@ class Log:
         self._stream = stream
         self._clock = clock
         self._bursts: dict[str, _Burst] = {}  # bounded by the number of events in the code
+        self._not_written = 0
 
     def info(self, event: str, /, **values: object) -> None:
         """Log an event that is rare and normal in a healthy mesh."""
@@ -63,15 +67,18 @@ class Log:
             return
         if left_out:
             values = values | {"left_out": left_out}
+        if self._not_written:
+            values = values | {"not_written": self._not_written}
         now = datetime.now(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00")
         pairs = "".join(f" {key}={_value(value)}" for key, value in values.items())
-        # One write per line, because several processes may share the file.
-        print(
-            f"{now}Z {level} {self._source} {event.replace(' ', '-')}{pairs}\n",
-            end="",
-            file=self._stream or sys.stderr,
-            flush=True,
-        )
+        line = f"{now}Z {level} {self._source} {event.replace(' ', '-')}{pairs}\n"
+        try:
+            # One write per line, because several processes may share the file.
+            print(line, end="", file=self._stream or sys.stderr, flush=True)
+        except (OSError, ValueError):  # a full disk, a pipe without a reader, a stream that is closed
+            self._not_written += 1
+        else:
+            self._not_written = 0
 
     def _left_out(self, event: str) -> int | None:
         """Return how many lines of this event were left out before this one; None when this one is left out too."""

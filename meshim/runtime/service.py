@@ -12,11 +12,14 @@
 
 The order matters: background tasks end before the connections they use are closed.
 
-Crash-only: a bug anywhere (a core, a callback of the loop, a background task) ends the process with exit code 70
-and without draining.  The promises hold under `kill -9`, so they hold here too.
+Crash-only: a bug of ours anywhere (a core, a callback of the loop, a background task) ends the process with exit code
+70 and without draining.  The promises hold under `kill -9`, so they hold here too.  What libraries leave to the loop (a
+future of theirs that failed and was not awaited, a connection that broke in their callback, a task that was garbage) is
+logged: a peer or a backend can cause it.
 """
 
 import asyncio
+import contextlib
 import gc
 import os
 import resource
@@ -89,7 +92,8 @@ class Service:
             return
         if isinstance(cause, MeshimError):
             raise cause
-        traceback.print_exception(cause)
+        with contextlib.suppress(OSError):  # the disk under the log may be full: the exit code says it too
+            traceback.print_exception(cause)
         self.log.error("crashed", error=repr(cause))
         raise SystemExit(EXIT_BUG) from cause
 
@@ -140,7 +144,17 @@ class Service:
             self._fail(error)
 
     def _on_loop_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        self._fail(context.get("exception") or RuntimeError(context["message"]))
+        error = context.get("exception")
+        if error is not None and _passed_through_meshim(error):
+            self._fail(error)
+            return
+        place = traceback.extract_tb(error.__traceback__)[-1:] if error is not None else []
+        self.log.error(
+            "exception of a library in the event loop",
+            message=context["message"],
+            error=repr(error),
+            at=f"{place[0].filename}:{place[0].lineno}" if place else "unknown",
+        )
 
     def _fail(self, error: BaseException) -> None:
         if self._failure is None:  # the first failure is the cause, the others are its consequences
@@ -148,6 +162,14 @@ class Service:
             if self._main is not None:
                 self._main.cancel()
                 self._set_deadline()
+
+
+def _passed_through_meshim(error: BaseException) -> bool:
+    """Whether code of meshim raised the exception, or called what raised it."""
+    return any(
+        str(frame.f_globals.get("__name__")).partition(".")[0] == "meshim"
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
 
 
 def raise_descriptor_limit() -> None:

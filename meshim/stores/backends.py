@@ -14,7 +14,7 @@ from meshim.stores.lease_keeper import LeaseKeeper
 from meshim.stores.nats import durability as nats_durability
 from meshim.stores.nats.client import NatsClient
 from meshim.stores.nats.notifications import NatsNotifications
-from meshim.stores.redis.client import RedisClient
+from meshim.stores.redis.client import RedisClient, RedisStatistics
 from meshim.stores.redis.leases import RedisLeases
 from meshim.stores.sql import durability as sql_durability
 from meshim.stores.sql.database import Database
@@ -33,6 +33,8 @@ class BackendConnections:
         self._stack = stack
         self._statistics: list[tuple[str, msgspec.Struct]] = []
         """Of each client that was opened, with the prefix of its counters."""
+        self._redis_statistics = RedisStatistics()
+        self._statistics.append(("redis", self._redis_statistics))
 
     def counters(self) -> dict[str, int]:
         """Return the counters of every client that was opened, for `meshim status`: `nats_dropped` and the like."""
@@ -44,16 +46,15 @@ class BackendConnections:
 
     def redis(self) -> RedisClient:
         """Return a new client, which connects when it is first used."""
-        redis = self._redis(RedisClient(self._topology.backends.redis, self._service.log))
-        self._statistics.append(("redis", redis.statistics))
-        return redis
+        return self._redis(connections=16)
 
     def leases(self) -> RedisLeases:
         """Return leases on two connections of their own: a renewal must not queue behind a connection storm."""
-        redis = self._redis(RedisClient(self._topology.backends.redis, self._service.log, connections=2))
-        return RedisLeases(redis, self._topology.namespace, self._service.log)
+        return RedisLeases(self._redis(connections=2), self._topology.namespace)
 
-    def _redis(self, client: RedisClient) -> RedisClient:
+    def _redis(self, connections: int) -> RedisClient:
+        url, statistics = self._topology.backends.redis, self._redis_statistics
+        client = RedisClient(url, self._service.log, connections=connections, statistics=statistics)
         self._stack.push_async_callback(client.close)
         return client
 

@@ -49,6 +49,7 @@ class Shell:
         """Close the links, and finish the messages in hand; senders resend those that take longer than `within_s`."""
         self.driver.receive(e.StopRequested())
         await self.driver.until(lambda: self._core.idle, within_s)
+        self.driver.stop()  # the socket closes next: an answer of Redis or NATS that comes late must send nothing
 
     def _perform(self, action: e.Action) -> None:
         self._performers[type(action)](action)

@@ -276,10 +276,14 @@ class Pipeline:
         self._drop_uncommitted()
 
     def _drop_uncommitted(self) -> None:
-        """While draining, do not wait for a database or a log that is away: the log redelivers to the next owner."""
+        """While draining, do not wait for a database or a log that is away: the log redelivers to the next owner.
+
+        A batch that is being written stays until its answer: a gap that cannot be read says nothing about it.
+        """
         if self._draining:
-            self._batch = None
             self._messages.clear()
+            if not self._write_flight.busy:
+                self._batch = None
 
 
 def _decode(data: bytes) -> tuple[Entry, ...] | PendingDeadLetter:

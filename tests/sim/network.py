@@ -35,6 +35,8 @@ KEEPALIVE_S = 10.0
 
 BREAK_S = 0.05
 """Maximum time from a frame until the connection that it breaks has ended: it may arrive, and others behind it."""
+UNTOLD = 0.5
+"""Share of the connections that end without news for the ROUTER: a host has vanished, or a load balancer stays."""
 QUEUED_S = 0.5
 """Frames that a DEALER sent within this time may still be queued in it when the other end dies."""
 
@@ -228,11 +230,16 @@ class Wire:
         self._network.scheduler.after(HEARTBEATS_S if self.dealer.heartbeats else KEEPALIVE_S, self.end)
 
     def end(self) -> None:
-        """End the connection: the dealer gets `lose`, the router notices when it next sends."""
+        """End the connection: the dealer gets `lose`, the router loses the peer.
+
+        The router is told a little later, or not at all: then it notices when it next sends.
+        """
         if self.is_open:
             self.is_open = False
             self.router.wires.pop(self.peer, None)
             self._network.scheduler.after(self._network.delay(), self.dealer.lose)
+            if self._network.scheduler.random.random() >= UNTOLD and not self._network.is_cut(self):
+                self._network.scheduler.after(self._network.delay(), lambda: self.router.lose(self.peer))
 
 
 class Direction:
@@ -317,6 +324,14 @@ class Router:
             return SendResult.OK
         self.statistics.full += 1
         return SendResult.FULL
+
+    def lose(self, peer: bytes) -> None:
+        if self._guarding is not None and self.process.alive:
+            self.process.loop.call_soon(self._report, peer)
+
+    def _report(self, peer: bytes) -> None:
+        if self._guarding is not None and not self.is_closed:
+            self._guarding.on_gone(peer)
 
     def close_peer(self, peer: bytes, *, was_authenticated: bool = False) -> None:
         wire, guarding = self.wires.get(peer), self._guarding

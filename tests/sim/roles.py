@@ -166,7 +166,7 @@ class Connector(Role):
         shell = connector_shell.Shell(core, ports, context, None, topology, service)
         transport = RouterTransport(
             context, self._endpoint(), keys=None, limits=topology.limits,
-            is_authenticated=core.has_greeted, on_batch=shell.clients_sent, transports=2,
+            is_authenticated=core.has_greeted, on_batch=shell.clients_sent, on_gone=shell.client_gone, transports=2,
         )  # fmt: skip
         shell.serve(transport)
         websocket = self._websocket(core, shell)

@@ -31,6 +31,8 @@ class Contacts:
             self._relations[name] = (user, relation_state(relation))
         for user, version, key in state.content_keys():
             self._keys.setdefault(user, {})[version] = key
+        self.on_new_keys: Callable[[int], None] = lambda user: None
+        """Called with the id of a user with whom there is a new key."""
         session.on_relations = self._cache
 
     async def key_for(self, name: str) -> tuple[int, int, bytes]:
@@ -70,19 +72,13 @@ class Contacts:
             raise Refused(Code.NO_SUCH_RECIPIENT, error.sentence) from error
         return self._relations[name]
 
-    async def key_of(self, user: int, version: int) -> bytes | None:
-        """Return the key that a message was sealed with; None when REST does not know it.
-
-        Raises BackendUnavailable when the key must be fetched and REST is unavailable, ApiError when REST refuses.
-        """
-        if version not in self._keys.get(user, {}):
-            try:
-                await self.save(await self._session.relations(user))
-            except ApiError as error:
-                if error.temporary:
-                    raise BackendUnavailable(error.sentence) from error
-                raise
+    def key(self, user: int, version: int) -> bytes | None:
+        """Return the key that a message was sealed with; None when this device does not know it."""
         return self._keys.get(user, {}).get(version)
+
+    async def fetch_keys(self, user: int) -> None:
+        """Ask REST for the relation to a user, with all its keys.  Raises ApiError and BackendUnavailable."""
+        await self.save(await self._session.relations(user))
 
     def name_of(self, user: int) -> str:
         """Return the name of a user; `user-ID` while it is unknown."""
@@ -135,6 +131,10 @@ class Contacts:
     def _cache_keys(self, relation: Relation) -> None:
         user, keys = relation.peer.user_id, self._keys.setdefault(relation.peer.user_id, {})
         before = max(keys, default=0)
-        keys.update({key.version: key.key for key in relation.keys})
+        new = {key.version: key.key for key in relation.keys}
+        added = not new.keys() <= keys.keys()
+        keys.update(new)
+        if added:
+            self.on_new_keys(user)
         if 0 < before < (newest := max(keys)):
             self._publish(KeyChanged(user_id=user, name=relation.peer.name, version=newest))

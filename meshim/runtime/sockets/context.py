@@ -95,7 +95,7 @@ class Context:
         failed or ended.  Neither is called after `close`.  For an unreachable peer `on_lost` comes after at most 10 s
         of TCP and 10 s of handshake.
 
-        Raises UsageError when the endpoint is malformed.
+        Raises UsageError when the endpoint or a key is malformed.
         """
         socket = self._zmq.socket(zmq.DEALER)
         options.set_common(
@@ -104,7 +104,11 @@ class Context:
         options.set_dealer(socket, heartbeat_s=heartbeat_s)
         if server_key is not None:
             ours = keys or KeyPair.new()
-            options.set_curve_client(socket, server=server_key, public=ours.public, secret=ours.secret)
+            try:
+                options.set_curve_client(socket, server=server_key, public=ours.public, secret=ours.secret)
+            except zmq.ZMQError as error:
+                socket.close(0)
+                raise UsageError(f"the key of {endpoint} is not a CURVE key of 40 characters in Z85") from error
         try:
             dealer = Dealer(self._loop, socket, endpoint, on_batch, on_connected, on_lost, self._closed)
         except zmq.ZMQError as error:

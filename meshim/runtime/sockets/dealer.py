@@ -66,8 +66,9 @@ class Dealer:
         return True
 
     def close(self, linger_ms: int = 0) -> None:
-        """End the connection; queued frames have `linger_ms` to leave."""
+        """End the connection; queued frames have `linger_ms` to leave.  A later `send` returns False."""
         if not self._socket.closed:
+            self._connected = False
             self._on_connected = self._on_lost = None
             self._pump.stop()
             self._monitor.close()

@@ -11,6 +11,9 @@ what it does when the network fails.  The owner of the ROUTER says which peers a
     sent far more than the socket has read, authenticated or not: libzmq gathers the parts of one ZeroMQ message in
                               memory, without a limit on their number, and no high-water mark counts them (adr/0014)
 
+The end of a connection, whoever caused it, is reported too (`Guarding.on_gone`): libzmq reports a descriptor, and the
+guard knows its peer.
+
 The system uses descriptor numbers again.  The events of libzmq come in order and before the frames of their connection,
 and the guard compares the address of the peer before it shuts anything down, so that it never cuts the next connection
 with the same number.
@@ -58,6 +61,8 @@ class Guarding(NamedTuple):
     """From `Guard.close` to the end of the connection."""
     handshake_s: float = HANDSHAKE_S
     """`Guard.close` ends a connection that was never authenticated no sooner than this after it was accepted."""
+    on_gone: Callable[[bytes], None] = lambda peer: None
+    """Called for each peer that had sent a frame, when its connection has ended; again, if a last frame comes later."""
 
 
 class Connection:
@@ -122,7 +127,11 @@ class Guard:
         """Forget a connection."""
         connection = self._connections.pop(descriptor, None)
         if connection is not None and connection.peer is not None:
-            self._by_peer.pop(connection.peer, None)
+            self._forget(connection.peer)
+
+    def _forget(self, peer: bytes) -> None:
+        if self._by_peer.pop(peer, None) is not None:
+            self._guarding.on_gone(peer)
 
     def connection(self, peer: bytes) -> Connection | None:
         """The connection of a peer from which a frame was read before."""
@@ -141,7 +150,7 @@ class Guard:
         if connection.peer is not None:
             if not _is_later(peer, connection.peer):
                 return None
-            del self._by_peer[connection.peer]
+            self._forget(connection.peer)
             connection.reset()
         connection.peer = peer
         self._by_peer[peer] = connection

@@ -45,7 +45,11 @@ class Router:
         self._on_batch = on_batch
         self._on_closed = on_closed
         self.statistics = RouterStatistics()
-        self._guard = Guard(guarding, self.statistics) if guarding is not None else None
+        self._guard: Guard | None = None
+        self._gone: list[bytes] = []
+        if guarding is not None:
+            self._on_gone = guarding.on_gone
+            self._guard = Guard(guarding._replace(on_gone=self._peer_gone), self.statistics)
         # The `send` of pyzmq's backend: the one of zmq.Socket only adds options of drafts, and doubles the cost.
         self._send = super(zmq.Socket, socket).send
         self._monitor = Monitor(loop, socket, _EVENTS, self._on_event)
@@ -61,7 +65,7 @@ class Router:
             self._timer = loop.call_later(CHECK_MEMORY_S, self._watch, self._guard)
 
     def send(self, peer: bytes, frame: bytes) -> SendResult:
-        """Queue one frame for a peer, and return what became of it; never waits."""
+        """Queue one frame for a peer, and return what became of it; never waits.  GONE after `close`."""
         try:
             self._send(peer, _SEND_MORE)
             self._send(frame, NOBLOCK)  # the second part goes where the first went, or nowhere: it cannot fail
@@ -69,7 +73,7 @@ class Router:
             self.statistics.full += 1
             return SendResult.FULL
         except zmq.ZMQError as error:
-            if error.errno != errno.EHOSTUNREACH:
+            if error.errno != errno.EHOSTUNREACH and not self._socket.closed:
                 raise
             self.statistics.gone += 1
             return SendResult.GONE
@@ -135,6 +139,19 @@ class Router:
             connection = guard.first_frame(peer, int(frame.get(zmq.SRCFD)))
         # Without one: a last frame of a connection that has ended meanwhile.
         return connection is None or guard.may_pass(connection, len(frame))
+
+    def _peer_gone(self, peer: bytes) -> None:
+        """Report the peer when its last frames have been read: libzmq reports the end of a connection before them."""
+        if not self._gone:
+            self._pump.nudge()
+            self._loop.call_soon(self._report_gone)  # behind the read to which `nudge` led
+        self._gone.append(peer)
+
+    def _report_gone(self) -> None:
+        gone, self._gone = self._gone, []
+        for peer in gone:
+            if not self._socket.closed:
+                self._on_gone(peer)
 
     def _watch(self, guard: Guard) -> None:
         self._monitor.read_events()

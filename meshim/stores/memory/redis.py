@@ -275,13 +275,14 @@ class MemoryPresence:
                 found[user] = UserPresence(tuple(sorted(entry.devices)), tuple(entry.bindings.values()))
         return found
 
-    async def set_devices(self, user: int, devices: Sequence[int]) -> None:
+    async def update_devices(self, user: int, devices: Sequence[int], removed: Sequence[int] = ()) -> None:
         self._redis.answer()
         entry = self._redis.presence.get((self._namespace, user))
-        if entry is not None and entry.devices == set(devices):
-            return
         if entry is not None:
-            entry.devices = set(devices)
+            updated = (entry.devices | set(devices)) - set(removed)
+            if entry.devices == updated:
+                return
+            entry.devices = updated
         self._redis.publish(self._namespace, [user])
 
     def changes(self) -> AsyncGenerator[tuple[int, ...] | None]:

@@ -5,24 +5,27 @@ Implemented on Redis (`redis/presence.py`) and in memory (`memory/redis.py`); co
 """
 
 from collections.abc import AsyncGenerator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Annotated, NamedTuple, Protocol, TypeAlias
 
 import msgspec
+
+Number: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+"""Checked when it is read from the backend: the wire has no larger ones."""
 
 
 class Binding(NamedTuple):
     """A connected device: the incarnation of its connector, and its session number (as an XMPP resource binding)."""
 
-    user: int
-    device: int
-    incarnation: int
-    session: int
+    user: Number
+    device: Number
+    incarnation: Number
+    session: Number
 
 
 class UserPresence(msgspec.Struct, frozen=True, gc=False):
     """All known devices of a user, and the bindings of those that are connected."""
 
-    devices: tuple[int, ...]
+    devices: tuple[Number, ...]
     bindings: tuple[Binding, ...]
 
 
@@ -49,10 +52,12 @@ class Presence(Protocol):
     async def lookup(self, users: Sequence[int]) -> dict[int, UserPresence]:
         """Return the entries of those users that have one.  An entry has at least one binding."""
 
-    async def set_devices(self, user: int, devices: Sequence[int]) -> None:
-        """Replace the device list in the entry of a user and publish the change.
+    async def update_devices(self, user: int, devices: Sequence[int], removed: Sequence[int] = ()) -> None:
+        """Add these devices to the list in the entry of a user, take the `removed` ones out, and publish the change.
 
-        Without an entry the change is only published: caches may still hold one that has ended.
+        The calls of several processes may come in any order: nothing is taken out that is not named, and an id of a
+        device is never given again.  Without an entry the change is only published: caches may still hold one that has
+        ended.
         """
 
     def changes(self) -> AsyncGenerator[tuple[int, ...] | None]:

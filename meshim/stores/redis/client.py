@@ -49,10 +49,12 @@ _TEMPORARY = (
 
 
 class RedisStatistics(msgspec.Struct):
-    """Counters of one client since its start."""
+    """Counters of the clients of one process since its start."""
 
     subscription_failures: int = 0
     """Subscriptions that were lost or could not be made."""
+    malformed: int = 0
+    """Values and messages that were skipped, because no meshim of this version wrote them."""
 
 
 class Script(Protocol):
@@ -65,10 +67,19 @@ class Script(Protocol):
 class RedisClient:
     """Commands, scripts and subscriptions on one Redis.  Connects when first used; close it at the end."""
 
-    def __init__(self, url: str, log: Log, *, timeout_s: float = 1.0, connections: int = 16) -> None:
+    def __init__(
+        self,
+        url: str,
+        log: Log,
+        *,
+        timeout_s: float = 1.0,
+        connections: int = 16,
+        statistics: RedisStatistics | None = None,
+    ) -> None:
         """`timeout_s` limits each wait: for a free connection, for the connection to be made, for an answer.
 
-        A subscription occupies one of the `connections`.  Raises `UsageError` for a wrong URL.
+        A subscription occupies one of the `connections`.  Clients may count in the same `statistics`.  Raises
+        `UsageError` for a wrong URL.
         """
         try:
             pool = redis.asyncio.BlockingConnectionPool.from_url(
@@ -89,7 +100,16 @@ class RedisClient:
         self._execute: Callable[..., Awaitable[Any]] = self._redis.execute_command
         self._timeout_s = timeout_s
         self._log = log
-        self.statistics = RedisStatistics()
+        self.statistics = statistics or RedisStatistics()
+        self._malformed: set[str] = set()
+        """Kinds of malformed values that were logged; the code names a handful."""
+
+    def skip(self, kind: str, reason: object) -> None:
+        """Count a malformed value that the caller skips, and log the first of each kind (`login`, `lease`)."""
+        self.statistics.malformed += 1
+        if kind not in self._malformed:
+            self._malformed.add(kind)
+            self._log.warning("malformed value in redis", kind=kind, reason=reason, more="is counted only")
 
     async def execute(self, command: str, *arguments: Argument) -> Any:
         """Run one command and return its reply.  Raises `BackendUnavailable`."""

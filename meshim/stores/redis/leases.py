@@ -14,14 +14,25 @@ from typing import Any
 
 import msgspec
 
-from meshim.runtime.log import Log
 from meshim.stores.ports import Lease
 from meshim.stores.redis.client import RedisClient
 
-_ACQUIRE = """
-local held = redis.call('GET', KEYS[1])
+# A key of another type counts as no lease, and one without an expiry gets one: only a foreign writer makes them.
+_HELD = """
+local function held_at(key)
+    local held = redis.pcall('GET', key)
+    return type(held) == 'string' and held
+end
+local function shorten(key, ttl_ms)
+    local left_ms = redis.call('PTTL', key)
+    if left_ms < 0 or left_ms > tonumber(ttl_ms) then redis.call('PEXPIRE', key, ttl_ms) end
+end
+"""
+
+_ACQUIRE = f"""{_HELD}
+local held = held_at(KEYS[1])
 if held and string.match(held, '^%d+') ~= ARGV[1] then
-    if redis.call('PTTL', KEYS[1]) > tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
+    shorten(KEYS[1], ARGV[3])
     return 0
 end
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
@@ -29,15 +40,15 @@ redis.call('SADD', KEYS[2], ARGV[4])
 return 1
 """
 
-_EXTEND = """
-local held = redis.call('GET', KEYS[1])
+_EXTEND = f"""{_HELD}
+local held = held_at(KEYS[1])
 if not held or string.match(held, '^%d+') ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
 return 1
 """
 
-_RELEASE = """
-local held = redis.call('GET', KEYS[1])
+_RELEASE = f"""{_HELD}
+local held = held_at(KEYS[1])
 if held and string.match(held, '^%d+') == ARGV[1] then
     redis.call('DEL', KEYS[1])
     redis.call('SREM', KEYS[2], ARGV[2])
@@ -45,13 +56,13 @@ end
 return 0
 """
 
-_LIVING = """
-local living = {}
+_LIVING = f"""{_HELD}
+local living = {{}}
 for _, name in ipairs(redis.call('SMEMBERS', KEYS[1])) do
     local key = KEYS[2] .. name
-    local held = redis.call('GET', key)
+    local held = held_at(key)
     if held then living[#living + 1] = held else redis.call('SREM', KEYS[1], name) end
-    if held and redis.call('PTTL', key) > tonumber(ARGV[1]) then redis.call('PEXPIRE', key, ARGV[1]) end
+    if held then shorten(key, ARGV[1]) end
 end
 return living
 """
@@ -66,10 +77,11 @@ _decoder = msgspec.msgpack.Decoder(Lease)
 class RedisLeases:
     """The port `Leases` on Redis."""
 
-    def __init__(self, client: RedisClient, namespace: str, log: Log) -> None:
+    def __init__(self, client: RedisClient, namespace: str) -> None:
         self._client = client
         self._namespace = namespace
-        self._log = log
+        self._skipped: dict[str, set[bytes]] = {}
+        """By role: values that the last look skipped.  `living` runs every second, and counts each value once."""
         self._ttl_max_ms = 0  # of the leases taken here; the topology gives all processes the same
         self._acquire = client.script(_ACQUIRE)
         self._extend = client.script(_EXTEND)
@@ -92,7 +104,16 @@ class RedisLeases:
         values: list[bytes] = await self._living(
             [self._names(role), self._key(role, "")], [self._ttl_max_ms or _FOREVER_MS]
         )
-        leases = [lease for lease in map(self._lease, values) if lease is not None]
+        leases: list[Lease] = []
+        skipped: set[bytes] = set()
+        for value in values:
+            try:
+                leases.append(_decoder.decode(value.partition(b" ")[2]))
+            except msgspec.DecodeError as error:  # of a version that is not understood here: it does not exist for us
+                skipped.add(value)
+                if value not in self._skipped.get(role, ()):
+                    self._client.skip("lease", error)
+        self._skipped[role] = skipped
         return sorted(leases, key=lambda lease: lease.name)
 
     async def run_id(self) -> str:
@@ -103,14 +124,6 @@ class RedisLeases:
         ms = max(1, round(ttl_s * 1000))
         self._ttl_max_ms = max(self._ttl_max_ms, ms)
         return ms
-
-    def _lease(self, value: bytes) -> Lease | None:
-        """Decode a lease; None for a version that is not understood here: that lease does not exist for us."""
-        try:
-            return _decoder.decode(value.partition(b" ")[2])
-        except msgspec.DecodeError as error:
-            self._log.warning("lease not understood", reason=error)
-            return None
 
     def _key(self, role: str, name: str) -> str:
         return f"{self._namespace}:lease:{role}:{name}"

@@ -1,11 +1,11 @@
 """Presence in Redis: one hash per user with a connected device.
 
-===========  ==========================================  =======================================
+===========  ==========================================  ===================================================
 field        value                                       written by
-===========  ==========================================  =======================================
-`devices`    ``[device,...]``, all known devices         `online` (adds), `set_devices` (replaces)
+===========  ==========================================  ===================================================
+`devices`    ``[device,...]``, all known devices         `online` (adds), `update_devices` (adds and removes)
 ``<device>``  ``[user,device,incarnation,session]``        `online`
-===========  ==========================================  =======================================
+===========  ==========================================  ===================================================
 
 Values are JSON text, which scripts concatenate without parsing: a look-up of many users is one script, one reply and
 one decode (4 times faster than a pipeline of HGETALL), and no number passes through Lua's doubles, which hold 53 bits
@@ -38,24 +38,38 @@ _USERS_PER_SCRIPT = 256
 # KEYS: last number given.  ARGV: count, least number allowed.  Returns the first of `count` ascending numbers.
 _SESSION_NUMBERS = """
 local time = redis.call('TIME')
-local last = tonumber(redis.call('GET', KEYS[1]) or 0)
+local last = tonumber(redis.pcall('GET', KEYS[1]) or 0) or 0
+if not (last < 2 ^ 53) then last = 0 end
 local first = math.max(time[1] * 1000000 + time[2], last + 1, tonumber(ARGV[2]))
 redis.call('SET', KEYS[1], first + ARGV[1] - 1)
 return first
 """
 
-# KEYS: channel, last number given, then one hash per binding.  ARGV: per binding user, device, session, binding (JSON),
-# devices (JSON).  Returns JSON: per binding false, null or the binding that was replaced.  Raises the last number given
-# to the highest session written, so that numbers ascend also after a wipe, when connectors write their sessions again.
-_ONLINE = """
-local function merged(old, new)
-    if not old or old == new then return new end
+# The union of two lists without the devices of a third, each JSON or false.
+_MERGED = """
+local function merged(old, new, without)
+    if not without and (not old or old == new) then return new end
     local seen, ids = {}, {}
-    for id in string.gmatch(old .. new, '%d+') do
-        if not seen[id] then seen[id] = true; ids[#ids + 1] = id end
+    for id in string.gmatch(without or '', '%d+') do seen[id] = true end
+    for id in string.gmatch((old or '') .. new, '%d+') do
+        if not seen[id] and string.match(id, '^[1-9]') and #id <= 16 then seen[id] = true; ids[#ids + 1] = id end
     end
     table.sort(ids, function(a, b) if #a ~= #b then return #a < #b end return a < b end)
     return '[' .. table.concat(ids, ',') .. ']'
+end
+"""
+
+# KEYS: channel, last number given, then one hash per binding.  ARGV: per binding user, device, session, binding (JSON),
+# devices (JSON).  Returns JSON: per binding false, null or the binding that was replaced.  Raises the last number given
+# to the highest session written, so that numbers ascend also after a wipe, when connectors write their sessions again.
+_ONLINE = (
+    _MERGED
+    + """
+-- Four numbers of at most 19 digits, as JSON writes them: another value would spoil the answer for all bindings, or be
+-- a session that no device can follow.
+local function well_formed(binding)
+    return string.match(binding, '^%[%d+,%d+,%d+,%d+%]$') and #binding <= 81 and not string.find(binding, '[%[,]0%d')
+        and not string.find(binding, string.rep('%d', 20))
 end
 
 local results, changed, highest = {}, {}, '0'
@@ -63,7 +77,9 @@ for i = 3, #KEYS do
     local at = (i - 3) * 5
     local user, device, session, binding, devices = unpack(ARGV, at + 1, at + 5)
     if tonumber(session) > tonumber(highest) then highest = session end
-    local held = redis.call('HMGET', KEYS[i], device, 'devices')
+    local held = redis.pcall('HMGET', KEYS[i], device, 'devices')
+    if held.err then redis.call('DEL', KEYS[i]); held = {} end -- of another type: a foreign writer made it
+    if held[1] and not well_formed(held[1]) then held[1] = false end
     local session_held = held[1] and tonumber(string.match(held[1], '(%d+)%]$'))
     if session_held and session_held > tonumber(session) then
         results[i - 2] = 'false'
@@ -77,10 +93,11 @@ for i = 3, #KEYS do
         redis.call('EXPIRE', KEYS[i], UNSEEN_S)
     end
 end
-if tonumber(highest) > tonumber(redis.call('GET', KEYS[2]) or 0) then redis.call('SET', KEYS[2], highest) end
+if tonumber(highest) > (tonumber(redis.pcall('GET', KEYS[2]) or 0) or 0) then redis.call('SET', KEYS[2], highest) end
 if #changed > 0 then redis.call('PUBLISH', KEYS[1], table.concat(changed, ',')) end
 return '[' .. table.concat(results, ',') .. ']'
 """
+)
 
 # KEYS: channel, then one hash per binding.  ARGV: per binding user, device, binding (JSON).
 _OFFLINE = """
@@ -88,7 +105,7 @@ local changed = {}
 for i = 2, #KEYS do
     local at = (i - 2) * 3
     local user, device, binding = unpack(ARGV, at + 1, at + 3)
-    if redis.call('HGET', KEYS[i], device) == binding then
+    if redis.pcall('HGET', KEYS[i], device) == binding then
         redis.call('HDEL', KEYS[i], device)
         if redis.call('HLEN', KEYS[i]) == 1 then redis.call('DEL', KEYS[i]) end
         changed[#changed + 1] = user
@@ -102,7 +119,7 @@ return #changed
 _LOOKUP = """
 local results = {}
 for i, key in ipairs(KEYS) do
-    local fields = redis.call('HGETALL', key)
+    local fields = redis.pcall('HGETALL', key) -- of a key of another type an error, which has no fields
     local devices, bindings = nil, {}
     for at = 1, #fields, 2 do
         if fields[at] == 'devices' then devices = fields[at + 1] else bindings[#bindings + 1] = fields[at + 1] end
@@ -113,14 +130,19 @@ end
 return '[' .. table.concat(results, ',') .. ']'
 """
 
-# KEYS: channel, hash.  ARGV: user, devices (JSON).
-_SET_DEVICES = """
-local held = redis.call('HGET', KEYS[2], 'devices')
-if held and held ~= ARGV[2] then redis.call('HSET', KEYS[2], 'devices', ARGV[2]) end
+# KEYS: channel, hash.  ARGV: user, devices (JSON), removed devices (JSON).
+_UPDATE_DEVICES = (
+    _MERGED
+    + """
+local held = redis.pcall('HGET', KEYS[2], 'devices')
+if held and held.err then held = false end -- of another type: no entry; the next `online` replaces it
+local all = held and merged(held, ARGV[2], ARGV[3])
+if held and held ~= all then redis.call('HSET', KEYS[2], 'devices', all) end
 -- Publish also without an entry: caches may still hold one that has expired.
-if held ~= ARGV[2] then redis.call('PUBLISH', KEYS[1], ARGV[1]) end
+if not held or held ~= all then redis.call('PUBLISH', KEYS[1], ARGV[1]) end
 return 0
 """
+)
 
 _json = msgspec.json.Encoder()
 _replaced = msgspec.json.Decoder(list[Binding | bool | None])
@@ -140,7 +162,7 @@ class RedisPresence:
         self._online = client.script(_ONLINE.replace("UNSEEN_S", str(unseen_s)))
         self._offline = client.script(_OFFLINE)
         self._lookup = client.script(_LOOKUP)
-        self._set_devices = client.script(_SET_DEVICES)
+        self._update_devices = client.script(_UPDATE_DEVICES)
 
     async def session_numbers(self, count: int) -> list[int]:
         if count == 0:
@@ -182,12 +204,26 @@ class RedisPresence:
     async def lookup(self, users: Sequence[int]) -> dict[int, UserPresence]:
         found: dict[int, UserPresence] = {}
         for batch in chunks(users, _USERS_PER_SCRIPT):
-            presences = _presences.decode(await self._lookup([self._key(user) for user in batch]))
-            found.update((user, each) for user, each in zip(batch, presences, strict=True) if each is not None)
+            found.update(await self._lookup_batch(batch))
         return found
 
-    async def set_devices(self, user: int, devices: Sequence[int]) -> None:
-        await self._set_devices([self._channel, self._key(user)], [user, _json.encode(sorted(devices))])
+    async def _lookup_batch(self, users: Sequence[int]) -> dict[int, UserPresence]:
+        """Look users up with one script; one by one where an entry is malformed, and without that entry."""
+        try:
+            presences = _presences.decode(await self._lookup([self._key(user) for user in users]))
+            return {user: each for user, each in zip(users, presences, strict=True) if each is not None}
+        except (msgspec.DecodeError, ValueError) as error:
+            if len(users) == 1:
+                self._client.skip("presence", error)
+                return {}
+        found: dict[int, UserPresence] = {}
+        for user in users:
+            found.update(await self._lookup_batch((user,)))
+        return found
+
+    async def update_devices(self, user: int, devices: Sequence[int], removed: Sequence[int] = ()) -> None:
+        keys, lists = [self._channel, self._key(user)], (_json.encode(sorted(devices)), _json.encode(sorted(removed)))
+        await self._update_devices(keys, [user, *lists])
 
     async def changes(self) -> AsyncGenerator[tuple[int, ...] | None]:
         """Yield as the port says; a tuple names each user once.
@@ -198,8 +234,18 @@ class RedisPresence:
             async for batch in batches:
                 if batch is None:
                     yield None
-                else:
-                    yield tuple(dict.fromkeys(int(user) for message in batch for user in message.split(b",")))
+                    continue
+                users = tuple(dict.fromkeys(user for message in batch for user in self._users(message)))
+                if users or not batch:  # `()` is a heartbeat: messages of foreign publishers alone are none
+                    yield users
+
+    def _users(self, message: bytes) -> list[int]:
+        """Return the users in a message of the channel; none for a message of a foreign publisher."""
+        try:
+            return [int(user) for user in message.split(b",")]
+        except ValueError as error:
+            self._client.skip("presence message", error)
+            return []
 
     def _key(self, user: int) -> str:
         return f"{self._namespace}:presence:{user}"

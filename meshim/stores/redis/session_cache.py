@@ -35,8 +35,8 @@ _RUN_ID_SIZE = 40
 # login of a token never changes, so within a run the first value stays.
 _PUT_LOGIN = f"""{_RUN_ID}
 if ARGV[3] ~= '' and ARGV[3] ~= run_id then return 0 end
-local held = redis.call('GET', KEYS[1])
-if held and (held == '' or held:sub(1, {_RUN_ID_SIZE}) == run_id) then return 0 end
+local held = redis.pcall('GET', KEYS[1])
+if type(held) == 'string' and (held == '' or held:sub(1, {_RUN_ID_SIZE}) == run_id) then return 0 end
 redis.call('SET', KEYS[1], run_id .. ARGV[1], 'PXAT', ARGV[2])
 return 1
 """
@@ -44,22 +44,29 @@ return 1
 # KEYS: logins.  Returns the run id, and the value of each.
 _LOGINS = f"""{_RUN_ID}
 local held = {{}}
-for index, key in ipairs(KEYS) do held[index] = redis.call('GET', key) end
+for index, key in ipairs(KEYS) do
+    local value = redis.pcall('GET', key)
+    held[index] = type(value) == 'string' and value
+end
 return {{run_id, held}}
 """
 
 # KEYS: accounts.  ARGV: time to live in s, then one value per account.  The first eight bytes of a value are `as_of`,
-# so that the script compares values without decoding msgpack.
+# so that the script compares values without decoding msgpack.  A value of another form is replaced.
 _PUT_ACCOUNTS = """
 for index, key in ipairs(KEYS) do
-    local held, value = redis.call('GET', key), ARGV[index + 1]
-    if not held or struct.unpack('>d', held) <= struct.unpack('>d', value) then
+    local held, value = redis.pcall('GET', key), ARGV[index + 1]
+    local as_of = type(held) == 'string' and #held >= 8 and struct.unpack('>d', held)
+    if not as_of or not (as_of > struct.unpack('>d', value)) then
         redis.call('SET', key, value, 'EX', ARGV[1])
     end
 end
 return 0
 """
 _AS_OF = struct.Struct(">d")
+
+SECRET_BYTES_MAX = 64
+"""The longest key of the MAC of a cookie (BLAKE2b)."""
 
 _Value = TypeVar("_Value")
 
@@ -93,7 +100,7 @@ class RedisSessionCache:
         if not token_hashes:
             return []
         run_id, values = await self._logins([self._login_key(each) for each in token_hashes])
-        return [_cached(value, run_id) if value else None for value in values]
+        return [self._cached(value, run_id) if value else None for value in values]
 
     async def put_accounts(self, accounts: Sequence[Account]) -> None:
         if accounts:
@@ -102,7 +109,7 @@ class RedisSessionCache:
 
     async def accounts(self, users: Sequence[int]) -> list[Account | None]:
         return [
-            _decode(_account, memoryview(value)[_AS_OF.size :]) if value else None
+            self._decode(_account, "account", memoryview(value)[_AS_OF.size :]) if value is not None else None
             for value in await self._values([self._account_key(user) for user in users])
         ]
 
@@ -110,10 +117,25 @@ class RedisSessionCache:
         await self._client.execute("SET", self._secret_key, secret)
 
     async def mesh_secret(self) -> bytes | None:
-        return (await self._values([self._secret_key]))[0]
+        secret = (await self._values([self._secret_key]))[0]
+        if secret is None or 0 < len(secret) <= SECRET_BYTES_MAX:
+            return secret
+        self._client.skip("secret", f"it has {len(secret)} bytes")
+        return None
 
     async def _values(self, keys: list[str]) -> list[bytes | None]:
         return await self._client.execute("MGET", *keys) if keys else []
+
+    def _cached(self, value: bytes, run_id: bytes) -> CachedLogin | None:
+        login = self._decode(_login, "login", memoryview(value)[_RUN_ID_SIZE:])
+        return None if login is None else CachedLogin(login, run_id.decode(), verified=value[:_RUN_ID_SIZE] == run_id)
+
+    def _decode(self, decoder: "msgspec.msgpack.Decoder[_Value]", kind: str, value: memoryview) -> _Value | None:
+        try:
+            return decoder.decode(value)
+        except msgspec.DecodeError as error:
+            self._client.skip(kind, error)
+            return None
 
     @property
     def _secret_key(self) -> str:
@@ -124,15 +146,3 @@ class RedisSessionCache:
 
     def _account_key(self, user: int) -> str:
         return f"{self._namespace}:account:{user}"
-
-
-def _cached(value: bytes, run_id: bytes) -> CachedLogin | None:
-    login = _decode(_login, memoryview(value)[_RUN_ID_SIZE:])
-    return None if login is None else CachedLogin(login, run_id.decode(), verified=value[:_RUN_ID_SIZE] == run_id)
-
-
-def _decode(decoder: "msgspec.msgpack.Decoder[_Value]", value: bytes | memoryview) -> _Value | None:
-    try:
-        return decoder.decode(value)
-    except msgspec.DecodeError:
-        return None

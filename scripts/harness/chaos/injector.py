@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 import redis.asyncio
+from sqlalchemy import make_url
 
 from meshim import topology as topologies
 from meshim.deploy.state import DataFolder, Phase, RoleState, read
@@ -191,7 +192,9 @@ class FaultInjector:
         return True
 
     async def _lock(self, fault: Fault) -> bool:
-        database = sqlite3.connect(self._urls().sql.removeprefix("sqlite:///"), timeout=0, isolation_level=None)
+        file = make_url(self._urls().sql).database
+        assert file is not None, "the mesh has a SQLite database"
+        database = sqlite3.connect(file, timeout=0, isolation_level=None)
         try:
             deadline = self._deadline(fault)
             while not _take_lock(database):

@@ -11,6 +11,7 @@ from sqlalchemy import create_engine, insert
 from meshim.runtime.crypto import hash_token
 from meshim.stores.sql import migrate
 from meshim.stores.sql.schema import im_device, im_relation, im_token, im_user
+from meshim.stores.sql.url import sqlite_url
 
 TOKEN_S = 86_400.0
 _NO_HASH = "no password"
@@ -34,7 +35,7 @@ class SeededUser(NamedTuple):
 def seed_database(data: Path, count: int, friends: Iterable[tuple[int, int]]) -> Sequence[SeededUser]:
     """Create the SQLite database of a mesh with `count` users; `friends` are pairs of their numbers."""
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
-    url = f"sqlite:///{data / 'meshim.db'}"
+    url = sqlite_url(data / "meshim.db")
     migrate.upgrade(url)
     users = [SeededUser.of(number) for number in range(count)]
     now = int(time.time() * 1000)

@@ -129,6 +129,6 @@ async def living_connectors(data: Path) -> Sequence[Lease]:
     logger = log.get("script", "leases")
     redis = RedisClient(topology.backends.redis, logger)
     try:
-        return await RedisLeases(redis, topology.namespace, logger).living("connector")
+        return await RedisLeases(redis, topology.namespace).living("connector")
     finally:
         await redis.close()

@@ -86,7 +86,7 @@ class RedisBackend:
         return client
 
     def leases(self) -> Leases:
-        return RedisLeases(self.client(), self._namespace, LOG)
+        return RedisLeases(self.client(), self._namespace)
 
     def presence(self) -> Presence:
         return RedisPresence(self.client(), self._namespace)

@@ -11,6 +11,7 @@ import redis.exceptions
 
 from meshim.deploy.embedded import Valkey
 from meshim.errors import BackendUnavailable, UsageError
+from meshim.runtime.log import Log
 from meshim.stores.memory.redis import MemoryLeases, MemoryRedis
 from meshim.stores.ports import Lease
 from meshim.stores.redis.client import RedisClient
@@ -110,7 +111,7 @@ async def test_the_lease_of_a_dead_process_ends_although_the_clock_stepped_back(
 
 async def test_names_of_ended_leases_are_removed(valkey_url: str, namespace: str) -> None:
     client = RedisClient(valkey_url, LOG)
-    leases = RedisLeases(client, namespace, LOG)
+    leases = RedisLeases(client, namespace)
     await leases.acquire(FIRST, LONG_S)
     await client.execute("DEL", f"{namespace}:lease:connector:c1")  # as its expiry does
     assert await leases.living("connector") == []
@@ -118,13 +119,36 @@ async def test_names_of_ended_leases_are_removed(valkey_url: str, namespace: str
     await client.close()
 
 
-async def test_a_lease_of_an_unknown_version_is_left_out(valkey_url: str, namespace: str) -> None:
+@pytest.mark.parametrize("value", [b"", b"x", b"12 ", b"12 \x90", b"12 \x93from the future", b"\xff" * 100])
+async def test_a_malformed_lease_is_left_out_counted_once_and_ends(
+    valkey_url: str, namespace: str, value: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    client = RedisClient(valkey_url, Log("test", "malformed"))
+    leases = RedisLeases(client, namespace)
+    for lease in (FIRST, OTHER):
+        await leases.acquire(lease, LONG_S)
+    key = f"{namespace}:lease:connector:c1"
+    await client.execute("SET", key, value)
+    for _ in range(3):
+        assert await leases.living("connector") == [OTHER]
+    assert client.statistics.malformed == 1
+    assert capfd.readouterr().err.count("malformed-value-in-redis kind=lease") == 1
+    assert 0 < await client.execute("PTTL", key) <= LONG_S * 1000, "so that another process can take its name"
+    await client.close()
+
+
+async def test_a_key_of_another_type_is_no_lease(valkey_url: str, namespace: str) -> None:
     client = RedisClient(valkey_url, LOG)
-    leases = RedisLeases(client, namespace, LOG)
+    leases = RedisLeases(client, namespace)
     await leases.acquire(FIRST, LONG_S)
-    await leases.acquire(OTHER, LONG_S)
-    await client.execute("SET", f"{namespace}:lease:connector:c1", b"12 \x93from the future")
-    assert await leases.living("connector") == [OTHER]
+    key = f"{namespace}:lease:connector:c1"
+    await client.execute("DEL", key)
+    await client.execute("RPUSH", key, "x")
+    assert not await leases.extend(FIRST, LONG_S)
+    await leases.release(FIRST)
+    assert await leases.living("connector") == []
+    assert await leases.acquire(FIRST, LONG_S)
+    assert await leases.living("connector") == [FIRST]
     await client.close()
 
 
@@ -149,7 +173,7 @@ async def test_a_restarted_server_has_another_run_id_and_no_leases(servers_folde
     valkey = Valkey(servers_folder / namespace)
     async with up(valkey) as server:
         client = RedisClient(server.url, LOG)
-        leases = RedisLeases(client, namespace, LOG)
+        leases = RedisLeases(client, namespace)
         run = await leases.run_id()
         assert await leases.acquire(FIRST, LONG_S)
         assert await leases.run_id() == run
@@ -166,7 +190,7 @@ async def test_a_restarted_server_has_another_run_id_and_no_leases(servers_folde
 async def test_a_stopped_server_is_unavailable_within_the_timeout(servers_folder: Path, namespace: str) -> None:
     async with up(Valkey(servers_folder / namespace)) as server:
         client = RedisClient(server.url, LOG, timeout_s=0.1)
-        leases = RedisLeases(client, namespace, LOG)
+        leases = RedisLeases(client, namespace)
         assert await leases.acquire(FIRST, LONG_S)
         os.kill(server.pid, signal.SIGSTOP)
         async with asyncio.timeout(5.0):

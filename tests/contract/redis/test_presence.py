@@ -16,6 +16,7 @@ from redis.asyncio.client import PubSub
 
 from meshim.deploy.embedded import Valkey
 from meshim.errors import BackendUnavailable
+from meshim.runtime.log import Log
 from meshim.stores.memory.redis import MemoryPresence, MemoryRedis
 from meshim.stores.ports import Binding, UserPresence
 from meshim.stores.redis.client import RedisClient
@@ -131,17 +132,37 @@ async def test_a_connector_cannot_remove_a_device_from_the_entry(backend: Backen
     await presence.online([(Binding(ALICE, 9, HERE, SESSION), (9, 10))])
     await presence.online([(Binding(ALICE, 9, HERE, SESSION), (8, 9))])
     assert (await presence.lookup([ALICE]))[ALICE].devices == (8, 9, 10)
-    await presence.set_devices(ALICE, (10, 9))
+    await presence.update_devices(ALICE, (10, 9), (8,))
     assert (await presence.lookup([ALICE]))[ALICE].devices == (9, 10)
+
+
+async def test_of_two_updates_in_the_wrong_order_the_older_takes_no_device_away(backend: Backend) -> None:
+    """Two REST processes registered a device each: the slower one does not know that of the other."""
+    slow, quick = backend.presence(), backend.presence()
+    binding = Binding(ALICE, 9, HERE, SESSION)
+    await slow.online([(binding, (9,))])
+    await quick.update_devices(ALICE, (9, 10, 11))
+    await slow.update_devices(ALICE, (9, 10))
+    assert await slow.lookup([ALICE]) == {ALICE: UserPresence((9, 10, 11), (binding,))}
+
+
+async def test_a_device_is_removed_by_its_id_alone(backend: Backend) -> None:
+    presence = backend.presence()
+    binding = Binding(ALICE, 9, HERE, SESSION)
+    await presence.online([(binding, (9, 90, 900))])
+    await presence.update_devices(ALICE, (), (90, 99))
+    assert (await presence.lookup([ALICE]))[ALICE].devices == (9, 900)
+    await presence.update_devices(ALICE, (), (9, 900))
+    assert await presence.lookup([ALICE]) == {ALICE: UserPresence((), (binding,))}
 
 
 async def test_devices_are_set_only_in_an_existing_entry(backend: Backend) -> None:
     presence = backend.presence()
-    await presence.set_devices(BOB, (1, 2))
+    await presence.update_devices(BOB, (1, 2))
     assert await presence.lookup([BOB]) == {}
     binding = Binding(BOB, 1, HERE, SESSION)
     await presence.online([(binding, (1,))])
-    await presence.set_devices(BOB, (1, 2))
+    await presence.update_devices(BOB, (1, 2))
     assert await presence.lookup([BOB]) == {BOB: UserPresence((1, 2), (binding,))}
 
 
@@ -182,7 +203,7 @@ async def test_an_entry_that_no_connector_repeats_expires(valkey_url: str, names
     binding, key = Binding(1, 11, 77, SESSION), f"{namespace}:presence:1"
     await presence.online([(binding, (11,))])
     await client.execute("EXPIRE", key, 10)
-    await presence.set_devices(1, [11, 12])
+    await presence.update_devices(1, [11, 12])
     assert await client.execute("TTL", key) <= 10
     await presence.online([(binding, (11, 12))])
     assert 90 <= await client.execute("TTL", key) <= 100, "the same binding again renews the entry"
@@ -235,7 +256,7 @@ async def test_changes_begin_with_none_and_name_changed_users(backend: Backend) 
         assert await soon(changes) is None
         await presence.online([(binding, (11,)), (Binding(BOB, 1, HERE, SESSION + 1), (1,))])
         assert await soon(changes) == (ALICE, BOB)
-        await presence.set_devices(ALICE, (11, 12))
+        await presence.update_devices(ALICE, (11, 12))
         assert await soon(changes) == (ALICE,)
 
         await presence.offline([Binding(BOB, 1, HERE, SESSION + 1)])
@@ -250,7 +271,7 @@ async def test_writes_without_a_change_are_not_published(backend: Backend) -> No
         assert await soon(changes) is None
         await presence.online([(binding, (11, 12))])
         await presence.online([(binding._replace(session=SESSION - 1), (11, 12))])
-        await presence.set_devices(ALICE, (12, 11))
+        await presence.update_devices(ALICE, (12, 11))
         await presence.offline([Binding(ALICE, 11, THERE, SESSION)])
         await presence.online([(Binding(BOB, 1, HERE, SESSION), (1,))])
         assert await soon(changes) == (BOB,)
@@ -261,7 +282,7 @@ async def test_devices_of_a_user_without_an_entry_are_published(backend: Backend
     presence, elsewhere = backend.presence(), backend.presence()
     async with aclosing(elsewhere.changes()) as changes:
         assert await soon(changes) is None
-        await presence.set_devices(ALICE, (11, 12))
+        await presence.update_devices(ALICE, (11, 12))
         assert await soon(changes) == (ALICE,)
 
 
@@ -295,6 +316,66 @@ async def test_changes_yield_none_when_some_may_have_been_missed(backend: Backen
         assert await soon(changes) is None
         await presence.online([(Binding(ALICE, 11, HERE, SESSION), (11,))])
         assert await soon(changes) == (ALICE,)
+
+
+MALFORMED = (
+    b"x", b"[", b"[11", b"[11,-1]", b"[007]", b"[99999999999999999999]", b"null", b'"text"',
+    b'[],"bindings":[]},{"devices":[]',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("value", MALFORMED)
+@pytest.mark.parametrize("field", ["devices", "11"])
+async def test_a_malformed_entry_is_no_entry_until_its_device_connects(
+    valkey_url: str, namespace: str, field: str, value: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    client = RedisClient(valkey_url, Log("test", "malformed"))
+    presence = RedisPresence(client, namespace)
+    alice, bob = Binding(ALICE, 11, HERE, SESSION), Binding(BOB, 12, HERE, SESSION)
+    await presence.online([(alice, (11,)), (bob, (12,))])
+    entry = await presence.lookup([BOB])
+    await client.execute("HSET", f"{namespace}:presence:{ALICE}", field, value)
+    for _ in range(2):
+        assert await presence.lookup([ALICE, BOB]) == entry
+    assert client.statistics.malformed == 2
+    assert capfd.readouterr().err.count("malformed-value-in-redis kind=presence") == 1
+    again = alice._replace(session=SESSION + 1)
+    results = await presence.online([(again, (11,)), (bob._replace(session=SESSION + 1), (12,))])
+    assert results == [alice if field == "devices" else None, bob]
+    found = (await presence.lookup([ALICE]))[ALICE]
+    assert (11 in found.devices, found.bindings) == (True, (again,))
+    await client.close()
+
+
+async def test_keys_of_another_type_are_no_entries_and_are_replaced(valkey_url: str, namespace: str) -> None:
+    client = RedisClient(valkey_url, LOG)
+    presence = RedisPresence(client, namespace)
+    binding, key = Binding(ALICE, 11, HERE, SESSION), f"{namespace}:presence:{ALICE}"
+    for command in (("SET", key, "x"), ("RPUSH", f"{namespace}:session", "x")):
+        await client.execute(*command)
+    assert await presence.lookup([ALICE]) == {}
+    await presence.update_devices(ALICE, (11,))
+    await presence.offline([binding])
+    assert await presence.online([(binding, (11,))]) == [None]
+    assert await presence.lookup([ALICE]) == {ALICE: UserPresence((11,), (binding,))}
+    for malformed in ("x", "nan", "1e300"):
+        await client.execute("SET", f"{namespace}:session", malformed)
+        [number] = await presence.session_numbers(1)
+        assert SESSION < number < 2**53
+    await client.close()
+
+
+async def test_messages_of_a_foreign_publisher_are_skipped_and_counted(valkey_url: str, namespace: str) -> None:
+    client = RedisClient(valkey_url, LOG)
+    presence = RedisPresence(client, namespace)
+    async with aclosing(presence.changes()) as changes:
+        assert await soon(changes) is None
+        for message in (b"", b"alice", b"1,,2", b"9" * 5_000, b"\xff"):
+            await client.execute("PUBLISH", f"{namespace}:presence", message)
+        await presence.update_devices(BOB, (12,))
+        assert await soon(changes) == (BOB,)
+    assert client.statistics.malformed == 5
+    await client.close()
 
 
 async def test_changes_continue_after_a_restart_of_the_server(servers_folder: Path, namespace: str) -> None:
@@ -390,11 +471,12 @@ bindings = st.builds(
     incarnation=st.sampled_from([HERE, THERE]),
     session=st.integers(SESSION, SESSION + 3),
 )
+ids = st.sets(st.integers(9, 11)).map(tuple)
 steps = st.lists(
     st.one_of(
-        st.tuples(st.just("online"), st.lists(st.tuples(bindings, st.sets(st.integers(9, 11)).map(tuple)), max_size=4)),
+        st.tuples(st.just("online"), st.lists(st.tuples(bindings, ids), max_size=4)),
         st.tuples(st.just("offline"), st.lists(bindings, max_size=4)),
-        st.tuples(st.just("set_devices"), st.tuples(st.integers(1, 2), st.sets(st.integers(9, 11)).map(tuple))),
+        st.tuples(st.just("update_devices"), st.tuples(st.integers(1, 2), ids, ids)),
     ),
     max_size=12,
 )
@@ -408,7 +490,7 @@ def test_memory_and_redis_behave_the_same(valkey_url: str, namespace: str, steps
         await client.execute("DEL", f"{namespace}:presence:1", f"{namespace}:presence:2")
         backends = RedisPresence(client, namespace), MemoryPresence(MemoryRedis(lambda: 0.0), namespace)
         for name, argument in steps:
-            arguments = argument if name == "set_devices" else (argument,)
+            arguments = argument if name == "update_devices" else (argument,)
             one, other = [await getattr(backend, name)(*arguments) for backend in backends]  # type: ignore[misc]  # by name
             assert one == other
             one, other = [await backend.lookup([1, 2]) for backend in backends]

@@ -188,11 +188,11 @@ class PresenceMachine(RuleBasedStateMachine):
         if self.here.get(binding.device) != binding and binding not in self.late:
             self.late.append(binding)
 
-    @rule(user=st.sampled_from(USERS), devices=LIST)
-    def registry_changes(self, user: int, devices: set[int]) -> None:
-        self.run(self.presence.set_devices(user, tuple(devices)))
+    @rule(user=st.sampled_from(USERS), devices=LIST, removed=LIST)
+    def registry_changes(self, user: int, devices: set[int], removed: set[int]) -> None:
+        self.run(self.presence.update_devices(user, tuple(devices), tuple(removed)))
         if user in self.devices:
-            self.devices[user] = set(devices)
+            self.devices[user] = (self.devices[user] | devices) - removed
 
     # ---- the store restarts
 

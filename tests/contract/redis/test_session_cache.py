@@ -128,3 +128,50 @@ async def test_values_of_an_unknown_version_are_missing(valkey_url: str, namespa
     await cache.put_accounts([account])
     assert await cache.accounts([1]) == [account]
     await client.close()
+
+
+@pytest.mark.parametrize("value", [b"", b"x", b"1234567", b"12345678", b"\x7f\xf8" + b"\0" * 6 + b"x", b"x" * 100])
+async def test_a_malformed_value_counts_as_missing_and_is_replaced(
+    valkey_url: str, namespace: str, value: bytes
+) -> None:
+    client = RedisClient(valkey_url, LOG)
+    cache = RedisSessionCache(client, namespace)
+    await client.execute("SET", f"{namespace}:account:1", value)
+    account = Account(1, (11,), (2,), time.time())
+    assert await cache.accounts([1]) == [None]
+    if value[:8] < b"A":  # beyond, it looks like an account that was read later: it stays until it expires
+        await cache.put_accounts([account])
+        assert await cache.accounts([1]) == [account]
+    await client.execute("SET", f"{namespace}:login:{ONE.hex()}", value or b"y")
+    assert await cache.logins([ONE]) == [None]
+    login = Login(1, 2, 3, time.time() + 60.0)
+    await cache.put_login(ONE, login)
+    assert [cached and cached.login for cached in await cache.logins([ONE])] == [login]
+    assert client.statistics.malformed == 2
+    await client.close()
+
+
+async def test_keys_of_another_type_count_as_missing_and_are_replaced(valkey_url: str, namespace: str) -> None:
+    client = RedisClient(valkey_url, LOG)
+    cache = RedisSessionCache(client, namespace)
+    for key in (f"account:{1}", f"login:{ONE.hex()}", "secret"):
+        await client.execute("RPUSH", f"{namespace}:{key}", "x")
+    assert (await cache.accounts([1]), await cache.logins([ONE]), await cache.mesh_secret()) == ([None], [None], None)
+    account, login = Account(1, (11,), (2,), time.time()), Login(1, 2, 3, time.time() + 60.0)
+    await cache.put_accounts([account])
+    await cache.put_login(ONE, login)
+    assert await cache.accounts([1]) == [account]
+    assert [cached and cached.login for cached in await cache.logins([ONE])] == [login]
+    await client.close()
+
+
+@pytest.mark.parametrize("size", [0, 65])
+async def test_a_secret_that_keys_no_mac_counts_as_missing(valkey_url: str, namespace: str, size: int) -> None:
+    client = RedisClient(valkey_url, LOG)
+    cache = RedisSessionCache(client, namespace)
+    await cache.put_mesh_secret(b"x" * size)
+    assert await cache.mesh_secret() is None
+    await cache.put_mesh_secret(b"x" * 64)
+    assert await cache.mesh_secret() == b"x" * 64
+    assert client.statistics.malformed == 1
+    await client.close()

@@ -1,5 +1,7 @@
 """The REST service: its answers, its changes to the stores, and its notifications."""
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -167,6 +169,41 @@ async def test_a_new_device_is_added_to_presence(world: World) -> None:
     assert set(entry.devices) == {phone.device_id, laptop.device_id}
 
 
+async def test_two_devices_that_register_at_once_are_both_added_to_presence(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process reads the devices, another registers one more, and the first writes what it read."""
+    accounts = world.accounts.accounts
+    between: list[rest.LoginAnswer] = []
+
+    async def slow(*args: Any) -> Any:
+        found = await accounts(*args)
+        monkeypatch.setattr(world.accounts, "accounts", accounts)
+        between.append(await world.api(app=world.build()).login("alice", PASSWORD, "tablet", 3))
+        return found
+
+    async with world.api() as api:
+        alice = await api.register("alice", PASSWORD)
+        phone = await api.login("alice", PASSWORD, "phone", 1)
+        await world.presence.online([(Binding(alice.user_id, phone.device_id, 7, 1), (phone.device_id,))])
+        monkeypatch.setattr(world.accounts, "accounts", slow)
+        laptop = await api.login("alice", PASSWORD, "laptop", 2)
+    entry = (await world.presence.lookup([alice.user_id]))[alice.user_id]
+    assert set(entry.devices) == {phone.device_id, laptop.device_id, between[0].device_id}
+
+
+async def test_a_device_that_was_dropped_leaves_presence_at_the_next_login(world: World) -> None:
+    async with world.api() as api:
+        alice = await api.register("alice", PASSWORD)
+        old = await api.login("alice", PASSWORD, "old", 1)
+        assert await world.accounts.drop_idle_devices(time.time() + 1, 10) == 1
+        phone = await api.login("alice", PASSWORD, "phone", 2)
+        both = (old.device_id, phone.device_id)
+        await world.presence.online([(Binding(alice.user_id, phone.device_id, 7, 1), both)])
+        await api.login("alice", PASSWORD, "phone", 2)
+    assert (await world.presence.lookup([alice.user_id]))[alice.user_id].devices == (phone.device_id,)
+
+
 async def test_a_login_without_a_device_changes_no_device(world: World) -> None:
     async with world.api() as api, world.api() as other:
         await api.register("alice", PASSWORD)
@@ -203,6 +240,14 @@ async def test_failed_logins_are_limited_by_name_and_address(world: World) -> No
         assert (response.status_code, response.json()["code"]) == (429, "slow_down")
         assert 0 < int(response.headers["retry-after"]) <= 60
         assert (await alice.post("/v1/login", json=right)).status_code == 200
+
+
+async def test_guesses_at_once_are_counted_before_they_are_checked(world: World) -> None:
+    await world.api().register("alice", PASSWORD)
+    async with world.raw("10.0.0.7") as guesser:
+        guess = {"name": "alice", "password": "guess"}
+        answers = await asyncio.gather(*(guesser.post("/v1/login", json=guess) for _ in range(40)))
+    assert sorted(answer.status_code for answer in answers) == [401] * 10 + [429] * 30
 
 
 async def test_the_devices_of_a_user_are_limited(world: World) -> None:
@@ -257,6 +302,105 @@ async def test_an_unverified_token_in_the_cache_is_looked_up_in_the_database(
         await world.accounts.log_out(token_hash(answer.token))
         with pytest.raises(ApiError, match="log in again"):
             await api.relations()
+
+
+async def test_a_logout_that_is_interrupted_leaves_no_token_in_the_cache(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service is killed before the database has revoked the token, and then when it has."""
+    log_out = world.accounts.log_out
+
+    async def killed_before(token: bytes) -> None:
+        raise BackendUnavailable("The service was killed.")
+
+    async def killed_after(token: bytes) -> None:
+        await log_out(token)
+        raise BackendUnavailable("The service was killed.")
+
+    async with world.api() as api:
+        await api.register("alice", PASSWORD)
+        answer = await api.login("alice", PASSWORD, "phone", 1)
+        monkeypatch.setattr(world.accounts, "log_out", killed_before)
+        with pytest.raises(ApiError):
+            await api.logout()
+        assert await world.cache.logins([token_hash(answer.token)]) == [None]
+        assert await api.relations() == (), "the database decides"
+        monkeypatch.setattr(world.accounts, "log_out", killed_after)
+        with pytest.raises(ApiError):
+            await api.logout()
+        with pytest.raises(ApiError, match="log in again"):
+            await api.relations()
+
+
+async def test_a_logout_drops_a_token_that_redis_brought_back_meanwhile(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis restarts with an old dump, and a connector has the token verified there before the database revokes it."""
+    log_out, drop_logins, logins = world.accounts.log_out, world.cache.drop_logins, world.cache.logins
+    restarted: list[CachedLogin | None] = []
+
+    async def restart(token: bytes) -> Login | None:
+        revoked = await log_out(token)
+        restarted.extend(held)
+        return revoked
+
+    async def cached(hashes: Sequence[bytes]) -> list[CachedLogin | None]:
+        return list(restarted) or await logins(hashes)
+
+    async def drop(hashes: Sequence[bytes]) -> None:
+        restarted.clear()
+        await drop_logins(hashes)
+
+    async with world.api() as api:
+        await api.register("alice", PASSWORD)
+        answer = await api.login("alice", PASSWORD, "phone", 1)
+        held = await logins([token_hash(answer.token)])
+        monkeypatch.setattr(world.accounts, "log_out", restart)
+        monkeypatch.setattr(world.cache, "logins", cached)
+        monkeypatch.setattr(world.cache, "drop_logins", drop)
+        await api.logout()
+    async with world.api(answer.token) as gone:
+        with pytest.raises(ApiError, match="log in again"):
+            await gone.relations()
+
+
+async def test_an_unknown_token_that_logs_out_leaves_nothing_in_the_cache(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else strangers could fill Redis, where a dropped token is kept for a day."""
+    dropped: list[Sequence[bytes]] = []
+
+    async def drop(hashes: Sequence[bytes]) -> None:
+        dropped.append(hashes)
+
+    monkeypatch.setattr(world.cache, "drop_logins", drop)
+    async with world.api("A" * 43) as stranger:
+        await stranger.logout()
+    assert dropped == []
+
+
+async def test_a_session_is_kicked_though_redis_goes_away_during_its_logout(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The repeated logout finds the login neither in the database nor in the cache."""
+    drops = iter([None, BackendUnavailable("Redis is away.")])
+    drop_logins = world.cache.drop_logins
+
+    async def second_fails(hashes: Sequence[bytes]) -> None:
+        if error := next(drops):
+            raise error
+        await drop_logins(hashes)
+
+    async with world.api() as api:
+        await api.register("alice", PASSWORD)
+        answer = await api.login("alice", PASSWORD, "phone", 1)
+        await world.presence.online([(Binding(answer.user_id, answer.device_id, 7, 99), (answer.device_id,))])
+        world.recorded.notifications.clear()
+        monkeypatch.setattr(world.cache, "drop_logins", second_fails)
+        with pytest.raises(ApiError) as away:
+            await api.logout()
+        assert away.value.status == 503
+    assert [incarnation for incarnation, _ in world.recorded.notifications] == [7]
 
 
 async def test_a_repeated_logout_completes_one_that_redis_missed(world: World) -> None:

@@ -44,13 +44,18 @@ async def line_with(stream: asyncio.StreamReader | None, text: str) -> str:
     return line
 
 
-async def interrupted(process: Process) -> tuple[int | None, str, str]:
+async def interrupted(process: Process, by: signal.Signals = signal.SIGINT) -> tuple[int | None, str, str]:
     """Press Ctrl-C; return exit code, and what came on standard output and standard error from then on."""
-    process.send_signal(signal.SIGINT)
+    process.send_signal(by)
     output, errors = await asyncio.wait_for(process.communicate(), DEADLINE_S)
     return process.returncode, output.decode(), errors.decode()
 
 
+@pytest.mark.parametrize(
+    ("by", "expected"),
+    [(signal.SIGINT, (130, "", "\n")), (signal.SIGTERM, (143, "", ""))],  # SIGINT: the line after ^C
+    ids=["SIGINT", "SIGTERM"],
+)
 @pytest.mark.parametrize(
     ("command", "stream", "running"),
     [
@@ -61,14 +66,20 @@ async def interrupted(process: Process) -> tuple[int | None, str, str]:
     ids=lambda value: value[0] if isinstance(value, tuple) else None,
 )
 async def test_a_command_of_a_device_ends(
-    mesh: RealMesh, tmp_path: Path, command: tuple[str, ...], stream: str, running: str
+    mesh: RealMesh,
+    tmp_path: Path,
+    command: tuple[str, ...],
+    stream: str,
+    running: str,
+    by: signal.Signals,
+    expected: tuple[int, str, str],
 ) -> None:
     alice, bob = await mesh.register_users("alice", "bob")
     typed = [{"ALICE": alice, "BOB": bob}.get(word, word) for word in command]
     arguments = ("-m", "meshim", *typed, "--api", mesh.api, "--password-stdin")
     async with program(*arguments, folder=tmp_path, stdin=f"{PASSWORD}\n") as process:
         await line_with(getattr(process, stream), running)
-        assert await interrupted(process) == (130, "", "\n")  # the line after ^C
+        assert await interrupted(process, by) == expected
 
 
 @pytest.mark.parametrize(("role", "name"), [("connector", "c9"), ("transfer", "t9"), ("writer", "w9"), ("rest", "r9")])

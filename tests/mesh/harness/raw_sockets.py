@@ -107,7 +107,7 @@ async def leases(mesh: RealMesh, role: str) -> list[Lease]:
     topology = topologies.load(mesh.data.topology)
     redis = RedisClient(topology.backends.redis, log.get("test", "leases"))
     try:
-        return await RedisLeases(redis, topology.namespace, log.get("test", "leases")).living(role)
+        return await RedisLeases(redis, topology.namespace).living(role)
     finally:
         await redis.close()
 

@@ -1,6 +1,8 @@
 """The supervisor starts all processes or says why not, restarts those that crash, and leaves no process behind."""
 
+import asyncio
 import os
+import re
 import signal
 import socket
 import stat
@@ -14,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from meshim import topology
-from meshim.deploy import child, state
+from meshim.deploy import child, state, supervisor
 from meshim.deploy.probe import probe
 from meshim.deploy.state import BackendState, DataFolder, MeshState, Phase, RoleState
 from meshim.errors import BackendUnavailable, MeshimError, UsageError
@@ -90,7 +92,11 @@ def crash(data: DataFolder, name: str) -> None:
     """Kill a child, and wait until it runs again."""
     restarts = processes(data)[name].restarts
     os.kill(children(data)[name], signal.SIGKILL)
-    until(lambda: processes(data)[name].restarts == restarts + 1, f"{name} is counted as restarted")
+    until_restarted(data, name, restarts + 1)
+
+
+def until_restarted(data: DataFolder, name: str, restarts: int) -> None:
+    until(lambda: processes(data)[name].restarts == restarts, f"{name} is counted as restarted")
     until(lambda: processes(data)[name].state is Phase.RUNNING, f"{name} runs again")
 
 
@@ -171,6 +177,75 @@ async def test_a_backend_that_crashes_comes_back_under_its_url(data: DataFolder)
         for name, url in (("redis", urls.redis), ("nats", urls.nats)):
             crash(data, name)
             await probe(url)
+
+
+@contextmanager
+def unwritable_state(data: DataFolder) -> Iterator[None]:
+    """The state file cannot be written, as on a full disk; permissions would not stop the superuser."""
+    in_the_way = data.state.with_suffix(".new")
+    in_the_way.mkdir()
+    yield
+    in_the_way.rmdir()
+
+
+def test_a_mesh_whose_state_cannot_be_written_goes_on_and_writes_it_later(data: DataFolder) -> None:
+    with running(topology_of(), data) as process:
+        before = children(data)
+        with unwritable_state(data):
+            os.kill(before["c1"], signal.SIGKILL)
+            os.kill(before["redis"], signal.SIGKILL)
+            until(lambda: is_gone(before["c1"]) and is_gone(before["redis"]), "both were killed")
+            assert process.poll() is None
+            assert shown(data).state is Phase.RUNNING
+        for name in ("c1", "redis"):
+            until_restarted(data, name, 1)
+        assert process.poll() is None
+
+
+def test_a_mesh_whose_state_cannot_be_written_stops_all_its_processes(data: DataFolder) -> None:
+    with running(topology_of(), data) as process:
+        pids = children(data).values()
+        with unwritable_state(data):
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(TIMEOUT_S) == 0
+            assert all(is_gone(pid) for pid in pids)
+    for name in ("c1", "t1", "w1", "r1"):
+        assert data.run.joinpath(f"{name}.ended").read_text() == "True", f"{name} ended after the backends"
+
+
+async def test_the_state_is_written_again_until_that_succeeds(
+    data: DataFolder, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data.create()
+    monkeypatch.setattr(supervisor, "_STATE_RETRY_S", 0.01)
+    with unwritable_state(data):
+        mesh = supervisor._Mesh(topology_of(), data, -1, supervisor.role_command, supervisor.upgrade_database)
+        mesh._write_state()
+        assert state.read(data) is None
+    async with asyncio.timeout(TIMEOUT_S):
+        while state.read(data) is None:
+            await asyncio.sleep(0.001)
+    assert re.findall("state-[a-z-]+", capfd.readouterr().err) == ["state-not-written", "state-written-again"]
+
+
+def test_a_role_that_cannot_be_started_now_is_started_later(data: DataFolder) -> None:
+    with running(topology_of(), data) as process:
+        log = data.logs / "connector-c1.log"
+        log.unlink()
+        log.mkdir()  # as a full disk does, it fails the open
+        os.kill(children(data)["c1"], signal.SIGKILL)
+        until(lambda: processes(data)["c1"].restarts >= 2, "a start failed")
+        assert process.poll() is None
+        log.rmdir()
+        until(lambda: processes(data)["c1"].state is Phase.RUNNING, "c1 runs again")
+
+
+async def test_a_first_start_that_the_system_refuses_is_one_sentence(data: DataFolder) -> None:
+    data.create()
+    log = data.logs / "connector-c1.log"
+    log.mkdir()
+    error = await refusal(topology_of(), data)
+    assert error.sentence == f"connector c1 did not start: [Errno 21] Is a directory: '{log}' (log: {log})."
 
 
 def test_all_children_end_when_the_supervisor_is_killed(data: DataFolder) -> None:

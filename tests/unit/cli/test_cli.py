@@ -103,6 +103,13 @@ def test_the_folder_of_the_default_state_file_is_made(
     assert (tmp_path / "home" / "state" / "meshim").stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.parametrize("name", ["100%2Fdir", "a b", "?#;&$", "%", "ü"])
+def test_the_name_of_the_data_folder_is_no_part_of_a_url(meshim: Meshim, tmp_path: Path, name: str) -> None:
+    assert meshim("db", "upgrade", "--data", name) == (0, "The database is up to date.\n", "")
+    assert (tmp_path / name / "meshim.db").exists()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_a_data_folder_needs_a_folder_around_it(meshim: Meshim, tmp_path: Path) -> None:
     sentence = f"There is no folder {tmp_path}/dta for the data: make it, or choose other --data."
     assert meshim("db", "upgrade", "--data", "dta/mesh") == (2, "", f"meshim: {sentence}\n")

@@ -39,6 +39,8 @@ class RestService:
         """Ids of the users who are connected."""
         self.slow_down_s: float | None = None
         """Answer the next question about presence with 429 and this Retry-After."""
+        self.retry_after: str | None = None
+        """Answer each question about connectors with 503 and this Retry-After."""
         self.token_life_s = 3600.0
         self.logins: list[rest.LoginRequest] = []
         self.requests: list[str] = []
@@ -67,6 +69,11 @@ class RestService:
             return self._log_in(msgspec.json.decode(request.content, type=rest.LoginRequest))
         if request.headers["authorization"] != f"Bearer {format_token(self.token)}":
             return self._problem(401, "bad_token", "Log in again.")
+        if path == "/connectors" and self.retry_after is not None:
+            refusal = self._problem(503, "busy", "Later.")
+            told = (b"retry-after", self.retry_after.encode("latin-1"))
+            refusal.headers = httpx.Headers([*refusal.headers.raw, told])
+            return refusal
         if path == "/connectors":
             return _json(rest.Connectors(self.connectors))
         if path == "/relations":

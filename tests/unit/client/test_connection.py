@@ -91,6 +91,9 @@ class World:
             self.refused.append(self.tokens.pop(0))
         return self.tokens[0]
 
+    def failure(self) -> str | None:
+        return self.connection.failure
+
     async def welcome(self) -> Dealer:
         """The next attempt succeeds."""
         dealer = await self.sockets.next()
@@ -365,6 +368,45 @@ def test_a_temporary_failure_of_the_service_is_tried_again(in_world: InWorld, er
         assert world.sockets.dealers == []
         world.known = (C2,)
         await world.welcome()
+
+    in_world(test)
+
+
+def test_the_next_attempt_waits_as_long_as_rest_says(in_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        world.error = ApiError(503, "busy", "Later.", 30.0)
+        await asyncio.sleep(100.0)
+        assert len(world.fetches) == 3, "at 0, 37.5 and 75 s"
+
+    in_world(test)
+
+
+def test_the_reason_of_a_failed_attempt_is_kept_until_the_welcome(in_world: InWorld) -> None:
+    """M1: an application could not say why there is no connection."""
+
+    async def test(world: World) -> None:
+        assert world.failure() is None
+        world.error = BackendUnavailable("Cannot reach meshim at http://x: is it running?")
+        await asyncio.sleep(1.0)
+        assert world.failure() == "Cannot reach meshim at http://x: is it running?"
+        world.error, world.known = None, ()
+        await asyncio.sleep(5.0)
+        assert world.failure() == "No connector is running."
+        world.known = (C1,)
+        await world.sockets.next()
+        await asyncio.sleep(CONNECT_TIMEOUT_S + 0.01)
+        assert world.failure() == f"The connector does not answer ({C1.endpoint})."
+        (await world.sockets.next()).lost()
+        await asyncio.sleep(0)
+        assert world.failure() == f"The connector cannot be reached ({C1.endpoint})."
+        await world.refusal(Code.BUSY)
+        await asyncio.sleep(0)
+        assert world.failure() == f"No ({C1.endpoint})."
+        dealer = await world.welcome()
+        assert world.failure() is None
+        dealer.lost()
+        await asyncio.sleep(0)
+        assert world.failure() is None, "an attempt has not failed yet: that is a lost connection"
 
     in_world(test)
 

@@ -7,24 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from meshim.client.events import AddToOutbox, PutStream
 from meshim.client.friends.contacts import Contacts
 from meshim.client.identity import Identity
-from meshim.client.session import Credentials, Session, reassign_outbox
+from meshim.client.session import Credentials, Session, stored_token
 from meshim.client.state import StateFile
 from meshim.errors import ApiError, BackendUnavailable, ClientClosed, Code, Refused, UsageError
-from meshim.runtime.crypto import open_sealed, seal
 from meshim.wire import rest
-from meshim.wire.envelope import (
-    WIRE_VERSION,
-    Destination,
-    DestinationType,
-    Envelope,
-    Kind,
-    associated_data,
-    decode_envelope,
-    encode_envelope,
-)
 from tests.unit.client.rest_service import PASSWORD, PEER, RestService
 
 
@@ -69,6 +57,18 @@ async def test_a_state_file_belongs_to_one_device(
         await session(service, state, name, device=device).open()
     assert len(service.logins) == 1
     assert await session(service, state, "ALICE").open() == Identity(1, 10, state.epoch)
+
+
+async def test_a_damaged_login_is_one_sentence(service: RestService, state: StateFile) -> None:
+    await session(service, state).open()
+    for damaged in (b"", b"\xc1", b"\x90"):
+        state.put("login", damaged)
+        with pytest.raises(UsageError, match=r"The login in the state file .* is damaged"):
+            await session(service, state).open()
+    path = state.path
+    state.close()
+    with pytest.raises(UsageError, match=r"The login in the state file .* is damaged"):
+        stored_token(path)
 
 
 async def test_the_first_open_needs_the_password_and_the_service(service: RestService, state: StateFile) -> None:
@@ -197,6 +197,27 @@ async def test_the_last_list_of_connectors_is_used_while_the_service_fails(
     assert await again.connectors(fresh=True) == service.connectors
 
 
+@pytest.mark.parametrize(
+    ("told", "waits_s"), [("20", 20.0), ("9" * 400, 300.0), ("\xb2", 0.0), ("-5", 0.0), ("Sun, 29 Nov 2026", 0.0)]
+)
+async def test_rest_is_not_asked_for_connectors_before_it_says(
+    service: RestService, state: StateFile, told: str, waits_s: float
+) -> None:
+    opened = session(service, state)
+    await opened.open()
+    service.retry_after = told
+    service.requests.clear()
+    now = asyncio.get_running_loop().time()
+    for _ in range(2):
+        assert await opened.connectors(fresh=True) == service.connectors
+    assert service.requests == ["/connectors"] * (1 if waits_s else 2)
+    assert waits_s <= opened._ask_not_before - now <= 1.5 * waits_s + 5.0
+    opened._ask_not_before = now
+    service.retry_after = None
+    service.connectors = (rest.Connector("c2", "tcp://127.0.0.1:2", ""),)
+    assert await opened.connectors(fresh=True) == service.connectors
+
+
 # ---------------------------------------------------------------- contacts
 
 
@@ -210,7 +231,7 @@ async def test_friends_are_known_from_the_login(service: RestService, state: Sta
     known = await contacts(service, state)
     service.away = True
     assert await known.key_for("Bob") == (PEER.user_id, 1, bytes(32))
-    assert await known.key_of(PEER.user_id, 1) == bytes(32)
+    assert known.key(PEER.user_id, 1) == bytes(32)
     assert (known.name_of(PEER.user_id), known.name_of(known.me), known.name_of(9)) == ("bob", "alice", "user-9")
     assert service.requests == ["/login"]
 
@@ -220,15 +241,20 @@ async def test_the_newest_key_seals_and_older_keys_open(service: RestService, st
     service.relations = (rest.Relation(PEER, "friends", keys),)
     known = await contacts(service, state)
     assert await known.key_for("bob") == (2, 2, b"2" * 32)
-    assert await known.key_of(2, 1) == b"1" * 32
+    assert known.key(2, 1) == b"1" * 32
     service.relations = (rest.Relation(PEER, "friends", (*keys, rest.ContentKey(3, b"3" * 32))),)
     service.requests.clear()
-    assert await known.key_of(2, 3) == b"3" * 32
-    assert service.requests == ["/relations?user_id=2"], "only the relation to the sender"
-    assert await known.key_of(2, 4) is None
+    renewed: list[int] = []
+    known.on_new_keys = renewed.append
+    assert known.key(2, 3) is None
+    await known.fetch_keys(2)
+    assert known.key(2, 3) == b"3" * 32
+    await known.fetch_keys(2)
+    assert service.requests == ["/relations?user_id=2"] * 2, "only the relation to the sender"
+    assert (known.key(2, 4), renewed) == (None, [2])
     service.away = True
     with pytest.raises(BackendUnavailable):
-        await known.key_of(2, 4)
+        await known.fetch_keys(2)
 
 
 @pytest.mark.parametrize(
@@ -282,39 +308,3 @@ async def test_a_login_while_running_updates_the_keys(service: RestService, stat
     service.relations = (rest.Relation(PEER, "friends", (rest.ContentKey(1, b"anew" * 8),)),)
     await opened.token(service.token)
     assert await known.key_for("bob") == (2, 1, b"anew" * 8)
-
-
-# ---------------------------------------------------------------- a device with a new id
-
-
-async def test_the_outbox_of_a_dropped_device_is_reassigned_and_sealed_again(state: StateFile) -> None:
-    bob, carol, key = Destination(DestinationType.USER, 2), Destination(DestinationType.USER, 3), b"k" * 32
-    state.put_peers([(2, "bob", "friends")], [(2, 1, key)])
-    text = Envelope(WIRE_VERSION, bytes(16), 1, 10, state.epoch, bob, 3, 2, Kind.TEXT, 1, 7, b"")
-    text = _sealed(text, key, b"hello")
-    receipt = Envelope(WIRE_VERSION, bytes(16), 1, 10, state.epoch, carol, 1, 1, Kind.RECEIPT, 0, 7, b"receipt")
-    for envelope in (text, receipt):
-        state.apply(
-            [
-                AddToOutbox(
-                    envelope.to, envelope.seq, envelope.base, envelope.kind, bytes(16), encode_envelope(envelope)
-                ),
-                PutStream(envelope.to, envelope.seq + 1, b"cookie"),
-            ]
-        )
-    assert not reassign_outbox(state, Identity(1, 10, state.epoch))
-    assert reassign_outbox(state, Identity(1, 11, state.epoch))
-    snapshot = state.load()
-    new_text, new_receipt = (decode_envelope(out.envelope) for out in snapshot.unsettled)
-    assert (new_text.device, new_text.id, new_text.seq, new_text.base) == (11, text.id, 3, 2)
-    assert open_sealed(key, new_text.body, associated_data(new_text)) == b"hello"
-    assert (new_receipt.device, new_receipt.body) == (11, b"receipt")
-    assert [stream.cookie for stream in snapshot.streams] == [b"", b""]
-    assert not reassign_outbox(state, Identity(1, 11, state.epoch))
-
-
-def _sealed(draft: Envelope, key: bytes, plain: bytes) -> Envelope:
-    return Envelope(
-        draft.version, draft.id, draft.user, draft.device, draft.epoch, draft.to, draft.seq, draft.base, draft.kind,
-        draft.key, draft.sent_at, seal(key, plain, associated_data(draft)),
-    )  # fmt: skip

@@ -276,6 +276,27 @@ async def test_a_token_is_valid_until_it_is_revoked() -> None:
     assert await authenticator.unrevoked([hash_token(TOKEN), other]) == {hash_token(TOKEN), other}, "not known now"
 
 
+async def test_a_token_that_was_revoked_leaves_the_cache_so_that_the_next_greeting_is_refused() -> None:
+    """It was deleted without a logout: its session has just been cut, and a fresh account must not let it in again."""
+    world = World()
+    login = await world.log_in()
+    await world.cache.put_accounts([Account(login.user, (login.device,), (), time.time())])
+    await world.accounts.log_out(hash_token(TOKEN))
+    assert await world.greet() is None, "the cache is trusted"
+    assert await world.authenticator(world.accounts).unrevoked([hash_token(TOKEN)]) == set()
+    assert await world.greet() is Code.BAD_TOKEN
+    world.accounts.away = True
+    assert await world.greet() is Code.BUSY, "nor without the database"
+
+
+async def test_while_redis_is_away_a_revoked_token_is_revoked_all_the_same() -> None:
+    world = World()
+    await world.log_in()
+    await world.accounts.log_out(hash_token(TOKEN))
+    world.redis.stop()
+    assert await world.authenticator(world.accounts).unrevoked([hash_token(TOKEN)]) == set()
+
+
 def test_the_tokens_of_a_query_that_times_out_count_as_valid() -> None:
     async def main() -> None:
         world = World()

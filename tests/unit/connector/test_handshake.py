@@ -40,7 +40,7 @@ def test_a_valid_token_is_bound_then_welcomed_then_synced() -> None:
     alice.accepted()
     assert not alice.frames, "no welcome before presence has the binding"
     write = connector.take_one(e.WriteBindings)
-    assert write.bindings == ((alice.binding, (A1,)),)
+    assert write.renewals == ((alice.binding, (A1,), alice.token_hash),)
     assert not connector.take(e.CheckQueues), "the queue is checked after the presence write"
     connector.receive(e.BindingsWritten([(alice.binding, None)]))
     (welcome,) = alice.came(Welcome)
@@ -188,6 +188,24 @@ def test_the_session_that_held_the_binding_elsewhere_is_kicked() -> None:
     tell = connector.take_one(e.SendKick)
     assert (tell.incarnation, tell.kick.device, tell.kick.session, tell.kick.code) == (ELSEWHERE, A1, 42, Code.REPLACED)
     assert alice.came(Welcome)
+
+
+@pytest.mark.parametrize("how", ["close", "gone"])
+def test_the_session_that_lost_its_binding_elsewhere_is_kicked_though_the_later_one_left_early(how: str) -> None:
+    """Else it would stay connected without a binding, and its messages would wait for the sweep."""
+    connector = Connector()
+    alice = connector.connect(A1)
+    alice.accepted()
+    connector.take(e.WriteBindings)
+    if how == "close":
+        alice.send(Close(alice.link, Code.QUIT))
+    else:
+        connector.receive(e.ClientGone(alice.peer))
+    connector.take(e.EraseBindings)
+    connector.receive(e.BindingsWritten([(alice.binding, Binding(ALICE, A1, ELSEWHERE, 42))]))
+    tell = connector.take_one(e.SendKick)
+    assert (tell.incarnation, tell.kick.device, tell.kick.session, tell.kick.code) == (ELSEWHERE, A1, 42, Code.REPLACED)
+    assert connector.take_one(e.EraseBindings).bindings == (alice.binding,)
 
 
 def test_a_later_connection_of_the_device_here_replaces_the_earlier() -> None:
@@ -419,7 +437,7 @@ def test_an_account_read_before_the_registration_of_the_device_is_completed() ->
     connector = Connector()
     alice = connector.connect(A2)
     alice.accepted(devices=(A1,))
-    assert connector.take_one(e.WriteBindings).bindings == ((alice.binding, (A1, A2)),)
+    assert connector.take_one(e.WriteBindings).renewals == ((alice.binding, (A1, A2), alice.token_hash),)
 
 
 def test_a_device_is_recorded_as_seen_at_both_ends_and_every_hour() -> None:

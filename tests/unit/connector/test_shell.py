@@ -14,15 +14,17 @@ from meshim.connector.authenticator import Backends
 from meshim.connector.core import ConnectorCore
 from meshim.connector.router_transport import RouterTransport, guarding
 from meshim.connector.shell import Shell
+from meshim.connector.statistics import Statistics
 from meshim.connector.transport import ClientTransport
 from meshim.errors import BackendUnavailable
 from meshim.runtime.send_result import SendResult
 from meshim.runtime.service import Service
-from meshim.runtime.sockets import Context
+from meshim.runtime.sockets import Context, KeyPair
 from meshim.stores.memory.accounts import MemoryAccounts
 from meshim.stores.memory.database import MemoryDatabase, MemoryQueues
 from meshim.stores.memory.nats import MemoryNats, MemoryNotifications
 from meshim.stores.memory.redis import MemoryPresence, MemoryRedis, MemorySessionCache
+from meshim.stores.ports import Lease
 from meshim.topology import Topology
 from tests.unit.connector.client_transport import RecordingTransport
 from tests.unit.connector.world import HERE, options
@@ -34,9 +36,12 @@ TOPOLOGY = Topology(connectors=(), transfers=(), writers=(), rest=())
 class Core:
     """Records events; an event of a client is answered with the actions of `answer`."""
 
+    idle = True
+
     def __init__(self) -> None:
         self.events: list[e.Event] = []
         self.answer: list[e.Action] = []
+        self.statistics = Statistics()
 
     def receive(self, event: e.Event, now: float) -> Sequence[e.Action]:
         self.events.append(event)
@@ -49,11 +54,16 @@ class Core:
     def next_deadline(self) -> float | None:
         return None
 
+    def close(self, now: float) -> Sequence[e.Action]:
+        return ()
+
 
 class World:
     """A shell around a recording core, or another one."""
 
-    def __init__(self, context: Context | None = None, core: ConnectorCore | None = None) -> None:
+    def __init__(
+        self, context: Context | None = None, core: ConnectorCore | None = None, mesh_keys: KeyPair | None = None
+    ) -> None:
         self.core: Any = core if core is not None else Core()
         self.database, self.redis = MemoryDatabase(time.time), MemoryRedis(time.time)
         self.cache = MemorySessionCache(self.redis, "test")
@@ -66,7 +76,7 @@ class World:
         )
         service = Service("connector", "c1", shutdown_s=1.0)
         self.shell = Shell(
-            cast("ConnectorCore", self.core), backends, cast("Context", context), None, TOPOLOGY, service
+            cast("ConnectorCore", self.core), backends, cast("Context", context), mesh_keys, TOPOLOGY, service
         )
 
     def transport(self, tag: int) -> RecordingTransport:
@@ -129,6 +139,16 @@ async def test_a_bundle_that_finds_no_room_ends_the_link() -> None:
     world.perform(e.SendTransfer(901, b"a"), e.SendTransfer(901, b"b"))
     assert world.core.events[1:] == [e.TransferLost(901)]
     assert dealer.closed == 1
+
+
+async def test_what_comes_after_the_stop_moves_nothing() -> None:
+    """The sockets to the transfers are closed, while clients still send and marks are still written."""
+    world, dealer = World(), FullDealer()
+    world.shell._dealers[901] = cast("Any", dealer)
+    await world.shell.stop(DEADLINE_S)
+    assert dealer.closed == 1
+    world.perform(e.SendTransfer(901, b"late"))
+    assert world.core.events == [e.StopRequested()]
 
 
 async def test_all_transports_are_closed() -> None:
@@ -197,10 +217,33 @@ async def until(condition: Any) -> None:
             await asyncio.sleep(0.001)
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "key"),
+    [
+        ("tcp://127.0.0.1:1", ""),
+        ("tcp://127.0.0.1:1", "short"),
+        ("tcp://127.0.0.1:1", "\N{SNOWMAN}" * 40),
+        ("tcp://127.0.0.1:nowhere", "k" * 40),
+        ("", "k" * 40),
+    ],
+)
+async def test_a_transfer_whose_lease_is_unusable_is_lost_counted_and_logged_once(
+    context: Context, endpoint: str, key: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    world = World(context, mesh_keys=KeyPair.new())
+    lease = Lease("transfer", "t1", 901, endpoint, key)
+    world.shell.transfers_discovered("transfer", [lease])
+    for _ in range(3):
+        world.perform(e.ConnectTransfer(901))
+    assert world.core.events.count(e.TransferLost(901)) == 3
+    assert world.core.statistics.leases_unusable == 3
+    assert capfd.readouterr().err.count("lease-of-a-transfer-unusable transfer=t1") == 1
+
+
 def router_of(context: Context, world: World, core: ConnectorCore) -> RouterTransport:
     transport = RouterTransport(
         context, "tcp://127.0.0.1:0", keys=None, limits=TOPOLOGY.limits,
-        is_authenticated=core.has_greeted, on_batch=world.shell.clients_sent,
+        is_authenticated=core.has_greeted, on_batch=world.shell.clients_sent, on_gone=world.shell.client_gone,
     )  # fmt: skip
     world.shell.serve(transport)
     return transport

@@ -198,7 +198,7 @@ class Connector:
         client = self.connect(device)
         client.accepted(friends, devices)
         write = self.take(e.WriteBindings)[-1]
-        self.receive(e.BindingsWritten([(binding, None) for binding, _ in write.bindings]))
+        self.receive(e.BindingsWritten([(each.binding, None) for each in write.renewals]))
         assert client.came(Welcome)
         return client
 

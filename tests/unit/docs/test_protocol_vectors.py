@@ -116,7 +116,7 @@ class Mesh:
             known = (Login(USER, DEVICE, EPOCH, 1e12), account) if check.token == TOKEN else Code.BAD_TOKEN
             self.connector.receive(_verdict(check, hash_token(check.token), known, 1_000))
         for write in self.connector.take(e.WriteBindings):
-            self.connector.receive(e.BindingsWritten([(binding, None) for binding, _ in write.bindings]))
+            self.connector.receive(e.BindingsWritten([(each.binding, None) for each in write.renewals]))
         if self.connector.take(e.ReadAccounts):
             self.connector.receive(e.AccountsRead([account]))
         return self.client.frames

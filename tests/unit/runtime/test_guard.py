@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -22,6 +23,8 @@ class World:
     def __init__(self, context: Context, **limits: float) -> None:
         self.authenticated: set[bytes] = set()
         self.got: list[bytes] = []
+        self.gone: list[bytes] = []
+        self.got_before_gone = 0
         values: dict[str, float] = {
             "connections": 100, "unauthenticated_s": 60.0,
             "unauthenticated_frames": 100, "unauthenticated_bytes": 1 << 20,
@@ -29,8 +32,12 @@ class World:
         } | limits  # fmt: skip
         self.router: Router = context.router(
             "tcp://127.0.0.1:0", keys=None, frame_bytes=FRAME_BYTES, on_batch=self.on_batch,
-            guarding=Guarding(self.authenticated.__contains__, **values),  # type: ignore[arg-type]  # whole numbers are given
+            guarding=Guarding(self.authenticated.__contains__, **values, on_gone=self.on_gone),  # type: ignore[arg-type]  # whole numbers are given
         )  # fmt: skip
+
+    def on_gone(self, peer: bytes) -> None:
+        self.gone.append(peer)
+        self.got_before_gone = len(self.got)
 
     def on_batch(self, batch: list[tuple[bytes, bytes]]) -> None:
         for peer, frame in batch:
@@ -108,6 +115,57 @@ async def test_a_closed_peer_that_authenticates_again_in_time_stays(context: Con
     await asyncio.sleep(0.5)
     assert not client.lost
     assert world.cut == 0
+
+
+def read_events(world: World) -> None:
+    """Read the events of libzmq, and nothing else, until a connection has ended."""
+    deadline = time.monotonic() + 10.0
+    while not world.router.statistics.lost:
+        assert time.monotonic() < deadline
+        world.router._monitor.read_events()
+        time.sleep(0.001)
+
+
+async def test_a_peer_that_leaves_is_reported_after_its_last_frame_and_the_others_are_not(context: Context) -> None:
+    world = World(context)
+    silent, leaving, staying = (Client(context, world) for _ in range(3))
+    await staying.send(b"stays")
+    await leaving.send(b"known")
+    await until(lambda: world.authenticated)
+    assert all(leaving.dealer.send(b"more") for _ in range(300))
+    leaving.dealer.close(linger_ms=5_000)
+    read_events(world)  # so that the end of the connection is known before any of these frames was read
+    assert len(world.got) == 2
+    silent.dealer.close()
+    await until(lambda: world.gone)
+    assert world.gone == list(world.authenticated)
+    assert world.got_before_gone == 302
+    await staying.send(b"still here")
+    await until(lambda: b"still here" in world.got)
+    await until(lambda: world.router.statistics.lost == 2)
+    assert len(world.gone) == 1, "the silent one had sent nothing"
+
+
+async def test_a_peer_that_the_guard_cuts_is_reported(context: Context) -> None:
+    world = World(context, handshake_s=0.0)
+    client = Client(context, world)
+    await client.send(b"known")
+    await until(lambda: world.authenticated)
+    peer = world.authenticated.pop()
+    world.router.close_peer(peer, was_authenticated=True)
+    await until(lambda: world.gone)
+    assert world.gone == [peer]
+
+
+async def test_no_peer_is_reported_once_the_router_is_closed(context: Context) -> None:
+    world = World(context)
+    client = Client(context, world)
+    await client.send(b"known")
+    await until(lambda: world.authenticated)
+    world.router._peer_gone(next(iter(world.authenticated)))
+    world.router.close()
+    await until(lambda: client.lost)
+    assert world.gone == []
 
 
 async def test_a_peer_that_is_gone_is_closed_already(context: Context) -> None:
@@ -249,7 +307,8 @@ def test_the_end_of_a_connection_is_not_that_of_the_next_with_its_descriptor(loo
 def test_a_last_frame_does_not_take_the_next_connection_with_the_same_descriptor(
     loopback: Loopback, ended: bytes, next_: bytes
 ) -> None:
-    watching = make_guard()
+    gone: list[bytes] = []
+    watching = make_guard(on_gone=gone.append)
     ours, _ = loopback.connect()
     watching.accepted(ours.fileno(), 1.0)
     late = watching.first_frame(ended, ours.fileno())
@@ -260,6 +319,7 @@ def test_a_last_frame_does_not_take_the_next_connection_with_the_same_descriptor
     assert mine.peer == next_
     assert (mine.frames, mine.bytes_unauthenticated, mine.bytes_read) == (0, 0, 0), "those belong to the earlier peer"
     assert watching.connection(ended) is None
+    assert gone == [ended], "its own end was reported before this frame"
     assert watching.connection(next_) is mine
     assert watching.first_frame(ended, ours.fileno()) is None, "one more frame that was under way"
     assert watching.connection(next_) is mine

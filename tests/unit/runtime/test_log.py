@@ -1,5 +1,6 @@
 """Each log entry is one line: time, level, role, name, event, values."""
 
+import errno
 import io
 import re
 
@@ -50,3 +51,32 @@ def test_lines_of_one_event_are_limited_and_the_left_out_ones_counted() -> None:
         f"answered-503 path=/v1/login left_out={1_000 - log.BURST_LINES}",
         "answered-503 path=/v1/login",
     ]
+
+
+class Full(io.StringIO):
+    """A stream on a disk that is full while `is_full`."""
+
+    is_full = True
+
+    def flush(self) -> None:
+        if self.is_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_raises_nothing_and_the_next_line_says_how_many_were_not_written() -> None:
+    stream = Full()
+    writer = log.Log("writer", "w1", stream)
+    for _ in range(3):
+        writer.error("failing")
+    stream.is_full = False
+    stream.truncate(0)
+    stream.seek(0)
+    writer.info("working")
+    writer.info("working")
+    assert [line.split(" ", 4)[4] for line in stream.getvalue().splitlines()] == ["working not_written=3", "working"]
+
+
+def test_a_closed_stream_raises_nothing() -> None:
+    stream = io.StringIO()
+    stream.close()
+    log.Log("writer", "w1", stream).error("failing")

@@ -19,6 +19,9 @@ from meshim.runtime.service import Service
 async def fail(error):
     raise error
 
+def code_of(module):  # a function of that module, which divides by zero
+    return eval("lambda *_: 1 // 0", {{"__name__": module}})
+
 async def main():
     async with Service("transfer", "t1", shutdown_s={shutdown_s}) as service:
 {body}
@@ -105,10 +108,11 @@ def test_background_work_is_cancelled_at_the_end() -> None:
     [
         "1 // 0",
         "service.start(fail(ZeroDivisionError()))",
-        "asyncio.get_running_loop().call_soon(lambda: 1 // 0)",
+        "asyncio.get_running_loop().call_soon(code_of('meshim.runtime.bug'))",
+        "asyncio.get_running_loop().call_soon(lambda: code_of('meshim')())",
         "task = asyncio.ensure_future(fail(ZeroDivisionError())); service.watch(task)",
     ],
-    ids=["body", "background", "callback", "watched"],
+    ids=["body", "background", "callback", "called by a library", "watched"],
 )
 def test_a_bug_anywhere_ends_the_process_with_70_and_a_traceback(bug: str) -> None:
     code, log = end_of(bug + WAIT + "print('must not drain')")
@@ -118,8 +122,27 @@ def test_a_bug_anywhere_ends_the_process_with_70_and_a_traceback(bug: str) -> No
     assert "error transfer t1 crashed" in log
 
 
+@pytest.mark.parametrize(
+    "noise",
+    [
+        "asyncio.get_running_loop().call_soon(code_of('redis.asyncio.connection'))",
+        "asyncio.get_running_loop().call_exception_handler({'message': 'Task was destroyed but it is pending!'})",
+        "asyncio.ensure_future(fail(ZeroDivisionError())); import gc; await asyncio.sleep(0); gc.collect()",
+    ],
+    ids=["callback", "message", "future"],
+)
+def test_what_a_library_leaves_to_the_loop_is_logged_and_ends_nothing(noise: str) -> None:
+    with started(noise + WAIT) as process:
+        assert process.line() == "ready transfer t1 tcp://127.0.0.1:1234\n"
+        process.signal(signal.SIGTERM)
+        code, log = process.end()
+    assert code == 0
+    assert log.count("error transfer t1 exception-of-a-library-in-the-event-loop message=") == 1
+    assert ("ZeroDivisionError" in log) == ("message" not in noise)
+
+
 def test_a_bug_while_draining_ends_the_process_with_70() -> None:
-    drain = "asyncio.get_running_loop().call_soon(lambda: 1 // 0); await asyncio.Event().wait()"
+    drain = "asyncio.get_running_loop().call_soon(code_of('meshim.bug')); await asyncio.Event().wait()"
     with started(WAIT + drain) as process:
         process.line()
         process.signal(signal.SIGTERM)

@@ -290,6 +290,19 @@ async def test_gone_is_reported(context: Context) -> None:
 
 
 @on_each_loop
+async def test_a_closed_socket_sends_nothing_and_does_not_raise(context: Context) -> None:
+    """A role that stops closes its sockets while answers are still under way."""
+    server = Server(context)
+    client = await Client(context, server.router.endpoint).connect()
+    assert client.dealer.send(b"hello")
+    await until(lambda: server.got)
+    client.dealer.close()
+    assert not client.dealer.send(b"late")
+    server.router.close()
+    assert server.router.send(server.got[0][0], b"late") is SendResult.GONE
+
+
+@on_each_loop
 async def test_lost_is_reported_once_when_the_server_goes(context: Context) -> None:
     server = Server(context)
     client = await Client(context, server.router.endpoint).connect()
@@ -586,6 +599,13 @@ async def test_wrong_addresses_to_bind_are_explained(context: Context, bind: str
 async def test_wrong_addresses_to_connect_to_are_explained(context: Context, endpoint: str) -> None:
     with pytest.raises(UsageError, match="write it as tcp://HOST:PORT"):
         Client(context, endpoint)
+
+
+@pytest.mark.parametrize("key", [b"", b"short", b"k" * 39, b"\xe2" * 40])
+@on_each_loop
+async def test_a_malformed_key_of_the_server_is_explained(context: Context, key: bytes) -> None:
+    with pytest.raises(UsageError, match="is not a CURVE key of 40 characters"):
+        Client(context, "tcp://127.0.0.1:1", server_key=key)
 
 
 @on_each_loop

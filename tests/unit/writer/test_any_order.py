@@ -102,6 +102,16 @@ class AnyOrder(RuleBasedStateMachine):
             del self.world.log[partition][position]
             self.lost.add((partition, position))
 
+    @rule(writer=WRITER)
+    def stop(self, writer: int) -> None:
+        """Its actions are still under way when the backends fail; `restart` may come long after."""
+        self.processes[writer].tell(StopRequested())
+
+    @rule(writer=WRITER, living=st.sampled_from([("a", "b"), ("a",), ("b",), ("a", "b", "c", "d")]))
+    def discover(self, writer: int, living: tuple[str, ...]) -> None:
+        """A share becomes smaller or larger: partitions are surplus while they are written."""
+        self.processes[writer].tell(WritersLiving(living))
+
     @rule(writer=WRITER, stops=st.booleans())
     def restart(self, writer: int, stops: bool) -> None:
         process = self.processes[writer]

@@ -7,6 +7,7 @@ from meshim.wire.offline_log import decode_record
 from meshim.writer.events import (
     Acknowledge,
     Claim,
+    Event,
     Extend,
     Fetch,
     PublishDeadLetter,
@@ -107,6 +108,31 @@ def test_positions_that_the_log_does_not_have_are_passed_over() -> None:
     process.run()
     assert [row.position for row in world.rows] == [1, 100]
     assert process.statistics().skipped == 98
+
+
+@pytest.mark.parametrize("event", [StopRequested(), WritersLiving(("w0", "w1", "w2"))], ids=["stop", "surplus"])
+@pytest.mark.parametrize("written", [True, False])
+def test_a_batch_that_is_being_written_outlives_a_gap_that_cannot_be_read(event: Event, *, written: bool) -> None:
+    """The partition is given back after the answer of the database, whatever the answer is."""
+    world = World(1)
+    process = start(world)
+    for number in range(1, 4):
+        world.publish(0, record((1, (1,), b"m%d" % number)))
+    world.delivered[0] = {2}  # to a writer that is dead
+    step(process, Fetch)
+    process.tick()
+    process.tell(event)
+    fail(process, Read)
+    assert take(process, Write).through == 1
+    if written:
+        step(process, Write)
+    else:
+        fail(process, Write)
+    process.answer_idle_fetches()
+    process.run()
+    assert (process.owned(), world.leases) == ((), {})
+    assert world.acknowledged == ({(0, 1)} if written else set())
+    assert world.positions == {0: int(written)}
 
 
 def test_a_gap_that_cannot_be_read_blocks_the_messages_after_it() -> None:
