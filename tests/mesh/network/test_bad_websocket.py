@@ -186,12 +186,25 @@ async def test_a_message_without_end_ends(mesh: RealMesh, stranger: IndependentC
     for fragment in (b"", b"x" * 1_000):
         async with await greeted(stranger, url) as raw:
             raw.send(frame(ws.BINARY, fragment, fin=False))
-            endless = frame(ws.PING, b"?") + frame(ws.CONTINUATION, fragment, fin=False)
-            for _ in range(1_200):
+            endless = frame(ws.PING, b"?") + frame(ws.CONTINUATION, fragment, fin=False) * 10
+            for _ in range(120):
                 raw.send(endless)
             while (received := await raw.receive()).opcode != ws.CLOSE:
                 pass
             assert received.code == 1009
+    await until_counted(mesh, before)
+    await expect_served(stranger, url)
+
+
+async def test_control_frames_without_end_end(mesh: RealMesh, stranger: IndependentClient, url: str) -> None:
+    """Of a client with a session, which the connector would have to answer."""
+    before = counts(mesh, "cut")
+    async with await greeted(stranger, url) as raw:
+        for _ in range(1_000):
+            raw.send(frame(ws.PING, b"?"))
+        while (received := await raw.receive()).opcode != ws.CLOSE:
+            pass
+        assert received.code == 4009
     await until_counted(mesh, before)
     await expect_served(stranger, url)
 
