@@ -245,7 +245,7 @@ async def test_a_first_start_that_the_system_refuses_is_one_sentence(data: DataF
     log = data.logs / "connector-c1.log"
     log.mkdir()
     error = await refusal(topology_of(), data)
-    assert error.sentence == f"connector c1 did not start: [Errno 21] Is a directory: '{log}' (log: {log})."
+    assert error.sentence == f"The connector c1 did not start: [Errno 21] Is a directory: '{log}' (log: {log})."
 
 
 def test_all_children_end_when_the_supervisor_is_killed(data: DataFolder) -> None:
