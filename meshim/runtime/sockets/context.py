@@ -108,7 +108,7 @@ class Context:
                 options.set_curve_client(socket, server=server_key, public=ours.public, secret=ours.secret)
             except zmq.ZMQError as error:
                 socket.close(0)
-                raise UsageError(f"the key of {endpoint} is not a CURVE key of 40 characters in Z85") from error
+                raise UsageError(f"The key of {endpoint} is not a CURVE key of 40 characters in Z85.") from error
         try:
             dealer = Dealer(self._loop, socket, endpoint, on_batch, on_connected, on_lost, self._closed)
         except zmq.ZMQError as error:
