@@ -18,6 +18,7 @@ from meshim.wire.envelope import WIRE_VERSION, Kind, decode_envelope, encode_env
 from meshim.wire.offline_log import Record, encode_record
 from tests.contract.sql.backends import entry
 from tests.contract.writer.process import PARTITIONS, Mesh, topology_of, until
+from tests.threads import wait_idle
 
 Person = tuple[User, Device]
 
@@ -136,6 +137,9 @@ async def test_ctrl_c_at_the_question_drops_nothing(mesh: Mesh) -> None:
         async with asyncio.timeout(20.0):
             assert process.stdout is not None
             await process.stdout.readuntil(b"[y/N]: ")
+            await asyncio.to_thread(
+                wait_idle, process.pid
+            )  # Python looks for signals before it reads, and then no more
             process.send_signal(signal.SIGINT)
             assert (await process.stdout.read(), await process.wait()) == (b"", 130)
     finally:

@@ -12,6 +12,7 @@ from meshim.topology import Timers, Topology
 from scripts.harness.mesh import local_mesh
 from tests.mesh.harness.inspection import open_database, redis_client
 from tests.mesh.harness.real_mesh import RealMesh, until
+from tests.threads import wait_stopped
 
 
 def short_timers(*, writers: int = 1, **timers: float) -> Topology:
@@ -41,6 +42,8 @@ def stopped(mesh: RealMesh, *names: str, at_once: bool = False) -> Iterator[None
     with nullcontext() if at_once else locked_database(mesh):
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
+        for pid in pids:
+            wait_stopped(pid)
     try:
         yield
     finally:
