@@ -121,11 +121,12 @@ async def test_messages_of_several_parts_are_dropped(mallory: IndependentClient)
     assert len(mallory.frames_of(PONG)) == 1
 
 
-async def test_a_flood_is_answered_and_other_clients_notice_nothing(mallory: IndependentClient, users: Users) -> None:
+async def test_a_flood_is_cut_and_other_clients_notice_nothing(mallory: IndependentClient, users: Users) -> None:
     def attack() -> None:
         for _ in range(20_000):
             mallory.send(PING, mallory.link)
-        mallory.until(lambda: mallory.frames_of(PONG))
+        mallory.until(lambda: mallory.frames_of(CLOSE))
+        assert mallory.frames_of(CLOSE)[0][2] == Code.WINDOW_EXCEEDED
         for _ in range(5_000):
             mallory.socket.send(b"\xc1")
         mallory.until(lambda: len(mallory.frames_of(CLOSE)) > 100)
