@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -161,6 +162,7 @@ def chromium(folder: Path) -> Iterator[str]:
         process = subprocess.Popen(
             die_with_parent([program, *_OPTIONS, f"--user-data-dir={files}", "about:blank"]),
             stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, "HOME": str(folder)},
+            start_new_session=True,
         )  # fmt: skip
     try:
         port_and_path, deadline = files / "DevToolsActivePort", time.monotonic() + DEADLINE_S
@@ -171,7 +173,7 @@ def chromium(folder: Path) -> Iterator[str]:
         port, path = port_and_path.read_text().split()
         yield f"ws://127.0.0.1:{port}{path}"
     finally:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)  # Debian's program is a shell script that starts the browser
         process.wait()
 
 
