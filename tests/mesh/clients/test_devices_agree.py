@@ -1,7 +1,6 @@
 """All devices of the sender learn what was delivered and read, all devices of the reader what was read."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -40,7 +39,6 @@ async def test_all_devices_learn_at_once_when_they_are_connected(mesh: RealMesh)
     ):  # fmt: skip
         for device in (phone, laptop, bobs_phone, bobs_laptop):
             await device.online()
-        began = time.monotonic()
         told = asyncio.create_task(first_progress(laptop))
         told_bob = asyncio.create_task(first_progress(bobs_laptop))
         outgoing = await phone.send(bob_name, "hello")
@@ -48,7 +46,6 @@ async def test_all_devices_learn_at_once_when_they_are_connected(mesh: RealMesh)
         assert (copy.own, laptop.state_of(copy), unread.already_read) == (True, "sent", False)
         await receive(bobs_phone, 1, mark_read=True)
         await asyncio.wait_for(outgoing.wait_read(), DEADLINE_S)
-        took_s = time.monotonic() - began
         for task, message in ((told, copy), (told_bob, unread)):
             progress = await asyncio.wait_for(task, DEADLINE_S)
             assert progress.state == "read"
@@ -63,7 +60,7 @@ async def test_all_devices_learn_at_once_when_they_are_connected(mesh: RealMesh)
             for each in (phone, bobs_phone, bobs_laptop)
         }
         counts = [sum(stream.next_seq - 1 for stream in streams.values()) for streams in sent.values()]
-        assert counts == [1, 1, 0] or (took_s > 2.0 and counts == [1, 1, 1]), "it says `delivered` after 2 s alone"
+        assert counts == [1, 1, 0]
 
 
 async def test_all_devices_of_the_sender_learn_that_a_message_is_delivered_before_it_is_read(mesh: RealMesh) -> None:

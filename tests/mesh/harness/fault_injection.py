@@ -70,6 +70,7 @@ async def wait_restarted(mesh: RealMesh, name: str, after: int) -> None:
         await until(lambda: mesh.backend_pid(name) not in (0, after), f"{name} does not come back")
     else:
         await mesh.restarted(name, after)
+        await until(mesh.linked, f"{name} does not get all its links back")
 
 
 # ---------------------------------------------------------------- stores

@@ -132,6 +132,14 @@ class RealMesh:
         assert state is not None
         return sum(counters.read(self.data.root, r.role, r.name, r.pid).get(name, 0) for r in state.roles)
 
+    def linked(self) -> bool:
+        """Whether every transfer has a link from as many connectors as there are, at most a second ago."""
+        state = read(self.data)
+        assert state is not None
+        connectors = sum(role.role == "connector" for role in state.roles)
+        links = [counters.read(self.data.root, r.role, r.name, r.pid) for r in state.roles if r.role == "transfer"]
+        return all(each.get("connectors", 0) >= connectors for each in links)
+
     def log(self, role: str, name: str) -> str:
         """The log of a process so far."""
         return (self.data.logs / f"{role}-{name}.log").read_text()
@@ -139,9 +147,16 @@ class RealMesh:
 
 @contextmanager
 def running(folder: Path, topology: Topology | None = None) -> Iterator[RealMesh]:
-    """Run a mesh during the block, by default two connectors, two transfers, a writer and a REST service."""
+    """Run a mesh during the block, by default two connectors, two transfers, a writer and a REST service.
+
+    It begins with all links: connectors find a transfer at different times, and what a transfer cannot reach is stored.
+    """
     with local_mesh.running(folder, topology or local_mesh.topology()) as api:
-        yield RealMesh(api, folder)
+        mesh, deadline = RealMesh(api, folder), time.monotonic() + DEADLINE_S
+        while not mesh.linked():
+            assert time.monotonic() < deadline, "not every connector has a link to every transfer"
+            time.sleep(0.02)
+        yield mesh
 
 
 class RestartableMesh:
