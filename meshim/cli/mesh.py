@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import rich_click as click
@@ -17,7 +18,7 @@ from meshim import topology as topologies
 from meshim.cli.next_step import next_step
 from meshim.cli.options import data_option, load, topology_option
 from meshim.deploy import state, supervisor
-from meshim.deploy.probe import probe
+from meshim.deploy.probe import check_storing, probe
 from meshim.deploy.state import DataFolder, MeshState, Phase, RoleState
 from meshim.errors import BackendUnavailable, MeshimError, UsageError
 from meshim.runtime import counters
@@ -110,9 +111,14 @@ class BackendStatus(msgspec.Struct, frozen=True):
     state: Phase
     pid: int | None
     restarts: int
+    storage_restarts: int
+    """How many of them because it had stopped storing."""
     reachable: bool
+    stores: bool | None
+    """Whether it takes what has to be stored; None where it is not asked: Redis, and a backend that is not reachable.
+    The database is asked by a write that changes nothing."""
     reason: str | None
-    """Why it is not reachable."""
+    """Why it is not reachable, or does not store."""
     settings: list[Setting]
     """The settings that decide whether acknowledged writes survive a power loss."""
 
@@ -158,23 +164,36 @@ def _print_json(shown: Status) -> None:
     print(msgspec.json.format(msgspec.json.encode(shown)).decode())
 
 
+class _Found(NamedTuple):
+    """What a backend answered."""
+
+    reachable: bool
+    stores: bool | None
+    reason: str | None
+
+
 async def _probe_backends(mesh: MeshState, data: DataFolder) -> list[BackendStatus]:
     """Probe each backend now, with the credentials that the roles use."""
     from meshim.stores.backends import read_settings  # here: the other commands do not need httpx
 
     running = topologies.load(data.topology) if mesh.state is Phase.RUNNING else None
-    urls = msgspec.structs.asdict(running.backends) if running else {}
 
-    async def reason(name: str) -> str | None:
-        if name not in urls:
-            return f"The mesh is {mesh.state}."
+    async def ask(name: str) -> _Found:
+        if running is None:
+            return _Found(reachable=False, stores=None, reason=f"The mesh is {mesh.state}.")
         try:
-            await probe(urls[name])
+            await probe(getattr(running.backends, name))
         except BackendUnavailable as error:
-            return error.sentence
-        return None
+            return _Found(reachable=False, stores=None, reason=error.sentence)
+        if name == "redis":  # it holds nothing that has to survive
+            return _Found(reachable=True, stores=None, reason=None)
+        try:
+            await check_storing(running, name)
+        except BackendUnavailable as error:
+            return _Found(reachable=True, stores=False, reason=error.sentence)
+        return _Found(reachable=True, stores=True, reason=None)
 
-    reasons = await asyncio.gather(*(reason(backend.name) for backend in mesh.backends))
+    found = await asyncio.gather(*(ask(backend.name) for backend in mesh.backends))
     settings = await read_settings(running.backends, running.durability.nats_monitor) if running else []
     return [
         BackendStatus(
@@ -183,11 +202,13 @@ async def _probe_backends(mesh: MeshState, data: DataFolder) -> list[BackendStat
             state=each.state,
             pid=each.pid,
             restarts=each.restarts,
-            reachable=why is None,
-            reason=why,
+            storage_restarts=each.storage_restarts,
+            reachable=answer.reachable,
+            stores=answer.stores,
+            reason=answer.reason,
             settings=[setting for setting in settings if setting.backend == each.name],
         )
-        for each, why in zip(mesh.backends, reasons, strict=True)
+        for each, answer in zip(mesh.backends, found, strict=True)
     ]
 
 
@@ -198,7 +219,11 @@ def _table(shown: Status) -> str:
         for role in shown.roles
     )
     for backend in shown.backends:
-        where = backend.url if backend.reachable else f"not reachable: {backend.reason}"
+        where = backend.url
+        if not backend.reachable:
+            where = f"not reachable: {backend.reason}"
+        elif backend.stores is False:
+            where = f"does not store: {backend.reason}"
         rows.append((backend.name, "backend", backend.state, _or_dash(backend.pid), str(backend.restarts), where))
     settings = [("BACKEND", "SETTING", "VALUE", "SAFE FROM A LOSS OF POWER")]
     settings.extend(

@@ -57,6 +57,7 @@ class Child(ABC):
     async def start(self) -> None:
         """Start the process and return when it is ready; raises `MeshimError` with the reason when it is not."""
         self._set_state(Phase.STARTING)
+        self._started_at = time.monotonic()  # also of a start that fails: the next pause must be longer
         try:
             reason = await self._reason_not_started()
         except OSError as error:  # the disk is full, or a limit of processes or descriptors is reached: it may pass
@@ -80,7 +81,6 @@ class Child(ABC):
                 start_new_session=True,  # Ctrl-C must reach the supervisor alone, which stops its children in order
                 pass_fds=(self._lock,),
             )
-        self._started_at = time.monotonic()
         try:
             async with asyncio.timeout(_READY_S):
                 self.endpoint = await self._until_ready(self._process)
@@ -111,16 +111,24 @@ class Child(ABC):
     async def stop(self, grace_s: float) -> None:
         """Send SIGTERM, and SIGKILL after `grace_s`; return when the process is gone."""
         if self._process is not None and self._process.returncode is None:
-            self._process.send_signal(signal.SIGTERM)
             if self.state is Phase.RUNNING:
                 self._set_state(Phase.STOPPING)
-            try:
-                async with asyncio.timeout(grace_s):
-                    await self._process.wait()
-            except TimeoutError:
-                self._process.kill()
-                await self._process.wait()
+            await self._end(self._process, grace_s)
         self._set_state(Phase.STOPPED)
+
+    async def restart(self, grace_s: float) -> None:
+        """End the process as `stop` does; `supervise` starts it again."""
+        if self._process is not None and self._process.returncode is None:
+            await self._end(self._process, grace_s)
+
+    async def _end(self, process: Process, grace_s: float) -> None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(grace_s):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
 
     @property
     @abstractmethod

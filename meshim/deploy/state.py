@@ -52,6 +52,8 @@ class BackendState(msgspec.Struct, frozen=True):
     pid: int | None
     state: Phase
     restarts: int
+    storage_restarts: int = 0
+    """How many of them because it had stopped storing."""
 
 
 class MeshState(msgspec.Struct, frozen=True):

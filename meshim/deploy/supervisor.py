@@ -22,8 +22,10 @@ from meshim.deploy.child import BackendChild, RoleChild
 from meshim.deploy.embedded import Nats, Valkey
 from meshim.deploy.probe import probe, public
 from meshim.deploy.state import BackendState, DataFolder, MeshState, Phase, RoleState
+from meshim.deploy.storage_watchdog import StorageWatchdog
 from meshim.errors import UsageError
 from meshim.runtime.log import get as get_log
+from meshim.stores.nats import storing
 from meshim.topology import Listener, RestListener, Topology, Worker, dump
 
 RoleCommand: TypeAlias = Callable[[str, str, DataFolder], list[str]]
@@ -91,6 +93,8 @@ class _Mesh:
         self._phase = Phase.STARTING
         self._urls = msgspec.structs.asdict(topology.backends)
         self._nats: Nats | None = None
+        self._watchdog: StorageWatchdog | None = None
+        """Of the embedded NATS."""
         self._backends: dict[str, BackendChild] = {}
         self._roles: list[RoleChild] = []
         self._log = get_log("mesh", "up")
@@ -110,8 +114,11 @@ class _Mesh:
         self._write_state()
 
     async def supervise(self) -> None:
-        """Restart children that end, until cancelled."""
-        await _gather(child.supervise() for child in (*self._backends.values(), *self._roles))
+        """Restart children that end, and a NATS that has stopped storing, until cancelled."""
+        work = [child.supervise() for child in (*self._backends.values(), *self._roles)]
+        if self._watchdog is not None:
+            work.append(self._watchdog.run())
+        await _gather(work)
 
     async def stop(self) -> None:
         self._phase = Phase.STOPPING
@@ -133,7 +140,8 @@ class _Mesh:
             # The partitions of the offline log, and room of two more for the other streams.
             store_bytes = (limits.partitions + 2) * limits.log_bytes
             self._nats = Nats(self._data.root / "nats", store_bytes=store_bytes)
-            self._backends["nats"] = self._backend(self._nats)
+            child = self._backends["nats"] = self._backend(self._nats)
+            self._watchdog = self._storage_watchdog(child)
         if wanted.sql == "embedded":
             self._urls["sql"] = self._data.sqlite_url
         external = [url for name, url in self._urls.items() if name not in self._backends]
@@ -144,6 +152,14 @@ class _Mesh:
     def _backend(self, recipe: Valkey | Nats) -> BackendChild:
         log = self._data.logs / f"{recipe.name}.log"
         return BackendChild(recipe, log, self._lock, self._write_state)
+
+    def _storage_watchdog(self, nats: BackendChild) -> StorageWatchdog:
+        async def check() -> None:
+            await storing.check_at(self._urls["nats"], self._topology.namespace, self._topology.limits.partitions)
+
+        return StorageWatchdog(
+            check, lambda: nats.restart(_BACKEND_GRACE_S), self._data.root / "nats", get_log("backend", "nats")
+        )
 
     def _role(self, role: str, name: str) -> RoleChild:
         log = self._data.logs / f"{role}-{name}.log"
@@ -189,7 +205,11 @@ class _Mesh:
                 is_ours = getattr(self._topology.backends, name) == "embedded"
                 backends.append(BackendState(name, shown, None, Phase.RUNNING if is_ours else Phase.EXTERNAL, 0))
             else:
-                backends.append(BackendState(name, shown, child.pid, child.state, child.restarts))
+                watchdog = self._watchdog if name == "nats" else None
+                storage_restarts = watchdog.restarts if watchdog is not None else 0
+                backends.append(
+                    BackendState(name, shown, child.pid, child.state, child.restarts, storage_restarts=storage_restarts)
+                )
         roles = [
             # A role that accepts no connections prints `-`.
             RoleState(r.name, r.kind, r.pid, r.state, None if r.endpoint == "-" else r.endpoint, r.restarts)

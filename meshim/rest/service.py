@@ -21,6 +21,7 @@ from meshim.runtime.log import Log
 from meshim.runtime.service import Service
 from meshim.stores.backends import BackendConnections, lease_held
 from meshim.stores.lease_keeper import LeaseKeeper
+from meshim.stores.nats import storing
 from meshim.stores.ports import Lease
 from meshim.stores.redis.presence import RedisPresence
 from meshim.stores.redis.session_cache import RedisSessionCache
@@ -98,6 +99,10 @@ async def _connected(topology: Topology, connections: BackendConnections) -> Bac
         cache=RedisSessionCache(redis, space, account_ttl_s=topology.timers.token_ttl_s),
         notifications=connections.notifications(nats),
         probes={"sql": accounts.ping, "redis": leases.run_id, "nats": lambda: nats.round_trip(_NATS_PROBE_S)},
+        storing={
+            "sql": accounts.check_writable,
+            "nats": lambda: storing.check(nats, space, topology.limits.partitions),
+        },
     )
 
 

@@ -246,7 +246,12 @@ class JetStreamOfflineLog:
             raise refused(f"the consumer of the stream {stream}", answer.error)
 
     def _name(self, partition: int) -> str:
-        return f"{self._namespace}-offline-{partition}"
+        return partition_stream(self._namespace, partition)
+
+
+def partition_stream(namespace: str, partition: int) -> str:
+    """Return the name of the stream of a partition."""
+    return f"{namespace}-offline-{partition}"
 
 
 def dead_stream(namespace: str) -> str:

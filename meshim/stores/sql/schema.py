@@ -30,6 +30,7 @@ from sqlalchemy import (
     UniqueConstraint,
     or_,
     text,
+    update,
 )
 from sqlalchemy.dialects import mysql
 from sqlalchemy.ext.compiler import compiles
@@ -100,6 +101,10 @@ im_mesh = Table(
     Column("secret", _Hash, nullable=False),
     **_TABLE,
 )
+
+WRITE_NOTHING = update(im_mesh).values(secret=im_mesh.c.secret)
+"""Changes nothing, and is refused by a database that takes no writes.  SQLite writes the page all the same, so that a
+full disk is noticed; InnoDB writes nothing."""
 
 im_user = Table(
     "im_user",

@@ -721,6 +721,23 @@ async def test_readyz_reports_which_backend_is_away(world: World) -> None:
         assert (await http.get("/healthz")).status_code == 200
 
 
+async def test_readyz_says_that_nothing_can_be_stored(world: World) -> None:
+    world.not_stored = "NATS refuses to store."
+    async with world.raw() as http:
+        ready = await http.get("/readyz")
+        assert ready.status_code == 503
+        found = msgspec.json.decode(ready.content, type=rest.Readiness)
+        assert {name: probe.ok for name, probe in found.backends.items()} == {"sql": True, "redis": True, "nats": False}
+        assert found.backends["nats"].reason == "NATS refuses to store."
+
+
+async def test_many_requests_of_readyz_ask_once_whether_it_stores(world: World) -> None:
+    async with world.raw() as http:
+        answers = await asyncio.gather(*(http.get("/readyz") for _ in range(20)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert world.storing_asked == 1
+
+
 # ---------------------------------------------------------------- bad requests
 
 

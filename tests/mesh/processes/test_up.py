@@ -69,10 +69,10 @@ def test_up_status_down(tmp_path: Path) -> None:
     assert {role["state"] for role in shown["roles"]} == {"running"}
     assert all(role["pid"] for role in shown["roles"])
     assert {role["name"] for role in shown["roles"] if role["endpoint"] is None} == {"w1"}
-    assert [(each["name"], each["reachable"], each["reason"]) for each in shown["backends"]] == [
-        ("redis", True, None),
-        ("nats", True, None),
-        ("sql", True, None),
+    assert [(each["name"], each["reachable"], each["stores"], each["reason"]) for each in shown["backends"]] == [
+        ("redis", True, None, None),
+        ("nats", True, True, None),
+        ("sql", True, True, None),
     ]
     assert {each["state"] for each in shown["backends"]} == {"running"}
     assert [

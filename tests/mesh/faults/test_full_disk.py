@@ -1,0 +1,77 @@
+"""H10, a full machine: the mesh says what it cannot do, and does it again by itself when there is room."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from meshim import topology
+from meshim.deploy.state import read
+from meshim.errors import StorageFailed
+from meshim.stores.nats import storing
+from scripts.harness.mesh import local_mesh
+from tests.mesh.harness.library_client import client, receive_texts, send_and_wait
+from tests.mesh.harness.real_mesh import DEADLINE_S, RealMesh, in_thread, running
+from tests.small_disk import SmallDisk, small_disk
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """The disk under the data folder of a mesh."""
+    with small_disk(tmp_path / "data", 60) as disk:
+        yield disk
+
+
+def storage_restarts(mesh: RealMesh) -> int:
+    state = read(mesh.data)
+    assert state is not None
+    return next(backend.storage_restarts for backend in state.backends if backend.name == "nats")
+
+
+async def until_a_stream_is_given_up(mesh: RealMesh) -> None:
+    running_mesh = topology.load(mesh.data.topology)
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            try:
+                await storing.check_at(running_mesh.backends.nats, running_mesh.namespace, 4)
+            except StorageFailed:
+                return
+            await asyncio.sleep(0.1)
+
+
+async def expect_that_the_operator_is_told(mesh: RealMesh) -> None:
+    status = await in_thread(mesh.status)
+    told = {each["name"]: (each["reachable"], each["stores"], each["reason"]) for each in status["backends"]}
+    assert told["redis"] == (True, None, None)
+    assert told["nats"][:2] == (True, False)
+    assert "(no space left on device): make room on its disk" in told["nats"][2]
+    async with httpx.AsyncClient(base_url=mesh.api) as http:
+        ready = await http.get("/readyz")
+    assert ready.status_code == 503
+    assert ready.json()["backends"]["nats"] == {"ok": False, "reason": told["nats"][2]}
+
+
+async def test_h10_storing_goes_on_when_a_full_disk_has_room_again(disk: SmallDisk, tmp_path: Path) -> None:
+    with running(tmp_path, local_mesh.topology(connectors=1, transfers=1)) as mesh:
+        alice_name, bob_name = await mesh.register_users("alice", "bob")
+        async with client(mesh, bob_name) as bob:
+            await asyncio.wait_for(bob.online(), DEADLINE_S)
+        async with client(mesh, alice_name) as alice:
+            await send_and_wait(alice, bob_name, "before")
+            disk.fill()
+            waiting = [await alice.send(bob_name, f"{number} {'x' * 2_000}") for number in range(30)]
+            await until_a_stream_is_given_up(mesh)
+            await expect_that_the_operator_is_told(mesh)
+            assert storage_restarts(mesh) == 0, "a restart on a full disk helps nothing"
+            disk.free()
+            async with asyncio.timeout(DEADLINE_S):
+                await asyncio.gather(*(each.wait_sent() for each in waiting))
+        assert storage_restarts(mesh) == 1
+        assert {each["name"]: each["stores"] for each in mesh.status()["backends"]} == {
+            "redis": None, "nats": True, "sql": True,
+        }  # fmt: skip
+        async with client(mesh, bob_name) as bob:
+            texts = await receive_texts(bob, 31)
+        assert [text.split()[0] for text in texts] == ["before", *map(str, range(30))]
