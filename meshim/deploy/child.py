@@ -10,13 +10,13 @@ import os
 import signal
 import time
 from abc import ABC, abstractmethod
-from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Callable
 from pathlib import Path
 
 from meshim.deploy.embedded import Embedded
 from meshim.deploy.pdeathsig import die_with_parent
 from meshim.deploy.probe import probe
+from meshim.deploy.process import Process
 from meshim.deploy.state import Phase
 from meshim.errors import BackendUnavailable, MeshimError
 from meshim.runtime.log import get as get_log
@@ -73,13 +73,8 @@ class Child(ABC):
         log_offset = self._rotate_log()
         command = self._command()
         with self._log.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                *die_with_parent(command),
-                stdin=DEVNULL,
-                stdout=PIPE if self._prints_ready else log,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C must reach the supervisor alone, which stops its children in order
-                pass_fds=(self._lock,),
+            self._process = Process.start(
+                die_with_parent(command), log=log, reads_stdout=self._prints_ready, pass_fds=(self._lock,)
             )
         try:
             async with asyncio.timeout(_READY_S):
@@ -183,13 +178,13 @@ class RoleChild(Child):
         return self._arguments
 
     async def _until_ready(self, process: Process) -> str | None:
-        assert process.stdout is not None
         self.endpoint = None
-        while line := await process.stdout.readline():
+        stdout = await process.stdout()
+        while line := await stdout.readline():
             match line.decode(errors="replace").split():
                 case ["ready", self.kind, self.name, endpoint]:
                     # No other output is expected, but a full pipe would block the role.
-                    self._reader = asyncio.create_task(_discard(process.stdout))
+                    self._reader = asyncio.create_task(_discard(stdout))
                     return endpoint
         await process.wait()
         return None
