@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from meshim.errors import UsageError
+from meshim.errors import MeshimError, UsageError, one_line
 from meshim.runtime.file_lock import try_lock
 from meshim.stores.sql.url import sqlite_url
 
@@ -95,6 +95,17 @@ class DataFolder:
 
 
 @contextmanager
+def explained(data: DataFolder) -> Iterator[None]:
+    """Raise `MeshimError` for what the system refuses at the start, as on a full disk; later the mesh goes on."""
+    try:
+        yield
+    except OSError as error:
+        raise MeshimError(
+            f"The mesh cannot start on {data.root} ({one_line(error.strerror or error)}): it has to be writable, with room."
+        ) from error
+
+
+@contextmanager
 def locked(data: DataFolder, timeout_s: float = 2.0) -> Iterator[int]:
     """Hold the lock of a data folder; yield its descriptor, for children to inherit.
 
@@ -111,8 +122,9 @@ def locked(data: DataFolder, timeout_s: float = 2.0) -> Iterator[int]:
                     f"A mesh runs on {data.root} already: end it with `meshim down`, or choose other --data."
                 )
             time.sleep(0.02)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        with explained(data):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         yield descriptor
     finally:
         os.close(descriptor)

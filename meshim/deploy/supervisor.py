@@ -62,7 +62,8 @@ async def run(
 
     Raises `MeshimError` when the mesh cannot start; every process that was started is stopped again.
     """
-    data.create()
+    with state.explained(data):
+        data.create()
     with state.locked(data) as lock:
         loop = asyncio.get_running_loop()
         asked_to_stop = asyncio.Event()
@@ -70,7 +71,8 @@ async def run(
             loop.add_signal_handler(number, asked_to_stop.set)
         mesh = _Mesh(topology, data, lock, command, upgrade)
         try:
-            await _run_until(asked_to_stop, mesh.start())
+            with state.explained(data):
+                await _run_until(asked_to_stop, mesh.start())
             if not asked_to_stop.is_set():
                 announce(mesh.api)
                 await _run_until(asked_to_stop, mesh.supervise())

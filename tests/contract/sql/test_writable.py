@@ -1,6 +1,7 @@
 """Whether the database takes writes: asked by a write that changes nothing."""
 
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,25 @@ async def test_a_database_with_room_takes_writes_and_keeps_its_secret(
     secret = await accounts.mesh_secret()
     assert await refusals(url) == [None, None]
     assert await accounts.mesh_secret() == secret
+    await database.close()
+
+
+async def test_a_process_without_threads_is_refused_and_goes_on(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_thread(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    migrate.upgrade(sqlite_url)
+    database = Database(sqlite_url, 1)
+    accounts = SqlAccounts(database)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", no_thread)
+        for _ in range(100):  # more than may wait: a refused call takes no place
+            with pytest.raises(BackendUnavailable, match="No thread can be started"):
+                await accounts.check_writable()
+    await accounts.check_writable()
+    assert database.statistics.refused == 100
     await database.close()
 
 
