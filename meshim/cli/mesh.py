@@ -252,12 +252,13 @@ def db() -> None:
 @data_option
 def upgrade(file: Path | None, data: DataFolder) -> None:
     """Bring the database's tables to this version; `meshim up` does it too."""
-    url = load(file).backends.sql
+    topology = load(file)
+    url = topology.backends.sql
     if url == "embedded":
         data.create()
         url = data.sqlite_url
     asyncio.run(probe(url))
-    supervisor.upgrade_database(url)
+    supervisor.upgrade_database(url, topology)
     print("The database is up to date.")
 
 

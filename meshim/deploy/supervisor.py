@@ -41,11 +41,15 @@ def role_command(role: str, name: str, data: DataFolder) -> list[str]:
     return [sys.executable, "-P", "-m", "meshim", role, name, "-t", str(data.topology), "--data", str(data.root)]
 
 
-def upgrade_database(url: str) -> None:
-    """Upgrade the tables of the database to this version."""
-    from meshim.stores.sql import migrate  # here: SQLAlchemy and Alembic are slow to import
+def upgrade_database(url: str, topology: Topology) -> None:
+    """Upgrade the tables of the database to this version, and compare the topology with what the mesh never changes.
+
+    Call it in a thread without an event loop.  Raises `UsageError` and `BackendUnavailable`.
+    """
+    from meshim.stores.sql import mesh_record, migrate  # here: SQLAlchemy and Alembic are slow to import
 
     migrate.upgrade(url)
+    asyncio.run(mesh_record.agree_at(url, topology.namespace, topology.limits.partitions))
 
 
 async def run(
@@ -54,7 +58,7 @@ async def run(
     announce: Callable[[str], None],
     *,
     command: RoleCommand = role_command,
-    upgrade: Callable[[str], None] = upgrade_database,
+    upgrade: Callable[[str, Topology], None] = upgrade_database,
 ) -> None:
     """Run the mesh until SIGTERM, SIGINT or SIGHUP; call `announce` with the URL of REST once all roles are ready.
 
@@ -80,7 +84,12 @@ class _Mesh:
     """The child processes, and the state file that describes them."""
 
     def __init__(
-        self, topology: Topology, data: DataFolder, lock: int, command: RoleCommand, upgrade: Callable[[str], None]
+        self,
+        topology: Topology,
+        data: DataFolder,
+        lock: int,
+        command: RoleCommand,
+        upgrade: Callable[[str, Topology], None],
     ) -> None:
         self.api = ""
         self._topology = topology
@@ -101,7 +110,7 @@ class _Mesh:
     async def start(self) -> None:
         _check_addresses(self._topology)
         await self._start_backends()
-        await asyncio.to_thread(self._upgrade, self._urls["sql"])
+        await asyncio.to_thread(self._upgrade, self._urls["sql"], self._topology)
         self._write_topology()
         self._roles = [self._role(role, member.name) for role, member in _members(self._topology)]
         await _gather(role.start() for role in self._roles)
