@@ -114,7 +114,7 @@ class BackendStatus(msgspec.Struct, frozen=True):
     reason: str | None
     """Why it is not reachable."""
     settings: list[Setting]
-    """The settings that decide whether acknowledged writes survive a power loss."""
+    """The settings that decide whether the backend keeps what it has acknowledged."""
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -200,7 +200,7 @@ def _table(shown: Status) -> str:
     for backend in shown.backends:
         where = backend.url if backend.reachable else f"not reachable: {backend.reason}"
         rows.append((backend.name, "backend", backend.state, _or_dash(backend.pid), str(backend.restarts), where))
-    settings = [("BACKEND", "SETTING", "VALUE", "SAFE FROM A LOSS OF POWER")]
+    settings = [("BACKEND", "SETTING", "VALUE", "SAFE")]
     settings.extend(
         (setting.backend, setting.name, setting.value or "-", _safe(setting))
         for backend in shown.backends

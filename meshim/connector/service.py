@@ -178,7 +178,7 @@ async def _backends(topology: Topology, connections: BackendConnections, service
     Raises BackendUnavailable when NATS is away, UsageError when topology, database and Redis are not of one mesh.
     """
     redis, database = connections.redis(), connections.database()
-    await Preflight(topology, SqlMeshRecord(database), redis).check_when_possible(service)
+    await Preflight(topology, redis, service).check_when_possible(SqlMeshRecord(database))
     nats = await connections.nats()
     namespace, limits, timers = topology.namespace, topology.limits, topology.timers
     return Backends(

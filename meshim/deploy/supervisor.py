@@ -19,7 +19,7 @@ import msgspec
 
 from meshim.deploy import state
 from meshim.deploy.child import BackendChild, RoleChild
-from meshim.deploy.embedded import Nats, Valkey
+from meshim.deploy.embedded import Nats, Valkey, embedded_log_bytes
 from meshim.deploy.probe import probe, public
 from meshim.deploy.state import BackendState, DataFolder, MeshState, Phase, RoleState
 from meshim.errors import UsageError
@@ -139,8 +139,7 @@ class _Mesh:
         if wanted.redis == "embedded":
             self._backends["redis"] = self._backend(Valkey(self._data.root / "valkey"))
         if wanted.nats == "embedded":
-            # The partitions of the offline log, and room of two more for the other streams.
-            store_bytes = (limits.partitions + 2) * limits.log_bytes
+            store_bytes = embedded_log_bytes(limits.partitions, limits.log_bytes)
             self._nats = Nats(self._data.root / "nats", store_bytes=store_bytes)
             self._backends["nats"] = self._backend(self._nats)
         if wanted.sql == "embedded":

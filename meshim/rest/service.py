@@ -104,7 +104,7 @@ async def _checked(
     if master is None:
         await record.agree(topology.namespace, topology.limits.partitions)
         master = await master_key.make(path, record)
-    await Preflight(topology, record, redis, master).check_when_possible(service)
+    await Preflight(topology, redis, service).check_when_possible(record, master)
     return master
 
 

@@ -89,7 +89,7 @@ async def _open(topology: Topology, connections: BackendConnections, service: Se
     """
     timers, namespace = topology.timers, topology.namespace
     redis, database = connections.redis(), connections.database()
-    await Preflight(topology, SqlMeshRecord(database), redis).check()
+    record = await Preflight(topology, redis, service).check(SqlMeshRecord(database))
     nats = await connections.nats()
     log_gate = LogDurabilityGate(nats, topology.durability, service.log)  # for dead letters
     database_gate = DatabaseDurabilityGate(topology.durability, service.log)
@@ -99,6 +99,7 @@ async def _open(topology: Topology, connections: BackendConnections, service: Se
         nats,
         namespace,
         max_bytes=topology.limits.log_bytes,
+        mesh_id=record.mesh_id,
         # So that the log redelivers what a dead writer had fetched when its partition is taken over.
         ack_wait_s=timers.partition_lease_s,
         gate=log_gate,

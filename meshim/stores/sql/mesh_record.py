@@ -13,7 +13,9 @@ from sqlalchemy.engine import Connection
 
 from meshim.errors import BackendUnavailable, SealBroken, UsageError
 from meshim.runtime.crypto import MasterKey, relation_context
+from meshim.stores.durability import Verdict
 from meshim.stores.sql.database import Database
+from meshim.stores.sql.durability import read_settings
 from meshim.stores.sql.schema import VERSION, im_mesh, im_relation, im_relation_key
 
 
@@ -36,8 +38,9 @@ class SqlMeshRecord:
     async def agree(self, namespace: str, partitions: int) -> MeshRecord:
         """Record the namespace and the number of partitions, unless another start has; return the row.
 
-        Of several first starts at once one records, and the others compare.  Raises `UsageError` when the tables are
-        missing or of another version, or when the row has other values; and `BackendUnavailable`.
+        Of several first starts at once one records, and the others compare.  Raises `UsageError` when the database is a
+        replica, when its tables are missing or of another version, or when the row has other values; and
+        `BackendUnavailable`.
         """
         record = await self._database.read(_read)
         if record is None or record.namespace is None or record.partitions is None:
@@ -110,6 +113,9 @@ def newer(version: str) -> UsageError:
 
 def _read(connection: Connection) -> MeshRecord | None:
     check_version(connection)
+    for setting in read_settings(connection):
+        if setting.name == "read_only" and setting.verdict is Verdict.WEAK:
+            raise UsageError(setting.reason)
     return _row(connection)
 
 

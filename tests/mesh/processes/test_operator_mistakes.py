@@ -111,7 +111,9 @@ def _partitions(mesh: Topology, partitions: int) -> Topology:
     return msgspec.structs.replace(mesh, limits=msgspec.structs.replace(mesh.limits, partitions=partitions))
 
 
-def test_two_meshes_in_one_namespace_are_refused(tmp_path: Path, mesh: Topology, sqlite_url: str) -> None:
+def test_two_meshes_in_one_namespace_are_refused(
+    tmp_path: Path, mesh: Topology, sqlite_url: str, valkey_url: str
+) -> None:
     """Also while the other one is down: its keys are still there."""
     migrate.upgrade(sqlite_url)
     first = Host(tmp_path / "first", mesh)
@@ -124,6 +126,9 @@ def test_two_meshes_in_one_namespace_are_refused(tmp_path: Path, mesh: Topology,
         assert f"The namespace {mesh.namespace} of this Redis belongs to a mesh with another database" in other.refusal(
             *role
         )
+    elsewhere = msgspec.structs.replace(other.mesh.backends, redis=valkey_url.removesuffix("0") + "1")
+    other.mesh = msgspec.structs.replace(other.mesh, backends=elsewhere)
+    assert f"The NATS stream {mesh.namespace}-offline-0 belongs to a mesh" in other.refusal("writer", "w1")
     renamed = Host(tmp_path / "renamed", msgspec.structs.replace(mesh, namespace=f"{mesh.namespace}-b"))
     for role in (("writer", "w1"), ("connector", "c1"), ("rest", "r1"), ("db", "upgrade")):
         assert f"is that of the namespace {mesh.namespace}, and" in renamed.refusal(*role)
