@@ -15,12 +15,13 @@ import rich_click as click
 
 from meshim import topology as topologies
 from meshim.cli.next_step import next_step
-from meshim.cli.options import data_option, load, topology_option
+from meshim.cli.options import data_option, load, log_warnings, topology_option
 from meshim.deploy import state, supervisor
 from meshim.deploy.probe import probe
 from meshim.deploy.state import DataFolder, MeshState, Phase, RoleState
 from meshim.errors import BackendUnavailable, MeshimError, UsageError
 from meshim.runtime import counters
+from meshim.runtime.log import get as get_log
 from meshim.stores.durability import Setting, Verdict
 
 _ENDED = "The mesh has ended."
@@ -35,6 +36,7 @@ _DOWN_S = 60.0
 def up(file: Path | None, data: DataFolder, detach: bool) -> None:
     """Run a whole mesh: embedded backends, the database's tables, every role."""
     topology = load(file)
+    log_warnings(file, get_log("mesh", "up"))
     if detach:
         api = _up_detached(file, data)
         print(f"{_ready(api)}\n{next_step(api, data)}")
@@ -233,8 +235,17 @@ def topology() -> None:
 @topology.command()
 @click.argument("file", type=click.Path(path_type=Path))
 def check(file: Path) -> None:
-    """Say whether FILE is a topology, and otherwise what is wrong with it and where."""
-    mesh = topologies.load(file)
+    """Say whether FILE is a topology, and otherwise everything that is wrong with it, and where.
+
+    A fault keeps a mesh from starting: the exit status is 2. A warning is about a file that works and is probably not
+    meant so: with warnings alone the exit status is 0.
+    """
+    mesh, faults, warnings = topologies.inspect(file)
+    for kind, findings in (("fault", faults), ("warning", warnings)):
+        for finding in findings:
+            print(f"{kind}: {finding.sentence}")
+    if faults or mesh is None:
+        raise UsageError(f"{file} is not a topology: {len(faults)} fault{'s' * (len(faults) > 1)}, see above.")
     counts = (
         f"{len(mesh.connectors)} connectors, {len(mesh.transfers)} transfers, "
         f"{len(mesh.writers)} writers, {len(mesh.rest)} rest"

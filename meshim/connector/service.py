@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from meshim.addresses import is_loopback
 from meshim.connector.authenticator import Backends
 from meshim.connector.core import ConnectorCore
 from meshim.connector.offline_sync import OfflineSyncOptions
@@ -19,7 +20,6 @@ from meshim.errors import UsageError
 from meshim.protocol.link import LinkOptions
 from meshim.protocol.window import WindowOptions
 from meshim.runtime import counters
-from meshim.runtime.addresses import is_loopback
 from meshim.runtime.log import Log
 from meshim.runtime.mesh_link_options import mesh_link_options
 from meshim.runtime.service import Service

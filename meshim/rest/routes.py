@@ -27,12 +27,12 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import ResponseSpec
 from litestar.params import FromPath, FromQuery, JSONBody
 
+from meshim.addresses import is_loopback
 from meshim.errors import BackendUnavailable
 from meshim.rest.backends import Backends
 from meshim.rest.core import FriendAction, refusal
 from meshim.rest.friends import Friends
 from meshim.rest.sessions import Sessions, bearer_hash
-from meshim.runtime.addresses import is_loopback
 from meshim.stores.ports import Login
 from meshim.wire import rest
 from meshim.wire.bounds import Id as UserId

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from meshim.addresses import is_loopback
 from meshim.errors import UsageError
 from meshim.rest import master_key
 from meshim.rest.app import build
@@ -16,7 +17,6 @@ from meshim.rest.backends import Backends
 from meshim.rest.http_server import BACKLOG, Server
 from meshim.rest.passwords import Passwords
 from meshim.runtime import counters
-from meshim.runtime.addresses import is_loopback
 from meshim.runtime.crypto import MasterKey
 from meshim.runtime.log import Log
 from meshim.runtime.service import Service

@@ -102,7 +102,7 @@ class RestListener(Frozen, frozen=True, forbid_unknown_fields=True):
 
 
 class Timers(Frozen, frozen=True, forbid_unknown_fields=True):
-    """Every timer of the mesh, in seconds.  checks.py says how they depend on each other.
+    """Every timer of the mesh, in seconds.  timers.py says how they depend on each other.
 
     The timers that only clients use are the same in every mesh: `protocol/timeouts.py`.
     """
@@ -177,7 +177,7 @@ class Limits(Frozen, frozen=True, forbid_unknown_fields=True):
     partitions: Count = 4
     """Parts of the log, each with a fixed share of the recipients.  Never change it on a mesh with data."""
     log_bytes: Count = 4_294_967_296
-    """Of one partition.  While it is full, senders get BUSY and keep their messages."""
+    """Of one partition.  While it is full, senders get BUSY and keep their messages.  Dead letters add a quarter."""
     writer_records: Count = 256
     """Log records in one transaction."""
     db_threads: Count = 4

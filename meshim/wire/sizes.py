@@ -30,6 +30,11 @@ def dead_letters_bytes(log_bytes: int) -> int:
     return min(log_bytes // 4, DEAD_LETTERS_BYTES_MAX)
 
 
+def log_bytes_min(record_bytes: int) -> int:
+    """Return the smallest limit of a partition whose dead-letter stream takes a record of that size."""
+    return 4 * (record_bytes + STORED_RECORD_OVERHEAD_BYTES)
+
+
 def submit_size(submit: Submit) -> int:
     """Return the bytes of an item from client to connector.  The rate limit of a session charges them."""
     return len(submit.envelope) + 16 + len(submit.cookie)

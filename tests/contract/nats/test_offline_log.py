@@ -15,7 +15,7 @@ from meshim.stores.memory.nats import MemoryNats, MemoryOfflineLog
 from meshim.stores.nats.offline_log import JetStreamOfflineLog
 from meshim.stores.nats.pull_consumer import position_of
 from meshim.stores.ports import DeadLetter, LogMessage, OfflineLog
-from meshim.wire.sizes import STORED_RECORD_OVERHEAD_BYTES
+from meshim.wire.sizes import log_bytes_min
 from tests.contract.nats.backends import MAX_BYTES, Backend, NatsBackend, open_backend
 from tests.contract.outage import up
 from tests.servers import running
@@ -235,7 +235,7 @@ async def test_the_streams_of_another_mesh_are_refused(nats_url: str, namespace:
     await backend.close()
 
 
-@pytest.mark.parametrize("log_bytes", [4 * (524_288 + STORED_RECORD_OVERHEAD_BYTES), 64 << 20])
+@pytest.mark.parametrize("log_bytes", [log_bytes_min(524_288), 64 << 20])
 async def test_the_smallest_log_stores_the_largest_records(
     servers_folder: Path, namespace: str, log_bytes: int
 ) -> None:
