@@ -41,17 +41,18 @@ class Security(Frozen, frozen=True, forbid_unknown_fields=True):
 
 
 OnWeak: TypeAlias = Literal["refuse", "warn"]
-"""`refuse` stores nothing where a loss of power could take it; `warn` logs that and stores."""
+"""`refuse` does not start, and stores nothing, where it could be lost; `warn` logs that and goes on."""
 
 
 class Durability(Frozen, frozen=True, forbid_unknown_fields=True):
-    """The policy for backends that could lose `sent` messages in a power loss (docs/adr/0013).
+    """The policy for backends that could lose what they have acknowledged, in a power loss or at any time (adr/0013).
 
-    The deciding settings of the log and the database are read from the running servers.
+    The deciding settings are read from the running servers.
     """
 
     weak: OnWeak = "refuse"
-    """Applies when a setting lets a server acknowledge what it has not yet synced."""
+    """Applies when a setting lets a server acknowledge what it has not yet synced, evict what it holds, or is that of a
+    replica."""
     unknown: OnWeak = "warn"
     """Applies when a setting cannot be read."""
     nats_monitor: str | None = None
@@ -101,7 +102,7 @@ class RestListener(Frozen, frozen=True, forbid_unknown_fields=True):
 
 
 class Timers(Frozen, frozen=True, forbid_unknown_fields=True):
-    """Every timer of the mesh, in seconds.  checks.py says how they depend on each other.
+    """Every timer of the mesh, in seconds.  timers.py says how they depend on each other.
 
     The timers that only clients use are the same in every mesh: `protocol/timeouts.py`.
     """
@@ -176,7 +177,7 @@ class Limits(Frozen, frozen=True, forbid_unknown_fields=True):
     partitions: Count = 4
     """Parts of the log, each with a fixed share of the recipients.  Never change it on a mesh with data."""
     log_bytes: Count = 4_294_967_296
-    """Of one partition.  While it is full, senders get BUSY and keep their messages."""
+    """Of one partition.  While it is full, senders get BUSY and keep their messages.  Dead letters add a quarter."""
     writer_records: Count = 256
     """Log records in one transaction."""
     db_threads: Count = 4
