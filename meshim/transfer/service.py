@@ -67,7 +67,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
             domain=f"transfer-{name}",
             admit=allowlist.admit,
             frame_bytes=topology.limits.bundle_bytes + BUNDLE_OVERHEAD_BYTES,
-            on_batch=lambda batch: shell.driver.receive(e.ConnectorsSent(batch)),
+            on_batch=lambda batch: shell.driver.receive(e.ConnectorsSent(batch, router.user_ids)),
         )
         endpoint = listener.advertise or router.endpoint
         lease = Lease("transfer", name, incarnation, endpoint, keys.public.decode() if keys else "")

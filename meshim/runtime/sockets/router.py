@@ -21,6 +21,9 @@ from meshim.runtime.sockets.pump import (
 )
 from meshim.runtime.sockets.statistics import RouterStatistics
 
+USER_IDS_MAX = 4_096
+"""User ids of connections that are kept; then they are read from the messages again."""
+
 _SEND_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _EVENTS = sum(HANDSHAKE_FAILED) + zmq.EVENT_ACCEPTED + zmq.EVENT_DISCONNECTED
 
@@ -29,6 +32,8 @@ class Router:
     """A bound ROUTER.
 
     `endpoint` is the address that it is bound to; where the port was 0, with the port that the system chose.
+    `user_ids` has, by peer, the user id with which ZAP admitted it: during `on_batch`, of every peer in the batch.  It
+    is None where no key is checked.
     """
 
     def __init__(
@@ -39,7 +44,11 @@ class Router:
         on_batch: Callable[[list[tuple[bytes, bytes]]], None],
         on_closed: Callable[["Router"], None],
         guarding: Guarding | None,
+        *,
+        admits: bool,
     ) -> None:
+        """`admits`: a ZAP handler admits the peers."""
+        self.user_ids: dict[bytes, str] | None = {} if admits else None
         self._loop = loop
         self._socket = socket
         self._on_batch = on_batch
@@ -103,7 +112,9 @@ class Router:
 
     def _take(self) -> bool:
         recv = self._socket.recv
-        guard = self._guard
+        guard, user_ids = self._guard, self.user_ids
+        if user_ids is not None and len(user_ids) > USER_IDS_MAX:
+            user_ids.clear()  # before the batch, never within it
         batch: list[tuple[bytes, bytes]] = []
         size = 0
         full = first = True
@@ -117,6 +128,8 @@ class Router:
                 elif peer[0]:
                     self.statistics.foreign += 1
                 elif guard is None or self._passes(guard, peer, part):
+                    if user_ids is not None and peer not in user_ids:
+                        user_ids[peer] = str(part.get("User-Id"))
                     batch.append((peer, frame))
                     size += len(frame)
                     if size > READ_BYTES_MAX:
