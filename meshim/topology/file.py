@@ -28,11 +28,11 @@ def load(path: Path) -> Topology:
         raise TopologyError(f"{path} does not exist: name a topology file.") from None
     except OSError as error:
         raise TopologyError(f"{path} cannot be read: {error.strerror}.") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise TopologyError(f"{path} is not YAML: {one_line(error)}.") from error
     except msgspec.ValidationError as error:
         where = "" if "`$" in str(error) else " - at `$`"  # msgspec leaves out the path of the root
         raise TopologyError(f"{path}: {error}{where}.") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:  # not UTF-8, no such date or number; too deep
+        raise TopologyError(f"{path} is not YAML: {one_line(error)}.") from error
     except TopologyError as error:
         raise TopologyError(f"{path}: {error}") from error
     return topology
