@@ -129,6 +129,7 @@ class HostileProcess:
         self._control, theirs = spawning.Pipe()
         self._process = spawning.Process(target=attack, args=(theirs, config), daemon=True)
         self._theirs = theirs
+        self._stopping = False
 
     async def start(self) -> None:
         """Start it, and return when it could attack.  Raises MeshimError, as the next ones do."""
@@ -142,11 +143,12 @@ class HostileProcess:
 
     def check(self) -> None:
         """Raise MeshimError when it ended by itself."""
-        if self._process.exitcode is not None:
+        if self._process.exitcode is not None and not self._stopping:
             raise MeshimError("The process of the hostile clients ended by itself: its last words are above.")
 
     async def stop(self) -> dict[str, Tally]:
         """End the attacks; return what the clients of each kind did."""
+        self._stopping = True
         self._control.send("stop")
         tallies: dict[str, Tally] = await self._receive(END_S)
         return tallies

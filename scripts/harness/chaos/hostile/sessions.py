@@ -112,7 +112,7 @@ def _has_room(link: MisbehavingClient) -> bool:
     return link.sent_number - link.acknowledged < WINDOW
 
 
-def _envelope(client: HostileClient, to: int, seq: int, **forged: Any) -> bytes:
+def _envelope(client: HostileClient, to: int, seq: int, /, **forged: Any) -> bytes:
     """An envelope of the phone with other fields in their place, whether or not these decode."""
     made = decode_envelope(text_envelope(client.phone, to, max(1, seq), b"?"))
     return encode_envelope(msgspec.structs.replace(made, **forged))
