@@ -44,7 +44,7 @@ def inspect(path: Path) -> Inspection:
         raise TopologyError(f"{path} does not exist: name a topology file.") from None
     except OSError as error:
         raise TopologyError(f"{path} cannot be read: {error.strerror}.") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:  # not UTF-8, no such date or number; too deep
         raise TopologyError(f"{path} is not YAML: {one_line(error)}.") from error
     if written is None:
         raise TopologyError(f"{path}: It is empty: a topology names connectors, transfers, writers and rest services.")

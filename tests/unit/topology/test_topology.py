@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from meshim import topology
@@ -78,6 +78,12 @@ def test_a_dumped_topology_is_loaded_again(tmp_path_factory: pytest.TempPathFact
 
 
 @given(st.binary(max_size=200))
+@example(b"[" * 12_000)
+@example(b"{a: " * 12_000)
+@example(b"&a [*a]")
+@example(b"connectors: " + b"9" * 5_000)
+@example(b"connectors: 2026-99-99")
+@example(b"? [a]\n: b")
 def test_any_bytes_are_a_topology_or_one_error(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     file = tmp_path_factory.getbasetemp() / "any.yaml"
     file.write_bytes(content)
