@@ -115,8 +115,9 @@ async def _connected(
     """The real ports.  Raises BackendUnavailable when NATS is; the other backends are connected at first use."""
     space = topology.namespace
     leases, nats = connections.leases(), await connections.nats()
+    accounts = SqlAccounts(database)
     return Backends(
-        accounts=SqlAccounts(database),
+        accounts=accounts,
         leases=leases,
         presence=RedisPresence(redis, space),
         cache=RedisSessionCache(redis, space, account_ttl_s=topology.timers.token_ttl_s),
