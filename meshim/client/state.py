@@ -155,6 +155,8 @@ class StateFile:
             self._prepare()
             self.latest: int = self._one("SELECT coalesce(max(turn), 0) FROM inbox")
             """The number of the message that was released last; 0 before the first one."""
+            self.unread_bytes: int = self._one("SELECT coalesce(sum(length(envelope)), 0) FROM inbox WHERE turn > 0")
+            """Of the messages that the application can read and has not handled."""
             self.epoch: int = self._one("SELECT value FROM meta WHERE key = 'epoch'")
             """53 random bits, made with the file."""
         except sqlite3.DatabaseError as error:
@@ -317,10 +319,10 @@ class StateFile:
 
     def _release(self, change: Release) -> None:
         self.latest += 1
-        self._db.execute(
-            "UPDATE inbox SET turn = ?, flag = ? WHERE stream = ? AND seq = ?",
-            (self.latest, change.flag, _pack(change.stream), change.seq),
-        )
+        self.unread_bytes += self._one(
+            "UPDATE inbox SET turn = ?, flag = ? WHERE stream = ? AND seq = ? RETURNING length(envelope)",
+            self.latest, change.flag, _pack(change.stream), change.seq,
+        )  # fmt: skip
 
     def _drop_from_inbox(self, change: DropFromInbox) -> None:
         self._db.execute("DELETE FROM inbox WHERE stream = ? AND seq = ?", (_pack(change.stream), change.seq))
@@ -361,7 +363,9 @@ class StateFile:
         self._db.execute("PRAGMA synchronous=NORMAL")
         try:
             with self._transaction():
-                self._db.executemany("DELETE FROM inbox WHERE turn = ?", [(number,) for number in numbers])
+                delete = "DELETE FROM inbox WHERE turn = ? RETURNING length(envelope)"
+                handled_bytes = sum(self._one(delete, number) or 0 for number in numbers)
+            self.unread_bytes -= handled_bytes
         finally:
             self._db.execute(f"PRAGMA {_DURABLE}")
 
