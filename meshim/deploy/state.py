@@ -102,7 +102,7 @@ def explained(data: DataFolder) -> Iterator[None]:
     except OSError as error:
         reason = one_line(error.strerror or error)
         raise MeshimError(
-            f"The mesh cannot start on {data.root} ({reason}): it has to be writable, with room."
+            f"The mesh cannot start on {data.root} ({reason}): make room there, and let this user write."
         ) from error
 
 

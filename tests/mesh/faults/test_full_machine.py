@@ -133,5 +133,4 @@ async def test_h10_a_start_on_a_full_disk_is_one_sentence(disk: SmallDisk, tmp_p
     done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=DEADLINE_S)
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
-    why = "No space left on device"
-    assert last == f"meshim: The mesh cannot start on {disk.folder} ({why}): it has to be writable, with room."
+    assert last.startswith(f"meshim: The mesh cannot start on {disk.folder} (No space left on device): make room there")
