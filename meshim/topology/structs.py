@@ -32,7 +32,8 @@ class Security(Frozen, frozen=True, forbid_unknown_fields=True):
     curve: bool = True
     """CURVE on every ZeroMQ link.  Turn it off for measurements on one machine only."""
     master_key_file: str | None = None
-    """The file of the key that wraps relation keys at rest (mode 0600); null: `master.key` in the data folder."""
+    """The file of the key that wraps relation keys at rest (mode 0600); null: `master.key` in the data folder.  The
+    first REST process of a mesh makes it; every other one needs a copy."""
     connector_key_file: str | None = None
     """The file of the CURVE key pair that every connector shows to clients (mode 0600), so that they reach any of them
     behind one address; `meshim key new` makes it.  null: each connector makes a key pair at its start."""
@@ -175,7 +176,7 @@ class Limits(Frozen, frozen=True, forbid_unknown_fields=True):
     sync_page_bytes: Count = 1_048_576
     presence_cache: Count = 200_000
     partitions: Count = 4
-    """Parts of the log, each with a fixed share of the recipients.  Never change it on a mesh with data."""
+    """Parts of the log, each with a fixed share of the recipients.  The database records it; it can never change."""
     log_bytes: Count = 4_294_967_296
     """Of one partition.  While it is full, senders get BUSY and keep their messages.  Dead letters add a quarter."""
     writer_records: Count = 256
@@ -193,7 +194,7 @@ class Topology(Frozen, frozen=True, forbid_unknown_fields=True):
     writers: tuple[Worker, ...]
     rest: tuple[RestListener, ...]
     namespace: Name = "meshim"
-    """First part of every Redis key, NATS subject and stream name."""
+    """First part of every Redis key, NATS subject and stream name.  The database records it; it can never change."""
     backends: Backends = Backends()
     durability: Durability = Durability()
     security: Security = Security()

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import redis
 
 from meshim import topology
+from meshim.deploy.embedded import Valkey
 from meshim.deploy.pdeathsig import die_with_parent
 from meshim.stores.sql import migrate
 from meshim.topology import Backends, Limits, RestListener, Topology
-from tests.servers import MariaDB
+from tests.servers import MariaDB, running
 
 _DEADLINE_S = 60.0
 
@@ -143,6 +145,19 @@ def test_no_role_starts_on_a_database_without_tables(tmp_path: Path, mesh: Topol
     for role in (("writer", "w1"), ("connector", "c1"), ("rest", "r1")):
         assert host.refusal(*role) == "The database has no tables, or old ones: run `meshim db upgrade`.", role
     assert not (host.data / "master.key").exists()
+
+
+def test_a_redis_that_evicts_is_refused(tmp_path: Path, mesh: Topology) -> None:
+    recipe = Valkey(tmp_path / "valkey")
+    with running(recipe) as server:
+        with redis.Redis.from_url(server.url) as client:
+            client.config_set("maxmemory", "64mb")
+            client.config_set("maxmemory-policy", "allkeys-lru")
+        backends = msgspec.structs.replace(mesh.backends, redis=server.url)
+        host = Host(tmp_path / "host", msgspec.structs.replace(mesh, backends=backends))
+        sentence = host.refusal("transfer", "t1")
+    assert "Redis runs with `maxmemory-policy allkeys-lru`" in sentence
+    assert "durability.weak: warn" in sentence
 
 
 def test_a_database_that_comes_later_is_checked_then(
