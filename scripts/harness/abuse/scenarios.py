@@ -74,7 +74,11 @@ GROUPS: dict[str, tuple[Scenario, ...]] = {
             "free_frames", expected=(("sent", 400), ("connections", 2)), at_most=(("counted_greeted", 20_000),),
         ),
         Scenario("huge_frames", expected=(("sent", 2),)),
-        Scenario("endless_parts", grown_mib=400, curve=False, transports=("zeromq",), expected=(("sent_mib", 64),)),
+        Scenario("endless_parts", grown_mib=96, curve=False, transports=("zeromq",), expected=(("sent_mib", 64),)),
+        Scenario(
+            "unfinished_messages", size=200, grown_mib=96, curve=False, transports=("zeromq",),
+            expected=(("connections", 50), ("sent_mib", 64)),
+        ),
         Scenario(
             "undecodable_frames", expected=(("sent", 1_000), ("counted_malformed", 100)),
             at_most=(("counted_malformed", 50_000),),
