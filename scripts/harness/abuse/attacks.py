@@ -255,6 +255,24 @@ async def greeting_storm(zmq_context: ZmqContext, options: AttackOptions) -> Cou
     }  # fmt: skip
 
 
+async def repeated_greetings(zmq_context: ZmqContext, options: AttackOptions) -> Counts:
+    """Greet with one token over and over, on `size` connections at once."""
+    stop_at = time.monotonic() + options.seconds
+    counts: Counts = {"greetings": 0, "welcomed": 0}
+
+    async def greet() -> None:
+        while time.monotonic() < stop_at:
+            client = MisbehavingClient(zmq_context, options.connector, options.users[0])
+            counts["greetings"] += 1
+            with suppress(*NOT_WELCOMED):
+                await client.welcome()
+                counts["welcomed"] += 1
+            client.close()
+
+    await asyncio.gather(*(greet() for _ in range(options.size)))
+    return counts
+
+
 async def login_storm(_: ZmqContext, options: AttackOptions) -> Counts:
     """Log in `size` users at once by password, the most expensive REST call; retry as `retry_after` says."""
     password = secrets.token_hex(16)
@@ -314,7 +332,7 @@ ATTACKS: dict[str, Attack] = {
     function.__name__: function
     for function in (
         never_reads, window_overrun, endless_submits, free_frames, huge_frames, endless_parts, unfinished_messages,
-        undecodable_frames, reconnecting_strangers, never_greets, greeting_storm, login_storm, large_sync,
-        slow_requests, endless_headers,
+        undecodable_frames, reconnecting_strangers, never_greets, greeting_storm, repeated_greetings, login_storm,
+        large_sync, slow_requests, endless_headers,
     )
 }  # fmt: skip

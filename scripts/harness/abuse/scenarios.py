@@ -88,6 +88,10 @@ GROUPS: dict[str, tuple[Scenario, ...]] = {
             expected=(("connections", 2_000),),
             at_most=(("counted_websocket_opened", 30_000), ("counted_malformed", 30_000)),
         ),
+        Scenario(
+            "repeated_greetings", size=20, files_left=2_000,
+            expected=(("greetings", 300), ("counted_greetings_limited", 100)), at_most=(("counted_greeted", 260),),
+        ),
         Scenario("never_greets", seconds=30.0, size=3_000, grown_mib=160, expected=(("connections", 3_000),)),
     ),
     "rest": (
