@@ -72,6 +72,7 @@ def options_of(topology: Topology) -> ConnectorOptions:
         session_queue=limits.session_queue,
         session_bytes=4 * limits.sync_page_bytes,
         session_rate=limits.session_rate,
+        greetings_per_s=limits.greetings_per_s,
         silence_max_s=timers.client_silence_max_s,
         defer_s=timers.delivery_timeout_s,
         relation_ttl_s=(1 - CACHED_SHARE) * timers.relation_ttl_s,

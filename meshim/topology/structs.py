@@ -164,6 +164,8 @@ class Limits(Frozen, frozen=True, forbid_unknown_fields=True):
     """Envelopes that may wait for one device in its connector."""
     session_rate: Count = 2_000
     """Messages that one device may submit in a second; a message above 2 KiB counts as several."""
+    greetings_per_s: Count = 10
+    """Greetings with one token that one connector takes in a second; of ten seconds also at once."""
     sessions: Count = 9_000
     """Connected devices of one connector (a connection needs up to two file descriptors)."""
     devices_per_user: Count = 10

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import zmq
 
 from meshim.runtime.send_result import SendResult
-from meshim.runtime.sockets.guard import CHECK_MEMORY_S, CHECK_S, Guard, Guarding
+from meshim.runtime.sockets.guard import CHECK_MEMORY_S, CHECK_S, CHECK_STRANGERS_S, Guard, Guarding
 from meshim.runtime.sockets.pump import (
     HANDSHAKE_FAILED,
     NOBLOCK,
@@ -71,7 +71,7 @@ class Router:
         self._pump = Pump(loop, socket, self._take)
         if self._guard is not None:
             self._checked_at = loop.time()
-            self._timer = loop.call_later(CHECK_MEMORY_S, self._watch, self._guard)
+            self._watch_later(self._guard)
 
     def send(self, peer: bytes, frame: bytes) -> SendResult:
         """Queue one frame for a peer, and return what became of it; never waits.  GONE after `close`."""
@@ -127,13 +127,15 @@ class Router:
                     self.statistics.malformed += 1
                 elif peer[0]:
                     self.statistics.foreign += 1
-                elif guard is None or self._passes(guard, peer, part):
+                elif guard is None or self._may_pass(guard, peer, part) or self._is_forgiven(guard, peer, batch):
                     if user_ids is not None and peer not in user_ids:
                         user_ids[peer] = str(part.get("User-Id"))
                     batch.append((peer, frame))
                     size += len(frame)
                     if size > READ_BYTES_MAX:
                         break
+                elif self._socket.closed:  # by what was handed over within `_is_forgiven`
+                    return False
                 if first and not is_readable(self._socket):  # under low load most reads find one frame
                     full = False
                     break
@@ -144,7 +146,7 @@ class Router:
             self._on_batch(batch)
         return full
 
-    def _passes(self, guard: Guard, peer: bytes, frame: zmq.Frame) -> bool:
+    def _may_pass(self, guard: Guard, peer: bytes, frame: zmq.Frame) -> bool:
         connection = guard.connection(peer)
         if connection is None:
             # libzmq reported the descriptor of the connection before this first frame.
@@ -152,6 +154,17 @@ class Router:
             connection = guard.first_frame(peer, int(frame.get(zmq.SRCFD)))
         # Without one: a last frame of a connection that has ended meanwhile.
         return connection is None or guard.may_pass(connection, len(frame))
+
+    def _is_forgiven(self, guard: Guard, peer: bytes, batch: list[tuple[bytes, bytes]]) -> bool:
+        """Hand over the batch, with which the peer may have greeted; then ask whether it may send what it does."""
+        connection = guard.connection(peer)
+        if connection is None or connection.cut:
+            return False
+        if batch:
+            before = batch.copy()
+            batch.clear()
+            self._on_batch(before)
+        return not self._socket.closed and guard.is_forgiven(connection)
 
     def _peer_gone(self, peer: bytes) -> None:
         """Report the peer when its last frames have been read: libzmq reports the end of a connection before them."""
@@ -173,13 +186,21 @@ class Router:
         if now - self._checked_at >= CHECK_S:
             self._checked_at = now
             guard.check(now)
-        self._timer = self._loop.call_later(CHECK_MEMORY_S, self._watch, guard)
+        self._watch_later(guard)
+
+    def _watch_later(self, guard: Guard) -> None:
+        self._watches_closely = guard.has_strangers
+        delay_s = CHECK_STRANGERS_S if self._watches_closely else CHECK_MEMORY_S
+        self._timer = self._loop.call_later(delay_s, self._watch, guard)
 
     def _on_event(self, event: int, value: int) -> None:
         if event == zmq.EVENT_ACCEPTED:
             self.statistics.accepted += 1
             if self._guard is not None:
                 self._guard.accepted(value, self._loop.time())
+                if not self._watches_closely:
+                    self._timer.cancel()
+                    self._watch_later(self._guard)
         elif event == zmq.EVENT_DISCONNECTED:
             self.statistics.lost += 1
             if self._guard is not None:
