@@ -22,6 +22,8 @@ class Percentiles(NamedTuple):
     messages: int
     p50_ms: float
     p99_ms: float
+    cut: int = 0
+    """How many times a device lost its connection, other than because its user left."""
 
 
 class Latencies:
@@ -34,6 +36,7 @@ class Latencies:
         """By message: when, on which device, of which user."""
         self._online: defaultdict[str, list[list[float]]] = defaultdict(list)
         """By device, the intervals in which it was online."""
+        self._cut: list[float] = []
 
     def add(self, record: Record) -> None:
         """Take in a record; those of one device have to come in their order."""
@@ -42,6 +45,8 @@ class Latencies:
                 self._sends[record["message"]] = record["at"], record["device"], record["to"]
             case "seen":
                 self._seen[record["message"]].append((record["at"], record["device"], record["user"]))
+            case "note" if "connector" in record and record["connector"] is None:
+                self._cut.append(record["at"])
             case "online":
                 self._online[record["device"]].append([record["at"], inf])
             case "offline" | "killed":
@@ -56,14 +61,14 @@ class Latencies:
                 continue  # that a message is missing is for the judge
             if self._stayed(device, at, seen[0]) and self._stayed(seen[1], at, seen[0]):
                 took_s.append(seen[0] - at)
-        return _percentiles(sorted(took_s))
+        return _percentiles(sorted(took_s), sum(began <= at < ended for at in self._cut))
 
     def _stayed(self, device: str, since: float, until: float) -> bool:
         return any(came <= since - SETTLED_S and until <= left for came, left in self._online[device])
 
 
-def _percentiles(ordered_s: list[float]) -> Percentiles:
+def _percentiles(ordered_s: list[float], cut: int) -> Percentiles:
     def at(share: float) -> float:
         return round(1_000 * ordered_s[min(len(ordered_s) - 1, int(share * len(ordered_s)))], 1) if ordered_s else 0.0
 
-    return Percentiles(len(ordered_s), at(0.5), at(0.99))
+    return Percentiles(len(ordered_s), at(0.5), at(0.99), cut)

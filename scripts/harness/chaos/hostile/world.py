@@ -114,6 +114,6 @@ class World:
             addresses |= {f"{connector.name} zeromq": connector.endpoint, f"{connector.name} websocket": connector.url}
         state = read(DataFolder(self.config.data))
         assert state is not None, "the mesh runs"
-        addresses |= {role.name: role.endpoint for role in state.roles if role.role == "transfer" and role.endpoint}
-        found = {name: urlsplit(address) for name, address in addresses.items()}
+        addresses |= {role.name: role.endpoint or "" for role in state.roles if role.role == "transfer"}
+        found = {name: urlsplit(address) for name, address in addresses.items() if address}
         return {name: (each.hostname or "", each.port or 0) for name, each in found.items()}
