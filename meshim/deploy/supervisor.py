@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from meshim.addresses import is_wildcard
 from meshim.deploy import state
 from meshim.deploy.child import BackendChild, RoleChild
 from meshim.deploy.embedded import Nats, Valkey, embedded_log_bytes
@@ -120,7 +121,7 @@ class _Mesh:
         self._write_topology()
         self._roles = [self._role(role, member.name) for role, member in _members(self._topology)]
         await _gather(role.start() for role in self._roles)
-        self.api = next(role.endpoint for role in self._roles if role.kind == "rest" and role.endpoint)
+        self.api = reachable(next(role.endpoint for role in self._roles if role.kind == "rest" and role.endpoint))
         self._phase = Phase.RUNNING
         self._write_state()
 
@@ -226,6 +227,15 @@ class _Mesh:
             for r in self._roles
         ]
         return MeshState(os.getpid(), self._phase, self.api or None, roles, backends)
+
+
+def reachable(url: str) -> str:
+    """Return the URL by which this host reaches a server that listens on all addresses; any other URL as it is."""
+    parts = urlsplit(url)
+    if not is_wildcard(parts.hostname or ""):
+        return url
+    host = "[::1]" if ":" in (parts.hostname or "") else "127.0.0.1"
+    return f"{parts.scheme}://{host}:{parts.port}"
 
 
 def _members(topology: Topology) -> Iterator[tuple[str, Listener | Worker | RestListener]]:

@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Iterator
-from ipaddress import ip_address
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from meshim.addresses import is_wildcard
 from meshim.topology.finding import Finding
 from meshim.topology.structs import ConnectorListener, Listener, RestListener, Topology, WebSocketListener, Worker
 
@@ -188,13 +188,3 @@ def _websocket_address(url: str) -> tuple[str, int]:
     if parts.query or parts.fragment or "@" in parts.netloc:
         raise ValueError("there is more than host, port and path")
     return parts.hostname, {"ws": 80, "wss": 443}[parts.scheme] if parts.port is None else parts.port
-
-
-def is_wildcard(host: str) -> bool:
-    """Whether the host stands for all addresses of a machine."""
-    if host == "*":
-        return True
-    try:
-        return ip_address(host).is_unspecified
-    except ValueError:  # a name
-        return False

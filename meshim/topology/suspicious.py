@@ -56,7 +56,7 @@ def readable_passwords(topology: Topology, file: Path) -> Iterator[Finding]:
     mode = stat.S_IMODE(file.stat().st_mode)
     names = [name for name, parts in _backend_urls(topology) if parts.password]
     if names and mode & stat.S_IROTH:
-        text = f"The file holds a password, and every user of this host can read it (mode {mode:04o}): chmod 600 {file}"
+        text = f"The file holds a password, and every user here can read it (mode {mode:04o}): run chmod 600 on it"
         yield Finding(f"$.backends.{names[0]}", text)
 
 

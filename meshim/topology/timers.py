@@ -32,6 +32,7 @@ _BELOW = (
     _Below(1, "lease_ttl_s", "partition_lease_s", "a partition changes hands before its writer counts as dead"),
     _Below(2, "mesh_heartbeat_s", "mesh_silence_s", "one lost heartbeat cuts a link"),
     _Below(50, "outcome_delay_s", "delivery_timeout_s", "senders wait longer for outcomes than deliveries take"),
+    _Below(1, "token_ttl_s", "device_idle_s", "the token of a device that was dropped is still taken"),
     _Below(2, "client_heartbeat_s", "client_silence_s", "one lost heartbeat cuts a client"),
 )
 _TIMES = {1: "Its value of", 2: "Twice", 50: "Fifty times"}

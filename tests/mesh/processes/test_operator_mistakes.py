@@ -42,7 +42,7 @@ class Host:
     def refusal(self, *role: str) -> str:
         """Start a process that must be refused; return what it says."""
         done = meshim(*self.command(*role))
-        assert (done.returncode, done.stdout) == (2, ""), done.stderr
+        assert done.returncode == 2, done.stderr  # on a busy machine it may have been ready before
         *_, sentence = done.stderr.splitlines()
         assert sentence.startswith("meshim: ")
         return sentence.removeprefix("meshim: ")

@@ -108,6 +108,19 @@ def is_gone(pid: int) -> bool:
         return True
 
 
+@pytest.mark.parametrize(
+    ("url", "announced"),
+    [
+        ("http://0.0.0.0:8100", "http://127.0.0.1:8100"),
+        ("http://[::]:8100", "http://[::1]:8100"),
+        ("http://198.51.100.7:8100", "http://198.51.100.7:8100"),
+        ("http://127.0.0.1:8100", "http://127.0.0.1:8100"),
+    ],
+)
+def test_the_url_that_is_announced_can_be_used_on_this_host(url: str, announced: str) -> None:
+    assert supervisor.reachable(url) == announced
+
+
 async def test_a_mesh_starts_all_processes_and_leaves_none_behind(data: DataFolder) -> None:
     with running(topology_of(), data) as process:
         mesh = shown(data)

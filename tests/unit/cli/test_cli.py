@@ -208,7 +208,7 @@ def test_up_logs_each_warning_at_its_start(meshim: Meshim, tmp_path: Path, monke
     assert code == 0
     assert [line.split()[1:5] for line in error.splitlines()] == [["warning", "mesh", "up", "suspicious-topology"]] * 2
     assert "is that of the example" in error
-    assert "chmod 600 topology.yaml" in error
+    assert "run chmod 600 on it" in error
 
 
 def test_the_exit_status_of_warnings_is_in_the_help(meshim: Meshim) -> None:

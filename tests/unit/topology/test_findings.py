@@ -138,7 +138,7 @@ def test_the_placeholders_of_the_shipped_file_are_warned_about() -> None:
     found = topology.inspect(ROOT / "topology.mysql.yaml")
     assert found.faults == []
     text = {warning.path: warning.text for warning in found.warnings}["$.backends.sql"]
-    assert "'change-me'" in text or "every user of this host can read it" in text
+    assert "'change-me'" in text or "every user here can read it" in text
     assert any("'change-me' is that of the example" in warning.text for warning in found.warnings)
 
 
@@ -202,5 +202,5 @@ def test_a_file_with_a_password_that_every_user_can_read(
     found = warnings(tmp_path, mesh, mode)
     assert bool(found) == (warned and password != "")
     if found:
-        assert re.search(rf"every user .* \(mode {mode:04o}\): chmod 600 ", found["$.backends.sql"])
+        assert re.search(rf"every user .* \(mode {mode:04o}\): run chmod 600 on it", found["$.backends.sql"])
     assert "secret" not in str(found)

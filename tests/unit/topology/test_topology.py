@@ -226,6 +226,7 @@ def refusal(tmp_path: Path, old: str, new: str) -> str:
         ("client_silence_max_s: 150.0", "client_silence_max_s: 2147484", "`$.timers.client_silence_max_s`", "31 bits"),
         ("outcome_delay_s: 0.003", "outcome_delay_s: 0.05", "`$.timers.outcome_delay_s`", "Fifty times 0.05 s"),
         ("publish_timeout_s: 2.0", "publish_timeout_s: 4", "`$.timers.publish_timeout_s`", "every client waits (4 s)"),
+        ("token_ttl_s: 2592000.0", "token_ttl_s: 7776000", "`$.timers.token_ttl_s`", "that was dropped is still taken"),
         ("client_heartbeat_s: 10.0", "client_heartbeat_s: 13", "`$.timers.client_heartbeat_s`", "cuts a client"),
         ("presence_silence_s: 5.0", "presence_silence_s: 3", "`$.timers.presence_silence_s`", "two answers of Redis"),
         ("partition_lease_s: 6.0", "partition_lease_s: 3", "`$.timers.lease_ttl_s`", "partition_lease_s"),
