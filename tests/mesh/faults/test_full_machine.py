@@ -130,6 +130,7 @@ async def test_h10_roles_without_descriptors_go_on_and_recover(tmp_path: Path) -
                 await meanwhile.wait_sent()
             assert await receive_texts(bob, 2) == ["before", "meanwhile"]
             await until(lambda: mesh.linked(), "the connector has no link")
+            await until(lambda: mesh.counter_sum("sockets_refused") > 0, "it is not counted")
         after = mesh.role_pids()
         assert after.pop("t1") != before.pop("t1")
         assert after == before
