@@ -37,7 +37,8 @@ class Code(enum.IntEnum):
     BAD_TOKEN = 4
     """The token is unknown, expired or revoked: log in again."""
     IMPERSONATION = 5
-    """The envelope names another user, device or epoch than the session's."""
+    """The envelope names another user, device or epoch than the session's, or a Hello another incarnation than that of
+    its key."""
     NOT_FRIENDS = 6
     """Sender and recipient are not friends."""
     NO_SUCH_RECIPIENT = 7

@@ -16,12 +16,13 @@ import rich_click as click
 
 from meshim import topology as topologies
 from meshim.cli.next_step import next_step
-from meshim.cli.options import data_option, load, topology_option
+from meshim.cli.options import data_option, load, log_warnings, topology_option
 from meshim.deploy import state, supervisor
 from meshim.deploy.probe import check_storing, probe
 from meshim.deploy.state import DataFolder, MeshState, Phase, RoleState
 from meshim.errors import BackendUnavailable, MeshimError, UsageError
 from meshim.runtime import counters
+from meshim.runtime.log import get as get_log
 from meshim.stores.durability import Setting, Verdict
 
 _ENDED = "The mesh has ended."
@@ -36,6 +37,7 @@ _DOWN_S = 60.0
 def up(file: Path | None, data: DataFolder, detach: bool) -> None:
     """Run a whole mesh: embedded backends, the database's tables, every role."""
     topology = load(file)
+    log_warnings(file, get_log("mesh", "up"))
     if detach:
         api = _up_detached(file, data)
         print(f"{_ready(api)}\n{next_step(api, data)}")
@@ -120,7 +122,7 @@ class BackendStatus(msgspec.Struct, frozen=True):
     reason: str | None
     """Why it is not reachable, or does not store."""
     settings: list[Setting]
-    """The settings that decide whether acknowledged writes survive a power loss."""
+    """The settings that decide whether the backend keeps what it has acknowledged."""
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -225,7 +227,7 @@ def _table(shown: Status) -> str:
         elif backend.stores is False:
             where = f"does not store: {backend.reason}"
         rows.append((backend.name, "backend", backend.state, _or_dash(backend.pid), str(backend.restarts), where))
-    settings = [("BACKEND", "SETTING", "VALUE", "SAFE FROM A LOSS OF POWER")]
+    settings = [("BACKEND", "SETTING", "VALUE", "SAFE")]
     settings.extend(
         (setting.backend, setting.name, setting.value or "-", _safe(setting))
         for backend in shown.backends
@@ -258,8 +260,17 @@ def topology() -> None:
 @topology.command()
 @click.argument("file", type=click.Path(path_type=Path))
 def check(file: Path) -> None:
-    """Say whether FILE is a topology, and otherwise what is wrong with it and where."""
-    mesh = topologies.load(file)
+    """Say whether FILE is a topology, and otherwise everything that is wrong with it, and where.
+
+    A fault keeps a mesh from starting: the exit status is 2. A warning is about a file that works and is probably not
+    meant so: with warnings alone the exit status is 0.
+    """
+    mesh, faults, warnings = topologies.inspect(file)
+    for kind, findings in (("fault", faults), ("warning", warnings)):
+        for finding in findings:
+            print(f"{kind}: {finding.sentence}")
+    if faults or mesh is None:
+        raise UsageError(f"{file} is not a topology: {len(faults)} fault{'s' * (len(faults) > 1)}, see above.")
     counts = (
         f"{len(mesh.connectors)} connectors, {len(mesh.transfers)} transfers, "
         f"{len(mesh.writers)} writers, {len(mesh.rest)} rest"
@@ -277,12 +288,13 @@ def db() -> None:
 @data_option
 def upgrade(file: Path | None, data: DataFolder) -> None:
     """Bring the database's tables to this version; `meshim up` does it too."""
-    url = load(file).backends.sql
+    topology = load(file)
+    url = topology.backends.sql
     if url == "embedded":
         data.create()
         url = data.sqlite_url
     asyncio.run(probe(url))
-    supervisor.upgrade_database(url)
+    supervisor.upgrade_database(url, topology)
     print("The database is up to date.")
 
 

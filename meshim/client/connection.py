@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal, TypeAlias
 from urllib.parse import urlsplit
 
+from meshim.addresses import is_loopback
 from meshim.client import events as e
 from meshim.errors import ApiError, BackendUnavailable, Code, PeerError, Refused, as_sentence
-from meshim.runtime.addresses import is_loopback
 from meshim.runtime.driver import Driver
 from meshim.runtime.sockets import Context, Dealer
 from meshim.runtime.websocket import WebSocketClient

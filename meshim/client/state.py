@@ -22,8 +22,6 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
-import msgspec
-
 from meshim.client.events import (
     AddToInbox,
     AddToOutbox,
@@ -41,6 +39,7 @@ from meshim.client.events import (
 )
 from meshim.client.state_lock import check_folder, lock
 from meshim.errors import ClientClosed, UsageError
+from meshim.wire import codec
 from meshim.wire.envelope import Destination, Stream
 
 _APPLICATION = 0x6D657368
@@ -81,10 +80,10 @@ INSERT INTO meta VALUES ('epoch', random() & 0x1fffffffffffff);
 _Arguments = ParamSpec("_Arguments")
 _Answer = TypeVar("_Answer")
 
-_pack = msgspec.msgpack.Encoder().encode
-_destination = msgspec.msgpack.Decoder(Destination).decode
-_stream = msgspec.msgpack.Decoder(Stream).decode
-_ranges = msgspec.msgpack.Decoder(tuple[tuple[int, int], ...]).decode
+_destination: Callable[[bytes], Destination] = codec.decoder(Destination)
+_stream: Callable[[bytes], Stream] = codec.decoder(Stream)
+_ranges: Callable[[bytes], tuple[tuple[int, int], ...]] = codec.decoder(tuple[tuple[int, int], ...])
+_pack = codec.encode
 
 
 class Received(NamedTuple):

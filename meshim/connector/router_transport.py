@@ -18,6 +18,11 @@ UNAUTHENTICATED_MAX = 4_096
 UNAUTHENTICATED_FRAMES = 128
 """A greeting takes one; an ended session still has a window or two under way."""
 UNAUTHENTICATED_BYTES = 4 << 20
+"""Of an ended session."""
+GREETING_BYTES = 16_384
+"""Of a connection that never had one: its handshake and a greeting take some hundred."""
+UNFINISHED_BYTES = 64 << 20
+"""Of all connections without a session: unfinished messages, and what was not read yet."""
 
 
 class RouterTransport:
@@ -77,5 +82,7 @@ def guarding(limits: Limits, is_authenticated: Callable[[bytes], bool], transpor
         unauthenticated_s=2 * HANDSHAKE_S,
         unauthenticated_frames=UNAUTHENTICATED_FRAMES,
         unauthenticated_bytes=UNAUTHENTICATED_BYTES,
+        greeting_bytes=GREETING_BYTES,
+        unfinished_bytes=UNFINISHED_BYTES,
         unread_bytes=2 * limits.client_window * limits.frame_bytes,
     )

@@ -18,7 +18,7 @@ from meshim.deploy.pdeathsig import die_with_parent
 from meshim.deploy.probe import probe
 from meshim.deploy.process import Process
 from meshim.deploy.state import Phase
-from meshim.errors import BackendUnavailable, MeshimError
+from meshim.errors import BackendUnavailable, MeshimError, UsageError
 from meshim.runtime.log import get as get_log
 
 _READY_S = 30.0
@@ -29,6 +29,8 @@ _PAUSE_MAX_S = 10.0
 _STEADY_S = 30.0
 """A child that ran this long started well: its next pause is `_PAUSE_FIRST_S` again."""
 _PORT_ATTEMPTS = 3
+_EXIT_USAGE = 2
+"""The exit code of a role that a person can correct (cli/main.py)."""
 _LOG_MAX_BYTES = 16 << 20
 
 
@@ -55,7 +57,10 @@ class Child(ABC):
         return self._process.pid if self._process is not None and self._process.returncode is None else None
 
     async def start(self) -> None:
-        """Start the process and return when it is ready; raises `MeshimError` with the reason when it is not."""
+        """Start the process and return when it is ready.
+
+        Raises `MeshimError` with the reason when it is not; `UsageError` when it ended because of wrong usage.
+        """
         self._set_state(Phase.STARTING)
         self._started_at = time.monotonic()  # also of a start that fails: the next pause must be longer
         try:
@@ -66,7 +71,9 @@ class Child(ABC):
             self._set_state(Phase.RUNNING)
             return
         await self.stop(_KILL_S)
-        raise MeshimError(f"The {self.kind} {self.name} did not start: {reason.rstrip('.')} (log: {self._log}).")
+        code = self._process.returncode if self._process is not None else None
+        kind = UsageError if self._prints_ready and code == _EXIT_USAGE else MeshimError
+        raise kind(f"The {self.kind} {self.name} did not start: {reason.rstrip('.')} (log: {self._log}).")
 
     async def _reason_not_started(self) -> str | None:
         """Start the process; return None when it is ready, else why it is not."""

@@ -19,7 +19,7 @@ import msgspec
 
 from meshim.deploy import state
 from meshim.deploy.child import BackendChild, RoleChild
-from meshim.deploy.embedded import Nats, Valkey
+from meshim.deploy.embedded import Nats, Valkey, embedded_log_bytes
 from meshim.deploy.probe import probe, public
 from meshim.deploy.state import BackendState, DataFolder, MeshState, Phase, RoleState
 from meshim.deploy.storage_watchdog import StorageWatchdog
@@ -43,11 +43,15 @@ def role_command(role: str, name: str, data: DataFolder) -> list[str]:
     return [sys.executable, "-P", "-m", "meshim", role, name, "-t", str(data.topology), "--data", str(data.root)]
 
 
-def upgrade_database(url: str) -> None:
-    """Upgrade the tables of the database to this version."""
-    from meshim.stores.sql import migrate  # here: SQLAlchemy and Alembic are slow to import
+def upgrade_database(url: str, topology: Topology) -> None:
+    """Upgrade the tables of the database to this version, and compare the topology with what the mesh never changes.
+
+    Call it in a thread without an event loop.  Raises `UsageError` and `BackendUnavailable`.
+    """
+    from meshim.stores.sql import mesh_record, migrate  # here: SQLAlchemy and Alembic are slow to import
 
     migrate.upgrade(url)
+    asyncio.run(mesh_record.agree_at(url, topology.namespace, topology.limits.partitions))
 
 
 async def run(
@@ -56,7 +60,7 @@ async def run(
     announce: Callable[[str], None],
     *,
     command: RoleCommand = role_command,
-    upgrade: Callable[[str], None] = upgrade_database,
+    upgrade: Callable[[str, Topology], None] = upgrade_database,
 ) -> None:
     """Run the mesh until SIGTERM, SIGINT or SIGHUP; call `announce` with the URL of REST once all roles are ready.
 
@@ -84,7 +88,12 @@ class _Mesh:
     """The child processes, and the state file that describes them."""
 
     def __init__(
-        self, topology: Topology, data: DataFolder, lock: int, command: RoleCommand, upgrade: Callable[[str], None]
+        self,
+        topology: Topology,
+        data: DataFolder,
+        lock: int,
+        command: RoleCommand,
+        upgrade: Callable[[str, Topology], None],
     ) -> None:
         self.api = ""
         self._topology = topology
@@ -107,7 +116,7 @@ class _Mesh:
     async def start(self) -> None:
         _check_addresses(self._topology)
         await self._start_backends()
-        await asyncio.to_thread(self._upgrade, self._urls["sql"])
+        await asyncio.to_thread(self._upgrade, self._urls["sql"], self._topology)
         self._write_topology()
         self._roles = [self._role(role, member.name) for role, member in _members(self._topology)]
         await _gather(role.start() for role in self._roles)
@@ -139,8 +148,7 @@ class _Mesh:
         if wanted.redis == "embedded":
             self._backends["redis"] = self._backend(Valkey(self._data.root / "valkey"))
         if wanted.nats == "embedded":
-            # The partitions of the offline log, and room of two more for the other streams.
-            store_bytes = (limits.partitions + 2) * limits.log_bytes
+            store_bytes = embedded_log_bytes(limits.partitions, limits.log_bytes)
             self._nats = Nats(self._data.root / "nats", store_bytes=store_bytes)
             child = self._backends["nats"] = self._backend(self._nats)
             self._watchdog = self._storage_watchdog(child)

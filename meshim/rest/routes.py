@@ -27,11 +27,11 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import ResponseSpec
 from litestar.params import FromPath, FromQuery, JSONBody
 
+from meshim.addresses import is_loopback
 from meshim.rest.core import FriendAction, refusal
 from meshim.rest.friends import Friends
 from meshim.rest.readiness import Readiness
 from meshim.rest.sessions import Sessions, bearer_hash
-from meshim.runtime.addresses import is_loopback
 from meshim.stores.ports import Login
 from meshim.wire import rest
 from meshim.wire.bounds import Id as UserId

@@ -44,11 +44,11 @@ class Context:
         """Bind a ROUTER; `on_batch` gets (peer, frame) pairs in the order of arrival.
 
         With `keys` (CURVE) only peers that know the public key can connect.  `admit` then decides by the peer's own
-        key, and `domain` must be a name that no other socket uses.  Without `admit` every key is accepted: the link is
-        still encrypted, and each connection has one pipe less (adr/0022).  Without `keys` the link is plain and `admit`
-        is not called.  At most `hwm` frames wait for a peer, and as many from it.  Without `heartbeat_s` the owner has
-        to notice silent peers (adr/0027).  `guarding` ends the connections of peers that do not authenticate
-        (adr/0014).
+        key, and names its owner (`Router.user_ids`); `domain` must be a name that no other socket uses.  Without
+        `admit` every key is accepted: the link is still encrypted, and each connection has one pipe less (adr/0022).
+        Without `keys` the link is plain and `admit` is not called.  At most `hwm` frames wait for a peer, and as many
+        from it.  Without `heartbeat_s` the owner has to notice silent peers (adr/0027).  `guarding` ends the
+        connections of peers that do not authenticate (adr/0014).
 
         Raises UsageError when the address is malformed, in use or not an address of this machine.
         """
@@ -68,7 +68,7 @@ class Context:
             options.set_curve_server(socket, secret=keys.secret, domain=domain)
         on_closed = functools.partial(self._closed, domain=domain)
         try:
-            router = Router(self._loop, socket, bind, on_batch, on_closed, guarding)
+            router = Router(self._loop, socket, bind, on_batch, on_closed, guarding, admits=bool(domain))
         except zmq.ZMQError as error:
             socket.close(0)
             on_closed(None)

@@ -589,6 +589,19 @@ async def test_another_master_key_has_its_own_code(world: World) -> None:
         assert (refused.value.status, refused.value.code) == (500, "wrong_master_key")
 
 
+async def test_a_login_that_cannot_give_the_keys_costs_the_device_nothing(world: World) -> None:
+    """Its token stays valid: the keys are read before the new token is committed."""
+    async with await new_user(world, "alice") as alice, await new_user(world, "bob") as bob:
+        await befriend(world, alice, bob)
+        token = (await alice.login("alice", PASSWORD, "phone", 1)).token
+        async with world.api(app=world.build(MasterKey(b"x" * 32))) as elsewhere:
+            with pytest.raises(ApiError) as refused:
+                await elsewhere.login("alice", PASSWORD, "phone", 1)
+        assert (refused.value.status, refused.value.code) == (500, "wrong_master_key")
+        async with world.api(token) as phone:
+            assert [relation.peer.name for relation in await phone.relations()] == ["bob"]
+
+
 # ---------------------------------------------------------------- backends away
 
 

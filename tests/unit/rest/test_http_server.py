@@ -148,6 +148,20 @@ async def test_an_answer_that_is_not_read_ends_the_connection(world: World) -> N
     del reader
 
 
+async def test_h06_an_answer_that_is_read_byte_by_byte_ends_the_connection(world: World) -> None:
+    loop = asyncio.get_running_loop()
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        slow.setblocking(False)
+        await loop.sock_connect(slow, ("127.0.0.1", world.port))
+        await loop.sock_sendall(slow, b"GET /?50000000 HTTP/1.1\r\nhost: x\r\n\r\n")
+        async with asyncio.timeout(SOON_S):
+            assert await loop.sock_recv(slow, 1) == b"H"
+            while world.server.server_state.connections or world.server.server_state.tasks:
+                await loop.sock_recv(slow, 1)
+                await asyncio.sleep(0.02)
+
+
 async def test_an_address_with_all_connections_keeps_no_other_one_out(world: World) -> None:
     held = [await world.connect() for _ in range(3 * LIMITS.connections)]
     reader, writer = await world.connect("127.0.0.2")
