@@ -82,7 +82,7 @@ async def test_h10_storing_goes_on_when_a_full_disk_has_room_again(disk: SmallDi
             assert storage_restarts(mesh) == 0, "a restart on a full disk helps nothing"
             disk.free()
             await mesh.restarted("t1", after=killed)
-            # Until the next check of the supervisor, and the next attempt of the outbox: 15 s at most, on a quiet machine.
+            # Until the next check of the supervisor, and the next attempt of the outbox, 15 s at most.
             async with asyncio.timeout(2 * DEADLINE_S):
                 await asyncio.gather(*(each.wait_sent() for each in waiting))
         assert storage_restarts(mesh) == 1
