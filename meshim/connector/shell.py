@@ -194,6 +194,7 @@ class Shell:
                 self._service.log.warning("lease of a transfer unusable", transfer=lease.name, reason=error)
             self.driver.receive(e.TransferLost(transfer))
         except BackendUnavailable as error:  # no descriptor is left: as when the transfer cannot be reached
+            self._core.statistics.sockets_refused += 1
             self._service.log.warning("transfer not reached", transfer=lease.name, reason=error.sentence)
             self.driver.receive(e.TransferLost(transfer))
 

@@ -61,5 +61,7 @@ class Statistics(msgspec.Struct):
     """Submits and outcomes with a cookie while the secret of the mesh was not known: submitted again."""
     outcomes_lost: int = 0
     """Outcomes that were dropped: their session is not here any more, or no link had room."""
+    sockets_refused: int = 0
+    """Connections to transfers that were not made because no descriptor was left; each is tried again."""
     leases_unusable: int = 0
     """Attempts to connect to a transfer whose lease names an endpoint or a key that no socket takes."""

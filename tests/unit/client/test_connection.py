@@ -495,3 +495,19 @@ def test_a_frame_that_finds_no_room_ends_the_connection_and_nothing_follows_it(i
         assert dealer.sent == [b"1"]
 
     in_world(main)
+
+
+def test_no_connection_is_made_while_it_is_paused(in_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        connection = world.connection
+        await world.welcome()
+        connection.ended(e.Disconnect(None, "The application has to read."))
+        connection.pause("The application has to read.")
+        await asyncio.sleep(100.0)
+        assert (len(world.sockets.dealers), world.failure()) == (1, "The application has to read.")
+        assert connection.paused
+        connection.resume()
+        await world.welcome()
+        assert (connection.paused, world.failure()) == (False, None)
+
+    in_world(test)
