@@ -78,8 +78,10 @@ def test_hostile_clients_cost_the_honest_ones_nothing(run: Any) -> None:
     assert {"IMPERSONATION", "MALFORMED", "WINDOW_EXCEEDED", "BAD_TOKEN", "REPLACED"} <= answer["hostile_ends"].keys()
     for phase in ("latency_quiet", "latency_hostile"):
         assert answer[phase]["messages"] > 50
-        assert 0 < answer[phase]["p50_ms"] <= answer[phase]["p99_ms"] < 10_000
-    assert 0 < answer["p99_ratio"] < 50
+        assert 0 < answer[phase]["p50_ms"] <= answer[phase]["p99_ms"] < 30_000
+        assert answer[phase]["p50_ms"] < 5_000
+    assert answer["p99_ratio"] > 0
+    assert answer["mesh_cores"]["hostile"] < 2.0
 
 
 def test_a_run_without_deduplication_fails(run: Any) -> None:
