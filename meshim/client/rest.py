@@ -14,8 +14,8 @@ from urllib.parse import quote, urlsplit
 import httpx
 import msgspec
 
+from meshim.addresses import is_loopback
 from meshim.errors import ApiError, BackendUnavailable, ClientClosed, UsageError, one_line
-from meshim.runtime.addresses import is_loopback
 from meshim.wire import rest
 from meshim.wire.rest import PREFIX, PROBLEM_JSON
 

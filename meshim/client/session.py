@@ -11,7 +11,8 @@ import msgspec
 
 from meshim.client.identity import Identity
 from meshim.client.rest import Api
-from meshim.client.state import StateFile, check_folder
+from meshim.client.state import StateFile
+from meshim.client.state_lock import check_folder
 from meshim.errors import ApiError, BackendUnavailable, ClientClosed, Code, PeerError, Refused, UsageError, one_line
 from meshim.protocol.names import fold_name
 from meshim.runtime.crypto import format_token, parse_token

@@ -24,7 +24,7 @@ from meshim.topology import (
     Worker,
 )
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 names = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,10}", fullmatch=True)
 
@@ -237,7 +237,7 @@ def refusal(tmp_path: Path, old: str, new: str) -> str:
         ),
         ("frame_bytes: 262144", "frame_bytes: 600000", "`$.limits.frame_bytes`", "at most bundle_bytes"),
         ("bundle_bytes: 524288", "bundle_bytes: 921601", "`$.limits.bundle_bytes`", "what NATS takes (921600)"),
-        ("log_bytes: 4294967296", "log_bytes: 1000", "`$.limits.bundle_bytes`", "log_bytes"),
+        ("log_bytes: 4294967296", "log_bytes: 1000", "`$.limits.log_bytes`", "stream of dead letters"),
         ("sync_page_bytes: 1048576", "sync_page_bytes: 65536", "`$.limits.body_bytes`", "sync_page_bytes"),
         ("client_window: 32", "client_window: 2000", "`$.limits.client_window`", "session_queue"),
         ("session_rate: 2000", "session_rate: 64", "`$.limits.session_rate`", "acknowledged after 2 s"),
