@@ -19,13 +19,16 @@ import _venv  # noqa: F401  (the project's own Python from here on)
 from meshim.client.connection import Transport
 from meshim.errors import MeshimError
 from scripts.harness.chaos import fault_plan
+from scripts.harness.chaos.hostile.process import ATTACKS
 from scripts.harness.chaos.minimal_clients import transports_here
 from scripts.harness.chaos.mutations import MUTATIONS
 from scripts.harness.chaos.run import Run
 from scripts.harness.chaos.settings import (
+    ALL,
     Settings,
     check_mutation,
     check_transport,
+    chosen_attacks,
     chosen_kinds,
     new_folder,
     topology_of,
@@ -76,7 +79,11 @@ def _options() -> argparse.Namespace:
         "--minimal", type=natural, default=6, metavar="N", help="how many users have a client of examples/ (6)"
     )
     parser.add_argument(
-        "--hostile", action="store_true", help="one client of five is hostile, from a third of the time on"
+        "--hostile",
+        nargs="?",
+        const=ALL,
+        metavar="KIND,…",
+        help=f"one client of five is hostile, from a third of the time on: {', '.join(ATTACKS)} (all)",
     )
     parser.add_argument(
         "--topology", type=Path, metavar="FILE", help="of the mesh (3 connectors, 3 transfers, 2 writers)"
@@ -100,7 +107,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         seed=seed, seconds=options.seconds, rate=_rate(options), users=options.users, kinds=kinds,
         everything=options.only is None, mutation=options.mutation or "",
         transport=options.transport, minimal=_minimal(options.transport, min(options.minimal, options.users)),
-        hostile=options.hostile,
+        hostile=chosen_attacks(options.hostile),
     )  # fmt: skip
     print(f"chaos: seed {seed}, all files of the run are in {folder}", file=sys.stderr, flush=True)
     return Run(settings, mesh, folder).run()

@@ -11,8 +11,11 @@ from meshim.client.connection import Transport
 from meshim.errors import UsageError
 from meshim.topology import Topology
 from scripts.harness.chaos import fault_plan, injector
+from scripts.harness.chaos.hostile.process import ATTACKS
 from scripts.harness.chaos.mutations import MUTATIONS
 from scripts.harness.mesh import local_mesh
+
+ALL = "all"
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -28,8 +31,8 @@ class Settings(msgspec.Struct, frozen=True):
     transport: str
     minimal: tuple[Transport, ...]
     """The transport of each minimal client, which says in which language it is."""
-    hostile: bool = False
-    """Whether a fifth of the clients is modified, from a third of the time on; faults begin at two thirds."""
+    hostile: tuple[str, ...] = ()
+    """The kinds of hostile clients, a fifth of all, from a third of the time on; faults begin at two thirds."""
 
 
 def topology_of(file: Path | None, backends: Mapping[str, str]) -> Topology:
@@ -61,6 +64,17 @@ def chosen_kinds(only: str | None, mesh: Topology) -> tuple[str, ...]:
         if kind not in possible:
             raise UsageError(f"{kind} cannot be done here: that backend is not ours to break.")
     return wanted
+
+
+def chosen_attacks(wanted: str | None) -> tuple[str, ...]:
+    """Return the kinds of hostile clients in a list separated by commas: `ALL`, or none.  Raises UsageError."""
+    if wanted is None or wanted == ALL:
+        return tuple(ATTACKS) if wanted else ()
+    kinds = tuple(kind.strip() for kind in wanted.split(","))
+    for kind in kinds:
+        if kind not in ATTACKS:
+            raise UsageError(f"{kind!r} is no kind of hostile client: choose out of {', '.join(ATTACKS)}.")
+    return kinds
 
 
 def check_mutation(name: str | None) -> None:

@@ -1,7 +1,6 @@
 """A real mesh with seeded users, and the CPU time and memory of its processes.
 
-CPU time (user and system) is read from the CPU clock of each process: /proc/PID/stat has a resolution of 10 ms only.
-The id of the clock is computed as clock_getcpuclockid(3) does.  Memory is the resident set.
+Memory is the resident set.
 """
 
 import asyncio
@@ -21,11 +20,10 @@ from meshim.stores.ports import Lease
 from meshim.topology import Topology
 from scripts.harness.clients.connections import Transport
 from scripts.harness.mesh import local_mesh
-from scripts.harness.mesh.process_stats import resident_kib
+from scripts.harness.mesh.process_stats import cpu_seconds, resident_kib
 from scripts.harness.mesh.seed_database import seed_database
 from scripts.harness.mesh.users import living_connectors
 
-_CPUCLOCK_SCHED = 2
 LINKED_S = 30.0
 
 
@@ -69,7 +67,7 @@ class MeasuredMesh:
 
     def usage(self) -> Usage:
         """Return the usage of every process until now.  Raises OSError when one has ended."""
-        cpu_s = {name: time.clock_gettime(~pid << 3 | _CPUCLOCK_SCHED) for name, pid in self._pids.items()}
+        cpu_s = {name: cpu_seconds((pid,)) for name, pid in self._pids.items()}
         rss_kib = {name: resident_kib(pid) for name, pid in self._pids.items()}
         return Usage(time.monotonic(), cpu_s, time.process_time(), rss_kib)
 

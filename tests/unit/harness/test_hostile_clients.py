@@ -6,12 +6,14 @@ from typing import Any, cast
 
 import pytest
 
+from meshim.errors import UsageError
 from meshim.wire.client import decode_from_client
 from meshim.wire.envelope import decode_envelope
 from meshim.wire.link import Close, Data, Reset
 from scripts.harness.chaos.hostile.process import ATTACKS, hostile_count
 from scripts.harness.chaos.hostile.sessions import STEPS
 from scripts.harness.chaos.hostile.world import CUT, FULL, HostileClient, Tally
+from scripts.harness.chaos.settings import chosen_attacks
 from scripts.harness.clients.misbehaving import WINDOW, MisbehavingClient
 from scripts.harness.mesh.users import MeshUser
 
@@ -33,8 +35,17 @@ class Link(MisbehavingClient):
 
 
 def test_a_fifth_of_the_clients_is_hostile_and_every_kind_is_there() -> None:
-    assert hostile_count(72) == 18
-    assert hostile_count(4) == len(ATTACKS)
+    assert hostile_count(72, tuple(ATTACKS)) == 18
+    assert hostile_count(4, tuple(ATTACKS)) == len(ATTACKS)
+    assert hostile_count(8, ("pings",)) == 2
+
+
+def test_kinds_are_chosen_by_name() -> None:
+    assert chosen_attacks(None) == ()
+    assert chosen_attacks("all") == tuple(ATTACKS)
+    assert chosen_attacks("pings, garbage") == ("pings", "garbage")
+    with pytest.raises(UsageError, match="'ping' is no kind of hostile client: choose out of pings, "):
+        chosen_attacks("ping")
 
 
 def test_the_page_names_every_kind() -> None:

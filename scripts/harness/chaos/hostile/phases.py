@@ -11,6 +11,7 @@ The latency of the honest clients is compared between the first and the second: 
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from scripts.harness.chaos.hostile.process import HostileProcess, hostile_count,
 from scripts.harness.chaos.hostile.world import Tally
 from scripts.harness.chaos.settings import Settings
 from scripts.harness.chaos.users import ClientsConfig
-from scripts.harness.mesh.process_stats import role_pids
+from scripts.harness.mesh.process_stats import cpu_seconds, role_pids
 
 RATIO_MAX = 2.0
 P99_FLOOR_MS = 10.0
@@ -40,14 +41,18 @@ class HostilePhases:
         self._tallies: dict[str, Tally] = {}
         self._ended: list[str] = []
         self._phases = (0.0, 0.0, 0.0)
+        self._cores: list[float] = []
+        """That the roles of the mesh used together in the first two phases."""
 
     async def seed(self, config: ClientsConfig) -> None:
         """Register the hostile users, and start their process, which waits.  Raises MeshimError, as the next ones."""
-        count = hostile_count(len(config.devices))
+        count = hostile_count(len(config.devices), self._settings.hostile)
         # The applications of minimal clients do not tell by the name of a sender who is hostile.
         minimal = {device.user for device in config.devices if device.name == "minimal"}
         honest = [user for user in config.friends if user not in minimal]
-        hostile = await seed_hostile(config.api, config.password, self._data, count, honest, self._settings.transport)
+        hostile = await seed_hostile(
+            config.api, config.password, self._data, count, honest, self._settings.transport, self._settings.hostile
+        )
         self._process = HostileProcess(hostile)
         await self._process.start()
 
@@ -56,11 +61,16 @@ class HostilePhases:
         assert self._process is not None
         third_s = self._settings.seconds / 3
         self._phases = (began, began + third_s, began + 2 * third_s)
+        quiet_s = cpu_seconds(role_pids(self._data).values())
         await asyncio.sleep(self._phases[1] - clock())
         pids = role_pids(self._data)
+        cpu_s = [quiet_s, cpu_seconds(pids.values())]
         note(hostile=True)
         self._process.begin()
         await asyncio.sleep(self._phases[2] - clock())
+        if pids == role_pids(self._data):
+            cpu_s.append(cpu_seconds(pids.values()))
+        self._cores = [round((ended - begun) / third_s, 2) for begun, ended in pairwise(cpu_s)]
         self._ended = [name for name, pid in pids.items() if role_pids(self._data).get(name) != pid]
         return self._phases[2]
 
@@ -98,6 +108,7 @@ class HostilePhases:
             "latency_quiet": quiet._asdict(),
             "latency_hostile": hostile._asdict(),
             "p99_ratio": self._ratio(),
+            "mesh_cores": dict(zip(("quiet", "hostile"), self._cores, strict=False)),
         }
 
     def _ratio(self) -> float:

@@ -31,13 +31,13 @@ START_S, END_S = 30.0, 20.0
 # ---------------------------------------------------------------- before the run
 
 
-def hostile_count(honest: int) -> int:
-    """Return how many hostile clients there are: each kind has at least one."""
-    return max(len(ATTACKS), round(honest / SHARE))
+def hostile_count(honest: int, kinds: Sequence[str]) -> int:
+    """Return how many hostile clients there are: each of these kinds has at least one."""
+    return max(len(kinds), round(honest / SHARE))
 
 
 async def seed_hostile(
-    api: str, password: str, data: Path, count: int, honest: Sequence[str], transport: str
+    api: str, password: str, data: Path, count: int, honest: Sequence[str], transport: str, kinds: Sequence[str]
 ) -> HostileConfig:
     """Register the users of hostile clients, each a friend of its neighbours and of one of the `honest` users.
 
@@ -56,10 +56,10 @@ async def seed_hostile(
             await rest.login(users[name].victim, password)
             await rest.request(name)
         ids = {name: (await rest.user(name)).user_id for name in honest}
-    kinds, transports = cycle(ATTACKS), cycle(TRANSPORTS[transport])
+    next_kind, transports = cycle(kinds), cycle(TRANSPORTS[transport])
     clients = [
         HostileClient(
-            kind=next(kinds),
+            kind=next(next_kind),
             transport=next(transports),
             phone=users[name].phone,
             laptop=users[name].laptop,

@@ -157,6 +157,7 @@ async def _welcomed(link: MisbehavingClient) -> bool:
 async def take_over(world: World, client: HostileClient) -> None:
     """Two state files take one device from each other, and each greets, as the loser too."""
     tally = world.tallies[client.kind]
+    owners: list[MeshUser] = []
     async with AsyncExitStack() as stack:
         api = await stack.enter_async_context(Api(world.config.api))
         links = []
@@ -164,13 +165,13 @@ async def take_over(world: World, client: HostileClient) -> None:
             epoch = secrets.randbits(53)
             with suppress(ApiError, BackendUnavailable):
                 answer = await api.login(client.phone.name, world.config.password, "phone", epoch, takeover=True)
-                owner = client.phone._replace(epoch=epoch, token=parse_token(answer.token))
-                for user in (owner, owner):
-                    link = await world.connect(client, user)
-                    stack.callback(link.close)
-                    await _welcomed(link)
-                    tally.frames += 1
-                    links.append(link)
+                owners.append(client.phone._replace(epoch=epoch, token=parse_token(answer.token)))
+            for user in owners:
+                link = await world.connect(client, user)
+                stack.callback(link.close)
+                await _welcomed(link)
+                tally.frames += 1
+                links.append(link)
         await asyncio.sleep(PAUSE_S)
         for link in links:
             tally.ended(link)
