@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import zmq
 
-from meshim.errors import UsageError
+from meshim.errors import BackendUnavailable, UsageError
+from meshim.runtime.exhaustion import is_exhausted
 from meshim.runtime.sockets import options
 from meshim.runtime.sockets.dealer import Dealer
 from meshim.runtime.sockets.guard import Guarding
@@ -95,9 +96,13 @@ class Context:
         failed or ended.  Neither is called after `close`.  For an unreachable peer `on_lost` comes after at most 10 s
         of TCP and 10 s of handshake.
 
-        Raises UsageError when the endpoint or a key is malformed.
+        Raises UsageError when the endpoint or a key is malformed, and BackendUnavailable when the process has no
+        descriptor left.
         """
-        socket = self._zmq.socket(zmq.DEALER)
+        try:
+            socket = self._zmq.socket(zmq.DEALER)
+        except zmq.ZMQError as error:
+            raise _not_opened(endpoint, error) from error
         options.set_common(
             socket, endpoint, frame_bytes=frame_bytes, curve=server_key is not None, hwm=hwm, heartbeat_s=heartbeat_s
         )
@@ -113,6 +118,8 @@ class Context:
             dealer = Dealer(self._loop, socket, endpoint, on_batch, on_connected, on_lost, self._closed)
         except zmq.ZMQError as error:
             socket.close(0)
+            if is_exhausted(error):
+                raise _not_opened(endpoint, error) from error
             raise UsageError(f"Cannot connect to {endpoint}: write it as tcp://HOST:PORT ({error}).") from error
         self._open.add(dealer)
         return dealer
@@ -131,6 +138,12 @@ class Context:
             self._open.discard(socket)
         if domain and self._zap_handler is not None:
             self._zap_handler.leave(domain)
+
+
+def _not_opened(endpoint: str, error: zmq.ZMQError) -> BackendUnavailable:
+    return BackendUnavailable(
+        f"No socket can be opened for {endpoint} ({error}): close files, or raise the limit (`ulimit -n`)."
+    )
 
 
 def _cannot_bind(bind: str, error: zmq.ZMQError) -> str:

@@ -5,6 +5,7 @@ import contextlib
 import inspect
 import itertools
 import os
+import resource
 import select
 import socket
 import struct
@@ -15,7 +16,7 @@ import pytest
 import uvloop
 import zmq
 
-from meshim.errors import UsageError
+from meshim.errors import BackendUnavailable, UsageError
 from meshim.runtime.sockets import Context, Dealer, KeyPair, Router, SendResult, pump, router
 from meshim.runtime.sockets import options as socket_options
 from meshim.runtime.sockets.zap import Admit
@@ -783,3 +784,36 @@ def zmtp_ready(kind: bytes, identity: bytes = b"") -> bytes:
 
     body = b"\x05READY" + entry(b"Socket-Type", kind) + entry(b"Identity", identity)
     return bytes([4, len(body)]) + body
+
+
+@pytest.mark.parametrize("left", range(9))
+@on_each_loop
+async def test_a_dealer_without_descriptors_is_refused_or_lost(context: Context, left: int) -> None:
+    """Whatever is missing, of the sockets that it takes and of the one of its I/O thread, its owner tries again."""
+    lost: list[str] = []
+    refused: list[str] = []
+
+    def connect() -> Dealer:
+        return context.dealer(
+            "tcp://127.0.0.1:1",
+            server_key=None, keys=None, frame_bytes=FRAME_BYTES,
+            on_batch=lambda _: None, on_lost=lambda: lost.append(""),
+        )  # fmt: skip
+
+    connect()
+    await until(lambda: lost)  # the first socket starts the I/O thread, which has descriptors of its own
+    lost.clear()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = [os.open("/dev/null", os.O_RDONLY) for _ in range(64)]  # no numbers below are free
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(taken) + 1 + left, hard))
+    try:
+        try:
+            connect()
+        except BackendUnavailable as error:
+            refused.append(error.sentence)
+        await until(lambda: lost or refused)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in taken:
+            os.close(descriptor)
+    assert all("Too many open files" in sentence for sentence in refused)
