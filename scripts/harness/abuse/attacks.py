@@ -18,6 +18,7 @@ from meshim.errors import ApiError, BackendUnavailable
 from meshim.stores.ports import Lease
 from meshim.wire.link import Ack, Ping
 from scripts.harness.abuse import rest_attacks
+from scripts.harness.clients.curve_flood import flood_handshakes, record_opening
 from scripts.harness.clients.misbehaving import TIMEOUT_S, MisbehavingClient, pause
 from scripts.harness.clients.raw_zmtp import hold_unfinished_messages, send_endless_message
 from scripts.harness.clients.stranger_flood import flood
@@ -165,6 +166,14 @@ async def reconnecting_strangers(_: ZmqContext, options: AttackOptions) -> Count
     """Connect at full speed, with `size` frames that do not decode behind each handshake."""
     stop_at = time.monotonic() + options.seconds
     return {"connections": await asyncio.to_thread(flood, options.connector.url, options.size, stop_at)}
+
+
+async def unfinished_handshakes(zmq_context: ZmqContext, options: AttackOptions) -> Counts:
+    """Begin CURVE handshakes at full speed, at no cost for the attacker, and finish none."""
+    opening = await asyncio.to_thread(record_opening, zmq_context, options.connector.key)
+    stop_at = time.monotonic() + options.seconds
+    made, answered = await asyncio.to_thread(flood_handshakes, options.connector.endpoint, opening, stop_at)
+    return {"connections": made, "handshakes": answered}
 
 
 async def _repeatedly(
@@ -332,7 +341,7 @@ ATTACKS: dict[str, Attack] = {
     function.__name__: function
     for function in (
         never_reads, window_overrun, endless_submits, free_frames, huge_frames, endless_parts, unfinished_messages,
-        undecodable_frames, reconnecting_strangers, never_greets, greeting_storm, repeated_greetings, login_storm,
-        large_sync, slow_requests, endless_headers,
+        undecodable_frames, unfinished_handshakes, reconnecting_strangers, never_greets, greeting_storm,
+        repeated_greetings, login_storm, large_sync, slow_requests, endless_headers,
     )
 }  # fmt: skip

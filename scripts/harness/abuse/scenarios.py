@@ -84,6 +84,10 @@ GROUPS: dict[str, tuple[Scenario, ...]] = {
             at_most=(("counted_malformed", 50_000),),
         ),
         Scenario(
+            "unfinished_handshakes", transports=("zeromq",), files_left=1_500, p50=30.0, p99=60.0,
+            expected=(("handshakes", 1_000),),
+        ),
+        Scenario(
             "reconnecting_strangers", size=32, grown_mib=160, p99=40.0, files_left=2_500, transports=("websocket",),
             expected=(("connections", 2_000),),
             at_most=(("counted_websocket_opened", 30_000), ("counted_malformed", 30_000)),

@@ -33,7 +33,7 @@ def flood(url: str, frames: int, stop_at: float) -> int:
     made = 0
     with select.epoll() as poll:
         while time.monotonic() < stop_at:
-            while len(open_now) < OPEN_AT_ONCE and (each := _connect(address)) is not None:
+            while len(open_now) < OPEN_AT_ONCE and (each := connect(address)) is not None:
                 open_now[each.fileno()] = each
                 poll.register(each, select.EPOLLOUT | select.EPOLLIN)
             for number, events in poll.poll(0.01):
@@ -49,7 +49,8 @@ def flood(url: str, frames: int, stop_at: float) -> int:
     return made
 
 
-def _connect(address: tuple[str, int]) -> socket.socket | None:
+def connect(address: tuple[str, int]) -> socket.socket | None:
+    """Begin to connect; None when that fails at once."""
     made = socket.socket()
     made.setblocking(False)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)

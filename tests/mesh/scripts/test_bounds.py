@@ -66,9 +66,16 @@ async def test_strangers_at_rest_keep_nobody_out(mesh: RealMesh, scenario: Scena
     assert result["counts"]["answered"] >= 5
 
 
+async def test_handshakes_that_are_begun_and_not_finished_cost_no_memory(mesh: RealMesh) -> None:
+    scenario = short("unfinished_handshakes", "handshakes", 100, seconds=2.0, files_left=1_000)
+    scenario = msgspec.structs.replace(scenario, p50=100.0, quiet_s=2.0)
+    result = await run(mesh.data.root, scenario)
+    assert result["broken"] == [], result
+
+
 async def test_unfinished_messages_of_strangers_are_bounded_together(tmp_path: Path) -> None:
     """200 times 3.75 MiB, over and over, on a mesh without CURVE, where that takes no client of one's own."""
-    scenario = short("unfinished_messages", "connections", 200, size=200, grown_mib=96.0, files_left=250)
+    scenario = short("unfinished_messages", "connections", 40, size=200, grown_mib=96.0, files_left=250)
     scenario = msgspec.structs.replace(scenario, p50=30.0, curve=False)
     with running(tmp_path, topology(curve=False)) as plain:
         result = await run(plain.data.root, scenario)

@@ -226,6 +226,27 @@ async def test_one_message_of_parts_without_end_is_cut(context: Context) -> None
     await until(lambda: b"still here" in world.got)
 
 
+async def test_a_peer_that_reads_a_byte_from_time_to_time_is_full_and_is_cut(context: Context) -> None:
+    """H6: what it takes changes nothing."""
+    world = World(context, linger_s=0.2)
+    with await asyncio.to_thread(raw_zmtp.connect_without_curve, world.router.endpoint) as slow:
+        slow.sendall(raw_zmtp.frame(b"known"))
+        await until(lambda: world.authenticated)
+        peer = next(iter(world.authenticated))
+        await until(lambda: any(world.router.send(peer, bytes(4_096)) is SendResult.FULL for _ in range(500)))
+        assert world.router.statistics.full == 1
+        world.authenticated.clear()
+        world.router.close_peer(peer, was_authenticated=True)
+        slow.setblocking(False)
+
+        def is_gone() -> bool:
+            slow.recv(1)
+            return bool(world.gone)
+
+        await until(is_gone)
+    assert (world.gone, world.cut) == ([peer], 1)
+
+
 async def test_what_follows_a_greeting_in_one_batch_is_forgiven(context: Context) -> None:
     """It is counted before the owner has seen the greeting."""
     world = World(context, unauthenticated_frames=10, greeting_bytes=1_000)

@@ -1,6 +1,7 @@
 """Real sockets on loopback: messages arrive, foreign ones do not, and the end of a connection is reported."""
 
 import asyncio
+import contextlib
 import inspect
 import itertools
 import os
@@ -17,6 +18,7 @@ import zmq
 
 from meshim.errors import BackendUnavailable, UsageError
 from meshim.runtime.sockets import Context, Dealer, KeyPair, Router, SendResult, pump, router
+from meshim.runtime.sockets import options as socket_options
 from meshim.runtime.sockets.zap import Admit
 
 FRAME_BYTES = 4_096
@@ -358,6 +360,29 @@ async def test_a_silent_client_is_dropped(context: Context) -> None:
         peer.sendall(zmtp_greeting(b"NULL") + zmtp_ready(b"DEALER"))
         await until(lambda: server.statistics.accepted == 1)
         await until(lambda: server.statistics.lost == 1)
+
+
+@pytest.mark.parametrize("curve", [False, True], ids=["plain", "curve"])
+@on_each_loop
+async def test_handshakes_that_do_not_end_are_ended(
+    context: Context, curve: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """H6: nothing was sent, a half of each step, or a byte from time to time."""
+    monkeypatch.setattr(socket_options, "HANDSHAKE_S", 0.5)
+    server = Server(context, keys=KeyPair.new() if curve else None)
+    greeting, ready = zmtp_greeting(b"CURVE" if curve else b"NULL"), zmtp_ready(b"DEALER")
+    began = (b"", greeting[:1], greeting[:40], greeting, greeting + ready[:1], greeting + ready[:10])
+    with contextlib.ExitStack() as stack:
+        peers = [stack.enter_context(socket.create_connection(("127.0.0.1", port_of(server.router)))) for _ in range(7)]
+        for peer, sent in zip(peers, began, strict=False):
+            peer.sendall(sent)
+        for byte in greeting:
+            with contextlib.suppress(OSError):  # it was cut
+                peers[-1].sendall(bytes((byte,)))
+            await asyncio.sleep(0.02)  # 1.3 s for the greeting alone
+        await until(lambda: server.router.statistics.lost == 7)
+    assert server.router.statistics.failed_handshakes == 7
+    assert server.frames == []
 
 
 # ---------------------------------------------------------------- CURVE and admission

@@ -1,10 +1,12 @@
 """The WebSocket server with real sockets: good and bad handshakes, messages, limits, and each kind of end."""
 
 import asyncio
+import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -142,6 +144,32 @@ async def test_a_peer_that_does_not_read_gets_full_and_bounds_memory(make: Make)
         for _ in range(taken):
             assert len((await raw.receive()).payload) == 40_000
         assert world.server.send(peer, b"room again") is SendResult.OK
+
+
+async def test_a_peer_that_reads_a_byte_from_time_to_time_is_full_and_is_cut(make: Make) -> None:
+    """H6: what it takes changes nothing; it does not answer the Close either, which it has not read."""
+    world = await make(write_bytes=50_000)
+    with await asyncio.to_thread(slow_reader, world.url) as slow:
+        await until(lambda: world.messages)
+        peer = world.messages[0][0]
+        world.authenticated.add(peer)
+        await until(lambda: any(world.server.send(peer, bytes(40_000)) is SendResult.FULL for _ in range(100)))
+        world.server.close_peer(peer)
+
+        def is_gone() -> bool:
+            slow.recv(1)
+            return bool(world.server.statistics.lost)
+
+        await until(is_gone)
+    assert world.counted == {"full": 1}
+
+
+def slow_reader(url: str) -> socket.socket:
+    """Connect and send a message; what comes is not read."""
+    where = urlsplit(url)
+    made = socket.create_connection((where.hostname or "", where.port or 0), 5.0)
+    made.sendall(request() + frame(BINARY, b"hello"))
+    return made
 
 
 async def test_a_peer_that_pings_and_does_not_read_is_cut(make: Make) -> None:
