@@ -21,7 +21,9 @@ from meshim.connector.session import Session, State, Trigger
 from meshim.connector.sessions import Sessions
 from meshim.connector.statistics import Statistics
 from meshim.errors import Code, PeerError
+from meshim.protocol.admission import Admission
 from meshim.protocol.link import LinkOptions
+from meshim.protocol.timeouts import CLOSE_WAIT_MAX_S
 from meshim.stores.ports import Binding
 from meshim.wire.client import Greet, Welcome
 from meshim.wire.envelope import WIRE_VERSION
@@ -29,6 +31,11 @@ from meshim.wire.notification import Kick
 
 LAST_SEEN_S = 3600.0
 """How often to record that a device is connected; a device that was not for `device_idle_s` is dropped."""
+QUEUE_S = 2.0
+"""A greeting waits no longer than this for the check of its token, at the measured rate.  Clients give up after
+`GREET_TIMEOUT_S`; those beyond are told to come again."""
+RATE = 500.0
+"""Tokens checked in a second, until that was measured."""
 LEAVING = "this connector is leaving: connect to another"
 
 
@@ -50,6 +57,7 @@ class Handshake:
         self._withdrawn: set[bytes] = set()
         """Peers of `_pending` that have gone or broken the protocol meanwhile.  They count until the verdict comes: a
         connection has one greeting under way, however often it takes it back."""
+        self._admission = Admission(queue_s=QUEUE_S, rate=RATE, turn_max_s=CLOSE_WAIT_MAX_S / 2)
         self.shutting_down = False
         """Whether every greeting is refused."""
 
@@ -62,7 +70,7 @@ class Handshake:
         if peer in self._pending:
             self._withdrawn.add(peer)
 
-    def greet(self, peer: bytes, greet: Greet) -> None:
+    def greet(self, peer: bytes, greet: Greet, now: float) -> None:
         """Have a token verified, or refuse the greeting.  Raises PeerError for a second greeting of a connection."""
         if self._sessions.of_peer(peer) is not None or peer in self._pending:
             raise PeerError(Code.NOT_GREETED, "this connection has greeted already")
@@ -73,17 +81,23 @@ class Handshake:
             self._refuse(peer, greet.link, Code.SHUTTING_DOWN, LEAVING)
         elif len(self._sessions) + len(self._pending) >= self._options.sessions:
             self._refuse(peer, greet.link, Code.BUSY, "this connector is full: connect to another")
+        elif wait_s := self._admission.enter(now):
+            self._statistics.postponed += 1
+            sentence = "too many devices connect at once: greet again later, or connect to another connector"
+            self._refuse(peer, greet.link, Code.BUSY, sentence, wait_s)
         else:
             self._pending[peer] = greet
             self._actions.append(e.CheckGreet(peer, greet.link, greet.token, greet.epoch))
 
-    def _refuse(self, peer: bytes, link: int, code: Code, sentence: str) -> None:
+    def _refuse(self, peer: bytes, link: int, code: Code, sentence: str, wait_s: float = 0.0) -> None:
         self._statistics.refused += 1
-        self._sessions.refuse(peer, link, code, sentence)
+        self._sessions.refuse(peer, link, code, sentence, wait_s)
 
-    def _answered(self, peer: bytes) -> Greet | None:
+    def _answered(self, peer: bytes, now: float) -> Greet | None:
         """The verdict on a token came: return the greeting, or None when the peer has withdrawn it."""
         greet = self._pending.pop(peer, None)
+        if greet is not None:
+            self._admission.answered(1, now)
         if peer in self._withdrawn:
             self._withdrawn.discard(peer)
             return None
@@ -91,12 +105,12 @@ class Handshake:
 
     def refused(self, event: e.GreetRefused, now: float) -> None:
         """Refuse the greeting with the reason."""
-        if self._answered(event.peer) is not None:
+        if self._answered(event.peer, now) is not None:
             self._refuse(event.peer, event.link, event.code, event.sentence)
 
     def accepted(self, event: e.GreetAccepted, now: float) -> None:
         """Begin a session, in place of an earlier one of the device, and have its binding written."""
-        greet = self._answered(event.peer)
+        greet = self._answered(event.peer, now)
         if greet is None:
             return
         if self.shutting_down:

@@ -20,11 +20,13 @@ from uvicorn.protocols.utils import get_remote_addr
 
 from meshim.rest import core
 from meshim.rest.connection_table import ConnectionTable
+from meshim.rest.connectors import IS_GONE
 from meshim.rest.statistics import Statistics
 from meshim.runtime.websocket.admission import network_of
 from meshim.wire.rest import PROBLEM_JSON
 
-BACKLOG = 1024
+BACKLOG = 4096
+"""A connection beyond is tried again by its client's system after 1 s.  The system may allow fewer (somaxconn)."""
 _LINGER_S = 2.0
 """So long a peer may take to read the end of an answer."""
 
@@ -137,6 +139,7 @@ class Connection(HttpToolsProtocol):
         if size > self._limits.overhead_bytes:
             raise _TooLarge
         super().on_headers_complete()
+        self.scope[IS_GONE] = self.transport.is_closing  # type: ignore[literal-required]  # of meshim alone
 
     def on_body(self, body: bytes) -> None:
         self._overhead -= len(body)

@@ -18,9 +18,10 @@ An endpoint that needs a new query also adds a method to `Accounts` in `stores/p
 `stores/sql/accounts.py` and `stores/memory/accounts.py`, and a test of both in tests/contract/.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
-from litestar import HttpMethod, Request, Response, Router, get, post
+from litestar import HttpMethod, MediaType, Request, Response, Router, get, post
 from litestar.datastructures import State
 from litestar.di import NamedDependency, Provide
 from litestar.handlers import HTTPRouteHandler
@@ -29,6 +30,7 @@ from litestar.params import FromPath, FromQuery, JSONBody
 
 from meshim.errors import BackendUnavailable
 from meshim.rest.backends import Backends
+from meshim.rest.connectors import IS_GONE, ConnectorDirectory
 from meshim.rest.core import FriendAction, refusal
 from meshim.rest.friends import Friends
 from meshim.rest.sessions import Sessions, bearer_hash
@@ -44,6 +46,7 @@ IMPORT_BYTES_MAX = 1024 * 1024
 Incoming = Request[Any, Any, State]
 SessionsParameter = NamedDependency[Sessions]
 FriendsParameter = NamedDependency[Friends]
+DirectoryParameter = NamedDependency[ConnectorDirectory]
 BackendsParameter = NamedDependency[Backends]
 Me = NamedDependency[Login]
 """The login of the request's token; a request without a valid one is answered with 401."""
@@ -104,9 +107,18 @@ async def logout(request: Incoming, sessions: SessionsParameter) -> None:
     await sessions.logout(bearer_hash(request.headers.get("authorization")))
 
 
-@get("/connectors", security=_TOKEN, responses=_refusals(401), summary="Where to connect")
-async def connectors(sessions: SessionsParameter, me: Me) -> rest.Connectors:
-    return rest.Connectors(await sessions.connectors())
+@get(
+    "/connectors",
+    security=_TOKEN,
+    responses=_refusals(401) | {200: ResponseSpec(rest.Connectors, generate_examples=False)},
+    summary="Where to connect",
+)
+async def connectors(request: Incoming, directory: DirectoryParameter) -> Response[bytes]:
+    # Without `me`: the directory looks the tokens of all who ask at once up together.
+    token_hash = bearer_hash(request.headers.get("authorization"))
+    is_gone = cast("Callable[[], bool]", request.scope.get(IS_GONE, _stays))
+    answer = await directory.answer(token_hash, is_gone)
+    return Response(answer, media_type=MediaType.JSON)
 
 
 # ---------------------------------------------------------------- friends
@@ -208,7 +220,9 @@ FRIENDS: list[HTTPRouteHandler] = [
 ]
 
 
-def dependencies(sessions: Sessions, friends: Friends, backends: Backends) -> dict[str, Provide]:
+def dependencies(
+    sessions: Sessions, friends: Friends, directory: ConnectorDirectory, backends: Backends
+) -> dict[str, Provide]:
     """Return what Litestar passes to the handlers, by name of their parameters."""
 
     async def me(request: Incoming) -> Login:
@@ -217,6 +231,7 @@ def dependencies(sessions: Sessions, friends: Friends, backends: Backends) -> di
     return {
         "sessions": Provide(lambda: sessions, sync_to_thread=False),
         "friends": Provide(lambda: friends, sync_to_thread=False),
+        "directory": Provide(lambda: directory, sync_to_thread=False),
         "backends": Provide(lambda: backends, sync_to_thread=False),
         "me": Provide(me),
     }
@@ -231,6 +246,11 @@ def routers() -> list[Router | HTTPRouteHandler]:
         healthz,
         readyz,
     ]
+
+
+def _stays() -> bool:
+    """Of a request that came by no connection."""
+    return False
 
 
 def _address(request: Incoming) -> str:

@@ -5,11 +5,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from meshim.client.friends.contacts import Contacts
 from meshim.client.identity import Identity
-from meshim.client.session import Credentials, Session, stored_token
+from meshim.client.session import AskSchedule, Credentials, Session, stored_token
 from meshim.client.state import StateFile
 from meshim.errors import ApiError, BackendUnavailable, ClientClosed, Code, Refused, UsageError
 from meshim.wire import rest
@@ -186,6 +187,7 @@ async def test_the_last_list_of_connectors_is_used_while_the_service_fails(
         setattr(service, failure, True)
         assert await opened.connectors(fresh=True) == first
         setattr(service, failure, False)
+        opened._asks = AskSchedule()
     service.connectors = ()  # Redis has lost the leases
     assert await opened.connectors(fresh=True) == first
     service.connectors = (rest.Connector("c2", "tcp://127.0.0.1:2", ""),)
@@ -210,12 +212,40 @@ async def test_rest_is_not_asked_for_connectors_before_it_says(
     now = asyncio.get_running_loop().time()
     for _ in range(2):
         assert await opened.connectors(fresh=True) == service.connectors
-    assert service.requests == ["/connectors"] * (1 if waits_s else 2)
-    assert waits_s <= opened._ask_not_before - now <= 1.5 * waits_s + 5.0
-    opened._ask_not_before = now
+    assert len(service.requests) == 1 or not waits_s
+    assert waits_s <= opened._asks._not_before - now <= 1.5 * waits_s + 5.0
+    opened._asks = AskSchedule()
     service.retry_after = None
     service.connectors = (rest.Connector("c2", "tcp://127.0.0.1:2", ""),)
     assert await opened.connectors(fresh=True) == service.connectors
+
+
+def test_a_service_that_does_not_answer_is_asked_less_and_less_at_any_moment_up_to_a_limit() -> None:
+    firsts = []
+    for _ in range(200):
+        asks, now, waits = AskSchedule(), 0.0, []
+        for _ in range(8):
+            asks.failed(now, 0.0)
+            waits.append(asks.wait_s(now))
+            now += waits[-1]
+        assert all(wait_s <= limit_s for wait_s, limit_s in zip(waits, [1, 2, 4, 8, 16, 30, 30, 30], strict=True))
+        firsts.append(waits[0])
+        asks.answered()
+        asks.failed(now, 0.0)
+        assert asks.wait_s(now) <= 1.0
+    assert min(firsts) < 0.2, "full jitter"
+    assert max(firsts) > 0.8
+
+
+async def test_a_proxy_that_says_when_to_come_again_is_believed(service: RestService, state: StateFile) -> None:
+    """nginx, with `limit_req` or without a service behind it, answers without a problem."""
+    opened = session(service, state)
+    await opened.open()
+    answer = httpx.Response(503, text="<html>", headers={"retry-after": "20", "content-type": "text/html"})
+    opened._api._http = httpx.AsyncClient(transport=httpx.MockTransport(lambda request: answer))
+    now = asyncio.get_running_loop().time()
+    assert await opened.connectors(fresh=True) == service.connectors
+    assert 19.0 <= opened._asks.wait_s(now) <= 30.0
 
 
 # ---------------------------------------------------------------- contacts
