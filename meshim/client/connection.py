@@ -289,6 +289,8 @@ class Connection:
         )  # fmt: skip
 
     def _connected(self, token: bytes) -> None:
+        if self._timeout.expired():
+            return  # at the same moment: the attempt is being given up
         self._made = True
         self._timeout.reschedule(None)
         self._driver.receive(e.Connected(secrets.randbits(53), token))

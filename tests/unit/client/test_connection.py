@@ -388,6 +388,18 @@ def test_a_handshake_that_does_not_complete_times_out(in_world: InWorld) -> None
     in_world(test)
 
 
+def test_a_handshake_that_ends_in_the_moment_in_which_it_is_given_up_counts_for_nothing(in_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        loop, failures = asyncio.get_running_loop(), list[Any]()
+        loop.set_exception_handler(lambda _, context: failures.append(context))
+        dealer = await world.sockets.next()
+        loop.call_at(dealer.at + CONNECT_TIMEOUT_S, dealer.connected)
+        assert (await world.sockets.next()).endpoint != dealer.endpoint
+        assert world.driver.events == failures == []
+
+    in_world(test)
+
+
 def test_the_next_handshake_may_take_longer_until_one_succeeds(in_world: InWorld) -> None:
     """Where thousands connect at once, those that give up make work for nothing."""
 
