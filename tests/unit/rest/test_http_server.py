@@ -163,7 +163,8 @@ async def test_an_address_with_all_connections_keeps_no_other_one_out(world: Wor
         each.close()
 
 
-async def test_the_application_can_see_that_its_asker_has_gone(world: World) -> None:
+@pytest.mark.parametrize("unread", [False, True])
+async def test_the_application_can_see_that_its_asker_has_gone(world: World, unread: bool) -> None:
     """Questions that wait for their turn are dropped then (`ConnectorDirectory`)."""
     reader, writer = await world.connect()
     writer.write(POST + b"content-length: 5\r\n\r\n1234")  # the answer waits for the rest
@@ -172,7 +173,10 @@ async def test_the_application_can_see_that_its_asker_has_gone(world: World) -> 
             await asyncio.sleep(0.01)
         is_gone = cycles[0].scope[IS_GONE]
         assert not is_gone()
+        if unread:  # the loop has much else to read
+            cycles[0].transport.pause_reading()
         writer.transport.abort()
         while not is_gone():
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.001)
+        assert not world.statistics.requests_late, "not only when its time was over"
     del reader
