@@ -12,7 +12,7 @@ from typing import Literal, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
 from meshim.client import events as e
-from meshim.errors import ApiError, BackendUnavailable, Code, PeerError, Refused, as_sentence
+from meshim.errors import ApiError, BackendUnavailable, Code, MeshimError, PeerError, Refused, as_sentence
 from meshim.runtime.addresses import is_loopback
 from meshim.runtime.sockets import Context, Dealer
 from meshim.runtime.websocket import WebSocketClient
@@ -159,7 +159,7 @@ class Connection:
         finally:
             if self._asking is not None:
                 self._asking.cancel()
-                with suppress(asyncio.CancelledError, BackendUnavailable, PeerError, ApiError):
+                with suppress(asyncio.CancelledError, MeshimError):
                     await self._asking
 
     async def _run(self) -> None:

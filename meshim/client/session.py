@@ -224,20 +224,19 @@ class Session:
         return self._current.token
 
     async def connectors(self, fresh: bool) -> Sequence[Connector]:
-        """Return the connectors to choose from: the last list, or with `fresh` a new one, if REST answers in time.
+        """Return the connectors to choose from: the last list, or with `fresh` the one in an answer of REST.
 
-        While REST has told this client to wait (Retry-After), or has not answered a moment ago, it is not asked: the
-        last list may do.
-
+        That may take long: REST is asked again until it answers, and not before the time that it said (Retry-After).
         Raises PeerError when the service refuses our token.
         """
         loop = asyncio.get_running_loop()
-        if fresh and not self._asks.wait_s(loop.time()):
+        while fresh:
+            await asyncio.sleep(self._asks.wait_s(loop.time()))
             try:
                 async with asyncio.timeout(CONNECTORS_TIMEOUT_S):
                     found = await self._api.connectors(CONNECTORS_TIMEOUT_S)
             except (BackendUnavailable, TimeoutError):
-                self._asks.failed(loop.time(), 0.0)  # the last list may still be right
+                self._asks.failed(loop.time(), 0.0)
             except ApiError as error:
                 if error.status == 401:
                     # Report it as a connector does, so that what follows is decided in one place.
@@ -250,6 +249,7 @@ class Session:
                 if found and found != self._current.connectors:  # empty: Redis has lost the leases
                     self._current.connectors = found
                     await self._persist()
+                break
         return self._current.connectors
 
     # ---------------------------------------------------------------- for the contacts

@@ -109,7 +109,8 @@ class ReconnectingClient:
 
     async def _connectors(self, fresh: bool) -> Sequence[Connector]:
         """As `meshim.client.session.Session.connectors`."""
-        if fresh and not self._asks.wait_s(self._loop.time()):
+        while fresh:
+            await asyncio.sleep(self._asks.wait_s(self._loop.time()))
             try:
                 answer = await ask(self._service, self.user, CONNECTORS_TIMEOUT_S)
             except (OSError, TimeoutError):
@@ -119,6 +120,7 @@ class ReconnectingClient:
             else:
                 self._asks.answered()
                 self._known = answer.connectors or self._known
+                break
         return self._known
 
     # ---------------------------------------------------------------- what happens on it
