@@ -11,9 +11,9 @@ from contextlib import suppress
 from typing import Literal, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
+from meshim.addresses import is_loopback
 from meshim.client import events as e
 from meshim.errors import ApiError, BackendUnavailable, Code, MeshimError, PeerError, Refused, as_sentence
-from meshim.runtime.addresses import is_loopback
 from meshim.runtime.sockets import Context, Dealer
 from meshim.runtime.websocket import WebSocketClient
 from meshim.wire.rest import Connector
@@ -92,6 +92,8 @@ class Connection:
         self.offline.set()
         self.failure: str | None = None
         """Why the latest attempt failed, as a sentence; None before the first one, and after a welcome."""
+        self._may_connect = asyncio.Event()
+        self._may_connect.set()
         self._driver = driver
         self._connectors = connectors
         self._token = token
@@ -146,6 +148,20 @@ class Connection:
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(disconnect)
 
+    def pause(self, sentence: str) -> None:
+        """Make no connection until `resume`, for this reason; the one that there is has to be ended."""
+        self._may_connect.clear()
+        self.failure = sentence
+
+    def resume(self) -> None:
+        """Connect again after `pause`."""
+        self._may_connect.set()
+
+    @property
+    def paused(self) -> bool:
+        """Whether `pause` was called, and `resume` not since."""
+        return not self._may_connect.is_set()
+
     def _set_offline(self) -> None:
         self.online.clear()
         self.offline.set()
@@ -165,6 +181,7 @@ class Connection:
     async def _run(self) -> None:
         refused: bytes | None = None
         while True:
+            await self._may_connect.wait()
             token: bytes | None = None
             told_s = 0.0
             self._reached = ""

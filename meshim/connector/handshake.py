@@ -9,6 +9,8 @@
 
 The session number is taken from the clock of presence before the token is verified, and only a higher number replaces a
 binding: a late greeting of a stopped process cannot replace a newer connection (R5).
+
+Each greeting costs Redis three commands and the connector a session, so those with one token have a rate (adr/0047).
 """
 
 from collections.abc import Callable
@@ -23,6 +25,7 @@ from meshim.connector.statistics import Statistics
 from meshim.errors import Code, PeerError
 from meshim.protocol.admission import Admission
 from meshim.protocol.link import LinkOptions
+from meshim.protocol.rate_limit import RateLimit
 from meshim.protocol.timeouts import CLOSE_WAIT_MAX_S
 from meshim.stores.ports import Binding
 from meshim.wire.client import Greet, Welcome
@@ -36,6 +39,8 @@ QUEUE_S = 2.0
 `GREET_TIMEOUT_S`; those beyond are told to come again."""
 RATE = 500.0
 """Tokens checked in a second, until that was measured."""
+GREETINGS_BURST_S = 10.0
+"""Greetings with one token may come at once, so many seconds' worth: an application that crashes at its start, say."""
 LEAVING = "this connector is leaving: connect to another"
 
 
@@ -58,6 +63,8 @@ class Handshake:
         """Peers of `_pending` that have gone or broken the protocol meanwhile.  They count until the verdict comes: a
         connection has one greeting under way, however often it takes it back."""
         self._admission = Admission(queue_s=QUEUE_S, rate=RATE, turn_max_s=CLOSE_WAIT_MAX_S / 2)
+        # Twice as many tokens as sessions: to be forgotten, a token needs a flood of others.
+        self._rate: RateLimit[bytes] = RateLimit(options.greetings_per_s, 2 * options.sessions, GREETINGS_BURST_S)
         self.shutting_down = False
         """Whether every greeting is refused."""
 
@@ -81,11 +88,16 @@ class Handshake:
             self._refuse(peer, greet.link, Code.SHUTTING_DOWN, LEAVING)
         elif len(self._sessions) + len(self._pending) >= self._options.sessions:
             self._refuse(peer, greet.link, Code.BUSY, "this connector is full: connect to another")
+        elif wait_s := self._rate.wait_s(greet.token, now):
+            self._statistics.greetings_limited += 1
+            sentence = f"this token has greeted too often: wait {wait_s:.1f} s"
+            self._refuse(peer, greet.link, Code.BUSY, sentence, wait_s)
         elif wait_s := self._admission.enter(now):
             self._statistics.postponed += 1
             sentence = "too many devices connect at once: greet again later, or connect to another connector"
             self._refuse(peer, greet.link, Code.BUSY, sentence, wait_s)
         else:
+            self._rate.charge(greet.token, 1.0, now)
             self._pending[peer] = greet
             self._actions.append(e.CheckGreet(peer, greet.link, greet.token, greet.epoch))
 

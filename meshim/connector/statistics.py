@@ -13,6 +13,8 @@ class Statistics(msgspec.Struct):
     """Greetings that were refused."""
     postponed: int = 0
     """Of these, greetings that were told to come again later, because too many waited for the check of their tokens."""
+    greetings_limited: int = 0
+    """Of these, those above `greetings_per_s` of their token."""
     malformed: int = 0
     """Frames or envelopes that broke the protocol."""
     unknown_links: int = 0

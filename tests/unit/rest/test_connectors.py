@@ -41,7 +41,8 @@ class World:
         self.may_answer.set()
         self.statistics = Statistics()
         port = cast("Any", self)
-        backends = Backends(port, port, port, _Cache(self), port, {})  # type: ignore[arg-type]
+        cache = cast("Any", _Cache(self))
+        backends = Backends(port, port, port, cache, port, {}, {})
         self.directory = ConnectorDirectory(backends, time.time, Log("rest", "r1", StringIO()), self.statistics)
 
     async def living(self, role: str) -> list[Lease]:
