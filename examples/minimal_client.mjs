@@ -1,19 +1,16 @@
 // A client of meshim on one page, from docs/protocol.md: WebSocket, fetch, WebCrypto, @msgpack/msgpack.
-//
 //   node minimal_client.mjs REST NAME PASSWORD STATE      the commands and events of minimal_client.py
-//
 // In a page: new Client(rest, name, password, disk, event => show(event)).run(), with the disk of minimal_page.html.
 // Node 20 needs --experimental-websocket.  `Rules` is section 16 of docs/protocol.md; the rest moves bytes.
 import { decode, decodeMulti, encode } from "@msgpack/msgpack";
 
 const GREET = 1, WELCOME = 2, DATA = 3, ACK = 4, PING = 5, PONG = 6, CLOSE = 7, RESET = 8, CHANGED = 11;
-const SUBMIT = 1, DELIVERY = 2, TEXT = 1, RECEIPT = 3, BASE = 4, EPHEMERAL = 128;
+const SUBMIT = 1, DELIVERY = 2, TEXT = 1, RECEIPT = 3, BASE = 4, EPHEMERAL = 128, BAD_TOKEN = 4, QUIT = 16;
 const DELIVERED = 1, STORED = 2, REJECTED = 3, BUSY = 4, STATES = { 1: "delivered", 2: "sent", 3: "rejected" };
-const BAD_TOKEN = 4, QUIT = 16, WINDOW = 32, EMPTY = new Uint8Array();
 const STOP = [2, 5, 12, "bad_credentials", "device_in_use", "disk"]; // VERSION, IMPERSONATION, LOGGED_OUT
 const LATER = ["bad_token", "slow_down", "busy", "backend_unavailable", "internal", "wrong_master_key"]; // try again
 const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
-const id = (...parts) => JSON.stringify(parts);
+const id = (...parts) => JSON.stringify(parts), EMPTY = new Uint8Array(), WINDOW = 32;
 const attempt = (read) => { try { return read(); } catch { return []; } }; // what a friend wrote may be anything
 const hex = (each) => Array.from(each, (byte) => byte.toString(16).padStart(2, "0")).join("");
 const bytes = (base64) => Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
@@ -140,25 +137,35 @@ const lost = (ended) => Object.assign(new Error(`ended with code ${ended}`), { e
 
 export class Client {
   constructor(api, name, password, disk, emit) {
-    Object.assign(this, { api, name, password, disk, emit, rules: new Rules(disk), lines: [] });
+    Object.assign(this, { api, name, password, disk, emit, rules: new Rules(disk), lines: [], untried: null, ask: 0 });
     [this.users, this.keys] = [new Map(), new Map()]; // a name's user, and the keys of a user, by their versions
     const [high, low] = crypto.getRandomValues(new Uint32Array(2));
     this.me = disk.get(id("me")) ?? { name, epoch: (high >>> 11) * 2 ** 32 + low };
     if (this.me.name !== name) throw new Error(`this state is a device of ${this.me.name}: ${name} needs another`);
   }
-  async rest(method, path, body) {
+  async rest(method, path, body, patience = 2000) {
     const headers = { "Content-Type": "application/json", Authorization: `Bearer ${this.me.token}` };
-    const signal = AbortSignal.timeout(2000);
+    const signal = AbortSignal.timeout(patience);
     const answer = await fetch(this.api + path, { method, headers, signal, body: body && JSON.stringify(body) });
+    this.ask = Date.now() + (Math.min(answer.headers.get("Retry-After"), 300) || 0) * (1000 + 500 * Math.random());
     if (!answer.ok) throw lost((await answer.json()).code);
     return answer.json();
+  }
+  async connector() { // those that are known, five at most; then REST is asked, which answers all who wait
+    let known = this.disk.get(id("connectors")) ?? [];
+    if (!(this.untried ?? known).length && Date.now() >= this.ask) {
+      this.untried = null; // if REST does not answer, those that are known are tried again
+      const { connectors } = await this.rest("GET", "/v1/connectors", undefined, 15000);
+      this.disk.set(id("connectors"), known = connectors.map(({ url }) => url).filter(Boolean));
+    }
+    if (!this.untried?.length) this.untried = known.toSorted(() => Math.random() - 0.5).slice(0, 5);
+    return this.untried.pop() ?? Promise.reject(lost("no_connector"));
   }
   async login() {
     const { name, password, me: { epoch, token } } = this;
     const answer = await this.rest("POST", "/v1/login", { name, password, device: "web", epoch, takeover: !token });
     this.me = { name, epoch, token: answer.token, user: answer.user_id, device: answer.device_id };
-    this.disk.set(id("me"), this.me);
-    await this.disk.commit();
+    await this.disk.set(id("me"), this.me).commit();
   }
   async relations() {
     const { relations } = await this.rest("GET", "/v1/relations");
@@ -167,12 +174,10 @@ export class Client {
       this.users.set(peer.name, peer.user_id);
       this.keys.set(peer.user_id, new Map(keys.map(({ version, key }) => [version, bytes(key)])));
     }
-    const states = Object.fromEntries(relations.map(({ peer, state }) => [peer.name, state]));
-    this.emit({ event: "relations", states });
+    this.emit({ event: "relations", states: Object.fromEntries(relations.map((r) => [r.peer.name, r.state])) });
   }
   named(user) { return [...this.users].find(([, each]) => each === user)?.[0] ?? user; }
   aes(key) { return crypto.subtle.importKey("raw", key, "AES-GCM", false, ["encrypt", "decrypt"]); }
-
   compose(to, kind, content) { // -> its [seq, id], in the outbox; TEXT is sealed with the newest key of the recipient
     const { user, device, epoch } = this.me;
     const front = [1, crypto.getRandomValues(new Uint8Array(16)), user, device, epoch, to];
@@ -219,10 +224,8 @@ export class Client {
     }
     await this.pay();
   }
-  owe(what, user, device, epoch) { // note a receipt: 1 delivered, 2 read
-    if (user !== this.me.user) this.disk.set(id("owed", what, user, device, epoch), true);
-  }
-  async pay() { // READ names everything that was shown; nothing below the watermark waits for the application here
+  owe(what, user, ...more) { if (user !== this.me.user) this.disk.set(id("owed", what, user, ...more), true); }
+  async pay() { // 1 DELIVERED, or 2 READ, of all that was shown: nothing below the watermark waits for the application
     for (const key of this.keysOf("owed")) {
       const [, what, user, device, epoch] = JSON.parse(key), to = [1, user, 0], mine = [1, this.me.user, 0];
       const { holes, watermark, held } = this.disk.get(id("in", user, device, epoch, this.me.user));
@@ -243,9 +246,7 @@ export class Client {
         code = 0;
         if (!this.users.size) await this.relations();
         await this.commands();
-        const urls = (await this.rest("GET", "/v1/connectors")).connectors.map(({ url }) => url).filter(Boolean);
-        if (!urls.length) throw lost("no_connector");
-        await this.connection(urls[Math.floor(Math.random() * urls.length)]);
+        await this.connection(await this.connector());
       } catch (error) {
         code = error.ended ?? code;
         this.emit({ event: "offline", code, reason: error.message });
@@ -321,10 +322,9 @@ export class Client {
       const [, word, name, text] = /^(\S*) ?(\S*) ?(.*)$/s.exec(this.lines[0]), to = [1, this.users.get(name), 0];
       let refused = null;
       if (this.lines[0] === "quit") this.quitting = true;
-      else if (word === "add") {
-        const added = this.rest("POST", `/v1/relations/${encodeURIComponent(name)}`).then(() => this.relations());
-        refused = await added.catch(final);
-      } else if (word === "send" && this.keys.get(to[1])?.size) {
+      else if (word === "add") refused = await this.rest("POST", `/v1/relations/${encodeURIComponent(name)}`)
+        .then(() => this.relations()).catch(final);
+      else if (word === "send" && this.keys.get(to[1])?.size) {
         if (this.rules.full(id(...to))) return;
         const [seq, envelope] = await this.compose(to, TEXT, encode([text]));
         await this.disk.commit();
@@ -341,8 +341,7 @@ if (globalThis.process?.argv[1]?.endsWith("minimal_client.mjs")) {
   if (!state) leave("node minimal_client.mjs REST NAME PASSWORD STATE");
   if (!globalThis.WebSocket) leave("This version of Node needs the option --experimental-websocket.");
   try {
-    const show = (event) => console.log(JSON.stringify(event));
-    const client = new Client(api, name, password, await fileDisk(state), show);
+    const client = new Client(api, name, password, await fileDisk(state), (each) => console.log(JSON.stringify(each)));
     createInterface({ input: process.stdin }).on("line", (line) => client.lines.push(line));
     await client.run().then(() => process.exit(0));
   } catch (error) { leave(error.constructor === Error ? error.message : error.stack); }

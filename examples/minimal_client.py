@@ -10,13 +10,13 @@ import json
 import secrets
 import sqlite3
 import sys
-import threading
 import time
 import urllib.request
 from base64 import b64decode, urlsafe_b64decode
 from contextlib import suppress
 from functools import partial
 from http.client import HTTPException
+from threading import Thread
 from urllib.parse import quote
 
 import msgpack
@@ -28,7 +28,7 @@ SUBMIT, DELIVERY, TEXT, RECEIPT, BASE, EPHEMERAL, BAD_TOKEN, QUIT, WINDOW = 1, 2
 STATES, GONE = {1: "delivered", 2: "sent", 3: "rejected"}, zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
 STOP = (2, 5, 12, "bad_credentials", "device_in_use")  # VERSION, IMPERSONATION, LOGGED_OUT: stop, and tell the user
 pack, unpack = msgpack.packb, partial(msgpack.unpackb, strict_map_key=False, use_list=False)
-AWAY = (OSError, HTTPException, ValueError)  # of REST: no connection, or an answer that is none
+AWAY, chance = (OSError, HTTPException, ValueError), secrets.SystemRandom()  # REST is away, or its answer is none
 LATER = ("bad_token", "slow_down", "busy", "backend_unavailable", "internal", "wrong_master_key")  # of REST: try again
 DELIVERED, STORED, REJECTED, BUSY = 1, 2, 3, 4
 
@@ -123,9 +123,7 @@ class Rules:
         return [message for stream, seq in late for message in self.release(stream, seq + 1)]
 
 
-class Disk(dict):
-    """A dictionary that lives in an SQLite file: SQLite begins a transaction at the first change after a commit."""
-
+class Disk(dict):  # lives in an SQLite file: SQLite begins a transaction at the first change after a commit
     def __init__(self, path):
         self.database = sqlite3.connect(path)
         self.database.executescript("PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;")
@@ -143,30 +141,39 @@ class Disk(dict):
 
 class Client:
     def __init__(self, api, name, password, state):
-        self.api, self.password, self.disk = api, password, Disk(state)
+        self.api, self.password, self.disk, self.untried = api, password, Disk(state), None
         self.me = {"name": name, "epoch": secrets.randbits(53)} | self.disk.get(("me",), {})
         self.rules, self.names, self.keys, self.lines, self.quitting, self.wait = Rules(self.disk), {}, {}, [], False, 0
         if self.me["name"] != name:
             sys.exit(f"{state} is the device of {self.me['name']}: give {name} a file of its own.")
 
-    def rest(self, method, path, body=None):
+    def rest(self, method, path, body=None, patience=2):
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.me.get('token')}"}
         request = urllib.request.Request(self.api + path, body and json.dumps(body).encode(), headers, method=method)
         self.wait = time.monotonic() + 1  # until then nothing is asked again that can wait, unless this is answered
         try:
-            with urllib.request.urlopen(request, timeout=2) as answer:
+            with urllib.request.urlopen(request, timeout=patience) as answer:
                 self.wait = 0
                 return json.load(answer)
         except urllib.error.HTTPError as error:
+            self.wait = time.monotonic() + min(int(error.headers.get("Retry-After", 1)), 300) * chance.uniform(1, 1.5)
             raise ConnectionError(json.load(error)["code"]) from None
+
+    def connector(self):  # those that are known, five at most; then REST is asked, which answers all who wait
+        known = self.disk.get(("connectors",), ())
+        if not (known if self.untried is None else self.untried) and time.monotonic() > self.wait:
+            self.untried = None  # if REST does not answer, those that are known are tried again
+            named = self.rest("GET", "/v1/connectors", patience=15)["connectors"]
+            known = self.disk["connectors",] = [(c["endpoint"], c["key"].encode()) for c in named if c["endpoint"]]
+        self.untried = self.untried or chance.sample(known, len(known))[:5]
+        return self.untried.pop()
 
     def relations(self):
         with suppress(*AWAY):  # while REST is away the known ones have to do
-            relations = self.rest("GET", "/v1/relations")["relations"]
-            self.names |= {peer["user_id"]: peer["name"] for peer in [self.me, *(each["peer"] for each in relations)]}
-            for each in relations:
-                self.keys[each["peer"]["user_id"]] = {key["version"]: b64decode(key["key"]) for key in each["keys"]}
-            self.emit("relations", states={each["peer"]["name"]: each["state"] for each in relations})
+            found = self.rest("GET", "/v1/relations")["relations"]
+            self.names |= {peer["user_id"]: peer["name"] for peer in [self.me, *(each["peer"] for each in found)]}
+            self.keys |= {r["peer"]["user_id"]: {k["version"]: b64decode(k["key"]) for k in r["keys"]} for r in found}
+            self.emit("relations", states={each["peer"]["name"]: each["state"] for each in found})
             return True
 
     def compose(self, to, kind, content):  # into the outbox; returns seq and id.  TEXT is sealed with the newest key
@@ -232,31 +239,27 @@ class Client:
                     account = {"device": "minimal", "password": self.password, "takeover": "token" not in self.me}
                     new = self.rest("POST", "/v1/login", account | {key: self.me[key] for key in ("name", "epoch")})
                     self.me = self.disk["me",] = self.me | {key: new[key] for key in ("token", "user_id", "device_id")}
-                connectors = [each for each in self.rest("GET", "/v1/connectors")["connectors"] if each["endpoint"]]
                 if self.names or self.relations():
-                    self.connection(secrets.choice(connectors))
+                    self.connection(*self.connector())
             except (*AWAY, LookupError, zmq.Again) as error:  # a ConnectionError has a code
                 code = error.args[0] if type(error) is ConnectionError else 0
                 self.emit("offline", code=code, reason=str(error))
             if code in STOP:
                 sys.exit(f"the mesh ended the session: {code}")
             pause = 0.05 if time.monotonic() - started > 10 else min(2 * pause, 5)
-            time.sleep(pause * (0.5 + secrets.randbits(16) / 65536))
+            time.sleep(pause * chance.uniform(0.5, 1.5))
             self.commands()
 
-    def connection(self, connector):
+    def connection(self, endpoint, key):
         with zmq.Context.instance().socket(zmq.DEALER) as socket, socket.get_monitor_socket(GONE) as monitor:
             socket.linger, socket.reconnect_ivl, socket.tcp_keepalive = 200, 1_000_000_000, 1
-            if connector["key"]:
-                socket.curve_publickey, socket.curve_secretkey = zmq.curve_keypair()
-                socket.curve_serverkey = connector["key"].encode()
-            socket.connect(connector["endpoint"])
+            if key:
+                socket.curve_publickey, socket.curve_secretkey, socket.curve_serverkey = *zmq.curve_keypair(), key
+            socket.connect(endpoint)
             self.talk(socket, monitor, secrets.randbits(53))
 
     def talk(self, socket, monitor, link):  # noqa: C901 (it is the whole connection)
-        def send(*frame):
-            socket.send(pack(frame), zmq.NOBLOCK)
-
+        send = lambda *frame: socket.send(pack(frame), zmq.NOBLOCK)  # noqa: E731
         sent = acked = received = told = window = 0
         items, silence_s, heard = [], 5, time.monotonic()
         send(GREET, 1, urlsafe_b64decode(self.me["token"] + "="), self.me["epoch"], link, WINDOW)
@@ -338,12 +341,9 @@ class Client:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 5:
-        sys.exit(__doc__)
     try:
-        client = Client(*sys.argv[1:])
-        lines = (line.rstrip("\n") for line in sys.stdin)
-        threading.Thread(target=client.lines.extend, args=[lines], daemon=True).start()
+        client = Client(*sys.argv[1:]) if len(sys.argv) == 5 else sys.exit(__doc__)
+        Thread(target=client.lines.extend, args=[(line.strip("\n") for line in sys.stdin)], daemon=True).start()
         client.run()
     except (sqlite3.Error, KeyboardInterrupt) as error:
         sys.exit(str(error) or 130)

@@ -15,10 +15,12 @@ from typing import Any
 import _venv  # noqa: F401  (the project's own Python from here on)
 
 from meshim.errors import MeshimError
+from scripts.harness.abuse import storm
 from scripts.harness.abuse.run import run_all
 from scripts.harness.abuse.scenarios import GROUPS
-from scripts.harness.mesh.options import interrupt_on_sigterm, raise_open_files
+from scripts.harness.mesh.options import count, interrupt_on_sigterm, raise_open_files
 
+STORM = "storm"
 FILES = 20_000
 """Descriptors: 5,000 connections take two each in the client, and one or two in the connector."""
 
@@ -29,9 +31,11 @@ def main() -> int:
     raise_open_files(FILES)
     try:
         with tempfile.TemporaryDirectory(prefix="meshim-bounds-") as folder:
-            chosen = [each for name in options.groups for each in GROUPS[name]]
+            chosen = [each for name in options.groups for each in GROUPS.get(name, ())]
             chosen = [each for each in chosen if options.transport in each.transports]
             results = run_all(Path(folder), chosen, options.transport)
+            if STORM in options.groups:
+                results.append(storm.run(options.clients, options.transport))
     except MeshimError as error:
         print(f"bounds: {error.sentence}", file=sys.stderr)
         return 2
@@ -47,12 +51,13 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     groups = [f"  {name:<12} {', '.join(each.name for each in GROUPS[name])}" for name in GROUPS]
+    groups.append(f"  {STORM:<12} all connectors are killed and come back on other ports: a minute or two")
     parser = argparse.ArgumentParser(
         description="Hostile and heavy clients against a real mesh.",
         epilog="\n".join(["the scenarios of each name (half a minute a scenario):", *groups]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    names = [*GROUPS, "all"]
+    names = [*GROUPS, STORM, "all"]
     parser.add_argument(
         "groups", nargs="*", choices=names, default="all", metavar="NAME", help=f"{', '.join(names)} (all)"
     )
@@ -60,16 +65,22 @@ def _options() -> argparse.Namespace:
         "--transport", choices=["zeromq", "websocket"], default="zeromq",
         help="of all clients (zeromq); what only one of the two can do is left out for the other",
     )  # fmt: skip
+    parser.add_argument(
+        "--clients", type=count, default=storm.CLIENTS, metavar="N", help=f"of {STORM} ({storm.CLIENTS:,})"
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
     options = parser.parse_args()
     chosen = [options.groups] if isinstance(options.groups, str) else options.groups
-    options.groups = list(GROUPS) if "all" in chosen else chosen
+    options.groups = [*GROUPS, STORM] if "all" in chosen else chosen
     return options
 
 
 def _show(results: list[dict[str, Any]]) -> None:
     for result in results:
         print(f"{result['scenario']}: {'; '.join(result['broken']) or 'every bound held'}")
+        if result["scenario"] == STORM:
+            _show_storm(result)
+            continue
         grown = ", ".join(f"{name} {mib}" for name, mib in result["grown_mib"].items() if mib >= 1)
         print(f"  memory grew by MiB: {grown or 'less than 1 each'}; descriptors left: {result['files_left']}")
         for phase in ("before", "during", "after"):
@@ -79,6 +90,23 @@ def _show(results: list[dict[str, Any]]) -> None:
             )
         counts = ", ".join(f"{name} {count}" for name, count in result["counts"].items())
         print(f"  attack: {counts}")
+
+
+def _show_storm(result: dict[str, Any]) -> None:
+    rows = (
+        ("clients", f"{result['clients']:,}"),
+        ("no connector", f"{result['outage_s']} s"),
+        ("REST answers", f"{result['answers_per_s']:,} a second, all in {result['ask_s']} s"),
+        ("connectors greet", f"{result['greetings_per_s']:,} a second, all in {result['greet_s']} s"),
+        ("needed", f"{result['needed_s']} s"),
+        ("half were back", f"{result['half_s']} s"),
+        ("all were back", f"{result['all_s']} s, {result['ratio']} times what is needed"),
+    )
+    for name, figure in rows:
+        print(f"  {name:<16} {figure}")
+    for name in ("answers", "ends"):
+        counts = ", ".join(f"{what} {number:,}" for what, number in sorted(result[name].items()))
+        print(f"  {name:<16} {counts or 'none'}")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,19 @@
-"""Keeps a client connected: one connection at a time, with back-off and jitter, each to another living connector."""
+"""Keeps a client connected: one connection at a time, with back-off and jitter, each to another living connector.
+
+When connectors restart, thousands of clients come back at the same time.  A client tries the connectors that it knows
+before it asks the REST service for others; while it waits for the answer, it goes on with those (adr/0046).
+"""
 
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Literal, TypeAlias
+from contextlib import suppress
+from typing import Literal, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
 from meshim.addresses import is_loopback
 from meshim.client import events as e
-from meshim.errors import ApiError, BackendUnavailable, Code, PeerError, Refused, as_sentence
-from meshim.runtime.driver import Driver
+from meshim.errors import ApiError, BackendUnavailable, Code, MeshimError, PeerError, Refused, as_sentence
 from meshim.runtime.sockets import Context, Dealer
 from meshim.runtime.websocket import WebSocketClient
 from meshim.wire.rest import Connector
@@ -25,6 +29,13 @@ A shorter one counts as a failure: two processes with copies of one state file, 
 """
 CONNECT_TIMEOUT_S = 3.0
 """For the handshake.  A connector process that is stopped accepts connections and never completes it."""
+CONNECT_TIMEOUT_MAX_S = 10.0
+"""After each handshake that took too long the next one may take twice as long, up to this: where thousands connect at
+once, a client that gives up has made work for nothing, and makes it again."""
+TRIES_MAX = 5
+"""So many of the connectors that it knows a client tries before it asks for others."""
+REST_WAIT_S = 2.0
+"""So long a client waits for the list that it has asked for; then it tries again those that it knows meanwhile."""
 Transport: TypeAlias = Literal["zeromq", "websocket", "auto"]
 
 _random = secrets.SystemRandom()
@@ -50,19 +61,27 @@ def return_context() -> None:
         context.close()
 
 
+class Receiver(Protocol):
+    """What happens on the connection goes here: a driver, and behind it the core."""
+
+    def receive(self, event: e.Event) -> None:
+        """Take in one event."""
+
+
 class Connection:
     """One connection at a time, and a new one after each, as long as `run` runs."""
 
     def __init__(
         self,
-        driver: Driver[e.Event, e.Action],
+        driver: Receiver,
         connectors: Callable[[bool], Awaitable[Sequence[Connector]]],
         token: Callable[[bytes | None], Awaitable[bytes]],
         transport: Transport = "auto",
         *,
         insecure: bool = False,
     ) -> None:
-        """`connectors(fresh)` returns the living connectors; with `fresh` it asks the REST service.
+        """`connectors(fresh)` returns the living connectors; with `fresh` it asks the REST service, for as long as that
+        takes.  It is cancelled when `run` is.
 
         `token(refused)` returns the token to greet with; it logs in again when the current token is the refused one.
         Both raise BackendUnavailable when REST is needed and unavailable.  `auto` is ZeroMQ where a connector has it.
@@ -83,7 +102,14 @@ class Connection:
         self._insecure = insecure
         self._socket: Dealer | WebSocketClient | None = None
         self._ended: asyncio.Future[e.Disconnect] | None = None
+        self._asking: asyncio.Future[Sequence[Connector]] | None = None
+        """A question for fresh connectors that is under way."""
         self._backoff_s = BACKOFF_MIN_S
+        self._handshake_s = CONNECT_TIMEOUT_S
+        self._tried: set[str] = set()
+        """Endpoints of the attempts that failed, since the last success and the last fresh list."""
+        self._untried = True
+        """Whether the latest list had others."""
         self._last = ""
         """The endpoint of the latest attempt."""
         self._reached = ""
@@ -111,6 +137,7 @@ class Connection:
         """The connector has accepted the greeting."""
         self._welcomed_at = asyncio.get_running_loop().time()
         self._replaced = False
+        self._handshake_s = CONNECT_TIMEOUT_S
         self.failure = None
         self.offline.clear()
         self.online.set()
@@ -143,9 +170,15 @@ class Connection:
 
     async def run(self) -> None:
         """Connect again and again.  Raises Refused when no further attempt can succeed, as after a takeover."""
-        # The first attempt, and the one after a stable connection, use the connectors known from the last answer: REST
-        # may be unavailable, or busy with thousands of clients that reconnect at the same time.
-        fresh_list = False
+        try:
+            await self._run()
+        finally:
+            if self._asking is not None:
+                self._asking.cancel()
+                with suppress(asyncio.CancelledError, MeshimError):
+                    await self._asking
+
+    async def _run(self) -> None:
         refused: bytes | None = None
         while True:
             await self._may_connect.wait()
@@ -154,7 +187,8 @@ class Connection:
             self._reached = ""
             try:
                 token = await self._token(refused)
-                end = await self._connect_once(token, await self._connectors(fresh_list))
+                end = await self._connect_once(token, await self._list())
+                told_s = end.wait_s
             except PeerError as error:
                 end = e.Disconnect(error.code, error.sentence)
             except BackendUnavailable as error:
@@ -169,13 +203,31 @@ class Connection:
             self._raise_if_final(end)
             if end.code is Code.BAD_TOKEN:
                 refused = token
-            fresh_list = not self._succeeded(end)
-            if not fresh_list:
+            if self._succeeded(end):
                 self._backoff_s = BACKOFF_MIN_S
-            # As long as REST says, and not at the same moment as all others that were told so.
-            wait_s = max(self._backoff_s * _random.uniform(0.5, 1.5), told_s * _random.uniform(1.0, 1.5))
-            await asyncio.sleep(wait_s)
+                self._tried.clear()
+                self._untried = True
+            # As long as the other end says, and not at the same moment as all others that were told so.
+            await self._pause(max(self._backoff_s * _random.uniform(0.5, 1.5), told_s * _random.uniform(1.0, 1.5)))
             self._backoff_s = min(2 * self._backoff_s, BACKOFF_MAX_S)
+
+    async def _list(self) -> Sequence[Connector]:
+        """The connectors to choose from: those that are known, and fresh ones when these have been tried."""
+        if self._asking is None and not self._untried:
+            self._asking = asyncio.ensure_future(self._connectors(True))
+            await asyncio.wait([self._asking], timeout=REST_WAIT_S)
+        if self._asking is None or not self._asking.done():
+            return await self._connectors(False)
+        asking, self._asking = self._asking, None
+        self._tried.clear()
+        return asking.result()
+
+    async def _pause(self, wait_s: float) -> None:
+        """Wait; no longer than for the answer to a question that is under way, which may name others."""
+        if self._asking is None:
+            await asyncio.sleep(wait_s)
+        else:
+            await asyncio.wait([self._asking], timeout=wait_s)
 
     def _succeeded(self, end: e.Disconnect) -> bool:
         """Whether the connection that just ended was stable, or ended because its connector is shutting down."""
@@ -196,6 +248,7 @@ class Connection:
 
     async def _connect_once(self, token: bytes, connectors: Sequence[Connector]) -> e.Disconnect:
         """Connect to one connector, other than the last one if there is another; return when that connection ends."""
+        self._untried = False
         if not connectors:
             raise BackendUnavailable("No connector is running.")
         reachable = [each for each in connectors if self._address(each)]
@@ -204,22 +257,31 @@ class Connection:
                 f"No connector can be reached with transport {self._transport}"
                 " (plain ws:// to another machine is not used)."
             )
-        others = [each for each in reachable if self._address(each) != self._last] or reachable
-        connector = _random.choice(others)
+        connector = _random.choice(self._best(reachable))
         self._last = self._address(connector)
+        self._tried.add(self._last)
+        self._untried = len(self._tried) < TRIES_MAX and any(
+            self._address(each) not in self._tried for each in reachable
+        )
         self._reached = self._last
         self._made = False
         self._ended = asyncio.get_running_loop().create_future()
         self._socket = self._connect(connector, token)
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S) as self._timeout:
+            async with asyncio.timeout(self._handshake_s) as self._timeout:
                 return await self._ended
         except TimeoutError:
+            self._handshake_s = min(2 * self._handshake_s, CONNECT_TIMEOUT_MAX_S)
             return e.Disconnect(None, "the connector does not answer")
         finally:
             self._set_offline()
             self._socket.close(linger_ms=200)
             self._socket = None
+
+    def _best(self, reachable: Sequence[Connector]) -> Sequence[Connector]:
+        """Those that were not tried, else those that are not the last one, else all."""
+        untried = [each for each in reachable if self._address(each) not in self._tried]
+        return untried or [each for each in reachable if self._address(each) != self._last] or reachable
 
     def _address(self, connector: Connector) -> str:
         """Where to connect to this connector; empty when it has no address for our transport."""
@@ -244,6 +306,8 @@ class Connection:
         )  # fmt: skip
 
     def _connected(self, token: bytes) -> None:
+        if self._timeout.expired():
+            return  # at the same moment: the attempt is being given up
         self._made = True
         self._timeout.reschedule(None)
         self._driver.receive(e.Connected(secrets.randbits(53), token))

@@ -31,6 +31,7 @@ from meshim.client.streams.receipts import Receipts
 from meshim.client.streams.typing_state import TypingState
 from meshim.errors import Code, PeerError
 from meshim.protocol.link import Link
+from meshim.protocol.timeouts import CLOSE_WAIT_MAX_S
 from meshim.wire import client as wire
 from meshim.wire.client import Changed, ConnectorItem, Delivery, Greet, Outcome, Stored, Submit, Welcome
 from meshim.wire.envelope import WIRE_VERSION, Destination, Envelope, Kind, encode_content, encode_envelope
@@ -218,11 +219,11 @@ class ClientCore:
     def _connection_lost(self, event: e.ConnectionLost, now: float) -> None:
         self._disconnect(None, "the connection was lost")
 
-    def _disconnect(self, code: Code | None, sentence: str) -> None:
+    def _disconnect(self, code: Code | None, sentence: str, wait_s: float = 0.0) -> None:
         if self._move(Trigger.DISCONNECTED):
             self._link = None
             self.outbox.disconnected()
-            self._actions.append(e.Disconnect(code, sentence))
+            self._actions.append(e.Disconnect(code, sentence, wait_s))
 
     def farewell(self, sentence: str = "closed") -> Sequence[e.Action]:
         """End the connection because the application quits, or reads nothing; returns the actions for that."""
@@ -271,7 +272,7 @@ class ClientCore:
         self._actions.append(e.AccountChanged(changed.what))
 
     def _closed(self, close: Close, now: float) -> None:
-        self._disconnect(_code(close.code), close.sentence)
+        self._disconnect(_code(close.code), close.sentence, min(close.wait_ms / 1000, CLOSE_WAIT_MAX_S))
 
     def _reset(self, reset: Reset, now: float) -> None:
         self._disconnect(Code.UNKNOWN_EPOCH, "the connector does not know this link any more")

@@ -211,10 +211,14 @@ class Persist(NamedTuple):
 
 
 class Disconnect(NamedTuple):
-    """End the connection.  `code` is the one of the connector's close frame, or None when there was none."""
+    """End the connection.  `code` is the one of the connector's close frame, or None when there was none.
+
+    `wait_s` is how long the connector says to wait before the next greeting.
+    """
 
     code: Code | None
     sentence: str
+    wait_s: float = 0.0
 
 
 class Online(NamedTuple):

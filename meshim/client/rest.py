@@ -114,9 +114,9 @@ class Api:
         await self._send("POST", "/logout")
         self.token = None
 
-    async def connectors(self) -> tuple[rest.Connector, ...]:
-        """Return the living connectors."""
-        return (await self._call("GET", "/connectors", rest.Connectors)).connectors
+    async def connectors(self, timeout_s: float | None = None) -> tuple[rest.Connector, ...]:
+        """Return the living connectors; `timeout_s` is for this request."""
+        return (await self._call("GET", "/connectors", rest.Connectors, timeout_s=timeout_s)).connectors
 
     async def user(self, name: str) -> rest.User:
         """Look up a user by name."""
@@ -217,7 +217,12 @@ class Api:
 
     def _refusal(self, response: httpx.Response) -> ApiError | BackendUnavailable:
         """The error for an answer that is no success."""
+        wait = response.headers.get("retry-after", "")
+        wait_s = min(float(wait), RETRY_AFTER_MAX_S) if wait.isascii() and wait.isdigit() else None
         if not response.headers.get("content-type", "").startswith(PROBLEM_JSON):
+            if wait_s is not None and response.status_code in (429, 503):  # a proxy in front says it
+                sentence = f"{self.base_url} is busy: try again in {wait_s:g} s."
+                return ApiError(response.status_code, "busy", sentence, wait_s)
             return BackendUnavailable(
                 f"{self.base_url} answered {response.status_code} without saying why: is this the URL of meshim?"
             )
@@ -225,8 +230,6 @@ class Api:
             problem = msgspec.json.decode(response.content, type=rest.Problem)
         except _UNREADABLE:
             return BackendUnavailable(f"{self.base_url} answered {response.status_code} with a reason that is cut off.")
-        wait = response.headers.get("retry-after", "")
-        wait_s = min(float(wait), RETRY_AFTER_MAX_S) if wait.isascii() and wait.isdigit() else None
         return ApiError(response.status_code, problem.code, problem.detail, wait_s)
 
 

@@ -19,8 +19,11 @@ from meshim.runtime.crypto import format_token, parse_token
 from meshim.wire.codec import decoder, encode
 from meshim.wire.rest import Connector, LoginAnswer, Relation
 
-_CONNECTORS_TIMEOUT_S = 2.0
-"""For the list of connectors; a reconnect uses the last list when REST takes longer."""
+CONNECTORS_TIMEOUT_S = 15.0
+"""For the list of connectors.  A service that thousands ask at once answers all of them, if they wait for it; those who
+give up early and ask again keep it busy with answers to nobody."""
+_ASK_BACKOFF_MIN_S = 1.0
+_ASK_BACKOFF_MAX_S = 30.0
 _EXPIRY_MARGIN_S = 60.0
 """A token that expires within this time counts as expired."""
 
@@ -64,6 +67,34 @@ def _decoded(login: bytes, path: Path) -> _Login:
         raise UsageError(f"The login in the state file {path} is damaged: {one_line(error)}.") from error
 
 
+class AskSchedule:
+    """When the service may be asked for connectors again.  Times are of one clock."""
+
+    def __init__(self) -> None:
+        self._not_before = 0.0
+        self._backoff_s = _ASK_BACKOFF_MIN_S
+
+    def wait_s(self, now: float) -> float:
+        """Return how long to wait; 0 when it may be asked now."""
+        return max(0.0, self._not_before - now)
+
+    def answered(self) -> None:
+        """The service has answered."""
+        self._backoff_s = _ASK_BACKOFF_MIN_S
+
+    def failed(self, now: float, told_s: float) -> None:
+        """It has not, or said when to come again (`told_s`, 0 where it did not say).
+
+        Nobody comes back at the same moment as all others: the wait is up to half as long again as was told, or without
+        that anything up to a limit that doubles (full jitter).
+        """
+        if told_s > 0:
+            self._not_before = now + told_s * _random.uniform(1.0, 1.5)
+            return
+        self._not_before = now + _random.uniform(0.0, self._backoff_s)
+        self._backoff_s = min(2 * self._backoff_s, _ASK_BACKOFF_MAX_S)
+
+
 class Session:
     """The login of one state file, and the REST requests that need its token.
 
@@ -80,8 +111,8 @@ class Session:
         self._login: _Login | None = None
         self._logging_in = asyncio.Lock()
         self._opened = False
-        self._ask_not_before = 0.0
-        """When the service may be asked for connectors again, by the clock of the loop."""
+        self._asks = AskSchedule()
+        """For connectors, by the clock of the loop."""
 
     @property
     def name(self) -> str:
@@ -194,31 +225,32 @@ class Session:
         return self._current.token
 
     async def connectors(self, fresh: bool) -> Sequence[Connector]:
-        """Return the connectors to choose from: the last list, or with `fresh` a new one, if REST answers in time.
+        """Return the connectors to choose from: the last list, or with `fresh` the one in an answer of REST.
 
-        While REST has told this client to wait (Retry-After), it is not asked: the last list may do.
-
+        That may take long: REST is asked again until it answers, and not before the time that it said (Retry-After).
         Raises PeerError when the service refuses our token.
         """
         loop = asyncio.get_running_loop()
-        if fresh and loop.time() >= self._ask_not_before:
+        while fresh:
+            await asyncio.sleep(self._asks.wait_s(loop.time()))
             try:
-                async with asyncio.timeout(_CONNECTORS_TIMEOUT_S):
-                    found = await self._api.connectors()
+                async with asyncio.timeout(CONNECTORS_TIMEOUT_S):
+                    found = await self._api.connectors(CONNECTORS_TIMEOUT_S)
             except (BackendUnavailable, TimeoutError):
-                pass  # the last list may still be right
+                self._asks.failed(loop.time(), 0.0)
             except ApiError as error:
                 if error.status == 401:
                     # Report it as a connector does, so that what follows is decided in one place.
                     raise PeerError(Code.BAD_TOKEN, error.sentence) from error
                 if not error.temporary:
                     raise
-                wait_s = (error.retry_after_s or 0.0) * _random.uniform(1.0, 1.5)  # others were told the same
-                self._ask_not_before = loop.time() + wait_s
+                self._asks.failed(loop.time(), error.retry_after_s or 0.0)
             else:
+                self._asks.answered()
                 if found and found != self._current.connectors:  # empty: Redis has lost the leases
                     self._current.connectors = found
                     await self._persist()
+                break
         return self._current.connectors
 
     # ---------------------------------------------------------------- for the contacts

@@ -23,8 +23,10 @@ from meshim.connector.session import Session, State, Trigger
 from meshim.connector.sessions import Sessions
 from meshim.connector.statistics import Statistics
 from meshim.errors import Code, PeerError
+from meshim.protocol.admission import Admission
 from meshim.protocol.link import LinkOptions
 from meshim.protocol.rate_limit import RateLimit
+from meshim.protocol.timeouts import CLOSE_WAIT_MAX_S
 from meshim.stores.ports import Binding
 from meshim.wire.client import Greet, Welcome
 from meshim.wire.envelope import WIRE_VERSION
@@ -32,6 +34,11 @@ from meshim.wire.notification import Kick
 
 LAST_SEEN_S = 3600.0
 """How often to record that a device is connected; a device that was not for `device_idle_s` is dropped."""
+QUEUE_S = 2.0
+"""A greeting waits no longer than this for the check of its token, at the measured rate.  Clients give up after
+`GREET_TIMEOUT_S`; those beyond are told to come again."""
+RATE = 500.0
+"""Tokens checked in a second, until that was measured."""
 GREETINGS_BURST_S = 10.0
 """Greetings with one token may come at once, so many seconds' worth: an application that crashes at its start, say."""
 LEAVING = "this connector is leaving: connect to another"
@@ -55,6 +62,7 @@ class Handshake:
         self._withdrawn: set[bytes] = set()
         """Peers of `_pending` that have gone or broken the protocol meanwhile.  They count until the verdict comes: a
         connection has one greeting under way, however often it takes it back."""
+        self._admission = Admission(queue_s=QUEUE_S, rate=RATE, turn_max_s=CLOSE_WAIT_MAX_S / 2)
         # Twice as many tokens as sessions: to be forgotten, a token needs a flood of others.
         self._rate: RateLimit[bytes] = RateLimit(options.greetings_per_s, 2 * options.sessions, GREETINGS_BURST_S)
         self.shutting_down = False
@@ -83,19 +91,25 @@ class Handshake:
         elif wait_s := self._rate.wait_s(greet.token, now):
             self._statistics.greetings_limited += 1
             sentence = f"this token has greeted too often: wait {wait_s:.1f} s"
-            self._refuse(peer, greet.link, Code.BUSY, sentence)
+            self._refuse(peer, greet.link, Code.BUSY, sentence, wait_s)
+        elif wait_s := self._admission.enter(now):
+            self._statistics.postponed += 1
+            sentence = "too many devices connect at once: greet again later, or connect to another connector"
+            self._refuse(peer, greet.link, Code.BUSY, sentence, wait_s)
         else:
             self._rate.charge(greet.token, 1.0, now)
             self._pending[peer] = greet
             self._actions.append(e.CheckGreet(peer, greet.link, greet.token, greet.epoch))
 
-    def _refuse(self, peer: bytes, link: int, code: Code, sentence: str) -> None:
+    def _refuse(self, peer: bytes, link: int, code: Code, sentence: str, wait_s: float = 0.0) -> None:
         self._statistics.refused += 1
-        self._sessions.refuse(peer, link, code, sentence)
+        self._sessions.refuse(peer, link, code, sentence, wait_s)
 
-    def _answered(self, peer: bytes) -> Greet | None:
+    def _answered(self, peer: bytes, now: float) -> Greet | None:
         """The verdict on a token came: return the greeting, or None when the peer has withdrawn it."""
         greet = self._pending.pop(peer, None)
+        if greet is not None:
+            self._admission.answered(1, now)
         if peer in self._withdrawn:
             self._withdrawn.discard(peer)
             return None
@@ -103,12 +117,12 @@ class Handshake:
 
     def refused(self, event: e.GreetRefused, now: float) -> None:
         """Refuse the greeting with the reason."""
-        if self._answered(event.peer) is not None:
+        if self._answered(event.peer, now) is not None:
             self._refuse(event.peer, event.link, event.code, event.sentence)
 
     def accepted(self, event: e.GreetAccepted, now: float) -> None:
         """Begin a session, in place of an earlier one of the device, and have its binding written."""
-        greet = self._answered(event.peer)
+        greet = self._answered(event.peer, now)
         if greet is None:
             return
         if self.shutting_down:

@@ -147,9 +147,9 @@ class Sessions:
         self.send_frame(session.peer, Close(session.link.epoch, code, sentence))
         self.close(session)
 
-    def refuse(self, peer: bytes, link: int, code: int, sentence: str) -> None:
-        """Close a connection that has no session for a reason, which the client gets in a Close."""
-        self.send_frame(peer, Close(link, code, sentence))
+    def refuse(self, peer: bytes, link: int, code: int, sentence: str, wait_s: float = 0.0) -> None:
+        """Close a connection that has no session for a reason, which the client gets in a Close, and until when."""
+        self.send_frame(peer, Close(link, code, sentence, int(wait_s * 1000)))
         self.close_peer(peer)
 
     def close_peer(self, peer: bytes) -> None:

@@ -11,6 +11,8 @@ class Statistics(msgspec.Struct):
     """Greetings that became a session and were welcomed."""
     refused: int = 0
     """Greetings that were refused."""
+    postponed: int = 0
+    """Of these, greetings that were told to come again later, because too many waited for the check of their tokens."""
     greetings_limited: int = 0
     """Of these, those above `greetings_per_s` of their token."""
     malformed: int = 0

@@ -6,6 +6,8 @@ are incompatible with them is refused (`meshim/topology/timers.py`).
 
 GREET_TIMEOUT_S = 5.0
 """How long a client waits for Welcome before it tries another connector."""
+CLOSE_WAIT_MAX_S = 60.0
+"""A client waits no longer than this because a Close asks for it: no connector may stop a client for good."""
 CLIENT_RESEND_S = 4.0
 """How long a client waits before it submits an unsettled message again for the first time."""
 CLIENT_GIVE_UP_S = 4.0

@@ -21,6 +21,7 @@ from meshim.errors import ApiError, BackendUnavailable, one_line
 from meshim.rest import core
 from meshim.rest.backends import Backends, Clock
 from meshim.rest.change_notifier import ChangeNotifier
+from meshim.rest.connectors import ConnectorDirectory
 from meshim.rest.friends import Friends
 from meshim.rest.passwords import Passwords
 from meshim.rest.readiness import Readiness
@@ -55,10 +56,12 @@ def build(
     """Return the application.  It closes none of its arguments; `state.statistics` holds its counters."""
     notifier = ChangeNotifier(backends, clock, log)
     friends = Friends(backends=backends, notifier=notifier, master=master, topology=topology, clock=clock, log=log)
+    directory = ConnectorDirectory(backends, clock, log, notifier.statistics)
     sessions = Sessions(
         backends=backends,
         notifier=notifier,
         friends=friends,
+        directory=directory,
         passwords=passwords,
         topology=topology,
         clock=clock,
@@ -66,7 +69,7 @@ def build(
     )
     return Litestar(
         routers(),
-        dependencies=dependencies(sessions, friends, Readiness(backends)),
+        dependencies=dependencies(sessions, friends, directory, Readiness(backends)),
         exception_handlers=_exception_handlers(log),
         state=State({"statistics": notifier.statistics}),
         request_class=JsonRequest,

@@ -82,6 +82,11 @@ def refusal(code: str, sentence: str, retry_after_s: float | None = None) -> Api
     return ApiError(PROBLEMS[code].status, code, sentence, retry_after_s)
 
 
+def bad_token() -> ApiError:
+    """Return the error to raise for a token that is not valid."""
+    return refusal("bad_token", "The token is unknown or has ended: log in again.")
+
+
 def problem(error: ApiError) -> rest.Problem:
     """Return the body of the answer for an error."""
     title = PROBLEMS[error.code].title

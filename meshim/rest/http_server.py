@@ -5,6 +5,7 @@ for an answer to be read, and refuses everybody once the connections of one peer
 """
 
 import asyncio
+import socket
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import partial
@@ -20,12 +21,16 @@ from uvicorn.protocols.utils import get_remote_addr
 
 from meshim.rest import core
 from meshim.rest.connection_table import ConnectionTable
+from meshim.rest.connectors import IS_GONE
 from meshim.rest.statistics import Statistics
 from meshim.runtime.service import descriptors_for_connections
 from meshim.runtime.websocket.admission import network_of
 from meshim.wire.rest import PROBLEM_JSON
 
-BACKLOG = 1024
+BACKLOG = 4096
+"""A connection beyond is tried again by its client's system after 1 s.  The system may allow fewer (somaxconn)."""
+_TCP_ESTABLISHED = 1
+"""The first byte of struct tcp_info while neither end has closed (linux/tcp.h)."""
 _LINGER_S = 2.0
 """So long a peer may take to read the end of an answer."""
 
@@ -146,6 +151,19 @@ class Connection(HttpToolsProtocol):
         if size > self._limits.overhead_bytes:
             raise _TooLarge
         super().on_headers_complete()
+        self.scope[IS_GONE] = self._is_gone  # type: ignore[literal-required]  # of meshim alone
+
+    def _is_gone(self) -> bool:
+        """Whether the peer has closed the connection: the system knows it before the loop has read that far."""
+        if self.transport.is_closing():
+            return True
+        connection = socket.socket(fileno=self.transport.get_extra_info("socket").fileno())
+        try:
+            return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _TCP_ESTABLISHED
+        except OSError:
+            return True
+        finally:
+            connection.detach()  # it belongs to the transport
 
     def on_body(self, body: bytes) -> None:
         self._overhead -= len(body)

@@ -18,9 +18,10 @@ An endpoint that needs a new query also adds a method to `Accounts` in `stores/p
 `stores/sql/accounts.py` and `stores/memory/accounts.py`, and a test of both in tests/contract/.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
-from litestar import HttpMethod, Request, Response, Router, get, post
+from litestar import HttpMethod, MediaType, Request, Response, Router, get, post
 from litestar.datastructures import State
 from litestar.di import NamedDependency, Provide
 from litestar.handlers import HTTPRouteHandler
@@ -28,6 +29,7 @@ from litestar.openapi import ResponseSpec
 from litestar.params import FromPath, FromQuery, JSONBody
 
 from meshim.addresses import is_loopback
+from meshim.rest.connectors import IS_GONE, ConnectorDirectory
 from meshim.rest.core import FriendAction, refusal
 from meshim.rest.friends import Friends
 from meshim.rest.readiness import Readiness
@@ -43,6 +45,7 @@ IMPORT_BYTES_MAX = 1024 * 1024
 Incoming = Request[Any, Any, State]
 SessionsParameter = NamedDependency[Sessions]
 FriendsParameter = NamedDependency[Friends]
+DirectoryParameter = NamedDependency[ConnectorDirectory]
 ReadinessParameter = NamedDependency[Readiness]
 Me = NamedDependency[Login]
 """The login of the request's token; a request without a valid one is answered with 401."""
@@ -103,9 +106,18 @@ async def logout(request: Incoming, sessions: SessionsParameter) -> None:
     await sessions.logout(bearer_hash(request.headers.get("authorization")))
 
 
-@get("/connectors", security=_TOKEN, responses=_refusals(401), summary="Where to connect")
-async def connectors(sessions: SessionsParameter, me: Me) -> rest.Connectors:
-    return rest.Connectors(await sessions.connectors())
+@get(
+    "/connectors",
+    security=_TOKEN,
+    responses=_refusals(401) | {200: ResponseSpec(rest.Connectors, generate_examples=False)},
+    summary="Where to connect",
+)
+async def connectors(request: Incoming, directory: DirectoryParameter) -> Response[bytes]:
+    # Without `me`: the directory looks the tokens of all who ask at once up together.
+    token_hash = bearer_hash(request.headers.get("authorization"))
+    is_gone = cast("Callable[[], bool]", request.scope.get(IS_GONE, _stays))
+    answer = await directory.answer(token_hash, is_gone)
+    return Response(answer, media_type=MediaType.JSON)
 
 
 # ---------------------------------------------------------------- friends
@@ -199,7 +211,9 @@ FRIENDS: list[HTTPRouteHandler] = [
 ]
 
 
-def dependencies(sessions: Sessions, friends: Friends, readiness: Readiness) -> dict[str, Provide]:
+def dependencies(
+    sessions: Sessions, friends: Friends, directory: ConnectorDirectory, readiness: Readiness
+) -> dict[str, Provide]:
     """Return what Litestar passes to the handlers, by name of their parameters."""
 
     async def me(request: Incoming) -> Login:
@@ -208,6 +222,7 @@ def dependencies(sessions: Sessions, friends: Friends, readiness: Readiness) -> 
     return {
         "sessions": Provide(lambda: sessions, sync_to_thread=False),
         "friends": Provide(lambda: friends, sync_to_thread=False),
+        "directory": Provide(lambda: directory, sync_to_thread=False),
         "readiness": Provide(lambda: readiness, sync_to_thread=False),
         "me": Provide(me),
     }
@@ -222,6 +237,11 @@ def routers() -> list[Router | HTTPRouteHandler]:
         healthz,
         readyz,
     ]
+
+
+def _stays() -> bool:
+    """Of a request that came by no connection."""
+    return False
 
 
 def _address(request: Incoming) -> str:

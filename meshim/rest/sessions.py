@@ -1,19 +1,20 @@
-"""Accounts, logins, tokens, and the list of connectors."""
+"""Accounts, logins and tokens."""
 
 import math
 
 import msgspec
 
-from meshim.errors import BackendUnavailable, Code, DeviceInUse, PeerError, StoreConflict
+from meshim.errors import Code, DeviceInUse, PeerError, StoreConflict
 from meshim.rest.backends import Backends, Clock
 from meshim.rest.change_notifier import ChangeNotifier
+from meshim.rest.connectors import ConnectorDirectory
 from meshim.rest.core import (
     ImportPlan,
     LoginThrottle,
+    bad_token,
     check_device,
     check_password,
     checked_name,
-    connector_entries,
     name_taken,
     refusal,
 )
@@ -36,6 +37,7 @@ class Sessions:
         backends: Backends,
         notifier: ChangeNotifier,
         friends: Friends,
+        directory: ConnectorDirectory,
         passwords: Passwords,
         topology: Topology,
         clock: Clock,
@@ -43,17 +45,16 @@ class Sessions:
     ) -> None:
         self._accounts = backends.accounts
         self._cache = backends.cache
-        self._leases = backends.leases
         self._notifier = notifier
         self._tokens = Tokens(backends, notifier, topology.limits.devices_per_user)
         self._friends = friends
+        self._directory = directory
         self._passwords = passwords
         self._token_ttl_s = topology.timers.token_ttl_s
         self._devices_max = topology.limits.devices_per_user
         self._clock = clock
         self._log = log
         self._throttle = LoginThrottle()
-        self._last_connectors: tuple[rest.Connector, ...] = ()
 
     async def register(self, request: rest.Credentials) -> rest.User:
         """Make an account.  Raises ApiError when the name is invalid or taken, or the password invalid."""
@@ -113,7 +114,7 @@ class Sessions:
         )
         if request.device is None:
             return answer
-        return msgspec.structs.replace(answer, connectors=await self.connectors(), relations=relations)
+        return msgspec.structs.replace(answer, connectors=await self._directory.entries(), relations=relations)
 
     async def _authenticated(self, name: str, password: str, address: str) -> User:
         key = (name, address)
@@ -156,34 +157,19 @@ class Sessions:
                 await self._notifier.kick(login, Code.LOGGED_OUT, "This device was logged out.")
 
     async def authenticate(self, authorization: str | None) -> Login:
-        """Return the login of an `Authorization` header.  Raises ApiError without a token, or for an invalid one."""
+        """Return the login of an `Authorization` header.  Raises ApiError without a token, or for an invalid one.
+
+        Raises BackendUnavailable when the database is away and no cache knows the token.
+        """
         token_hash = bearer_hash(authorization)
         now = self._clock()
-        login = await self._login(token_hash, now)
+        logins, away = await self._directory.logins([token_hash], now)
+        login = logins.get(token_hash)
+        if login is None and away is not None:
+            raise away
         if login is None or login.expires_at <= now:
-            raise refusal("bad_token", "The token is unknown or has ended: log in again.")
+            raise bad_token()
         return login
-
-    async def _login(self, token_hash: bytes, now: float) -> Login | None:
-        """The login in the cache, if it was verified there; else the one in the database."""
-        try:
-            (cached,) = await self._cache.logins([token_hash])
-        except BackendUnavailable as error:
-            self._log.warning("token cache away", reason=error)
-            cached = None
-        if cached is not None and cached.verified:
-            return cached.login
-        return await self._accounts.login(token_hash, now)
-
-    async def connectors(self) -> tuple[rest.Connector, ...]:
-        """Return the living connectors; while Redis is unavailable the last list, as clients try one after another."""
-        try:
-            living = await self._leases.living("connector")
-        except BackendUnavailable as error:
-            self._log.warning("leases away", reason=error)
-        else:
-            self._last_connectors = connector_entries(living)
-        return self._last_connectors
 
 
 def bearer_hash(authorization: str | None) -> bytes:

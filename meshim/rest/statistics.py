@@ -16,3 +16,7 @@ class Statistics(msgspec.Struct):
     """A request that did not arrive in time, or a connection without one: 408, or nothing, and the connection ends."""
     connections_cut: int = 0
     """Cut, or not taken, to make room for others."""
+    connectors_postponed: int = 0
+    """Questions for connectors that were told to come again later, because too many waited: 503."""
+    connectors_abandoned: int = 0
+    """Questions for connectors whose askers had gone before their turn."""

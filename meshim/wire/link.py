@@ -50,11 +50,15 @@ class Pong(Frame, array_like=True, frozen=True, gc=False, tag=6):
 
 
 class Close(Frame, array_like=True, frozen=True, gc=False, tag=7):
-    """Ends the link, with the reason.  The receiver ignores later frames of this epoch."""
+    """Ends the link, with the reason.  The receiver ignores later frames of this epoch.
+
+    `wait_ms` is how long a client should wait before it greets again; 0 leaves that to its back-off.
+    """
 
     link: U53
     code: U31
     sentence: Sentence = ""
+    wait_ms: U31 = 0
 
 
 class Reset(Frame, array_like=True, frozen=True, gc=False, tag=8):

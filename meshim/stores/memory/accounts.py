@@ -89,8 +89,11 @@ class MemoryAccounts:
         return self._database.tokens.pop(token_hash, None)
 
     async def login(self, token_hash: bytes, now: float) -> Login | None:
-        login = self._database.tokens.get(token_hash)
-        return login if login is not None and login.expires_at > now else None
+        return (await self.logins([token_hash], now)).get(token_hash)
+
+    async def logins(self, token_hashes: Sequence[bytes], now: float) -> dict[bytes, Login]:
+        tokens = self._database.tokens
+        return {each: tokens[each] for each in token_hashes if each in tokens and tokens[each].expires_at > now}
 
     async def unrevoked(self, token_hashes: Sequence[bytes]) -> set[bytes]:
         return {token_hash for token_hash in token_hashes if token_hash in self._database.tokens}

@@ -94,6 +94,9 @@ class Accounts(Protocol):
     async def login(self, token_hash: bytes, now: float) -> Login | None:
         """Return the login of the token; None when it does not exist or has expired."""
 
+    async def logins(self, token_hashes: Sequence[bytes], now: float) -> dict[bytes, Login]:
+        """Return the login of each token that exists and has not expired."""
+
     async def unrevoked(self, token_hashes: Sequence[bytes]) -> set[bytes]:
         """Return those hashes whose token was not revoked, expired or not."""
 

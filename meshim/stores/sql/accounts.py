@@ -88,7 +88,10 @@ class SqlAccounts:
         return await self._database.write(_log_out, token_hash)
 
     async def login(self, token_hash: bytes, now: float) -> Login | None:
-        return (await self._database.read(_logins, [token_hash], now)).get(token_hash)
+        return (await self.logins([token_hash], now)).get(token_hash)
+
+    async def logins(self, token_hashes: Sequence[bytes], now: float) -> dict[bytes, Login]:
+        return await self._database.read(_logins, token_hashes, now)
 
     async def unrevoked(self, token_hashes: Sequence[bytes]) -> set[bytes]:
         return await self._database.read(_unrevoked, token_hashes)

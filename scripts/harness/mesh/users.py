@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -15,9 +15,10 @@ from meshim.deploy.state import DataFolder
 from meshim.protocol.routing import partition_of
 from meshim.runtime import log
 from meshim.runtime.crypto import hash_token
-from meshim.stores.ports import Lease, RelationKey
+from meshim.stores.ports import Lease, Login, RelationKey
 from meshim.stores.redis.client import RedisClient
 from meshim.stores.redis.leases import RedisLeases
+from meshim.stores.redis.session_cache import RedisSessionCache
 from meshim.stores.sql.accounts import SqlAccounts
 from meshim.stores.sql.database import Database
 from meshim.stores.sql.partitions import SqlPartitions
@@ -121,6 +122,18 @@ async def user_factory(data: Path) -> AsyncIterator[UserFactory]:
         yield UserFactory(database, topology.limits.partitions)
     finally:
         await database.close()
+
+
+async def cache_logins(data: Path, logins: Iterable[tuple[bytes, Login]]) -> None:
+    """Put (token, login) pairs into the cache in Redis, where REST puts each login."""
+    topology = topologies.load(DataFolder(data).topology)
+    redis = RedisClient(topology.backends.redis, log.get("script", "logins"))
+    try:
+        cache = RedisSessionCache(redis, topology.namespace)
+        for token, login in logins:
+            await cache.put_login(hash_token(token), login)
+    finally:
+        await redis.close()
 
 
 async def living_connectors(data: Path) -> Sequence[Lease]:

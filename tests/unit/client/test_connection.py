@@ -9,7 +9,14 @@ import pytest
 
 from meshim.client import connection as connection_module
 from meshim.client import events as e
-from meshim.client.connection import BACKOFF_MAX_S, CONNECT_TIMEOUT_S, STABLE_S, Connection, Transport
+from meshim.client.connection import (
+    BACKOFF_MAX_S,
+    CONNECT_TIMEOUT_S,
+    STABLE_S,
+    TRIES_MAX,
+    Connection,
+    Transport,
+)
 from meshim.errors import ApiError, BackendUnavailable, Code, MeshimError, Refused
 from meshim.wire.rest import Connector
 from tests.virtual_time import run
@@ -77,7 +84,7 @@ class World:
         self.tokens = [b"token 1", b"token 2", b"token 3"]
         self.refused: list[bytes] = []
         self.error: MeshimError | None = None
-        self.connection = Connection(self.driver, self._connectors, self._token)  # type: ignore[arg-type]
+        self.connection = Connection(self.driver, self._connectors, self._token)
         self.task = asyncio.ensure_future(self.connection.run())
 
     async def _connectors(self, fresh: bool) -> Sequence[Connector]:
@@ -210,7 +217,111 @@ def test_failed_attempts_back_off_and_fetch_the_list(in_world: InWorld) -> None:
         waits = [later - sooner for sooner, later in itertools.pairwise(times)]
         assert waits[:4] == pytest.approx([0.05, 0.1, 0.2, 0.4])
         assert waits[-3:] == pytest.approx([BACKOFF_MAX_S] * 3)
-        assert world.fetches == [False] + [True] * 11
+        assert world.fetches == [False, False] + [True, False] * 5
+
+    in_world(test)
+
+
+@pytest.mark.parametrize("count", [1, 3, TRIES_MAX + 3])
+def test_those_that_are_known_are_tried_before_the_service_is_asked(in_world: InWorld, count: int) -> None:
+    async def test(world: World) -> None:
+        world.known = tuple(Connector(f"c{n}", f"tcp://127.0.0.1:{n}", "") for n in range(count))
+        tried = min(count, TRIES_MAX)
+        for asked in range(3):
+            endpoints = set()
+            for _ in range(tried):
+                dealer = await world.sockets.next()
+                endpoints.add(dealer.endpoint)
+                dealer.lost()
+            assert len(endpoints) == tried
+            assert world.fetches.count(True) == asked
+
+    in_world(test)
+
+
+def test_a_new_list_is_tried_in_full_before_the_next_question(in_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        for _ in range(2):
+            (await world.sockets.next()).lost()
+        world.known = tuple(Connector(name, f"tcp://10.0.0.1:{name}", "") for name in "345")
+        endpoints = set()
+        for _ in range(3):
+            dealer = await world.sockets.next()
+            endpoints.add(dealer.endpoint)
+            dealer.lost()
+        assert endpoints == {each.endpoint for each in world.known}
+        assert world.fetches.count(True) == 1
+
+    in_world(test)
+
+
+def test_no_connector_is_known_so_the_service_is_asked_again(in_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        world.known = ()
+        await asyncio.sleep(10.0)
+        assert world.fetches[:4] == [False, True, True, True]
+        world.known = (C1,)
+        await world.welcome()
+
+    in_world(test)
+
+
+def test_while_the_service_takes_long_the_known_ones_are_tried_and_its_answer_ends_the_pause(in_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        answered = asyncio.Event()
+        asked = 0
+
+        async def connectors(fresh: bool) -> Sequence[Connector]:
+            nonlocal asked
+            if fresh:
+                asked += 1
+                await answered.wait()
+                return (Connector("c3", "tcp://127.0.0.1:3", ""),)
+            return C1, C2
+
+        world.connection._connectors = connectors
+        for _ in range(12):
+            dealer = await world.sockets.next()
+            assert dealer.endpoint in (C1.endpoint, C2.endpoint)
+            dealer.lost()
+        assert asked == 1, "one question at a time"
+        at = asyncio.get_running_loop().time()
+        answered.set()
+        dealer = await world.sockets.next()
+        assert (dealer.endpoint, dealer.at) == ("tcp://127.0.0.1:3", at)
+        dealer.lost()
+
+    in_world(test)
+
+
+def test_a_question_under_way_ends_with_the_connection(in_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        ended = asyncio.Event()
+
+        async def connectors(fresh: bool) -> Sequence[Connector]:
+            if fresh:
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    ended.set()
+            return (C1,)
+
+        world.connection._connectors = connectors
+        (await world.sockets.next()).lost()
+        (await world.sockets.next()).lost()
+        world.task.cancel()
+        await asyncio.wait([world.task])
+        assert ended.is_set()
+
+    in_world(test)
+
+
+def test_a_connector_that_says_how_long_to_wait_is_believed(in_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        dealer = await world.sockets.next()
+        dealer.connected()
+        world.connection.ended(e.Disconnect(Code.BUSY, "too many devices connect at once", 3.0))
+        assert (await world.sockets.next()).at - dealer.at == pytest.approx(3.75)
 
     in_world(test)
 
@@ -273,6 +384,35 @@ def test_a_handshake_that_does_not_complete_times_out(in_world: InWorld) -> None
         world.connection.welcomed()
         await asyncio.sleep(10 * CONNECT_TIMEOUT_S)
         assert not other.closed
+
+    in_world(test)
+
+
+def test_a_handshake_that_ends_in_the_moment_in_which_it_is_given_up_counts_for_nothing(in_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        loop, failures = asyncio.get_running_loop(), list[Any]()
+        loop.set_exception_handler(lambda _, context: failures.append(context))
+        dealer = await world.sockets.next()
+        loop.call_at(dealer.at + CONNECT_TIMEOUT_S, dealer.connected)
+        assert (await world.sockets.next()).endpoint != dealer.endpoint
+        assert world.driver.events == failures == []
+
+    in_world(test)
+
+
+def test_the_next_handshake_may_take_longer_until_one_succeeds(in_world: InWorld) -> None:
+    """Where thousands connect at once, those that give up make work for nothing."""
+
+    async def test(world: World) -> None:
+        async def took_s() -> float:
+            dealer = await world.sockets.next()
+            while not dealer.closed:
+                await asyncio.sleep(0.1)
+            return asyncio.get_running_loop().time() - dealer.at
+
+        assert [await took_s() for _ in range(4)] == pytest.approx([3.0, 6.0, 10.0, 10.0], abs=0.11)
+        (await world.welcome()).lost()
+        assert await took_s() == pytest.approx(3.0, abs=0.11)
 
     in_world(test)
 

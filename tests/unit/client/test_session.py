@@ -5,11 +5,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
+from meshim.client import session as session_module
 from meshim.client.friends.contacts import Contacts
 from meshim.client.identity import Identity
-from meshim.client.session import Credentials, Session, stored_token
+from meshim.client.session import AskSchedule, Credentials, Session, stored_token
 from meshim.client.state import StateFile
 from meshim.errors import ApiError, BackendUnavailable, ClientClosed, Code, Refused, UsageError
 from meshim.wire import rest
@@ -176,25 +178,30 @@ async def test_concurrent_requests_with_a_revoked_token_log_in_once(service: Res
     assert await again.token(None) == service.token
 
 
-async def test_the_last_list_of_connectors_is_used_while_the_service_fails(
-    service: RestService, state: StateFile
+async def test_the_service_is_asked_until_it_answers_and_the_last_list_is_kept_meanwhile(
+    service: RestService, state: StateFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(session_module, "_ASK_BACKOFF_MIN_S", 0.01)
     opened = session(service, state)
     await opened.open()
     first = service.connectors
     for failure in ("away", "slow"):
         setattr(service, failure, True)
-        assert await opened.connectors(fresh=True) == first
+        service.requests.clear()
+        asking = asyncio.create_task(opened.connectors(fresh=True))
+        while len(service.requests) < 3:
+            await asyncio.sleep(0.001)
+        assert await opened.connectors(fresh=False) == first
         setattr(service, failure, False)
+        assert await asking == first
     service.connectors = ()  # Redis has lost the leases
     assert await opened.connectors(fresh=True) == first
     service.connectors = (rest.Connector("c2", "tcp://127.0.0.1:2", ""),)
     assert await opened.connectors(fresh=False) == first
     assert await opened.connectors(fresh=True) == service.connectors
-    service.away = True
     again = session(service, state)
     await again.open()
-    assert await again.connectors(fresh=True) == service.connectors
+    assert await again.connectors(fresh=False) == service.connectors
 
 
 @pytest.mark.parametrize(
@@ -208,14 +215,49 @@ async def test_rest_is_not_asked_for_connectors_before_it_says(
     service.retry_after = told
     service.requests.clear()
     now = asyncio.get_running_loop().time()
-    for _ in range(2):
-        assert await opened.connectors(fresh=True) == service.connectors
-    assert service.requests == ["/connectors"] * (1 if waits_s else 2)
-    assert waits_s <= opened._ask_not_before - now <= 1.5 * waits_s + 5.0
-    opened._ask_not_before = now
+    asking = asyncio.create_task(opened.connectors(fresh=True))
+    while not opened._asks._not_before:
+        await asyncio.sleep(0)
+    assert service.requests == ["/connectors"]
+    assert waits_s <= opened._asks._not_before - now <= 1.5 * waits_s + 5.0
+    asking.cancel()
+    await asyncio.wait([asking])
+    opened._asks = AskSchedule()
     service.retry_after = None
     service.connectors = (rest.Connector("c2", "tcp://127.0.0.1:2", ""),)
     assert await opened.connectors(fresh=True) == service.connectors
+
+
+def test_a_service_that_does_not_answer_is_asked_less_and_less_at_any_moment_up_to_a_limit() -> None:
+    firsts = []
+    for _ in range(200):
+        asks, now, waits = AskSchedule(), 0.0, []
+        for _ in range(8):
+            asks.failed(now, 0.0)
+            waits.append(asks.wait_s(now))
+            now += waits[-1]
+        assert all(wait_s <= limit_s for wait_s, limit_s in zip(waits, [1, 2, 4, 8, 16, 30, 30, 30], strict=True))
+        firsts.append(waits[0])
+        asks.answered()
+        asks.failed(now, 0.0)
+        assert asks.wait_s(now) <= 1.0
+    assert min(firsts) < 0.2, "full jitter"
+    assert max(firsts) > 0.8
+
+
+async def test_a_proxy_that_says_when_to_come_again_is_believed(service: RestService, state: StateFile) -> None:
+    """nginx, with `limit_req` or without a service behind it, answers without a problem."""
+    opened = session(service, state)
+    await opened.open()
+    answer = httpx.Response(503, text="<html>", headers={"retry-after": "20", "content-type": "text/html"})
+    opened._api._http = httpx.AsyncClient(transport=httpx.MockTransport(lambda request: answer))
+    now = asyncio.get_running_loop().time()
+    asking = asyncio.create_task(opened.connectors(fresh=True))
+    while not opened._asks._not_before:
+        await asyncio.sleep(0)
+    assert 19.0 <= opened._asks.wait_s(now) <= 31.0
+    asking.cancel()
+    await asyncio.wait([asking])
 
 
 # ---------------------------------------------------------------- contacts

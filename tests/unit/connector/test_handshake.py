@@ -3,6 +3,7 @@
 import pytest
 
 from meshim.connector import events as e
+from meshim.connector import handshake
 from meshim.errors import Code
 from meshim.stores.ports import Binding
 from meshim.wire.client import Change, Changed, Welcome, encode
@@ -76,6 +77,26 @@ def test_a_full_connector_refuses_greetings() -> None:
     connector.connect(A2)  # its token is being verified: counts too
     bob = connector.connect(B1)
     assert codes(bob) == [Code.BUSY]
+
+
+def test_greetings_beyond_what_can_be_checked_in_time_are_told_when_to_come_again() -> None:
+    """Their clients would have given up before the answer, and greeted again."""
+    most = int(handshake.QUEUE_S * handshake.RATE)
+    connector = Connector(sessions=10 * most)
+    devices = [10 * number + 1 for number in range(100, 100 + most + 20)]
+    clients = [connector.connect(device) for device in devices]
+    checks = connector.take(e.CheckGreet)
+    assert len(checks) == most
+    waits = [close.wait_ms / 1000 for client in clients for close in client.came(Close)]
+    assert len(waits) == 20 == connector.count.postponed == connector.count.refused
+    assert all(handshake.QUEUE_S <= wait_s <= handshake.QUEUE_S + 1 for wait_s in waits)
+    assert sorted(set(waits)) == waits, "one after another"
+    late = clients[-1]
+    assert [code for code, _ in late.closed] == [Code.BUSY]
+    for check in checks[:10]:
+        connector.receive(e.GreetRefused(check.peer, check.link, Code.BAD_TOKEN, "no"))
+    late.greet()
+    assert connector.take_one(e.CheckGreet).peer == late.peer, "there is room again"
 
 
 def test_greetings_with_one_token_have_a_rate_and_those_of_others_have_their_own() -> None:

@@ -23,6 +23,7 @@ from meshim.connector.shell import Shell
 from meshim.errors import BackendUnavailable
 from meshim.rest.backends import Backends as RestBackends
 from meshim.rest.change_notifier import ChangeNotifier
+from meshim.rest.connectors import ConnectorDirectory
 from meshim.rest.sessions import Sessions
 from meshim.rest.tokens import Tokens
 from meshim.runtime.crypto import hash_token
@@ -136,9 +137,10 @@ class World:
         log = Log("rest", "r1", io.StringIO())
         notifier = ChangeNotifier(backends, time.time, log)
         self.tokens = Tokens(backends, notifier, 10)
+        directory = ConnectorDirectory(backends, time.time, log, notifier.statistics)
         self.sessions = Sessions(
-            backends=backends, notifier=notifier, friends=cast("Any", None), passwords=cast("Any", None),
-            topology=TOPOLOGY, clock=time.time, log=log,
+            backends=backends, notifier=notifier, friends=cast("Any", None), directory=directory,
+            passwords=cast("Any", None), topology=TOPOLOGY, clock=time.time, log=log,
         )  # fmt: skip
         self.user = 0
 

@@ -1,8 +1,14 @@
 """`examples/minimal_client.py` takes everything that section 13.4 of docs/protocol.md says a client has to take."""
 
 import importlib.util
+import io
+import json
 import sqlite3
+import subprocess
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from meshim.runtime.crypto import format_token
+from scripts.harness.clients import minimal_example
 from tests.unit.any_msgpack import DEEP, NOT_UTF_8, any_bytes
 from tests.unit.docs.test_protocol_vectors import DEVICE, EPOCH, FROM_9, LINK, TOKEN, USER, encode, frames_of, vectors
 
@@ -173,3 +180,98 @@ def test_one_process_at_a_time_uses_a_state_file(module: Any, tmp_path: Path) ->
     first.database.close()
     assert second.execute("SELECT * FROM disk").fetchall() == []
     second.close()
+
+
+# ---------------------------------------------------------------- which connector is next
+
+
+class Rest:
+    """Answers questions for connectors as the test sets: a list of endpoints, or a status with a Retry-After."""
+
+    def __init__(self) -> None:
+        self.names: list[str] | tuple[int, str] = []
+        self.patience: list[float] = []
+
+    def __call__(self, request: urllib.request.Request, timeout: float) -> io.BytesIO:
+        self.patience.append(timeout)
+        if isinstance(self.names, tuple):
+            headers = Message()
+            headers["Retry-After"] = self.names[1]
+            raise urllib.error.HTTPError(request.full_url, self.names[0], "", headers, io.BytesIO(b"<html>"))
+        entries = [{"endpoint": name, "key": "", "url": name} for name in self.names]
+        return io.BytesIO(json.dumps({"connectors": entries}).encode())
+
+
+def test_known_connectors_are_tried_before_rest_is_asked(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, rest = client_of(module), Rest()
+    client.api = "http://localhost"
+    monkeypatch.setattr(module.urllib.request, "urlopen", rest)
+    now = 1_000.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    rest.names = [f"c{number}" for number in range(7)]
+    client.disk["connectors",] = [("a", b""), ("b", b"")]
+    assert {client.connector() for _ in range(2)} == {("a", b""), ("b", b"")}
+    assert rest.patience == []
+    assert len({client.connector() for _ in range(5)}) == 5
+    assert rest.patience == [15]
+    rest.names = (503, "20")
+    with pytest.raises(module.AWAY):
+        client.connector()
+    assert len({client.connector() for _ in range(5)}) == 5, "those that are known, meanwhile"
+    now += 19.9
+    assert client.connector()[0].startswith("c"), "without a question, for as long as it was told"
+    assert len(rest.patience) == 2
+    now += 10.1
+    rest.names = ["d"]
+    assert [client.connector() for _ in range(5)][-1] == ("d", b"")
+    assert len(rest.patience) == 3
+
+
+JAVASCRIPT = """
+import { Client, Disk } from "./minimal_client.mjs";
+let names, asked = 0, now = 1000000;
+Date.now = () => now;
+AbortSignal.timeout = (ms) => { if (ms !== 15000) throw new Error("no patience"); };
+globalThis.fetch = async () => {
+  asked += 1;
+  const connectors = names.map((url) => ({ url }));
+  return typeof names[0] === "string" ? Response.json({ connectors })
+    : new Response("<html>", { status: names[0], headers: { "Retry-After": names[1] } });
+};
+const client = new Client("http://x", "alice", "", new Disk([], async () => {}), () => {});
+client.me.token = "x";
+const next = async (count) => {
+  const found = [];
+  for (; count; count -= 1) found.push(await client.connector().catch((error) => error.name));
+  return [found.sort(), asked];
+};
+const said = [];
+client.disk.set(JSON.stringify(["connectors"]), ["a", "b"]);
+names = ["c", "d"];
+said.push(await next(2), await next(2));
+names = [503, "20"];
+said.push(await next(1), await next(2));
+now += 19900;
+said.push(await next(1));
+now += 10100;
+names = ["e"];
+said.push(await next(2));
+console.log(JSON.stringify(said));
+"""
+
+
+def test_known_connectors_are_tried_before_rest_is_asked_in_javascript(tmp_path: Path) -> None:
+    program, script = minimal_example.command("javascript", tmp_path)
+    (Path(script).parent / "next.mjs").write_text(JAVASCRIPT)
+    done = subprocess.run(
+        [program, str(Path(script).parent / "next.mjs")], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert not done.stderr
+    first, asked, refused, meanwhile, told, later = json.loads(done.stdout)
+    assert first == [["a", "b"], 0]
+    assert asked == [["c", "d"], 1]
+    assert refused == [["SyntaxError"], 2]
+    assert meanwhile == [["c", "d"], 2]
+    assert told[1] == 2
+    assert later[1] == 3
+    assert "e" in later[0]

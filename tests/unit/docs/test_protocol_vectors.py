@@ -281,7 +281,7 @@ FRAMES: dict[str, list[list[Any]]] = {
     "Ping": [[5, LINK]],
     "Pong": [[6, LINK]],
     "Stored": [[10, LINK, True], [11, LINK, 1]],
-    "Close": [[7, LINK, 10, "full"], [7, 0, 10, "full"]],
+    "Close": [[7, LINK, 10, "full"], [7, 0, 10, "full"], [7, LINK, 10, "full", 2500]],
     "Reset": [[8, LINK]],
     "any other frame": [[3, LINK, 2, 0, []], [4, LINK, 9], [99, LINK]],
 }

@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 from litestar import Litestar
 
+from meshim.rest.connectors import IS_GONE
 from meshim.rest.http_server import HttpLimits, Server, limits_of_process
 from meshim.rest.statistics import Statistics
 
@@ -175,6 +176,25 @@ async def test_an_address_with_all_connections_keeps_no_other_one_out(world: Wor
     assert world.statistics.connections_cut >= 5 * LIMITS.connections
     for _, each in held + later + [(reader, writer)]:
         each.close()
+
+
+@pytest.mark.parametrize("unread", [False, True])
+async def test_the_application_can_see_that_its_asker_has_gone(world: World, unread: bool) -> None:
+    """Questions that wait for their turn are dropped then (`ConnectorDirectory`)."""
+    reader, writer = await world.connect()
+    writer.write(POST + b"content-length: 5\r\n\r\n1234")  # the answer waits for the rest
+    async with asyncio.timeout(SOON_S):
+        while not (cycles := [each.cycle for each in cast(Any, world.server.server_state.connections) if each.cycle]):  # noqa: TC006
+            await asyncio.sleep(0.01)
+        is_gone = cycles[0].scope[IS_GONE]
+        assert not is_gone()
+        if unread:  # the loop has much else to read
+            cycles[0].transport.pause_reading()
+        writer.transport.abort()
+        while not is_gone():
+            await asyncio.sleep(0.001)
+        assert not world.statistics.requests_late, "not only when its time was over"
+    del reader
 
 
 def test_there_are_no_more_connections_than_descriptors_for_them() -> None:
