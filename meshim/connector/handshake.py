@@ -12,6 +12,7 @@ binding: a late greeting of a stopped process cannot replace a newer connection 
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import msgspec
 
@@ -22,6 +23,7 @@ from meshim.connector.sessions import Sessions
 from meshim.connector.statistics import Statistics
 from meshim.errors import Code, PeerError
 from meshim.protocol.link import LinkOptions
+from meshim.protocol.token_bucket import UnnumberedBudget
 from meshim.stores.ports import Binding
 from meshim.wire.client import Greet, Welcome
 from meshim.wire.envelope import WIRE_VERSION
@@ -30,6 +32,13 @@ from meshim.wire.notification import Kick
 LAST_SEEN_S = 3600.0
 """How often to record that a device is connected; a device that was not for `device_idle_s` is dropped."""
 LEAVING = "this connector is leaving: connect to another"
+
+
+class Pending(NamedTuple):
+    """A greeting whose token is being verified, and what its peer may send meanwhile and afterwards."""
+
+    greet: Greet
+    unnumbered: UnnumberedBudget
 
 
 class Handshake:
@@ -45,7 +54,7 @@ class Handshake:
         self._sessions = sessions
         self._actions = actions
         self._wall_ms = wall_ms
-        self._pending: dict[bytes, Greet] = {}
+        self._pending: dict[bytes, Pending] = {}
         """Greetings whose tokens are being verified, by peer."""
         self._withdrawn: set[bytes] = set()
         """Peers of `_pending` that have gone or broken the protocol meanwhile.  They count until the verdict comes: a
@@ -57,12 +66,17 @@ class Handshake:
         """Whether the token of this peer is being verified."""
         return peer in self._pending and peer not in self._withdrawn
 
+    def came_early(self, peer: bytes, now: float) -> None:
+        """Drop a frame that came before the verdict, and charge it.  Raises PeerError when there were too many."""
+        self._statistics.early += 1
+        self._pending[peer].unnumbered.charge(now)
+
     def forget(self, peer: bytes) -> None:
         """Ignore the verdict on the token of this peer, if one is awaited."""
         if peer in self._pending:
             self._withdrawn.add(peer)
 
-    def greet(self, peer: bytes, greet: Greet) -> None:
+    def greet(self, peer: bytes, greet: Greet, now: float) -> None:
         """Have a token verified, or refuse the greeting.  Raises PeerError for a second greeting of a connection."""
         if self._sessions.of_peer(peer) is not None or peer in self._pending:
             raise PeerError(Code.NOT_GREETED, "this connection has greeted already")
@@ -74,20 +88,20 @@ class Handshake:
         elif len(self._sessions) + len(self._pending) >= self._options.sessions:
             self._refuse(peer, greet.link, Code.BUSY, "this connector is full: connect to another")
         else:
-            self._pending[peer] = greet
+            self._pending[peer] = Pending(greet, UnnumberedBudget(now))
             self._actions.append(e.CheckGreet(peer, greet.link, greet.token, greet.epoch))
 
     def _refuse(self, peer: bytes, link: int, code: Code, sentence: str) -> None:
         self._statistics.refused += 1
         self._sessions.refuse(peer, link, code, sentence)
 
-    def _answered(self, peer: bytes) -> Greet | None:
+    def _answered(self, peer: bytes) -> Pending | None:
         """The verdict on a token came: return the greeting, or None when the peer has withdrawn it."""
-        greet = self._pending.pop(peer, None)
+        pending = self._pending.pop(peer, None)
         if peer in self._withdrawn:
             self._withdrawn.discard(peer)
             return None
-        return greet
+        return pending
 
     def refused(self, event: e.GreetRefused, now: float) -> None:
         """Refuse the greeting with the reason."""
@@ -96,9 +110,10 @@ class Handshake:
 
     def accepted(self, event: e.GreetAccepted, now: float) -> None:
         """Begin a session, in place of an earlier one of the device, and have its binding written."""
-        greet = self._answered(event.peer)
-        if greet is None:
+        pending = self._answered(event.peer)
+        if pending is None:
             return
+        greet = pending.greet
         if self.shutting_down:
             self._refuse(event.peer, event.link, Code.SHUTTING_DOWN, LEAVING)
             return
@@ -123,6 +138,7 @@ class Handshake:
             rate=options.session_rate,
             now=now,
         )
+        session.unnumbered = pending.unnumbered
         session.link.window.credit = max(1, min(greet.window, options.clients.window.credit))
         session.account_due = session.binding_due = now + self.account_period_s(session)
         session.last_seen_due = now + LAST_SEEN_S
@@ -165,6 +181,16 @@ class Handshake:
                 self._sessions.cut(session, Code.BUSY, "presence does not answer: try again")
             else:
                 session.binding_due = now + self._options.sync.retry_s
+
+    def renew_all(self) -> None:
+        """Write all bindings again, also those that are being written; each answer checks a queue.
+
+        Presence may have forgotten which session took over from which (R14): only a token that is not revoked counts.
+        It may also have forgotten devices that are not connected: the lists of devices are read again.
+        """
+        sessions = self._sessions.all()
+        self._actions.append(e.RenewBindings([session.binding_renewal for session in sessions]))
+        self._actions.append(e.ReadAccounts(tuple({session.login.user: None for session in sessions})))
 
     def tokens_revoked(self, event: e.TokensRevoked, now: float) -> None:
         """Cut sessions whose tokens were revoked without a kick that reached us (R14), or before they had a binding.
