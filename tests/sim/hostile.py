@@ -252,12 +252,8 @@ class _Attacks:
 
     async def _impersonate(self) -> None:
         user, device, epoch = self._random.choice(self._device._victims())
-        claims = [
-            {"user": user},
-            {"device": device},
-            {"epoch": epoch},
-            {"user": user, "device": device, "epoch": epoch},
-        ]
+        claims: list[dict[str, Any]] = [{"user": user}, {"device": device}, {"epoch": epoch}]
+        claims.append({"user": user, "device": device, "epoch": epoch})
         self._submit(self._envelope(self._friend(), **self._random.choice(claims)))
 
     async def _early_data(self) -> None:
