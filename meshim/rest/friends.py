@@ -4,12 +4,12 @@ import math
 from collections.abc import Sequence
 
 from meshim.errors import SealBroken, StoreConflict
+from meshim.protocol.rate_limit import RateLimit
 from meshim.rest.backends import Backends, Clock
 from meshim.rest.change_notifier import ChangeNotifier
 from meshim.rest.core import (
     PRESENCE_IDS_MAX,
     FriendAction,
-    RateLimit,
     Transition,
     checked_name,
     online_friends,
@@ -49,7 +49,7 @@ class Friends:
         """The id of this mesh: content keys of another mesh do not open its messages."""
         limits = topology.limits
         self._relations_max = limits.relations_per_user
-        self._presence_rate = RateLimit(limits.presence_lookups_per_s, limits.presence_limited_users)
+        self._presence_rate: RateLimit[int] = RateLimit(limits.presence_lookups_per_s, limits.presence_limited_users)
         self._clock = clock
         self._log = log
 

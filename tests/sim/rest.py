@@ -23,8 +23,9 @@ class Rest:
 
     def __init__(self, scheduler: Scheduler, backends: Backends, topology: Topology) -> None:
         ports = RestBackends(
-            backends.accounts(), backends.leases(), backends.presence(), backends.cache(), backends.notifications(), {}
-        )
+            backends.accounts(), backends.leases(), backends.presence(), backends.cache(), backends.notifications(),
+            probes={}, storing={},
+        )  # fmt: skip
 
         def clock() -> float:
             return WALL_S + scheduler.now
