@@ -205,7 +205,7 @@ class ConnectorCore:
                 elif session is None or frame.link != session.link.epoch:
                     if session is not None:
                         session.unnumbered.charge(now)
-                    self._unknown_link(peer, frame)
+                    self._unknown_link(peer, frame, now)
                 elif session.state is not State.BINDING:
                     self._session_frame(session, frame, now)
                 elif isinstance(frame, Close | Reset):
@@ -218,7 +218,7 @@ class ConnectorCore:
             except PeerError as error:
                 self._protocol_error(peer, session, error)
 
-    def _unknown_link(self, peer: bytes, frame: wire.ClientFrame) -> None:
+    def _unknown_link(self, peer: bytes, frame: wire.ClientFrame, now: float) -> None:
         """A frame of no session: queued for an earlier incarnation of this connector (R13), or early."""
         ends = isinstance(frame, Close | Reset)
         if self._handshake.is_pending(peer):
@@ -226,7 +226,7 @@ class ConnectorCore:
                 self._handshake.forget(peer)
                 self._sessions.close_peer(peer)
             else:
-                self.statistics.early += 1
+                self._handshake.came_early(peer, now)
         elif not ends:
             self.statistics.unknown_links += 1
             self._sessions.send_frame(peer, Reset(frame.link))
@@ -386,12 +386,8 @@ class ConnectorCore:
         self._poll_queues_at = now
 
     def _presence_recovered(self, event: e.PresenceRecovered, now: float) -> None:
-        """Write all bindings again, also those that are being written; each answer checks a queue.
-
-        Presence may have forgotten which session took over from which (R14): only a token that is not revoked counts.
-        """
         self._poll_queues_at = None
-        self._actions.append(e.RenewBindings([session.binding_renewal for session in self._sessions.all()]))
+        self._handshake.renew_all()
 
     def _stop_requested(self, event: e.StopRequested, now: float) -> None:
         self._handshake.shutting_down = True

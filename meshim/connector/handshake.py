@@ -14,6 +14,7 @@ Each greeting costs Redis three commands and the connector a session, so those w
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import msgspec
 
@@ -27,6 +28,7 @@ from meshim.protocol.admission import Admission
 from meshim.protocol.link import LinkOptions
 from meshim.protocol.rate_limit import RateLimit
 from meshim.protocol.timeouts import CLOSE_WAIT_MAX_S
+from meshim.protocol.token_bucket import UnnumberedBudget
 from meshim.stores.ports import Binding
 from meshim.wire.client import Greet, Welcome
 from meshim.wire.envelope import WIRE_VERSION
@@ -44,6 +46,13 @@ GREETINGS_BURST_S = 10.0
 LEAVING = "this connector is leaving: connect to another"
 
 
+class Pending(NamedTuple):
+    """A greeting whose token is being verified, and what its peer may send meanwhile and afterwards."""
+
+    greet: Greet
+    unnumbered: UnnumberedBudget
+
+
 class Handshake:
     """Turns greetings into sessions, and refuses the others."""
 
@@ -57,7 +66,7 @@ class Handshake:
         self._sessions = sessions
         self._actions = actions
         self._wall_ms = wall_ms
-        self._pending: dict[bytes, Greet] = {}
+        self._pending: dict[bytes, Pending] = {}
         """Greetings whose tokens are being verified, by peer."""
         self._withdrawn: set[bytes] = set()
         """Peers of `_pending` that have gone or broken the protocol meanwhile.  They count until the verdict comes: a
@@ -71,6 +80,11 @@ class Handshake:
     def is_pending(self, peer: bytes) -> bool:
         """Whether the token of this peer is being verified."""
         return peer in self._pending and peer not in self._withdrawn
+
+    def came_early(self, peer: bytes, now: float) -> None:
+        """Drop a frame that came before the verdict, and charge it.  Raises PeerError when there were too many."""
+        self._statistics.early += 1
+        self._pending[peer].unnumbered.charge(now)
 
     def forget(self, peer: bytes) -> None:
         """Ignore the verdict on the token of this peer, if one is awaited."""
@@ -98,22 +112,22 @@ class Handshake:
             self._refuse(peer, greet.link, Code.BUSY, sentence, wait_s)
         else:
             self._rate.charge(greet.token, 1.0, now)
-            self._pending[peer] = greet
+            self._pending[peer] = Pending(greet, UnnumberedBudget(now))
             self._actions.append(e.CheckGreet(peer, greet.link, greet.token, greet.epoch))
 
     def _refuse(self, peer: bytes, link: int, code: Code, sentence: str, wait_s: float = 0.0) -> None:
         self._statistics.refused += 1
         self._sessions.refuse(peer, link, code, sentence, wait_s)
 
-    def _answered(self, peer: bytes, now: float) -> Greet | None:
+    def _answered(self, peer: bytes, now: float) -> Pending | None:
         """The verdict on a token came: return the greeting, or None when the peer has withdrawn it."""
-        greet = self._pending.pop(peer, None)
-        if greet is not None:
+        pending = self._pending.pop(peer, None)
+        if pending is not None:
             self._admission.answered(1, now)
         if peer in self._withdrawn:
             self._withdrawn.discard(peer)
             return None
-        return greet
+        return pending
 
     def refused(self, event: e.GreetRefused, now: float) -> None:
         """Refuse the greeting with the reason."""
@@ -122,9 +136,10 @@ class Handshake:
 
     def accepted(self, event: e.GreetAccepted, now: float) -> None:
         """Begin a session, in place of an earlier one of the device, and have its binding written."""
-        greet = self._answered(event.peer, now)
-        if greet is None:
+        pending = self._answered(event.peer, now)
+        if pending is None:
             return
+        greet = pending.greet
         if self.shutting_down:
             self._refuse(event.peer, event.link, Code.SHUTTING_DOWN, LEAVING)
             return
@@ -149,6 +164,7 @@ class Handshake:
             rate=options.session_rate,
             now=now,
         )
+        session.unnumbered = pending.unnumbered
         session.link.window.credit = max(1, min(greet.window, options.clients.window.credit))
         session.account_due = session.binding_due = now + self.account_period_s(session)
         session.last_seen_due = now + LAST_SEEN_S
@@ -191,6 +207,16 @@ class Handshake:
                 self._sessions.cut(session, Code.BUSY, "presence does not answer: try again")
             else:
                 session.binding_due = now + self._options.sync.retry_s
+
+    def renew_all(self) -> None:
+        """Write all bindings again, also those that are being written; each answer checks a queue.
+
+        Presence may have forgotten which session took over from which (R14): only a token that is not revoked counts.
+        It may also have forgotten devices that are not connected: the lists of devices are read again.
+        """
+        sessions = self._sessions.all()
+        self._actions.append(e.RenewBindings([session.binding_renewal for session in sessions]))
+        self._actions.append(e.ReadAccounts(tuple({session.login.user: None for session in sessions})))
 
     def tokens_revoked(self, event: e.TokensRevoked, now: float) -> None:
         """Cut sessions whose tokens were revoked without a kick that reached us (R14), or before they had a binding.

@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from meshim.connector import events as e
-from meshim.connector.authenticator import DATABASE_S, Authenticator, Backends, Held
+from meshim.connector.authenticator import DATABASE_S, Authenticator, Backends
+from meshim.connector.bindings import Bindings
 from meshim.connector.core import ConnectorCore
 from meshim.connector.transport import ClientTransport
 from meshim.errors import BackendUnavailable, Fenced, UsageError
@@ -16,7 +17,7 @@ from meshim.runtime.send_result import SendResult
 from meshim.runtime.service import Service
 from meshim.runtime.sockets import Context, Dealer, KeyPair
 from meshim.runtime.timeouts import with_timeout
-from meshim.stores.ports import Account, Binding, Lease
+from meshim.stores.ports import Account, Lease
 from meshim.topology import Topology
 from meshim.wire.sizes import BUNDLE_OVERHEAD_BYTES
 
@@ -60,11 +61,7 @@ class Shell:
         # More than reads: on SQLite, writes that are under way together share a commit (adr/0011).
         self._write_slots = asyncio.Semaphore(8 * topology.limits.db_threads)
         self._greets: Batches[e.CheckGreet] = Batches(self._greet_batch, 256, PAUSE_S)
-        self._bindings: Batches[tuple[e.BindingRenewal, bool]] = Batches(self._write_batch, 256, PAUSE_S)
-        """Each with whether it is the first of its session."""
-        self._doubtful: Batches[tuple[e.BindingRenewal, Binding | bool | None]] = Batches(self._doubtful_batch, 256)
-        self._renewals: Batches[e.BindingRenewal] = Batches(self._renew_batch, 8192)
-        self._erased: Batches[Binding] = Batches(self._erase_batch, 1024)
+        self._bindings = Bindings(backends.presence, self._authenticator, self._receive, service, PAUSE_S)
         self._checks: Batches[tuple[int, int, int]] = Batches(self._check_batch, 512, PAUSE_S)
         self._marks: Batches[e.MarkRead | e.ReleaseQueue] = Batches(self._mark_batch, MARKS, MARK_PAUSE_S)
         self._account_reads: Batches[int] = Batches(self._account_batch, 64)
@@ -76,9 +73,9 @@ class Shell:
             e.ConnectTransfer: self._connect_transfer,
             e.DisconnectTransfer: self._disconnect_transfer,
             e.CheckGreet: self._greets.add,
-            e.WriteBindings: self._write_bindings,
-            e.RenewBindings: self._renew_bindings,
-            e.EraseBindings: self._erase_bindings,
+            e.WriteBindings: self._bindings.write,
+            e.RenewBindings: self._bindings.renew,
+            e.EraseBindings: self._bindings.erase,
             e.CheckQueues: self._check_queues,
             e.ClaimQueue: self._claim_queue,
             e.ReadPage: self._read_page,
@@ -93,11 +90,10 @@ class Shell:
     def start(self, incarnation: int) -> None:
         """Start the batches, and listen to notifications for this incarnation."""
         self._service.watch(self.driver.failed)
-        for batches in (
-            self._greets, self._bindings, self._doubtful, self._renewals, self._erased, self._checks, self._marks,
-            self._account_reads, self._last_seen,
-        ):  # fmt: skip
+        for batches in (self._greets, self._checks, self._marks, self._account_reads, self._last_seen):
             self._service.start(batches.run())
+        for run in self._bindings.runs():
+            self._service.start(run)
         self._service.start(self._listen(incarnation))
         self._service.start(self._read_secret())
 
@@ -107,9 +103,7 @@ class Shell:
         self.driver.receive(e.StopRequested())
         await self.driver.until(lambda: self._core.idle, within_s)
         deadline = loop.time() + within_s
-        # In this order: each adds to the next.
-        for batches in (self._renewals, self._bindings, self._doubtful, self._erased):
-            await batches.join(deadline - loop.time())
+        await self._bindings.join(deadline - loop.time())
         for action in self._core.close(loop.time()):
             self._perform(action)
         # Before the sockets close: what clients still send, and the answers of backends, must move nothing any more.
@@ -117,6 +111,9 @@ class Shell:
         for dealer in self._dealers.values():
             dealer.close(linger_ms=200)
         await self._marks.join(deadline - loop.time())
+
+    def _receive(self, event: e.Event) -> None:
+        self.driver.receive(event)
 
     def _perform(self, action: e.Action) -> None:
         self._performers[type(action)](action)
@@ -273,56 +270,6 @@ class Shell:
         """Presence may have forgotten our bindings, or be as it was some time ago: write all of them again."""
         self._authenticator.invalidate()
         self.driver.receive(e.PresenceRecovered())
-
-    def _write_bindings(self, action: e.WriteBindings) -> None:
-        self._add_all(self._bindings, [(renewal, True) for renewal in action.renewals])
-
-    async def _write_batch(self, writes: Sequence[tuple[e.BindingRenewal, bool]]) -> None:
-        try:
-            results = await self._backends.presence.online([(each.binding, each.devices) for each, _ in writes])
-        except BackendUnavailable:
-            self.driver.receive(e.BindingsWriteFailed([each.binding for each, _ in writes]))
-            return
-        # After the write (authenticator.py).
-        held = await self._authenticator.look_again([each.token_hash for each, is_new in writes if is_new])
-        written = []
-        for (renewal, is_new), result in zip(writes, results, strict=True):
-            if is_new and held[renewal.token_hash] is Held.NOTHING:
-                self._doubtful.add((renewal, result))
-                continue
-            written.append((renewal.binding, result))
-            if is_new and held[renewal.token_hash] is Held.UNVERIFIED:
-                self._renewals.add(renewal)
-        if written:
-            self.driver.receive(e.BindingsWritten(written))
-
-    async def _doubtful_batch(self, writes: Sequence[tuple[e.BindingRenewal, Binding | bool | None]]) -> None:
-        await self._unrevoked([renewal for renewal, _ in writes])
-        self.driver.receive(e.BindingsWritten([(renewal.binding, result) for renewal, result in writes]))
-
-    def _renew_bindings(self, action: e.RenewBindings) -> None:
-        self._add_all(self._renewals, action.renewals)
-
-    async def _renew_batch(self, renewals: Sequence[e.BindingRenewal]) -> None:
-        for renewal in await self._unrevoked(renewals):
-            self._bindings.add((renewal, False))
-
-    async def _unrevoked(self, renewals: Sequence[e.BindingRenewal]) -> list[e.BindingRenewal]:
-        """Those whose token is not revoked; the core is told of the others."""
-        unrevoked = await self._authenticator.unrevoked([renewal.token_hash for renewal in renewals])
-        revoked = [renewal.binding for renewal in renewals if renewal.token_hash not in unrevoked]
-        if revoked:
-            self.driver.receive(e.TokensRevoked(revoked))
-        return [renewal for renewal in renewals if renewal.token_hash in unrevoked]
-
-    def _erase_bindings(self, action: e.EraseBindings) -> None:
-        self._add_all(self._erased, action.bindings)
-
-    async def _erase_batch(self, bindings: Sequence[Binding]) -> None:
-        try:
-            await self._backends.presence.offline(bindings)
-        except BackendUnavailable:
-            self._service.log.warning("bindings not erased", count=len(bindings))
 
     # ---------------------------------------------------------------- notifications
 

@@ -3,6 +3,9 @@
 The database is the truth; the steps after a commit only shorten the time until others see it.  First the cache, where
 a connector looks when it is notified; then presence; then the notification.  After a crash between two steps, stale
 cache entries end with their TTL.  A step whose backend is unavailable is logged and counted, and undoes nothing.
+
+One step must not fail: messages get a copy for each device that presence lists, so a login is not answered before
+presence lists its device (adr/0049).
 """
 
 from collections.abc import Awaitable, Sequence
@@ -17,7 +20,7 @@ from meshim.wire.notification import AccountChanged, Kick
 
 
 class ChangeNotifier:
-    """Updates cache and presence after a commit, and notifies the connectors.  Its methods never raise."""
+    """Updates cache and presence after a commit, and notifies the connectors.  Only `logged_in` raises."""
 
     def __init__(self, backends: Backends, clock: Clock, log: Log) -> None:
         self._accounts = backends.accounts
@@ -33,12 +36,24 @@ class ChangeNotifier:
 
         Its earlier session ends now, not when the new one greets: what it acknowledged until then would be marked read,
         and the state file that has just logged in would never get it.
+
+        Raises BackendUnavailable when presence may not list the device: the login has to be repeated.
         """
         if revoked:
             await self._try("revoked tokens", self._cache.drop_logins(revoked))
         await self.kick(login, Code.REPLACED, "the device has logged in again since this connection began")
         await self._try("token", self._cache.put_login(token_hash, login))
-        await self._try("devices", self._update_devices(login.user))
+        try:
+            is_new = await self._list_device(login)
+        except BackendUnavailable as error:
+            self._failed("devices", error)
+            # Connectors that hear of the device write it to presence as soon as they reach it.
+            await self._tell((login.user,), Change.DEVICES)
+            raise BackendUnavailable(
+                "Redis is away, and until it is back messages are not copied for this device: log in again later."
+            ) from error
+        if is_new:
+            await self._tell((login.user,), Change.DEVICES)
 
     async def friends_changed(self, users: tuple[int, int]) -> None:
         """These two users became friends, or ended their friendship."""
@@ -57,22 +72,29 @@ class ChangeNotifier:
         """End the session of a device, on whichever connector it is."""
         await self._try("kick", self._kick(login, code, sentence))
 
-    async def _update_devices(self, user: int) -> None:
+    async def _list_device(self, login: Login) -> bool:
+        """Have presence and the cache list the devices of a user; return whether either did not.
+
+        Raises BackendUnavailable.
+        """
+        user = login.user
         # Before the database is read: a device that presence lists now and the database does not have was deleted.  The
         # other way round, another process may have registered it meanwhile.
         entry = (await self._presence.lookup([user])).get(user)
         (cached,) = await self._cache.accounts([user])
-        account = await self._put_account(user)
+        # A connector whose clock is ahead may have cached what it had read before: its `as_of` must not win.
+        account = await self._put_account(user, cached.as_of if cached is not None else 0.0)
         if account is None:
-            return
+            return False
         listed = set(entry.devices) if entry is not None else set(account.devices)
         if listed == set(account.devices) and cached is not None and cached.devices == account.devices:
-            return  # nearly every login is from a device that is in the lists already
+            return False  # nearly every login is from a device that is in the lists already
         await self._presence.update_devices(user, account.devices, tuple(listed.difference(account.devices)))
-        await self._notifications.tell_all(AccountChanged((user,), int(Change.DEVICES)))
+        return True
 
-    async def _put_account(self, user: int) -> Account | None:
-        account = (await self._accounts.accounts([user], self._clock())).get(user)
+    async def _put_account(self, user: int, not_before: float = 0.0) -> Account | None:
+        as_of = max(self._clock(), not_before)
+        account = (await self._accounts.accounts([user], as_of)).get(user)
         if account is not None:
             await self._cache.put_accounts([account])
         return account
@@ -90,5 +112,8 @@ class ChangeNotifier:
         try:
             await call
         except BackendUnavailable as error:
-            self.statistics.notify_failures += 1
-            self._log.warning("change not notified", what=what, reason=error)
+            self._failed(what, error)
+
+    def _failed(self, what: str, error: BackendUnavailable) -> None:
+        self.statistics.notify_failures += 1
+        self._log.warning("change not notified", what=what, reason=error)

@@ -39,8 +39,8 @@ class Tokens:
         """Register the device, or log it in again; with `takeover` also one that has the epoch of another state file.
 
         Returns the login that the token stands for; the earlier session of the device ends.  Raises DeviceInUse and
-        StoreConflict as `Accounts.log_in`, and BackendUnavailable when the database is unavailable, or when Redis is
-        and the device has tokens: a later try may succeed.
+        StoreConflict as `Accounts.log_in`, and BackendUnavailable when the database is unavailable, or, for a device,
+        when Redis is: a later try may succeed.
         """
         if device is not None:
             tokens = await self._accounts.tokens(user_id, device)
@@ -59,7 +59,7 @@ class Tokens:
 
     async def _evict(self, token_hashes: tuple[bytes, ...]) -> None:
         if not token_hashes:
-            return  # a new device can log in while Redis is unavailable
+            return
         try:
             await self._cache.drop_logins(token_hashes)
         except BackendUnavailable as error:

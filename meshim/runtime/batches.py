@@ -30,6 +30,11 @@ class Batches(Generic[T]):
         self._arrived.set()
         self._idle.clear()
 
+    @property
+    def idle(self) -> bool:
+        """Whether no item waits or is being worked on."""
+        return self._idle.is_set()
+
     async def join(self, within_s: float) -> bool:
         """Wait until no item waits or is being worked on; return False when `within_s` seconds pass first."""
         try:

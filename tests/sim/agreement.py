@@ -14,7 +14,8 @@ from meshim.protocol.ranges import Ranges
 from meshim.wire.envelope import Receipt, ReceiptKind
 
 if TYPE_CHECKING:
-    from tests.sim.judge import File, Judge, Key
+    from tests.sim.judge import Judge
+    from tests.sim.records import File, Key
 
 
 class Agreement:
@@ -59,8 +60,10 @@ class Agreement:
         for made_at, file, user, receipt in self._receipts:
             readers = (file.user,) if receipt.kind == ReceiptKind.READ else ()
             for device in [d.device_id for each in (user, *readers) for d in self._judge.database.devices_of(each)]:
+                if self._files[file.device] is not file or not self._judge.counts(device, file.user, made_at):
+                    continue
                 known_to = self._files[device]
-                if self._files[file.device] is file and known_to.owned_since <= made_at:
+                if known_to.owned_since <= made_at:
                     left |= dict.fromkeys(self._unknown(known_to, user, receipt))
         said = self._first_said()
         for arrived_at, file, key in self._arrivals:
@@ -84,8 +87,10 @@ class Agreement:
         """The sender's other devices that do not have this message as delivered, and have their file since before."""
         user, sending, stream = key[0], key[1], key[:-1]
         for device in self._judge.database.devices_of(user):
+            if device.device_id == sending or not self._judge.counts(device.device_id, key[4], arrived_at):
+                continue
             file = self._files[device.device_id]
-            if file.device != sending and file.owned_since <= arrived_at:
+            if file.owned_since <= arrived_at:
                 told, _ = self._told.get((file, stream), (Ranges(), Ranges()))
                 if key[-1] not in told:
                     yield f"device {file.device} does not know that {key} is delivered"

@@ -4,22 +4,26 @@ A break patches one method of the real code, or of the model of a server, while 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from unittest.mock import patch
 
 import msgspec
 
 from meshim.client.streams.inbox import Inbox, InboxUpdate
-from meshim.connector import accounting
+from meshim.connector import accounting, submissions
 from meshim.connector import events as connector_events
+from meshim.connector.authorization import authorize
 from meshim.connector.handshake import Handshake
 from meshim.connector.offline_sync import OfflineSync
 from meshim.connector.outcomes import Outcomes
+from meshim.connector.session import Session
 from meshim.connector.shell import Shell as ConnectorShell
 from meshim.protocol.ordering import Flag, Released, StreamOrder
 from meshim.protocol.outcome import outcomes_of
+from meshim.protocol.token_bucket import UnnumberedBudget
 from meshim.protocol.window import Window
+from meshim.rest.sessions import Sessions
 from meshim.rest.tokens import Tokens
 from meshim.runtime.send_result import SendResult
 from meshim.stores.memory.database import MemoryPartitions, MemoryQueues
@@ -28,6 +32,7 @@ from meshim.stores.ports import Binding, Login, Page
 from meshim.transfer import events as transfer_events
 from meshim.transfer.core import TransferCore
 from meshim.transfer.presence_cache import Locations
+from meshim.wire.client import Submit
 from meshim.wire.envelope import Envelope, Kind, decode_envelope, decode_receipt
 from meshim.wire.mesh import Route
 from meshim.wire.outcome import OutcomeStatus
@@ -206,6 +211,57 @@ def _takeover() -> list[Patch]:
     return [(Tokens, "issue", issue_to_any)]
 
 
+def _logout() -> list[Patch]:
+    """A logout revokes the token in the database, and leaves cache and session as they are."""
+
+    async def log_out_in_database(self: Sessions, token_hash: bytes) -> None:
+        await self._accounts.log_out(token_hash)
+
+    return [(Sessions, "logout", log_out_in_database)]
+
+
+def _kick() -> list[Patch]:
+    """A session that was replaced by one on another connector is not told."""
+    written = Handshake.bindings_written
+
+    def without_kick(self: Handshake, event: connector_events.BindingsWritten, now: float) -> None:
+        written(self, event, now)
+        self._actions[:] = [each for each in self._actions if not isinstance(each, connector_events.SendKick)]
+
+    return [(Handshake, "bindings_written", without_kick)]
+
+
+def _devices_lost() -> list[Patch]:
+    """The list of devices that a registration writes is lost, as if another one at the same time had the last word."""
+
+    async def lost(self: MemoryPresence, user: int, devices: Sequence[int], removed: Sequence[int] = ()) -> None:
+        self._redis.publish(self._namespace, [user])
+
+    return [(MemoryPresence, "update_devices", lost)]
+
+
+def _charge() -> list[Patch]:
+    """What a client sends outside of its window is not charged."""
+    return [(UnnumberedBudget, "charge", lambda self, now: None)]
+
+
+def _receipt_scope() -> list[Patch]:
+    """A receipt may go to anybody, as before receipts were messages (adr/0033)."""
+
+    def authorize_receipts(session: Session, submit: Submit, *rest: Any) -> Any:
+        friends = session.friends
+        with suppress(msgspec.DecodeError):
+            envelope = decode_envelope(submit.envelope)
+            if envelope.kind == Kind.RECEIPT:
+                session.friends = friends | {envelope.to.id}
+        try:
+            return authorize(session, submit, *rest)
+        finally:
+            session.friends = friends
+
+    return [(submissions, "authorize", authorize_receipts)]
+
+
 def _devices_agree() -> list[Patch]:
     """A receipt reaches one device only, of those of the sender of the messages; no other device of its own sender."""
     send_copies = TransferCore._send_copies
@@ -245,6 +301,11 @@ BREAKS: dict[str, Callable[[], list[Patch]]] = {
     "ack-before-commit": _ack_before_commit,
     "revoke": _revoke,
     "takeover": _takeover,
+    "logout": _logout,
+    "kick": _kick,
+    "devices-lost": _devices_lost,
+    "charge": _charge,
+    "receipt-scope": _receipt_scope,
     "devices-agree": _devices_agree,
 }
 

@@ -1,51 +1,35 @@
-"""A device: an application on the client's core, connection and persister, as a simulated process with a state file."""
+"""A device of a user: its state files, and the processes of its applications (`application.py`)."""
 
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, cast
+from typing import TYPE_CHECKING
 
 from meshim.client import events as e
 from meshim.client.connection import Connection, Transport
 from meshim.client.core import ClientCore
-from meshim.client.identity import Identity
-from meshim.client.options import DEFAULTS
-from meshim.client.persister import Persister
-from meshim.client.state import StateFile
-from meshim.errors import BackendUnavailable, Code, DeviceInUse, Refused
-from meshim.rest.backends import Backends as RestBackends
-from meshim.rest.change_notifier import ChangeNotifier
-from meshim.rest.tokens import Tokens
+from meshim.errors import BackendUnavailable, Code
 from meshim.runtime import crypto
-from meshim.runtime.driver import Driver
-from meshim.runtime.log import Log
 from meshim.stores.ports import Login
-from meshim.wire.envelope import (
-    WIRE_VERSION,
-    Destination,
-    DestinationType,
-    Envelope,
-    Kind,
-    Stream,
-    Text,
-    decode_envelope,
-    encode_content,
-)
-from meshim.wire.rest import Connector
-from tests.sim.judge import File, Judge, Key, key_of
+from meshim.topology import Topology
+from meshim.wire.envelope import Text, encode_content
+from meshim.wire.link import Close
+from tests.sim.application import TOKEN_TTL_S, Application
+from tests.sim.judge import Judge
 from tests.sim.network import Network
+from tests.sim.raw_connection import RawConnection
+from tests.sim.records import File
 from tests.sim.remote_calls import ServerState, result_of
+from tests.sim.rest import Rest
 from tests.sim.scheduler import WALL_S, Process, Scheduler
 from tests.sim.servers import Backends
 from tests.sim.state_file import MemoryStateFile
 
-TOKEN_TTL_S = 30 * 86400.0
-BURST_MOST = 5
-"""Most messages in one burst."""
-MESSAGES_LEAST = 200
-"""Messages of a run: where devices were away for long, they go on sending until there are so many."""
-READ_SHARE = 0.3
-"""Share of the messages for which the application sends a read receipt."""
+if TYPE_CHECKING:
+    from tests.sim.holders import Holders
+
+LOGOUT_AGAIN_S = 0.5
+"""Pause before a logout that failed is repeated."""
 
 
 class Plan:
@@ -63,22 +47,30 @@ class Device:
     """One device of a user: its state file, its plan, and the process of its application while that runs."""
 
     def __init__(
-        self, scheduler: Scheduler, network: Network, backends: Backends, judge: Judge, user: int, name: str,
-        plan: Plan, transport: Transport,
+        self, scheduler: Scheduler, network: Network, backends: Backends, judge: Judge, topology: Topology, user: int,
+        name: str, plan: Plan, transport: Transport,
     ) -> None:  # fmt: skip
         self.scheduler = scheduler
+        self.topology = topology
         self.user = user
         self.name = name
         self.id = 0
         """Given by the mesh at the first login."""
         self.plan = plan
         self.transport = transport
+        self.holders: Holders
         self.process: Process | None = None
         self.core: ClientCore | None = None
         self.connection: Connection | None = None
         self.wanted = False
         """Whether the application is started again after its process was killed."""
         self.last_endpoint = ""
+        self.rests_s = 0.0
+        """How long it stays away after its first login; it does not connect before."""
+        self.online_at = 0.0
+        """When its application was welcomed last."""
+        self.earlier: list[tuple[Process, ClientCore]] = []
+        """Applications that ran on when their state file lost the device."""
         self._network = network
         self._backends = backends
         self._judge = judge
@@ -135,12 +127,20 @@ class Device:
                     self.connection.send(action.frame)
         self.scheduler.after(0.01, process.kill)
 
+    def rests(self) -> bool:
+        """Whether the application has only registered its device, and begins later."""
+        rests_s, self.rests_s = self.rests_s, 0.0
+        if rests_s:
+            self.wanted = False
+            self.scheduler.after(rests_s, self.start)
+        return rests_s > 0.0
+
     def lose_file(self, *, keep_running: bool) -> MemoryStateFile:
         """Go on with a new state file, and return the old one.
 
         With `keep_running` the application on the old file runs on beside it.
         """
-        before, lost = self.process, self._state
+        before, lost, core = self.process, self._state, self.core
         waits = any(row.read_at is None for row in self._backends.database.devices[self.id].queue)
         self._judge.entered("R14", waits)
         self._state = MemoryStateFile(self.scheduler.random.getrandbits(53))
@@ -151,6 +151,8 @@ class Device:
         elif before is not None:
             before.resume()
             before.on_end = lambda: self._network.died(before)
+            if core is not None:
+                self.earlier.append((before, core))
         self._file = self._judge.opened(self.user, self.id, self._state.epoch)
         return lost
 
@@ -160,6 +162,52 @@ class Device:
         process.on_end = lambda: self._network.died(process)
         process.run(Application(self, process, state).wake)
 
+    def log_out(self) -> bool:
+        """Log out with the token of the state file; False when it has none.  The application logs in again."""
+        token = self._state.token
+        if token is None:
+            return False
+        process = Process(self.scheduler, "r1")
+        process.run(lambda: self._log_out(crypto.hash_token(token)))
+        return True
+
+    async def _log_out(self, token_hash: bytes) -> None:
+        """A logout that fails is repeated, as REST asks for (docs/rest.md)."""
+        while True:
+            try:
+                await Rest(self.scheduler, self._backends, self.topology).sessions.logout(token_hash)
+            except BackendUnavailable:
+                await asyncio.sleep(LOGOUT_AGAIN_S)
+            else:
+                self.holders.logged_out(token_hash)
+                return
+
+    def connect_again(self, stays_s: float, *, silent: bool) -> bool:
+        """Connect a second time with the token of the application, for so long; False when it has none.
+
+        The second connection acknowledges no message.  It ends with a Close, or, if `silent`, without a word.
+        """
+        token, epoch = self._state.token, self._state.epoch
+        if token is None:
+            return False
+        process = Process(self.scheduler, self.name)
+        process.connect = self._network.streams.connect
+        process.on_end = lambda: self._network.died(process)
+        process.run(lambda: self._second(process, token, epoch, stays_s, silent=silent))
+        return True
+
+    async def _second(self, process: Process, token: bytes, epoch: int, stays_s: float, *, silent: bool) -> None:
+        connection = RawConnection(process, self._network, self._backends, self.transport)
+        asked_at = self.scheduler.now
+        with suppress(BackendUnavailable):
+            if await connection.open() and await connection.greet(token, epoch):
+                self.holders.welcomed(f"a second connection of {self.name}", crypto.hash_token(token), asked_at)
+                await connection.ends_within(stays_s)
+        if not silent:
+            connection.send(Close(connection.link, Code.QUIT))
+            connection.close()
+            await asyncio.sleep(0.05)
+
     def register(self) -> None:
         """Log in before the run begins, so that the mesh stores messages for the device from the start."""
         token, epoch, ends = self.scheduler.random.randbytes(32), self._state.epoch, WALL_S + TOKEN_TTL_S
@@ -168,7 +216,13 @@ class Device:
         self.id = found.device_id
         result_of(self._backends.cache_data.put_login(token_hash, Login(self.user, self.id, epoch, ends)))
         self._state.token = token
-        self._file = self._judge.opened(self.user, self.id, self._state.epoch)
+        self.logged_in(self._state, token_hash)
+
+    def logged_in(self, state: MemoryStateFile, token_hash: bytes) -> None:
+        """A login with one of its state files has returned."""
+        self.holders.logged_in(self.id, token_hash)
+        if self._file is None and state is self._state:
+            self._file = self._judge.opened(self.user, self.id, state.epoch)
 
     def was_taken_from(self, state: MemoryStateFile) -> bool:
         """Whether the mesh gives the device to this file, although a newer one has logged in since."""
@@ -176,6 +230,11 @@ class Device:
         return newer and self._backends.database.devices[self.id].epoch == state.epoch
 
     # ---- reports of the application
+
+    @property
+    def identity(self) -> tuple[int, int, int]:
+        """Its user, id and the epoch of its state file."""
+        return self.user, self.id, self._state.epoch
 
     @property
     def file(self) -> File:
@@ -186,6 +245,7 @@ class Device:
     def went_online(self, endpoint: str) -> None:
         outbox = self.core.outbox if self.core is not None else None
         elsewhere = self.last_endpoint not in ("", endpoint)
+        self.online_at = self.scheduler.now
         self._judge.entered("R12", elsewhere and outbox is not None and outbox.unsettled > 0)
         self.last_endpoint = endpoint
         self._judge.entered("R8", self._backends.sql.state is not ServerState.UP)
@@ -197,216 +257,3 @@ class Device:
     def next_text(self) -> bytes:
         self.sent += 1
         return encode_content(Text(f"{self.name} says {self.sent}"))
-
-
-class Application:
-    """One process of a device."""
-
-    def __init__(self, device: Device, process: Process, state: MemoryStateFile) -> None:
-        self._device = device
-        self._process = process
-        self._state = state
-        self._judge = device._judge
-        self._file: File
-        self._core: ClientCore
-        self._more = asyncio.Event()
-        self._connectors: Sequence[Connector] = ()
-
-    @property
-    def _is_current(self) -> bool:
-        return self._device.process is self._process
-
-    async def main(self) -> None:
-        device, loop = self._device, self._process.loop
-        try:
-            await self._until_logged_in()
-            if not self._is_current:
-                return
-            random = self._process.scheduler.random
-            self._file = device.file
-            self._core = core = ClientCore(
-                Identity(device.user, device.id, self._state.epoch), DEFAULTS, self._state.load(),
-                lambda: random.randbytes(16), lambda: int(self._process.wall() * 1000), loop.time(),
-            )  # fmt: skip
-            self._watch_duplicates(core)
-            driver: Driver[e.Event, e.Action] = Driver(core, self._perform)
-            self._driver = driver
-            persister = Persister(
-                cast("StateFile", self), asyncio.Lock(), lambda serial: driver.receive(e.Persisted(serial))
-            )
-            self._persister = persister
-            self._connection = Connection(driver, self._living, self._token, device.transport, insecure=True)
-            device.core, device.connection = core, self._connection
-            tasks = [asyncio.create_task(work) for work in (self._write(), self._read(), persister.run())]
-            for future in (driver.failed, *tasks):
-                future.add_done_callback(self._ended)
-            await self._connection.run()
-        except (Refused, BackendUnavailable):
-            # The device was taken over, or REST does not answer: the application ends.
-            return
-
-    def _ended(self, future: "asyncio.Future[None]") -> None:
-        if not future.cancelled() and (error := future.exception()) is not None:
-            self._process.fail(error)
-
-    def _watch_duplicates(self, core: ClientCore) -> None:
-        """R10: count stored messages that the device gets again."""
-        receive = core.inbox.receive
-
-        def watched(envelope: Envelope, data: bytes, *, stored: bool, now: float) -> Any:
-            before = core.statistics.deduplicated
-            arrival = receive(envelope, data, stored=stored, now=now)
-            self._judge.entered("R10", stored and core.statistics.deduplicated > before)
-            return arrival
-
-        core.inbox.receive = watched  # type: ignore[method-assign]  # wraps the method of the core
-
-    # ---- REST
-
-    async def _until_logged_in(self) -> None:
-        wait_s = 0.2
-        while self._state.token is None:
-            try:
-                await self._log_in()
-            except BackendUnavailable:
-                await asyncio.sleep(wait_s)
-                wait_s = min(2 * wait_s, 2.0)
-
-    async def wake(self) -> None:
-        """Log in once."""
-        with suppress(Refused, BackendUnavailable):
-            await self._log_in()
-
-    async def _log_in(self) -> None:
-        device, backends = self._device, self._device._backends
-        token = self._process.scheduler.random.randbytes(32)
-        now = WALL_S + self._process.scheduler.now
-        rest = RestBackends(
-            backends.accounts(), backends.leases(), backends.presence(), backends.cache(), backends.notifications(),
-            probes={}, storing={},
-        )  # fmt: skip
-        notifier = ChangeNotifier(rest, lambda: WALL_S + self._process.scheduler.now, _Silent())
-        takeover = self._state.token is None  # as the client library: only the first login of a state file
-        try:
-            login = await Tokens(rest, notifier, 10).issue(
-                device.user, device.name, self._state.epoch, crypto.hash_token(token), now + TOKEN_TTL_S, now, takeover
-            )
-        except DeviceInUse as error:
-            raise Refused(Code.REPLACED, error.sentence) from None
-        device.id = login.device
-        self._state.token = token
-        if device.was_taken_from(self._state):
-            self._judge.violated("taken over", f"{device.name} logged in with the state file that had lost the device")
-
-    async def _token(self, refused: bytes | None) -> bytes:
-        if refused is not None and refused == self._state.token:
-            await self._log_in()
-        assert self._state.token is not None
-        return self._state.token
-
-    async def _living(self, fresh: bool) -> Sequence[Connector]:
-        if fresh or not self._connectors:
-            try:
-                living = await self._device._backends.leases().living("connector")
-            except BackendUnavailable:
-                return self._connectors
-            if living:
-                self._connectors = tuple(
-                    Connector(lease.name, lease.endpoint, lease.key, lease.url) for lease in living
-                )
-        return self._connectors
-
-    # ---- the actions of the core
-
-    def _perform(self, action: e.Action) -> None:
-        match action:
-            case e.SendFrame(frame):
-                self._connection.send(frame)
-            case e.Persist():
-                self._persister.add(action)
-            case e.Disconnect():
-                if self._is_current:
-                    self._device.went_offline()
-                self._connection.ended(action)
-            case e.Online():
-                self._connection.welcomed()
-                if self._is_current:
-                    self._device.went_online(self._connection._last)
-            case e.StatusChanged(to, seq, state):
-                self._judge.progressed(self._key(to, seq), state)
-            case e.MessagesAvailable():
-                self._more.set()
-
-    def _key(self, to: Destination, seq: int) -> Key:
-        who = self._core.identity
-        return who.user, who.device, who.epoch, to.type, to.id, to.device, seq
-
-    def apply(self, changes: Sequence[e.Change]) -> None:
-        """Writes to the state file, in a thread of the persister."""
-        self._state.apply(changes)
-        for change in changes:
-            match change:
-                case e.AddToOutbox(envelope=data):
-                    self._judge.queued(self._file, decode_envelope(data))
-                case e.AddToInbox(envelope=data, stored=stored):
-                    self._judge.arrived(self._file, decode_envelope(data), stored=stored)
-                case e.Release(stream, seq, flag):
-                    self._judge.released(self._file, _key(stream, seq), flag)
-                case e.DropFromInbox(stream, seq, flag):
-                    self._judge.dropped(self._file, _key(stream, seq), flag)
-                case e.PutReceipts():
-                    self._judge.agreement.knows(self._file, change)
-
-    # ---- the application
-
-    async def _write(self) -> None:
-        plan, scheduler = self._device.plan, self._process.scheduler
-        random = scheduler.random
-        while scheduler.now < plan.until or len(self._judge.messages) < MESSAGES_LEAST:
-            burst = random.randint(1, BURST_MOST)
-            await asyncio.sleep(random.uniform(0.0, 2 * burst * plan.pause_s))
-            to = Destination(DestinationType.USER, random.choice(plan.peers))
-            for _ in range(burst):
-                while self._core.outbox.full(to):
-                    await asyncio.sleep(0.1)
-                self._driver.receive(e.Composed((self._compose(to),)))
-                await asyncio.sleep(random.uniform(0.0, 0.2))
-
-    def _compose(self, to: Destination) -> Envelope:
-        who = self._core.identity
-        seq, base = self._core.reserve(to)
-        return Envelope(
-            WIRE_VERSION, self._process.scheduler.random.randbytes(16), who.user, who.device, who.epoch, to, seq, base,
-            Kind.TEXT, 0, int(self._process.wall() * 1000), self._device.next_text(),
-        )  # fmt: skip
-
-    async def _read(self) -> None:
-        random = self._process.scheduler.random
-        last = 0
-        while True:
-            row = self._state.next(last)
-            if row is None:
-                self._more.clear()
-                await self._more.wait()
-                continue
-            last = row.number
-            key = key_of(decode_envelope(row.envelope))
-            self._judge.gave(self._file, key)
-            await asyncio.sleep(random.uniform(0.0, 0.01))  # a process that is killed here gets the message again
-            if random.random() < READ_SHARE:
-                self._driver.receive(e.MessagesRead(((row.stream, row.seq),)))
-            self._state.handled(last)
-            self._judge.handled(self._file, key)
-
-
-class _Silent(Log):
-    def __init__(self) -> None:
-        super().__init__("rest", "r1")
-
-    def _write(self, level: str, event: str, values: dict[str, object]) -> None:
-        """Drop the line."""
-
-
-def _key(stream: Stream, seq: int) -> Key:
-    to = stream.to
-    return stream.user, stream.device, stream.epoch, to.type, to.id, to.device, seq

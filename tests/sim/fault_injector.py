@@ -20,6 +20,8 @@ RETRY_S = 0.5
 """Pause before a fault whose target is not there is tried again."""
 TRAP_S = 0.03
 """Maximum time from the page of a queue until the trap kills its reader."""
+PRESENCE_BACK_S = 2.0
+"""After a fault of Redis: until every subscriber is connected again."""
 DUMP_S = 3.0
 """How often Redis writes a dump; `redis-old` restores the third last."""
 
@@ -42,6 +44,10 @@ class FaultInjector:
             "lost": self._lost,
             "taken": self._taken,
             "away": self._away,
+            "logout": self._logout,
+            "second": self._second,
+            "register": self._register,
+            "hostile": self._hostile,
         }
         """By the first word of a kind.  Each gets the rest of the kind; returns False when its target is not there."""
         self.schedule = schedule
@@ -84,6 +90,8 @@ class FaultInjector:
         left_s = self.schedule.ends - self._scheduler.now
         if self._handlers[action](what, fault._replace(lasts_s=min(fault.lasts_s, left_s))):
             self.injected[fault.kind] += 1
+            if "redis" in fault.kind or action == "calls":
+                self._mesh.judge.presence_disturbed_until = self._scheduler.now + fault.lasts_s + PRESENCE_BACK_S
         elif left_s > RETRY_S:
             self._scheduler.after(RETRY_S, partial(self._begin, fault))
 
@@ -135,10 +143,11 @@ class FaultInjector:
         """A page of a queue was read: kill the target of a trap before its rows are pushed, acknowledged and marked."""
         if not self.traps or device not in self._mesh.syncing:
             return
+        owner = next((each for each in self._mesh.devices if each.id == device), None)
+        if owner is None:
+            return  # a hostile device
         what = self.traps.pop(0)
-        target = (
-            self._mesh.syncing[device] if what == "connector" else next(d for d in self._mesh.devices if d.id == device)
-        )
+        target = self._mesh.syncing[device] if what == "connector" else owner
         self._scheduler.after(self._scheduler.random.uniform(0.0, TRAP_S), target.kill)
 
     def _stop(self, what: str, fault: Fault) -> bool:
@@ -190,7 +199,7 @@ class FaultInjector:
         data = self._backends.redis_data
         restart: dict[str, Callable[[], None]] = {
             "wiped": lambda: data.start(wiped=True),
-            "old": lambda: data.restore(self._dumps[0]),
+            "old": self._restore,
             "away": lambda: data.start(),
         }
         return self._server(self._backends.redis, what, fault, restart.get(what))
@@ -212,6 +221,10 @@ class FaultInjector:
             server.resume()
 
         return self._end(fault, resume)
+
+    def _restore(self) -> None:
+        self._backends.redis_data.restore(self._dumps[0])
+        self._mesh.holders.restored_at = self._scheduler.now
 
     def _dump(self) -> None:
         self._dumps = [*self._dumps, self._backends.redis_data.dump()][-3:]
@@ -259,6 +272,21 @@ class FaultInjector:
         device.start()
         self._scheduler.after(self._scheduler.random.uniform(1.0, 6.0), lambda: device.wake(before))
         return True
+
+    def _logout(self, what: str, fault: Fault) -> bool:
+        device = self._device(fault.target)
+        return device is not None and device.core is not None and device.log_out()
+
+    def _second(self, what: str, fault: Fault) -> bool:
+        device = self._device(fault.target)
+        return device is not None and device.connect_again(fault.lasts_s, silent=fault.other % 2 == 0)
+
+    def _hostile(self, what: str, fault: Fault) -> bool:
+        self._mesh.hostile.start()
+        return self._end(fault, self._mesh.hostile.stop)
+
+    def _register(self, what: str, fault: Fault) -> bool:
+        return self._mesh.register_two(self._mesh.devices[fault.target % len(self._mesh.devices)], fault.lasts_s)
 
     def _away(self, what: str, fault: Fault) -> bool:
         device = self._device(fault.target)

@@ -53,6 +53,13 @@ KINDS: dict[str, tuple[float, float]] = {
     "lost-file": (0.0, 4.0),
     "taken-over": (0.0, 0.0),
     "away": (0.2, 8.0),
+    # who holds a device: a logout; a second connection with the same token, for so long, that ends with a Close or not
+    "logout": (0.0, 0.0),
+    "second-connection": (0.0, 4.0),
+    # two new devices of one user log in at once; how long one of them stays away before it connects
+    "register-two": (0.5, 8.0),
+    # a user with a client of its own attacks; for how long
+    "hostile": (0.5, 4.0),
 }
 """Every kind of fault, with the minimum and maximum of its duration in seconds."""
 KINDS_LEAST = 3

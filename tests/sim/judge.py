@@ -9,9 +9,12 @@ code with the roles: it is told of events (`arrived`, `released`, `marked`), and
     marked          a row is marked read only after its device has the message
     told            `delivered`: a device of the recipient has the message; `read`: an application was given it
     once, in order  the messages that a state file gives to its application, except those flagged after a gap
-    private         no message reaches a device of a user who is neither sender nor recipient
+    private         no message reaches a device of a user who is neither sender nor recipient, nor one that its device
+                    has not sent; a hostile device learns and stores nothing about strangers (`scope.py`)
     fenced          only the last process that claimed a queue or partition writes, reads or marks it
     taken over      a state file that lost its device to a newer one does not log in again
+    revoked, held   who holds each device (`holders.py`)
+    bounded         a connector takes no more frames of a hostile device than an honest one could need (`scope.py`)
     soon            a message stored for a connected device arrives within `SOON_S`, while there are no faults
     in the end      every message is settled, shown on each device that it is owed to, and reported as delivered
     agree           in the end, what a receipt says is known to every device of the sender of the messages, and what
@@ -29,52 +32,21 @@ from meshim.stores.ports import Written
 from meshim.wire.envelope import Envelope, Kind, decode_envelope, decode_receipt
 from meshim.wire.offline_log import Entry
 from tests.sim.agreement import Agreement
+from tests.sim.records import File, Key, Message, key_of
 from tests.sim.scheduler import Process, Scheduler
-
-Key = tuple[int, ...]
-"""A message: sending user, device and epoch; destination type, id and device; seq."""
+from tests.sim.scope import Scope
 
 SOON_S = 8.0
 """A message that is stored for a connected device arrives within this time; a sweep comes after 22 s or more."""
 GAP_S = GAP_RELEASE_S - 1.0
 """Minimum age of a gap that is released; a second less than the rule, as clocks differ and files are written later."""
+HEARD_S = 0.1
+HEARD_LATE_S = 5.0 + 3.0
+"""Until every transfer makes copies for a new device of the recipient: at once; or, where a transfer does not hear of
+presence, when it drops what it has cached (`presence_silence_s`)."""
+OWN_HEARD_S = 3.0
+"""Until the connectors of a sender make copies for a new device of the sender, where no notification is lost."""
 VIOLATIONS_MOST = 20
-
-
-def key_of(envelope: Envelope) -> Key:
-    to = envelope.to
-    return envelope.user, envelope.device, envelope.epoch, to.type, to.id, to.device, envelope.seq
-
-
-class File:
-    """The record of the judge about one state file: the messages it has, has released and given to the application."""
-
-    def __init__(self, user: int, device: int, epoch: int) -> None:
-        self.user = user
-        self.device = device
-        self.epoch = epoch
-        self.has: set[Key] = set()
-        self.released: set[Key] = set()
-        self.given: set[Key] = set()
-        self.handled: set[Key] = set()
-        self.last: dict[Key, int] = {}
-        self.waiting: dict[Key, dict[int, float]] = {}
-        """By stream: the `seq` of each message that is held back, and since when."""
-        self.gaps: dict[Key, int] = {}
-        """By stream: the gap below this `seq` was released."""
-        self.owns_queue = False
-        """Whether a session of this epoch has claimed the queue: then all rows in it are for this file."""
-        self.owned_since = 0.0
-        """When that was; 0 for the first file of a device, for which the mesh stores from the start."""
-
-
-class _Message:
-    def __init__(self, file: File, envelope: Envelope, owed: set[int]) -> None:
-        self.file = file
-        self.body = envelope.body
-        self.owed = owed
-        """Devices that have to show it and have not yet."""
-        self.state = "pending"
 
 
 class Judge:
@@ -88,19 +60,23 @@ class Judge:
         """Messages that were released after a gap."""
         self.shown = 0
         self.via_store = 0
-        self.messages: dict[Key, _Message] = {}
+        self.messages: dict[Key, Message] = {}
         self.lives = lives
         self.fault_free_from: float | None = None
         """From this time on there are no faults."""
+        self.presence_disturbed_until = 0.0
+        """Until this time, and some seconds more, a transfer may not hear of presence."""
         self.database: MemoryDatabase
         self._scheduler = scheduler
         self._files: dict[int, File] = {}
         self.agreement = Agreement(self, self._files)
+        self.scope = Scope(self)
         self._had: dict[int, set[Key]] = {}
         self._earlier: dict[int, set[Key]] = {}
         """By device: the messages that reached a file which is no longer the current one."""
         self._given: set[Key] = set()
-        self._log: dict[tuple[int, int], list[tuple[Key, tuple[int, ...], int]]] = {}
+        self._log: dict[tuple[int, int], list[tuple[Key, tuple[int, ...], tuple[int, ...], int]]] = {}
+        """By partition and position: each message, the devices that the record names, those of then, and the user."""
         self._logged: Counter[tuple[Key, int, int]] = Counter()
         """How many records of the log have a message for a user and a device; device 0 means all devices."""
         self._holders: dict[int, tuple[Process | None, int]] = {}
@@ -124,8 +100,10 @@ class Judge:
         self._had.setdefault(device, set())
         self._earlier.setdefault(device, set())
         file = self._files[device] = File(user, device, epoch)
-        if before is not None:
-            file.owned_since = inf
+        if before is None:
+            file.registered_at = file.owned_since = self._scheduler.now
+        else:
+            file.registered_at, file.owned_since = before.registered_at, inf
             self._lost(before)
         return file
 
@@ -146,8 +124,27 @@ class Judge:
         if envelope.kind != Kind.TEXT:
             return
         devices = [d.device_id for user in (envelope.to.id, envelope.user) for d in self.database.devices_of(user)]
-        owed = {device for device in devices if device != envelope.device}
-        self.messages[key_of(envelope)] = _Message(file, envelope, owed)
+        owed = {
+            device
+            for device in devices
+            if device != envelope.device and self.counts(device, file.user, self._scheduler.now)
+        }
+        self.messages[key_of(envelope)] = Message(file, envelope, owed)
+
+    def counts(self, device: int, sender: int, sent_at: float) -> bool:
+        """Whether a message of this user owes a copy to a device, of the recipient or of the sender.
+
+        Its first login has returned, and the mesh has had the time to hear of it.
+        """
+        file = self._files.get(device)
+        if file is None:
+            return False
+        if file.user == sender:
+            fault_free = self.fault_free_from is not None and file.registered_at >= self.fault_free_from
+            heard_s = OWN_HEARD_S if fault_free else inf
+        else:
+            heard_s = HEARD_S if file.registered_at > self.presence_disturbed_until else HEARD_LATE_S
+        return not file.registered_at or sent_at - file.registered_at >= heard_s
 
     def was_given(self, key: Key) -> bool:
         """Whether an application has got this message."""
@@ -159,7 +156,7 @@ class Judge:
         if message is None:
             return
         before, message.state = message.state, state
-        has_it = any(key in self._had[device.device_id] for device in self.database.devices_of(key[4]))
+        has_it = any(key in self._had.get(device.device_id, ()) for device in self.database.devices_of(key[4]))
         if state == "rejected":
             self.violated("sent", f"{key} was rejected")
         elif (state == "delivered" and not has_it) or (state == "read" and key not in self._given):
@@ -184,9 +181,14 @@ class Judge:
         key = key_of(envelope)
         if file.user not in (envelope.to.id, envelope.user):
             self.violated("private", f"{key} reached device {file.device} of user {file.user}")
+        self.scope.arrived(file.user, file.device, envelope)
         message = self.messages.get(key)
         if message is not None and message.body != envelope.body:
             self.violated("once", f"{key} was altered")
+        elif message is None and envelope.kind == Kind.TEXT and not self.scope.has(envelope.user):
+            self.violated(
+                "private", f"{key} reached device {file.device}, and the device that it names did not send it"
+            )
         if not self._is_current(file):
             self._earlier[file.device].add(key)
             if message is not None and not self._files[file.device].owns_queue:
@@ -205,6 +207,8 @@ class Judge:
         if key in file.released:
             self.violated("once", f"{key} was released twice on device {file.device}")
         file.released.add(key)
+        if self.scope.has(key[0]):
+            return  # it disorders its own streams
         if flag == Flag.LATE:
             # A message that an earlier file of the device had may arrive once more.
             if seq >= file.gaps.get(stream, 0) and key not in self._earlier[file.device]:
@@ -225,6 +229,8 @@ class Judge:
         """A receipt or base update that was held back has taken its place in the order."""
         stream, seq = key[:-1], key[-1]
         since = file.waiting.get(stream, {}).pop(seq, self._scheduler.now)
+        if self.scope.has(key[0]):
+            return
         if flag == Flag.AFTER_GAP:
             if self._scheduler.now - min((since, *file.waiting[stream].values())) < GAP_S:
                 self.violated("in order", f"{key} came after a gap to device {file.device}, given up too soon")
@@ -250,19 +256,21 @@ class Judge:
         """The log has a new record."""
         kept = []
         for entry in entries:
-            key = key_of(decode_envelope(entry.envelope))
-            devices = entry.devices or (0,)
-            self._logged.update((key, entry.user, device) for device in devices)
-            kept.append((key, devices, entry.user))
+            envelope = decode_envelope(entry.envelope)
+            self.scope.stored(entry.user, envelope)
+            key = key_of(envelope)
+            self._logged.update((key, entry.user, device) for device in entry.devices or (0,))
+            # Without a list it is for all devices: those of now, and any that is registered before it is written.
+            due = entry.devices or tuple(device.device_id for device in self.database.devices_of(entry.user))
+            kept.append((key, entry.devices or (0,), due, entry.user))
         self._log[partition, position] = kept
 
     def unlogged(self, partition: int, positions: Sequence[int]) -> None:
         """The writer acknowledges records: they leave the log."""
         for position in positions:
-            for key, devices, user in self._log.pop((partition, position), ()):
+            for key, devices, due, user in self._log.pop((partition, position), ()):
                 self._logged.subtract((key, user, device) for device in devices)
-                all_devices = [d.device_id for d in self.database.devices_of(user)]
-                for device in all_devices if devices == (0,) else devices:
+                for device in due:
                     if (stored := self.database.devices.get(device)) is not None and key not in stored.messages:
                         self.violated("acknowledged", f"{key} is out of the log, and has no row for device {device}")
 
@@ -287,7 +295,7 @@ class Judge:
     def _unread(self, device: int) -> list[Envelope]:
         rows = self.database.devices[device].queue
         unread = [decode_envelope(row.new.content) for row in rows if row.read_at is None]
-        return [envelope for envelope in unread if envelope.kind == Kind.TEXT]
+        return [each for each in unread if each.kind == Kind.TEXT and not self.scope.has(each.user)]
 
     def queue_used(self, operation: str, device: int, process: Process | None, fence: int) -> None:
         """A process read or marked a queue."""
@@ -297,12 +305,14 @@ class Judge:
     def marked(self, device: int, row_ids: Sequence[int]) -> None:
         """Rows were marked read."""
         rows = {row.row_id: row.new for row in self.database.devices[device].queue}
-        file = self._files[device]
+        file = self._files.get(device)
+        if file is None:
+            return  # a hostile device
         has = file.has if file.owns_queue else self._had[device]
         for row_id in row_ids:
             envelope = decode_envelope(rows[row_id].content)
             key = key_of(envelope)
-            if envelope.kind == Kind.TEXT and key not in has:
+            if envelope.kind == Kind.TEXT and key not in has and not self.scope.has(envelope.user):
                 self.violated("marked", f"{key} is marked read, and device {device} does not have it")
 
     def partition_claimed(self, partition: int, fence: int) -> None:
@@ -356,7 +366,8 @@ class Judge:
         left = []
         for key, message in self.messages.items():
             current = self._is_current(message.file)
-            earlier = any(key in self._earlier[device.device_id] for device in self.database.devices_of(key[4]))
+            devices = self.database.devices_of(key[4])
+            earlier = any(key in self._earlier.get(device.device_id, ()) for device in devices)
             if message.state == "pending":
                 if current:  # otherwise no state file has it, and no client resends it
                     left.append(f"{key} is not settled")

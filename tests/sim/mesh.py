@@ -16,6 +16,8 @@ from meshim.transfer.core import TransferCore
 from tests.sim.device import Device, Plan
 from tests.sim.fault_injector import FaultInjector
 from tests.sim.fault_model import Schedule
+from tests.sim.holders import Holders
+from tests.sim.hostile import HostileDevice, Victim
 from tests.sim.judge import Judge
 from tests.sim.network import Network
 from tests.sim.remote_calls import result_of
@@ -30,6 +32,13 @@ PEERS = 3
 """Number of users to whom each device sends."""
 MESSAGE_EVERY_S = 1.05
 """Average pause of each device between two messages."""
+NEW_DEVICE_EVERY_S = 4.0
+"""The same for a device that is registered in the course of the run."""
+DEVICES_MOST = 4
+"""Devices of a user."""
+REGISTER_WITHIN_S = 0.002
+"""Two registrations at once begin within this time."""
+HOSTILE_FRIENDS = 3
 PARTITIONS = 2
 MIXED = "mixed"
 TRANSPORTS: dict[str, tuple[Transport, ...]] = {
@@ -67,7 +76,11 @@ class Mesh:
         self.transfers = [Transfer(*shared, each.name) for each in mesh.transfers]
         self.writers = [Writer(*shared, each.name) for each in mesh.writers]
         self.roles: list[Role] = [*self.connectors, *self.transfers, *self.writers]
-        self.devices = self._make_devices(_transports(seed, transport))
+        self.devices: list[Device] = []
+        self.holders = Holders(self)
+        self._transports = _transports(seed, transport)
+        self._make_devices()
+        self.hostile = self._make_hostile()
         self.syncing: dict[int, Role] = {}
         """The connector that claimed the queue of a device last."""
         self.fault_injector = FaultInjector(self, schedule)
@@ -79,26 +92,65 @@ class Mesh:
             each.on_kill = self._note_death
         for role in self.connectors:
             role.on_recovered = lambda: self.judge.entered("R9")
+            role.on_frames = lambda core, batch: self.judge.scope.taken(core, batch, self.scheduler.now)
 
-    def _make_devices(self, transports: Iterator[Transport]) -> list[Device]:
+    def _make_devices(self) -> None:
         """Register users, who are all friends of each other, and their devices."""
         registry, random = self.backends.registry, self.scheduler.random
         users = [result_of(registry.register(f"user{n}", "")).user_id for n in range(1, USERS + 1)]
         for one, other in itertools.combinations(users, 2):
             result_of(registry.request(one, other, 0.0, 1000))
             result_of(registry.accept(other, one, RelationKey(1, b""), 0.0))
-        devices = []
         for number, user in enumerate(users, 1):
             plan = Plan(random.sample([peer for peer in users if peer != user], PEERS), MESSAGE_EVERY_S)
             for which in ("a", "b") if number <= TWO_DEVICES else ("a",):
-                name = f"d{number}{which}"
-                device = Device(
-                    self.scheduler, self.network, self.backends, self.judge, user, name, plan, next(transports)
-                )
-                devices.append(device)
-        for device in devices:
+                self._add_device(user, f"d{number}{which}", plan)
+        for device in self.devices:
             device.register()
-        return devices
+
+    def _make_hostile(self) -> HostileDevice:
+        """Register one more user, a friend of a few, with a device that attacks when it is started."""
+        registry = self.backends.registry
+        user = result_of(registry.register("hostile", "")).user_id
+        friends = sorted({device.user for device in self.devices})[:HOSTILE_FRIENDS]
+        for friend in friends:
+            result_of(registry.request(user, friend, 0.0, 1000))
+            result_of(registry.accept(friend, user, RelationKey(1, b""), 0.0))
+
+        def victims() -> list[Victim]:
+            return [device.identity for device in self.devices if device.id]
+
+        hostile = HostileDevice(
+            self.scheduler, self.network, self.backends, self.judge.scope, user, next(self._transports), victims
+        )
+        self.judge.scope.add(user, friends, hostile.token)
+        return hostile
+
+    def _add_device(self, user: int, name: str, plan: Plan) -> Device:
+        device = Device(
+            self.scheduler, self.network, self.backends, self.judge, self.topology, user, name, plan,
+            next(self._transports),
+        )  # fmt: skip
+        device.holders = self.holders
+        self.devices.append(device)
+        return device
+
+    def register_two(self, of: Device, rests_s: float) -> bool:
+        """Two new devices of the user of a device log in at once; each then connects at once, or after that time.
+
+        False when the user has many devices already.
+        """
+        siblings = [device for device in self.devices if device.user == of.user]
+        if len(siblings) + 2 > DEVICES_MOST:
+            return False
+        random = self.scheduler.random
+        plan = Plan(of.plan.peers, NEW_DEVICE_EVERY_S)
+        plan.until = of.plan.until
+        for number in (1, 2):
+            device = self._add_device(of.user, f"d{of.user}new{len(siblings) + number}", plan)
+            device.rests_s = random.choice((0.0, rests_s))
+            self.scheduler.after(random.uniform(0.0, REGISTER_WITHIN_S), device.start)
+        return True
 
     def start(self, send_until: float) -> None:
         """Start every process; devices send until that time."""
@@ -108,6 +160,7 @@ class Mesh:
         for device in self.devices:
             device.plan.until = send_until
             scheduler.after(scheduler.random.uniform(0.5, 1.5), device.start)
+        self.holders.watch()
 
     def under_way(self) -> list[str]:
         """The messages, outboxes and devices that are not settled yet, a sentence each."""
@@ -117,7 +170,7 @@ class Mesh:
             if device.core is not None and (device.core.unsettled or device.core.receipts.delayed)
         ]
         away = [f"{device.name} is away" for device in self.devices if device.core is None]
-        return [*self.judge.unfinished(), *outboxes, *away]
+        return [*self.judge.unfinished(), *outboxes, *away, *self.holders.unsettled()]
 
     # ---- for the judge
 

@@ -10,33 +10,24 @@ Within one connection no frame is lost, doubled or overtaken.  What goes wrong i
     full        a frame finds no room in the socket, and the sender is told: by chance, or because the other end has
                 not read `hwm` frames
 
-Stands in for `meshim.runtime.sockets`: `Context`, `Router` and `Dealer` have the same methods.  A connection
-is made once.  It ends when one end closes it or dies, when ZMTP heartbeats find the other end stopped or unreachable,
-or, without heartbeats, when TCP keepalive finds the other end unreachable.
+`sockets.py` stands in for `meshim.runtime.sockets`, `wires.py` is one connection.  It is made once.  It ends when one
+end closes it or dies, when ZMTP heartbeats find the other end stopped or unreachable, or, without heartbeats, when TCP
+keepalive finds the other end unreachable.
 """
 
 import functools
 import itertools
 import zlib
-from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from meshim.runtime.sockets import Guarding, RouterStatistics, SendResult
 from tests.sim.scheduler import Process, Scheduler
 from tests.sim.streams import Streams
+from tests.sim.wires import HEARTBEATS_S, KEEPALIVE_S, Wire
 
-HWM = 1_000
-"""Frames that may wait in a socket, unless its owner says otherwise."""
-HEARTBEATS_S = 6.0
-"""Until heartbeats end a silent connection: one every 2 s, and a timeout of 4 s."""
-KEEPALIVE_S = 10.0
-"""Until TCP keepalive ends the connection to a host that does not answer (options.py)."""
+if TYPE_CHECKING:
+    from tests.sim.sockets import Dealer, Router
 
-BREAK_S = 0.05
-"""Maximum time from a frame until the connection that it breaks has ended: it may arrive, and others behind it."""
-UNTOLD = 0.5
-"""Share of the connections that end without news for the ROUTER: a host has vanished, or a load balancer stays."""
 QUEUED_S = 0.5
 """Frames that a DEALER sent within this time may still be queued in it when the other end dies."""
 
@@ -87,7 +78,7 @@ class Network:
             self.cuts.add((other, one))
         for within_s, heartbeats in ((HEARTBEATS_S, True), (KEEPALIVE_S, False)):
 
-            def is_silent(wire: "Wire", heartbeats: bool = heartbeats) -> bool:
+            def is_silent(wire: Wire, heartbeats: bool = heartbeats) -> bool:
                 return self.is_cut(wire) and wire.dealer.heartbeats == heartbeats
 
             self.scheduler.after(within_s, functools.partial(self._end_silent, is_silent))
@@ -100,7 +91,7 @@ class Network:
                 wire.release()
         self.streams.release()
 
-    def is_cut(self, wire: "Wire") -> bool:
+    def is_cut(self, wire: Wire) -> bool:
         return self.are_cut(wire.dealer.process.name, wire.router.process.name)
 
     def are_cut(self, one: str, other: str) -> bool:
@@ -110,14 +101,14 @@ class Network:
         """A process was paused: heartbeats end its connections if the pause lasts."""
         since = process.paused_at
 
-        def is_silent(wire: "Wire") -> bool:
+        def is_silent(wire: Wire) -> bool:
             ends = wire.dealer.process, wire.router.process
             still = not process.running and process.paused_at == since
             return process in ends and still and wire.dealer.heartbeats
 
         self.scheduler.after(HEARTBEATS_S, lambda: self._end_silent(is_silent))
 
-    def _end_silent(self, is_silent: Callable[["Wire"], bool]) -> None:
+    def _end_silent(self, is_silent: Callable[[Wire], bool]) -> None:
         for router in list(self.routers.values()):
             for wire in list(router.wires.values()):
                 if is_silent(wire):
@@ -136,7 +127,7 @@ class Network:
                 del self.routers[endpoint]
         self.streams.died(process)
 
-    def _keep_stale(self, name: str, wire: "Wire") -> None:
+    def _keep_stale(self, name: str, wire: Wire) -> None:
         """R13: a DEALER that reconnects by itself, as a client in another language may, sends its queued frames."""
         random = self.scheduler.random
         frames = [frame for at, frame in wire.recent if self.scheduler.now - at < QUEUED_S]
@@ -182,259 +173,3 @@ class Network:
     def delay(self) -> float:
         longest = self.link_faults.delay_s
         return self.scheduler.random.uniform(longest / 2, longest)
-
-
-class Wire:
-    """One connection between a DEALER and a ROUTER."""
-
-    def __init__(self, network: Network, dealer: "Dealer", router: "Router", peer: bytes) -> None:
-        self.dealer = dealer
-        self.router = router
-        self.peer = peer
-        self.is_open = True
-        self.recent: deque[tuple[float, bytes]] = deque(maxlen=16)
-        """(time of sending, frame) of the latest frames to the router."""
-        self._network = network
-        names = dealer.process.name, router.process.name
-        self._up = Direction(self, names, lambda frame: router.process.loop.call_soon(self._take_up, frame), router.hwm)
-        self._down = Direction(
-            self, names[::-1], lambda frame: dealer.process.loop.call_soon(self._take_down, frame), dealer.hwm
-        )
-
-    def to_router(self, frame: bytes) -> bool:
-        self.recent.append((self._network.scheduler.now, frame))
-        return self._up.send(frame)
-
-    def to_dealer(self, frame: bytes) -> bool:
-        return self._down.send(frame)
-
-    def _take_up(self, frame: bytes) -> None:
-        self._up.unread -= 1
-        self.router.take(self, frame)
-
-    def _take_down(self, frame: bytes) -> None:
-        self._down.unread -= 1
-        self.dealer.take(frame)
-
-    def release(self) -> None:
-        """Send what was held back, if the way is free again."""
-        self._up.release()
-        self._down.release()
-
-    def fall_silent(self) -> None:
-        """Let nothing arrive any more, in one direction or both; the system finds it later."""
-        random = self._network.scheduler.random
-        directions = random.choice([(self._up,), (self._down,), (self._up, self._down)])
-        for direction in directions:
-            direction.is_silent = True
-        self._network.scheduler.after(HEARTBEATS_S if self.dealer.heartbeats else KEEPALIVE_S, self.end)
-
-    def end(self) -> None:
-        """End the connection: the dealer gets `lose`, the router loses the peer.
-
-        The router is told a little later, or not at all: then it notices when it next sends.
-        """
-        if self.is_open:
-            self.is_open = False
-            self.router.wires.pop(self.peer, None)
-            self._network.scheduler.after(self._network.delay(), self.dealer.lose)
-            if self._network.scheduler.random.random() >= UNTOLD and not self._network.is_cut(self):
-                self._network.scheduler.after(self._network.delay(), lambda: self.router.lose(self.peer))
-
-
-class Direction:
-    """One direction of a connection: frames arrive in order, once, or not any more."""
-
-    def __init__(self, wire: Wire, names: tuple[str, str], arrive: Callable[[bytes], object], hwm: int) -> None:
-        self.is_silent = False
-        self.unread = 0
-        """Frames that the other end has not taken: under way, held back, or waiting in its socket."""
-        self._wire = wire
-        self._names = names
-        self._arrive = arrive
-        self._hwm = hwm
-        self._network = wire._network
-        self._under_way: deque[bytes] = deque()
-        self._last_at = 0.0
-
-    def send(self, frame: bytes) -> bool:
-        """Send a frame, and let happen what its faults are; False when there is no room for it."""
-        network = self._network
-        faults, random = network.link_faults, network.scheduler.random
-        if self.unread >= self._hwm or (faults.full and random.random() < faults.full):
-            return False
-        network.note(frame)
-        if faults.silence and random.random() < faults.silence:
-            self._wire.fall_silent()
-        if faults.breaks and random.random() < faults.breaks:
-            network.scheduler.after(random.uniform(0.0, BREAK_S), self._wire.end)
-        self.unread += 1
-        self._under_way.append(frame)
-        self._arrive_later()
-        return True
-
-    def release(self) -> None:
-        for _ in self._under_way:
-            self._arrive_later()
-
-    def _arrive_later(self) -> None:
-        scheduler = self._network.scheduler
-        self._last_at = max(scheduler.now + self._network.delay(), self._last_at)
-        scheduler.after(self._last_at - scheduler.now, self._next_arrives)
-
-    def _next_arrives(self) -> None:
-        """The oldest frame under way arrives, unless something holds all of them back."""
-        is_held = self.is_silent or self._names in self._network.cuts
-        if self._wire.is_open and self._under_way and not is_held:
-            self._arrive(self._under_way.popleft())
-
-
-class Router:
-    """As `meshim.runtime.sockets.Router`."""
-
-    def __init__(
-        self,
-        network: Network,
-        process: Process,
-        endpoint: str,
-        on_batch: Callable[[list[tuple[bytes, bytes]]], None],
-        guarding: Guarding | None,
-        hwm: int,
-    ) -> None:
-        self.statistics = RouterStatistics()
-        self.hwm = hwm
-        self.process = process
-        self.endpoint = endpoint
-        self.on_batch = on_batch
-        self.wires: dict[bytes, Wire] = {}
-        self.is_closed = False
-        self._network = network
-        self._guarding = guarding
-        network.bind(self)
-
-    def take(self, wire: Wire, frame: bytes) -> None:
-        if not self.is_closed:
-            self.on_batch([(wire.peer, frame)])
-
-    def send(self, peer: bytes, frame: bytes) -> SendResult:
-        wire = self.wires.get(peer)
-        if wire is None:
-            return SendResult.GONE
-        if wire.to_dealer(frame):
-            return SendResult.OK
-        self.statistics.full += 1
-        return SendResult.FULL
-
-    def lose(self, peer: bytes) -> None:
-        if self._guarding is not None and self.process.alive:
-            self.process.loop.call_soon(self._report, peer)
-
-    def _report(self, peer: bytes) -> None:
-        if self._guarding is not None and not self.is_closed:
-            self._guarding.on_gone(peer)
-
-    def close_peer(self, peer: bytes, *, was_authenticated: bool = False) -> None:
-        wire, guarding = self.wires.get(peer), self._guarding
-        assert guarding is not None, "only a guarded ROUTER knows the connections of its peers"
-
-        def cut() -> None:
-            if wire is not None and not guarding.is_authenticated(peer):
-                wire.end()
-
-        self.process.loop.call_later(guarding.linger_s, cut)
-
-    def close(self, linger_ms: int = 0) -> None:
-        self.is_closed = True
-        self._network.routers.pop(self.endpoint, None)
-        for wire in list(self.wires.values()):
-            self._network.scheduler.after(linger_ms / 1000, wire.end)
-
-
-class Dealer:
-    """As `meshim.runtime.sockets.Dealer`."""
-
-    def __init__(
-        self,
-        network: Network,
-        process: Process,
-        endpoint: str,
-        on_batch: Callable[[list[bytes]], None],
-        on_connected: Callable[[], None] | None,
-        on_lost: Callable[[], None] | None,
-        *,
-        heartbeats: bool,
-        hwm: int,
-    ) -> None:
-        self.hwm = hwm
-        self.process = process
-        self.endpoint = endpoint
-        self.heartbeats = heartbeats
-        self.wire: Wire | None = None
-        self.is_closed = False
-        self._on_batch = on_batch
-        self._on_connected = on_connected
-        self._on_lost = on_lost
-        network.connect(self)
-
-    def connected(self) -> None:
-        if self._on_connected is not None:
-            self.process.loop.call_soon(lambda: self._on_connected and self._on_connected())
-
-    def lose(self) -> None:
-        if self._on_lost is not None:
-            self.process.loop.call_soon(lambda: self._on_lost and self._on_lost())
-
-    def take(self, frame: bytes) -> None:
-        if not self.is_closed:
-            self._on_batch([frame])
-
-    def send(self, frame: bytes) -> bool:
-        if self.wire is None or not self.wire.is_open:
-            return False
-        return self.wire.to_router(frame)
-
-    def close(self, linger_ms: int = 0) -> None:
-        if not self.is_closed:
-            self.is_closed = True
-            self._on_connected = self._on_lost = None
-            if self.wire is not None:
-                # Frames that linger are sent first.
-                self.wire.router.process.scheduler.after(linger_ms / 1000, self.wire.end)
-
-
-class Context:
-    """As `meshim.runtime.sockets.Context`, for one process."""
-
-    def __init__(self, network: Network, process: Process) -> None:
-        self._network = network
-        self._process = process
-
-    def router(
-        self,
-        bind: str,
-        *,
-        on_batch: Callable[[list[tuple[bytes, bytes]]], None],
-        guarding: Guarding | None = None,
-        hwm: int = HWM,
-        **_: object,
-    ) -> Router:
-        return Router(self._network, self._process, bind, on_batch, guarding, hwm)
-
-    def dealer(
-        self,
-        endpoint: str,
-        *,
-        on_batch: Callable[[list[bytes]], None],
-        on_lost: Callable[[], None] | None,
-        on_connected: Callable[[], None] | None = None,
-        heartbeat_s: float | None = 2.0,
-        hwm: int = HWM,
-        **_: object,
-    ) -> Dealer:
-        heartbeats = heartbeat_s is not None
-        return Dealer(
-            self._network, self._process, endpoint, on_batch, on_connected, on_lost, heartbeats=heartbeats, hwm=hwm
-        )
-
-    def close(self) -> None:
-        """Nothing to do: sockets are closed one by one, or when the process dies."""

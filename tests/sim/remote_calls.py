@@ -75,7 +75,9 @@ class Server:
         finally:
             timeout.cancel()
 
-    def push(self, process: Process, receive: Callable[[], None]) -> None:
+    def push(
+        self, process: Process, receive: Callable[[], None], lost: Callable[[], None] = lambda: None
+    ) -> None:  # fmt: skip
         """Push a message to a subscriber.
 
         It is lost if the subscriber cannot reach the server, or has had less than `RECONNECT_S` to connect again.
@@ -83,8 +85,8 @@ class Server:
 
         def arrive() -> None:
             connected = self.state is ServerState.UP and self.scheduler.now - self._up_since >= RECONNECT_S
-            if process.alive and connected and process.name not in self.unreachable:
-                receive()
+            if process.alive:
+                (receive if connected and process.name not in self.unreachable else lost)()
 
         self.scheduler.after(self._travel(), arrive)
 

@@ -6,7 +6,7 @@ Each `_serve` here does what `service.py` of the role does, on the network and t
 import asyncio
 import io
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, cast
 
 from meshim.connector import authenticator as connector_authenticator
@@ -14,6 +14,7 @@ from meshim.connector import core as connector_core
 from meshim.connector import service as connector_service
 from meshim.connector import shell as connector_shell
 from meshim.connector.router_transport import RouterTransport
+from meshim.connector.transport import OnBatch
 from meshim.connector.websocket_transport import WebSocketTransport
 from meshim.errors import MeshimError
 from meshim.runtime import sockets
@@ -32,9 +33,10 @@ from meshim.writer import core as writer_core
 from meshim.writer import options as writer_options
 from meshim.writer import service as writer_service
 from meshim.writer import shell as writer_shell
-from tests.sim.network import Context, Network
+from tests.sim.network import Network
 from tests.sim.scheduler import Process, Scheduler
 from tests.sim.servers import Backends
+from tests.sim.sockets import Context
 from tests.sim.streams import Port
 
 Core = connector_core.ConnectorCore | transfer_core.TransferCore | writer_core.WriterCore
@@ -151,6 +153,10 @@ class Role:
 
 class Connector(Role):
     kind = "connector"
+    on_frames: Callable[[connector_core.ConnectorCore, Sequence[tuple[bytes, bytes]]], None] = staticmethod(
+        lambda core, batch: None
+    )
+    """Called with the frames of clients, before the core takes them."""
 
     async def _serve(self, service: Service, context: sockets.Context) -> None:
         backends, topology, process = self.backends, self.topology, self.process
@@ -164,12 +170,17 @@ class Connector(Role):
             lambda: int(process.wall() * 1000),
         )  # fmt: skip
         shell = connector_shell.Shell(core, ports, context, None, topology, service)
+
+        def taken(batch: Sequence[tuple[bytes, bytes]]) -> None:
+            self.on_frames(core, batch)
+            shell.clients_sent(batch)
+
         transport = RouterTransport(
             context, self._endpoint(), keys=None, limits=topology.limits,
-            is_authenticated=core.has_greeted, on_batch=shell.clients_sent, on_gone=shell.client_gone, transports=2,
+            is_authenticated=core.has_greeted, on_batch=taken, on_gone=shell.client_gone, transports=2,
         )  # fmt: skip
         shell.serve(transport)
-        websocket = self._websocket(core, shell)
+        websocket = self._websocket(core, shell, taken)
         shell.serve(websocket)
         await websocket.start()
 
@@ -191,13 +202,15 @@ class Connector(Role):
         shell.close_transports(linger_ms=200)
         await websocket.wait_closed()
 
-    def _websocket(self, core: connector_core.ConnectorCore, shell: connector_shell.Shell) -> WebSocketTransport:
+    def _websocket(
+        self, core: connector_core.ConnectorCore, shell: connector_shell.Shell, taken: OnBatch
+    ) -> WebSocketTransport:  # fmt: skip
         assert self.process is not None
         host = f"{self.name}.{self.incarnation}"
         port = cast("socket.socket", Port(self.network, self.process, host))
         transport = WebSocketTransport(
             Listening(port, f"ws://{host}/", None), origins=(), limits=self.topology.limits,
-            is_authenticated=core.has_greeted, on_batch=shell.clients_sent, on_gone=shell.client_gone, transports=2,
+            is_authenticated=core.has_greeted, on_batch=taken, on_gone=shell.client_gone, transports=2,
         )  # fmt: skip
         self.websockets.append(transport.statistics)
         return transport

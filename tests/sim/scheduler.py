@@ -42,10 +42,10 @@ class Scheduler:
         """All processes of the run, dead ones too: their tasks stay suspended where they were killed, until `close`."""
         self.woken: deque[Process] = deque()
         """Processes that have callbacks to run at this instant, in order."""
-        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._heap: list[tuple[float, int, Callable[[], object]]] = []
         self._count = 0
 
-    def after(self, seconds: float, do: Callable[[], None]) -> None:
+    def after(self, seconds: float, do: Callable[[], object]) -> None:
         """Call `do` that many virtual seconds from now."""
         self._count += 1
         heapq.heappush(self._heap, (self.now + seconds, self._count, do))

@@ -2,7 +2,7 @@
 
 import asyncio
 import copy
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -40,7 +40,21 @@ class _Log(Remote):
 
 
 class SimRedis(redis.MemoryRedis):
-    """Can restart with an old dump."""
+    """Can restart with an old dump.  Its changes reach the subscribers later, or not at all."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        super().__init__(clock)
+        self.subscriptions: list[_Subscription] = []
+
+    def start(self, *, wiped: bool = False) -> None:
+        super().start(wiped=wiped)
+        for each in self.subscriptions:
+            each.miss()
+
+    def publish(self, namespace: str, users: Iterable[int]) -> None:
+        if users := tuple(users):
+            for each in self.subscriptions:
+                each.publish(users)
 
     _KEPT = ("leases", "presence", "logins", "accounts", "secrets", "last_session")
 
@@ -63,13 +77,58 @@ class SimRedis(redis.MemoryRedis):
                 setattr(self, name, copy.deepcopy(value))
 
 
+class _Subscription:
+    """What one process hears of presence: it takes time, and is lost while the process cannot reach Redis."""
+
+    def __init__(self, server: Server, process: Process) -> None:
+        self._server = server
+        self._process = process
+        self._items: list[tuple[int, ...] | None] = [None]
+        self._is_broken = False
+        """Whether something was lost: it hears that when it is connected again."""
+        self._arrived = asyncio.Event()
+        self._arrived.set()
+        self._beat()
+
+    def _beat(self) -> None:
+        if self._process.alive:
+            self.publish(())
+            self._server.scheduler.after(redis.QUIET_S, self._beat)
+
+    def publish(self, users: tuple[int, ...]) -> None:
+        self._server.push(self._process, lambda: self._hear(users), self.miss)
+
+    def miss(self) -> None:
+        self._is_broken = True
+
+    def _hear(self, users: tuple[int, ...]) -> None:
+        self._items += [None, ()] if self._is_broken else [users]
+        self._is_broken = False
+        self._arrived.set()
+
+    async def items(self) -> AsyncGenerator[tuple[int, ...] | None]:
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            heard, self._items = self._items, []
+            for each in heard:
+                yield each
+
+
 class SimPresence(redis.MemoryPresence):
     """Reports the races R4 and R5 to the judge."""
 
-    def __init__(self, redis: SimRedis, judge: Judge) -> None:
+    def __init__(self, redis: SimRedis, server: Server, judge: Judge) -> None:
         super().__init__(redis, NAMESPACE)
         self._judge = judge
+        self._server = server
         self._known = redis.presence
+        self._sim = redis
+
+    def changes(self) -> AsyncGenerator[tuple[int, ...] | None]:
+        subscription = _Subscription(self._server, current())
+        self._sim.subscriptions.append(subscription)
+        return subscription.items()
 
     async def online(
         self, bindings: Sequence[tuple[ports.Binding, tuple[int, ...]]]
@@ -228,7 +287,7 @@ class Backends:
         self.broker = nats.MemoryNats(self.nats.clock)
         self.database = database.MemoryDatabase(self.sql.clock)
         self._leases = redis.MemoryLeases(self.redis_data, NAMESPACE)
-        self._presence = SimPresence(self.redis_data, judge)
+        self._presence = SimPresence(self.redis_data, self.redis, judge)
         self.cache_data = redis.MemorySessionCache(self.redis_data, NAMESPACE)
         self._notifications = SimNotifications(self.broker, self.nats)
         self._log = SimLog(self.broker, ack_wait_s, judge)

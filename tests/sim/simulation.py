@@ -13,6 +13,7 @@ import email.utils
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from random import Random
 from unittest.mock import patch
 
@@ -27,14 +28,21 @@ from meshim.writer import shell as writer_shell
 from tests.sim.device import Device
 from tests.sim.fault_model import FaultModel, Schedule, schedule_of
 from tests.sim.mesh import MIXED, Mesh
-from tests.sim.network import Context
 from tests.sim.scheduler import Scheduler, current
+from tests.sim.sockets import Context
 
 RECOVERY_S = 6.0
 """Until the last consequences of the faults are over: leases, detection, reconnects."""
 FAULT_FREE_S = 8.0
 CRASHES = 3
 """Devices that are killed while they sync, in the time without faults."""
+LOGOUTS_SHARE = 0.1
+SECOND_SHARE = 0.2
+"""Shares of devices that are logged out, or connect twice, in the time without faults."""
+REGISTER_SHARE = 0.3
+"""Share of runs in which two devices are registered at once in that time."""
+HOSTILE_S = 3.0
+"""How long at least a hostile device, if there is one, goes on in that time."""
 SLOW_SHARE = 0.2
 """Share of calls to the database that are slow in the time without faults."""
 ARRIVAL_S = 75.0
@@ -107,12 +115,23 @@ def _come_and_go(mesh: Mesh) -> None:
     scheduler, random = mesh.scheduler, mesh.scheduler.random
     mesh.backends.sql.slow = SLOW_SHARE
     mesh.fault_injector.traps += CRASHES * ["device"]
+    if random.random() < REGISTER_SHARE:
+        two = partial(mesh.register_two, random.choice(mesh.devices), random.uniform(1.0, 4.0))
+        scheduler.after(random.uniform(0.0, 3.0), two)
+    if "hostile" in mesh.fault_injector.injected:
+        scheduler.after(random.uniform(0.0, FAULT_FREE_S - HOSTILE_S), mesh.hostile.start)
+        scheduler.after(FAULT_FREE_S, mesh.hostile.stop)
     for device in mesh.devices:
         at = random.uniform(0.0, 1.0)
         if random.random() < 0.5:
             scheduler.after(at, device.kill)
         else:
             _leave_for_a_while(scheduler, device, at)
+        if random.random() < LOGOUTS_SHARE:
+            scheduler.after(random.uniform(2.0, FAULT_FREE_S - 1.0), device.log_out)
+        if random.random() < SECOND_SHARE:
+            second = partial(device.connect_again, random.uniform(0.0, 1.0), silent=False)
+            scheduler.after(random.uniform(2.0, FAULT_FREE_S - 1.0), second)
         if random.random() < 0.5:
             # When sending ends: no later message makes a connector look at the queue again.
             _leave_for_a_while(scheduler, device, random.uniform(FAULT_FREE_S - 2.0, FAULT_FREE_S))

@@ -1,7 +1,9 @@
 """The simulated network does nothing to a frame that TCP would not do: what goes wrong is the connection."""
 
-from tests.sim.network import HEARTBEATS_S, KEEPALIVE_S, Context, Dealer, LinkFaults, Network, Router
+from tests.sim.network import LinkFaults, Network
 from tests.sim.scheduler import Process, Scheduler
+from tests.sim.sockets import Context, Dealer, Router
+from tests.sim.wires import HEARTBEATS_S, KEEPALIVE_S
 
 FRAMES = 300
 

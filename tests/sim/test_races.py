@@ -213,3 +213,54 @@ def test_r16_one_copy_live_and_one_stored(transport: str) -> None:
     away = [fault("away", 2.5, 8.0, TABLET), fault("away", 2.5, 8.0, 3)]
     kills = [fault("kill-transfer", 4.5 + 0.5 * number, 0.2, number) for number in range(4)]
     force("R16", transport, *away, fault("nats-stalled", 4.0, 2.0), *kills)
+
+
+# ---------------------------------------------------------------- who holds a device
+
+
+def test_two_devices_registered_at_once_lose_no_message(transport: str) -> None:
+    """Both log in while messages to their user are under way, and one or both connect only later."""
+    faults = [fault("register-two", 4.0 + number, 6.0, target) for number, target in enumerate((0, 2, 4, 6))]
+    for seed in SEEDS[:2]:
+        outcome = play(seed, only(*faults), transport)
+        assert outcome.violations == []
+        assert outcome.faults["register-two"] == 4
+
+
+def test_devices_registered_while_redis_is_away_lose_no_message(transport: str) -> None:
+    """Presence lists them when their login is answered: the list of a connector from before would lack them."""
+    faults = [
+        fault("redis-away", 5.0, 4.0),
+        *(fault("register-two", 5.5 + number, 12.0, target) for number, target in enumerate((0, 2, 4))),
+    ]
+    for seed in SEEDS[:2]:
+        outcome = play(seed, only(*faults), transport)
+        assert outcome.violations == []
+        assert outcome.faults["register-two"] == 3
+
+
+def test_a_device_that_is_logged_out_again_and_again(transport: str) -> None:
+    """Each logout ends a session, and its token is never welcomed again; also while NATS or Redis is away."""
+    faults = [fault("logout", 3.0 + 0.9 * number, 0.0, number) for number in range(16)]
+    faults += [fault("nats-away", 6.0, 2.0), fault("redis-away", 10.0, 2.0), fault("sql-stalled", 14.0, 2.0)]
+    outcome = play(SEEDS[0], only(*faults), transport)
+    assert outcome.violations == []
+    assert outcome.faults["logout"] > 10
+
+
+def test_a_second_connection_of_each_device(transport: str) -> None:
+    """It takes the device over for a moment, or for longer, and ends with a Close or without a word."""
+    faults = [fault("second-connection", 3.0 + 0.7 * number, 0.3 * number, number, number) for number in range(16)]
+    outcome = play(SEEDS[0], only(*faults), transport)
+    assert outcome.violations == []
+    assert outcome.faults["second-connection"] == 16
+    assert outcome.counters["connector_replaced"] > 10
+
+
+def test_a_hostile_device_costs_only_itself(transport: str) -> None:
+    """It attacks all the time, and three other seeds draw other attacks."""
+    for seed in SEEDS[:3]:
+        outcome = play(seed, only(fault("hostile", 2.5, 12.0)), transport)
+        assert outcome.violations == []
+        assert outcome.counters["connector_rejected"] > 10
+        assert outcome.counters["connector_malformed"] > 5

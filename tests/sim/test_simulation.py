@@ -35,6 +35,11 @@ NOTICED = {
     "ack-before-commit": "acknowledged",
     "revoke": "in the end",
     "takeover": "taken over",
+    "logout": "revoked",
+    "kick": "held",
+    "devices-lost": "agree",
+    "charge": "bounded",
+    "receipt-scope": "private",
     "devices-agree": "agree",
 }
 """The promise that the judge reports as broken, by the name of the break."""
@@ -44,6 +49,13 @@ FAULTS = {
     "fencing": FaultModel(kinds=("pause-writer", "sql-away", "away"), kinds_share=1.0),
     "revoke": FaultModel(kinds=("taken-over", "redis-away", "kill-connector"), kinds_share=1.0),
     "takeover": FaultModel(kinds=("taken-over", "kill-connector"), kinds_share=1.0),
+    "logout": FaultModel(kinds=("logout",), kinds_share=1.0),
+    "kick": FaultModel(kinds=("second-connection",), kinds_share=1.0),
+    "charge": FaultModel(kinds=("hostile",), kinds_share=1.0),
+    "receipt-scope": FaultModel(kinds=("hostile",), kinds_share=1.0),
+    "devices-lost": FaultModel(
+        kinds=("register-two", "register-two", "register-two", "nats-away"), kinds_share=1.0, count=(12, 12)
+    ),
 }
 """For breaks that the general fault model shows in few seeds; `scripts/simulate.py --break` uses that model."""
 SEEDS_THAT_SHOW = range(1, 41)

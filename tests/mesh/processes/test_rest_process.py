@@ -206,9 +206,11 @@ def test_it_starts_and_serves_without_redis(tmp_path: Path, namespace: str, nats
     nowhere = "redis://127.0.0.1:1/0"
     with running(write_topology(tmp_path, namespace, nowhere, nats_url, sqlite_url)) as rest:
         with httpx.Client(base_url=rest.api) as client:
-            credentials = {"name": "alice", "password": "secret", "device": "phone"}
+            credentials = {"name": "alice", "password": "secret"}
             assert client.post("/v1/users", json=credentials).status_code == 201
-            assert client.post("/v1/login", json=credentials).json()["connectors"] == []
+            assert client.post("/v1/login", json=credentials).json()["token"]
+            refused = client.post("/v1/login", json=credentials | {"device": "phone"})
+            assert (refused.status_code, refused.json()["code"]) == (503, "backend_unavailable")
             ready = client.get("/readyz")
             assert (ready.status_code, ready.json()["backends"]["redis"]["ok"]) == (503, False)
         assert rest.end()[0] == 0

@@ -332,6 +332,18 @@ def test_bindings_are_written_again_until_presence_answers() -> None:
     assert not alice.closed
 
 
+def test_after_a_disturbance_the_lists_of_devices_are_read_again() -> None:
+    """Presence may have lost a device that is away, and the news of its registration may have been lost before."""
+    connector = Connector()
+    alice = connector.online(A1)
+    connector.receive(e.PresenceRecovered())
+    assert connector.take_one(e.RenewBindings)
+    assert connector.take_one(e.ReadAccounts).users == (ALICE,)
+    connector.receive(e.AccountsRead([account(ALICE, devices=(A1, A2))]))
+    assert connector.take_one(e.RenewBindings).renewals[0].devices == (A1, A2)
+    assert not alice.closed
+
+
 def test_a_binding_that_may_have_been_written_for_an_ended_session_is_erased() -> None:
     connector = Connector()
     alice = connector.online(A1)

@@ -118,6 +118,29 @@ def test_frames_before_the_welcome_are_charged() -> None:
     assert [code for code, _ in alice.closed] == [Code.WINDOW_EXCEEDED]
 
 
+def test_frames_are_charged_while_the_token_is_verified() -> None:
+    """Presence may hang for a second, in which a transport takes the connection for one with a session."""
+    connector = Connector()
+    alice = connector.connect(A1)
+    for _ in range(int(UNNUMBERED_BURST)):
+        alice.ping()
+    assert not alice.closed
+    alice.ping()
+    assert [code for code, _ in alice.closed] == [Code.WINDOW_EXCEEDED]
+    alice.accepted()
+    assert connector.count.sessions == 0
+
+
+def test_what_was_sent_while_the_token_was_verified_counts_in_the_session() -> None:
+    connector = Connector()
+    alice = connector.connect(A1)
+    for _ in range(int(UNNUMBERED_BURST)):
+        alice.ping()
+    alice.accepted()
+    alice.ping()
+    assert [code for code, _ in alice.closed] == [Code.WINDOW_EXCEEDED]
+
+
 def test_an_acknowledgement_of_something_new_costs_nothing() -> None:
     connector = Connector()
     transfer = connector.transfer()

@@ -171,8 +171,8 @@ class World:
         """Greet and revoke, with the calls in the order of `schedule`, until neither has a call to make."""
         shell = self.shell
         async with AsyncExitStack() as stack:
-            for batches in (shell._greets, shell._bindings, shell._doubtful, shell._renewals, shell._erased):
-                task = asyncio.create_task(batches.run())
+            for run in (shell._greets.run(), *shell._bindings.runs()):
+                task = asyncio.create_task(run)
                 stack.callback(task.cancel)
             self.greet()
             revoking = asyncio.create_task(revoke(self))
