@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from meshim.rest.backends import Backends as RestBackends
 from meshim.rest.change_notifier import ChangeNotifier
+from meshim.rest.connectors import ConnectorDirectory
 from meshim.rest.sessions import Sessions
 from meshim.rest.tokens import Tokens
 from meshim.runtime.log import Log
@@ -32,10 +33,11 @@ class Rest:
 
         self.notifier = ChangeNotifier(ports, clock, _Silent())
         self.tokens = Tokens(ports, self.notifier, DEVICES_MAX)
+        directory = ConnectorDirectory(ports, clock, _Silent(), self.notifier.statistics)
         unused = cast("Any", None)
         self.sessions = Sessions(
-            backends=ports, notifier=self.notifier, friends=unused, passwords=unused, topology=topology, clock=clock,
-            log=_Silent(),
+            backends=ports, directory=directory, notifier=self.notifier, friends=unused, passwords=unused,
+            topology=topology, clock=clock, log=_Silent(),
         )  # fmt: skip
 
 
