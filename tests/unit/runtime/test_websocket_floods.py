@@ -204,6 +204,6 @@ async def test_small_fragments_without_end_end_the_connection(make: Make) -> Non
         burst = int(UNNUMBERED_BURST)
         raw.send(large * 2 * burst + small * burst)
         await until(lambda: len(world.messages) == 1 + 3 * burst)
-        raw.send(small * 200)
+        raw.send(small * 5_000)
         assert (await raw.receive()).code == 4000 + Code.WINDOW_EXCEEDED
     assert world.counted == {"cut": 1}
