@@ -228,7 +228,7 @@ async def test_one_message_of_parts_without_end_is_cut(context: Context) -> None
 
 async def test_a_peer_that_reads_a_byte_from_time_to_time_is_full_and_is_cut(context: Context) -> None:
     """H6: what it takes changes nothing."""
-    world = World(context, linger_s=0.2)
+    world = World(context, linger_s=0.2, handshake_s=0.0)
     with await asyncio.to_thread(raw_zmtp.connect_without_curve, world.router.endpoint) as slow:
         slow.sendall(raw_zmtp.frame(b"known"))
         await until(lambda: world.authenticated)

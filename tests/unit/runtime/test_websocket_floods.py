@@ -196,7 +196,7 @@ async def test_pings_without_end_end_the_connection(make: Make) -> None:
 
 async def test_small_fragments_without_end_end_the_connection(make: Make) -> None:
     """Of one message or of many.  What is not small is bounded in bytes, and the last of a message by its message."""
-    world = await make(message_bytes=4_000)
+    world = await make(message_bytes=4_000, linger_s=5.0)
     small = frame(BINARY, b"x", fin=False) + frame(CONTINUATION, b"y")
     large = frame(BINARY, bytes(server_module.FRAGMENT_BYTES), fin=False) + frame(CONTINUATION, b"y")
     async with await world.open() as raw:
@@ -204,6 +204,6 @@ async def test_small_fragments_without_end_end_the_connection(make: Make) -> Non
         burst = int(UNNUMBERED_BURST)
         raw.send(large * 2 * burst + small * burst)
         await until(lambda: len(world.messages) == 1 + 3 * burst)
-        raw.send(small * 200)
+        raw.send(small * 1_000)
         assert (await raw.receive()).code == 4000 + Code.WINDOW_EXCEEDED
     assert world.counted == {"cut": 1}
