@@ -37,7 +37,7 @@ NOTICED = {
     "takeover": "taken over",
     "logout": "revoked",
     "kick": "held",
-    "devices-lost": "agree",
+    "devices-lost": "sent",
     "charge": "bounded",
     "receipt-scope": "private",
     "devices-agree": "agree",
