@@ -154,7 +154,7 @@ def accept(options: ApiOptions, me: str, peer: str, password_stdin: bool) -> Non
 @api_options
 @password_option
 def refuse(options: ApiOptions, me: str, peer: str, password_stdin: bool) -> None:
-    """Refuse the friendship that PEER has asked for; PEER may ask again."""
+    """Refuse the friendship that PEER has asked for; PEER may ask again after a day."""
 
     async def act(api: "Api") -> str:
         await api.refuse(peer)

@@ -142,7 +142,7 @@ class Api:
         return await self._call("POST", f"/relations/{_segment(name)}/accept", rest.Relation)
 
     async def refuse(self, name: str) -> None:
-        """Refuse a request for friendship; the user may ask again."""
+        """Refuse a request for friendship; the user may ask again after a day (`friend_request_pause_s`)."""
         await self._send("POST", f"/relations/{_segment(name)}/refuse")
 
     async def remove(self, name: str) -> None:

@@ -17,6 +17,7 @@ if the blocker had removed the friendship, withdrawn the request, or not answere
 """
 
 import enum
+import math
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
@@ -64,10 +65,12 @@ PROBLEMS = {
     "yourself": Problem(409, "That is you"),
     "too_many_devices": Problem(409, "Too many devices"),
     "too_many_relations": Problem(409, "Too many relations"),
+    "too_many_requests": Problem(409, "Too many requests without an answer"),
     "changed_meanwhile": Problem(409, "Changed meanwhile"),
     "too_large": Problem(413, "Too large"),
     "unsupported_media_type": Problem(415, "Not JSON"),
     "slow_down": Problem(429, "Too many requests"),
+    "asked_lately": Problem(429, "Asked a short while ago"),
     "headers_too_large": Problem(431, "Headers too large"),
     "internal": Problem(500, "Internal error"),
     "wrong_master_key": Problem(500, "Wrong master key"),
@@ -246,15 +249,24 @@ def connector_entries(living: Iterable[Lease]) -> tuple[rest.Connector, ...]:
 # ---------------------------------------------------------------- rates
 
 
+def in_words(seconds: float) -> str:
+    """Return a time to wait in the largest unit that it is twice, rounded up."""
+    for unit, unit_s in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds > 2 * unit_s:
+            return f"{math.ceil(seconds / unit_s)} {unit}"
+    return f"{math.ceil(seconds)} s"
+
+
 class RateLimit:
-    """A token bucket for each user: `rate` tokens a second, and at most those of one second.
+    """A token bucket for each user: `rate` tokens a second, and at most `burst`, those of one second if it is left out.
 
     A user with tokens left may overdraw the bucket, and waits until it is paid.  Remembers at most `users_max` users,
     and forgets first the one that was charged longest ago.
     """
 
-    def __init__(self, rate: float, users_max: int) -> None:
+    def __init__(self, rate: float, users_max: int, burst: float | None = None) -> None:
         self._rate = rate
+        self._burst = rate if burst is None else burst
         self._users_max = users_max
         self._buckets: OrderedDict[int, tuple[float, float]] = OrderedDict()
         """User to (tokens, the time when there were so many)."""
@@ -275,8 +287,8 @@ class RateLimit:
         return len(self._buckets)
 
     def _tokens(self, user: int, now: float) -> float:
-        tokens, since = self._buckets.get(user, (self._rate, now))
-        return min(self._rate, tokens + max(0.0, now - since) * self._rate)
+        tokens, since = self._buckets.get(user, (self._burst, now))
+        return min(self._burst, tokens + max(0.0, now - since) * self._rate)
 
 
 # ---------------------------------------------------------------- guessing passwords

@@ -203,6 +203,7 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, code: str, sentence: str) -> None:
         """Answer with a problem, unless an answer is under way, and close."""
         self._refused = True
+        self._statistics.refuse(code)
         if not self._asked or not self.cycle.response_started:
             error = core.refusal(code, sentence)
             body = msgspec.json.encode(core.problem(error))

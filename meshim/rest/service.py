@@ -7,8 +7,6 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import msgspec
-
 from meshim.errors import UsageError
 from meshim.rest.app import build
 from meshim.rest.backends import Backends
@@ -55,7 +53,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
             service.start(
                 counters.write_periodically(
                     data, "rest", name, log,
-                    lambda: msgspec.structs.asdict(app.state.statistics) | keeper.counters() | connections.counters(),
+                    lambda: app.state.statistics.counters() | keeper.counters() | connections.counters(),
                 )
             )  # fmt: skip
             service.ready(endpoint)

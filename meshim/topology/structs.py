@@ -135,6 +135,8 @@ class Timers(Frozen, frozen=True, forbid_unknown_fields=True):
     # retention in the database
     token_ttl_s: Seconds = 30 * 86400.0
     device_idle_s: Seconds = 90 * 86400.0
+    friend_request_pause_s: Seconds = 86400.0
+    """So long a user may not ask the same peer again after a request that was refused or withdrawn."""
     read_retention_s: Seconds = 7 * 86400.0
     # process
     shutdown_s: Seconds = 5.0
@@ -166,10 +168,17 @@ class Limits(Frozen, frozen=True, forbid_unknown_fields=True):
     """Connected devices of one connector (a connection needs up to two file descriptors)."""
     devices_per_user: Count = 10
     relations_per_user: Count = 5_000
+    """Friends, former friends and blocks.  Requests that are not answered do not count."""
+    friend_requests_incoming: Count = 200
+    """Requests that wait for the answer of one user: a further one takes the place of the oldest."""
+    friend_requests_outgoing: Count = 100
+    """Requests of one user that wait for an answer."""
+    friend_requests_per_hour: Count = 60
+    """Requests that one user may make, through one REST service."""
     presence_lookups_per_s: Count = 100
     """Friends whose presence one user may ask for in a second, from one REST service."""
-    presence_limited_users: Count = 10_000
-    """Users whose rate of such requests one REST service remembers."""
+    rate_limited_users: Count = 10_000
+    """Users whose rates of such requests one REST service remembers."""
     sync_page_rows: Count = 256
     sync_page_bytes: Count = 1_048_576
     presence_cache: Count = 200_000

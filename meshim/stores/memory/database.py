@@ -72,6 +72,7 @@ class StoredRelation:
     requested_by: int
     keys: list[RelationKey] = field(default_factory=list)
     blocked_by: set[int] = field(default_factory=set)
+    request_changed_at: float = 0.0
 
     def state_for(self, user_id: int) -> str | None:
         """Return what this user sees; None: no relation."""

@@ -27,7 +27,15 @@ adapter of the table, and test it in the contract test, which runs the same func
 real servers.  Roles get the port through the `Backends` of their role.  For a new column or table see `sql/schema.py`.
 """
 
-from meshim.stores.ports.accounts import Accounts, Device, Relation, RelationKey, User
+from meshim.stores.ports.accounts import (
+    Accounts,
+    Device,
+    Relation,
+    RelationKey,
+    RelationLimits,
+    Requested,
+    User,
+)
 from meshim.stores.ports.dead_letters import DeadLetter, DeadLetters
 from meshim.stores.ports.leases import Lease, Leases
 from meshim.stores.ports.notifications import Notifications
@@ -57,6 +65,8 @@ __all__ = [
     "Queues",
     "Relation",
     "RelationKey",
+    "RelationLimits",
+    "Requested",
     "Row",
     "SessionCache",
     "User",

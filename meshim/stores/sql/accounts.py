@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection, CursorResult
 
 from meshim.chunks import chunks
 from meshim.errors import DeviceInUse, StoreConflict
-from meshim.stores.ports import Account, Device, Login, Relation, RelationKey, User
+from meshim.stores.ports import Account, Device, Login, Relation, RelationKey, RelationLimits, Requested, User
 from meshim.stores.sql import relations
 from meshim.stores.sql.database import Database
 from meshim.stores.sql.rows import first_device
@@ -102,11 +102,11 @@ class SqlAccounts:
     async def relations(self, user_id: int) -> list[Relation]:
         return await self._database.read(relations.relations, user_id)
 
-    async def request(self, user_id: int, peer_id: int, now: float, relations_max: int) -> str:
-        return await self._database.write(relations.request, user_id, peer_id, to_ms(now), relations_max)
+    async def request(self, user_id: int, peer_id: int, now: float, limits: RelationLimits) -> Requested:
+        return await self._database.write(relations.request, user_id, peer_id, to_ms(now), limits)
 
-    async def accept(self, user_id: int, peer_id: int, key: RelationKey, now: float) -> Relation:
-        return await self._database.write(relations.accept, user_id, peer_id, key, to_ms(now))
+    async def accept(self, user_id: int, peer_id: int, key: RelationKey, now: float, relations_max: int) -> Relation:
+        return await self._database.write(relations.accept, user_id, peer_id, key, to_ms(now), relations_max)
 
     async def remove(self, user_id: int, peer_id: int, now: float) -> str | None:
         return await self._database.write(relations.remove, user_id, peer_id, to_ms(now))

@@ -7,6 +7,7 @@ from io import StringIO
 from typing import Any, cast
 
 import httpx
+import msgspec
 from litestar import Litestar
 
 from meshim import topology
@@ -161,6 +162,13 @@ async def world_of(
             set_clock(time.time())
         stack.callback(world.passwords.close)
         yield world
+
+
+def without_pause(world: World) -> None:
+    """Rebuild the service so that users who were refused may ask again at once."""
+    timers = msgspec.structs.replace(world.topology.timers, friend_request_pause_s=1e-9)
+    world.topology = msgspec.structs.replace(world.topology, timers=timers)
+    world.app = world.build()
 
 
 # ---------------------------------------------------------------- users

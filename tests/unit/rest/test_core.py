@@ -309,6 +309,30 @@ def test_a_bucket_holds_the_tokens_of_one_second() -> None:
     assert limit.wait_s(1, 400.2) == 0.0, "a clock that was set back takes no tokens"
 
 
+def test_a_bucket_may_hold_more_than_the_tokens_of_one_second() -> None:
+    limit = RateLimit(rate=1 / 60, users_max=9, burst=3)
+    for _ in range(3):
+        assert limit.wait_s(1, 0.0) == 0.0
+        limit.charge(1, 1, now=0.0)
+    assert limit.wait_s(1, 0.0) == 60.0
+    assert limit.wait_s(1, 61.0) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.2, "1 s"),
+        (120.0, "120 s"),
+        (121.0, "3 minutes"),
+        (7200.0, "120 minutes"),
+        (86400.0, "24 hours"),
+        (2e5, "3 days"),
+    ],
+)
+def test_a_time_to_wait_in_words(seconds: float, words: str) -> None:
+    assert core.in_words(seconds) == words
+
+
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 30), st.floats(0, 3)), max_size=50))
 def test_nobody_gets_more_than_the_rate_and_one_overdraft(calls: list[tuple[int, int, float]]) -> None:
     limit = RateLimit(rate=10, users_max=9)
