@@ -19,6 +19,7 @@ An endpoint that needs a new query also adds a method to `Accounts` in `stores/p
 """
 
 from typing import Any
+from urllib.parse import urlsplit
 
 from litestar import HttpMethod, Request, Response, Router, get, post
 from litestar.datastructures import State
@@ -31,6 +32,7 @@ from meshim.errors import BackendUnavailable
 from meshim.rest.backends import Backends
 from meshim.rest.core import FriendAction, refusal
 from meshim.rest.friends import Friends
+from meshim.rest.http.client_address import FORWARDING_HEADERS, TrustedProxies
 from meshim.rest.sessions import Sessions, bearer_hash
 from meshim.runtime.addresses import is_loopback
 from meshim.stores.ports import Login
@@ -89,8 +91,10 @@ async def user(name: FromPath[str], friends: FriendsParameter, me: Me) -> rest.U
 
 
 @post("/login", status_code=200, responses=_refusals(400, 401, 409, 429), summary="Log a device in")
-async def login(data: JSONBody[rest.LoginRequest], request: Incoming, sessions: SessionsParameter) -> rest.LoginAnswer:
-    return await sessions.login(data, _address(request))
+async def login(
+    data: JSONBody[rest.LoginRequest], sessions: SessionsParameter, client: NamedDependency[str]
+) -> rest.LoginAnswer:
+    return await sessions.login(data, client)
 
 
 @post(
@@ -208,8 +212,14 @@ FRIENDS: list[HTTPRouteHandler] = [
 ]
 
 
-def dependencies(sessions: Sessions, friends: Friends, backends: Backends) -> dict[str, Provide]:
+def dependencies(
+    sessions: Sessions, friends: Friends, backends: Backends, proxies: TrustedProxies
+) -> dict[str, Provide]:
     """Return what Litestar passes to the handlers, by name of their parameters."""
+
+    def client(request: Incoming) -> str:
+        """The address of the client, as trusted proxies name it."""
+        return proxies.client_of(_peer(request), request.headers.getall("x-forwarded-for", []))
 
     async def me(request: Incoming) -> Login:
         return await sessions.authenticate(request.headers.get("authorization"))
@@ -218,6 +228,7 @@ def dependencies(sessions: Sessions, friends: Friends, backends: Backends) -> di
         "sessions": Provide(lambda: sessions, sync_to_thread=False),
         "friends": Provide(lambda: friends, sync_to_thread=False),
         "backends": Provide(lambda: backends, sync_to_thread=False),
+        "client": Provide(client, sync_to_thread=False),
         "me": Provide(me),
     }
 
@@ -233,15 +244,25 @@ def routers() -> list[Router | HTTPRouteHandler]:
     ]
 
 
-def _address(request: Incoming) -> str:
+def _peer(request: Incoming) -> str:
     return request.client.host if request.client else ""
 
 
 def _require_this_machine(request: Incoming) -> None:
-    """Refuse a request from another machine: an import allows no more than registering, but costs seconds of all cores.
-
-    A request through a proxy on this machine has a loopback address too; the proxy's headers tell it apart.
-    """
-    forwarded = any(header in request.headers for header in ("forwarded", "x-forwarded-for", "x-real-ip"))
-    if forwarded or not is_loopback(_address(request)):
+    """Refuse a request from another machine: an import costs seconds of all cores, and needs no login."""
+    if not _is_of_this_machine(request):
         raise refusal("forbidden", "Imports are taken from the machine that the service runs on: call it there.")
+
+
+def _is_of_this_machine(request: Incoming) -> bool:
+    """Whether a program on this machine has made the request itself.
+
+    A request through a proxy on this machine has a loopback address too: the headers of the proxy, whatever stands in
+    them, tell it apart.  One of a web page whose name leads to this machine (DNS rebinding) has that name as its Host.
+    """
+    if not is_loopback(_peer(request)) or any(header in request.headers for header in FORWARDING_HEADERS):
+        return False
+    try:
+        return is_loopback(urlsplit(f"//{request.headers.get('host', '')}").hostname or "")
+    except ValueError:  # a bracket without its other half
+        return False

@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 from meshim.errors import UsageError
 from meshim.rest.app import build
 from meshim.rest.backends import Backends
-from meshim.rest.http_server import BACKLOG, Server
+from meshim.rest.http.client_address import TrustedProxies
+from meshim.rest.http.server import BACKLOG, Server
 from meshim.rest.passwords import Passwords
 from meshim.runtime import counters
 from meshim.runtime.addresses import is_loopback
@@ -43,7 +44,8 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         backends = await _connected(topology, connections)
         _warn_off_loopback(address, log)
         app = build(backends=backends, passwords=passwords, master=master, topology=topology, log=log)
-        server = Server(app, timers.shutdown_s / 2, app.state.statistics)
+        proxies = TrustedProxies(topology.security.trusted_proxies)
+        server = Server(app, timers.shutdown_s / 2, app.state.statistics, proxies)
         service.start(server.serve([bound]))
         await server.up.wait()
         lease = Lease("rest", name, secrets.randbits(63), endpoint)

@@ -22,6 +22,7 @@ from meshim.rest.passwords import Passwords
 from meshim.rest.tokens import Tokens
 from meshim.runtime import crypto
 from meshim.runtime.log import Log
+from meshim.runtime.websocket.admission import network_of
 from meshim.stores.ports import Login, User
 from meshim.topology import Topology
 from meshim.wire import rest
@@ -115,7 +116,7 @@ class Sessions:
         return msgspec.structs.replace(answer, connectors=connectors, relations=relations)
 
     async def _authenticated(self, name: str, password: str, address: str) -> User:
-        key = (name, address)
+        key = (name, network_of(address).hex())
         wait_s = self._throttle.begin(key, self._clock())
         if wait_s > 0:
             seconds = math.ceil(wait_s)

@@ -6,7 +6,7 @@ two timers, and between a limit and what holds it, are tables.
 
 import re
 from collections.abc import Callable, Iterator
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -164,6 +164,14 @@ def _origins(topology: Topology) -> Iterator[str]:
                 f"{origin!r} is no origin as browsers write it: SCHEME://HOST or SCHEME://HOST:PORT in lower case, "
                 f"without a final slash; or `*` - at `$.security.origins[{index}]`."
             )
+
+
+def _trusted_proxies(topology: Topology) -> Iterator[str]:
+    for index, network in enumerate(topology.security.trusted_proxies):
+        try:
+            ip_network(network)
+        except ValueError as error:
+            yield f"{network!r} is no network like 10.1.0.0/16: {error} - at `$.security.trusted_proxies[{index}]`."
 
 
 def _is_wildcard(host: str) -> bool:
@@ -351,6 +359,7 @@ _CHECKS: tuple[Callable[[Topology], Iterator[str]], ...] = (
     _processes,
     _shared_addresses,
     _origins,
+    _trusted_proxies,
     _backends,
     _monitor,
     _timers_below,

@@ -38,6 +38,9 @@ class Security(Frozen, frozen=True, forbid_unknown_fields=True):
     behind one address; `meshim key new` makes it.  null: each connector makes a key pair at its start."""
     origins: tuple[str, ...] = ()
     """The web pages that may use connectors and REST from a browser, as `https://chat.example`; `*` for all."""
+    trusted_proxies: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
+    """The networks of the proxies in front of REST, as `10.1.0.0/16`.  REST believes what they say in X-Forwarded-For,
+    and nobody else; a proxy there has to set the header or to append to it."""
 
 
 OnWeak: TypeAlias = Literal["refuse", "warn"]
