@@ -93,15 +93,23 @@ class Api:
         return answer.users
 
     async def login(
-        self, name: str, password: str, device: str | None = None, epoch: int = 0, *, takeover: bool = False
+        self,
+        name: str,
+        password: str,
+        device: str | None = None,
+        epoch: int = 0,
+        *,
+        takeover: bool = False,
+        proof: str | None = None,
     ) -> rest.LoginAnswer:
         """Log in, and use the token of the answer from now on.
 
         With a device name, the service registers the device or logs it in again; with `takeover` also a device that
         another state file has, which loses it for good.  Without a device name no device changes, and connectors do
-        not accept the token.
+        not accept the token.  `proof` is that of the last answer to this device: with it, guesses of others at the
+        password do not delay this login.
         """
-        body = rest.LoginRequest(name, password, device, epoch, takeover)
+        body = rest.LoginRequest(name, password, device, epoch, takeover, proof)
         answer = await self._call("POST", "/login", rest.LoginAnswer, body)
         self.token = answer.token
         return answer

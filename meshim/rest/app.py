@@ -61,6 +61,7 @@ def build(
         notifier=notifier,
         friends=friends,
         passwords=passwords,
+        master=master,
         topology=topology,
         clock=clock,
         log=log,

@@ -1,4 +1,4 @@
-"""The rules of the REST service: names, friendship, rates of requests and of guesses at passwords.  Pure.
+"""The rules of the REST service: names, friendship, rates of requests.  Pure.
 
 Friendship is a table: the row is the state of my relation to a peer, the column is what I ask for, and the cell is the
 transition.  A missing cell is a refusal:
@@ -18,7 +18,7 @@ if the blocker had removed the friendship, withdrawn the request, or not answere
 
 import enum
 import math
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
@@ -289,62 +289,3 @@ class RateLimit:
     def _tokens(self, user: int, now: float) -> float:
         tokens, since = self._buckets.get(user, (self._burst, now))
         return min(self._burst, tokens + max(0.0, now - since) * self._rate)
-
-
-# ---------------------------------------------------------------- guessing passwords
-
-
-UNDER_WAY_S = 1.0
-"""Until attempts that are under way have ended, most likely."""
-
-
-class LoginThrottle:
-    """Refuses more logins after `failures_max` failures for the same key within `window_s`.
-
-    An attempt counts from its beginning: of many at once no more are checked than may fail.  Remembers at most
-    `keys_max` keys, and forgets first the one whose last failure is oldest.  An attacker who can fill it can try as
-    many passwords anyway, and pays for each key with a connection.
-    """
-
-    def __init__(self, failures_max: int = 10, window_s: float = 60.0, keys_max: int = 10_000) -> None:
-        self._failures_max = failures_max
-        self._window_s = window_s
-        self._keys_max = keys_max
-        self._failures: OrderedDict[tuple[str, str], tuple[float, int]] = OrderedDict()
-        """Key to (begin of its window, failures in it)."""
-        self._under_way: Counter[tuple[str, str]] = Counter()
-
-    def begin(self, key: tuple[str, str], now: float) -> float:
-        """Begin an attempt; it has to `end`.  Return 0, or the seconds that the key has to wait when it has not begun.
-
-        Others that are under way may still succeed, so a wait for them is short.
-        """
-        since, failures = self._failures.get(key, (now, 0))
-        wait_s = since + self._window_s - now
-        if wait_s <= 0:
-            failures = 0
-        if failures >= self._failures_max:
-            return wait_s
-        if failures + self._under_way[key] >= self._failures_max:
-            return UNDER_WAY_S
-        self._under_way[key] += 1
-        return 0.0
-
-    def end(self, key: tuple[str, str]) -> None:
-        """An attempt has ended: it has `failed`, `succeeded`, or was given up."""
-        self._under_way[key] -= 1
-        if not self._under_way[key]:
-            del self._under_way[key]
-
-    def failed(self, key: tuple[str, str], now: float) -> None:
-        """Count a failure.  The window begins with the first one."""
-        since, count = self._failures.pop(key, (now, 0))
-        if since + self._window_s <= now:
-            since, count = now, 0
-        self._failures[key] = (since, count + 1)
-        if len(self._failures) > self._keys_max:
-            self._failures.popitem(last=False)
-
-    def succeeded(self, key: tuple[str, str]) -> None:
-        """Forget the failures of a key, after the right password."""
-        self._failures.pop(key, None)

@@ -23,6 +23,7 @@ from meshim.stores.lease_keeper import LeaseKeeper
 from meshim.stores.ports import Lease
 from meshim.stores.redis.presence import RedisPresence
 from meshim.stores.redis.session_cache import RedisSessionCache
+from meshim.stores.redis.throttle import RedisThrottle
 from meshim.stores.sql.accounts import SqlAccounts
 from meshim.topology import Topology
 
@@ -97,6 +98,7 @@ async def _connected(topology: Topology, connections: BackendConnections) -> Bac
         presence=RedisPresence(redis, space),
         cache=RedisSessionCache(redis, space, account_ttl_s=topology.timers.token_ttl_s),
         notifications=connections.notifications(nats),
+        throttle=RedisThrottle(redis, space),
         probes={"sql": accounts.ping, "redis": leases.run_id, "nats": lambda: nats.round_trip(_NATS_PROBE_S)},
     )
 

@@ -1,6 +1,6 @@
 """Accounts, logins, tokens, and the list of connectors."""
 
-import math
+import hmac
 
 import msgspec
 
@@ -9,21 +9,23 @@ from meshim.rest.backends import Backends, Clock
 from meshim.rest.change_notifier import ChangeNotifier
 from meshim.rest.core import (
     ImportPlan,
-    LoginThrottle,
     check_device,
     check_password,
     checked_name,
     connector_entries,
+    in_words,
     name_taken,
     refusal,
 )
 from meshim.rest.friends import Friends
 from meshim.rest.passwords import Passwords
+from meshim.rest.throttle import SharedThrottle, login_buckets
 from meshim.rest.tokens import Tokens
 from meshim.runtime import crypto
+from meshim.runtime.crypto import MasterKey
 from meshim.runtime.log import Log
 from meshim.runtime.websocket.admission import network_of
-from meshim.stores.ports import Login, User
+from meshim.stores.ports import Login, Outcome, User
 from meshim.topology import Topology
 from meshim.wire import rest
 
@@ -38,6 +40,7 @@ class Sessions:
         notifier: ChangeNotifier,
         friends: Friends,
         passwords: Passwords,
+        master: MasterKey,
         topology: Topology,
         clock: Clock,
         log: Log,
@@ -49,11 +52,13 @@ class Sessions:
         self._tokens = Tokens(backends, notifier, topology.limits.devices_per_user)
         self._friends = friends
         self._passwords = passwords
+        self._master = master
+        self._topology = topology
         self._token_ttl_s = topology.timers.token_ttl_s
         self._devices_max = topology.limits.devices_per_user
         self._clock = clock
         self._log = log
-        self._throttle = LoginThrottle()
+        self._throttle = SharedThrottle(backends.throttle, clock, log, notifier.statistics)
         self._last_connectors: tuple[rest.Connector, ...] = ()
 
     async def register(self, request: rest.Credentials) -> rest.User:
@@ -75,14 +80,14 @@ class Sessions:
         return plan.answer(_to_wire(user) if user else None for user in registered)
 
     async def login(self, request: rest.LoginRequest, address: str) -> rest.LoginAnswer:
-        """Check the password and issue a token.  `address` is the client's: failures are counted by name and address.
+        """Check the password and issue a token.  `address` is the client's: failures are counted (`login_buckets`).
 
         Raises ApiError when the login is refused, and BackendUnavailable as `Tokens.issue`.
         """
         name = checked_name(request.name)
         if request.device is not None:
             check_device(request.device)
-        user = await self._authenticated(name, request.password, address)
+        user = await self._authenticated(name, request, address)
         token = crypto.new_token()
         now = self._clock()
         expires_at = now + self._token_ttl_s
@@ -113,24 +118,29 @@ class Sessions:
         if request.device is None:
             return answer
         connectors, relations = await self.connectors(), await self._friends.relations(user.user_id)
-        return msgspec.structs.replace(answer, connectors=connectors, relations=relations)
+        proof = self._master.device_proof(name, request.device, login.epoch)
+        return msgspec.structs.replace(answer, connectors=connectors, relations=relations, proof=proof)
 
-    async def _authenticated(self, name: str, password: str, address: str) -> User:
-        key = (name, network_of(address).hex())
-        wait_s = self._throttle.begin(key, self._clock())
-        if wait_s > 0:
-            seconds = math.ceil(wait_s)
-            raise refusal("slow_down", f"Too many logins as {name}: try again in {seconds} s.", seconds)
-        try:
+    async def _authenticated(self, name: str, request: rest.LoginRequest, address: str) -> User:
+        buckets = login_buckets(name, network_of(address).hex(), self._proof(name, request), self._topology)
+        async with self._throttle.attempt(buckets) as attempt:
+            if attempt.wait_s > 0:
+                sentence = f"Too many logins as {name}, or from this address: try again in {in_words(attempt.wait_s)}."
+                raise refusal("slow_down", sentence, attempt.wait_s)
             found = await self._accounts.user(name)
             user, password_hash = found or (None, None)
-            if not await self._passwords.verify(password, password_hash) or user is None:
-                self._throttle.failed(key, self._clock())
+            if not await self._passwords.verify(request.password, password_hash) or user is None:
+                attempt.outcome = Outcome.FAILED
                 raise refusal("bad_credentials", "The name or the password is wrong.")
-            self._throttle.succeeded(key)
+            attempt.outcome = Outcome.SUCCEEDED
             return user
-        finally:
-            self._throttle.end(key)
+
+    def _proof(self, name: str, request: rest.LoginRequest) -> str | None:
+        """The proof in a request, if it is the one that this device got at an earlier login."""
+        if not request.proof or request.device is None:
+            return None
+        right = self._master.device_proof(name, request.device, request.epoch)
+        return right if hmac.compare_digest(right.encode(), request.proof.encode()) else None
 
     async def logout(self, token_hash: bytes) -> None:
         """Revoke a token and end its session.  An unknown token is no error (RFC 7009, 2.2).

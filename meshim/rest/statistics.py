@@ -18,6 +18,8 @@ class Statistics(msgspec.Struct):
     """Cut, or not taken, to make room for others."""
     friend_requests_dropped: int = 0
     """The oldest requests to users to whom so many had come that there was no room for one more."""
+    throttled_locally: int = 0
+    """Attempts that this process counted alone, or whose end it could not tell the others: Redis was away."""
     refused: dict[str, int] = msgspec.field(default_factory=dict)
     """Answers with a problem, by its code."""
 

@@ -138,6 +138,10 @@ class Timers(Frozen, frozen=True, forbid_unknown_fields=True):
     # retention in the database
     token_ttl_s: Seconds = 30 * 86400.0
     device_idle_s: Seconds = 90 * 86400.0
+    login_window_s: Seconds = 60.0
+    """So long failed logins of an address, or of a known device, count."""
+    account_login_window_s: Seconds = 600.0
+    """So long failed logins of an account from unknown devices count."""
     friend_request_pause_s: Seconds = 86400.0
     """So long a user may not ask the same peer again after a request that was refused or withdrawn."""
     read_retention_s: Seconds = 7 * 86400.0
@@ -172,6 +176,12 @@ class Limits(Frozen, frozen=True, forbid_unknown_fields=True):
     devices_per_user: Count = 10
     relations_per_user: Count = 5_000
     """Friends, former friends and blocks.  Requests that are not answered do not count."""
+    login_failures: Count = 10
+    """Failed logins as one user from one address, or from one known device, within `login_window_s`."""
+    login_failures_per_account: Count = 60
+    """As one user from all unknown devices, within `account_login_window_s`."""
+    login_failures_per_address: Count = 100
+    """From one address as any users, from unknown devices, within `login_window_s`."""
     friend_requests_incoming: Count = 200
     """Requests that wait for the answer of one user: a further one takes the place of the oldest."""
     friend_requests_outgoing: Count = 100

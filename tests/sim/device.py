@@ -282,7 +282,13 @@ class Application:
         token = self._process.scheduler.random.randbytes(32)
         now = WALL_S + self._process.scheduler.now
         rest = RestBackends(
-            backends.accounts(), backends.leases(), backends.presence(), backends.cache(), backends.notifications(), {}
+            accounts=backends.accounts(),
+            leases=backends.leases(),
+            presence=backends.presence(),
+            cache=backends.cache(),
+            notifications=backends.notifications(),
+            throttle=cast("Any", None),
+            probes={},
         )
         notifier = ChangeNotifier(rest, lambda: WALL_S + self._process.scheduler.now, _Silent())
         takeover = self._state.token is None  # as the client library: only the first login of a state file

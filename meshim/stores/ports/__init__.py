@@ -7,6 +7,8 @@ port                                adapters                                  co
 `Presence`                          `redis/presence.py`, `memory/redis.py`    `test_presence*.py`
 `SessionCache`                      `redis/session_cache.py`,                 `test_session_cache.py`
                                     `memory/redis.py`
+`Throttle`                          `redis/throttle.py`,                      `test_throttle.py`
+                                    `memory/throttle.py`
 `OfflineLog`                        `nats/offline_log.py`, `memory/nats.py`   `test_offline_log.py`
 `DeadLetters`                       `nats/dead_letters.py`, `memory/nats.py`  `test_dead_letters.py`
 `Notifications`                     `nats/notifications.py`,                  `test_notifications.py`
@@ -44,11 +46,13 @@ from meshim.stores.ports.partitions import Partitions, Written
 from meshim.stores.ports.presence import Binding, Presence, UserPresence
 from meshim.stores.ports.queues import Page, Queues, Row
 from meshim.stores.ports.session_cache import Account, CachedLogin, Login, SessionCache
+from meshim.stores.ports.throttle import Bucket, Outcome, Throttle
 
 __all__ = [
     "Account",
     "Accounts",
     "Binding",
+    "Bucket",
     "CachedLogin",
     "DeadLetter",
     "DeadLetters",
@@ -59,6 +63,7 @@ __all__ = [
     "Login",
     "Notifications",
     "OfflineLog",
+    "Outcome",
     "Page",
     "Partitions",
     "Presence",
@@ -69,6 +74,7 @@ __all__ = [
     "Requested",
     "Row",
     "SessionCache",
+    "Throttle",
     "User",
     "UserPresence",
     "Written",

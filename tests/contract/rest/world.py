@@ -20,7 +20,7 @@ from meshim.runtime.crypto import MasterKey
 from meshim.runtime.log import Log
 from meshim.stores.memory.accounts import MemoryAccounts
 from meshim.stores.memory.database import MemoryDatabase
-from meshim.stores.ports import Accounts, Leases, Notifications, Presence, SessionCache
+from meshim.stores.ports import Accounts, Leases, Notifications, Presence, SessionCache, Throttle
 from meshim.stores.sql import migrate
 from meshim.stores.sql.accounts import SqlAccounts
 from meshim.stores.sql.database import Database
@@ -77,7 +77,8 @@ class World:
         self.log = log
         self.master = MasterKey(bytes(32))
         self.sql = Switch(accounts, "The database")
-        self.redis = [Switch(port, "Redis") for port in (self.cache, self.presence, self.leases)]
+        self.throttle = backend.throttle()
+        self.redis = [Switch(port, "Redis") for port in (self.cache, self.presence, self.leases, self.throttle)]
         self.nats = Switch(self.recorded, "NATS")
         self.topology = small()
         self.passwords = Passwords()
@@ -85,7 +86,7 @@ class World:
 
     def build(self, master: MasterKey | None = None, clock: Clock = time.time) -> Litestar:
         """Another process of the service on the same backends."""
-        cache, presence, leases = self.redis
+        cache, presence, leases, throttle = self.redis
 
         async def nats() -> None:
             await cast("Notifications", self.nats).tell(0, cast("Any", None))
@@ -96,6 +97,7 @@ class World:
             presence=cast("Presence", presence),
             cache=cast("SessionCache", cache),
             notifications=cast("Notifications", self.nats),
+            throttle=cast("Throttle", throttle),
             probes={"sql": self.sql.ping, "redis": leases.run_id, "nats": nats},
         )
         return build(

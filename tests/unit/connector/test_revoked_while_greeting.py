@@ -130,6 +130,7 @@ class World:
             presence=cast("Any", Gated(self.presence, self.gates, OTHER)),
             cache=cast("Any", Gated(self.cache, self.gates, OTHER)),
             notifications=cast("Any", Gated(told, self.gates, OTHER)),
+            throttle=cast("Any", None),
             probes={},
         )
         log = Log("rest", "r1", io.StringIO())
@@ -137,7 +138,7 @@ class World:
         self.tokens = Tokens(backends, notifier, 10)
         self.sessions = Sessions(
             backends=backends, notifier=notifier, friends=cast("Any", None), passwords=cast("Any", None),
-            topology=TOPOLOGY, clock=time.time, log=log,
+            master=cast("Any", None), topology=TOPOLOGY, clock=time.time, log=log,
         )  # fmt: skip
         self.user = 0
 
