@@ -9,6 +9,7 @@
     ├── StoreConflict           the row is not as the caller believed (name taken, no such user, fenced off)
     │   ├── Fenced              a process with a higher fencing token took over
     │   ├── DeviceInUse         the device has the epoch of another state file
+    │   ├── NoSuchInvite        the invite is unknown, used or over
     │   ├── TooManyRelations    one of the two users has as many relations as there may be
     │   ├── TooManyRequests     as many requests for friendship of this user wait as may
     │   └── AskedLately         the last request of this user to this peer ended a short while ago
@@ -113,6 +114,10 @@ class Fenced(StoreConflict):
 
 class DeviceInUse(StoreConflict):
     """The device has logged in with another state file, and this login did not ask to take it over."""
+
+
+class NoSuchInvite(StoreConflict):
+    """There is no such invite: it is unknown, was used, or is over."""
 
 
 class TooManyRelations(StoreConflict):

@@ -79,9 +79,12 @@ class Api:
 
     # ---------------------------------------------------------------- accounts and sessions
 
-    async def register(self, name: str, password: str) -> rest.User:
-        """Make an account; returns its id, and its name in lower case."""
-        return await self._call("POST", "/users", rest.User, rest.Credentials(name, password))
+    async def register(self, name: str, password: str, *, invite: str | None = None) -> rest.User:
+        """Make an account; returns its id, and its name in lower case.
+
+        `invite` is a code of the operator, which some meshes ask for; it is good for one account.
+        """
+        return await self._call("POST", "/users", rest.User, rest.Registration(name, password, invite))
 
     async def import_users(self, users: Sequence[tuple[str, str]]) -> tuple[rest.ImportResult, ...]:
         """Make an account for each (name, password), 500 at most; returns the result of each, in the same order.

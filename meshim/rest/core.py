@@ -52,6 +52,8 @@ PROBLEMS = {
     "bad_credentials": Problem(401, "Wrong name or password"),
     "bad_token": Problem(401, "Not logged in"),
     "forbidden": Problem(403, "Not allowed"),
+    "registration_closed": Problem(403, "Registration is closed"),
+    "bad_invite": Problem(403, "No valid invite"),
     "not_found": Problem(404, "Nothing here"),
     "no_such_user": Problem(404, "No such user"),
     "no_such_relation": Problem(404, "No such relation"),

@@ -62,9 +62,11 @@ def _refusals(*statuses: int) -> dict[int, ResponseSpec]:
 # ---------------------------------------------------------------- accounts
 
 
-@post("/users", responses=_refusals(400, 409), summary="Register a user")
-async def register(data: JSONBody[rest.Credentials], sessions: SessionsParameter) -> rest.User:
-    return await sessions.register(data)
+@post("/users", responses=_refusals(400, 403, 409, 429), summary="Register a user")
+async def register(
+    data: JSONBody[rest.Registration], request: Incoming, sessions: SessionsParameter, client: NamedDependency[str]
+) -> rest.User:
+    return await sessions.register(data, None if _is_of_this_machine(request) else client)
 
 
 @post(

@@ -4,7 +4,7 @@ import hmac
 
 import msgspec
 
-from meshim.errors import BackendUnavailable, Code, DeviceInUse, PeerError, StoreConflict
+from meshim.errors import ApiError, BackendUnavailable, Code, DeviceInUse, NoSuchInvite, PeerError, StoreConflict
 from meshim.rest.backends import Backends, Clock
 from meshim.rest.change_notifier import ChangeNotifier
 from meshim.rest.core import (
@@ -19,7 +19,7 @@ from meshim.rest.core import (
 )
 from meshim.rest.friends import Friends
 from meshim.rest.passwords import Passwords
-from meshim.rest.throttle import SharedThrottle, login_buckets
+from meshim.rest.throttle import SharedThrottle, login_buckets, registration_buckets
 from meshim.rest.tokens import Tokens
 from meshim.runtime import crypto
 from meshim.runtime.crypto import MasterKey
@@ -61,13 +61,38 @@ class Sessions:
         self._throttle = SharedThrottle(backends.throttle, clock, log, notifier.statistics)
         self._last_connectors: tuple[rest.Connector, ...] = ()
 
-    async def register(self, request: rest.Credentials) -> rest.User:
-        """Make an account.  Raises ApiError when the name is invalid or taken, or the password invalid."""
+    async def register(self, request: rest.Registration, address: str | None) -> rest.User:
+        """Make an account.  `address` is the client's, None for this machine, from where no limit counts.
+
+        Raises ApiError when the name is invalid or taken, the password invalid, or this client may not register.
+        """
+        if self._topology.registration == "closed":
+            raise refusal(
+                "registration_closed", "Registration is closed: ask the operator of this mesh for an account."
+            )
         name = checked_name(request.name)
         check_password(request.password)
+        if address is None:
+            return await self._register(name, request)
+        buckets = registration_buckets(network_of(address).hex(), self._topology)
+        async with self._throttle.attempt(buckets) as attempt:
+            if attempt.wait_s > 0:
+                sentence = f"Too many people register here: try again in {in_words(attempt.wait_s)}."
+                raise refusal("slow_down", sentence, attempt.wait_s)
+            attempt.outcome = Outcome.FAILED  # each counts: one that is refused has told which name is taken
+            return await self._register(name, request)
+
+    async def _register(self, name: str, request: rest.Registration) -> rest.User:
+        invite = crypto.hash_invite(request.invite or "") if self._topology.registration == "invite" else None
+        if invite is not None and not await self._accounts.invited(invite, self._clock()):
+            raise _bad_invite(request)  # before the hash of the password is computed
         password_hash = await self._passwords.hash(request.password)
         try:
-            return _to_wire(await self._accounts.register(name, password_hash))
+            if invite is None:
+                return _to_wire(await self._accounts.register(name, password_hash))
+            return _to_wire(await self._accounts.register_invited(name, password_hash, invite, self._clock()))
+        except NoSuchInvite:
+            raise _bad_invite(request) from None
         except StoreConflict:
             raise name_taken(name) from None
 
@@ -205,6 +230,12 @@ def bearer_hash(authorization: str | None) -> bytes:
         return crypto.hash_token(crypto.parse_token(token.strip()))
     except PeerError as error:
         raise refusal("bad_token", error.sentence) from None
+
+
+def _bad_invite(request: rest.Registration) -> ApiError:
+    if request.invite is None:
+        return refusal("bad_invite", "Registration needs an invite: ask the operator of this mesh for a code.")
+    return refusal("bad_invite", "This invite is unknown, used or over: ask the operator of this mesh for another one.")
 
 
 def _to_wire(user: User) -> rest.User:

@@ -1,6 +1,6 @@
 """Counts attempts together with all REST processes; while Redis is away, each process counts for itself.
 
-Which buckets an attempt to log in counts in is a rule without I/O, `login_buckets`.
+Which buckets an attempt counts in is a rule without I/O: `login_buckets`, `registration_buckets`.
 """
 
 from collections.abc import AsyncGenerator, Sequence
@@ -13,6 +13,8 @@ from meshim.runtime.log import Log
 from meshim.stores.memory.throttle import MemoryThrottle, Windows
 from meshim.stores.ports import Bucket, Outcome, Throttle
 from meshim.topology import Topology
+
+_MINUTE_S = 60.0
 
 
 def login_buckets(name: str, network: str, proof: str | None, topology: Topology) -> list[Bucket]:
@@ -31,6 +33,15 @@ def login_buckets(name: str, network: str, proof: str | None, topology: Topology
         Bucket(f"account:{name}", limits.login_failures_per_account, account_s),
         Bucket(f"address:{network}", limits.login_failures_per_address, timers.login_window_s),
     ]
+
+
+def registration_buckets(network: str, topology: Topology) -> list[Bucket]:
+    """Return the buckets of a registration.  Where invites are needed, their number bounds those of all addresses."""
+    limits, window_s = topology.limits, topology.timers.registration_window_s
+    buckets = [Bucket(f"registration:{network}", limits.registrations_per_address, window_s)]
+    if topology.registration == "open":
+        buckets.append(Bucket("registrations", limits.registrations_per_minute, _MINUTE_S))
+    return buckets
 
 
 class Attempt:

@@ -25,6 +25,7 @@ from meshim.runtime import private_file
 KEY_BYTES = 32
 NONCE_BYTES = 12
 TOKEN_BYTES = 32
+_INVITE_BYTES = 10
 
 _ARGON2_MEMORY_KIB = 19 * 1024
 _ARGON2_PASSES = 2
@@ -82,6 +83,19 @@ def parse_token(text: str) -> bytes:
 def hash_token(token: bytes) -> bytes:
     """Return the SHA-256 of a token, which stores keep.  A token is random: it needs neither salt nor stretching."""
     return hashlib.sha256(token).digest()
+
+
+# ---------------------------------------------------------------- invites
+
+
+def new_invite() -> str:
+    """Return a code of 16 letters and digits, 80 random bits, that people can type; stores keep `hash_invite`."""
+    return base64.b32encode(secrets.token_bytes(_INVITE_BYTES)).decode().lower()
+
+
+def hash_invite(invite: str) -> bytes:
+    """Return the SHA-256 of a code, however it was typed."""
+    return hashlib.sha256(invite.strip().lower().encode()).digest()
 
 
 # ---------------------------------------------------------------- passwords

@@ -140,6 +140,8 @@ class Timers(Frozen, frozen=True, forbid_unknown_fields=True):
     device_idle_s: Seconds = 90 * 86400.0
     login_window_s: Seconds = 60.0
     """So long failed logins of an address, or of a known device, count."""
+    registration_window_s: Seconds = 3600.0
+    """So long registrations from one address count."""
     account_login_window_s: Seconds = 600.0
     """So long failed logins of an account from unknown devices count."""
     friend_request_pause_s: Seconds = 86400.0
@@ -176,6 +178,10 @@ class Limits(Frozen, frozen=True, forbid_unknown_fields=True):
     devices_per_user: Count = 10
     relations_per_user: Count = 5_000
     """Friends, former friends and blocks.  Requests that are not answered do not count."""
+    registrations_per_address: Count = 20
+    """From one address, also those that are refused, within `registration_window_s`."""
+    registrations_per_minute: Count = 120
+    """From all addresses, where registration is open."""
     login_failures: Count = 10
     """Failed logins as one user from one address, or from one known device, within `login_window_s`."""
     login_failures_per_account: Count = 60
@@ -206,6 +212,10 @@ class Limits(Frozen, frozen=True, forbid_unknown_fields=True):
     """Concurrent publishes to the log of one transfer."""
 
 
+Registration: TypeAlias = Literal["open", "invite", "closed"]
+"""Who may register: everybody, those with an invite (`meshim user invite`), or nobody but imports where REST runs."""
+
+
 class Topology(Frozen, frozen=True, forbid_unknown_fields=True):
     """The whole mesh."""
 
@@ -215,6 +225,7 @@ class Topology(Frozen, frozen=True, forbid_unknown_fields=True):
     rest: tuple[RestListener, ...]
     namespace: Name = "meshim"
     """First part of every Redis key, NATS subject and stream name."""
+    registration: Registration = "open"
     backends: Backends = Backends()
     durability: Durability = Durability()
     security: Security = Security()

@@ -45,6 +45,12 @@ class Credentials(msgspec.Struct, frozen=True):
     password: str
 
 
+class Registration(Credentials, frozen=True):
+    """Registers a user; with `invite`, a code of the operator, also where registration is for those who have one."""
+
+    invite: str | None = None
+
+
 class Import(msgspec.Struct, frozen=True):
     """Registers many users in one request."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from meshim.errors import AskedLately, DeviceInUse, StoreConflict, TooManyRelations, TooManyRequests
+from meshim.errors import AskedLately, DeviceInUse, NoSuchInvite, StoreConflict, TooManyRelations, TooManyRequests
 from meshim.stores.memory.database import MemoryDatabase, StoredDevice, StoredRelation
 from meshim.stores.ports import Account, Device, Login, Relation, RelationKey, RelationLimits, Requested, User
 
@@ -18,6 +18,21 @@ class MemoryAccounts:
         if user is None:
             raise StoreConflict(f"The name {name} is taken.")
         return user
+
+    async def register_invited(self, name: str, password_hash: str, invite: bytes, now: float) -> User:
+        if not await self.invited(invite, now):
+            raise NoSuchInvite("There is no such invite.")
+        user = await self.register(name, password_hash)
+        del self._database.invites[invite]
+        return user
+
+    async def add_invites(self, invites: Sequence[bytes], expires_at: float, now: float) -> None:
+        held = self._database.invites
+        self._database.invites = {each: end for each, end in held.items() if end > now}
+        self._database.invites |= dict.fromkeys(invites, expires_at)
+
+    async def invited(self, invite: bytes, now: float) -> bool:
+        return self._database.invites.get(invite, now) > now
 
     async def register_many(self, users: Sequence[tuple[str, str]]) -> list[User | None]:
         return [self._register(name, password_hash) for name, password_hash in users]

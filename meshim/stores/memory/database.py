@@ -97,6 +97,8 @@ class MemoryDatabase:
         self.ids = itertools.count(1)
         self.users: dict[str, tuple[User, str]] = {}
         self.names: dict[int, str] = {}
+        self.invites: dict[bytes, float] = {}
+        """Hash to the time when it is over."""
         self.devices: dict[int, StoredDevice] = {}
         self.tokens: dict[bytes, Login] = {}
         self.relations: dict[tuple[int, int], StoredRelation] = {}

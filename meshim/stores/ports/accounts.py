@@ -76,6 +76,18 @@ class Accounts(Protocol):
     async def register(self, name: str, password_hash: str) -> User:
         """Create a user.  `name` must be valid and lower-case.  Raises `StoreConflict` when it is taken."""
 
+    async def register_invited(self, name: str, password_hash: str, invite: bytes, now: float) -> User:
+        """Create a user and use up the invite with this hash.
+
+        Raises `NoSuchInvite` when it is not valid, and `StoreConflict`, as `register`, without using it up.
+        """
+
+    async def add_invites(self, invites: Sequence[bytes], expires_at: float, now: float) -> None:
+        """Add invites by their hashes, each for one user until `expires_at`; those that are over are deleted."""
+
+    async def invited(self, invite: bytes, now: float) -> bool:
+        """Whether the invite with this hash is valid."""
+
     async def register_many(self, users: Sequence[tuple[str, str]]) -> list[User | None]:
         """Create users from (name, password hash) in one transaction; return None for each name that is taken."""
 

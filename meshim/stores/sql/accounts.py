@@ -19,6 +19,7 @@ from meshim.errors import DeviceInUse, StoreConflict
 from meshim.stores.ports import Account, Device, Login, Relation, RelationKey, RelationLimits, Requested, User
 from meshim.stores.sql import relations
 from meshim.stores.sql.database import Database
+from meshim.stores.sql.invites import add_invites, is_valid_invite, use_invite
 from meshim.stores.sql.rows import first_device
 from meshim.stores.sql.schema import im_device, im_mesh, im_offline, im_position, im_token, im_user, now_ms, to_ms, to_s
 
@@ -47,6 +48,15 @@ class SqlAccounts:
         if user is None:
             raise StoreConflict(f"The name {name} is taken.")
         return user
+
+    async def register_invited(self, name: str, password_hash: str, invite: bytes, now: float) -> User:
+        return await self._database.write(_register_invited, name, password_hash, invite, to_ms(now))
+
+    async def add_invites(self, invites: Sequence[bytes], expires_at: float, now: float) -> None:
+        await self._database.write(add_invites, invites, to_ms(expires_at), to_ms(now))
+
+    async def invited(self, invite: bytes, now: float) -> bool:
+        return await self._database.read(is_valid_invite, invite, to_ms(now))
 
     async def register_many(self, users: Sequence[tuple[str, str]]) -> list[User | None]:
         return await self._database.write(_register, users)
@@ -146,6 +156,14 @@ def _register(connection: Connection, users: Sequence[tuple[str, str]]) -> list[
             found = connection.execute(select(im_user.c.name, im_user.c.id).where(im_user.c.name.in_(free)))
             ids |= {row.name: row.id for row in found}
     return [User(ids.pop(name), name) if name in ids else None for name, _ in users]
+
+
+def _register_invited(connection: Connection, name: str, password_hash: str, invite: bytes, now: int) -> User:
+    use_invite(connection, invite, now)
+    [user] = _register(connection, [(name, password_hash)])
+    if user is None:
+        raise StoreConflict(f"The name {name} is taken.")  # and the invite is not used up
+    return user
 
 
 def _user(connection: Connection, name: str) -> tuple[User, str] | None:

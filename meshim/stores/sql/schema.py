@@ -112,6 +112,16 @@ im_user = Table(
     **_COUNTED,
 )
 
+# One row for each invite that was not used yet.
+im_invite = Table(
+    "im_invite",
+    metadata,
+    Column("invite_hash", _Hash, primary_key=True),
+    _number("expires_at"),
+    _number("gmt_create"),
+    **_TABLE,
+)
+
 im_device = Table(
     "im_device",
     metadata,
