@@ -55,19 +55,41 @@ class Friends:
             outgoing=limits.friend_requests_outgoing,
             pause_s=topology.timers.friend_request_pause_s,
         )
+        lookups = limits.name_lookups_per_minute
+        self._lookup_rate = RateLimit(lookups / 60, limits.rate_limited_users, burst=lookups)
         requests = limits.friend_requests_per_hour
         self._request_rate = RateLimit(requests / 3600, limits.rate_limited_users, burst=requests)
         self._presence_rate = RateLimit(limits.presence_lookups_per_s, limits.rate_limited_users)
         self._clock = clock
         self._log = log
 
-    async def user(self, name: str) -> User:
-        """Return a user by name.  Raises ApiError when there is none."""
+    async def user(self, me: int, name: str) -> User:
+        """Return a user by name.  Raises ApiError as `_named`."""
+        peer, _ = await self._named(me, name)
+        return peer
+
+    async def _named(self, me: int, name: str) -> tuple[User, Relation | None]:
+        """Return a user by name, and the relation to that user.
+
+        Raises ApiError when there is none.  Each name that is not of a relation costs a token, or all names could be
+        found out by trying; without one it is refused, whether a user has it or not.
+        """
         folded = checked_name(name)
+        now = self._clock()
+        wait_s = self._lookup_rate.wait_s(me, now)
+        if not wait_s:
+            self._lookup_rate.charge(me, 1, now)  # before the first await, so that of many at once some are refused
         found = await self._accounts.user(folded)
+        # Also for a name that nobody has, so that the time of a refusal does not tell.
+        relation = await self._accounts.relation(me, found[0].user_id if found else me)
+        if relation is not None and not wait_s:
+            self._lookup_rate.charge(me, -1, now)
+        if relation is None and wait_s:
+            sentence = f"You have looked up many names: try again in {in_words(wait_s)}."
+            raise refusal("slow_down", sentence, wait_s)
         if found is None:
             raise refusal("no_such_user", f"There is no user {folded}.")
-        return found[0]
+        return found[0], relation
 
     async def relations(self, me: int, peer: int | None = None) -> tuple[rest.Relation, ...]:
         """Return all relations, sorted by the name of the peer, or only the one to the user with the id `peer`.
@@ -86,19 +108,19 @@ class Friends:
 
     async def relation(self, me: int, name: str) -> rest.Relation:
         """Return the relation to one user.  Raises ApiError when there is no such user or no relation."""
-        peer = await self.user(name)
-        relation = await self._accounts.relation(me, peer.user_id)
+        peer, relation = await self._named(me, name)
         if relation is None:
             raise refusal("no_such_relation", f"You and {peer.name} are not friends, and neither has asked.")
         return self._to_wire(me, relation)
 
     async def apply(self, me: int, name: str, action: FriendAction) -> rest.Relation:
         """Follow the table of `core`; return the relation after it.  Raises ApiError for a missing cell."""
-        peer = await self.user(name)
+        peer, relation = await self._named(me, name)
         if peer.user_id == me:
             raise refusal("yourself", "Nobody is their own friend here: name somebody else.")
-        for _ in range(_TRIES):
-            relation = await self._accounts.relation(me, peer.user_id)
+        for attempt in range(_TRIES):
+            if attempt:
+                relation = await self._accounts.relation(me, peer.user_id)
             chosen = transition(relation.state if relation else None, action, peer.name)
             if await self._store(me, peer, chosen, relation):
                 after = await self._accounts.relation(me, peer.user_id)

@@ -83,9 +83,9 @@ async def import_users(
     return await sessions.import_users(data)
 
 
-@get("/users/{name:str}", security=_TOKEN, responses=_refusals(400, 401, 404), summary="Look up a user")
+@get("/users/{name:str}", security=_TOKEN, responses=_refusals(400, 401, 404, 429), summary="Look up a user")
 async def user(name: FromPath[str], friends: FriendsParameter, me: Me) -> rest.User:
-    found = await friends.user(name)
+    found = await friends.user(me.user, name)
     return rest.User(found.user_id, found.name)
 
 
@@ -123,7 +123,7 @@ async def relations(friends: FriendsParameter, me: Me, user_id: FromQuery[UserId
     return rest.Relations(await friends.relations(me.user, user_id))
 
 
-@get("/relations/{name:str}", security=_TOKEN, responses=_refusals(400, 401, 404), summary="My relation to a user")
+@get("/relations/{name:str}", security=_TOKEN, responses=_refusals(400, 401, 404, 429), summary="My relation to a user")
 async def relation(name: FromPath[str], friends: FriendsParameter, me: Me) -> rest.Relation:
     return await friends.relation(me.user, name)
 
@@ -135,7 +135,7 @@ def _relation_change(method: HttpMethod, path: str, status: int, summary: str) -
         http_method=method,
         status_code=status,
         security=_TOKEN,
-        responses=_refusals(400, 401, 404, 409),
+        responses=_refusals(400, 401, 404, 409, 429),
         summary=summary,
     )
 

@@ -196,6 +196,8 @@ class Limits(Frozen, frozen=True, forbid_unknown_fields=True):
     """Requests that one user may make, through one REST service."""
     presence_lookups_per_s: Count = 100
     """Friends whose presence one user may ask for in a second, from one REST service."""
+    name_lookups_per_minute: Count = 120
+    """Names that one user may name to one REST service which are not of friends, of requests, or of blocked users."""
     rate_limited_users: Count = 10_000
     """Users whose rates of such requests one REST service remembers."""
     sync_page_rows: Count = 256
