@@ -19,11 +19,11 @@ from litestar.types import ExceptionHandlersMap
 
 from meshim.errors import ApiError, BackendUnavailable, one_line
 from meshim.rest import core
+from meshim.rest.admission.passwords import Passwords
 from meshim.rest.backends import Backends, Clock
 from meshim.rest.change_notifier import ChangeNotifier
 from meshim.rest.friends import Friends
 from meshim.rest.http.client_address import TrustedProxies
-from meshim.rest.passwords import Passwords
 from meshim.rest.routes import BODY_BYTES_MAX, Incoming, dependencies, routers
 from meshim.rest.sessions import Sessions
 from meshim.rest.statistics import Statistics

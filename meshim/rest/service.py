@@ -8,11 +8,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from meshim.errors import UsageError
+from meshim.rest.admission.passwords import Passwords
 from meshim.rest.app import build
 from meshim.rest.backends import Backends
 from meshim.rest.http.client_address import TrustedProxies
 from meshim.rest.http.server import BACKLOG, Server
-from meshim.rest.passwords import Passwords
 from meshim.runtime import counters
 from meshim.runtime.addresses import is_loopback
 from meshim.runtime.crypto import MasterKey

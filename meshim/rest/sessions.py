@@ -5,6 +5,9 @@ import hmac
 import msgspec
 
 from meshim.errors import ApiError, BackendUnavailable, Code, DeviceInUse, NoSuchInvite, PeerError, StoreConflict
+from meshim.rest.admission.password_queue import Lane, Place
+from meshim.rest.admission.passwords import KnownAddresses, Passwords
+from meshim.rest.admission.throttle import SharedThrottle, login_buckets, registration_buckets
 from meshim.rest.backends import Backends, Clock
 from meshim.rest.change_notifier import ChangeNotifier
 from meshim.rest.core import (
@@ -18,8 +21,6 @@ from meshim.rest.core import (
     refusal,
 )
 from meshim.rest.friends import Friends
-from meshim.rest.passwords import Passwords
-from meshim.rest.throttle import SharedThrottle, login_buckets, registration_buckets
 from meshim.rest.tokens import Tokens
 from meshim.runtime import crypto
 from meshim.runtime.crypto import MasterKey
@@ -59,6 +60,7 @@ class Sessions:
         self._clock = clock
         self._log = log
         self._throttle = SharedThrottle(backends.throttle, clock, log, notifier.statistics)
+        self._known_addresses = KnownAddresses()
         self._last_connectors: tuple[rest.Connector, ...] = ()
 
     async def register(self, request: rest.Registration, address: str | None) -> rest.User:
@@ -73,20 +75,21 @@ class Sessions:
         name = checked_name(request.name)
         check_password(request.password)
         if address is None:
-            return await self._register(name, request)
-        buckets = registration_buckets(network_of(address).hex(), self._topology)
+            return await self._register(name, request, "")
+        network = network_of(address).hex()
+        buckets = registration_buckets(network, self._topology)
         async with self._throttle.attempt(buckets) as attempt:
             if attempt.wait_s > 0:
                 sentence = f"Too many people register here: try again in {in_words(attempt.wait_s)}."
                 raise refusal("slow_down", sentence, attempt.wait_s)
             attempt.outcome = Outcome.FAILED  # each counts: one that is refused has told which name is taken
-            return await self._register(name, request)
+            return await self._register(name, request, network)
 
-    async def _register(self, name: str, request: rest.Registration) -> rest.User:
+    async def _register(self, name: str, request: rest.Registration, network: str) -> rest.User:
         invite = crypto.hash_invite(request.invite or "") if self._topology.registration == "invite" else None
         if invite is not None and not await self._accounts.invited(invite, self._clock()):
             raise _bad_invite(request)  # before the hash of the password is computed
-        password_hash = await self._passwords.hash(request.password)
+        password_hash = await self._passwords.hash(request.password, Place(Lane.STRANGER, network))
         try:
             if invite is None:
                 return _to_wire(await self._accounts.register(name, password_hash))
@@ -147,17 +150,20 @@ class Sessions:
         return msgspec.structs.replace(answer, connectors=connectors, relations=relations, proof=proof)
 
     async def _authenticated(self, name: str, request: rest.LoginRequest, address: str) -> User:
-        buckets = login_buckets(name, network_of(address).hex(), self._proof(name, request), self._topology)
+        network, proof, now = network_of(address).hex(), self._proof(name, request), self._clock()
+        place = Place(Lane.DEVICE, network) if proof else self._known_addresses.place(network, now)
+        buckets = login_buckets(name, network, proof, self._topology)
         async with self._throttle.attempt(buckets) as attempt:
             if attempt.wait_s > 0:
                 sentence = f"Too many logins as {name}, or from this address: try again in {in_words(attempt.wait_s)}."
                 raise refusal("slow_down", sentence, attempt.wait_s)
             found = await self._accounts.user(name)
             user, password_hash = found or (None, None)
-            if not await self._passwords.verify(request.password, password_hash) or user is None:
+            if not await self._passwords.verify(request.password, password_hash, place) or user is None:
                 attempt.outcome = Outcome.FAILED
                 raise refusal("bad_credentials", "The name or the password is wrong.")
             attempt.outcome = Outcome.SUCCEEDED
+            self._known_addresses.add(network, now)
             return user
 
     def _proof(self, name: str, request: rest.LoginRequest) -> str | None:

@@ -13,9 +13,9 @@ from litestar import Litestar
 from meshim import topology
 from meshim.client.rest import Api
 from meshim.errors import BackendUnavailable
+from meshim.rest.admission.passwords import Passwords
 from meshim.rest.app import build
 from meshim.rest.backends import Backends, Clock
-from meshim.rest.passwords import Passwords
 from meshim.runtime.crypto import MasterKey
 from meshim.runtime.log import Log
 from meshim.stores.memory.accounts import MemoryAccounts
