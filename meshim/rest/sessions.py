@@ -157,9 +157,11 @@ class Sessions:
             if attempt.wait_s > 0:
                 sentence = f"Too many logins as {name}, or from this address: try again in {in_words(attempt.wait_s)}."
                 raise refusal("slow_down", sentence, attempt.wait_s)
-            found = await self._accounts.user(name)
-            user, password_hash = found or (None, None)
-            if not await self._passwords.verify(request.password, password_hash, place) or user is None:
+            async with self._passwords.turn(place):  # before the database is asked: a flood must not wait there instead
+                found = await self._accounts.user(name)
+                user, password_hash = found or (None, None)
+                right = await self._passwords.verify(request.password, password_hash)
+            if not right or user is None:
                 attempt.outcome = Outcome.FAILED
                 raise refusal("bad_credentials", "The name or the password is wrong.")
             attempt.outcome = Outcome.SUCCEEDED

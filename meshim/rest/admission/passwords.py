@@ -3,8 +3,9 @@
 import asyncio
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from meshim.errors import ApiError
@@ -32,7 +33,8 @@ class Passwords:
 
     async def hash(self, password: str, place: Place) -> str:
         """Return a PHC string.  Raises ApiError (`busy`) when too many wait at this place."""
-        return await self._run(lambda: crypto.hash_password(password), place)
+        async with self.turn(place):
+            return await self._in_thread(lambda: crypto.hash_password(password))
 
     async def hash_all(self, passwords: Sequence[str]) -> list[str]:
         """Hash many passwords, one at a time per thread, so that a login waits behind a few of them only."""
@@ -43,25 +45,30 @@ class Passwords:
 
         return await asyncio.gather(*map(one, passwords))
 
-    async def verify(self, password: str, password_hash: str | None, place: Place) -> bool:
-        """As `crypto.verify_password`.  Raises ApiError (`busy`) when too many wait at this place."""
-        return await self._run(lambda: crypto.verify_password(password, password_hash), place)
+    @asynccontextmanager
+    async def turn(self, place: Place) -> AsyncGenerator[None]:
+        """A thread is free during the block.  Raises ApiError (`busy`) when too many wait at this place."""
+        if self._busy < self._threads:
+            self._busy += 1
+        else:
+            await self._wait(place)
+        try:
+            yield
+        finally:
+            self._free()
+
+    async def verify(self, password: str, password_hash: str | None) -> bool:
+        """As `crypto.verify_password`.  Call it in a `turn`."""
+        return await self._in_thread(lambda: crypto.verify_password(password, password_hash))
 
     def close(self) -> None:
         """End the threads; drop the hashes that have not begun."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _run(self, work: Callable[[], _T], place: Place) -> _T:
-        if self._busy < self._threads:
-            self._busy += 1
-        else:
-            await self._turn(place)
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
-        finally:
-            self._free()
+    async def _in_thread(self, work: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
-    async def _turn(self, place: Place) -> None:
+    async def _wait(self, place: Place) -> None:
         """Wait for a thread, which is this one's from then on."""
         mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         out = self._queue.push(place, mine)
