@@ -24,6 +24,7 @@ from meshim.rest.backends import Backends, Clock
 from meshim.rest.change_notifier import ChangeNotifier
 from meshim.rest.friends import Friends
 from meshim.rest.http.client_address import TrustedProxies
+from meshim.rest.readiness import Readiness
 from meshim.rest.routes import BODY_BYTES_MAX, Incoming, dependencies, routers
 from meshim.rest.sessions import Sessions
 from meshim.rest.statistics import Statistics
@@ -68,7 +69,9 @@ def build(
     )
     return Litestar(
         routers(),
-        dependencies=dependencies(sessions, friends, backends, TrustedProxies(topology.security.trusted_proxies)),
+        dependencies=dependencies(
+            sessions, friends, Readiness(backends), TrustedProxies(topology.security.trusted_proxies)
+        ),
         exception_handlers=_exception_handlers(log, notifier.statistics),
         state=State({"statistics": notifier.statistics}),
         request_class=JsonRequest,

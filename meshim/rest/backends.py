@@ -13,6 +13,7 @@ class Backends(NamedTuple):
     """The ports of the service.
 
     `probes` has a call for each backend, by name; it raises BackendUnavailable when the backend does not answer.
+    `storing` has one for those that store, which raises BackendUnavailable when it does not; it may cost a write.
     """
 
     accounts: Accounts
@@ -22,3 +23,4 @@ class Backends(NamedTuple):
     notifications: Notifications
     throttle: Throttle
     probes: Mapping[str, Callable[[], Awaitable[object]]]
+    storing: Mapping[str, Callable[[], Awaitable[object]]]

@@ -4,12 +4,12 @@ import math
 from collections.abc import Sequence
 
 from meshim.errors import AskedLately, SealBroken, StoreConflict, TooManyRelations, TooManyRequests
+from meshim.protocol.rate_limit import RateLimit
 from meshim.rest.backends import Backends, Clock
 from meshim.rest.change_notifier import ChangeNotifier
 from meshim.rest.core import (
     PRESENCE_IDS_MAX,
     FriendAction,
-    RateLimit,
     Transition,
     checked_name,
     in_words,
@@ -56,10 +56,10 @@ class Friends:
             pause_s=topology.timers.friend_request_pause_s,
         )
         lookups = limits.name_lookups_per_minute
-        self._lookup_rate = RateLimit(lookups / 60, limits.rate_limited_users, burst=lookups)
+        self._lookup_rate: RateLimit[int] = RateLimit(lookups / 60, limits.rate_limited_users, 60.0)
         requests = limits.friend_requests_per_hour
-        self._request_rate = RateLimit(requests / 3600, limits.rate_limited_users, burst=requests)
-        self._presence_rate = RateLimit(limits.presence_lookups_per_s, limits.rate_limited_users)
+        self._request_rate: RateLimit[int] = RateLimit(requests / 3600, limits.rate_limited_users, 3600.0)
+        self._presence_rate: RateLimit[int] = RateLimit(limits.presence_lookups_per_s, limits.rate_limited_users)
         self._clock = clock
         self._log = log
 

@@ -116,6 +116,8 @@ class Sessions:
         if request.device is not None:
             check_device(request.device)
         user = await self._authenticated(name, request, address)
+        # Before the token is committed: if a content key does not open, the device keeps the token that it has.
+        relations = await self._friends.relations(user.user_id) if request.device is not None else ()
         token = crypto.new_token()
         now = self._clock()
         expires_at = now + self._token_ttl_s
@@ -145,9 +147,8 @@ class Sessions:
         )
         if request.device is None:
             return answer
-        connectors, relations = await self.connectors(), await self._friends.relations(user.user_id)
         proof = self._master.device_proof(name, request.device, login.epoch)
-        return msgspec.structs.replace(answer, connectors=connectors, relations=relations, proof=proof)
+        return msgspec.structs.replace(answer, connectors=await self.connectors(), relations=relations, proof=proof)
 
     async def _authenticated(self, name: str, request: rest.LoginRequest, address: str) -> User:
         network, proof, now = network_of(address).hex(), self._proof(name, request), self._clock()

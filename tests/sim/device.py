@@ -289,6 +289,7 @@ class Application:
             notifications=backends.notifications(),
             throttle=cast("Any", None),
             probes={},
+            storing={},
         )
         notifier = ChangeNotifier(rest, lambda: WALL_S + self._process.scheduler.now, _Silent())
         takeover = self._state.token is None  # as the client library: only the first login of a state file

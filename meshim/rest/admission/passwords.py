@@ -12,6 +12,7 @@ from meshim.errors import ApiError
 from meshim.rest.admission.password_queue import Lane, PasswordQueue, Place
 from meshim.rest.core import refusal
 from meshim.runtime import crypto
+from meshim.runtime.exhaustion import is_exhausted
 
 _THREADS_MAX = 4
 _KNOWN_MAX = 10_000
@@ -32,7 +33,7 @@ class Passwords:
         self._queue: PasswordQueue[asyncio.Future[None]] = PasswordQueue()
 
     async def hash(self, password: str, place: Place) -> str:
-        """Return a PHC string.  Raises ApiError (`busy`) when too many wait at this place."""
+        """Return a PHC string.  Raises ApiError (`busy`) when too many wait at this place, or memory is short."""
         async with self.turn(place):
             return await self._in_thread(lambda: crypto.hash_password(password))
 
@@ -58,7 +59,7 @@ class Passwords:
             self._free()
 
     async def verify(self, password: str, password_hash: str | None) -> bool:
-        """As `crypto.verify_password`.  Call it in a `turn`."""
+        """As `crypto.verify_password`.  Call it in a `turn`.  Raises ApiError (`busy`) when memory is short."""
         return await self._in_thread(lambda: crypto.verify_password(password, password_hash))
 
     def close(self) -> None:
@@ -66,7 +67,14 @@ class Passwords:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        except (MemoryError, RuntimeError) as error:
+            if not is_exhausted(error):
+                raise
+            raise refusal(
+                "busy", "The service has no memory to spare: try again in a moment.", retry_after_s=2
+            ) from error
 
     async def _wait(self, place: Place) -> None:
         """Wait for a thread, which is this one's from then on."""

@@ -212,7 +212,7 @@ class RedisPresence:
         try:
             presences = _presences.decode(await self._lookup([self._key(user) for user in users]))
             return {user: each for user, each in zip(users, presences, strict=True) if each is not None}
-        except (msgspec.DecodeError, ValueError) as error:
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
             if len(users) == 1:
                 self._client.skip("presence", error)
                 return {}

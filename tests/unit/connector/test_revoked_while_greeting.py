@@ -132,6 +132,7 @@ class World:
             notifications=cast("Any", Gated(told, self.gates, OTHER)),
             throttle=cast("Any", None),
             probes={},
+            storing={},
         )
         log = Log("rest", "r1", io.StringIO())
         notifier = ChangeNotifier(backends, time.time, log)
