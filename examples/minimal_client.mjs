@@ -162,9 +162,9 @@ export class Client {
     return this.untried.pop() ?? Promise.reject(lost("no_connector"));
   }
   async login() {
-    const { name, password, me: { epoch, token } } = this;
-    const answer = await this.rest("POST", "/v1/login", { name, password, device: "web", epoch, takeover: !token });
-    this.me = { name, epoch, token: answer.token, user: answer.user_id, device: answer.device_id };
+    const { name, password, me: { epoch, token, proof } } = this, takeover = !token;
+    const answer = await this.rest("POST", "/v1/login", { name, password, device: "web", epoch, takeover, proof });
+    this.me = { name, epoch, token: answer.token, user: answer.user_id, device: answer.device_id, proof: answer.proof };
     await this.disk.set(id("me"), this.me).commit();
   }
   async relations() {

@@ -29,6 +29,7 @@ STATES, GONE = {1: "delivered", 2: "sent", 3: "rejected"}, zmq.EVENT_DISCONNECTE
 STOP = (2, 5, 12, "bad_credentials", "device_in_use")  # VERSION, IMPERSONATION, LOGGED_OUT: stop, and tell the user
 pack, unpack = msgpack.packb, partial(msgpack.unpackb, strict_map_key=False, use_list=False)
 AWAY, chance = (OSError, HTTPException, ValueError), secrets.SystemRandom()  # REST is away, or its answer is none
+LOGIN = ("name", "epoch", "proof", "token", "user_id", "device_id")
 LATER = ("bad_token", "slow_down", "busy", "backend_unavailable", "internal", "wrong_master_key")  # of REST: try again
 DELIVERED, STORED, REJECTED, BUSY = 1, 2, 3, 4
 
@@ -237,8 +238,8 @@ class Client:
             try:
                 if refused:
                     account = {"device": "minimal", "password": self.password, "takeover": "token" not in self.me}
-                    new = self.rest("POST", "/v1/login", account | {key: self.me[key] for key in ("name", "epoch")})
-                    self.me = self.disk["me",] = self.me | {key: new[key] for key in ("token", "user_id", "device_id")}
+                    new = self.rest("POST", "/v1/login", account | {key: self.me.get(key) for key in LOGIN[:3]})
+                    self.me = self.disk["me",] = self.me | {key: new[key] for key in LOGIN[2:]}
                 if self.names or self.relations():
                     self.connection(*self.connector())
             except (*AWAY, LookupError, zmq.Again) as error:  # a ConnectionError has a code

@@ -9,7 +9,11 @@
     │   └── StorageFailed       it answers, and cannot write: its disk is full or broken
     ├── StoreConflict           the row is not as the caller believed (name taken, no such user, fenced off)
     │   ├── Fenced              a process with a higher fencing token took over
-    │   └── DeviceInUse         the device has the epoch of another state file
+    │   ├── DeviceInUse         the device has the epoch of another state file
+    │   ├── NoSuchInvite        the invite is unknown, used or over
+    │   ├── TooManyRelations    one of the two users has as many relations as there may be
+    │   ├── TooManyRequests     as many requests for friendship of this user wait as may
+    │   └── AskedLately         the last request of this user to this peer ended a short while ago
     ├── SealBroken              sealed bytes were altered, or sealed with another key or for another purpose
     ├── ClientClosed            the client library stopped while a caller waited for it
     ├── PeerError               the peer broke the protocol; carries the code that is sent to it
@@ -116,6 +120,26 @@ class Fenced(StoreConflict):
 
 class DeviceInUse(StoreConflict):
     """The device has logged in with another state file, and this login did not ask to take it over."""
+
+
+class NoSuchInvite(StoreConflict):
+    """There is no such invite: it is unknown, was used, or is over."""
+
+
+class TooManyRelations(StoreConflict):
+    """One of the two users has as many relations as there may be."""
+
+
+class TooManyRequests(StoreConflict):
+    """As many requests of this user wait for an answer as may."""
+
+
+class AskedLately(StoreConflict):
+    """The last request of this user to this peer ended in vain: the next one has to wait for `wait_s` seconds."""
+
+    def __init__(self, sentence: str, wait_s: float) -> None:
+        super().__init__(sentence)
+        self.wait_s = wait_s
 
 
 class SealBroken(MeshimError):

@@ -4,6 +4,7 @@ import asyncio
 import re
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import msgspec
@@ -11,7 +12,9 @@ import rich_click as click
 
 from meshim.chunks import chunks
 from meshim.cli.login import ApiOptions, api_options, password_option, read_password
+from meshim.cli.options import data_option, load, topology_option
 from meshim.cli.relations import unblock_first
+from meshim.deploy.state import DataFolder
 from meshim.errors import ApiError, MeshimError, UsageError
 
 if TYPE_CHECKING:  # see `login`
@@ -33,17 +36,45 @@ def user() -> None:
 
 @user.command()
 @click.argument("name")
+@click.option("--invite", metavar="CODE", help="From the operator, where registration needs one.")
 @api_options
 @password_option
-def register(options: ApiOptions, name: str, password_stdin: bool) -> None:
+def register(options: ApiOptions, name: str, invite: str | None, password_stdin: bool) -> None:
     """Make an account called NAME."""
     password = read_password(name, password_stdin, new=True)
 
     async def run() -> str:
         async with options.connect() as api:
-            return (await api.register(name, password)).name
+            return (await api.register(name, password, invite=invite)).name
 
     print(f"{asyncio.run(run())} is registered.")
+
+
+@user.command()
+@click.option("--count", type=click.IntRange(1, 1000), default=1, show_default=True, help="How many codes.")
+@click.option(
+    "--ttl",
+    "days",
+    metavar="DAYS",
+    type=click.FloatRange(0.001, 3650),
+    default=7.0,
+    show_default=True,
+    help="How long a code is valid.",
+)
+@topology_option
+@data_option
+def invite(file: Path | None, data: DataFolder, count: int, days: float) -> None:  # fmt: skip
+    """Print invites: codes that register one user each, where the topology says `registration: invite`.
+
+    Works on the database of the mesh, so it runs where `meshim up` does, or with the same topology file.
+    """
+    from meshim.cli.invites import add
+
+    topology = load(file)
+    for code in asyncio.run(add(topology, data, count, days)):
+        print(code)
+    if topology.registration != "invite":
+        print(f"Registration is {topology.registration}: nobody is asked for a code.", file=sys.stderr)
 
 
 @user.command("import")
@@ -161,7 +192,7 @@ def accept(options: ApiOptions, me: str, peer: str, password_stdin: bool) -> Non
 @api_options
 @password_option
 def refuse(options: ApiOptions, me: str, peer: str, password_stdin: bool) -> None:
-    """Refuse the friendship that PEER has asked for; PEER may ask again."""
+    """Refuse the friendship that PEER has asked for; PEER may ask again after a day."""
 
     async def act(api: "Api") -> str:
         await api.refuse(peer)

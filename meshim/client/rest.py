@@ -82,9 +82,12 @@ class Api:
 
     # ---------------------------------------------------------------- accounts and sessions
 
-    async def register(self, name: str, password: str) -> rest.User:
-        """Make an account; returns its id, and its name in lower case."""
-        return await self._call("POST", "/users", rest.User, rest.Credentials(name, password))
+    async def register(self, name: str, password: str, *, invite: str | None = None) -> rest.User:
+        """Make an account; returns its id, and its name in lower case.
+
+        `invite` is a code of the operator, which some meshes ask for; it is good for one account.
+        """
+        return await self._call("POST", "/users", rest.User, rest.Registration(name, password, invite))
 
     async def import_users(self, users: Sequence[tuple[str, str]]) -> tuple[rest.ImportResult, ...]:
         """Make an account for each (name, password), 500 at most; returns the result of each, in the same order.
@@ -96,15 +99,23 @@ class Api:
         return answer.users
 
     async def login(
-        self, name: str, password: str, device: str | None = None, epoch: int = 0, *, takeover: bool = False
+        self,
+        name: str,
+        password: str,
+        device: str | None = None,
+        epoch: int = 0,
+        *,
+        takeover: bool = False,
+        proof: str | None = None,
     ) -> rest.LoginAnswer:
         """Log in, and use the token of the answer from now on.
 
         With a device name, the service registers the device or logs it in again; with `takeover` also a device that
         another state file has, which loses it for good.  Without a device name no device changes, and connectors do
-        not accept the token.
+        not accept the token.  `proof` is that of the last answer to this device: with it, guesses of others at the
+        password do not delay this login.
         """
-        body = rest.LoginRequest(name, password, device, epoch, takeover)
+        body = rest.LoginRequest(name, password, device, epoch, takeover, proof)
         answer = await self._call("POST", "/login", rest.LoginAnswer, body)
         self.token = answer.token
         return answer
@@ -145,7 +156,7 @@ class Api:
         return await self._call("POST", f"/relations/{_segment(name)}/accept", rest.Relation)
 
     async def refuse(self, name: str) -> None:
-        """Refuse a request for friendship; the user may ask again."""
+        """Refuse a request for friendship; the user may ask again after a day (`friend_request_pause_s`)."""
         await self._send("POST", f"/relations/{_segment(name)}/refuse")
 
     async def remove(self, name: str) -> None:

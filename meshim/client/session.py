@@ -55,6 +55,7 @@ class _Login(msgspec.Struct):
     expires_at: float
     connectors: tuple[Connector, ...]
     mesh: str = ""
+    proof: str = ""
 
 
 _decode: Callable[[bytes], _Login] = decoder(_Login)
@@ -162,7 +163,7 @@ class Session:
             before = self._login
             if before is not None and before.token != instead_of:
                 return
-            answer = await self._answer(takeover=before is None)
+            answer = await self._answer(before)
             if before is not None and (before.user_id, before.mesh) != (answer.user_id, answer.mesh):
                 raise UsageError(
                     f"{self._state.path} is of another mesh, or of this one before its data was deleted: "
@@ -176,13 +177,12 @@ class Session:
             if before is not None and before.device_id != answer.device_id and self._opened:
                 raise ClientClosed("The server had forgotten this device and registered it anew: open a new client.")
 
-    async def _answer(self, *, takeover: bool) -> LoginAnswer:
+    async def _answer(self, before: _Login | None) -> LoginAnswer:
         """The answer to a login.  Only a file without a login may take the device over, and so never takes it back."""
         name, _, device = self._credentials
+        password, takeover, proof = await self._credentials.reveal(), before is None, before.proof if before else None
         try:
-            return await self._api.login(
-                name, await self._credentials.reveal(), device, self._state.epoch, takeover=takeover
-            )
+            return await self._api.login(name, password, device, self._state.epoch, takeover=takeover, proof=proof)
         except ApiError as error:
             if error.code != "device_in_use":
                 raise
@@ -203,6 +203,7 @@ class Session:
             expires_at=answer.expires_at,
             connectors=answer.connectors,
             mesh=answer.mesh,
+            proof=answer.proof,
         )
 
     async def _persist(self) -> None:

@@ -19,14 +19,16 @@ from litestar.types import ExceptionHandlersMap
 
 from meshim.errors import ApiError, BackendUnavailable, one_line
 from meshim.rest import core
+from meshim.rest.admission.passwords import Passwords
 from meshim.rest.backends import Backends, Clock
 from meshim.rest.change_notifier import ChangeNotifier
 from meshim.rest.connectors import ConnectorDirectory
 from meshim.rest.friends import Friends
-from meshim.rest.passwords import Passwords
+from meshim.rest.http.client_address import TrustedProxies
 from meshim.rest.readiness import Readiness
 from meshim.rest.routes import BODY_BYTES_MAX, Incoming, dependencies, routers
 from meshim.rest.sessions import Sessions
+from meshim.rest.statistics import Statistics
 from meshim.runtime.crypto import MasterKey
 from meshim.runtime.log import Log
 from meshim.topology import Topology
@@ -63,14 +65,17 @@ def build(
         friends=friends,
         directory=directory,
         passwords=passwords,
+        master=master,
         topology=topology,
         clock=clock,
         log=log,
     )
     return Litestar(
         routers(),
-        dependencies=dependencies(sessions, friends, directory, Readiness(backends)),
-        exception_handlers=_exception_handlers(log),
+        dependencies=dependencies(
+            sessions, friends, directory, Readiness(backends), TrustedProxies(topology.security.trusted_proxies)
+        ),
+        exception_handlers=_exception_handlers(log, notifier.statistics),
         state=State({"statistics": notifier.statistics}),
         request_class=JsonRequest,
         request_max_body_size=BODY_BYTES_MAX,
@@ -99,22 +104,26 @@ def _cors(origins: Sequence[str]) -> CORSConfig | None:
     )
 
 
-def _exception_handlers(log: Log) -> ExceptionHandlersMap:
+def _exception_handlers(log: Log, statistics: Statistics) -> ExceptionHandlersMap:
     """The answer for each kind of exception: always a problem (RFC 9457)."""
 
-    def api_error(request: Incoming, error: ApiError) -> Response[Problem]:
+    def answer(error: ApiError) -> Response[Problem]:
+        statistics.refuse(error.code)
         return _answer(error)
+
+    def api_error(request: Incoming, error: ApiError) -> Response[Problem]:
+        return answer(error)
 
     def backend_unavailable(request: Incoming, error: BackendUnavailable) -> Response[Problem]:
         log.warning("answered 503", path=request.url.path, reason=error)
-        return _answer(core.refusal("backend_unavailable", error.sentence, _RETRY_AFTER_S))
+        return answer(core.refusal("backend_unavailable", error.sentence, _RETRY_AFTER_S))
 
     def framework_error(request: Incoming, error: HTTPException) -> Response[Problem]:
-        return _answer(_from_framework(error))
+        return answer(_from_framework(error))
 
     def unexpected(request: Incoming, error: Exception) -> Response[Problem]:
         log.error("request failed", path=request.url.path, trace="".join(traceback.format_exception(error)))
-        return _answer(core.refusal("internal", "Something is wrong with the service: its log says what."))
+        return answer(core.refusal("internal", "Something is wrong with the service: its log says what."))
 
     return {
         ApiError: api_error,

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
-from meshim.stores.ports import Accounts, Leases, Notifications, Presence, SessionCache
+from meshim.stores.ports import Accounts, Leases, Notifications, Presence, SessionCache, Throttle
 
 Clock = Callable[[], float]
 """Seconds since 1970."""
@@ -21,5 +21,6 @@ class Backends(NamedTuple):
     presence: Presence
     cache: SessionCache
     notifications: Notifications
+    throttle: Throttle
     probes: Mapping[str, Callable[[], Awaitable[object]]]
     storing: Mapping[str, Callable[[], Awaitable[object]]]

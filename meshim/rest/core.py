@@ -1,4 +1,4 @@
-"""The rules of the REST service: names, friendship, rates of requests and of guesses at passwords.  Pure.
+"""The rules of the REST service: names, friendship, rates of requests.  Pure.
 
 Friendship is a table: the row is the state of my relation to a peer, the column is what I ask for, and the cell is the
 transition.  A missing cell is a refusal:
@@ -17,7 +17,7 @@ if the blocker had removed the friendship, withdrawn the request, or not answere
 """
 
 import enum
-from collections import Counter, OrderedDict
+import math
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
@@ -51,6 +51,8 @@ PROBLEMS = {
     "bad_credentials": Problem(401, "Wrong name or password"),
     "bad_token": Problem(401, "Not logged in"),
     "forbidden": Problem(403, "Not allowed"),
+    "registration_closed": Problem(403, "Registration is closed"),
+    "bad_invite": Problem(403, "No valid invite"),
     "not_found": Problem(404, "Nothing here"),
     "no_such_user": Problem(404, "No such user"),
     "no_such_relation": Problem(404, "No such relation"),
@@ -64,10 +66,12 @@ PROBLEMS = {
     "yourself": Problem(409, "That is you"),
     "too_many_devices": Problem(409, "Too many devices"),
     "too_many_relations": Problem(409, "Too many relations"),
+    "too_many_requests": Problem(409, "Too many requests without an answer"),
     "changed_meanwhile": Problem(409, "Changed meanwhile"),
     "too_large": Problem(413, "Too large"),
     "unsupported_media_type": Problem(415, "Not JSON"),
     "slow_down": Problem(429, "Too many requests"),
+    "asked_lately": Problem(429, "Asked a short while ago"),
     "headers_too_large": Problem(431, "Headers too large"),
     "internal": Problem(500, "Internal error"),
     "wrong_master_key": Problem(500, "Wrong master key"),
@@ -248,60 +252,12 @@ def connector_entries(living: Iterable[Lease]) -> tuple[rest.Connector, ...]:
     return tuple(rest.Connector(",".join(behind), *address) for address, behind in names.items())
 
 
-# ---------------------------------------------------------------- guessing passwords
+# ---------------------------------------------------------------- times
 
 
-UNDER_WAY_S = 1.0
-"""Until attempts that are under way have ended, most likely."""
-
-
-class LoginThrottle:
-    """Refuses more logins after `failures_max` failures for the same key within `window_s`.
-
-    An attempt counts from its beginning: of many at once no more are checked than may fail.  Remembers at most
-    `keys_max` keys, and forgets first the one whose last failure is oldest.  An attacker who can fill it can try as
-    many passwords anyway, and pays for each key with a connection.
-    """
-
-    def __init__(self, failures_max: int = 10, window_s: float = 60.0, keys_max: int = 10_000) -> None:
-        self._failures_max = failures_max
-        self._window_s = window_s
-        self._keys_max = keys_max
-        self._failures: OrderedDict[tuple[str, str], tuple[float, int]] = OrderedDict()
-        """Key to (begin of its window, failures in it)."""
-        self._under_way: Counter[tuple[str, str]] = Counter()
-
-    def begin(self, key: tuple[str, str], now: float) -> float:
-        """Begin an attempt; it has to `end`.  Return 0, or the seconds that the key has to wait when it has not begun.
-
-        Others that are under way may still succeed, so a wait for them is short.
-        """
-        since, failures = self._failures.get(key, (now, 0))
-        wait_s = since + self._window_s - now
-        if wait_s <= 0:
-            failures = 0
-        if failures >= self._failures_max:
-            return wait_s
-        if failures + self._under_way[key] >= self._failures_max:
-            return UNDER_WAY_S
-        self._under_way[key] += 1
-        return 0.0
-
-    def end(self, key: tuple[str, str]) -> None:
-        """An attempt has ended: it has `failed`, `succeeded`, or was given up."""
-        self._under_way[key] -= 1
-        if not self._under_way[key]:
-            del self._under_way[key]
-
-    def failed(self, key: tuple[str, str], now: float) -> None:
-        """Count a failure.  The window begins with the first one."""
-        since, count = self._failures.pop(key, (now, 0))
-        if since + self._window_s <= now:
-            since, count = now, 0
-        self._failures[key] = (since, count + 1)
-        if len(self._failures) > self._keys_max:
-            self._failures.popitem(last=False)
-
-    def succeeded(self, key: tuple[str, str]) -> None:
-        """Forget the failures of a key, after the right password."""
-        self._failures.pop(key, None)
+def in_words(seconds: float) -> str:
+    """Return a time to wait in the largest unit that it is twice, rounded up."""
+    for unit, unit_s in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds > 2 * unit_s:
+            return f"{math.ceil(seconds / unit_s)} {unit}"
+    return f"{math.ceil(seconds)} s"

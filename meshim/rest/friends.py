@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from meshim.errors import SealBroken, StoreConflict
+from meshim.errors import AskedLately, SealBroken, StoreConflict, TooManyRelations, TooManyRequests
 from meshim.protocol.rate_limit import RateLimit
 from meshim.rest.backends import Backends, Clock
 from meshim.rest.change_notifier import ChangeNotifier
@@ -12,13 +12,14 @@ from meshim.rest.core import (
     FriendAction,
     Transition,
     checked_name,
+    in_words,
     online_friends,
     refusal,
     transition,
 )
 from meshim.runtime.crypto import MasterKey, new_content_key, relation_context
 from meshim.runtime.log import Log
-from meshim.stores.ports import Relation, RelationKey, User
+from meshim.stores.ports import Relation, RelationKey, RelationLimits, User
 from meshim.topology import Topology
 from meshim.wire import rest
 from meshim.wire.bounds import INTEGER_MAX
@@ -48,18 +49,47 @@ class Friends:
         self.mesh = master.fingerprint
         """The id of this mesh: content keys of another mesh do not open its messages."""
         limits = topology.limits
-        self._relations_max = limits.relations_per_user
-        self._presence_rate: RateLimit[int] = RateLimit(limits.presence_lookups_per_s, limits.presence_limited_users)
+        self._limits = RelationLimits(
+            relations=limits.relations_per_user,
+            incoming=limits.friend_requests_incoming,
+            outgoing=limits.friend_requests_outgoing,
+            pause_s=topology.timers.friend_request_pause_s,
+        )
+        lookups = limits.name_lookups_per_minute
+        self._lookup_rate: RateLimit[int] = RateLimit(lookups / 60, limits.rate_limited_users, 60.0)
+        requests = limits.friend_requests_per_hour
+        self._request_rate: RateLimit[int] = RateLimit(requests / 3600, limits.rate_limited_users, 3600.0)
+        self._presence_rate: RateLimit[int] = RateLimit(limits.presence_lookups_per_s, limits.rate_limited_users)
         self._clock = clock
         self._log = log
 
-    async def user(self, name: str) -> User:
-        """Return a user by name.  Raises ApiError when there is none."""
+    async def user(self, me: int, name: str) -> User:
+        """Return a user by name.  Raises ApiError as `_named`."""
+        peer, _ = await self._named(me, name)
+        return peer
+
+    async def _named(self, me: int, name: str) -> tuple[User, Relation | None]:
+        """Return a user by name, and the relation to that user.
+
+        Raises ApiError when there is none.  Each name that is not of a relation costs a token, or all names could be
+        found out by trying; without one it is refused, whether a user has it or not.
+        """
         folded = checked_name(name)
+        now = self._clock()
+        wait_s = self._lookup_rate.wait_s(me, now)
+        if not wait_s:
+            self._lookup_rate.charge(me, 1, now)  # before the first await, so that of many at once some are refused
         found = await self._accounts.user(folded)
+        # Also for a name that nobody has, so that the time of a refusal does not tell.
+        relation = await self._accounts.relation(me, found[0].user_id if found else me)
+        if relation is not None and not wait_s:
+            self._lookup_rate.charge(me, -1, now)
+        if relation is None and wait_s:
+            sentence = f"You have looked up many names: try again in {in_words(wait_s)}."
+            raise refusal("slow_down", sentence, wait_s)
         if found is None:
             raise refusal("no_such_user", f"There is no user {folded}.")
-        return found[0]
+        return found[0], relation
 
     async def relations(self, me: int, peer: int | None = None) -> tuple[rest.Relation, ...]:
         """Return all relations, sorted by the name of the peer, or only the one to the user with the id `peer`.
@@ -78,41 +108,37 @@ class Friends:
 
     async def relation(self, me: int, name: str) -> rest.Relation:
         """Return the relation to one user.  Raises ApiError when there is no such user or no relation."""
-        peer = await self.user(name)
-        relation = await self._accounts.relation(me, peer.user_id)
+        peer, relation = await self._named(me, name)
         if relation is None:
             raise refusal("no_such_relation", f"You and {peer.name} are not friends, and neither has asked.")
         return self._to_wire(me, relation)
 
     async def apply(self, me: int, name: str, action: FriendAction) -> rest.Relation:
         """Follow the table of `core`; return the relation after it.  Raises ApiError for a missing cell."""
-        peer = await self.user(name)
+        peer, relation = await self._named(me, name)
         if peer.user_id == me:
             raise refusal("yourself", "Nobody is their own friend here: name somebody else.")
-        for _ in range(_TRIES):
-            relation = await self._accounts.relation(me, peer.user_id)
+        for attempt in range(_TRIES):
+            if attempt:
+                relation = await self._accounts.relation(me, peer.user_id)
             chosen = transition(relation.state if relation else None, action, peer.name)
-            if await self._store(me, peer.user_id, chosen, relation):
+            if await self._store(me, peer, chosen, relation):
                 after = await self._accounts.relation(me, peer.user_id)
                 return self._to_wire(me, after or Relation(peer, "removed", ()))
         raise refusal("changed_meanwhile", f"{peer.name} changed this in the same moment: look again.")
 
-    async def _store(self, me: int, peer: int, chosen: Transition, before: Relation | None) -> bool:
+    async def _store(self, me: int, user: User, chosen: Transition, before: Relation | None) -> bool:
         """Store the transition; False when the relation is no longer as in `before`."""
-        now = self._clock()
+        now, peer = self._clock(), user.user_id
         if chosen is Transition.ASK:
-            try:
-                state = await self._accounts.request(me, peer, now, self._relations_max)
-            except StoreConflict:
-                raise refusal("too_many_relations", "One of you knows too many people already.") from None
-            if state not in {"requested", "hidden"}:
-                return False
-            await self._tell(me, peer, state)
+            return await self._ask(me, user, now)
         if chosen is Transition.ACCEPT:
             version = before.keys[-1].version + 1 if before and before.keys else 1
             wrapped = self._master.wrap(new_content_key(), relation_context(me, peer, version))
             try:
-                await self._accounts.accept(me, peer, RelationKey(version, wrapped), now)
+                await self._accounts.accept(me, peer, RelationKey(version, wrapped), now, self._limits.relations)
+            except TooManyRelations:
+                raise refusal("too_many_relations", "One of you knows too many people already.") from None
             except StoreConflict:
                 return False
             await self._notifier.friends_changed((me, peer))
@@ -123,7 +149,7 @@ class Friends:
             await self._tell(me, peer, ended)
         if chosen is Transition.BLOCK:
             try:
-                ended = await self._accounts.block(me, peer, now, self._relations_max)
+                ended = await self._accounts.block(me, peer, now, self._limits.relations)
             except StoreConflict:
                 raise refusal("too_many_relations", "You know too many people already.") from None
             # A request of the peer stays as it is, and the peer must not learn of the block.
@@ -132,6 +158,33 @@ class Friends:
             if not await self._accounts.unblock(me, peer, now):
                 return False
             await self._tell(me, peer, "hidden")
+        return True
+
+    async def _ask(self, me: int, peer: User, now: float) -> bool:
+        """Make a request, and tell both; False when the relation has changed meanwhile."""
+        wait_s = self._request_rate.wait_s(me, now)
+        if wait_s > 0:
+            sentence = f"You have asked many people for friendship: ask the next one in {in_words(wait_s)}."
+            raise refusal("slow_down", sentence, wait_s)
+        # Before the first await, so that requests at once are not all let through, and also when it is refused.
+        self._request_rate.charge(me, 1, now)
+        try:
+            made = await self._accounts.request(me, peer.user_id, now, self._limits)
+        except AskedLately as error:
+            # The same whether the peer refused, the user withdrew, or the peer blocks the user meanwhile.
+            sentence = f"Your last request to {peer.name} has ended: ask again in {in_words(error.wait_s)}."
+            raise refusal("asked_lately", sentence, error.wait_s) from None
+        except TooManyRequests:
+            sentence = f"{self._limits.outgoing} people have not answered you yet: withdraw a request first."
+            raise refusal("too_many_requests", sentence) from None
+        except TooManyRelations:
+            raise refusal("too_many_relations", "You know too many people already.") from None
+        if made.state not in {"requested", "hidden"}:
+            return False
+        await self._tell(me, peer.user_id, made.state)
+        if made.dropped is not None:
+            self._notifier.statistics.friend_requests_dropped += 1
+            await self._notifier.request_changed((made.dropped,))
         return True
 
     async def _tell(self, me: int, peer: int, changed: str) -> None:

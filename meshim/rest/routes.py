@@ -20,6 +20,7 @@ An endpoint that needs a new query also adds a method to `Accounts` in `stores/p
 
 from collections.abc import Callable
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 from litestar import HttpMethod, MediaType, Request, Response, Router, get, post
 from litestar.datastructures import State
@@ -32,6 +33,7 @@ from meshim.addresses import is_loopback
 from meshim.rest.connectors import IS_GONE, ConnectorDirectory
 from meshim.rest.core import FriendAction, refusal
 from meshim.rest.friends import Friends
+from meshim.rest.http.client_address import FORWARDING_HEADERS, TrustedProxies
 from meshim.rest.readiness import Readiness
 from meshim.rest.sessions import Sessions, bearer_hash
 from meshim.stores.ports import Login
@@ -62,9 +64,11 @@ def _refusals(*statuses: int) -> dict[int, ResponseSpec]:
 # ---------------------------------------------------------------- accounts
 
 
-@post("/users", responses=_refusals(400, 409), summary="Register a user")
-async def register(data: JSONBody[rest.Credentials], sessions: SessionsParameter) -> rest.User:
-    return await sessions.register(data)
+@post("/users", responses=_refusals(400, 403, 409, 429), summary="Register a user")
+async def register(
+    data: JSONBody[rest.Registration], request: Incoming, sessions: SessionsParameter, client: NamedDependency[str]
+) -> rest.User:
+    return await sessions.register(data, None if _is_of_this_machine(request) else client)
 
 
 @post(
@@ -81,9 +85,9 @@ async def import_users(
     return await sessions.import_users(data)
 
 
-@get("/users/{name:str}", security=_TOKEN, responses=_refusals(400, 401, 404), summary="Look up a user")
+@get("/users/{name:str}", security=_TOKEN, responses=_refusals(400, 401, 404, 429), summary="Look up a user")
 async def user(name: FromPath[str], friends: FriendsParameter, me: Me) -> rest.User:
-    found = await friends.user(name)
+    found = await friends.user(me.user, name)
     return rest.User(found.user_id, found.name)
 
 
@@ -91,8 +95,10 @@ async def user(name: FromPath[str], friends: FriendsParameter, me: Me) -> rest.U
 
 
 @post("/login", status_code=200, responses=_refusals(400, 401, 409, 429), summary="Log a device in")
-async def login(data: JSONBody[rest.LoginRequest], request: Incoming, sessions: SessionsParameter) -> rest.LoginAnswer:
-    return await sessions.login(data, _address(request))
+async def login(
+    data: JSONBody[rest.LoginRequest], sessions: SessionsParameter, client: NamedDependency[str]
+) -> rest.LoginAnswer:
+    return await sessions.login(data, client)
 
 
 @post(
@@ -128,7 +134,7 @@ async def relations(friends: FriendsParameter, me: Me, user_id: FromQuery[UserId
     return rest.Relations(await friends.relations(me.user, user_id))
 
 
-@get("/relations/{name:str}", security=_TOKEN, responses=_refusals(400, 401, 404), summary="My relation to a user")
+@get("/relations/{name:str}", security=_TOKEN, responses=_refusals(400, 401, 404, 429), summary="My relation to a user")
 async def relation(name: FromPath[str], friends: FriendsParameter, me: Me) -> rest.Relation:
     return await friends.relation(me.user, name)
 
@@ -140,7 +146,7 @@ def _relation_change(method: HttpMethod, path: str, status: int, summary: str) -
         http_method=method,
         status_code=status,
         security=_TOKEN,
-        responses=_refusals(400, 401, 404, 409),
+        responses=_refusals(400, 401, 404, 409, 429),
         summary=summary,
     )
 
@@ -212,9 +218,17 @@ FRIENDS: list[HTTPRouteHandler] = [
 
 
 def dependencies(
-    sessions: Sessions, friends: Friends, directory: ConnectorDirectory, readiness: Readiness
+    sessions: Sessions,
+    friends: Friends,
+    directory: ConnectorDirectory,
+    readiness: Readiness,
+    proxies: TrustedProxies,
 ) -> dict[str, Provide]:
     """Return what Litestar passes to the handlers, by name of their parameters."""
+
+    def client(request: Incoming) -> str:
+        """The address of the client, as trusted proxies name it."""
+        return proxies.client_of(_peer(request), request.headers.getall("x-forwarded-for", []))
 
     async def me(request: Incoming) -> Login:
         return await sessions.authenticate(request.headers.get("authorization"))
@@ -224,6 +238,7 @@ def dependencies(
         "friends": Provide(lambda: friends, sync_to_thread=False),
         "directory": Provide(lambda: directory, sync_to_thread=False),
         "readiness": Provide(lambda: readiness, sync_to_thread=False),
+        "client": Provide(client, sync_to_thread=False),
         "me": Provide(me),
     }
 
@@ -244,15 +259,25 @@ def _stays() -> bool:
     return False
 
 
-def _address(request: Incoming) -> str:
+def _peer(request: Incoming) -> str:
     return request.client.host if request.client else ""
 
 
 def _require_this_machine(request: Incoming) -> None:
-    """Refuse a request from another machine: an import allows no more than registering, but costs seconds of all cores.
-
-    A request through a proxy on this machine has a loopback address too; the proxy's headers tell it apart.
-    """
-    forwarded = any(header in request.headers for header in ("forwarded", "x-forwarded-for", "x-real-ip"))
-    if forwarded or not is_loopback(_address(request)):
+    """Refuse a request from another machine: an import costs seconds of all cores, and needs no login."""
+    if not _is_of_this_machine(request):
         raise refusal("forbidden", "Imports are taken from the machine that the service runs on: call it there.")
+
+
+def _is_of_this_machine(request: Incoming) -> bool:
+    """Whether a program on this machine has made the request itself.
+
+    A request through a proxy on this machine has a loopback address too: the headers of the proxy, whatever stands in
+    them, tell it apart.  One of a web page whose name leads to this machine (DNS rebinding) has that name as its Host.
+    """
+    if not is_loopback(_peer(request)) or any(header in request.headers for header in FORWARDING_HEADERS):
+        return False
+    try:
+        return is_loopback(urlsplit(f"//{request.headers.get('host', '')}").hostname or "")
+    except ValueError:  # a bracket without its other half
+        return False

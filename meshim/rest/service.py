@@ -7,15 +7,14 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import msgspec
-
 from meshim.addresses import is_loopback
 from meshim.errors import UsageError
 from meshim.rest import master_key
+from meshim.rest.admission.passwords import Passwords
 from meshim.rest.app import build
 from meshim.rest.backends import Backends
-from meshim.rest.http_server import BACKLOG, Server
-from meshim.rest.passwords import Passwords
+from meshim.rest.http.client_address import TrustedProxies
+from meshim.rest.http.server import BACKLOG, Server
 from meshim.runtime import counters
 from meshim.runtime.crypto import MasterKey
 from meshim.runtime.log import Log
@@ -28,6 +27,7 @@ from meshim.stores.preflight import Preflight
 from meshim.stores.redis.client import RedisClient
 from meshim.stores.redis.presence import RedisPresence
 from meshim.stores.redis.session_cache import RedisSessionCache
+from meshim.stores.redis.throttle import RedisThrottle
 from meshim.stores.sql.accounts import SqlAccounts
 from meshim.stores.sql.database import Database
 from meshim.stores.sql.mesh_record import SqlMeshRecord
@@ -52,7 +52,8 @@ async def run(topology: Topology, name: str, data: Path) -> None:
         backends = await _connected(topology, connections, redis, database)
         _warn_off_loopback(address, log)
         app = build(backends=backends, passwords=passwords, master=master, topology=topology, log=log)
-        server = Server(app, timers.shutdown_s / 2, app.state.statistics)
+        proxies = TrustedProxies(topology.security.trusted_proxies)
+        server = Server(app, timers.shutdown_s / 2, app.state.statistics, proxies)
         service.start(server.serve([bound]))
         await server.up.wait()
         lease = Lease("rest", name, secrets.randbits(63), endpoint)
@@ -62,7 +63,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
             service.start(
                 counters.write_periodically(
                     data, "rest", name, log,
-                    lambda: msgspec.structs.asdict(app.state.statistics) | keeper.counters() | connections.counters(),
+                    lambda: app.state.statistics.counters() | keeper.counters() | connections.counters(),
                 )
             )  # fmt: skip
             service.ready(endpoint)
@@ -122,6 +123,7 @@ async def _connected(
         presence=RedisPresence(redis, space),
         cache=RedisSessionCache(redis, space, account_ttl_s=topology.timers.token_ttl_s),
         notifications=connections.notifications(nats),
+        throttle=RedisThrottle(redis, space),
         probes={
             "sql": SqlMeshRecord(database).probe,
             "redis": leases.run_id,

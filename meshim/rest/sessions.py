@@ -1,29 +1,33 @@
 """Accounts, logins and tokens."""
 
-import math
+import hmac
 
 import msgspec
 
-from meshim.errors import Code, DeviceInUse, PeerError, StoreConflict
+from meshim.errors import ApiError, Code, DeviceInUse, NoSuchInvite, PeerError, StoreConflict
+from meshim.rest.admission.password_queue import Lane, Place
+from meshim.rest.admission.passwords import KnownAddresses, Passwords
+from meshim.rest.admission.throttle import SharedThrottle, login_buckets, registration_buckets
 from meshim.rest.backends import Backends, Clock
 from meshim.rest.change_notifier import ChangeNotifier
 from meshim.rest.connectors import ConnectorDirectory
 from meshim.rest.core import (
     ImportPlan,
-    LoginThrottle,
     bad_token,
     check_device,
     check_password,
     checked_name,
+    in_words,
     name_taken,
     refusal,
 )
 from meshim.rest.friends import Friends
-from meshim.rest.passwords import Passwords
 from meshim.rest.tokens import Tokens
 from meshim.runtime import crypto
+from meshim.runtime.crypto import MasterKey
 from meshim.runtime.log import Log
-from meshim.stores.ports import Login, User
+from meshim.runtime.websocket.admission import network_of
+from meshim.stores.ports import Login, Outcome, User
 from meshim.topology import Topology
 from meshim.wire import rest
 
@@ -39,6 +43,7 @@ class Sessions:
         friends: Friends,
         directory: ConnectorDirectory,
         passwords: Passwords,
+        master: MasterKey,
         topology: Topology,
         clock: Clock,
         log: Log,
@@ -50,19 +55,48 @@ class Sessions:
         self._friends = friends
         self._directory = directory
         self._passwords = passwords
+        self._master = master
+        self._topology = topology
         self._token_ttl_s = topology.timers.token_ttl_s
         self._devices_max = topology.limits.devices_per_user
         self._clock = clock
         self._log = log
-        self._throttle = LoginThrottle()
+        self._throttle = SharedThrottle(backends.throttle, clock, log, notifier.statistics)
+        self._known_addresses = KnownAddresses()
 
-    async def register(self, request: rest.Credentials) -> rest.User:
-        """Make an account.  Raises ApiError when the name is invalid or taken, or the password invalid."""
+    async def register(self, request: rest.Registration, address: str | None) -> rest.User:
+        """Make an account.  `address` is the client's, None for this machine, from where no limit counts.
+
+        Raises ApiError when the name is invalid or taken, the password invalid, or this client may not register.
+        """
+        if self._topology.registration == "closed":
+            raise refusal(
+                "registration_closed", "Registration is closed: ask the operator of this mesh for an account."
+            )
         name = checked_name(request.name)
         check_password(request.password)
-        password_hash = await self._passwords.hash(request.password)
+        if address is None:
+            return await self._register(name, request, "")
+        network = network_of(address).hex()
+        buckets = registration_buckets(network, self._topology)
+        async with self._throttle.attempt(buckets) as attempt:
+            if attempt.wait_s > 0:
+                sentence = f"Too many people register here: try again in {in_words(attempt.wait_s)}."
+                raise refusal("slow_down", sentence, attempt.wait_s)
+            attempt.outcome = Outcome.FAILED  # each counts: one that is refused has told which name is taken
+            return await self._register(name, request, network)
+
+    async def _register(self, name: str, request: rest.Registration, network: str) -> rest.User:
+        invite = crypto.hash_invite(request.invite or "") if self._topology.registration == "invite" else None
+        if invite is not None and not await self._accounts.invited(invite, self._clock()):
+            raise _bad_invite(request)  # before the hash of the password is computed
+        password_hash = await self._passwords.hash(request.password, Place(Lane.STRANGER, network))
         try:
-            return _to_wire(await self._accounts.register(name, password_hash))
+            if invite is None:
+                return _to_wire(await self._accounts.register(name, password_hash))
+            return _to_wire(await self._accounts.register_invited(name, password_hash, invite, self._clock()))
+        except NoSuchInvite:
+            raise _bad_invite(request) from None
         except StoreConflict:
             raise name_taken(name) from None
 
@@ -75,14 +109,14 @@ class Sessions:
         return plan.answer(_to_wire(user) if user else None for user in registered)
 
     async def login(self, request: rest.LoginRequest, address: str) -> rest.LoginAnswer:
-        """Check the password and issue a token.  `address` is the client's: failures are counted by name and address.
+        """Check the password and issue a token.  `address` is the client's: failures are counted (`login_buckets`).
 
         Raises ApiError when the login is refused, and BackendUnavailable as `Tokens.issue`.
         """
         name = checked_name(request.name)
         if request.device is not None:
             check_device(request.device)
-        user = await self._authenticated(name, request.password, address)
+        user = await self._authenticated(name, request, address)
         # Before the token is committed: if a content key does not open, the device keeps the token that it has.
         relations = await self._friends.relations(user.user_id) if request.device is not None else ()
         token = crypto.new_token()
@@ -114,24 +148,35 @@ class Sessions:
         )
         if request.device is None:
             return answer
-        return msgspec.structs.replace(answer, connectors=await self._directory.entries(), relations=relations)
+        proof = self._master.device_proof(name, request.device, login.epoch)
+        connectors = await self._directory.entries()
+        return msgspec.structs.replace(answer, connectors=connectors, relations=relations, proof=proof)
 
-    async def _authenticated(self, name: str, password: str, address: str) -> User:
-        key = (name, address)
-        wait_s = self._throttle.begin(key, self._clock())
-        if wait_s > 0:
-            seconds = math.ceil(wait_s)
-            raise refusal("slow_down", f"Too many logins as {name}: try again in {seconds} s.", seconds)
-        try:
-            found = await self._accounts.user(name)
-            user, password_hash = found or (None, None)
-            if not await self._passwords.verify(password, password_hash) or user is None:
-                self._throttle.failed(key, self._clock())
+    async def _authenticated(self, name: str, request: rest.LoginRequest, address: str) -> User:
+        network, proof, now = network_of(address).hex(), self._proof(name, request), self._clock()
+        place = Place(Lane.DEVICE, network) if proof else self._known_addresses.place(network, now)
+        buckets = login_buckets(name, network, proof, self._topology)
+        async with self._throttle.attempt(buckets) as attempt:
+            if attempt.wait_s > 0:
+                sentence = f"Too many logins as {name}, or from this address: try again in {in_words(attempt.wait_s)}."
+                raise refusal("slow_down", sentence, attempt.wait_s)
+            async with self._passwords.turn(place):  # before the database is asked: a flood must not wait there instead
+                found = await self._accounts.user(name)
+                user, password_hash = found or (None, None)
+                right = await self._passwords.verify(request.password, password_hash)
+            if not right or user is None:
+                attempt.outcome = Outcome.FAILED
                 raise refusal("bad_credentials", "The name or the password is wrong.")
-            self._throttle.succeeded(key)
+            attempt.outcome = Outcome.SUCCEEDED
+            self._known_addresses.add(network, now)
             return user
-        finally:
-            self._throttle.end(key)
+
+    def _proof(self, name: str, request: rest.LoginRequest) -> str | None:
+        """The proof in a request, if it is the one that this device got at an earlier login."""
+        if not request.proof or request.device is None:
+            return None
+        right = self._master.device_proof(name, request.device, request.epoch)
+        return right if hmac.compare_digest(right.encode(), request.proof.encode()) else None
 
     async def logout(self, token_hash: bytes) -> None:
         """Revoke a token and end its session.  An unknown token is no error (RFC 7009, 2.2).
@@ -181,6 +226,12 @@ def bearer_hash(authorization: str | None) -> bytes:
         return crypto.hash_token(crypto.parse_token(token.strip()))
     except PeerError as error:
         raise refusal("bad_token", error.sentence) from None
+
+
+def _bad_invite(request: rest.Registration) -> ApiError:
+    if request.invite is None:
+        return refusal("bad_invite", "Registration needs an invite: ask the operator of this mesh for a code.")
+    return refusal("bad_invite", "This invite is unknown, used or over: ask the operator of this mesh for another one.")
 
 
 def _to_wire(user: User) -> rest.User:

@@ -4,7 +4,7 @@ import msgspec
 
 
 class Statistics(msgspec.Struct):
-    """Counters that only grow; read them with `msgspec.structs.asdict`."""
+    """Counters that only grow."""
 
     notify_failures: int = 0
     """Steps after a commit (cache, presence, notification) that failed because a backend was unavailable."""
@@ -20,3 +20,19 @@ class Statistics(msgspec.Struct):
     """Questions for connectors that were told to come again later, because too many waited: 503."""
     connectors_abandoned: int = 0
     """Questions for connectors whose askers had gone before their turn."""
+    friend_requests_dropped: int = 0
+    """The oldest requests to users to whom so many had come that there was no room for one more."""
+    throttled_locally: int = 0
+    """Attempts that this process counted alone, or whose end it could not tell the others: Redis was away."""
+    refused: dict[str, int] = msgspec.field(default_factory=dict)
+    """Answers with a problem, by its code."""
+
+    def refuse(self, code: str) -> None:
+        """Count an answer with this code."""
+        self.refused[code] = self.refused.get(code, 0) + 1
+
+    def counters(self) -> dict[str, int]:
+        """Return all counters by name; those of `refused` as `refused_CODE`."""
+        fields = msgspec.structs.asdict(self)
+        refused: dict[str, int] = fields.pop("refused")
+        return fields | {f"refused_{code}": count for code, count in sorted(refused.items())}

@@ -10,6 +10,7 @@ carry their parameters: they can be raised later without touching what is stored
 import base64
 import binascii
 import hashlib
+import hmac
 import secrets
 import unicodedata
 from pathlib import Path
@@ -24,6 +25,7 @@ from meshim.runtime import private_file
 KEY_BYTES = 32
 NONCE_BYTES = 12
 TOKEN_BYTES = 32
+_INVITE_BYTES = 10
 
 _ARGON2_MEMORY_KIB = 19 * 1024
 _ARGON2_PASSES = 2
@@ -81,6 +83,19 @@ def parse_token(text: str) -> bytes:
 def hash_token(token: bytes) -> bytes:
     """Return the SHA-256 of a token, which stores keep.  A token is random: it needs neither salt nor stretching."""
     return hashlib.sha256(token).digest()
+
+
+# ---------------------------------------------------------------- invites
+
+
+def new_invite() -> str:
+    """Return a code of 16 letters and digits, 80 random bits, that people can type; stores keep `hash_invite`."""
+    return base64.b32encode(secrets.token_bytes(_INVITE_BYTES)).decode().lower()
+
+
+def hash_invite(invite: str) -> bytes:
+    """Return the SHA-256 of a code, however it was typed."""
+    return hashlib.sha256(invite.strip().lower().encode()).digest()
 
 
 # ---------------------------------------------------------------- passwords
@@ -146,6 +161,14 @@ class MasterKey:
             return open_sealed(self._key, wrapped, context)
         except SealBroken:
             raise SealBroken("A content key does not open: this is not the master key it was wrapped with.") from None
+
+    def device_proof(self, name: str, device: str, epoch: int) -> str:
+        """Return what shows that the state file with this epoch has logged in as this device of the user `name`.
+
+        43 characters of base64url.  It is no right: it tells apart whose guesses at a password count together.
+        """
+        key = hmac.digest(self._key, b"meshim device proof", "sha256")
+        return format_token(hmac.digest(key, f"{name} {epoch} {device}".encode(), "sha256"))
 
     @property
     def fingerprint(self) -> str:

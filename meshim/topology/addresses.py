@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from ipaddress import ip_network
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -155,6 +156,15 @@ def origins(topology: Topology) -> Iterator[Finding]:
                 "without a final slash; or `*`"
             )
             yield Finding(f"$.security.origins[{index}]", text)
+
+
+def trusted_proxies(topology: Topology) -> Iterator[Finding]:
+    for index, network in enumerate(topology.security.trusted_proxies):
+        try:
+            ip_network(network)
+        except ValueError as error:
+            text = f"{network!r} is no network like 10.1.0.0/16: {error}"
+            yield Finding(f"$.security.trusted_proxies[{index}]", text)
 
 
 # ---------------------------------------------------------------- addresses

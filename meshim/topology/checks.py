@@ -23,6 +23,7 @@ _FAULTS: tuple[Check, ...] = (
     addresses.shared_addresses,
     addresses.tls,
     addresses.origins,
+    addresses.trusted_proxies,
     backends.urls,
     backends.monitor,
     timers.timers_below,

@@ -39,6 +39,9 @@ class Security(Frozen, frozen=True, forbid_unknown_fields=True):
     behind one address; `meshim key new` makes it.  null: each connector makes a key pair at its start."""
     origins: tuple[str, ...] = ()
     """The web pages that may use connectors and REST from a browser, as `https://chat.example`; `*` for all."""
+    trusted_proxies: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
+    """The networks of the proxies in front of REST, as `10.1.0.0/16`.  REST believes what they say in X-Forwarded-For,
+    and nobody else; a proxy there has to set the header or to append to it."""
 
 
 OnWeak: TypeAlias = Literal["refuse", "warn"]
@@ -137,6 +140,14 @@ class Timers(Frozen, frozen=True, forbid_unknown_fields=True):
     # retention in the database
     token_ttl_s: Seconds = 30 * 86400.0
     device_idle_s: Seconds = 90 * 86400.0
+    login_window_s: Seconds = 60.0
+    """So long failed logins of an address, or of a known device, count."""
+    registration_window_s: Seconds = 3600.0
+    """So long registrations from one address count."""
+    account_login_window_s: Seconds = 600.0
+    """So long failed logins of an account from unknown devices count."""
+    friend_request_pause_s: Seconds = 86400.0
+    """So long a user may not ask the same peer again after a request that was refused or withdrawn."""
     read_retention_s: Seconds = 7 * 86400.0
     # process
     shutdown_s: Seconds = 5.0
@@ -170,10 +181,29 @@ class Limits(Frozen, frozen=True, forbid_unknown_fields=True):
     """Connected devices of one connector (a connection needs up to two file descriptors)."""
     devices_per_user: Count = 10
     relations_per_user: Count = 5_000
+    """Friends, former friends and blocks.  Requests that are not answered do not count."""
+    registrations_per_address: Count = 20
+    """From one address, also those that are refused, within `registration_window_s`."""
+    registrations_per_minute: Count = 120
+    """From all addresses, where registration is open."""
+    login_failures: Count = 10
+    """Failed logins as one user from one address, or from one known device, within `login_window_s`."""
+    login_failures_per_account: Count = 60
+    """As one user from all unknown devices, within `account_login_window_s`."""
+    login_failures_per_address: Count = 100
+    """From one address as any users, from unknown devices, within `login_window_s`."""
+    friend_requests_incoming: Count = 200
+    """Requests that wait for the answer of one user: a further one takes the place of the oldest."""
+    friend_requests_outgoing: Count = 100
+    """Requests of one user that wait for an answer."""
+    friend_requests_per_hour: Count = 60
+    """Requests that one user may make, through one REST service."""
     presence_lookups_per_s: Count = 100
     """Friends whose presence one user may ask for in a second, from one REST service."""
-    presence_limited_users: Count = 10_000
-    """Users whose rate of such requests one REST service remembers."""
+    name_lookups_per_minute: Count = 120
+    """Names that one user may name to one REST service which are not of friends, of requests, or of blocked users."""
+    rate_limited_users: Count = 10_000
+    """Users whose rates of such requests one REST service remembers."""
     sync_page_rows: Count = 256
     sync_page_bytes: Count = 1_048_576
     presence_cache: Count = 200_000
@@ -188,6 +218,10 @@ class Limits(Frozen, frozen=True, forbid_unknown_fields=True):
     """Concurrent publishes to the log of one transfer."""
 
 
+Registration: TypeAlias = Literal["open", "invite", "closed"]
+"""Who may register: everybody, those with an invite (`meshim user invite`), or nobody but imports where REST runs."""
+
+
 class Topology(Frozen, frozen=True, forbid_unknown_fields=True):
     """The whole mesh."""
 
@@ -197,6 +231,7 @@ class Topology(Frozen, frozen=True, forbid_unknown_fields=True):
     rest: tuple[RestListener, ...]
     namespace: Name = "meshim"
     """First part of every Redis key, NATS subject and stream name.  The database records it; it can never change."""
+    registration: Registration = "open"
     backends: Backends = Backends()
     durability: Durability = Durability()
     security: Security = Security()

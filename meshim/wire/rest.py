@@ -45,6 +45,12 @@ class Credentials(msgspec.Struct, frozen=True):
     password: str
 
 
+class Registration(Credentials, frozen=True):
+    """Registers a user; with `invite`, a code of the operator, also where registration is for those who have one."""
+
+    invite: str | None = None
+
+
 class Import(msgspec.Struct, frozen=True):
     """Registers many users in one request."""
 
@@ -75,6 +81,7 @@ class LoginRequest(msgspec.Struct, frozen=True):
     With `takeover` also a device that has another epoch, whose state file loses the device for good: a client says so
     only at the first login of a new state file.
     Without a device the token is for REST only: the login changes no device, and no connector accepts the token.
+    `proof` is that of the last answer: with it, guesses of others at the password do not delay this login.
     """
 
     name: str
@@ -82,6 +89,7 @@ class LoginRequest(msgspec.Struct, frozen=True):
     device: str | None = None
     epoch: U53 = 0
     takeover: bool = False
+    proof: str | None = None
 
 
 class Connector(msgspec.Struct, frozen=True):
@@ -146,6 +154,8 @@ class LoginAnswer(msgspec.Struct, frozen=True):
     relations: tuple[Relation, ...] = ()
     mesh: str = ""
     """The identity of this mesh: ids, keys and messages that a device keeps of another mesh are useless here."""
+    proof: str = ""
+    """Shows at the next login of this device and epoch that there was one before; empty without a device."""
 
 
 # ---------------------------------------------------------------- presence, probes

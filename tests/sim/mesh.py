@@ -10,7 +10,7 @@ import msgspec
 from meshim.client.connection import Transport
 from meshim.connector.core import ConnectorCore
 from meshim.connector.session import State as Session
-from meshim.stores.ports import RelationKey
+from meshim.stores.ports import RelationKey, RelationLimits
 from meshim.topology import ConnectorListener, Limits, Listener, RestListener, Timers, Topology, Worker
 from meshim.transfer.core import TransferCore
 from tests.sim.device import Device, Plan
@@ -99,8 +99,8 @@ class Mesh:
         registry, random = self.backends.registry, self.scheduler.random
         users = [result_of(registry.register(f"user{n}", "")).user_id for n in range(1, USERS + 1)]
         for one, other in itertools.combinations(users, 2):
-            result_of(registry.request(one, other, 0.0, 1000))
-            result_of(registry.accept(other, one, RelationKey(1, b""), 0.0))
+            result_of(registry.request(one, other, 0.0, RelationLimits(1000, 1000, 1000, 0.0)))
+            result_of(registry.accept(other, one, RelationKey(1, b""), 0.0, 1000))
         for number, user in enumerate(users, 1):
             plan = Plan(random.sample([peer for peer in users if peer != user], PEERS), MESSAGE_EVERY_S)
             for which in ("a", "b") if number <= TWO_DEVICES else ("a",):
@@ -114,8 +114,8 @@ class Mesh:
         user = result_of(registry.register("hostile", "")).user_id
         friends = sorted({device.user for device in self.devices})[:HOSTILE_FRIENDS]
         for friend in friends:
-            result_of(registry.request(user, friend, 0.0, 1000))
-            result_of(registry.accept(friend, user, RelationKey(1, b""), 0.0))
+            result_of(registry.request(user, friend, 0.0, RelationLimits(1000, 1000, 1000, 0.0)))
+            result_of(registry.accept(friend, user, RelationKey(1, b""), 0.0, 1000))
 
         def victims() -> list[Victim]:
             return [device.identity for device in self.devices if device.id]

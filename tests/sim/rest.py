@@ -23,9 +23,10 @@ class Rest:
     """One service."""
 
     def __init__(self, scheduler: Scheduler, backends: Backends, topology: Topology) -> None:
+        unused = cast("Any", None)
         ports = RestBackends(
-            backends.accounts(), backends.leases(), backends.presence(), backends.cache(), backends.notifications(),
-            probes={}, storing={},
+            accounts=backends.accounts(), leases=backends.leases(), presence=backends.presence(),
+            cache=backends.cache(), notifications=backends.notifications(), throttle=unused, probes={}, storing={},
         )  # fmt: skip
 
         def clock() -> float:
@@ -34,10 +35,9 @@ class Rest:
         self.notifier = ChangeNotifier(ports, clock, _Silent())
         self.tokens = Tokens(ports, self.notifier, DEVICES_MAX)
         directory = ConnectorDirectory(ports, clock, _Silent(), self.notifier.statistics)
-        unused = cast("Any", None)
         self.sessions = Sessions(
             backends=ports, directory=directory, notifier=self.notifier, friends=unused, passwords=unused,
-            topology=topology, clock=clock, log=_Silent(),
+            master=unused, topology=topology, clock=clock, log=_Silent(),
         )  # fmt: skip
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from meshim.errors import DeviceInUse, StoreConflict
+from meshim.errors import AskedLately, DeviceInUse, NoSuchInvite, StoreConflict, TooManyRelations, TooManyRequests
 from meshim.stores.memory.database import MemoryDatabase, StoredDevice, StoredRelation
-from meshim.stores.ports import Account, Device, Login, Relation, RelationKey, User
+from meshim.stores.ports import Account, Device, Login, Relation, RelationKey, RelationLimits, Requested, User
 
 
 class MemoryAccounts:
@@ -18,6 +18,21 @@ class MemoryAccounts:
         if user is None:
             raise StoreConflict(f"The name {name} is taken.")
         return user
+
+    async def register_invited(self, name: str, password_hash: str, invite: bytes, now: float) -> User:
+        if not await self.invited(invite, now):
+            raise NoSuchInvite("There is no such invite.")
+        user = await self.register(name, password_hash)
+        del self._database.invites[invite]
+        return user
+
+    async def add_invites(self, invites: Sequence[bytes], expires_at: float, now: float) -> None:
+        held = self._database.invites
+        self._database.invites = {each: end for each, end in held.items() if end > now}
+        self._database.invites |= dict.fromkeys(invites, expires_at)
+
+    async def invited(self, invite: bytes, now: float) -> bool:
+        return self._database.invites.get(invite, now) > now
 
     async def register_many(self, users: Sequence[tuple[str, str]]) -> list[User | None]:
         return [self._register(name, password_hash) for name, password_hash in users]
@@ -144,18 +159,50 @@ class MemoryAccounts:
                 found.append(Relation(peer, state, tuple(relation.keys)))
         return found
 
-    async def request(self, user_id: int, peer_id: int, now: float, relations_max: int) -> str:
-        relation = self._database.relations.get(_pair(user_id, peer_id))
+    async def request(self, user_id: int, peer_id: int, now: float, limits: RelationLimits) -> Requested:
         self._check_pair(user_id, peer_id)
-        if relation is not None and user_id in relation.blocked_by:
-            return "blocked"
-        if relation is None or relation.state == "none":
-            self._check_limit(user_id, "You have", relations_max)
-            self._check_limit(peer_id, "That user has", relations_max)
+        self._forget_over((user_id, peer_id), now - limits.pause_s)
+        relation = self._database.relations.get(_pair(user_id, peer_id))
+        before = _before(relation, user_id)
+        if before not in {None, "removed"}:
+            return Requested(before or "")
+        if relation is not None and relation.requested_by == user_id and relation.request_changed_at <= now:
+            wait_s = relation.request_changed_at + limits.pause_s - now
+            if wait_s > 0:
+                raise AskedLately("The last request to this user has just ended.", wait_s)
+        if before is None:
+            self._check_limit(user_id, "You have", limits.relations)
+        if len(self._waiting(user_id, outgoing=True)) >= limits.outgoing:
+            raise TooManyRequests(f"{limits.outgoing} requests wait for an answer, as many as may.")
+        dropped = self._make_room(peer_id, limits.incoming)
         relation = self._database.relations.setdefault(_pair(user_id, peer_id), StoredRelation("none", 0))
-        if relation.state in {"none", "removed"}:
-            relation.state, relation.requested_by = "requested", user_id
-        return _before(relation, user_id) or ""
+        relation.state, relation.requested_by, relation.request_changed_at = "requested", user_id, now
+        return Requested(_before(relation, user_id) or "", dropped)
+
+    def _waiting(self, user_id: int, *, outgoing: bool) -> list[tuple[User, StoredRelation]]:
+        """The requests of this user, or to this user, that wait for an answer."""
+        related = self._database.relations_of(user_id)
+        return [
+            (peer, each)
+            for peer, each in related
+            if each.state == "requested" and (each.requested_by == user_id) == outgoing
+        ]
+
+    def _make_room(self, user_id: int, requests_max: int) -> int | None:
+        waiting = self._waiting(user_id, outgoing=False)
+        if len(waiting) < requests_max:
+            return None
+        peer, oldest = min(waiting, key=lambda each: each[1].request_changed_at)
+        oldest.state, oldest.request_changed_at = "removed" if oldest.keys else "none", 0.0
+        self._forget_if_empty(user_id, peer.user_id)
+        return peer.user_id
+
+    def _forget_over(self, users: tuple[int, int], before: float) -> None:
+        """Forget what pauses of these users have left that were over before this time."""
+        for pair, relation in list(self._database.relations.items()):
+            if relation.state == "none" and set(pair) & set(users) and relation.request_changed_at <= before:
+                relation.request_changed_at = 0.0
+                self._forget_if_empty(*pair)
 
     def _check_pair(self, user_id: int, peer_id: int) -> None:
         if user_id == peer_id:
@@ -165,18 +212,22 @@ class MemoryAccounts:
 
     def _check_limit(self, user_id: int, who: str, relations_max: int) -> None:
         related = [relation for _, relation in self._database.relations_of(user_id)]
-        count = sum((each.state != "none") + (user_id in each.blocked_by) for each in related)
+        count = sum(bool(each.keys) + (user_id in each.blocked_by) for each in related)
         if count >= relations_max:
-            raise StoreConflict(f"{who} {relations_max} relations, as many as there may be.")
+            raise TooManyRelations(f"{who} {relations_max} relations, as many as there may be.")
 
-    async def accept(self, user_id: int, peer_id: int, key: RelationKey, now: float) -> Relation:
+    async def accept(self, user_id: int, peer_id: int, key: RelationKey, now: float, relations_max: int) -> Relation:
+        self._check_pair(user_id, peer_id)
         relation = self._database.relations.get(_pair(user_id, peer_id))
         if relation is not None and relation.state_for(user_id) == "asked":
             last = relation.keys[-1].version if relation.keys else 0
             if key.version != last + 1:
                 raise StoreConflict(f"The next version of the key is {last + 1}, not {key.version}.")
+            if not relation.keys:
+                self._check_limit(user_id, "You have", relations_max)
+                self._check_limit(peer_id, "That user has", relations_max)
             relation.keys.append(key)
-            relation.state = "friends"
+            relation.state, relation.request_changed_at = "friends", 0.0
         elif relation is None or relation.state != "friends" or relation.keys[-1] != key:
             raise StoreConflict("That user has not asked for friendship.")
         return Relation(User(peer_id, self._database.names[peer_id]), relation.state, tuple(relation.keys))
@@ -187,7 +238,7 @@ class MemoryAccounts:
         if relation is None or before in {None, "removed", "blocked"}:
             return None
         relation.state = "removed" if relation.keys else "none"
-        self._forget_if_empty(user_id, peer_id)
+        relation.request_changed_at = 0.0 if before == "friends" else now
         return before
 
     async def block(self, user_id: int, peer_id: int, now: float, relations_max: int) -> str | None:
@@ -199,6 +250,7 @@ class MemoryAccounts:
         relation = self._database.relations.setdefault(_pair(user_id, peer_id), StoredRelation("none", 0))
         if before in {"friends", "requested", "hidden"}:
             relation.state = "removed" if relation.keys else "none"
+            relation.request_changed_at = 0.0 if before == "friends" else now
         relation.blocked_by.add(user_id)
         return before
 
@@ -212,7 +264,7 @@ class MemoryAccounts:
 
     def _forget_if_empty(self, user_id: int, peer_id: int) -> None:
         relation = self._database.relations[_pair(user_id, peer_id)]
-        if relation.state == "none" and not relation.blocked_by:
+        if relation.state == "none" and not relation.blocked_by and not relation.request_changed_at:
             del self._database.relations[_pair(user_id, peer_id)]
 
     async def friends(self, user_id: int, among: Sequence[int] | None = None) -> list[User]:

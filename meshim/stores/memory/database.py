@@ -72,6 +72,7 @@ class StoredRelation:
     requested_by: int
     keys: list[RelationKey] = field(default_factory=list)
     blocked_by: set[int] = field(default_factory=set)
+    request_changed_at: float = 0.0
 
     def state_for(self, user_id: int) -> str | None:
         """Return what this user sees; None: no relation."""
@@ -96,6 +97,8 @@ class MemoryDatabase:
         self.ids = itertools.count(1)
         self.users: dict[str, tuple[User, str]] = {}
         self.names: dict[int, str] = {}
+        self.invites: dict[bytes, float] = {}
+        """Hash to the time when it is over."""
         self.devices: dict[int, StoredDevice] = {}
         self.tokens: dict[bytes, Login] = {}
         self.relations: dict[tuple[int, int], StoredRelation] = {}

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from typing import Generic, TypeVar
 
 from meshim.errors import BackendUnavailable
+from meshim.stores.memory.throttle import Windows
 from meshim.stores.ports import Account, Binding, CachedLogin, Lease, Login, UserPresence
 from meshim.stores.redis.session_numbers import SessionNumberFloor
 
@@ -30,6 +31,7 @@ class MemoryRedis:
         self.accounts: Expiring[tuple[str, int], Account] = Expiring(clock)
         self.secrets: dict[str, bytes] = {}
         """By namespace."""
+        self.windows = Windows(clock)
         self.last_session = 0
         self._subscribers: list[_Subscriber] = []
         self._runs = 1
@@ -49,6 +51,7 @@ class MemoryRedis:
         if wiped:
             for held in (self.leases, self.presence, self.logins, self.accounts, self.secrets):
                 held.clear()
+            self.windows = Windows(self.clock)
             self.last_session = 0
             self._runs += 1
         for subscriber in self._subscribers:

@@ -7,6 +7,8 @@ port                                adapters                                  co
 `Presence`                          `redis/presence.py`, `memory/redis.py`    `test_presence*.py`
 `SessionCache`                      `redis/session_cache.py`,                 `test_session_cache.py`
                                     `memory/redis.py`
+`Throttle`                          `redis/throttle.py`,                      `test_throttle.py`
+                                    `memory/throttle.py`
 `OfflineLog`                        `nats/offline_log.py`, `memory/nats.py`   `test_offline_log.py`
 `DeadLetters`                       `nats/dead_letters.py`, `memory/nats.py`  `test_dead_letters.py`
 `Notifications`                     `nats/notifications.py`,                  `test_notifications.py`
@@ -27,7 +29,15 @@ adapter of the table, and test it in the contract test, which runs the same func
 real servers.  Roles get the port through the `Backends` of their role.  For a new column or table see `sql/schema.py`.
 """
 
-from meshim.stores.ports.accounts import Accounts, Device, Relation, RelationKey, User
+from meshim.stores.ports.accounts import (
+    Accounts,
+    Device,
+    Relation,
+    RelationKey,
+    RelationLimits,
+    Requested,
+    User,
+)
 from meshim.stores.ports.dead_letters import DeadLetter, DeadLetters
 from meshim.stores.ports.leases import Lease, Leases
 from meshim.stores.ports.notifications import Notifications
@@ -36,11 +46,13 @@ from meshim.stores.ports.partitions import Partitions, Written
 from meshim.stores.ports.presence import Binding, Presence, UserPresence
 from meshim.stores.ports.queues import Page, Queues, Row
 from meshim.stores.ports.session_cache import Account, CachedLogin, Login, SessionCache
+from meshim.stores.ports.throttle import Bucket, Outcome, Throttle
 
 __all__ = [
     "Account",
     "Accounts",
     "Binding",
+    "Bucket",
     "CachedLogin",
     "DeadLetter",
     "DeadLetters",
@@ -51,14 +63,18 @@ __all__ = [
     "Login",
     "Notifications",
     "OfflineLog",
+    "Outcome",
     "Page",
     "Partitions",
     "Presence",
     "Queues",
     "Relation",
     "RelationKey",
+    "RelationLimits",
+    "Requested",
     "Row",
     "SessionCache",
+    "Throttle",
     "User",
     "UserPresence",
     "Written",

@@ -35,6 +35,26 @@ class RelationKey(NamedTuple):
     wrapped: bytes
 
 
+class RelationLimits(NamedTuple):
+    """What `Accounts.request` checks, for each user."""
+
+    relations: int
+    """Friends, former friends and blocks."""
+    incoming: int
+    """Requests that wait for the user's answer."""
+    outgoing: int
+    """Requests of the user that wait for an answer."""
+    pause_s: float
+    """So long after a request was refused or withdrawn the same user may not ask the same peer again."""
+
+
+class Requested(NamedTuple):
+    """What `Accounts.request` returns: the state afterwards, and the user whose request had to go for this one."""
+
+    state: str
+    dropped: int | None = None
+
+
 class Relation(msgspec.Struct, frozen=True):
     """The relation of a user to `peer`, as that user may see it.
 
@@ -55,6 +75,18 @@ class Accounts(Protocol):
 
     async def register(self, name: str, password_hash: str) -> User:
         """Create a user.  `name` must be valid and lower-case.  Raises `StoreConflict` when it is taken."""
+
+    async def register_invited(self, name: str, password_hash: str, invite: bytes, now: float) -> User:
+        """Create a user and use up the invite with this hash.
+
+        Raises `NoSuchInvite` when it is not valid, and `StoreConflict`, as `register`, without using it up.
+        """
+
+    async def add_invites(self, invites: Sequence[bytes], expires_at: float, now: float) -> None:
+        """Add invites by their hashes, each for one user until `expires_at`; those that are over are deleted."""
+
+    async def invited(self, invite: bytes, now: float) -> bool:
+        """Whether the invite with this hash is valid."""
 
     async def register_many(self, users: Sequence[tuple[str, str]]) -> list[User | None]:
         """Create users from (name, password hash) in one transaction; return None for each name that is taken."""
@@ -125,24 +157,30 @@ class Accounts(Protocol):
     async def relations(self, user_id: int) -> list[Relation]:
         """Return all relations of the user by peer name, `removed` ones too: their keys open old messages."""
 
-    async def request(self, user_id: int, peer_id: int, now: float, relations_max: int) -> str:
+    async def request(self, user_id: int, peer_id: int, now: float, limits: RelationLimits) -> Requested:
         """Request friendship; return the state afterwards.
 
         The state is `requested`; `hidden`, which is the same to the user, but the peer has blocked the user and must
         not learn of the request; or `asked`, `friends` or `blocked` where it was so before, and then nothing changed.
 
-        Raises `StoreConflict` when there is no such user, when both are the same user, and, unless the two have a
-        relation, when either user has `relations_max`.  Each relation counts for both users, also a `removed` one (its
-        keys are kept).  Each block counts for the blocker alone, beside the relation: so what a block takes of the
-        limit looks to others like a relation to somebody else.
+        A new request takes the place of the oldest one to the peer where `limits.incoming` wait already; the user who
+        had made that one may ask again at once.  Requests count the same whether the peer sees them or not.
+
+        Raises `StoreConflict` when there is no such user or when both are the same user; `AskedLately` when the last
+        request to the peer ended less than `limits.pause_s` ago; `TooManyRequests`; and `TooManyRelations` when this
+        user has as many as may be.  The relations of the peer are not counted: `accept` counts them.
+
+        A pair counts for both users once it has a key, also when it is `removed` (its keys are kept); a request does
+        not.  Each block counts for the blocker alone, beside the relation: so what a block takes of the limit looks to
+        others like a relation to somebody else.
         """
 
-    async def accept(self, user_id: int, peer_id: int, key: RelationKey, now: float) -> Relation:
+    async def accept(self, user_id: int, peer_id: int, key: RelationKey, now: float, relations_max: int) -> Relation:
         """Accept the request of the peer with this key; return the relation.
 
         Raises `StoreConflict` if the peer has not requested, or if the version of the key is not one above the last
-        (1 for the first): the version is part of what the key was wrapped with.  The same call again returns the
-        relation as it is.
+        (1 for the first): the version is part of what the key was wrapped with; `TooManyRelations` when the pair has
+        no key yet and either user has `relations_max`.  The same call again returns the relation as it is.
         """
 
     async def remove(self, user_id: int, peer_id: int, now: float) -> str | None:
@@ -150,15 +188,16 @@ class Accounts(Protocol):
 
         That state is `friends`, `asked`, `requested`, or `hidden` (a request that the peer did not see).  A user who
         has blocked the peer has none to end.  A pair that ever was friends keeps its relation as `removed`, with its
-        keys; otherwise the relation is deleted.
+        keys; otherwise there is none any more.  When it was a request, the user who had made it has to wait before
+        another one (`request`).
         """
 
     async def block(self, user_id: int, peer_id: int, now: float, relations_max: int) -> str | None:
         """Block the peer; return the state before, as the user saw it (as in `remove`, `removed`, `blocked`, or None).
 
         A friendship or a request of the user ends, as by `remove`.  A request of the peer stays, and the user sees it
-        again after `unblock`.  Raises `StoreConflict` when there is no such user, when both are the same user, and,
-        unless the two have a relation, when the user has `relations_max` (see `request`).
+        again after `unblock`.  Raises `StoreConflict` when there is no such user or when both are the same user, and,
+        unless the two have a relation, `TooManyRelations` when the user has `relations_max` (see `request`).
         """
 
     async def unblock(self, user_id: int, peer_id: int, now: float) -> bool:

@@ -16,9 +16,10 @@ from sqlalchemy.engine import Connection, CursorResult
 
 from meshim.chunks import chunks
 from meshim.errors import DeviceInUse, StoreConflict
-from meshim.stores.ports import Account, Device, Login, Relation, RelationKey, User
+from meshim.stores.ports import Account, Device, Login, Relation, RelationKey, RelationLimits, Requested, User
 from meshim.stores.sql import relations
 from meshim.stores.sql.database import Database
+from meshim.stores.sql.invites import add_invites, is_valid_invite, use_invite
 from meshim.stores.sql.rows import first_device
 from meshim.stores.sql.schema import (
     WRITE_NOTHING,
@@ -58,6 +59,15 @@ class SqlAccounts:
         if user is None:
             raise StoreConflict(f"The name {name} is taken.")
         return user
+
+    async def register_invited(self, name: str, password_hash: str, invite: bytes, now: float) -> User:
+        return await self._database.write(_register_invited, name, password_hash, invite, to_ms(now))
+
+    async def add_invites(self, invites: Sequence[bytes], expires_at: float, now: float) -> None:
+        await self._database.write(add_invites, invites, to_ms(expires_at), to_ms(now))
+
+    async def invited(self, invite: bytes, now: float) -> bool:
+        return await self._database.read(is_valid_invite, invite, to_ms(now))
 
     async def register_many(self, users: Sequence[tuple[str, str]]) -> list[User | None]:
         return await self._database.write(_register, users)
@@ -116,11 +126,11 @@ class SqlAccounts:
     async def relations(self, user_id: int) -> list[Relation]:
         return await self._database.read(relations.relations, user_id)
 
-    async def request(self, user_id: int, peer_id: int, now: float, relations_max: int) -> str:
-        return await self._database.write(relations.request, user_id, peer_id, to_ms(now), relations_max)
+    async def request(self, user_id: int, peer_id: int, now: float, limits: RelationLimits) -> Requested:
+        return await self._database.write(relations.request, user_id, peer_id, to_ms(now), limits)
 
-    async def accept(self, user_id: int, peer_id: int, key: RelationKey, now: float) -> Relation:
-        return await self._database.write(relations.accept, user_id, peer_id, key, to_ms(now))
+    async def accept(self, user_id: int, peer_id: int, key: RelationKey, now: float, relations_max: int) -> Relation:
+        return await self._database.write(relations.accept, user_id, peer_id, key, to_ms(now), relations_max)
 
     async def remove(self, user_id: int, peer_id: int, now: float) -> str | None:
         return await self._database.write(relations.remove, user_id, peer_id, to_ms(now))
@@ -163,6 +173,14 @@ def _register(connection: Connection, users: Sequence[tuple[str, str]]) -> list[
             found = connection.execute(select(im_user.c.name, im_user.c.id).where(im_user.c.name.in_(free)))
             ids |= {row.name: row.id for row in found}
     return [User(ids.pop(name), name) if name in ids else None for name, _ in users]
+
+
+def _register_invited(connection: Connection, name: str, password_hash: str, invite: bytes, now: int) -> User:
+    use_invite(connection, invite, now)
+    [user] = _register(connection, [(name, password_hash)])
+    if user is None:
+        raise StoreConflict(f"The name {name} is taken.")  # and the invite is not used up
+    return user
 
 
 def _user(connection: Connection, name: str) -> tuple[User, str] | None:

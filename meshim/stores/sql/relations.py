@@ -11,7 +11,8 @@ their contract in `ports/accounts.py`.
 A block is a flag beside the state, one for each of the two.  `state` is what there would be between them if nobody had
 blocked, with one exception: `block` ends a friendship and a request of the blocker, as `remove` does.  So the blocked
 user sees nothing else than `state`; the blocker sees `blocked`.  A row without a relation, `none`, is only there for
-its flags.
+its flags, and for the pause of a user (`requested_by`) whose request was refused or withdrawn (`request_changed_at`).
+A later request of one of the two deletes it when the pause is over.
 """
 
 from collections import defaultdict
@@ -21,14 +22,15 @@ from typing import Any
 from sqlalchemy import Column, ColumnElement, Row, case, delete, func, insert, or_, select, union_all, update
 from sqlalchemy.engine import Connection
 
-from meshim.errors import StoreConflict
-from meshim.stores.ports import Relation, RelationKey, User
-from meshim.stores.sql.schema import im_relation, im_relation_key, im_user
+from meshim.errors import AskedLately, StoreConflict, TooManyRelations, TooManyRequests
+from meshim.stores.ports import Relation, RelationKey, RelationLimits, Requested, User
+from meshim.stores.sql.schema import im_relation, im_relation_key, im_user, to_ms, to_s
 
 _REQUESTED, _FRIENDS, _REMOVED, _NONE = "requested", "friends", "removed", "none"
 _ASKED = "asked"  # `requested`, seen by the other user; this and those below are not in the table
 _HIDDEN = "hidden"  # `requested`, and the other user does not see it
 _BLOCKED = "blocked"
+_OVER_MAX = 100
 
 
 def relation(connection: Connection, user_id: int, peer_id: int) -> Relation | None:
@@ -60,19 +62,27 @@ def friends_by_name(connection: Connection, user_id: int, among: Sequence[int] |
     return [User(*row) for row in connection.execute(query.where(which, im_relation.c.state == _FRIENDS))]
 
 
-def request(connection: Connection, user_id: int, peer_id: int, now: int, relations_max: int) -> str:
+def request(connection: Connection, user_id: int, peer_id: int, now: int, limits: RelationLimits) -> Requested:
     _lock_users(connection, user_id, peer_id)
+    _delete_over(connection, (user_id, peer_id), now - to_ms(limits.pause_s))
     row = _locked(connection, user_id, peer_id)
     before = _state(row, user_id)
+    dropped = None
     if before in {None, _REMOVED}:
+        _check_pause(row, user_id, now, to_ms(limits.pause_s))
         if before is None:
-            _check_limit(connection, user_id, "You have", relations_max)
-            _check_limit(connection, peer_id, "That user has", relations_max)
-        _put(connection, row, (user_id, peer_id), now, state=_REQUESTED, requested_by=user_id)
-    return _state(_locked(connection, user_id, peer_id), user_id) or _NONE
+            _check_limit(connection, user_id, "You have", limits.relations)
+        _check_outgoing(connection, user_id, limits.outgoing)
+        dropped = _make_room(connection, peer_id, limits.incoming, now)
+        values = {"state": _REQUESTED, "requested_by": user_id, "request_changed_at": now}
+        _put(connection, row, (user_id, peer_id), now, **values)
+    return Requested(_state(_locked(connection, user_id, peer_id), user_id) or _NONE, dropped)
 
 
-def accept(connection: Connection, user_id: int, peer_id: int, key: RelationKey, now: int) -> Relation:
+def accept(
+    connection: Connection, user_id: int, peer_id: int, key: RelationKey, now: int, relations_max: int
+) -> Relation:
+    _lock_users(connection, user_id, peer_id)
     row = _locked(connection, user_id, peer_id)
     state = _state(row, user_id)
     keys = [] if row is None else _keys(connection, im_relation.c.id == row.id)[row.id]
@@ -80,9 +90,12 @@ def accept(connection: Connection, user_id: int, peer_id: int, key: RelationKey,
         last = keys[-1].version if keys else 0
         if key.version != last + 1:
             raise StoreConflict(f"The next version of the key is {last + 1}, not {key.version}.")
+        if not keys:
+            _check_limit(connection, user_id, "You have", relations_max)
+            _check_limit(connection, peer_id, "That user has", relations_max)
         values = {"relation_id": row.id, "version": key.version, "wrapped": key.wrapped, "gmt_create": now}
         connection.execute(insert(im_relation_key).values(values))
-        _change(connection, row.id, now, state=_FRIENDS)
+        _change(connection, row.id, now, state=_FRIENDS, request_changed_at=0)
     elif state != _FRIENDS or not keys or keys[-1] != key:  # a repeated call gets the same answer
         raise StoreConflict("That user has not asked for friendship.")
     [accepted] = _read(connection, user_id, _pair(user_id, peer_id))
@@ -94,8 +107,8 @@ def remove(connection: Connection, user_id: int, peer_id: int, now: int) -> str 
     before = _state(row, user_id)
     if row is None or before in {None, _REMOVED, _BLOCKED}:
         return None
-    _change(connection, row.id, now, state=_ended(connection, row))
-    _delete_empty(connection, row.id)
+    changed_at = 0 if before == _FRIENDS else now
+    _change(connection, row.id, now, state=_ended(connection, row), request_changed_at=changed_at)
     return before
 
 
@@ -105,12 +118,12 @@ def block(connection: Connection, user_id: int, peer_id: int, now: int, relation
     before = _state(row, user_id)
     if before is None:
         _check_limit(connection, user_id, "You have", relations_max)
-    state = _NONE if row is None else row.state
-    if row is not None and before in {_FRIENDS, _REQUESTED, _HIDDEN}:
-        state = _ended(connection, row)
-    requested_by = user_id if row is None else row.requested_by
-    flag = _flag_of(user_id, peer_id).name
-    _put(connection, row, (user_id, peer_id), now, **{"state": state, "requested_by": requested_by, flag: 1})
+    values: dict[str, Any] = {_flag_of(user_id, peer_id).name: 1}
+    if row is None:
+        values |= {"state": _NONE, "requested_by": user_id}
+    elif before in {_FRIENDS, _REQUESTED, _HIDDEN}:  # as `remove`
+        values |= {"state": _ended(connection, row), "request_changed_at": 0 if before == _FRIENDS else now}
+    _put(connection, row, (user_id, peer_id), now, **values)
     return before
 
 
@@ -119,7 +132,7 @@ def unblock(connection: Connection, user_id: int, peer_id: int, now: int) -> boo
     if row is None or _state(row, user_id) != _BLOCKED:
         return False
     _change(connection, row.id, now, **{_flag_of(user_id, peer_id).name: 0})
-    _delete_empty(connection, row.id)
+    _delete_empty(connection, (im_relation.c.id == row.id) & (im_relation.c.request_changed_at == 0))
     return True
 
 
@@ -134,11 +147,59 @@ def _lock_users(connection: Connection, user_id: int, peer_id: int) -> None:
 
 def _check_limit(connection: Connection, user_id: int, who: str, relations_max: int) -> None:
     row = im_relation.c
-    related = case((row.state == _NONE, 0), else_=1)
+    first_key = select(im_relation_key.c.version).where(im_relation_key.c.relation_id == row.id)
+    related = case((first_key.exists(), 1), else_=0)
     blocked = case((row.user_id1 == user_id, row.blocked_by1), else_=row.blocked_by2)
     count = select(func.coalesce(func.sum(related + blocked), 0)).where(_of(user_id))
     if connection.scalars(count).one() >= relations_max:
-        raise StoreConflict(f"{who} {relations_max} relations, as many as there may be.")
+        raise TooManyRelations(f"{who} {relations_max} relations, as many as there may be.")
+
+
+def _check_pause(row: Row[Any] | None, user_id: int, now: int, pause_ms: int) -> None:
+    """A time in the future was written before the clock stepped back, and counts as over (adr/0016)."""
+    if row is None or row.requested_by != user_id or not row.request_changed_at <= now:
+        return
+    over_at = row.request_changed_at + pause_ms
+    if now < over_at:
+        raise AskedLately("The last request to this user has just ended.", to_s(over_at - now))
+
+
+def _check_outgoing(connection: Connection, user_id: int, requests_max: int) -> None:
+    row = im_relation.c
+    waiting = select(func.count()).where(_of(user_id), row.state == _REQUESTED, row.requested_by == user_id)
+    if connection.scalars(waiting).one() >= requests_max:
+        raise TooManyRequests(f"{requests_max} requests wait for an answer, as many as may.")
+
+
+def _make_room(connection: Connection, user_id: int, requests_max: int, now: int) -> int | None:
+    """End the oldest request to this user, unless there is room for one more; return the user who had made it.
+
+    One that a block hides counts and goes as any other, so that no request tells its user of the block.
+    """
+    row = im_relation.c
+    waiting = (
+        select(im_relation)
+        .where(_of(user_id), row.state == _REQUESTED, row.requested_by != user_id)
+        .order_by(row.request_changed_at.desc(), row.id.desc())
+        .offset(requests_max - 1)
+        .limit(1)
+    )
+    oldest = connection.execute(waiting).first()
+    if oldest is None:
+        return None
+    _change(connection, oldest.id, now, state=_ended(connection, oldest), request_changed_at=0)
+    _delete_empty(connection, im_relation.c.id == oldest.id)
+    return int(oldest.requested_by)
+
+
+def _delete_over(connection: Connection, users: tuple[int, int], before: int) -> None:
+    """Delete what pauses of these users have left that were over before this time, some at a time."""
+    row = im_relation.c
+    empty = (row.state == _NONE) & (row.blocked_by1 == 0) & (row.blocked_by2 == 0)
+    over = select(row.id).where(or_(*map(_of, users)), empty, row.request_changed_at <= before).limit(_OVER_MAX)
+    ids = connection.scalars(over).all()  # by id: a range in a DELETE would lock rows of other users on MySQL
+    if ids:
+        _delete_empty(connection, row.id.in_(ids))
 
 
 def _put(connection: Connection, row: Row[Any] | None, users: tuple[int, int], now: int, **values: object) -> None:
@@ -156,11 +217,16 @@ def _ended(connection: Connection, row: Row[Any]) -> str:
     return _NONE if connection.scalar(has_keys) is None else _REMOVED
 
 
-def _delete_empty(connection: Connection, relation_id: int) -> None:
-    """Delete the row when nothing is left in it: no relation, no block."""
+def _not_empty() -> ColumnElement[bool]:
+    row = im_relation.c
+    return or_(row.state != _NONE, row.blocked_by1 != 0, row.blocked_by2 != 0)
+
+
+def _delete_empty(connection: Connection, which: ColumnElement[bool]) -> None:
+    """Delete those of the rows in which nothing is left: no relation, no block."""
     row = im_relation.c
     unblocked = (row.blocked_by1 == 0) & (row.blocked_by2 == 0)
-    connection.execute(delete(im_relation).where(row.id == relation_id, row.state == _NONE, unblocked))
+    connection.execute(delete(im_relation).where(which, row.state == _NONE, unblocked))
 
 
 def _read(connection: Connection, user_id: int, which: ColumnElement[bool]) -> list[Relation]:
@@ -169,7 +235,7 @@ def _read(connection: Connection, user_id: int, which: ColumnElement[bool]) -> l
     query = (
         select(im_relation, peer.label("peer"), im_user.c.name)
         .join(im_user, im_user.c.id == peer)
-        .where(which)
+        .where(which, _not_empty())
         .order_by(im_user.c.name)
     )
     rows = connection.execute(query).all()

@@ -76,7 +76,7 @@ def lease_ended(until: ColumnElement[int], lease_ms: int | ColumnElement[int]) -
     return or_(until <= now, until > now + 2 * lease_ms)
 
 
-VERSION = "0003"
+VERSION = "0004"
 """The newest step in `migrations/versions/`: a process runs on a database of this version alone."""
 
 metadata = MetaData()
@@ -125,6 +125,16 @@ im_user = Table(
     **_COUNTED,
 )
 
+# One row for each invite that was not used yet.
+im_invite = Table(
+    "im_invite",
+    metadata,
+    Column("invite_hash", _Hash, primary_key=True),
+    _number("expires_at"),
+    _number("gmt_create"),
+    **_TABLE,
+)
+
 im_device = Table(
     "im_device",
     metadata,
@@ -167,13 +177,15 @@ im_relation = Table(
     Column("id", _Id, primary_key=True),
     Column("user_id1", BigInteger, ForeignKey("im_user.id", name="fk_relation_user1"), nullable=False),
     Column("user_id2", BigInteger, ForeignKey("im_user.id", name="fk_relation_user2"), nullable=False),
-    Column("state", String(16), nullable=False),  # requested, friends, removed; none: only a block is left
+    Column("state", String(16), nullable=False),  # requested, friends, removed; none: a block, or a pause
     _number("requested_by"),
     _number("gmt_create"),
     _number("gmt_modified"),
     # 1: user 1 (or 2) has blocked the other.  A block changes `state` as the other may see it, and hides nothing there.
     Column("blocked_by1", SmallInteger, nullable=False, server_default=text("0")),
     Column("blocked_by2", SmallInteger, nullable=False, server_default=text("0")),
+    # When the request was made that waits now, or the last one ended without friendship; 0 after friendship.
+    _number("request_changed_at", 0),
     CheckConstraint("user_id1 < user_id2", name="ck_relation_order"),
     UniqueConstraint("user_id1", "user_id2", name="uq_relation_pair"),
     Index("ix_relation_user2", "user_id2"),

@@ -17,6 +17,7 @@ from meshim.errors import MeshimError
 from meshim.topology import (
     ConnectorListener,
     Durability,
+    Limits,
     Listener,
     OnWeak,
     RestListener,
@@ -30,6 +31,14 @@ MESHIM = (sys.executable, "-m", "meshim")
 
 _ROOT = Path(__file__).resolve().parents[3]
 _ANY_PORT = "http://127.0.0.1:0"
+_LIMITS = Limits(
+    login_failures_per_address=1_000_000,
+    friend_requests_incoming=5_000,
+    friend_requests_outgoing=5_000,
+    friend_requests_per_hour=1_000_000,
+    name_lookups_per_minute=1_000_000,
+)
+"""The users of a script come all at once, from one address."""
 _START_S = 60.0
 _END_S = 30.0
 
@@ -45,6 +54,7 @@ def topology(
         rest=(RestListener("r1", _ANY_PORT),),
         durability=Durability(weak=weak),
         security=Security(curve=curve),
+        limits=_LIMITS,
     )
 
 

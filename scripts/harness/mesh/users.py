@@ -15,7 +15,7 @@ from meshim.deploy.state import DataFolder
 from meshim.protocol.routing import partition_of
 from meshim.runtime import log
 from meshim.runtime.crypto import hash_token
-from meshim.stores.ports import Lease, Login, RelationKey
+from meshim.stores.ports import Lease, Login, RelationKey, RelationLimits
 from meshim.stores.redis.client import RedisClient
 from meshim.stores.redis.leases import RedisLeases
 from meshim.stores.redis.session_cache import RedisSessionCache
@@ -29,6 +29,7 @@ from meshim.wire.offline_log import Entry
 TOKEN_S = 86_400.0
 _NO_HASH = "no password"
 _DEVICE = "only"
+_LIMITS = RelationLimits(relations=5_000, incoming=5_000, outgoing=5_000, pause_s=0.0)
 
 
 class MeshUser(NamedTuple):
@@ -68,8 +69,8 @@ class UserFactory:
     async def befriend(self, one: MeshUser, other: MeshUser) -> None:
         """Make two users friends."""
         now = time.time()
-        await self._accounts.request(one.user, other.user, now, relations_max=5_000)
-        await self._accounts.accept(other.user, one.user, RelationKey(1, b"not used"), now)
+        await self._accounts.request(one.user, other.user, now, _LIMITS)
+        await self._accounts.accept(other.user, one.user, RelationKey(1, b"not used"), now, _LIMITS.relations)
 
     async def store(self, sender: MeshUser, recipient: MeshUser, count: int, body: bytes) -> None:
         """Put `count` messages into the offline queue of a device, as the writer of its partition would.

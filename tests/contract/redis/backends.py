@@ -12,11 +12,13 @@ from typing import Protocol
 
 from meshim.runtime.log import Log
 from meshim.stores.memory.redis import MemoryLeases, MemoryPresence, MemoryRedis, MemorySessionCache
-from meshim.stores.ports import Leases, Presence, SessionCache
+from meshim.stores.memory.throttle import MemoryThrottle
+from meshim.stores.ports import Leases, Presence, SessionCache, Throttle
 from meshim.stores.redis.client import RedisClient
 from meshim.stores.redis.leases import RedisLeases
 from meshim.stores.redis.presence import RedisPresence
 from meshim.stores.redis.session_cache import RedisSessionCache
+from meshim.stores.redis.throttle import RedisThrottle
 
 LOG = Log("test", "contract")
 
@@ -27,6 +29,8 @@ class Backend(Protocol):
     def presence(self) -> Presence: ...
 
     def session_cache(self, account_ttl_s: float = 60.0) -> SessionCache: ...
+
+    def throttle(self) -> Throttle: ...
 
     def now(self) -> float: ...
 
@@ -53,6 +57,9 @@ class MemoryBackend:
 
     def session_cache(self, account_ttl_s: float = 60.0) -> SessionCache:
         return MemorySessionCache(self.redis, self._namespace, account_ttl_s=account_ttl_s)
+
+    def throttle(self) -> Throttle:
+        return MemoryThrottle(self.redis.windows, self.redis.answer)
 
     def now(self) -> float:
         return self._now
@@ -93,6 +100,9 @@ class RedisBackend:
 
     def session_cache(self, account_ttl_s: float = 60.0) -> SessionCache:
         return RedisSessionCache(self.client(), self._namespace, account_ttl_s=account_ttl_s)
+
+    def throttle(self) -> Throttle:
+        return RedisThrottle(self.client(), self._namespace)
 
     def now(self) -> float:
         return time.time()

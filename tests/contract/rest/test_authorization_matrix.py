@@ -13,6 +13,7 @@ from meshim.rest.core import PROBLEMS
 from meshim.runtime import crypto
 from meshim.stores.ports import Login, RelationKey, User
 from tests.contract.rest.world import PASSWORD, World
+from tests.contract.sql.backends import LIMITS
 
 Answer = int | str
 """A status, or the code of a problem."""
@@ -109,12 +110,12 @@ class Caller:
         if relation == "blocks":
             await accounts.block(me, peer, now, 3)
         if relation in {"requested", "friends", "removed"}:
-            await accounts.request(me, peer, now, 3)
+            await accounts.request(me, peer, now, LIMITS)
         if relation == "asked":
-            await accounts.request(peer, me, now, 3)
+            await accounts.request(peer, me, now, LIMITS)
         if relation in {"friends", "removed"}:
             wrapped = self.world.master.wrap(bytes(32), crypto.relation_context(me, peer, 1))
-            await accounts.accept(peer, me, RelationKey(1, wrapped), now)
+            await accounts.accept(peer, me, RelationKey(1, wrapped), now, 3)
         if relation == "removed":
             await accounts.remove(peer, me, now)
 

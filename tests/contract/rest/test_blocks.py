@@ -18,7 +18,7 @@ from meshim.runtime import crypto
 from meshim.stores.ports import Binding, Lease, User
 from meshim.wire.client import Change
 from meshim.wire.notification import AccountChanged
-from tests.contract.rest.world import World, befriend, new_user, world_of
+from tests.contract.rest.world import World, befriend, new_user, without_pause, world_of
 
 T = TypeVar("T")
 
@@ -52,6 +52,7 @@ async def test_blocking_a_friend_ends_the_friendship(world: World) -> None:
 
 
 async def test_requests_of_a_blocked_user_are_hidden(world: World) -> None:
+    without_pause(world)
     async with await new_user(world, "alice") as alice, await new_user(world, "bob") as bob:
         mine, bobs = (await bob.user("alice")).user_id, (await alice.user("bob")).user_id
         assert (await alice.block("bob")).state == "blocked"

@@ -7,19 +7,20 @@ from io import StringIO
 from typing import Any, cast
 
 import httpx
+import msgspec
 from litestar import Litestar
 
 from meshim import topology
 from meshim.client.rest import Api
 from meshim.errors import BackendUnavailable, StorageFailed
+from meshim.rest.admission.passwords import Passwords
 from meshim.rest.app import build
 from meshim.rest.backends import Backends, Clock
-from meshim.rest.passwords import Passwords
 from meshim.runtime.crypto import MasterKey
 from meshim.runtime.log import Log
 from meshim.stores.memory.accounts import MemoryAccounts
 from meshim.stores.memory.database import MemoryDatabase
-from meshim.stores.ports import Accounts, Leases, Notifications, Presence, SessionCache
+from meshim.stores.ports import Accounts, Leases, Notifications, Presence, SessionCache, Throttle
 from meshim.stores.sql import migrate
 from meshim.stores.sql.accounts import SqlAccounts
 from meshim.stores.sql.database import Database
@@ -76,7 +77,8 @@ class World:
         self.log = log
         self.master = MasterKey(bytes(32))
         self.sql = Switch(accounts, "The database")
-        self.redis = [Switch(port, "Redis") for port in (self.cache, self.presence, self.leases)]
+        self.throttle = backend.throttle()
+        self.redis = [Switch(port, "Redis") for port in (self.cache, self.presence, self.leases, self.throttle)]
         self.nats = Switch(self.recorded, "NATS")
         self.not_stored = ""
         """Why NATS stores nothing."""
@@ -94,7 +96,7 @@ class World:
 
     def build(self, master: MasterKey | None = None, clock: Clock = time.time) -> Litestar:
         """Another process of the service on the same backends."""
-        cache, presence, leases = self.redis
+        cache, presence, leases, throttle = self.redis
 
         async def nats() -> None:
             await cast("Notifications", self.nats).tell(0, cast("Any", None))
@@ -105,6 +107,7 @@ class World:
             presence=cast("Presence", presence),
             cache=cast("SessionCache", cache),
             notifications=cast("Notifications", self.nats),
+            throttle=cast("Throttle", throttle),
             probes={"sql": self.sql.ping, "redis": leases.run_id, "nats": nats},
             storing={"sql": self.sql.check_writable, "nats": self.stores},
         )
@@ -172,6 +175,13 @@ async def world_of(
             set_clock(time.time())
         stack.callback(world.passwords.close)
         yield world
+
+
+def without_pause(world: World) -> None:
+    """Rebuild the service so that users who were refused may ask again at once."""
+    timers = msgspec.structs.replace(world.topology.timers, friend_request_pause_s=1e-9)
+    world.topology = msgspec.structs.replace(world.topology, timers=timers)
+    world.app = world.build()
 
 
 # ---------------------------------------------------------------- users

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, delete, func, select, update
 
 from meshim.stores.memory.accounts import MemoryAccounts
 from meshim.stores.memory.database import MemoryDatabase, MemoryPartitions, MemoryQueues
-from meshim.stores.ports import Accounts, Device, Partitions, Queues, User
+from meshim.stores.ports import Accounts, Device, Partitions, Queues, RelationLimits, User
 from meshim.stores.sql.accounts import SqlAccounts
 from meshim.stores.sql.database import Database
 from meshim.stores.sql.partitions import SqlPartitions
@@ -32,6 +32,8 @@ PARTITIONS = 4
 NOW = 1_800_000_000.0
 EPOCH = INTEGER_MAX
 """The epoch of every sender here."""
+LIMITS = RelationLimits(relations=100, incoming=100, outgoing=100, pause_s=0.0)
+"""Those of requests for friendship, where a test is about something else."""
 
 _TIMEOUT_S = 10.0
 _names = itertools.count(1)

@@ -9,7 +9,18 @@ from meshim.connector.cookies import SECRET_BYTES
 from meshim.errors import DeviceInUse, StoreConflict
 from meshim.stores.ports import Account, Login, RelationKey, User
 from meshim.wire.bounds import INTEGER_MAX
-from tests.contract.sql.backends import EPOCH, NOW, Backend, Ports, device_ids, device_of, entry, person, processes
+from tests.contract.sql.backends import (
+    EPOCH,
+    LIMITS,
+    NOW,
+    Backend,
+    Ports,
+    device_ids,
+    device_of,
+    entry,
+    person,
+    processes,
+)
 
 # ---------------------------------------------------------------- users
 
@@ -278,8 +289,8 @@ async def test_id_of_a_dropped_device_is_not_given_again(ports: Ports) -> None:
 
 
 async def _befriend(ports: Ports, one: User, other: User, version: int = 1) -> None:
-    await ports.accounts.request(one.user_id, other.user_id, NOW, 100)
-    await ports.accounts.accept(other.user_id, one.user_id, RelationKey(version, b"key %d" % version), NOW)
+    await ports.accounts.request(one.user_id, other.user_id, NOW, LIMITS)
+    await ports.accounts.accept(other.user_id, one.user_id, RelationKey(version, b"key %d" % version), NOW, 100)
 
 
 async def _states(ports: Ports, one: User, other: User) -> tuple[str | None, str | None]:
@@ -299,43 +310,43 @@ async def test_friendship_is_requested_and_accepted(ports: Ports, later_asks: bo
         one, other = other, one
     assert await _states(ports, one, other) == (None, None)
 
-    assert await ports.accounts.request(one.user_id, other.user_id, NOW, 100) == "requested"
+    assert (await ports.accounts.request(one.user_id, other.user_id, NOW, LIMITS)).state == "requested"
     assert await _states(ports, one, other) == ("requested", "asked")
-    assert await ports.accounts.request(one.user_id, other.user_id, NOW, 100) == "requested"
-    assert await ports.accounts.request(other.user_id, one.user_id, NOW, 100) == "asked"
+    assert (await ports.accounts.request(one.user_id, other.user_id, NOW, LIMITS)).state == "requested"
+    assert (await ports.accounts.request(other.user_id, one.user_id, NOW, LIMITS)).state == "asked"
     assert await _states(ports, one, other) == ("requested", "asked")
 
-    relation = await ports.accounts.accept(other.user_id, one.user_id, RelationKey(1, b"wrapped"), NOW)
+    relation = await ports.accounts.accept(other.user_id, one.user_id, RelationKey(1, b"wrapped"), NOW, 100)
     assert (relation.peer, relation.state, relation.keys) == (one, "friends", (RelationKey(1, b"wrapped"),))
     assert await _states(ports, one, other) == ("friends", "friends")
-    assert await ports.accounts.request(one.user_id, other.user_id, NOW, 100) == "friends"
+    assert (await ports.accounts.request(one.user_id, other.user_id, NOW, LIMITS)).state == "friends"
 
 
 async def test_the_requester_cannot_accept(ports: Ports) -> None:
     alice, bob = await person(ports), await person(ports)
     for ask_first in (False, True):
         if ask_first:
-            await ports.accounts.request(alice.user_id, bob.user_id, NOW, 100)
+            await ports.accounts.request(alice.user_id, bob.user_id, NOW, LIMITS)
         with pytest.raises(StoreConflict, match="has not asked"):
-            await ports.accounts.accept(alice.user_id, bob.user_id, RelationKey(1, b"k"), NOW)
+            await ports.accounts.accept(alice.user_id, bob.user_id, RelationKey(1, b"k"), NOW, 100)
 
 
 async def test_accept_can_be_repeated_with_the_same_key_only(ports: Ports) -> None:
     alice, bob = await person(ports), await person(ports)
-    await ports.accounts.request(alice.user_id, bob.user_id, NOW, 100)
-    first = await ports.accounts.accept(bob.user_id, alice.user_id, RelationKey(1, b"k"), NOW)
-    assert await ports.accounts.accept(bob.user_id, alice.user_id, RelationKey(1, b"k"), NOW) == first
+    await ports.accounts.request(alice.user_id, bob.user_id, NOW, LIMITS)
+    first = await ports.accounts.accept(bob.user_id, alice.user_id, RelationKey(1, b"k"), NOW, 100)
+    assert await ports.accounts.accept(bob.user_id, alice.user_id, RelationKey(1, b"k"), NOW, 100) == first
     for key in (RelationKey(1, b"other"), RelationKey(2, b"other")):
         with pytest.raises(StoreConflict):
-            await ports.accounts.accept(bob.user_id, alice.user_id, key, NOW)
+            await ports.accounts.accept(bob.user_id, alice.user_id, key, NOW, 100)
     assert await ports.accounts.relation(bob.user_id, alice.user_id) == first
 
 
 async def test_key_versions_follow_one_another(ports: Ports) -> None:
     alice, bob = await person(ports), await person(ports)
-    await ports.accounts.request(alice.user_id, bob.user_id, NOW, 100)
+    await ports.accounts.request(alice.user_id, bob.user_id, NOW, LIMITS)
     with pytest.raises(StoreConflict, match="is 1, not 2"):
-        await ports.accounts.accept(bob.user_id, alice.user_id, RelationKey(2, b"k"), NOW)
+        await ports.accounts.accept(bob.user_id, alice.user_id, RelationKey(2, b"k"), NOW, 100)
     assert await _states(ports, alice, bob) == ("requested", "asked")
 
 
@@ -356,7 +367,7 @@ async def test_former_friends_keep_their_keys_when_a_new_request_is_refused(port
     alice, bob = await person(ports), await person(ports)
     await _befriend(ports, alice, bob)
     await ports.accounts.remove(bob.user_id, alice.user_id, NOW)
-    await ports.accounts.request(alice.user_id, bob.user_id, NOW, 100)
+    await ports.accounts.request(alice.user_id, bob.user_id, NOW, LIMITS)
     assert await ports.accounts.remove(bob.user_id, alice.user_id, NOW)
     relation = await ports.accounts.relation(alice.user_id, bob.user_id)
     assert relation is not None
@@ -366,7 +377,7 @@ async def test_former_friends_keep_their_keys_when_a_new_request_is_refused(port
 @pytest.mark.parametrize("who", ["withdrawn", "refused"])
 async def test_withdrawn_or_refused_request_leaves_nothing(ports: Ports, who: str) -> None:
     alice, bob = await person(ports), await person(ports)
-    await ports.accounts.request(alice.user_id, bob.user_id, NOW, 100)
+    await ports.accounts.request(alice.user_id, bob.user_id, NOW, LIMITS)
     one, other = (alice, bob) if who == "withdrawn" else (bob, alice)
     assert await ports.accounts.remove(one.user_id, other.user_id, NOW)
     assert await _states(ports, alice, bob) == (None, None)
@@ -377,30 +388,7 @@ async def test_request_to_oneself_or_an_unknown_user_is_refused(ports: Ports) ->
     alice = await person(ports)
     for peer, sentence in ((alice.user_id, "themselves"), (1 << 52, "no such user")):
         with pytest.raises(StoreConflict, match=sentence):
-            await ports.accounts.request(alice.user_id, peer, NOW, 100)
-
-
-async def test_relations_are_limited_on_both_sides(ports: Ports) -> None:
-    alice, bob, carol, dave = [await person(ports) for _ in range(4)]
-    await ports.accounts.request(alice.user_id, bob.user_id, NOW, 1)
-    with pytest.raises(StoreConflict, match="You have 1 relations"):
-        await ports.accounts.request(alice.user_id, carol.user_id, NOW, 1)
-    with pytest.raises(StoreConflict, match="That user has 1 relations"):
-        await ports.accounts.request(dave.user_id, bob.user_id, NOW, 1)
-    assert await ports.accounts.request(alice.user_id, bob.user_id, NOW, 1) == "requested"
-    assert await ports.accounts.relation(alice.user_id, carol.user_id) is None
-
-
-async def test_relations_are_limited_for_requests_at_once(backend: Backend) -> None:
-    ports = backend.process()
-    alice, *others = [await person(ports) for _ in range(7)]
-    requests = (
-        process.accounts.request(alice.user_id, other.user_id, NOW, 2)
-        for process, other in zip(await processes(backend, 6), others, strict=True)
-    )
-    answers = await asyncio.gather(*requests, return_exceptions=True)
-    assert answers.count("requested") == 2
-    assert len(await ports.accounts.relations(alice.user_id)) == 2
+            await ports.accounts.request(alice.user_id, peer, NOW, LIMITS)
 
 
 async def test_two_requests_to_each_other_at_once_make_one_relation(backend: Backend) -> None:
@@ -408,10 +396,10 @@ async def test_two_requests_to_each_other_at_once_make_one_relation(backend: Bac
     alice, bob = await person(ports), await person(ports)
     one, other = await processes(backend, 2)
     answers = await asyncio.gather(
-        one.accounts.request(alice.user_id, bob.user_id, NOW, 100),
-        other.accounts.request(bob.user_id, alice.user_id, NOW, 100),
+        one.accounts.request(alice.user_id, bob.user_id, NOW, LIMITS),
+        other.accounts.request(bob.user_id, alice.user_id, NOW, LIMITS),
     )
-    assert sorted(answers) == ["asked", "requested"]
+    assert sorted(answer.state for answer in answers) == ["asked", "requested"]
     assert await _states(ports, alice, bob) in {("requested", "asked"), ("asked", "requested")}
 
 
@@ -423,7 +411,7 @@ async def test_relations_are_ordered_by_name_and_have_all_keys(ports: Ports) -> 
     await _befriend(ports, zoe, me, version=2)
     await _befriend(ports, adam, me)
     await ports.accounts.remove(adam.user_id, me.user_id, NOW)
-    await ports.accounts.request(eve.user_id, me.user_id, NOW, 100)
+    await ports.accounts.request(eve.user_id, me.user_id, NOW, LIMITS)
     found = await ports.accounts.relations(me.user_id)
     assert [(relation.peer, relation.state, [key.version for key in relation.keys]) for relation in found] == [
         (adam, "removed", [1]),
@@ -438,7 +426,7 @@ async def test_account_has_devices_and_friends(ports: Ports) -> None:
     phone, laptop = await device_of(ports, alice, "phone"), await device_of(ports, alice, "laptop")
     await _befriend(ports, dave, alice)
     await _befriend(ports, alice, bob)
-    await ports.accounts.request(alice.user_id, carol.user_id, NOW, 100)
+    await ports.accounts.request(alice.user_id, carol.user_id, NOW, LIMITS)
     devices, friends = (phone.device_id, laptop.device_id), (bob.user_id, dave.user_id)
     users = [alice.user_id, carol.user_id, 1 << 52, dave.user_id]
     assert await ports.accounts.accounts(users, NOW) == {

@@ -14,7 +14,7 @@ from meshim.stores.sql.accounts import SqlAccounts
 from meshim.stores.sql.database import Database
 from meshim.stores.sql.mesh_record import MeshRecord, SqlMeshRecord, agree_at
 from meshim.stores.sql.schema import VERSION
-from tests.contract.sql.backends import NOW, SqlBackend, person
+from tests.contract.sql.backends import LIMITS, NOW, SqlBackend, person
 
 
 def record_of(sql: SqlBackend) -> SqlMeshRecord:
@@ -95,9 +95,9 @@ async def test_a_key_that_opens_nothing_is_not_recorded(sql: SqlBackend) -> None
     """A mesh from before the record: its content keys say which master key it has."""
     right, wrong, accounts = new_key(), new_key(), sql.process().accounts
     alice, bob = await person(sql.process()), await person(sql.process())
-    await accounts.request(alice.user_id, bob.user_id, NOW, 10)
+    await accounts.request(alice.user_id, bob.user_id, NOW, LIMITS)
     wrapped = right.wrap(new_content_key(), relation_context(alice.user_id, bob.user_id, 1))
-    await accounts.accept(bob.user_id, alice.user_id, RelationKey(1, wrapped), NOW)
+    await accounts.accept(bob.user_id, alice.user_id, RelationKey(1, wrapped), NOW, 10)
     record = record_of(sql)
     await record.agree("chat", 4)
     assert not await record.agree_on_key(wrong)

@@ -133,6 +133,7 @@ class RestService:
                 connectors=self.connectors,
                 relations=self.relations,
                 mesh=self.mesh,
+                proof=f"proof {len(self.logins)}",
             )
         )
 

@@ -100,6 +100,14 @@ async def test_an_expired_token_is_renewed_unless_the_service_is_unavailable(
         await session(service, state, password="changed").open()
 
 
+async def test_a_later_login_shows_that_there_was_one_before(service: RestService, state: StateFile) -> None:
+    """So guesses of others at the password do not lock this device out."""
+    service.token_life_s = 30.0
+    for _ in range(3):
+        await session(service, state).open()
+    assert [login.proof for login in service.logins] == [None, "proof 1", "proof 2"]
+
+
 async def test_a_login_answered_with_503_is_temporary_and_keeps_the_old_token(
     service: RestService, state: StateFile
 ) -> None:

@@ -131,6 +131,7 @@ class World:
             presence=cast("Any", Gated(self.presence, self.gates, OTHER)),
             cache=cast("Any", Gated(self.cache, self.gates, OTHER)),
             notifications=cast("Any", Gated(told, self.gates, OTHER)),
+            throttle=cast("Any", None),
             probes={},
             storing={},
         )
@@ -140,7 +141,7 @@ class World:
         directory = ConnectorDirectory(backends, time.time, log, notifier.statistics)
         self.sessions = Sessions(
             backends=backends, notifier=notifier, friends=cast("Any", None), directory=directory,
-            passwords=cast("Any", None), topology=TOPOLOGY, clock=time.time, log=log,
+            passwords=cast("Any", None), master=cast("Any", None), topology=TOPOLOGY, clock=time.time, log=log,
         )  # fmt: skip
         self.user = 0
 

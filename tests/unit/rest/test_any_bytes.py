@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
-from meshim.rest.connection_table import ConnectionTable
-from meshim.rest.http_server import Connection, HttpLimits
+from meshim.rest.http.client_address import TrustedProxies
+from meshim.rest.http.connection_table import ConnectionTable
+from meshim.rest.http.server import Connection, HttpLimits
 from meshim.rest.statistics import Statistics
 
 LIMITS = HttpLimits(overhead_bytes=4_096)
@@ -63,7 +64,14 @@ async def answered(pieces: list[bytes]) -> tuple[bytes, bool]:
     config = uvicorn.Config(cast("Any", application), log_config=None, access_log=False, lifespan="off", ws="none")
     statistics, wire = Statistics(), Wire()
     connection = Connection(
-        LIMITS, table, statistics, config=config, server_state=ServerState(), app_state={}, _loop=loop
+        LIMITS,
+        table,
+        TrustedProxies([]),
+        statistics,
+        config=config,
+        server_state=ServerState(),
+        app_state={},
+        _loop=loop,
     )
     connection.connection_made(wire)
     for piece in pieces:

@@ -42,7 +42,7 @@ class World:
         self.statistics = Statistics()
         port = cast("Any", self)
         cache = cast("Any", _Cache(self))
-        backends = Backends(port, port, port, cache, port, {}, {})
+        backends = Backends(port, port, port, cache, port, port, {}, {})
         self.directory = ConnectorDirectory(backends, time.time, Log("rest", "r1", StringIO()), self.statistics)
 
     async def living(self, role: str) -> list[Lease]:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from meshim.errors import ApiError
 from meshim.protocol.names import fold_name, is_device_name
 from meshim.rest import core
-from meshim.rest.core import FriendAction, ImportPlan, LoginThrottle, Transition
+from meshim.rest.core import FriendAction, ImportPlan, Transition
 from meshim.stores.ports import Lease
 from meshim.wire import rest
 from meshim.wire.rest import Credentials
@@ -221,65 +221,19 @@ def test_every_problem_is_as_in_rfc_9457() -> None:
         assert body == rest.Problem(f"urn:meshim:problem:{code}", title, status, "A sentence.", code)
 
 
-# ---------------------------------------------------------------- guessing
-
-ALICE = ("alice", "127.0.0.1")
+# ---------------------------------------------------------------- times
 
 
-def attempt(throttle: LoginThrottle, key: tuple[str, str], now: float, *, right: bool = False) -> float:
-    """Try a password; return how long the key has to wait, and nothing else happened, or 0."""
-    wait_s = throttle.begin(key, now)
-    if not wait_s:
-        if right:
-            throttle.succeeded(key)
-        else:
-            throttle.failed(key, now)
-        throttle.end(key)
-    return wait_s
-
-
-def test_a_key_with_too_many_failures_has_to_wait() -> None:
-    throttle = LoginThrottle(failures_max=3, window_s=60.0)
-    assert [attempt(throttle, ALICE, now) for now in (0.0, 10.0, 20.0)] == [0.0, 0.0, 0.0]
-    assert attempt(throttle, ALICE, 20.0) == 40.0
-    assert attempt(throttle, ("bob", "127.0.0.1"), 20.0) == 0.0
-    assert attempt(throttle, ("alice", "10.0.0.1"), 20.0) == 0.0, "another address must still be able to log in"
-    assert attempt(throttle, ALICE, 61.0) == 0.0
-    assert attempt(throttle, ALICE, 61.0) == 0.0, "a new window"
-
-
-def test_the_right_password_clears_the_failures() -> None:
-    throttle = LoginThrottle(failures_max=2)
-    assert not attempt(throttle, ALICE, 0.0)
-    assert not attempt(throttle, ALICE, 0.0, right=True)
-    assert not attempt(throttle, ALICE, 1.0)
-    assert not attempt(throttle, ALICE, 1.0)
-
-
-def test_the_number_of_remembered_keys_is_bounded() -> None:
-    throttle = LoginThrottle(failures_max=1, keys_max=3)
-    for number in range(4):
-        attempt(throttle, (f"user{number}", ""), 0.0)
-    assert [throttle.begin((f"user{number}", ""), 0.0) > 0 for number in range(4)] == [False, True, True, True]
-
-
-@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), max_size=60))
-def test_no_more_are_checked_than_may_fail(steps: list[tuple[int, int]]) -> None:
-    """However many begin at once: within one window, all of them wrong."""
-    throttle, under_way, checked = LoginThrottle(failures_max=10), 0, 0
-    for begins, ends in steps:
-        for _ in range(begins):
-            begun = not throttle.begin(ALICE, 0.0)
-            under_way, checked = under_way + begun, checked + begun
-        for _ in range(min(ends, under_way)):
-            throttle.failed(ALICE, 0.0)
-            throttle.end(ALICE)
-            under_way -= 1
-        assert checked <= 10
-
-
-def test_those_that_are_given_up_do_not_count() -> None:
-    throttle = LoginThrottle(failures_max=2)
-    for _ in range(20):
-        assert not throttle.begin(ALICE, 0.0)
-        throttle.end(ALICE)
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.2, "1 s"),
+        (120.0, "120 s"),
+        (121.0, "3 minutes"),
+        (7200.0, "120 minutes"),
+        (86400.0, "24 hours"),
+        (2e5, "3 days"),
+    ],
+)
+def test_a_time_to_wait_in_words(seconds: float, words: str) -> None:
+    assert core.in_words(seconds) == words

@@ -5,7 +5,8 @@ import threading
 import pytest
 
 from meshim.errors import ApiError
-from meshim.rest.passwords import Passwords
+from meshim.rest.admission.password_queue import Lane, Place
+from meshim.rest.admission.passwords import Passwords
 from meshim.runtime import crypto
 
 
@@ -16,7 +17,7 @@ async def test_no_memory_for_a_hash(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crypto, "hash_password", hash_password)
     passwords = Passwords()
     with pytest.raises(ApiError, match="no memory to spare") as refused:
-        await passwords.hash("secret")
+        await passwords.hash("secret", Place(Lane.STRANGER, ""))
     assert (refused.value.code, refused.value.status) == ("busy", 503)
     passwords.close()
 

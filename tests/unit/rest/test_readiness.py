@@ -29,7 +29,7 @@ class Backend:
         none = cast("Any", None)
         probes: Mapping[str, Callable[[], Awaitable[object]]] = {"nats": self.answers}
         storing: Mapping[str, Callable[[], Awaitable[object]]] = {"nats": self.stores}
-        backends = Backends(none, none, none, none, none, probes=probes, storing=storing)
+        backends = Backends(none, none, none, none, none, none, probes=probes, storing=storing)
         return Readiness(backends, lambda: self.now)
 
 

@@ -174,3 +174,17 @@ def test_phc_parts_are_base64() -> None:
     *_, salt, digest = crypto.hash_password("x").split("$")
     assert len(base64.b64decode(salt + "==")) == 16
     assert len(base64.b64decode(digest + "=")) == 32
+
+
+def test_a_device_proof_is_of_one_name_device_epoch_and_master_key() -> None:
+    master = MasterKey(bytes(32))
+    proofs = {
+        master.device_proof("alice", "phone", 1),
+        master.device_proof("alice", "phone", 2),
+        master.device_proof("alice", "2 phone", 1),
+        master.device_proof("bob", "phone", 1),
+        MasterKey(bytes([1] * 32)).device_proof("alice", "phone", 1),
+    }
+    assert len(proofs) == 5
+    assert master.device_proof("alice", "phone", 1) in proofs
+    assert {len(proof) for proof in proofs} == {43}

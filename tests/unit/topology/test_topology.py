@@ -256,6 +256,16 @@ def test_a_wrong_value_is_refused_with_path_and_reason(
     assert why in sentence
 
 
+def test_trusted_proxies_are_networks() -> None:
+    def security(*networks: str) -> Topology:
+        return msgspec.structs.replace(topology.default(), security=Security(trusted_proxies=networks))
+
+    topology.check(security("10.1.0.0/16", "127.0.0.1", "::1/128"))
+    for wrong in ("10.1.2.3/16", "proxy.example", "", "10.1.0.0/33"):
+        with pytest.raises(TopologyError, match=r"no network like 10\.1\.0\.0/16.*security\.trusted_proxies\[1\]`"):
+            topology.check(security("10.1.0.0/16", wrong))
+
+
 def test_one_address_belongs_to_one_process(tmp_path: Path) -> None:
     file = tmp_path / "topology.yaml"
     text = topology.dump(topology.default()).replace("tcp://127.0.0.1:0", "tcp://127.0.0.1:7100")

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshim.rest.connection_table import ConnectionTable
+from meshim.rest.http.connection_table import ConnectionTable
 
 
 def test_the_one_that_waits_longest_goes_and_one_that_is_worked_for_stays() -> None:
@@ -62,3 +62,20 @@ def test_it_agrees_with_a_list(steps: list[tuple[str, int]]) -> None:
         waiting = [each for each in waiting if each in known]
         assert len(table) == len(known)
         assert table.to_cut_for(b"none") == next(iter(waiting), None)
+
+
+def test_a_connection_that_moves_counts_for_its_new_address() -> None:
+    table = ConnectionTable[str]()
+    for connection in ("a", "b", "c"):
+        table.add(connection, b"proxy")
+    table.works("b")
+    for connection in ("a", "b", "c", "unknown"):
+        table.move(connection, b"client")
+    assert (table.count(b"proxy"), table.count(b"client"), len(table)) == (0, 3, 3)
+    assert table.to_cut_for(b"client") == "a"
+    table.works("a")
+    table.move("a", b"client")
+    table.works("c")
+    assert table.to_cut_for(b"client") is None, "those that are worked for still are"
+    table.waits("b")
+    assert table.to_cut_for(b"client") == table.to_cut_for(b"other") == "b"

@@ -20,8 +20,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.protocols.utils import get_remote_addr
 
 from meshim.rest import core
-from meshim.rest.connection_table import ConnectionTable
 from meshim.rest.connectors import IS_GONE
+from meshim.rest.http.client_address import TrustedProxies
+from meshim.rest.http.connection_table import ConnectionTable
 from meshim.rest.statistics import Statistics
 from meshim.runtime.service import descriptors_for_connections
 from meshim.runtime.websocket.admission import network_of
@@ -62,11 +63,19 @@ class Connection(HttpToolsProtocol):
     """One connection of a client."""
 
     def __init__(
-        self, limits: HttpLimits, table: "ConnectionTable[Connection]", statistics: Statistics, **uvicorn: Any
+        self,
+        limits: HttpLimits,
+        table: "ConnectionTable[Connection]",
+        proxies: TrustedProxies,
+        statistics: Statistics,
+        **uvicorn: Any,
     ) -> None:
         """`uvicorn` is what uvicorn gives each of its protocols."""
         super().__init__(**uvicorn)
         self._limits = limits
+        self._proxies = proxies
+        self._host = ""
+        """The address of the peer."""
         self._table = table
         self._statistics = statistics
         self._overhead = 0
@@ -83,7 +92,8 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         remote = get_remote_addr(transport)
-        address = network_of(remote[0] if remote else "")
+        self._host = remote[0] if remote else ""
+        address = network_of(self._host)
         if len(self._table) >= self._limits.connections:
             victim = self._table.to_cut_for(address)
             self._statistics.connections_cut += 1
@@ -150,6 +160,9 @@ class Connection(HttpToolsProtocol):
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         if size > self._limits.overhead_bytes:
             raise _TooLarge
+        forwarded = [value.decode("latin-1") for name, value in self.headers if name == b"x-forwarded-for"]
+        if forwarded:
+            self._table.move(self, network_of(self._proxies.client_of(self._host, forwarded)))
         super().on_headers_complete()
         self.scope[IS_GONE] = self._is_gone  # type: ignore[literal-required]  # of meshim alone
 
@@ -230,6 +243,7 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, code: str, sentence: str) -> None:
         """Answer with a problem, unless an answer is under way, and close."""
         self._refused = True
+        self._statistics.refuse(code)
         if not self._asked or not self.cycle.response_started:
             error = core.refusal(code, sentence)
             body = msgspec.json.encode(core.problem(error))
@@ -251,11 +265,16 @@ class Server(uvicorn.Server):
     """uvicorn without its signal handlers: `Service` handles signals."""
 
     def __init__(
-        self, app: Litestar, finish_s: float, statistics: Statistics, limits: HttpLimits | None = None
+        self,
+        app: Litestar,
+        finish_s: float,
+        statistics: Statistics,
+        proxies: TrustedProxies,
+        limits: HttpLimits | None = None,
     ) -> None:
         """`finish_s` is the time that requests under way have to end after `stop`."""
         limits = limits or limits_of_process()
-        connection = partial(Connection, limits, ConnectionTable(), statistics)
+        connection = partial(Connection, limits, ConnectionTable(), proxies, statistics)
         super().__init__(
             uvicorn.Config(
                 app,
@@ -265,7 +284,7 @@ class Server(uvicorn.Server):
                 log_config=None,
                 log_level="warning",
                 access_log=False,
-                proxy_headers=False,  # any client can forge them; a proxy in front has limits of its own
+                proxy_headers=False,  # `TrustedProxies` reads them, and /v1/import has to know the peer
                 server_header=False,
                 backlog=BACKLOG,
                 timeout_keep_alive=limits.keep_alive_s,

@@ -11,10 +11,13 @@ import pytest
 from litestar import Litestar
 
 from meshim.rest.connectors import IS_GONE
-from meshim.rest.http_server import HttpLimits, Server, limits_of_process
+from meshim.rest.http.client_address import TrustedProxies
+from meshim.rest.http.connection_table import ConnectionTable
+from meshim.rest.http.server import HttpLimits, Server, limits_of_process
 from meshim.rest.statistics import Statistics
 
 LIMITS = HttpLimits(connections=8, overhead_bytes=4096, request_s=0.3, keep_alive_s=1, unread_s=0.3)
+PROXIES = TrustedProxies(["127.0.0.3/32"])
 SOON_S = 5.0
 GET = b"GET / HTTP/1.1\r\nhost: x\r\n"
 POST = b"POST / HTTP/1.1\r\nhost: x\r\n"
@@ -51,6 +54,11 @@ class World:
         writer.close()
         return int(head.split()[1]) if head else 0, body
 
+    def table(self) -> ConnectionTable[Any]:
+        connection = cast(Any, self.server.config.http_protocol_class)  # noqa: TC006
+        found: ConnectionTable[Any] = connection.args[1]
+        return found
+
     async def code(self, data: bytes) -> tuple[int, str]:
         status, body = await self.ask(data)
         return status, json.loads(body)["code"]
@@ -60,7 +68,7 @@ class World:
 async def world() -> AsyncIterator[World]:
     statistics = Statistics()
     with socket.create_server(("127.0.0.1", 0)) as bound:
-        server = Server(cast(Litestar, application), 0.5, statistics, LIMITS)  # noqa: TC006
+        server = Server(cast(Litestar, application), 0.5, statistics, PROXIES, LIMITS)  # noqa: TC006
         serving = asyncio.create_task(server.serve([bound]))
         await server.up.wait()
         yield World(server, statistics, bound.getsockname()[1])
@@ -195,6 +203,31 @@ async def test_the_application_can_see_that_its_asker_has_gone(world: World, unr
             await asyncio.sleep(0.001)
         assert not world.statistics.requests_late, "not only when its time was over"
     del reader
+
+
+async def test_behind_a_proxy_a_client_with_most_connections_keeps_no_other_one_out(world: World) -> None:
+    """What stands left of the address of the client does not matter: the client itself may have written it."""
+    waiting = POST + b"content-length: 1\r\nx-forwarded-for: 192.0.2.%d, 203.0.113.7\r\n\r\n"
+    held = [await world.connect("127.0.0.3") for _ in range(LIMITS.connections - 2)]
+    for number, (_, writer) in enumerate(held):
+        writer.write(waiting % number)
+    honest = await world.connect("127.0.0.3")
+    honest[1].write(POST + b"content-length: 1\r\nx-forwarded-for: 203.0.113.8\r\n\r\n")
+    table = world.table()
+    async with asyncio.timeout(SOON_S):
+        while table.count(b"203.0.113.7") < LIMITS.connections - 2 or not table.count(b"203.0.113.8"):
+            await asyncio.sleep(0.01)
+    assert table.count(b"127.0.0.3") == 0
+    for _, each in [*held, honest]:
+        each.close()
+
+
+async def test_a_client_without_a_proxy_cannot_name_another_address(world: World) -> None:
+    reader, writer = await world.connect("127.0.0.2")
+    writer.write(GET + b"x-forwarded-for: 203.0.113.8\r\n\r\n")
+    assert (await asyncio.wait_for(reader.readline(), SOON_S)).startswith(b"HTTP/1.1 200")
+    assert (world.table().count(b"127.0.0.2"), world.table().count(b"203.0.113.8")) == (1, 0)
+    writer.close()
 
 
 def test_there_are_no_more_connections_than_descriptors_for_them() -> None:

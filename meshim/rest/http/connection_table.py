@@ -22,6 +22,10 @@ class ConnectionTable(Generic[T]):
         """How many are open."""
         return len(self._addresses)
 
+    def count(self, address: bytes) -> int:
+        """How many count for this address."""
+        return self._counts[address]
+
     def add(self, connection: T, address: bytes) -> None:
         """A new connection waits for its peer.  `address` is what counts as one, as of `network_of`."""
         self._addresses[connection] = address
@@ -36,6 +40,18 @@ class ConnectionTable(Generic[T]):
             self._counts[address] -= 1
             if not self._counts[address]:
                 del self._counts[address]
+
+    def move(self, connection: T, address: bytes) -> None:
+        """From now on a connection counts for another address; nothing happens when it does already, or is not known.
+
+        Behind a proxy each request on a connection may be of another client.
+        """
+        if self._addresses.get(connection, address) != address:
+            waits = connection in self._waiting
+            self.remove(connection)
+            self.add(connection, address)
+            if not waits:
+                self.works(connection)
 
     def waits(self, connection: T) -> None:
         """From now on a connection waits for its peer; nothing happens when it waits already, or is not known."""
