@@ -59,6 +59,8 @@ class Code(enum.IntEnum):
     """This end does not know the link epoch: greet again."""
     QUIT = 16
     """From a client: its user quits, and it does not come back by itself."""
+    QUEUE_FULL = 17
+    """Too much waits for a device of the recipient.  The message is valid: submit it again later."""
 
 
 def one_line(error: object) -> str:

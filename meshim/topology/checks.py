@@ -331,6 +331,7 @@ _FITS = (
     _Fits("bundle_items", 0, "link_queue"),
     _Fits("bundle_bytes", 0, "link_bytes"),
     _Fits("client_window", 0, "session_queue"),
+    _Fits("bundle_bytes", 0, "queue_bytes"),
     _Fits("client_window", 0, "what an acknowledgement can list", LIST_MAX),
     _Fits("mesh_window", 0, "what an acknowledgement can list", LIST_MAX),
     _Fits("devices_per_user", 0, "half of what an outcome can list", LIST_MAX // 2),

@@ -170,6 +170,10 @@ class Limits(Frozen, frozen=True, forbid_unknown_fields=True):
     """Friends whose presence one user may ask for in a second, from one REST service."""
     presence_limited_users: Count = 10_000
     """Users whose rate of such requests one REST service remembers."""
+    queue_rows: Count = 50_000
+    """Messages that may wait for one device.  One sender alone gets a quarter of them (docs/adr/0042)."""
+    queue_bytes: Count = 268_435_456
+    """Bytes of their envelopes.  Beyond either limit the sender gets BUSY with QUEUE_FULL and keeps the message."""
     sync_page_rows: Count = 256
     sync_page_bytes: Count = 1_048_576
     presence_cache: Count = 200_000

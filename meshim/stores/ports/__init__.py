@@ -32,8 +32,8 @@ from meshim.stores.ports.dead_letters import DeadLetter, DeadLetters
 from meshim.stores.ports.leases import Lease, Leases
 from meshim.stores.ports.notifications import Notifications
 from meshim.stores.ports.offline_log import LogMessage, OfflineLog
-from meshim.stores.ports.partitions import Partitions, Written
-from meshim.stores.ports.presence import Binding, Presence, UserPresence
+from meshim.stores.ports.partitions import Partitions, QueueKey, QueueUsage, Size, Written
+from meshim.stores.ports.presence import Binding, FullQueue, Presence, UserPresence
 from meshim.stores.ports.queues import Page, Queues, Row
 from meshim.stores.ports.session_cache import Account, CachedLogin, Login, SessionCache
 
@@ -45,6 +45,7 @@ __all__ = [
     "DeadLetter",
     "DeadLetters",
     "Device",
+    "FullQueue",
     "Lease",
     "Leases",
     "LogMessage",
@@ -54,11 +55,14 @@ __all__ = [
     "Page",
     "Partitions",
     "Presence",
+    "QueueKey",
+    "QueueUsage",
     "Queues",
     "Relation",
     "RelationKey",
     "Row",
     "SessionCache",
+    "Size",
     "User",
     "UserPresence",
     "Written",
