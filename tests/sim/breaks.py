@@ -27,7 +27,7 @@ from meshim.stores.memory.redis import MemoryPresence, MemorySessionCache
 from meshim.stores.ports import Binding, Login, Page
 from meshim.transfer import events as transfer_events
 from meshim.transfer.core import TransferCore
-from meshim.transfer.presence_cache import Locations
+from meshim.transfer.presence_cache import Locations, PresenceCache
 from meshim.wire.envelope import Envelope, Kind, decode_envelope, decode_receipt
 from meshim.wire.mesh import Route
 from meshim.wire.outcome import OutcomeStatus
@@ -229,6 +229,11 @@ def _only(all_devices: Locations, user: int, device: int) -> Locations:
     return locations
 
 
+def _quota() -> list[Patch]:
+    """Transfers ignore that a queue is full."""
+    return [(PresenceCache, "is_full", lambda self, user, devices, sender: False)]
+
+
 BREAKS: dict[str, Callable[[], list[Patch]]] = {
     "gap": _gap,
     "dedup": _dedup,
@@ -246,6 +251,7 @@ BREAKS: dict[str, Callable[[], list[Patch]]] = {
     "revoke": _revoke,
     "takeover": _takeover,
     "devices-agree": _devices_agree,
+    "quota": _quota,
 }
 
 

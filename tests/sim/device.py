@@ -1,7 +1,7 @@
 """A device: an application on the client's core, connection and persister, as a simulated process with a state file."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
@@ -75,6 +75,7 @@ class Device:
         self.transport = transport
         self.process: Process | None = None
         self.core: ClientCore | None = None
+        self.application: Application | None = None
         self.connection: Connection | None = None
         self.wanted = False
         """Whether the application is started again after its process was killed."""
@@ -99,7 +100,7 @@ class Device:
         process.wall_s = scheduler.random.uniform(-60.0, 60.0)
         process.connect = self._network.streams.connect
         self.process = process
-        app = Application(self, process, self._state)
+        app = self.application = Application(self, process, self._state)
 
         def ended() -> None:
             self._network.died(process)
@@ -134,6 +135,12 @@ class Device:
                 if isinstance(action, e.SendFrame) and self.connection is not None:
                     self.connection.send(action.frame)
         self.scheduler.after(0.01, process.kill)
+
+    def flood(self, user: int, count: int, every_s: float) -> None:
+        """Let the application, if it runs, send so many messages to a user beside what it sends by its plan."""
+        if self.application is not None and self.core is not None:
+            flood = self.application.flood(Destination(DestinationType.USER, user), count, every_s)
+            self.application.run(flood)
 
     def lose_file(self, *, keep_running: bool) -> MemoryStateFile:
         """Go on with a new state file, and return the old one.
@@ -210,6 +217,7 @@ class Application:
         self._file: File
         self._core: ClientCore
         self._more = asyncio.Event()
+        self._flood: asyncio.Task[None]
         self._connectors: Sequence[Connector] = ()
 
     @property
@@ -370,6 +378,23 @@ class Application:
                     await asyncio.sleep(0.1)
                 self._driver.receive(e.Composed((self._compose(to),)))
                 await asyncio.sleep(random.uniform(0.0, 0.2))
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run this beside the rest of the application."""
+
+        def begin() -> None:
+            self._flood = self._process.loop.create_task(work)
+            self._flood.add_done_callback(self._ended)
+
+        self._process.loop.call_soon(begin)
+
+    async def flood(self, to: Destination, count: int, every_s: float) -> None:
+        """Send so many messages."""
+        for _ in range(count):
+            while self._core.outbox.full(to):
+                await asyncio.sleep(0.1)
+            self._driver.receive(e.Composed((self._compose(to),)))
+            await asyncio.sleep(every_s)
 
     def _compose(self, to: Destination) -> Envelope:
         who = self._core.identity

@@ -42,7 +42,7 @@ class _Log(Remote):
 class SimRedis(redis.MemoryRedis):
     """Can restart with an old dump."""
 
-    _KEPT = ("leases", "presence", "logins", "accounts", "secrets", "last_session")
+    _KEPT = ("leases", "presence", "full", "logins", "accounts", "secrets", "last_session")
 
     def dump(self) -> dict[str, Any]:
         """A copy of all data."""

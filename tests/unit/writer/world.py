@@ -210,7 +210,8 @@ class World:
                         self.keys.add((device, entry.envelope))
                         self.rows.append(Row(partition, position, index, entry.user, device, entry.envelope))
         self.positions[partition] = action.through
-        return BatchWritten(partition, Written(tuple((user, device) for user, device in queues), tuple(refused), 0, queues))
+        devices = tuple((user, device) for user, device in queues)
+        return BatchWritten(partition, Written(devices, tuple(refused), 0, queues))
 
     def unread(self, device: int) -> list[Row]:
         return [row for row in self.rows if row.device == device and row not in self.read]
