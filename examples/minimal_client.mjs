@@ -52,10 +52,10 @@ export class Rules { // what a client remembers and decides; all changes of `dis
     for (const [key, [, pause]] of due) this.again.set(key, [now + pause, Math.min(2 * pause, 15000)]);
     return due.map(([key]) => [this.disk.get(id("outbox", ...JSON.parse(key))), this.out(JSON.parse(key)[0]).cookie]);
   }
-  outcome(now, to, first, last, status, final = false, audience = 0, cookie = EMPTY) { // -> [settled seqs, owes a BASE]
+  outcome(now, to, first, last, status, final = false, audience = 0, cookie = EMPTY, code = 0) { // -> [seqs, owes BASE]
     const settled = this.unsettled(to).filter((seq) => first <= seq && seq <= last);
     if (status === DELIVERED || status === STORED) this.disk.set(id("out", to), { ...this.out(to), cookie });
-    if (status === BUSY) for (const seq of settled) this.again.get(id(to, seq))[0] = now + 500;
+    if (status === BUSY) for (const seq of settled) this.again.get(id(to, seq))[0] = now + (code === 17 ? 10000 : 500); // QUEUE_FULL
     if (status !== REJECTED && !(final && [DELIVERED, STORED].includes(status))) return [[], false];
     for (const seq of settled) {
       const out = this.out(to), fate = status === REJECTED ? 0 : audience;

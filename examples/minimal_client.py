@@ -71,13 +71,13 @@ class Rules:
         self.again |= due
         return [(self.disk["outbox", *key], self.disk["out", key[0]]["cookie"]) for key in due]
 
-    def outcome(self, now, to, first, last, status, final=False, audience=0, cookie=b"", *_):
+    def outcome(self, now, to, first, last, status, final=False, audience=0, cookie=b"", code=0, *_):
         """Take in an Outcome; return the seqs that it settles, and whether a BASE is owed."""
         settled = [seq for seq in self.unsettled(to) if first <= seq <= last]
         if status in (DELIVERED, STORED) and ("out", to) in self.disk:
             self.disk["out", to] = self.disk["out", to] | {"cookie": cookie}
-        if status == BUSY:
-            self.again |= {(to, seq): [now + 0.5, self.again[to, seq][1]] for seq in settled}
+        if status == BUSY:  # 17, QUEUE_FULL: there is room when the friend has read
+            self.again |= {(to, seq): [now + (10 if code == 17 else 0.5), self.again[to, seq][1]] for seq in settled}
         if status != REJECTED and not (final and status in (DELIVERED, STORED)):
             return [], False
         for seq in settled:

@@ -8,7 +8,8 @@
     ├── BackendUnavailable      Redis, NATS or the database does not answer; try again later
     ├── StoreConflict           the row is not as the caller believed (name taken, no such user, fenced off)
     │   ├── Fenced              a process with a higher fencing token took over
-    │   └── DeviceInUse         the device has the epoch of another state file
+    │   ├── DeviceInUse         the device has the epoch of another state file
+    │   └── TooManyKeys         a pair has as many key versions as may be needed
     ├── SealBroken              sealed bytes were altered, or sealed with another key or for another purpose
     ├── ClientClosed            the client library stopped while a caller waited for it
     ├── PeerError               the peer broke the protocol; carries the code that is sent to it
@@ -112,6 +113,10 @@ class Fenced(StoreConflict):
 
 class DeviceInUse(StoreConflict):
     """The device has logged in with another state file, and this login did not ask to take it over."""
+
+
+class TooManyKeys(StoreConflict):
+    """The pair has as many versions of its content key as there may be, and each may still be needed."""
 
 
 class SealBroken(MeshimError):

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from meshim.errors import SealBroken, StoreConflict
+from meshim.errors import SealBroken, StoreConflict, TooManyKeys
 from meshim.rest.backends import Backends, Clock
 from meshim.rest.change_notifier import ChangeNotifier
 from meshim.rest.core import (
@@ -49,6 +49,8 @@ class Friends:
         """The id of this mesh: content keys of another mesh do not open its messages."""
         limits = topology.limits
         self._relations_max = limits.relations_per_user
+        self._keys_needed_s = topology.timers.device_idle_s
+        """A message waits for a device no longer than that: then the device is dropped."""
         self._presence_rate = RateLimit(limits.presence_lookups_per_s, limits.presence_limited_users)
         self._clock = clock
         self._log = log
@@ -109,13 +111,7 @@ class Friends:
                 return False
             await self._tell(me, peer, state)
         if chosen is Transition.ACCEPT:
-            version = before.keys[-1].version + 1 if before and before.keys else 1
-            wrapped = self._master.wrap(new_content_key(), relation_context(me, peer, version))
-            try:
-                await self._accounts.accept(me, peer, RelationKey(version, wrapped), now)
-            except StoreConflict:
-                return False
-            await self._notifier.friends_changed((me, peer))
+            return await self._accept(me, peer, before, now)
         if chosen is Transition.END:
             ended = await self._accounts.remove(me, peer, now)
             if ended is None:
@@ -132,6 +128,19 @@ class Friends:
             if not await self._accounts.unblock(me, peer, now):
                 return False
             await self._tell(me, peer, "hidden")
+        return True
+
+    async def _accept(self, me: int, peer: int, before: Relation | None, now: float) -> bool:
+        version = before.keys[-1].version + 1 if before and before.keys else 1
+        wrapped = self._master.wrap(new_content_key(), relation_context(me, peer, version))
+        try:
+            await self._accounts.accept(me, peer, RelationKey(version, wrapped), now, now - self._keys_needed_s)
+        except TooManyKeys:
+            sentence = "This friendship was ended and made anew too often: try again in some weeks."
+            raise refusal("too_many_friendships", sentence) from None
+        except StoreConflict:
+            return False
+        await self._notifier.friends_changed((me, peer))
         return True
 
     async def _tell(self, me: int, peer: int, changed: str) -> None:

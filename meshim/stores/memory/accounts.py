@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from meshim.errors import DeviceInUse, StoreConflict
+from meshim.errors import DeviceInUse, StoreConflict, TooManyKeys
 from meshim.stores.memory.database import MemoryDatabase, StoredDevice, StoredRelation
-from meshim.stores.ports import Account, Device, Login, Relation, RelationKey, User
+from meshim.stores.ports import KEY_VERSIONS_MAX, Account, Device, Login, Relation, RelationKey, User
 
 
 class MemoryAccounts:
@@ -166,13 +166,21 @@ class MemoryAccounts:
         if count >= relations_max:
             raise StoreConflict(f"{who} {relations_max} relations, as many as there may be.")
 
-    async def accept(self, user_id: int, peer_id: int, key: RelationKey, now: float) -> Relation:
+    async def accept(
+        self, user_id: int, peer_id: int, key: RelationKey, now: float, needed_since: float = 0.0
+    ) -> Relation:
         relation = self._database.relations.get(_pair(user_id, peer_id))
         if relation is not None and relation.state_for(user_id) == "asked":
             last = relation.keys[-1].version if relation.keys else 0
             if key.version != last + 1:
                 raise StoreConflict(f"The next version of the key is {last + 1}, not {key.version}.")
+            if len(relation.keys) >= KEY_VERSIONS_MAX:
+                replaced = sum(made < needed_since for made in relation.keys_made) - 1
+                if replaced < 1:
+                    raise TooManyKeys(f"The two have {KEY_VERSIONS_MAX} versions of their key, and all may be needed.")
+                del relation.keys[:replaced], relation.keys_made[:replaced]
             relation.keys.append(key)
+            relation.keys_made.append(now)
             relation.state = "friends"
         elif relation is None or relation.state != "friends" or relation.keys[-1] != key:
             raise StoreConflict("That user has not asked for friendship.")

@@ -71,6 +71,8 @@ class StoredRelation:
     state: str
     requested_by: int
     keys: list[RelationKey] = field(default_factory=list)
+    keys_made: list[float] = field(default_factory=list)
+    """When each of `keys` was."""
     blocked_by: set[int] = field(default_factory=set)
 
     def state_for(self, user_id: int) -> str | None:

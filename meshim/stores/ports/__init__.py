@@ -27,7 +27,7 @@ adapter of the table, and test it in the contract test, which runs the same func
 real servers.  Roles get the port through the `Backends` of their role.  For a new column or table see `sql/schema.py`.
 """
 
-from meshim.stores.ports.accounts import Accounts, Device, Relation, RelationKey, User
+from meshim.stores.ports.accounts import KEY_VERSIONS_MAX, Accounts, Device, Relation, RelationKey, User
 from meshim.stores.ports.dead_letters import DeadLetter, DeadLetters
 from meshim.stores.ports.leases import Lease, Leases
 from meshim.stores.ports.notifications import Notifications
@@ -38,6 +38,7 @@ from meshim.stores.ports.queues import Page, Queues, Row
 from meshim.stores.ports.session_cache import Account, CachedLogin, Login, SessionCache
 
 __all__ = [
+    "KEY_VERSIONS_MAX",
     "Account",
     "Accounts",
     "Binding",

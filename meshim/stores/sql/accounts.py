@@ -105,8 +105,10 @@ class SqlAccounts:
     async def request(self, user_id: int, peer_id: int, now: float, relations_max: int) -> str:
         return await self._database.write(relations.request, user_id, peer_id, to_ms(now), relations_max)
 
-    async def accept(self, user_id: int, peer_id: int, key: RelationKey, now: float) -> Relation:
-        return await self._database.write(relations.accept, user_id, peer_id, key, to_ms(now))
+    async def accept(
+        self, user_id: int, peer_id: int, key: RelationKey, now: float, needed_since: float = 0.0
+    ) -> Relation:
+        return await self._database.write(relations.accept, user_id, peer_id, key, to_ms(now), to_ms(needed_since))
 
     async def remove(self, user_id: int, peer_id: int, now: float) -> str | None:
         return await self._database.write(relations.remove, user_id, peer_id, to_ms(now))

@@ -5,7 +5,8 @@ A pair has one row, the lower id first.  The states of the row::
     (no row) ──request──▶ requested ──accept──▶ friends ──remove──▶ removed ──request──▶ requested …
                               └─────remove, if the pair never were friends─▶ (no row)
 
-`accept` adds a key version; no version is ever deleted, because it opens old messages.  The functions of the port have
+`accept` adds a key version.  A pair has `KEY_VERSIONS_MAX` at most: one is deleted only when no message that waits can
+need it.  The functions of the port have
 their contract in `ports/accounts.py`.
 
 A block is a flag beside the state, one for each of the two.  `state` is what there would be between them if nobody had
@@ -21,8 +22,8 @@ from typing import Any
 from sqlalchemy import Column, ColumnElement, Row, case, delete, func, insert, or_, select, union_all, update
 from sqlalchemy.engine import Connection
 
-from meshim.errors import StoreConflict
-from meshim.stores.ports import Relation, RelationKey, User
+from meshim.errors import StoreConflict, TooManyKeys
+from meshim.stores.ports import KEY_VERSIONS_MAX, Relation, RelationKey, User
 from meshim.stores.sql.schema import im_relation, im_relation_key, im_user
 
 _REQUESTED, _FRIENDS, _REMOVED, _NONE = "requested", "friends", "removed", "none"
@@ -72,7 +73,9 @@ def request(connection: Connection, user_id: int, peer_id: int, now: int, relati
     return _state(_locked(connection, user_id, peer_id), user_id) or _NONE
 
 
-def accept(connection: Connection, user_id: int, peer_id: int, key: RelationKey, now: int) -> Relation:
+def accept(
+    connection: Connection, user_id: int, peer_id: int, key: RelationKey, now: int, needed_since: int
+) -> Relation:  # fmt: skip
     row = _locked(connection, user_id, peer_id)
     state = _state(row, user_id)
     keys = [] if row is None else _keys(connection, im_relation.c.id == row.id)[row.id]
@@ -80,6 +83,8 @@ def accept(connection: Connection, user_id: int, peer_id: int, key: RelationKey,
         last = keys[-1].version if keys else 0
         if key.version != last + 1:
             raise StoreConflict(f"The next version of the key is {last + 1}, not {key.version}.")
+        if len(keys) >= KEY_VERSIONS_MAX:
+            _delete_replaced(connection, row.id, needed_since)
         values = {"relation_id": row.id, "version": key.version, "wrapped": key.wrapped, "gmt_create": now}
         connection.execute(insert(im_relation_key).values(values))
         _change(connection, row.id, now, state=_FRIENDS)
@@ -87,6 +92,17 @@ def accept(connection: Connection, user_id: int, peer_id: int, key: RelationKey,
         raise StoreConflict("That user has not asked for friendship.")
     [accepted] = _read(connection, user_id, _pair(user_id, peer_id))
     return accepted
+
+
+def _delete_replaced(connection: Connection, relation_id: int, before: int) -> None:
+    """Delete the versions that a later one replaced before that time.  Raises TooManyKeys when there is none."""
+    key = im_relation_key.c
+    made = select(key.version, key.gmt_create).where(key.relation_id == relation_id).order_by(key.version)
+    versions = [row.version for row in connection.execute(made).all() if row.gmt_create < before]
+    if len(versions) < 2:  # the latest of them replaced the others, and was itself replaced later
+        raise TooManyKeys(f"The two have {KEY_VERSIONS_MAX} versions of their key, and all may be needed.")
+    replaced = (key.relation_id == relation_id) & (key.version < versions[-1])
+    connection.execute(delete(im_relation_key).where(replaced))
 
 
 def remove(connection: Connection, user_id: int, peer_id: int, now: int) -> str | None:
