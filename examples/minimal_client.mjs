@@ -9,7 +9,7 @@ import { decode, decodeMulti, encode } from "@msgpack/msgpack";
 const GREET = 1, WELCOME = 2, DATA = 3, ACK = 4, PING = 5, PONG = 6, CLOSE = 7, RESET = 8, CHANGED = 11;
 const SUBMIT = 1, DELIVERY = 2, TEXT = 1, RECEIPT = 3, BASE = 4, EPHEMERAL = 128;
 const DELIVERED = 1, STORED = 2, REJECTED = 3, BUSY = 4, STATES = { 1: "delivered", 2: "sent", 3: "rejected" };
-const BAD_TOKEN = 4, QUIT = 16, WINDOW = 32, EMPTY = new Uint8Array();
+const BAD_TOKEN = 4, QUIT = 16, FULL = 17, WINDOW = 32, EMPTY = new Uint8Array();
 const STOP = [2, 5, 12, "bad_credentials", "device_in_use", "disk"]; // VERSION, IMPERSONATION, LOGGED_OUT
 const LATER = ["bad_token", "slow_down", "busy", "backend_unavailable", "internal", "wrong_master_key"]; // try again
 const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
@@ -55,7 +55,7 @@ export class Rules { // what a client remembers and decides; all changes of `dis
   outcome(now, to, first, last, status, final = false, audience = 0, cookie = EMPTY, code = 0) { // -> [seqs, owes BASE]
     const settled = this.unsettled(to).filter((seq) => first <= seq && seq <= last);
     if (status === DELIVERED || status === STORED) this.disk.set(id("out", to), { ...this.out(to), cookie });
-    if (status === BUSY) for (const seq of settled) this.again.get(id(to, seq))[0] = now + (code === 17 ? 10000 : 500); // QUEUE_FULL
+    if (status === BUSY) for (const seq of settled) this.again.get(id(to, seq))[0] = now + (code === FULL ? 1e4 : 500);
     if (status !== REJECTED && !(final && [DELIVERED, STORED].includes(status))) return [[], false];
     for (const seq of settled) {
       const out = this.out(to), fate = status === REJECTED ? 0 : audience;

@@ -304,7 +304,7 @@ class Client:
                     self.hand_over()
 
     def outcome(self, now, to, first, last, status, final=False, audience=0, cookie=b"", code=0, *_):
-        settled, owes_base = self.rules.outcome(now, to, first, last, status, final, audience, cookie)
+        settled, owes_base = self.rules.outcome(now, to, first, last, status, final, audience, cookie, code)
         if settled or status == DELIVERED:
             self.emit(STATES[status], to=to[1], ranges=[(first, last)], final=final, code=code)
         if owes_base:
