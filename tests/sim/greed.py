@@ -15,8 +15,8 @@ MESSAGES, EVERY_S = 165, 0.065
 """Of the greedy friend."""
 LAG_S = 3.5
 """From the log to the transfers at most, where a call to the database in five takes up to 1.25 s."""
-MODEST_AT_S = 10.0
-"""When the other friend sends."""
+MODEST_AT_S = 6.0
+"""When the other friend sends: a copy for a device that has just ended is stored within the rest of the time."""
 
 
 def most_rows(queue_rows: int) -> int:
