@@ -6,6 +6,7 @@
     ├── UsageError              the person who typed the command can correct it (exit code 2)
     │   └── TopologyError       a topology file is wrong; the sentence names the field
     ├── BackendUnavailable      Redis, NATS or the database does not answer; try again later
+    │   └── StorageFailed       it answers, and cannot write: its disk is full or broken
     ├── StoreConflict           the row is not as the caller believed (name taken, no such user, fenced off)
     │   ├── Fenced              a process with a higher fencing token took over
     │   ├── DeviceInUse         the device has the epoch of another state file
@@ -37,7 +38,8 @@ class Code(enum.IntEnum):
     BAD_TOKEN = 4
     """The token is unknown, expired or revoked: log in again."""
     IMPERSONATION = 5
-    """The envelope names another user, device or epoch than the session's."""
+    """The envelope names another user, device or epoch than the session's, or a Hello another incarnation than that of
+    its key."""
     NOT_FRIENDS = 6
     """Sender and recipient are not friends."""
     NO_SUCH_RECIPIENT = 7
@@ -101,6 +103,10 @@ class TopologyError(UsageError):
 
 class BackendUnavailable(MeshimError):
     """Redis, NATS or the database did not answer in time or refused the connection."""
+
+
+class StorageFailed(BackendUnavailable):
+    """NATS or the database answers, but the system refuses its writes: a disk is full, read-only or broken."""
 
 
 class StoreConflict(MeshimError):

@@ -36,6 +36,8 @@ from scripts.harness.mesh.options import interrupt_on_sigterm, natural, number, 
 SECONDS = number(5, 86_400, "a number of seconds, 5 to 86400")
 BACKENDS = ("redis", "nats", "sql")
 RATE = number(1, 100_000, "a number of messages a second, 1 to 100000")
+RATE_DEFAULT, RATE_HOSTILE = 600.0, 150.0
+"""Latencies that tell something need idle cores: the hostile clients get them."""
 USERS = whole(7, 10_000, "a whole number of people, 7 to 10000")  # each user has three friends on either side
 
 
@@ -63,13 +65,18 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--break", dest="mutation", metavar="NAME", help=f"take a mechanism out first: {', '.join(MUTATIONS)}"
     )
-    parser.add_argument("--rate", type=RATE, default=600.0, metavar="N", help="messages a second (600)")
+    parser.add_argument(
+        "--rate", type=RATE, metavar="N", help=f"messages a second ({RATE_DEFAULT:g}; --hostile: {RATE_HOSTILE:g})"
+    )
     parser.add_argument("--users", type=USERS, default=60, metavar="N", help="how many people: 7 at least (60)")
     parser.add_argument(
         "--transport", choices=TRANSPORTS, default="mixed", help="of the devices: half of them by each (mixed)"
     )
     parser.add_argument(
         "--minimal", type=natural, default=6, metavar="N", help="how many users have a client of examples/ (6)"
+    )
+    parser.add_argument(
+        "--hostile", action="store_true", help="one client of five is hostile, from a third of the time on"
     )
     parser.add_argument(
         "--topology", type=Path, metavar="FILE", help="of the mesh (3 connectors, 3 transfers, 2 writers)"
@@ -90,12 +97,19 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     seed = secrets.randbits(32) if options.seed is None else options.seed
     folder = new_folder(options.folder)
     settings = Settings(
-        seed=seed, seconds=options.seconds, rate=options.rate, users=options.users, kinds=kinds,
+        seed=seed, seconds=options.seconds, rate=_rate(options), users=options.users, kinds=kinds,
         everything=options.only is None, mutation=options.mutation or "",
         transport=options.transport, minimal=_minimal(options.transport, min(options.minimal, options.users)),
+        hostile=options.hostile,
     )  # fmt: skip
     print(f"chaos: seed {seed}, all files of the run are in {folder}", file=sys.stderr, flush=True)
     return Run(settings, mesh, folder).run()
+
+
+def _rate(options: argparse.Namespace) -> float:
+    if options.rate is not None:
+        return float(options.rate)
+    return RATE_HOSTILE if options.hostile else RATE_DEFAULT
 
 
 def _minimal(transport: str, count: int) -> tuple[Transport, ...]:

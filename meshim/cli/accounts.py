@@ -56,7 +56,7 @@ def import_users(options: ApiOptions, file: IO[str]) -> int:
     the line.  Empty lines and lines that begin with # are skipped.  Names that cannot be registered are told
     on standard error, and the exit code is 1.
     """
-    users = list(_users(file))
+    users = users_of(file, file.name)
 
     async def run() -> int:
         registered = 0
@@ -76,8 +76,15 @@ def import_users(options: ApiOptions, file: IO[str]) -> int:
     return 0 if registered == len(users) else 1
 
 
+def users_of(lines: Iterable[str], name: str) -> list[tuple[str, str]]:
+    """Return each (name, password) in the lines of the file `name`.  Raises UsageError."""
+    try:
+        return list(_users(lines))
+    except UnicodeDecodeError:
+        raise UsageError(f"{name} is not UTF-8: save it in that encoding.") from None
+
+
 def _users(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Each (name, password).  Raises UsageError."""
     for number, line in enumerate(lines, 1):
         line = line.rstrip("\r\n")
         if not line.strip() or line.startswith("#"):

@@ -13,6 +13,7 @@ import rich_click as click
 
 from meshim import topology as topologies
 from meshim.cli.options import data_option, load, topology_option
+from meshim.cli.terminal import printable
 from meshim.deploy import state
 from meshim.deploy.state import DataFolder, Phase
 from meshim.errors import UsageError
@@ -274,7 +275,12 @@ def _entry(entry: Entry) -> ShownEntry | None:
 def _print(letter: ShownLetter) -> None:
     print(
         _COLUMNS.format(
-            letter.number, letter.partition, letter.position, letter.dead_lettered_at, letter.bytes, letter.reason
+            letter.number,
+            letter.partition,
+            letter.position,
+            letter.dead_lettered_at,
+            letter.bytes,
+            printable(letter.reason),
         )
     )
     indent = " " * 10

@@ -9,18 +9,20 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import rich_click as click
 
 from meshim import topology as topologies
 from meshim.cli.next_step import next_step
-from meshim.cli.options import data_option, load, topology_option
+from meshim.cli.options import data_option, load, log_warnings, topology_option
 from meshim.deploy import state, supervisor
-from meshim.deploy.probe import probe
+from meshim.deploy.probe import check_storing, probe
 from meshim.deploy.state import DataFolder, MeshState, Phase, RoleState
 from meshim.errors import BackendUnavailable, MeshimError, UsageError
 from meshim.runtime import counters
+from meshim.runtime.log import get as get_log
 from meshim.stores.durability import Setting, Verdict
 
 _ENDED = "The mesh has ended."
@@ -35,6 +37,7 @@ _DOWN_S = 60.0
 def up(file: Path | None, data: DataFolder, detach: bool) -> None:
     """Run a whole mesh: embedded backends, the database's tables, every role."""
     topology = load(file)
+    log_warnings(file, get_log("mesh", "up"))
     if detach:
         api = _up_detached(file, data)
         print(f"{_ready(api)}\n{next_step(api, data)}")
@@ -110,11 +113,16 @@ class BackendStatus(msgspec.Struct, frozen=True):
     state: Phase
     pid: int | None
     restarts: int
+    storage_restarts: int
+    """How many of them because it had stopped storing."""
     reachable: bool
+    stores: bool | None
+    """Whether it takes what has to be stored; None where it is not asked: Redis, and a backend that is not reachable.
+    The database is asked by a write that changes nothing."""
     reason: str | None
-    """Why it is not reachable."""
+    """Why it is not reachable, or does not store."""
     settings: list[Setting]
-    """The settings that decide whether acknowledged writes survive a power loss."""
+    """The settings that decide whether the backend keeps what it has acknowledged."""
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -158,23 +166,36 @@ def _print_json(shown: Status) -> None:
     print(msgspec.json.format(msgspec.json.encode(shown)).decode())
 
 
+class _Found(NamedTuple):
+    """What a backend answered."""
+
+    reachable: bool
+    stores: bool | None
+    reason: str | None
+
+
 async def _probe_backends(mesh: MeshState, data: DataFolder) -> list[BackendStatus]:
     """Probe each backend now, with the credentials that the roles use."""
     from meshim.stores.backends import read_settings  # here: the other commands do not need httpx
 
     running = topologies.load(data.topology) if mesh.state is Phase.RUNNING else None
-    urls = msgspec.structs.asdict(running.backends) if running else {}
 
-    async def reason(name: str) -> str | None:
-        if name not in urls:
-            return f"The mesh is {mesh.state}."
+    async def ask(name: str) -> _Found:
+        if running is None:
+            return _Found(reachable=False, stores=None, reason=f"The mesh is {mesh.state}.")
         try:
-            await probe(urls[name])
+            await probe(getattr(running.backends, name))
         except BackendUnavailable as error:
-            return error.sentence
-        return None
+            return _Found(reachable=False, stores=None, reason=error.sentence)
+        if name == "redis":  # it holds nothing that has to survive
+            return _Found(reachable=True, stores=None, reason=None)
+        try:
+            await check_storing(running, name)
+        except BackendUnavailable as error:
+            return _Found(reachable=True, stores=False, reason=error.sentence)
+        return _Found(reachable=True, stores=True, reason=None)
 
-    reasons = await asyncio.gather(*(reason(backend.name) for backend in mesh.backends))
+    found = await asyncio.gather(*(ask(backend.name) for backend in mesh.backends))
     settings = await read_settings(running.backends, running.durability.nats_monitor) if running else []
     return [
         BackendStatus(
@@ -183,11 +204,13 @@ async def _probe_backends(mesh: MeshState, data: DataFolder) -> list[BackendStat
             state=each.state,
             pid=each.pid,
             restarts=each.restarts,
-            reachable=why is None,
-            reason=why,
+            storage_restarts=each.storage_restarts,
+            reachable=answer.reachable,
+            stores=answer.stores,
+            reason=answer.reason,
             settings=[setting for setting in settings if setting.backend == each.name],
         )
-        for each, why in zip(mesh.backends, reasons, strict=True)
+        for each, answer in zip(mesh.backends, found, strict=True)
     ]
 
 
@@ -198,9 +221,13 @@ def _table(shown: Status) -> str:
         for role in shown.roles
     )
     for backend in shown.backends:
-        where = backend.url if backend.reachable else f"not reachable: {backend.reason}"
+        where = backend.url
+        if not backend.reachable:
+            where = f"not reachable: {backend.reason}"
+        elif backend.stores is False:
+            where = f"does not store: {backend.reason}"
         rows.append((backend.name, "backend", backend.state, _or_dash(backend.pid), str(backend.restarts), where))
-    settings = [("BACKEND", "SETTING", "VALUE", "SAFE FROM A LOSS OF POWER")]
+    settings = [("BACKEND", "SETTING", "VALUE", "SAFE")]
     settings.extend(
         (setting.backend, setting.name, setting.value or "-", _safe(setting))
         for backend in shown.backends
@@ -233,8 +260,17 @@ def topology() -> None:
 @topology.command()
 @click.argument("file", type=click.Path(path_type=Path))
 def check(file: Path) -> None:
-    """Say whether FILE is a topology, and otherwise what is wrong with it and where."""
-    mesh = topologies.load(file)
+    """Say whether FILE is a topology, and otherwise everything that is wrong with it, and where.
+
+    A fault keeps a mesh from starting: the exit status is 2. A warning is about a file that works and is probably not
+    meant so: with warnings alone the exit status is 0.
+    """
+    mesh, faults, warnings = topologies.inspect(file)
+    for kind, findings in (("fault", faults), ("warning", warnings)):
+        for finding in findings:
+            print(f"{kind}: {finding.sentence}")
+    if faults or mesh is None:
+        raise UsageError(f"{file} is not a topology: {len(faults)} fault{'s' * (len(faults) > 1)}, see above.")
     counts = (
         f"{len(mesh.connectors)} connectors, {len(mesh.transfers)} transfers, "
         f"{len(mesh.writers)} writers, {len(mesh.rest)} rest"
@@ -252,12 +288,13 @@ def db() -> None:
 @data_option
 def upgrade(file: Path | None, data: DataFolder) -> None:
     """Bring the database's tables to this version; `meshim up` does it too."""
-    url = load(file).backends.sql
+    topology = load(file)
+    url = topology.backends.sql
     if url == "embedded":
         data.create()
         url = data.sqlite_url
     asyncio.run(probe(url))
-    supervisor.upgrade_database(url)
+    supervisor.upgrade_database(url, topology)
     print("The database is up to date.")
 
 

@@ -8,6 +8,7 @@ import rich_click as click
 
 from meshim import topology
 from meshim.deploy.state import DataFolder
+from meshim.runtime.log import Log
 from meshim.topology import Topology
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -46,3 +47,10 @@ def load(file: Path | None) -> Topology:
     if file is None and not DEFAULT_FILE.exists():
         return topology.default()
     return topology.load(file or DEFAULT_FILE)
+
+
+def log_warnings(file: Path | None, log: Log) -> None:
+    """Log what is suspicious in the file that `load` takes.  Raises TopologyError."""
+    if file is not None or DEFAULT_FILE.exists():
+        for warning in topology.inspect(file or DEFAULT_FILE).warnings:
+            log.warning("suspicious topology", file=file or DEFAULT_FILE, says=warning.sentence)

@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal, TypeAlias
 from urllib.parse import urlsplit
 
+from meshim.addresses import is_loopback
 from meshim.client import events as e
 from meshim.errors import ApiError, BackendUnavailable, Code, PeerError, Refused, as_sentence
-from meshim.runtime.addresses import is_loopback
 from meshim.runtime.driver import Driver
 from meshim.runtime.sockets import Context, Dealer
 from meshim.runtime.websocket import WebSocketClient
@@ -73,6 +73,8 @@ class Connection:
         self.offline.set()
         self.failure: str | None = None
         """Why the latest attempt failed, as a sentence; None before the first one, and after a welcome."""
+        self._may_connect = asyncio.Event()
+        self._may_connect.set()
         self._driver = driver
         self._connectors = connectors
         self._token = token
@@ -119,6 +121,20 @@ class Connection:
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(disconnect)
 
+    def pause(self, sentence: str) -> None:
+        """Make no connection until `resume`, for this reason; the one that there is has to be ended."""
+        self._may_connect.clear()
+        self.failure = sentence
+
+    def resume(self) -> None:
+        """Connect again after `pause`."""
+        self._may_connect.set()
+
+    @property
+    def paused(self) -> bool:
+        """Whether `pause` was called, and `resume` not since."""
+        return not self._may_connect.is_set()
+
     def _set_offline(self) -> None:
         self.online.clear()
         self.offline.set()
@@ -132,6 +148,7 @@ class Connection:
         fresh_list = False
         refused: bytes | None = None
         while True:
+            await self._may_connect.wait()
             token: bytes | None = None
             told_s = 0.0
             self._reached = ""

@@ -224,12 +224,12 @@ class ClientCore:
             self.outbox.disconnected()
             self._actions.append(e.Disconnect(code, sentence))
 
-    def farewell(self) -> Sequence[e.Action]:
-        """End the connection because the application quits; returns the actions for that."""
+    def farewell(self, sentence: str = "closed") -> Sequence[e.Action]:
+        """End the connection because the application quits, or reads nothing; returns the actions for that."""
         if self._link is not None:
             close = Close(self._link.epoch, Code.QUIT, "the client quits")
             self._actions.append(e.SendFrame(wire.encode(close)))
-            self._disconnect(None, "closed")
+            self._disconnect(None, sentence)
         actions = self._actions.copy()
         self._actions.clear()
         return actions

@@ -54,6 +54,8 @@ class InboxReader:
         self._statistics = statistics
         self._keys = KeyRequests(contacts, lambda: state.latest, self._release)
         contacts.on_new_keys = self._release
+        self.on_handled: Callable[[], None] = lambda: None
+        """Called when the application has handled messages."""
         self._available = asyncio.Event()
         self._failure: MeshimError | None = None
         self._after = 0
@@ -93,6 +95,7 @@ class InboxReader:
                     raise UsageError("Another loop reads the messages of this client now: one at a time.")
                 if self._last_given:
                     self._state.handled((self._last_given,))  # the application left its loop, and began another
+                    self.on_handled()
                 if self._again:
                     self._again, self._after = False, 0
                 page = self._state.received(self._after, PAGE)
@@ -129,6 +132,7 @@ class InboxReader:
         async with self._lock:
             if self._failure is None:
                 self._state.handled((number,))
+                self.on_handled()
 
     def _read(self, row: Received) -> Message | None:
         """The message of a row; None for a kind that this version does not know.  Raises _KeyUnknown."""

@@ -53,6 +53,9 @@ class ClientOptions(msgspec.Struct, frozen=True):
     """Between two requests for the presence of watched friends, times a random factor between 0.8 and 1.2."""
     watched_max: int = 500
     """Friends who are watched at once; a request asks for 100."""
+    inbox_bytes_max: int = 256 << 20
+    """Messages that the application may leave unread in the state file, in bytes.  At so many the client disconnects,
+    and the mesh keeps what comes then; it connects again when the application has handled a quarter of them."""
     events_max: int = 1024
     """Events that wait for a reader of `Client.events`; see `client.application.event_stream`."""
 

@@ -14,8 +14,8 @@ from urllib.parse import quote, urlsplit
 import httpx
 import msgspec
 
+from meshim.addresses import is_loopback
 from meshim.errors import ApiError, BackendUnavailable, ClientClosed, UsageError, one_line
-from meshim.runtime.addresses import is_loopback
 from meshim.wire import rest
 from meshim.wire.rest import PREFIX, PROBLEM_JSON
 
@@ -23,6 +23,9 @@ DEFAULT_URL = "http://127.0.0.1:8100"
 
 RETRY_AFTER_MAX_S = 300.0
 """A longer Retry-After counts as this: no answer may stop a client for good."""
+
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for an answer that is not JSON, not UTF-8, or nested without end."""
 
 _T = TypeVar("_T")
 
@@ -181,9 +184,9 @@ class Api:
         response = await self._send(method, path, body, timeout_s)
         try:
             return msgspec.json.decode(response.content, type=answer)
-        except msgspec.DecodeError as error:
+        except _UNREADABLE as error:
             raise BackendUnavailable(
-                f"{self.base_url} answered something that is not meshim: is the URL right? ({error})"
+                f"{self.base_url} answered something that is not meshim: is the URL right? ({one_line(error)})"
             ) from None
 
     async def _send(
@@ -220,7 +223,7 @@ class Api:
             )
         try:
             problem = msgspec.json.decode(response.content, type=rest.Problem)
-        except msgspec.DecodeError:
+        except _UNREADABLE:
             return BackendUnavailable(f"{self.base_url} answered {response.status_code} with a reason that is cut off.")
         wait = response.headers.get("retry-after", "")
         wait_s = min(float(wait), RETRY_AFTER_MAX_S) if wait.isascii() and wait.isdigit() else None

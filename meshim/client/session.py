@@ -11,10 +11,12 @@ import msgspec
 
 from meshim.client.identity import Identity
 from meshim.client.rest import Api
-from meshim.client.state import StateFile, check_folder
+from meshim.client.state import StateFile
+from meshim.client.state_lock import check_folder
 from meshim.errors import ApiError, BackendUnavailable, ClientClosed, Code, PeerError, Refused, UsageError, one_line
 from meshim.protocol.names import fold_name
 from meshim.runtime.crypto import format_token, parse_token
+from meshim.wire.codec import decoder, encode
 from meshim.wire.rest import Connector, LoginAnswer, Relation
 
 _CONNECTORS_TIMEOUT_S = 2.0
@@ -52,8 +54,7 @@ class _Login(msgspec.Struct):
     mesh: str = ""
 
 
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(_Login).decode
+_decode: Callable[[bytes], _Login] = decoder(_Login)
 
 
 def _decoded(login: bytes, path: Path) -> _Login:
@@ -175,7 +176,7 @@ class Session:
 
     async def _persist(self) -> None:
         async with self.lock:
-            await asyncio.to_thread(self._state.put, "login", _encode(self._login))
+            await asyncio.to_thread(self._state.put, "login", encode(self._login))
 
     async def persist_relations(self, relations: Sequence[Relation]) -> None:
         """Write the names, relations and keys into the state file."""

@@ -45,11 +45,13 @@ class Shell:
         self.driver: Driver[e.Event, e.Action] = Driver(core, self._perform)
         self._session = session
         self._state = state
-        self._persister = Persister(state, session.lock, lambda serial: self.driver.receive(e.Persisted(serial)))
+        self._persister = Persister(state, session.lock, self._persisted)
+        self._inbox_bytes_max = options.inbox_bytes_max
         self._publisher = Publisher(options.events_max, statistics)
         self.contacts = Contacts(session, state, self._publisher.publish)
         self.sender = Sender(core, self.contacts, self._persist)
         self.reader = InboxReader(state, session.lock, self.contacts, core.receipts, self._mark_read, statistics)
+        self.reader.on_handled = self._handled
         self.connection = Connection(self.driver, session.connectors, session.token, transport, insecure=insecure)
         self.relations = Relations(session, self.contacts, self._publisher, statistics)
         self.presence = PresencePoller(
@@ -79,6 +81,7 @@ class Shell:
 
     def start(self) -> None:
         """Connect, and run, in the background."""
+        self._stop_receiving_if_full()  # the file may be full already
         self.driver.failed.add_done_callback(self._task_done)
         running = (each.run() for each in (self._persister, self.connection, self.relations, self.presence))
         self._persisting, *self._tasks = map(asyncio.create_task, running)
@@ -153,6 +156,32 @@ class Shell:
             await asyncio.sleep(0)  # let `_task_done` set the error that ended the client
             self.check()
         await self._persister.wait_persisted()
+
+    # ---------------------------------------------------------------- an application that reads too little
+
+    def _persisted(self, serial: int) -> None:
+        self.driver.receive(e.Persisted(serial))
+        self._stop_receiving_if_full()
+
+    def _stop_receiving_if_full(self) -> None:
+        """End the connection when the application has left too much unread: the mesh keeps what comes then.
+
+        To stay connected and acknowledge nothing would not do: outcomes come over the same link.
+        """
+        if self._state.unread_bytes < self._inbox_bytes_max or self.connection.paused:
+            return
+        self.core.statistics.inbox_full += 1
+        sentence = (
+            f"The application has {self._state.unread_bytes:,} bytes of messages to read: "
+            "this device connects again when it has handled a quarter of them."
+        )
+        for action in self.core.farewell(sentence):
+            self._perform(action)
+        self.connection.pause(sentence)
+
+    def _handled(self) -> None:
+        if self.connection.paused and self._state.unread_bytes <= self._inbox_bytes_max * 3 // 4:
+            self.connection.resume()
 
     # ---------------------------------------------------------------- actions of the core
 

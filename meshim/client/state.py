@@ -17,12 +17,10 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
-
-import msgspec
 
 from meshim.client.events import (
     AddToInbox,
@@ -39,8 +37,9 @@ from meshim.client.events import (
     SettleMessage,
     Snapshot,
 )
+from meshim.client.state_lock import check_folder, lock
 from meshim.errors import ClientClosed, UsageError
-from meshim.runtime.file_lock import try_lock
+from meshim.wire import codec
 from meshim.wire.envelope import Destination, Stream
 
 _APPLICATION = 0x6D657368
@@ -81,10 +80,10 @@ INSERT INTO meta VALUES ('epoch', random() & 0x1fffffffffffff);
 _Arguments = ParamSpec("_Arguments")
 _Answer = TypeVar("_Answer")
 
-_pack = msgspec.msgpack.Encoder().encode
-_destination = msgspec.msgpack.Decoder(Destination).decode
-_stream = msgspec.msgpack.Decoder(Stream).decode
-_ranges = msgspec.msgpack.Decoder(tuple[tuple[int, int], ...]).decode
+_destination: Callable[[bytes], Destination] = codec.decoder(Destination)
+_stream: Callable[[bytes], Stream] = codec.decoder(Stream)
+_ranges: Callable[[bytes], tuple[tuple[int, int], ...]] = codec.decoder(tuple[tuple[int, int], ...])
+_pack = codec.encode
 
 
 class Received(NamedTuple):
@@ -108,7 +107,12 @@ def _exclusive(
         with self._using:
             if self._closed:  # by another task, while this one waited for REST
                 raise ClientClosed("The client was closed.")
-            return method(self, *args, **kwargs)
+            try:
+                return method(self, *args, **kwargs)
+            except sqlite3.OperationalError as error:
+                if not _is_refused(error):
+                    raise
+                raise UsageError(f"The state file {self.path} cannot be used: {error}.") from error
 
     return exclusive
 
@@ -136,20 +140,28 @@ class StateFile:
         try:
             path = path.resolve()  # a symbolic link must lead to the same lock
             check_folder(path)
-            self._lock = _lock(path)
+            self._lock = lock(path)
         except OSError as error:
             raise UsageError(
                 f"The state file {self.path} cannot be used: {error.filename}: {error.strerror}."
             ) from None
-        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        try:
+            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        except sqlite3.OperationalError as error:
+            os.close(self._lock)
+            raise UsageError(f"The state file {self.path} cannot be opened: {error}.") from None
         try:
             self._prepare()
             self.latest: int = self._one("SELECT coalesce(max(turn), 0) FROM inbox")
             """The number of the message that was released last; 0 before the first one."""
+            self.unread_bytes: int = self._one("SELECT coalesce(sum(length(envelope)), 0) FROM inbox WHERE turn > 0")
+            """Of the messages that the application can read and has not handled."""
             self.epoch: int = self._one("SELECT value FROM meta WHERE key = 'epoch'")
             """53 random bits, made with the file."""
         except sqlite3.DatabaseError as error:
             self.close()
+            if _is_refused(error):
+                raise UsageError(f"The state file {self.path} cannot be opened: {error}.") from None
             raise UsageError(f"{self.path} is not a state file of this version of meshim: {error}.") from None
 
     def _prepare(self) -> None:
@@ -306,10 +318,10 @@ class StateFile:
 
     def _release(self, change: Release) -> None:
         self.latest += 1
-        self._db.execute(
-            "UPDATE inbox SET turn = ?, flag = ? WHERE stream = ? AND seq = ?",
-            (self.latest, change.flag, _pack(change.stream), change.seq),
-        )
+        self.unread_bytes += self._one(
+            "UPDATE inbox SET turn = ?, flag = ? WHERE stream = ? AND seq = ? RETURNING length(envelope)",
+            self.latest, change.flag, _pack(change.stream), change.seq,
+        )  # fmt: skip
 
     def _drop_from_inbox(self, change: DropFromInbox) -> None:
         self._db.execute("DELETE FROM inbox WHERE stream = ? AND seq = ?", (_pack(change.stream), change.seq))
@@ -350,7 +362,9 @@ class StateFile:
         self._db.execute("PRAGMA synchronous=NORMAL")
         try:
             with self._transaction():
-                self._db.executemany("DELETE FROM inbox WHERE turn = ?", [(number,) for number in numbers])
+                delete = "DELETE FROM inbox WHERE turn = ? RETURNING length(envelope)"
+                handled_bytes = sum(self._one(delete, number) or 0 for number in numbers)
+            self.unread_bytes -= handled_bytes
         finally:
             self._db.execute(f"PRAGMA {_DURABLE}")
 
@@ -368,30 +382,14 @@ class StateFile:
             self._db.execute("COMMIT")
         except BaseException as error:
             if self._db.in_transaction:  # SQLite rolls back by itself on some errors
-                self._db.execute("ROLLBACK")
+                with suppress(sqlite3.OperationalError):  # on a broken disk; the first error tells why
+                    self._db.execute("ROLLBACK")
             if isinstance(error, sqlite3.OperationalError):
                 raise UsageError(f"The state file {self.path} cannot be written: {error}.") from error
             raise
 
 
-def check_folder(path: Path) -> None:
-    """Raise UsageError when a state file has no folder: a slip in its path must not make a new device."""
-    folder = path.resolve().parent
-    if not folder.is_dir():
-        raise UsageError(f"There is no folder {folder} for the state file: make it, or name another file.")
-
-
-def _lock(path: Path) -> int:
-    """Make the file if it is missing, and lock it for this process; returns the descriptor that holds the lock."""
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)  # it holds keys: only its owner may read it
-    try:
-        # SQLite takes POSIX locks, only during transactions; flock is independent of those.
-        if try_lock(lock):
-            return lock
-    except OSError:
-        os.close(lock)
-        raise
-    os.close(lock)
-    raise UsageError(
-        f"Another process uses the state file {path}: stop it, or be another device with a file of its own."
-    )
+def _is_refused(error: sqlite3.Error) -> bool:
+    """Whether the system refused, and not SQLite: the disk is full or broken, or there is no descriptor or memory."""
+    refused = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOMEM)
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in refused

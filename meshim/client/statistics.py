@@ -22,6 +22,8 @@ class Statistics(msgspec.Struct):
     """Messages of kinds that this version does not know."""
     inbox_failures: int = 0
     """Messages in the state file that could not be opened, for a reason that was not expected; each has a `problem`."""
+    inbox_full: int = 0
+    """Times that the client disconnected because the application had left too much unread (`inbox_bytes_max`)."""
     unsendable: int = 0
     """Messages in the state file that no connector would take: rejected when the client was opened."""
     events_lost: int = 0

@@ -201,7 +201,7 @@ class ConnectorCore:
                     raise PeerError(Code.TOO_LARGE, sentence)
                 frame = wire.decode_from_client(data)
                 if isinstance(frame, Greet):
-                    self._handshake.greet(peer, frame)
+                    self._handshake.greet(peer, frame, now)
                 elif session is None or frame.link != session.link.epoch:
                     if session is not None:
                         session.unnumbered.charge(now)

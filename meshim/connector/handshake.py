@@ -9,6 +9,8 @@
 
 The session number is taken from the clock of presence before the token is verified, and only a higher number replaces a
 binding: a late greeting of a stopped process cannot replace a newer connection (R5).
+
+Each greeting costs Redis three commands and the connector a session, so those with one token have a rate (adr/0047).
 """
 
 from collections.abc import Callable
@@ -22,6 +24,7 @@ from meshim.connector.sessions import Sessions
 from meshim.connector.statistics import Statistics
 from meshim.errors import Code, PeerError
 from meshim.protocol.link import LinkOptions
+from meshim.protocol.rate_limit import RateLimit
 from meshim.stores.ports import Binding
 from meshim.wire.client import Greet, Welcome
 from meshim.wire.envelope import WIRE_VERSION
@@ -29,6 +32,8 @@ from meshim.wire.notification import Kick
 
 LAST_SEEN_S = 3600.0
 """How often to record that a device is connected; a device that was not for `device_idle_s` is dropped."""
+GREETINGS_BURST_S = 10.0
+"""Greetings with one token may come at once, so many seconds' worth: an application that crashes at its start, say."""
 LEAVING = "this connector is leaving: connect to another"
 
 
@@ -50,6 +55,8 @@ class Handshake:
         self._withdrawn: set[bytes] = set()
         """Peers of `_pending` that have gone or broken the protocol meanwhile.  They count until the verdict comes: a
         connection has one greeting under way, however often it takes it back."""
+        # Twice as many tokens as sessions: to be forgotten, a token needs a flood of others.
+        self._rate: RateLimit[bytes] = RateLimit(options.greetings_per_s, 2 * options.sessions, GREETINGS_BURST_S)
         self.shutting_down = False
         """Whether every greeting is refused."""
 
@@ -62,7 +69,7 @@ class Handshake:
         if peer in self._pending:
             self._withdrawn.add(peer)
 
-    def greet(self, peer: bytes, greet: Greet) -> None:
+    def greet(self, peer: bytes, greet: Greet, now: float) -> None:
         """Have a token verified, or refuse the greeting.  Raises PeerError for a second greeting of a connection."""
         if self._sessions.of_peer(peer) is not None or peer in self._pending:
             raise PeerError(Code.NOT_GREETED, "this connection has greeted already")
@@ -73,7 +80,12 @@ class Handshake:
             self._refuse(peer, greet.link, Code.SHUTTING_DOWN, LEAVING)
         elif len(self._sessions) + len(self._pending) >= self._options.sessions:
             self._refuse(peer, greet.link, Code.BUSY, "this connector is full: connect to another")
+        elif wait_s := self._rate.wait_s(greet.token, now):
+            self._statistics.greetings_limited += 1
+            sentence = f"this token has greeted too often: wait {wait_s:.1f} s"
+            self._refuse(peer, greet.link, Code.BUSY, sentence)
         else:
+            self._rate.charge(greet.token, 1.0, now)
             self._pending[peer] = greet
             self._actions.append(e.CheckGreet(peer, greet.link, greet.token, greet.epoch))
 

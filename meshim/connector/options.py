@@ -14,8 +14,8 @@ class ConnectorOptions(msgspec.Struct, frozen=True):
     the copy that exceeds it; `session_rate` the submits in a second; `frame_items` the items of a frame; `unauthorized`
     the submits that wait until relations are read again.  A client may be silent
     for `clients.silence_s`, or for as long as it asks, up to `silence_max_s`.  Relations are read again after
-    `relation_ttl_s`.  While no
-    wake-up can come, queues are checked every `queue_poll_s`.
+    `relation_ttl_s`.  While no wake-up can come, queues are checked every `queue_poll_s`.  `greetings_per_s` is of one
+    token.
     """
 
     clients: LinkOptions
@@ -34,3 +34,4 @@ class ConnectorOptions(msgspec.Struct, frozen=True):
     queue_poll_s: float = 3.0
     unauthorized: int = 64
     frame_items: int = FRAME_ITEMS_MAX
+    greetings_per_s: float = 10.0

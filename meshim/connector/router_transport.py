@@ -1,9 +1,9 @@
 """Clients over ZeroMQ: a ROUTER with a guard (runtime/sockets/guard.py)."""
 
-import resource
 from collections.abc import Callable
 
 from meshim.connector.transport import OnBatch, OnGone
+from meshim.runtime.service import descriptors_for_connections
 from meshim.runtime.sockets import Context, Guarding, KeyPair, RouterStatistics
 from meshim.runtime.sockets.options import HANDSHAKE_S
 from meshim.topology import Limits
@@ -18,8 +18,11 @@ UNAUTHENTICATED_MAX = 4_096
 UNAUTHENTICATED_FRAMES = 128
 """A greeting takes one; an ended session still has a window or two under way."""
 UNAUTHENTICATED_BYTES = 4 << 20
-FILES_SHARE = 0.8
-"""Of the descriptors of the process, for all transports: at the limit libzmq stops accepting, and spins."""
+"""Of an ended session."""
+GREETING_BYTES = 16_384
+"""Of a connection that never had one: its handshake and a greeting take some hundred."""
+UNFINISHED_BYTES = 64 << 20
+"""Of all connections without a session: unfinished messages, and what was not read yet."""
 
 
 class RouterTransport:
@@ -71,13 +74,15 @@ class RouterTransport:
 
 def guarding(limits: Limits, is_authenticated: Callable[[bytes], bool], transports: int) -> Guarding:
     """The limits of connections without a session, for one of so many transports."""
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    descriptors = descriptors_for_connections()  # at the limit libzmq stops accepting, and spins
     most = limits.sessions + UNAUTHENTICATED_MAX
     return Guarding(
         is_authenticated=is_authenticated,
-        connections=most if files == resource.RLIM_INFINITY else min(most, int(FILES_SHARE * files / transports)),
+        connections=most if descriptors is None else min(most, descriptors // transports),
         unauthenticated_s=2 * HANDSHAKE_S,
         unauthenticated_frames=UNAUTHENTICATED_FRAMES,
         unauthenticated_bytes=UNAUTHENTICATED_BYTES,
+        greeting_bytes=GREETING_BYTES,
+        unfinished_bytes=UNFINISHED_BYTES,
         unread_bytes=2 * limits.client_window * limits.frame_bytes,
     )

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from meshim.addresses import is_loopback
 from meshim.connector.authenticator import Backends
 from meshim.connector.core import ConnectorCore
 from meshim.connector.offline_sync import OfflineSyncOptions
@@ -19,7 +20,6 @@ from meshim.errors import UsageError
 from meshim.protocol.link import LinkOptions
 from meshim.protocol.window import WindowOptions
 from meshim.runtime import counters
-from meshim.runtime.addresses import is_loopback
 from meshim.runtime.log import Log
 from meshim.runtime.mesh_link_options import mesh_link_options
 from meshim.runtime.service import Service
@@ -28,9 +28,11 @@ from meshim.runtime.websocket import listen
 from meshim.stores.backends import BackendConnections, lease_held
 from meshim.stores.lease_keeper import LeaseKeeper
 from meshim.stores.ports import Lease
+from meshim.stores.preflight import Preflight
 from meshim.stores.redis.presence import UNSEEN_S, RedisPresence
 from meshim.stores.redis.session_cache import RedisSessionCache
 from meshim.stores.sql.accounts import SqlAccounts
+from meshim.stores.sql.mesh_record import SqlMeshRecord
 from meshim.stores.sql.queues import SqlQueues
 from meshim.topology import Security, Topology, WebSocketListener
 from meshim.wire.sizes import FRAME_OVERHEAD_BYTES
@@ -70,6 +72,7 @@ def options_of(topology: Topology) -> ConnectorOptions:
         session_queue=limits.session_queue,
         session_bytes=4 * limits.sync_page_bytes,
         session_rate=limits.session_rate,
+        greetings_per_s=limits.greetings_per_s,
         silence_max_s=timers.client_silence_max_s,
         defer_s=timers.delivery_timeout_s,
         relation_ttl_s=(1 - CACHED_SHARE) * timers.relation_ttl_s,
@@ -89,7 +92,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
     mesh_keys = KeyPair.new() if topology.security.curve else None
     async with AsyncExitStack() as stack, Service("connector", name, shutdown_s=timers.shutdown_s) as service:
         connections = BackendConnections(topology, service, stack)
-        backends = await _backends(topology, connections)
+        backends = await _backends(topology, connections, service)
         context = Context()
         stack.callback(context.close)
         core = ConnectorCore(
@@ -170,8 +173,14 @@ def _client_keys(security: Security) -> KeyPair | None:
     return KeyPair.new() if security.connector_key_file is None else key_file.load(Path(security.connector_key_file))
 
 
-async def _backends(topology: Topology, connections: BackendConnections) -> Backends:
-    redis, database, nats = connections.redis(), connections.database(), await connections.nats()
+async def _backends(topology: Topology, connections: BackendConnections, service: Service) -> Backends:
+    """Open the backends.
+
+    Raises BackendUnavailable when NATS is away, UsageError when topology, database and Redis are not of one mesh.
+    """
+    redis, database = connections.redis(), connections.database()
+    await Preflight(topology, redis, service).check_when_possible(SqlMeshRecord(database))
+    nats = await connections.nats()
     namespace, limits, timers = topology.namespace, topology.limits, topology.timers
     return Backends(
         presence=RedisPresence(redis, namespace, unseen_s=max(UNSEEN_S, int(4 * timers.relation_ttl_s))),

@@ -193,6 +193,9 @@ class Shell:
                 self._unusable.add(transfer)
                 self._service.log.warning("lease of a transfer unusable", transfer=lease.name, reason=error)
             self.driver.receive(e.TransferLost(transfer))
+        except BackendUnavailable as error:  # no descriptor is left: as when the transfer cannot be reached
+            self._service.log.warning("transfer not reached", transfer=lease.name, reason=error.sentence)
+            self.driver.receive(e.TransferLost(transfer))
 
     def _disconnect_transfer(self, action: e.DisconnectTransfer) -> None:
         if (dealer := self._dealers.pop(action.transfer, None)) is not None:

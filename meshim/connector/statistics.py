@@ -11,6 +11,8 @@ class Statistics(msgspec.Struct):
     """Greetings that became a session and were welcomed."""
     refused: int = 0
     """Greetings that were refused."""
+    greetings_limited: int = 0
+    """Of these, those above `greetings_per_s` of their token."""
     malformed: int = 0
     """Frames or envelopes that broke the protocol."""
     unknown_links: int = 0

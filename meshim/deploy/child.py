@@ -10,15 +10,15 @@ import os
 import signal
 import time
 from abc import ABC, abstractmethod
-from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Callable
 from pathlib import Path
 
 from meshim.deploy.embedded import Embedded
 from meshim.deploy.pdeathsig import die_with_parent
 from meshim.deploy.probe import probe
+from meshim.deploy.process import Process
 from meshim.deploy.state import Phase
-from meshim.errors import BackendUnavailable, MeshimError
+from meshim.errors import BackendUnavailable, MeshimError, UsageError
 from meshim.runtime.log import get as get_log
 
 _READY_S = 30.0
@@ -29,6 +29,8 @@ _PAUSE_MAX_S = 10.0
 _STEADY_S = 30.0
 """A child that ran this long started well: its next pause is `_PAUSE_FIRST_S` again."""
 _PORT_ATTEMPTS = 3
+_EXIT_USAGE = 2
+"""The exit code of a role that a person can correct (cli/main.py)."""
 _LOG_MAX_BYTES = 16 << 20
 
 
@@ -55,8 +57,12 @@ class Child(ABC):
         return self._process.pid if self._process is not None and self._process.returncode is None else None
 
     async def start(self) -> None:
-        """Start the process and return when it is ready; raises `MeshimError` with the reason when it is not."""
+        """Start the process and return when it is ready.
+
+        Raises `MeshimError` with the reason when it is not; `UsageError` when it ended because of wrong usage.
+        """
         self._set_state(Phase.STARTING)
+        self._started_at = time.monotonic()  # also of a start that fails: the next pause must be longer
         try:
             reason = await self._reason_not_started()
         except OSError as error:  # the disk is full, or a limit of processes or descriptors is reached: it may pass
@@ -65,22 +71,18 @@ class Child(ABC):
             self._set_state(Phase.RUNNING)
             return
         await self.stop(_KILL_S)
-        raise MeshimError(f"The {self.kind} {self.name} did not start: {reason.rstrip('.')} (log: {self._log}).")
+        code = self._process.returncode if self._process is not None else None
+        kind = UsageError if self._prints_ready and code == _EXIT_USAGE else MeshimError
+        raise kind(f"The {self.kind} {self.name} did not start: {reason.rstrip('.')} (log: {self._log}).")
 
     async def _reason_not_started(self) -> str | None:
         """Start the process; return None when it is ready, else why it is not."""
         log_offset = self._rotate_log()
         command = self._command()
         with self._log.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                *die_with_parent(command),
-                stdin=DEVNULL,
-                stdout=PIPE if self._prints_ready else log,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C must reach the supervisor alone, which stops its children in order
-                pass_fds=(self._lock,),
+            self._process = Process.start(
+                die_with_parent(command), log=log, reads_stdout=self._prints_ready, pass_fds=(self._lock,)
             )
-        self._started_at = time.monotonic()
         try:
             async with asyncio.timeout(_READY_S):
                 self.endpoint = await self._until_ready(self._process)
@@ -111,16 +113,24 @@ class Child(ABC):
     async def stop(self, grace_s: float) -> None:
         """Send SIGTERM, and SIGKILL after `grace_s`; return when the process is gone."""
         if self._process is not None and self._process.returncode is None:
-            self._process.send_signal(signal.SIGTERM)
             if self.state is Phase.RUNNING:
                 self._set_state(Phase.STOPPING)
-            try:
-                async with asyncio.timeout(grace_s):
-                    await self._process.wait()
-            except TimeoutError:
-                self._process.kill()
-                await self._process.wait()
+            await self._end(self._process, grace_s)
         self._set_state(Phase.STOPPED)
+
+    async def restart(self, grace_s: float) -> None:
+        """End the process as `stop` does; `supervise` starts it again."""
+        if self._process is not None and self._process.returncode is None:
+            await self._end(self._process, grace_s)
+
+    async def _end(self, process: Process, grace_s: float) -> None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(grace_s):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
 
     @property
     @abstractmethod
@@ -175,13 +185,13 @@ class RoleChild(Child):
         return self._arguments
 
     async def _until_ready(self, process: Process) -> str | None:
-        assert process.stdout is not None
         self.endpoint = None
-        while line := await process.stdout.readline():
+        stdout = await process.stdout()
+        while line := await stdout.readline():
             match line.decode(errors="replace").split():
                 case ["ready", self.kind, self.name, endpoint]:
                     # No other output is expected, but a full pipe would block the role.
-                    self._reader = asyncio.create_task(_discard(process.stdout))
+                    self._reader = asyncio.create_task(_discard(stdout))
                     return endpoint
         await process.wait()
         return None

@@ -134,6 +134,11 @@ jetstream {{
         """Nothing to do: `url` has read the ports."""
 
 
+def embedded_log_bytes(partitions: int, log_bytes: int) -> int:
+    """Return what the embedded NATS may store: the partitions of the offline log, and two more for other streams."""
+    return (partitions + 2) * log_bytes
+
+
 def _bundled(package: str, binary: str) -> Path:
     """Return the path of a server in an installed package; raises `UsageError` when the package is missing."""
     try:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from meshim.errors import UsageError
+from meshim.errors import MeshimError, UsageError, one_line
 from meshim.runtime.file_lock import try_lock
 from meshim.stores.sql.url import sqlite_url
 
@@ -52,6 +52,8 @@ class BackendState(msgspec.Struct, frozen=True):
     pid: int | None
     state: Phase
     restarts: int
+    storage_restarts: int = 0
+    """How many of them because it had stopped storing."""
 
 
 class MeshState(msgspec.Struct, frozen=True):
@@ -93,6 +95,18 @@ class DataFolder:
 
 
 @contextmanager
+def explained(data: DataFolder) -> Iterator[None]:
+    """Raise `MeshimError` for what the system refuses at the start, as on a full disk; later the mesh goes on."""
+    try:
+        yield
+    except OSError as error:
+        reason = one_line(error.strerror or error)
+        raise MeshimError(
+            f"The mesh cannot start on {data.root} ({reason}): make room there, and let this user write."
+        ) from error
+
+
+@contextmanager
 def locked(data: DataFolder, timeout_s: float = 2.0) -> Iterator[int]:
     """Hold the lock of a data folder; yield its descriptor, for children to inherit.
 
@@ -109,8 +123,9 @@ def locked(data: DataFolder, timeout_s: float = 2.0) -> Iterator[int]:
                     f"A mesh runs on {data.root} already: end it with `meshim down`, or choose other --data."
                 )
             time.sleep(0.02)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        with explained(data):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         yield descriptor
     finally:
         os.close(descriptor)

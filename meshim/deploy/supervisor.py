@@ -19,11 +19,13 @@ import msgspec
 
 from meshim.deploy import state
 from meshim.deploy.child import BackendChild, RoleChild
-from meshim.deploy.embedded import Nats, Valkey
+from meshim.deploy.embedded import Nats, Valkey, embedded_log_bytes
 from meshim.deploy.probe import probe, public
 from meshim.deploy.state import BackendState, DataFolder, MeshState, Phase, RoleState
+from meshim.deploy.storage_watchdog import StorageWatchdog
 from meshim.errors import UsageError
 from meshim.runtime.log import get as get_log
+from meshim.stores.nats import storing
 from meshim.topology import Listener, RestListener, Topology, Worker, dump
 
 RoleCommand: TypeAlias = Callable[[str, str, DataFolder], list[str]]
@@ -41,11 +43,15 @@ def role_command(role: str, name: str, data: DataFolder) -> list[str]:
     return [sys.executable, "-P", "-m", "meshim", role, name, "-t", str(data.topology), "--data", str(data.root)]
 
 
-def upgrade_database(url: str) -> None:
-    """Upgrade the tables of the database to this version."""
-    from meshim.stores.sql import migrate  # here: SQLAlchemy and Alembic are slow to import
+def upgrade_database(url: str, topology: Topology) -> None:
+    """Upgrade the tables of the database to this version, and compare the topology with what the mesh never changes.
+
+    Call it in a thread without an event loop.  Raises `UsageError` and `BackendUnavailable`.
+    """
+    from meshim.stores.sql import mesh_record, migrate  # here: SQLAlchemy and Alembic are slow to import
 
     migrate.upgrade(url)
+    asyncio.run(mesh_record.agree_at(url, topology.namespace, topology.limits.partitions))
 
 
 async def run(
@@ -54,13 +60,14 @@ async def run(
     announce: Callable[[str], None],
     *,
     command: RoleCommand = role_command,
-    upgrade: Callable[[str], None] = upgrade_database,
+    upgrade: Callable[[str, Topology], None] = upgrade_database,
 ) -> None:
     """Run the mesh until SIGTERM, SIGINT or SIGHUP; call `announce` with the URL of REST once all roles are ready.
 
     Raises `MeshimError` when the mesh cannot start; every process that was started is stopped again.
     """
-    data.create()
+    with state.explained(data):
+        data.create()
     with state.locked(data) as lock:
         loop = asyncio.get_running_loop()
         asked_to_stop = asyncio.Event()
@@ -68,7 +75,8 @@ async def run(
             loop.add_signal_handler(number, asked_to_stop.set)
         mesh = _Mesh(topology, data, lock, command, upgrade)
         try:
-            await _run_until(asked_to_stop, mesh.start())
+            with state.explained(data):
+                await _run_until(asked_to_stop, mesh.start())
             if not asked_to_stop.is_set():
                 announce(mesh.api)
                 await _run_until(asked_to_stop, mesh.supervise())
@@ -80,7 +88,12 @@ class _Mesh:
     """The child processes, and the state file that describes them."""
 
     def __init__(
-        self, topology: Topology, data: DataFolder, lock: int, command: RoleCommand, upgrade: Callable[[str], None]
+        self,
+        topology: Topology,
+        data: DataFolder,
+        lock: int,
+        command: RoleCommand,
+        upgrade: Callable[[str, Topology], None],
     ) -> None:
         self.api = ""
         self._topology = topology
@@ -91,6 +104,8 @@ class _Mesh:
         self._phase = Phase.STARTING
         self._urls = msgspec.structs.asdict(topology.backends)
         self._nats: Nats | None = None
+        self._watchdog: StorageWatchdog | None = None
+        """Of the embedded NATS."""
         self._backends: dict[str, BackendChild] = {}
         self._roles: list[RoleChild] = []
         self._log = get_log("mesh", "up")
@@ -101,7 +116,7 @@ class _Mesh:
     async def start(self) -> None:
         _check_addresses(self._topology)
         await self._start_backends()
-        await asyncio.to_thread(self._upgrade, self._urls["sql"])
+        await asyncio.to_thread(self._upgrade, self._urls["sql"], self._topology)
         self._write_topology()
         self._roles = [self._role(role, member.name) for role, member in _members(self._topology)]
         await _gather(role.start() for role in self._roles)
@@ -110,8 +125,11 @@ class _Mesh:
         self._write_state()
 
     async def supervise(self) -> None:
-        """Restart children that end, until cancelled."""
-        await _gather(child.supervise() for child in (*self._backends.values(), *self._roles))
+        """Restart children that end, and a NATS that has stopped storing, until cancelled."""
+        work = [child.supervise() for child in (*self._backends.values(), *self._roles)]
+        if self._watchdog is not None:
+            work.append(self._watchdog.run())
+        await _gather(work)
 
     async def stop(self) -> None:
         self._phase = Phase.STOPPING
@@ -130,10 +148,10 @@ class _Mesh:
         if wanted.redis == "embedded":
             self._backends["redis"] = self._backend(Valkey(self._data.root / "valkey"))
         if wanted.nats == "embedded":
-            # The partitions of the offline log, and room of two more for the other streams.
-            store_bytes = (limits.partitions + 2) * limits.log_bytes
+            store_bytes = embedded_log_bytes(limits.partitions, limits.log_bytes)
             self._nats = Nats(self._data.root / "nats", store_bytes=store_bytes)
-            self._backends["nats"] = self._backend(self._nats)
+            child = self._backends["nats"] = self._backend(self._nats)
+            self._watchdog = self._storage_watchdog(child)
         if wanted.sql == "embedded":
             self._urls["sql"] = self._data.sqlite_url
         external = [url for name, url in self._urls.items() if name not in self._backends]
@@ -144,6 +162,14 @@ class _Mesh:
     def _backend(self, recipe: Valkey | Nats) -> BackendChild:
         log = self._data.logs / f"{recipe.name}.log"
         return BackendChild(recipe, log, self._lock, self._write_state)
+
+    def _storage_watchdog(self, nats: BackendChild) -> StorageWatchdog:
+        async def check() -> None:
+            await storing.check_at(self._urls["nats"], self._topology.namespace, self._topology.limits.partitions)
+
+        return StorageWatchdog(
+            check, lambda: nats.restart(_BACKEND_GRACE_S), self._data.root / "nats", get_log("backend", "nats")
+        )
 
     def _role(self, role: str, name: str) -> RoleChild:
         log = self._data.logs / f"{role}-{name}.log"
@@ -189,7 +215,11 @@ class _Mesh:
                 is_ours = getattr(self._topology.backends, name) == "embedded"
                 backends.append(BackendState(name, shown, None, Phase.RUNNING if is_ours else Phase.EXTERNAL, 0))
             else:
-                backends.append(BackendState(name, shown, child.pid, child.state, child.restarts))
+                watchdog = self._watchdog if name == "nats" else None
+                storage_restarts = watchdog.restarts if watchdog is not None else 0
+                backends.append(
+                    BackendState(name, shown, child.pid, child.state, child.restarts, storage_restarts=storage_restarts)
+                )
         roles = [
             # A role that accepts no connections prints `-`.
             RoleState(r.name, r.kind, r.pid, r.state, None if r.endpoint == "-" else r.endpoint, r.restarts)

@@ -1,7 +1,7 @@
 """The timeouts of clients.
 
 They are the same in every mesh, since no frame announces them: `docs/protocol.md`, section 14.  A topology whose timers
-are incompatible with them is refused (`meshim/topology/checks.py`).
+are incompatible with them is refused (`meshim/topology/timers.py`).
 """
 
 GREET_TIMEOUT_S = 5.0

@@ -23,6 +23,7 @@ from meshim.rest.backends import Backends, Clock
 from meshim.rest.change_notifier import ChangeNotifier
 from meshim.rest.friends import Friends
 from meshim.rest.passwords import Passwords
+from meshim.rest.readiness import Readiness
 from meshim.rest.routes import BODY_BYTES_MAX, Incoming, dependencies, routers
 from meshim.rest.sessions import Sessions
 from meshim.runtime.crypto import MasterKey
@@ -65,7 +66,7 @@ def build(
     )
     return Litestar(
         routers(),
-        dependencies=dependencies(sessions, friends, backends),
+        dependencies=dependencies(sessions, friends, Readiness(backends)),
         exception_handlers=_exception_handlers(log),
         state=State({"statistics": notifier.statistics}),
         request_class=JsonRequest,

@@ -13,6 +13,7 @@ class Backends(NamedTuple):
     """The ports of the service.
 
     `probes` has a call for each backend, by name; it raises BackendUnavailable when the backend does not answer.
+    `storing` has one for those that store, which raises BackendUnavailable when it does not; it may cost a write.
     """
 
     accounts: Accounts
@@ -21,3 +22,4 @@ class Backends(NamedTuple):
     cache: SessionCache
     notifications: Notifications
     probes: Mapping[str, Callable[[], Awaitable[object]]]
+    storing: Mapping[str, Callable[[], Awaitable[object]]]

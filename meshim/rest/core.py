@@ -244,42 +244,6 @@ def connector_entries(living: Iterable[Lease]) -> tuple[rest.Connector, ...]:
     return tuple(rest.Connector(",".join(behind), *address) for address, behind in names.items())
 
 
-# ---------------------------------------------------------------- rates
-
-
-class RateLimit:
-    """A token bucket for each user: `rate` tokens a second, and at most those of one second.
-
-    A user with tokens left may overdraw the bucket, and waits until it is paid.  Remembers at most `users_max` users,
-    and forgets first the one that was charged longest ago.
-    """
-
-    def __init__(self, rate: float, users_max: int) -> None:
-        self._rate = rate
-        self._users_max = users_max
-        self._buckets: OrderedDict[int, tuple[float, float]] = OrderedDict()
-        """User to (tokens, the time when there were so many)."""
-
-    def wait_s(self, user: int, now: float) -> float:
-        """Return the seconds until the user has tokens again; 0 when there are some."""
-        tokens = self._tokens(user, now)
-        return 0.0 if tokens > 0 else max(-tokens, 1.0) / self._rate
-
-    def charge(self, user: int, cost: float, now: float) -> None:
-        """Take `cost` tokens, also when there are fewer."""
-        self._buckets[user] = (self._tokens(user, now) - cost, now)
-        self._buckets.move_to_end(user)
-        if len(self._buckets) > self._users_max:
-            self._buckets.popitem(last=False)
-
-    def __len__(self) -> int:
-        return len(self._buckets)
-
-    def _tokens(self, user: int, now: float) -> float:
-        tokens, since = self._buckets.get(user, (self._rate, now))
-        return min(self._rate, tokens + max(0.0, now - since) * self._rate)
-
-
 # ---------------------------------------------------------------- guessing passwords
 
 

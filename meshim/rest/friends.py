@@ -4,12 +4,12 @@ import math
 from collections.abc import Sequence
 
 from meshim.errors import SealBroken, StoreConflict, TooManyKeys
+from meshim.protocol.rate_limit import RateLimit
 from meshim.rest.backends import Backends, Clock
 from meshim.rest.change_notifier import ChangeNotifier
 from meshim.rest.core import (
     PRESENCE_IDS_MAX,
     FriendAction,
-    RateLimit,
     Transition,
     checked_name,
     online_friends,
@@ -51,7 +51,7 @@ class Friends:
         self._relations_max = limits.relations_per_user
         self._keys_needed_s = topology.timers.device_idle_s
         """A message waits for a device no longer than that: then the device is dropped."""
-        self._presence_rate = RateLimit(limits.presence_lookups_per_s, limits.presence_limited_users)
+        self._presence_rate: RateLimit[int] = RateLimit(limits.presence_lookups_per_s, limits.presence_limited_users)
         self._clock = clock
         self._log = log
 

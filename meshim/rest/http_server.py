@@ -21,6 +21,7 @@ from uvicorn.protocols.utils import get_remote_addr
 from meshim.rest import core
 from meshim.rest.connection_table import ConnectionTable
 from meshim.rest.statistics import Statistics
+from meshim.runtime.service import descriptors_for_connections
 from meshim.runtime.websocket.admission import network_of
 from meshim.wire.rest import PROBLEM_JSON
 
@@ -42,6 +43,14 @@ class HttpLimits(msgspec.Struct, frozen=True):
     """From an answer to the next request."""
     unread_s: float = 10.0
     """So long an answer may find no room because its reader does not read."""
+
+
+def limits_of_process() -> HttpLimits:
+    """Return the limits, with no more connections than there are descriptors for."""
+    limits, descriptors = HttpLimits(), descriptors_for_connections()
+    if descriptors is None or descriptors >= limits.connections:
+        return limits
+    return msgspec.structs.replace(limits, connections=descriptors)
 
 
 class Connection(HttpToolsProtocol):
@@ -227,7 +236,7 @@ class Server(uvicorn.Server):
         self, app: Litestar, finish_s: float, statistics: Statistics, limits: HttpLimits | None = None
     ) -> None:
         """`finish_s` is the time that requests under way have to end after `stop`."""
-        limits = limits or HttpLimits()
+        limits = limits or limits_of_process()
         connection = partial(Connection, limits, ConnectionTable(), statistics)
         super().__init__(
             uvicorn.Config(

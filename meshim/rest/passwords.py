@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from meshim.rest.core import refusal
 from meshim.runtime import crypto
+from meshim.runtime.exhaustion import is_exhausted
 
 _THREADS_MAX = 4
 _QUEUED_MAX = 512
@@ -25,7 +26,7 @@ class Passwords:
         self._queued = 0
 
     async def hash(self, password: str) -> str:
-        """Return a PHC string.  Raises ApiError (`busy`) when 512 requests are queued already."""
+        """Return a PHC string.  Raises ApiError (`busy`) when 512 requests are queued already, or memory is short."""
         return await self._run(lambda: crypto.hash_password(password))
 
     async def hash_all(self, passwords: Sequence[str]) -> list[str]:
@@ -38,7 +39,7 @@ class Passwords:
         return await asyncio.gather(*map(one, passwords))
 
     async def verify(self, password: str, password_hash: str | None) -> bool:
-        """As `crypto.verify_password`.  Raises ApiError (`busy`) when 512 requests are queued already."""
+        """As `crypto.verify_password`.  Raises ApiError (`busy`) as `hash`."""
         return await self._run(lambda: crypto.verify_password(password, password_hash))
 
     def close(self) -> None:
@@ -51,5 +52,11 @@ class Passwords:
         self._queued += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        except (MemoryError, RuntimeError) as error:
+            if not is_exhausted(error):
+                raise
+            raise refusal(
+                "busy", "The service has no memory to spare: try again in a moment.", retry_after_s=2
+            ) from error
         finally:
             self._queued -= 1

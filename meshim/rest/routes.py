@@ -27,12 +27,11 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import ResponseSpec
 from litestar.params import FromPath, FromQuery, JSONBody
 
-from meshim.errors import BackendUnavailable
-from meshim.rest.backends import Backends
+from meshim.addresses import is_loopback
 from meshim.rest.core import FriendAction, refusal
 from meshim.rest.friends import Friends
+from meshim.rest.readiness import Readiness
 from meshim.rest.sessions import Sessions, bearer_hash
-from meshim.runtime.addresses import is_loopback
 from meshim.stores.ports import Login
 from meshim.wire import rest
 from meshim.wire.bounds import Id as UserId
@@ -44,7 +43,7 @@ IMPORT_BYTES_MAX = 1024 * 1024
 Incoming = Request[Any, Any, State]
 SessionsParameter = NamedDependency[Sessions]
 FriendsParameter = NamedDependency[Friends]
-BackendsParameter = NamedDependency[Backends]
+ReadinessParameter = NamedDependency[Readiness]
 Me = NamedDependency[Login]
 """The login of the request's token; a request without a valid one is answered with 401."""
 
@@ -179,18 +178,10 @@ async def healthz() -> rest.Probe:
     return rest.Probe(ok=True)
 
 
-@get("/readyz", responses={503: ResponseSpec(rest.Readiness)}, summary="Whether every backend answers")
-async def readyz(backends: BackendsParameter) -> Response[rest.Readiness]:
-    found: dict[str, rest.Probe] = {}
-    for name, ask in backends.probes.items():
-        try:
-            await ask()
-        except BackendUnavailable as error:
-            found[name] = rest.Probe(ok=False, reason=error.sentence)
-        else:
-            found[name] = rest.Probe(ok=True)
-    ready = all(probe.ok for probe in found.values())
-    return Response(rest.Readiness(ready, found), status_code=200 if ready else 503)
+@get("/readyz", responses={503: ResponseSpec(rest.Readiness)}, summary="Whether every backend answers, and stores")
+async def readyz(readiness: ReadinessParameter) -> Response[rest.Readiness]:
+    found = await readiness.ask()
+    return Response(found, status_code=200 if found.ready else 503)
 
 
 ACCOUNTS: list[HTTPRouteHandler] = [register, import_users, user]
@@ -208,7 +199,7 @@ FRIENDS: list[HTTPRouteHandler] = [
 ]
 
 
-def dependencies(sessions: Sessions, friends: Friends, backends: Backends) -> dict[str, Provide]:
+def dependencies(sessions: Sessions, friends: Friends, readiness: Readiness) -> dict[str, Provide]:
     """Return what Litestar passes to the handlers, by name of their parameters."""
 
     async def me(request: Incoming) -> Login:
@@ -217,7 +208,7 @@ def dependencies(sessions: Sessions, friends: Friends, backends: Backends) -> di
     return {
         "sessions": Provide(lambda: sessions, sync_to_thread=False),
         "friends": Provide(lambda: friends, sync_to_thread=False),
-        "backends": Provide(lambda: backends, sync_to_thread=False),
+        "readiness": Provide(lambda: readiness, sync_to_thread=False),
         "me": Provide(me),
     }
 

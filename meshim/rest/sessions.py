@@ -82,6 +82,8 @@ class Sessions:
         if request.device is not None:
             check_device(request.device)
         user = await self._authenticated(name, request.password, address)
+        # Before the token is committed: if a content key does not open, the device keeps the token that it has.
+        relations = await self._friends.relations(user.user_id) if request.device is not None else ()
         token = crypto.new_token()
         now = self._clock()
         expires_at = now + self._token_ttl_s
@@ -111,8 +113,7 @@ class Sessions:
         )
         if request.device is None:
             return answer
-        connectors, relations = await self.connectors(), await self._friends.relations(user.user_id)
-        return msgspec.structs.replace(answer, connectors=connectors, relations=relations)
+        return msgspec.structs.replace(answer, connectors=await self.connectors(), relations=relations)
 
     async def _authenticated(self, name: str, password: str, address: str) -> User:
         key = (name, address)

@@ -152,15 +152,24 @@ class MasterKey:
         """16 hexadecimal digits that tell this key from others and reveal nothing else of it."""
         return hashlib.sha256(b"meshim master key " + self._key).hexdigest()[:16]
 
+    @staticmethod
+    def create(path: Path) -> bool:
+        """Make the file of a new key; return False and change nothing when it exists.
+
+        Raises `UsageError` when it cannot be made.
+        """
+        return private_file.create(path, secrets.token_bytes(KEY_BYTES), "master key")
+
     @classmethod
-    def load(cls, path: Path) -> "MasterKey":
-        """Return the key in the file, which has mode 0600; at the first start, make one.
+    def load(cls, path: Path) -> "MasterKey | None":
+        """Return the key in the file, which has mode 0600; None when there is no file.
 
         Raises `UsageError` when other users may read the file, or it is not 32 bytes long.
         """
-        if not path.exists():
-            private_file.create(path, secrets.token_bytes(KEY_BYTES), "master key")
-        key = private_file.read(path, KEY_BYTES + 1, "master key")
+        try:
+            key = private_file.read(path, KEY_BYTES + 1, "master key")
+        except FileNotFoundError:
+            return None
         if len(key) != KEY_BYTES:
             raise UsageError(f"The master key {path} must be {KEY_BYTES} bytes long: restore it from your backup.")
         return cls(key)

@@ -44,6 +44,8 @@ _GARBAGE = 20_000
 (700) costs 3 % of the CPU of a core."""
 _DESCRIPTORS = 1 << 20
 """File descriptors to ask for.  A ROUTER at the limit spins, and the usual limit is 1,024."""
+_CONNECTIONS_SHARE = 0.8
+"""Of the descriptors, for connections from outside: without one left a process cannot even reach its backends."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -170,6 +172,15 @@ def _passed_through_meshim(error: BaseException) -> bool:
         str(frame.f_globals.get("__name__")).partition(".")[0] == "meshim"
         for frame, _ in traceback.walk_tb(error.__traceback__)
     )
+
+
+def descriptors_for_connections() -> int | None:
+    """Return how many descriptors the connections of this process may take; None when there is no limit.
+
+    Files, backends and new sockets need the others.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else int(_CONNECTIONS_SHARE * soft)
 
 
 def raise_descriptor_limit() -> None:

@@ -14,6 +14,7 @@ from meshim.stores.lease_keeper import LeaseKeeper
 from meshim.stores.nats import durability as nats_durability
 from meshim.stores.nats.client import NatsClient
 from meshim.stores.nats.notifications import NatsNotifications
+from meshim.stores.redis import settings as redis_settings
 from meshim.stores.redis.client import RedisClient, RedisStatistics
 from meshim.stores.redis.leases import RedisLeases
 from meshim.stores.sql import durability as sql_durability
@@ -117,12 +118,13 @@ async def lease_held(keeper: LeaseKeeper, service: Service, *, needed: bool = Tr
 
 
 async def read_settings(backends: Backends, monitor: str | None) -> list[Setting]:
-    """Return the durability settings of NATS and the database, read over new connections.
+    """Return the settings of the backends that the promises rest on, read over new connections.
 
     Settings of a backend that is down are unknown.
     """
-    nats, sql = await asyncio.gather(
+    redis, nats, sql = await asyncio.gather(
+        redis_settings.read_settings_at(backends.redis),
         nats_durability.read_settings_at(backends.nats, monitor),
         asyncio.to_thread(sql_durability.read_settings_at, backends.sql),
     )
-    return [*nats, *sql]
+    return [*redis, *nats, *sql]

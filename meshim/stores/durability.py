@@ -1,4 +1,4 @@
-"""Whether an acknowledged message survives a power loss, by the settings of NATS and of the database.
+"""Whether the backends keep what they have acknowledged, by their settings: through a power loss, or at all.
 
 =========  ==================================  =====================================================================
 backend    setting                             safe
@@ -10,10 +10,14 @@ InnoDB     `innodb_flush_log_at_trx_commit`    1, in MariaDB also 3
            `sync_binlog`                       1, where `log_bin` is on: a transaction missing from the binary log is
                                                rolled back after a crash
            `innodb_doublewrite`                on; without it only the storage can be safe, which cannot be read
+           `read_only`                         off; a replica takes no writes
+Redis      `maxmemory_policy`                  `noeviction`, or any other without `maxmemory`: one that evicts takes
+                                               leases, bindings and logins away when its memory is full
+           `role`                              `master`; a replica takes no writes, or loses them
 =========  ==================================  =====================================================================
 
-A setting that cannot be read is unknown, never safe.  Pure: `nats/durability.py` and `sql/durability.py` read the
-settings.
+A setting that cannot be read is unknown, never safe.  Pure: `nats/durability.py`, `sql/durability.py` and
+`redis/settings.py` read the settings.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +30,7 @@ from meshim.topology import Durability, OnWeak
 
 
 class Verdict(StrEnum):
-    """Whether acknowledged messages survive a power loss with this setting."""
+    """Whether the promises hold with this setting."""
 
     SAFE = "safe"
     WEAK = "weak"
@@ -37,7 +41,7 @@ class Setting(msgspec.Struct, frozen=True):
     """One setting of a backend, as `meshim status` shows it."""
 
     backend: str
-    """`nats` or `sql`."""
+    """`redis`, `nats` or `sql`."""
     name: str
     value: str
     """As the backend reports it; empty when it was not read."""
@@ -63,7 +67,7 @@ class DurabilityPolicy:
         if doubtful != self._logged:
             self._logged = doubtful
             for setting in doubtful:
-                self._log.warning("not safe from a loss of power", verdict=setting.verdict, reason=setting.reason)
+                self._log.warning("setting not safe", verdict=setting.verdict, reason=setting.reason)
         refused = next((setting for setting in doubtful if self._on_weak(setting) == "refuse"), None)
         if refused is None:
             return None
@@ -89,6 +93,25 @@ def jetstream_unknown(why: str) -> Setting:
     return Setting("nats", "sync_interval", "", Verdict.UNKNOWN, f"It is not known how NATS syncs: {why}.")
 
 
+def redis(policy: str | None, memory_max_bytes: int | None, role: str | None) -> list[Setting]:
+    """Judge the eviction and the role of a Redis server; None for what it does not tell."""
+    if policy is None or memory_max_bytes is None:
+        eviction = Setting(
+            "redis", "maxmemory_policy", "", Verdict.UNKNOWN, "Redis does not tell its `maxmemory-policy`."
+        )
+    else:
+        evicting = (
+            f"Redis runs with `maxmemory-policy {policy}` and drops leases, presence and logins when its memory is "
+            "full: set it to `noeviction`."
+        )
+        safe = policy == "noeviction" or memory_max_bytes == 0
+        eviction = _judged("maxmemory_policy", policy, safe, evicting, "redis")
+    if role is None:
+        return [eviction, Setting("redis", "role", "", Verdict.UNKNOWN, "Redis does not tell whether it is a replica.")]
+    replica = f"This Redis is a {role}, which keeps no writes of ours: name its primary in `backends.redis`."
+    return [eviction, _judged("role", role, role == "master", replica, "redis")]
+
+
 def sqlite(journal_mode: str, synchronous: int) -> list[Setting]:
     """Judge the two pragmas of a connection."""
     level = dict(enumerate(("OFF", "NORMAL", "FULL", "EXTRA"))).get(synchronous, str(synchronous))
@@ -106,6 +129,7 @@ def innodb(variables: Mapping[str, str]) -> list[Setting]:
     if not _is_off(variables.get("log_bin", "")):
         found.append(_sync_binlog(variables.get("sync_binlog")))
     found.append(_doublewrite(variables.get("innodb_doublewrite")))
+    found.append(_read_only(variables.get("read_only")))
     return found
 
 
@@ -138,6 +162,14 @@ def _doublewrite(value: str | None) -> Setting:
     return Setting("sql", name, value, Verdict.SAFE)
 
 
+def _read_only(value: str | None) -> Setting:
+    name = "read_only"
+    if value is None:
+        return _unreadable(name)
+    reason = f"The database runs with `{name}={value}`, as a replica does: name its primary in `backends.sql`."
+    return _judged(name, value, _is_off(value), reason)
+
+
 def _is_off(value: str) -> bool:
     return value.upper() in ("OFF", "0")
 
@@ -146,5 +178,5 @@ def _unreadable(name: str) -> Setting:
     return Setting("sql", name, "", Verdict.UNKNOWN, f"The database does not tell its `{name}`.")
 
 
-def _judged(name: str, value: str, safe: bool, otherwise: str) -> Setting:
-    return Setting("sql", name, value, Verdict.SAFE if safe else Verdict.WEAK, "" if safe else otherwise)
+def _judged(name: str, value: str, safe: bool, otherwise: str, backend: str = "sql") -> Setting:
+    return Setting(backend, name, value, Verdict.SAFE if safe else Verdict.WEAK, "" if safe else otherwise)

@@ -1,7 +1,8 @@
 """The configuration of a mesh: its structs, the checks of their values, and the YAML file that holds them."""
 
-from meshim.topology.checks import check
-from meshim.topology.file import dump, load
+from meshim.topology.checks import check, warnings
+from meshim.topology.file import Inspection, dump, inspect, load
+from meshim.topology.finding import Finding
 from meshim.topology.structs import (
     Backends,
     ConnectorListener,
@@ -23,7 +24,9 @@ __all__ = [
     "Backends",
     "ConnectorListener",
     "Durability",
+    "Finding",
     "Frozen",
+    "Inspection",
     "Limits",
     "Listener",
     "OnWeak",
@@ -36,5 +39,7 @@ __all__ = [
     "check",
     "default",
     "dump",
+    "inspect",
     "load",
+    "warnings",
 ]

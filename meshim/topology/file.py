@@ -5,37 +5,55 @@ An error is one sentence, a `TopologyError`, with the path of the field, such as
 
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import yaml
 
 from meshim.errors import TopologyError, one_line
-from meshim.topology.checks import check
+from meshim.topology import checks, structure, suspicious
+from meshim.topology.finding import Finding
 from meshim.topology.structs import Topology
+
+
+class Inspection(NamedTuple):
+    """What there is to say about a file; without faults it is a topology."""
+
+    topology: Topology | None
+    faults: list[Finding]
+    warnings: list[Finding]
 
 
 def load(path: Path) -> Topology:
     """Return the checked topology of a file.  Raises `TopologyError` when the file is missing or anything is wrong."""
+    found = inspect(path)
+    try:
+        checks.refuse(found.faults)
+    except TopologyError as error:
+        raise TopologyError(f"{path}: {error}") from error
+    assert found.topology is not None
+    return found.topology
+
+
+def inspect(path: Path) -> Inspection:
+    """Return every fault and every warning.  Raises `TopologyError` for a file that cannot be read or is not YAML."""
     try:
         with path.open(encoding="utf-8") as file:
             written = yaml.load(file, _Loader)  # noqa: S506  (a safe loader)
-        if written is None:
-            raise TopologyError("It is empty: a topology names connectors, transfers, writers and rest services.")
-        topology = msgspec.convert(written, Topology)
-        check(topology)
     except FileNotFoundError:
         raise TopologyError(f"{path} does not exist: name a topology file.") from None
     except OSError as error:
         raise TopologyError(f"{path} cannot be read: {error.strerror}.") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:  # not UTF-8, no such date or number; too deep
         raise TopologyError(f"{path} is not YAML: {one_line(error)}.") from error
-    except msgspec.ValidationError as error:
-        where = "" if "`$" in str(error) else " - at `$`"  # msgspec leaves out the path of the root
-        raise TopologyError(f"{path}: {error}{where}.") from error
-    except TopologyError as error:
-        raise TopologyError(f"{path}: {error}") from error
-    return topology
+    if written is None:
+        raise TopologyError(f"{path}: It is empty: a topology names connectors, transfers, writers and rest services.")
+    if faults := structure.faults(written):
+        return Inspection(None, faults, [])
+    topology = msgspec.convert(written, Topology)
+    if faults := checks.faults(topology):
+        return Inspection(topology, faults, [])
+    return Inspection(topology, [], [*checks.warnings(topology), *suspicious.readable_passwords(topology, path)])
 
 
 def dump(topology: Topology) -> str:

@@ -32,7 +32,8 @@ class Security(Frozen, frozen=True, forbid_unknown_fields=True):
     curve: bool = True
     """CURVE on every ZeroMQ link.  Turn it off for measurements on one machine only."""
     master_key_file: str | None = None
-    """The file of the key that wraps relation keys at rest (mode 0600); null: `master.key` in the data folder."""
+    """The file of the key that wraps relation keys at rest (mode 0600); null: `master.key` in the data folder.  The
+    first REST process of a mesh makes it; every other one needs a copy."""
     connector_key_file: str | None = None
     """The file of the CURVE key pair that every connector shows to clients (mode 0600), so that they reach any of them
     behind one address; `meshim key new` makes it.  null: each connector makes a key pair at its start."""
@@ -41,17 +42,18 @@ class Security(Frozen, frozen=True, forbid_unknown_fields=True):
 
 
 OnWeak: TypeAlias = Literal["refuse", "warn"]
-"""`refuse` stores nothing where a loss of power could take it; `warn` logs that and stores."""
+"""`refuse` does not start, and stores nothing, where it could be lost; `warn` logs that and goes on."""
 
 
 class Durability(Frozen, frozen=True, forbid_unknown_fields=True):
-    """The policy for backends that could lose `sent` messages in a power loss (docs/adr/0013).
+    """The policy for backends that could lose what they have acknowledged, in a power loss or at any time (adr/0013).
 
-    The deciding settings of the log and the database are read from the running servers.
+    The deciding settings are read from the running servers.
     """
 
     weak: OnWeak = "refuse"
-    """Applies when a setting lets a server acknowledge what it has not yet synced."""
+    """Applies when a setting lets a server acknowledge what it has not yet synced, evict what it holds, or is that of a
+    replica."""
     unknown: OnWeak = "warn"
     """Applies when a setting cannot be read."""
     nats_monitor: str | None = None
@@ -101,7 +103,7 @@ class RestListener(Frozen, frozen=True, forbid_unknown_fields=True):
 
 
 class Timers(Frozen, frozen=True, forbid_unknown_fields=True):
-    """Every timer of the mesh, in seconds.  checks.py says how they depend on each other.
+    """Every timer of the mesh, in seconds.  timers.py says how they depend on each other.
 
     The timers that only clients use are the same in every mesh: `protocol/timeouts.py`.
     """
@@ -162,6 +164,8 @@ class Limits(Frozen, frozen=True, forbid_unknown_fields=True):
     """Envelopes that may wait for one device in its connector."""
     session_rate: Count = 2_000
     """Messages that one device may submit in a second; a message above 2 KiB counts as several."""
+    greetings_per_s: Count = 10
+    """Greetings with one token that one connector takes in a second; of ten seconds also at once."""
     sessions: Count = 9_000
     """Connected devices of one connector (a connection needs up to two file descriptors)."""
     devices_per_user: Count = 10
@@ -178,9 +182,9 @@ class Limits(Frozen, frozen=True, forbid_unknown_fields=True):
     sync_page_bytes: Count = 1_048_576
     presence_cache: Count = 200_000
     partitions: Count = 4
-    """Parts of the log, each with a fixed share of the recipients.  Never change it on a mesh with data."""
+    """Parts of the log, each with a fixed share of the recipients.  The database records it; it can never change."""
     log_bytes: Count = 4_294_967_296
-    """Of one partition.  While it is full, senders get BUSY and keep their messages."""
+    """Of one partition.  While it is full, senders get BUSY and keep their messages.  Dead letters add a quarter."""
     writer_records: Count = 256
     """Log records in one transaction."""
     db_threads: Count = 4
@@ -196,7 +200,7 @@ class Topology(Frozen, frozen=True, forbid_unknown_fields=True):
     writers: tuple[Worker, ...]
     rest: tuple[RestListener, ...]
     namespace: Name = "meshim"
-    """First part of every Redis key, NATS subject and stream name."""
+    """First part of every Redis key, NATS subject and stream name.  The database records it; it can never change."""
     backends: Backends = Backends()
     durability: Durability = Durability()
     security: Security = Security()

@@ -5,18 +5,19 @@
     Hello ──▶ linked ──Close, Reset, gone, full, silent, protocol error, a newer Hello──▶ lost
 
 Connectors connect and greet, the transfer answers.  A connector incarnation has one link, and so has a connection
-(peer): a newer Hello of either replaces the older link.  The copies that a lost link had not acknowledged go back to
+(peer): a newer Hello of either replaces the older link.  Which incarnation a connector may name in its Hello follows
+from the key of its connection (adr/0045).  The copies that a lost link had not acknowledged go back to
 the core (R4).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
 from meshim.errors import Code, PeerError
 from meshim.protocol.flush_queue import FlushQueue
 from meshim.protocol.link import Link, LinkOptions
-from meshim.transfer.events import Action, SendConnector
+from meshim.transfer.events import Action, ReportImpersonation, SendConnector
 from meshim.transfer.statistics import Statistics
 from meshim.wire import mesh as wire
 from meshim.wire.envelope import WIRE_VERSION
@@ -94,16 +95,22 @@ class ConnectorLinks:
 
     # ---- frames in
 
-    def receive(self, peer: bytes, data: bytes, now: float) -> Sequence[FromConnector]:
+    def receive(
+        self, peer: bytes, data: bytes, now: float, incarnations: Mapping[bytes, str] | None = None
+    ) -> Sequence[FromConnector]:
         """Take in one frame; return the items to process, in order.
 
-        A frame that breaks the protocol is answered with Close and ends the link.
+        A frame that breaks the protocol is answered with Close and ends the link.  `incarnations` are those of
+        `ConnectorsSent`.
         """
         entry = self._by_peer.get(peer)
         try:
             frame = wire.decode_from_connector(data)
             if isinstance(frame, Hello):
-                self._greeted(peer, frame, now)
+                if incarnations is None or incarnations.get(peer) == str(frame.incarnation):
+                    self._greeted(peer, frame, now)
+                else:
+                    self._impersonated(peer, frame, incarnations.get(peer, ""))
             elif entry is not None and frame.link == entry.link.epoch:
                 return self._frame(entry, frame, now)
             elif not isinstance(frame, Close | Reset):
@@ -145,6 +152,16 @@ class ConnectorLinks:
         self._statistics.connectors = len(self._by_peer)
         ok = HelloOk(version=WIRE_VERSION, link=hello.link, incarnation=self._incarnation, window=credit)
         self._send_frame(peer, ok)
+
+    def _impersonated(self, peer: bytes, hello: Hello, of_key: str) -> None:
+        """Refuse a Hello that names a foreign incarnation, and leave all links as they are.
+
+        Its own link, too: it is that of a connector which serves users.
+        """
+        self._statistics.impersonations += 1
+        self._perform(ReportImpersonation(hello.incarnation, of_key))
+        sentence = "the key of this connection belongs to another incarnation"
+        self._send_frame(peer, Close(hello.link, Code.IMPERSONATION, sentence))
 
     def gone(self, peer: bytes) -> None:
         """End the link of a connection that no longer exists or has no room for a frame, if it has one."""

@@ -117,7 +117,7 @@ class TransferCore:
 
     def _connectors_sent(self, event: e.ConnectorsSent, now: float) -> None:
         for peer, frame in event.batch:
-            for item in self._links.receive(peer, frame, now):
+            for item in self._links.receive(peer, frame, now, event.incarnations):
                 if isinstance(item, Route):
                     self.statistics.routed += 1
                     self._route(item, now)

@@ -9,9 +9,14 @@ from meshim.stores.ports import UserPresence
 
 
 class ConnectorsSent(NamedTuple):
-    """Frames from connectors, each (peer, frame), in the order they came."""
+    """Frames from connectors, each (peer, frame), in the order they came.
+
+    `incarnations` has, by peer, the incarnation to which the key of the connection belongs, in decimal digits (and may
+    have it of other peers).  None without CURVE: then every connector is believed.
+    """
 
     batch: Sequence[tuple[bytes, bytes]]
+    incarnations: Mapping[bytes, str] | None = None
 
 
 class ConnectorGone(NamedTuple):
@@ -80,6 +85,13 @@ class SendConnector(NamedTuple):
     frame: bytes
 
 
+class ReportImpersonation(NamedTuple):
+    """A Hello named an incarnation that is not the one of its key, which is in decimal digits."""
+
+    named: int
+    of_key: str
+
+
 class ReadPresence(NamedTuple):
     """Answered by PresenceRead or PresenceReadFailed."""
 
@@ -94,4 +106,4 @@ class Publish(NamedTuple):
     data: bytes
 
 
-Action = SendConnector | ReadPresence | Publish
+Action = SendConnector | ReportImpersonation | ReadPresence | Publish

@@ -16,6 +16,7 @@ from meshim.stores.lease_keeper import LeaseKeeper
 from meshim.stores.nats.durability import LogDurabilityGate
 from meshim.stores.nats.offline_log import JetStreamOfflineLog
 from meshim.stores.ports import Lease
+from meshim.stores.preflight import Preflight
 from meshim.stores.redis.presence import RedisPresence
 from meshim.topology import Topology
 from meshim.transfer import events as e
@@ -66,7 +67,7 @@ async def run(topology: Topology, name: str, data: Path) -> None:
             domain=f"transfer-{name}",
             admit=allowlist.admit,
             frame_bytes=topology.limits.bundle_bytes + BUNDLE_OVERHEAD_BYTES,
-            on_batch=lambda batch: shell.driver.receive(e.ConnectorsSent(batch)),
+            on_batch=lambda batch: shell.driver.receive(e.ConnectorsSent(batch, router.user_ids)),
         )
         endpoint = listener.advertise or router.endpoint
         lease = Lease("transfer", name, incarnation, endpoint, keys.public.decode() if keys else "")
@@ -93,9 +94,11 @@ async def run(topology: Topology, name: str, data: Path) -> None:
 async def _open(topology: Topology, connections: BackendConnections, service: Service) -> Backends:
     """Open the backends.
 
-    Raises BackendUnavailable when NATS is away, UsageError when its settings violate the durability policy.
+    Raises BackendUnavailable when NATS is away, UsageError when settings violate the durability policy.
     """
-    redis, nats = connections.redis(), await connections.nats()
+    redis = connections.redis()
+    await Preflight(topology, redis, service).check_when_possible(None)
+    nats = await connections.nats()
     gate = LogDurabilityGate(nats, topology.durability, service.log)
     await gate.start()
     log = JetStreamOfflineLog(

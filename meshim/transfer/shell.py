@@ -29,6 +29,7 @@ class Shell:
     def __init__(self, core: TransferCore, backends: Backends, service: Service) -> None:
         self._performers: dict[type[Any], Callable[[Any], None]] = {
             e.SendConnector: self._send_connector,
+            e.ReportImpersonation: self._report_impersonation,
             e.ReadPresence: self._read_presence,
             e.Publish: self._publish,
         }
@@ -61,6 +62,9 @@ class Shell:
         # FULL: the link ends, too.  The connector learns it by Reset, or by silence.
         if self.router.send(action.peer, action.frame) is not SendResult.OK:
             self.driver.receive(e.ConnectorGone(action.peer))
+
+    def _report_impersonation(self, action: e.ReportImpersonation) -> None:
+        self._service.log.warning("hello of a foreign incarnation refused", named=action.named, of_key=action.of_key)
 
     # ---------------------------------------------------------------- presence
 

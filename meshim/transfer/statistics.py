@@ -10,6 +10,8 @@ class Statistics(msgspec.Struct):
     """Connectors that are linked now."""
     malformed: int = 0
     """Frames that broke the protocol; each ended its link."""
+    impersonations: int = 0
+    """Hellos that named another incarnation than that of the key of their connection, refused."""
     unknown_links: int = 0
     """Frames of links that this transfer does not know, answered with Reset."""
     routed: int = 0

@@ -165,7 +165,7 @@ class PresenceAnswer(msgspec.Struct, frozen=True):
 
 
 class Probe(msgspec.Struct, frozen=True):
-    """Whether a backend answers, or the reason why not."""
+    """Whether a backend answers, and stores if that is its part, or the reason why not."""
 
     ok: bool
     reason: str = ""

@@ -17,8 +17,22 @@ BUNDLE_OVERHEAD_BYTES = 65_536
 RECORD_BYTES_MAX = 900 * 1024
 """Of one record of the log: NATS takes messages up to 1 MiB (`max_payload`), headers included."""
 
+STORED_RECORD_OVERHEAD_BYTES = 4_096
+"""Room in a stream for the headers of one record: a dead letter carries its reason, of up to 500 characters."""
+DEAD_LETTERS_BYTES_MAX = 256 << 20
+
 ENVELOPE_FIELDS_BYTES = 4_096
 """Limit of an envelope beside its body: far more than its fields take, also with fields of a later version."""
+
+
+def dead_letters_bytes(log_bytes: int) -> int:
+    """Return the limit of the dead-letter stream: a quarter of that of a partition, so that a small disk has room."""
+    return min(log_bytes // 4, DEAD_LETTERS_BYTES_MAX)
+
+
+def log_bytes_min(record_bytes: int) -> int:
+    """Return the smallest limit of a partition whose dead-letter stream takes a record of that size."""
+    return 4 * (record_bytes + STORED_RECORD_OVERHEAD_BYTES)
 
 
 def submit_size(submit: Submit) -> int:

@@ -1,6 +1,5 @@
 """A writer as a process: options, bind, run, drain."""
 
-import asyncio
 import secrets
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -15,10 +14,11 @@ from meshim.stores.lease_keeper import LeaseKeeper
 from meshim.stores.nats.durability import LogDurabilityGate
 from meshim.stores.nats.offline_log import JetStreamOfflineLog
 from meshim.stores.ports import Lease
+from meshim.stores.preflight import Preflight
 from meshim.stores.redis.presence import RedisPresence
-from meshim.stores.sql import migrate
 from meshim.stores.sql.accounts import SqlAccounts
 from meshim.stores.sql.durability import DatabaseDurabilityGate
+from meshim.stores.sql.mesh_record import SqlMeshRecord
 from meshim.stores.sql.partitions import SqlPartitions
 from meshim.topology import Topology
 from meshim.writer.core import WriterCore
@@ -54,7 +54,6 @@ async def run(topology: Topology, name: str, data: Path) -> None:
     timers = topology.timers
     incarnation = secrets.randbits(62) + 1
     async with AsyncExitStack() as stack, Service("writer", name, shutdown_s=timers.shutdown_s) as service:
-        await asyncio.to_thread(migrate.check, topology.backends.sql)
         connections = BackendConnections(topology, service, stack)
         backends = await _open(topology, connections, service)
         core = WriterCore(options_of(topology, name, incarnation))
@@ -86,11 +85,13 @@ async def run(topology: Topology, name: str, data: Path) -> None:
 async def _open(topology: Topology, connections: BackendConnections, service: Service) -> Backends:
     """Open the backends.
 
-    Raises BackendUnavailable when NATS or the database is away, UsageError when their settings violate the durability
-    policy.
+    Raises BackendUnavailable when one of them is away, UsageError when topology, database and Redis are not of one
+    mesh, or when settings violate the durability policy.
     """
     timers, namespace = topology.timers, topology.namespace
-    nats, database = await connections.nats(), connections.database()
+    redis, database = connections.redis(), connections.database()
+    record = await Preflight(topology, redis, service).check(SqlMeshRecord(database))
+    nats = await connections.nats()
     log_gate = LogDurabilityGate(nats, topology.durability, service.log)  # for dead letters
     database_gate = DatabaseDurabilityGate(topology.durability, service.log)
     await log_gate.start()
@@ -99,6 +100,7 @@ async def _open(topology: Topology, connections: BackendConnections, service: Se
         nats,
         namespace,
         max_bytes=topology.limits.log_bytes,
+        mesh_id=record.mesh_id,
         # So that the log redelivers what a dead writer had fetched when its partition is taken over.
         ack_wait_s=timers.partition_lease_s,
         gate=log_gate,
@@ -107,6 +109,6 @@ async def _open(topology: Topology, connections: BackendConnections, service: Se
         log=log,
         partitions=SqlPartitions(database, database_gate),
         accounts=SqlAccounts(database),
-        presence=RedisPresence(connections.redis(), namespace),
+        presence=RedisPresence(redis, namespace),
         notifications=connections.notifications(nats),
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 
-from meshim.deploy.embedded import Nats
+from meshim.deploy.embedded import Nats, Valkey
 from meshim.errors import BackendUnavailable, UsageError
 from meshim.runtime.log import Log
 from meshim.stores.backends import read_settings
@@ -18,10 +18,13 @@ from meshim.stores.nats import durability as nats_durability
 from meshim.stores.nats.client import NatsClient
 from meshim.stores.nats.durability import LogDurabilityGate
 from meshim.stores.nats.offline_log import JetStreamOfflineLog
+from meshim.stores.redis import settings as redis_settings
+from meshim.stores.redis.client import RedisClient
 from meshim.stores.sql import durability as sql_durability
 from meshim.stores.sql import engine
 from meshim.stores.sql.database import Database
 from meshim.stores.sql.durability import DatabaseDurabilityGate
+from meshim.stores.sql.mesh_record import SqlMeshRecord
 from meshim.stores.sql.partitions import SqlPartitions
 from meshim.topology import Backends, Durability
 from tests.contract.outage import up
@@ -109,7 +112,10 @@ async def test_our_connections_sync_their_commits(sql: SqlBackend) -> None:
     found = await sql.database.read(sql_durability.read_settings)
     assert {setting.verdict for setting in found} == {SAFE}
     names = {setting.name for setting in found}
-    assert names in ({"journal_mode", "synchronous"}, {"innodb_flush_log_at_trx_commit", "innodb_doublewrite"})
+    assert names in (
+        {"journal_mode", "synchronous"},
+        {"innodb_flush_log_at_trx_commit", "innodb_doublewrite", "read_only"},
+    )
 
 
 async def test_nothing_is_written_to_a_weak_sqlite(sqlite_with_tables: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,6 +130,11 @@ async def test_nothing_is_written_to_a_mariadb_that_turns_weak(mariadb_with_tabl
         await DatabaseDurabilityGate(Durability(), LOG).start(backend.database)
         with global_variable(mariadb_with_tables, "innodb_flush_log_at_trx_commit", "2", "1"):
             await _refuses(backend, backend.database)
+        with global_variable(mariadb_with_tables, "read_only", "1", "0"):
+            with pytest.raises(UsageError, match=r"`read_only=1`, as a replica does: name its primary"):
+                await DatabaseDurabilityGate(Durability(), LOG).start(backend.database)
+            with pytest.raises(UsageError, match=r"`read_only=1`, as a replica does: name its primary"):
+                await SqlMeshRecord(backend.database).agree("chat", 4)
         with global_variable(mariadb_with_tables, "sync_binlog", "0", "1"):  # without a binary log
             await DatabaseDurabilityGate(Durability(unknown="refuse"), LOG).start(backend.database)
 
@@ -159,16 +170,42 @@ def global_variable(url: str, name: str, value: str, normal: str) -> Iterator[No
         put(normal)
 
 
-async def test_status_reads_both_backends(sqlite_with_tables: str, tmp_path: Path) -> None:
+async def test_eviction_and_role_of_redis_are_read(tmp_path: Path) -> None:
+    with running(Valkey(tmp_path)) as server:
+        client = RedisClient(server.url, LOG)
+        try:
+            assert await verdicts_of(client) == {"maxmemory_policy": ("noeviction", SAFE), "role": ("master", SAFE)}
+            await client.execute("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+            assert (await verdicts_of(client))["maxmemory_policy"] == ("allkeys-lru", SAFE), "without `maxmemory`"
+            await client.execute("CONFIG", "SET", "maxmemory", 1 << 26)
+            assert (await verdicts_of(client))["maxmemory_policy"] == ("allkeys-lru", WEAK)
+            await client.execute("REPLICAOF", "127.0.0.1", 1)
+            assert (await verdicts_of(client))["role"] == ("slave", WEAK)
+            assert {each.verdict for each in await redis_settings.read_settings_at(server.url)} == {WEAK}
+            assert abs(await redis_settings.clock_ahead_s(client)) < 5.0
+        finally:
+            await client.close()
+
+
+async def verdicts_of(client: RedisClient) -> dict[str, tuple[str, Verdict]]:
+    return {each.name: (each.value, each.verdict) for each in await redis_settings.read_settings(client)}
+
+
+async def test_status_reads_every_backend(sqlite_with_tables: str, tmp_path: Path) -> None:
     recipe = Nats(tmp_path / "nats")
     with running(recipe) as server:
         backends = Backends("redis://127.0.0.1:1", server.url, sqlite_with_tables)
         found = await read_settings(backends, recipe.monitor)
         assert [(setting.backend, setting.name, setting.verdict) for setting in found] == [
+            ("redis", "maxmemory_policy", UNKNOWN),
+            ("redis", "role", UNKNOWN),
             ("nats", "sync_interval", SAFE),
             ("sql", "synchronous", SAFE),
             ("sql", "journal_mode", SAFE),
         ]
     gone = Backends("redis://127.0.0.1:1", server.url, "mysql+pymysql://nobody@127.0.0.1:9/nothing")
     found = await read_settings(gone, recipe.monitor)
-    assert [(setting.backend, setting.verdict) for setting in found] == [("nats", UNKNOWN), ("sql", UNKNOWN)]
+    assert [(each.backend, each.verdict) for each in found if each.backend != "redis"] == [
+        ("nats", UNKNOWN),
+        ("sql", UNKNOWN),
+    ]

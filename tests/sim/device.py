@@ -290,8 +290,9 @@ class Application:
         token = self._process.scheduler.random.randbytes(32)
         now = WALL_S + self._process.scheduler.now
         rest = RestBackends(
-            backends.accounts(), backends.leases(), backends.presence(), backends.cache(), backends.notifications(), {}
-        )
+            backends.accounts(), backends.leases(), backends.presence(), backends.cache(), backends.notifications(),
+            probes={}, storing={},
+        )  # fmt: skip
         notifier = ChangeNotifier(rest, lambda: WALL_S + self._process.scheduler.now, _Silent())
         takeover = self._state.token is None  # as the client library: only the first login of a state file
         try:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import zmq
 
-from meshim.errors import UsageError
+from meshim.errors import BackendUnavailable, UsageError
+from meshim.runtime.exhaustion import is_exhausted
 from meshim.runtime.sockets import options
 from meshim.runtime.sockets.dealer import Dealer
 from meshim.runtime.sockets.guard import Guarding
@@ -43,11 +44,11 @@ class Context:
         """Bind a ROUTER; `on_batch` gets (peer, frame) pairs in the order of arrival.
 
         With `keys` (CURVE) only peers that know the public key can connect.  `admit` then decides by the peer's own
-        key, and `domain` must be a name that no other socket uses.  Without `admit` every key is accepted: the link is
-        still encrypted, and each connection has one pipe less (adr/0022).  Without `keys` the link is plain and `admit`
-        is not called.  At most `hwm` frames wait for a peer, and as many from it.  Without `heartbeat_s` the owner has
-        to notice silent peers (adr/0027).  `guarding` ends the connections of peers that do not authenticate
-        (adr/0014).
+        key, and names its owner (`Router.user_ids`); `domain` must be a name that no other socket uses.  Without
+        `admit` every key is accepted: the link is still encrypted, and each connection has one pipe less (adr/0022).
+        Without `keys` the link is plain and `admit` is not called.  At most `hwm` frames wait for a peer, and as many
+        from it.  Without `heartbeat_s` the owner has to notice silent peers (adr/0027).  `guarding` ends the
+        connections of peers that do not authenticate (adr/0014).
 
         Raises UsageError when the address is malformed, in use or not an address of this machine.
         """
@@ -67,7 +68,7 @@ class Context:
             options.set_curve_server(socket, secret=keys.secret, domain=domain)
         on_closed = functools.partial(self._closed, domain=domain)
         try:
-            router = Router(self._loop, socket, bind, on_batch, on_closed, guarding)
+            router = Router(self._loop, socket, bind, on_batch, on_closed, guarding, admits=bool(domain))
         except zmq.ZMQError as error:
             socket.close(0)
             on_closed(None)
@@ -95,9 +96,13 @@ class Context:
         failed or ended.  Neither is called after `close`.  For an unreachable peer `on_lost` comes after at most 10 s
         of TCP and 10 s of handshake.
 
-        Raises UsageError when the endpoint or a key is malformed.
+        Raises UsageError when the endpoint or a key is malformed, and BackendUnavailable when the process has no
+        descriptor left.
         """
-        socket = self._zmq.socket(zmq.DEALER)
+        try:
+            socket = self._zmq.socket(zmq.DEALER)
+        except zmq.ZMQError as error:
+            raise _not_opened(endpoint, error) from error
         options.set_common(
             socket, endpoint, frame_bytes=frame_bytes, curve=server_key is not None, hwm=hwm, heartbeat_s=heartbeat_s
         )
@@ -113,6 +118,8 @@ class Context:
             dealer = Dealer(self._loop, socket, endpoint, on_batch, on_connected, on_lost, self._closed)
         except zmq.ZMQError as error:
             socket.close(0)
+            if is_exhausted(error):
+                raise _not_opened(endpoint, error) from error
             raise UsageError(f"Cannot connect to {endpoint}: write it as tcp://HOST:PORT ({error}).") from error
         self._open.add(dealer)
         return dealer
@@ -131,6 +138,12 @@ class Context:
             self._open.discard(socket)
         if domain and self._zap_handler is not None:
             self._zap_handler.leave(domain)
+
+
+def _not_opened(endpoint: str, error: zmq.ZMQError) -> BackendUnavailable:
+    return BackendUnavailable(
+        f"No socket can be opened for {endpoint} ({error}): close files, or raise the limit (`ulimit -n`)."
+    )
 
 
 def _cannot_bind(bind: str, error: zmq.ZMQError) -> str:

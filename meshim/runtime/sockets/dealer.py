@@ -18,7 +18,11 @@ from meshim.runtime.sockets.pump import (
 )
 from meshim.runtime.sockets.statistics import DealerStatistics
 
-_ENDED = HANDSHAKE_FAILED | {int(zmq.EVENT_DISCONNECTED), int(zmq.EVENT_CLOSED)}  # EVENT_CLOSED: no connection was made
+_ENDED = HANDSHAKE_FAILED | {
+    int(zmq.EVENT_DISCONNECTED),
+    int(zmq.EVENT_CLOSED),  # no connection was made
+    int(zmq.EVENT_CONNECT_RETRIED),  # nor even a socket: no descriptor was left.  libzmq would try again; `options.py`
+}
 _EVENTS = sum(_ENDED) + zmq.EVENT_HANDSHAKE_SUCCEEDED
 
 

@@ -6,10 +6,12 @@ what it does when the network fails.  The owner of the ROUTER says which peers a
 (`Guarding.is_authenticated`) and which connections to close (`close`).  The guard shuts down a connection that
 
     never authenticated       `unauthenticated_s` after it was accepted; after `unauthenticated_frames` frames or
-                              `unauthenticated_bytes` bytes; or, the oldest first, when there are too many connections
+                              `greeting_bytes` bytes; or, the oldest first, when there are too many connections
     was marked for closing    `linger_s` later: time for the last frame to leave
     sent far more than the socket has read, authenticated or not: libzmq gathers the parts of one ZeroMQ message in
-                              memory, without a limit on their number, and no high-water mark counts them (adr/0014)
+                              memory, without a limit on their number, and no high-water mark counts them (adr/0014);
+                              or sent the most of those that are not authenticated, while these together have sent
+                              `unfinished_bytes` that were not read (adr/0047)
 
 The end of a connection, whoever caused it, is reported too (`Guarding.on_gone`): libzmq reports a descriptor, and the
 guard knows its peer.
@@ -22,22 +24,28 @@ with the same number.
 import os
 import socket
 import struct
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from meshim.runtime.sockets.memory import resident_bytes, return_free_memory
 from meshim.runtime.sockets.options import HANDSHAKE_S
 from meshim.runtime.sockets.statistics import RouterStatistics
 
 CHECK_MEMORY_S = 0.1
 """How often to call `check_memory`, which takes ten microseconds."""
+CHECK_STRANGERS_S = 0.02
+"""The same while there are connections that are not authenticated: over a fast network they fill memory quickly."""
 CHECK_S = 1.0
 """How often to call `check`."""
 GROWTH_BYTES = 64 << 20
 """How much the memory of the process may grow before the guard compares what connections sent and what was read."""
+STRANGERS_GROWTH_BYTES = 16 << 20
+"""The same for the connections that are not authenticated."""
+COMPARE_STRANGERS_S = 60e-6
+"""For each of them there is so much time between two comparisons, if memory does not grow: comparing takes 3 µs."""
 
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _BYTES_RECEIVED = struct.Struct("=128xQ")  # the place of tcpi_bytes_received in struct tcp_info: linux/tcp.h
 _FRAME_OVERHEAD_BYTES = 64
 """Of ZMTP and CURVE, rounded up."""
@@ -55,6 +63,11 @@ class Guarding(NamedTuple):
     unauthenticated_s: float
     unauthenticated_frames: int
     unauthenticated_bytes: int
+    """Of a peer that was authenticated: it may have windows under way."""
+    greeting_bytes: int
+    """Of a peer that never was: what it sends to be authenticated, and its handshake."""
+    unfinished_bytes: int
+    """Of all peers that are not authenticated: received and not read."""
     unread_bytes: int
     """More than an honest authenticated peer ever has under way."""
     linger_s: float = 2.0
@@ -70,7 +83,7 @@ class Connection:
 
     __slots__ = (
         "accepted_at", "address", "bytes_read", "bytes_unauthenticated", "cut", "descriptor", "frames",
-        "is_authenticated", "peer", "since",
+        "is_authenticated", "peer", "since", "was_authenticated",
     )  # fmt: skip
 
     def __init__(self, descriptor: int, address: Any, now: float) -> None:
@@ -83,6 +96,8 @@ class Connection:
         """Since when it is not authenticated: accepted, or authenticated for the last time."""
         self.is_authenticated: bool
         """As of the last check."""
+        self.was_authenticated: bool
+        """At any time."""
         self.frames: int
         """Since it was last authenticated, as `bytes_unauthenticated`."""
         self.bytes_unauthenticated: int
@@ -92,7 +107,7 @@ class Connection:
     def reset(self) -> None:
         """Count from its first frame on."""
         self.since = self.accepted_at
-        self.is_authenticated = False
+        self.is_authenticated = self.was_authenticated = False
         self.frames = self.bytes_unauthenticated = self.bytes_read = 0
 
 
@@ -105,7 +120,15 @@ class Guard:
         self.statistics = statistics
         self._connections: dict[int, Connection] = {}
         self._by_peer: dict[bytes, Connection] = {}
-        self._memory_bytes = _resident_bytes()
+        self._strangers: OrderedDict[int, Connection] = OrderedDict()
+        """By descriptor, those that are not authenticated as of the last check, and not cut; the oldest first.
+
+        Not a dict: it finds its first key by looking at all that were deleted before."""
+        self._memory_bytes = self._memory_with_strangers = resident_bytes()
+        """Of the process, as of the last time that connections were compared."""
+        self._compare_strangers_at = 0.0
+        self._may_return_memory = False
+        """Connections that held much were cut since the last check."""
 
     # ---------------------------------------------------------------- events of libzmq, and frames
 
@@ -115,16 +138,23 @@ class Guard:
         address = _address(descriptor)
         if address is None:
             return
-        self._connections[descriptor] = Connection(descriptor, address, now)
+        self._connections[descriptor] = self._strangers[descriptor] = Connection(descriptor, address, now)
         if len(self._connections) > self._guarding.connections:
-            # In the order of insertion: the oldest that is not authenticated.
-            for each in list(self._connections.values()):
-                if not each.cut and not self._is_authenticated(each, now):
-                    self._cut(each)
+            while self._strangers:
+                oldest = next(iter(self._strangers.values()))
+                self._ask(oldest, now)
+                if not oldest.is_authenticated:
+                    self._cut(oldest)
                     break
+
+    @property
+    def has_strangers(self) -> bool:
+        """Whether there are connections that are not authenticated."""
+        return bool(self._strangers)
 
     def ended(self, descriptor: int) -> None:
         """Forget a connection."""
+        self._strangers.pop(descriptor, None)
         connection = self._connections.pop(descriptor, None)
         if connection is not None and connection.peer is not None:
             self._forget(connection.peer)
@@ -152,26 +182,40 @@ class Guard:
                 return None
             self._forget(connection.peer)
             connection.reset()
+            self._add_stranger(connection)
         connection.peer = peer
         self._by_peer[peer] = connection
         return connection
 
     def may_pass(self, connection: Connection, size: int) -> bool:
-        """Count a frame; False when its connection was cut, or is cut now for this frame."""
+        """Count a frame; False when its connection was cut, or may be cut for this frame: ask `is_forgiven`."""
         connection.bytes_read += size + _FRAME_OVERHEAD_BYTES
         if connection.is_authenticated:
             return True
         connection.frames += 1
         connection.bytes_unauthenticated += size
-        guarding = self._guarding
-        if (
-            connection.frames > guarding.unauthenticated_frames
-            or connection.bytes_unauthenticated > guarding.unauthenticated_bytes
-        ):
+        return (
+            not connection.cut
+            and connection.frames <= self._guarding.unauthenticated_frames
+            and connection.bytes_unauthenticated <= self._bytes_of(connection)
+        )
+
+    def is_forgiven(self, connection: Connection) -> bool:
+        """Whether a frame may pass all the same, as its peer is authenticated; else the connection is cut.
+
+        Call it when all earlier frames were handed over: a greeting may be among them.
+        """
+        if not connection.cut:
             self._ask(connection, connection.since)
-            if not connection.is_authenticated:
-                self._cut(connection)
-        return not connection.cut
+            if connection.is_authenticated:
+                return True
+            self._cut(connection)
+        return False
+
+    def _bytes_of(self, connection: Connection) -> int:
+        """What it may send while it is not authenticated."""
+        guarding = self._guarding
+        return guarding.unauthenticated_bytes if connection.was_authenticated else guarding.greeting_bytes
 
     # ---------------------------------------------------------------- ending connections
 
@@ -194,6 +238,7 @@ class Guard:
             connection.since = min(connection.since, since)
             # The last `check` may have been before it authenticated: its frames must not be counted either.
             connection.is_authenticated = connection.is_authenticated or was_authenticated
+            connection.was_authenticated = connection.was_authenticated or was_authenticated
 
     def check(self, now: float) -> None:
         """Cut the connections that are not authenticated for too long.  Call it every `CHECK_S`."""
@@ -201,26 +246,49 @@ class Guard:
             self._ask(connection, now)
             if not connection.is_authenticated and now - connection.since >= self._guarding.unauthenticated_s:
                 self._cut(connection)
+        if self._may_return_memory:
+            self._may_return_memory = False
+            return_free_memory()
 
     def check_memory(self, now: float) -> None:
-        """When memory has grown, cut connections that sent far more than was read.  Call it every `CHECK_MEMORY_S`."""
-        resident = _resident_bytes()
-        self._memory_bytes = min(self._memory_bytes, resident)
-        if resident - self._memory_bytes < GROWTH_BYTES:
-            return
-        self._memory_bytes = resident
-        guarding = self._guarding
-        for connection in list(self._connections.values()):
-            most = guarding.unread_bytes if connection.is_authenticated else guarding.unauthenticated_bytes
-            heartbeat_bytes = _HEARTBEAT_BYTES_PER_S * (now - connection.accepted_at)
-            if _received_bytes(connection) - connection.bytes_read > most + heartbeat_bytes:
-                self._cut(connection)
+        """Cut connections that sent far more than was read: strangers often, others when memory has grown.
 
-    def _is_authenticated(self, connection: Connection, now: float) -> bool:
-        """As of the last check, or asked again when it was not authenticated then."""
-        if not connection.is_authenticated:
+        Call it every `CHECK_MEMORY_S`, or every `CHECK_STRANGERS_S` while there are strangers.
+        """
+        resident = resident_bytes()
+        self._memory_with_strangers = min(self._memory_with_strangers, resident)
+        grown = resident - self._memory_with_strangers >= STRANGERS_GROWTH_BYTES
+        if self._strangers and (grown or now >= self._compare_strangers_at):
+            self._memory_with_strangers = resident
+            self._compare_strangers_at = now + COMPARE_STRANGERS_S * len(self._strangers)
+            self._compare_strangers(now)
+        self._memory_bytes = min(self._memory_bytes, resident)
+        if resident - self._memory_bytes >= GROWTH_BYTES:
+            self._memory_bytes = resident
+            for connection in list(self._connections.values()):
+                if connection.is_authenticated and _unread_bytes(connection, now) > self._guarding.unread_bytes:
+                    self._cut_full(connection)
+
+    def _compare_strangers(self, now: float) -> None:
+        """Cut those that sent too much, and those that sent most of what is too much together."""
+        unread: list[tuple[int, int]] = []  # with descriptors
+        total = 0
+        for connection in list(self._strangers.values()):
             self._ask(connection, now)
-        return connection.is_authenticated
+            if connection.is_authenticated:
+                continue
+            size = _unread_bytes(connection, now)
+            if size > self._bytes_of(connection):
+                self._cut_full(connection)
+            else:
+                unread.append((size, connection.descriptor))
+                total += size
+        if total > self._guarding.unfinished_bytes:
+            for size, descriptor in sorted(unread, reverse=True):
+                self._cut_full(self._connections[descriptor])
+                total -= size
+                if total <= self._guarding.unfinished_bytes:
+                    break
 
     def _ask(self, connection: Connection, now: float) -> None:
         peer = connection.peer
@@ -228,11 +296,25 @@ class Guard:
         if connection.is_authenticated:
             connection.since = now
             connection.frames = connection.bytes_unauthenticated = 0
+            connection.was_authenticated = True
+            self._strangers.pop(connection.descriptor, None)
+        else:
+            self._add_stranger(connection)
+
+    def _add_stranger(self, connection: Connection) -> None:
+        if not connection.cut:
+            self._strangers[connection.descriptor] = connection
+
+    def _cut_full(self, connection: Connection) -> None:
+        """Cut a connection for what it holds, which is free soon."""
+        self._cut(connection)
+        self._may_return_memory = True
 
     def _cut(self, connection: Connection) -> None:
         if connection.cut:
             return
         connection.cut = True
+        self._strangers.pop(connection.descriptor, None)
         self.statistics.cut += 1
         with suppress(OSError), _duplicate(connection.descriptor) as ours:  # it may have ended by itself
             if ours.getpeername() == connection.address:
@@ -258,23 +340,26 @@ def _address(descriptor: int) -> Any:
         return None
 
 
+def _unread_bytes(connection: Connection, now: float) -> int:
+    """Bytes that TCP received and the socket has not read, without heartbeats."""
+    heartbeat_bytes = int(_HEARTBEAT_BYTES_PER_S * (now - connection.accepted_at))
+    return _received_bytes(connection) - connection.bytes_read - heartbeat_bytes
+
+
 def _received_bytes(connection: Connection) -> int:
-    """Bytes that TCP received over this connection; 0 where the system does not tell (`TCP_INFO`)."""
+    """Bytes that TCP received over this connection; 0 where the system does not tell (`TCP_INFO`).
+
+    Not over a descriptor of our own, which would take four times as long: where the number belongs to another
+    connection by now, that one is safe, because `_cut` compares addresses.
+    """
     if not hasattr(socket, "TCP_INFO"):
         return 0
     try:
-        with _duplicate(connection.descriptor) as ours:
-            if ours.getpeername() != connection.address:
-                return 0
-            info = ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED.size)
+        theirs = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, connection.descriptor)
+        try:
+            info = theirs.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED.size)
+        finally:
+            theirs.detach()
     except OSError:
         return 0
     return int(_BYTES_RECEIVED.unpack(info)[0]) if len(info) == _BYTES_RECEIVED.size else 0
-
-
-def _resident_bytes() -> int:
-    """Memory of this process; 0 where the system has no /proc, and then `check_memory` never looks further."""
-    try:
-        return int(Path("/proc/self/statm").read_bytes().split()[1]) * _PAGE_BYTES
-    except OSError:
-        return 0

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import zmq
 
 from meshim.runtime.send_result import SendResult
-from meshim.runtime.sockets.guard import CHECK_MEMORY_S, CHECK_S, Guard, Guarding
+from meshim.runtime.sockets.guard import CHECK_MEMORY_S, CHECK_S, CHECK_STRANGERS_S, Guard, Guarding
 from meshim.runtime.sockets.pump import (
     HANDSHAKE_FAILED,
     NOBLOCK,
@@ -21,6 +21,9 @@ from meshim.runtime.sockets.pump import (
 )
 from meshim.runtime.sockets.statistics import RouterStatistics
 
+USER_IDS_MAX = 4_096
+"""User ids of connections that are kept; then they are read from the messages again."""
+
 _SEND_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _EVENTS = sum(HANDSHAKE_FAILED) + zmq.EVENT_ACCEPTED + zmq.EVENT_DISCONNECTED
 
@@ -29,6 +32,8 @@ class Router:
     """A bound ROUTER.
 
     `endpoint` is the address that it is bound to; where the port was 0, with the port that the system chose.
+    `user_ids` has, by peer, the user id with which ZAP admitted it: during `on_batch`, of every peer in the batch.  It
+    is None where no key is checked.
     """
 
     def __init__(
@@ -39,7 +44,11 @@ class Router:
         on_batch: Callable[[list[tuple[bytes, bytes]]], None],
         on_closed: Callable[["Router"], None],
         guarding: Guarding | None,
+        *,
+        admits: bool,
     ) -> None:
+        """`admits`: a ZAP handler admits the peers."""
+        self.user_ids: dict[bytes, str] | None = {} if admits else None
         self._loop = loop
         self._socket = socket
         self._on_batch = on_batch
@@ -62,7 +71,7 @@ class Router:
         self._pump = Pump(loop, socket, self._take)
         if self._guard is not None:
             self._checked_at = loop.time()
-            self._timer = loop.call_later(CHECK_MEMORY_S, self._watch, self._guard)
+            self._watch_later(self._guard)
 
     def send(self, peer: bytes, frame: bytes) -> SendResult:
         """Queue one frame for a peer, and return what became of it; never waits.  GONE after `close`."""
@@ -103,7 +112,9 @@ class Router:
 
     def _take(self) -> bool:
         recv = self._socket.recv
-        guard = self._guard
+        guard, user_ids = self._guard, self.user_ids
+        if user_ids is not None and len(user_ids) > USER_IDS_MAX:
+            user_ids.clear()  # before the batch, never within it
         batch: list[tuple[bytes, bytes]] = []
         size = 0
         full = first = True
@@ -116,11 +127,15 @@ class Router:
                     self.statistics.malformed += 1
                 elif peer[0]:
                     self.statistics.foreign += 1
-                elif guard is None or self._passes(guard, peer, part):
+                elif guard is None or self._may_pass(guard, peer, part) or self._is_forgiven(guard, peer, batch):
+                    if user_ids is not None and peer not in user_ids:
+                        user_ids[peer] = str(part.get("User-Id"))
                     batch.append((peer, frame))
                     size += len(frame)
                     if size > READ_BYTES_MAX:
                         break
+                elif self._socket.closed:  # by what was handed over within `_is_forgiven`
+                    return False
                 if first and not is_readable(self._socket):  # under low load most reads find one frame
                     full = False
                     break
@@ -131,7 +146,7 @@ class Router:
             self._on_batch(batch)
         return full
 
-    def _passes(self, guard: Guard, peer: bytes, frame: zmq.Frame) -> bool:
+    def _may_pass(self, guard: Guard, peer: bytes, frame: zmq.Frame) -> bool:
         connection = guard.connection(peer)
         if connection is None:
             # libzmq reported the descriptor of the connection before this first frame.
@@ -139,6 +154,17 @@ class Router:
             connection = guard.first_frame(peer, int(frame.get(zmq.SRCFD)))
         # Without one: a last frame of a connection that has ended meanwhile.
         return connection is None or guard.may_pass(connection, len(frame))
+
+    def _is_forgiven(self, guard: Guard, peer: bytes, batch: list[tuple[bytes, bytes]]) -> bool:
+        """Hand over the batch, with which the peer may have greeted; then ask whether it may send what it does."""
+        connection = guard.connection(peer)
+        if connection is None or connection.cut:
+            return False
+        if batch:
+            before = batch.copy()
+            batch.clear()
+            self._on_batch(before)
+        return not self._socket.closed and guard.is_forgiven(connection)
 
     def _peer_gone(self, peer: bytes) -> None:
         """Report the peer when its last frames have been read: libzmq reports the end of a connection before them."""
@@ -160,13 +186,21 @@ class Router:
         if now - self._checked_at >= CHECK_S:
             self._checked_at = now
             guard.check(now)
-        self._timer = self._loop.call_later(CHECK_MEMORY_S, self._watch, guard)
+        self._watch_later(guard)
+
+    def _watch_later(self, guard: Guard) -> None:
+        self._watches_closely = guard.has_strangers
+        delay_s = CHECK_STRANGERS_S if self._watches_closely else CHECK_MEMORY_S
+        self._timer = self._loop.call_later(delay_s, self._watch, guard)
 
     def _on_event(self, event: int, value: int) -> None:
         if event == zmq.EVENT_ACCEPTED:
             self.statistics.accepted += 1
             if self._guard is not None:
                 self._guard.accepted(value, self._loop.time())
+                if not self._watches_closely:
+                    self._timer.cancel()
+                    self._watch_later(self._guard)
         elif event == zmq.EVENT_DISCONNECTED:
             self.statistics.lost += 1
             if self._guard is not None:

@@ -1,4 +1,8 @@
-"""The ZAP 1.0 handler (RFC 27): libzmq asks it whether a peer that has proved its CURVE key may connect."""
+"""The ZAP 1.0 handler (RFC 27): libzmq asks it whether a peer that has proved its CURVE key may connect.
+
+The answer names the owner of the key.  libzmq attaches this user id to every message of that connection, so that the
+owner of a ROUTER can compare it with what a peer says of itself (adr/0045).
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -9,8 +13,9 @@ from zmq.utils import z85
 
 from meshim.runtime.sockets.pump import NOBLOCK, READ_MESSAGES_MAX, Pump
 
-Admit = Callable[[bytes], bool | Awaitable[bool | None] | None]
-"""Given a public key (Z85): whether its owner may connect; None when that is not known now."""
+Admit = Callable[[bytes], str | Awaitable[str | None] | None]
+"""Given a public key (Z85): the user id of its owner, who may connect; "" when the key is not admitted, and None when
+that is not known now."""
 
 _ENDPOINT = "inproc://zeromq.zap.01"  # fixed by the RFC
 _VERSION = b"1.0"
@@ -19,9 +24,8 @@ _ADMISSIONS = 4_096
 """Calls of `admit` under way; beyond, peers are refused."""
 
 _ADMITTED = (b"200", b"OK")
-_CANNOT_TELL = (b"500", b"cannot tell now")  # not 300: libzmq would leave the peer waiting until a timeout
-_REFUSED = (b"400", b"key not known")
-_ANSWERS = {True: _ADMITTED, False: _REFUSED, None: _CANNOT_TELL}
+_CANNOT_TELL = (b"500", b"cannot tell now", b"")  # not 300: libzmq would leave the peer waiting until a timeout
+_REFUSED = (b"400", b"key not known", b"")
 
 
 class Request(NamedTuple):
@@ -91,24 +95,30 @@ class ZapHandler:
         admit = self._admit[request.domain]
         if len(self._under_way) >= _ADMISSIONS:
             return self._answer(request, _CANNOT_TELL)
-        verdict = admit(z85.encode(request.public))
-        if verdict is None or isinstance(verdict, bool):
-            return self._answer(request, _ANSWERS[verdict])
-        task = asyncio.ensure_future(self._await(request, verdict))
+        owner = admit(z85.encode(request.public))
+        if owner is None or isinstance(owner, str):
+            return self._answer(request, _answer_of(owner))
+        task = asyncio.ensure_future(self._await(request, owner))
         self._under_way.add(task)
         task.add_done_callback(self._answered)
         return None
 
-    async def _await(self, request: Request, verdict: Awaitable[bool | None]) -> None:
-        self._answer(request, _ANSWERS[await verdict])
+    async def _await(self, request: Request, owner: Awaitable[str | None]) -> None:
+        self._answer(request, _answer_of(await owner))
 
     def _answered(self, task: asyncio.Future[None]) -> None:
         self._under_way.discard(task)
         if not task.cancelled():
             task.result()  # an exception of `admit` is our bug: the loop reports it
 
-    def _answer(self, request: Request, answer: tuple[bytes, bytes]) -> None:
-        """Send an answer, without user id and metadata: the mesh has its own greetings."""
+    def _answer(self, request: Request, answer: tuple[bytes, bytes, bytes]) -> None:
+        """Send an answer (status, text, user id), without metadata."""
         # A ROUTER drops it when the connection has ended by now.
-        self._socket.send_multipart([*request.route, _VERSION, request.number, *answer, b"", b""], NOBLOCK)
+        self._socket.send_multipart([*request.route, _VERSION, request.number, *answer, b""], NOBLOCK)
         self._pump.nudge()
+
+
+def _answer_of(owner: str | None) -> tuple[bytes, bytes, bytes]:
+    if owner is None:
+        return _CANNOT_TELL
+    return (*_ADMITTED, owner.encode()) if owner else _REFUSED

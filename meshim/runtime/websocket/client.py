@@ -47,8 +47,8 @@ class WebSocketClient(asyncio.Protocol):
         self._connecting = self._loop.create_task(self._connect())
 
     async def _connect(self) -> None:
-        tls = ssl.create_default_context() if self._uri.secure else None
         try:
+            tls = ssl.create_default_context() if self._uri.secure else None
             await self._loop.create_connection(lambda: self, self._uri.host, self._uri.port, ssl=tls)
         except OSError:
             self._ended()

@@ -19,6 +19,9 @@ CHECK_S = 1.0
 """How often connections are looked at that are not authenticated."""
 ADMIT_S = 0.01
 """How often connections are served that wait."""
+FRAGMENT_BYTES = 1_024
+"""A smaller one, unless it is the last of its message, is charged as a control frame.  What a library or a proxy splits
+is larger."""
 APPLICATION_CODE = 4_000
 """Plus a `Code`: the code of the Close frame of WebSocket (RFC 6455, 7.4.2)."""
 
@@ -227,13 +230,15 @@ class WebSocketServer:
             self.loop.call_soon(self._deliver)
         self._batch.append((connection.peer, frame))
 
-    def continued(self, connection: Connection) -> None:
-        """A part of a message came."""
-        if connection.is_stranger:
+    def continued(self, connection: Connection, size: int) -> None:
+        """A part of a message came that is not its last."""
+        if size < FRAGMENT_BYTES:
+            self.controlled(connection)
+        elif connection.is_stranger:
             self._passes(connection, 0)
 
     def controlled(self, connection: Connection) -> None:
-        """A control frame came."""
+        """A control frame came, or what costs as much and brings as little."""
         if not connection.is_stranger or self._passes(connection, 0):
             try:
                 connection.unnumbered.charge(self.loop.time())

@@ -231,6 +231,9 @@ class MemoryAccounts:
     async def ping(self) -> None:
         """Do nothing: memory always answers."""
 
+    async def check_writable(self) -> None:
+        """Do nothing: memory takes every write."""
+
 
 def _before(relation: StoredRelation | None, user_id: int) -> str | None:
     """What the user sees, and `hidden` for a request of the user that the peer does not see."""

@@ -10,7 +10,11 @@ from meshim.stores.nats.jetstream import NO_SUCH_STREAM, Answer, JetStream, refu
 from meshim.stores.nats.offline_log import POSITION, REASON, dead_stream, dead_subject
 from meshim.stores.ports import DeadLetter, DeadLetters, OfflineLog
 
+UNKNOWN_PARTITION = -1
+"""Of a letter whose subject names none: a foreign publisher wrote it.  `drop` removes it."""
 _TIMEOUT_S = 2.0
+_DIGITS_MAX = 19
+"""Of a number of 63 bits."""
 
 
 async def retry(letter: DeadLetter, letters: DeadLetters, log: OfflineLog) -> int:
@@ -70,16 +74,21 @@ class JetStreamDeadLetters:
         if not self._exists:  # DIRECT.GET of a missing stream has no responder
             return None
         message = await self._jetstream.get(self._stream, request)
-        return None if message is None else _letter(message)
+        return None if message is None else letter_of(message)
 
 
-def _letter(message: Msg) -> DeadLetter:
+def letter_of(message: Msg) -> DeadLetter:
+    """Return a message of the stream as a letter, also one that no writer of meshim has published."""
     headers = message.headers or {}
     return DeadLetter(
         number=int(headers["Nats-Sequence"]),
-        partition=int(headers["Nats-Subject"].rpartition(".")[2]),
-        position=int(headers.get(POSITION, 0)),
+        partition=_number(headers["Nats-Subject"].rpartition(".")[2], UNKNOWN_PARTITION),
+        position=_number(headers.get(POSITION, ""), 0),
         dead_lettered_at=datetime.fromisoformat(headers["Nats-Time-Stamp"]).timestamp(),
         reason=headers.get(REASON, "The writer gave no reason."),
         data=message.data,
     )
+
+
+def _number(text: str, otherwise: int) -> int:
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _DIGITS_MAX else otherwise

@@ -1,18 +1,41 @@
 """Calls to JetStream that several ports need: append, read by position, delete, and the rest of its API by name."""
 
+import errno
 import json
+import os
 from collections.abc import Mapping
 from typing import TypeVar
 
 import msgspec
 from nats.aio.msg import Msg
 
-from meshim.errors import BackendUnavailable, UsageError
+from meshim.errors import BackendUnavailable, StorageFailed, UsageError
 from meshim.stores.nats.client import NatsClient
 
 # Error codes of the server: server/errors.json in its repository.
 _NO_SUCH_MESSAGE = (10037, 10043, 10057)
 NO_SUCH_STREAM = 10059
+
+# Why the system refuses a write, in the words of Go, which are those of C in lower case.  nats-server (2.14 and later)
+# gives a stream up at the first such error: it answers every later change of the stream with it, also when the cause is
+# gone, until it is started again.
+_WRITE_ERRORS = tuple(
+    os.strerror(number).lower()
+    for number in (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EIO,
+        errno.EROFS,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.EFBIG,
+        errno.EACCES,
+        errno.EPERM,
+    )
+)
+_NO_POSITION = 1 << 62
+"""A position that no message ever has."""
 
 
 class Error(msgspec.Struct):
@@ -84,12 +107,31 @@ class JetStream:
             return None
         raise BackendUnavailable(f"The stream {stream} cannot be read now: status {status}.")
 
+    async def check(self, stream: str) -> None:
+        """Return when the stream takes messages; writes nothing.  Raises `StorageFailed` as `delete`."""
+        await self.delete(stream, _NO_POSITION)
+
     async def delete(self, stream: str, position: int) -> bool:
-        """Delete one message; return False when it does not exist."""
+        """Delete one message; return False when it does not exist.
+
+        Raises `StorageFailed` when a write to the stream has failed since nats-server was started.
+        """
         request = {"seq": position, "no_erase": True}
         answer = await self.call(f"STREAM.MSG.DELETE.{stream}", request, _answer)
         if answer.error is None:
             return True
+        if (failed := _write_error(answer.error)) is not None:
+            raise StorageFailed(
+                f"NATS refuses to store in the stream {stream} ({failed}): make room on its disk, and restart "
+                "nats-server unless `meshim up` runs it."
+            )
         if answer.error.err_code in _NO_SUCH_MESSAGE:
             return False
+        if answer.error.err_code == NO_SUCH_STREAM:
+            raise BackendUnavailable(f"NATS has no stream {stream}: start a writer, which makes it.")
         raise BackendUnavailable(f"Position {position} of {stream} is not deleted: {answer.error.description}.")
+
+
+def _write_error(error: Error) -> str | None:
+    """Return what the system said when nats-server wrote; None when the error is another one."""
+    return next((text for text in _WRITE_ERRORS if error.description.endswith(text)), None)

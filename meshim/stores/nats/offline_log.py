@@ -22,13 +22,15 @@ from meshim.stores.nats.client import NatsClient
 from meshim.stores.nats.jetstream import Answer, JetStream, refused
 from meshim.stores.nats.pull_consumer import PullConsumer
 from meshim.stores.ports import LogMessage
-from meshim.wire.sizes import RECORD_BYTES_MAX
+from meshim.wire.sizes import RECORD_BYTES_MAX, dead_letters_bytes
 
 _REASON_CHARACTERS_MAX = 500
 _DUPLICATE_WINDOW_NS = 100_000_000  # the least that is allowed: records carry no message ids
 POSITION, REASON = "Meshim-Position", "Meshim-Reason"
 """Headers of a dead letter: the position of the record in its partition, and why it was not written."""
 _CONSUMER = "writer"
+_MESH = "meshim"
+"""Key in the metadata of a stream: the id of its mesh."""
 _PROGRESS = b"+WPI"
 
 # Error code of the server: server/errors.json in its repository.
@@ -41,6 +43,7 @@ class _Config(msgspec.Struct):
     discard: str = ""
     storage: str = ""
     max_bytes: int = -1
+    metadata: dict[str, str] = {}
 
 
 class _State(msgspec.Struct):
@@ -66,7 +69,8 @@ class JetStreamOfflineLog:
         namespace: str,
         *,
         max_bytes: int = 4 << 30,
-        dead_bytes: int = 256 << 20,
+        dead_bytes: int | None = None,
+        mesh_id: str | None = None,
         publish_timeout_s: float = 2.0,
         timeout_s: float = 2.0,
         ack_wait_s: float = 30.0,
@@ -75,6 +79,9 @@ class JetStreamOfflineLog:
         gate: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """`max_bytes` limits each partition, `dead_bytes` the dead-letter stream; the server reserves both.
+
+        `mesh_id` names the mesh that owns the streams (`MeshRecord`): `ensure` writes it there, and refuses streams of
+        another mesh.  Without it `ensure` does not compare.
 
         `gate` is awaited before each message is stored, and raises `BackendUnavailable` when storing is not safe.
 
@@ -86,7 +93,8 @@ class JetStreamOfflineLog:
         self._jetstream = JetStream(client, timeout_s)
         self._namespace = namespace
         self._max_bytes = max_bytes
-        self._dead_bytes = dead_bytes
+        self._dead_bytes = dead_letters_bytes(max_bytes) if dead_bytes is None else dead_bytes
+        self._metadata = {} if mesh_id is None else {_MESH: mesh_id}
         self._publish_timeout_s = publish_timeout_s
         self._timeout_s = timeout_s
         self._ack_wait_s = ack_wait_s
@@ -159,8 +167,8 @@ class JetStreamOfflineLog:
     async def ensure(self, partition: int, first: int) -> None:
         """Create also the consumer and the dead-letter stream.  Several processes may call this at once, and again.
 
-        Raises `UsageError` when a stream of that name has other settings or cannot be made, or when the stream was
-        replaced by an older copy, which would give out positions that the database has committed already.
+        Raises `UsageError` when a stream of that name is another mesh's, has other settings or cannot be made, or when
+        the stream was replaced by an older copy, which would give out positions that are committed already.
         """
         name = self._name(partition)
         stream = await self._ensure_stream(
@@ -193,6 +201,7 @@ class JetStreamOfflineLog:
             "allow_direct": True,
             "discard": "new",  # "old", the default, would lose messages that senders were told are `sent`
             "duplicate_window": _DUPLICATE_WINDOW_NS,
+            "metadata": self._metadata,
         }
         name = config["name"]
         stream = await self._jetstream.call(f"STREAM.CREATE.{name}", config, _stream)
@@ -205,8 +214,14 @@ class JetStreamOfflineLog:
         return stream
 
     async def _adopt(self, wanted: dict[str, object], config: _Config) -> None:
-        """Refuse a stream whose settings would lose messages; update the size limit of one with another limit."""
+        """Refuse a stream of another mesh, or whose settings would lose messages; update its size limit and mesh."""
         name = wanted["name"]
+        metadata = config.metadata | self._metadata
+        if config.metadata.get(_MESH, metadata.get(_MESH)) != metadata.get(_MESH):
+            raise UsageError(
+                f"The NATS stream {name} belongs to a mesh with another database: choose another namespace in the "
+                "topology, or, if that mesh is gone, delete the stream - at `$.namespace`."
+            )
         for setting in ("subjects", "retention", "discard", "storage"):
             found = getattr(config, setting)
             if found != wanted[setting]:
@@ -214,10 +229,11 @@ class JetStreamOfflineLog:
                     f"The NATS stream {name} has {setting} {found} instead of {wanted[setting]}: "
                     f"delete it if nobody needs it, or choose another namespace in the topology."
                 )
-        if config.max_bytes != wanted["max_bytes"]:
-            updated = await self._jetstream.call(f"STREAM.UPDATE.{name}", {**wanted, "first_seq": 0}, _answer)
+        if (config.max_bytes, config.metadata) != (wanted["max_bytes"], metadata):
+            update = {**wanted, "metadata": metadata, "first_seq": 0}
+            updated = await self._jetstream.call(f"STREAM.UPDATE.{name}", update, _answer)
             if updated.error is not None:
-                raise refused(f"the new size of the stream {name}", updated.error)
+                raise refused(f"the new settings of the stream {name}", updated.error)
 
     async def _skip_to(self, name: str, first: int, state: _State) -> None:
         """Make an empty stream that is older than the database continue at the position of the database."""
@@ -246,7 +262,12 @@ class JetStreamOfflineLog:
             raise refused(f"the consumer of the stream {stream}", answer.error)
 
     def _name(self, partition: int) -> str:
-        return f"{self._namespace}-offline-{partition}"
+        return partition_stream(self._namespace, partition)
+
+
+def partition_stream(namespace: str, partition: int) -> str:
+    """Return the name of the stream of a partition."""
+    return f"{namespace}-offline-{partition}"
 
 
 def dead_stream(namespace: str) -> str:

@@ -178,3 +178,9 @@ class Accounts(Protocol):
 
     async def ping(self) -> None:
         """Return when the database has answered a query."""
+
+    async def check_writable(self) -> None:
+        """Return when the database has committed a write, which changes nothing.
+
+        Raises `BackendUnavailable` when it takes none: its disk is full, or it only reads.
+        """

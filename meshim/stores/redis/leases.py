@@ -16,6 +16,7 @@ import msgspec
 
 from meshim.stores.ports import Lease
 from meshim.stores.redis.client import RedisClient
+from meshim.wire.codec import decoder, encode
 
 # A key of another type counts as no lease, and one without an expiry gets one: only a foreign writer makes them.
 _HELD = """
@@ -70,8 +71,7 @@ return living
 _FOREVER_MS = 1 << 52
 """Limit for a process that holds no lease: it does not know the time to live of others, and shortens none."""
 
-_encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Lease)
+_decode = decoder(Lease)
 
 
 class RedisLeases:
@@ -108,7 +108,7 @@ class RedisLeases:
         skipped: set[bytes] = set()
         for value in values:
             try:
-                leases.append(_decoder.decode(value.partition(b" ")[2]))
+                leases.append(_decode(value.partition(b" ")[2]))
             except msgspec.DecodeError as error:  # of a version that is not understood here: it does not exist for us
                 skipped.add(value)
                 if value not in self._skipped.get(role, ()):
@@ -133,4 +133,4 @@ class RedisLeases:
 
 
 def _value(lease: Lease) -> bytes:
-    return b"%d %s" % (lease.incarnation, _encoder.encode(lease))
+    return b"%d %s" % (lease.incarnation, encode(lease))

@@ -244,7 +244,7 @@ class RedisPresence:
             keys = [*map(self._key, users), *map(self._full_key, users)]
             presences = zip(users, _presences.decode(await self._lookup(keys)), strict=True)
             return {user: self._presence(each) for user, each in presences if each is not None}
-        except (msgspec.DecodeError, ValueError) as error:
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
             if len(users) == 1:
                 self._client.skip("presence", error)
                 return {}
@@ -258,7 +258,7 @@ class RedisPresence:
         if found.full:
             try:
                 full = _full_queues.decode(found.full)
-            except (msgspec.DecodeError, ValueError) as error:
+            except (msgspec.DecodeError, ValueError, RecursionError) as error:
                 self._client.skip("full queues", error)
         return UserPresence(found.devices, found.bindings, full)
 

@@ -9,13 +9,14 @@ read from the database later.
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import msgspec
 
 from meshim.stores.ports import Account, CachedLogin, Login
 from meshim.stores.redis.client import RedisClient
+from meshim.wire.codec import decoder, encode
 
 _REVOKED = b""
 _REVOKED_S = 86400
@@ -70,9 +71,8 @@ SECRET_BYTES_MAX = 64
 
 _Value = TypeVar("_Value")
 
-_encoder = msgspec.msgpack.Encoder()
-_login = msgspec.msgpack.Decoder(Login)
-_account = msgspec.msgpack.Decoder(Account)
+_login: Callable[[bytes], Login] = decoder(Login)
+_account: Callable[[bytes], Account] = decoder(Account)
 
 
 class RedisSessionCache:
@@ -90,7 +90,7 @@ class RedisSessionCache:
 
     async def put_login(self, token_hash: bytes, login: Login, run_id: str | None = None) -> None:
         ends_ms = max(1, round(login.expires_at * 1000))
-        await self._put_login([self._login_key(token_hash)], [_encoder.encode(login), ends_ms, run_id or ""])
+        await self._put_login([self._login_key(token_hash)], [encode(login), ends_ms, run_id or ""])
 
     async def drop_logins(self, token_hashes: Sequence[bytes]) -> None:
         if token_hashes:
@@ -104,12 +104,12 @@ class RedisSessionCache:
 
     async def put_accounts(self, accounts: Sequence[Account]) -> None:
         if accounts:
-            values = [_AS_OF.pack(account.as_of) + _encoder.encode(account) for account in accounts]
+            values = [_AS_OF.pack(account.as_of) + encode(account) for account in accounts]
             await self._put_accounts([self._account_key(a.user) for a in accounts], [self._account_ttl_s, *values])
 
     async def accounts(self, users: Sequence[int]) -> list[Account | None]:
         return [
-            self._decode(_account, "account", memoryview(value)[_AS_OF.size :]) if value is not None else None
+            self._decode(_account, "account", value[_AS_OF.size :]) if value is not None else None
             for value in await self._values([self._account_key(user) for user in users])
         ]
 
@@ -127,12 +127,12 @@ class RedisSessionCache:
         return await self._client.execute("MGET", *keys) if keys else []
 
     def _cached(self, value: bytes, run_id: bytes) -> CachedLogin | None:
-        login = self._decode(_login, "login", memoryview(value)[_RUN_ID_SIZE:])
+        login = self._decode(_login, "login", value[_RUN_ID_SIZE:])
         return None if login is None else CachedLogin(login, run_id.decode(), verified=value[:_RUN_ID_SIZE] == run_id)
 
-    def _decode(self, decoder: "msgspec.msgpack.Decoder[_Value]", kind: str, value: memoryview) -> _Value | None:
+    def _decode(self, decode: Callable[[bytes], _Value], kind: str, value: bytes) -> _Value | None:
         try:
-            return decoder.decode(value)
+            return decode(value)
         except msgspec.DecodeError as error:
             self._client.skip(kind, error)
             return None

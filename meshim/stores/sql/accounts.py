@@ -20,7 +20,18 @@ from meshim.stores.ports import Account, Device, Login, Relation, RelationKey, U
 from meshim.stores.sql import relations
 from meshim.stores.sql.database import Database
 from meshim.stores.sql.rows import first_device
-from meshim.stores.sql.schema import im_device, im_mesh, im_offline, im_position, im_token, im_user, now_ms, to_ms, to_s
+from meshim.stores.sql.schema import (
+    WRITE_NOTHING,
+    im_device,
+    im_mesh,
+    im_offline,
+    im_position,
+    im_token,
+    im_user,
+    now_ms,
+    to_ms,
+    to_s,
+)
 
 _IN_MAX = 500
 """Values in one IN (...)."""
@@ -130,6 +141,9 @@ class SqlAccounts:
 
     async def ping(self) -> None:
         await self._database.read(_ping)
+
+    async def check_writable(self) -> None:
+        await self._database.write(_write_nothing)
 
 
 # ---------------------------------------------------------------- users
@@ -349,3 +363,7 @@ def _make_mesh_secret(connection: Connection, secret: bytes) -> bytes:
 
 def _ping(connection: Connection) -> None:
     connection.execute(select(1)).one()
+
+
+def _write_nothing(connection: Connection) -> None:
+    connection.execute(WRITE_NOTHING)

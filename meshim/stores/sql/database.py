@@ -21,6 +21,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from meshim.errors import BackendUnavailable
+from meshim.runtime.exhaustion import is_exhausted
 from meshim.stores.sql.engine import (
     SNAPSHOT,
     check_transaction,
@@ -51,7 +52,7 @@ class DatabaseStatistics(msgspec.Struct):
     failures: int = 0
     """Transactions that ended because the database was not available."""
     refused: int = 0
-    """Calls that failed because too many others waited for a thread."""
+    """Calls that failed because too many others waited for a thread, or none could be started."""
 
 
 class _Threads:
@@ -125,7 +126,16 @@ class Database:
         if not threads.room.acquire(blocking=False):
             self._count(refused=1)
             raise BackendUnavailable("Too much is waiting for the database; try again later.")
-        future = start()
+        try:
+            future = start()
+        except RuntimeError as error:
+            threads.room.release()
+            if not is_exhausted(error):
+                raise
+            self._count(refused=1)
+            raise BackendUnavailable(
+                f"No thread can be started for the database ({error}); try again later."
+            ) from error
         # The caller may be cancelled; the thread is free only when its transaction ends.
         future.add_done_callback(lambda _: threads.room.release())
         return await asyncio.wrap_future(future)

@@ -1,4 +1,4 @@
-"""Whether the database fsyncs its commits: its settings, and the gate before each commit.
+"""Whether the database takes commits and fsyncs them: its settings, and the gate before each commit.
 
 `stores/durability.py` holds the rules.  The settings are read in the transaction that depends on them, because an
 operator can change them while the database runs, and because those of SQLite belong to one connection.
@@ -17,7 +17,7 @@ from meshim.stores.sql.database import Database
 from meshim.stores.sql.engine import SNAPSHOT, create, driver_message, is_unknown_variable
 from meshim.topology import Durability
 
-_VARIABLES = ("innodb_flush_log_at_trx_commit", "log_bin", "sync_binlog", "innodb_doublewrite")
+_VARIABLES = ("innodb_flush_log_at_trx_commit", "log_bin", "sync_binlog", "innodb_doublewrite", "read_only")
 
 
 def read_settings(connection: Connection) -> list[Setting]:

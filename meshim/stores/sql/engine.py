@@ -69,11 +69,13 @@ _SQLITE_UNAVAILABLE = frozenset(
         sqlite3.SQLITE_READONLY,
     }
 )
+_SQLITE_NO_TABLE = "no such table"  # of the general result code
 # PyMySQL raises OperationalError for every server error that it does not know.  These SQLSTATE classes mean that our
 # statement is wrong (cardinality, data, constraint, syntax or access), except the numbers in _MYSQL_ACCESS: database,
 # table or privilege missing, too many connections of the user.
 _MYSQL_OUR_FAULT = ("21", "22", "23", "42")
 _MYSQL_ACCESS = frozenset({1044, 1049, 1142, 1143, 1203, 1226, 1227})
+_MYSQL_NO_TABLE = 1146
 _MYSQL_NO_DEFAULT = 1364  # our fault too, although of the general class
 # Lock wait timeout, deadlock, "record has changed since last read" (MariaDB, snapshot isolation).
 _MYSQL_CONTENTION = frozenset({1020, 1205, 1213})
@@ -147,13 +149,15 @@ def is_unknown_variable(error: DBAPIError) -> bool:
 
 
 def is_unavailable(error: SQLAlchemyError) -> bool:
-    """Whether the database is down, full, locked or broken; any other error is our bug."""
+    """Whether the database is down, full, locked, broken or without our tables; any other error is our bug."""
     if not isinstance(error, DBAPIError):
         # A sqlalchemy TimeoutError: no connection was free.
         return isinstance(error, TransactionEnded | sqlalchemy.exc.TimeoutError)
     if isinstance(error.orig, sqlite3.Error):
         code: int = getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_ERROR)  # the module's own have no code
-        return (code & 0xFF) in _SQLITE_UNAVAILABLE
+        return (code & 0xFF) in _SQLITE_UNAVAILABLE or str(error.orig).startswith(_SQLITE_NO_TABLE)
+    if _mysql_number(error) == _MYSQL_NO_TABLE:  # the tables were there at the start: `meshim db upgrade` makes them
+        return True
     if error.connection_invalidated or not isinstance(error, OperationalError | InterfaceError | InternalError):
         return error.connection_invalidated
     number, state = _mysql_number(error), getattr(error.orig, "sqlstate", None) or ""

@@ -1,4 +1,4 @@
-"""Whether the database answers, and whether it has users: one query each, on a connection of its own."""
+"""Whether the database answers, takes writes, and has users: one statement each, on a connection of its own."""
 
 import asyncio
 
@@ -6,13 +6,18 @@ import sqlalchemy
 import sqlalchemy.exc
 
 from meshim.errors import BackendUnavailable, innermost
-from meshim.stores.sql.schema import im_user
+from meshim.stores.sql.schema import WRITE_NOTHING, im_user
 
 
 async def probe(url: str, timeout_s: float) -> None:
     """Return when the database has answered a query; raise `BackendUnavailable` with the reason when it has not."""
     # The thread cannot be cancelled, so the driver needs timeouts of its own.
     await asyncio.to_thread(_first, url, sqlalchemy.select(sqlalchemy.literal(1)), timeout_s)
+
+
+async def check_writable(url: str, timeout_s: float) -> None:
+    """Return when the database has committed a write, which changes nothing; raise `BackendUnavailable` otherwise."""
+    await asyncio.to_thread(_write_nothing, url, timeout_s)
 
 
 def has_users(url: str, timeout_s: float) -> bool:
@@ -22,10 +27,23 @@ def has_users(url: str, timeout_s: float) -> bool:
 
 def _first(url: str, query: sqlalchemy.Select[int], timeout_s: float) -> int | None:
     """Return the first value of the answer to a query; None when the answer is empty."""
-    connect_args = {"connect_timeout": timeout_s, "read_timeout": timeout_s} if url.startswith("mysql") else {}
     try:
-        engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, connect_args=connect_args)
-        with engine.connect() as connection:
+        with _engine(url, timeout_s).connect() as connection:
             return connection.execute(query).scalar()
     except (OSError, sqlalchemy.exc.SQLAlchemyError) as error:
         raise BackendUnavailable(innermost(error)) from error
+
+
+def _write_nothing(url: str, timeout_s: float) -> None:
+    try:
+        with _engine(url, timeout_s).begin() as connection:
+            connection.execute(WRITE_NOTHING)
+    except (OSError, sqlalchemy.exc.SQLAlchemyError) as error:
+        raise BackendUnavailable(
+            f"The database takes no writes ({innermost(error)}): make room on its disk, or let it write."
+        ) from error
+
+
+def _engine(url: str, timeout_s: float) -> sqlalchemy.Engine:
+    connect_args = {"connect_timeout": timeout_s, "read_timeout": timeout_s} if url.startswith("mysql") else {}
+    return sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, connect_args=connect_args)

@@ -7,9 +7,10 @@ Conventions, the same on SQLite and MySQL/MariaDB:
 - Text is compared byte by byte (utf8mb4_bin, BINARY).
 
 To add a table or a column: declare it here; write a step `migrations/versions/v000N_*.py` that makes the same change
-(`tests/contract/sql/test_schema.py` compares both on SQLite and MariaDB); use it in the adapter beside this file and
-give `memory/database.py` or `memory/accounts.py` the same behaviour.  A column of `im_offline` also needs a field of
-`rows.NewRow`, in the same order as the literals in `partitions.py`.  For a new method see `stores/ports/__init__.py`.
+(`tests/contract/sql/test_schema.py` compares both on SQLite and MariaDB), and raise `VERSION`; use it in the adapter
+beside this file and give `memory/database.py` or `memory/accounts.py` the same behaviour.  A column of `im_offline`
+also needs a field of `rows.NewRow`, in the same order as the literals in `partitions.py`.  For a new method see
+`stores/ports/__init__.py`.
 """
 
 from typing import Any
@@ -30,6 +31,7 @@ from sqlalchemy import (
     UniqueConstraint,
     or_,
     text,
+    update,
 )
 from sqlalchemy.dialects import mysql
 from sqlalchemy.ext.compiler import compiles
@@ -74,6 +76,9 @@ def lease_ended(until: ColumnElement[int], lease_ms: int | ColumnElement[int]) -
     return or_(until <= now, until > now + 2 * lease_ms)
 
 
+VERSION = "0003"
+"""The newest step in `migrations/versions/`: a process runs on a database of this version alone."""
+
 metadata = MetaData()
 
 _MYSQL = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
@@ -92,14 +97,22 @@ def _number(name: str, default: int | None = None) -> Column[int]:
     return Column(name, BigInteger, nullable=False, server_default=None if default is None else text(str(default)))
 
 
-# One row, which the first connector adds.  Connectors keep the secret that they read at their start.
+# One row: what is the same in every process for as long as the database lives (mesh_record.py).  The first start makes
+# it.  Connectors keep the secret that they read at their start.  NULL: no start has known the value yet.
 im_mesh = Table(
     "im_mesh",
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("secret", _Hash, nullable=False),
+    Column("namespace", String(32)),
+    Column("partitions", Integer),
+    Column("master_fingerprint", String(16)),
     **_TABLE,
 )
+
+WRITE_NOTHING = update(im_mesh).values(secret=im_mesh.c.secret)
+"""Changes nothing, and is refused by a database that takes no writes.  SQLite writes the page all the same, so that a
+full disk is noticed; InnoDB writes nothing."""
 
 im_user = Table(
     "im_user",

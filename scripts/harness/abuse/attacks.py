@@ -19,7 +19,7 @@ from meshim.stores.ports import Lease
 from meshim.wire.link import Ack, Ping
 from scripts.harness.abuse import rest_attacks
 from scripts.harness.clients.misbehaving import TIMEOUT_S, MisbehavingClient, pause
-from scripts.harness.clients.raw_zmtp import send_endless_message
+from scripts.harness.clients.raw_zmtp import hold_unfinished_messages, send_endless_message
 from scripts.harness.clients.stranger_flood import flood
 from scripts.harness.clients.zmq_context import ZmqContext, context
 from scripts.harness.mesh.users import MeshUser, text_envelope
@@ -27,6 +27,8 @@ from scripts.harness.mesh.users import MeshUser, text_envelope
 LOWEST_PRIORITY = 19
 PART_BYTES = 262_144
 """The default limit of a frame."""
+UNFINISHED_BYTES = 15 << 18
+"""3.75 MiB: what `endless_parts` is cut for is 4 MiB."""
 ENDLESS_BYTES_MAX = 1 << 30
 """Far above the memory limit of every process of a mesh."""
 NOT_WELCOMED = (TimeoutError, ConnectionRefusedError)
@@ -145,6 +147,15 @@ async def endless_parts(zmq_context: ZmqContext, options: AttackOptions) -> Coun
     return counts
 
 
+async def unfinished_messages(_: ZmqContext, options: AttackOptions) -> Counts:
+    """Hold `size` connections with the beginning of a ZeroMQ message each.  Needs a mesh without CURVE."""
+    stop_at = time.monotonic() + options.seconds
+    connections, sent = await asyncio.to_thread(
+        hold_unfinished_messages, options.connector.endpoint, options.size, UNFINISHED_BYTES, stop_at
+    )
+    return {"connections": connections, "sent_mib": sent >> 20}
+
+
 async def undecodable_frames(zmq_context: ZmqContext, options: AttackOptions) -> Counts:
     """Send frames that do not decode on a connection without a greeting; the connector answers each."""
     return await _repeatedly(zmq_context, options, lambda client, number: client.send_bytes(b"\xc1" * 64), greet=False)
@@ -244,6 +255,24 @@ async def greeting_storm(zmq_context: ZmqContext, options: AttackOptions) -> Cou
     }  # fmt: skip
 
 
+async def repeated_greetings(zmq_context: ZmqContext, options: AttackOptions) -> Counts:
+    """Greet with one token over and over, on `size` connections at once."""
+    stop_at = time.monotonic() + options.seconds
+    counts: Counts = {"greetings": 0, "welcomed": 0}
+
+    async def greet() -> None:
+        while time.monotonic() < stop_at:
+            client = MisbehavingClient(zmq_context, options.connector, options.users[0])
+            counts["greetings"] += 1
+            with suppress(*NOT_WELCOMED):
+                await client.welcome()
+                counts["welcomed"] += 1
+            client.close()
+
+    await asyncio.gather(*(greet() for _ in range(options.size)))
+    return counts
+
+
 async def login_storm(_: ZmqContext, options: AttackOptions) -> Counts:
     """Log in `size` users at once by password, the most expensive REST call; retry as `retry_after` says."""
     password = secrets.token_hex(16)
@@ -302,8 +331,8 @@ async def large_sync(zmq_context: ZmqContext, options: AttackOptions) -> Counts:
 ATTACKS: dict[str, Attack] = {
     function.__name__: function
     for function in (
-        never_reads, window_overrun, endless_submits, free_frames, huge_frames, endless_parts, undecodable_frames,
-        reconnecting_strangers, never_greets, greeting_storm, login_storm, large_sync, slow_requests,
-        endless_headers,
+        never_reads, window_overrun, endless_submits, free_frames, huge_frames, endless_parts, unfinished_messages,
+        undecodable_frames, reconnecting_strangers, never_greets, greeting_storm, repeated_greetings, login_storm,
+        large_sync, slow_requests, endless_headers,
     )
 }  # fmt: skip

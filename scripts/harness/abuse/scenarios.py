@@ -74,7 +74,11 @@ GROUPS: dict[str, tuple[Scenario, ...]] = {
             "free_frames", expected=(("sent", 400), ("connections", 2)), at_most=(("counted_greeted", 20_000),),
         ),
         Scenario("huge_frames", expected=(("sent", 2),)),
-        Scenario("endless_parts", grown_mib=400, curve=False, transports=("zeromq",), expected=(("sent_mib", 64),)),
+        Scenario("endless_parts", grown_mib=96, curve=False, transports=("zeromq",), expected=(("sent_mib", 64),)),
+        Scenario(
+            "unfinished_messages", size=200, grown_mib=96, curve=False, transports=("zeromq",),
+            expected=(("connections", 50), ("sent_mib", 64)),
+        ),
         Scenario(
             "undecodable_frames", expected=(("sent", 1_000), ("counted_malformed", 100)),
             at_most=(("counted_malformed", 50_000),),
@@ -83,6 +87,10 @@ GROUPS: dict[str, tuple[Scenario, ...]] = {
             "reconnecting_strangers", size=32, grown_mib=160, p99=40.0, files_left=2_500, transports=("websocket",),
             expected=(("connections", 2_000),),
             at_most=(("counted_websocket_opened", 30_000), ("counted_malformed", 30_000)),
+        ),
+        Scenario(
+            "repeated_greetings", size=20, files_left=2_000,
+            expected=(("greetings", 300), ("counted_greetings_limited", 100)), at_most=(("counted_greeted", 260),),
         ),
         Scenario("never_greets", seconds=30.0, size=3_000, grown_mib=160, expected=(("connections", 3_000),)),
     ),

@@ -179,6 +179,8 @@ class DeviceClient:
             pass  # `_watch` records the reason
 
     def _record_message(self, message: Message) -> None:
+        if message.sender not in self._config.friends:
+            return  # a hostile friend, who owes the history nothing
         self._write_record(
             "seen",
             message=message.text.partition(" ")[0],

@@ -21,6 +21,7 @@ from meshim.topology import Topology
 from scripts.harness.chaos.client_pool import ClientPool, seed_users
 from scripts.harness.chaos.counters import MeshCounters
 from scripts.harness.chaos.fault_plan import plan, too_few
+from scripts.harness.chaos.hostile.phases import HostilePhases
 from scripts.harness.chaos.injector import FaultInjector
 from scripts.harness.chaos.minimal_clients import MinimalClients, language_of
 from scripts.harness.chaos.mutations import mesh_command
@@ -70,6 +71,7 @@ class Run:
         self._start = 0.0
         self._facts: dict[str, Any] = {}
         self._phase = "devices connect"
+        self._hostile = HostilePhases(settings, folder / "data") if settings.hostile else None
 
     def run(self) -> dict[str, Any]:
         """Return the answer, `ok` first.  Raises MeshimError when the run cannot be done."""
@@ -104,6 +106,8 @@ class Run:
             self._observer = observer = Observer(config, PROCESSES + len(devices), senders)
             pool = ClientPool(config, self._folder, observer, minimal)
             self._injector = injector = FaultInjector(data, pool, self._clock, self._note)
+            if self._hostile is not None:
+                await self._hostile.seed(config)
             watching = asyncio.create_task(self._watch(pool, injector))
             try:
                 await _run_with(self._run_phases(pool, injector), watching)
@@ -111,6 +115,8 @@ class Run:
                 watching.cancel()
                 injector.release()
                 await pool.kill_all()
+                if self._hostile is not None:
+                    await self._hostile.end()
         finally:
             await minimal.end()
 
@@ -148,10 +154,16 @@ class Run:
         sent_before, began = observer.sent, self._clock()
         until = began + settings.seconds
         self._phase = f"traffic until {until:.0f} s"
-        await injector.run(plan(settings.seed, settings.seconds, settings.kinds), began, until)
+        faults_s, faults_at = settings.seconds, began
+        if self._hostile is not None:
+            faults_s = settings.seconds / 3
+            faults_at = await self._hostile.begin(began, self._clock, self._note)
+        await injector.run(plan(settings.seed, faults_s, settings.kinds), faults_at, until)
         await asyncio.sleep(max(0.0, until - self._clock()))
         sent, ended = observer.sent, self._clock()
         await injector.wait_over()
+        if self._hostile is not None:
+            await self._hostile.stop()
         await pool.send("stop")
         self._phase = "healing"
         await injector.wait_healed(_HEAL_S)
@@ -199,6 +211,8 @@ class Run:
             self._observer.catch_up()
             self._counters.sample()
             pool.check(injector.away)
+            if self._hostile is not None:
+                self._hostile.check()
             if self._clock() - shown_at >= _PROGRESS_S:
                 shown_at = self._clock()
                 online, sent = len(self._observer.connected), self._observer.sent
@@ -218,6 +232,8 @@ class Run:
         for record in heapq.merge(self._notes, *files, key=lambda record: record["at"]):
             writer.write(record)
             recoveries.add(record)
+            if self._hostile is not None:
+                self._hostile.latencies.add(record)
         return [recoveries.of(injection) for injection in self._injector.happened]
 
     def _answer(self, verdict: dict[str, Any], recoveries: list[Recovery]) -> dict[str, Any]:
@@ -238,6 +254,7 @@ class Run:
             **{name: verdict[name] for name in names},
             **{name: verdict[name] for name in ("altered", "unknown", "rejected", "in_doubt", "handed_again")},
             **self._facts,
+            **(self._hostile.report() if self._hostile is not None else {}),
             **sums,
             "recovery_s": recovery,
             "slow": [
@@ -266,6 +283,9 @@ class Run:
             yield f"{verdict['rejected']} messages between friends were rejected"
         for problem in self._observer.problems[:3]:
             yield f"a client gave up: {problem.rstrip('.')}"
+        if self._hostile is not None:
+            yield from self._hostile.broken()
+            return  # a third of the time has too few faults for a median
         # The median, and only the promises with room: clients, mesh and servers share the cores of one machine.
         yield from _too_slow(recovery, "median", ("kill-connector", "kill-transfer"))
 
@@ -273,6 +293,9 @@ class Run:
         """Yield the reasons why a long run proves nothing."""
         settings = self._settings
         if settings.seconds < CONCLUSIVE_S:
+            return
+        if self._hostile is not None:
+            yield from self._hostile.inconclusive()
             return
         if self._facts["rate"] < RATE_MIN:
             yield f"there were only {self._facts['rate']:g} messages a second, {RATE_MIN:g} are wanted"

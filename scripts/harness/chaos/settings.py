@@ -28,6 +28,8 @@ class Settings(msgspec.Struct, frozen=True):
     transport: str
     minimal: tuple[Transport, ...]
     """The transport of each minimal client, which says in which language it is."""
+    hostile: bool = False
+    """Whether a fifth of the clients is modified, from a third of the time on; faults begin at two thirds."""
 
 
 def topology_of(file: Path | None, backends: Mapping[str, str]) -> Topology:

@@ -11,19 +11,24 @@ OPEN_AT_ONCE = 2_000
 """Connections; each that ends is followed by the next one."""
 _RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 """SO_LINGER: no TIME_WAIT, so that the ports of this machine last."""
-_GARBAGE = b"\x82\xc0" + bytes(4) + b"\xc1" * 64
+GARBAGE = b"\x82\xc0" + bytes(4) + b"\xc1" * 64
 """A message of 64 bytes that does not decode, with a mask of zeros."""
+
+
+def handshake(host: str) -> bytes:
+    """Return a request for a WebSocket."""
+    return (
+        f"GET / HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n"
+        "Sec-WebSocket-Protocol: meshim.1\r\n\r\n"
+    ).encode()
 
 
 def flood(url: str, frames: int, stop_at: float) -> int:
     """Connect until `stop_at` (monotonic), with so many frames behind each request; return the connections made."""
     where = urlsplit(url)
     address = (where.hostname or "", where.port or 0)
-    request = (
-        f"GET / HTTP/1.1\r\nHost: {where.netloc}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n"
-        "Sec-WebSocket-Protocol: meshim.1\r\n\r\n"
-    ).encode() + _GARBAGE * frames
+    request = handshake(where.netloc) + GARBAGE * frames
     open_now: dict[int, socket.socket] = {}
     made = 0
     with select.epoll() as poll:

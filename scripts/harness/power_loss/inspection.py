@@ -18,7 +18,7 @@ import msgspec
 
 from meshim.client.state import StateFile
 from meshim.deploy.child import BackendChild
-from meshim.deploy.embedded import Nats
+from meshim.deploy.embedded import Nats, embedded_log_bytes
 from meshim.runtime.log import Log
 from meshim.stores.nats.client import NatsClient
 from meshim.stores.nats.offline_log import JetStreamOfflineLog
@@ -168,7 +168,7 @@ async def _copies(log: JetStreamOfflineLog, partition: int, position: int) -> se
 async def _nats(folder: Path, topology: Topology) -> AsyncIterator[NatsClient]:
     """Run nats-server as `meshim up` does, on that folder."""
     limits = topology.limits
-    recipe = Nats(folder, store_bytes=(limits.partitions + 2) * limits.log_bytes)
+    recipe = Nats(folder, store_bytes=embedded_log_bytes(limits.partitions, limits.log_bytes))
     no_lock = os.open(os.devnull, os.O_RDONLY)  # in place of the lock that the supervisor hands on
     server = BackendChild(recipe, folder / "log", no_lock, lambda: None)
     try:

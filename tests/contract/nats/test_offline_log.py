@@ -9,14 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from meshim.deploy.embedded import Nats
+from meshim.deploy.embedded import Nats, embedded_log_bytes
 from meshim.errors import BackendUnavailable, UsageError
 from meshim.stores.memory.nats import MemoryNats, MemoryOfflineLog
 from meshim.stores.nats.offline_log import JetStreamOfflineLog
 from meshim.stores.nats.pull_consumer import position_of
 from meshim.stores.ports import DeadLetter, LogMessage, OfflineLog
+from meshim.wire.sizes import log_bytes_min
 from tests.contract.nats.backends import MAX_BYTES, Backend, NatsBackend, open_backend
 from tests.contract.outage import up
+from tests.servers import running
 
 SOON_S = 5.0
 
@@ -209,6 +211,46 @@ async def test_a_stream_that_would_lose_messages_is_refused(nats_url: str, names
     with pytest.raises(UsageError, match=f"^The NATS stream {stream} has discard old instead of new: "):
         await log.ensure(0, 1)
     await backend.close()
+
+
+async def test_the_streams_of_another_mesh_are_refused(nats_url: str, namespace: str) -> None:
+    backend = NatsBackend(nats_url, namespace)
+
+    def log_of(mesh_id: str | None, max_bytes: int = MAX_BYTES) -> JetStreamOfflineLog:
+        return JetStreamOfflineLog(client, namespace, max_bytes=max_bytes, dead_bytes=MAX_BYTES, mesh_id=mesh_id)
+
+    client = await backend.client()
+    await log_of(None).ensure(0, 1)  # from before streams named their mesh
+    await publish(log_of(None), b"1")
+    await log_of("one").ensure(0, 1)
+    await log_of("one").ensure(0, 1)
+    with pytest.raises(UsageError, match=f"^The NATS stream {namespace}-offline-0 belongs to a mesh with another data"):
+        await log_of("other").ensure(0, 1)
+    await log_of(None, 2 * MAX_BYTES).ensure(0, 1)  # a tool changes another setting
+    with pytest.raises(UsageError, match="belongs to a mesh with another database"):
+        await log_of("other").ensure(0, 1)
+    with pytest.raises(UsageError, match=f"^The NATS stream {namespace}-dead belongs to a mesh"):
+        await log_of("other").ensure(1, 1)
+    assert [message.data for message in await log_of("one").fetch(0, 10, SOON_S)] == [b"1"]
+    await backend.close()
+
+
+@pytest.mark.parametrize("log_bytes", [log_bytes_min(524_288), 64 << 20])
+async def test_the_smallest_log_stores_the_largest_records(
+    servers_folder: Path, namespace: str, log_bytes: int
+) -> None:
+    """The embedded server has room for all streams of the smallest log that a topology may ask for."""
+    partitions = 4
+    server = Nats(servers_folder / namespace, store_bytes=embedded_log_bytes(partitions, log_bytes))
+    with running(server) as started:
+        backend = NatsBackend(started.url, namespace)
+        log = JetStreamOfflineLog(await backend.client(), namespace, max_bytes=log_bytes)
+        for partition in range(partitions):
+            await log.ensure(partition, 1)
+            await log.publish(partition, bytes(524_288))
+            await log.publish(partition, bytes(524_288))
+        await log.dead_letter(0, 1, "x" * 1_000, bytes(524_288))
+        await backend.close()
 
 
 async def test_a_limit_beyond_the_disk_is_refused_with_the_reason(nats_url: str, namespace: str) -> None:

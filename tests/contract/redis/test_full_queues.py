@@ -63,7 +63,7 @@ async def test_it_ends(backend: Backend) -> None:
     await backend.until(is_over)
 
 
-@pytest.mark.parametrize("value", [b"x", b"[[1]]", b"[[1,-1]]", b'"', b'[[1,2]]}],"x"', b"\xff\x00"])
+@pytest.mark.parametrize("value", [b"x", b"[[1]]", b"[[1,-1]]", b'"', b'[[1,2]]}],"x"', b"\xff\x00", b"[" * 5000])
 async def test_a_malformed_value_is_skipped_and_counted(valkey_url: str, namespace: str, value: bytes) -> None:
     client = RedisClient(valkey_url, Log("test", "full"))
     presence = RedisPresence(client, namespace)

@@ -610,6 +610,19 @@ async def test_another_master_key_has_its_own_code(world: World) -> None:
         assert (refused.value.status, refused.value.code) == (500, "wrong_master_key")
 
 
+async def test_a_login_that_cannot_give_the_keys_costs_the_device_nothing(world: World) -> None:
+    """Its token stays valid: the keys are read before the new token is committed."""
+    async with await new_user(world, "alice") as alice, await new_user(world, "bob") as bob:
+        await befriend(world, alice, bob)
+        token = (await alice.login("alice", PASSWORD, "phone", 1)).token
+        async with world.api(app=world.build(MasterKey(b"x" * 32))) as elsewhere:
+            with pytest.raises(ApiError) as refused:
+                await elsewhere.login("alice", PASSWORD, "phone", 1)
+        assert (refused.value.status, refused.value.code) == (500, "wrong_master_key")
+        async with world.api(token) as phone:
+            assert [relation.peer.name for relation in await phone.relations()] == ["bob"]
+
+
 # ---------------------------------------------------------------- backends away
 
 
@@ -740,6 +753,23 @@ async def test_readyz_reports_which_backend_is_away(world: World) -> None:
         assert {name: probe.ok for name, probe in found.backends.items()} == {"sql": True, "redis": False, "nats": True}
         assert found.backends["redis"].reason == "Redis is away."
         assert (await http.get("/healthz")).status_code == 200
+
+
+async def test_readyz_says_that_nothing_can_be_stored(world: World) -> None:
+    world.not_stored = "NATS refuses to store."
+    async with world.raw() as http:
+        ready = await http.get("/readyz")
+        assert ready.status_code == 503
+        found = msgspec.json.decode(ready.content, type=rest.Readiness)
+        assert {name: probe.ok for name, probe in found.backends.items()} == {"sql": True, "redis": True, "nats": False}
+        assert found.backends["nats"].reason == "NATS refuses to store."
+
+
+async def test_many_requests_of_readyz_ask_once_whether_it_stores(world: World) -> None:
+    async with world.raw() as http:
+        answers = await asyncio.gather(*(http.get("/readyz") for _ in range(20)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert world.storing_asked == 1
 
 
 # ---------------------------------------------------------------- bad requests

@@ -11,7 +11,7 @@ from litestar import Litestar
 
 from meshim import topology
 from meshim.client.rest import Api
-from meshim.errors import BackendUnavailable
+from meshim.errors import BackendUnavailable, StorageFailed
 from meshim.rest.app import build
 from meshim.rest.backends import Backends, Clock
 from meshim.rest.passwords import Passwords
@@ -78,9 +78,19 @@ class World:
         self.sql = Switch(accounts, "The database")
         self.redis = [Switch(port, "Redis") for port in (self.cache, self.presence, self.leases)]
         self.nats = Switch(self.recorded, "NATS")
+        self.not_stored = ""
+        """Why NATS stores nothing."""
+        self.storing_asked = 0
+        """How often NATS was asked whether it stores."""
         self.topology = small()
         self.passwords = Passwords()
         self.app = self.build()
+
+    async def stores(self) -> None:
+        """Whether NATS stores."""
+        self.storing_asked += 1
+        if self.not_stored:
+            raise StorageFailed(self.not_stored)
 
     def build(self, master: MasterKey | None = None, clock: Clock = time.time) -> Litestar:
         """Another process of the service on the same backends."""
@@ -96,6 +106,7 @@ class World:
             cache=cast("SessionCache", cache),
             notifications=cast("Notifications", self.nats),
             probes={"sql": self.sql.ping, "redis": leases.run_id, "nats": nats},
+            storing={"sql": self.sql.check_writable, "nats": self.stores},
         )
         return build(
             backends=backends,

@@ -208,7 +208,6 @@ async def test_row_inserted_in_between_is_found_by_the_retry(mariadb_with_tables
 
 async def test_our_bugs_are_not_reported_as_outages(sql: SqlBackend) -> None:
     for mistake in (
-        "SELECT * FROM no_such_table",
         "SELECT no_such_column FROM im_user",
         "SELEC",
         "INSERT INTO im_user (name) VALUES ('a')",
@@ -216,6 +215,12 @@ async def test_our_bugs_are_not_reported_as_outages(sql: SqlBackend) -> None:
         with pytest.raises(SQLAlchemyError):
             await sql.database.write(lambda connection, sql_text: connection.execute(text(sql_text)), mistake)
     assert sql.database.statistics.failures == 0
+
+
+async def test_tables_that_are_gone_are_an_outage(sql: SqlBackend) -> None:
+    """Each start compares the tables: later only a restore or `DROP TABLE` can take one away."""
+    with pytest.raises(BackendUnavailable, match="no_such_table"):
+        await sql.database.read(lambda connection: connection.execute(text("SELECT * FROM no_such_table")))
 
 
 async def test_connection_that_was_closed_while_idle_is_replaced(mariadb_with_tables: str) -> None:

@@ -8,13 +8,15 @@ import alembic.command
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Inspector, insert, inspect, select, text, update
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from meshim.errors import BackendUnavailable, UsageError
 from meshim.stores.sql import engine, migrate
 from meshim.stores.sql.engine import create
-from meshim.stores.sql.schema import im_position, im_relation, im_user, metadata
+from meshim.stores.sql.mesh_record import check_version
+from meshim.stores.sql.schema import VERSION, im_mesh, im_position, im_relation, im_user, metadata
 from tests.contract.sql.backends import open_sql_backend, person
 
 
@@ -34,7 +36,20 @@ def connected(url: str) -> Iterator[Connection]:
         engine.dispose()
 
 
+def check(url: str) -> None:
+    """What every start checks first."""
+    with connected(url) as connection:
+        check_version(connection)
+
+
 # ---------------------------------------------------------------- upgrade and check
+
+
+def test_version_is_that_of_the_last_step() -> None:
+    script = ScriptDirectory(str(migrate._MIGRATIONS))
+    assert script.get_current_head() == VERSION
+    versions = [step.revision for step in script.walk_revisions()]
+    assert versions == [f"{number:04}" for number in range(len(versions), 0, -1)], "versions are compared as text"
 
 
 def test_steps_lead_to_the_tables_of_the_schema(empty_url: str) -> None:
@@ -49,16 +64,16 @@ def test_steps_lead_to_the_tables_of_the_schema(empty_url: str) -> None:
 
 def test_database_needs_an_upgrade_once(empty_url: str) -> None:
     with pytest.raises(UsageError, match="run `meshim db upgrade`"):
-        migrate.check(empty_url)
+        check(empty_url)
     migrate.upgrade(empty_url)
-    migrate.check(empty_url)
+    check(empty_url)
     migrate.upgrade(empty_url)
-    migrate.check(empty_url)
+    check(empty_url)
 
 
 async def test_several_processes_upgrade_at_once(empty_url: str) -> None:
     await asyncio.gather(*(asyncio.to_thread(migrate.upgrade, empty_url) for _ in range(4)))
-    migrate.check(empty_url)
+    check(empty_url)
 
 
 async def test_upgrade_waits_longer_for_the_lock_than_other_transactions(
@@ -71,7 +86,7 @@ async def test_upgrade_waits_longer_for_the_lock_than_other_transactions(
         _, waiting = await asyncio.wait([upgrading], timeout=0.3)  # six times as long as others would wait
         assert waiting
     await upgrading
-    migrate.check(sqlite_url)
+    check(sqlite_url)
 
 
 async def test_upgrade_keeps_existing_rows(empty_url: str) -> None:
@@ -91,7 +106,7 @@ def test_interrupted_upgrade_is_finished(empty_url: str) -> None:
         connection.execute(text("DELETE FROM alembic_version"))
         im_position.drop(connection)
     migrate.upgrade(empty_url)
-    migrate.check(empty_url)
+    check(empty_url)
     with connected(empty_url) as connection:
         assert inspect(connection).has_table("im_position")
 
@@ -105,7 +120,7 @@ def test_relations_from_before_blocks_are_kept_and_unblocked(empty_url: str) -> 
         connection.execute(text("INSERT INTO im_relation VALUES (1, 1, 2, 'friends', 1, 1, 1)"))
         connection.execute(text("ALTER TABLE im_relation ADD COLUMN blocked_by1 SMALLINT NOT NULL DEFAULT 0"))
     with pytest.raises(UsageError, match="run `meshim db upgrade`"):
-        migrate.check(empty_url)
+        check(empty_url)
     migrate.upgrade(empty_url)
     with connected(empty_url) as connection:
         row = connection.execute(select(im_relation)).one()
@@ -114,7 +129,23 @@ def test_relations_from_before_blocks_are_kept_and_unblocked(empty_url: str) -> 
         assert compare_metadata(context, metadata) == []
 
 
-@pytest.mark.parametrize("act", [migrate.upgrade, migrate.check])
+def test_mesh_from_before_its_record_keeps_its_partitions(empty_url: str) -> None:
+    """Also when the step was interrupted after its first column."""
+    with connected(empty_url) as connection:
+        alembic.command.upgrade(migrate._configuration(connection), "0002")
+        connection.execute(text(f"INSERT INTO im_mesh VALUES (1, '{'s' * 32}')"))
+        for partition in range(8):
+            connection.execute(text(f"INSERT INTO im_position VALUES ({partition}, 5, 1, '', 0)"))
+        connection.execute(text("ALTER TABLE im_mesh ADD COLUMN namespace VARCHAR(32)"))
+    migrate.upgrade(empty_url)
+    with connected(empty_url) as connection:
+        row = connection.execute(select(im_mesh)).one()
+        assert (row.namespace, row.partitions, row.master_fingerprint) == (None, 8, None)
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        assert compare_metadata(context, metadata) == []
+
+
+@pytest.mark.parametrize("act", [migrate.upgrade, check])
 def test_database_of_a_newer_meshim_is_refused(empty_url: str, act: Callable[[str], None]) -> None:
     migrate.upgrade(empty_url)
     with connected(empty_url) as connection:
@@ -123,11 +154,10 @@ def test_database_of_a_newer_meshim_is_refused(empty_url: str, act: Callable[[st
         act(empty_url)
 
 
-@pytest.mark.parametrize("act", [migrate.upgrade, migrate.check])
 @pytest.mark.parametrize("url", ["mysql+pymysql://a:b@127.0.0.1:1/c", "sqlite:////nowhere/at/all.db"])
-def test_unreachable_database_is_unavailable(url: str, act: Callable[[str], None]) -> None:
+def test_unreachable_database_is_unavailable(url: str) -> None:
     with pytest.raises(BackendUnavailable, match="is not available"):
-        act(url)
+        migrate.upgrade(url)
 
 
 # ---------------------------------------------------------------- what a connection is set to

@@ -3,8 +3,8 @@
 import secrets
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -102,14 +102,31 @@ async def expired_token(mesh: RealMesh, client: IndependentClient) -> bytes:
     return token
 
 
-async def leases(mesh: RealMesh, role: str) -> list[Lease]:
-    """Incarnations, endpoints and public keys, read from Redis: the mesh gives those of transfers to no client."""
+@asynccontextmanager
+async def _redis_leases(mesh: RealMesh) -> AsyncIterator[RedisLeases]:
     topology = topologies.load(mesh.data.topology)
     redis = RedisClient(topology.backends.redis, log.get("test", "leases"))
     try:
-        return await RedisLeases(redis, topology.namespace).living(role)
+        yield RedisLeases(redis, topology.namespace)
     finally:
         await redis.close()
+
+
+async def leases(mesh: RealMesh, role: str) -> list[Lease]:
+    """Incarnations, endpoints and public keys, read from Redis: the mesh gives those of transfers to no client."""
+    async with _redis_leases(mesh) as found:
+        return await found.living(role)
+
+
+@asynccontextmanager
+async def leased(mesh: RealMesh, lease: Lease) -> AsyncIterator[None]:
+    """During the block, which takes less than a minute, there is a lease of a process that does not run."""
+    async with _redis_leases(mesh) as found:
+        assert await found.acquire(lease, 60.0)
+        try:
+            yield
+        finally:
+            await found.release(lease)
 
 
 # ---------------------------------------------------------------- the answer of the mesh

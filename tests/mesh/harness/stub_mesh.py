@@ -19,8 +19,8 @@ async def run(mesh: topology.Topology, data: DataFolder) -> None:
     def announce(api: str) -> None:
         print("ready", api, flush=True)
 
-    def upgrade(url: str) -> None:
-        assert url == data.sqlite_url
+    def upgrade(url: str, upgraded_for: topology.Topology) -> None:
+        assert (url, upgraded_for) == (data.sqlite_url, mesh)
 
     await supervisor.run(mesh, data, announce, command=command, upgrade=upgrade)
 

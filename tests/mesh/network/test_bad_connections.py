@@ -10,11 +10,28 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+import zmq
 
+from meshim.errors import Code
+from meshim.stores.ports import Lease
 from tests.mesh.harness.background_chat import Users
-from tests.mesh.harness.independent_client import CLOSE, GREET, PING, RESET, TEXT, USER, WINDOW, IndependentClient, pack
-from tests.mesh.harness.raw_sockets import REFUSED_KEY, WRONG_KEY, dealer, expect_alive, leases
-from tests.mesh.harness.real_mesh import RealMesh, in_thread, until
+from tests.mesh.harness.independent_client import (
+    CLOSE,
+    GREET,
+    PING,
+    RESET,
+    TEXT,
+    USER,
+    WINDOW,
+    IndependentClient,
+    pack,
+    unpack,
+)
+from tests.mesh.harness.inspection import CounterRise
+from tests.mesh.harness.raw_sockets import REFUSED_KEY, WRONG_KEY, dealer, expect_alive, leased, leases
+from tests.mesh.harness.real_mesh import DEADLINE_S, RealMesh, in_thread, until
+
+HELLO, HELLO_OK = 1, 2
 
 pytestmark = pytest.mark.usefixtures("chat_in_background")
 
@@ -60,6 +77,35 @@ async def test_a_client_is_refused_by_a_transfer(mesh: RealMesh, mallory: Indepe
     for lease in await leases(mesh, "transfer"):
         with dealer(lease.endpoint, lease.key.encode()) as (_, wait_ended):
             assert await in_thread(wait_ended) == REFUSED_KEY
+
+
+async def test_a_connector_that_claims_to_be_another_is_refused(
+    mesh: RealMesh, mallory: IndependentClient, users: Users
+) -> None:  # fmt: skip
+    """H8: it has a lease and a key of its own.  The links of the others stay; a Hello as itself is answered."""
+    keys, own = zmq.curve_keypair(), 2**61 + 7
+    (honest, _), (transfer, *_) = await leases(mesh, "connector"), await leases(mesh, "transfer")
+    refused, lost = CounterRise(mesh, "impersonations", (transfer.name,)), CounterRise(mesh, "outcomes_lost")
+    frames: list[list[object]] = []
+
+    def say_hello(link: int, incarnation: int) -> list[object]:
+        socket_of_ours.send(pack([HELLO, 1, link, incarnation, honest.name, 64]))
+        while True:
+            frames.append(unpack(socket_of_ours.recv()))
+            if frames[-1][0] != PING:
+                return frames[-1]
+
+    lease = Lease("connector", "mallory", own, mesh_key=keys[0].decode())
+    async with leased(mesh, lease):
+        with dealer(transfer.endpoint, transfer.key.encode(), keys=keys) as (socket_of_ours, _):
+            socket_of_ours.set(zmq.RCVTIMEO, int(DEADLINE_S * 1_000))
+            kind, link, code, sentence = await in_thread(say_hello, 7, honest.incarnation)
+            assert (kind, link, code) == (CLOSE, 7, Code.IMPERSONATION), sentence
+            await refused.wait()
+            assert "hello-of-a-foreign-incarnation-refused" in mesh.log("transfer", transfer.name)
+            assert (await in_thread(say_hello, 8, own))[:4] == [HELLO_OK, 1, 8, transfer.incarnation]
+    assert lost.rise == 0
+    await expect_alive(mallory)
 
 
 # ---------------------------------------------------------------- REST

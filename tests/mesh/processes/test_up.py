@@ -69,17 +69,17 @@ def test_up_status_down(tmp_path: Path) -> None:
     assert {role["state"] for role in shown["roles"]} == {"running"}
     assert all(role["pid"] for role in shown["roles"])
     assert {role["name"] for role in shown["roles"] if role["endpoint"] is None} == {"w1"}
-    assert [(each["name"], each["reachable"], each["reason"]) for each in shown["backends"]] == [
-        ("redis", True, None),
-        ("nats", True, None),
-        ("sql", True, None),
+    assert [(each["name"], each["reachable"], each["stores"], each["reason"]) for each in shown["backends"]] == [
+        ("redis", True, None, None),
+        ("nats", True, True, None),
+        ("sql", True, True, None),
     ]
     assert {each["state"] for each in shown["backends"]} == {"running"}
     assert [
         (each["name"], [(setting["name"], setting["value"], setting["verdict"]) for setting in each["settings"]])
         for each in shown["backends"]
     ] == [
-        ("redis", []),
+        ("redis", [("maxmemory_policy", "noeviction", "safe"), ("role", "master", "safe")]),
         ("nats", [("sync_interval", "always", "safe")]),
         ("sql", [("synchronous", "FULL", "safe"), ("journal_mode", "wal", "safe")]),
     ]
@@ -153,7 +153,7 @@ def test_a_log_that_would_lose_messages_is_refused_or_warned_about(tmp_path: Pat
             topology.default(),
             rest=(RestListener("r1", "http://127.0.0.1:0"),),
             backends=Backends(nats=nats.url),
-            limits=Limits(log_bytes=1 << 20),
+            limits=Limits(log_bytes=4 << 20),
             durability=Durability(nats_monitor=recipe.monitor),
         )
         file = tmp_path / "mesh.yaml"
@@ -165,9 +165,9 @@ def test_a_log_that_would_lose_messages_is_refused_or_warned_about(tmp_path: Pat
             table = meshim("status", *data).stdout
         finally:
             meshim("down", *data)
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "NATS syncs what it has acknowledged only every 120 s: set `sync_interval: always`" in refused.stderr
     assert "durability.weak: warn" in refused.stderr
     assert warned.returncode == 0, warned.stderr
     assert re.search(r"^nats +sync_interval +- +unknown: .*`durability.nats_monitor`", table, re.MULTILINE)
-    assert "not-safe-from-a-loss-of-power" in (tmp_path / "data" / "log" / "transfer-t1.log").read_text()
+    assert "setting-not-safe" in (tmp_path / "data" / "log" / "transfer-t1.log").read_text()

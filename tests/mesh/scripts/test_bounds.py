@@ -4,12 +4,14 @@ Memory is bounded, the background clients are not cut, and their median latency 
 (The p99 of so few messages means nothing; the script itself checks it.)
 """
 
+from pathlib import Path
+
 import msgspec
 import pytest
 
 from scripts.harness.abuse.run import run
-from scripts.harness.abuse.scenarios import Scenario
-from tests.mesh.harness.real_mesh import RealMesh
+from scripts.harness.abuse.scenarios import Scenario, topology
+from tests.mesh.harness.real_mesh import RealMesh, running
 
 
 def short(
@@ -30,6 +32,14 @@ def short(
         short("endless_submits", "submitted", 1_000, people=4, size=128, seconds=2.0, at_most=(("submitted", 40_000),)),
         short("free_frames", "connections", 2, seconds=2.0),
         short("undecodable_frames", "sent", 200, seconds=2.0, at_most=(("counted_malformed", 25_000),)),
+        short(
+            "repeated_greetings",
+            "counted_greetings_limited",
+            20,
+            size=20,
+            files_left=1_000,
+            at_most=(("counted_greeted", 200),),
+        ),
         short("large_sync", "synced", 10_000, size=10_000, stored=10_000, seconds=20.0),
         short("greeting_storm", "welcomed", 300, people=300, grown_mib=64.0, files_left=700),
     ],
@@ -54,6 +64,15 @@ async def test_strangers_at_rest_keep_nobody_out(mesh: RealMesh, scenario: Scena
     result = await run(mesh.data.root, scenario)
     assert result["broken"] == [], result
     assert result["counts"]["answered"] >= 5
+
+
+async def test_unfinished_messages_of_strangers_are_bounded_together(tmp_path: Path) -> None:
+    """200 times 3.75 MiB, over and over, on a mesh without CURVE, where that takes no client of one's own."""
+    scenario = short("unfinished_messages", "connections", 200, size=200, grown_mib=96.0, files_left=250)
+    scenario = msgspec.structs.replace(scenario, p50=30.0, curve=False)
+    with running(tmp_path, topology(curve=False)) as plain:
+        result = await run(plain.data.root, scenario)
+    assert result["broken"] == [], result
 
 
 async def test_strangers_who_connect_again_at_once_are_bounded(mesh: RealMesh) -> None:

@@ -68,6 +68,20 @@ def test_a_short_run_keeps_every_promise(run: Any) -> None:
     assert [note["fault"] for note in notes] == [injection["kind"] for injection in answer["kills"]]
 
 
+def test_hostile_clients_cost_the_honest_ones_nothing(run: Any) -> None:
+    """H1, H2, H3, H6, H7 and H11 at once.  Latencies tell nothing in so short a run, on a machine that is busy."""
+    _, answer = run(0, "--seconds", "21", "--hostile", "--only", "term-connector,kill-transfer")
+    reasons = [reason for reason in answer["why"] if not reason.startswith("the p99 of honest clients")]
+    assert reasons == []
+    assert answer["delivered"] == answer["sent"] > 500
+    assert all(answer["hostile_frames"].values()), answer["hostile_frames"]
+    assert {"IMPERSONATION", "MALFORMED", "WINDOW_EXCEEDED", "BAD_TOKEN", "REPLACED"} <= answer["hostile_ends"].keys()
+    for phase in ("latency_quiet", "latency_hostile"):
+        assert answer[phase]["messages"] > 50
+        assert 0 < answer[phase]["p50_ms"] <= answer[phase]["p99_ms"] < 10_000
+    assert 0 < answer["p99_ratio"] < 50
+
+
 def test_a_run_without_deduplication_fails(run: Any) -> None:
     """A client that is killed leaves frames that it did not acknowledge: some of them come again in one run of four."""
     for seed in range(1, 5):

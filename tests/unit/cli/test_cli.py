@@ -16,10 +16,13 @@ from meshim import __main__ as program
 from meshim import topology
 from meshim.cli import main as command_line
 from meshim.cli.next_step import next_step
+from meshim.deploy import supervisor
 from meshim.deploy.state import DataFolder
 from meshim.errors import BackendUnavailable, UsageError
 from meshim.runtime.sockets import key_file
 from meshim.topology import Backends, Security
+
+_PLACEHOLDER = "mysql+pymysql://meshim:change-me@127.0.0.1:3306/meshim"
 
 Meshim = Callable[..., tuple[int, str, str]]
 
@@ -172,6 +175,45 @@ def test_a_valid_topology_is_summarised(meshim: Meshim, tmp_path: Path) -> None:
         "good.yaml is a topology: 2 connectors, 2 transfers, 1 writers, 1 rest.\n",
         "",
     )
+
+
+def test_every_fault_and_every_warning_of_a_topology_is_listed(meshim: Meshim, tmp_path: Path) -> None:
+    text = topology.dump(msgspec.structs.replace(topology.default(), backends=Backends(sql=_PLACEHOLDER)))
+    file = tmp_path / "mesh.yaml"
+    file.write_text(text)
+    file.chmod(0o600)
+    code, output, error = meshim("topology", "check", "mesh.yaml")
+    assert (code, error) == (0, "")
+    warning, summary = output.splitlines()
+    assert warning == (
+        "warning: The password 'change-me' is that of the example: choose another one - at `$.backends.sql`."
+    )
+    assert summary.startswith("mesh.yaml is a topology: ")
+    file.write_text(text.replace("sweep_s: 30.0", "sweep_s: 0").replace("namespace:", "namespaze:"))
+    code, output, error = meshim("topology", "check", "mesh.yaml")
+    assert (code, error) == (2, "meshim: mesh.yaml is not a topology: 2 faults, see above.\n")
+    assert [line.partition(": ")[0] for line in output.splitlines()] == ["fault", "fault"]
+    assert "- at `$.timers.sweep_s`.\n" in output
+
+
+def test_up_logs_each_warning_at_its_start(meshim: Meshim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run(*_: object) -> None:
+        """Start nothing."""
+
+    monkeypatch.setattr(supervisor, "run", run)
+    file = tmp_path / "topology.yaml"
+    file.write_text(topology.dump(msgspec.structs.replace(topology.default(), backends=Backends(sql=_PLACEHOLDER))))
+    file.chmod(0o644)
+    code, _, error = meshim("up")
+    assert code == 0
+    assert [line.split()[1:5] for line in error.splitlines()] == [["warning", "mesh", "up", "suspicious-topology"]] * 2
+    assert "is that of the example" in error
+    assert "chmod 600 topology.yaml" in error
+
+
+def test_the_exit_status_of_warnings_is_in_the_help(meshim: Meshim) -> None:
+    help_text = " ".join(meshim("topology", "check", "--help")[1].split())
+    assert "with warnings alone the exit status is 0" in help_text
 
 
 def test_a_new_connector_key_is_made_once(meshim: Meshim, tmp_path: Path) -> None:

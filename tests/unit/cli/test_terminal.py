@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from meshim.cli.deadletter import ShownLetter, _print
 from meshim.cli.messaging import _line
 from meshim.cli.terminal import escape_unencodable, printable
 from meshim.client.application.message import Message, OrderFlag
@@ -41,6 +42,12 @@ def test_control_characters_are_not_printed(char: str) -> None:
 @pytest.mark.parametrize("char", [*"\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"])
 def test_bidirectional_controls_are_not_printed(char: str) -> None:
     assert printable(f"a{char}b") == "a\ufffdb"
+
+
+def test_the_reason_of_a_dead_letter_is_printed_without_controls(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever published it wrote the reason."""
+    _print(ShownLetter(1, 0, 1, "", "bad\x1b[2J", 0, [], None))
+    assert "bad\ufffd[2J" in capsys.readouterr().out
 
 
 @pytest.fixture(params=["Pacific/Kiritimati", "Asia/Tokyo", "UTC", "Etc/GMT+12"])

@@ -34,6 +34,7 @@ from meshim.wire.envelope import (
     decode_envelope,
     encode_envelope,
 )
+from tests.unit.any_msgpack import DEEP, NOT_UTF_8
 from tests.unit.client.rest_service import PASSWORD, PEER, RestService
 
 BOB, CAROL = Destination(DestinationType.USER, 2), Destination(DestinationType.USER, 3)
@@ -195,7 +196,12 @@ _COLUMNS = {
 
 @given(
     place=st.sampled_from([(table, column) for table, columns in _COLUMNS.items() for column in columns]),
-    value=st.one_of(st.binary(max_size=20), st.integers(-(2**62), 2**62), st.text(max_size=5), st.just(b"\x90")),
+    value=st.one_of(
+        st.binary(max_size=20),
+        st.integers(-(2**62), 2**62),
+        st.text(max_size=5),
+        st.sampled_from([b"\x90", b"\x94\x01\x02\x00" + DEEP, b"\x81\xa3new" + DEEP, b"\x91" + NOT_UTF_8]),
+    ),
 )
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_is_in_the_file_it_opens_or_says_so(

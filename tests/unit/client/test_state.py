@@ -354,3 +354,20 @@ def test_close_leaves_no_open_file(state: StateFile) -> None:
 
 def _is_open(fd: str) -> bool:
     return os.path.lexists(f"/proc/self/fd/{fd}")
+
+
+# ---------------------------------------------------------------- what is unread
+
+
+def test_unread_bytes_are_those_of_released_messages(state: StateFile) -> None:
+    envelope = bytes(1_000)
+    state.apply([AddToInbox(FROM_BOB, seq, envelope, False) for seq in (1, 2, 3)])
+    assert state.unread_bytes == 0, "they wait for an earlier one: the application cannot read them"
+    state.apply([Release(FROM_BOB, seq, 0) for seq in (1, 2)])
+    assert state.unread_bytes == 2_000
+    again = reopened(state)
+    assert again.unread_bytes == 2_000
+    first, _ = (number for number, _, _ in numbers(again))
+    again.handled((first, first, 99))
+    assert again.unread_bytes == 1_000
+    again.close()

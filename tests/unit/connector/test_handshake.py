@@ -78,6 +78,30 @@ def test_a_full_connector_refuses_greetings() -> None:
     assert codes(bob) == [Code.BUSY]
 
 
+def test_greetings_with_one_token_have_a_rate_and_those_of_others_have_their_own() -> None:
+    connector = Connector(greetings_per_s=2.0)
+    greeted = 0
+
+    def greet(device: int) -> list[int]:
+        nonlocal greeted
+        greeted += 1
+        client = connector.connect(device)
+        for check in connector.take(e.CheckGreet):
+            connector.receive(e.GreetRefused(check.peer, check.link, Code.REPLACED, "no"))
+        return codes(client)
+
+    assert [greet(A1) for _ in range(20)] == [[Code.REPLACED]] * 20, "those of ten seconds at once"
+    assert [greet(A1) for _ in range(100)] == [[Code.BUSY]] * 100
+    assert greet(B1) == [Code.REPLACED]
+    assert (connector.count.refused, connector.count.greetings_limited) == (greeted, 100)
+    limited = connector.connect(A1)
+    assert limited.closed == [(Code.BUSY, "this token has greeted too often: wait 0.5 s")]
+    assert not connector.asked, "neither Redis nor SQL"
+    connector.pass_time(0.4)
+    assert greet(A1) == [Code.REPLACED]
+    assert greet(A1) == [Code.BUSY]
+
+
 @pytest.mark.parametrize("when", ["checking", "binding", "live"])
 def test_a_second_greeting_ends_the_connection(when: str) -> None:
     connector = Connector()

@@ -131,6 +131,7 @@ class World:
             cache=cast("Any", Gated(self.cache, self.gates, OTHER)),
             notifications=cast("Any", Gated(told, self.gates, OTHER)),
             probes={},
+            storing={},
         )
         log = Log("rest", "r1", io.StringIO())
         notifier = ChangeNotifier(backends, time.time, log)

@@ -2,7 +2,9 @@
 
 import pytest
 
+from meshim.connector import events as e
 from meshim.connector.service import options_of
+from meshim.errors import Code
 from meshim.topology import default
 from meshim.wire import client as wire
 from meshim.wire.link import Close, Data, Frame
@@ -57,3 +59,17 @@ def test_a_slow_line_carries_the_largest_bodies(bits_per_s: int) -> None:
     assert bob.seqs == list(range(1, BODIES + 1))
     assert connector.count.delivered == BODIES
     assert line.carried < 1.3 * BODIES * real.body_bytes, "few frames were sent again"
+
+
+def test_h06_a_reader_of_one_byte_a_second_is_cut_and_its_copies_are_stored() -> None:
+    connector = Connector()
+    transfer = connector.transfer()
+    bob = connector.online(B1)
+    line = Line(bob, 1.0)
+    transfer.give(*(live_copy(B1, seq) for seq in range(1, 6)))
+    for _ in range(8 * 3):
+        line.pass_time(0.125)
+    assert [code for code, _ in bob.closed] == [Code.UNRESPONSIVE]
+    assert connector.count.returned == 5
+    assert bob.peer in connector.closed_peers
+    assert not connector.take(e.MarkRead)

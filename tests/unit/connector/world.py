@@ -259,7 +259,7 @@ class Client:
     # ---- greeting
 
     def greet(self, version: int = WIRE_VERSION, window: int = 8, silence_ms: int = 0) -> None:
-        self.send(Greet(version, bytes(32), EPOCH, self.link, window, silence_ms))
+        self.send(Greet(version, self.token_hash, EPOCH, self.link, window, silence_ms))
 
     @property
     def login(self) -> Login:

@@ -9,8 +9,11 @@ from typing import Any
 import msgspec
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from meshim.runtime.crypto import format_token
+from tests.unit.any_msgpack import DEEP, NOT_UTF_8, any_bytes
 from tests.unit.docs.test_protocol_vectors import DEVICE, EPOCH, FROM_9, LINK, TOKEN, USER, encode, frames_of, vectors
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "minimal_client.py"
@@ -132,6 +135,33 @@ def test_a_sealed_body_without_a_text_is_shown_as_unreadable_and_once(module: An
         client.talk(wire, Monitor(wire), LINK)
     assert shown == [None]
     assert not [key for key in client.disk if key[0] == "new"]
+
+
+def _with_more(plain: bytes, more: bytes) -> bytes:
+    """The envelope with an element, or what may be one, behind those that are known."""
+    return b"\x9d" + plain[1:] + more
+
+
+hostile_envelopes = (
+    any_bytes.map(lambda more: _with_more(FROM_9(kind=77), more))
+    | any_bytes.map(lambda body: FROM_9(kind=3, key=0, body=body))
+    | any_bytes.map(lambda body: FROM_9(body=body))
+    | st.sampled_from([_with_more(FROM_9(kind=77), more) for more in (DEEP, NOT_UTF_8)])
+)
+"""Of a friend: connectors check the fields that they know, and neither what follows them nor the body."""
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(hostile_envelopes, min_size=1, max_size=5))
+def test_whatever_a_friend_sends_is_acknowledged(module: Any, envelopes: list[bytes]) -> None:
+    client = client_of(module)
+    client.emit = lambda event, **fields: None
+    deliveries = [encode([3, LINK, number, 0, [[2, each]]]) for number, each in enumerate(envelopes, start=1)]
+    wire = Wire([encode(WELCOME), *deliveries, encode([5, LINK])])
+    with pytest.raises(Done):
+        client.talk(wire, Monitor(wire), LINK)
+    assert [6, LINK] in wire.sent
+    assert [frame[2] for frame in wire.sent if frame[0] == 4][-1:] == [len(envelopes)]
 
 
 def test_one_process_at_a_time_uses_a_state_file(module: Any, tmp_path: Path) -> None:

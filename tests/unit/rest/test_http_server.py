@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import resource
 import socket
 from collections.abc import AsyncIterator
 from typing import Any, cast
@@ -9,7 +10,7 @@ from typing import Any, cast
 import pytest
 from litestar import Litestar
 
-from meshim.rest.http_server import HttpLimits, Server
+from meshim.rest.http_server import HttpLimits, Server, limits_of_process
 from meshim.rest.statistics import Statistics
 
 LIMITS = HttpLimits(connections=8, overhead_bytes=4096, request_s=0.3, keep_alive_s=1, unread_s=0.3)
@@ -147,6 +148,20 @@ async def test_an_answer_that_is_not_read_ends_the_connection(world: World) -> N
     del reader
 
 
+async def test_h06_an_answer_that_is_read_byte_by_byte_ends_the_connection(world: World) -> None:
+    loop = asyncio.get_running_loop()
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        slow.setblocking(False)
+        await loop.sock_connect(slow, ("127.0.0.1", world.port))
+        await loop.sock_sendall(slow, b"GET /?50000000 HTTP/1.1\r\nhost: x\r\n\r\n")
+        async with asyncio.timeout(SOON_S):
+            assert await loop.sock_recv(slow, 1) == b"H"
+            while world.server.server_state.connections or world.server.server_state.tasks:
+                await loop.sock_recv(slow, 1)
+                await asyncio.sleep(0.02)
+
+
 async def test_an_address_with_all_connections_keeps_no_other_one_out(world: World) -> None:
     held = [await world.connect() for _ in range(3 * LIMITS.connections)]
     reader, writer = await world.connect("127.0.0.2")
@@ -160,3 +175,16 @@ async def test_an_address_with_all_connections_keeps_no_other_one_out(world: Wor
     assert world.statistics.connections_cut >= 5 * LIMITS.connections
     for _, each in held + later + [(reader, writer)]:
         each.close()
+
+
+def test_there_are_no_more_connections_than_descriptors_for_them() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1_000, hard))
+    try:
+        few = limits_of_process()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(1_000, min(hard, 5_120)), hard))
+        many = limits_of_process()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert few == HttpLimits(connections=800)
+    assert many.connections == min(HttpLimits().connections, max(800, hard * 4 // 5))

@@ -105,32 +105,44 @@ def test_a_wrapped_content_key_opens_only_in_its_context() -> None:
             master.unwrap(wrapped, context)
 
 
-def test_the_first_start_makes_the_master_key(tmp_path: Path) -> None:
+def loaded(path: Path) -> MasterKey:
+    key = MasterKey.load(path)
+    assert key is not None
+    return key
+
+
+def test_a_master_key_is_made_only_when_asked(tmp_path: Path) -> None:
     path = tmp_path / "data" / "master.key"
-    made = MasterKey.load(path)
+    assert MasterKey.load(path) is None
+    assert MasterKey.create(path)
+    made = loaded(path)
+    assert not MasterKey.create(path), "the file is there"
     assert path.stat().st_mode & 0o777 == 0o600
     assert len(path.read_bytes()) == 32
     assert [entry.name for entry in path.parent.iterdir()] == ["master.key"]
     wrapped = made.wrap(KEY, b"")
-    assert MasterKey.load(path).unwrap(wrapped, b"") == KEY
+    assert loaded(path).unwrap(wrapped, b"") == KEY
 
 
 def test_processes_that_start_together_get_the_same_master_key(tmp_path: Path) -> None:
     path = tmp_path / "master.key"
-    loaded: list[MasterKey] = []
+    keys: list[MasterKey] = []
+    made: list[bool] = []
     barrier = threading.Barrier(8)
 
     def start() -> None:
         barrier.wait()
-        loaded.append(MasterKey.load(path))
+        made.append(MasterKey.create(path))
+        keys.append(loaded(path))
 
     threads = [threading.Thread(target=start) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    wrapped = loaded[0].wrap(KEY, b"")
-    assert [master.unwrap(wrapped, b"") for master in loaded] == [KEY] * 8
+    wrapped = keys[0].wrap(KEY, b"")
+    assert [master.unwrap(wrapped, b"") for master in keys] == [KEY] * 8
+    assert made.count(True) == 1
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o660])
@@ -153,8 +165,9 @@ def test_a_master_key_of_the_wrong_size_is_refused(tmp_path: Path, size: int) ->
 
 def test_a_master_key_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(UsageError, match="cannot be"):
-        MasterKey.load(tmp_path / "file" / "master.key")
+    for act in (MasterKey.load, MasterKey.create):
+        with pytest.raises(UsageError, match="cannot be"):
+            act(tmp_path / "file" / "master.key")
 
 
 def test_phc_parts_are_base64() -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from meshim.runtime.sockets import Context, Router, RouterStatistics, SendResult, guard, router
 from meshim.runtime.sockets.guard import Guard, Guarding
-from scripts.harness.clients.raw_zmtp import send_endless_message
+from meshim.runtime.sockets.pump import is_readable
+from scripts.harness.clients import raw_zmtp
 from tests.unit.runtime.test_sockets import until
 
 FRAME_BYTES = 65_536
@@ -27,8 +28,8 @@ class World:
         self.got_before_gone = 0
         values: dict[str, float] = {
             "connections": 100, "unauthenticated_s": 60.0,
-            "unauthenticated_frames": 100, "unauthenticated_bytes": 1 << 20,
-            "unread_bytes": 4 << 20, "linger_s": 0.1,
+            "unauthenticated_frames": 100, "unauthenticated_bytes": 1 << 20, "greeting_bytes": 1 << 20,
+            "unfinished_bytes": 16 << 20, "unread_bytes": 4 << 20, "linger_s": 0.1,
         } | limits  # fmt: skip
         self.router: Router = context.router(
             "tcp://127.0.0.1:0", keys=None, frame_bytes=FRAME_BYTES, on_batch=self.on_batch,
@@ -64,6 +65,16 @@ class Client:
 
     async def send(self, frame: bytes) -> None:
         await until(lambda: self.dealer.send(frame))
+
+
+def is_cut(end: socket.socket) -> bool:
+    end.setblocking(False)
+    try:
+        while end.recv(1_000):
+            pass
+    except BlockingIOError:
+        return False
+    return True
 
 
 @pytest.fixture(autouse=True)
@@ -208,18 +219,128 @@ async def test_one_message_of_parts_without_end_is_cut(context: Context) -> None
     client = Client(context, world)
     await client.send(b"known")
     most = 400 << 20
-    sent = await asyncio.to_thread(send_endless_message, world.router.endpoint, FRAME_BYTES, most)
+    sent = await asyncio.to_thread(raw_zmtp.send_endless_message, world.router.endpoint, FRAME_BYTES, most)
     assert sent < most
     assert world.cut == 1
     await client.send(b"still here")
     await until(lambda: b"still here" in world.got)
 
 
+async def test_what_follows_a_greeting_in_one_batch_is_forgiven(context: Context) -> None:
+    """It is counted before the owner has seen the greeting."""
+    world = World(context, unauthenticated_frames=10, greeting_bytes=1_000)
+    world.router._pump.stop()  # the test reads itself
+    for first, more in ((b"known", b"m"), (b"stranger", b"s")):
+        with await asyncio.to_thread(raw_zmtp.connect_without_curve, world.router.endpoint) as connection:
+            connection.sendall(raw_zmtp.frame(first) + raw_zmtp.frame(more * 100) * 50)  # libzmq reads it at once
+            await until(lambda: is_readable(world.router._socket))
+            world.router._take()
+            assert is_cut(connection) is (first == b"stranger")
+    assert (world.got.count(b"m" * 100), world.got.count(b"s" * 100)) == (50, 9)
+
+
+async def test_an_owner_that_closes_the_router_on_a_greeting_is_not_asked_further(context: Context) -> None:
+    world = World(context, unauthenticated_frames=1)
+    world.router._pump.stop()  # as above
+
+    def close(batch: list[tuple[bytes, bytes]]) -> None:
+        world.on_batch(batch)
+        world.router.close()
+
+    world.router._on_batch = close
+    with await asyncio.to_thread(raw_zmtp.connect_without_curve, world.router.endpoint) as connection:
+        connection.sendall(raw_zmtp.frame(b"stranger") * 10)
+        await until(lambda: is_readable(world.router._socket))
+        assert world.router._take() is False
+    assert world.got == [b"stranger"]
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_INFO"), reason="this system does not count the bytes of a connection")
+async def test_strangers_that_hold_unfinished_messages_are_cut_at_once(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(context, greeting_bytes=16_384, unauthenticated_s=60.0)
+    client = Client(context, world)
+    await client.send(b"known")
+    await until(lambda: world.authenticated)
+    silent = await asyncio.to_thread(raw_zmtp.connect_without_curve, world.router.endpoint)
+    made, _ = await asyncio.to_thread(
+        raw_zmtp.hold_unfinished_messages, world.router.endpoint, 20, 8 * FRAME_BYTES, time.monotonic() + 1.0
+    )
+    assert made > 20, "those that were cut were followed by others"
+    await until(lambda: world.router.statistics.lost == made)
+    assert world.cut >= made - 20, "the last of them ended by themselves"
+    assert not is_cut(silent)
+    silent.close()
+    await client.send(b"still here")
+    await until(lambda: b"still here" in world.got)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_INFO"), reason="this system does not count the bytes of a connection")
+def test_of_strangers_that_hold_too_much_together_the_largest_are_cut(
+    loopback: "Loopback", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peers = [b"\0\0\0\0%c" % number for number in range(1, 7)]
+    sizes = (100, 400, 200, 300, 900, 1_100)
+    watching = make_guard(lambda peer: peer == peers[4], greeting_bytes=1_000, unfinished_bytes=350)
+    ends = []
+    for peer, size in zip(peers, sizes, strict=True):
+        ours, theirs = loopback.connect()
+        watching.accepted(ours.fileno(), 0.0)
+        watching.first_frame(peer, ours.fileno())
+        theirs.sendall(bytes(size))
+        assert len(ours.recv(size, socket.MSG_PEEK | socket.MSG_WAITALL)) == size
+        ends.append(theirs)
+    watching.check_memory(0.0)
+    assert [is_cut(end) for end in ends] == [False, True, False, True, False, True], "the fifth is authenticated"
+
+
+def test_a_peer_that_was_authenticated_may_have_more_under_way_than_a_stranger(loopback: "Loopback") -> None:
+    peers = [b"\0\0\0\0\1", b"\0\0\0\0\2"]
+    known = {peers[0]}
+    watching = make_guard(known.__contains__, greeting_bytes=1_000, unauthenticated_bytes=5_000)
+    connections = []
+    for peer in peers:
+        ours, _ = loopback.connect()
+        watching.accepted(ours.fileno(), 0.0)
+        connections.append(watching.first_frame(peer, ours.fileno()))
+    watching.check(1.0)
+    known.clear()
+    watching.close(peers[0], 1.0, was_authenticated=True)
+    watching.check(1.1)
+    was, never = connections
+    assert was is not None
+    assert never is not None
+    assert (watching.may_pass(was, 4_000), watching.may_pass(never, 4_000)) == (True, False)
+    assert not watching.may_pass(was, 4_000)
+
+
+def test_at_the_limit_of_connections_those_that_are_authenticated_are_not_looked_at(loopback: "Loopback") -> None:
+    """There may be thousands of them."""
+    asked: list[bytes] = []
+
+    def is_authenticated(peer: bytes) -> bool:
+        asked.append(peer)
+        return peer[-1] < 50
+
+    watching = make_guard(is_authenticated, connections=52)
+    ends = []
+    for number in range(54):
+        ours, theirs = loopback.connect()
+        watching.accepted(ours.fileno(), 0.0)
+        watching.first_frame(bytes((0, 0, 0, 0, number)), ours.fileno())
+        ends.append(theirs)
+        if number == 49:
+            watching.check(0.0)
+            asked.clear()
+    assert asked == [bytes((0, 0, 0, 0, number)) for number in (50, 51)]
+    assert [is_cut(end) for end in ends] == [number in (50, 51) for number in range(54)]
+
+
 @pytest.mark.skipif(not hasattr(socket, "TCP_INFO"), reason="this system does not count the bytes of a connection")
 def test_heartbeats_of_a_long_life_do_not_count_as_unread_bytes(
     loopback: "Loopback", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard, "GROWTH_BYTES", 0)  # it searches each time
     watching = make_guard()
     for accepted_at in (0.0, 99.0):
         ours, theirs = loopback.connect()
@@ -261,7 +382,7 @@ def make_guard(is_authenticated: Callable[[bytes], bool] = lambda peer: False, *
     """Without peers that are authenticated, by default."""
     values: dict[str, Any] = {
         "connections": 10, "unauthenticated_s": 5.0, "unauthenticated_frames": 10, "unauthenticated_bytes": 1,
-        "unread_bytes": 1,
+        "greeting_bytes": 1, "unfinished_bytes": 1 << 30, "unread_bytes": 1,
     }  # fmt: skip
     return Guard(Guarding(is_authenticated, **(values | limits)), RouterStatistics())
 

@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import itertools
 import os
+import resource
 import select
 import socket
 import struct
@@ -14,8 +15,8 @@ import pytest
 import uvloop
 import zmq
 
-from meshim.errors import UsageError
-from meshim.runtime.sockets import Context, Dealer, KeyPair, Router, SendResult, pump
+from meshim.errors import BackendUnavailable, UsageError
+from meshim.runtime.sockets import Context, Dealer, KeyPair, Router, SendResult, pump, router
 from meshim.runtime.sockets.zap import Admit
 
 FRAME_BYTES = 4_096
@@ -387,9 +388,9 @@ async def test_only_known_keys_are_admitted(context: Context) -> None:
     keys, ours, strange = KeyPair.new(), KeyPair.new(), KeyPair.new()
     asked: list[bytes] = []
 
-    def admit(key: bytes) -> bool:
+    def admit(key: bytes) -> str:
         asked.append(key)
-        return key == ours.public
+        return "ours" if key == ours.public else ""
 
     server = Server(context, keys=keys, admit=admit)
     clients = Server(context, keys=keys, admit=None)  # no domain: every key is admitted
@@ -408,10 +409,10 @@ async def test_admission_may_be_asynchronous(context: Context) -> None:
     asked = asyncio.Event()
     looked_up = asyncio.Event()
 
-    async def admit(key: bytes) -> bool:
+    async def admit(key: bytes) -> str:
         asked.set()
         await looked_up.wait()
-        return key in known
+        return "known" if key in known else ""
 
     server = Server(context, keys=keys, admit=admit)
     client = Client(context, server.router.endpoint, server_key=keys.public, keys=ours)
@@ -422,6 +423,34 @@ async def test_admission_may_be_asynchronous(context: Context) -> None:
     looked_up.set()
     await client.connect()
     await refused(stranger)
+
+
+@on_each_loop
+async def test_the_owner_of_the_key_is_known_by_peer(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the owners of so many peers are known that they are forgotten."""
+    monkeypatch.setattr(router, "USER_IDS_MAX", 1)
+    keys, owners = KeyPair.new(), {KeyPair.new(): name for name in ("one", "two", "three")}
+    names = {pair.public: name for pair, name in owners.items()}
+    server = Server(context, keys=keys, admit=names.__getitem__)
+    clients = {
+        name: await Client(context, server.router.endpoint, server_key=keys.public, keys=pair).connect()
+        for pair, name in owners.items()
+    }
+    for name in (*clients, *clients):
+        server.got.clear()
+        assert clients[name].dealer.send(name.encode())
+        await until(lambda: server.got)
+        ((peer, frame),) = server.got
+        assert server.router.user_ids is not None
+        assert server.router.user_ids[peer] == frame.decode() == name
+        assert len(server.router.user_ids) <= 2
+
+
+@on_each_loop
+async def test_no_owner_is_known_where_no_key_is_checked(context: Context) -> None:
+    keys = KeyPair.new()
+    for server in (Server(context), Server(context, keys=keys), Server(context, admit=lambda key: "anybody")):
+        assert server.router.user_ids is None
 
 
 @pytest.mark.parametrize("later", [False, True], ids=["at once", "later"])
@@ -442,7 +471,7 @@ async def test_a_bug_in_admission_is_reported_to_the_loop(context: Context) -> N
     reported: list[BaseException | None] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, what: reported.append(what.get("exception")))
 
-    async def admit(key: bytes) -> bool:
+    async def admit(key: bytes) -> str:
         raise ZeroDivisionError
 
     server = Server(context, keys=keys, admit=admit)
@@ -622,7 +651,7 @@ async def test_a_domain_belongs_to_one_socket(context: Context) -> None:
                 "tcp://127.0.0.1:0",
                 keys=KeyPair.new(),
                 domain="same",
-                admit=lambda key: True,
+                admit=lambda key: "anybody",
                 frame_bytes=FRAME_BYTES,
                 on_batch=lambda batch: None,
             )
@@ -730,3 +759,36 @@ def zmtp_ready(kind: bytes, identity: bytes = b"") -> bytes:
 
     body = b"\x05READY" + entry(b"Socket-Type", kind) + entry(b"Identity", identity)
     return bytes([4, len(body)]) + body
+
+
+@pytest.mark.parametrize("left", range(9))
+@on_each_loop
+async def test_a_dealer_without_descriptors_is_refused_or_lost(context: Context, left: int) -> None:
+    """Whatever is missing, of the sockets that it takes and of the one of its I/O thread, its owner tries again."""
+    lost: list[str] = []
+    refused: list[str] = []
+
+    def connect() -> Dealer:
+        return context.dealer(
+            "tcp://127.0.0.1:1",
+            server_key=None, keys=None, frame_bytes=FRAME_BYTES,
+            on_batch=lambda _: None, on_lost=lambda: lost.append(""),
+        )  # fmt: skip
+
+    connect()
+    await until(lambda: lost)  # the first socket starts the I/O thread, which has descriptors of its own
+    lost.clear()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = [os.open("/dev/null", os.O_RDONLY) for _ in range(64)]  # no numbers below are free
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(taken) + 1 + left, hard))
+    try:
+        try:
+            connect()
+        except BackendUnavailable as error:
+            refused.append(error.sentence)
+        await until(lambda: lost or refused)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in taken:
+            os.close(descriptor)
+    assert all("Too many open files" in sentence for sentence in refused)

@@ -8,7 +8,7 @@ import pytest
 from meshim.errors import Code
 from meshim.protocol.token_bucket import UNNUMBERED_BURST
 from meshim.runtime.websocket import server as server_module
-from tests.unit.runtime.raw_websocket import BINARY, CLOSE, PING, PONG, RawWebSocket, frame, request
+from tests.unit.runtime.raw_websocket import BINARY, CLOSE, CONTINUATION, PING, PONG, RawWebSocket, frame, request
 from tests.unit.runtime.websocket_world import MESSAGE_BYTES, Make, until, worlds
 
 NEVER = 1e-9
@@ -191,4 +191,19 @@ async def test_pings_without_end_end_the_connection(make: Make) -> None:
         while (received := await raw.receive()).opcode == PONG:
             pass
         assert received.code == 4000 + Code.WINDOW_EXCEEDED
+    assert world.counted == {"cut": 1}
+
+
+async def test_small_fragments_without_end_end_the_connection(make: Make) -> None:
+    """Of one message or of many.  What is not small is bounded in bytes, and the last of a message by its message."""
+    world = await make(message_bytes=4_000)
+    small = frame(BINARY, b"x", fin=False) + frame(CONTINUATION, b"y")
+    large = frame(BINARY, bytes(server_module.FRAGMENT_BYTES), fin=False) + frame(CONTINUATION, b"y")
+    async with await world.open() as raw:
+        world.authenticated.add(await world.peer_of(raw))
+        burst = int(UNNUMBERED_BURST)
+        raw.send(large * 2 * burst + small * burst)
+        await until(lambda: len(world.messages) == 1 + 3 * burst)
+        raw.send(small * 200)
+        assert (await raw.receive()).code == 4000 + Code.WINDOW_EXCEEDED
     assert world.counted == {"cut": 1}

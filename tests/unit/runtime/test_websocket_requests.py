@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from meshim.runtime.websocket import server as server_module
 from tests.certificates import Certificate, make_certificate
 from tests.unit.runtime.raw_websocket import BINARY, CONTINUATION, PING, PONG, RawWebSocket, frame, request
 from tests.unit.runtime.websocket_world import MESSAGE_BYTES, Make, until, worlds
@@ -232,7 +233,8 @@ async def test_a_mask_is_asked_for_as_soon_as_the_header_is_there(make: Make, cu
     assert world.counted == {"malformed": 1}
 
 
-async def test_a_message_of_1024_fragments_is_the_longest(make: Make) -> None:
+async def test_a_message_of_1024_fragments_is_the_longest(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "FRAGMENT_BYTES", 0)  # none is charged
     world = await make(unauthenticated_frames=10_000)
     async with await world.open() as raw:
         raw.send(frame(BINARY, b"x", fin=False) + frame(CONTINUATION, b"", fin=False) * 1_022 + frame(CONTINUATION))
@@ -243,15 +245,18 @@ async def test_a_message_of_1024_fragments_is_the_longest(make: Make) -> None:
     assert world.counted == {"too_large": 1}
 
 
-@pytest.mark.parametrize(("fragments", "counter", "code"), [(10, "too_large", 1009), (1, "cut", 4009)])
-async def test_empty_fragments_with_pings_between_them_for_ever(
-    make: Make, fragments: int, counter: str, code: int
+@pytest.mark.parametrize(
+    ("fragments", "size", "counter", "code"),
+    [(10, 1_024, "too_large", 1009), (1, 0, "cut", 4009), (10, 0, "cut", 4009)],
+)
+async def test_fragments_with_pings_between_them_for_ever(
+    make: Make, fragments: int, size: int, counter: str, code: int
 ) -> None:
-    """Too many fragments of a message, or too many pings, whichever comes first."""
+    """A message that is too large, or too many pings and small fragments, whichever comes first."""
     world = await make(unauthenticated_frames=100_000)
     async with await world.open() as raw:
         raw.send(frame(BINARY, b"", fin=False))
-        raw.send((frame(PING, b"?") + frame(CONTINUATION, b"", fin=False) * fragments) * 2_000)
+        raw.send((frame(PING, b"?") + frame(CONTINUATION, bytes(size), fin=False) * fragments) * 1_000)
         while (received := await raw.receive()).opcode == PONG:
             pass
         assert received.code == code

@@ -5,7 +5,16 @@ import io
 import pytest
 
 from meshim.runtime.log import Log
-from meshim.stores.durability import DurabilityPolicy, Setting, Verdict, innodb, jetstream, jetstream_unknown, sqlite
+from meshim.stores.durability import (
+    DurabilityPolicy,
+    Setting,
+    Verdict,
+    innodb,
+    jetstream,
+    jetstream_unknown,
+    redis,
+    sqlite,
+)
 from meshim.topology import Durability
 
 SAFE, WEAK, UNKNOWN = Verdict.SAFE, Verdict.WEAK, Verdict.UNKNOWN
@@ -14,6 +23,7 @@ INNODB = {
     "log_bin": "1",
     "sync_binlog": "1",
     "innodb_doublewrite": "1",
+    "read_only": "0",
 }
 
 
@@ -48,6 +58,27 @@ def test_sqlite(journal_mode: str, synchronous: int, journal_verdict: Verdict, s
 
 
 @pytest.mark.parametrize(
+    ("policy", "memory_max_bytes", "role", "policy_verdict", "role_verdict"),
+    [
+        ("noeviction", 0, "master", SAFE, SAFE),
+        ("noeviction", 1 << 30, "master", SAFE, SAFE),
+        ("allkeys-lru", 0, "master", SAFE, SAFE),
+        ("allkeys-lru", 1 << 30, "master", WEAK, SAFE),
+        ("volatile-ttl", 1 << 30, "master", WEAK, SAFE),
+        ("noeviction", 0, "slave", SAFE, WEAK),
+        ("noeviction", 0, "sentinel", SAFE, WEAK),
+        (None, None, "master", UNKNOWN, SAFE),
+        ("noeviction", 0, None, SAFE, UNKNOWN),
+    ],
+)
+def test_redis(
+    policy: str | None, memory_max_bytes: int | None, role: str | None, policy_verdict: Verdict, role_verdict: Verdict
+) -> None:
+    found = verdicts(redis(policy, memory_max_bytes, role))
+    assert found == {"maxmemory_policy": policy_verdict, "role": role_verdict}
+
+
+@pytest.mark.parametrize(
     ("changed", "name", "verdict"),
     [
         ({}, "sync_binlog", SAFE),
@@ -61,6 +92,10 @@ def test_sqlite(journal_mode: str, synchronous: int, journal_verdict: Verdict, s
         ({"innodb_doublewrite": "DETECT_ONLY"}, "innodb_doublewrite", UNKNOWN),
         ({"innodb_doublewrite": "ON"}, "innodb_doublewrite", SAFE),
         ({"innodb_doublewrite": "DETECT_AND_RECOVER"}, "innodb_doublewrite", SAFE),
+        ({"read_only": "1"}, "read_only", WEAK),
+        ({"read_only": "ON"}, "read_only", WEAK),
+        ({"read_only": "NO_LOCK_NO_ADMIN"}, "read_only", WEAK),
+        ({"read_only": "OFF"}, "read_only", SAFE),
     ],
 )
 def test_innodb(changed: dict[str, str], name: str, verdict: Verdict) -> None:
@@ -72,12 +107,12 @@ def test_innodb(changed: dict[str, str], name: str, verdict: Verdict) -> None:
 @pytest.mark.parametrize("off", ["OFF", "0"])
 def test_sync_binlog_does_not_matter_without_a_binary_log(off: str) -> None:
     found = verdicts(innodb(INNODB | {"log_bin": off, "sync_binlog": "0"}))
-    assert found == {"innodb_flush_log_at_trx_commit": SAFE, "innodb_doublewrite": SAFE}
+    assert found == {"innodb_flush_log_at_trx_commit": SAFE, "innodb_doublewrite": SAFE, "read_only": SAFE}
 
 
 def test_missing_variables_are_unknown() -> None:
     found = verdicts(innodb({}))
-    assert found == dict.fromkeys(("innodb_flush_log_at_trx_commit", "sync_binlog", "innodb_doublewrite"), UNKNOWN)
+    assert found == dict.fromkeys(tuple(INNODB.keys() - {"log_bin"}), UNKNOWN)
 
 
 @pytest.mark.parametrize(
@@ -104,4 +139,4 @@ def test_unsafe_settings_are_logged_once_until_they_change() -> None:
     trust = DurabilityPolicy(Durability(weak="warn"), Log("test", "t", output))
     for settings in ([jetstream(False, 9)], [jetstream(False, 9)], [jetstream(True, 9)], [jetstream(False, 9)]):
         assert trust.violation(settings) is None
-    assert output.getvalue().count("not-safe-from-a-loss-of-power") == 2
+    assert output.getvalue().count("setting-not-safe") == 2

@@ -9,7 +9,19 @@ from meshim.wire import mesh
 from meshim.wire.envelope import WIRE_VERSION
 from meshim.wire.link import Ack, Close, Data, Ping, Pong, Reset
 from meshim.wire.mesh import HelloOk
-from tests.unit.transfer.world import ALICE, B1, BOB, HERE, SILENCE_S, Connector, Transfer, options, presence_of, route
+from tests.unit.transfer.world import (
+    ALICE,
+    B1,
+    BOB,
+    CAROL,
+    HERE,
+    SILENCE_S,
+    Connector,
+    Transfer,
+    options,
+    presence_of,
+    route,
+)
 
 
 def linked(transfer: Transfer) -> int:
@@ -69,6 +81,32 @@ def test_a_second_hello_on_a_connection_makes_a_new_link() -> None:
     assert transfer.lookups() == [BOB]
     alice.send(Ping(before))
     assert [frame.link for frame in alice.received(Reset)] == [before]
+
+
+@pytest.mark.parametrize("linked_before", [True, False])
+def test_a_hello_that_names_the_incarnation_of_another_key_is_refused(linked_before: bool) -> None:
+    """H8: what is for the users of the other connector does not go to the one that lies; no link ends."""
+    transfer = Transfer()
+    transfer.keys = {b"of-alice": str(ALICE), b"of-bob": str(BOB)}
+    alice, bob = Connector(transfer, ALICE, b"of-alice"), Connector(transfer, BOB, b"of-bob")
+    alice.greet()
+    if linked_before:
+        bob.greet()
+    own_link, bob.link, bob.incarnation = bob.link, bob.link + 100, ALICE
+    bob.greet()
+    assert [(close.link, close.code) for close in bob.received(Close)] == [(bob.link, Code.IMPERSONATION)]
+    assert transfer.take(e.ReportImpersonation) == [e.ReportImpersonation(named=ALICE, of_key=str(BOB))]
+    assert (transfer.count.impersonations, transfer.count.malformed) == (1, 0)
+    bob.send(Ping(bob.link))
+    assert [frame.link for frame in bob.received(Reset)] == [bob.link]
+    if linked_before:
+        bob.send(Ping(own_link))
+        assert bob.received(Pong)
+    transfer.connector(CAROL)
+    assert linked(transfer) == 1 + linked_before, "a connection of an unknown key is refused, too"
+    alice.send_items(route(to=ALICE))
+    transfer.answer_lookups({ALICE: presence_of(ALICE, 11)})
+    assert (alice.delivered, bob.items) == ([(1, (11,))], [])
 
 
 @pytest.mark.parametrize("frame", [b"garbage", b"\xc1", b"\x90"])

@@ -80,6 +80,8 @@ class Transfer:
         self.core = TransferCore(HERE, options(**changes))
         self.pending: list[e.Action] = []
         self.connectors: dict[bytes, Connector] = {}
+        self.keys: dict[bytes, str] | None = None
+        """By peer, the incarnation of its key; None without CURVE."""
         self.presence_beats = True
         self.heartbeat()
 
@@ -181,7 +183,8 @@ class Connector:
         self.send_bytes(mesh.encode(frame))
 
     def send_bytes(self, *frames: bytes) -> None:
-        self.transfer.tell(e.ConnectorsSent([(self.peer, frame) for frame in frames]))
+        batch = [(self.peer, frame) for frame in frames]
+        self.transfer.tell(e.ConnectorsSent(batch, self.transfer.keys))
 
     def send_items(self, *items: FromConnector) -> None:
         """Send one bundle."""

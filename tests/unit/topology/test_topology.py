@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from meshim import topology
@@ -24,7 +24,7 @@ from meshim.topology import (
     Worker,
 )
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 names = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,10}", fullmatch=True)
 
@@ -78,6 +78,12 @@ def test_a_dumped_topology_is_loaded_again(tmp_path_factory: pytest.TempPathFact
 
 
 @given(st.binary(max_size=200))
+@example(b"[" * 12_000)
+@example(b"{a: " * 12_000)
+@example(b"&a [*a]")
+@example(b"connectors: " + b"9" * 5_000)
+@example(b"connectors: 2026-99-99")
+@example(b"? [a]\n: b")
 def test_any_bytes_are_a_topology_or_one_error(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     file = tmp_path_factory.getbasetemp() / "any.yaml"
     file.write_bytes(content)
@@ -231,7 +237,7 @@ def refusal(tmp_path: Path, old: str, new: str) -> str:
         ),
         ("frame_bytes: 262144", "frame_bytes: 600000", "`$.limits.frame_bytes`", "at most bundle_bytes"),
         ("bundle_bytes: 524288", "bundle_bytes: 921601", "`$.limits.bundle_bytes`", "what NATS takes (921600)"),
-        ("log_bytes: 4294967296", "log_bytes: 1000", "`$.limits.bundle_bytes`", "log_bytes"),
+        ("log_bytes: 4294967296", "log_bytes: 1000", "`$.limits.log_bytes`", "stream of dead letters"),
         ("sync_page_bytes: 1048576", "sync_page_bytes: 65536", "`$.limits.body_bytes`", "sync_page_bytes"),
         ("queue_bytes: 268435456", "queue_bytes: 65536", "`$.limits.bundle_bytes`", "queue_bytes"),
         ("client_window: 32", "client_window: 2000", "`$.limits.client_window`", "session_queue"),

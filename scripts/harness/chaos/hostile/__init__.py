@@ -1,0 +1,1 @@
+"""Hostile clients in a chaos run, and what they cost the honest ones."""
