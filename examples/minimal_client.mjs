@@ -10,7 +10,7 @@ const DELIVERED = 1, STORED = 2, REJECTED = 3, BUSY = 4, STATES = { 1: "delivere
 const STOP = [2, 5, 12, "bad_credentials", "device_in_use", "disk"]; // VERSION, IMPERSONATION, LOGGED_OUT
 const LATER = ["bad_token", "slow_down", "busy", "backend_unavailable", "internal", "wrong_master_key"]; // try again
 const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
-const id = (...parts) => JSON.stringify(parts), EMPTY = new Uint8Array(), WINDOW = 32;
+const id = (...parts) => JSON.stringify(parts), EMPTY = new Uint8Array(), WINDOW = 32, FULL = 17;
 const attempt = (read) => { try { return read(); } catch { return []; } }; // what a friend wrote may be anything
 const hex = (each) => Array.from(each, (byte) => byte.toString(16).padStart(2, "0")).join("");
 const bytes = (base64) => Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
@@ -49,10 +49,10 @@ export class Rules { // what a client remembers and decides; all changes of `dis
     for (const [key, [, pause]] of due) this.again.set(key, [now + pause, Math.min(2 * pause, 15000)]);
     return due.map(([key]) => [this.disk.get(id("outbox", ...JSON.parse(key))), this.out(JSON.parse(key)[0]).cookie]);
   }
-  outcome(now, to, first, last, status, final = false, audience = 0, cookie = EMPTY) { // -> [settled seqs, owes a BASE]
+  outcome(now, to, first, last, status, final = false, audience = 0, cookie = EMPTY, code = 0) { // -> [seqs, owes BASE]
     const settled = this.unsettled(to).filter((seq) => first <= seq && seq <= last);
     if (status === DELIVERED || status === STORED) this.disk.set(id("out", to), { ...this.out(to), cookie });
-    if (status === BUSY) for (const seq of settled) this.again.get(id(to, seq))[0] = now + 500;
+    if (status === BUSY) for (const seq of settled) this.again.get(id(to, seq))[0] = now + (code === FULL ? 1e4 : 500);
     if (status !== REJECTED && !(final && [DELIVERED, STORED].includes(status))) return [[], false];
     for (const seq of settled) {
       const out = this.out(to), fate = status === REJECTED ? 0 : audience;

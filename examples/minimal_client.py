@@ -29,9 +29,8 @@ STATES, GONE = {1: "delivered", 2: "sent", 3: "rejected"}, zmq.EVENT_DISCONNECTE
 STOP = (2, 5, 12, "bad_credentials", "device_in_use")  # VERSION, IMPERSONATION, LOGGED_OUT: stop, and tell the user
 pack, unpack = msgpack.packb, partial(msgpack.unpackb, strict_map_key=False, use_list=False)
 AWAY, chance = (OSError, HTTPException, ValueError), secrets.SystemRandom()  # REST is away, or its answer is none
-LOGIN = ("name", "epoch", "proof", "token", "user_id", "device_id")
 LATER = ("bad_token", "slow_down", "busy", "backend_unavailable", "internal", "wrong_master_key")  # of REST: try again
-DELIVERED, STORED, REJECTED, BUSY = 1, 2, 3, 4
+DELIVERED, STORED, REJECTED, BUSY, LOGIN = 1, 2, 3, 4, ("name", "epoch", "proof", "token", "user_id", "device_id")
 
 
 class Rules:
@@ -72,13 +71,13 @@ class Rules:
         self.again |= due
         return [(self.disk["outbox", *key], self.disk["out", key[0]]["cookie"]) for key in due]
 
-    def outcome(self, now, to, first, last, status, final=False, audience=0, cookie=b"", *_):
+    def outcome(self, now, to, first, last, status, final=False, audience=0, cookie=b"", code=0, *_):
         """Take in an Outcome; return the seqs that it settles, and whether a BASE is owed."""
         settled = [seq for seq in self.unsettled(to) if first <= seq <= last]
         if status in (DELIVERED, STORED) and ("out", to) in self.disk:
             self.disk["out", to] = self.disk["out", to] | {"cookie": cookie}
-        if status == BUSY:
-            self.again |= {(to, seq): [now + 0.5, self.again[to, seq][1]] for seq in settled}
+        if status == BUSY:  # 17, QUEUE_FULL: there is room when the friend has read
+            self.again |= {(to, seq): [now + (10 if code == 17 else 0.5), self.again[to, seq][1]] for seq in settled}
         if status != REJECTED and not (final and status in (DELIVERED, STORED)):
             return [], False
         for seq in settled:
@@ -308,7 +307,7 @@ class Client:
                     self.hand_over()
 
     def outcome(self, now, to, first, last, status, final=False, audience=0, cookie=b"", code=0, *_):
-        settled, owes_base = self.rules.outcome(now, to, first, last, status, final, audience, cookie)
+        settled, owes_base = self.rules.outcome(now, to, first, last, status, final, audience, cookie, code)
         if settled or status == DELIVERED:
             self.emit(STATES[status], to=to[1], ranges=[(first, last)], final=final, code=code)
         if owes_base:

@@ -11,6 +11,7 @@
     │   ├── Fenced              a process with a higher fencing token took over
     │   ├── DeviceInUse         the device has the epoch of another state file
     │   ├── NoSuchInvite        the invite is unknown, used or over
+    │   ├── TooManyKeys         a pair has as many key versions as may be needed
     │   ├── TooManyRelations    one of the two users has as many relations as there may be
     │   ├── TooManyRequests     as many requests for friendship of this user wait as may
     │   └── AskedLately         the last request of this user to this peer ended a short while ago
@@ -65,6 +66,8 @@ class Code(enum.IntEnum):
     """This end does not know the link epoch: greet again."""
     QUIT = 16
     """From a client: its user quits, and it does not come back by itself."""
+    QUEUE_FULL = 17
+    """Too much waits for a device of the recipient.  The message is valid: submit it again later."""
 
 
 def one_line(error: object) -> str:
@@ -120,6 +123,10 @@ class Fenced(StoreConflict):
 
 class DeviceInUse(StoreConflict):
     """The device has logged in with another state file, and this login did not ask to take it over."""
+
+
+class TooManyKeys(StoreConflict):
+    """The pair has as many versions of its content key as there may be, and each may still be needed."""
 
 
 class NoSuchInvite(StoreConflict):

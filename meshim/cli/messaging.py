@@ -3,8 +3,8 @@
 import asyncio
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # imports sockets and cryptography, which `--help` does not n
 
 _SETTLE_TIMEOUT_S = 10.0
 """For unsettled messages at the end of a command; after it they stay in the state file."""
+_POLL_S = 0.2
 _NOTICE_AFTER_S = 1.0
 """A wait that takes longer is announced."""
 
@@ -67,7 +68,8 @@ def send(device: Device, peer: str, text: str, wait: str, timeout_s: float | Non
             raise await explain(error, client, device.name, peer) from error
         reached = {"sent": outgoing.wait_sent, "delivered": outgoing.wait_delivered, "read": outgoing.wait_read}
         try:
-            await outgoing.wait_sent()
+            async with _print_delay(client, outgoing, "Waiting, which Ctrl-C ends: the message is kept.  "):
+                await outgoing.wait_sent()
             with _print_after(
                 _NOTICE_AFTER_S, f"It is safe in the mesh; waiting until it is {wait}, which Ctrl-C ends ..."
             ):
@@ -146,6 +148,24 @@ def _print_after(after_s: float, sentence: str) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+@asynccontextmanager
+async def _print_delay(client: "Client", outgoing: "Outgoing", prefix: str) -> AsyncIterator[None]:
+    """Print once why the mesh does not take the message, if that is so during the block."""
+
+    async def watch() -> None:
+        while True:
+            if reason := client.delayed(outgoing):
+                print(f"{prefix}{reason}", file=sys.stderr)
+                return
+            await asyncio.sleep(_POLL_S)
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watching.cancel()
 
 
 async def _wait_until_settled(client: "Client") -> None:
@@ -240,7 +260,8 @@ async def _print_states(number: int, outgoing: "Outgoing", client: "Client", me:
             ("delivered", outgoing.wait_delivered),
             ("read", outgoing.wait_read),
         ):
-            await reached()
+            async with _print_delay(client, outgoing, f"  #{number} is kept: "):
+                await reached()
             print(f"  #{number} {state}", flush=True)
     except MeshimError as error:
         if outgoing.state == "rejected":

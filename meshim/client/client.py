@@ -37,7 +37,7 @@ from meshim.client.shell import Shell
 from meshim.client.state import StateFile
 from meshim.client.statistics import Statistics
 from meshim.client.wall_clock import wall_ms
-from meshim.errors import UsageError
+from meshim.errors import UsageError, as_sentence
 from meshim.wire.envelope import Destination, DestinationType
 
 
@@ -214,6 +214,14 @@ class Client:
         """
         receipts = self._shell.core.receipts
         return receipts.state(message.stream, message.seq) or ("sent" if message.own else "delivered")
+
+    def delayed(self, outgoing: Outgoing) -> str:
+        """Return why the mesh does not take a message now; empty when it does, or has it.
+
+        The message is kept, and goes out by itself when there is room.  `MessagesDelayed` is the event.
+        """
+        sentence = self._shell.core.outbox.delayed(outgoing.stream.to) if outgoing.state == "pending" else ""
+        return sentence and as_sentence(sentence)
 
     # ---------------------------------------------------------------- events
 

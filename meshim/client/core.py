@@ -296,6 +296,7 @@ class ClientCore:
     def _update_outbox(self, update: OutboxUpdate) -> None:
         self._changes.extend(update.changes)
         self._actions.extend(update.statuses)
+        self._actions.extend(update.delayed)
         for to in update.base_updates:
             self._compose(to, Kind.BASE, b"")
 

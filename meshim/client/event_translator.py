@@ -9,6 +9,7 @@ from meshim.client.application.public_events import (
     DevicesChanged,
     DeviceTakenOver,
     Disconnected,
+    MessagesDelayed,
     MessagesProgressed,
     MessageState,
     TypingStarted,
@@ -18,7 +19,7 @@ from meshim.client.friends.contacts import Contacts
 from meshim.client.friends.presence import PresencePoller
 from meshim.client.friends.relations import Relations
 from meshim.client.identity import Identity
-from meshim.errors import Code, MeshimError, Refused
+from meshim.errors import Code, MeshimError, Refused, as_sentence
 from meshim.protocol.ranges import Range
 from meshim.wire.client import Change
 from meshim.wire.envelope import Stream
@@ -72,6 +73,11 @@ class EventTranslator:
         if self._publisher.subscribed and not action.hidden:  # most bots read no events: this is for every message
             stream, ranges = self._identity.stream(action.to), ((action.seq, action.seq),)
             self._progressed(stream, action.state, ranges, action.code, action.sentence)
+
+    def stream_delayed(self, action: e.StreamDelayed) -> None:
+        """The mesh takes no more messages to a user for a while."""
+        peer = self._contacts.name_of(action.to.id)
+        self._publisher.publish(MessagesDelayed(peer=peer, code=action.code, sentence=as_sentence(action.sentence)))
 
     def stream_progressed(self, action: e.StreamProgressed) -> None:
         """Messages of others, or of another device of this user, have reached a state."""

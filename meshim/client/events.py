@@ -245,6 +245,14 @@ class StatusChanged(NamedTuple):
     """It is a receipt or base update of this library."""
 
 
+class StreamDelayed(NamedTuple):
+    """The mesh takes no more messages to this destination for a while, for this reason.  They are kept."""
+
+    to: Destination
+    code: int
+    sentence: str
+
+
 class TypingChanged(NamedTuple):
     """A friend types to this user, or does so no more."""
 
@@ -280,6 +288,7 @@ Action = (
     | Online
     | StoredDelayed
     | StatusChanged
+    | StreamDelayed
     | StreamProgressed
     | TypingChanged
     | AccountChanged

@@ -67,6 +67,7 @@ class Shell:
             e.Online: self._welcomed,
             e.StoredDelayed: self._set_delayed,
             e.StatusChanged: self._status_changed,
+            e.StreamDelayed: translate.stream_delayed,
             e.StreamProgressed: translate.stream_progressed,
             e.TypingChanged: translate.typing_changed,
             e.AccountChanged: translate.account_changed,

@@ -8,6 +8,8 @@ class Statistics(msgspec.Struct):
 
     resent: int = 0
     """Messages submitted again, after a timeout or over another connection."""
+    queue_full: int = 0
+    """Times that the mesh did not take a message because too much waits for a device; it is submitted again."""
     deduplicated: int = 0
     """Messages received again, and not given to the application again."""
     gaps_released: int = 0

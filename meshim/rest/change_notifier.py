@@ -86,7 +86,7 @@ class ChangeNotifier:
         account = await self._put_account(user, cached.as_of if cached is not None else 0.0)
         if account is None:
             return False
-        listed = set(entry.devices) if entry is not None else set(account.devices)
+        listed = set(entry.devices) if entry is not None and entry.bindings else set(account.devices)
         if listed == set(account.devices) and cached is not None and cached.devices == account.devices:
             return False  # nearly every login is from a device that is in the lists already
         await self._presence.update_devices(user, account.devices, tuple(listed.difference(account.devices)))

@@ -67,6 +67,7 @@ PROBLEMS = {
     "too_many_devices": Problem(409, "Too many devices"),
     "too_many_relations": Problem(409, "Too many relations"),
     "too_many_requests": Problem(409, "Too many requests without an answer"),
+    "too_many_friendships": Problem(409, "Too many friendships of the same two users"),
     "changed_meanwhile": Problem(409, "Changed meanwhile"),
     "too_large": Problem(413, "Too large"),
     "unsupported_media_type": Problem(415, "Not JSON"),

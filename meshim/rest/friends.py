@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from meshim.errors import AskedLately, SealBroken, StoreConflict, TooManyRelations, TooManyRequests
+from meshim.errors import AskedLately, SealBroken, StoreConflict, TooManyKeys, TooManyRelations, TooManyRequests
 from meshim.protocol.rate_limit import RateLimit
 from meshim.rest.backends import Backends, Clock
 from meshim.rest.change_notifier import ChangeNotifier
@@ -60,6 +60,8 @@ class Friends:
         requests = limits.friend_requests_per_hour
         self._request_rate: RateLimit[int] = RateLimit(requests / 3600, limits.rate_limited_users, 3600.0)
         self._presence_rate: RateLimit[int] = RateLimit(limits.presence_lookups_per_s, limits.rate_limited_users)
+        self._keys_needed_s = topology.timers.device_idle_s
+        """A message waits for a device no longer than that: then the device is dropped."""
         self._clock = clock
         self._log = log
 
@@ -133,15 +135,7 @@ class Friends:
         if chosen is Transition.ASK:
             return await self._ask(me, user, now)
         if chosen is Transition.ACCEPT:
-            version = before.keys[-1].version + 1 if before and before.keys else 1
-            wrapped = self._master.wrap(new_content_key(), relation_context(me, peer, version))
-            try:
-                await self._accounts.accept(me, peer, RelationKey(version, wrapped), now, self._limits.relations)
-            except TooManyRelations:
-                raise refusal("too_many_relations", "One of you knows too many people already.") from None
-            except StoreConflict:
-                return False
-            await self._notifier.friends_changed((me, peer))
+            return await self._accept(me, peer, before, now)
         if chosen is Transition.END:
             ended = await self._accounts.remove(me, peer, now)
             if ended is None:
@@ -185,6 +179,23 @@ class Friends:
         if made.dropped is not None:
             self._notifier.statistics.friend_requests_dropped += 1
             await self._notifier.request_changed((made.dropped,))
+        return True
+
+    async def _accept(self, me: int, peer: int, before: Relation | None, now: float) -> bool:
+        version = before.keys[-1].version + 1 if before and before.keys else 1
+        wrapped = self._master.wrap(new_content_key(), relation_context(me, peer, version))
+        try:
+            await self._accounts.accept(
+                me, peer, RelationKey(version, wrapped), now, self._limits.relations, now - self._keys_needed_s
+            )
+        except TooManyRelations:
+            raise refusal("too_many_relations", "One of you knows too many people already.") from None
+        except TooManyKeys:
+            sentence = "This friendship was ended and made anew too often: try again in some weeks."
+            raise refusal("too_many_friendships", sentence) from None
+        except StoreConflict:
+            return False
+        await self._notifier.friends_changed((me, peer))
         return True
 
     async def _tell(self, me: int, peer: int, changed: str) -> None:

@@ -27,6 +27,7 @@ _FITS = (
     _Fits("body_bytes", ENVELOPE_FIELDS_BYTES, "sync_page_bytes"),
     _Fits("bundle_items", 0, "link_queue"),
     _Fits("bundle_bytes", 0, "link_bytes"),
+    _Fits("bundle_bytes", 0, "queue_bytes"),
     _Fits("client_window", 0, "session_queue"),
     _Fits("client_window", 0, "what an acknowledgement can list", LIST_MAX),
     _Fits("mesh_window", 0, "what an acknowledgement can list", LIST_MAX),

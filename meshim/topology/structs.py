@@ -204,6 +204,10 @@ class Limits(Frozen, frozen=True, forbid_unknown_fields=True):
     """Names that one user may name to one REST service which are not of friends, of requests, or of blocked users."""
     rate_limited_users: Count = 10_000
     """Users whose rates of such requests one REST service remembers."""
+    queue_rows: Count = 50_000
+    """Messages that may wait for one device.  One sender alone gets a quarter of them (docs/adr/0042)."""
+    queue_bytes: Count = 268_435_456
+    """Bytes of their envelopes.  Beyond either limit the sender gets BUSY with QUEUE_FULL and keeps the message."""
     sync_page_rows: Count = 256
     sync_page_bytes: Count = 1_048_576
     presence_cache: Count = 200_000

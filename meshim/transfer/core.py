@@ -8,6 +8,7 @@ for each copy (`TransferCore._deliver_or_store`):
     the user has no entry in presence                      one entry for all devices
     returned by a connector, or lost with it               an entry for the log
     not deliverable, and ephemeral                         dropped, counted
+    to be stored, and its queue is full of the sender's    Outcome BUSY with QUEUE_FULL; no copy of it is stored
 
 An entry that the log acknowledged becomes an Outcome STORED; an entry that it did not take, or that finds no room
 here, becomes an Outcome BUSY.  Outcomes go to the connector that the message came from.  A transfer keeps nothing on
@@ -189,10 +190,21 @@ class TransferCore:
             after=stamp.after,
             copies=recipient.copies + own_copies,
         )
-        self._deliver_or_store(to.id, recipient.bound, recipient.unbound, stamp, envelope)
+        bound: BoundDevices = ()
+        unbound: tuple[int, ...] = ()
         if own_copies:
             assert sender is not None
             bound, unbound = sender.split(device for _, device in own_copies)
+        if self._presence.full and stamp.kind < EPHEMERAL_FROM:
+            # One full queue refuses all copies that would be stored: with each attempt they would be stored again.
+            for user, devices in ((to.id, recipient.unbound), (stamp.user, unbound)):
+                if self._presence.is_full(user, devices, stamp.user):
+                    self._deliver(to.id, recipient.bound, stamp, envelope)
+                    self._deliver(stamp.user, bound, stamp, envelope)
+                    self._refuse_full(user, stamp)
+                    return
+        self._deliver_or_store(to.id, recipient.bound, recipient.unbound, stamp, envelope)
+        if own_copies:
             self._deliver_or_store(stamp.user, bound, unbound, stamp, envelope)
 
     # ---------------------------------------------------------------- delivered or stored
@@ -201,13 +213,19 @@ class TransferCore:
         self, user: int, bound: BoundDevices, unbound: tuple[int, ...], stamp: Stamp, envelope: bytes
     ) -> None:
         """Deliver to the bound devices of one user; store for the unbound ones, and where a link takes no copy."""
+        unbound += self._deliver(user, bound, stamp, envelope)
+        if unbound:
+            self._store(user, unbound, stamp, envelope)
+
+    def _deliver(self, user: int, bound: BoundDevices, stamp: Stamp, envelope: bytes) -> tuple[int, ...]:
+        """Deliver to the bound devices of one user; return those where a link takes no copy."""
+        left: tuple[int, ...] = ()
         for connector, bindings in bound:
             if self._links.send(connector, Deliver(user, bindings, stamp, envelope)):
                 self.statistics.forwarded += len(bindings)
             else:
-                unbound += tuple(device for device, _ in bindings)
-        if unbound:
-            self._store(user, unbound, stamp, envelope)
+                left += tuple(device for device, _ in bindings)
+        return left
 
     def _returned(self, item: Return) -> None:
         self.statistics.returned += len(item.devices)
@@ -226,6 +244,9 @@ class TransferCore:
         if stamp.kind >= EPHEMERAL_FROM:
             self.statistics.ephemeral_dropped += 1
             return
+        if self._presence.full and self._presence.is_full(user, devices, stamp.user):
+            self._refuse_full(user, stamp)
+            return
         entry = Entry(user, () if devices == (0,) else devices, envelope)
         if not self._batcher.add(PendingEntry(entry, stamp, tuple((user, device) for device in devices))):
             self._refuse(stamp)
@@ -236,6 +257,16 @@ class TransferCore:
             self.statistics.ephemeral_dropped += 1
         else:
             self._send_busy([stamp])
+
+    def _refuse_full(self, user: int, stamp: Stamp) -> None:
+        """Answer BUSY with QUEUE_FULL: a copy for a device of this user has no room (H4)."""
+        self.statistics.queue_full += 1
+        if user == stamp.user:
+            sentence = "too much waits for another device of yours: let it connect"
+        else:
+            sentence = "too much waits for a device of the recipient: this goes out when there is room"
+        for outcome in outcomes_of([(stamp, ())], OutcomeStatus.BUSY, code=Code.QUEUE_FULL, sentence=sentence):
+            self._send_outcome(outcome)
 
     # ---------------------------------------------------------------- outcomes
 

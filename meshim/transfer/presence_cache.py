@@ -4,11 +4,14 @@ An entry is valid for `ttl_s`, or until presence reports a change, or until a co
 device is not connected there.  When presence has sent no heartbeat for `silence_s`, no entry is valid: changes may be
 on their way.  A user without a valid entry is looked up once at a time; the answer is not kept when the user changed
 in the meantime.  A stale binding delays a message (it is stored) but never loses it.
+
+`full` comes with the presence of a user: which queues take nothing more, of whose messages.  It is kept until the next
+look-up of the user, whatever happens to the entry: what it refuses comes again with a Route, and so with a look-up.
 """
 
 from collections.abc import Collection, Iterable, Sequence
 
-from meshim.stores.ports import Binding, UserPresence
+from meshim.stores.ports import Binding, FullQueue, UserPresence
 
 BoundDevices = Sequence[tuple[int, tuple[tuple[int, int], ...]]]
 """For each connector incarnation the bindings on it, as (device, session)."""
@@ -24,7 +27,7 @@ class Locations:
         self.expires_at = 0.0
         self._bindings: tuple[Binding, ...] = ()
         devices: Collection[int] = (0,)
-        if presence is not None:
+        if presence is not None and presence.bindings:
             self._bindings = presence.bindings
             # A bound device counts even where the device list lacks it: the list may be older than the binding.
             devices = dict.fromkeys((*presence.devices, *(binding.device for binding in presence.bindings)))
@@ -57,6 +60,8 @@ class PresenceCache:
         self._entries: dict[int, Locations] = {}
         self._lookups: dict[int, bool] = {}
         """Users whose look-up is in flight -> whether its answer may be kept."""
+        self.full: dict[int, frozenset[FullQueue]] = {}
+        """By user, those with a full queue."""
 
     def get(self, user: int, now: float) -> Locations | None:
         """Return the entry of the user, or None when it has to be looked up."""
@@ -81,6 +86,12 @@ class PresenceCache:
     def complete_lookup(self, user: int, presence: UserPresence | None, now: float) -> Locations:
         """Return the answer, and keep it unless the user was invalidated meanwhile; the oldest entry makes room."""
         locations = Locations(user, presence)
+        if self.full:
+            self.full.pop(user, None)
+        if presence is not None and presence.full:
+            if len(self.full) >= self._users_max:
+                del self.full[next(iter(self.full))]
+            self.full[user] = frozenset(presence.full)
         if self._lookups.pop(user, False):
             if len(self._entries) >= self._users_max:
                 del self._entries[next(iter(self._entries))]
@@ -91,7 +102,17 @@ class PresenceCache:
     def fail_lookup(self, user: int) -> Locations:
         """Return what to use when presence did not answer: as if it had no entry, not kept (R9)."""
         self._lookups.pop(user, None)
+        self.full.pop(user, None)
         return Locations(user, None)
+
+    def is_full(self, user: int, devices: Collection[int], sender: int) -> bool:
+        """Whether the queue of one of these devices takes nothing more of this sender; device 0 is all devices."""
+        queues = self.full.get(user)
+        if queues is None or not devices:
+            return False
+        if 0 in devices:
+            return any(who in (0, sender) for _, who in queues)
+        return any((device, sender) in queues or (device, 0) in queues for device in devices)
 
     def invalidate(self, user: int) -> None:
         """Drop the entry of the user, and do not keep the answer of a look-up in flight."""

@@ -24,6 +24,8 @@ class Statistics(msgspec.Struct):
     """Entries that the log acknowledged."""
     busy: int = 0
     """Messages answered with BUSY: no room for them here, or the log did not take an entry."""
+    queue_full: int = 0
+    """Messages answered with BUSY and QUEUE_FULL: a queue of the recipient, or of the sender, is full of them."""
     stored_after_loss: int = 0
     """Copies that a lost connector had not acknowledged, stored instead."""
     outcomes: int = 0

@@ -17,6 +17,8 @@ SendWakeUps        WakeUpsSent
 Acknowledge        Acknowledged
 PublishDeadLetter  DeadLetterPublished
 Extend             Extended
+CountQueues        QueuesCounted
+AnnounceFull       FullAnnounced
 Purge              Purged
 DropIdleDevices    IdleDevicesDropped
 =================  =======================
@@ -25,7 +27,7 @@ DropIdleDevices    IdleDevicesDropped
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from meshim.stores.ports import LogMessage, UserPresence, Written
+from meshim.stores.ports import FullQueue, LogMessage, QueueKey, QueueUsage, UserPresence, Written
 from meshim.wire.notification import WakeUp
 from meshim.wire.offline_log import Entry
 
@@ -112,6 +114,22 @@ class Extend(NamedTuple):
     positions: tuple[int, ...]
 
 
+class CountQueues(NamedTuple):
+    """Count the unread rows of these queues by sender, unless the first row is still the one given with the queue."""
+
+    partition: int
+    queues: tuple[tuple[QueueKey, int], ...]
+    rows_max: int
+
+
+class AnnounceFull(NamedTuple):
+    """Tell transfers for `ttl_s` which queues of these users are full; nothing where none is any more."""
+
+    partition: int
+    users: tuple[tuple[int, tuple[FullQueue, ...]], ...]
+    ttl_s: float
+
+
 class Purge(NamedTuple):
     """Delete rows that were read long ago, `most` at most."""
 
@@ -136,6 +154,8 @@ PartitionAction = (
     | Acknowledge
     | PublishDeadLetter
     | Extend
+    | CountQueues
+    | AnnounceFull
 )
 Action = PartitionAction | Purge | DropIdleDevices
 
@@ -227,6 +247,17 @@ class Extended(NamedTuple):
     partition: int
 
 
+class QueuesCounted(NamedTuple):
+    """Without those whose first row is still the same."""
+
+    partition: int
+    found: Mapping[QueueKey, QueueUsage]
+
+
+class FullAnnounced(NamedTuple):
+    partition: int
+
+
 class Purged(NamedTuple):
     rows: int
 
@@ -257,6 +288,8 @@ Event = (
     | Acknowledged
     | DeadLetterPublished
     | Extended
+    | QueuesCounted
+    | FullAnnounced
     | Purged
     | IdleDevicesDropped
     | Failed

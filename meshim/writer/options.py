@@ -3,6 +3,20 @@
 import msgspec
 
 
+class QuotaOptions(msgspec.Struct, frozen=True):
+    """`rows` and `bytes` are the limits of one queue, `queues_max` and `full_max` those of what is kept in memory."""
+
+    rows: int
+    bytes: int
+    announced_s: float = 60.0
+    """How long an announcement lasts that is not renewed."""
+    renew_s: float = 20.0
+    queues_max: int = 32_768
+    """Queues of one partition of which it is known how much was inserted."""
+    full_max: int = 10_000
+    """Full queues of one partition."""
+
+
 class PipelineOptions(msgspec.Struct, frozen=True):
     """`records` and `batch_bytes` bound one transaction.
 
@@ -13,6 +27,7 @@ class PipelineOptions(msgspec.Struct, frozen=True):
     batch_bytes: int
     extend_s: float
     """How often the log is told that unacknowledged messages are still in work."""
+    quota: QuotaOptions
 
 
 class MaintenanceOptions(msgspec.Struct, frozen=True):

@@ -43,6 +43,7 @@ from meshim.writer.events import (
 )
 from meshim.writer.options import PipelineOptions
 from meshim.writer.post_commit import PendingDeadLetter, PostCommit
+from meshim.writer.quotas import QueueQuotas
 from meshim.writer.single_flight import SingleFlight
 from meshim.writer.statistics import Statistics
 
@@ -74,6 +75,7 @@ class Pipeline:
     ) -> None:
         """`fence` and `position` are those of the claim."""
         self._post_commit = PostCommit(partition, statistics, jitter)
+        self._quotas = QueueQuotas(partition, options.quota, statistics, jitter)
         self._handlers: dict[type[Any], Callable[[Any, float], None]] = {
             LogEnsured: self._log_ensured,
             MessagesFetched: self._messages_fetched,
@@ -82,6 +84,7 @@ class Pipeline:
             BatchWritten: self._batch_written,
             Failed: self._failed,
             **self._post_commit.handlers,
+            **self._quotas.handlers,
         }
         self._failure_handlers: dict[type[Any], Callable[[Any, float], None]] = {
             Ensure: self._fetch_failed,
@@ -90,6 +93,7 @@ class Pipeline:
             Extend: self._extend_failed,
             Write: self._write_failed,
             **self._post_commit.failure_handlers,
+            **self._quotas.failure_handlers,
         }
         self.fence = fence
         self.ensured = False
@@ -118,6 +122,7 @@ class Pipeline:
             self._write_flight,
             self._extend_flight,
             *self._post_commit.flights,
+            *self._quotas.flights,
         )
 
     # ---------------------------------------------------------------- what the core asks
@@ -133,10 +138,10 @@ class Pipeline:
 
     def next_deadline(self) -> float | None:
         """Return when to call `advance` although nothing happened; None when that would start nothing."""
-        return min(
-            (flight.not_before for flight in self._flights if not flight.busy and flight.not_before > self._now),
-            default=None,
-        )
+        deadlines = [each.not_before for each in self._flights if not each.busy and each.not_before > self._now]
+        if not self._draining and (renewal := self._quotas.next_deadline()) is not None:
+            deadlines.append(renewal)
+        return min(deadlines, default=None)
 
     def receive(self, event: Any, now: float) -> None:
         """Take in the answer to one of the actions."""
@@ -149,7 +154,8 @@ class Pipeline:
     def advance(self, now: float) -> list[PartitionAction]:
         """Start all that can be started."""
         self._now = now
-        return [*self._read_log(now), *self._write_batch(now), *self._post_commit.advance(now)]
+        quotas = () if self._draining else self._quotas.advance(now)
+        return [*self._read_log(now), *self._write_batch(now), *self._post_commit.advance(now), *quotas]
 
     # ---------------------------------------------------------------- from the log
 
@@ -268,6 +274,7 @@ class Pipeline:
         self._statistics.records += len(batch.records)
         self._statistics.entries += sum(len(entries) for _, entries in batch.records)
         self._statistics.left_out += event.written.left_out
+        self._quotas.inserted(event.written.queues)
         dead_letters = batch.dead_letters | _dead_letters_of(event.written.refused)
         self._post_commit.committed(event.written.devices, sorted(batch.positions), dead_letters)
 

@@ -22,7 +22,7 @@ from meshim.stores.sql.mesh_record import SqlMeshRecord
 from meshim.stores.sql.partitions import SqlPartitions
 from meshim.topology import Topology
 from meshim.writer.core import WriterCore
-from meshim.writer.options import MaintenanceOptions, PipelineOptions, Retention, WriterOptions
+from meshim.writer.options import MaintenanceOptions, PipelineOptions, QuotaOptions, Retention, WriterOptions
 from meshim.writer.shell import Backends, Shell
 
 OWNER_CHARACTERS_MAX = 64
@@ -41,6 +41,7 @@ def options_of(topology: Topology, name: str, seed: int) -> WriterOptions:
             records=limits.writer_records,
             batch_bytes=2 * limits.bundle_bytes,
             extend_s=timers.partition_lease_s / 3,
+            quota=QuotaOptions(rows=limits.queue_rows, bytes=limits.queue_bytes),
         ),
         maintenance=MaintenanceOptions(),
     )

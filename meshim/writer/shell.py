@@ -52,6 +52,8 @@ class Shell:
             e.Acknowledge: self._acknowledge,
             e.PublishDeadLetter: self._publish_dead_letter,
             e.Extend: self._extend,
+            e.CountQueues: self._count_queues,
+            e.AnnounceFull: self._announce_full,
             e.Purge: self._purge,
             e.DropIdleDevices: self._drop_idle_devices,
         }
@@ -190,6 +192,16 @@ class Shell:
             except BackendUnavailable:
                 lost += 1
         return e.WakeUpsSent(action.partition, devices, lost)
+
+    # ---------------------------------------------------------------- quotas
+
+    async def _count_queues(self, action: e.CountQueues) -> e.Event:
+        return e.QueuesCounted(action.partition, await self._partitions.usage(action.queues, action.rows_max))
+
+    async def _announce_full(self, action: e.AnnounceFull) -> e.Event:
+        for user, full in action.users:
+            await self._presence.announce_full(user, full, action.ttl_s)
+        return e.FullAnnounced(action.partition)
 
     # ---------------------------------------------------------------- maintenance
 

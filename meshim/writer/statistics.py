@@ -27,6 +27,10 @@ class Statistics(msgspec.Struct):
     """Bound devices named in a wake-up that was sent."""
     wake_ups_lost: int = 0
     """Batches of devices that could not be looked up, and wake-ups that could not be sent; sweeps find those rows."""
+    queues_counted: int = 0
+    """Offline queues whose unread rows were counted."""
+    queues_full: int = 0
+    """Of these: a sender had its share, or the queue was full."""
     purged: int = 0
     """Rows deleted `read_retention_s` after they were read."""
     idle_devices: int = 0

@@ -1,7 +1,7 @@
 """The application of a device: the client's core, connection and persister, in one simulated process."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
@@ -53,6 +53,7 @@ class Application:
         self._file: File
         self._core: ClientCore
         self._more = asyncio.Event()
+        self._flood: asyncio.Task[None]
         self._greets = b"", 0.0
         """The hash of the token that it greets with, and since when."""
         self._connectors: Sequence[Connector] = ()
@@ -215,6 +216,23 @@ class Application:
                     await asyncio.sleep(0.1)
                 self._driver.receive(e.Composed((self._compose(to),)))
                 await asyncio.sleep(random.uniform(0.0, 0.2))
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run this beside the rest of the application."""
+
+        def begin() -> None:
+            self._flood = self._process.loop.create_task(work)
+            self._flood.add_done_callback(self._ended)
+
+        self._process.loop.call_soon(begin)
+
+    async def flood(self, to: Destination, count: int, every_s: float) -> None:
+        """Send so many messages."""
+        for _ in range(count):
+            while self._core.outbox.full(to):
+                await asyncio.sleep(0.1)
+            self._driver.receive(e.Composed((self._compose(to),)))
+            await asyncio.sleep(every_s)
 
     def _compose(self, to: Destination) -> Envelope:
         who = self._core.identity

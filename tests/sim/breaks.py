@@ -31,7 +31,7 @@ from meshim.stores.memory.redis import MemoryPresence, MemorySessionCache
 from meshim.stores.ports import Binding, Login, Page
 from meshim.transfer import events as transfer_events
 from meshim.transfer.core import TransferCore
-from meshim.transfer.presence_cache import Locations
+from meshim.transfer.presence_cache import Locations, PresenceCache
 from meshim.wire.client import Submit
 from meshim.wire.envelope import Envelope, Kind, decode_envelope, decode_receipt
 from meshim.wire.mesh import Route
@@ -285,6 +285,11 @@ def _only(all_devices: Locations, user: int, device: int) -> Locations:
     return locations
 
 
+def _quota() -> list[Patch]:
+    """Transfers ignore that a queue is full."""
+    return [(PresenceCache, "is_full", lambda self, user, devices, sender: False)]
+
+
 BREAKS: dict[str, Callable[[], list[Patch]]] = {
     "gap": _gap,
     "dedup": _dedup,
@@ -307,6 +312,7 @@ BREAKS: dict[str, Callable[[], list[Patch]]] = {
     "charge": _charge,
     "receipt-scope": _receipt_scope,
     "devices-agree": _devices_agree,
+    "quota": _quota,
 }
 
 

@@ -12,7 +12,7 @@ from meshim.errors import BackendUnavailable, Code
 from meshim.runtime import crypto
 from meshim.stores.ports import Login
 from meshim.topology import Topology
-from meshim.wire.envelope import Text, encode_content
+from meshim.wire.envelope import Destination, DestinationType, Text, encode_content
 from meshim.wire.link import Close
 from tests.sim.application import TOKEN_TTL_S, Application
 from tests.sim.judge import Judge
@@ -61,6 +61,7 @@ class Device:
         self.holders: Holders
         self.process: Process | None = None
         self.core: ClientCore | None = None
+        self.application: Application | None = None
         self.connection: Connection | None = None
         self.wanted = False
         """Whether the application is started again after its process was killed."""
@@ -91,7 +92,7 @@ class Device:
         process.wall_s = scheduler.random.uniform(-60.0, 60.0)
         process.connect = self._network.streams.connect
         self.process = process
-        app = Application(self, process, self._state)
+        app = self.application = Application(self, process, self._state)
 
         def ended() -> None:
             self._network.died(process)
@@ -134,6 +135,12 @@ class Device:
             self.wanted = False
             self.scheduler.after(rests_s, self.start)
         return rests_s > 0.0
+
+    def flood(self, user: int, count: int, every_s: float) -> None:
+        """Let the application, if it runs, send so many messages to a user beside what it sends by its plan."""
+        if self.application is not None and self.core is not None:
+            flood = self.application.flood(Destination(DestinationType.USER, user), count, every_s)
+            self.application.run(flood)
 
     def lose_file(self, *, keep_running: bool) -> MemoryStateFile:
         """Go on with a new state file, and return the old one.

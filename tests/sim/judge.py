@@ -16,6 +16,8 @@ code with the roles: it is told of events (`arrived`, `released`, `marked`), and
     revoked, held   who holds each device (`holders.py`)
     bounded         a connector takes no more frames of a hostile device than an honest one could need (`scope.py`)
     soon            a message stored for a connected device arrives within `SOON_S`, while there are no faults
+    bounded         a friend that sends without an end to a device that is away gets its share of the queue, and what
+                    another friend sends is stored; in the time without faults (`greed.py`)
     in the end      every message is settled, shown on each device that it is owed to, and reported as delivered
     agree           in the end, what a receipt says is known to every device of the sender of the messages, and what
                     was read to every device of the reader
@@ -82,6 +84,8 @@ class Judge:
         self._holders: dict[int, tuple[Process | None, int]] = {}
         self._fences: dict[int, int] = {}
         self._online: dict[int, float] = {}
+        self._flooded: dict[int, tuple[int, int]] = {}
+        """By device: the greedy friend, and the rows that this friend may have there."""
 
     def entered(self, race: str, times: int = 1) -> None:
         """Count that a race was entered."""
@@ -327,6 +331,19 @@ class Judge:
             )
         for _, device in written.devices:
             self._expect(device)
+            self._check_share(device)
+
+    def flooded(self, device: int, greedy: int, rows_max: int) -> None:
+        """A friend begins to send without an end to a device that is away."""
+        self._flooded[device] = greedy, rows_max
+
+    def _check_share(self, device: int) -> None:
+        greedy, rows_max = self._flooded.get(device, (0, 0))
+        rows = self.database.devices[device].queue if greedy else ()
+        count = sum(row.read_at is None and row.new.from_user_id == greedy for row in rows)
+        if count > rows_max:
+            del self._flooded[device]
+            self.violated("bounded", f"{count} rows of user {greedy} wait for device {device}, {rows_max} may")
 
     # ---- soon
 

@@ -57,7 +57,9 @@ def topology() -> Topology:
         writers=tuple(Worker(f"w{n}") for n in (1, 2)),
         rest=(RestListener("r1"),),
         timers=Timers(),
-        limits=Limits(partitions=PARTITIONS, session_queue=24, sync_page_rows=8, client_window=8, mesh_window=8),
+        limits=Limits(
+            partitions=PARTITIONS, session_queue=24, sync_page_rows=8, client_window=8, mesh_window=8, queue_rows=160
+        ),
     )
 
 

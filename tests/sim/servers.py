@@ -56,7 +56,7 @@ class SimRedis(redis.MemoryRedis):
             for each in self.subscriptions:
                 each.publish(users)
 
-    _KEPT = ("leases", "presence", "logins", "accounts", "secrets", "last_session")
+    _KEPT = ("leases", "presence", "full", "logins", "accounts", "secrets", "last_session")
 
     def dump(self) -> dict[str, Any]:
         """A copy of all data."""

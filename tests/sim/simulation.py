@@ -25,6 +25,7 @@ from meshim.client import connection
 from meshim.connector import authenticator as connector_authenticator
 from meshim.connector import shell as connector_shell
 from meshim.writer import shell as writer_shell
+from tests.sim import greed
 from tests.sim.device import Device
 from tests.sim.fault_model import FaultModel, Schedule, schedule_of
 from tests.sim.mesh import MIXED, Mesh
@@ -121,7 +122,10 @@ def _come_and_go(mesh: Mesh) -> None:
     if "hostile" in mesh.fault_injector.injected:
         scheduler.after(random.uniform(0.0, FAULT_FREE_S - HOSTILE_S), mesh.hostile.start)
         scheduler.after(FAULT_FREE_S, mesh.hostile.stop)
+    busy = greed.begin(mesh)
     for device in mesh.devices:
+        if device in busy:
+            continue
         at = random.uniform(0.0, 1.0)
         if random.random() < 0.5:
             scheduler.after(at, device.kill)

@@ -7,9 +7,11 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
+from tests.sim import greed
 from tests.sim.breaks import BREAKS, broken
 from tests.sim.fault_model import FaultModel
 from tests.sim.mesh import TRANSPORTS
@@ -41,6 +43,7 @@ NOTICED = {
     "charge": "bounded",
     "receipt-scope": "private",
     "devices-agree": "agree",
+    "quota": "bounded",
 }
 """The promise that the judge reports as broken, by the name of the break."""
 FAULTS = {
@@ -82,6 +85,15 @@ def test_a_transfer_that_has_just_started_drops_no_outcome(seed: int) -> None:
     assert outcome.violations == []
     assert outcome.faults["kill-transfer"] > 2
     assert outcome.counters["transfer_outcomes_lost"] == 0
+
+
+def test_a_greedy_friend_of_a_device_that_is_away_is_stopped() -> None:
+    """H4, with hardly any other fault."""
+    calm = FaultModel(kinds=("away",), kinds_share=1.0, count=(1, 1), breaks=0, silence=0, full=0)
+    with patch.object(greed, "SHARE", 1.0):
+        outcomes = [run(seed, calm) for seed in (1, 2, 3)]
+    assert [outcome.violations for outcome in outcomes if outcome.failed] == []
+    assert all(outcome.counters["transfer_queue_full"] > 20 for outcome in outcomes)
 
 
 @pytest.mark.parametrize("name", BREAKS)

@@ -3,6 +3,7 @@
 What waits for a reader has a key, and a later event with the same key is merged into it:
 
     MessagesProgressed            stream, state, code     the ranges are united; a later state takes from earlier ones
+    MessagesDelayed               peer                    the last one
     RelationChanged               user                    from the first `old` to the last `new`; nothing if equal
     PresenceChanged               name                    likewise
     TypingStarted, TypingStopped  name                    one cancels the other
@@ -29,6 +30,7 @@ from meshim.client.application.public_events import (
     Event,
     EventsLost,
     KeyChanged,
+    MessagesDelayed,
     MessagesProgressed,
     PresenceChanged,
     RelationChanged,
@@ -48,6 +50,7 @@ _KEYS: dict[type[Any], Callable[[Any], Key]] = {
     Connected: lambda event: (),
     Disconnected: lambda event: (),
     MessagesProgressed: lambda event: (event.stream, event.state, event.code, event.sentence),
+    MessagesDelayed: lambda event: (event.peer,),
     RelationChanged: lambda event: (event.user_id,),
     KeyChanged: lambda event: (event.user_id,),
     DevicesChanged: lambda event: (),

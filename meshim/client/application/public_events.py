@@ -69,6 +69,20 @@ class MessagesProgressed(msgspec.Struct, frozen=True, kw_only=True):
         return message.stream == self.stream and any(first <= message.seq <= last for first, last in self.ranges)
 
 
+class MessagesDelayed(msgspec.Struct, frozen=True, kw_only=True):
+    """The mesh takes no more messages to this user for a while.
+
+    They are kept, and sent by themselves: `MessagesProgressed` says when.  Connected devices of the user get them
+    meanwhile.  Told once for each connection, and again when messages were taken since.
+    """
+
+    peer: str
+    """The name of the user."""
+    code: int
+    """A `meshim.errors.Code`, or one of a later version: QUEUE_FULL, too much waits for a device."""
+    sentence: str
+
+
 class RelationChanged(msgspec.Struct, frozen=True, kw_only=True):
     """A request came, was accepted, refused or withdrawn, or a friendship ended; also by this user, on any device."""
 
@@ -130,6 +144,7 @@ Event: TypeAlias = (
     Connected
     | Disconnected
     | MessagesProgressed
+    | MessagesDelayed
     | RelationChanged
     | KeyChanged
     | DevicesChanged

@@ -8,6 +8,9 @@
 
 The sending client holds the last copy: whichever process of the mesh dies, the client submits every unsettled message
 again.  Nothing is submitted before it is in the state file.
+
+When a queue of the recipient is full, only the lowest refused message of the stream is submitted again after a while;
+the others follow when there is news: one is settled, or was delivered to a device.
 """
 
 import heapq
@@ -25,9 +28,11 @@ from meshim.client.events import (
     SettleMessage,
     Snapshot,
     StatusChanged,
+    StreamDelayed,
 )
 from meshim.client.options import OutboxOptions
 from meshim.client.statistics import Statistics
+from meshim.errors import Code
 from meshim.protocol.outcome import REJECTED, OutStream, OutStreamOptions
 from meshim.protocol.ranges import Ranges
 from meshim.wire.client import Outcome, Submit
@@ -71,6 +76,19 @@ class OutboxUpdate(NamedTuple):
     changes: list[Change]
     base_updates: list[Destination]
     """Streams in which a base update has to follow now."""
+    delayed: list[StreamDelayed]
+
+
+class _Refused:
+    """The messages of a stream that were refused because a queue is full."""
+
+    __slots__ = ("sentence", "seqs", "wait_s")
+
+    def __init__(self, wait_s: float, sentence: str) -> None:
+        self.sentence = sentence
+        self.seqs: set[int] = set()
+        self.wait_s = wait_s
+        """Until the lowest of them is submitted again."""
 
 
 class Outbox:
@@ -87,6 +105,7 @@ class Outbox:
         self._receipts: dict[tuple[Destination, str], Ranges] = {}
         """By stream and state: the messages of which this process has had a receipt."""
         self._unsent: OrderedDict[Key, None] = OrderedDict()
+        self._refused: dict[Destination, _Refused] = {}
         self._due: list[tuple[float, int, Key]] = []
         """A heap of (time, tie-breaker, message) to submit again; entries of settled messages stay in it."""
         self._count = 0
@@ -112,6 +131,11 @@ class Outbox:
         if stream is None:
             stream = self._streams[to] = OutStream(self._stream_options)
         return stream
+
+    def delayed(self, to: Destination) -> str:
+        """Return why the mesh takes no messages of this stream for a while, in its words; empty when it does."""
+        refused = self._refused.get(to)
+        return "" if refused is None else refused.sentence
 
     def full(self, to: Destination) -> bool:
         """Whether this stream has too many unsettled messages to compose another one."""
@@ -184,6 +208,7 @@ class Outbox:
                 message.due = None
                 self._statistics.resent += 1
             message.resend_s = self._options.resend_s  # the next connector may be a faster one
+        self._refused.clear()
         self._unsent = OrderedDict((key, None) for key, message in self._pending.items() if message.persisted)
 
     def next_deadline(self) -> float | None:
@@ -194,7 +219,7 @@ class Outbox:
 
     def outcome(self, outcome: Outcome, now: float) -> OutboxUpdate:
         """Take in an outcome: what became of one message, or of several in a row."""
-        update = OutboxUpdate([], [], [])
+        update = OutboxUpdate([], [], [], [])
         stream = self._streams.get(outcome.to)
         if stream is None or outcome.last - outcome.first > self._options.settled_max:
             return update
@@ -213,15 +238,23 @@ class Outbox:
             return
         if outcome.status == OutcomeStatus.BUSY:
             self._unsent.pop(key, None)
+            if outcome.code == Code.QUEUE_FULL:
+                self._queue_full(key, message, outcome.sentence, now, update)
+                return
             self._resend_at(key, message, now + message.busy_s)
             message.busy_s = min(2 * message.busy_s, self._options.resend_s)
             return
-        message.delivered = message.delivered or outcome.status == OutcomeStatus.DELIVERED
+        newly_delivered = outcome.status == OutcomeStatus.DELIVERED and not message.delivered
+        message.delivered = message.delivered or newly_delivered
         rejected = outcome.status == OutcomeStatus.REJECTED
         if not rejected and not (outcome.final and outcome.status in _OF_COPIES):
+            if newly_delivered and key[0] in self._refused:
+                self._submit_refused(key[0], also_delivered=False)
             return
         del self._pending[key]
         self._unsent.pop(key, None)
+        if key[0] in self._refused:
+            self._submit_refused(key[0], also_delivered=True)
         if stream.settle(key[1], REJECTED if rejected else outcome.audience):
             update.base_updates.append(key[0])
         state = "rejected" if rejected else "delivered" if message.delivered else "sent"
@@ -237,9 +270,42 @@ class Outbox:
         else:
             self._advance(key, max(state, message.receipt, key=RANK.__getitem__), update)
 
+    def _queue_full(self, key: Key, message: _Message, sentence: str, now: float, update: OutboxUpdate) -> None:
+        """Let the message wait behind the lowest refused one of its stream, or submit it again later if it is that."""
+        to, seq = key
+        self._statistics.queue_full += 1
+        refused = self._refused.get(to)
+        if refused is None:
+            refused = self._refused[to] = _Refused(self._options.resend_s, sentence)
+            update.delayed.append(StreamDelayed(to, Code.QUEUE_FULL, sentence))
+        refused.seqs.add(seq)
+        if seq == min(refused.seqs):
+            self._resend_at(key, message, now + refused.wait_s)
+            refused.wait_s = min(2 * refused.wait_s, self._options.resend_max_s)
+        else:
+            message.due = None
+
+    def _submit_refused(self, to: Destination, *, also_delivered: bool) -> None:
+        """Submit the refused messages of a stream again: there is room, or a device of the recipient has connected.
+
+        Of the latter only those profit that were delivered to no device yet.  Those that stay have a lower one before
+        them that is under way, or due: so what waits here always has a message that will bring news.
+        """
+        refused = self._refused[to]
+        for seq in sorted(refused.seqs):
+            message = self._pending.get((to, seq))
+            if message is not None and message.delivered and not also_delivered:
+                continue
+            refused.seqs.remove(seq)
+            if message is not None:
+                message.due = None
+                self._unsent[to, seq] = None
+        if not refused.seqs:
+            del self._refused[to]
+
     def receipt(self, sender: int, receipt: Receipt) -> OutboxUpdate:
         """Take in a receipt; ignore it unless its sender is the recipient of the messages."""
-        update = OutboxUpdate([], [], [])
+        update = OutboxUpdate([], [], [], [])
         stream = self._streams.get(receipt.to)
         if receipt.to.id != sender or stream is None or receipt.kind not in _STATES:
             return update

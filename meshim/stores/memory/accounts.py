@@ -2,9 +2,27 @@
 
 from collections.abc import Sequence
 
-from meshim.errors import AskedLately, DeviceInUse, NoSuchInvite, StoreConflict, TooManyRelations, TooManyRequests
+from meshim.errors import (
+    AskedLately,
+    DeviceInUse,
+    NoSuchInvite,
+    StoreConflict,
+    TooManyKeys,
+    TooManyRelations,
+    TooManyRequests,
+)
 from meshim.stores.memory.database import MemoryDatabase, StoredDevice, StoredRelation
-from meshim.stores.ports import Account, Device, Login, Relation, RelationKey, RelationLimits, Requested, User
+from meshim.stores.ports import (
+    KEY_VERSIONS_MAX,
+    Account,
+    Device,
+    Login,
+    Relation,
+    RelationKey,
+    RelationLimits,
+    Requested,
+    User,
+)
 
 
 class MemoryAccounts:
@@ -216,7 +234,9 @@ class MemoryAccounts:
         if count >= relations_max:
             raise TooManyRelations(f"{who} {relations_max} relations, as many as there may be.")
 
-    async def accept(self, user_id: int, peer_id: int, key: RelationKey, now: float, relations_max: int) -> Relation:
+    async def accept(
+        self, user_id: int, peer_id: int, key: RelationKey, now: float, relations_max: int, needed_since: float = 0.0
+    ) -> Relation:
         self._check_pair(user_id, peer_id)
         relation = self._database.relations.get(_pair(user_id, peer_id))
         if relation is not None and relation.state_for(user_id) == "asked":
@@ -226,7 +246,13 @@ class MemoryAccounts:
             if not relation.keys:
                 self._check_limit(user_id, "You have", relations_max)
                 self._check_limit(peer_id, "That user has", relations_max)
+            if len(relation.keys) >= KEY_VERSIONS_MAX:
+                replaced = sum(made < needed_since for made in relation.keys_made) - 1
+                if replaced < 1:
+                    raise TooManyKeys(f"The two have {KEY_VERSIONS_MAX} versions of their key, and all may be needed.")
+                del relation.keys[:replaced], relation.keys_made[:replaced]
             relation.keys.append(key)
+            relation.keys_made.append(now)
             relation.state, relation.request_changed_at = "friends", 0.0
         elif relation is None or relation.state != "friends" or relation.keys[-1] != key:
             raise StoreConflict("That user has not asked for friendship.")

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 from meshim.errors import Fenced
 from meshim.protocol.routing import partition_of
-from meshim.stores.ports import Login, Page, RelationKey, Row, User, Written
-from meshim.stores.sql.rows import NewRow, decode_entries, first_device, rows_of
+from meshim.stores.ports import Login, Page, QueueKey, QueueUsage, RelationKey, Row, Size, User, Written
+from meshim.stores.sql.rows import NewRow, decode_entries, first_device, rows_of, sizes_of
 from meshim.wire.offline_log import Entry
 
 
@@ -71,6 +71,8 @@ class StoredRelation:
     state: str
     requested_by: int
     keys: list[RelationKey] = field(default_factory=list)
+    keys_made: list[float] = field(default_factory=list)
+    """When each of `keys` was."""
     blocked_by: set[int] = field(default_factory=set)
     request_changed_at: float = 0.0
 
@@ -221,8 +223,24 @@ class MemoryPartitions:
         for row in rows:
             device = self._database.devices.get(row.to_device) or self._database.first_device_of(row.to_user_id)
             device.keep(StoredRow(next(self._database.ids), row))
-        devices = dict.fromkeys((row.to_user_id, row.to_device) for row in rows if row.to_device > 0)
-        return Written(tuple(devices), tuple(refused), left_out)
+        queues = sizes_of(rows)
+        devices = tuple((user, device) for user, device in queues if device)
+        return Written(devices, tuple(refused), left_out, queues)
+
+    async def usage(self, queues: Sequence[tuple[QueueKey, int]], rows_max: int) -> dict[QueueKey, QueueUsage]:
+        found: dict[QueueKey, QueueUsage] = {}
+        for queue, known in queues:
+            database = self._database
+            stored = database.devices.get(queue.device) if queue.device else database.first_devices.get(queue.user)
+            unread = [row for row in stored.queue if row.read_at is None] if stored is not None else []
+            head = unread[0].row_id if unread else 0
+            if head != known:
+                senders: dict[int, Size] = {}
+                for row in unread[:rows_max]:
+                    count, size = senders.get(row.new.from_user_id, (0, 0))
+                    senders[row.new.from_user_id] = Size(count + 1, size + len(row.new.content))
+                found[queue] = QueueUsage(head, senders)
+        return found
 
     async def purge(self, read_before: float, limit: int) -> int:
         old = [

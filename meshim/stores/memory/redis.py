@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 from meshim.errors import BackendUnavailable
 from meshim.stores.memory.throttle import Windows
-from meshim.stores.ports import Account, Binding, CachedLogin, Lease, Login, UserPresence
+from meshim.stores.ports import Account, Binding, CachedLogin, FullQueue, Lease, Login, UserPresence
 from meshim.stores.redis.session_numbers import SessionNumberFloor
 
 _Value = TypeVar("_Value")
@@ -27,6 +27,7 @@ class MemoryRedis:
         self.clock = clock
         self.leases: Expiring[tuple[str, str, str], Lease] = Expiring(clock)
         self.presence: dict[tuple[str, int], _Entry] = {}
+        self.full: Expiring[tuple[str, int], tuple[FullQueue, ...]] = Expiring(clock)
         self.logins: Expiring[tuple[str, bytes], tuple[Login, str] | None] = Expiring(clock)
         self.accounts: Expiring[tuple[str, int], Account] = Expiring(clock)
         self.secrets: dict[str, bytes] = {}
@@ -49,7 +50,7 @@ class MemoryRedis:
         """Answer again; with `wiped` as a new run without data, as a server without a disk."""
         self._away = False
         if wiped:
-            for held in (self.leases, self.presence, self.logins, self.accounts, self.secrets):
+            for held in (self.leases, self.presence, self.full, self.logins, self.accounts, self.secrets):
                 held.clear()
             self.windows = Windows(self.clock)
             self.last_session = 0
@@ -274,9 +275,23 @@ class MemoryPresence:
         found: dict[int, UserPresence] = {}
         for user in users:
             entry = self._redis.presence.get((self._namespace, user))
+            full = self._redis.full.get((self._namespace, user)) or ()
             if entry is not None:
-                found[user] = UserPresence(tuple(sorted(entry.devices)), tuple(entry.bindings.values()))
+                found[user] = UserPresence(tuple(sorted(entry.devices)), tuple(entry.bindings.values()), full)
+            elif full:
+                found[user] = UserPresence((), (), full)
         return found
+
+    async def announce_full(self, user: int, full: Sequence[FullQueue], ttl_s: float) -> None:
+        self._redis.answer()
+        key, said = (self._namespace, user), tuple(full)
+        before = self._redis.full.get(key) or ()
+        if said:
+            self._redis.full.put(key, said, self._redis.clock() + ttl_s)
+        else:
+            self._redis.full.remove(key)
+        if said != before:
+            self._redis.publish(self._namespace, [user])
 
     async def update_devices(self, user: int, devices: Sequence[int], removed: Sequence[int] = ()) -> None:
         self._redis.answer()

@@ -30,6 +30,7 @@ real servers.  Roles get the port through the `Backends` of their role.  For a n
 """
 
 from meshim.stores.ports.accounts import (
+    KEY_VERSIONS_MAX,
     Accounts,
     Device,
     Relation,
@@ -42,13 +43,14 @@ from meshim.stores.ports.dead_letters import DeadLetter, DeadLetters
 from meshim.stores.ports.leases import Lease, Leases
 from meshim.stores.ports.notifications import Notifications
 from meshim.stores.ports.offline_log import LogMessage, OfflineLog
-from meshim.stores.ports.partitions import Partitions, Written
-from meshim.stores.ports.presence import Binding, Presence, UserPresence
+from meshim.stores.ports.partitions import Partitions, QueueKey, QueueUsage, Size, Written
+from meshim.stores.ports.presence import Binding, FullQueue, Presence, UserPresence
 from meshim.stores.ports.queues import Page, Queues, Row
 from meshim.stores.ports.session_cache import Account, CachedLogin, Login, SessionCache
 from meshim.stores.ports.throttle import Bucket, Outcome, Throttle
 
 __all__ = [
+    "KEY_VERSIONS_MAX",
     "Account",
     "Accounts",
     "Binding",
@@ -57,6 +59,7 @@ __all__ = [
     "DeadLetter",
     "DeadLetters",
     "Device",
+    "FullQueue",
     "Lease",
     "Leases",
     "LogMessage",
@@ -67,6 +70,8 @@ __all__ = [
     "Page",
     "Partitions",
     "Presence",
+    "QueueKey",
+    "QueueUsage",
     "Queues",
     "Relation",
     "RelationKey",
@@ -74,6 +79,7 @@ __all__ = [
     "Requested",
     "Row",
     "SessionCache",
+    "Size",
     "Throttle",
     "User",
     "UserPresence",

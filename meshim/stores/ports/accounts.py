@@ -70,6 +70,10 @@ class Relation(msgspec.Struct, frozen=True):
     keys: tuple[RelationKey, ...]
 
 
+KEY_VERSIONS_MAX = 16
+"""Versions of the content key of a pair: each friendship that is made anew adds one."""
+
+
 class Accounts(Protocol):
     """Everything about users.  Tokens are known by their SHA-256 hash alone."""
 
@@ -175,8 +179,13 @@ class Accounts(Protocol):
         others like a relation to somebody else.
         """
 
-    async def accept(self, user_id: int, peer_id: int, key: RelationKey, now: float, relations_max: int) -> Relation:
+    async def accept(
+        self, user_id: int, peer_id: int, key: RelationKey, now: float, relations_max: int, needed_since: float = 0.0
+    ) -> Relation:
         """Accept the request of the peer with this key; return the relation.
+
+        A pair keeps `KEY_VERSIONS_MAX` versions at most.  Where one more would come, those are deleted that a later
+        one replaced before `needed_since`; if there is none, `TooManyKeys` is raised, and nothing changes.
 
         Raises `StoreConflict` if the peer has not requested, or if the version of the key is not one above the last
         (1 for the first): the version is part of what the key was wrapped with; `TooManyRelations` when the pair has

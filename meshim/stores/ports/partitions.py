@@ -5,10 +5,31 @@ Implemented on SQL (`sql/partitions.py`) and in memory (`memory/database.py`); c
 `Queues`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from meshim.wire.offline_log import Entry
+
+
+class QueueKey(NamedTuple):
+    """An offline queue: that of a device, or with device 0 what waits for the first device of a user."""
+
+    user: int
+    device: int
+
+
+class Size(NamedTuple):
+    """Of rows: their number, and the bytes of their envelopes."""
+
+    rows: int
+    bytes: int
+
+
+class QueueUsage(NamedTuple):
+    """The unread rows of a queue.  `head` names the first of them, 0 when there is none; the sizes are by sender."""
+
+    head: int
+    senders: Mapping[int, Size]
 
 
 class Written(NamedTuple):
@@ -16,12 +37,14 @@ class Written(NamedTuple):
 
     `devices`, as (user, device), have a row of one of the entries: new, or there already.  It may be read already:
     finding that out costs more than a wake-up for an empty queue.  `refused`, as (position, entry, reason), can never
-    be written.  `left_out` counts copies for users and devices that do not exist (any more).
+    be written.  `left_out` counts copies for users and devices that do not exist (any more).  `queues` has how much was
+    inserted into each queue, at most: a row that was there already counts too.
     """
 
     devices: tuple[tuple[int, int], ...]
     refused: tuple[tuple[int, Entry, str], ...]
     left_out: int = 0
+    queues: Mapping[QueueKey, Size] = {}
 
 
 class Partitions(Protocol):
@@ -48,6 +71,12 @@ class Partitions(Protocol):
         that violates a limit of the table is not written but returned in `Written.refused`.
 
         Raises `Fenced` when `fence` is not the latest fencing token of the partition; then nothing is written.
+        """
+
+    async def usage(self, queues: Sequence[tuple[QueueKey, int]], rows_max: int) -> dict[QueueKey, QueueUsage]:
+        """Count the unread rows of these queues, each given with a head: left out is one that still has this head.
+
+        At most `rows_max` rows of a queue are counted.
         """
 
     async def purge(self, read_before: float, limit: int) -> int:

@@ -22,11 +22,17 @@ class Binding(NamedTuple):
     session: Number
 
 
+FullQueue: TypeAlias = tuple[Number, Number]
+"""(device, sender): the queue of the device takes nothing more from this user.  Device 0 is the first device of a user
+without any, sender 0 is every user."""
+
+
 class UserPresence(msgspec.Struct, frozen=True, gc=False):
-    """All known devices of a user, and the bindings of those that are connected."""
+    """All known devices of a user, the bindings of those that are connected, and which queues are full."""
 
     devices: tuple[Number, ...]
     bindings: tuple[Binding, ...]
+    full: tuple[FullQueue, ...] = ()
 
 
 class Presence(Protocol):
@@ -50,7 +56,10 @@ class Presence(Protocol):
         """Erase each binding, unless another one has replaced it."""
 
     async def lookup(self, users: Sequence[int]) -> dict[int, UserPresence]:
-        """Return the entries of those users that have one.  An entry has at least one binding."""
+        """Return the entries of those users that have one.
+
+        An entry has at least one binding, or only says that a queue of the user is full: then it has no devices.
+        """
 
     async def update_devices(self, user: int, devices: Sequence[int], removed: Sequence[int] = ()) -> None:
         """Add these devices to the list in the entry of a user, take the `removed` ones out, and publish the change.
@@ -58,6 +67,12 @@ class Presence(Protocol):
         The calls of several processes may come in any order: nothing is taken out that is not named, and an id of a
         device is never given again.  Without an entry the change is only published: caches may still hold one that has
         ended.
+        """
+
+    async def announce_full(self, user: int, full: Sequence[FullQueue], ttl_s: float) -> None:
+        """Say for `ttl_s` which queues of the user are full, in place of what was said before; nothing for none.
+
+        Published as a change of presence if it is one.
         """
 
     def changes(self) -> AsyncGenerator[tuple[int, ...] | None]:

@@ -12,11 +12,13 @@ one decode (4 times faster than a pipeline of HGETALL), and no number passes thr
 while incarnations have 63.  Only session numbers are compared as numbers: microseconds since 1970 fit into 53 bits
 until the year 2255.
 
+Beside it, `NAMESPACE:full:USER` is a string for as long as a queue of the user is full: ``[[device,sender],...]``.
+
 A hash exists as long as it has a binding, and at most `unseen_s` after the last `online`, which connectors repeat for
 every session.  A binding of a crashed connector stays until then, or until the device connects again; readers
 recognise it by its incarnation, which holds no lease.
 
-Every script that changes an entry publishes its user id, so that caches can drop it.
+Every script that changes either publishes the id of the user, so that caches can drop it.
 """
 
 import asyncio
@@ -26,7 +28,8 @@ from contextlib import aclosing
 import msgspec
 
 from meshim.chunks import chunks
-from meshim.stores.ports import Binding, UserPresence
+from meshim.stores.ports import Binding, FullQueue, UserPresence
+from meshim.stores.ports.presence import Number
 from meshim.stores.redis.client import RedisClient
 from meshim.stores.redis.session_numbers import SessionNumberFloor
 
@@ -115,17 +118,25 @@ if #changed > 0 then redis.call('PUBLISH', KEYS[1], table.concat(changed, ',')) 
 return #changed
 """
 
-# KEYS: one hash per user.  Returns JSON: per user null or the presence.
+# KEYS: one hash per user, then one string per user.  Returns JSON: per user null or the presence; what is full is a
+# string in it, so that a malformed one spoils nothing else.
 _LOOKUP = """
-local results = {}
-for i, key in ipairs(KEYS) do
-    local fields = redis.pcall('HGETALL', key) -- of a key of another type an error, which has no fields
+local results, users = {}, #KEYS / 2
+for i = 1, users do
+    local fields = redis.pcall('HGETALL', KEYS[i]) -- of a key of another type an error, which has no fields
     local devices, bindings = nil, {}
     for at = 1, #fields, 2 do
         if fields[at] == 'devices' then devices = fields[at + 1] else bindings[#bindings + 1] = fields[at + 1] end
     end
-    local list = table.concat(bindings, ',')
-    results[i] = devices and '{"devices":' .. devices .. ',"bindings":[' .. list .. ']}' or 'null'
+    local full = redis.pcall('GET', KEYS[users + i])
+    full = type(full) == 'string' and ',"full":"' .. (string.match(full, '^[%[%]%d,]*$') or '?') .. '"' or ''
+    if not devices then bindings = {} end
+    if devices or full ~= '' then
+        local list = table.concat(bindings, ',')
+        results[i] = '{"devices":' .. (devices or '[]') .. ',"bindings":[' .. list .. ']' .. full .. '}'
+    else
+        results[i] = 'null'
+    end
 end
 return '[' .. table.concat(results, ',') .. ']'
 """
@@ -144,9 +155,28 @@ return 0
 """
 )
 
+# KEYS: channel, string.  ARGV: user, what is full (JSON, empty for nothing), milliseconds to live.
+_ANNOUNCE_FULL = """
+local held = redis.pcall('GET', KEYS[2])
+if type(held) ~= 'string' then held = '' end -- none, or of another type, which SET replaces
+if ARGV[2] == '' then redis.call('DEL', KEYS[2]) else redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3]) end
+if held ~= ARGV[2] then redis.call('PUBLISH', KEYS[1], ARGV[1]) end
+return 0
+"""
+
+
+class _Presence(msgspec.Struct, frozen=True, gc=False):
+    """An answer of `_LOOKUP`."""
+
+    devices: tuple[Number, ...]
+    bindings: tuple[Binding, ...]
+    full: str = ""
+
+
 _json = msgspec.json.Encoder()
 _replaced = msgspec.json.Decoder(list[Binding | bool | None])
-_presences = msgspec.json.Decoder(list[UserPresence | None])
+_presences = msgspec.json.Decoder(list[_Presence | None])
+_full_queues = msgspec.json.Decoder(tuple[FullQueue, ...])
 
 
 class RedisPresence:
@@ -163,6 +193,7 @@ class RedisPresence:
         self._offline = client.script(_OFFLINE)
         self._lookup = client.script(_LOOKUP)
         self._update_devices = client.script(_UPDATE_DEVICES)
+        self._announce_full = client.script(_ANNOUNCE_FULL)
 
     async def session_numbers(self, count: int) -> list[int]:
         if count == 0:
@@ -210,8 +241,9 @@ class RedisPresence:
     async def _lookup_batch(self, users: Sequence[int]) -> dict[int, UserPresence]:
         """Look users up with one script; one by one where an entry is malformed, and without that entry."""
         try:
-            presences = _presences.decode(await self._lookup([self._key(user) for user in users]))
-            return {user: each for user, each in zip(users, presences, strict=True) if each is not None}
+            keys = [*map(self._key, users), *map(self._full_key, users)]
+            presences = zip(users, _presences.decode(await self._lookup(keys)), strict=True)
+            return {user: self._presence(each) for user, each in presences if each is not None}
         except (msgspec.DecodeError, ValueError, RecursionError) as error:
             if len(users) == 1:
                 self._client.skip("presence", error)
@@ -220,6 +252,19 @@ class RedisPresence:
         for user in users:
             found.update(await self._lookup_batch((user,)))
         return found
+
+    def _presence(self, found: _Presence) -> UserPresence:
+        full: tuple[FullQueue, ...] = ()
+        if found.full:
+            try:
+                full = _full_queues.decode(found.full)
+            except (msgspec.DecodeError, ValueError, RecursionError) as error:
+                self._client.skip("full queues", error)
+        return UserPresence(found.devices, found.bindings, full)
+
+    async def announce_full(self, user: int, full: Sequence[FullQueue], ttl_s: float) -> None:
+        keys, said = [self._channel, self._full_key(user)], _json.encode(full) if full else b""
+        await self._announce_full(keys, [user, said, round(ttl_s * 1000)])
 
     async def update_devices(self, user: int, devices: Sequence[int], removed: Sequence[int] = ()) -> None:
         keys, lists = [self._channel, self._key(user)], (_json.encode(sorted(devices)), _json.encode(sorted(removed)))
@@ -249,3 +294,6 @@ class RedisPresence:
 
     def _key(self, user: int) -> str:
         return f"{self._namespace}:presence:{user}"
+
+    def _full_key(self, user: int) -> str:
+        return f"{self._namespace}:full:{user}"

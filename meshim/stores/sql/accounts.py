@@ -129,8 +129,12 @@ class SqlAccounts:
     async def request(self, user_id: int, peer_id: int, now: float, limits: RelationLimits) -> Requested:
         return await self._database.write(relations.request, user_id, peer_id, to_ms(now), limits)
 
-    async def accept(self, user_id: int, peer_id: int, key: RelationKey, now: float, relations_max: int) -> Relation:
-        return await self._database.write(relations.accept, user_id, peer_id, key, to_ms(now), relations_max)
+    async def accept(
+        self, user_id: int, peer_id: int, key: RelationKey, now: float, relations_max: int, needed_since: float = 0.0
+    ) -> Relation:
+        return await self._database.write(
+            relations.accept, user_id, peer_id, key, to_ms(now), relations_max, to_ms(needed_since)
+        )
 
     async def remove(self, user_id: int, peer_id: int, now: float) -> str | None:
         return await self._database.write(relations.remove, user_id, peer_id, to_ms(now))

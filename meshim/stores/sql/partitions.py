@@ -8,14 +8,14 @@ parameters of a row than InnoDB to insert it; all literals are made here, of int
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
-from sqlalchemy import case, delete, insert, select, update
+from sqlalchemy import bindparam, case, delete, func, insert, select, update
 from sqlalchemy.engine import Connection
 
 from meshim.chunks import chunks
 from meshim.errors import Fenced
-from meshim.stores.ports import Written
+from meshim.stores.ports import QueueKey, QueueUsage, Size, Written
 from meshim.stores.sql.database import Database
-from meshim.stores.sql.rows import ROW_FORMAT, DecodedEntry, NewRow, decode_entries, rows_of
+from meshim.stores.sql.rows import ROW_FORMAT, DecodedEntry, NewRow, decode_entries, first_device, rows_of, sizes_of
 from meshim.stores.sql.schema import (
     OFFLINE_KEY,
     im_device,
@@ -60,6 +60,9 @@ class SqlPartitions:
             return _write(connection, partition, fence, through, records, to_ms(now))
 
         return await self._database.write(work)
+
+    async def usage(self, queues: Sequence[tuple[QueueKey, int]], rows_max: int) -> dict[QueueKey, QueueUsage]:
+        return await self._database.read(_usage, queues, rows_max)
 
     async def purge(self, read_before: float, limit: int) -> int:
         return await self._database.write(_purge, to_ms(read_before), limit)
@@ -112,8 +115,9 @@ def _write(
     if rows:
         insert_rows = _insert_into_sqlite if connection.dialect.name == "sqlite" else _insert_into_mysql
         insert_rows(connection, rows, now)
-    devices = dict.fromkeys((row.to_user_id, row.to_device) for row in rows if row.to_device > 0)
-    return Written(tuple(devices), tuple(refused), left_out)
+    queues = sizes_of(rows)
+    devices = tuple((user, device) for user, device in queues if device)
+    return Written(devices, tuple(refused), left_out, queues)
 
 
 def _advance(connection: Connection, partition: int, fence: int, through: int) -> None:
@@ -181,6 +185,30 @@ def _mysql_values(rows: list[NewRow], now: int) -> Iterator[str]:
         pieces.append(piece)
         size += len(piece)
     yield ",".join(pieces)
+
+
+_UNREAD = (im_offline.c.to_device == bindparam("device")) & (im_offline.c.has_read == 0)
+_HEAD = select(im_offline.c.id).where(_UNREAD).order_by(im_offline.c.position, im_offline.c.index).limit(1)
+_COUNTED = (
+    select(im_offline.c.from_user_id.label("sender"), func.length(im_offline.c.content).label("size"))
+    .where(_UNREAD)
+    .limit(bindparam("rows_max"))
+    .subquery()
+)
+_SENDERS = select(_COUNTED.c.sender, func.count(), func.sum(_COUNTED.c.size)).group_by(_COUNTED.c.sender)
+
+
+def _usage(
+    connection: Connection, queues: Sequence[tuple[QueueKey, int]], rows_max: int
+) -> dict[QueueKey, QueueUsage]:  # fmt: skip
+    found: dict[QueueKey, QueueUsage] = {}
+    for queue, known in queues:
+        device = queue.device or first_device(queue.user)
+        head = int(connection.scalar(_HEAD, {"device": device}) or 0)
+        if head != known:
+            rows = connection.execute(_SENDERS, {"device": device, "rows_max": rows_max})
+            found[queue] = QueueUsage(head, {sender: Size(count, int(size)) for sender, count, size in rows})
+    return found
 
 
 def _purge(connection: Connection, read_before: int, limit: int) -> int:

@@ -5,7 +5,8 @@ A pair has one row, the lower id first.  The states of the row::
     (no row) ──request──▶ requested ──accept──▶ friends ──remove──▶ removed ──request──▶ requested …
                               └─────remove, if the pair never were friends─▶ (no row)
 
-`accept` adds a key version; no version is ever deleted, because it opens old messages.  The functions of the port have
+`accept` adds a key version.  A pair has `KEY_VERSIONS_MAX` at most: one is deleted only when no message that waits can
+need it.  The functions of the port have
 their contract in `ports/accounts.py`.
 
 A block is a flag beside the state, one for each of the two.  `state` is what there would be between them if nobody had
@@ -22,8 +23,8 @@ from typing import Any
 from sqlalchemy import Column, ColumnElement, Row, case, delete, func, insert, or_, select, union_all, update
 from sqlalchemy.engine import Connection
 
-from meshim.errors import AskedLately, StoreConflict, TooManyRelations, TooManyRequests
-from meshim.stores.ports import Relation, RelationKey, RelationLimits, Requested, User
+from meshim.errors import AskedLately, StoreConflict, TooManyKeys, TooManyRelations, TooManyRequests
+from meshim.stores.ports import KEY_VERSIONS_MAX, Relation, RelationKey, RelationLimits, Requested, User
 from meshim.stores.sql.schema import im_relation, im_relation_key, im_user, to_ms, to_s
 
 _REQUESTED, _FRIENDS, _REMOVED, _NONE = "requested", "friends", "removed", "none"
@@ -80,7 +81,13 @@ def request(connection: Connection, user_id: int, peer_id: int, now: int, limits
 
 
 def accept(
-    connection: Connection, user_id: int, peer_id: int, key: RelationKey, now: int, relations_max: int
+    connection: Connection,
+    user_id: int,
+    peer_id: int,
+    key: RelationKey,
+    now: int,
+    relations_max: int,
+    needed_since: int,
 ) -> Relation:
     _lock_users(connection, user_id, peer_id)
     row = _locked(connection, user_id, peer_id)
@@ -93,6 +100,8 @@ def accept(
         if not keys:
             _check_limit(connection, user_id, "You have", relations_max)
             _check_limit(connection, peer_id, "That user has", relations_max)
+        if len(keys) >= KEY_VERSIONS_MAX:
+            _delete_replaced(connection, row.id, needed_since)
         values = {"relation_id": row.id, "version": key.version, "wrapped": key.wrapped, "gmt_create": now}
         connection.execute(insert(im_relation_key).values(values))
         _change(connection, row.id, now, state=_FRIENDS, request_changed_at=0)
@@ -100,6 +109,17 @@ def accept(
         raise StoreConflict("That user has not asked for friendship.")
     [accepted] = _read(connection, user_id, _pair(user_id, peer_id))
     return accepted
+
+
+def _delete_replaced(connection: Connection, relation_id: int, before: int) -> None:
+    """Delete the versions that a later one replaced before that time.  Raises TooManyKeys when there is none."""
+    key = im_relation_key.c
+    made = select(key.version, key.gmt_create).where(key.relation_id == relation_id).order_by(key.version)
+    versions = [row.version for row in connection.execute(made).all() if row.gmt_create < before]
+    if len(versions) < 2:  # the latest of them replaced the others, and was itself replaced later
+        raise TooManyKeys(f"The two have {KEY_VERSIONS_MAX} versions of their key, and all may be needed.")
+    replaced = (key.relation_id == relation_id) & (key.version < versions[-1])
+    connection.execute(delete(im_relation_key).where(replaced))
 
 
 def remove(connection: Connection, user_id: int, peer_id: int, now: int) -> str | None:

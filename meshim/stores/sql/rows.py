@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from meshim.stores.ports import QueueKey, Size
 from meshim.wire.envelope import EPHEMERAL_FROM, Envelope, decode_envelope
 from meshim.wire.offline_log import Entry
 
@@ -128,3 +129,14 @@ def rows_of(decoded: Sequence[DecodedEntry], registry: Mapping[int, Collection[i
                 )
             )
     return rows, left_out
+
+
+def sizes_of(rows: Sequence[NewRow]) -> dict[QueueKey, Size]:
+    """Return how much these rows are in each queue."""
+    counts: dict[tuple[int, int], int] = {}
+    sizes: dict[tuple[int, int], int] = {}
+    for row in rows:
+        key = row.to_user_id, row.to_device
+        counts[key] = counts.get(key, 0) + 1
+        sizes[key] = sizes.get(key, 0) + len(row.content)
+    return {QueueKey(u, max(device, 0)): Size(count, sizes[u, device]) for (u, device), count in counts.items()}

@@ -13,7 +13,7 @@ from meshim.errors import ApiError, BackendUnavailable, Code
 from meshim.rest import core, routes
 from meshim.runtime import crypto
 from meshim.runtime.crypto import MasterKey
-from meshim.stores.ports import Account, Binding, CachedLogin, Lease, Login
+from meshim.stores.ports import KEY_VERSIONS_MAX, Account, Binding, CachedLogin, Lease, Login
 from meshim.wire import rest
 from meshim.wire.bounds import INTEGER_MAX
 from meshim.wire.client import Change
@@ -483,6 +483,27 @@ async def test_an_ended_friendship_keeps_its_keys_for_old_messages(world: World)
         assert [key.version for key in again.keys] == [1, 2]
         assert again.keys[0] == before.keys[0]
         assert again.keys[1].key != before.keys[0].key
+
+
+async def test_a_friendship_that_is_ended_and_made_anew_without_end_is_refused_in_the_end(world: World) -> None:
+    async with await new_user(world, "alice") as alice, await new_user(world, "bob") as bob:
+        await befriend(world, alice, bob)
+        for _ in range(KEY_VERSIONS_MAX - 1):
+            await alice.remove("bob")
+            await alice.request("bob")
+            await bob.accept("alice")
+        await alice.remove("bob")
+        await alice.request("bob")
+        with pytest.raises(ApiError) as refused:
+            await bob.accept("alice")
+        assert (refused.value.status, refused.value.code) == (409, "too_many_friendships")
+        [relation] = await alice.relations()
+        assert (relation.state, len(relation.keys)) == ("requested", KEY_VERSIONS_MAX)
+        later = world.build(clock=lambda: time.time() + 91 * 86400)
+        async with world.api(app=later) as api:
+            await api.login("bob", PASSWORD)
+            relation = await api.accept("alice")
+        assert [key.version for key in relation.keys] == [KEY_VERSIONS_MAX, KEY_VERSIONS_MAX + 1]
 
 
 async def test_a_relation_is_found_by_the_id_of_the_peer_and_only_one_of_the_own(world: World) -> None:

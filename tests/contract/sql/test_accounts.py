@@ -6,8 +6,8 @@ import secrets
 import pytest
 
 from meshim.connector.cookies import SECRET_BYTES
-from meshim.errors import DeviceInUse, StoreConflict
-from meshim.stores.ports import Account, Login, RelationKey, User
+from meshim.errors import DeviceInUse, StoreConflict, TooManyKeys
+from meshim.stores.ports import KEY_VERSIONS_MAX, Account, Login, RelationKey, User
 from meshim.wire.bounds import INTEGER_MAX
 from tests.contract.sql.backends import (
     EPOCH,
@@ -348,6 +348,29 @@ async def test_key_versions_follow_one_another(ports: Ports) -> None:
     with pytest.raises(StoreConflict, match="is 1, not 2"):
         await ports.accounts.accept(bob.user_id, alice.user_id, RelationKey(2, b"k"), NOW, 100)
     assert await _states(ports, alice, bob) == ("requested", "asked")
+
+
+async def test_a_pair_has_a_bounded_number_of_key_versions(ports: Ports) -> None:
+    """A version goes only when a later one replaced it long ago: messages that wait may need it until then."""
+    alice, bob = await person(ports), await person(ports)
+
+    async def renew(version: int, now: float, needed_since: float) -> tuple[int, ...]:
+        await ports.accounts.remove(alice.user_id, bob.user_id, now)
+        await ports.accounts.request(alice.user_id, bob.user_id, now, LIMITS)
+        key = RelationKey(version, b"key %d" % version)
+        relation = await ports.accounts.accept(bob.user_id, alice.user_id, key, now, 100, needed_since)
+        return tuple(key.version for key in relation.keys)
+
+    for version in range(1, KEY_VERSIONS_MAX + 1):
+        kept = await renew(version, NOW + version, NOW + version)
+        assert kept == tuple(range(1, version + 1)), "below the limit none is deleted"
+    next_one = KEY_VERSIONS_MAX + 1
+    for needed_since in (0.0, NOW + 1.5, NOW + 2.0):  # version 1 was replaced at NOW + 2
+        with pytest.raises(TooManyKeys):
+            await renew(next_one, NOW + 100, needed_since)
+        assert await _states(ports, alice, bob) == ("requested", "asked")
+    assert await renew(next_one, NOW + 100, NOW + 2.5) == tuple(range(2, next_one + 1))
+    assert await renew(next_one + 1, NOW + 200, NOW + 150) == (next_one, next_one + 1)
 
 
 async def test_former_friends_keep_their_keys_and_add_one(ports: Ports) -> None:

@@ -142,7 +142,7 @@ async def test_device_named_twice_gets_one_row(backend: Backend, ports: Ports) -
 
 async def test_empty_write_moves_the_position(ports: Ports) -> None:
     written = await ports.partitions.write(0, await claimed(ports.partitions), 12, [(12, [])], NOW)
-    assert written == ((), (), 0)
+    assert written == ((), (), 0, {})
     assert await positions(ports) == {0: 12}
 
 

@@ -15,6 +15,7 @@ from meshim.client import (
     DeviceTakenOver,
     Disconnected,
     Friend,
+    MessagesDelayed,
     MessagesProgressed,
     RelationChanged,
     TypingStarted,
@@ -23,8 +24,10 @@ from meshim.client import (
 from meshim.client import events as e
 from meshim.client.state import StateFile
 from meshim.errors import ApiError, BackendUnavailable, ClientClosed, Code, Refused
-from meshim.wire.client import Change, Welcome, encode
+from meshim.wire.client import Change, Outcome, Welcome, encode
 from meshim.wire.envelope import Destination, DestinationType, Stream
+from meshim.wire.link import Data
+from meshim.wire.outcome import OutcomeStatus
 from tests.unit.client.friends_world import waiting
 from tests.unit.client.rest_service import PASSWORD, RestService
 
@@ -168,6 +171,23 @@ async def test_messages_of_this_device_and_of_others_are_told_by_one_event(alice
     )
     assert read == MessagesProgressed(stream=bobs, peer="bob", state="read", ranges=((1, 4),))
     assert not rejected.covers(outgoing)
+
+
+async def test_why_the_mesh_takes_no_messages_to_a_user_is_told_and_can_be_asked(alice: Client) -> None:
+    events = alice.events()
+    outgoing = await alice.send("bob", "hello")
+    assert alice.delayed(outgoing) == ""
+    alice._shell.driver.receive(e.Connected(5, bytes(32)))
+    welcome = Welcome(1, 5, 1, 1, 10, 32, 65_536, 262_144, 10_000, 25_000, 2_500, 0)
+    full = Outcome(TO_BOB, 1, 1, OutcomeStatus.BUSY, code=Code.QUEUE_FULL, sentence="too much waits")
+    stored = Outcome(TO_BOB, 1, 1, OutcomeStatus.STORED, final=True, audience=1)
+    alice._shell.driver.receive(e.FramesReceived([encode(welcome), encode(Data(5, 1, 0, (full,)))]))
+    assert MessagesDelayed(peer="bob", code=Code.QUEUE_FULL, sentence="Too much waits.") in waiting(events)
+    assert alice.delayed(outgoing) == "Too much waits."
+    assert (outgoing.state, alice.statistics.queue_full) == ("pending", 1)
+    alice._shell.driver.receive(e.FramesReceived([encode(Data(5, 2, 0, (stored,)))]))
+    await outgoing.wait_sent()
+    assert alice.delayed(outgoing) == ""
 
 
 @pytest.mark.parametrize(

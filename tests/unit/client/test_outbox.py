@@ -147,7 +147,7 @@ def test_busy_for_a_settled_message_is_ignored() -> None:
     compose(box)
     submit(box)
     box.outcome(outcome(1, OutcomeStatus.DELIVERED), 0.0)
-    assert box.outcome(outcome(1, OutcomeStatus.BUSY), 0.0) == ([], [], [])
+    assert box.outcome(outcome(1, OutcomeStatus.BUSY), 0.0) == ([], [], [], [])
     assert submit(box, 99.0) == []
 
 
@@ -217,7 +217,7 @@ def test_an_unknown_status_settles_nothing() -> None:
     box = outbox()
     compose(box)
     strange = msgspec.structs.replace(outcome(1, OutcomeStatus.STORED, cookie=b"cookie"), status=99)
-    assert box.outcome(strange, 0.0) == ([], [], [])
+    assert box.outcome(strange, 0.0) == ([], [], [], [])
     assert box.unsettled == 1
 
 
@@ -234,11 +234,11 @@ def test_one_outcome_settles_many_messages() -> None:
 def test_an_outcome_for_too_many_messages_is_ignored(last: int) -> None:
     box = outbox()
     compose(box)
-    assert box.outcome(outcome(1, OutcomeStatus.DELIVERED, last=last), 0.0) == ([], [], [])
+    assert box.outcome(outcome(1, OutcomeStatus.DELIVERED, last=last), 0.0) == ([], [], [], [])
 
 
 def test_an_outcome_of_an_unknown_stream_is_ignored() -> None:
-    assert outbox().outcome(outcome(1, OutcomeStatus.DELIVERED), 0.0) == ([], [], [])
+    assert outbox().outcome(outcome(1, OutcomeStatus.DELIVERED), 0.0) == ([], [], [], [])
 
 
 def test_rejected_has_its_reason_and_is_final() -> None:
@@ -279,7 +279,7 @@ def test_receipts_move_a_settled_message_forward_only() -> None:
     assert states(box.receipt(PEER, receipt(ReceiptKind.DELIVERED, (1, 1)))) == [(1, "delivered")]
     assert states(box.receipt(PEER, receipt(ReceiptKind.READ, (1, 1)))) == [(1, "read")]
     for late in (receipt(ReceiptKind.DELIVERED, (1, 1)), receipt(ReceiptKind.READ, (1, 1))):
-        assert box.receipt(PEER, late) == ([], [], [])
+        assert box.receipt(PEER, late) == ([], [], [], [])
     assert states(box.outcome(outcome(1, OutcomeStatus.DELIVERED), 0.0)) == []
 
 
@@ -287,8 +287,8 @@ def test_a_receipt_before_the_outcome_is_recorded_and_settles_nothing() -> None:
     box = outbox()
     compose(box)
     early = box.receipt(PEER, receipt(ReceiptKind.READ, (1, 1)))
-    assert early == ([], [RecordReceipt(BOB, 1, "read")], [])
-    assert box.receipt(PEER, receipt(ReceiptKind.DELIVERED, (1, 1))) == ([], [], [])
+    assert early == ([], [RecordReceipt(BOB, 1, "read")], [], [])
+    assert box.receipt(PEER, receipt(ReceiptKind.DELIVERED, (1, 1))) == ([], [], [], [])
     assert box.unsettled == 1
     assert states(box.outcome(outcome(1, OutcomeStatus.STORED), 0.0)) == [(1, "read")]
 
@@ -297,7 +297,7 @@ def test_a_receipt_of_another_user_is_ignored() -> None:
     box = outbox()
     compose(box)
     box.outcome(outcome(1, OutcomeStatus.STORED), 0.0)
-    assert box.receipt(3, receipt(ReceiptKind.READ, (1, 1))) == ([], [], [])
+    assert box.receipt(3, receipt(ReceiptKind.READ, (1, 1))) == ([], [], [], [])
 
 
 def test_a_cursor_reports_only_what_is_new() -> None:
@@ -311,7 +311,7 @@ def test_a_cursor_reports_only_what_is_new() -> None:
     assert compose(box) == 4
     box.outcome(outcome(4, OutcomeStatus.STORED), 0.0)
     assert states(box.receipt(PEER, receipt(ReceiptKind.READ, (1, 4)))) == [(4, "read")]
-    assert box.receipt(PEER, receipt(77, (1, 4))) == ([], [], [])  # type: ignore[arg-type]
+    assert box.receipt(PEER, receipt(77, (1, 4))) == ([], [], [], [])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", [Kind.RECEIPT, Kind.BASE])
@@ -319,7 +319,7 @@ def test_nothing_is_kept_of_a_settled_receipt_or_base_update(kind: Kind) -> None
     box = outbox()
     seq, base = box.reserve(BOB)
     box.add(msgspec.structs.replace(envelope(seq, base), kind=kind))
-    assert box.receipt(PEER, receipt(ReceiptKind.READ, (1, 1))) == ([], [], []), "it names a range around it"
+    assert box.receipt(PEER, receipt(ReceiptKind.READ, (1, 1))) == ([], [], [], []), "it names a range around it"
     update = box.outcome(outcome(1, OutcomeStatus.STORED), 0.0)
     assert (states(update), update.changes) == ([(1, "sent")], [DropFromOutbox(BOB, 1)])
     assert (box.unsettled, len(box._settled)) == (0, 0)

@@ -8,6 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meshim.errors import Code
 from meshim.protocol.ordering import OrderingOptions, StreamOrder
 
 ROOT = Path(__file__).parents[3]
@@ -82,6 +83,18 @@ def test_a_base_update_is_owed_when_the_messages_of_a_run_had_different_fates() 
     assert rules.outcome(0, TO, 3, 3, 1, True, 5) == ([3], True)
     rules.make(TO, lambda seq, base: (seq, base), 0)
     assert rules.outcome(0, TO, 4, 4, 1, True, 6) == ([4], False), "a new run begins with a new fate"
+
+
+def test_what_a_full_queue_refuses_is_submitted_seldom_and_before_a_recipient_gives_it_up() -> None:
+    rules = make_rules({})
+    rules.make(TO, lambda seq, base: (seq, base), 0)
+    times = []
+    for now in range(60):
+        if rules.due(now):
+            times.append(now)
+            assert rules.outcome(now, TO, 1, 1, 4, False, 0, b"", Code.QUEUE_FULL, "full") == ([], False)
+    assert times == [0, 10, 20, 30, 40, 50]
+    assert rules.outcome(60, TO, 1, 1, 2, True, 5) == ([1], False)
 
 
 def test_an_outcome_of_an_unknown_status_settles_nothing() -> None:

@@ -240,6 +240,7 @@ def refusal(tmp_path: Path, old: str, new: str) -> str:
         ("bundle_bytes: 524288", "bundle_bytes: 921601", "`$.limits.bundle_bytes`", "what NATS takes (921600)"),
         ("log_bytes: 4294967296", "log_bytes: 1000", "`$.limits.log_bytes`", "stream of dead letters"),
         ("sync_page_bytes: 1048576", "sync_page_bytes: 65536", "`$.limits.body_bytes`", "sync_page_bytes"),
+        ("queue_bytes: 268435456", "queue_bytes: 65536", "`$.limits.bundle_bytes`", "queue_bytes"),
         ("client_window: 32", "client_window: 2000", "`$.limits.client_window`", "session_queue"),
         ("session_rate: 2000", "session_rate: 64", "`$.limits.session_rate`", "acknowledged after 2 s"),
         ("session_rate: 2000", "session_rate: 10", "`$.limits.session_rate`", "counts as 128 messages"),

@@ -7,7 +7,7 @@ after its commit and before the answer, or commit late.
 from collections.abc import Iterable
 from typing import NamedTuple, TypeVar
 
-from meshim.stores.ports import Binding, LogMessage, UserPresence, Written
+from meshim.stores.ports import Binding, FullQueue, LogMessage, QueueKey, QueueUsage, Size, UserPresence, Written
 from meshim.wire.codec import encode
 from meshim.wire.offline_log import Entry, Record, decode_record, encode_record
 from meshim.writer.core import WriterCore
@@ -15,10 +15,12 @@ from meshim.writer.events import (
     Acknowledge,
     Acknowledged,
     Action,
+    AnnounceFull,
     BatchWritten,
     Claim,
     ClaimDenied,
     Claimed,
+    CountQueues,
     DeadLetterPublished,
     DropIdleDevices,
     Ensure,
@@ -28,6 +30,7 @@ from meshim.writer.events import (
     Failed,
     FencedOff,
     Fetch,
+    FullAnnounced,
     IdleDevicesDropped,
     LogEnsured,
     MessagesFetched,
@@ -36,6 +39,7 @@ from meshim.writer.events import (
     PublishDeadLetter,
     Purge,
     Purged,
+    QueuesCounted,
     Read,
     ReadPresence,
     Release,
@@ -45,7 +49,7 @@ from meshim.writer.events import (
     Write,
     WritersLiving,
 )
-from meshim.writer.options import MaintenanceOptions, PipelineOptions, WriterOptions
+from meshim.writer.options import MaintenanceOptions, PipelineOptions, QuotaOptions, WriterOptions
 from meshim.writer.statistics import Statistics
 
 REFUSED = b"refused"
@@ -53,15 +57,16 @@ REFUSED = b"refused"
 GARBAGE = b"\xc1"
 """Does not decode."""
 LEASE_S = 6.0
+QUOTA = QuotaOptions(rows=1000, bytes=1_000_000)
 
 
-def options(name: str, partitions: int = 2, records: int = 4) -> WriterOptions:
+def options(name: str, partitions: int = 2, records: int = 4, quota: QuotaOptions = QUOTA) -> WriterOptions:
     return WriterOptions(
         name=name,
         seed=sum(name.encode()),
         partitions=partitions,
         partition_lease_s=LEASE_S,
-        pipeline=PipelineOptions(records=records, batch_bytes=4096, extend_s=2.0),
+        pipeline=PipelineOptions(records=records, batch_bytes=4096, extend_s=2.0, quota=quota),
         maintenance=MaintenanceOptions(),
     )
 
@@ -99,6 +104,9 @@ class World:
         self.fences: dict[int, int] = dict.fromkeys(range(partitions), 0)
         self.leases: dict[int, Lease] = {}
         self.rows: list[Row] = []
+        self.read: set[Row] = set()
+        self.full: dict[int, tuple[FullQueue, ...]] = {}
+        """By user: what was announced last."""
         self.keys: set[tuple[int, bytes]] = set()
         self.bindings: dict[int, Binding] = {}
         self.wake_ups: list[tuple[int, tuple[tuple[int, int], ...]]] = []
@@ -133,6 +141,11 @@ class World:
             case SendWakeUps(partition, wake_ups):
                 self.wake_ups.extend((incarnation, wake_up.devices) for incarnation, wake_up in wake_ups)
                 return WakeUpsSent(partition, sum(len(wake_up.devices) for _, wake_up in wake_ups), 0)
+            case CountQueues(partition, queues, rows_max):
+                return QueuesCounted(partition, self._usage(queues, rows_max))
+            case AnnounceFull(partition, users):
+                self.full.update(users)
+                return FullAnnounced(partition)
             case Purge(most):
                 self.purges.append(owner)
                 rows = min(most, self.to_purge)
@@ -183,7 +196,7 @@ class World:
         if action.fence != self.fences[partition]:
             return FencedOff(partition)
         assert action.through >= self.positions[partition], "the position only rises"
-        devices: dict[tuple[int, int], None] = {}
+        queues: dict[QueueKey, Size] = {}
         refused: list[tuple[int, Entry, str]] = []
         for position, entries in action.records:
             for index, entry in enumerate(entries):
@@ -191,12 +204,32 @@ class World:
                     refused.append((position, entry, "too long"))
                     continue
                 for device in entry.devices:
-                    devices[entry.user, device] = None
+                    rows, size = queues.get(QueueKey(entry.user, device), (0, 0))
+                    queues[QueueKey(entry.user, device)] = Size(rows + 1, size + len(entry.envelope))
                     if (device, entry.envelope) not in self.keys:
                         self.keys.add((device, entry.envelope))
                         self.rows.append(Row(partition, position, index, entry.user, device, entry.envelope))
         self.positions[partition] = action.through
-        return BatchWritten(partition, Written(tuple(devices), tuple(refused)))
+        devices = tuple((user, device) for user, device in queues)
+        return BatchWritten(partition, Written(devices, tuple(refused), 0, queues))
+
+    def unread(self, device: int) -> list[Row]:
+        return [row for row in self.rows if row.device == device and row not in self.read]
+
+    def _usage(self, queues: tuple[tuple[QueueKey, int], ...], rows_max: int) -> dict[QueueKey, QueueUsage]:
+        """The sender of a row is the first byte of its envelope; a head is the place of a row among all rows."""
+        found: dict[QueueKey, QueueUsage] = {}
+        for queue, known in queues:
+            unread = self.unread(queue.device)
+            head = self.rows.index(unread[0]) + 1 if unread else 0
+            if head == known:
+                continue
+            senders: dict[int, Size] = {}
+            for row in unread[:rows_max]:
+                rows, size = senders.get(row.envelope[0], (0, 0))
+                senders[row.envelope[0]] = Size(rows + 1, size + len(row.envelope))
+            found[queue] = QueueUsage(head, senders)
+        return found
 
     # ---- promises
 
@@ -227,11 +260,14 @@ class World:
 class Process:
     """A writer process: a core, its actions that have not happened, and the answers that it has not got."""
 
-    def __init__(self, world: World, name: str, incarnation: int = 1, partitions: int = 2, records: int = 4) -> None:
+    def __init__(
+        self, world: World, name: str, incarnation: int = 1, partitions: int = 2, records: int = 4,
+        quota: QuotaOptions = QUOTA,
+    ) -> None:  # fmt: skip
         self.world = world
         self.name = name
         self.owner = f"{name}-{incarnation}"
-        self.core = WriterCore(options(name, partitions, records))
+        self.core = WriterCore(options(name, partitions, records, quota))
         self.pending: list[Action] = []
         self.answers: list[Event] = []
 
@@ -298,9 +334,9 @@ def record_of_version(version: int) -> bytes:
     return encode(Record(version, ()))
 
 
-def start(world: World, partitions: int = 1, records: int = 4) -> Process:
+def start(world: World, partitions: int = 1, records: int = 4, quota: QuotaOptions = QUOTA) -> Process:
     """Return a lone writer that has claimed all partitions and waits for messages."""
-    process = Process(world, "w1", partitions=partitions, records=records)
+    process = Process(world, "w1", partitions=partitions, records=records, quota=quota)
     process.tell(WritersLiving(("w1",)))
     process.run()
     assert process.ready()
