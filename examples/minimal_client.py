@@ -30,7 +30,7 @@ STOP = (2, 5, 12, "bad_credentials", "device_in_use")  # VERSION, IMPERSONATION,
 pack, unpack = msgpack.packb, partial(msgpack.unpackb, strict_map_key=False, use_list=False)
 AWAY, chance = (OSError, HTTPException, ValueError), secrets.SystemRandom()  # REST is away, or its answer is none
 LATER = ("bad_token", "slow_down", "busy", "backend_unavailable", "internal", "wrong_master_key")  # of REST: try again
-DELIVERED, STORED, REJECTED, BUSY, LOGIN = 1, 2, 3, 4, ("name", "epoch", "proof", "token", "user_id", "device_id")
+DELIVERED, STORED, REJECTED, BUSY = 1, 2, 3, 4
 
 
 class Rules:
@@ -233,12 +233,12 @@ class Client:
     def run(self):
         pause, code = 0.05, 0 if "token" in self.me else BAD_TOKEN
         while self.rules.again or not self.quitting:
-            started, refused, code = time.monotonic(), code in (BAD_TOKEN, "bad_token"), 0
+            started, refused, code, me = time.monotonic(), code in (BAD_TOKEN, "bad_token"), 0, self.me
             try:
                 if refused:
-                    account = {"device": "minimal", "password": self.password, "takeover": "token" not in self.me}
-                    new = self.rest("POST", "/v1/login", account | {key: self.me.get(key) for key in LOGIN[:3]})
-                    self.me = self.disk["me",] = self.me | {key: new[key] for key in LOGIN[2:]}
+                    account = {"device": "minimal", "password": self.password, "takeover": "token" not in me}
+                    new = self.rest("POST", "/v1/login", account | {k: me.get(k) for k in ("name", "epoch", "proof")})
+                    self.me = self.disk["me",] = me | {k: new[k] for k in ("token", "proof", "user_id", "device_id")}
                 if self.names or self.relations():
                     self.connection(*self.connector())
             except (*AWAY, LookupError, zmq.Again) as error:  # a ConnectionError has a code
