@@ -239,6 +239,8 @@ class Guard:
             # The last `check` may have been before it authenticated: its frames must not be counted either.
             connection.is_authenticated = connection.is_authenticated or was_authenticated
             connection.was_authenticated = connection.was_authenticated or was_authenticated
+            if connection.is_authenticated:
+                self._strangers.pop(connection.descriptor, None)  # `_compare_strangers` would count it at once
 
     def check(self, now: float) -> None:
         """Cut the connections that are not authenticated for too long.  Call it every `CHECK_S`."""

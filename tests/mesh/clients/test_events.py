@@ -109,9 +109,12 @@ async def test_refused_requests_and_new_keys_are_told(mesh: RealMesh) -> None:
         with pytest.raises(ApiError) as refused:
             await ben.accept(ann_name)
         assert refused.value.code == "not_asked"
-        await ann.add(ben_name)
-        await next_event(of_ben, RelationChanged, lambda event: event.new == "asked")
-        assert (await ben.add(ann_name)).state == "friends"
+        with pytest.raises(ApiError) as too_soon:
+            await ann.add(ben_name)
+        assert too_soon.value.code == "asked_lately"
+        await ben.add(ann_name)
+        await next_event(events, RelationChanged, lambda event: event.new == "asked")
+        assert (await ann.add(ben_name)).state == "friends"
         assert (await next_event(events, KeyChanged)).version == 2
 
 

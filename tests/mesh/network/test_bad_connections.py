@@ -99,7 +99,7 @@ async def test_a_connector_that_claims_to_be_another_is_refused(
     async with leased(mesh, lease):
         with dealer(transfer.endpoint, transfer.key.encode(), keys=keys) as (socket_of_ours, _):
             socket_of_ours.set(zmq.RCVTIMEO, int(DEADLINE_S * 1_000))
-            kind, link, code, sentence = await in_thread(say_hello, 7, honest.incarnation)
+            kind, link, code, sentence, *_ = await in_thread(say_hello, 7, honest.incarnation)
             assert (kind, link, code) == (CLOSE, 7, Code.IMPERSONATION), sentence
             await refused.wait()
             assert "hello-of-a-foreign-incarnation-refused" in mesh.log("transfer", transfer.name)

@@ -336,6 +336,22 @@ def test_a_peer_that_was_authenticated_may_have_more_under_way_than_a_stranger(l
     assert not watching.may_pass(was, 4_000)
 
 
+def test_a_flood_does_not_cut_a_closed_peer_before_its_last_frame_has_left(loopback: "Loopback") -> None:
+    """Memory is looked at many times a second, and what a stranger sends is counted only from the next check on."""
+    peer, known = b"\0\0\0\0\1", {b"\0\0\0\0\1"}
+    watching = make_guard(known.__contains__, unauthenticated_frames=10, unauthenticated_bytes=1_000)
+    ours, _ = loopback.connect()
+    watching.accepted(ours.fileno(), 0.0)
+    connection = watching.first_frame(peer, ours.fileno())
+    assert connection is not None
+    known.clear()  # no check came between the greeting and the end of the session
+    watching.close(peer, 0.1, was_authenticated=True)
+    watching.check_memory(0.2)
+    assert all(watching.may_pass(connection, 8) for _ in range(100))
+    watching.check(1.0)
+    assert [watching.may_pass(connection, 8) for _ in range(11)] == [True] * 10 + [False]
+
+
 def test_at_the_limit_of_connections_those_that_are_authenticated_are_not_looked_at(loopback: "Loopback") -> None:
     """There may be thousands of them."""
     asked: list[bytes] = []
