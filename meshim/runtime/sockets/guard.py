@@ -39,6 +39,8 @@ CHECK_STRANGERS_S = 0.02
 """The same while there are connections that are not authenticated: over a fast network they fill memory quickly."""
 CHECK_S = 1.0
 """How often to call `check`."""
+LAST_FRAME_S = 0.2
+"""Time for the last frame to a closed peer to leave, before its own frames are counted."""
 GROWTH_BYTES = 64 << 20
 """How much the memory of the process may grow before the guard compares what connections sent and what was read."""
 STRANGERS_GROWTH_BYTES = 16 << 20
@@ -82,7 +84,7 @@ class Connection:
     """An accepted connection.  `peer` is its routing id, None before its first frame."""
 
     __slots__ = (
-        "accepted_at", "address", "bytes_read", "bytes_unauthenticated", "cut", "descriptor", "frames",
+        "accepted_at", "address", "bytes_read", "bytes_unauthenticated", "counted_from", "cut", "descriptor", "frames",
         "is_authenticated", "peer", "since", "was_authenticated",
     )  # fmt: skip
 
@@ -98,6 +100,8 @@ class Connection:
         """As of the last check."""
         self.was_authenticated: bool
         """At any time."""
+        self.counted_from: float
+        """No check counts its frames sooner: the last frame to it has to leave."""
         self.frames: int
         """Since it was last authenticated, as `bytes_unauthenticated`."""
         self.bytes_unauthenticated: int
@@ -106,7 +110,7 @@ class Connection:
 
     def reset(self) -> None:
         """Count from its first frame on."""
-        self.since = self.accepted_at
+        self.since = self.counted_from = self.accepted_at
         self.is_authenticated = self.was_authenticated = False
         self.frames = self.bytes_unauthenticated = self.bytes_read = 0
 
@@ -240,11 +244,14 @@ class Guard:
             connection.is_authenticated = connection.is_authenticated or was_authenticated
             connection.was_authenticated = connection.was_authenticated or was_authenticated
             if connection.is_authenticated:
+                connection.counted_from = now + LAST_FRAME_S
                 self._strangers.pop(connection.descriptor, None)  # `_compare_strangers` would count it at once
 
     def check(self, now: float) -> None:
         """Cut the connections that are not authenticated for too long.  Call it every `CHECK_S`."""
         for connection in list(self._connections.values()):
+            if now < connection.counted_from:
+                continue
             self._ask(connection, now)
             if not connection.is_authenticated and now - connection.since >= self._guarding.unauthenticated_s:
                 self._cut(connection)

@@ -161,6 +161,8 @@ def base_updates(mallory: IndependentClient, number: int) -> None:
         ]
         for at in range(64)
     ]
+    for at in range(64):  # those before the cut may be rejected
+        mallory.states[(USER, NOBODY, 0), 64 * number + at] = set()
     mallory.send(DATA, mallory.link, number, 0, items)
 
 
