@@ -164,19 +164,8 @@ class Connection(HttpToolsProtocol):
         if forwarded:
             self._table.move(self, network_of(self._proxies.client_of(self._host, forwarded)))
         super().on_headers_complete()
-        self.scope[IS_GONE] = self._is_gone  # type: ignore[literal-required]  # of meshim alone
-
-    def _is_gone(self) -> bool:
-        """Whether the peer has closed the connection: the system knows it before the loop has read that far."""
-        if self.transport.is_closing():
-            return True
-        connection = socket.socket(fileno=self.transport.get_extra_info("socket").fileno())
-        try:
-            return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _TCP_ESTABLISHED
-        except OSError:
-            return True
-        finally:
-            connection.detach()  # it belongs to the transport
+        # Not a method: a cycle with the scope would keep each connection that was cut until the garbage collector runs.
+        self.scope[IS_GONE] = partial(_is_gone, self.transport)  # type: ignore[literal-required]  # of meshim alone
 
     def on_body(self, body: bytes) -> None:
         self._overhead -= len(body)
@@ -312,3 +301,16 @@ class Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Generator[None]:
         yield
+
+
+def _is_gone(transport: asyncio.Transport) -> bool:
+    """Whether the peer has closed the connection: the system knows it before the loop has read that far."""
+    if transport.is_closing():
+        return True
+    connection = socket.socket(fileno=transport.get_extra_info("socket").fileno())
+    try:
+        return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _TCP_ESTABLISHED
+    except OSError:
+        return True
+    finally:
+        connection.detach()  # it belongs to the transport

@@ -139,7 +139,7 @@ async def test_a_flood_is_answered_and_other_clients_notice_nothing(mallory: Ind
     def attack() -> None:
         for _ in range(5_000):
             mallory.socket.send(b"\xc1")
-        mallory.until(lambda: len(mallory.frames_of(CLOSE)) > 100)
+        mallory.until(lambda: mallory.frames_of(CLOSE))  # how many more come depends on when the connection is cut
 
     await in_thread(attack)
 
