@@ -210,7 +210,8 @@ class Guard:
         Call it when all earlier frames were handed over: a greeting may be among them.
         """
         if not connection.cut:
-            self._ask(connection, connection.since)
+            if not connection.is_authenticated:  # else its session has ended meanwhile, and the last frame has to leave
+                self._ask(connection, connection.since)
             if connection.is_authenticated:
                 return True
             self._cut(connection)
@@ -245,6 +246,7 @@ class Guard:
             connection.was_authenticated = connection.was_authenticated or was_authenticated
             if connection.is_authenticated:
                 connection.counted_from = now + LAST_FRAME_S
+                connection.frames = connection.bytes_unauthenticated = 0
                 self._strangers.pop(connection.descriptor, None)  # `_compare_strangers` would count it at once
 
     def check(self, now: float) -> None:

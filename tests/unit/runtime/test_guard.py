@@ -339,13 +339,17 @@ def test_a_peer_that_was_authenticated_may_have_more_under_way_than_a_stranger(l
 def test_a_flood_does_not_cut_a_closed_peer_before_its_last_frame_has_left(loopback: "Loopback") -> None:
     """Memory is looked at many times a second, and what a stranger sends is counted only from the next check on."""
     peer, known = b"\0\0\0\0\1", {b"\0\0\0\0\1"}
-    watching = make_guard(known.__contains__, unauthenticated_frames=10, unauthenticated_bytes=1_000)
+    watching = make_guard(
+        known.__contains__, unauthenticated_frames=10, unauthenticated_bytes=1_000, greeting_bytes=1_000
+    )
     ours, _ = loopback.connect()
     watching.accepted(ours.fileno(), 0.0)
     connection = watching.first_frame(peer, ours.fileno())
     assert connection is not None
+    assert [watching.may_pass(connection, 8) for _ in range(11)] == [True] * 10 + [False]
     known.clear()  # no check came between the greeting and the end of the session
     watching.close(peer, 0.1, was_authenticated=True)
+    assert watching.is_forgiven(connection)
     watching.check_memory(0.15)
     watching.check(0.2)
     assert all(watching.may_pass(connection, 8) for _ in range(100))
