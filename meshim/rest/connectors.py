@@ -32,7 +32,7 @@ TOGETHER_MAX = 256
 """Tokens in one look-up."""
 
 IS_GONE = "meshim.is_gone"
-"""The key of an ASGI scope under which `http_server` says whether the connection of the request has ended."""
+"""The key of an ASGI scope under which `http/server.py` says whether the connection of the request has ended."""
 
 _encode = msgspec.json.Encoder().encode
 
